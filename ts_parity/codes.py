@@ -1,0 +1,181 @@
+"""Codes: how k queries share r protections, which slots are recoverable, and how a missing output is decoded.
+
+Knows arrays (numpy). Knows nothing of torch, sockets or time; encoding happens on the worker, with these coefficients.
+
+`sum` is the paper's code (Parity Models, SOSP'19): parity model j is trained to answer sum_i c_ji F(x_i) when it is
+given sum_i c_ji x_i, so a missing F(x_i) is the solution of a small linear system, the same for every coordinate.
+`exact` runs F itself on the k queries on another instance: slot by slot, nothing to decode.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from functools import lru_cache
+
+import numpy as np
+
+from ts_parity.errors import CodeError, DecodeError
+from ts_parity.wire import MAX_K, Array
+
+Coefficients = tuple[tuple[float, ...], ...]
+Covers = Mapping[int, frozenset[int]]
+"""Row of a protection that has arrived -> the slots it covers (a slot whose body was refused is not covered)."""
+
+SUM_K = (2, 3, 4)
+MAX_R = 2
+
+
+class Family(str, Enum):
+    PARITY = "parity"
+    BACKUP = "backup"
+
+
+@dataclass(frozen=True)
+class Code:
+    """k queries to a group, r protections, and what can be recovered from what has arrived.
+
+    Build one with `make_code`. `coefficients` has r rows of k numbers for the parity family and is empty for backups.
+    """
+
+    name: str
+    k: int
+    r: int
+    family: Family
+    coefficients: Coefficients
+    lossless: bool
+    """A recovered prediction is F's own, so a client that refuses rebuilt answers may have it."""
+
+    def recoverable(self, have: frozenset[int], covers: Covers) -> frozenset[int]:
+        """The slots not in `have` that could be answered from the outputs in `have` and the arrived protections."""
+        return _recoverable(self, have, _pattern(covers))
+
+    def decode(self, slot: int, have: Mapping[int, Array], protections: Mapping[int, Array], covers: Covers) -> Array:
+        """Rebuild slot's raw output.
+
+        `have` maps slots to raw outputs and `protections` maps rows to parity outputs, all of one shape and dtype.
+        Raise DecodeError if the pattern is not recoverable or the shapes disagree. Among several solutions the one
+        that amplifies the parity models' errors least is used.
+        """
+        by_row, by_slot = _weights(self, slot, frozenset(have), _pattern(covers))
+        terms = [(weight, protections[row]) for row, weight in by_row if weight]
+        terms += [(weight, have[member]) for member, weight in by_slot if weight]
+        weight, first = terms[0]
+        result = first * weight
+        for weight, output in terms[1:]:
+            if output.shape != first.shape:
+                raise DecodeError(
+                    f"cannot decode slot {slot}: raw outputs of shapes {first.shape} and {output.shape} in one group"
+                )
+            result += output * weight
+        return result
+
+    def amplification(self, slot: int, have: frozenset[int], covers: Covers) -> float:
+        """By how much the parity models' (independent, equally large) errors grow in this slot: sqrt(sum w_j^2)."""
+        by_row, _ = _weights(self, slot, have, _pattern(covers))
+        return math.sqrt(sum(weight * weight for _, weight in by_row))
+
+
+def make_code(name: str, k: int, r: int = 1, coefficients: Coefficients | None = None) -> Code:
+    """Raise CodeError, saying which argument is wrong and what is possible."""
+    if name == "sum":
+        if k not in SUM_K:
+            raise CodeError(f"code sum has k of {SUM_K[0]} to {SUM_K[-1]}, not {k}: accuracy falls fast with k")
+        if not 1 <= r <= MAX_R:
+            raise CodeError(f"code sum has r of 1 or {MAX_R}, not {r}")
+        rows = default_coefficients(k, r) if coefficients is None else coefficients
+        check_coefficients(rows, k, r)
+        return Code(name, k, r, Family.PARITY, rows, lossless=False)
+    if name == "exact":
+        if not 1 <= k <= MAX_K:
+            raise CodeError(f"code exact has k of 1 to {MAX_K}, not {k}")
+        if r < 1:
+            raise CodeError(f"r must be at least 1, not {r}")
+        if coefficients:
+            raise CodeError("code exact has no coefficients")
+        return Code(name, k, r, Family.BACKUP, (), lossless=True)
+    raise CodeError(f"unknown code {name!r}; there are sum and exact")
+
+
+def default_coefficients(k: int, r: int) -> Coefficients:
+    """Rows of a Vandermonde matrix on the nodes 1..k: (1, 1, ..), (1, 2, .., k). Positive distinct nodes make every
+    square submatrix invertible, so any l <= r lost slots can be solved for from any l parity outputs."""
+    return tuple(tuple(float(node**row) for node in range(1, k + 1)) for row in range(r))
+
+
+def check_coefficients(coefficients: Coefficients, k: int, r: int) -> None:
+    """Raise CodeError unless there are r rows of k finite numbers with every square submatrix invertible."""
+    if len(coefficients) != r or any(len(row) != k for row in coefficients):
+        shape = (len(coefficients), *{len(row) for row in coefficients})
+        raise CodeError(f"coefficients must have shape (r, k) = {(r, k)}, not {shape}")
+    matrix = np.array(coefficients, dtype=float)
+    if not np.isfinite(matrix).all():
+        raise CodeError(f"coefficients must be finite, not {coefficients}")
+    for size in range(1, min(k, r) + 1):
+        for rows in itertools.combinations(range(r), size):
+            for columns in itertools.combinations(range(k), size):
+                square = matrix[np.ix_(rows, columns)]
+                if abs(np.linalg.det(square)) < 1e-9 * max(1.0, float(np.abs(square).max())) ** size:
+                    raise CodeError(
+                        f"coefficients {coefficients}: rows {rows} and columns {columns} form a singular matrix, "
+                        "so these slots could not be told apart"
+                    )
+
+
+_Pattern = tuple[tuple[int, frozenset[int]], ...]
+
+
+def _pattern(covers: Covers) -> _Pattern:
+    if len(covers) == 1:
+        return tuple(covers.items())
+    return tuple(sorted(covers.items()))
+
+
+@lru_cache(maxsize=4096)
+def _recoverable(code: Code, have: frozenset[int], pattern: _Pattern) -> frozenset[int]:
+    wanted = frozenset().union(*(slots for _, slots in pattern)) - have
+    if code.family is Family.BACKUP:
+        return wanted
+    return frozenset(slot for slot in wanted if _solve(code, slot, have, pattern) is not None)
+
+
+_Weights = tuple[tuple[tuple[int, float], ...], tuple[tuple[int, float], ...]]
+
+
+@lru_cache(maxsize=4096)
+def _weights(code: Code, slot: int, have: frozenset[int], pattern: _Pattern) -> _Weights:
+    if code.family is Family.BACKUP:
+        raise DecodeError(f"code {code.name} has nothing to decode: take slot {slot} of the answer")
+    solution = None if slot in have else _solve(code, slot, have, pattern)
+    if solution is None:
+        rows = {row: sorted(slots) for row, slots in pattern}
+        raise DecodeError(f"slot {slot} cannot be decoded from slots {sorted(have)} and parity rows covering {rows}")
+    by_row = tuple((row, float(weight)) for (row, _), weight in zip(pattern, solution, strict=True))
+    by_slot = []
+    for member in sorted(have):
+        pulls = (
+            w * code.coefficients[row][member]
+            for (row, slots), w in zip(pattern, solution, strict=True)
+            if member in slots
+        )
+        by_slot.append((member, -float(sum(pulls))))
+    return by_row, tuple(by_slot)
+
+
+def _solve(code: Code, slot: int, have: frozenset[int], pattern: _Pattern) -> list[float] | None:
+    """One weight per arrived parity row so that their weighted sum holds `slot` once and no other missing slot."""
+    missing = sorted(frozenset().union(*(slots for _, slots in pattern)) - have)
+    if slot not in missing:
+        return None
+    system = np.array(
+        [[code.coefficients[row][m] if m in slots else 0.0 for m in missing] for row, slots in pattern]
+    )
+    target = np.array([1.0 if m == slot else 0.0 for m in missing])
+    # The pseudo-inverse gives the shortest weight vector, hence the least amplification.
+    weights = np.linalg.pinv(system.T) @ target
+    if not np.allclose(system.T @ weights, target, atol=1e-9):
+        return None
+    return [0.0 if abs(w) < 1e-12 else float(w) for w in weights]

@@ -1,0 +1,224 @@
+"""What travels between proxy and worker: header names, the group frame, the raw tail.
+
+Shared by both sides and by nothing else. Knows bytes and arrays; knows nothing of HTTP clients, TorchServe or torch.
+Everything here is either parsed completely or refused with a named error: no length is believed before it is checked.
+
+The frame (all integers big-endian):
+
+    magic "TSPF"  version u8  k u8  flags u8  zero u8
+    k times       head_length u32  body_length u32  head (JSON)  body        head_length 0xFFFFFFFF: an empty slot
+    if flags & 1  head_length u32  body_length u32  head (JSON)  array bytes
+
+A group request carries the k original requests. A group response carries one answer per slot (backup family), or one
+status per slot and the raw parity output (parity family): a slot is covered by that output if its status is 200.
+A finish request is a frame of one slot, the original request, with the raw output that stands in for the model's.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ts_parity.errors import MalformedFrame, MalformedTail
+
+Array = npt.NDArray[Any]
+Headers = tuple[tuple[str, str], ...]
+
+CONTROL_PREFIX = "x-ts-parity"
+"""Request headers that begin so are ours; the proxy removes them from what clients send."""
+OP = "x-ts-parity-op"
+OP_RAW = "raw"
+OP_GROUP = "group"
+OP_FINISH = "finish"
+SECRET = "x-ts-parity-secret"
+RAW = "x-ts-parity-raw"
+SOURCE = "x-ts-parity"
+EXACT = "x-ts-parity-exact"
+DEADLINE_MS = "x-ts-parity-deadline-ms"
+FRAME_TYPE = "application/x-ts-parity-group"
+
+VERSION = 1
+MAX_K = 64
+MAX_DIMENSIONS = 16
+
+_MAGIC = b"TSPF"
+_PREFIX = struct.Struct(">4sBBBB")
+_LENGTHS = struct.Struct(">II")
+_EMPTY = 0xFFFFFFFF
+_HAS_RAW = 1
+_DTYPES = {"float16": "<f2", "float32": "<f4", "float64": "<f8"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One slot of a frame: an original request, or the answer to one (then `status` and `phrase` count)."""
+
+    headers: Headers
+    body: bytes
+    status: int = 200
+    phrase: str = ""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """k slots, some perhaps empty, and perhaps one raw output."""
+
+    slots: tuple[Part | None, ...]
+    raw: Array | None = None
+
+    @property
+    def k(self) -> int:
+        return len(self.slots)
+
+    @property
+    def covers(self) -> frozenset[int]:
+        """The slots that are present and whose status is 200."""
+        return frozenset(i for i, part in enumerate(self.slots) if part is not None and part.status == 200)
+
+
+def pack_frame(frame: Frame) -> bytes:
+    """Raise MalformedFrame if there are no slots, more than MAX_K, or a raw output that is not floating."""
+    if not 1 <= frame.k <= MAX_K:
+        raise MalformedFrame(f"a frame has 1 to {MAX_K} slots, not {frame.k}")
+    flags = 0 if frame.raw is None else _HAS_RAW
+    pieces = [_PREFIX.pack(_MAGIC, VERSION, frame.k, flags, 0)]
+    for part in frame.slots:
+        if part is None:
+            pieces.append(_LENGTHS.pack(_EMPTY, 0))
+            continue
+        head = {"status": part.status, "phrase": part.phrase, "headers": part.headers}
+        pieces += _section(head, part.body)
+    if frame.raw is not None:
+        array = _as_wire_array(frame.raw, MalformedFrame)
+        pieces += _section({"dtype": array.dtype.name, "shape": array.shape}, array.tobytes())
+    return b"".join(pieces)
+
+
+def unpack_frame(data: bytes | bytearray | memoryview) -> Frame:
+    """The inverse of `pack_frame`. Raise MalformedFrame for anything else."""
+    view = memoryview(data)
+    if len(view) < _PREFIX.size:
+        raise MalformedFrame(f"a frame has at least {_PREFIX.size} bytes, not {len(view)}")
+    magic, version, k, flags, _ = _PREFIX.unpack_from(view)
+    if magic != _MAGIC:
+        raise MalformedFrame("not a ts_parity frame: wrong magic")
+    if version != VERSION:
+        raise MalformedFrame(f"frame of version {version}; this side speaks version {VERSION}")
+    if not 1 <= k <= MAX_K:
+        raise MalformedFrame(f"a frame has 1 to {MAX_K} slots, not {k}")
+    at = _PREFIX.size
+    slots: list[Part | None] = []
+    for slot in range(k):
+        section, at = _read_section(view, at, f"slot {slot}")
+        slots.append(None if section is None else _part(*section, slot))
+    raw = None
+    if flags & _HAS_RAW:
+        section, at = _read_section(view, at, "raw output")
+        if section is None:
+            raise MalformedFrame("the raw output is announced and empty")
+        raw = _array(section[0].get("dtype"), section[0].get("shape"), section[1], MalformedFrame)
+    if at != len(view):
+        raise MalformedFrame(f"{len(view) - at} bytes after the end of the frame")
+    return Frame(tuple(slots), raw)
+
+
+def attach_tail(body: bytes, raw: Array) -> tuple[bytes, str]:
+    """-> (body + raw bytes, value of the RAW header). The ordinary body is the first `offset` bytes, unchanged."""
+    array = _as_wire_array(raw, MalformedTail)
+    shape = ",".join(map(str, array.shape))
+    return body + array.tobytes(), f"v={VERSION};dtype={array.dtype.name};shape={shape};offset={len(body)}"
+
+
+def split_tail(body: bytes, header: str) -> tuple[bytes, Array]:
+    """-> (ordinary body, raw output). Raise MalformedTail unless header and bytes agree exactly."""
+    try:
+        fields = dict(item.split("=", 1) for item in header.split(";"))
+        version, dtype = int(fields["v"]), fields["dtype"]
+        shape = [int(n) for n in fields["shape"].split(",") if n]
+        offset = int(fields["offset"])
+    except (KeyError, ValueError):
+        raise MalformedTail(f"cannot read the raw tail header {header!r}") from None
+    if version != VERSION:
+        raise MalformedTail(f"raw tail of version {version}; this side speaks version {VERSION}")
+    if not 0 <= offset <= len(body):
+        raise MalformedTail(f"the raw tail begins at byte {offset} of a body of {len(body)}")
+    return body[:offset], _array(dtype, shape, memoryview(body)[offset:], MalformedTail)
+
+
+def without_control_headers(headers: Iterable[tuple[str, str]]) -> Headers:
+    """What a client sent, less every header that could steer a worker."""
+    return tuple((name, value) for name, value in headers if not name.lower().startswith(CONTROL_PREFIX))
+
+
+def _section(head: dict[str, Any], body: bytes) -> list[bytes]:
+    encoded = json.dumps(head, separators=(",", ":")).encode()
+    return [_LENGTHS.pack(len(encoded), len(body)), encoded, body]
+
+
+def _read_section(view: memoryview, at: int, what: str) -> tuple[tuple[dict[str, Any], memoryview] | None, int]:
+    if len(view) - at < _LENGTHS.size:
+        raise MalformedFrame(f"the frame ends before {what}")
+    head_length, body_length = _LENGTHS.unpack_from(view, at)
+    at += _LENGTHS.size
+    if head_length == _EMPTY:
+        if body_length:
+            raise MalformedFrame(f"{what} is empty and has {body_length} bytes of body")
+        return None, at
+    if len(view) - at < head_length + body_length:
+        raise MalformedFrame(f"the frame ends inside {what}")
+    try:
+        head = json.loads(bytes(view[at : at + head_length]))
+    except (ValueError, RecursionError):
+        raise MalformedFrame(f"the head of {what} is not JSON") from None
+    if not isinstance(head, dict):
+        raise MalformedFrame(f"the head of {what} is not an object")
+    at += head_length
+    return (head, view[at : at + body_length]), at + body_length
+
+
+def _part(head: dict[str, Any], body: memoryview, slot: int) -> Part:
+    headers, status, phrase = head.get("headers"), head.get("status"), head.get("phrase")
+    well_formed = (
+        isinstance(headers, list)
+        and all(isinstance(h, list) and len(h) == 2 and all(isinstance(x, str) for x in h) for h in headers)
+        and isinstance(status, int)
+        and not isinstance(status, bool)
+        and isinstance(phrase, str)
+    )
+    if not well_formed:
+        raise MalformedFrame(f"the head of slot {slot} must hold status, phrase and a list of header pairs")
+    assert isinstance(headers, list)
+    assert isinstance(status, int)
+    assert isinstance(phrase, str)
+    return Part(tuple((h[0], h[1]) for h in headers), bytes(body), status, phrase)
+
+
+def _as_wire_array(raw: Array, error: type[MalformedFrame] | type[MalformedTail]) -> Array:
+    if raw.dtype.name not in _DTYPES:
+        raise error(f"a raw output is one of {', '.join(_DTYPES)}, not {raw.dtype.name}")
+    if raw.ndim > MAX_DIMENSIONS:
+        raise error(f"a raw output has at most {MAX_DIMENSIONS} dimensions, not {raw.ndim}")
+    return np.asarray(raw, dtype=_DTYPES[raw.dtype.name], order="C")
+
+
+def _array(dtype: Any, shape: Any, data: memoryview, error: type[MalformedFrame] | type[MalformedTail]) -> Array:
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
+        raise error(f"a raw output is one of {', '.join(_DTYPES)}, not {dtype!r}")
+    if (
+        not isinstance(shape, list)
+        or len(shape) > MAX_DIMENSIONS
+        or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in shape)
+    ):
+        raise error(f"a raw output's shape is a list of sizes, not {shape!r}")
+    expected = np.dtype(_DTYPES[dtype]).itemsize
+    for n in shape:
+        expected *= n
+    if expected != len(data):
+        raise error(f"a {dtype} output of shape {shape} has {expected} bytes, not {len(data)}")
+    return np.frombuffer(data, dtype=_DTYPES[dtype]).reshape(shape)
