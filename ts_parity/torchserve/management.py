@@ -1,0 +1,325 @@
+"""A client of TorchServe's management API: register, describe, scale, set the default version, unregister.
+
+One client per instance, since every TorchServe makes its own keys. Knows the API's words and answers; knows nothing of
+how an instance was started, and keeps no state but a connection. Whatever TorchServe refuses becomes a ManagementError
+with its own message and what to do about it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+from urllib.parse import quote
+
+import requests
+
+from ts_parity.errors import ManagementError
+
+READY = "READY"
+CUSTOMIZED_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One worker process of a model. A stopped (frozen) worker still says READY: the status is the frontend's view."""
+
+    id: str
+    status: str
+    pid: int
+    gpu: bool
+    started_at: str
+
+    @property
+    def ready(self) -> bool:
+        return self.status == READY and self.pid > 0
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """One version of a model as describe shows it. Durations keep TorchServe's units, named in the field."""
+
+    name: str
+    version: str
+    url: str
+    min_workers: int
+    max_workers: int
+    batch_size: int
+    max_batch_delay_ms: int
+    response_timeout_s: int
+    workers: tuple[Worker, ...]
+    pending_requests: int
+    remaining_capacity: int
+    customized: Mapping[str, Any] | None = field(default=None, repr=False)
+    """What the handler says of itself; None unless asked for with `customized`. {} if it said nothing usable."""
+
+    @property
+    def ready(self) -> bool:
+        """All the workers it should have, and at least one, are READY."""
+        return bool(self.workers) and len(self.workers) >= self.min_workers and all(w.ready for w in self.workers)
+
+
+@dataclass(frozen=True)
+class ModelName:
+    """A registered model (its default version) in the list of models."""
+
+    name: str
+    url: str
+
+
+class ManagementClient:
+    """`url` is the management address, such as http://127.0.0.1:8081; `token` the management key of that instance."""
+
+    def __init__(self, url: str, token: str | None = None, timeout_s: float = 10.0) -> None:
+        self.url = url.rstrip("/")
+        self._timeout_s = timeout_s
+        self._session = requests.Session()
+        self._session.trust_env = False  # proxies and .netrc are for the world outside, not for the fleet
+        if token:
+            self._session.headers["Authorization"] = f"Bearer {token}"
+
+    def __repr__(self) -> str:
+        return f"<ManagementClient {self.url}>"
+
+    def __enter__(self) -> ManagementClient:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._session.close()
+
+    def models(self, page: int = 100) -> list[ModelName]:
+        """Every registered model, however many pages that takes."""
+        found: list[ModelName] = []
+        token: str | None = None
+        while True:
+            parameters: dict[str, Any] = {"limit": page}
+            if token is not None:
+                parameters["next_page_token"] = token
+            answer = self._json("GET", "/models", parameters)
+            found += [ModelName(str(m["modelName"]), str(m.get("modelUrl", ""))) for m in answer.get("models", [])]
+            token = answer.get("nextPageToken")
+            if token is None:
+                return found
+
+    def describe(
+        self, model: str, version: str | None = None, customized: bool = False, timeout_s: float | None = None
+    ) -> ModelDescription:
+        """One version; the default one if none is named. `customized` asks a worker, through the model's queue: it
+        waits behind its requests and fails (after `timeout_s`) when the worker is frozen.
+        """
+        described = self._describe(model, version, customized, timeout_s)
+        if not described:
+            raise ManagementError(
+                f"{self.url} described no version of {model}; is this TorchServe's management address?"
+            )
+        return described[0]
+
+    def describe_all(
+        self, model: str, customized: bool = False, timeout_s: float | None = None
+    ) -> list[ModelDescription]:
+        """Every version of a model."""
+        return self._describe(model, "all", customized, timeout_s)
+
+    def register(
+        self,
+        url: str,
+        model_name: str | None = None,
+        *,
+        handler: str | None = None,
+        batch_size: int | None = None,
+        max_batch_delay_ms: int | None = None,
+        initial_workers: int = 1,
+        response_timeout_s: int | None = None,
+        synchronous: bool = True,
+        timeout_s: float = 180.0,
+    ) -> str:
+        """-> TorchServe's message. `url` is an http(s) address or the name of a file in the instance's model store.
+
+        What the archive's own config YAML says of batches and timeouts wins over the arguments. `timeout_s` covers the
+        loading of the model when `synchronous`; a load that fails is refused and leaves nothing registered.
+        """
+        parameters = {
+            "url": url,
+            "model_name": model_name,
+            "handler": handler,
+            "batch_size": batch_size,
+            "max_batch_delay": max_batch_delay_ms,
+            "initial_workers": initial_workers,
+            "response_timeout": response_timeout_s,
+            "synchronous": _boolean(synchronous),
+        }
+        return self._message("POST", "/models", parameters, timeout_s)
+
+    def scale(
+        self,
+        model: str,
+        workers: int,
+        version: str | None = None,
+        *,
+        synchronous: bool = True,
+        timeout_s: float = 180.0,
+    ) -> str:
+        """-> TorchServe's message. Sets both bounds: there is no autoscaling between them."""
+        parameters = {"min_worker": workers, "max_worker": workers, "synchronous": _boolean(synchronous)}
+        return self._message("PUT", _path(model, version), parameters, timeout_s)
+
+    def set_default(self, model: str, version: str) -> str:
+        return self._message("PUT", f"{_path(model, version)}/set-default")
+
+    def unregister(self, model: str, version: str | None = None, timeout_s: float = 150.0) -> str:
+        """The default version goes last: TorchServe refuses to remove it while there are others."""
+        return self._message("DELETE", _path(model, version), None, timeout_s)
+
+    def is_ready(self, model: str, version: str | None = None) -> bool:
+        """Every worker READY. False, too, while the model is not registered or nobody answers."""
+        try:
+            return self.describe(model, version).ready
+        except ManagementError:
+            return False
+
+    def _describe(
+        self, model: str, version: str | None, customized: bool, timeout_s: float | None
+    ) -> list[ModelDescription]:
+        parameters = {"customized": "true"} if customized else None
+        if customized and timeout_s is None:
+            timeout_s = max(self._timeout_s, CUSTOMIZED_TIMEOUT_S)
+        answer = self._json("GET", _path(model, version), parameters, timeout_s)
+        try:
+            return [_description(entry, customized) for entry in answer]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ManagementError(
+                f"{self.url} answered describe of {model} in a shape unknown here: {error!r}"
+            ) from None
+
+    def _message(
+        self, method: str, path: str, parameters: Mapping[str, Any] | None = None, timeout_s: float | None = None
+    ) -> str:
+        answer = self._json(method, path, parameters, timeout_s)
+        return str(answer.get("status", "")) if isinstance(answer, dict) else str(answer)
+
+    def _json(
+        self, method: str, path: str, parameters: Mapping[str, Any] | None = None, timeout_s: float | None = None
+    ) -> Any:
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        try:
+            answer = self._session.request(
+                method, self.url + path, params=parameters, timeout=(min(timeout_s, 5.0), timeout_s)
+            )
+        except requests.Timeout:
+            raise ManagementError(
+                f"{self.url} did not answer {method} {path} within {timeout_s:g} s; is the instance loading or frozen?"
+            ) from None
+        except requests.RequestException as error:
+            raise ManagementError(
+                f"cannot reach the management address {self.url} ({_cause(error)}); is TorchServe running there, and "
+                "is this its management port (8081 by default)?"
+            ) from None
+        if answer.status_code >= 400:
+            raise _refusal(answer, f"{method} {path}", self.url)
+        try:
+            return answer.json()
+        except ValueError:
+            raise ManagementError(
+                f"{self.url} answered {method} {path} with no JSON; is this TorchServe's management port?",
+                answer.status_code,
+            ) from None
+
+
+def _path(model: str, version: str | None) -> str:
+    return f"/models/{quote(model, safe='')}" + ("" if version is None else f"/{quote(version, safe='')}")
+
+
+def _boolean(value: bool) -> str:
+    return "true" if value else "false"
+
+
+def _cause(error: requests.RequestException) -> str:
+    """The library wraps three layers deep; the innermost is the one that says something."""
+    inner: BaseException = error
+    while (cause := inner.__cause__ or inner.__context__) is not None:
+        inner = cause
+    return str(inner) or type(inner).__name__
+
+
+def _description(entry: Mapping[str, Any], customized: bool) -> ModelDescription:
+    queue = entry.get("jobQueueStatus") or {}
+    said = entry.get("customizedMetadata")
+    return ModelDescription(
+        name=str(entry["modelName"]),
+        version=str(entry["modelVersion"]),
+        url=str(entry.get("modelUrl", "")),
+        min_workers=int(entry["minWorkers"]),
+        max_workers=int(entry["maxWorkers"]),
+        batch_size=int(entry["batchSize"]),
+        max_batch_delay_ms=int(entry["maxBatchDelay"]),
+        response_timeout_s=int(entry.get("responseTimeout", 0)),
+        workers=tuple(_worker(worker) for worker in entry.get("workers", [])),
+        pending_requests=int(queue.get("pendingRequests", 0)),
+        remaining_capacity=int(queue.get("remainingCapacity", 0)),
+        customized=(said if isinstance(said, dict) else {}) if customized else None,
+    )
+
+
+def _worker(entry: Mapping[str, Any]) -> Worker:
+    return Worker(
+        id=str(entry["id"]),
+        status=str(entry["status"]),
+        pid=int(entry.get("pid", -1)),
+        gpu=bool(entry.get("gpu", False)),
+        started_at=str(entry.get("startTime", "")),
+    )
+
+
+def _refusal(answer: requests.Response, what: str, url: str) -> ManagementError:
+    try:
+        told = answer.json()
+        kind, message = str(told.get("type", "")), str(told.get("message", "")).strip()
+    except (ValueError, AttributeError):
+        kind, message = "", answer.text.strip()[:200]
+    hint = _hint(answer.status_code, kind, message)
+    said = message or f"no message, {answer.reason or 'no reason'}"
+    return ManagementError(
+        f"{url} refused {what} ({answer.status_code}): {said}{hint and '; ' + hint}", answer.status_code
+    )
+
+
+def _hint(status: int, kind: str, message: str) -> str:
+    if kind == "InvalidKeyException":
+        return (
+            "give this instance's own management key (key_file.json in the directory it was started from; every "
+            "instance makes its own, and they expire), or start it with --disable-token-auth"
+        )
+    if status == 405:
+        return "is the model API off? Start the instance with --enable-model-api (and address its management port)"
+    if kind == "ModelNotFoundException" and "url" in message.lower():
+        return "a local archive must be a plain file name inside the instance's model store"
+    if status == 404 and "Archive" not in kind and "NotFound" in kind:
+        return "see GET /models for what is registered there; the inference port does not describe models"
+    if status == 409:
+        return "that version is registered already: unregister it first or pack the archive with another --version"
+    if status == 403:
+        return "set another version as the default first"
+    if status == 500 and "start workers" in message.lower():
+        return "the model did not load: see model_log.log of the instance for the handler's traceback"
+    return ""
+
+
+def token_from_key_file(text: str, purpose: str = "management") -> str:
+    """The key for `purpose` (management, inference or API) in the text of TorchServe's key_file.json."""
+    try:
+        return str(json.loads(text)[purpose]["key"])
+    except (ValueError, KeyError, TypeError):
+        raise ManagementError(f"no key for {purpose} in this key file") from None
+
+
+def unready(descriptions: list[ModelDescription]) -> Iterator[str]:
+    """Says of each model version that is not ready how far it is."""
+    for described in descriptions:
+        if not described.ready:
+            states = ", ".join(worker.status for worker in described.workers) or "no workers"
+            yield f"{described.name} {described.version}: {states} of {described.min_workers} wanted"

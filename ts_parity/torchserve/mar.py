@@ -1,0 +1,211 @@
+"""Model archives (.mar) as they are: reading, checking and unpacking them.
+
+A .mar is a zip with the user's files at its root and MAR-INF/MANIFEST.json. Whatever is wrong with one is an
+ArchiveError that says what and what to do. Knows the format; runs nothing of what is inside.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import stat
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+from ts_parity.errors import ArchiveError
+
+MANIFEST = "MAR-INF/MANIFEST.json"
+SECTION = "ts_parity"
+"""The section of an archive's config YAML that is ours."""
+_GZIP_MAGIC = b"\x1f\x8b"
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A model archive that could be read. Paths of files are as in the zip: relative, with forward slashes."""
+
+    path: Path
+    manifest: Mapping[str, Any] = field(repr=False)
+    files: tuple[str, ...] = field(repr=False)
+    config_text: str = field(repr=False)
+    """The config YAML as it stands, comments and all; empty if there is none."""
+    config: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def model(self) -> Mapping[str, Any]:
+        entry = self.manifest["model"]
+        assert isinstance(entry, dict)
+        return entry
+
+    @property
+    def model_name(self) -> str:
+        return str(self.model["modelName"])
+
+    @property
+    def model_version(self) -> str:
+        return str(self.model.get("modelVersion") or "1.0")  # TorchServe's own default
+
+    @property
+    def handler(self) -> str:
+        return str(self.model["handler"])
+
+    @property
+    def serialized_file(self) -> str | None:
+        return self._named("serializedFile")
+
+    @property
+    def config_file(self) -> str | None:
+        return self._named("configFile")
+
+    @property
+    def section(self) -> Mapping[str, Any] | None:
+        """What the config says to ts_parity; None in an archive that is not wrapped."""
+        said = self.config.get(SECTION)
+        return said if isinstance(said, dict) else None
+
+    @property
+    def role(self) -> str | None:
+        return None if self.section is None else str(self.section.get("role"))
+
+    def read(self, name: str) -> bytes:
+        with open_zip(self.path) as archive:
+            return _read(archive, self.path, name)
+
+    def weights(self) -> str | None:
+        """The fingerprint of the serialized file, by which a parity model knows what it protects. None without one."""
+        if self.serialized_file is None:
+            return None
+        digest = hashlib.sha256()
+        with open_zip(self.path) as archive, archive.open(self.serialized_file) as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+        return f"sha256:{digest.hexdigest()}"
+
+    def _named(self, key: str) -> str | None:
+        return str(self.model[key]) if self.model.get(key) else None
+
+
+def fingerprint(serialized_file: Path) -> str:
+    """`Archive.weights` of a file on disk."""
+    digest = hashlib.sha256()
+    with open(serialized_file, "rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def read_archive(path: str | Path) -> Archive:
+    """Raise ArchiveError unless it is a whole .mar whose manifest names a model, a handler and files that are there."""
+    path = Path(path)
+    with open_zip(path) as archive:
+        files = tuple(sorted(_checked_names(archive, path)))
+        manifest = _manifest(archive, path)
+        config_file = manifest["model"].get("configFile")
+        for key in ("serializedFile", "modelFile", "configFile"):
+            named = manifest["model"].get(key)
+            if named and named not in files:
+                raise ArchiveError(
+                    f"{path}: the manifest's {key} is {named}, which is not in the archive; pack it again"
+                )
+        text = _text(_read(archive, path, config_file), f"{path}: {config_file}") if config_file else ""
+    return Archive(path, manifest, files, text, parse_config(text, f"{path}: {config_file}"))
+
+
+def extract_archive(path: str | Path, folder: str | Path) -> Archive:
+    """Unpack into `folder`, which is made if need be. No file is written outside it."""
+    archive = read_archive(path)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open_zip(archive.path) as zipped:
+        zipped.extractall(folder)
+    return archive
+
+
+def parse_config(text: str, what: str) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ArchiveError(f"{what} is not YAML: {error}") from None
+    if config is None:
+        return {}
+    if not isinstance(config, dict):
+        raise ArchiveError(f"{what} must be a mapping of settings, not a {type(config).__name__}")
+    return config
+
+
+@contextmanager
+def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Open for reading; everything zipfile may complain about, now or while reading, becomes an ArchiveError."""
+    try:
+        if path.is_dir():
+            raise ArchiveError(f"{path} is a folder: pack it as a .mar (torch-model-archiver without --archive-format)")
+        with open(path, "rb") as file:
+            if file.read(2) == _GZIP_MAGIC:
+                raise ArchiveError(
+                    f"{path} is a tar.gz: pack it as a .mar (torch-model-archiver without --archive-format)"
+                )
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except FileNotFoundError:
+        raise ArchiveError(f"there is no archive {path}") from None
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+        raise ArchiveError(f"{path} is not a whole .mar (a zip file): {error}") from None
+    except OSError as error:
+        raise ArchiveError(f"cannot read {path}: {error}") from None
+
+
+def _checked_names(archive: zipfile.ZipFile, path: Path) -> Iterator[str]:
+    seen: set[str] = set()
+    for entry in archive.infolist():
+        name = entry.filename
+        parts = PurePosixPath(name).parts
+        if name.startswith("/") or ".." in parts or "\\" in name or ":" in name.split("/")[0]:
+            raise ArchiveError(f"{path} holds {name!r}, a path that leads out of the archive; it is refused whole")
+        if stat.S_ISLNK(entry.external_attr >> 16):
+            raise ArchiveError(f"{path} holds the symbolic link {name!r}; put the file itself into it")
+        if entry.flag_bits & 1:
+            raise ArchiveError(f"{path} is encrypted ({name!r}); TorchServe cannot read it either")
+        if name in seen:
+            raise ArchiveError(f"{path} holds {name!r} twice; pack it again")
+        seen.add(name)
+        if not entry.is_dir():
+            yield name
+
+
+def _manifest(archive: zipfile.ZipFile, path: Path) -> dict[str, Any]:
+    if MANIFEST not in archive.namelist():
+        raise ArchiveError(
+            f"{path} has no {MANIFEST}: it is a zip but no model archive; make one with torch-model-archiver"
+        )
+    try:
+        manifest = json.loads(_text(_read(archive, path, MANIFEST), f"{path}: {MANIFEST}"))
+    except (ValueError, RecursionError) as error:
+        raise ArchiveError(f"{path}: {MANIFEST} is not JSON: {error}") from None
+    model = manifest.get("model") if isinstance(manifest, dict) else None
+    if not isinstance(model, dict):
+        raise ArchiveError(f"{path}: {MANIFEST} says nothing of a model")
+    for key in ("modelName", "handler"):
+        if not isinstance(model.get(key), str) or not model[key]:
+            raise ArchiveError(f"{path}: {MANIFEST} names no {key}")
+    return dict(manifest)
+
+
+def _read(archive: zipfile.ZipFile, path: Path, name: str) -> bytes:
+    try:
+        return archive.read(name)
+    except KeyError:
+        raise ArchiveError(f"{path} holds no {name}") from None
+
+
+def _text(data: bytes, what: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise ArchiveError(f"{what} is not UTF-8 text") from None

@@ -1,0 +1,357 @@
+"""Wrapping: a user's .mar becomes one for the deployed or the parity role of a fleet.
+
+A wrapped archive is the user's archive, every file of it byte for byte, with three things added: a shim as the
+manifest's handler, this package's worker code as an importable zip, and a `ts_parity` section in the config YAML that
+tells the shim what to do. So wrapping edits the zip: unpacking it and running torch-model-archiver again would drop
+hidden files and forget what it does not know of the manifest.
+
+Knows names, sections and bytes. Not what a handler does: whether a model can be coded shows when it is loaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import ts_parity
+from ts_parity.codes import make_code
+from ts_parity.errors import ArchiveError
+from ts_parity.torchserve.mar import (
+    MANIFEST,
+    SECTION,
+    Archive,
+    open_zip,
+    parse_config,
+    read_archive,
+)
+
+WORKER_ZIP = "ts_parity_worker.zip"
+SHIMS = {"deployed": "ts_parity_deployed.py", "parity": "ts_parity_parity.py"}
+SAMPLES = "ts_parity_samples"
+PARITY_MODEL = "ts_parity_parity_model.pt"
+CONFIG_FILE = "model-config.yaml"
+STOCK_HANDLERS = (
+    "base_handler",
+    "image_classifier",
+    "image_segmenter",
+    "object_detector",
+    "text_classifier",
+    "dali_image_classifier",
+    "vllm_handler",
+    "trt_llm_handler",
+)
+
+_PREAMBLE = "# Added by ts_parity, which runs the handler named here behind its own. Everything else is as it was.\n"
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-.]*")  # what torch-model-archiver allows
+_DECLARABLE = ("model", "call")
+_ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest a zip knows: the same contents are the same bytes on every day
+# What a worker needs of this package. torch and PyYAML it has from TorchServe, numpy from torch's users.
+_WORKER_FILES = ("__init__.py", "errors.py", "wire.py", "codes.py")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A request body for the self-test at load, and the content type a client sends with it."""
+
+    path: Path
+    content_type: str | None = None
+
+
+@dataclass(frozen=True)
+class Protects:
+    """Which model a protection stands in for. `weights` as `Archive.weights` gives it, None when unknown."""
+
+    model: str
+    version: str
+    weights: str | None
+
+
+def protects(archive: Archive) -> Protects:
+    return Protects(archive.model_name, archive.model_version, archive.weights())
+
+
+def wrap_deployed(
+    archive: str | Path,
+    out: str | Path,
+    model_name: str | None = None,
+    *,
+    samples: Sequence[Sample | str | Path] = (),
+    secret: str | None = None,
+    declaration: Mapping[str, str] | None = None,
+) -> Path:
+    """Wrap for the deployed role. -> the new archive: `out` if that ends in .mar, else a file in the folder `out`.
+
+    `declaration` may say where the model object is (`model`) and which method of it is the model call (`call`).
+    """
+    source = _wrappable(archive)
+    section = _section("deployed", source, samples, secret, declaration)
+    return _write(source, out, model_name or source.model_name, section, samples, {})
+
+
+def wrap_parity(
+    archive: str | Path,
+    out: str | Path,
+    model_name: str,
+    *,
+    code: str,
+    k: int,
+    r: int = 1,
+    row: int = 0,
+    coefficients: Sequence[Sequence[float]] | None = None,
+    partial: bool = True,
+    serialized_file: str | Path | None = None,
+    parity_model: str | Path | None = None,
+    protects_model: Protects | None = None,
+    samples: Sequence[Sample | str | Path] = (),
+    secret: str | None = None,
+    declaration: Mapping[str, str] | None = None,
+) -> Path:
+    """Wrap for the parity role: protection `row` of the r of a code. -> the new archive, as in `wrap_deployed`.
+
+    The parity model is either `serialized_file`, which takes the place of the user's own (under its name, so that the
+    handler loads it as its own), or `parity_model`, a TorchScript file beside it; `exact` needs neither.
+    `protects_model` is the archive's own model unless given.
+    """
+    source = _wrappable(archive)
+    built = make_code(code, k, r, None if coefficients is None else tuple(tuple(map(float, c)) for c in coefficients))
+    if not 0 <= row < r:
+        raise ArchiveError(f"row counts the r = {r} protections from 0, so it cannot be {row}")
+    _check_parity_files(source, built.coefficients != (), serialized_file, parity_model)
+    section = _section("parity", source, samples, secret, declaration)
+    section |= {"code": code, "k": k, "r": r, "row": row, "coefficients": [list(c) for c in built.coefficients]}
+    section["partial"] = partial
+    replaced: dict[str, Path] = {}
+    if serialized_file is not None and source.serialized_file is not None:
+        replaced[source.serialized_file] = Path(serialized_file)
+    if parity_model is not None:
+        section["parity_model"] = PARITY_MODEL
+        replaced[PARITY_MODEL] = Path(parity_model)
+    whom = protects_model or protects(source)
+    section["protects"] = {"model": whom.model, "version": whom.version, "weights": whom.weights}
+    return _write(source, out, model_name, section, samples, replaced)
+
+
+def worker_zip_bytes() -> bytes:
+    """The worker's subset of this package as an importable zip. Same code, same bytes."""
+    package = Path(ts_parity.__file__).parent
+    files = [package / name for name in _WORKER_FILES] + sorted((package / "worker").rglob("*.py"))
+    written = io.BytesIO()
+    with zipfile.ZipFile(written, "w") as archive:
+        for file in files:
+            name = f"ts_parity/{file.relative_to(package).as_posix()}"
+            # Stored, not deflated: zlib's output differs between versions, and nothing here is large.
+            archive.writestr(zipfile.ZipInfo(name, _ZIP_DATE), file.read_bytes())
+    return written.getvalue()
+
+
+def _wrappable(path: str | Path) -> Archive:
+    archive = read_archive(path)
+    if archive.role == "parity":
+        raise ArchiveError(f"{path} is a protection already; wrap the archive of the model that it protects")
+    handler = _user_handler(archive)
+    module = handler.split(":", 1)[0].removesuffix(".py").split("/")[-1]
+    if f"{module}.py" not in archive.files and module not in STOCK_HANDLERS and "." not in module:
+        raise ArchiveError(
+            f"{path}: its handler is {handler}, but there is no {module}.py in the archive and TorchServe has no "
+            "handler of that name; pack it again with torch-model-archiver --handler"
+        )
+    if archive.role is None:
+        taken = sorted({WORKER_ZIP, *SHIMS.values()} & set(archive.files))
+        if taken:
+            raise ArchiveError(f"{path} has a file of its own called {taken[0]}, a name needed here; rename it")
+    return archive
+
+
+def _user_handler(archive: Archive) -> str:
+    """The user's own handler, also of an archive that is wrapped already (by hand, or by an older version)."""
+    if archive.section is None:
+        return archive.handler
+    handler = archive.section.get("handler")
+    if not isinstance(handler, str) or not handler:
+        raise ArchiveError(f"{archive.path}: the {SECTION} section of its config names no handler, the user's own")
+    return handler
+
+
+def _section(
+    role: str,
+    source: Archive,
+    samples: Sequence[Sample | str | Path],
+    secret: str | None,
+    declaration: Mapping[str, str] | None,
+) -> dict[str, Any]:
+    before = source.section or {}
+    declared = {**{key: before[key] for key in _DECLARABLE if key in before}, **(declaration or {})}
+    if unknown := sorted(set(declared) - set(_DECLARABLE)):
+        raise ArchiveError(f"a declaration has {' and '.join(_DECLARABLE)}, not {unknown[0]}")
+    if secret is not None and (
+        not secret.isascii() or not secret.isprintable() or secret != secret.strip() or not secret
+    ):
+        raise ArchiveError("a secret travels in a header: printable ASCII, not empty, no spaces around it")
+    section: dict[str, Any] = {"role": role, "handler": _user_handler(source), **declared}
+    listed = [_sample_entry(name, sample) for name, sample in _named_samples(samples)] or before.get("samples")
+    if listed:
+        section["samples"] = listed
+    if secret or before.get("secret"):
+        section["secret"] = secret or before["secret"]
+    return section
+
+
+def _named_samples(samples: Sequence[Sample | str | Path]) -> Iterator[tuple[str, Sample]]:
+    for number, given in enumerate(samples):
+        sample = given if isinstance(given, Sample) else Sample(Path(given))
+        yield f"{SAMPLES}/{number}_{sample.path.name}", sample
+
+
+def _sample_entry(name: str, sample: Sample) -> str | dict[str, str]:
+    return name if sample.content_type is None else {"file": name, "content_type": sample.content_type}
+
+
+def _check_parity_files(
+    source: Archive, needs_model: bool, serialized_file: str | Path | None, parity_model: str | Path | None
+) -> None:
+    given = [file for file in (serialized_file, parity_model) if file is not None]
+    if needs_model and len(given) != 1:
+        raise ArchiveError("this code needs a parity model: either serialized_file or parity_model")
+    if not needs_model and given:
+        raise ArchiveError("code exact runs the deployed model itself: it takes no parity model")
+    if serialized_file is not None and source.serialized_file is None:
+        raise ArchiveError(
+            f"{source.path} has no serialized file to replace; give the parity model as TorchScript instead"
+        )
+
+
+def _write(
+    source: Archive,
+    out: str | Path,
+    model_name: str,
+    section: Mapping[str, Any],
+    samples: Sequence[Sample | str | Path],
+    files: Mapping[str, Path],
+) -> Path:
+    """The user's entries as they are, then ours. `files` replaces or adds entries from files on disk."""
+    if not _MODEL_NAME.fullmatch(model_name):
+        raise ArchiveError(
+            f"{model_name!r} cannot be a model's name: letters, digits, '_', '-' and '.', no other first"
+        )
+    role = str(section["role"])
+    added = dict(files) | {name: sample.path for name, sample in _named_samples(samples)}
+    config_file = source.config_file or _free_config_name(source)
+    texts = {
+        MANIFEST: json.dumps(_manifest(source, model_name, role, config_file), indent=2),
+        config_file: _config_text(source, section),
+        SHIMS[role]: shim(role),
+    }
+    replaced = {*added, *texts, WORKER_ZIP, *(SHIMS.values() if source.role else ())}
+    target = _target(out, model_name)
+    with _replacing(target) as unfinished, zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED) as written:
+        with open_zip(source.path) as original:
+            for entry in original.infolist():
+                if entry.filename not in replaced and not _old_sample(entry.filename, samples):
+                    _copy(original, entry, written)
+        for name, path in added.items():
+            try:
+                written.write(path, name)
+            except OSError as error:
+                raise ArchiveError(f"cannot read {path}: {error.strerror}") from None
+        for name, text in texts.items():
+            written.writestr(name, text)
+        written.writestr(WORKER_ZIP, worker_zip_bytes())
+    return target
+
+
+def _manifest(source: Archive, model_name: str, role: str, config_file: str) -> dict[str, Any]:
+    named = {"modelName": model_name, "handler": SHIMS[role], "configFile": config_file}
+    return {**source.manifest, "model": {**source.model, **named}}
+
+
+def _config_text(source: Archive, section: Mapping[str, Any]) -> str:
+    """The user's YAML, comments and all, with our section at its end."""
+    text, wanted = _without_section(source.config_text), {**source.config, SECTION: dict(section)}
+    if text and not text.endswith("\n"):
+        text += "\n"
+    text += _PREAMBLE + yaml.safe_dump({SECTION: dict(section)}, sort_keys=False, default_flow_style=None)
+    with contextlib.suppress(ArchiveError):
+        if parse_config(text, "") == wanted:
+            return text
+    # In flow style ({a: 1}), or with a document end, text cannot be appended: then the comments are lost.
+    return yaml.safe_dump(wanted, sort_keys=False)
+
+
+def _without_section(text: str) -> str:
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    if not isinstance(root, yaml.MappingNode) or root.flow_style:
+        return text
+    for key, value in root.value:
+        if key.value == SECTION:
+            return text[: key.start_mark.index].removesuffix(_PREAMBLE) + text[value.end_mark.index :]
+    return text
+
+
+def _free_config_name(source: Archive) -> str:
+    return f"{SECTION}-{CONFIG_FILE}" if CONFIG_FILE in source.files else CONFIG_FILE
+
+
+def _old_sample(name: str, samples: Sequence[Sample | str | Path]) -> bool:
+    return bool(samples) and name.startswith(f"{SAMPLES}/")
+
+
+def _copy(original: zipfile.ZipFile, entry: zipfile.ZipInfo, written: zipfile.ZipFile) -> None:
+    if entry.is_dir():
+        written.writestr(entry, b"")
+        return
+    kept = zipfile.ZipInfo(entry.filename, entry.date_time)
+    kept.compress_type, kept.external_attr, kept.file_size = entry.compress_type, entry.external_attr, entry.file_size
+    with original.open(entry) as reading, written.open(kept, "w") as writing:
+        shutil.copyfileobj(reading, writing, 1 << 20)
+
+
+def _target(out: str | Path, model_name: str) -> Path:
+    out = Path(out)
+    return out if out.suffix == ".mar" and not out.is_dir() else out / f"{model_name}.mar"
+
+
+@contextlib.contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """A path to write to; it becomes `target` when all went well, and vanishes otherwise."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}.unfinished")
+    try:
+        yield unfinished
+        os.replace(unfinished, target)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+_SHIM = '''"""The {role} role: what `torch-model-archiver --handler` is given in place of your own handler.
+
+Yours is named in the `ts_parity` section of the archive's config YAML. The code is in `ts_parity.worker`: from the zip
+beside this file if there is one (an archive made by `ts-parity package`), else from the installed package.
+"""
+
+import os
+import sys
+
+_bundled = os.path.join(os.path.dirname(os.path.abspath(__file__)), "ts_parity_worker.zip")
+if os.path.exists(_bundled):
+    sys.path.insert(0, _bundled)
+
+from ts_parity.worker.entry import make_handle  # noqa: E402
+
+handle = make_handle("{role}")
+'''
+
+
+def shim(role: str) -> str:
+    """The text of the handler file of a role: the same as handlers/{role}_handler.py in the repository."""
+    return _SHIM.format(role=role)
