@@ -1,0 +1,353 @@
+"""Settings of the proxy: one frozen dataclass field is a setting's name, default, unit and help.
+
+The TOML file, the environment, the flags and docs/settings.md are all made from these fields, and the later wins: file,
+then `TS_PARITY_*`, then flags. Whatever is wrong raises ConfigError with the setting, what it was and what is allowed.
+Knows nothing of what the settings do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import math
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from ts_parity.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ENV_PREFIX = "TS_PARITY_"
+# A Kubernetes service called "ts-parity" puts variables of these forms into every container beside it.
+_KUBERNETES = re.compile(r"TS_PARITY_(SERVICE_(HOST|PORT)|PORT_\d+_|PORT$)")
+AUTO = "auto"
+
+
+def _setting(
+    default: Any, text: str, unit: str = "", least: float | None = None, below: float = math.inf, secret: bool = False
+) -> Any:
+    meta = {"help": text, "unit": unit, "least": least, "below": below, "secret": secret}
+    return field(default=default, metadata=meta)
+
+
+@dataclass(frozen=True)
+class InstanceSettings:
+    """One TorchServe instance. In TOML a table `[[instance]]`, on the command line an `--endpoint`."""
+
+    inference: str = _setting(MISSING, "address of the inference API, such as http://10.0.0.5:8080")
+    management: str = _setting("", "address of the management API; default: same host, the inference port + 1")
+    domain: str = _setting("", "failure domain (machine, rack, zone); default: the instance itself")
+    token: str = _setting("", "TorchServe's inference key", secret=True)
+    token_file: str = _setting("", "file with the inference key, or TorchServe's key_file.json; read again regularly")
+    management_token: str = _setting("", "TorchServe's management key", secret=True)
+    management_token_file: str = _setting("", "file with the management key, or TorchServe's key_file.json")
+    places: int | None = _setting(None, "requests in flight; default: READY workers x batch size", "requests", 1)
+
+    @property
+    def name(self) -> str:
+        return urlsplit(self.inference).netloc
+
+    def inference_token(self) -> str:
+        """Raise ConfigError if a token file cannot be read."""
+        return self.token or _read_token(self.token_file, "inference", "token_file")
+
+    def management_key(self) -> str:
+        return self.management_token or _read_token(self.management_token_file, "management", "management_token_file")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything `ts-parity serve` can be told."""
+
+    instances: tuple[InstanceSettings, ...] = ()
+    host: str = _setting("127.0.0.1", "address the inference port listens on; 0.0.0.0 for all")
+    port: int = _setting(8080, "inference port; 0 picks a free one", "port", 0, 65536)
+    admin_host: str = _setting("127.0.0.1", "address the admin port listens on")
+    admin_port: int = _setting(8090, "admin port (status, metrics, health, drain); 0: a free one", "port", 0, 65536)
+    code: str = _setting(AUTO, "auto: what the protections say; none: no coding; or the name of the code to use")
+    k: int | None = _setting(None, "use only protections of this group size; auto: as they are", "queries", 1, 65)
+    secret: str = _setting("", "secret sent with every operation; the archives must declare the same", secret=True)
+    group_by: tuple[str, ...] = _setting(
+        (), "request headers that change what the model computes: queries that differ in them never share a group"
+    )
+    max_body_bytes: int = _setting(6_553_500, "larger requests are refused with 413, as TorchServe does", "bytes", 1)
+    reconstruct_after_s: float | None = _setting(
+        None,
+        "a rebuilt answer may be used this long after its query was sent; auto: a quantile of latency",
+        "s",
+        0,
+    )
+    reconstruct_quantile: float = _setting(0.95, "the quantile that auto takes", "", 0.01, 1)
+    reconstruct_cold_s: float = _setting(1.0, "stands in for the quantile until enough latencies are known", "s", 0)
+    group_wait_s: float | None = _setting(
+        None, "a group is sealed with the members it has after this long; auto: as reconstruct_after_s", "s", 0
+    )
+    deadline_s: float = _setting(30.0, "a query without a prediction by then gets 504 or the default answer", "s", 0)
+    max_waiting: int = _setting(1000, "queries that may wait for a place, per model; then 503", "queries", 1)
+    max_wait_s: float = _setting(10.0, "new queries get 503 while the oldest has waited this long", "s", 0)
+    retry_ratio: float = _setting(0.1, "retries allowed per query, on average", "", 0)
+    retry_burst: float = _setting(10.0, "retries allowed at once", "retries", 0)
+    max_attempts: int = _setting(3, "tasks one query may cost", "tasks", 1)
+    failures_until_out: int = _setting(3, "consecutive failures that take an endpoint out", "failures", 1)
+    out_s: float = _setting(1.0, "how long an endpoint that was taken out is left alone, at first", "s", 0)
+    reject_pause_s: float = _setting(0.05, "how long an instance that said it is full is left alone", "s", 0)
+    default_answer: str = _setting("", "file with the answer to give at the deadline instead of 504")
+    default_answer_type: str = _setting("application/json", "content type of the default answer")
+    drain_s: float = _setting(30.0, "requests in flight get this long to finish after the first SIGTERM", "s", 0)
+    discovery_interval_s: float = _setting(5.0, "the fleet is looked at this often", "s", 0.05)
+    describe_timeout_s: float = _setting(2.0, "a management request without an answer by then has failed", "s", 0.01)
+    connect_timeout_s: float = _setting(2.0, "an instance that accepts no connection by then is unreachable", "s", 0.01)
+    task_timeout_s: float = _setting(
+        130.0,
+        "a task without an answer by then has failed; TorchServe's own response timeout is 120",
+        "s",
+        0.01,
+    )
+
+    def read_default_answer(self) -> bytes | None:
+        """The default answer's bytes, or None if none is configured."""
+        if not self.default_answer:
+            return None
+        try:
+            return Path(self.default_answer).read_bytes()
+        except OSError as error:
+            raise ConfigError(f"default_answer: cannot read {self.default_answer!r}: {error.strerror}") from None
+
+
+def load_settings(
+    file: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    flags: Mapping[str, str] | None = None,
+    endpoints: Sequence[str] = (),
+) -> Settings:
+    """File, then environment, then flags. `endpoints` (or TS_PARITY_ENDPOINTS) replace the file's instances."""
+    values: dict[str, Any] = {} if file is None else _from_file(file)
+    from_env = _from_environ({} if environ is None else environ)
+    in_env = from_env.pop("endpoints", "").split()
+    if endpoints or in_env:
+        values["instances"] = tuple(parse_endpoint(text) for text in (endpoints or in_env))
+    for origin, given in (("", from_env), ("--", flags or {})):
+        for name, text in given.items():
+            values[name] = _convert(_FIELDS[name], text, f"{origin}{name.replace('_', '-') if origin else name}")
+    settings = Settings(**values)
+    return replace(settings, instances=_checked(settings.instances))
+
+
+def parse_endpoint(text: str) -> InstanceSettings:
+    """`URL[,management=URL][,domain=NAME][,token=KEY][,...]`: any key of an `[[instance]]` table."""
+    url, *options = text.split(",")
+    values: dict[str, Any] = {"inference": url}
+    for option in options:
+        name, equals, value = option.partition("=")
+        if not equals:
+            raise ConfigError(f"--endpoint {text!r}: {option!r} is not of the form key=value")
+        values[name] = value
+    return _instance(values, f"--endpoint {text!r}")
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """One flag per setting; a flag that is not given is None, so that it does not win over file or environment."""
+    for item in _FIELDS.values():
+        unit = f" [{item.metadata['unit']}]" if item.metadata["unit"] else ""
+        shown = "" if item.metadata["secret"] else f" (default: {_show(item.default)})"
+        parser.add_argument(
+            "--" + item.name.replace("_", "-"),
+            dest=item.name,
+            metavar="VALUE",
+            help=(item.metadata["help"] + unit + shown).replace("%", "%%"),
+        )
+
+
+def given_flags(args: argparse.Namespace) -> dict[str, str]:
+    return {name: getattr(args, name) for name in _FIELDS if getattr(args, name, None) is not None}
+
+
+def settings_markdown() -> str:
+    """docs/settings.md, whole."""
+    lines = [
+        "# Settings of the proxy",
+        "",
+        "Made from `ts_parity/config.py` by `python -m ts_parity.config`; do not edit by hand.",
+        "",
+        "A TOML file (`ts-parity serve --config FILE`), then environment variables, then flags; the later wins.",
+        "A setting `deadline_s` is `deadline_s = 2.0` in the file, `TS_PARITY_DEADLINE_S=2.0` in the environment and",
+        "`--deadline-s 2.0` on the command line. Lists are separated by commas there. Unknown names are errors.",
+        "",
+        *_table(list(_FIELDS.values())),
+        "",
+        "## `[[instance]]`, `--endpoint`",
+        "",
+        "One table per TorchServe instance in the file, or one `--endpoint URL[,key=value]...` each on the command",
+        "line, or all of them, separated by blanks, in `TS_PARITY_ENDPOINTS`.",
+        "",
+        *_table(list(fields(InstanceSettings))),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+_FIELDS: dict[str, Field[Any]] = {item.name: item for item in fields(Settings) if item.name != "instances"}
+
+
+def _table(items: Sequence[Field[Any]]) -> list[str]:
+    rows = ["| setting | default | unit | what it is |", "|---|---|---|---|"]
+    for item in items:
+        default = "required" if item.default is MISSING else f"`{_show(item.default)}`"
+        rows.append(f"| `{item.name}` | {default} | {item.metadata['unit']} | {item.metadata['help']} |")
+    return rows
+
+
+def _show(default: Any) -> str:
+    if default is None:
+        return AUTO
+    if isinstance(default, tuple):
+        return ",".join(default) or "none"
+    return str(default) if default != "" else "none"
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {str(path)!r}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not a TOML file: {error}") from None
+    tables = data.pop("instance", [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise ConfigError(f"{path}: instances are tables [[instance]], one each")
+    values: dict[str, Any] = {}
+    for name, value in data.items():
+        _known(name, [*_FIELDS, "instance"], str(path))
+        values[name] = _convert(_FIELDS[name], value, f"{path}: {name}")
+    instances = [_instance(table, f"{path}: [[instance]] {n}") for n, table in enumerate(tables, 1)]
+    return {**values, "instances": tuple(instances)}
+
+
+def _from_environ(environ: Mapping[str, str]) -> dict[str, str]:
+    values = {}
+    for variable, text in environ.items():
+        if not variable.startswith(ENV_PREFIX):
+            continue
+        if _KUBERNETES.match(variable) and (variable != "TS_PARITY_PORT" or text.startswith("tcp://")):
+            continue
+        name = variable[len(ENV_PREFIX) :].lower()
+        _known(name, [*_FIELDS, "endpoints"], f"environment variable {variable}")
+        values[name] = text
+    return values
+
+
+def _known(name: str, known: Sequence[str], where: str) -> None:
+    if name in known:
+        return
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(known))}"
+    raise ConfigError(f"{where}: unknown setting {name!r}; {hint}")
+
+
+def _instance(values: Mapping[str, Any], where: str) -> InstanceSettings:
+    known = {item.name: item for item in fields(InstanceSettings)}
+    converted = {}
+    for name, value in values.items():
+        _known(name, list(known), where)
+        converted[name] = _convert(known[name], value, f"{where}: {name}")
+    if not converted.get("inference"):
+        raise ConfigError(f"{where}: inference, the address of the inference API, is missing")
+    found = InstanceSettings(**converted)
+    inference = _url(found.inference, f"{where}: inference")
+    management = _url(found.management, f"{where}: management") if found.management else _next_port(inference, where)
+    return replace(found, inference=inference, management=management, domain=found.domain or found.name)
+
+
+def _url(text: str, where: str) -> str:
+    try:
+        parts = urlsplit(text)
+        _ = parts.port
+    except ValueError as error:
+        raise ConfigError(f"{where} {text!r} is not an address: {error}") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query or parts.fragment:
+        raise ConfigError(f"{where} must be like http://HOST:PORT, not {text!r}")
+    if parts.path not in ("", "/"):
+        raise ConfigError(f"{where} {text!r} has a path; TorchServe's APIs are at the root of their port")
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def _next_port(inference: str, where: str) -> str:
+    parts = urlsplit(inference)
+    if parts.port is None:
+        raise ConfigError(f"{where}: give management=URL too, or a port in {inference!r}")
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    return f"{parts.scheme}://{host}:{parts.port + 1}"
+
+
+def _checked(instances: tuple[InstanceSettings, ...]) -> tuple[InstanceSettings, ...]:
+    if not instances:
+        raise ConfigError("no instances: give --endpoint http://HOST:PORT, or [[instance]] tables in a file")
+    names = [instance.name for instance in instances]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"instance {twice[0]} is given twice")
+    return instances
+
+
+def _convert(item: Field[Any], value: Any, where: str) -> Any:
+    kind = str(item.type)
+    if kind.endswith("| None") and value == AUTO:
+        return None
+    if kind.startswith("tuple"):
+        return _names(value, where)
+    if kind.startswith(("int", "float")):
+        return _number(item, value, where, int if kind.startswith("int") else float)
+    if not isinstance(value, str):
+        raise ConfigError(f"{where} must be a text, not {value!r}")
+    return value
+
+
+def _names(value: Any, where: str) -> tuple[str, ...]:
+    names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{where} must be a list of names, not {value!r}")
+    return tuple(name.lower() for name in names if name)
+
+
+def _number(item: Field[Any], value: Any, where: str, kind: type[int] | type[float]) -> float:
+    least, below = item.metadata["least"], item.metadata["below"]
+    word = "a whole number" if kind is int else "a number"
+    allowed = f"{word} of at least {least}" + (f" and below {below}" if below != math.inf else "")
+    if str(item.type).endswith("| None"):
+        allowed += f", or {AUTO!r}"
+    try:
+        # Booleans are numbers to Python and never meant as such; "1.5" is no whole number, nor is 1.5.
+        number = math.nan if isinstance(value, bool) or (kind is int and isinstance(value, float)) else kind(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not (least <= number < below):
+        raise ConfigError(f"{where} must be {allowed}, not {value!r}")
+    return number
+
+
+def _read_token(path: str, kind: str, setting: str) -> str:
+    if not path:
+        return ""
+    try:
+        text = Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{setting}: cannot read {path!r}: {error}") from None
+    if not text.startswith("{"):
+        return text
+    try:
+        return str(json.loads(text)[kind]["key"])
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(f"{setting}: {path!r} is no key and no key_file.json with a {kind} key") from None
+
+
+if __name__ == "__main__":
+    sys.stdout.write(settings_markdown())

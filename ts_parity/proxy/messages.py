@@ -1,0 +1,144 @@
+"""Requests and replies as values, and the header rules of a proxy that wants to be unseen.
+
+Knows HTTP's words and TorchServe's error shape. Knows nothing of sockets, aiohttp or who sends what to whom.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from ts_parity.errors import TsParityError, Unavailable, error_body
+from ts_parity.wire import CONTROL_PREFIX, Headers
+
+# RFC 9110, 7.6.1: these speak of one connection and are not passed on.
+HOP_BY_HOP = frozenset(
+    {
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a client sent. `target` is path and query exactly as they stood in the request line."""
+
+    method: str
+    target: str
+    headers: Headers
+    body: bytes
+
+    @property
+    def path(self) -> str:
+        return self.target.partition("?")[0]
+
+    @property
+    def query_string(self) -> str:
+        return self.target.partition("?")[2]
+
+    def header(self, name: str) -> str | None:
+        """The last one of that name (written in lower case), as TorchServe's own map keeps it."""
+        return header(self.headers, name)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A whole answer. An empty `phrase` is TorchServe's habit, not an omission."""
+
+    status: int
+    phrase: str
+    headers: Headers
+    body: bytes
+
+    def header(self, name: str) -> str | None:
+        return header(self.headers, name)
+
+
+class Chunks(Protocol):
+    """An answer whose body comes in pieces. Whoever takes it calls `leave` at the end, read to the end or not.
+
+    Iteration raises BrokenStream if the answer breaks off.
+    """
+
+    status: int
+    phrase: str
+    headers: Headers
+
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+    def leave(self) -> None: ...
+
+
+class BrokenStream(TsParityError):
+    """A streamed answer broke off. All that can be done for the client is to break off too."""
+
+    status = 502
+
+
+def header(headers: Headers, name: str) -> str | None:
+    found = None
+    for key, value in headers:
+        if key.lower() == name:
+            found = value
+    return found
+
+
+def without_hop_by_hop(headers: Headers) -> Headers:
+    """Less the headers of one connection, those that `Connection` names included."""
+    named = {
+        token.strip().lower() for key, value in headers if key.lower() == "connection" for token in value.split(",")
+    }
+    dropped = HOP_BY_HOP | named
+    return tuple(pair for pair in headers if pair[0].lower() not in dropped)
+
+
+def without_control(headers: Headers) -> Headers:
+    return tuple(pair for pair in headers if not pair[0].lower().startswith(CONTROL_PREFIX))
+
+
+def with_header(reply: Reply, name: str, value: str) -> Reply:
+    return replace(reply, headers=(*reply.headers, (name, value)))
+
+
+def with_body(reply: Reply, body: bytes) -> Reply:
+    """Another body; an existing content-length is corrected where it stands."""
+    length = str(len(body))
+    headers = tuple((key, length if key.lower() == "content-length" else value) for key, value in reply.headers)
+    return replace(reply, headers=headers, body=body)
+
+
+def error_reply(error: TsParityError) -> Reply:
+    """In TorchServe's shape, with the error's own status and type."""
+    reply = torchserve_error(error.status, error.kind, str(error))
+    if isinstance(error, Unavailable) and error.retry_after_s is not None:
+        return with_header(reply, "Retry-After", str(max(1, round(error.retry_after_s))))
+    return reply
+
+
+def torchserve_error(status: int, kind: str, message: str) -> Reply:
+    body = error_body(status, kind, message)
+    headers = (("content-type", "application/json"), ("content-length", str(len(body))))
+    return Reply(status, _PHRASES.get(status, ""), headers, body)
+
+
+def too_large() -> Reply:
+    """TorchServe's answer to a body over the limit: nothing but the status."""
+    return Reply(413, "Request Entity Too Large", (("content-length", "0"),), b"")
+
+
+_PHRASES = {
+    400: "Bad Request",
+    404: "Not Found",
+    500: "Internal Server Error",
+    502: "Bad Gateway",
+    503: "Service Unavailable",
+    504: "Gateway Timeout",
+}

@@ -1,0 +1,178 @@
+"""What each kind of task says on the wire, and what its reply means.
+
+Pure: requests out of queries and groups, outcomes out of replies. Knows frames, tails and control headers; knows
+nothing of sockets, time or which endpoint is chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ts_parity.codes import Family
+from ts_parity.engine import Arrived, Failed, Outcome
+from ts_parity.errors import MalformedFrame, MalformedTail
+from ts_parity.proxy.messages import Reply, Request, header, with_body, without_control, without_hop_by_hop
+from ts_parity.proxy.routes import prediction_target, url_path
+from ts_parity.proxy.upstream import Unreachable, classify
+from ts_parity.wire import (
+    FRAME_TYPE,
+    OP,
+    OP_FINISH,
+    OP_GROUP,
+    OP_RAW,
+    RAW,
+    SECRET,
+    Array,
+    Frame,
+    Headers,
+    Part,
+    pack_frame,
+    split_tail,
+    unpack_frame,
+)
+
+_FRAME_HEADERS: Headers = (("Content-Type", FRAME_TYPE),)
+# Of TorchServe's own headers on the reply to a group, these would stand on an ordinary answer too.
+_FRONTEND_HEADERS = frozenset({"x-request-id", "pragma", "cache-control", "expires"})
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A query's payload: the client's request less control headers, and what followed the version in its path."""
+
+    request: Request
+    extra: str
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model on an instance, as a task is addressed to it."""
+
+    instance: str
+    model: str
+    version: str
+    wrapped: bool
+
+
+@dataclass(frozen=True)
+class Value:
+    """What a task brought: the reply, and what was taken out of it. The driver keeps it in `task.value`."""
+
+    reply: Reply | None = None
+    raw: Array | None = None
+    frame: Frame | None = None
+
+
+def prediction_request(ask: Ask, target: Target, raw: bool, secret: str) -> Request:
+    """The client's own request. With `raw`, the worker is asked for the model's raw output behind the answer."""
+    path = prediction_target(target.model, target.version, ask.extra, ask.request.query_string)
+    headers = ask.request.headers
+    if raw:
+        headers = (*headers, *_control(OP_RAW, secret))
+    return Request(ask.request.method, path, headers, ask.request.body)
+
+
+def group_request(members: Sequence[Ask | None], target: Target, secret: str) -> Request:
+    frame = Frame(tuple(None if ask is None else _part(ask) for ask in members))
+    return _frame_request(frame, target, OP_GROUP, secret)
+
+
+def finish_request(ask: Ask, raw: Array, target: Target, secret: str) -> Request:
+    return _frame_request(Frame((_part(ask),), raw), target, OP_FINISH, secret)
+
+
+def read_prediction(result: Reply | Unreachable) -> tuple[Outcome, Value]:
+    """The ordinary answer, and the raw tail if there is one. The tail never reaches the client."""
+    if isinstance(result, Unreachable):
+        return Failed(result.reason), Value()
+    failure = classify(result)
+    if failure is not None:
+        return failure, Value(result)
+    described = result.header(RAW)
+    reply = _clean(result)
+    if described is None:
+        return Arrived(), Value(reply)
+    try:
+        body, raw = split_tail(result.body, described)
+    except MalformedTail as error:
+        # Where the ordinary body ends is unknown now, so there is no answer in it.
+        return Failed(str(error)), Value()
+    return Arrived(raw=True), Value(with_body(reply, body), raw)
+
+
+def read_protection(result: Reply | Unreachable, family: str, sent: frozenset[int]) -> tuple[Outcome, Value]:
+    """A group's answer: one raw parity output, or one ordinary answer per slot. `sent`: the slots with a member."""
+    failure = _no_answer(result)
+    if failure is not None:
+        return failure
+    assert isinstance(result, Reply)
+    if result.header("content-type") != FRAME_TYPE:
+        return Failed("the answer to a group request is no frame; is this a protection?", retry=False), Value()
+    try:
+        frame = unpack_frame(result.body)
+    except MalformedFrame as error:
+        return Failed(str(error), retry=False), Value()
+    covers = frozenset(i for i, part in enumerate(frame.slots) if part and 200 <= part.status < 300) & sent
+    if family == Family.PARITY and frame.raw is None:
+        return Failed("no parity output in the answer to a group request", retry=False), Value()
+    return Arrived(covers=covers), Value(_clean(result), frame.raw, frame)
+
+
+def read_finish(result: Reply | Unreachable) -> tuple[Outcome, Value]:
+    """An error is not an answer here: it may be about the operation, and the query's own task may still bring one."""
+    failure = _no_answer(result)
+    if failure is not None:
+        return failure
+    assert isinstance(result, Reply)
+    return Arrived(), Value(_clean(result))
+
+
+def slot_reply(value: Value, slot: int) -> Reply:
+    """An ordinary answer out of a backup's frame, with the headers the frontend would have put on it."""
+    assert value.frame is not None
+    assert value.reply is not None
+    part = value.frame.slots[slot]
+    assert part is not None, f"slot {slot} was not covered"
+    own = without_control(without_hop_by_hop(part.headers))
+    taken = {name.lower() for name, _ in own}
+    frontend = tuple(
+        (name, text)
+        for name, text in value.reply.headers
+        if name.lower() in _FRONTEND_HEADERS and name.lower() not in taken
+    )
+    own = tuple(pair for pair in own if pair[0].lower() != "content-length")
+    headers = (*own, *frontend, ("content-length", str(len(part.body))))
+    return Reply(part.status, part.phrase, headers, part.body)
+
+
+def _no_answer(result: Reply | Unreachable) -> tuple[Outcome, Value] | None:
+    if isinstance(result, Unreachable):
+        return Failed(result.reason), Value()
+    failure = classify(result)
+    if failure is not None:
+        return failure, Value(result)
+    if result.status >= 400:
+        text = result.body[:200].decode("utf-8", "replace")
+        return Failed(f"refused with {result.status}: {text}", retry=False), Value(result)
+    return None
+
+
+def _clean(reply: Reply) -> Reply:
+    return Reply(reply.status, reply.phrase, without_control(reply.headers), reply.body)
+
+
+def _control(operation: str, secret: str) -> Headers:
+    return ((OP, operation), (SECRET, secret)) if secret else ((OP, operation),)
+
+
+def _part(ask: Ask) -> Part:
+    headers = without_hop_by_hop(ask.request.headers)
+    if ask.extra and header(headers, "url_path") is None:
+        headers = (*headers, ("url_path", url_path(ask.extra)))
+    return Part(headers, ask.request.body)
+
+
+def _frame_request(frame: Frame, target: Target, operation: str, secret: str) -> Request:
+    headers = (*_FRAME_HEADERS, *_control(operation, secret))
+    return Request("POST", prediction_target(target.model, target.version), headers, pack_frame(frame))

@@ -1,0 +1,69 @@
+"""Which model a path of TorchServe's inference API speaks of, by TorchServe's own rules.
+
+Pure. Knows paths; knows nothing of which models there are or who serves them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import parse_qs, quote, unquote
+
+_MODEL_FIRST = frozenset({"predictions", "explanations"})
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """`/predictions/{model}[/{version}[/extra...]]`. `extra` is as sent, with its leading slash, or empty."""
+
+    model: str
+    version: str | None
+    extra: str
+
+
+def prediction(method: str, path: str) -> Prediction | None:
+    """The prediction this request asks for, or None. OPTIONS asks for a description instead."""
+    segments = _segments(path)
+    if method == "OPTIONS" or len(segments) < 2 or segments[0] != "predictions" or not segments[1]:
+        return None
+    version = unquote(segments[2]) if len(segments) > 2 else None
+    extra = "".join(f"/{segment}" for segment in segments[3:])
+    return Prediction(unquote(segments[1]), version, extra)
+
+
+def model_named(path: str, query_string: str) -> str | None:
+    """The model any other request is about, or None."""
+    segments = _segments(path)
+    count = len(segments)
+    if count >= 2 and segments[0] in _MODEL_FIRST:
+        return unquote(segments[1])
+    if count >= 3 and segments[:2] == ["v1", "models"]:
+        return unquote(segments[2].rpartition(":")[0] or segments[2])
+    if count >= 3 and segments[:2] == ["v2", "models"]:
+        return unquote(segments[2])
+    if segments == ["invocations"]:
+        named = parse_qs(query_string).get("model_name")
+        return named[-1] if named else None
+    if count == 3 and segments[0] == "models" and segments[2] == "invoke":
+        return unquote(segments[1])
+    if count in (2, 3) and segments[-1] == "predict":
+        return unquote(segments[0])
+    return None
+
+
+def prediction_target(model: str, version: str, extra: str = "", query_string: str = "") -> str:
+    """The path to send. With a version it means the same on every instance, whatever their defaults are."""
+    path = f"/predictions/{quote(model, safe='')}/{quote(version, safe='')}{extra}"
+    return f"{path}?{query_string}" if query_string else path
+
+
+def url_path(extra: str) -> str:
+    """What TorchServe hands to the handler as the header `url_path`."""
+    return unquote(extra).removeprefix("/")
+
+
+def _segments(path: str) -> list[str]:
+    segments = path.split("/")[1:]
+    # TorchServe splits as Java does: trailing empty segments do not count.
+    while segments and not segments[-1]:
+        segments.pop()
+    return segments
