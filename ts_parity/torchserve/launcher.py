@@ -1,6 +1,6 @@
 """Real TorchServe instances on this machine: started, known to be ready, and gone afterwards, whatever happens.
 
-An instance is a guard process (`guard.py`), the JVM under it and the JVM's Python workers, with a session and a folder of
+An instance is a guard process (`guard.py`), the JVM under it and the JVM's Python workers, in a session and a folder of
 their own. Ready means that describe shows every worker READY; /ping says healthy long before that and long after.
 Knows processes, ports, logs and time-outs; knows nothing of what the models do.
 """
@@ -46,7 +46,11 @@ LOG_LINES = 40
 _CLASH = re.compile(r"Address already in use|Failed to bind", re.IGNORECASE)
 _LOAD_FAILED = re.compile(r"Load model failed: (?P<model>[^,\s]+)")
 _STORE_REFUSED = re.compile(r"Failed to load model: (?P<file>\S+)")
-_NOISE = re.compile(r"s_name_part0|Listening on port|Successfully loaded .*metrics|Python runtime|Connection accepted")
+# What every start says: the JVM of our choice about TorchServe's old libraries, workers about their sockets.
+_NOISE = re.compile(
+    r"^WARNING: |nvidia-smi not available|access any URL to load models|s_name_part0|Listening on port"
+    r"|Successfully loaded .*metrics|Python runtime|Connection accepted|\[PID\]|Torch worker started|Model server started"
+)
 
 
 class _PortClash(Exception):
@@ -274,6 +278,7 @@ class TorchServeInstance:
         if clash := _CLASH.search(log):
             raise _PortClash(clash.group())
         if failed := _LOAD_FAILED.search(log):
+            self._stopping.wait(2 * POLL_S)  # the traceback comes through another thread and may be a line behind
             raise self._failure(f"could not load model {failed['model']}; the handler's traceback is in the log")
         if refused := _STORE_REFUSED.search(log):
             raise self._failure(f"could not register {refused['file']}; is it a whole archive?")
