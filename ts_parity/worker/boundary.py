@@ -1,0 +1,179 @@
+"""The boundary at the model call: the user's own entry point, run whole, with one point of it watched or replaced.
+
+Finds the entry point with TorchServe's own rules and, for one call at a time, puts a stand-in wherever the model object
+is. Then a call can be recorded (raw output), stopped (model inputs) or fed (a raw output from elsewhere). Used inside a
+worker and, in process, by training. Knows nothing of requests, frames, codes or what the numbers mean.
+
+Promises: nothing stays changed after a call, whatever user code does in it; a run that reaches the model twice, or
+whose output is not one floating leaf, is not codable, and the reason is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from ts.model_loader import TsModelLoader
+
+from ts_parity.errors import NotCodable
+from ts_parity.wire import Array
+from ts_parity.worker.outputs import Container
+from ts_parity.worker.sites import Site, declared_sites, find_sites
+from ts_parity.worker.standin import MODEL_CALLS, StandIn, dismiss, unwrap
+from ts_parity.worker.watches import Giving, ModelCall, ModelReached, Recording, Stopping, Watching, copied
+
+EntryPoint = Callable[[Any, Any], Any]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one ordinary run showed. `raw` is None if `refusal` says why there is none."""
+
+    answer: Any
+    raw: Array | None
+    refusal: str | None
+    calls: tuple[ModelCall, ...] = ()
+    existed: bool = True
+    """False if no model object could be found before the run: it may have been created in it."""
+
+
+def load_entry_point(handler: str, context: Any) -> EntryPoint:
+    """Import `handler` (file[:function] or a stock name) and initialise its entry point, all as TorchServe does."""
+    loader = TsModelLoader()
+    module, function = _import_handler(loader, handler)
+    function = function or "handle"
+    if hasattr(module, function):
+        entry, initialize = loader._get_function_entry_point(module, function)
+    else:
+        entry, initialize = loader._get_class_entry_point(module)
+    initialize(context)
+    return entry  # type: ignore[no-any-return]
+
+
+def _import_handler(loader: Any, handler: str) -> tuple[ModuleType, str | None]:
+    try:
+        return loader._load_handler_file(handler)  # type: ignore[no-any-return]
+    except ImportError as error:
+        try:
+            return loader._load_default_handler(handler), None
+        except ImportError:
+            raise error from None  # TorchServe hides this one; it is the one that tells what is wrong
+
+
+class Boundary:
+    """The entry point of one user handler, and every way to run it.
+
+    `model` and `call` are the archive's declaration, where the search would not find the right object or method.
+    """
+
+    def __init__(self, entry: EntryPoint, model: str | None = None, call: str | None = None) -> None:
+        self.entry = entry
+        self._model = model
+        self._calls = frozenset({call}) if call else MODEL_CALLS
+        self._container: Container | None = None
+
+    def plain(self, data: Any, context: Any) -> Any:
+        return self.entry(data, context)
+
+    def record(self, data: Any, context: Any, keep_inputs: bool = False) -> Record:
+        """Run as always and take the model's raw output. Exceptions of user code pass through."""
+        watch = Recording(keep_inputs)
+        sites = self._sites()
+        with _watched(watch, sites, self._calls):
+            answer = self.entry(data, context)
+        if watch.container is not None:
+            self._container = watch.container
+        raw, refusal = watch.verdict(bool(sites))
+        return Record(answer, raw, refusal, tuple(watch.calls), bool(sites))
+
+    def capture(self, data: Any, context: Any) -> ModelCall:
+        """Run up to the model call and end there. Raise NotCodable if the run ended without exactly one such call.
+
+        Exceptions of user code pass through, unless they came after the model was reached: then user code swallowed
+        our own, and what follows is of no interest.
+        """
+        watch = Stopping()
+        try:
+            with _watched(watch, self._existing_sites(data, context), self._calls):
+                watch.ended_with(self.entry(data, context))
+        except ModelReached:
+            pass
+        except Exception:
+            if not watch.calls:
+                raise
+        return watch.only_call()
+
+    def give(self, data: Any, context: Any, raw: Array) -> Any:
+        """Run as always, `raw` standing in for what the model would have returned. -> the entry point's answer.
+
+        The first of all runs learns the output's container by letting the model compute once.
+        """
+        watch = Giving(raw, self._container)
+        try:
+            with _watched(watch, self._existing_sites(data, context), self._calls):
+                answer = self.entry(data, context)
+        except Exception:
+            if watch.refusal is None:
+                raise
+        if watch.refusal is not None:
+            raise watch.refusal
+        self._container = watch.container
+        return answer
+
+    @property
+    def models(self) -> list[Any]:
+        """The distinct model objects that user code would call now; empty while it has not created one."""
+        return list({id(model): model for model in (site.get() for site in self._sites())}.values())
+
+    @contextmanager
+    def replaced(self, model: Any) -> Iterator[None]:
+        """While it lasts, user code uses this model instead of its own, at every site."""
+        sites = self._sites()
+        if not sites:
+            raise NotCodable("no model object was found that could be replaced; declare where it is with model:")
+        originals = [site.get() for site in sites]
+        try:
+            for site in sites:
+                site.put(model)
+            yield
+        finally:
+            for site, original in zip(sites, originals, strict=True):
+                site.put_back(original)
+
+    def _sites(self) -> list[Site]:
+        return declared_sites(self.entry, self._model) if self._model else find_sites(self.entry)
+
+    def _existing_sites(self, data: Any, context: Any) -> list[Site]:
+        """A handler may create its model in its first request. Then that request is first run once, plainly."""
+        sites = self._sites()
+        if not sites:
+            self.entry(copied(data), context)
+            sites = self._sites()
+        if not sites:
+            raise NotCodable("no model object was found at the entry point; declare where it is with model:")
+        return sites
+
+
+@contextmanager
+def _watched(watch: Watching, sites: Sequence[Site], calls: frozenset[str]) -> Iterator[None]:
+    """Stand-ins at every site of a model while it lasts; one per object, so that aliases stay aliases."""
+    stand_ins: dict[int, StandIn] = {}
+    armed: list[tuple[Site, StandIn]] = []
+    try:
+        for site in sites:
+            real = site.get()
+            if id(real) not in stand_ins:
+                stand_ins[id(real)] = StandIn(real, watch.at(site.path), calls)
+            site.put(stand_ins[id(real)])
+            armed.append((site, stand_ins[id(real)]))
+        yield
+    finally:
+        for stand_in in stand_ins.values():
+            dismiss(stand_in)
+        for site, stand_in in armed:
+            # What user code put there meanwhile is its own business.
+            if site.get() is stand_in:
+                site.put_back(unwrap(stand_in))

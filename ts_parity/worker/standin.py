@@ -1,0 +1,128 @@
+"""A stand-in for the user's model object, for one call of the user's entry point.
+
+It looks like the model in everything but one thing: calling it goes to a watch. It does not know what the watch does
+with a call, where the model lives, or what the output means.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import operator
+import types
+from collections.abc import Callable
+from typing import Any
+
+Watch = Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+"""watch(method name, the model's own method, args, kwargs) -> what user code gets."""
+
+CALL = "__call__"
+MODEL_CALLS = frozenset({CALL, "forward"})
+
+_read = object.__getattribute__
+
+
+class StandIn:
+    """Forwards every attribute, write and special method to the real object; `calls` go to the watch.
+
+    User code may keep a stand-in beyond its call (`self.net = self.model.eval()`), so a dismissed one is transparent.
+    """
+
+    __slots__ = ("_ts_parity_calls", "_ts_parity_real", "_ts_parity_watch")
+
+    def __init__(self, real: object, watch: Watch, calls: frozenset[str]) -> None:
+        object.__setattr__(self, "_ts_parity_real", real)
+        object.__setattr__(self, "_ts_parity_watch", watch)
+        object.__setattr__(self, "_ts_parity_calls", calls)
+
+    def __getattribute__(self, name: str) -> Any:
+        real = _read(self, "_ts_parity_real")
+        if name in _read(self, "_ts_parity_calls"):
+            return functools.partial(_called, self, name)
+        value = getattr(real, name)
+        if isinstance(value, types.MethodType) and value.__self__ is real:
+            return _chaining(self, real, value)
+        return value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(_read(self, "_ts_parity_real"), name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(_read(self, "_ts_parity_real"), name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if CALL in _read(self, "_ts_parity_calls"):
+            return _called(self, CALL, *args, **kwargs)
+        return _read(self, "_ts_parity_real")(*args, **kwargs)
+
+    def __enter__(self) -> Any:
+        real = _read(self, "_ts_parity_real")
+        entered = type(real).__enter__(real)
+        return self if entered is real else entered
+
+    def __exit__(self, *exception: Any) -> Any:
+        real = _read(self, "_ts_parity_real")
+        return type(real).__exit__(real, *exception)
+
+    def __eq__(self, other: object) -> bool:
+        return bool(_read(self, "_ts_parity_real") == unwrap(other))
+
+    def __hash__(self) -> int:
+        return hash(_read(self, "_ts_parity_real"))
+
+
+def unwrap(value: Any) -> Any:
+    """The real object behind a stand-in; anything else as it is."""
+    return _read(value, "_ts_parity_real") if type(value) is StandIn else value
+
+
+def dismiss(stand_in: StandIn) -> None:
+    """From now on the stand-in only forwards."""
+    object.__setattr__(stand_in, "_ts_parity_watch", None)
+
+
+def _called(stand_in: StandIn, name: str, *args: Any, **kwargs: Any) -> Any:
+    real, watch = _read(stand_in, "_ts_parity_real"), _read(stand_in, "_ts_parity_watch")
+    run = real if name == CALL else getattr(real, name)
+    return run(*args, **kwargs) if watch is None else watch(name, run, args, kwargs)
+
+
+def _chaining(stand_in: StandIn, real: object, method: Callable[..., Any]) -> Callable[..., Any]:
+    """`model.eval()(x)` and `model = model.to(device)` must not slip past the stand-in: self answers become it."""
+
+    @functools.wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        result = method(*args, **kwargs)
+        return stand_in if result is real else result
+
+    return call
+
+
+def _forwarding(operation: Callable[..., Any]) -> Callable[..., Any]:
+    def method(self: StandIn, *args: Any) -> Any:
+        return operation(_read(self, "_ts_parity_real"), *args)
+
+    return method
+
+
+# Python looks special methods up on the class, so attribute forwarding alone does not reach them.
+_SPECIAL: dict[str, Callable[..., Any]] = {
+    "__len__": len,
+    "__iter__": iter,
+    "__next__": next,
+    "__reversed__": reversed,
+    "__getitem__": operator.getitem,
+    "__setitem__": operator.setitem,
+    "__delitem__": operator.delitem,
+    "__contains__": operator.contains,
+    "__bool__": bool,
+    "__repr__": repr,
+    "__str__": str,
+    "__format__": format,
+    "__dir__": dir,
+    "__copy__": copy.copy,
+    "__deepcopy__": copy.deepcopy,
+    "__reduce_ex__": lambda real, protocol: real.__reduce_ex__(protocol),
+}
+for _name, _operation in _SPECIAL.items():
+    setattr(StandIn, _name, _forwarding(_operation))
