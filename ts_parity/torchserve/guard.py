@@ -27,7 +27,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -46,14 +45,14 @@ def main() -> int:
     try:
         command = subprocess.Popen(args.command, stdin=subprocess.DEVNULL, preexec_fn=_die_with_guard)
         _write(args.pid_file, str(command.pid))
-        status = _watch(command.pid, wakeup, args.grace)
+        owner_gone = _watch(command.pid, wakeup, args.grace)
     finally:
         _kill_descendants()
-        if args.remove:
-            shutil.rmtree(args.remove, ignore_errors=True)
+    if args.remove and owner_gone:  # an owner who is there wants to read the log first
+        shutil.rmtree(args.remove, ignore_errors=True)
     if not sys.platform.startswith("linux"):
         os.killpg(0, signal.SIGKILL)  # without /proc there is no finer tool; it ends this process as well
-    return os.waitstatus_to_exitcode(status) & 0xFF if status is not None else 0
+    return 0
 
 
 def _hear_signals() -> int:
@@ -67,41 +66,40 @@ def _hear_signals() -> int:
     return reading
 
 
-def _watch(pid: int, wakeup: int, grace_s: float) -> int | None:
-    """Until the command ends, or the owner asks for a stop or is gone. -> the command's wait status, if known."""
+def _watch(pid: int, wakeup: int, grace_s: float) -> bool:
+    """Until the command ends, or the owner asks for a stop or is gone. -> whether the owner is gone."""
     stdin, deadline = sys.stdin.fileno(), None
     while True:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         watched = [wakeup] if deadline is not None else [wakeup, stdin]
         ready, _, _ = select.select(watched, [], [], left)
         if not ready:
-            return None
+            return False
         if stdin in ready:
             if not os.read(stdin, 1):
-                return None
+                return True
             os.kill(pid, signal.SIGTERM)
             deadline = time.monotonic() + grace_s
         if wakeup in ready and signal.SIGTERM in os.read(wakeup, 512):
-            return None
-        for ended, status in _reap():
-            if ended == pid:
-                return status
+            return False
+        if pid in _reap():
+            return False
 
 
-def _reap() -> Iterator[tuple[int, int]]:
+def _reap() -> set[int]:
+    """The children that have ended: the command itself, and what was left to us as the subreaper."""
+    ended = set()
     with contextlib.suppress(ChildProcessError):
-        while True:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-            if pid == 0:
-                return
-            yield pid, status
+        while pid := os.waitpid(-1, os.WNOHANG)[0]:
+            ended.add(pid)
+    return ended
 
 
 def _kill_descendants() -> None:
     """SIGKILL ends stopped processes too. Repeated, since the dying may have started more."""
     deadline = time.monotonic() + KILL_DEADLINE_S
     while time.monotonic() < deadline:
-        list(_reap())
+        _reap()
         alive = _descendants(os.getpid())
         if not alive:
             return

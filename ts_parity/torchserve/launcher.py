@@ -1,6 +1,6 @@
 """Real TorchServe instances on this machine: started, known to be ready, and gone afterwards, whatever happens.
 
-An instance is a guard process (`guard.py`), the JVM under it and the JVM's Python workers, in a session and a folder of
+An instance is a guard process (`guard.py`), the JVM under it and the JVM's Python workers, in a session and folder of
 their own. Ready means that describe shows every worker READY; /ping says healthy long before that and long after.
 Knows processes, ports, logs and time-outs; knows nothing of what the models do.
 """
@@ -49,7 +49,8 @@ _STORE_REFUSED = re.compile(r"Failed to load model: (?P<file>\S+)")
 # What every start says: the JVM of our choice about TorchServe's old libraries, workers about their sockets.
 _NOISE = re.compile(
     r"^WARNING: |nvidia-smi not available|access any URL to load models|s_name_part0|Listening on port"
-    r"|Successfully loaded .*metrics|Python runtime|Connection accepted|\[PID\]|Torch worker started|Model server started"
+    r"|Successfully loaded .*metrics|Python runtime|Connection accepted|\[PID\]|Torch worker started"
+    r"|Model server started"
 )
 
 

@@ -296,16 +296,18 @@ def _hint(status: int, kind: str, message: str) -> str:
         )
     if status == 405:
         return "is the model API off? Start the instance with --enable-model-api (and address its management port)"
-    if kind == "ModelNotFoundException" and "url" in message.lower():
-        return "a local archive must be a plain file name inside the instance's model store"
-    if status == 404 and "Archive" not in kind and "NotFound" in kind:
-        return "see GET /models for what is registered there; the inference port does not describe models"
+    if kind == "ResourceNotFoundException":
+        return "this is not a management address (port 8081 by default); the inference port cannot describe or register"
+    if message.startswith(("Model not found at", "Relative path")):
+        return "a local archive must be a plain file name inside the instance's own model store"
+    if status == 404:
+        return "GET /models lists the models registered there, GET /models/NAME/all the versions of one"
     if status == 409:
         return "that version is registered already: unregister it first or pack the archive with another --version"
     if status == 403:
         return "set another version as the default first"
     if status == 500 and "start workers" in message.lower():
-        return "the model did not load: see model_log.log of the instance for the handler's traceback"
+        return "the model did not load: the handler's traceback is in the instance's model log"
     return ""
 
 
