@@ -329,14 +329,20 @@ def _ended(guard: subprocess.Popen[bytes]) -> bool:
         return True
 
 
-@contextlib.contextmanager
-def start_fleet(instances: Sequence[TorchServeInstance]) -> Iterator[Sequence[TorchServeInstance]]:
-    """Start instances side by side; all are ready in the body and stopped after it.
-
-    If one fails, or Ctrl-C comes, all are stopped and the first error is raised.
-    """
+def launch_fleet(instances: Sequence[TorchServeInstance]) -> None:
+    """Start instances side by side. If one fails, or Ctrl-C comes, all are stopped and the first error is raised."""
     try:
         _together(instances, TorchServeInstance.start)
+    except BaseException:
+        stop_fleet(instances, orderly=False)
+        raise
+
+
+@contextlib.contextmanager
+def start_fleet(instances: Sequence[TorchServeInstance]) -> Iterator[Sequence[TorchServeInstance]]:
+    """`launch_fleet`, and stop them all after the body."""
+    launch_fleet(instances)
+    try:
         yield instances
     finally:
         stop_fleet(instances)

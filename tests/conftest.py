@@ -1,0 +1,127 @@
+"""Fixtures for every room: archives made from a few lines of handler, and real TorchServe instances to load them into."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from ts_parity.torchserve.configuration import InstanceOptions
+from ts_parity.torchserve.launcher import TorchServeInstance, launch_fleet, stop_fleet
+
+TINY_HANDLER = '''\
+"""Answers a body with itself. Needs no model and no torch."""
+
+
+def handle(data, context):
+    if data is None:
+        return None
+    if context.get_request_header(0, "describe") == "True":
+        return [{"tiny": {"pid": __import__("os").getpid()}}]
+    return [bytes(row.get("body") or b"") for row in data]
+'''
+
+BROKEN_HANDLER = """\
+raise ValueError("broken on purpose")
+"""
+
+
+def write_archive(
+    path: Path,
+    handler: str = TINY_HANDLER,
+    *,
+    name: str | None = None,
+    version: str = "1.0",
+    handler_entry: str | None = None,
+    serialized: bytes | None = None,
+    files: Mapping[str, str | bytes] | None = None,
+    config: str | None = None,
+) -> Path:
+    """A .mar as torch-model-archiver would write it, without starting one: handler text in, archive out."""
+    name = name or path.stem
+    model: dict[str, Any] = {
+        "modelName": name,
+        "handler": handler_entry or f"{name}_handler.py",
+        "modelVersion": version,
+    }
+    contents: dict[str, str | bytes] = {f"{name}_handler.py": handler, **(files or {})}
+    if serialized is not None:
+        model["serializedFile"] = f"{name}.pt"
+        contents[f"{name}.pt"] = serialized
+    if config is not None:
+        model["configFile"] = "model-config.yaml"
+        contents["model-config.yaml"] = config
+    manifest = {"createdOn": "01/01/2026 00:00:00", "runtime": "python", "model": model, "archiverVersion": "0.12.0"}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file, content in contents.items():
+            archive.writestr(file, content)
+        archive.writestr("MAR-INF/MANIFEST.json", json.dumps(manifest, indent=2))
+    return path
+
+
+class TorchServeFactory:
+    """Starts real instances; whoever made it stops them. Options are those of InstanceOptions."""
+
+    def __init__(self) -> None:
+        self._started: list[TorchServeInstance] = []
+
+    def __call__(self, archives: Sequence[str | os.PathLike[str]] = (), **options: Any) -> TorchServeInstance:
+        return self.fleet([archives], **options)[0]
+
+    def fleet(self, archives: Sequence[Sequence[str | os.PathLike[str]]], **options: Any) -> list[TorchServeInstance]:
+        """One instance per entry, started side by side, each with the archives of its entry."""
+        chosen = InstanceOptions(**options)
+        instances = [TorchServeInstance(each, chosen, name=f"instance {i}") for i, each in enumerate(archives)]
+        launch_fleet(instances)
+        self._started += instances
+        return instances
+
+    def stop(self) -> None:
+        instances, self._started = self._started, []
+        stop_fleet(instances, orderly=False)
+
+
+@pytest.fixture(scope="module")
+def torchserve_factory() -> Iterator[TorchServeFactory]:
+    """`torchserve_factory([archive, ...], workers=1, ...)` -> a ready instance that lives as long as the test module."""
+    factory = TorchServeFactory()
+    try:
+        yield factory
+    finally:
+        factory.stop()
+
+
+@pytest.fixture
+def make_archive(tmp_path: Path) -> Callable[..., Path]:
+    """`make_archive("digits", handler_text, ...)` -> the path of a .mar, fresh for each test."""
+
+    def make(name: str = "tiny", handler: str = TINY_HANDLER, **more: Any) -> Path:
+        return write_archive(tmp_path / "archives" / f"{name}.mar", handler, **more)
+
+    return make
+
+
+def torchserve_processes(root: int | None = None) -> list[psutil.Process]:
+    """Guards, JVMs and workers below a process (this one by default)."""
+    found = []
+    for process in psutil.Process(root).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            line = " ".join(process.cmdline())
+            if "guard.py" in line or "org.pytorch.serve" in line or "model_service_worker" in line:
+                found.append(process)
+    return found
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_left_running() -> Iterator[None]:
+    """The whole suite leaves no TorchServe behind."""
+    yield
+    assert torchserve_processes() == []
