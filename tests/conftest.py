@@ -1,4 +1,4 @@
-"""Fixtures for every room: archives made from a few lines of handler, and real TorchServe instances to load them into."""
+"""Fixtures for every room: archives made from a few lines of handler, and real TorchServe instances to load them."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class TorchServeFactory:
 
 @pytest.fixture(scope="module")
 def torchserve_factory() -> Iterator[TorchServeFactory]:
-    """`torchserve_factory([archive, ...], workers=1, ...)` -> a ready instance that lives as long as the test module."""
+    """`torchserve_factory([archive, ...], workers=1, ...)` -> an instance, ready; it lives as long as the module."""
     factory = TorchServeFactory()
     try:
         yield factory

@@ -24,7 +24,7 @@ real = [pytest.mark.torchserve, pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def fleet(torchserve_factory: TorchServeFactory, tmp_path_factory: pytest.TempPathFactory) -> list[TorchServeInstance]:
-    """Two instances with token authorization: the first may register models, as may the second with its own key only."""
+    """Two instances with token authorization and the model API on."""
     tiny = write_archive(tmp_path_factory.mktemp("archives") / "tiny.mar")
     return torchserve_factory.fleet([[tiny], [tiny]], token_auth=True, model_api=True)
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import stat
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -155,10 +156,10 @@ def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
             yield archive
     except FileNotFoundError:
         raise ArchiveError(f"there is no archive {path}") from None
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise ArchiveError(f"{path} is not a whole .mar (a zip file): {error}") from None
     except OSError as error:
-        raise ArchiveError(f"cannot read {path}: {error}") from None
+        raise ArchiveError(f"cannot work on {path}: {error}") from None
 
 
 def _checked_names(archive: zipfile.ZipFile, path: Path) -> Iterator[str]:
