@@ -22,7 +22,7 @@ from ts_parity.errors import NotCodable
 from ts_parity.wire import Array
 from ts_parity.worker.outputs import Container
 from ts_parity.worker.sites import Site, declared_sites, find_sites
-from ts_parity.worker.standin import MODEL_CALLS, StandIn, dismiss, unwrap
+from ts_parity.worker.standin import CALL, MODEL_CALLS, StandIn, dismiss, unwrap
 from ts_parity.worker.watches import Giving, ModelCall, ModelReached, Recording, Stopping, Watching, copied
 
 EntryPoint = Callable[[Any, Any], Any]
@@ -127,6 +127,15 @@ class Boundary:
     def models(self) -> list[Any]:
         """The distinct model objects that user code would call now; empty while it has not created one."""
         return list({id(model): model for model in (site.get() for site in self._sites())}.values())
+
+    def compute(self, call: ModelCall) -> Any:
+        """Let the user's own model compute a call that was captured here, perhaps with other inputs. -> its output."""
+        for site in self._sites():
+            if site.path == call.site:
+                model = site.get()
+                run = model if call.method == CALL else getattr(model, call.method)
+                return run(*call.args, **call.kwargs)
+        raise NotCodable(f"the model object that was at {call.site} is no longer there")
 
     @contextmanager
     def replaced(self, model: Any) -> Iterator[None]:

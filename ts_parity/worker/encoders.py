@@ -1,0 +1,165 @@
+"""The encoder: from the model inputs of a group's slots to the input of a parity model, on the inputs' own device.
+
+Adds floating tensors of one shape and nothing else; what cannot be added is refused with a reason. The same functions
+serve groups in a worker and training. Knows torch and containers; knows nothing of requests or models.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ts_parity.errors import NotCodable
+from ts_parity.worker.watches import ModelCall
+
+Place = tuple[Any, ...]
+"""Where a leaf is in the arguments of a call: ("args", 0) or ("kwargs", "pixel_values")."""
+Shape = tuple[tuple[int, ...], torch.dtype]
+
+
+def combine(inputs: Sequence[torch.Tensor | None], coefficients: Sequence[float]) -> torch.Tensor:
+    """sum_i coefficients[i] * inputs[i], an empty slot counting as zeros. No division by k, as in the paper.
+
+    Half precision is added in float32 and comes back in the inputs' dtype.
+    """
+    present = [(c, x) for c, x in zip(coefficients, inputs, strict=True) if x is not None]
+    if not present:
+        raise NotCodable("a group needs at least one member")
+    dtype = present[0][1].dtype
+    wide = torch.promote_types(dtype, torch.float32)
+    total = present[0][1].to(wide) * present[0][0]
+    for coefficient, tensor in present[1:]:
+        total = total.add(tensor.to(wide), alpha=coefficient)
+    return total.to(dtype)
+
+
+def model_input(call: ModelCall) -> torch.Tensor:
+    """The one floating tensor of a call. Raise NotCodable if there is none, or more."""
+    place = _input_place([call])
+    tensor = dict(_leaves(call))[place]
+    assert isinstance(tensor, torch.Tensor)
+    return tensor
+
+
+def input_shapes(call: ModelCall) -> tuple[Shape, ...]:
+    """Shapes and dtypes of a call's tensors. Slots of one group agree in them."""
+    return tuple((tuple(leaf.shape), leaf.dtype) for _, leaf in _leaves(call) if isinstance(leaf, torch.Tensor))
+
+
+def odd_ones_out(calls: Mapping[int, ModelCall]) -> dict[int, str]:
+    """Slots whose inputs have another shape than most of the group's -> why each cannot be coded with it."""
+    shapes = {slot: input_shapes(call) for slot, call in calls.items()}
+    if len(set(shapes.values())) <= 1:
+        return {}
+    common = Counter(shapes.values()).most_common(1)[0][0]
+    return {
+        slot: f"model inputs of {_told(shape)} cannot be coded with the group's {_told(common)}"
+        for slot, shape in shapes.items()
+        if shape != common
+    }
+
+
+def encode(calls: Sequence[ModelCall | None], coefficients: Sequence[float]) -> ModelCall:
+    """The call of the parity model: as the slots called theirs, with the combined input in place of their own.
+
+    Every other argument must be the same in all slots. Raise NotCodable with a reason.
+    """
+    present = [call for call in calls if call is not None]
+    place = _input_place(present)
+    leaves = [None if call is None else dict(_leaves(call)) for call in calls]
+    inputs = [None if leaf is None else leaf[place] for leaf in leaves]
+    first = present[0]
+    combined = combine(inputs, coefficients)
+    arguments = _replaced({"args": first.args, "kwargs": first.kwargs}, place, combined)
+    return ModelCall(first.site, first.method, arguments["args"], arguments["kwargs"])
+
+
+def _input_place(calls: Sequence[ModelCall]) -> Place:
+    """Where the input to add is: the one floating tensor, or the one that is not the same in all slots."""
+    if not calls:
+        raise NotCodable("a group needs at least one member")
+    leaves = [dict(_leaves(call)) for call in calls]
+    first = leaves[0]
+    if any(set(other) != set(first) for other in leaves[1:]):
+        raise NotCodable("the model was called with different arguments in the slots of one group")
+    floating = [place for place, leaf in first.items() if _is_floating(leaf)]
+    constant = {place for place in first if len(calls) > 1 and all(_same(first[place], o[place]) for o in leaves[1:])}
+    for place, leaf in first.items():
+        _check_other(place, leaf, place in constant, len(calls))
+    if len(floating) == 1:
+        return floating[0]
+    varying = [place for place in floating if place not in constant]
+    if len(varying) != 1:
+        where = f" ({', '.join(map(_where, floating))})" if floating else ""
+        raise NotCodable(
+            f"the model was called with {len(floating)} floating tensors{where}, of which {len(varying)} differ from "
+            "slot to slot; code sum needs exactly one"
+        )
+    return varying[0]
+
+
+def _check_other(place: Place, leaf: Any, constant: bool, slots: int) -> None:
+    if _is_floating(leaf) or constant:
+        return
+    if isinstance(leaf, (torch.Tensor, np.ndarray)):
+        raise NotCodable(
+            f"the model was called with a {leaf.dtype} tensor at {_where(place)}: integers (token ids, indices) are "
+            "never added, only floating inputs can be coded with sum"
+        )
+    if slots > 1:
+        raise NotCodable(f"the model's argument {_where(place)} differs between the slots of one group")
+
+
+def _leaves(call: ModelCall) -> Iterator[tuple[Place, Any]]:
+    for index, value in enumerate(call.args):
+        yield from _walk(value, ("args", index))
+    for name, value in call.kwargs.items():
+        yield from _walk(value, ("kwargs", name))
+
+
+def _walk(value: Any, place: Place) -> Iterator[tuple[Place, Any]]:
+    if type(value) in (list, tuple):
+        for index, child in enumerate(value):
+            yield from _walk(child, (*place, index))
+    elif type(value) is dict:
+        for name, child in value.items():
+            yield from _walk(child, (*place, name))
+    else:
+        yield place, value
+
+
+def _replaced(value: Any, place: Place, new: torch.Tensor) -> Any:
+    if not place:
+        return new
+    key, *rest = place
+    if isinstance(value, dict):
+        return {name: _replaced(child, tuple(rest), new) if name == key else child for name, child in value.items()}
+    return type(value)(_replaced(child, tuple(rest), new) if i == key else child for i, child in enumerate(value))
+
+
+def _is_floating(leaf: Any) -> bool:
+    return isinstance(leaf, torch.Tensor) and leaf.is_floating_point()
+
+
+def _same(one: Any, other: Any) -> bool:
+    if one is other:
+        return True
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)
+    if isinstance(one, np.ndarray):
+        return bool(np.array_equal(one, other))
+    return bool(one == other)
+
+
+def _where(place: Place) -> str:
+    return ".".join(map(str, place))
+
+
+def _told(shapes: tuple[Shape, ...]) -> str:
+    return ", ".join(f"{str(dtype).removeprefix('torch.')} {shape}" for shape, dtype in shapes) or "no tensors"

@@ -1,0 +1,292 @@
+"""What TorchServe calls: sorts the requests of a batch by operation and answers each in its own way.
+
+A batch without control headers goes to the user's entry point untouched. Knows headers and order; the operations
+themselves are in operations.py and protections.py. One worker per process, made when TorchServe initialises it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import logging
+import mimetypes
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import ts_parity
+from ts_parity.errors import MalformedFrame, NotCodable, TsParityError
+from ts_parity.wire import (
+    CONTROL_PREFIX,
+    FRAME_TYPE,
+    OP,
+    OP_FINISH,
+    OP_GROUP,
+    OP_RAW,
+    SECRET,
+    VERSION,
+    Frame,
+    Part,
+    pack_frame,
+    unpack_frame,
+)
+from ts_parity.worker.answers import Answer, Streamed, Tap, error_answer, failed, put_answer, run
+from ts_parity.worker.boundary import Boundary, load_entry_point
+from ts_parity.worker.operations import DeployedOperations, max_response_size
+from ts_parity.worker.protections import BackupGroups, ParityGroups, ScriptedParityModel
+from ts_parity.worker.requests import Request, request_of
+from ts_parity.worker.selftest import STREAMS
+from ts_parity.worker.settings import Protection, Sample, file_in_archive, read_settings
+from ts_parity.worker.sites import functions_of, owner_of
+from ts_parity.worker.verdict import Verdict
+
+log = logging.getLogger(__name__)
+
+OP_DESCRIBE = "describe"
+ENVELOPE = "a service envelope changes requests before the handler sees them"
+_PREFIX_LENGTH = len(CONTROL_PREFIX)
+
+
+class WrongOperation(TsParityError):
+    """An operation that this endpoint does not have."""
+
+    status = 400
+    kind = "BadRequestException"
+
+
+def make_handle(role: str) -> Callable[[Any, Any], Any]:
+    """The function that a handler file offers to TorchServe."""
+    workers: list[Worker] = []
+
+    def handle(data: Any, context: Any) -> Any:
+        if data is None:
+            workers[:] = [Worker(context, role)]
+            return None
+        return workers[0].answer(data, context)
+
+    return handle
+
+
+class Worker:
+    """The user's handler, loaded, and what is done with it in this process."""
+
+    def __init__(self, context: Any, role: str) -> None:
+        self._settings = read_settings(context.model_yaml_config, role)
+        self._folder = Path(context.system_properties["model_dir"])
+        # User code that looks itself up in the manifest must find itself, not the shim.
+        context.manifest["model"]["handler"] = self._settings.handler
+        entry = load_entry_point(self._settings.handler, context)
+        self._boundary = Boundary(entry, self._settings.model, self._settings.call)
+        self._verdict = Verdict()
+        self._weights = fingerprint(self._folder, context.manifest)
+        self._limit = max_response_size()
+        self._deployed = DeployedOperations(self._boundary, self._verdict, self._limit)
+        self._groups = self._make_groups(context, self._settings.protection)
+        self._test_samples(context)
+
+    def answer(self, data: Any, context: Any) -> Any:
+        processors = context.request_processor
+        headers = [processor.get_request_properties() for processor in processors or ()]
+        operations = [operation_of(each) for each in headers]
+        # Under an envelope that drops requests, rows and headers do not belong together.
+        if not any(operations) or len(headers) != len(data):
+            return self._boundary.plain(data, context)
+        if not all(isinstance(row, dict) for row in data):
+            self._verdict.refuse(ENVELOPE)
+        requests = [
+            Request(context.get_request_id(index) or "", row, _without_control(each))
+            for index, (row, each) in enumerate(zip(data, headers, strict=True))
+        ]
+        answers = self._answers(context, requests, operations, [_header(each, SECRET) for each in headers])
+        return [put_answer(context, index, answer) for index, answer in enumerate(answers)]
+
+    def _answers(
+        self, context: Any, requests: list[Request], operations: list[str], secrets: list[str]
+    ) -> list[Answer]:
+        answers: dict[int, Answer] = {}
+        socket = getattr(context, "cl_socket", None)
+        plain = [index for index, operation in enumerate(operations) if not operation]
+        answers.update(self._plain(context, {index: requests[index] for index in plain}, socket))
+        allowed = {index for index in range(len(requests)) if self._admits(operations[index], secrets[index])}
+        raw = {i: requests[i] for i in sorted(allowed) if operations[i] == OP_RAW}
+        answers.update(self._raw_together(context, raw))
+        for index, (request, operation) in enumerate(zip(requests, operations, strict=True)):
+            if index in answers:
+                continue
+            if index not in allowed:
+                answers[index] = error_answer(403, f"{SECRET} is missing or wrong", "ForbiddenException")
+                continue
+            try:
+                answers[index] = self._one(context, request, operation, socket)
+            except TsParityError as error:
+                answers[index] = failed(error)
+            except Streamed:
+                self._verdict.refuse(STREAMS)
+                answers[index] = failed(NotCodable(STREAMS))
+            except Exception as error:
+                if len(requests) == 1:
+                    raise  # TorchServe itself answers
+                log.warning("a request failed", exc_info=True)
+                answers[index] = failed(error)
+        return [answers[index] for index in range(len(requests))]
+
+    def _plain(self, context: Any, requests: dict[int, Request], socket: Any) -> dict[int, Answer]:
+        """Plain requests beside operations: together, as TorchServe would have run them; they fail together too."""
+        if not requests:
+            return {}
+        try:
+            answers = run(context, list(requests.values()), self._boundary.plain, Tap(socket))
+        except Exception as error:
+            log.warning("plain requests failed", exc_info=True)
+            answers = [failed(error)] * len(requests)
+        return dict(zip(requests, answers, strict=True))
+
+    def _raw_together(self, context: Any, requests: dict[int, Request]) -> dict[int, Answer]:
+        answers = self._deployed.raw_batch(context, list(requests.values()))
+        return {} if answers is None else dict(zip(requests, answers, strict=True))
+
+    def _one(self, context: Any, request: Request, operation: str, socket: Any) -> Answer:
+        if operation == OP_DESCRIBE:
+            return self._describe(context, request)
+        if operation == OP_RAW:
+            return self._deployed.raw(context, request, socket)
+        if operation == OP_FINISH and self._groups is None:
+            return self._deployed.finish(context, _frame(request), request.id)
+        if operation == OP_GROUP and self._groups is not None:
+            return self._framed(self._groups.answer(context, _frame(request), request.id))
+        if operation in (OP_FINISH, OP_GROUP):
+            raise WrongOperation(f"operation {operation} is not for an endpoint of role {self._settings.role}")
+        raise WrongOperation(f"unknown operation {operation!r} in {OP}")
+
+    def _framed(self, frame: Frame) -> Answer:
+        body = pack_frame(frame)
+        if len(body) > self._limit:
+            return error_answer(500, f"the group's answer of {len(body)} bytes exceeds max_response_size")
+        return Answer(body, headers={"content-type": FRAME_TYPE})
+
+    def _admits(self, operation: str, secret: str) -> bool:
+        if self._settings.secret is None or operation in ("", OP_DESCRIBE):
+            return True
+        return hmac.compare_digest(secret.encode(), self._settings.secret.encode())
+
+    def _make_groups(self, context: Any, protection: Protection | None) -> ParityGroups | BackupGroups | None:
+        if protection is None:
+            return None
+        if protection.is_backup:
+            return BackupGroups(self._boundary, self._verdict, protection)
+        if protection.parity_model is None:
+            return ParityGroups(self._boundary, self._verdict, protection)
+        file = file_in_archive(self._folder, protection.parity_model, "parity_model")
+        model = ScriptedParityModel(str(file), assigned_device(context))
+        return ParityGroups(self._boundary, self._verdict, protection, model)
+
+    def _test_samples(self, context: Any) -> None:
+        samples = [_sample_request(self._folder, sample) for sample in self._settings.samples]
+        if samples:
+            tested = self._groups or self._deployed.selftest
+            tested.judge_samples(context, samples)
+            log.info("self-test: %s, %s", self._verdict.state.value, self._verdict.reason)
+
+    def _describe(self, context: Any, request: Request) -> Answer:
+        described: dict[str, Any] = {"ts_parity": self._self_description(context)}
+        if answers_describe(self._boundary.entry):
+            try:
+                [own] = run(context, [request], self._boundary.plain)
+                described["handler"] = json.loads(own.body)
+            except (Exception, Streamed):
+                # Its own description is an extra; ours must arrive.
+                log.info("the handler's own describe failed", exc_info=True)
+        return Answer(json.dumps(described, indent=2).encode())
+
+    def _self_description(self, context: Any) -> dict[str, Any]:
+        model = context.manifest["model"]
+        verdict = self._verdict
+        description: dict[str, Any] = {
+            "wire": VERSION,
+            "package": ts_parity.__version__,
+            "role": self._settings.role,
+            "model": context.model_name,
+            "version": str(model.get("modelVersion", "")),
+            "weights": self._weights,
+            "verdict": verdict.state.value,
+            "reason": verdict.reason,
+            "batched": bool(verdict.batched),
+            "input": verdict.input,
+            "output": verdict.output,
+        }
+        protection = self._settings.protection
+        if protection is not None:
+            description |= {
+                "code": protection.code.name,
+                "k": protection.code.k,
+                "r": protection.code.r,
+                "row": protection.row,
+                "coefficients": [list(row) for row in protection.code.coefficients],
+                "partial": protection.partial,
+                "protects": {name: protection.protects.get(name) for name in ("model", "version", "weights")},
+            }
+        return description
+
+
+def operation_of(headers: dict[str, Any]) -> str:
+    """The operation that a request's headers ask for; empty for a plain request."""
+    if headers.get("describe") == "True":
+        return OP_DESCRIBE
+    operation = _header(headers, OP)
+    # An explanation is another function of the same request: nothing to code.
+    return "" if operation == OP_RAW and headers.get("explain") == "True" else operation
+
+
+def answers_describe(entry: Any) -> bool:
+    """Does the user's code deal with describe requests? One that does not would choke on an empty body."""
+    described = getattr(type(owner_of(entry)), "describe_handle", None)
+    if described is not None and not described.__module__.startswith("ts."):
+        return True
+    return any("describe" in function.__code__.co_consts for function in functions_of(entry))
+
+
+def assigned_device(context: Any) -> torch.device:
+    gpu = context.system_properties.get("gpu_id")
+    return torch.device(f"cuda:{gpu}") if gpu is not None and torch.cuda.is_available() else torch.device("cpu")
+
+
+def fingerprint(folder: Path, manifest: dict[str, Any]) -> str | None:
+    """sha256 of the archive's serialized file: which weights are behind this endpoint."""
+    name = manifest["model"].get("serializedFile")
+    if not name or not (folder / name).is_file():
+        return None
+    digest = hashlib.sha256()
+    with (folder / name).open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _header(headers: dict[str, Any], wanted: str) -> str:
+    """TorchServe keeps the letter case that a client wrote."""
+    for name, value in headers.items():
+        if len(name) == len(wanted) and name.lower() == wanted and isinstance(value, str):
+            return value
+    return ""
+
+
+def _without_control(headers: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in headers.items() if name[:_PREFIX_LENGTH].lower() != CONTROL_PREFIX}
+
+
+def _frame(request: Request) -> Frame:
+    if not isinstance(request.data, dict):
+        raise NotCodable(ENVELOPE)
+    body = request.data.get("body")
+    if not isinstance(body, (bytes, bytearray)):
+        raise MalformedFrame(f"this operation needs a frame as its body, sent with content type {FRAME_TYPE}")
+    return unpack_frame(body)
+
+
+def _sample_request(folder: Path, sample: Sample) -> Request:
+    file = file_in_archive(folder, sample.file, "sample")
+    content_type = sample.content_type or mimetypes.guess_type(sample.file)[0] or "application/octet-stream"
+    return request_of(Part((("content-type", content_type),), file.read_bytes()), sample.file)

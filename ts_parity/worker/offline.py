@@ -1,0 +1,168 @@
+"""A user's handler outside TorchServe: loaded in process from an extracted archive, behind the same boundary.
+
+What training uses: model inputs and raw outputs come from the very code that serves. Knows archives as folders and
+TorchServe's context; knows nothing of training.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import ts
+from ts.context import Context
+from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
+from ts.utils.util import get_yaml_config
+
+from ts_parity.errors import ArchiveError, NotCodable
+from ts_parity.wire import Array, Headers, Part
+from ts_parity.worker.answers import Answer, run
+from ts_parity.worker.boundary import Boundary, Record, load_entry_point
+from ts_parity.worker.requests import Request, request_of
+from ts_parity.worker.selftest import SelfTest, record_many
+from ts_parity.worker.verdict import Verdict
+from ts_parity.worker.watches import ModelCall
+
+
+class OfflineHandler:
+    """A context manager: the archive's modules are importable while it is open, and forgotten afterwards.
+
+    `folder` is an extracted archive, plain or wrapped; of a wrapped one the user's own handler is loaded.
+    """
+
+    def __init__(self, folder: Path, gpu_id: int | None = None) -> None:
+        self.folder = folder.resolve()
+        self.manifest = _manifest(self.folder)
+        self._config = _config(self.folder, self.manifest)
+        section = self._config.get("ts_parity") or {}
+        self.manifest["model"]["handler"] = section.get("handler", self.manifest["model"].get("handler"))
+        self._context = _context(self.folder, self.manifest, self._config, gpu_id)
+        self._modules = set(sys.modules)
+        sys.path.insert(0, str(self.folder))
+        try:
+            with self._inside():
+                entry = load_entry_point(self.manifest["model"]["handler"], self._context)
+        except BaseException:
+            self.close()
+            raise
+        self.boundary = Boundary(entry, section.get("model"), section.get("call"))
+
+    def __enter__(self) -> OfflineHandler:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def request(self, body: bytes, content_type: str | None = None, headers: Headers = ()) -> Request:
+        """A request body as the handler would see it under TorchServe."""
+        typed = (("content-type", content_type), *headers) if content_type else headers
+        return request_of(Part(typed, body), "offline")
+
+    def answer(self, request: Request) -> Answer:
+        """The ordinary answer."""
+        return self._run(request, self.boundary.plain)
+
+    def record(self, request: Request, keep_inputs: bool = True) -> tuple[Record, Answer]:
+        """One ordinary run: model inputs (`calls`), raw output or why there is none, and the answer."""
+        records: list[Record] = []
+
+        def entry(data: Any, context: Any) -> Any:
+            records.append(self.boundary.record(data, context, keep_inputs))
+            return records[0].answer
+
+        answer = self._run(request, entry)
+        return records[0], answer
+
+    def record_batch(self, requests: list[Request]) -> tuple[Record, list[Answer]]:
+        """Several requests in one run, for handlers whose verdict says batched."""
+        with self._inside():
+            return record_many(self.boundary, self._context, requests)
+
+    def capture(self, request: Request) -> ModelCall:
+        """The model call that the request leads to, without making it. `encoders.model_input` takes its tensor."""
+        calls: list[ModelCall] = []
+
+        def entry(data: Any, context: Any) -> list[bytes]:
+            calls.append(self.boundary.capture(data, context))
+            return [b""]
+
+        self._run(request, entry)
+        return calls[0]
+
+    def finish(self, request: Request, raw: Array) -> Answer:
+        """The answer the handler would have given had its model returned `raw`."""
+        return self._run(request, lambda data, context: self.boundary.give(data, context, raw))
+
+    def judge(self, requests: list[Request]) -> Verdict:
+        """The same self-test as in a worker."""
+        verdict = Verdict()
+        with self._inside():
+            SelfTest(self.boundary, verdict).judge_samples(self._context, requests)
+        return verdict
+
+    @property
+    def model(self) -> Any:
+        """The user's model object. Raise NotCodable unless there is exactly one."""
+        models = self.boundary.models
+        if len(models) != 1:
+            raise NotCodable(
+                f"{len(models)} model objects were found at the entry point; declare the right one with model:"
+            )
+        return models[0]
+
+    def replaced(self, model: Any) -> AbstractContextManager[None]:
+        """While it lasts, the handler runs with this model in place of its own."""
+        return self.boundary.replaced(model)
+
+    def close(self) -> None:
+        """Forget the archive's modules, so that another archive may have modules of the same names."""
+        if str(self.folder) in sys.path:
+            sys.path.remove(str(self.folder))
+        for name in set(sys.modules) - self._modules:
+            file = getattr(sys.modules[name], "__file__", None)
+            if file and Path(file).resolve().is_relative_to(self.folder):
+                del sys.modules[name]
+
+    def _run(self, request: Request, entry: Callable[[Any, Any], Any]) -> Answer:
+        with self._inside():
+            return run(self._context, [request], entry)[0]
+
+    @contextmanager
+    def _inside(self) -> Iterator[None]:
+        """Workers run in the archive's folder, and handlers open files by relative paths."""
+        before = os.getcwd()
+        os.chdir(self.folder)
+        try:
+            yield
+        finally:
+            os.chdir(before)
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    file = folder / "MAR-INF" / "MANIFEST.json"
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(manifest["model"]["handler"], str):
+            return dict(manifest)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise ArchiveError(f"{folder} is not an extracted model archive: {file} is missing or names no handler")
+
+
+def _config(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    name = manifest["model"].get("configFile")
+    return dict(get_yaml_config(str(folder / name)) or {}) if name else {}
+
+
+def _context(folder: Path, manifest: dict[str, Any], config: dict[str, Any], gpu_id: int | None) -> Any:
+    metrics = MetricsCacheYamlImpl(str(Path(ts.__file__).parent / "configs" / "metrics.yaml"))
+    metrics.initialize_cache()
+    name = manifest["model"].get("modelName", "model")
+    metrics.model_name = name
+    return Context(name, str(folder), manifest, 1, gpu_id, ts.__version__, True, metrics, config)

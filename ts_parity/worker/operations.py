@@ -1,0 +1,111 @@
+"""What a deployed worker does besides plain requests: answers with a raw tail, and finishes.
+
+Each is a replay of the user's own entry point behind the boundary. Knows answers and raw outputs; knows nothing of how
+operations arrive (entry.py) or of parity models (protections.py).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ts_parity.errors import MalformedFrame, NotCodable
+from ts_parity.wire import RAW, Array, Frame, attach_tail
+from ts_parity.worker.answers import Answer, Streamed, Tap, failed, run
+from ts_parity.worker.boundary import Boundary
+from ts_parity.worker.requests import Request, request_of
+from ts_parity.worker.selftest import STREAMS, SelfTest, record_many, record_one, split_rows
+from ts_parity.worker.verdict import State, Verdict
+
+MAX_RESPONSE_SIZE = 6_553_500
+"""TorchServe's default. A larger response makes its frontend drop the worker, so the tail stays within."""
+
+
+class DeployedOperations:
+    """raw and finish for one user handler."""
+
+    def __init__(self, boundary: Boundary, verdict: Verdict, max_response_size: int = MAX_RESPONSE_SIZE) -> None:
+        self.verdict = verdict
+        self.selftest = SelfTest(boundary, verdict)
+        self._boundary = boundary
+        self._max_response_size = max_response_size
+
+    def raw(self, context: Any, request: Request, socket: Any) -> Answer:
+        """The ordinary answer, with its raw output behind the body where there is one. User exceptions pass."""
+        if self.verdict.state is State.UNTESTED:
+            return self.selftest.judge(context, request, socket)
+        if self.verdict.refused:
+            return run(context, [request], self._boundary.plain, socket)[0]
+        tap = Tap(socket)
+        record, answer = record_one(self._boundary, context, request, tap)
+        if tap.used:
+            self.verdict.refuse(STREAMS)
+            return answer
+        return self._with_tail(answer, record.raw)
+
+    def raw_batch(self, context: Any, requests: Sequence[Request]) -> list[Answer] | None:
+        """All in one run of the entry point, where the self-test has shown that it may. None: take them one by one."""
+        if len(requests) < 2 or self.verdict.state is not State.CODABLE or not self.verdict.batched:
+            return None
+        try:
+            record, answers = record_many(self._boundary, context, requests)
+        except (Exception, Streamed):
+            return None  # one of them is bad; alone, each gets its own answer
+        rows = split_rows(record.raw, len(requests))
+        if rows is None:
+            return None
+        return [self._with_tail(answer, row) for answer, row in zip(answers, rows, strict=True)]
+
+    def finish(self, context: Any, frame: Frame, request_id: str) -> Answer:
+        """The user's ordinary answer as if the model had returned the frame's raw output."""
+        if self.verdict.refused:
+            raise NotCodable(f"this handler cannot finish raw outputs: {self.verdict.reason}")
+        part, raw = frame.slots[0], frame.raw
+        if frame.k != 1 or part is None or raw is None:
+            raise MalformedFrame("a finish needs a frame of one slot, the original request, and a raw output")
+        request = slot_request(frame, 0, request_id)
+        try:
+            return run(context, [request], lambda data, ctx: self._boundary.give(data, ctx, raw))[0]
+        except NotCodable:
+            raise
+        except Exception as error:
+            return failed(error)
+
+    def _with_tail(self, answer: Answer, raw: Array | None) -> Answer:
+        if raw is None or not 200 <= answer.status < 300 or not np.isfinite(raw).all():
+            return answer
+        if len(answer.body) + raw.nbytes > self._max_response_size:
+            return answer
+        body, described = attach_tail(answer.body, raw)
+        return replace(answer, body=body, headers={**answer.headers, RAW: described})
+
+
+def slot_request(frame: Frame, slot: int, request_id: str) -> Request:
+    part = frame.slots[slot]
+    assert part is not None
+    try:
+        return request_of(part, request_id)
+    except ValueError as error:
+        raise MalformedFrame(f"slot {slot}: {error}") from None
+
+
+def max_response_size() -> int:
+    """TorchServe's limit where the environment tells it, else its default."""
+    told = os.environ.get("TS_MAX_RESPONSE_SIZE") or _configured("max_response_size")
+    return int(told) if told and told.isdigit() else MAX_RESPONSE_SIZE
+
+
+def _configured(key: str) -> str | None:
+    file = Path(os.environ.get("TS_CONFIG_FILE", "config.properties"))
+    if not file.is_file():
+        return None
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        name, separator, value = line.partition("=")
+        if separator and name.strip() == key:
+            return value.strip()
+    return None

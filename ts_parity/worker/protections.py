@@ -1,0 +1,200 @@
+"""What a parity worker does: answer a group of original requests with what protects them.
+
+Parity family: each slot runs up to its model call, the inputs are combined on their device, the parity model computes
+once, and its raw output is the answer. Backup family: each slot runs whole, alone or as a batch where that is proven.
+A bad slot fails alone. Knows frames, codes and the boundary; knows nothing of how groups are formed or who is late.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from ts_parity.errors import MalformedFrame, NotCodable, TsParityError
+from ts_parity.wire import Array, Frame, Part
+from ts_parity.worker.answers import Answer, BadAnswer, Streamed, error_answer, failed, run
+from ts_parity.worker.boundary import Boundary
+from ts_parity.worker.encoders import encode, odd_ones_out
+from ts_parity.worker.operations import slot_request
+from ts_parity.worker.outputs import take
+from ts_parity.worker.requests import Request
+from ts_parity.worker.selftest import STREAMS, described_input
+from ts_parity.worker.settings import Protection
+from ts_parity.worker.verdict import Verdict, alike, described
+from ts_parity.worker.watches import ModelCall
+
+log = logging.getLogger(__name__)
+
+COVERED = Part((), b"", 200, "")
+_REFUSED_SLOT = 400
+
+ParityModel = Callable[[ModelCall], Any]
+"""Computes one call, the inputs of which have been combined."""
+
+
+class ParityGroups:
+    """The parity family."""
+
+    def __init__(
+        self, boundary: Boundary, verdict: Verdict, protection: Protection, parity_model: ParityModel | None = None
+    ) -> None:
+        self.verdict = verdict
+        self._boundary = boundary
+        self._protection = protection
+        self._parity_model = parity_model or boundary.compute
+
+    def answer(self, context: Any, frame: Frame, request_id: str) -> Frame:
+        check_group(frame, self._protection, self.verdict)
+        calls: dict[int, ModelCall] = {}
+        errors: dict[int, Answer] = {}
+        for slot in present(frame):
+            try:
+                calls[slot] = self._captured(context, slot_request(frame, slot, f"{request_id}/{slot}"))
+            except Exception as error:
+                errors[slot] = _slot_error(slot, error)
+        for slot, why in odd_ones_out(calls).items():
+            del calls[slot]
+            errors[slot] = error_answer(_REFUSED_SLOT, why, "BadRequestException")
+        parts = _parts(frame, {**dict.fromkeys(calls, COVERED), **_as_parts(errors)})
+        return Frame(parts, self._raw(frame.k, calls))
+
+    def judge_samples(self, context: Any, samples: list[Request]) -> None:
+        """Samples are taken to the parity model alone, with every other slot empty."""
+        for sample in samples:
+            try:
+                self._raw_of([self._captured(context, sample)])
+            except Streamed:
+                self.verdict.refuse(STREAMS)
+            except Exception as error:
+                log.warning("self-test: sample %s failed", sample.id, exc_info=True)
+                self.verdict.refuse(f"sample {sample.id} failed: {error!r}")
+
+    def _captured(self, context: Any, request: Request) -> ModelCall:
+        captured: list[ModelCall] = []
+
+        def entry(data: Any, ctx: Any) -> list[bytes]:
+            captured.append(self._boundary.capture(data, ctx))
+            return [b""]
+
+        run(context, [request], entry)
+        return captured[0]
+
+    def _raw(self, k: int, calls: Mapping[int, ModelCall]) -> Array | None:
+        if not calls:
+            return None
+        if len(calls) < k and not self._protection.partial:
+            raise NotCodable(
+                f"the parity model was trained without empty slots (partial: false), and {k - len(calls)} of the "
+                f"group's {k} slots are empty or could not be used"
+            )
+        return self._raw_of([calls.get(slot) for slot in range(k)])
+
+    def _raw_of(self, calls: list[ModelCall | None]) -> Array:
+        row = self._protection.code.coefficients[self._protection.row]
+        encoded = encode(calls, row[: len(calls)])
+        with torch.inference_mode():
+            raw, _ = take(self._parity_model(encoded))
+        self.verdict.input, self.verdict.output = described_input(encoded), described(raw)
+        self.verdict.accept("inputs were combined and the parity model answered")
+        return raw
+
+
+class BackupGroups:
+    """The backup family: `exact` runs the user's handler itself."""
+
+    def __init__(self, boundary: Boundary, verdict: Verdict, protection: Protection) -> None:
+        self.verdict = verdict
+        self._boundary = boundary
+        self._protection = protection
+        verdict.accept("each slot is answered by the handler itself")
+
+    def answer(self, context: Any, frame: Frame, request_id: str) -> Frame:
+        check_group(frame, self._protection, self.verdict)
+        errors: dict[int, Answer] = {}
+        requests: dict[int, Request] = {}
+        for slot in present(frame):
+            try:
+                requests[slot] = slot_request(frame, slot, f"{request_id}/{slot}")
+            except MalformedFrame as error:
+                errors[slot] = failed(error)
+        return Frame(_parts(frame, _as_parts({**errors, **self._answers(context, requests)})))
+
+    def judge_samples(self, context: Any, samples: list[Request]) -> None:
+        try:
+            self._answers(context, dict(enumerate(samples)))
+        except Streamed:
+            self.verdict.refuse(STREAMS)
+
+    def _answers(self, context: Any, requests: dict[int, Request]) -> dict[int, Answer]:
+        together = self._together(context, requests) if self.verdict.batched else None
+        if together is not None:
+            return together
+        alone = {slot: self._alone(context, request) for slot, request in requests.items()}
+        if self.verdict.batched is None and len({answer.body for answer in alone.values()}) > 1:
+            together = self._together(context, requests)
+            self.verdict.batched = together is not None and all(alike(alone[slot], together[slot]) for slot in alone)
+        return alone
+
+    def _alone(self, context: Any, request: Request) -> Answer:
+        try:
+            return run(context, [request], self._boundary.plain)[0]
+        except Exception as error:
+            log.warning("a slot's run failed", exc_info=True)
+            return failed(error)
+
+    def _together(self, context: Any, requests: dict[int, Request]) -> dict[int, Answer] | None:
+        try:
+            answers = run(context, list(requests.values()), self._boundary.plain)
+        except (Exception, Streamed):
+            return None  # one of them is bad; alone, each gets its own answer
+        return dict(zip(requests, answers, strict=True))
+
+
+def check_group(frame: Frame, protection: Protection, verdict: Verdict) -> None:
+    if verdict.refused:
+        raise NotCodable(f"this handler cannot be protected with {protection.code.name}: {verdict.reason}")
+    if frame.k != protection.code.k:
+        raise MalformedFrame(f"this endpoint protects groups of k = {protection.code.k}, not {frame.k}")
+    if not present(frame):
+        raise MalformedFrame("a group needs at least one member")
+
+
+def present(frame: Frame) -> list[int]:
+    return [slot for slot, part in enumerate(frame.slots) if part is not None]
+
+
+class ScriptedParityModel:
+    """A parity model from a TorchScript file. Inputs go to it in its own dtype, on its own device."""
+
+    def __init__(self, file: str, device: torch.device) -> None:
+        self._module = torch.jit.load(file, map_location=device).eval()  # type: ignore[no-untyped-call]
+        self._device = device
+        floating = (p.dtype for p in self._module.parameters() if p.is_floating_point())
+        self._dtype = next(floating, torch.float32)
+
+    def __call__(self, call: ModelCall) -> Any:
+        args = tuple(self._moved(value) for value in call.args)
+        return self._module(*args, **{name: self._moved(value) for name, value in call.kwargs.items()})
+
+    def _moved(self, value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        return value.to(self._device, self._dtype if value.is_floating_point() else value.dtype)
+
+
+def _slot_error(slot: int, error: Exception) -> Answer:
+    if isinstance(error, TsParityError) and not isinstance(error, BadAnswer):
+        return error_answer(_REFUSED_SLOT, str(error), "BadRequestException")
+    log.warning("slot %d: the handler failed before its model call", slot, exc_info=error)
+    return failed(error)
+
+
+def _as_parts(answers: Mapping[int, Answer]) -> dict[int, Part]:
+    return {slot: Part(a.header_pairs, a.body, a.status, a.phrase or "") for slot, a in answers.items()}
+
+
+def _parts(frame: Frame, parts: Mapping[int, Part]) -> tuple[Part | None, ...]:
+    return tuple(parts.get(slot) for slot in range(frame.k))

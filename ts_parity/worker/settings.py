@@ -1,0 +1,146 @@
+"""The `ts_parity` section of a model's config YAML: what this worker is to do with the user's handler.
+
+Knows names, types and which belong together; loads nothing. A section that is wrong stops the worker at load, with a
+message that says what to write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ts_parity.codes import Code, Family, make_code
+from ts_parity.errors import CodeError, ConfigError
+
+DEPLOYED = "deployed"
+PARITY = "parity"
+_EXAMPLE = "ts_parity:\n  role: {role}\n  handler: my_handler.py"
+_COMMON = frozenset({"role", "handler", "model", "call", "samples", "secret"})
+_PARITY_ONLY = frozenset({"code", "k", "r", "row", "coefficients", "partial", "parity_model", "protects"})
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A request body in the archive, for the self-test at load."""
+
+    file: str
+    content_type: str | None = None
+
+
+@dataclass(frozen=True)
+class Protection:
+    """What only a parity archive declares: which row of which code its model answers, for which deployed model."""
+
+    code: Code
+    row: int
+    partial: bool
+    parity_model: str | None
+    protects: Mapping[str, Any]
+
+    @property
+    def is_backup(self) -> bool:
+        return self.code.family is Family.BACKUP
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`protection` is None for the deployed role."""
+
+    role: str
+    handler: str
+    model: str | None = None
+    call: str | None = None
+    samples: tuple[Sample, ...] = ()
+    secret: str | None = None
+    protection: Protection | None = None
+
+
+def read_settings(config: Mapping[str, Any] | None, role: str) -> Settings:
+    """Raise ConfigError, saying which entry is wrong and what it must be."""
+    section = (config or {}).get("ts_parity")
+    if not isinstance(section, Mapping):
+        raise ConfigError(
+            "the model's config YAML has no section ts_parity. Write one like this and give the file to "
+            f"torch-model-archiver --config-file:\n{_EXAMPLE.format(role=role)}"
+        )
+    allowed = _COMMON | (_PARITY_ONLY if role == PARITY else frozenset())
+    unknown = sorted(set(section) - allowed)
+    if unknown:
+        raise ConfigError(f"ts_parity: {unknown[0]} is unknown for role {role}; there are {', '.join(sorted(allowed))}")
+    declared = section.get("role", role)
+    if declared != role:
+        raise ConfigError(f"ts_parity: role is {declared!r}, but the archive's handler is the one for role {role!r}")
+    return Settings(
+        role,
+        _string(section, "handler", required=True) or "",
+        _string(section, "model"),
+        _string(section, "call"),
+        tuple(_samples(section.get("samples"))),
+        _string(section, "secret"),
+        _protection(section) if role == PARITY else None,
+    )
+
+
+def _protection(section: Mapping[str, Any]) -> Protection:
+    coefficients = section.get("coefficients")
+    try:
+        rows = tuple(tuple(float(c) for c in row) for row in coefficients) if coefficients else None
+    except (TypeError, ValueError):
+        raise ConfigError(f"ts_parity: coefficients must be r rows of k numbers, not {coefficients!r}") from None
+    k, r, row = _integer(section, "k", None), _integer(section, "r", 1), _integer(section, "row", 0)
+    try:
+        code = make_code(_string(section, "code", required=True) or "", k, r, rows)
+    except CodeError as error:
+        raise ConfigError(f"ts_parity: {error}") from None
+    if not 0 <= row < r:
+        raise ConfigError(f"ts_parity: row must be 0 to {r - 1} for r = {r}, not {row}")
+    partial, protects = section.get("partial", code.family is Family.BACKUP), section.get("protects", {})
+    if not isinstance(partial, bool):
+        raise ConfigError(f"ts_parity: partial must be true or false, not {partial!r}")
+    if not isinstance(protects, Mapping):
+        raise ConfigError(f"ts_parity: protects must have model, version and weights, not {protects!r}")
+    return Protection(code, row, partial, _string(section, "parity_model"), protects)
+
+
+def _samples(entries: Any) -> list[Sample]:
+    if entries is None:
+        return []
+    if not isinstance(entries, list):
+        raise ConfigError(f"ts_parity: samples must be a list of files in the archive, not {entries!r}")
+    return [_sample(entry) for entry in entries]
+
+
+def _sample(entry: Any) -> Sample:
+    if isinstance(entry, str):
+        return Sample(entry)
+    if isinstance(entry, Mapping) and set(entry) <= {"file", "content_type"} and isinstance(entry.get("file"), str):
+        content_type = entry.get("content_type")
+        if content_type is None or isinstance(content_type, str):
+            return Sample(entry["file"], content_type)
+    raise ConfigError(f"ts_parity: a sample is a file name or {{file:, content_type:}}, not {entry!r}")
+
+
+def _string(section: Mapping[str, Any], name: str, required: bool = False) -> str | None:
+    value = section.get(name)
+    if value is None and not required:
+        return None
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"ts_parity: {name} must be a non-empty text, not {value!r}")
+    return value
+
+
+def _integer(section: Mapping[str, Any], name: str, default: int | None) -> int:
+    value = section.get(name, default)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ConfigError(f"ts_parity: {name} must be a whole number, not {value!r}")
+    return value
+
+
+def file_in_archive(folder: Path, name: str, what: str) -> Path:
+    """Raise ConfigError unless the archive holds this file."""
+    path = folder / name
+    if not path.is_file():
+        raise ConfigError(f"ts_parity: {what} {name!r} is not in the archive; add it with --extra-files")
+    return path
