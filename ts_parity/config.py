@@ -21,11 +21,6 @@ from urllib.parse import urlsplit
 
 from ts_parity.errors import ConfigError
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 ENV_PREFIX = "TS_PARITY_"
 # A Kubernetes service called "ts-parity" puts variables of these forms into every container beside it.
 _KUBERNETES = re.compile(r"TS_PARITY_(SERVICE_(HOST|PORT)|PORT_\d+_|PORT$)")
@@ -215,6 +210,11 @@ def _show(default: Any) -> str:
 
 
 def _from_file(path: Path) -> dict[str, Any]:
+    # Here and not above: before Python 3.11 this is a package to install, and only a file needs it.
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -1,0 +1,194 @@
+"""Puts the rooms together: settings in, a running proxy out, and its life from start to drain.
+
+Knows everybody, decides nothing about queries.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any
+
+from ts_parity.config import Settings
+from ts_parity.engine import Fleet, Policy, Scheduler
+from ts_parity.errors import ConfigError
+from ts_parity.proxy.admin import Admin
+from ts_parity.proxy.discovery import Discovery
+from ts_parity.proxy.driver import Driver, Manners
+from ts_parity.proxy.messages import Reply
+from ts_parity.proxy.metrics import Metrics
+from ts_parity.proxy.plan import Plan, Wanted, make_plan
+from ts_parity.proxy.reports import InstanceReport
+from ts_parity.proxy.server import Server
+from ts_parity.proxy.service import Service
+from ts_parity.proxy.status import health, status_json
+from ts_parity.proxy.upstream import Address, Upstream
+
+log = logging.getLogger(__name__)
+
+# While something is amiss the fleet is looked at this often: a worker is back after about two seconds.
+_ATTENTIVE_S = 1.0
+_STREAMED = "its answers are streamed, and what is streamed cannot be decoded"
+
+
+class Proxy:
+    """One proxy. `start`, then `drain` (or `run` for both), then `close`. Everything happens on one event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Raise ConfigError if the default answer cannot be read. Must be called in a running event loop."""
+        self.settings = settings
+        self.url = self.admin_url = ""
+        default = settings.read_default_answer()
+        self.scheduler = Scheduler(Fleet((), (), ()), policy_of(settings, default is not None))
+        self.metrics = Metrics(self.scheduler.snapshot)
+        self.upstream = Upstream(settings.connect_timeout_s, settings.task_timeout_s)
+        manners = Manners(settings.secret, _default_reply(default, settings), settings.task_timeout_s)
+        self.driver = Driver(self.scheduler, self.upstream, self.metrics, manners, self._stop_coding)
+        self._service = Service(self.driver, self.upstream, self.metrics, settings.group_by)
+        self._server = Server(self._service.answer, settings.max_body_bytes)
+        self._admin = Admin(self.status, lambda: health(self.plan, self.draining), self.drain, self.metrics)
+        self._discovery = Discovery(settings.instances, self.upstream, settings.describe_timeout_s)
+        self.plan = Plan()
+        self._reports: list[InstanceReport] = []
+        self._uncoded: dict[str, str] = {}
+        self._addresses: dict[str, Address] = {}
+        self._watch: asyncio.Task[None] | None = None
+        self._drain_asked = asyncio.Event()
+        self._cut = asyncio.Event()
+        self._started_at = time.monotonic()
+
+    async def start(self) -> None:
+        """Look at the fleet once, then listen. A fleet that is down is no reason not to. Raise StartError."""
+        settings = self.settings
+        await self.discover()
+        admin_port = await self._admin.start(settings.admin_host, settings.admin_port)
+        port = await self._server.start(settings.host, settings.port)
+        self.url = _url(settings.host, port)
+        self.admin_url = _url(settings.admin_host, admin_port)
+        self._watch = asyncio.get_running_loop().create_task(self._keep_discovering())
+
+    async def run(self, ready: Callable[[Proxy], None]) -> int:
+        """From start to drained; -> the exit code. The first SIGTERM or SIGINT drains, the second cuts."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signalled)
+        try:
+            await self.start()
+            ready(self)
+            await self._drain_asked.wait()
+            return await self._drained()
+        finally:
+            await self.close()
+
+    @property
+    def draining(self) -> bool:
+        return self._drain_asked.is_set()
+
+    def drain(self) -> None:
+        """Stop accepting, finish what is in flight, end."""
+        self._drain_asked.set()
+
+    async def close(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
+        await self._server.close()
+        await self.driver.close()
+        await self._admin.close()
+        await self.upstream.close()
+
+    async def discover(self) -> None:
+        """Look at the fleet now."""
+        self._reports = await self._discovery.look()
+        self._adopt()
+
+    def status(self) -> dict[str, Any]:
+        state = {
+            "state": "draining" if self.draining else "serving",
+            "uptime_s": round(time.monotonic() - self._started_at, 3),
+            "requests_in_flight": self._server.in_flight,
+            "held": self.driver.left_over(),
+        }
+        return status_json(self.plan, self._reports, self.settings.instances, self.scheduler.snapshot(), state)
+
+    def _adopt(self) -> None:
+        settings = self.settings
+        plan = make_plan(self._reports, Wanted(settings.instances, settings.code, settings.k, self._uncoded))
+        for problem in plan.problems:
+            if problem not in self.plan.problems:
+                log.warning("%s", problem)
+        for problem in self.plan.problems:
+            if problem not in plan.problems:
+                log.info("no longer: %s", problem)
+        self._read_addresses()
+        self.plan = plan
+        # The service first: it must not send the driver to a pool that the engine has dropped.
+        self._service.change_fleet(plan, self._addresses)
+        self.driver.change_fleet(plan, self._addresses)
+
+    def _read_addresses(self) -> None:
+        """Keys in files are renewed by TorchServe every hour, so they are read again each time."""
+        addresses = {}
+        for instance in self.settings.instances:
+            try:
+                token = instance.inference_token()
+            except ConfigError as error:
+                log.warning("%s: %s; its last key is used", instance.name, error)
+                last = self._addresses.get(instance.name)
+                token = last.token if last is not None else ""
+            addresses[instance.name] = Address(instance.inference, token)
+        self._addresses = addresses
+
+    def _stop_coding(self, pool: str) -> None:
+        if pool not in self._uncoded:
+            self._uncoded[pool] = _STREAMED
+            self._adopt()
+
+    async def _keep_discovering(self) -> None:
+        while True:
+            interval = self.settings.discovery_interval_s
+            await asyncio.sleep(min(interval, _ATTENTIVE_S) if self.plan.problems else interval)
+            try:
+                await self.discover()
+            except Exception:
+                # The fleet as last seen still serves; without this loop it would never change again.
+                log.exception("the fleet could not be looked at; the last plan stays")
+
+    def _signalled(self) -> None:
+        if self.draining:
+            self._cut.set()
+        self.drain()
+
+    async def _drained(self) -> int:
+        log.info("draining: %d requests in flight", self._server.in_flight)
+        await self._server.stop_accepting()
+        waits = [asyncio.ensure_future(self._server.idle()), asyncio.ensure_future(self._cut.wait())]
+        await asyncio.wait(waits, timeout=self.settings.drain_s, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        left = self._server.in_flight
+        if left:
+            log.warning("drain: cut %d requests", left)
+        return 1 if left else 0
+
+
+def policy_of(settings: Settings, default_answer: bool) -> Policy:
+    """Every field of the policy is a setting of the same name, but for the default answer, which is a file there."""
+    names = [item.name for item in fields(Policy) if item.name != "default_answer"]
+    values: Mapping[str, Any] = {name: getattr(settings, name) for name in names}
+    return Policy(**values, default_answer=default_answer)
+
+
+def _default_reply(body: bytes | None, settings: Settings) -> Reply | None:
+    if body is None:
+        return None
+    headers = (("content-type", settings.default_answer_type), ("content-length", str(len(body))))
+    return Reply(200, "", headers, body)
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,91 @@
+"""`ts-parity serve` and `ts-parity status`: parse, build, call, print. What they need is imported when they run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ts_parity.config import add_flags, given_flags, load_settings
+from ts_parity.errors import ConfigError, TsParityError
+
+if TYPE_CHECKING:
+    from ts_parity.proxy.app import Proxy
+
+
+def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    serve = subparsers.add_parser(
+        "serve",
+        help="run the proxy in front of TorchServe instances",
+        description="Run the proxy. Roles, codes, places and shapes are discovered from the instances.",
+    )
+    serve.add_argument("--config", type=Path, metavar="FILE", help="TOML file; see docs/settings.md")
+    serve.add_argument(
+        "--endpoint",
+        action="append",
+        default=[],
+        metavar="URL[,key=value]...",
+        help="an instance's inference address; keys: management, domain, token, token_file, management_token, "
+        "management_token_file, places. May be given many times; replaces the instances of file and environment",
+    )
+    serve.add_argument("--ready-file", type=Path, metavar="FILE", help="written (JSON) when the proxy accepts requests")
+    serve.add_argument("--log-level", default="warning", choices=["debug", "info", "warning", "error"])
+    add_flags(serve)
+    serve.set_defaults(run=run_serve)
+    status = subparsers.add_parser("status", help="show what a running proxy knows about its fleet")
+    status.add_argument("--admin", default="http://127.0.0.1:8090", metavar="URL", help="the proxy's admin address")
+    status.add_argument("--json", action="store_true", help="print the JSON instead of a table")
+    status.set_defaults(run=run_status)
+
+
+def run_serve(args: argparse.Namespace) -> int:
+    """Until drained. Exit codes: 0 drained, 1 cut, 2 usage, 3 could not start."""
+    settings = load_settings(args.config, os.environ, given_flags(args), args.endpoint)
+    logging.basicConfig(
+        level=args.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    import asyncio
+
+    from ts_parity.proxy.app import Proxy
+
+    async def life() -> int:
+        return await Proxy(settings).run(lambda proxy: _announce(proxy, args.ready_file))
+
+    return asyncio.run(life())
+
+
+def run_status(args: argparse.Namespace) -> int:
+    from ts_parity.proxy.status import status_table
+
+    status = _fetch(args.admin.rstrip("/") + "/status")
+    print(json.dumps(status, indent=2) if args.json else status_table(status))
+    return 0
+
+
+def _announce(proxy: Proxy, ready_file: Path | None) -> None:
+    print(f"serving on {proxy.url} (admin {proxy.admin_url})", file=sys.stderr, flush=True)
+    if ready_file is not None:
+        ready = {"url": proxy.url, "admin_url": proxy.admin_url, "pid": os.getpid()}
+        # Whoever waits for the file must never see half of it.
+        partial = ready_file.with_name(ready_file.name + ".partial")
+        partial.write_text(json.dumps(ready) + "\n", encoding="utf-8")
+        partial.replace(ready_file)
+
+
+def _fetch(url: str) -> dict[str, Any]:
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError(f"--admin must be like http://HOST:PORT, not {url!r}")
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            status: dict[str, Any] = json.load(answer)
+            return status
+    except (urllib.error.URLError, TimeoutError, ValueError) as error:
+        raise TsParityError(
+            f"no status from {url}: {error}; is the proxy running, and is this its admin port?"
+        ) from None

@@ -1,0 +1,158 @@
+"""Asks the instances' management APIs what they host.
+
+Knows TorchServe's management API, timeouts and what was said before. Decides nothing: `plan` does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+from urllib.parse import quote
+
+from ts_parity.config import InstanceSettings
+from ts_parity.errors import ConfigError, TsParityError
+from ts_parity.proxy.messages import Reply, Request
+from ts_parity.proxy.reports import (
+    BadDescribe,
+    Described,
+    InstanceReport,
+    ModelReport,
+    read_customized,
+    read_model,
+)
+from ts_parity.proxy.upstream import Address, Stream, Unreachable, Upstream, classify
+
+log = logging.getLogger(__name__)
+
+_PAGE = 100
+_MAX_PAGES = 100
+
+
+class _Silence(TsParityError):
+    """No usable answer. `refused`: nobody is listening. `answered`: somebody is, but said something else."""
+
+    def __init__(self, message: str, refused: bool = False, answered: bool = False) -> None:
+        super().__init__(message)
+        self.refused = refused
+        self.answered = answered
+
+
+class Discovery:
+    """Remembers, per instance, the last report and what wrapped archives said of themselves."""
+
+    def __init__(self, instances: Sequence[InstanceSettings], upstream: Upstream, timeout_s: float) -> None:
+        self._instances = instances
+        self._upstream = upstream
+        self._timeout_s = timeout_s
+        self._last: dict[str, InstanceReport] = {}
+        # A describe costs a worker's turn, so each set of worker processes is asked once.
+        self._said: dict[tuple[str, str, str], tuple[tuple[str, ...], Described | None, str]] = {}
+
+    async def look(self) -> list[InstanceReport]:
+        """One report per instance, in the order of the configuration."""
+        return list(await asyncio.gather(*(self._report(instance) for instance in self._instances)))
+
+    async def _report(self, instance: InstanceSettings) -> InstanceReport:
+        name = instance.name
+        try:
+            address = Address(instance.management, instance.management_key())
+            models = await self._models(name, address)
+        except ConfigError as error:
+            report = InstanceReport(name, False, problem=str(error))
+        except _Silence as error:
+            report = self._unheard(name, instance, error)
+        else:
+            report = InstanceReport(name, True, models)
+        self._last[name] = report
+        return report
+
+    def _unheard(self, name: str, instance: InstanceSettings, error: _Silence) -> InstanceReport:
+        """Nobody listening: it is down. No answer in time: frozen or slow, so what it said last still stands."""
+        last = self._last.get(name)
+        problem = f"its management API at {instance.management} gave no answer ({error})"
+        if error.refused or last is None or not last.up:
+            return InstanceReport(name, False, problem=f"{problem}; not used, asked again regularly")
+        return replace(last, problem=f"{problem}; used as last seen")
+
+    async def _models(self, instance: str, address: Address) -> tuple[ModelReport, ...]:
+        names = await self._names(address)
+        reports = await asyncio.gather(*(self._versions(instance, address, name) for name in names))
+        return tuple(model for models in reports for model in models)
+
+    async def _names(self, address: Address) -> list[str]:
+        names: list[str] = []
+        page = ""
+        for _ in range(_MAX_PAGES):
+            more = f"&next_page_token={quote(page, safe='')}" if page else ""
+            listing = await self._get(address, f"/models?limit={_PAGE}{more}")
+            try:
+                names += [str(entry["modelName"]) for entry in listing["models"]]
+                page = str(listing.get("nextPageToken") or "")
+            except (KeyError, TypeError, AttributeError):
+                raise _Silence(f"its list of models is not TorchServe's: {str(listing)[:200]}") from None
+            if not page:
+                break
+        return names
+
+    async def _versions(self, instance: str, address: Address, model: str) -> list[ModelReport]:
+        path = f"/models/{quote(model, safe='')}"
+        try:
+            entries = await self._get(address, f"{path}/all")
+            default = entries if len(entries) == 1 else await self._get(address, path)
+            models = [read_model(entry, str(default[0]["modelVersion"])) for entry in entries]
+        except (BadDescribe, KeyError, TypeError, IndexError) as error:
+            raise _Silence(f"its describe of {model} cannot be read: {error}") from None
+        except _Silence as error:
+            if not error.answered:
+                raise
+            # Unregistered between the two questions, or one model in trouble: the others need not suffer.
+            log.info("%s: no describe of %s: %s", instance, model, error)
+            return []
+        return list(await asyncio.gather(*(self._with_described(instance, address, m) for m in models)))
+
+    async def _with_described(self, instance: str, address: Address, model: ModelReport) -> ModelReport:
+        key = (instance, model.model, model.version)
+        said = self._said.get(key)
+        if said is not None and said[0] == model.pids:
+            return replace(model, described=said[1], problem=said[2])
+        if not model.ready:
+            # Nobody there to answer. A worker that is being restarted will be what it was.
+            return model if said is None else replace(model, described=said[1], problem=said[2])
+        path = f"/models/{quote(model.model, safe='')}/{quote(model.version, safe='')}?customized=true"
+        try:
+            entries = await self._get(address, path, meant_for_worker=True)
+            described, problem = read_customized(entries[0] if entries else None), ""
+        except BadDescribe as error:
+            described, problem = None, f"{error}; treated as if it were not wrapped"
+        except _Silence as error:
+            log.info("%s: %s did not answer describe: %s", instance, key[1], error)
+            if said is None:
+                return replace(model, silent=True)
+            return replace(model, described=said[1], problem=said[2])
+        self._said[key] = (model.pids, described, problem)
+        return replace(model, described=described, problem=problem)
+
+    async def _get(self, address: Address, target: str, meant_for_worker: bool = False) -> Any:
+        """The JSON of a 200. Raise _Silence; but an error from a handler that knows no describe is an empty answer."""
+        result = await self._upstream.exchange(address, Request("GET", target, (), b""), self._timeout_s)
+        if isinstance(result, Unreachable):
+            raise _Silence(result.reason, result.refused)
+        if isinstance(result, Stream):
+            result.leave()
+            raise _Silence("a streamed answer where JSON was expected")
+        if meant_for_worker and result.status != 200 and classify(result) is None:
+            return []
+        return _json(result)
+
+
+def _json(reply: Reply) -> Any:
+    if reply.status != 200:
+        raise _Silence(f"status {reply.status}: {reply.body[:200].decode('utf-8', 'replace')}", answered=True)
+    try:
+        return json.loads(reply.body)
+    except ValueError:
+        raise _Silence(f"not JSON: {reply.body[:200].decode('utf-8', 'replace')}", answered=True) from None

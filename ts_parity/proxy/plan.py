@@ -1,0 +1,256 @@
+"""From what the instances report to what the engine works with: pools, places, codes, and what is wrong.
+
+Pure: the same reports give the same plan. Knows nothing of how reports are fetched or when. Everything that is not as
+it should be becomes a problem, a sentence for log and status, and the fleet serves on without it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ts_parity.codes import Code, Family
+from ts_parity.config import AUTO, InstanceSettings
+from ts_parity.engine import Endpoint, Fleet, Instance, Pool
+from ts_parity.proxy.operations import Target
+from ts_parity.proxy.reports import REFUSED, InstanceReport, ModelReport
+
+NO_PROTECTION = "no protection for it was found"
+
+
+@dataclass(frozen=True)
+class PoolPlan:
+    """One model and version, and how it is protected. `reason` says why `code` is None."""
+
+    name: str
+    model: str
+    version: str
+    code: Code | None
+    reason: str
+    partial: bool
+    verdicts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The engine's fleet, and what the proxy needs besides to address it."""
+
+    fleet: Fleet = field(default_factory=lambda: Fleet((), (), ()))
+    problems: tuple[str, ...] = ()
+    pools: Mapping[str, PoolPlan] = field(default_factory=dict)
+    targets: Mapping[str, Target] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Model -> the version that a request without one goes to."""
+    hosts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Model, deployed or not wrapped at all -> instances that are up and have it."""
+    protections: frozenset[str] = frozenset()
+    """Names of protections, which are not for clients."""
+    up: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the configuration says about the plan. `uncoded`: pool -> why it is not coded, learnt while serving."""
+
+    instances: tuple[InstanceSettings, ...]
+    code: str = AUTO
+    k: int | None = None
+    uncoded: Mapping[str, str] = field(default_factory=dict)
+
+
+Member = tuple[str, ModelReport]
+"""A model as an instance (by name) reports it."""
+
+
+def make_plan(reports: Sequence[InstanceReport], wanted: Wanted) -> Plan:
+    up = [report for report in reports if report.up]
+    problems = [f"{report.name}: {report.problem}" for report in reports if report.problem]
+    members = [(report.name, model) for report in up for model in report.models]
+    problems += [f"{name}: {m.model} {m.version}: {m.problem}" for name, m in members if m.problem]
+    if not up:
+        problems.append("no instance can be reached; every prediction is answered with 503")
+    deployed = _by_pool([m for m in members if not m[1].is_protection])
+    protections = [m for m in members if m[1].is_protection]
+    problems += _orphans(protections, deployed)
+    pools: dict[str, PoolPlan] = {}
+    endpoints: list[Endpoint] = []
+    targets: dict[str, Target] = {}
+    for (model, version), all_members in deployed.items():
+        name = pool_name(model, version)
+        used, trouble = _answering(name, all_members)
+        pool, rows, more = _protect(name, used, protections, wanted)
+        problems += trouble + more
+        pools[name] = pool
+        for host, member, row in [*((h, m, None) for h, m in used), *rows]:
+            endpoint = Endpoint(f"{host}/{member.model}/{member.version}", host, name, row, member.places)
+            endpoints.append(endpoint)
+            targets[endpoint.name] = Target(host, member.model, member.version, member.described is not None)
+    return Plan(
+        fleet=Fleet(
+            _instances(up, endpoints, wanted),
+            tuple(endpoints),
+            tuple(Pool(pool.name, pool.code, pool.partial) for pool in pools.values()),
+        ),
+        problems=tuple(dict.fromkeys(problems)),
+        pools=pools,
+        targets=targets,
+        versions=_versions([m for m in members if not m[1].is_protection]),
+        hosts=_hosts([m for m in members if not m[1].is_protection]),
+        protections=frozenset(m.model for _, m in protections),
+        up=tuple(report.name for report in up),
+    )
+
+
+def pool_name(model: str, version: str) -> str:
+    return f"{model}/{version}"
+
+
+def _by_pool(members: Sequence[Member]) -> dict[tuple[str, str], list[Member]]:
+    pools: dict[tuple[str, str], list[Member]] = {}
+    for member in members:
+        pools.setdefault((member[1].model, member[1].version), []).append(member)
+    return pools
+
+
+def _answering(pool: str, members: Sequence[Member]) -> tuple[list[Member], list[str]]:
+    """The members that can be used now, and what is wrong with the others."""
+    problems = [f"{host}: {pool} has no READY worker" for host, m in members if not m.ready]
+    used = [(host, m) for host, m in members if m.ready]
+    if any(m.described is not None for _, m in used):
+        # The rest of the pool is wrapped, so this one surely is: it is frozen or overloaded and can wait until it says.
+        silent = [host for host, m in used if m.silent]
+        problems += [f"{host}: {pool} did not answer describe; not used until it does" for host in silent]
+        used = [(host, m) for host, m in used if not m.silent]
+    else:
+        silent = [host for host, m in used if m.silent]
+        problems += [f"{host}: {pool} did not answer describe; served as if it were not wrapped" for host in silent]
+    return used, problems
+
+
+def _protect(
+    pool: str, members: Sequence[Member], protections: Sequence[Member], wanted: Wanted
+) -> tuple[PoolPlan, list[tuple[str, ModelReport, int]], list[str]]:
+    """The pool with its code, the protection endpoints with their rows, and what is wrong."""
+    candidates, problems = _matching(pool, members, protections)
+    code, reason = _agreed_code(candidates, wanted)
+    if code is not None:
+        reason = _obstacle(pool, code, members, wanted)
+        code = None if reason else code
+    if code is None and candidates:
+        problems.append(f"{pool} is not coded: {reason}")
+    chosen = [(host, m, _row(m)) for host, m in candidates if code is not None and _code(m) == code]
+    if code is not None:
+        missing = sorted(set(range(code.r)) - {row for _, m, row in chosen if m.ready})
+        if missing:
+            problems.append(f"{pool}: no READY endpoint for protection row {', '.join(map(str, missing))} of {code.r}")
+    rows = [(host, m, row) for host, m, row in chosen if m.ready]
+    partial = bool(chosen) and all(m.described is not None and m.described.partial for _, m, _ in chosen)
+    verdicts = tuple(dict.fromkeys(m.described.verdict if m.described else "not wrapped" for _, m in members))
+    model, _, version = pool.rpartition("/")
+    return PoolPlan(pool, model, version, code, reason, partial, verdicts), rows, problems
+
+
+def _matching(pool: str, members: Sequence[Member], protections: Sequence[Member]) -> tuple[list[Member], list[str]]:
+    """The protections made for this very model, version and weights."""
+    weights = {m.described.weights for _, m in members if m.described is not None and m.described.weights}
+    matching, problems = [], []
+    for host, m in protections:
+        protects = m.described.protects if m.described else None
+        if protects is None or pool_name(protects.model, protects.version) != pool:
+            continue
+        if protects.weights and weights and protects.weights not in weights:
+            problems.append(
+                f"{host}: {m.model} {m.version} is not used: it was made for other weights of {pool} "
+                f"({protects.weights[:19]}) than are deployed ({', '.join(sorted(w[:19] for w in weights))})"
+            )
+        else:
+            matching.append((host, m))
+    return matching, problems
+
+
+def _agreed_code(candidates: Sequence[Member], wanted: Wanted) -> tuple[Code | None, str]:
+    if wanted.code == "none":
+        return None, "coding is switched off (code = none)"
+    codes = list(dict.fromkeys(code for _, m in candidates if (code := _code(m)) is not None))
+    if not codes:
+        return None, NO_PROTECTION
+    fitting = [c for c in codes if wanted.code in (AUTO, c.name) and wanted.k in (None, c.k)]
+    offered = ", ".join(f"{c.name} with k={c.k} r={c.r}" for c in codes)
+    if not fitting:
+        asked = f"code = {wanted.code}" + (f", k = {wanted.k}" if wanted.k is not None else "")
+        return None, f"the protections are {offered}, the configuration asks for {asked}"
+    if len(fitting) > 1:
+        return None, f"its protections disagree ({offered}); set code and k, or unregister the others"
+    return fitting[0], ""
+
+
+def _obstacle(pool: str, code: Code, members: Sequence[Member], wanted: Wanted) -> str:
+    """Why this pool cannot be coded, or an empty text."""
+    if pool in wanted.uncoded:
+        return wanted.uncoded[pool]
+    described = [(host, m.described) for host, m in members]
+    for what in ("weights", "output"):
+        seen = {str(getattr(d, what)): host for host, d in described if d is not None and getattr(d, what)}
+        if len(seen) > 1:
+            told = ", ".join(f"{value[:40]} on {host}" for value, host in seen.items())
+            return f"its deployed endpoints disagree about {'the raw output' if what == 'output' else what}: {told}"
+    if code.family is Family.PARITY:
+        # A finish may be sent to any of them, and one that is not wrapped would take the frame for a client's body.
+        bare = [host for host, d in described if d is None]
+        if bare:
+            return f"code {code.name} needs wrapped archives, and that of {', '.join(bare)} is not"
+        refused = [(host, d) for host, d in described if d is not None and d.verdict == REFUSED]
+        if refused:
+            return f"its handler cannot be coded: {refused[0][1].reason or 'no reason given'} ({refused[0][0]})"
+    return ""
+
+
+def _orphans(protections: Sequence[Member], deployed: Mapping[tuple[str, str], Sequence[Member]]) -> list[str]:
+    """Protections of a model that nobody serves, or serves in another version only."""
+    problems = []
+    for host, m in protections:
+        protects = m.described.protects if m.described else None
+        if protects is None or (protects.model, protects.version) in deployed:
+            continue
+        others = sorted(version for model, version in deployed if model == protects.model)
+        served = f"deployed is version {', '.join(others)}" if others else "no instance serves that model"
+        problems.append(
+            f"{host}: {m.model} {m.version} is not used: it protects {protects.model} {protects.version}, and {served}"
+        )
+    return problems
+
+
+def _instances(up: Sequence[InstanceReport], endpoints: Sequence[Endpoint], wanted: Wanted) -> tuple[Instance, ...]:
+    """All models of an instance share one machine, so its places are those of its largest endpoint, not their sum."""
+    settings = {instance.name: instance for instance in wanted.instances}
+    instances = []
+    for report in up:
+        given = settings[report.name]
+        largest = max((e.places for e in endpoints if e.instance == report.name), default=1)
+        instances.append(Instance(report.name, given.places or largest, given.domain or given.name))
+    return tuple(instances)
+
+
+def _versions(members: Sequence[Member]) -> dict[str, str]:
+    votes: dict[str, Counter[str]] = {}
+    for _, m in members:
+        if m.default:
+            votes.setdefault(m.model, Counter())[m.version] += 1
+    # The larger version wins a tie, so that all proxies of a fleet choose alike.
+    return {model: max(count, key=lambda version: (count[version], version)) for model, count in votes.items()}
+
+
+def _hosts(members: Sequence[Member]) -> dict[str, tuple[str, ...]]:
+    hosts: dict[str, dict[str, None]] = {}
+    for host, m in members:
+        hosts.setdefault(m.model, {})[host] = None
+    return {model: tuple(names) for model, names in hosts.items()}
+
+
+def _code(model: ModelReport) -> Code | None:
+    return model.described.code if model.described is not None else None
+
+
+def _row(model: ModelReport) -> int:
+    return model.described.row if model.described is not None else 0

@@ -1,0 +1,158 @@
+"""What an instance says of itself: its models, their workers, and what a wrapped archive publishes in describe.
+
+Values, and the parsing of foreign JSON into them, with nothing believed before it is checked. Knows nothing of how the
+JSON was fetched or what will be made of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ts_parity.codes import Code, make_code
+from ts_parity.errors import CodeError, TsParityError
+from ts_parity.wire import VERSION
+
+DEPLOYED = "deployed"
+PARITY = "parity"
+REFUSED = "refused"
+
+
+class BadDescribe(TsParityError):
+    """A describe that claims to be ours and cannot be understood."""
+
+
+@dataclass(frozen=True)
+class Protects:
+    """The deployed model a protection was made for."""
+
+    model: str
+    version: str
+    weights: str | None
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a wrapped archive publishes. The last four are set for protections only."""
+
+    role: str
+    weights: str | None = None
+    verdict: str = ""
+    reason: str = ""
+    output: str = ""
+    """Shape and dtype of the raw output, as text to compare; empty where unknown."""
+    code: Code | None = None
+    row: int = 0
+    partial: bool = False
+    protects: Protects | None = None
+
+
+@dataclass(frozen=True)
+class ModelReport:
+    """One model and version on one instance.
+
+    `described` is None for an archive that is not wrapped. `silent`: it did not answer whether it is. `problem`: it
+    answered something that cannot be used.
+    """
+
+    model: str
+    version: str
+    default: bool
+    ready: int
+    batch_size: int
+    pids: tuple[str, ...] = ()
+    described: Described | None = None
+    silent: bool = False
+    problem: str = ""
+
+    @property
+    def places(self) -> int:
+        return self.ready * self.batch_size
+
+    @property
+    def is_protection(self) -> bool:
+        return self.described is not None and self.described.role == PARITY
+
+
+@dataclass(frozen=True)
+class InstanceReport:
+    """One instance as last seen. Not `up`: nothing can be sent there; `problem` says why."""
+
+    name: str
+    up: bool
+    models: tuple[ModelReport, ...] = ()
+    problem: str = ""
+
+
+def read_model(entry: Any, default_version: str) -> ModelReport:
+    """One entry of TorchServe's describe. Raise BadDescribe."""
+    try:
+        workers = entry["workers"]
+        version = str(entry["modelVersion"])
+        return ModelReport(
+            model=str(entry["modelName"]),
+            version=version,
+            default=version == default_version,
+            ready=sum(worker["status"] == "READY" for worker in workers),
+            batch_size=max(1, int(entry.get("batchSize", 1))),
+            pids=tuple(sorted(f"{worker.get('id')}/{worker.get('pid')}" for worker in workers)),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise BadDescribe(f"not TorchServe's describe: {str(entry)[:200]}") from None
+
+
+def read_customized(entry: Any) -> Described | None:
+    """What a wrapped archive says; None for any other archive. Raise BadDescribe if it says something unusable."""
+    customized = entry.get("customizedMetadata") if isinstance(entry, Mapping) else None
+    if isinstance(customized, str):
+        try:
+            customized = json.loads(customized)
+        except ValueError:
+            return None
+    if isinstance(customized, list) and customized:
+        customized = customized[0]
+    ours = customized.get("ts_parity") if isinstance(customized, Mapping) else None
+    return read_described(ours) if isinstance(ours, Mapping) else None
+
+
+def read_described(ours: Mapping[str, Any]) -> Described:
+    """Raise BadDescribe."""
+    if ours.get("wire") != VERSION:
+        raise BadDescribe(f"its worker speaks wire version {ours.get('wire')}, this proxy {VERSION}")
+    role = ours.get("role")
+    if role not in (DEPLOYED, PARITY):
+        raise BadDescribe(f"its role is {role!r}, neither {DEPLOYED} nor {PARITY}")
+    weights = ours.get("weights")
+    output = ours.get("output")
+    described = Described(
+        role=role,
+        weights=str(weights) if weights else None,
+        verdict=str(ours.get("verdict", "")),
+        reason=str(ours.get("reason") or ""),
+        output=f"{output.get('dtype')}{output.get('shape')}" if isinstance(output, Mapping) else "",
+    )
+    return described if role == DEPLOYED else _read_protection(ours, described)
+
+
+def _read_protection(ours: Mapping[str, Any], common: Described) -> Described:
+    try:
+        rows = ours.get("coefficients")
+        coefficients = tuple(tuple(float(c) for c in row) for row in rows) if rows else None
+        code = make_code(str(ours["code"]), int(ours["k"]), int(ours.get("r", 1)), coefficients)
+        row = int(ours.get("row", 0))
+        protects = ours["protects"]
+        weights = protects.get("weights")
+        protected = Protects(str(protects["model"]), str(protects["version"]), str(weights) if weights else None)
+        # Backups serve any number of members; a parity model must have been trained for it.
+        partial = bool(ours.get("partial", code.lossless))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BadDescribe(f"its describe as a protection is incomplete: {type(error).__name__} {error}") from None
+    except CodeError as error:
+        raise BadDescribe(str(error)) from None
+    if not 0 <= row < code.r:
+        raise BadDescribe(f"it says it is row {row} of {code.r}")
+    return Described(
+        common.role, common.weights, common.verdict, common.reason, common.output, code, row, partial, protected
+    )

@@ -1,0 +1,117 @@
+"""What an operator is shown: the status as one JSON value, as a table, and whether the proxy is of any use.
+
+Pure: plan, reports and counters in, plain values out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ts_parity import __version__
+from ts_parity.config import InstanceSettings
+from ts_parity.proxy.plan import Plan, PoolPlan
+from ts_parity.proxy.reports import InstanceReport
+
+Json = dict[str, Any]
+
+
+def status_json(
+    plan: Plan,
+    reports: Sequence[InstanceReport],
+    instances: Sequence[InstanceSettings],
+    engine: Mapping[str, Any],
+    state: Mapping[str, Any],
+) -> Json:
+    """`state`: uptime and the like, put first."""
+    return {
+        "version": __version__,
+        **state,
+        "problems": list(plan.problems),
+        "pools": {name: _pool(plan, pool, engine) for name, pool in plan.pools.items()},
+        "instances": [_instance(plan, report, instances) for report in reports],
+        "engine": engine,
+    }
+
+
+def health(plan: Plan, draining: bool) -> tuple[int, Json]:
+    """200 only if a prediction could be had here and now, and this proxy wants to be asked."""
+    if draining:
+        return 503, {"status": "draining", "reason": "this proxy is being stopped"}
+    if any(endpoint.row is None for endpoint in plan.fleet.endpoints):
+        return 200, {"status": "healthy"}
+    reason = "; ".join(plan.problems) or "no instance hosts a model"
+    return 503, {"status": "unhealthy", "reason": f"no deployed model has a READY worker: {reason}"}
+
+
+def status_table(status: Mapping[str, Any]) -> str:
+    """The same for people."""
+    lines = [f"ts-parity {status['version']}, {status['state']}, up {status['uptime_s']:.0f} s"]
+    rows = [("pool", "code", "deployed", "protections", "waiting", "reconstruct_after")]
+    for name, pool in status["pools"].items():
+        code = pool["code"]
+        rows.append(
+            (
+                name,
+                f"{code['name']} k={code['k']} r={code['r']}" if code else f"none: {pool['reason']}",
+                str(sum(endpoint["row"] is None for endpoint in pool["endpoints"])),
+                str(sum(endpoint["row"] is not None for endpoint in pool["endpoints"])),
+                str(pool["waiting"]),
+                f"{pool['reconstruct_after_s'] * 1000:.1f} ms" if pool["reconstruct_after_s"] is not None else "",
+            )
+        )
+    lines += ["", *_columns(rows)]
+    places = [("instance", "up", "places", "domain")]
+    places += [(i["name"], "yes" if i["up"] else "no", str(i["places"]), i["domain"]) for i in status["instances"]]
+    lines += ["", *_columns(places)]
+    if status["problems"]:
+        lines += ["", "problems:", *(f"  - {problem}" for problem in status["problems"])]
+    return "\n".join(lines)
+
+
+def _pool(plan: Plan, pool: PoolPlan, engine: Mapping[str, Any]) -> Json:
+    live = engine["pools"].get(pool.name, {})
+    code = pool.code
+    return {
+        "model": pool.model,
+        "version": pool.version,
+        "code": None
+        if code is None
+        else {"name": code.name, "k": code.k, "r": code.r, "family": code.family.value, "partial": pool.partial},
+        "reason": pool.reason,
+        "verdicts": list(pool.verdicts),
+        "waiting": live.get("waiting", 0),
+        "reconstruct_after_s": live.get("reconstruct_after_s"),
+        "endpoints": [
+            {
+                "name": endpoint.name,
+                "instance": endpoint.instance,
+                "row": endpoint.row,
+                "places": endpoint.places,
+                "wrapped": plan.targets[endpoint.name].wrapped,
+                **engine["endpoints"].get(endpoint.name, {}),
+            }
+            for endpoint in plan.fleet.endpoints
+            if endpoint.pool == pool.name
+        ],
+    }
+
+
+def _instance(plan: Plan, report: InstanceReport, instances: Sequence[InstanceSettings]) -> Json:
+    given = next(instance for instance in instances if instance.name == report.name)
+    places = next((i.places for i in plan.fleet.instances if i.name == report.name), 0)
+    return {
+        "name": report.name,
+        "inference": given.inference,
+        "management": given.management,
+        "domain": given.domain or given.name,
+        "up": report.up,
+        "places": places,
+        "models": [{"model": m.model, "version": m.version, "ready": m.ready} for m in report.models],
+        "problem": report.problem,
+    }
+
+
+def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

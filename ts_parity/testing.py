@@ -1,0 +1,425 @@
+"""Public fakes, for our tests and for those of people who build on ts_parity.
+
+`FakeTorchServe` answers on real sockets as TorchServe with wrapped archives does, but its models are matrices, and its
+failures are a script. What it claims to imitate is itself checked against the real thing (tests marked `torchserve`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import uuid
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+from aiohttp import web
+from multidict import CIMultiDict
+
+from ts_parity.codes import make_code
+from ts_parity.errors import MalformedFrame, error_body
+from ts_parity.wire import (
+    FRAME_TYPE,
+    OP,
+    OP_FINISH,
+    OP_GROUP,
+    OP_RAW,
+    RAW,
+    SECRET,
+    VERSION,
+    Array,
+    Frame,
+    Headers,
+    Part,
+    attach_tail,
+    pack_frame,
+    unpack_frame,
+)
+
+
+@dataclass
+class Canned:
+    """One scripted answer. `chunks`: streamed instead of `body`. `drop`: the connection is closed without an answer,
+    or, with chunks, after them. `hold_s`: how long it takes.
+    """
+
+    status: int = 200
+    phrase: str = ""
+    headers: Headers = ()
+    body: bytes = b""
+    chunks: tuple[bytes, ...] | None = None
+    drop: bool = False
+    hold_s: float = 0.0
+
+    @classmethod
+    def error(cls, status: int, kind: str, message: str) -> Canned:
+        """An error as TorchServe's frontend makes it."""
+        return cls(status, "", (("content-type", "application/json"),), error_body(status, kind, message))
+
+    @classmethod
+    def worker_died(cls) -> Canned:
+        return cls.error(500, "InternalServerException", "Worker died.")
+
+    @classmethod
+    def no_worker(cls, model: str = "model") -> Canned:
+        return cls.error(
+            503, "ServiceUnavailableException", f'Model "{model}" has no worker to serve inference request.'
+        )
+
+    @classmethod
+    def prediction_failed(cls) -> Canned:
+        return cls.error(503, "InternalServerException", "Prediction failed")
+
+
+@dataclass
+class FakeModel:
+    """y = matrix @ x. A request body is a JSON list x, the answer a JSON list y; a parity model gets the sum of its
+    group's x, so for a linear model its output is exact. `role` None: an archive that is not wrapped.
+    """
+
+    name: str = "linear"
+    version: str = "1.0"
+    role: str | None = "deployed"
+    matrix: Array = field(default_factory=lambda: np.array([[1.0, 2.0], [3.0, 4.0]], dtype=np.float32))
+    latency_s: float = 0.0
+    workers: int = 1
+    batch_size: int = 1
+    default: bool = True
+    weights: str | None = "sha256:f"
+    verdict: str = "codable"
+    reason: str = ""
+    output: dict[str, Any] | None = None
+    code: str = "sum"
+    k: int = 2
+    r: int = 1
+    row: int = 0
+    partial: bool = True
+    protects: tuple[str, str, str | None] = ("linear", "1.0", "sha256:f")
+    secret: str = ""
+    ready: bool = True
+    pid: int = 100
+    script: deque[Canned] = field(default_factory=deque)
+    """Answers used up one by one, before the model is asked."""
+    mute_describe: bool = False
+    """A handler that answers `?customized=true` with an error, as handlers that know no describe do."""
+
+    def described(self) -> dict[str, Any] | None:
+        """What a wrapped archive would publish, as TorchServe's customizedMetadata."""
+        if self.role is None:
+            return None
+        size = self.matrix.shape[0]
+        ours: dict[str, Any] = {
+            "wire": VERSION,
+            "package": "0",
+            "role": self.role,
+            "model": self.name,
+            "version": self.version,
+            "weights": self.weights,
+            "verdict": self.verdict,
+            "reason": self.reason,
+            "batched": True,
+            "input": None,
+            "output": self.output or {"shape": [size], "dtype": "float32"},
+        }
+        if self.role == "parity":
+            model, version, weights = self.protects
+            ours |= {"code": self.code, "k": self.k, "r": self.r, "row": self.row, "partial": self.partial}
+            ours["coefficients"] = [list(row) for row in make_code(self.code, self.k, self.r).coefficients]
+            ours["protects"] = {"model": model, "version": version, "weights": weights}
+        return {"ts_parity": ours}
+
+    def answer(self, body: bytes) -> tuple[bytes, Array]:
+        """-> (ordinary body, raw output). Raise ValueError for a body that is no list of the right length."""
+        x = np.array(json.loads(body), dtype=np.float32)
+        if x.shape != (self.matrix.shape[1],):
+            raise ValueError(f"the body must be a list of {self.matrix.shape[1]} numbers")
+        raw = (self.matrix @ x).astype(np.float32)
+        return self.finish(raw), raw
+
+    @staticmethod
+    def finish(raw: Array) -> bytes:
+        return json.dumps([round(float(y), 4) for y in raw], indent=2).encode()
+
+
+def protection(**settings: Any) -> FakeModel:
+    """A parity model (or backup) with the defaults that fit `FakeModel()`."""
+    return FakeModel(**{"name": "linear_parity", "role": "parity", "weights": "sha256:p", **settings})
+
+
+@dataclass(frozen=True)
+class Received:
+    """A request as it came in at the inference port."""
+
+    method: str
+    target: str
+    headers: Headers
+    body: bytes
+
+    def header(self, name: str) -> str | None:
+        return next((value for key, value in self.headers if key.lower() == name), None)
+
+
+class FakeTorchServe:
+    """One instance, on two free ports. `async with FakeTorchServe(FakeModel()) as instance: ... instance.inference`"""
+
+    def __init__(
+        self, *models: FakeModel, token: str = "", management_token: str = "", max_request_size: int = 6_553_500
+    ) -> None:
+        self.models = list(models)
+        self.received: list[Received] = []
+        self.describes = 0
+        self.inference = self.management = ""
+        self._token = token
+        self._management_token = management_token
+        self._max_request_size = max_request_size
+        self._runners: list[web.AppRunner] = []
+        self._sites: list[web.TCPSite] = []
+        self._thawed = asyncio.Event()
+        self._thawed.set()
+        self._workers: dict[tuple[str, str], asyncio.Semaphore] = {}
+
+    async def __aenter__(self) -> FakeTorchServe:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def start(self, port: int = 0, management_port: int = 0) -> None:
+        """Listen; the ports of an earlier life can be asked for again."""
+        self._sites = []
+        self.inference = await self._listen(self._on_inference, port)
+        self.management = await self._listen(self._on_management, management_port)
+
+    async def stop(self) -> None:
+        """Go away at once, with whatever is in flight."""
+        runners, self._runners = self._runners, []
+        for runner in runners:
+            await runner.cleanup()
+
+    def freeze(self) -> None:
+        """As SIGSTOP to the workers: requests are taken and not answered. Management answers on."""
+        self._thawed.clear()
+
+    def thaw(self) -> None:
+        self._thawed.set()
+
+    def operations(self) -> list[str]:
+        """The operations asked for so far; an ordinary request is "plain"."""
+        return [request.header(OP) or "plain" for request in self.received]
+
+    @property
+    def endpoint(self) -> str:
+        """As `--endpoint` takes it."""
+        return f"{self.inference},management={self.management}"
+
+    async def _listen(self, handler: Any, port: int) -> str:
+        app = web.Application(client_max_size=1 << 30)
+        app.router.add_route("*", "/{path:.*}", handler)
+        app.on_response_prepare.append(_as_netty)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.05, auto_decompress=False)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", port)
+        await site.start()
+        self._runners.append(runner)
+        return f"http://127.0.0.1:{runner.addresses[0][1]}"
+
+    # ---- the inference port ----------------------------------------------------------------------------------------
+
+    async def _on_inference(self, http: web.Request) -> web.StreamResponse:
+        body = await http.read()
+        headers = tuple((key.decode(), value.decode()) for key, value in http.raw_headers)
+        request = Received(http.method, http.raw_path, headers, body)
+        self.received.append(request)
+        if self._token and http.headers.get("Authorization") != f"Bearer {self._token}":
+            return _error(400, "InvalidKeyException", "Token Authorization failed. Token either incorrect, expired")
+        if len(body) > self._max_request_size:
+            return _response(413, b"")
+        segments = [unquote(segment) for segment in http.raw_path.partition("?")[0].split("/")[1:]]
+        if segments == ["ping"]:
+            return _json(200, {"status": "Healthy"})
+        if segments[0] not in ("predictions", "explanations") or len(segments) < 2:
+            return _error(
+                404, "ResourceNotFoundException", "Requested resource is not found, please refer to API document."
+            )
+        model = self._find(segments[1], segments[2] if len(segments) > 2 else None)
+        if model is None:
+            return _error(404, "ModelNotFoundException", f"Model not found: {segments[1]}")
+        async with self._worker(model):
+            await self._thawed.wait()
+            await asyncio.sleep(model.latency_s)
+            if model.script:
+                return await _play(http, model.script.popleft())
+            return _work(model, request)
+
+    def _find(self, name: str, version: str | None) -> FakeModel | None:
+        return next(
+            (m for m in self.models if m.name == name and (m.default if version is None else m.version == version)),
+            None,
+        )
+
+    def _worker(self, model: FakeModel) -> asyncio.Semaphore:
+        return self._workers.setdefault(
+            (model.name, model.version), asyncio.Semaphore(model.workers * model.batch_size)
+        )
+
+    # ---- the management port ---------------------------------------------------------------------------------------
+
+    async def _on_management(self, http: web.Request) -> web.StreamResponse:
+        if self._management_token and http.headers.get("Authorization") != f"Bearer {self._management_token}":
+            return _error(400, "InvalidKeyException", "Token Authorization failed. Token either incorrect, expired")
+        segments = [unquote(segment) for segment in http.path.split("/")[1:]]
+        if segments == ["models"]:
+            return self._list(int(http.query.get("limit", "100")), int(http.query.get("next_page_token", "0")))
+        versions = [m for m in self.models if m.name == segments[1]]
+        if len(segments) == 2:
+            versions = [m for m in versions if m.default]
+        elif segments[2] != "all":
+            versions = [m for m in versions if m.version == segments[2]]
+        if not versions:
+            return _error(404, "ModelNotFoundException", f"Model not found: {segments[1]}")
+        entries = [_describe(m) for m in versions]
+        if http.query.get("customized") == "true":
+            self.describes += 1
+            async with self._worker(versions[0]):
+                await self._thawed.wait()
+            if versions[0].mute_describe:
+                return _error(503, "InternalServerException", "Prediction failed")
+            entries[0]["customizedMetadata"] = versions[0].described()
+        return _json(200, entries)
+
+    def _list(self, limit: int, start: int) -> web.Response:
+        names = list(dict.fromkeys(m.name for m in self.models))
+        page: dict[str, Any] = {
+            "models": [{"modelName": n, "modelUrl": f"{n}.mar"} for n in names[start : start + limit]]
+        }
+        if start + limit < len(names):
+            page["nextPageToken"] = str(start + limit)
+        return _json(200, page)
+
+
+def _describe(model: FakeModel) -> dict[str, Any]:
+    status = "READY" if model.ready else "LOADING"
+    return {
+        "modelName": model.name,
+        "modelVersion": model.version,
+        "modelUrl": f"{model.name}.mar",
+        "runtime": "python",
+        "minWorkers": model.workers,
+        "maxWorkers": model.workers,
+        "batchSize": model.batch_size,
+        "maxBatchDelay": 100,
+        "workers": [{"id": str(9000 + n), "status": status, "pid": model.pid + n} for n in range(model.workers)],
+        "jobQueueStatus": {"remainingCapacity": 100, "pendingRequests": 0},
+    }
+
+
+def _work(model: FakeModel, request: Received) -> web.Response:
+    operation = request.header(OP)
+    if model.role is None:
+        operation = None
+    if operation is not None and model.secret and request.header(SECRET) != model.secret:
+        return _error(403, "ForbiddenException", "the secret is missing or wrong")
+    try:
+        if operation == OP_GROUP:
+            return _group(model, unpack_frame(request.body))
+        if operation == OP_FINISH:
+            frame = unpack_frame(request.body)
+            if frame.raw is None:
+                raise MalformedFrame("a finish needs a raw output")
+            return _response(200, model.finish(frame.raw), _frontend())
+        body, raw = model.answer(request.body)
+    except MalformedFrame as error:
+        return _error(400, "BadRequestException", str(error))
+    except ValueError:
+        return _error(503, "InternalServerException", "Prediction failed")
+    if operation == OP_RAW and model.verdict != "refused":
+        body, described = attach_tail(body, raw)
+        return _response(200, body, (*_frontend(), (RAW, described)))
+    return _response(200, body, _frontend())
+
+
+def _group(model: FakeModel, frame: Frame) -> web.Response:
+    if model.role != "parity" or frame.k != model.k:
+        return _error(400, "BadRequestException", f"not a protection of groups of {frame.k}")
+    code = make_code(model.code, model.k, model.r)
+    slots: list[Part | None] = []
+    total = np.zeros(model.matrix.shape[0], dtype=np.float32)
+    for slot, part in enumerate(frame.slots):
+        if part is None:
+            slots.append(None)
+            continue
+        try:
+            body, raw = model.answer(part.body)
+        except ValueError:
+            slots.append(Part((), error_body(503, "InternalServerException", "Prediction failed"), 503))
+            continue
+        if code.coefficients:
+            total += np.float32(code.coefficients[model.row][slot]) * raw
+            slots.append(Part((), b""))
+        else:
+            slots.append(Part((), body))
+    answer = Frame(tuple(slots), total if code.coefficients else None)
+    return _response(200, pack_frame(answer), (*_frontend(), ("content-type", FRAME_TYPE)))
+
+
+async def _play(http: web.Request, canned: Canned) -> web.StreamResponse:
+    await asyncio.sleep(canned.hold_s)
+    if canned.chunks is not None:
+        response = web.StreamResponse(status=canned.status, reason=canned.phrase, headers=CIMultiDict(canned.headers))
+        response.enable_chunked_encoding()
+        await response.prepare(http)
+        for chunk in canned.chunks:
+            await response.write(chunk)
+        if not canned.drop:
+            await response.write_eof()
+            return response
+    if canned.drop:
+        assert http.transport is not None
+        with contextlib.suppress(ConnectionError):
+            http.transport.close()
+        return web.Response()
+    return _response(canned.status, canned.body, canned.headers, canned.phrase)
+
+
+def _frontend() -> Headers:
+    return (
+        ("x-request-id", str(uuid.uuid4())),
+        ("Pragma", "no-cache"),
+        ("Cache-Control", "no-cache; no-store, must-revalidate, private"),
+        ("Expires", "Thu, 01 Jan 1970 00:00:00 UTC"),
+    )
+
+
+def _response(status: int, body: bytes, headers: Headers = (), phrase: str = "") -> web.Response:
+    lengths = (("content-length", str(len(body))),)
+    response = web.Response(status=status, reason=phrase, headers=CIMultiDict((*headers, *lengths)), body=body)
+    if status >= 400:
+        response.force_close()
+    return response
+
+
+def _json(status: int, value: Any) -> web.Response:
+    return _response(status, json.dumps(value, indent=2).encode() + b"\n", (("content-type", "application/json"),))
+
+
+def _error(status: int, kind: str, message: str) -> web.Response:
+    return _response(status, error_body(status, kind, message), (("content-type", "application/json"),))
+
+
+async def _as_netty(_: web.Request, response: web.StreamResponse) -> None:
+    """TorchServe adds no date, no server name, and no content type that its handler did not set."""
+    for name in ("Date", "Server"):
+        response.headers.popall(name, None)
+    if response.headers.get("Content-Type") == "application/octet-stream":
+        del response.headers["Content-Type"]
+
+
+__all__: Sequence[str] = ("Canned", "FakeModel", "FakeTorchServe", "Received", "protection")
