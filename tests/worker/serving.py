@@ -1,0 +1,235 @@
+"""A TorchServe worker in this process: the real loader, service and message format, without frontend and socket.
+
+Handlers come from tests/handlers, wrapped or not, in a folder like an extracted archive.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import ts
+import yaml
+from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
+from ts.model_loader import TsModelLoader
+
+from ts_parity.wire import FRAME_TYPE, OP, Array, Frame, Part, pack_frame, split_tail, unpack_frame
+
+ROOT = Path(__file__).parents[2]
+HANDLERS = ROOT / "tests" / "handlers"
+RAW_HEADER = "x-ts-parity-raw"
+
+
+def network() -> torch.nn.Module:
+    """The tests' model, always with the same weights."""
+    torch.manual_seed(7)
+    net = torch.nn.Module()
+    net.head = torch.nn.Linear(8, 5)
+    return net
+
+
+def make_folder(
+    folder: Path,
+    handler: str,
+    section: dict[str, Any] | None = None,
+    *,
+    eager: bool = False,
+    weights: dict[str, torch.Tensor] | None = None,
+    files: dict[str, bytes] | None = None,
+) -> Path:
+    """An extracted archive. `section` is the ts_parity section; None leaves the handler unwrapped."""
+    shutil.copytree(HANDLERS, folder, ignore=shutil.ignore_patterns("__*"))
+    state = weights or network().state_dict()
+    torch.save(state, folder / "weights.pt")
+    torch.jit.save(scripted(state), folder / "script.pt")
+    model: dict[str, Any] = {"modelName": "vectors", "modelVersion": "1.0", "handler": f"{handler}.py"}
+    model["serializedFile"] = "weights.pt" if eager else "script.pt"
+    if eager:
+        model["modelFile"] = "net.py"
+    if section is not None:
+        role = section.get("role", "deployed")
+        shutil.copy(ROOT / "handlers" / f"{role}_handler.py", folder / f"ts_parity_{role}.py")
+        model["handler"], model["configFile"] = f"ts_parity_{role}.py", "model-config.yaml"
+        config = {"ts_parity": {"role": role, "handler": f"{handler}.py", **section}}
+        (folder / "model-config.yaml").write_text(yaml.safe_dump(config))
+    for name, content in (files or {}).items():
+        (folder / name).write_bytes(content)
+    (folder / "MAR-INF").mkdir()
+    (folder / "MAR-INF" / "MANIFEST.json").write_text(json.dumps({"model": model}))
+    return folder
+
+
+def scripted(state: dict[str, torch.Tensor]) -> torch.jit.ScriptModule:
+    linear = torch.nn.Linear(8, 5)
+    linear.load_state_dict({name.removeprefix("head."): value for name, value in state.items()})
+    return torch.jit.script(torch.nn.Sequential(linear))
+
+
+@dataclass
+class Reply:
+    status: int
+    phrase: str
+    headers: dict[str, str]
+    body: bytes
+    content_type: str = ""
+
+    @property
+    def raw(self) -> Array | None:
+        header = self.headers.get(RAW_HEADER)
+        return None if header is None else split_tail(self.body, header)[1]
+
+    @property
+    def ordinary_body(self) -> bytes:
+        header = self.headers.get(RAW_HEADER)
+        return self.body if header is None else split_tail(self.body, header)[0]
+
+    @property
+    def ordinary(self) -> tuple[Any, ...]:
+        headers = {name: value for name, value in self.headers.items() if name != RAW_HEADER}
+        return self.status, self.phrase, headers, self.ordinary_body
+
+    @property
+    def frame(self) -> Frame:
+        assert self.status == 200, self.body
+        return unpack_frame(self.body)
+
+
+@dataclass
+class Ask:
+    """One request of a batch."""
+
+    body: bytes
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+class InProcess:
+    """Loads a folder as a worker would and answers batches. A context manager."""
+
+    def __init__(self, folder: Path, batch_size: int = 4) -> None:
+        self.folder = folder
+        self.sent = bytearray()
+        self._modules = set(sys.modules)
+        self._cwd = os.getcwd()
+        sys.path.insert(0, str(folder))
+        os.chdir(folder)
+        metrics = MetricsCacheYamlImpl(str(Path(ts.__file__).parent / "configs" / "metrics.yaml"))
+        metrics.initialize_cache()
+        metrics.model_name = "vectors"
+        manifest = json.loads((folder / "MAR-INF" / "MANIFEST.json").read_text())
+        try:
+            self.service = TsModelLoader().load(
+                "vectors", str(folder), manifest["model"]["handler"], None, batch_size, metrics_cache=metrics
+            )
+        except BaseException:
+            self.close()
+            raise
+        self.service.set_cl_socket(self)
+
+    def __enter__(self) -> InProcess:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        os.chdir(self._cwd)
+        sys.path.remove(str(self.folder))
+        for name in set(sys.modules) - self._modules:
+            file = getattr(sys.modules[name], "__file__", None)
+            if file and Path(file).is_relative_to(self.folder):
+                del sys.modules[name]
+
+    def sendall(self, data: bytes) -> None:
+        self.sent += data
+
+    def batch(self, asks: Sequence[Ask]) -> list[Reply]:
+        return decode(bytes(self.service.predict([_row(index, ask) for index, ask in enumerate(asks)])))
+
+    def ask(self, body: bytes, op: str | None = None, **headers: str) -> Reply:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return self.batch([Ask(body, {**named, **({OP: op} if op else {})})])[0]
+
+    def group(self, *bodies: bytes | Part | None, **headers: str) -> Reply:
+        return self.batch([group_ask(*bodies, **headers)])[0]
+
+    def finish(self, body: bytes | Part, raw: Array) -> Reply:
+        return self.batch([finish_ask(body, raw)])[0]
+
+    def describe(self) -> dict[str, Any]:
+        [reply] = self.batch([Ask(b"", {"describe": "True"})])
+        described: dict[str, Any] = json.loads(reply.body)
+        return described
+
+
+def group_ask(*bodies: bytes | Part | None, **headers: str) -> Ask:
+    frame = Frame(tuple(Part((), body) if isinstance(body, bytes) else body for body in bodies))
+    return Ask(pack_frame(frame), {OP: "group", "content-type": FRAME_TYPE, **headers})
+
+
+def finish_ask(body: bytes | Part, raw: Array) -> Ask:
+    part = Part((), body) if isinstance(body, bytes) else body
+    return Ask(pack_frame(Frame((part,), raw)), {OP: "finish", "content-type": FRAME_TYPE})
+
+
+def vector(seed: int) -> bytes:
+    return np.random.default_rng(seed).standard_normal(8).astype(np.float32).tobytes()
+
+
+def linear(body: bytes, state: dict[str, torch.Tensor] | None = None) -> Array:
+    """What the tests' model says to a vector."""
+    state = state or network().state_dict()
+    x = np.frombuffer(body, np.float32)
+    result: Array = (state["head.weight"].numpy() @ x + state["head.bias"].numpy())[None]
+    return result
+
+
+def _row(index: int, ask: Ask) -> dict[str, Any]:
+    kind = next((value for name, value in ask.headers.items() if name.lower() == "content-type"), "").partition(";")[0]
+    value: Any = bytearray(ask.body)
+    if kind == "application/json":
+        value = json.loads(value)
+    elif kind.startswith("text"):
+        value = value.decode()
+    return {
+        "requestId": f"id{index}".encode(),
+        "headers": [{"name": n.encode(), "value": v.encode()} for n, v in ask.headers.items()],
+        "parameters": [{"name": "body", "contentType": kind, "value": value}],
+    }
+
+
+def decode(message: bytes) -> list[Reply]:
+    """A response message of a worker, as the frontend reads it."""
+    at = 0
+
+    def number() -> int:
+        nonlocal at
+        at += 4
+        return int(struct.unpack_from("!i", message, at - 4)[0])
+
+    def text() -> bytes:
+        nonlocal at
+        length = number()
+        at += length
+        return message[at - length : at]
+
+    code, note = number(), text().decode()
+    replies = []
+    while (length := number()) != -1:
+        at += length
+        kind = text().decode()
+        status, phrase = number(), text().decode()
+        headers = {text().decode(): text().decode() for _ in range(number())}
+        replies.append(Reply(status, phrase, headers, text(), kind))
+    if code != 200:  # the frontend makes the error answer from the note
+        body = {"code": code, "type": "InternalServerException", "message": note}
+        return [Reply(code, "", {}, (json.dumps(body, indent=2) + "\n").encode()) for _ in replies]
+    return replies

@@ -1,0 +1,352 @@
+"""Every pattern of handler, every operation, through TorchServe's own loader and service."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.worker.serving import Ask, InProcess, Reply, finish_ask, group_ask, linear, vector
+from ts_parity.wire import OP, Part
+from ts_parity.worker.answers import Answer
+from ts_parity.worker.verdict import alike
+
+Serve = Callable[..., InProcess]
+
+
+def _vectors(seed: int) -> Part:
+    return Part((), vector(seed))
+
+
+def _json(seed: int) -> Part:
+    values = np.frombuffer(vector(seed), np.float32).tolist()
+    return Part((("Content-Type", "application/json"),), json.dumps({"values": values, "top": 1 + seed % 3}).encode())
+
+
+def _png(seed: int) -> Part:
+    pixels = np.random.default_rng(seed).integers(0, 256, (2, 4), dtype=np.uint8)
+    written = io.BytesIO()
+    Image.fromarray(pixels).save(written, "PNG")
+    return Part((("content-type", "image/png"),), written.getvalue())
+
+
+# handler, how it is packed, its bodies, whether it answers batches rightly
+CODABLE = [
+    ("overrides_steps", {}, _vectors, True),
+    ("overrides_steps", {"eager": True}, _vectors, True),
+    ("overrides_handle", {}, _vectors, False),
+    ("plain_class", {}, _vectors, True),
+    ("lazy_function", {"eager": True}, _vectors, False),
+    ("eager_function", {"eager": True}, _vectors, True),
+    ("finished_in_inference", {}, _vectors, True),
+    ("changes_in_place", {}, _vectors, True),
+    ("first_only", {}, _vectors, False),
+    ("repeats_first", {}, _vectors, False),
+    ("json_in", {}, _json, True),
+    ("swallows", {}, _vectors, False),
+    ("own_status", {}, _vectors, False),
+    ("output_container", {}, _vectors, True),
+    ("png_in", {}, _png, True),
+]
+IDS = [f"{name}{'-eager' if packed else ''}" for name, packed, _, _ in CODABLE]
+
+REFUSED = [
+    ("calls_twice", "called 2 times"),
+    ("integer_output", "int64"),
+    ("streams", "streams"),
+    ("keeps_features", "takes more from its model"),
+    ("dices", "not deterministic"),
+]
+
+
+def _ask(part: Part, op: str | None = None) -> Ask:
+    return Ask(part.body, {**dict(part.headers), **({OP: op} if op else {})})
+
+
+def _warm(worker: InProcess, bodies: Callable[[int], Part]) -> None:
+    """Let the first live requests decide."""
+    for seed in (101, 102, 103):
+        worker.batch([_ask(bodies(seed), "raw")])
+
+
+def _unwrapped(serve: Serve, handler: str, packed: dict[str, Any], parts: list[Part]) -> list[Reply]:
+    worker = serve(handler, None, **packed)
+    worker.batch([_ask(parts[0])])
+    return [worker.batch([_ask(part)])[0] for part in parts]
+
+
+@pytest.mark.parametrize(("handler", "packed", "bodies", "batches"), CODABLE, ids=IDS)
+def test_codable_handlers(serve: Serve, handler: str, packed: dict[str, Any], bodies: Any, batches: bool) -> None:
+    """Plain, raw and finished answers are the unwrapped handler's own bytes; raw outputs are the model's numbers."""
+    parts = [bodies(seed) for seed in range(4)]
+    expected = _unwrapped(serve, handler, packed, parts)
+    worker = serve(handler, {}, **packed)
+    _warm(worker, bodies)
+    described = worker.describe()["ts_parity"]
+    assert described["verdict"] == "codable", described["reason"]
+    assert described["batched"] is batches
+    for part, ordinary in zip(parts, expected, strict=True):
+        assert worker.batch([_ask(part)]) == [ordinary]
+        [tailed] = worker.batch([_ask(part, "raw")])
+        assert tailed.ordinary == ordinary.ordinary
+        raw = tailed.raw
+        assert raw is not None
+        if bodies is _vectors:
+            np.testing.assert_allclose(raw.reshape(-1), linear(part.body)[0], rtol=1e-4, atol=1e-5)
+        assert worker.finish(part, raw).ordinary == ordinary.ordinary
+    other = worker.batch([_ask(parts[0], "raw")])[0].raw
+    assert other is not None
+    assert worker.finish(parts[1], other).ordinary_body != expected[1].body
+
+
+@pytest.mark.parametrize(("handler", "packed", "bodies", "batches"), CODABLE, ids=IDS)
+def test_batches_of_raw_requests(
+    serve: Serve, handler: str, packed: dict[str, Any], bodies: Any, batches: bool
+) -> None:
+    """Each of a batch gets its own answer and raw output, in one run where that is proven."""
+    parts = [bodies(seed) for seed in range(4)]
+    worker = serve(handler, {}, **packed)
+    _warm(worker, bodies)
+    alone = [worker.batch([_ask(part, "raw")])[0] for part in parts]
+    together = worker.batch([_ask(part, "raw") for part in parts])
+    for one, other in zip(alone, together, strict=True):
+        assert one.raw is not None
+        assert other.raw is not None
+        np.testing.assert_allclose(one.raw, other.raw, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("handler", "why"), REFUSED)
+def test_refused_handlers_serve_plainly(serve: Serve, handler: str, why: str) -> None:
+    worker = serve(handler, {})
+    for seed in (1, 2, 3):
+        reply = worker.ask(vector(seed), "raw")
+        assert reply.status == 200
+        assert reply.raw is None
+    described = worker.describe()["ts_parity"]
+    assert described["verdict"] == "refused"
+    assert why in described["reason"]
+    refused = worker.finish(vector(1), linear(vector(1)))
+    assert refused.status == 500
+    assert why in json.loads(refused.body)["message"]
+
+
+@pytest.mark.parametrize(("handler", "packed", "bodies", "batches"), CODABLE, ids=IDS)
+def test_groups_of_the_parity_family(
+    serve: Serve, handler: str, packed: dict[str, Any], bodies: Any, batches: bool
+) -> None:
+    """The raw answer is the model on the sum of the slots' inputs; empty slots count as nothing."""
+    parts = [bodies(seed) for seed in range(2)]
+    worker = serve(handler, {"role": "parity", "code": "sum", "k": 2, "partial": True}, **packed)
+    reply = worker.group(*parts)
+    assert reply.frame.covers == {0, 1}
+    raw = reply.frame.raw
+    alone = [worker.group(part, None).frame.raw for part in parts]
+    bias = worker.group(Part((), bytes(32)), None).frame.raw if bodies is _vectors else None
+    assert raw is not None
+    assert alone[0] is not None
+    assert alone[1] is not None
+    if bias is not None:
+        np.testing.assert_allclose(raw, alone[0] + alone[1] - bias, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(alone[0].reshape(-1), linear(parts[0].body)[0], rtol=1e-4, atol=1e-5)
+    assert worker.describe()["ts_parity"]["verdict"] == "codable"
+
+
+@pytest.mark.parametrize(("handler", "packed", "bodies", "batches"), CODABLE, ids=IDS)
+def test_groups_of_the_backup_family(
+    serve: Serve, handler: str, packed: dict[str, Any], bodies: Any, batches: bool
+) -> None:
+    """Each slot is answered as the unwrapped handler answers it, alone or (second time) as a proven batch."""
+    parts = [bodies(seed) for seed in range(3)]
+    expected = _unwrapped(serve, handler, packed, parts)
+    worker = serve(handler, {"role": "parity", "code": "exact", "k": 3}, **packed)
+    for attempt in range(2):
+        slots = worker.group(*parts).frame.slots
+        for slot, ordinary in zip(slots, expected, strict=True):
+            assert slot is not None
+            assert slot.status == ordinary.status
+            assert dict(slot.headers) == ordinary.headers
+            if attempt == 0:
+                assert slot.body == ordinary.body
+    # A loop over the rows is as good as a batch where no raw output is asked for.
+    assert worker.describe()["ts_parity"]["batched"] is (handler not in ("first_only", "repeats_first"))
+
+
+def test_a_mixed_batch_answers_each_rightly(serve: Serve) -> None:
+    worker = serve("overrides_steps", {})
+    _warm(worker, _vectors)
+    bodies = [vector(seed) for seed in range(5)]
+    expected = [worker.ask(body) for body in bodies]
+    raws = [linear(body).astype(np.float32) for body in bodies]
+    replies = worker.batch(
+        [
+            Ask(bodies[0]),
+            Ask(bodies[1], {"X-TS-Parity-OP": "raw"}),
+            finish_ask(bodies[2], worker.ask(bodies[2], "raw").raw),
+            Ask(bodies[3], {OP: "raw"}),
+            Ask(bodies[4]),
+            group_ask(bodies[0], bodies[1]),
+            Ask(b"\x00\x01\x02", {OP: "finish"}),
+            Ask(b"short", {OP: "raw"}),
+            Ask(bodies[0], {OP: "dance"}),
+        ]
+    )
+    for reply, ordinary in zip(replies[:5], expected, strict=True):
+        np.testing.assert_allclose(
+            json.loads(reply.ordinary_body)["scores"], json.loads(ordinary.body)["scores"], rtol=1e-5
+        )
+    assert [reply.raw is not None for reply in replies[:5]] == [False, True, False, True, False]
+    np.testing.assert_allclose(replies[3].raw, raws[3], rtol=1e-4, atol=1e-5)
+    assert [reply.status for reply in replies[5:]] == [400, 400, 503, 400]
+    assert json.loads(replies[7].body)["message"] == "Prediction failed"
+    assert all(json.loads(reply.body).keys() == {"code", "type", "message"} for reply in replies[5:])
+
+
+def test_a_mixed_batch_on_a_parity_worker(serve: Serve) -> None:
+    worker = serve("overrides_steps", {"role": "parity", "code": "sum", "k": 2, "partial": True})
+    plain, group, finish = worker.batch(
+        [Ask(vector(1)), group_ask(vector(1), vector(2)), finish_ask(vector(1), linear(vector(1)))]
+    )
+    assert plain.body == worker.ask(vector(1)).body
+    assert group.frame.covers == {0, 1}
+    assert finish.status == 400
+
+
+def test_a_bad_slot_fails_alone(serve: Serve) -> None:
+    worker = serve("overrides_steps", {"role": "parity", "code": "sum", "k": 3, "partial": True})
+    frame = worker.group(vector(1), b"bad", vector(3)).frame
+    assert frame.covers == {0, 2}
+    np.testing.assert_allclose(frame.raw, worker.group(vector(1), None, vector(3)).frame.raw)
+    bad = frame.slots[1]
+    assert bad is not None
+    assert bad.status == 503
+    assert json.loads(bad.body)["message"] == "Prediction failed"
+    worker = serve("overrides_steps", {"role": "parity", "code": "exact", "k": 3})
+    frame = worker.group(vector(1), b"bad", vector(3)).frame
+    assert frame.covers == {0, 2}
+
+
+def test_a_parity_model_trained_without_empty_slots_refuses_partial_groups(serve: Serve) -> None:
+    worker = serve("overrides_steps", {"role": "parity", "code": "sum", "k": 2, "partial": False})
+    assert worker.group(vector(1), vector(2)).status == 200
+    for reply in (worker.group(vector(1), None), worker.group(vector(1), b"bad")):
+        assert reply.status == 500
+        assert "without empty slots" in json.loads(reply.body)["message"]
+
+
+def test_a_slot_of_another_shape_fails_alone(serve: Serve) -> None:
+    worker = serve("first_only", {"role": "parity", "code": "sum", "k": 3, "partial": True})
+    frame = worker.group(vector(1), vector(2) + bytes(4), vector(3)).frame
+    assert frame.covers == {0, 2}
+    assert frame.slots[1] is not None
+    assert "(9,) cannot be coded with the group's" in json.loads(frame.slots[1].body)["message"]
+
+
+def test_ids_are_never_added(serve: Serve) -> None:
+    worker = serve("integer_input", {"role": "parity", "code": "sum", "k": 2})
+    reply = worker.group(vector(1), vector(2))
+    assert reply.status == 500
+    assert "int64" in json.loads(reply.body)["message"]
+
+
+def test_user_errors_are_torchserves_own(serve: Serve) -> None:
+    bad = [vector(1)[:30], np.full(8, np.nan, np.float32).tobytes()]
+    expected = _unwrapped(serve, "own_status", {}, [Part((), body) for body in [vector(1), *bad]])[1:]
+    assert [reply.status for reply in expected] == [422, 513]
+    worker = serve("own_status", {})
+    for body, ordinary in zip(bad, expected, strict=True):
+        assert worker.ask(body) == ordinary
+        assert worker.ask(body, "raw") == ordinary
+    assert worker.finish(bad[0], linear(vector(1))).ordinary == expected[0].ordinary
+    finished = worker.finish(bad[1], linear(vector(1)))
+    assert (finished.status, finished.body) == (513, expected[1].body)
+
+
+def test_a_fresh_process_can_finish(serve: Serve) -> None:
+    """Its container is learned by letting the model compute once; also where the model does not exist yet."""
+    for handler, packed in (("overrides_steps", {}), ("output_container", {}), ("lazy_function", {"eager": True})):
+        ordinary = serve(handler, {}, **packed).ask(vector(3))
+        finished = serve(handler, {}, **packed).finish(vector(3), linear(vector(3)).astype(np.float32))
+        assert finished.status == 200
+        assert alike(Answer(finished.body), Answer(ordinary.body))
+
+
+def test_no_tail_beyond_the_response_limit(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A response over the limit would cost the worker its life."""
+    monkeypatch.setenv("TS_MAX_RESPONSE_SIZE", "200")
+    worker = serve("overrides_steps", {})
+    _warm(worker, _vectors)
+    reply = worker.ask(vector(1), "raw")
+    assert reply.raw is None
+    assert reply.body == worker.ask(vector(1)).body
+
+
+def test_no_tail_for_outputs_that_are_not_finite(serve: Serve) -> None:
+    worker = serve("plain_class", {})
+    _warm(worker, _vectors)
+    assert worker.ask(vector(1), "raw").raw is not None
+    assert worker.ask(np.full(8, np.inf, np.float32).tobytes(), "raw").raw is None
+
+
+def test_streaming_goes_through_the_untested_worker(serve: Serve) -> None:
+    unwrapped = serve("streams")
+    expected = unwrapped.ask(vector(1)), bytes(unwrapped.sent)
+    worker = serve("streams", {})
+    assert (worker.ask(vector(1), "raw"), bytes(worker.sent)) == expected
+    worker.sent.clear()
+    assert (worker.ask(vector(1)), bytes(worker.sent)) == expected
+    worker = serve("streams", {"role": "parity", "code": "exact", "k": 2})
+    assert worker.group(vector(1), vector(2)).status == 500
+    assert worker.sent == b""
+    assert worker.describe()["ts_parity"]["verdict"] == "refused"
+
+
+def test_the_secret_guards_operations(serve: Serve) -> None:
+    worker = serve("overrides_steps", {"secret": "swordfish"})
+    assert worker.ask(vector(1)).status == 200
+    assert worker.ask(vector(1), "raw").status == 403
+    assert worker.ask(vector(1), "raw", x_ts_parity_secret="swordfisx").status == 403
+    assert worker.ask(vector(1), "raw", x_ts_parity_secret="swordfish").status == 200
+
+
+def test_samples_decide_at_load(serve: Serve) -> None:
+    files = {"a.bin": vector(1), "b.bin": vector(2)}
+    worker = serve("overrides_steps", {"samples": ["a.bin", {"file": "b.bin"}]}, files=files)
+    described = worker.describe()["ts_parity"]
+    assert (described["verdict"], described["batched"]) == ("codable", True)
+    assert described["input"] == {"shape": [1, 8], "dtype": "float32"}
+    assert described["output"] == {"shape": [1, 5], "dtype": "float32"}
+    assert worker.ask(vector(1), "raw").raw is not None
+    worker = serve("overrides_steps", {"samples": ["a.bin"]}, files={"a.bin": b"nonsense"})
+    described = worker.describe()["ts_parity"]
+    assert (described["verdict"], "a.bin failed" in described["reason"]) == ("refused", True)
+    worker = serve("lazy_function", {"samples": ["a.bin"]}, files=files, eager=True)
+    assert worker.describe()["ts_parity"]["verdict"] == "codable"
+    worker = serve("overrides_steps", {"role": "parity", "code": "sum", "k": 2, "samples": ["a.bin"]}, files=files)
+    assert worker.describe()["ts_parity"]["verdict"] == "codable"
+
+
+def test_describe(serve: Serve) -> None:
+    described = serve("describes", {}).describe()
+    assert described["handler"] == {"labels": ["zero", "one", "two", "three", "four"]}
+    ours = described["ts_parity"]
+    assert (ours["wire"], ours["role"], ours["model"], ours["version"]) == (1, "deployed", "vectors", "1.0")
+    assert ours["verdict"] == "untested"
+    assert ours["weights"].startswith("sha256:")
+    section = {"role": "parity", "code": "sum", "k": 2, "r": 2, "row": 1, "protects": {"model": "m", "version": "2"}}
+    described = serve("lazy_function", section, eager=True).describe()
+    assert "handler" not in described
+    ours = described["ts_parity"]
+    assert (ours["code"], ours["k"], ours["r"], ours["row"], ours["partial"]) == ("sum", 2, 2, 1, False)
+    assert ours["coefficients"] == [[1.0, 1.0], [1.0, 2.0]]
+    assert ours["protects"] == {"model": "m", "version": "2", "weights": None}
+
+
+def test_user_code_never_sees_control_headers(serve: Serve) -> None:
+    worker = serve("echoes", {})
+    seen = json.loads(worker.ask(b"x", "raw", X_Key="v").body)["headers"]
+    assert seen == {"X-Key": "v", "body": {"content-type": ""}}
