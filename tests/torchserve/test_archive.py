@@ -27,7 +27,6 @@ from ts_parity.torchserve.archive import (
     extract_archive,
     fingerprint,
     pack,
-    protects,
     read_archive,
     shim,
     worker_zip_bytes,
@@ -65,7 +64,7 @@ class TestReading:
         assert "deep/er/.hidden" in archive.files
         assert archive.read("labels.json") == b"[0, 1]"
         assert archive.weights() == "sha256:" + hashlib.sha256(b"weights").hexdigest()
-        assert protects(archive) == Protects("digits", "2.1", archive.weights())
+        assert archive.protects() == Protects("digits", "2.1", archive.weights())
 
     def test_an_archive_without_weights_or_version(self, make_archive: MakeArchive) -> None:
         archive = read_archive(make_archive(version=""))
@@ -274,6 +273,14 @@ class TestWrapping:
         assert (guard.section["handler"], guard.section["secret"]) == ("digits_handler.py", "old")
         assert "ts_parity_deployed.py" not in guard.files
 
+    def test_a_response_timeout(self, digits: Path, make_archive: MakeArchive, tmp_path: Path) -> None:
+        once = wrap_deployed(digits, tmp_path / "1", response_timeout_s=7)
+        assert read_archive(once).config["responseTimeout"] == 7
+        assert read_archive(wrap_deployed(once, tmp_path / "2", response_timeout_s=7)).config["responseTimeout"] == 7
+        for archive, seconds in ((make_archive(config="responseTimeout: 30"), 7), (digits, 0)):
+            with pytest.raises(ArchiveError, match="responseTimeout cannot be"):
+                wrap_deployed(archive, tmp_path / "3", response_timeout_s=seconds)
+
     def test_wrapping_in_place(self, digits: Path) -> None:
         assert wrap_deployed(digits, digits.parent) == digits
         assert read_archive(digits).role == "deployed"
@@ -322,13 +329,14 @@ class TestProtections:
                 k=2,
                 coefficients=[[1, 2]],
                 parity_model=tmp_path / "net.pt",
-                protects_model=whom,
+                protects=whom,
             )
         )
         assert archive.section is not None
         assert archive.read(archive.section["parity_model"]) == b"script"
         assert archive.read("digits.pt") == b"weights"
         assert archive.section["coefficients"] == [[1.0, 2.0]]
+        assert archive.section["partial"] is False  # of a learned model it must be said
         assert archive.section["protects"] == {"model": "other", "version": "7", "weights": None}
 
     def test_what_does_not_fit_together(self, digits: Path, make_archive: MakeArchive, tmp_path: Path) -> None:

@@ -178,9 +178,12 @@ def test_an_instance_has_one_life(make_archive: MakeArchive) -> None:
 
 
 def test_a_given_folder_and_store_are_kept(make_archive: MakeArchive, tmp_path: Path) -> None:
-    archive, folder = make_archive(), tmp_path / "kept"
+    archive, folder = make_archive(), tmp_path / ("a very long name " * 5) / "képt 文"
     with TorchServeInstance([archive], model_store=archive.parent, folder=folder) as instance:
         assert instance.model_store == archive.parent
+        with pytest.raises(StartError, match="make a new instance"):
+            instance.start()
+        assert instance.running
     assert "load_models=tiny.mar" in (folder / "config.properties").read_text()
     assert "model_name: tiny" in (folder / "logs" / "torchserve.log").read_text()
 
@@ -192,6 +195,15 @@ def test_what_cannot_be_started_is_said_before_java_runs(make_archive: MakeArchi
         TorchServeInstance([make_archive()], model_store=tmp_path).start()
     with pytest.raises(ConfigError, match="workers of a TorchServe instance must be at least 1, not 0"):
         InstanceOptions(workers=0)
+
+
+def test_a_temporary_folder_too_deep_for_sockets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    deep = tmp_path / ("deep" * 20)
+    deep.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(deep))
+    with pytest.raises(ConfigError, match="set a shorter one"):
+        TorchServeInstance(()).start()
+    assert list(deep.iterdir()) == []
 
 
 def test_no_java_is_said_plainly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -15,11 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ts_parity.errors import ArchiveError
-from ts_parity.torchserve.mar import Archive, extract_archive, fingerprint, read_archive
+from ts_parity.torchserve.mar import Archive, Protects, extract_archive, fingerprint, read_archive
 from ts_parity.torchserve.wrapping import (
-    Protects,
     Sample,
-    protects,
     shim,
     worker_zip_bytes,
     wrap_deployed,
@@ -34,7 +32,6 @@ __all__ = [
     "pack",
     "Sample",
     "Protects",
-    "protects",
     "wrap_deployed",
     "wrap_parity",
     "worker_zip_bytes",

@@ -8,12 +8,11 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ts_parity.errors import ConfigError, ManagementError
 
 if TYPE_CHECKING:
-    from ts_parity.torchserve.archive import Sample
     from ts_parity.torchserve.management import ManagementClient
 
 SECRET_VARIABLE = "TS_PARITY_SECRET"
@@ -48,6 +47,13 @@ def _add_package(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     parser.add_argument("--content-type", metavar="TYPE", help="the content type that clients send such bodies with")
     parser.add_argument("--model", metavar="PATH", help="where the handler keeps its model object, if it is not found")
     parser.add_argument("--call", metavar="METHOD", help="the method of it that is the model call, if it is not found")
+    parser.add_argument(
+        "--response-timeout-s",
+        type=int,
+        metavar="S",
+        help="responseTimeout to write into a config YAML that has none; TorchServe takes 120 s then, whatever the "
+        "instance's default is",
+    )
     protection = parser.add_argument_group("role parity")
     protection.add_argument("--code", choices=("exact", "sum"), help="how the group is protected")
     protection.add_argument("--k", type=int, help="queries to a coding group")
@@ -56,6 +62,12 @@ def _add_package(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     protection.add_argument("--parity-model", type=Path, metavar="FILE.pt", help="a parity model in TorchScript")
     protection.add_argument(
         "--serialized-file", type=Path, metavar="FILE", help="a parity model that the handler loads as it does its own"
+    )
+    protection.add_argument(
+        "--partial",
+        action="store_true",
+        default=None,
+        help="the parity model was trained with empty slots and may protect groups of fewer than k (exact: always)",
     )
     parser.set_defaults(run=run_package)
 
@@ -87,17 +99,18 @@ def _add_register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
 
 def run_package(args: argparse.Namespace) -> int:
     """Write one wrapped archive and print its path."""
-    from ts_parity.torchserve.archive import read_archive, wrap_deployed, wrap_parity
+    from ts_parity.torchserve.archive import Sample, read_archive, wrap_deployed, wrap_parity
 
-    secret = args.secret or os.environ.get(SECRET_VARIABLE) or None
-    declaration = {key: value for key, value in (("model", args.model), ("call", args.call)) if value}
-    samples = _samples(args.sample, args.content_type)
+    common: dict[str, Any] = {
+        "samples": [Sample(file, args.content_type) for file in args.sample],
+        "secret": args.secret or os.environ.get(SECRET_VARIABLE) or None,
+        "declaration": {key: value for key, value in (("model", args.model), ("call", args.call)) if value},
+        "response_timeout_s": args.response_timeout_s,
+    }
     if args.role == "deployed":
         if args.code or args.k or args.parity_model or args.serialized_file:
             raise ConfigError("--code, --k and parity models are for --role parity; the deployed role serves any code")
-        written = wrap_deployed(
-            args.archive, args.out, args.name, samples=samples, secret=secret, declaration=declaration
-        )
+        written = wrap_deployed(args.archive, args.out, args.name, **common)
     else:
         if not args.code or not args.k:
             raise ConfigError("--role parity needs --code and --k, for instance --code exact --k 2")
@@ -109,11 +122,10 @@ def run_package(args: argparse.Namespace) -> int:
             k=args.k,
             r=args.r,
             row=args.row,
+            partial=args.partial,
             serialized_file=args.serialized_file,
             parity_model=args.parity_model,
-            samples=samples,
-            secret=secret,
-            declaration=declaration,
+            **common,
         )
     print(written)
     return 0
@@ -158,9 +170,3 @@ def _tokens(urls: list[str], tokens: list[str]) -> list[str | None]:
     if len(tokens) != len(urls):
         raise ConfigError(f"{len(urls)} --management and {len(tokens)} --token: give one for each, in the same order")
     return list(tokens)
-
-
-def _samples(files: list[Path], content_type: str | None) -> list[Sample]:
-    from ts_parity.torchserve.archive import Sample
-
-    return [Sample(file, content_type) for file in files]

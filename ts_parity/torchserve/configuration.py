@@ -12,6 +12,7 @@ import shutil
 import socket
 import sys
 import threading
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,11 +84,11 @@ class Ports:
 
 
 _ports_lock = threading.Lock()
-_ports_given: set[int] = set()
+_ports_given: deque[int] = deque(maxlen=500)  # bounded, so that a long life does not run out of ports
 
 
 def free_ports() -> Ports:
-    """Ports nobody listens on now and that this process has not been given before.
+    """Ports nobody listens on now and that this process has not been given lately.
 
     Somebody may still take one before TorchServe binds it: the launcher tries again then.
     """
@@ -100,7 +101,7 @@ def free_ports() -> Ports:
             probe.bind((HOST, 0))
             port = int(probe.getsockname()[1])
             if port not in _ports_given:
-                _ports_given.add(port)
+                _ports_given.append(port)
                 found.append(port)
         for probe in probes:
             probe.close()
@@ -143,12 +144,12 @@ def write_configuration(
         properties["load_models"] = ",".join(model.file for model in models)
         properties["models"] = json.dumps(_per_model(models, options))
     properties.update(options.properties)
-    lines = [f"{key}={value}" for key, value in properties.items()]
-    (folder / PROPERTIES).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    lines = [f"{key}={_escaped(value)}" for key, value in properties.items()]
+    (folder / PROPERTIES).write_text("\n".join(lines) + "\n", encoding="ascii")
     (folder / LOGGING).write_text(_LOG4J2.format(log=folder / "logs" / LOG), encoding="utf-8")
 
 
-def command_line(folder: Path, store: Path, heap_mb: int) -> list[str]:
+def command_line(folder: Path, scratch: Path, store: Path, heap_mb: int) -> list[str]:
     """The JVM itself and not the `torchserve` command: that one only adds a Python process in between, and a pid file.
 
     The flags make a short-lived, small JVM start sooner and take less memory; the rest is what `torchserve` would say.
@@ -160,8 +161,8 @@ def command_line(folder: Path, store: Path, heap_mb: int) -> list[str]:
         "-XX:+UseSerialGC",
         "-XX:TieredStopAtLevel=1",
         f"-Dmodel_server_home={home}",
-        f"-Dlog4j.configurationFile=file://{folder / LOGGING}",
-        f"-Djava.io.tmpdir={folder / 'tmp'}",
+        f"-Dlog4j.configurationFile={(folder / LOGGING).as_uri()}",
+        f"-Djava.io.tmpdir={scratch}",
         "-cp",
         f".:{home / 'ts' / 'frontend' / '*'}",
         "org.pytorch.serve.ModelServer",
@@ -175,12 +176,12 @@ def command_line(folder: Path, store: Path, heap_mb: int) -> list[str]:
     ]
 
 
-def environment(folder: Path, extra: Mapping[str, str]) -> dict[str, str]:
+def environment(folder: Path, scratch: Path, extra: Mapping[str, str]) -> dict[str, str]:
     """The caller's environment with a TMPDIR and log folder of the instance's own, Java first on PATH, and `extra`."""
     # TorchServe's own variables, such as TS_CONFIG_FILE, would override what is written here.
     env = {k: v for k, v in os.environ.items() if not k.startswith("TS_") or k.startswith("TS_PARITY_")}
     env["OMP_NUM_THREADS"] = "1"
-    env.update({name: str(folder / "tmp") for name in ("TMPDIR", "TEMP", "TMP")})
+    env.update({name: str(scratch) for name in ("TMPDIR", "TEMP", "TMP")})
     env.update(LOG_LOCATION=str(folder / "logs"), METRICS_LOCATION=str(folder / "logs"))
     home = java_home()
     if home is not None:
@@ -233,6 +234,13 @@ def _per_model(models: Sequence[StartModel], options: InstanceOptions) -> dict[s
             "responseTimeout": options.response_timeout_s,
         }
     return said
+
+
+def _escaped(value: str) -> str:
+    """As java.util.Properties reads it: ASCII, other UTF-16 units as escapes, backslashes doubled."""
+    units = value.replace("\\", "\\\\").encode("utf-16-be")
+    codes = (int.from_bytes(units[i : i + 2], "big") for i in range(0, len(units), 2))
+    return "".join(chr(code) if code < 128 else f"\\u{code:04x}" for code in codes)
 
 
 def _boolean(value: bool) -> str:

@@ -42,6 +42,7 @@ POLL_S = 0.1
 ATTEMPTS = 3  # a port can be taken between our choosing and TorchServe's binding it
 GRACE_S = 10.0  # TorchServe's orderly stop takes two to three seconds
 LOG_LINES = 40
+MAX_TMPDIR = 107 - len("/.ts.sock.65535")
 
 _CLASH = re.compile(r"Address already in use|Failed to bind", re.IGNORECASE)
 _LOAD_FAILED = re.compile(r"Load model failed: (?P<model>[^,\s]+)")
@@ -85,6 +86,7 @@ class TorchServeInstance:
         self._given_folder = folder.resolve() if folder else None
         self._start_timeout_s = start_timeout_s
         self._folder: Path | None = None
+        self._scratch: Path | None = None
         self._guard: subprocess.Popen[bytes] | None = None
         self._stopping = threading.Event()
         self._spawning = threading.Lock()
@@ -204,31 +206,34 @@ class TorchServeInstance:
         with self._spawning:
             if self._stopping.is_set():
                 raise StartError(f"{self.name} was stopped while it was starting")
-            # In the system's temporary folder even if the caller's is elsewhere: a worker's Unix socket lies in it, and
-            # the path of one has room for 107 bytes.
-            self._folder = self._given_folder or Path(tempfile.mkdtemp(prefix="ts-parity-"))
-            for part in ("tmp", "logs", "model_store"):
-                (self._folder / part).mkdir(parents=True, exist_ok=True)
+            # Never in a given folder: a worker's Unix socket lies in it, and the path of one has room for 107 bytes.
+            self._scratch = Path(tempfile.mkdtemp(prefix="ts-parity-")).resolve()
+            self._folder = self._given_folder or self._scratch
             try:
-                self._guard = self._start_guard()
+                self._guard = self._start_guard(self._folder, self._scratch / "tmp")
             except BaseException:
-                self._remove_folder()
+                self._remove_scratch()
                 raise
 
-    def _start_guard(self) -> subprocess.Popen[bytes]:
-        folder, models = self.folder, self._start_models()
+    def _start_guard(self, folder: Path, tmp: Path) -> subprocess.Popen[bytes]:
+        if len(os.fsencode(tmp)) > MAX_TMPDIR:
+            raise ConfigError(
+                f"TMPDIR makes {tmp}, too long for the Unix sockets of TorchServe's workers: set a shorter one"
+            )
+        for part in (tmp, folder / "logs", folder / "model_store"):
+            part.mkdir(parents=True, exist_ok=True)
+        models = self._start_models()
         self.ports = free_ports()
         write_configuration(folder, self.model_store, self.ports, models, self.options)
         for stale in ("pid", "key_file.json", f"logs/{LOG}"):
             (folder / stale).unlink(missing_ok=True)
         guard = [sys.executable, "-I", "-S", str(GUARD), "--pid-file", str(folder / "pid"), "--grace", str(GRACE_S)]
-        if self._given_folder is None:
-            guard += ["--remove", str(folder)]
+        guard += ["--remove", str(tmp.parent)]
         with open(folder / "logs" / "console.log", "wb") as console:
             return subprocess.Popen(
-                [*guard, "--", *command_line(folder, self.model_store, self.options.heap_mb)],
+                [*guard, "--", *command_line(folder, tmp, self.model_store, self.options.heap_mb)],
                 cwd=folder,
-                env=environment(folder, self.options.env),
+                env=environment(folder, tmp, self.options.env),
                 stdin=subprocess.PIPE,
                 stdout=console,
                 stderr=subprocess.STDOUT,
@@ -312,11 +317,11 @@ class TorchServeInstance:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(guard.pid, signal.SIGKILL)
         guard.wait()
-        self._remove_folder()
+        self._remove_scratch()
 
-    def _remove_folder(self) -> None:
-        if self._given_folder is None and self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+    def _remove_scratch(self) -> None:
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
 
 
 def _ended(guard: subprocess.Popen[bytes]) -> bool:

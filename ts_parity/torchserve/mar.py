@@ -29,6 +29,15 @@ _BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
+class Protects:
+    """Which model a protection stands in for. `weights` as `Archive.weights` gives it, None when unknown."""
+
+    model: str
+    version: str
+    weights: str | None
+
+
+@dataclass(frozen=True)
 class Archive:
     """A model archive that could be read. Paths of files are as in the zip: relative, with forward slashes."""
 
@@ -88,6 +97,10 @@ class Archive:
             while block := file.read(_BLOCK):
                 digest.update(block)
         return f"sha256:{digest.hexdigest()}"
+
+    def protects(self) -> Protects:
+        """What a protection made from this archive would protect."""
+        return Protects(self.model_name, self.model_version, self.weights())
 
     def _named(self, key: str) -> str | None:
         return str(self.model[key]) if self.model.get(key) else None

@@ -25,12 +25,13 @@ from typing import Any
 import yaml
 
 import ts_parity
-from ts_parity.codes import make_code
+from ts_parity.codes import Family, make_code
 from ts_parity.errors import ArchiveError
 from ts_parity.torchserve.mar import (
     MANIFEST,
     SECTION,
     Archive,
+    Protects,
     open_zip,
     parse_config,
     read_archive,
@@ -68,19 +69,6 @@ class Sample:
     content_type: str | None = None
 
 
-@dataclass(frozen=True)
-class Protects:
-    """Which model a protection stands in for. `weights` as `Archive.weights` gives it, None when unknown."""
-
-    model: str
-    version: str
-    weights: str | None
-
-
-def protects(archive: Archive) -> Protects:
-    return Protects(archive.model_name, archive.model_version, archive.weights())
-
-
 def wrap_deployed(
     archive: str | Path,
     out: str | Path,
@@ -89,14 +77,18 @@ def wrap_deployed(
     samples: Sequence[Sample | str | Path] = (),
     secret: str | None = None,
     declaration: Mapping[str, str] | None = None,
+    response_timeout_s: int | None = None,
 ) -> Path:
     """Wrap for the deployed role. -> the new archive: `out` if that ends in .mar, else a file in the folder `out`.
 
     `declaration` may say where the model object is (`model`) and which method of it is the model call (`call`).
+    `response_timeout_s`: for an archive with a config YAML, and this one has one, TorchServe heeds the responseTimeout
+    written there only, 120 s if none is: not the instance's default, nor what a registration says.
     """
     source = _wrappable(archive)
     section = _section("deployed", source, samples, secret, declaration)
-    return _write(source, out, model_name or source.model_name, section, samples, {})
+    config = _config_text(source, section, response_timeout_s)
+    return _write(source, out, model_name or source.model_name, section, config, samples, {})
 
 
 def wrap_parity(
@@ -109,37 +101,40 @@ def wrap_parity(
     r: int = 1,
     row: int = 0,
     coefficients: Sequence[Sequence[float]] | None = None,
-    partial: bool = True,
+    partial: bool | None = None,
     serialized_file: str | Path | None = None,
     parity_model: str | Path | None = None,
-    protects_model: Protects | None = None,
+    protects: Protects | None = None,
     samples: Sequence[Sample | str | Path] = (),
     secret: str | None = None,
     declaration: Mapping[str, str] | None = None,
+    response_timeout_s: int | None = None,
 ) -> Path:
     """Wrap for the parity role: protection `row` of the r of a code. -> the new archive, as in `wrap_deployed`.
 
     The parity model is either `serialized_file`, which takes the place of the user's own (under its name, so that the
-    handler loads it as its own), or `parity_model`, a TorchScript file beside it; `exact` needs neither.
-    `protects_model` is the archive's own model unless given.
+    handler loads it as its own), or `parity_model`, a TorchScript file beside it; `exact` needs neither. `partial`: it
+    was trained with empty slots, so groups of fewer than k may use it; taken as read of `exact` only. `protects` is
+    the archive's own model unless given.
     """
     source = _wrappable(archive)
     built = make_code(code, k, r, None if coefficients is None else tuple(tuple(map(float, c)) for c in coefficients))
     if not 0 <= row < r:
         raise ArchiveError(f"row counts the r = {r} protections from 0, so it cannot be {row}")
-    _check_parity_files(source, built.coefficients != (), serialized_file, parity_model)
+    _check_parity_files(source, built.family is Family.PARITY, serialized_file, parity_model)
     section = _section("parity", source, samples, secret, declaration)
     section |= {"code": code, "k": k, "r": r, "row": row, "coefficients": [list(c) for c in built.coefficients]}
-    section["partial"] = partial
+    section["partial"] = built.family is Family.BACKUP if partial is None else partial
     replaced: dict[str, Path] = {}
     if serialized_file is not None and source.serialized_file is not None:
         replaced[source.serialized_file] = Path(serialized_file)
     if parity_model is not None:
         section["parity_model"] = PARITY_MODEL
         replaced[PARITY_MODEL] = Path(parity_model)
-    whom = protects_model or protects(source)
+    whom = protects or source.protects()
     section["protects"] = {"model": whom.model, "version": whom.version, "weights": whom.weights}
-    return _write(source, out, model_name, section, samples, replaced)
+    config = _config_text(source, section, response_timeout_s)
+    return _write(source, out, model_name, section, config, samples, replaced)
 
 
 def worker_zip_bytes() -> bytes:
@@ -236,6 +231,7 @@ def _write(
     out: str | Path,
     model_name: str,
     section: Mapping[str, Any],
+    config: str,
     samples: Sequence[Sample | str | Path],
     files: Mapping[str, Path],
 ) -> Path:
@@ -249,7 +245,7 @@ def _write(
     config_file = source.config_file or _free_config_name(source)
     texts = {
         MANIFEST: json.dumps(_manifest(source, model_name, role, config_file), indent=2),
-        config_file: _config_text(source, section),
+        config_file: config,
         SHIMS[role]: shim(role),
     }
     replaced = {*added, *texts, WORKER_ZIP, *(SHIMS.values() if source.role else ())}
@@ -275,11 +271,20 @@ def _manifest(source: Archive, model_name: str, role: str, config_file: str) -> 
     return {**source.manifest, "model": {**source.model, **named}}
 
 
-def _config_text(source: Archive, section: Mapping[str, Any]) -> str:
+def _config_text(source: Archive, section: Mapping[str, Any], response_timeout_s: int | None) -> str:
     """The user's YAML, comments and all, with our section at its end."""
-    text, wanted = _without_section(source.config_text), {**source.config, SECTION: dict(section)}
+    text, wanted = _without_section(source.config_text), dict(source.config)
     if text and not text.endswith("\n"):
         text += "\n"
+    if response_timeout_s is not None and wanted.get("responseTimeout") != response_timeout_s:
+        if "responseTimeout" in wanted or response_timeout_s < 1:
+            raise ArchiveError(
+                f"{source.path}: responseTimeout cannot be {response_timeout_s} s: it must be positive, and what the "
+                f"archive's own config says stays ({wanted.get('responseTimeout', 'nothing')})"
+            )
+        wanted["responseTimeout"] = response_timeout_s
+        text += f"responseTimeout: {response_timeout_s}\n"
+    wanted[SECTION] = dict(section)
     text += _PREAMBLE + yaml.safe_dump({SECTION: dict(section)}, sort_keys=False, default_flow_style=None)
     with contextlib.suppress(ArchiveError):
         if parse_config(text, "") == wanted:
