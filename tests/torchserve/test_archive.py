@@ -452,6 +452,12 @@ class TestPackageCommand:
         assert deployed["samples"] == [{"file": "ts_parity_samples/0_LICENSE", "content_type": "text/plain"}]
         assert (parity["code"], parity["k"], parity["secret"]) == ("exact", 2, "from the environment")
 
+    def test_the_commands_module_is_cheap_to_import(self) -> None:
+        heavy = "{'numpy', 'torch', 'requests', 'yaml', 'aiohttp', 'psutil'}"
+        program = f"import sys, ts_parity.torchserve.commands; print({heavy} & set(sys.modules))"
+        ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+        assert ran.stdout == "set()\n"
+
     def test_usage(self, digits: Path, tmp_path: Path) -> None:
         common = ("package", "--archive", str(digits), "--out", str(tmp_path))
         with pytest.raises(ConfigError, match="needs --code and --k"):

@@ -100,7 +100,7 @@ class TorchServeInstance:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.stop()
+        self.stop(orderly=kind is None)
 
     @property
     def inference_url(self) -> str:
@@ -345,12 +345,14 @@ def launch_fleet(instances: Sequence[TorchServeInstance]) -> None:
 
 @contextlib.contextmanager
 def start_fleet(instances: Sequence[TorchServeInstance]) -> Iterator[Sequence[TorchServeInstance]]:
-    """`launch_fleet`, and stop them all after the body."""
+    """`launch_fleet`, and stop them all after the body; at once if that raises."""
     launch_fleet(instances)
     try:
         yield instances
-    finally:
-        stop_fleet(instances)
+    except BaseException:
+        stop_fleet(instances, orderly=False)
+        raise
+    stop_fleet(instances)
 
 
 def stop_fleet(instances: Sequence[TorchServeInstance], orderly: bool = True) -> None:
