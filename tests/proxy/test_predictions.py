@@ -1,0 +1,203 @@
+"""What a client of a coded fleet sees: ordinary answers, rebuilt ones, and clear errors."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from tests.proxy.conftest import MakeFleet, nothing_left, until
+from ts_parity.config import parse_endpoint
+from ts_parity.testing import Canned, FakeModel, FakeTorchServe, protection
+
+
+def linear(n: int) -> list[float]:
+    return [n + 2.0 * (n + 1), 3.0 * n + 4.0 * (n + 1)]
+
+
+def coded(**settings: object) -> list[FakeTorchServe]:
+    return [FakeTorchServe(FakeModel()), FakeTorchServe(FakeModel()), FakeTorchServe(protection(**settings))]
+
+
+async def test_an_answer_that_arrives_goes_out_as_it_is(make_fleet: MakeFleet) -> None:
+    fleet = await make_fleet(*coded(), reconstruct_after_s=1.0)
+    direct = await make_fleet(FakeTorchServe(FakeModel(role=None)))
+    answer, plain = await fleet.post(), await direct.post()
+    assert answer.status_line == "HTTP/1.1 200 "
+    assert answer.body == json.dumps([5.0, 11.0], indent=2).encode()
+    assert answer.get("x-ts-parity") == "deployed"
+    assert [name for name, _ in answer.headers] == [name for name, _ in plain.headers]
+    assert answer.get("content-type") is None
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+async def test_a_frozen_workers_query_is_decoded(make_fleet: MakeFleet, frozen: int) -> None:
+    """With one member's instance frozen, its answer is made of the neighbour's output and the parity output."""
+    instances = coded()
+    fleet = await make_fleet(*instances)
+    instances[frozen].freeze()
+    answers = await fleet.posts(2)
+    assert [answer.json() for answer in answers] == [linear(0), linear(1)]
+    assert sorted(answer.get("x-ts-parity") or "" for answer in answers) == ["deployed", "reconstructed"]
+    assert sum(op == "finish" for instance in instances for op in instance.operations()) == 1
+    instances[frozen].thaw()
+    await until(lambda: nothing_left(fleet.proxy), "everything to be let go")
+
+
+@pytest.mark.parametrize("failure", ["worker_died", "drop", "oom"])
+async def test_a_dead_workers_query_is_answered(make_fleet: MakeFleet, failure: str) -> None:
+    """An instance's failure is not the client's: the query is sent again or rebuilt."""
+    canned = {
+        "worker_died": Canned.worker_died(),
+        "drop": Canned(drop=True),
+        "oom": Canned.error(507, "InternalServerException", "Worker died."),
+    }[failure]
+    instances = coded()
+    fleet = await make_fleet(*instances)
+    instances[0].models[0].script.append(canned)
+    answers = await fleet.posts(2)
+    assert [answer.json() for answer in answers] == [linear(0), linear(1)]
+    await until(lambda: nothing_left(fleet.proxy), "everything to be let go")
+
+
+async def test_without_a_second_chance_the_instances_own_error_is_passed_on(make_fleet: MakeFleet) -> None:
+    instance = FakeTorchServe(FakeModel())
+    fleet = await make_fleet(instance, max_attempts=1)
+    instance.models[0].script.append(Canned.worker_died())
+    answer = await fleet.post()
+    assert answer.status == 500
+    assert answer.json() == {"code": 500, "type": "InternalServerException", "message": "Worker died."}
+    assert answer.get("x-ts-parity") is None
+
+
+async def test_exact_is_a_backup_with_nothing_to_finish(make_fleet: MakeFleet) -> None:
+    """A backup's slot is F's own answer, from archives that are not wrapped at all, and for clients that want it exact."""
+    deployed = [FakeTorchServe(FakeModel(role=None)), FakeTorchServe(FakeModel(role=None))]
+    backup = FakeTorchServe(protection(code="exact"))
+    fleet = await make_fleet(*deployed, backup)
+    deployed[0].freeze()
+    answers = await fleet.posts(2, x_ts_parity_exact="1")
+    assert [answer.json() for answer in answers] == [linear(0), linear(1)]
+    assert sorted(answer.get("x-ts-parity") or "" for answer in answers) == ["deployed", "reconstructed"]
+    assert all(answer.get("pragma") == "no-cache" for answer in answers)
+    assert set(deployed[0].operations() + deployed[1].operations()) == {"plain"}
+
+
+async def test_a_client_may_refuse_rebuilt_answers(make_fleet: MakeFleet) -> None:
+    instances = coded()
+    fleet = await make_fleet(*instances)
+    instances[0].freeze()
+    answers = await fleet.posts(2, x_ts_parity_exact="1", x_ts_parity_deadline_ms="200")
+    assert sorted(answer.status for answer in answers) == [200, 504]
+    assert all(answer.get("x-ts-parity") in (None, "deployed") for answer in answers)
+
+
+async def test_both_members_frozen(make_fleet: MakeFleet) -> None:
+    """R = 1 and two lost: each gets a clear error at its deadline, and nothing is left behind."""
+    instances = coded()
+    fleet = await make_fleet(*instances)
+    instances[0].freeze()
+    instances[1].freeze()
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
+    answers = await fleet.posts(2, x_ts_parity_deadline_ms="200")
+    assert 0.2 <= loop.time() - begun < 2.0
+    for answer in answers:
+        assert answer.status == 504
+        assert answer.json()["type"] == "DeadlineExceededException"
+    instances[0].thaw()
+    instances[1].thaw()
+    await until(lambda: nothing_left(fleet.proxy), "everything to be let go")
+
+
+async def test_the_default_answer(make_fleet: MakeFleet, tmp_path) -> None:
+    (tmp_path / "default.json").write_bytes(b'{"sorry": true}')
+    instance = FakeTorchServe(FakeModel())
+    fleet = await make_fleet(instance, default_answer=str(tmp_path / "default.json"))
+    instance.freeze()
+    answer = await fleet.post(x_ts_parity_deadline_ms="50")
+    assert (answer.status, answer.json()) == (200, {"sorry": True})
+    assert answer.get("x-ts-parity") == "default"
+    assert answer.get("content-type") == "application/json"
+
+
+async def test_a_lone_query_is_protected_by_a_group_that_is_not_full(make_fleet: MakeFleet) -> None:
+    instances = coded()
+    fleet = await make_fleet(*instances)
+    instances[0].freeze()  # the first query goes to the first instance
+    answer = await fleet.post(x=(1, 2))
+    assert (answer.json(), answer.get("x-ts-parity")) == ([5.0, 11.0], "reconstructed")
+
+
+async def test_queries_that_differ_in_what_the_model_computes_share_no_group(make_fleet: MakeFleet) -> None:
+    instances = coded()
+    fleet = await make_fleet(*instances, group_by=("x-top-k",), group_wait_s=0.3, reconstruct_after_s=1.0)
+    await asyncio.gather(fleet.post(x_top_k="1"), fleet.post(x_top_k="2"))
+    assert "group" not in instances[2].operations()
+    await asyncio.gather(fleet.post("/predictions/linear/1.0/a"), fleet.post("/predictions/linear/1.0/b"))
+    assert "group" not in instances[2].operations()
+
+
+async def test_overload_is_said_at_once(make_fleet: MakeFleet) -> None:
+    instance = FakeTorchServe(FakeModel())
+    fleet = await make_fleet(instance, max_waiting=1)
+    instance.freeze()
+    waiting = [asyncio.ensure_future(fleet.post(x_ts_parity_deadline_ms="400")) for _ in range(2)]
+    await until(lambda: fleet.proxy.driver.left_over()["clients"] == 2, "both to be in")
+    answer = await fleet.post()
+    assert answer.status == 503
+    assert answer.json()["type"] == "ServiceUnavailableException"
+    assert answer.get("retry-after") == "1"
+    assert [late.status for late in await asyncio.gather(*waiting)] == [504, 504]
+
+
+async def test_a_full_instance_is_left_alone_and_the_query_goes_elsewhere(make_fleet: MakeFleet) -> None:
+    instances = [FakeTorchServe(FakeModel()), FakeTorchServe(FakeModel())]
+    fleet = await make_fleet(*instances)
+    instances[0].models[0].script.append(Canned.no_worker())
+    assert (await fleet.post()).status == 200
+
+
+async def test_the_worker_gets_the_clients_path_and_headers(make_fleet: MakeFleet) -> None:
+    instances = coded()
+    fleet = await make_fleet(*instances, reconstruct_after_s=1.0)
+    await fleet.post("/predictions/linear/1.0/some/path%20x?q=1", X_Odd="kept")
+    received = [r for instance in instances[:2] for r in instance.received]
+    assert [r.target for r in received] == ["/predictions/linear/1.0/some/path%20x?q=1"]
+    assert received[0].header("x-odd") == "kept"
+    assert received[0].header("host") == f"{fleet.client.host}:{fleet.client.port}"
+    assert received[0].header("x-ts-parity-op") == "raw"
+
+
+async def test_unversioned_requests_go_to_the_default_version(make_fleet: MakeFleet) -> None:
+    old, new = FakeModel(default=False), FakeModel(version="2.0", matrix=FakeModel().matrix * 10)
+    fleet = await make_fleet(FakeTorchServe(old, new))
+    assert (await fleet.post("/predictions/linear")).json() == [50.0, 110.0]
+    assert (await fleet.post("/predictions/linear/1.0")).json() == [5.0, 11.0]
+
+
+async def test_the_secret_goes_with_every_operation(make_fleet: MakeFleet) -> None:
+    models = [FakeModel(secret="s"), FakeModel(secret="s"), protection(secret="s")]
+    instances = [FakeTorchServe(model) for model in models]
+    fleet = await make_fleet(*instances, secret="s")
+    instances[0].freeze()
+    assert [answer.json() for answer in await fleet.posts(2)] == [linear(0), linear(1)]
+
+
+async def test_a_key_per_instance(make_fleet: MakeFleet) -> None:
+    """Every TorchServe makes its own keys; the client needs none of them."""
+    one = FakeTorchServe(FakeModel(), token="t1", management_token="m1")
+    two = FakeTorchServe(FakeModel(), token="t2", management_token="m2")
+    await one.start()
+    await two.start()
+    try:
+        given = tuple(
+            parse_endpoint(f"{instance.endpoint},token=t{n},management_token=m{n}")
+            for n, instance in ((1, one), (2, two))
+        )
+        fleet = await make_fleet(given=given)
+        assert [answer.status for answer in await fleet.posts(6)] == [200] * 6
+    finally:
+        await one.stop()
+        await two.stop()
