@@ -10,6 +10,7 @@ import os
 import shutil
 import struct
 import sys
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +46,7 @@ def make_folder(
     eager: bool = False,
     weights: dict[str, torch.Tensor] | None = None,
     files: dict[str, bytes] | None = None,
+    config: dict[str, Any] | None = None,
 ) -> Path:
     """An extracted archive. `section` is the ts_parity section; None leaves the handler unwrapped."""
     shutil.copytree(HANDLERS, folder, ignore=shutil.ignore_patterns("__*"))
@@ -58,14 +60,29 @@ def make_folder(
     if section is not None:
         role = section.get("role", "deployed")
         shutil.copy(ROOT / "handlers" / f"{role}_handler.py", folder / f"ts_parity_{role}.py")
-        model["handler"], model["configFile"] = f"ts_parity_{role}.py", "model-config.yaml"
-        config = {"ts_parity": {"role": role, "handler": f"{handler}.py", **section}}
+        model["handler"] = f"ts_parity_{role}.py"
+        config = {**(config or {}), "ts_parity": {"role": role, "handler": f"{handler}.py", **section}}
+    if config is not None:
+        model["configFile"] = "model-config.yaml"
         (folder / "model-config.yaml").write_text(yaml.safe_dump(config))
     for name, content in (files or {}).items():
         (folder / name).write_bytes(content)
     (folder / "MAR-INF").mkdir()
     (folder / "MAR-INF" / "MANIFEST.json").write_text(json.dumps({"model": model}))
     return folder
+
+
+def pack(folder: Path, name: str) -> Path:
+    """The folder as `name`.mar beside it."""
+    manifest = folder / "MAR-INF" / "MANIFEST.json"
+    described = json.loads(manifest.read_text())
+    described["model"]["modelName"] = name
+    manifest.write_text(json.dumps({"createdOn": "", "runtime": "python", "archiverVersion": "0.12.0", **described}))
+    archive = folder.parent / f"{name}.mar"
+    with zipfile.ZipFile(archive, "w") as written:
+        for file in sorted(folder.rglob("*")):
+            written.write(file, file.relative_to(folder))
+    return archive
 
 
 def scripted(state: dict[str, torch.Tensor]) -> torch.jit.ScriptModule:

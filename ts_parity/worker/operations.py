@@ -6,6 +6,7 @@ operations arrive (entry.py) or of parity models (protections.py).
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -95,17 +96,29 @@ def slot_request(frame: Frame, slot: int, request_id: str) -> Request:
 
 
 def max_response_size() -> int:
-    """TorchServe's limit where the environment tells it, else its default."""
+    """TorchServe's limit where this process can learn it, else TorchServe's default."""
     told = os.environ.get("TS_MAX_RESPONSE_SIZE") or _configured("max_response_size")
     return int(told) if told and told.isdigit() else MAX_RESPONSE_SIZE
 
 
 def _configured(key: str) -> str | None:
-    file = Path(os.environ.get("TS_CONFIG_FILE", "config.properties"))
-    if not file.is_file():
+    file = _config_file()
+    if file is None or not file.is_file():
         return None
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         name, separator, value = line.partition("=")
         if separator and name.strip() == key:
             return value.strip()
     return None
+
+
+def _config_file() -> Path | None:
+    """The frontend's config.properties: it is our parent process and does not tell, but its command line does."""
+    if told := os.environ.get("TS_CONFIG_FILE"):
+        return Path(told)
+    try:
+        words = Path(f"/proc/{os.getppid()}/cmdline").read_text(encoding="utf-8", errors="replace").split("\0")
+    except OSError:
+        return None
+    followed = dict(itertools.pairwise(words))
+    return next((Path(followed[flag]) for flag in ("-f", "--ts-config-file") if flag in followed), None)
