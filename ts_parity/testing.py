@@ -178,7 +178,7 @@ class FakeTorchServe:
         self._management_token = management_token
         self._max_request_size = max_request_size
         self._runners: list[web.AppRunner] = []
-        self._sites: list[web.TCPSite] = []
+        self._running: set[asyncio.Task[Any]] = set()
         self._thawed = asyncio.Event()
         self._thawed.set()
         self._workers: dict[tuple[str, str], asyncio.Semaphore] = {}
@@ -194,7 +194,6 @@ class FakeTorchServe:
 
     async def start(self, port: int = 0, management_port: int = 0) -> None:
         """Listen; the ports of an earlier life can be asked for again."""
-        self._sites = []
         self.inference = await self._listen(self._on_inference, port)
         self.management = await self._listen(self._on_management, management_port)
 
@@ -203,6 +202,11 @@ class FakeTorchServe:
         runners, self._runners = self._runners, []
         for runner in runners:
             await runner.cleanup()
+        # Like TorchServe, the fake works on for clients that have left; their connections are not the runner's any more.
+        running, self._running = self._running, set()
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
 
     def freeze(self) -> None:
         """As SIGSTOP to the workers: requests are taken and not answered. Management answers on."""
@@ -234,6 +238,10 @@ class FakeTorchServe:
     # ---- the inference port ----------------------------------------------------------------------------------------
 
     async def _on_inference(self, http: web.Request) -> web.StreamResponse:
+        task = asyncio.current_task()
+        assert task is not None
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
         body = await http.read()
         headers = tuple((key.decode(), value.decode()) for key, value in http.raw_headers)
         request = Received(http.method, http.raw_path, headers, body)

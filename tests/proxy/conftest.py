@@ -150,7 +150,7 @@ MakeFleet = Callable[..., Awaitable[Fleet]]
 
 @pytest.fixture
 async def make_fleet() -> AsyncIterator[MakeFleet]:
-    """`await make_fleet(FakeTorchServe(..), ..., setting=value)`: started, and stopped after the test."""
+    """Call it with instances and settings; what it makes is started, and stopped after the test."""
     async with AsyncExitStack() as stack:
 
         async def make(*instances: FakeTorchServe, given: tuple[InstanceSettings, ...] = (), **settings: Any) -> Fleet:

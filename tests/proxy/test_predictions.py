@@ -72,7 +72,7 @@ async def test_without_a_second_chance_the_instances_own_error_is_passed_on(make
 
 
 async def test_exact_is_a_backup_with_nothing_to_finish(make_fleet: MakeFleet) -> None:
-    """A backup's slot is F's own answer, from archives that are not wrapped at all, and for clients that want it exact."""
+    """A backup's slot is F's own answer: archives need no wrapper, and clients that want it exact may have it."""
     deployed = [FakeTorchServe(FakeModel(role=None)), FakeTorchServe(FakeModel(role=None))]
     backup = FakeTorchServe(protection(code="exact"))
     fleet = await make_fleet(*deployed, backup)

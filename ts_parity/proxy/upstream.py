@@ -162,7 +162,12 @@ def _raw(response: aiohttp.ClientResponse) -> tuple[tuple[bytes, bytes], ...]:
 
 
 def _forwarded(headers: Headers, token: str) -> CIMultiDict[str]:
-    forwarded = CIMultiDict(pair for pair in without_hop_by_hop(headers) if pair[0].lower() not in _NOT_FORWARDED)
+    forwarded: CIMultiDict[str] = CIMultiDict()
+    spelling: dict[str, str] = {}
+    for name, value in without_hop_by_hop(headers):
+        if name.lower() not in _NOT_FORWARDED:
+            # Of a header given twice in two letter cases aiohttp would drop the first, so both get one spelling.
+            forwarded.add(spelling.setdefault(name.lower(), name), value)
     if token:
         # Every instance makes its own keys, so a client's could fit one of them at most.
         forwarded["Authorization"] = f"Bearer {token}"
