@@ -202,7 +202,7 @@ class FakeTorchServe:
         runners, self._runners = self._runners, []
         for runner in runners:
             await runner.cleanup()
-        # Like TorchServe, the fake works on for clients that have left; their connections are not the runner's any more.
+        # Like TorchServe, the fake works on for clients that have left, and the runner knows nothing of those.
         running, self._running = self._running, set()
         for task in running:
             task.cancel()

@@ -1,0 +1,280 @@
+"""Reports in, plan out: what is used, what is not, and in which words an operator is told."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from ts_parity.codes import make_code
+from ts_parity.config import InstanceSettings
+from ts_parity.proxy.plan import Plan, Wanted, make_plan
+from ts_parity.proxy.reports import (
+    BadDescribe,
+    Described,
+    InstanceReport,
+    ModelReport,
+    Protects,
+    read_customized,
+    read_described,
+    read_model,
+)
+
+OUTPUT = "float32[10]"
+WRAPPED = Described("deployed", weights="sha256:f", verdict="codable", output=OUTPUT)
+
+
+def deployed(**changes: Any) -> ModelReport:
+    return replace(ModelReport("digits", "1.0", True, ready=1, batch_size=1, described=WRAPPED), **changes)
+
+
+def parity(
+    name: str = "digits_parity", code: str = "sum", k: int = 2, r: int = 1, row: int = 0, **changes: Any
+) -> ModelReport:
+    protects = Protects("digits", "1.0", "sha256:f")
+    described = Described("parity", code=make_code(code, k, r), row=row, partial=True, protects=protects)
+    described = replace(described, **{k: changes.pop(k) for k in [*changes] if hasattr(described, k)})
+    return replace(ModelReport(name, "1.0", True, ready=1, batch_size=1, described=described), **changes)
+
+
+def plan_of(*models: ModelReport | tuple[ModelReport, ...], settings: dict[str, Any] | None = None) -> Plan:
+    """One instance per argument: i0, i1, ..."""
+    reports = [
+        InstanceReport(f"i{n}", True, (entry,) if isinstance(entry, ModelReport) else entry)
+        for n, entry in enumerate(models)
+    ]
+    instances = tuple(InstanceSettings(f"http://i{n}") for n in range(len(models)))
+    return make_plan(reports, Wanted(instances, **(settings or {})))
+
+
+def only(plan: Plan) -> Any:
+    return plan.pools["digits/1.0"]
+
+
+def test_a_fleet_as_it_should_be():
+    plan = plan_of(deployed(), deployed(), parity())
+    assert plan.problems == ()
+    assert only(plan).code == make_code("sum", 2)
+    assert [(e.name, e.row) for e in plan.fleet.endpoints] == [
+        ("i0/digits/1.0", None),
+        ("i1/digits/1.0", None),
+        ("i2/digits_parity/1.0", 0),
+    ]
+    assert plan.versions == {"digits": "1.0"}
+    assert plan.protections == {"digits_parity"}
+    assert plan.hosts == {"digits": ("i0", "i1")}
+
+
+def test_places_are_ready_workers_times_batch_size_and_models_share_their_instance():
+    plan = plan_of((deployed(ready=2, batch_size=4), parity(ready=1, batch_size=3)), deployed(ready=0))
+    assert {e.name: e.places for e in plan.fleet.endpoints} == {"i0/digits/1.0": 8, "i0/digits_parity/1.0": 3}
+    assert [(i.name, i.places) for i in plan.fleet.instances] == [("i0", 8), ("i1", 1)]
+    assert plan.problems == ("i1: digits/1.0 has no READY worker",)
+
+
+def test_places_and_domain_can_be_set():
+    report = InstanceReport("i0", True, (deployed(ready=2),))
+    plan = make_plan([report], Wanted((InstanceSettings("http://i0", places=5, domain="rack 1"),)))
+    assert (plan.fleet.instances[0].places, plan.fleet.instances[0].domain) == (5, "rack 1")
+
+
+def test_a_pool_without_a_ready_worker_stays_known():
+    plan = plan_of(deployed(ready=0))
+    assert [pool.name for pool in plan.fleet.pools] == ["digits/1.0"]
+    assert plan.fleet.endpoints == ()
+
+
+def test_nobody_there():
+    plan = make_plan([InstanceReport("i0", False, problem="refused")], Wanted((InstanceSettings("http://i0"),)))
+    assert plan.problems == ("i0: refused", "no instance can be reached; every prediction is answered with 503")
+
+
+OTHER = replace(WRAPPED, weights="sha256:g")
+REFUSED = replace(WRAPPED, verdict="refused", reason="two model calls")
+
+UNCODED = {
+    "weights disagree": ((deployed(), deployed(described=OTHER), parity()), "disagree about weights"),
+    "outputs disagree": (
+        (deployed(), deployed(described=replace(WRAPPED, output="float32[9]")), parity()),
+        "disagree about the raw output: float32[10] on i0, float32[9] on i1",
+    ),
+    "refused": ((deployed(described=REFUSED), parity()), "its handler cannot be coded: two model calls (i0)"),
+    "not wrapped": (
+        (deployed(described=None), parity()),
+        "code sum needs wrapped archives, and that of i0 is not",
+    ),
+    "one not wrapped": (
+        (deployed(), deployed(described=None), parity()),
+        "code sum needs wrapped archives, and that of i1 is not",
+    ),
+    "codes disagree": (
+        (deployed(), parity(), parity("p2", code="exact")),
+        "its protections disagree (sum with k=2 r=1, exact with k=2 r=1); set code and k",
+    ),
+    "ks disagree": ((deployed(), parity(), parity("p2", k=3)), "its protections disagree"),
+}
+
+
+@pytest.mark.parametrize("case", UNCODED)
+def test_what_cannot_be_coded_is_served_plainly_and_says_why(case: str):
+    models, reason = UNCODED[case]
+    plan = plan_of(*models)
+    assert only(plan).code is None
+    assert reason in only(plan).reason
+    assert any(problem.startswith("digits/1.0 is not coded: ") and reason in problem for problem in plan.problems)
+    assert all(endpoint.row is None for endpoint in plan.fleet.endpoints)
+    assert plan.fleet.endpoints
+    assert plan.protections  # still not for clients
+
+
+@pytest.mark.parametrize("model", [deployed(described=None), deployed(described=REFUSED)])
+def test_exact_needs_nothing_of_the_deployed_archive(model: ModelReport):
+    plan = plan_of(model, parity(code="exact"))
+    assert only(plan).code == make_code("exact", 2)
+
+
+UNUSED = {
+    "another version": (
+        parity(protects=Protects("digits", "2.0", None)),
+        "it protects digits 2.0, and deployed is version 1.0",
+    ),
+    "another model": (
+        parity(protects=Protects("letters", "1.0", None)),
+        "it protects letters 1.0, and no instance serves that model",
+    ),
+    "other weights": (
+        parity(protects=Protects("digits", "1.0", "sha256:old")),
+        "it was made for other weights of digits/1.0 (sha256:old) than are deployed (sha256:f)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNUSED)
+def test_a_protection_of_something_else_is_not_used(case: str):
+    protection, reason = UNUSED[case]
+    plan = plan_of(deployed(), protection)
+    assert only(plan).code is None
+    assert [f"i1: digits_parity 1.0 is not used: {reason}"] == list(plan.problems)
+
+
+def test_unknown_weights_are_no_contradiction():
+    plan = plan_of(deployed(), parity(protects=Protects("digits", "1.0", None)))
+    assert only(plan).code is not None
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "k"),
+    [({"code": "exact"}, "exact", 2), ({"code": "sum", "k": 3}, "sum", 3), ({"k": 3}, "sum", 3)],
+)
+def test_the_configuration_chooses_between_protections(settings: dict[str, Any], name: str, k: int):
+    plan = plan_of(deployed(), parity(), parity("p2", code="exact"), parity("p3", k=3), settings=settings)
+    assert (only(plan).code.name, only(plan).code.k) == (name, k)
+    assert sum(endpoint.row is not None for endpoint in plan.fleet.endpoints) == 1
+
+
+def test_the_configuration_can_ask_for_what_is_not_there():
+    plan = plan_of(deployed(), parity(), settings={"code": "exact", "k": 4})
+    assert "the protections are sum with k=2 r=1, the configuration asks for code = exact, k = 4" in only(plan).reason
+
+
+def test_coding_can_be_switched_off():
+    plan = plan_of(deployed(), parity(), settings={"code": "none"})
+    assert only(plan).reason == "coding is switched off (code = none)"
+
+
+def test_what_was_learnt_while_serving_switches_coding_off():
+    plan = plan_of(deployed(), parity(), settings={"uncoded": {"digits/1.0": "streams"}})
+    assert (only(plan).code, only(plan).reason) == (None, "streams")
+
+
+def test_missing_rows_leave_fewer_rows():
+    """Row numbers stay what they are, so that a group in flight never meets another row's coefficients."""
+    plan = plan_of(deployed(), parity(r=2, row=1), parity("p0", r=2, row=0, ready=0))
+    assert only(plan).code.r == 2
+    assert [endpoint.row for endpoint in plan.fleet.endpoints] == [None, 1]
+    assert plan.problems == ("digits/1.0: no READY endpoint for protection row 0 of 2",)
+
+
+def test_partial_groups_need_every_protection_to_take_them():
+    assert only(plan_of(deployed(), parity(), parity("p2"))).partial
+    assert not only(plan_of(deployed(), parity(), parity("p2", partial=False))).partial
+
+
+def test_a_silent_endpoint_waits_if_its_pool_is_known_to_be_wrapped():
+    silent = deployed(described=None, silent=True)
+    plan = plan_of(deployed(), silent, parity())
+    assert [endpoint.name for endpoint in plan.fleet.endpoints] == ["i0/digits/1.0", "i2/digits_parity/1.0"]
+    assert plan.problems == ("i1: digits/1.0 did not answer describe; not used until it does",)
+    alone = plan_of(silent)
+    assert [endpoint.name for endpoint in alone.fleet.endpoints] == ["i0/digits/1.0"]
+
+
+def test_the_version_that_is_default_on_most_instances():
+    new, old = deployed(version="2.0"), deployed(default=True)
+    plan = plan_of(new, (new, deployed(default=False)), old)
+    assert plan.versions == {"digits": "2.0"}
+    assert sorted(plan.pools) == ["digits/1.0", "digits/2.0"]
+
+
+def test_the_same_reports_give_the_same_plan():
+    assert plan_of(deployed(), parity()) == plan_of(deployed(), parity())
+
+
+def test_entries_of_describe_are_read():
+    entry = {
+        "modelName": "m",
+        "modelVersion": "1.0",
+        "batchSize": 4,
+        "workers": [{"id": "9000", "status": "READY", "pid": 1}, {"id": "9001", "status": "LOADING", "pid": 2}],
+    }
+    model = read_model(entry, "1.0")
+    assert (model.ready, model.places, model.default, model.pids) == (1, 4, True, ("9000/1", "9001/2"))
+    for bad in ({}, None, [], {"modelName": "m", "modelVersion": "1", "workers": 3}):
+        with pytest.raises(BadDescribe):
+            read_model(bad, "1.0")
+
+
+@pytest.mark.parametrize("entry", [None, {}, {"customizedMetadata": "no json"}, {"customizedMetadata": {"their": 1}}])
+def test_archives_that_are_not_ours_say_nothing(entry: Any):
+    assert read_customized(entry) is None
+
+
+@pytest.mark.parametrize("wrap", [lambda o: o, lambda o: [o], lambda o: __import__("json").dumps(o)])
+def test_ours_is_found_however_torchserve_packs_it(wrap: Any):
+    ours = {"ts_parity": {"wire": 1, "role": "deployed", "verdict": "codable"}}
+    described = read_customized({"customizedMetadata": wrap(ours)})
+    assert described is not None
+    assert described.verdict == "codable"
+
+
+GOOD = {
+    "wire": 1,
+    "role": "parity",
+    "code": "sum",
+    "k": 2,
+    "r": 1,
+    "row": 0,
+    "coefficients": [[1.0, 1.0]],
+    "partial": True,
+    "protects": {"model": "m", "version": "1", "weights": None},
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"wire": 2}, "wire version 2"),
+        ({"role": "boss"}, "its role is 'boss'"),
+        ({"k": 9}, "code sum has k of 2 to 4"),
+        ({"code": "magic"}, "unknown code 'magic'"),
+        ({"coefficients": [[1.0]]}, "coefficients must have shape"),
+        ({"row": 1}, "row 1 of 1"),
+        ({"protects": None}, "incomplete"),
+        ({"k": "two"}, "incomplete"),
+    ],
+)
+def test_a_describe_that_cannot_be_used_says_what_is_wrong(change: dict[str, Any], message: str):
+    assert read_described(GOOD).code == make_code("sum", 2)
+    with pytest.raises(BadDescribe, match=message):
+        read_described({**GOOD, **change})

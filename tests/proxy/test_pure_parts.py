@@ -1,0 +1,217 @@
+"""Routes, classification, and what tasks say on the wire: tables."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ts_parity.engine import Arrived, Failed, Rejected
+from ts_parity.errors import Overloaded, error_body
+from ts_parity.proxy.messages import Reply, Request, error_reply, without_hop_by_hop
+from ts_parity.proxy.operations import (
+    Ask,
+    Target,
+    finish_request,
+    group_request,
+    prediction_request,
+    read_finish,
+    read_prediction,
+    read_protection,
+    slot_reply,
+)
+from ts_parity.proxy.routes import Prediction, model_named, prediction, prediction_target, url_path
+from ts_parity.proxy.upstream import Unreachable, classify
+from ts_parity.wire import FRAME_TYPE, RAW, Frame, Part, attach_tail, pack_frame, unpack_frame
+
+INTERNAL, UNAVAILABLE = "InternalServerException", "ServiceUnavailableException"
+
+CLASSES = [
+    # status, type, message -> what it is
+    (500, INTERNAL, "Worker died.", "failed"),
+    (507, INTERNAL, "Worker died.", "failed"),
+    (507, INTERNAL, "Out of resources", "failed"),
+    (503, UNAVAILABLE, 'Model "m" has no worker to serve inference request.', "rejected"),
+    (503, INTERNAL, "Prediction failed", "answer"),
+    (503, INTERNAL, "Invalid model predict output", "answer"),
+    (500, INTERNAL, "the handler's own PredictionException", "answer"),
+    (400, "InvalidKeyException", "Token Authorization failed.", "answer"),
+    (400, "BadRequestException", "Parameter model_name is required.", "answer"),
+    (403, "IllegalArgumentException", "no", "answer"),
+    (404, "ModelNotFoundException", "Model not found: m", "answer"),
+    (404, "ModelVersionNotFoundException", "m", "answer"),
+    (405, "MethodNotAllowedException", "m", "answer"),
+    (408, "RequestTimeoutException", "m", "answer"),
+    (409, "ConflictStatusException", "m", "answer"),
+    (200, INTERNAL, "Worker died.", "answer"),
+]
+
+
+@pytest.mark.parametrize(("status", "kind", "message", "expected"), CLASSES)
+def test_torchserves_status_codes(status: int, kind: str, message: str, expected: str):
+    outcome = classify(Reply(status, "", (), error_body(status, kind, message)))
+    names = {type(None): "answer", Failed: "failed", Rejected: "rejected"}
+    assert names[type(outcome)] == expected
+
+
+@pytest.mark.parametrize("body", [b"", b"Worker died.", b"[]", b'"x"', b"\xff", b"{" * 100, b"x" * 100_000])
+@pytest.mark.parametrize("status", [500, 503, 507, 413, 418])
+def test_a_handlers_own_status_is_an_answer_whatever_its_body(status: int, body: bytes):
+    assert classify(Reply(status, "", (), body)) is None
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/predictions/m", Prediction("m", None, "")),
+        ("/predictions/m/", Prediction("m", None, "")),
+        ("/predictions/m/1.0", Prediction("m", "1.0", "")),
+        ("/predictions/m/1.0/a/b%20c", Prediction("m", "1.0", "/a/b%20c")),
+        ("/predictions/my%20m", Prediction("my m", None, "")),
+        ("/predictions", None),
+        ("/predictions/", None),
+        ("/predictions//x", None),
+        ("/explanations/m", None),
+        ("/ping", None),
+        ("/", None),
+    ],
+)
+def test_prediction_paths(path: str, expected: Prediction | None):
+    assert prediction("POST", path) == expected
+    assert prediction("GET", path) == expected
+    assert prediction("OPTIONS", path) is None
+
+
+@pytest.mark.parametrize(
+    ("path", "query", "expected"),
+    [
+        ("/explanations/m/1.0", "", "m"),
+        ("/v1/models/m:predict", "", "m"),
+        ("/v1/models/m:explain", "", "m"),
+        ("/v2/models/m/infer", "", "m"),
+        ("/v2/models/m/versions/1/infer", "", "m"),
+        ("/invocations", "model_name=my%20m", "my m"),
+        ("/invocations", "", None),
+        ("/models/m/invoke", "", "m"),
+        ("/m/predict", "", "m"),
+        ("/m/1.0/predict", "", "m"),
+        ("/predictions/m", "", "m"),
+        ("/ping", "", None),
+        ("/wfpredict/w", "", None),
+        ("/", "", None),
+    ],
+)
+def test_models_named_by_other_paths(path: str, query: str, expected: str | None):
+    assert model_named(path, query) == expected
+
+
+def test_targets_are_escaped_and_extras_kept():
+    assert prediction_target("my m", "1.0", "/a%20b", "q=1") == "/predictions/my%20m/1.0/a%20b?q=1"
+    assert url_path("/a%20b/c") == "a b/c"
+
+
+TARGET = Target("i", "m", "1.0", True)
+ASK = Ask(Request("POST", "/predictions/m", (("Content-Type", "image/png"), ("Connection", "close")), b"png"), "/x")
+
+
+def test_an_ordinary_request_goes_as_it_came():
+    sent = prediction_request(ASK, TARGET, raw=False, secret="s")
+    assert (sent.method, sent.target, sent.headers, sent.body) == (
+        "POST",
+        "/predictions/m/1.0/x",
+        ASK.request.headers,
+        b"png",
+    )
+    asked = prediction_request(ASK, TARGET, raw=True, secret="s")
+    assert asked.headers[-2:] == (("x-ts-parity-op", "raw"), ("x-ts-parity-secret", "s"))
+
+
+def test_a_group_carries_originals_and_empty_slots():
+    sent = group_request([ASK, None], TARGET, "")
+    assert sent.header("content-type") == FRAME_TYPE
+    assert sent.header("x-ts-parity-op") == "group"
+    part, empty = unpack_frame(sent.body).slots
+    assert empty is None
+    assert part == Part((("Content-Type", "image/png"), ("url_path", "x")), b"png")
+
+
+def test_a_finish_carries_the_original_and_the_output():
+    sent = finish_request(ASK, np.array([1.5], dtype=np.float32), TARGET, "")
+    frame = unpack_frame(sent.body)
+    assert (sent.header("x-ts-parity-op"), frame.k, frame.raw.tolist()) == ("finish", 1, [1.5])
+
+
+def reply(body: bytes, *headers: tuple[str, str], status: int = 200) -> Reply:
+    return Reply(status, "", (*headers, ("content-length", str(len(body)))), body)
+
+
+def test_a_raw_tail_is_cut_off_and_kept():
+    body, described = attach_tail(b"ordinary", np.array([1.0, 2.0], dtype=np.float32))
+    outcome, value = read_prediction(reply(body, (RAW, described), ("X-Mine", "1")))
+    assert outcome == Arrived(raw=True)
+    assert value.reply == Reply(200, "", (("X-Mine", "1"), ("content-length", "8")), b"ordinary")
+    assert value.raw.tolist() == [1.0, 2.0]
+
+
+def test_a_malformed_tail_is_no_answer():
+    outcome, value = read_prediction(reply(b"ordinary", (RAW, "v=1;dtype=float32;shape=9;offset=8")))
+    assert isinstance(outcome, Failed)
+    assert value.reply is None
+
+
+def test_no_answer_is_a_failure():
+    assert read_prediction(Unreachable("no answer in time"))[0] == Failed("no answer in time")
+
+
+def group_reply(frame: Frame) -> Reply:
+    return reply(pack_frame(frame), ("content-type", FRAME_TYPE), ("x-request-id", "1"), ("Pragma", "no-cache"))
+
+
+def test_a_parity_output_covers_the_slots_that_were_good():
+    frame = Frame((Part((), b""), Part((), b"bad", 503)), np.array([3.0], dtype=np.float32))
+    outcome, value = read_protection(group_reply(frame), "parity", frozenset({0, 1}))
+    assert outcome == Arrived(covers=frozenset({0}))
+    assert value.raw.tolist() == [3.0]
+
+
+def test_a_protection_cannot_cover_a_slot_that_was_empty():
+    frame = Frame((Part((), b""), Part((), b"")), np.array([3.0], dtype=np.float32))
+    assert read_protection(group_reply(frame), "parity", frozenset({0}))[0] == Arrived(covers=frozenset({0}))
+
+
+def test_a_backups_slot_is_an_ordinary_answer():
+    frame = Frame((Part((("x-mine", "1"), ("Pragma", "mine"), ("connection", "close")), b"F(x)", 201, "Made"), None))
+    outcome, value = read_protection(group_reply(frame), "backup", frozenset({0}))
+    assert outcome == Arrived(covers=frozenset({0}))
+    headers = (("x-mine", "1"), ("Pragma", "mine"), ("x-request-id", "1"), ("content-length", "4"))
+    assert slot_reply(value, 0) == Reply(201, "Made", headers, b"F(x)")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        reply(b"{}", ("content-type", "application/json")),
+        reply(b"short", ("content-type", FRAME_TYPE)),
+        reply(error_body(400, "BadRequestException", "no"), status=400),
+        group_reply(Frame((Part((), b""),))),
+    ],
+)
+def test_a_protections_nonsense_is_a_failure_that_is_not_repeated(answer: Reply):
+    outcome, _ = read_protection(answer, "parity", frozenset({0}))
+    assert isinstance(outcome, Failed)
+    assert not outcome.retry
+
+
+def test_a_finish_that_is_an_error_is_no_answer():
+    assert read_finish(reply(b"no", status=403))[0] == Failed("refused with 403: no", retry=False)
+    assert read_finish(reply(b"yes"))[0] == Arrived()
+
+
+def test_hop_by_hop_headers_and_those_that_connection_names_are_dropped():
+    headers = (("Connection", "keep-alive, X-Mine"), ("x-mine", "1"), ("Keep-Alive", "1"), ("X-Kept", "2"))
+    assert without_hop_by_hop(headers) == (("X-Kept", "2"),)
+
+
+def test_errors_of_the_proxy_have_torchserves_shape():
+    made = error_reply(Overloaded("full", retry_after_s=0.2))
+    assert (made.status, made.phrase, made.header("retry-after")) == (503, "Service Unavailable", "1")
+    assert made.body == error_body(503, "ServiceUnavailableException", "full")
