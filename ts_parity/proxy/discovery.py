@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 _PAGE = 100
 _MAX_PAGES = 100
+# An instance with hundreds of models is asked about so many at a time, or the questions would time out in its queue.
+_AT_ONCE = 8
 
 
 class _Silence(TsParityError):
@@ -80,7 +82,13 @@ class Discovery:
 
     async def _models(self, instance: str, address: Address) -> tuple[ModelReport, ...]:
         names = await self._names(address)
-        reports = await asyncio.gather(*(self._versions(instance, address, name) for name in names))
+        turns = asyncio.Semaphore(_AT_ONCE)
+
+        async def in_turn(name: str) -> list[ModelReport]:
+            async with turns:
+                return await self._versions(instance, address, name)
+
+        reports = await asyncio.gather(*(in_turn(name) for name in names))
         return tuple(model for models in reports for model in models)
 
     async def _names(self, address: Address) -> list[str]:

@@ -1,0 +1,176 @@
+"""Settings: where they come from, who wins, and how mistakes are told."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ts_parity.config import (
+    InstanceSettings,
+    Settings,
+    add_flags,
+    given_flags,
+    load_settings,
+    parse_endpoint,
+    settings_markdown,
+)
+from ts_parity.errors import ConfigError
+
+ENDPOINT = ("http://h:8080",)
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "proxy.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_nothing_but_endpoints_is_enough():
+    settings = load_settings(endpoints=ENDPOINT)
+    assert settings == Settings(instances=(InstanceSettings("http://h:8080", "http://h:8081", "h:8080"),))
+
+
+def test_file_then_environment_then_flags(tmp_path: Path):
+    path = write(tmp_path, 'deadline_s = 1\nport = 1\nhost = "a"\n[[instance]]\ninference = "http://h:8080"\n')
+    settings = load_settings(path, {"TS_PARITY_PORT": "2", "TS_PARITY_HOST": "b", "OTHER": "x"}, {"host": "c"})
+    assert (settings.deadline_s, settings.port, settings.host) == (1.0, 2, "c")
+
+
+def test_instances_of_the_file(tmp_path: Path):
+    path = write(
+        tmp_path,
+        """
+        [[instance]]
+        inference = "http://a:8080/"
+        management = "https://b:9"
+        domain = "rack 1"
+        token = "t"
+        places = 3
+        [[instance]]
+        inference = "http://[::1]:8080"
+        """,
+    )
+    first, second = load_settings(path).instances
+    assert first == InstanceSettings("http://a:8080", "https://b:9", "rack 1", token="t", places=3)
+    assert (second.management, second.name) == ("http://[::1]:8081", "[::1]:8080")
+
+
+def test_endpoints_replace_the_files_instances(tmp_path: Path):
+    path = write(tmp_path, '[[instance]]\ninference = "http://a:1"\n')
+    assert load_settings(path, endpoints=ENDPOINT).instances[0].name == "h:8080"
+    from_environment = load_settings(path, {"TS_PARITY_ENDPOINTS": "http://b:1 http://c:1,domain=d"})
+    assert [i.domain for i in from_environment.instances] == ["b:1", "d"]
+
+
+def test_the_command_line_form_of_an_instance():
+    given = parse_endpoint("http://a:1,management=http://a:7,domain=z1,token=t,management_token=m,places=4")
+    assert given == InstanceSettings("http://a:1", "http://a:7", "z1", "t", "", "m", "", 4)
+
+
+def test_auto_and_lists():
+    settings = load_settings(
+        flags={"reconstruct_after_s": "0.5", "group_wait_s": "auto", "group_by": "X-Top-K, x-lang"}, endpoints=ENDPOINT
+    )
+    assert (settings.reconstruct_after_s, settings.group_wait_s) == (0.5, None)
+    assert settings.group_by == ("x-top-k", "x-lang")
+
+
+def test_flags_that_are_not_given_win_over_nothing():
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    assert given_flags(parser.parse_args(["--deadline-s", "2", "--max-body-bytes=7"])) == {
+        "deadline_s": "2",
+        "max_body_bytes": "7",
+    }
+    assert "deadline-s" in parser.format_help()
+
+
+MISTAKES = [
+    ({"flags": {"port": "http"}}, r"--port must be a whole number of at least 0 and below 65536, not 'http'"),
+    ({"flags": {"port": "65536"}}, r"--port .*not '65536'"),
+    ({"flags": {"max_attempts": "0"}}, r"--max-attempts must be a whole number of at least 1, not '0'"),
+    ({"flags": {"max_attempts": "1.5"}}, r"not '1.5'"),
+    ({"flags": {"deadline_s": "nan"}}, r"--deadline-s must be a number of at least 0, not 'nan'"),
+    ({"flags": {"deadline_s": "inf"}}, r"not 'inf'"),
+    ({"flags": {"group_wait_s": "x"}}, r"at least 0, or 'auto', not 'x'"),
+    (
+        {"environ": {"TS_PARITY_DEADLINE": "1"}},
+        r"TS_PARITY_DEADLINE: unknown setting 'deadline'; did you mean 'deadline_s'",
+    ),
+    ({"environ": {"TS_PARITY_PORT": "x"}}, r"^port must be"),
+    ({"endpoints": ["h:8080"]}, r"--endpoint 'h:8080': inference must be like http://HOST:PORT, not 'h:8080'"),
+    ({"endpoints": ["http://h"]}, r"give management=URL too, or a port"),
+    ({"endpoints": ["http://h:x"]}, r"is not an address"),
+    ({"endpoints": ["http://h:1/v1"]}, r"has a path"),
+    ({"endpoints": ["http://h:1,token"]}, r"'token' is not of the form key=value"),
+    ({"endpoints": ["http://h:1,tokn=x"]}, r"unknown setting 'tokn'; did you mean 'token'"),
+    ({"endpoints": ["http://h:1", "http://h:1/"]}, r"instance h:1 is given twice"),
+    ({"endpoints": []}, r"no instances: give --endpoint"),
+]
+
+
+@pytest.mark.parametrize(("given", "message"), MISTAKES)
+def test_mistakes_are_told_with_what_is_allowed(given: dict[str, Any], message: str):
+    with pytest.raises(ConfigError, match=message):
+        load_settings(**{"endpoints": ENDPOINT, **given})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("port = ", "is not a TOML file"),
+        ("porte = 1", "unknown setting 'porte'; did you mean 'port'"),
+        ('instance = "x"', r"instances are tables \[\[instance\]\]"),
+        ("[[instance]]\nmanagement = 'http://h:1'", r"\[\[instance\]\] 1: inference, .* is missing"),
+        ("[[instance]]\ninference = 5", "must be a text, not 5"),
+        ("port = true", "not True"),
+        ("group_by = 5", "must be a list of names, not 5"),
+        ("[[instance]]\ninference = 'http://h:1'\nplaces = 0", "places must be a whole number of at least 1"),
+    ],
+)
+def test_mistakes_in_the_file(tmp_path: Path, text: str, message: str):
+    with pytest.raises(ConfigError, match=message):
+        load_settings(write(tmp_path, text))
+
+
+def test_a_file_that_is_not_there(tmp_path: Path):
+    with pytest.raises(ConfigError, match="cannot read the configuration"):
+        load_settings(tmp_path / "no.toml")
+
+
+def test_variables_that_kubernetes_makes_for_a_service_are_not_ours():
+    environ = {
+        "TS_PARITY_PORT": "tcp://10.0.0.1:8080",
+        "TS_PARITY_SERVICE_HOST": "10.0.0.1",
+        "TS_PARITY_PORT_8080_TCP_ADDR": "10.0.0.1",
+    }
+    assert load_settings(environ=environ, endpoints=ENDPOINT).port == 8080
+
+
+def test_keys_come_from_text_files_and_from_torchserves_own(tmp_path: Path):
+    plain, own = tmp_path / "token", tmp_path / "key_file.json"
+    plain.write_text("secret\n")
+    own.write_text(json.dumps({kind: {"key": kind[:3]} for kind in ("management", "inference", "API")}))
+    assert InstanceSettings("http://h", token_file=str(plain)).inference_token() == "secret"
+    instance = InstanceSettings("http://h", token_file=str(own), management_token_file=str(own))
+    assert (instance.inference_token(), instance.management_key()) == ("inf", "man")
+    own.write_text("{}")
+    with pytest.raises(ConfigError, match=r"no key_file\.json with a management key"):
+        instance.management_key()
+    with pytest.raises(ConfigError, match="token_file: cannot read"):
+        InstanceSettings("http://h", token_file=str(tmp_path / "no")).inference_token()
+
+
+def test_a_default_answer_that_cannot_be_read():
+    assert Settings().read_default_answer() is None
+    with pytest.raises(ConfigError, match="default_answer: cannot read"):
+        Settings(default_answer="/no/such/file").read_default_answer()
+
+
+def test_the_documentation_is_up_to_date():
+    written = (Path(__file__).parent.parent / "docs" / "settings.md").read_text(encoding="utf-8")
+    assert written == settings_markdown(), "run: python -m ts_parity.config > docs/settings.md"
