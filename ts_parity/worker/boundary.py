@@ -21,7 +21,7 @@ from ts.model_loader import TsModelLoader
 from ts_parity.errors import NotCodable
 from ts_parity.wire import Array
 from ts_parity.worker.outputs import Container
-from ts_parity.worker.sites import Site, declared_sites, find_sites
+from ts_parity.worker.sites import Search, Site
 from ts_parity.worker.standin import CALL, MODEL_CALLS, StandIn, dismiss, unwrap
 from ts_parity.worker.watches import Giving, ModelCall, ModelReached, Recording, Stopping, Watching, copied
 
@@ -56,11 +56,12 @@ def load_entry_point(handler: str, context: Any) -> EntryPoint:
 def _import_handler(loader: Any, handler: str) -> tuple[ModuleType, str | None]:
     try:
         return loader._load_handler_file(handler)  # type: ignore[no-any-return]
-    except ImportError as error:
+    except ImportError as own:
         try:
             return loader._load_default_handler(handler), None
-        except ImportError:
-            raise error from None  # TorchServe hides this one; it is the one that tells what is wrong
+        except ImportError as stock:
+            # TorchServe reports the second error whatever the first was. Of the two, the one that helps is told.
+            raise (own if stock.name == f"ts.torch_handler.{handler}" else stock) from None
 
 
 class Boundary:
@@ -71,6 +72,7 @@ class Boundary:
 
     def __init__(self, entry: EntryPoint, model: str | None = None, call: str | None = None) -> None:
         self.entry = entry
+        self._search = Search(entry)
         self._model = model
         self._calls = frozenset({call}) if call else MODEL_CALLS
         self._container: Container | None = None
@@ -153,7 +155,7 @@ class Boundary:
                 site.put_back(original)
 
     def _sites(self) -> list[Site]:
-        return declared_sites(self.entry, self._model) if self._model else find_sites(self.entry)
+        return self._search.declared(self._model) if self._model else self._search.sites()
 
     def _existing_sites(self, data: Any, context: Any) -> list[Site]:
         """A handler may create its model in its first request. Then that request is first run once, plainly."""

@@ -35,7 +35,7 @@ class Container:
 @dataclass(frozen=True)
 class _Leaf:
     where: str
-    what: str
+    what: Callable[[], str]
     array: Callable[[], Array]
     build: Callable[[Array], Any]
 
@@ -47,7 +47,7 @@ def take(output: Any) -> tuple[Array, Container]:
     if not leaves:
         raise NotCodable("the model's output holds no floating tensor, array or list")
     if len(leaves) > 1:
-        listed = ", ".join(f"{leaf.where or 'output'} {leaf.what}" for leaf in leaves)
+        listed = ", ".join(f"{leaf.where or 'output'} {leaf.what()}" for leaf in leaves)
         raise NotCodable(f"the model's output holds {len(leaves)} floating parts ({listed}); a code needs exactly one")
     raw = leaves[0].array()
     if raw.ndim > MAX_DIMENSIONS:
@@ -64,7 +64,7 @@ def _node(value: Any, where: str, leaves: list[_Leaf]) -> Callable[[Array], Any]
     if isinstance(value, (np.ndarray, np.generic)):
         return _grown(_numpy_leaf(value, where), leaves)
     if isinstance(value, float):
-        return _grown(_Leaf(where, "float", lambda: np.array(value), float), leaves)
+        return _grown(_Leaf(where, lambda: "float", lambda: np.array(value), float), leaves)
     if isinstance(value, list) and _is_numbers(value):
         return _grown(_list_leaf(value, where), leaves)
     if isinstance(value, int):
@@ -114,7 +114,7 @@ def _tensor_leaf(tensor: torch.Tensor, where: str) -> _Leaf:
         )
     return _Leaf(
         where,
-        f"{_name(dtype)} {tuple(tensor.shape)}",
+        lambda: f"{_name(dtype)} {tuple(tensor.shape)}",
         lambda: to_array(tensor),
         lambda raw: torch.from_numpy(np.array(raw)).to(device=device, dtype=dtype),
     )
@@ -122,9 +122,7 @@ def _tensor_leaf(tensor: torch.Tensor, where: str) -> _Leaf:
 
 def to_array(tensor: torch.Tensor) -> Array:
     """A copy on the CPU in the dtype that travels: float32, or float64 where the tensor is float64."""
-    with torch.no_grad():
-        copied = tensor.detach().to("cpu", _WIRE_DTYPES[tensor.dtype], copy=True)
-        array: Array = copied.contiguous().numpy()
+    array: Array = tensor.detach().to("cpu", _WIRE_DTYPES[tensor.dtype], copy=True).contiguous().numpy()
     return array
 
 
@@ -138,7 +136,7 @@ def _numpy_leaf(value: Any, where: str) -> _Leaf:
         return array[()] if scalar else array
 
     wire = np.float32 if dtype == np.float16 else dtype
-    return _Leaf(where, f"{dtype} {value.shape}", lambda: np.array(value, dtype=wire), build)
+    return _Leaf(where, lambda: f"{dtype} {value.shape}", lambda: np.array(value, dtype=wire), build)
 
 
 def _list_leaf(value: list[Any], where: str) -> _Leaf:
@@ -148,7 +146,7 @@ def _list_leaf(value: list[Any], where: str) -> _Leaf:
         array = np.array(value, dtype=np.float64)
     except ValueError:
         raise NotCodable(f"the model's output holds a ragged list at {where or 'its root'}") from None
-    return _Leaf(where, f"list {array.shape}", lambda: array, lambda raw: raw.tolist())
+    return _Leaf(where, lambda: f"list {array.shape}", lambda: array, lambda raw: raw.tolist())
 
 
 def _is_numbers(value: list[Any]) -> bool:

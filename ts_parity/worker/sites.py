@@ -10,6 +10,7 @@ top-most one is the model. Classes are never changed.
 
 from __future__ import annotations
 
+import dis
 import functools
 import inspect
 import sys
@@ -29,6 +30,12 @@ MAX_ITEMS = 64
 """Containers larger than this are vocabularies and label maps, not homes of models."""
 MAX_OBJECTS = 1000
 
+_GLOBAL_ACCESS = frozenset({"LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME"})
+_PLAIN_VALUES = frozenset(
+    {bool, int, float, complex, str, bytes, bytearray, tuple, set, frozenset, type, torch.device, torch.dtype}
+    | {torch.Tensor, torch.nn.Parameter, types.FunctionType, types.MethodType, types.BuiltinFunctionType}
+    | {types.ModuleType}
+)
 _OPAQUE = frozenset(sys.stdlib_module_names) | {"builtins", "numpy", "PIL", "torch", "torchvision", "ts", "cv2"}
 
 
@@ -112,53 +119,84 @@ class Cell:
     put_back = put
 
 
-def find_sites(entry: Any) -> list[Site]:
-    """Every site of a model object that the entry point can reach.
+class Search:
+    """Finds the sites of an entry point. What its code names is worked out once; what is there, at each call."""
 
-    Modules without weights (transforms, losses) count only where nothing with weights is found.
-    """
-    found: list[Site] = []
-    seen: set[int] = set()
-    queue = [(site, 1) for site in _roots(entry)]
-    for site, depth in queue:  # grows while it is walked: nearest first
-        value = _healed(site)
-        if isinstance(value, torch.nn.Module):
-            found.append(site)
-        elif depth < MAX_DEPTH and len(seen) < MAX_OBJECTS and id(value) not in seen and _may_hold(value):
-            seen.add(id(value))
-            queue += [(child, depth + 1) for child in _children(value, site.path)]
-    weighty = [site for site in found if has_weights(site.get())]
-    return weighty or found
+    def __init__(self, entry: Any) -> None:
+        self._owner = owner_of(entry)
+        self._class_attributes = _class_attributes(self._owner)
+        functions = functions_of(entry)
+        self._module: dict[str, Any] = functions[0].__globals__ if functions else {}
+        names = {(id(f.__globals__), name): f.__globals__ for f in functions for name in global_names(f.__code__)}
+        # A name may get its value later: singletons are often made by the first request.
+        self._globals = [(space, name) for (_, name), space in names.items() if _may_change(space.get(name))]
+        self._cells = [
+            Cell(f"{function.__name__}.{name}", cell)
+            for function in functions
+            for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+        ]
 
+    def sites(self) -> list[Site]:
+        """Every site of a model object that can be reached now.
 
-def declared_sites(entry: Any, path: str) -> list[Site]:
-    """The declared site, and every other one that holds the same object."""
-    declared = resolve(entry, path)
-    model = _healed(declared)
-    if model is None:
-        return []
-    return [declared, *(s for s in find_sites(entry) if s.get() is model and s.path != declared.path)]
+        Modules without weights (transforms, losses) count only where nothing with weights is found.
+        """
+        found: list[Site] = []
+        seen: set[int] = set()
+        queue = [(site, 1) for site in self._roots()]
+        for site, depth in queue:  # grows while it is walked: nearest first
+            value = _healed(site)
+            if isinstance(value, torch.nn.Module):
+                found.append(site)
+            elif depth < MAX_DEPTH and len(seen) < MAX_OBJECTS and id(value) not in seen and _may_hold(value):
+                seen.add(id(value))
+                queue += [(child, depth + 1) for child in _children(value, site.path)]
+        weighty = [site for site in found if has_weights(site.get())]
+        return weighty or found
 
+    def declared(self, path: str) -> list[Site]:
+        """The declared site, and every other one that holds the same object."""
+        declared = self.resolve(path)
+        model = _healed(declared)
+        if model is None:
+            return []
+        return [
+            declared,
+            *(s for s in self.sites() if s.get() is model and s.path.removeprefix("self.") != declared.path),
+        ]
 
-def resolve(entry: Any, path: str) -> Site:
-    """The site named by a dotted path from the handler object (`model`, `self.net.body`) or the handler's module."""
-    first, *rest = path.removeprefix("self.").split(".")
-    owner = owner_of(entry)
-    if owner is not None and hasattr(owner, first):
-        site = _attribute_site(owner, first)
-    elif first in _globals_of(entry):
-        site = Item(first, _globals_of(entry), first)
-    else:
-        raise NotCodable(f"model: {path!r} is declared, but neither the handler object nor its module has {first!r}")
-    for name in rest:
-        holder = unwrap(site.get())
-        if isinstance(holder, MutableMapping):
-            site = Item(f"{site.path}.{name}", holder, name)
-        elif hasattr(holder, name):
-            site = _attribute_site(holder, name, site.path)
+    def resolve(self, path: str) -> Site:
+        """The site named by a dotted path from the handler object (`model`, `self.net.body`) or its module."""
+        first, *rest = path.removeprefix("self.").split(".")
+        if self._owner is not None and hasattr(self._owner, first):
+            site = _attribute_site(self._owner, first)
+        elif first in self._module:
+            site = Item(first, self._module, first)
         else:
-            raise NotCodable(f"model: {path!r} is declared, but {site.path} has no {name!r}")
-    return site
+            raise NotCodable(
+                f"model: {path!r} is declared, but neither the handler object nor its module has {first!r}"
+            )
+        for name in rest:
+            holder = unwrap(site.get())
+            if isinstance(holder, MutableMapping):
+                site = Item(f"{site.path}.{name}", holder, name)
+            elif hasattr(holder, name):
+                site = _attribute_site(holder, name, site.path)
+            elif holder is None:
+                return Item(path, {}, name)  # not made yet
+            else:
+                raise NotCodable(f"model: {path!r} is declared, but {site.path} has no {name!r}")
+        return site
+
+    def _roots(self) -> Iterator[Site]:
+        if self._owner is not None:
+            yield from _children(self._owner, "self")
+            own = vars(self._owner) if self._class_attributes else {}
+            yield from (Shadow(f"self.{n}", self._owner, n) for n in self._class_attributes if n not in own)
+        for space, name in self._globals:
+            if name in space:
+                yield Item(name, space, name)
+        yield from self._cells
 
 
 def has_weights(model: Any) -> bool:
@@ -194,7 +232,7 @@ def functions_of(entry: Any) -> list[types.FunctionType]:
         ]
     known = {id(function) for function in functions}
     for function in functions:  # grows while it is walked
-        for name in _names(function.__code__):
+        for name in global_names(function.__code__):
             other = function.__globals__.get(name)
             if inspect.isfunction(other) and other.__module__ == function.__module__ and id(other) not in known:
                 known.add(id(other))
@@ -202,44 +240,38 @@ def functions_of(entry: Any) -> list[types.FunctionType]:
     return functions
 
 
-def _roots(entry: Any) -> Iterator[Site]:
-    owner = owner_of(entry)
-    if owner is not None:
-        yield from _children(owner, "self")
-        yield from _class_attributes(owner)
-    for function in functions_of(entry):
-        for name in _names(function.__code__):
-            if name in function.__globals__ and not isinstance(function.__globals__[name], types.FunctionType):
-                yield Item(name, function.__globals__, name)
-        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-            yield Cell(f"{function.__name__}.{name}", cell)
-
-
 def _children(value: Any, path: str) -> Iterator[Site]:
     if isinstance(value, MutableMapping):
         if len(value) <= MAX_ITEMS:
-            yield from (Item(f"{path}[{key!r}]", value, key) for key in list(value))
+            yield from (Item(f"{path}[{k!r}]", value, k) for k, child in list(value.items()) if not _is_plain(child))
     elif isinstance(value, MutableSequence):
         if len(value) <= MAX_ITEMS:
-            yield from (Item(f"{path}[{index}]", value, index) for index in range(len(value)))
+            yield from (Item(f"{path}[{i}]", value, i) for i, child in enumerate(value) if not _is_plain(child))
     else:
         attributes = getattr(value, "__dict__", {})
-        yield from (Item(f"{path}.{name}", attributes, name) for name in list(attributes))
-        for cls in type(value).__mro__:
-            slots = vars(cls).get("__slots__", ())
-            names = (slots,) if isinstance(slots, str) else slots
-            yield from (Slot(f"{path}.{n}", value, n) for n in names if n not in ("__dict__", "__weakref__"))
+        yield from (Item(f"{path}.{n}", attributes, n) for n, child in list(attributes.items()) if not _is_plain(child))
+        yield from (Slot(f"{path}.{name}", value, name) for name in _slots(type(value)))
 
 
-def _class_attributes(owner: Any) -> Iterator[Site]:
+def _is_plain(value: Any) -> bool:
+    """Most values are numbers, texts and functions; they are passed over before anything is made of them."""
+    return value is None or type(value) in _PLAIN_VALUES
+
+
+def _slots(cls: type) -> tuple[str, ...]:
+    found: list[str] = []
+    for base in cls.__mro__:
+        slots = vars(base).get("__slots__", ())
+        found += (slots,) if isinstance(slots, str) else slots
+    return tuple(name for name in found if name not in ("__dict__", "__weakref__"))
+
+
+def _class_attributes(owner: Any) -> list[str]:
+    """Names that the owner's own classes give values to, other than functions and the like."""
     if not hasattr(owner, "__dict__"):
-        return
-    for cls in type(owner).__mro__:
-        if cls.__module__.partition(".")[0] in _OPAQUE:
-            continue
-        for name, value in list(vars(cls).items()):
-            if name not in vars(owner) and isinstance(unwrap(value), torch.nn.Module):
-                yield Shadow(f"self.{name}", owner, name)
+        return []
+    classes = [cls for cls in type(owner).__mro__ if cls.__module__.partition(".")[0] not in _OPAQUE]
+    return [name for cls in classes for name, value in vars(cls).items() if isinstance(value, torch.nn.Module)]
 
 
 def _attribute_site(owner: Any, name: str, path: str = "") -> Site:
@@ -274,16 +306,15 @@ def _may_hold(value: Any) -> bool:
     return cls.__module__.partition(".")[0] not in _OPAQUE
 
 
-def _globals_of(entry: Any) -> dict[str, Any]:
-    functions = functions_of(entry)
-    return functions[0].__globals__ if functions else {}
+def _may_change(value: Any) -> bool:
+    return not isinstance(value, (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType))
 
 
-def _names(code: types.CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _names(constant)
+def global_names(code: types.CodeType) -> set[str]:
+    """The globals that a function's code, and the code of functions inside it, reads or writes."""
+    names = {str(step.argval) for step in dis.get_instructions(code) if step.opname in _GLOBAL_ACCESS}
+    inner = (constant for constant in code.co_consts if isinstance(constant, types.CodeType))
+    return names.union(*(global_names(constant) for constant in inner))
 
 
 def _plain_function(member: Any) -> types.FunctionType | None:
