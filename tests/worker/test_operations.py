@@ -5,15 +5,19 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from tests.worker.serving import Ask, InProcess, Reply, finish_ask, group_ask, linear, vector
+from tests.worker.serving import Ask, InProcess, Reply, finish_ask, group_ask, linear, network, scripted, vector
+from ts_parity.errors import ConfigError
 from ts_parity.wire import OP, Part
 from ts_parity.worker.answers import Answer
+from ts_parity.worker.operations import MAX_RESPONSE_SIZE, max_response_size
 from ts_parity.worker.verdict import alike
 
 Serve = Callable[..., InProcess]
@@ -283,6 +287,49 @@ def test_no_tail_beyond_the_response_limit(serve: Serve, monkeypatch: pytest.Mon
     reply = worker.ask(vector(1), "raw")
     assert reply.raw is None
     assert reply.body == worker.ask(vector(1)).body
+
+
+def test_the_response_limit_is_read_from_the_frontends_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert max_response_size() == MAX_RESPONSE_SIZE
+    (tmp_path / "config.properties").write_text("load_models=all\nmax_response_size = 1234\n")
+    monkeypatch.setenv("TS_CONFIG_FILE", str(tmp_path / "config.properties"))
+    assert max_response_size() == 1234
+
+
+def test_explanations_and_envelopes_are_left_alone(serve: Serve) -> None:
+    worker = serve("overrides_steps", {})
+    _warm(worker, _vectors)
+    asked = [Ask(vector(1), {OP: "raw", "explain": "True"})]
+    assert worker.batch(asked)[0].status == 503  # the handler's own: it has no explanations
+    entry = worker.service._entry_point
+    worker.service._entry_point = lambda data, context: entry([row["body"] for row in data], context)
+    assert worker.ask(vector(1), "raw").status == 503  # the handler's own again: it expects dictionaries
+    assert "envelope" in worker.describe()["ts_parity"]["reason"]
+    finished = worker.finish(vector(1), linear(vector(1)))
+    assert (finished.status, "envelope" in json.loads(finished.body)["message"]) == (500, True)
+
+
+def test_a_section_that_is_wrong_stops_the_load(serve: Serve) -> None:
+    with pytest.raises(ConfigError, match="colour is unknown"):
+        serve("overrides_steps", {"colour": "red"})
+    with pytest.raises(ConfigError, match=r"sample 'gone.bin' is not in the archive"):
+        serve("overrides_steps", {"samples": ["gone.bin"]})
+    with pytest.raises(ConfigError, match=r"parity_model 'gone.pt' is not in the archive"):
+        serve("overrides_steps", {"role": "parity", "code": "sum", "k": 2, "parity_model": "gone.pt"})
+
+
+def test_a_parity_model_file_computes_in_its_own_precision(serve: Serve) -> None:
+    doubled = scripted({name: value.double() for name, value in network().state_dict().items()}).double()
+    written = io.BytesIO()
+    torch.jit.save(doubled, written)
+    section = {"role": "parity", "code": "sum", "k": 2, "partial": True, "parity_model": "p.pt"}
+    worker = serve("overrides_steps", section, files={"p.pt": written.getvalue()})
+    raw = worker.group(vector(1), None).frame.raw
+    assert raw is not None
+    assert raw.dtype == np.float64
+    np.testing.assert_allclose(raw, linear(vector(1)), rtol=1e-5)
 
 
 def test_no_tail_for_outputs_that_are_not_finite(serve: Serve) -> None:

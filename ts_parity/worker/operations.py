@@ -116,9 +116,10 @@ def _config_file() -> Path | None:
     """The frontend's config.properties: it is our parent process and does not tell, but its command line does."""
     if told := os.environ.get("TS_CONFIG_FILE"):
         return Path(told)
+    frontend = Path(f"/proc/{os.getppid()}")
     try:
-        words = Path(f"/proc/{os.getppid()}/cmdline").read_text(encoding="utf-8", errors="replace").split("\0")
+        words = (frontend / "cmdline").read_text(encoding="utf-8", errors="replace").split("\0")
     except OSError:
         return None
-    followed = dict(itertools.pairwise(words))
-    return next((Path(followed[flag]) for flag in ("-f", "--ts-config-file") if flag in followed), None)
+    file = dict(itertools.pairwise(words)).get("-f")
+    return None if file is None else frontend / "cwd" / file
