@@ -143,6 +143,7 @@ UNUSED = {
         parity(protects=Protects("letters", "1.0", None)),
         "it protects letters 1.0, and no instance serves that model",
     ),
+    "a refusal": (parity(verdict="refused", reason="integer inputs"), "it refuses groups: integer inputs"),
     "other weights": (
         parity(protects=Protects("digits", "1.0", "sha256:old")),
         "it was made for other weights of digits/1.0 (sha256:old) than are deployed (sha256:f)",

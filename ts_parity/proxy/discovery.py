@@ -9,7 +9,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import quote
 
@@ -17,6 +17,7 @@ from ts_parity.config import InstanceSettings
 from ts_parity.errors import ConfigError, TsParityError
 from ts_parity.proxy.messages import Reply, Request
 from ts_parity.proxy.reports import (
+    UNTESTED,
     BadDescribe,
     Described,
     InstanceReport,
@@ -32,6 +33,7 @@ _PAGE = 100
 _MAX_PAGES = 100
 # An instance with hundreds of models is asked about so many at a time, or the questions would time out in its queue.
 _AT_ONCE = 8
+_UNTESTED_S = 30.0
 
 
 class _Silence(TsParityError):
@@ -43,6 +45,22 @@ class _Silence(TsParityError):
         self.answered = answered
 
 
+@dataclass(frozen=True)
+class _Said:
+    """What an archive said of itself. A describe costs a worker's turn, so each set of worker processes is asked once;
+    but one that has not been tested yet may come to another verdict while it serves.
+    """
+
+    pids: tuple[str, ...]
+    described: Described | None
+    problem: str
+    at: float
+
+    def still_true(self, pids: tuple[str, ...], now: float) -> bool:
+        untested = self.described is not None and self.described.verdict == UNTESTED
+        return pids == self.pids and not (untested and now - self.at >= _UNTESTED_S)
+
+
 class Discovery:
     """Remembers, per instance, the last report and what wrapped archives said of themselves."""
 
@@ -51,8 +69,7 @@ class Discovery:
         self._upstream = upstream
         self._timeout_s = timeout_s
         self._last: dict[str, InstanceReport] = {}
-        # A describe costs a worker's turn, so each set of worker processes is asked once.
-        self._said: dict[tuple[str, str, str], tuple[tuple[str, ...], Described | None, str]] = {}
+        self._said: dict[tuple[str, str, str], _Said] = {}
 
     async def look(self) -> list[InstanceReport]:
         """One report per instance, in the order of the configuration."""
@@ -125,11 +142,12 @@ class Discovery:
     async def _with_described(self, instance: str, address: Address, model: ModelReport) -> ModelReport:
         key = (instance, model.model, model.version)
         said = self._said.get(key)
-        if said is not None and said[0] == model.pids:
-            return replace(model, described=said[1], problem=said[2])
+        now = asyncio.get_running_loop().time()
+        if said is not None and said.still_true(model.pids, now):
+            return replace(model, described=said.described, problem=said.problem)
         if not model.ready:
             # Nobody there to answer. A worker that is being restarted will be what it was.
-            return model if said is None else replace(model, described=said[1], problem=said[2])
+            return model if said is None else replace(model, described=said.described, problem=said.problem)
         path = f"/models/{quote(model.model, safe='')}/{quote(model.version, safe='')}?customized=true"
         try:
             entries = await self._get(address, path, meant_for_worker=True)
@@ -140,8 +158,8 @@ class Discovery:
             log.info("%s: %s did not answer describe: %s", instance, key[1], error)
             if said is None:
                 return replace(model, silent=True)
-            return replace(model, described=said[1], problem=said[2])
-        self._said[key] = (model.pids, described, problem)
+            return replace(model, described=said.described, problem=said.problem)
+        self._said[key] = _Said(model.pids, described, problem, now)
         return replace(model, described=described, problem=problem)
 
     async def _get(self, address: Address, target: str, meant_for_worker: bool = False) -> Any:

@@ -159,7 +159,9 @@ def _matching(pool: str, members: Sequence[Member], protections: Sequence[Member
         protects = m.described.protects if m.described else None
         if protects is None or pool_name(protects.model, protects.version) != pool:
             continue
-        if protects.weights and weights and protects.weights not in weights:
+        if m.described is not None and m.described.verdict == REFUSED:
+            problems.append(f"{host}: {m.model} {m.version} is not used: it refuses groups: {m.described.reason}")
+        elif protects.weights and weights and protects.weights not in weights:
             problems.append(
                 f"{host}: {m.model} {m.version} is not used: it was made for other weights of {pool} "
                 f"({protects.weights[:19]}) than are deployed ({', '.join(sorted(w[:19] for w in weights))})"

@@ -18,6 +18,7 @@ from ts_parity.wire import VERSION
 DEPLOYED = "deployed"
 PARITY = "parity"
 REFUSED = "refused"
+UNTESTED = "untested"
 
 
 class BadDescribe(TsParityError):
