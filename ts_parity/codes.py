@@ -102,7 +102,8 @@ def make_code(name: str, k: int, r: int = 1, coefficients: Coefficients | None =
 
 def default_coefficients(k: int, r: int) -> Coefficients:
     """Rows of a Vandermonde matrix on the nodes 1..k: (1, 1, ..), (1, 2, .., k). Positive distinct nodes make every
-    square submatrix invertible, so any l <= r lost slots can be solved for from any l parity outputs."""
+    square submatrix invertible, so any l <= r lost slots can be solved for from any l parity outputs.
+    """
     return tuple(tuple(float(node**row) for node in range(1, k + 1)) for row in range(r))
 
 
@@ -170,9 +171,7 @@ def _solve(code: Code, slot: int, have: frozenset[int], pattern: _Pattern) -> li
     missing = sorted(frozenset().union(*(slots for _, slots in pattern)) - have)
     if slot not in missing:
         return None
-    system = np.array(
-        [[code.coefficients[row][m] if m in slots else 0.0 for m in missing] for row, slots in pattern]
-    )
+    system = np.array([[code.coefficients[row][m] if m in slots else 0.0 for m in missing] for row, slots in pattern])
     target = np.array([1.0 if m == slot else 0.0 for m in missing])
     # The pseudo-inverse gives the shortest weight vector, hence the least amplification.
     weights = np.linalg.pinv(system.T) @ target

@@ -1,4 +1,4 @@
-"""Every error of the package. An exception that can reach a client knows its HTTP status and the `type` it is reported as.
+"""Every error of the package. One that can reach a client knows its HTTP status and the `type` it is reported as.
 
 Knows nothing of where errors are raised or how they are sent.
 """

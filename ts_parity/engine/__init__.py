@@ -1,0 +1,53 @@
+"""The policy: told what happened and when, it answers what to do.
+
+Pure. Reads no clock, waits for nothing, knows no arrays and no sockets. Standard library only. Read `events` (the
+words), `group` (the rules of the race), `scheduler` (the story), then `fleet`, `policy` and `health`.
+"""
+
+from ts_parity.engine.events import (
+    Action,
+    Answer,
+    Arrived,
+    Code,
+    Endpoint,
+    Fail,
+    Failed,
+    Fleet,
+    Instance,
+    Kind,
+    Outcome,
+    Pool,
+    Query,
+    Reason,
+    Rejected,
+    Send,
+    Source,
+    Task,
+)
+from ts_parity.engine.group import CodingGroup
+from ts_parity.engine.policy import Policy
+from ts_parity.engine.scheduler import Scheduler
+
+__all__ = [
+    "Action",
+    "Answer",
+    "Arrived",
+    "Code",
+    "CodingGroup",
+    "Endpoint",
+    "Fail",
+    "Failed",
+    "Fleet",
+    "Instance",
+    "Kind",
+    "Outcome",
+    "Policy",
+    "Pool",
+    "Query",
+    "Reason",
+    "Rejected",
+    "Scheduler",
+    "Send",
+    "Source",
+    "Task",
+]

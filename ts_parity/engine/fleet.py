@@ -1,0 +1,217 @@
+"""The fleet as the engine sees it: places taken, and which endpoint a piece of work goes to.
+
+Balance (least outstanding among healthy endpoints) and placement (other failure domains) live here. Knows nothing of
+queries' races: it is asked for an endpoint and is told what was sent and what ended.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Hashable, Iterable, Mapping
+
+from ts_parity.engine.events import Code, Endpoint, Fleet, Instance, Pool, Query
+from ts_parity.engine.group import CodingGroup
+from ts_parity.engine.health import Condition, Health
+from ts_parity.engine.policy import LatencyWindow, Policy
+
+
+class InstanceState:
+    """One TorchServe and how many of its places are taken, over all models it hosts."""
+
+    __slots__ = ("in_flight", "instance")
+
+    def __init__(self, instance: Instance) -> None:
+        self.instance = instance
+        self.in_flight = 0
+
+
+class EndpointState:
+    """An endpoint, its share of its instance's places, and its health."""
+
+    __slots__ = ("endpoint", "health", "host", "in_flight", "last_sent")
+
+    def __init__(self, endpoint: Endpoint, host: InstanceState, policy: Policy) -> None:
+        self.endpoint = endpoint
+        self.host = host
+        self.in_flight = 0
+        self.last_sent = 0
+        self.health = Health(policy.failures_until_out, policy.out_s)
+
+    @property
+    def domain(self) -> str:
+        return self.host.instance.domain
+
+    def has_place(self) -> bool:
+        return self.in_flight < self.endpoint.places and self.host.in_flight < self.host.instance.places
+
+    def take_place(self, order: int, now: float) -> None:
+        self.in_flight += 1
+        self.host.in_flight += 1
+        self.last_sent = order
+        self.health.sent(now)
+
+    def free_place(self) -> None:
+        self.in_flight -= 1
+        self.host.in_flight -= 1
+
+
+class PoolState:
+    """All endpoints of one model and version, its waiting queries, its open groups and its queued protections."""
+
+    def __init__(self, pool: Pool, policy: Policy) -> None:
+        self.pool = pool
+        self.deployed: list[EndpointState] = []
+        self.rows: dict[int, list[EndpointState]] = {}
+        self.waiting: deque[Query] = deque()
+        self.waiting_count = 0
+        self.open_groups: dict[Hashable, list[CodingGroup]] = {}
+        self.protections: deque[tuple[CodingGroup, int]] = deque()
+        self.finishes: deque[Query] = deque()
+        self.latency = LatencyWindow(policy.reconstruct_quantile)
+        self._policy = policy
+        self._per_domain = 1
+
+    @property
+    def code(self) -> Code | None:
+        return self.pool.code
+
+    @property
+    def reconstruct_after_s(self) -> float:
+        if self._policy.reconstruct_after_s is not None:
+            return self._policy.reconstruct_after_s
+        return self._policy.reconstruct_cold_s if self.latency.value is None else self.latency.value
+
+    @property
+    def group_wait_s(self) -> float:
+        return self.reconstruct_after_s if self._policy.group_wait_s is None else self._policy.group_wait_s
+
+    def set_endpoints(self, deployed: list[EndpointState], rows: dict[int, list[EndpointState]]) -> None:
+        self.deployed = deployed
+        self.rows = rows
+        domains = len({state.domain for state in deployed})
+        # With fewer domains than k a group cannot be spread over k of them; it is spread as evenly as it can be.
+        self._per_domain = math.ceil(self.code.k / domains) if self.code is not None and domains else 1
+
+    def group_for(self, key: Hashable, domain: str) -> CodingGroup | None:
+        """The oldest open group that can take a member in this domain."""
+        for group in self.open_groups.get(key, ()):
+            if group.domains.get(domain, 0) < self._per_domain:
+                return group
+        return None
+
+    def close_group(self, group: CodingGroup) -> None:
+        groups = self.open_groups.get(group.key)
+        if groups is not None and group in groups:
+            groups.remove(group)
+            if not groups:
+                del self.open_groups[group.key]
+
+    def endpoint_for_query(self, query: Query, now: float) -> EndpointState | None:
+        return choose(self.deployed, now, avoid=query.avoid)
+
+    def endpoint_for_protection(self, group: CodingGroup, row: int, now: float) -> EndpointState | None:
+        return choose(self.rows.get(row, ()), now, domains=group.domains)
+
+    def endpoint_for_finish(self, query: Query, now: float) -> EndpointState | None:
+        """Any endpoint with the user's code will do; not where the query's own task is stuck."""
+        candidates = [*self.deployed, *(state for states in self.rows.values() for state in states)]
+        return choose(candidates, now, avoid=query.avoid)
+
+
+class FleetState:
+    """Places and pools by name, kept over re-discoveries so that work in flight stays counted."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self.instances: dict[str, InstanceState] = {}
+        self.endpoints: dict[str, EndpointState] = {}
+        self.pools: dict[str, PoolState] = {}
+
+    def update(self, fleet: Fleet) -> list[PoolState]:
+        """Adopt what was discovered; -> the pools that are gone. Raise ValueError if names do not fit together."""
+        self._check(fleet)
+        self._update_instances(fleet)
+        self._update_endpoints(fleet)
+        gone = [self.pools.pop(name) for name in [*self.pools] if name not in {p.name for p in fleet.pools}]
+        for pool in fleet.pools:
+            state = self.pools.setdefault(pool.name, PoolState(pool, self._policy))
+            state.pool = pool
+            members = [s for s in self.endpoints.values() if s.endpoint.pool == pool.name]
+            rows: dict[int, list[EndpointState]] = {}
+            for member in members:
+                if member.endpoint.row is not None:
+                    rows.setdefault(member.endpoint.row, []).append(member)
+            state.set_endpoints([m for m in members if m.endpoint.row is None], rows)
+        return gone
+
+    def _update_instances(self, fleet: Fleet) -> None:
+        listed = {instance.name: instance for instance in fleet.instances}
+        for name, instance in listed.items():
+            self.instances.setdefault(name, InstanceState(instance)).instance = instance
+        for name in [*self.instances]:
+            # An instance that left and comes back while a query is still on it has that place taken.
+            if name not in listed and self.instances[name].in_flight == 0:
+                del self.instances[name]
+
+    def _update_endpoints(self, fleet: Fleet) -> None:
+        known = self.endpoints
+        self.endpoints = {}
+        for endpoint in fleet.endpoints:
+            state = known.get(endpoint.name)
+            if state is None or state.endpoint.instance != endpoint.instance:
+                state = EndpointState(endpoint, self.instances[endpoint.instance], self._policy)
+            state.endpoint = endpoint
+            state.host = self.instances[endpoint.instance]
+            self.endpoints[endpoint.name] = state
+
+    @staticmethod
+    def _check(fleet: Fleet) -> None:
+        instances = {instance.name for instance in fleet.instances}
+        pools = {pool.name for pool in fleet.pools}
+        if len({endpoint.name for endpoint in fleet.endpoints}) != len(fleet.endpoints):
+            raise ValueError("endpoint names must be unique")
+        for endpoint in fleet.endpoints:
+            if endpoint.instance not in instances:
+                raise ValueError(f"endpoint {endpoint.name} is on instance {endpoint.instance}, which is not listed")
+            if endpoint.pool not in pools:
+                raise ValueError(f"endpoint {endpoint.name} belongs to pool {endpoint.pool}, which is not listed")
+
+
+_NO_DOMAINS: Mapping[str, int] = {}
+
+
+def choose(
+    candidates: Iterable[EndpointState],
+    now: float,
+    avoid: frozenset[str] = frozenset(),
+    domains: Mapping[str, int] = _NO_DOMAINS,
+) -> EndpointState | None:
+    """Least outstanding among the healthy ones with a free place; ties go to the one longest unused.
+
+    Instances in `avoid` and failure domains in `domains` are taken only if there is nothing else. Health never takes
+    out the last one: if all are out, it is ignored.
+    """
+    best: EndpointState | None = None
+    best_rank: tuple[bool, float, int] | None = None
+    someone_in = False
+    for state in candidates:
+        health = state.health
+        if health.condition is Condition.IN:
+            someone_in = True
+        if not state.has_place() or not health.may_serve(now):
+            continue
+        host = state.host
+        instance = host.instance
+        unwanted = instance.name in avoid or instance.domain in domains
+        rank = (unwanted, host.in_flight / instance.places, state.last_sent)
+        if best_rank is None or rank < best_rank:
+            best, best_rank = state, rank
+    if best is None and not someone_in:
+        return _soonest_back(candidates)
+    return best
+
+
+def _soonest_back(candidates: Iterable[EndpointState]) -> EndpointState | None:
+    out = [s for s in candidates if s.has_place() and s.health.condition is Condition.OUT]
+    return min(out, key=lambda s: (s.health.resumes_at, s.last_sent), default=None)

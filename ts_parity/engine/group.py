@@ -1,0 +1,153 @@
+"""Coding groups: who is waiting for what, and who may be answered.
+
+Knows slots and times. Knows nothing of arrays, sockets, or how a prediction is computed.
+
+A coding group is up to k queries that share r protections. It is *open* while it takes members, *sealed* when it is
+full or `group_wait` has passed (then its protections are launched), and *done* when no member waits any more. A slot is
+
+    empty      no member
+    pending    its query's own task waits or runs
+    arrived    its own task answered; `have` holds it if the model's raw output came along
+    lost       its own task failed and is not tried again
+
+What is promised (tests/engine/test_invariants.py checks each on random interleavings):
+
+  1. Every query gets exactly one Answer or Fail, or was abandoned by its client.
+  2. A rebuilt answer may be used only if the code can recover the slot from what has arrived, and `reconstruct_after`
+     has passed since the query was sent or its own task failed. Never for a query that refuses it, unless the code is
+     lossless.
+  3. A protection that fails never fails a query.
+  4. Work in flight never exceeds an instance's places, nor an endpoint's.
+  5. Retries never exceed their budget.
+  6. Memory is bounded by the work waiting and in flight: when all is done, nothing is left.
+  7. The same events at the same times give the same actions.
+
+A late event is normal and is ignored. An event that makes no sense raises and changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+
+from ts_parity.engine.events import Code, Query, QueryState, Task
+
+_NOTHING: frozenset[int] = frozenset()
+
+
+class CodingGroup:
+    """Members by slot, what has arrived, and what is still to come."""
+
+    __slots__ = (
+        "code",
+        "covers",
+        "domains",
+        "done",
+        "have",
+        "id",
+        "key",
+        "members",
+        "pending_rows",
+        "protections",
+        "sealed",
+        "size",
+        "unanswered",
+    )
+
+    def __init__(self, group_id: int, key: Hashable, code: Code) -> None:
+        self.id = group_id
+        self.key = key
+        self.code = code
+        self.members: list[Query | None] = [None] * code.k
+        self.size = 0
+        self.unanswered = 0
+        self.domains: dict[str, int] = {}
+        self.have: dict[int, Task] = {}
+        self.protections: dict[int, Task] = {}
+        self.covers: dict[int, frozenset[int]] = {}
+        self.pending_rows: set[int] = set()
+        self.sealed = False
+        self.done = False
+
+    @property
+    def k(self) -> int:
+        return self.code.k
+
+    @property
+    def full(self) -> bool:
+        return self.size == self.code.k
+
+    @property
+    def present(self) -> frozenset[int]:
+        """The slots that have a member."""
+        return frozenset(range(self.size))
+
+    def open_members(self) -> Iterator[Query]:
+        return (query for query in self.members if query is not None and query.open)
+
+    def join(self, query: Query, domain: str) -> None:
+        if self.sealed or self.full:
+            raise ValueError(f"{query!r} cannot join {self!r}: it takes no more members")
+        query.group, query.slot = self, self.size
+        self.members[self.size] = query
+        self.size += 1
+        self.unanswered += 1
+        self.domains[domain] = self.domains.get(domain, 0) + 1
+
+    def member_arrived(self, task: Task) -> None:
+        """A member's raw output is here: neighbours may be decoded with it."""
+        assert task.slot is not None
+        if not self.done:
+            self.have[task.slot] = task
+
+    def protection_arrived(self, task: Task, covers: frozenset[int] | None) -> None:
+        assert task.row is not None
+        self.pending_rows.discard(task.row)
+        if not self.done:
+            self.protections[task.row] = task
+            self.covers[task.row] = self.present if covers is None else covers & self.present
+
+    def recoverable(self) -> frozenset[int]:
+        """The slots that could be answered now from what has arrived."""
+        if not self.covers:
+            return _NOTHING
+        return self.code.recoverable(frozenset(self.have), self.covers)
+
+    def could_recover(self, slot: int) -> bool:
+        """Whether `slot` might still be recovered if everything that is pending arrived well."""
+        if self.done:
+            return False
+        coming = frozenset(
+            query.slot
+            for query in self.members
+            if query is not None and query.slot != slot and (query.in_flight > 0 or query.state is QueryState.WAITING)
+        )
+        rows = self.pending_rows if self.sealed else set(range(self.code.r))
+        covers = dict.fromkeys(rows, self.present) | self.covers
+        return bool(covers) and slot in self.code.recoverable(frozenset(self.have) | coming, covers)
+
+    def member_done(self) -> None:
+        """A member was answered, failed or abandoned. When nobody waits, what arrived is let go."""
+        self.unanswered -= 1
+        if self.unanswered == 0 and self.sealed:
+            self.retire()
+
+    def retire(self) -> None:
+        self.done = True
+        self.sealed = True
+        self.have.clear()
+        self.protections.clear()
+        self.covers.clear()
+
+    def slot_of(self, query: Query) -> int:
+        return query.slot
+
+    def __repr__(self) -> str:
+        slots = []
+        for slot, query in enumerate(self.members):
+            if query is None:
+                slots.append(f"{slot} empty")
+            else:
+                raw = "+raw" if slot in self.have else ""
+                slots.append(f"{slot} {query.state.value}{raw}")
+        rows = [f"{row} arrived" for row in self.protections] + [f"{row} pending" for row in sorted(self.pending_rows)]
+        return f"<CodingGroup {self.id} k={self.code.k} r={self.code.r} [{', '.join(slots)} | {', '.join(rows)}]>"

@@ -1,0 +1,62 @@
+"""When an endpoint is left alone, and how it comes back.
+
+Here: consecutive failures, and a pause after a rejection. Knows one endpoint's outcomes and times, and nothing else.
+An endpoint that fails fast is always idle, so without this it would draw all the traffic.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+MAX_OUT_S = 30.0
+
+
+class Condition(Enum):
+    IN = "in"
+    OUT = "out"
+    TRIAL = "trial"
+
+
+class Health:
+    """IN until `failures_until_out` failures in a row, then OUT for a while, then one TRIAL that decides."""
+
+    __slots__ = ("_failures", "_failures_until_out", "_out_s", "_returns", "condition", "resumes_at")
+
+    def __init__(self, failures_until_out: int, out_s: float) -> None:
+        self._failures_until_out = failures_until_out
+        self._out_s = out_s
+        self._failures = 0
+        self._returns = 0
+        self.condition = Condition.IN
+        self.resumes_at = 0.0
+
+    def may_serve(self, now: float) -> bool:
+        """A trial that is running is the only one."""
+        return now >= self.resumes_at and self.condition is not Condition.TRIAL
+
+    def sent(self, now: float) -> None:
+        """The first task after a time out is the trial."""
+        if self.condition is Condition.OUT and now >= self.resumes_at:
+            self.condition = Condition.TRIAL
+
+    def succeeded(self) -> None:
+        self._failures = 0
+        self._returns = 0
+        self.condition = Condition.IN
+        self.resumes_at = 0.0
+
+    def failed(self, now: float) -> None:
+        self._failures += 1
+        if self.condition is Condition.IN and self._failures < self._failures_until_out:
+            return
+        if self.condition is Condition.OUT:  # a task sent before it was taken out; it is counted already
+            return
+        self.condition = Condition.OUT
+        self.resumes_at = now + min(MAX_OUT_S, self._out_s * 2**self._returns)
+        self._returns = min(self._returns + 1, 10)
+
+    def pause(self, until: float) -> None:
+        """The instance is full: it did not fail, and asking again at once would only be rejected again."""
+        self.resumes_at = max(self.resumes_at, until)
+        if self.condition is Condition.TRIAL:
+            self.condition = Condition.OUT

@@ -1,0 +1,528 @@
+"""The story of a query, from arrival to its one answer.
+
+Told by events (`query_arrived`, `task_done`, `answer_started`, `query_abandoned`, `endpoints_changed`, `tick`), it
+answers with actions. Every method takes the time; nothing here reads a clock. The driver arms one timer at
+`next_deadline()` and calls `tick`.
+
+TorchServe never cancels work, so neither do we: a task in flight keeps its place until it ends, and its late outcome is
+ignored or used for a neighbour. What is still queued here is dropped without a trace when nobody needs it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Iterator
+from enum import IntEnum
+
+from ts_parity.engine.events import (
+    Action,
+    Answer,
+    Arrived,
+    Fail,
+    Failed,
+    Fleet,
+    Kind,
+    Outcome,
+    Query,
+    QueryState,
+    Reason,
+    Rejected,
+    Send,
+    Source,
+    Task,
+)
+from ts_parity.engine.fleet import EndpointState, FleetState, PoolState
+from ts_parity.engine.group import CodingGroup
+from ts_parity.engine.policy import Policy, TokenBucket
+
+MAX_FINISHES = 2
+
+
+class _Timer(IntEnum):
+    SEAL = 0
+    RELEASE = 1
+    WAIT = 2
+    DEADLINE = 3
+    RESUME = 4
+
+
+class Scheduler:
+    """All models of one proxy: their queues, groups, places and budgets."""
+
+    def __init__(self, fleet: Fleet, policy: Policy) -> None:
+        """Raise ValueError if the fleet's names do not fit together."""
+        self.policy = policy
+        self._fleet = FleetState(policy)
+        self._fleet.update(fleet)
+        self._retries = TokenBucket(policy.retry_ratio, policy.retry_burst)
+        self._timers: list[tuple[float, int, _Timer, Query | CodingGroup | EndpointState]] = []
+        self._serial = 0
+        self._live: set[int] = set()
+        self._in_flight = 0
+        self.sent: Counter[str] = Counter()
+        self.answered: Counter[str] = Counter()
+        self.failed: Counter[str] = Counter()
+
+    # ---- events ------------------------------------------------------------------------------------------------
+
+    def query_arrived(self, query: Query, now: float) -> list[Action]:
+        """Raise ValueError if this query was told of before."""
+        if query.state is not QueryState.NEW or query.id in self._live:
+            raise ValueError(f"{query!r} has arrived already")
+        actions: list[Action] = []
+        pool = self._fleet.pools.get(query.pool)
+        query.arrived_at = now
+        if query.deadline_at is None:
+            query.deadline_at = now + self.policy.deadline_s
+        self._live.add(query.id)
+        query.state = QueryState.WAITING
+        self._retries.deposit()
+        if pool is None or not pool.deployed:
+            self._fail(query, Reason.NO_ENDPOINT, actions)
+        elif pool.waiting_count >= self.policy.max_waiting:
+            self._fail(query, Reason.OVERLOADED, actions)
+        else:
+            pool.waiting.append(query)
+            pool.waiting_count += 1
+            self._arm(query.deadline_at, _Timer.DEADLINE, query)
+            self._pump(now, actions)
+            if query.state is QueryState.WAITING:
+                self._arm(now + self.policy.max_wait_s, _Timer.WAIT, query)
+        return actions
+
+    def task_done(self, task: Task, outcome: Outcome, now: float) -> list[Action]:
+        """Raise ValueError if the task has ended before."""
+        if task.done:
+            raise ValueError(f"{task!r} has ended already")
+        actions: list[Action] = []
+        task.done = True
+        task.place.free_place()
+        self._in_flight -= 1
+        self._note_health(task, outcome, now)
+        if task.kind is Kind.DEPLOYED:
+            self._deployed_done(task, outcome, now, actions)
+        elif task.kind is Kind.PROTECTION:
+            self._protection_done(task, outcome, now, actions)
+        else:
+            self._finish_done(task, outcome, now, actions)
+        self._pump(now, actions)
+        return actions
+
+    def answer_started(self, task: Task, now: float) -> list[Action]:
+        """A streamed answer begins: its query is answered with it, its place is taken until `task_done`."""
+        if task.done or task.kind is not Kind.DEPLOYED or task.query is None:
+            raise ValueError(f"{task!r} cannot start an answer")
+        actions: list[Action] = []
+        if task.query.open:
+            self._answer(task.query, Source.DEPLOYED, task, actions)
+        return actions
+
+    def query_abandoned(self, query: Query, now: float) -> list[Action]:
+        """The client left. A queued task is dropped; work in flight goes on, a neighbour may need it."""
+        actions: list[Action] = []
+        if query.open and query.id in self._live:
+            self.answered["abandoned"] += 1
+            self._close(query)
+            self._pump(now, actions)
+        return actions
+
+    def endpoints_changed(self, fleet: Fleet, now: float) -> list[Action]:
+        """The fleet was discovered anew. Raise ValueError, and change nothing, if its names do not fit together."""
+        actions: list[Action] = []
+        gone = self._fleet.update(fleet)
+        for pool in [*gone, *self._fleet.pools.values()]:
+            if pool in gone or not pool.deployed:
+                for query in [*pool.waiting]:
+                    if query.state is QueryState.WAITING:
+                        self._fail(query, Reason.NO_ENDPOINT, actions)
+        for pool in gone:
+            for group, row in pool.protections:
+                self._protection_lost(group, row, actions)
+            for query in pool.finishes:
+                self._finish_lost(query, actions)
+        self._pump(now, actions)
+        return actions
+
+    def tick(self, now: float) -> list[Action]:
+        """Let everything happen that is due."""
+        actions: list[Action] = []
+        while self._timers and self._timers[0][0] <= now:
+            _, _, kind, subject = heapq.heappop(self._timers)
+            if isinstance(subject, CodingGroup):
+                self._seal(subject, actions)
+            elif isinstance(subject, Query) and subject.open:
+                self._query_timer(kind, subject, now, actions)
+        self._pump(now, actions)
+        return actions
+
+    def next_deadline(self) -> float | None:
+        """When `tick` must be called next, unless an event comes first."""
+        while self._timers and _is_stale(self._timers[0][2], self._timers[0][3]):
+            heapq.heappop(self._timers)
+        return self._timers[0][0] if self._timers else None
+
+    # ---- what is waiting gets its place ----------------------------------------------------------------------------
+
+    def _pump(self, now: float, actions: list[Action]) -> None:
+        """Finishes first (someone is late), then queries in order of arrival, then protections on idle places."""
+        pools = self._fleet.pools.values()
+        for pool in pools:
+            if pool.finishes:
+                self._send_finishes(pool, now, actions)
+        waiting = [pool for pool in pools if pool.waiting_count]
+        while waiting:
+            pool = waiting[0] if len(waiting) == 1 else min(waiting, key=lambda p: _head(p).arrived_at)
+            query = _head(pool)
+            place = pool.endpoint_for_query(query, now)
+            if place is None:
+                waiting.remove(pool)
+                continue
+            pool.waiting.popleft()
+            pool.waiting_count -= 1
+            self._dispatch(pool, query, place, now, actions)
+            if not pool.waiting_count:
+                waiting.remove(pool)
+        for pool in pools:
+            if pool.protections:
+                self._send_protections(pool, now, actions)
+
+    def _dispatch(self, pool: PoolState, query: Query, place: EndpointState, now: float, actions: list[Action]) -> None:
+        query.state = QueryState.RUNNING
+        query.attempts += 1
+        query.in_flight += 1
+        query.avoid |= {place.endpoint.instance}
+        sealed = None
+        if query.attempts == 1:
+            query.release_at = now + pool.reconstruct_after_s
+            if pool.code is not None and pool.rows and query.key is not None:
+                sealed = self._join(pool, query, place.domain, now)
+        self._send(Kind.DEPLOYED, place, query, query.group, query.slot, None, now, actions)
+        if sealed is not None:
+            self._seal(sealed, actions)
+
+    def _join(self, pool: PoolState, query: Query, domain: str, now: float) -> CodingGroup | None:
+        """-> the group, if this member filled it."""
+        assert pool.code is not None
+        group = pool.group_for(query.key, domain)
+        if group is None:
+            self._serial += 1
+            group = CodingGroup(self._serial, query.key, pool.code)
+            pool.open_groups.setdefault(query.key, []).append(group)
+            if pool.pool.partial:
+                self._arm(now + pool.group_wait_s, _Timer.SEAL, group)
+        group.join(query, domain)
+        self._arm(query.release_at, _Timer.RELEASE, query)
+        return group if group.full else None
+
+    def _seal(self, group: CodingGroup, actions: list[Action]) -> None:
+        """No more members; launch the protections, unless everybody has an answer already."""
+        if group.sealed:
+            return
+        group.sealed = True
+        first = group.members[0]
+        pool = self._fleet.pools.get(first.pool) if first is not None else None
+        if pool is not None:
+            pool.close_group(group)
+        if group.unanswered == 0 or pool is None:
+            group.retire()
+            return
+        for row in range(group.code.r):
+            if pool.rows.get(row):
+                group.pending_rows.add(row)
+                pool.protections.append((group, row))
+        if not group.pending_rows:
+            self._review(group, actions)
+
+    def _send_protections(self, pool: PoolState, now: float, actions: list[Action]) -> None:
+        held: list[tuple[CodingGroup, int]] = []
+        while pool.protections:
+            group, row = pool.protections.popleft()
+            if group.done:
+                continue
+            if not pool.rows.get(row):
+                self._protection_lost(group, row, actions)
+                continue
+            place = pool.endpoint_for_protection(group, row, now)
+            if place is None:
+                held.append((group, row))
+                if len(held) >= len(pool.rows):  # every row is busy; the rest of the queue need not be asked
+                    break
+                continue
+            self._send(Kind.PROTECTION, place, None, group, None, row, now, actions)
+        pool.protections.extendleft(reversed(held))
+
+    def _send_finishes(self, pool: PoolState, now: float, actions: list[Action]) -> None:
+        while pool.finishes:
+            query = pool.finishes[0]
+            if query.open:
+                place = pool.endpoint_for_finish(query, now)
+                if place is None:
+                    return
+                query.finish_attempts += 1
+                self._send(Kind.FINISH, place, query, query.group, query.slot, None, now, actions)
+            pool.finishes.popleft()
+
+    def _send(
+        self,
+        kind: Kind,
+        place: EndpointState,
+        query: Query | None,
+        group: CodingGroup | None,
+        slot: int | None,
+        row: int | None,
+        now: float,
+        actions: list[Action],
+    ) -> None:
+        self._serial += 1
+        task = Task(self._serial, kind, query, group, slot, row, place, now)
+        place.take_place(self._serial, now)
+        self._in_flight += 1
+        self.sent[kind.value] += 1
+        actions.append(Send(task))
+
+    # ---- what ended ------------------------------------------------------------------------------------------------
+
+    def _deployed_done(self, task: Task, outcome: Outcome, now: float, actions: list[Action]) -> None:
+        query, group = task.query, task.group
+        assert query is not None
+        query.in_flight -= 1
+        if isinstance(outcome, Arrived):
+            pool = self._fleet.pools.get(query.pool)
+            if pool is not None:
+                pool.latency.add(now - task.sent_at)
+            if query.open:
+                self._answer(query, Source.DEPLOYED, task, actions)
+            if group is not None and not group.done:
+                if outcome.raw:
+                    group.member_arrived(task)
+                    self._rebuild_what_is_due(group, now, actions)
+                else:
+                    self._review(group, actions)
+            return
+        if query.open:
+            if isinstance(outcome, Failed):
+                query.last_failure = task
+                query.release_at = now
+            if not self._try_again(query, outcome):
+                self._give_up_on_own_task(query, now, actions)
+                return
+            self._rebuild_if_due(query, now, actions)
+        elif group is not None and not group.done:
+            self._review(group, actions)
+
+    def _protection_done(self, task: Task, outcome: Outcome, now: float, actions: list[Action]) -> None:
+        group = task.group
+        assert group is not None
+        assert task.row is not None
+        if group.done:
+            return
+        if isinstance(outcome, Arrived):
+            group.protection_arrived(task, outcome.covers)
+            self._rebuild_what_is_due(group, now, actions)
+            self._review(group, actions)
+        elif isinstance(outcome, Rejected):
+            pool = self._fleet.pools.get(task.endpoint.pool)
+            if pool is None:
+                self._protection_lost(group, task.row, actions)
+            else:
+                pool.protections.appendleft((group, task.row))
+        else:
+            self._protection_lost(group, task.row, actions)
+
+    def _finish_done(self, task: Task, outcome: Outcome, now: float, actions: list[Action]) -> None:
+        query = task.query
+        assert query is not None
+        if not query.open:
+            return
+        pool = self._fleet.pools.get(query.pool)
+        if isinstance(outcome, Arrived):
+            self._answer(query, Source.RECONSTRUCTED, task, actions)
+        elif pool is not None and (
+            isinstance(outcome, Rejected) or (outcome.retry and query.finish_attempts < MAX_FINISHES)
+        ):
+            query.avoid |= {task.endpoint.instance}
+            pool.finishes.append(query)
+        else:
+            self._finish_lost(query, actions)
+
+    def _try_again(self, query: Query, outcome: Outcome) -> bool:
+        """Queue the query again, at the front: it has waited longest. A rejection costs no budget: nothing was run."""
+        pool = self._fleet.pools.get(query.pool)
+        if pool is None or not pool.deployed:
+            return False
+        if isinstance(outcome, Failed):
+            if not outcome.retry or query.attempts >= self.policy.max_attempts or not self._retries.take():
+                return False
+            self.sent["retry"] += 1
+        else:
+            query.attempts -= 1
+        query.state = QueryState.WAITING
+        pool.waiting.appendleft(query)
+        pool.waiting_count += 1
+        return True
+
+    def _give_up_on_own_task(self, query: Query, now: float, actions: list[Action]) -> None:
+        self._rebuild_if_due(query, now, actions)
+        if query.group is None:
+            self._fail(query, Reason.FAILED, actions)
+        else:
+            self._review(query.group, actions)
+
+    def _protection_lost(self, group: CodingGroup, row: int, actions: list[Action]) -> None:
+        group.pending_rows.discard(row)
+        if not group.done:
+            self._review(group, actions)
+
+    def _finish_lost(self, query: Query, actions: list[Action]) -> None:
+        query.finishing = False
+        query.finish_attempts = MAX_FINISHES
+        if query.group is not None:
+            self._review(query.group, actions)
+
+    # ---- the race --------------------------------------------------------------------------------------------------
+
+    def _rebuild_what_is_due(self, group: CodingGroup, now: float, actions: list[Action]) -> None:
+        if group.unanswered == 0 or not group.covers:
+            return
+        recoverable = group.recoverable()
+        for query in [*group.open_members()]:
+            if query.slot in recoverable:
+                self._rebuild(query, group, now, actions)
+
+    def _rebuild_if_due(self, query: Query, now: float, actions: list[Action]) -> None:
+        group = query.group
+        if group is not None and query.slot in group.recoverable():
+            self._rebuild(query, group, now, actions)
+
+    def _rebuild(self, query: Query, group: CodingGroup, now: float, actions: list[Action]) -> None:
+        """Use the rebuilt answer, if the query may have it and its time has come."""
+        if now < query.release_at or query.finishing or not _may_be_rebuilt(query, group):
+            return
+        if group.code.family == "backup":
+            task = next(group.protections[row] for row, slots in group.covers.items() if query.slot in slots)
+            self._answer(query, Source.RECONSTRUCTED, task, actions)
+            return
+        pool = self._fleet.pools.get(query.pool)
+        if pool is not None:
+            query.finishing = True
+            pool.finishes.append(query)
+
+    def _review(self, group: CodingGroup, actions: list[Action]) -> None:
+        """Fail the members for whom nothing can come any more."""
+        for query in [*group.open_members()]:
+            if query.in_flight or query.finishing or query.state is QueryState.WAITING:
+                continue
+            if not (_may_be_rebuilt(query, group) and group.could_recover(query.slot)):
+                self._fail(query, Reason.FAILED, actions)
+
+    def _query_timer(self, kind: _Timer, query: Query, now: float, actions: list[Action]) -> None:
+        if kind is _Timer.RELEASE:
+            self._rebuild_if_due(query, now, actions)
+        elif kind is _Timer.DEADLINE:
+            if self.policy.default_answer:
+                self._answer(query, Source.DEFAULT, None, actions)
+            else:
+                self._fail(query, Reason.DEADLINE, actions)
+        elif kind is _Timer.WAIT and query.state is QueryState.WAITING and query.attempts == 0:
+            self._fail(query, Reason.OVERLOADED, actions)
+
+    # ---- the end of a query ----------------------------------------------------------------------------------------
+
+    def _answer(self, query: Query, source: Source, task: Task | None, actions: list[Action]) -> None:
+        self.answered[source.value] += 1
+        self._close(query)
+        actions.append(Answer(query, source, task))
+
+    def _fail(self, query: Query, reason: Reason, actions: list[Action]) -> None:
+        self.failed[reason.value] += 1
+        self._close(query)
+        actions.append(Fail(query, reason, query.last_failure))
+
+    def _close(self, query: Query) -> None:
+        if query.state is QueryState.WAITING:
+            pool = self._fleet.pools.get(query.pool)
+            if pool is not None and query in pool.waiting:
+                pool.waiting.remove(query)
+                pool.waiting_count -= 1
+        query.state = QueryState.DONE
+        self._live.discard(query.id)
+        if query.group is not None:
+            query.group.member_done()
+        if len(self._timers) > 64 + 8 * len(self._live):
+            self._forget_stale_timers()
+
+    # ---- small print -----------------------------------------------------------------------------------------------
+
+    def _note_health(self, task: Task, outcome: Outcome, now: float) -> None:
+        health = task.place.health
+        if isinstance(outcome, Arrived):
+            health.succeeded()
+        elif isinstance(outcome, Rejected):
+            health.pause(now + self.policy.reject_pause_s)
+            self._arm(health.resumes_at, _Timer.RESUME, task.place)
+        elif outcome.retry:
+            health.failed(now)
+            if health.resumes_at > now:
+                self._arm(health.resumes_at, _Timer.RESUME, task.place)
+
+    def _arm(self, at: float, kind: _Timer, subject: Query | CodingGroup | EndpointState) -> None:
+        self._serial += 1
+        heapq.heappush(self._timers, (at, self._serial, kind, subject))
+
+    def _forget_stale_timers(self) -> None:
+        """An answered query leaves its timers behind; they go when they outnumber the rest."""
+        self._timers = [timer for timer in self._timers if not _is_stale(timer[2], timer[3])]
+        heapq.heapify(self._timers)
+
+    def open_queries(self) -> int:
+        return len(self._live)
+
+    def in_flight(self) -> int:
+        return self._in_flight
+
+    def pools(self) -> Iterator[PoolState]:
+        return iter(self._fleet.pools.values())
+
+    def snapshot(self) -> dict[str, object]:
+        """For people and metrics: queues, places, groups, counters."""
+        return {
+            "open_queries": len(self._live),
+            "in_flight": self._in_flight,
+            "retry_tokens": round(self._retries.tokens, 3),
+            "sent": dict(self.sent),
+            "answered": dict(self.answered),
+            "failed": dict(self.failed),
+            "pools": {
+                name: {
+                    "waiting": pool.waiting_count,
+                    "open_groups": sum(len(groups) for groups in pool.open_groups.values()),
+                    "queued_protections": sum(not group.done for group, _ in pool.protections),
+                    "reconstruct_after_s": pool.reconstruct_after_s,
+                    "group_wait_s": pool.group_wait_s,
+                }
+                for name, pool in self._fleet.pools.items()
+            },
+            "endpoints": {
+                name: {"in_flight": state.in_flight, "health": state.health.condition.value}
+                for name, state in self._fleet.endpoints.items()
+            },
+        }
+
+
+def _head(pool: PoolState) -> Query:
+    return pool.waiting[0]
+
+
+def _may_be_rebuilt(query: Query, group: CodingGroup) -> bool:
+    return (not query.exact or group.code.lossless) and query.finish_attempts < MAX_FINISHES
+
+
+def _is_stale(kind: _Timer, subject: Query | CodingGroup | EndpointState) -> bool:
+    if isinstance(subject, CodingGroup):
+        return subject.sealed
+    if isinstance(subject, Query):
+        if kind is _Timer.WAIT:
+            return subject.state is not QueryState.WAITING
+        return not subject.open
+    return False
