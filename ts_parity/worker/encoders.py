@@ -45,6 +45,12 @@ def model_input(call: ModelCall) -> torch.Tensor:
     return tensor
 
 
+def with_input(call: ModelCall, tensor: torch.Tensor) -> ModelCall:
+    """The same call with another tensor in the place of its one floating input."""
+    arguments = _replaced({"args": call.args, "kwargs": call.kwargs}, _input_place([call]), tensor)
+    return ModelCall(call.site, call.method, arguments["args"], arguments["kwargs"])
+
+
 def input_shapes(call: ModelCall) -> tuple[Shape, ...]:
     """Shapes and dtypes of a call's tensors. Slots of one group agree in them."""
     return tuple((tuple(leaf.shape), leaf.dtype) for _, leaf in _leaves(call) if isinstance(leaf, torch.Tensor))
