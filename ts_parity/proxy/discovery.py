@@ -34,6 +34,9 @@ _MAX_PAGES = 100
 # An instance with hundreds of models is asked about so many at a time, or the questions would time out in its queue.
 _AT_ONCE = 8
 _UNTESTED_S = 30.0
+# Each unanswered describe stays in TorchServe's queue until its worker thaws, so the pauses between them grow.
+_FIRST_PAUSE_S = 0.5
+_LONGEST_PAUSE_S = 30.0
 
 
 class _Silence(TsParityError):
@@ -70,6 +73,8 @@ class Discovery:
         self._timeout_s = timeout_s
         self._last: dict[str, InstanceReport] = {}
         self._said: dict[tuple[str, str, str], _Said] = {}
+        # Who gave no answer -> until when it is left alone, and the pause after that.
+        self._silences: dict[tuple[str, str, str], tuple[float, float]] = {}
 
     async def look(self) -> list[InstanceReport]:
         """One report per instance, in the order of the configuration."""
@@ -145,9 +150,10 @@ class Discovery:
         now = asyncio.get_running_loop().time()
         if said is not None and said.still_true(model.pids, now):
             return replace(model, described=said.described, problem=said.problem)
-        if not model.ready:
-            # Nobody there to answer. A worker that is being restarted will be what it was.
-            return model if said is None else replace(model, described=said.described, problem=said.problem)
+        quiet_until, pause = self._silences.get(key, (0.0, _FIRST_PAUSE_S))
+        if not model.ready or now < quiet_until:
+            # Nobody there to answer. A worker that is being restarted, or is frozen, will be what it was.
+            return _as_before(model, said)
         path = f"/models/{quote(model.model, safe='')}/{quote(model.version, safe='')}?customized=true"
         try:
             entries = await self._get(address, path, meant_for_worker=True)
@@ -156,9 +162,9 @@ class Discovery:
             described, problem = None, f"{error}; treated as if it were not wrapped"
         except _Silence as error:
             log.info("%s: %s did not answer describe: %s", instance, key[1], error)
-            if said is None:
-                return replace(model, silent=True)
-            return replace(model, described=said.described, problem=said.problem)
+            self._silences[key] = (now + pause, min(2 * pause, _LONGEST_PAUSE_S))
+            return _as_before(model, said)
+        self._silences.pop(key, None)
         self._said[key] = _Said(model.pids, described, problem, now)
         return replace(model, described=described, problem=problem)
 
@@ -173,6 +179,12 @@ class Discovery:
         if meant_for_worker and result.status != 200 and classify(result) is None:
             return []
         return _json(result)
+
+
+def _as_before(model: ModelReport, said: _Said | None) -> ModelReport:
+    if said is None:
+        return replace(model, silent=model.ready > 0)
+    return replace(model, described=said.described, problem=said.problem)
 
 
 def _json(reply: Reply) -> Any:
