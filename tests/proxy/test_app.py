@@ -73,12 +73,13 @@ async def test_metrics_count_queries_tasks_and_work(make_fleet: MakeFleet) -> No
 
 async def test_a_finish_that_is_refused_is_counted_and_the_query_answered_late(make_fleet: MakeFleet) -> None:
     instances = coded()
-    fleet = await make_fleet(*instances)
+    fleet = await make_fleet(*instances, group_wait_s=0.01, reconstruct_after_s=0.2)
     instances[0].freeze()
     first = asyncio.ensure_future(fleet.post(x=(1, 2)))
-    await until(lambda: len(instances[0].received) == 1, "the query to be sent")
-    instances[1].models[0].script.append(Canned.error(403, "ForbiddenException", "no"))
-    await until(lambda: "finish" in instances[1].operations(), "the finish to be sent")
+    await until(lambda: "group" in instances[2].operations(), "the protection to be sent")
+    await until(lambda: fleet.proxy.driver.left_over()["tasks"] == 1, "the protection to answer")
+    instances[2].models[0].script.append(Canned.error(403, "ForbiddenException", "no"))
+    await until(lambda: "finish" in instances[2].operations(), "the finish to be sent where the protection answered")
     await until(lambda: fleet.proxy.driver.left_over()["tasks"] == 1, "the finish to be refused")
     instances[0].thaw()
     answer = await first

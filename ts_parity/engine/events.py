@@ -128,7 +128,7 @@ class Query:
     in_flight: int = field(default=0, init=False)
     avoid: frozenset[str] = field(default=frozenset(), init=False)
     last_failure: Task | None = field(default=None, init=False)
-    finishing: bool = field(default=False, init=False)
+    finishes_pending: int = field(default=0, init=False)
     finish_attempts: int = field(default=0, init=False)
 
     @property

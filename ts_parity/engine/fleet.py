@@ -114,9 +114,15 @@ class PoolState:
         return choose(self.rows.get(row, ()), now, domains=group.domains)
 
     def endpoint_for_finish(self, query: Query, now: float) -> EndpointState | None:
-        """Any endpoint with the user's code will do; not where the query's own task is stuck."""
-        candidates = [*self.deployed, *(state for states in self.rows.values() for state in states)]
-        return choose(candidates, now, avoid=query.avoid)
+        """Any endpoint with the user's code will do, but not where a task of this query is stuck already.
+
+        First the one whose protection has just answered: of the idle ones it is the least likely to be frozen.
+        """
+        lively = [] if query.group is None else [task.place for task in query.group.protections.values()]
+        chosen = choose([state for state in lively if state.host.instance.name not in query.avoid], now)
+        if chosen is not None:
+            return chosen
+        return choose([*self.deployed, *(s for states in self.rows.values() for s in states)], now, avoid=query.avoid)
 
 
 class FleetState:

@@ -45,6 +45,7 @@ class _Timer(IntEnum):
     WAIT = 2
     DEADLINE = 3
     RESUME = 4
+    FINISH = 5
 
 
 class Scheduler:
@@ -209,8 +210,7 @@ class Scheduler:
             self._serial += 1
             group = CodingGroup(self._serial, query.key, pool.code)
             pool.open_groups.setdefault(query.key, []).append(group)
-            if pool.pool.partial:
-                self._arm(now + pool.group_wait_s, _Timer.SEAL, group)
+            self._arm(now + pool.group_wait_s, _Timer.SEAL, group)
         group.join(query, domain)
         self._arm(query.release_at, _Timer.RELEASE, query)
         return group if group.full else None
@@ -226,6 +226,10 @@ class Scheduler:
             pool.close_group(group)
         if group.unanswered == 0 or pool is None:
             group.retire()
+            return
+        if not group.full and not pool.pool.partial:  # this protection cannot serve it, and nobody joins any more
+            group.retire()
+            self._review(group, actions)
             return
         for row in range(group.code.r):
             if pool.rows.get(row):
@@ -260,7 +264,10 @@ class Scheduler:
                 if place is None:
                     return
                 query.finish_attempts += 1
+                query.avoid |= {place.endpoint.instance}
                 self._send(Kind.FINISH, place, query, query.group, query.slot, None, now, actions)
+                # The endpoint may be frozen and not known to be: then a second one is asked.
+                self._arm(now + pool.reconstruct_after_s, _Timer.FINISH, query)
             pool.finishes.popleft()
 
     def _send(
@@ -333,18 +340,26 @@ class Scheduler:
     def _finish_done(self, task: Task, outcome: Outcome, now: float, actions: list[Action]) -> None:
         query = task.query
         assert query is not None
+        query.finishes_pending -= 1
         if not query.open:
             return
-        pool = self._fleet.pools.get(query.pool)
         if isinstance(outcome, Arrived):
             self._answer(query, Source.RECONSTRUCTED, task, actions)
-        elif pool is not None and (
-            isinstance(outcome, Rejected) or (outcome.retry and query.finish_attempts < MAX_FINISHES)
-        ):
-            query.avoid |= {task.endpoint.instance}
-            pool.finishes.append(query)
-        else:
-            self._finish_lost(query, actions)
+            return
+        if isinstance(outcome, Rejected):
+            query.finish_attempts -= 1
+        elif not outcome.retry:
+            query.finish_attempts = MAX_FINISHES
+        if not self._queue_finish(query) and query.group is not None:
+            self._review(query.group, actions)
+
+    def _queue_finish(self, query: Query) -> bool:
+        pool = self._fleet.pools.get(query.pool)
+        if pool is None or query.finish_attempts >= MAX_FINISHES:
+            return False
+        query.finishes_pending += 1
+        pool.finishes.append(query)
+        return True
 
     def _try_again(self, query: Query, outcome: Outcome) -> bool:
         """Queue the query again, at the front: it has waited longest. A rejection costs no budget: nothing was run."""
@@ -375,7 +390,7 @@ class Scheduler:
             self._review(group, actions)
 
     def _finish_lost(self, query: Query, actions: list[Action]) -> None:
-        query.finishing = False
+        query.finishes_pending -= 1
         query.finish_attempts = MAX_FINISHES
         if query.group is not None:
             self._review(query.group, actions)
@@ -397,21 +412,18 @@ class Scheduler:
 
     def _rebuild(self, query: Query, group: CodingGroup, now: float, actions: list[Action]) -> None:
         """Use the rebuilt answer, if the query may have it and its time has come."""
-        if now < query.release_at or query.finishing or not _may_be_rebuilt(query, group):
+        if now < query.release_at or query.finishes_pending or not _may_be_rebuilt(query, group):
             return
         if group.code.family == "backup":
             task = next(group.protections[row] for row, slots in group.covers.items() if query.slot in slots)
             self._answer(query, Source.RECONSTRUCTED, task, actions)
             return
-        pool = self._fleet.pools.get(query.pool)
-        if pool is not None:
-            query.finishing = True
-            pool.finishes.append(query)
+        self._queue_finish(query)
 
     def _review(self, group: CodingGroup, actions: list[Action]) -> None:
         """Fail the members for whom nothing can come any more."""
         for query in [*group.open_members()]:
-            if query.in_flight or query.finishing or query.state is QueryState.WAITING:
+            if query.in_flight or query.finishes_pending or query.state is QueryState.WAITING:
                 continue
             if not (_may_be_rebuilt(query, group) and group.could_recover(query.slot)):
                 self._fail(query, Reason.FAILED, actions)
@@ -419,6 +431,8 @@ class Scheduler:
     def _query_timer(self, kind: _Timer, query: Query, now: float, actions: list[Action]) -> None:
         if kind is _Timer.RELEASE:
             self._rebuild_if_due(query, now, actions)
+        elif kind is _Timer.FINISH:
+            self._queue_finish(query)
         elif kind is _Timer.DEADLINE:
             if self.policy.default_answer:
                 self._answer(query, Source.DEFAULT, None, actions)

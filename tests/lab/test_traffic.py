@@ -1,0 +1,156 @@
+"""The load is open-loop: it does not wait for answers, and counts from when a query was due."""
+
+import asyncio
+import json
+
+import pytest
+from aiohttp import web
+
+from ts_parity.lab.traffic import Body, Load, drive, poisson_load
+
+
+def read_digit(body):
+    return json.loads(body)["digit"]
+
+
+@pytest.fixture
+async def serve():
+    """Starts little servers on free ports; -> their addresses."""
+    runners = []
+
+    async def start(handler):
+        app = web.Application()
+        app.router.add_post("/predictions/digits", handler)
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await runner.setup()
+        runners.append(runner)
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        return f"http://127.0.0.1:{runner.addresses[0][1]}/predictions/digits"
+
+    yield start
+    for runner in runners:
+        await runner.cleanup()
+
+
+def answer(digit, **headers):
+    return web.json_response({"digit": digit}, headers=headers)
+
+
+def test_a_load_is_poisson_and_repeatable():
+    load = poisson_load(20_000, rate=50.0, bodies=7, seed=3)
+    assert load == poisson_load(20_000, rate=50.0, bodies=7, seed=3)
+    assert load.duration_s == pytest.approx(400, rel=0.03)
+    assert set(load.picks) == set(range(7))
+    gaps = [after - before for before, after in zip(load.due_at, load.due_at[1:], strict=False)]
+    mean = sum(gaps) / len(gaps)
+    assert sum((gap - mean) ** 2 for gap in gaps) / len(gaps) == pytest.approx(mean**2, rel=0.1)
+
+
+def test_a_load_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="a load needs"):
+        poisson_load(0, 10.0, 1, seed=0)
+
+
+async def test_the_source_header_tells_the_outcome(serve):
+    sources = iter(["deployed", "reconstructed", None, "hedged"])
+
+    async def handler(request):
+        source = next(sources)
+        return answer(5, **({"x-ts-parity": source} if source else {}))
+
+    url = await serve(handler)
+    records = await drive(Load((0.0, 0.03, 0.06, 0.09), (0,) * 4), [Body(b"x", label=5)], [url], read_digit, 5.0)
+    assert [record.outcome for record in records] == ["deployed", "reconstructed", "deployed", "hedged"]
+    assert all(record.predicted == record.label == 5 for record in records)
+    assert [record.seq for record in records] == [0, 1, 2, 3]
+
+
+async def test_several_targets_are_taken_in_turn(serve):
+    seen = []
+
+    def target(name):
+        async def handler(request):
+            seen.append((name, await request.read(), request.headers["Content-Type"]))
+            return answer(0)
+
+        return handler
+
+    urls = [await serve(target(name)) for name in "ab"]
+    bodies = [Body(b"zero", "image/png"), Body(b"one")]
+    await drive(Load((0.0, 0.02, 0.04), (0, 1, 0)), bodies, urls, read_digit, 5.0)
+    octets = "application/octet-stream"
+    assert sorted(seen) == [("a", b"zero", "image/png"), ("a", b"zero", "image/png"), ("b", b"one", octets)]
+
+
+async def test_a_stuck_query_holds_no_other_up(serve):
+    stuck = asyncio.Event()
+
+    async def handler(request):
+        if await request.read() == b"stuck":
+            await stuck.wait()
+        return answer(1)
+
+    url = await serve(handler)
+    due_at = tuple(0.01 * n for n in range(20))
+    load, bodies, collect = Load(due_at, (0, *[1] * 19)), [Body(b"stuck"), Body(b"x")], _Collect()
+    run = asyncio.create_task(drive(load, bodies, [url], read_digit, 10.0, collect))
+    await collect.until(19)
+    stuck.set()
+    records = await run
+    assert records[0].latency_s > 0.19
+    assert records[0].sent_at < 0.1
+
+
+class _Collect:
+    def __init__(self):
+        self.records = []
+
+    def __call__(self, record):
+        self.records.append(record)
+
+    async def until(self, count):
+        while len(self.records) < count:
+            await asyncio.sleep(0.005)
+
+
+async def test_silence_is_lost_and_a_refusal_is_an_error(serve):
+    async def handler(request):
+        match await request.read():
+            case b"silence":
+                await asyncio.sleep(60)
+            case b"busy":
+                return web.json_response({"code": 503, "message": "no worker"}, status=503)
+            case b"garbage":
+                return web.Response(body=b"<html>")
+        return answer(1)
+
+    url = await serve(handler)
+    bodies = [Body(b"silence"), Body(b"busy"), Body(b"garbage")]
+    lost, busy, garbage = await drive(Load((0.0, 0.0, 0.0), (0, 1, 2)), bodies, [url], read_digit, 0.2)
+    assert (lost.outcome, lost.latency_s, lost.status) == ("lost", None, None)
+    assert (busy.outcome, busy.status) == ("error", 503)
+    assert "no worker" in busy.reason
+    assert garbage.outcome == "error"
+    assert "unreadable answer" in garbage.reason
+
+
+async def test_nobody_there_is_an_error():
+    (record,) = await drive(Load((0.0,), (0,)), [Body(b"x")], ["http://127.0.0.1:1/"], read_digit, 5.0)
+    assert record.outcome == "error"
+    assert record.status is None
+    assert "ClientConnector" in record.reason
+
+
+async def test_a_cancelled_run_leaves_no_flight(serve):
+    async def handler(request):
+        await asyncio.sleep(60)
+
+    url = await serve(handler)
+    before = len(asyncio.all_tasks())
+    run = asyncio.create_task(drive(Load((0.0,) * 5, (0,) * 5), [Body(b"x")], [url], read_digit, 60.0))
+    while len(asyncio.all_tasks()) < before + 6:
+        await asyncio.sleep(0.005)
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    assert not [task for task in asyncio.all_tasks() if "_Client.ask" in repr(task)]

@@ -1,0 +1,355 @@
+"""The main job, end to end, on real TorchServe: train, package, serve, break things, and show what clients saw.
+
+Three arms get the same load and the same faults: round robin over plain instances (what people have today), the proxy
+without coding, and the coded proxy; each on six instances. This process makes the load and the faults; TorchServe and
+the proxy run in processes of their own. Knows the order of things; what each does is in its own room.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+import ts_parity
+from ts_parity.errors import ConfigError, StartError
+from ts_parity.lab.faults import Fault, FaultPlan, Injector, make_schedule
+from ts_parity.lab.records import Record, write_records
+from ts_parity.lab.report import Summary, plot_latencies, summarize, table
+from ts_parity.lab.traffic import Body, drive, poisson_load
+from ts_parity.torchserve.archive import pack
+from ts_parity.torchserve.configuration import InstanceOptions
+from ts_parity.torchserve.launcher import TorchServeInstance, start_fleet
+from ts_parity.training import TrainSettings, train
+
+INSTANCES = 6
+DEPLOYED = 4
+MODEL = "digits"
+CLIENT_TIMEOUT_S = 20.0
+WARM_UP = 200
+FAULTS = FaultPlan(mean_gap_s=2.2, spell_s=(0.06, 0.2))
+# At the default rate the next query comes within this time almost always, so groups are full and a parity query serves
+# two. The automatic value, the release time, would be shorter than the gap between two queries here.
+GROUP_WAIT_S = 0.03
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """What `ts-parity demo` is asked to do."""
+
+    out: Path = Path("demo-out")
+    code: str = "sum"
+    k: int = 2
+    queries: int = 10_000
+    rate: float = 200.0
+    seed: int = 0
+    steps: int | None = None
+    keep: bool = False
+    example: Path | None = None
+    progress: bool = True
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to serve the same load."""
+
+    summary: Summary
+    records: Sequence[Record]
+    struck: dict[str, int]
+
+
+Say = Callable[[str], None]
+
+
+def run_demo(settings: DemoSettings, say: Say) -> dict[str, Any]:
+    """-> the summary that is also written to `out`/summary.json. Everything started is stopped, whatever happens."""
+    if settings.code not in ("sum", "exact"):
+        raise ConfigError(f"the demo has --code sum or exact, not {settings.code}")
+    if settings.queries < 1 or settings.rate <= 0:
+        raise ConfigError("--queries and --rate must be positive")
+    settings.out.mkdir(parents=True, exist_ok=True)
+    say("1/4  training the deployed model and its protection")
+    data, archives, report = make_models(settings)
+    bodies = read_bodies(data)
+    load_s = settings.queries / settings.rate
+    schedule = make_schedule(FAULTS, INSTANCES, DEPLOYED, load_s, settings.seed)
+    arms: dict[str, Arm] = {}
+    with ExitStack() as plain:
+        say("2/4  six TorchServe instances serve the deployed model")
+        fleet = plain.enter_context(start_fleet([_instance(archives["plain"]) for _ in range(INSTANCES)]))
+        targets = [f"{instance.inference_url}/predictions/{MODEL}" for instance in fleet]
+        arms["round_robin"] = _arm("round robin", settings, targets, fleet, [MODEL] * INSTANCES, bodies, schedule, None)
+        with proxy_over(fleet, settings.out, code="none") as proxy:
+            arms["uncoded"] = _arm(
+                "uncoded", settings, [proxy.url], fleet, [MODEL] * INSTANCES, bodies, schedule, proxy
+            )
+    with ExitStack() as coded:
+        say(
+            f"3/4  {DEPLOYED} instances serve the deployed model, {INSTANCES - DEPLOYED} its {settings.code} protection"
+        )
+        served = [archives["deployed"]] * DEPLOYED + [archives["parity"]] * (INSTANCES - DEPLOYED)
+        fleet = coded.enter_context(start_fleet([_instance(archive) for archive in served]))
+        models = [MODEL] * DEPLOYED + [archives["parity"].stem] * (INSTANCES - DEPLOYED)
+        proxy = coded.enter_context(proxy_over(fleet, settings.out, code="auto"))
+        proxy.wait_for_code(settings.code)
+        arms["coded"] = _arm("coded", settings, [proxy.url], fleet, models, bodies, schedule, proxy)
+        say("4/4  what the clients saw\n")
+        summary = _summary(settings, arms, report, schedule)
+        _write(settings, summary, arms)
+        say(demo_text(settings, summary, arms, report))
+        say(closing_commands(proxy.url, data / "test" / "0000.png", settings.keep))
+        if settings.keep:
+            _wait_for_interrupt(say)
+    return summary
+
+
+def make_models(settings: DemoSettings) -> tuple[Path, dict[str, Path], dict[str, Any]]:
+    """-> the example's data, the archives (plain, deployed, parity), the training report."""
+    example = settings.example or Path(ts_parity.__file__).resolve().parent.parent / "examples" / "digits"
+    if not (example / "train_digits.py").is_file():
+        raise ConfigError(f"no example in {example}: run the demo in a checkout, or say where it is with --example DIR")
+    data = settings.out / "digits"
+    shutil.rmtree(data, ignore_errors=True)
+    command = [sys.executable, str(example / "train_digits.py"), "--out", str(data), "--seed", str(settings.seed)]
+    made = subprocess.run(command, capture_output=True, text=True)
+    if made.returncode:
+        raise StartError(f"training the deployed model failed:\n{made.stderr[-2000:]}")
+    plain = pack(
+        settings.out,
+        model_name=MODEL,
+        handler=example / "digits_handler.py",
+        model_file=example / "model.py",
+        serialized_file=data / "digits.pt",
+    )
+    trained = settings.out / "trained"
+    report = train(
+        TrainSettings(
+            archive=plain,
+            inputs=data / "train",
+            score=data / "test",
+            labels=data / "labels.csv",
+            out=trained,
+            code=settings.code,
+            k=settings.k,
+            steps=settings.steps,
+            seed=settings.seed,
+            force=True,
+            progress=settings.progress,
+        )
+    )
+    made_archives = report["archives"]
+    archives = {
+        "plain": plain,
+        "deployed": trained / made_archives["deployed"],
+        "parity": trained / made_archives["parity"][0],
+    }
+    return data, archives, report
+
+
+def read_bodies(data: Path) -> list[Body]:
+    """The scans no model has seen, as clients send them."""
+    labels = dict(line.split(",") for line in (data / "labels.csv").read_text().splitlines()[1:])
+    files = sorted((data / "test").glob("*.png"))
+    return [Body(file.read_bytes(), "image/png", int(labels[f"test/{file.name}"])) for file in files]
+
+
+def read_digit(body: bytes) -> int:
+    return int(json.loads(body)["digit"])
+
+
+class ProxyProcess:
+    """`ts-parity serve` in a process of its own."""
+
+    def __init__(self, process: subprocess.Popen[bytes], url: str, admin_url: str) -> None:
+        self.process = process
+        self.base_url = url
+        self.url = f"{url}/predictions/{MODEL}"
+        self.admin_url = admin_url
+
+    def status(self) -> dict[str, Any]:
+        with urllib.request.urlopen(f"{self.admin_url}/status", timeout=10) as answer:
+            status: dict[str, Any] = json.load(answer)
+            return status
+
+    def work(self) -> float:
+        """Work sent so far, in deployed inferences, finishes aside: they run no model."""
+        with urllib.request.urlopen(f"{self.admin_url}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+        found = re.findall(r'^ts_parity_work_total\{kind="(?:deployed|protection)"\} (\S+)', text, re.MULTILINE)
+        return sum(map(float, found))
+
+    def wait_for_code(self, code: str, within_s: float = 60.0) -> None:
+        ends_at = time.monotonic() + within_s
+        while time.monotonic() < ends_at:
+            status = self.status()
+            codes = [pool["code"] for pool in status["pools"].values() if pool["model"] == MODEL]
+            if any(found and found["name"] == code for found in codes):
+                return
+            time.sleep(0.2)
+        raise StartError(f"the proxy did not begin to code with {code}: {'; '.join(status['problems']) or codes}")
+
+
+@contextmanager
+def proxy_over(fleet: Sequence[TorchServeInstance], out: Path, code: str) -> Iterator[ProxyProcess]:
+    """A proxy in front of these instances, serving when this yields."""
+    ready, log = out / f"proxy-{code}.json", out / f"proxy-{code}.log"
+    ready.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "ts_parity.cli", "serve", "--port", "0", "--admin-port", "0", "--code", code]
+    command += ["--ready-file", str(ready), "--group-wait-s", str(GROUP_WAIT_S)]
+    for instance in fleet:
+        command += ["--endpoint", f"{instance.inference_url},management={instance.management_url}"]
+    with open(log, "wb") as written:
+        process = subprocess.Popen(command, stdout=written, stderr=written)
+    try:
+        ends_at = time.monotonic() + 60
+        while not ready.exists():
+            if process.poll() is not None or time.monotonic() > ends_at:
+                raise StartError(f"the proxy did not start:\n{log.read_text()[-2000:]}")
+            time.sleep(0.05)
+        said = json.loads(ready.read_text())
+        yield ProxyProcess(process, said["url"], said["admin_url"])
+    finally:
+        _stop(process)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(timeout=15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _instance(archive: Path) -> TorchServeInstance:
+    # One thread per worker: six workers on a small machine would otherwise fight over its cores.
+    return TorchServeInstance([archive], InstanceOptions(workers=1))
+
+
+def _arm(
+    name: str,
+    settings: DemoSettings,
+    targets: Sequence[str],
+    fleet: Sequence[TorchServeInstance],
+    models: Sequence[str],
+    bodies: Sequence[Body],
+    schedule: Sequence[Fault],
+    proxy: ProxyProcess | None,
+) -> Arm:
+    """Warm up, then the load and the faults from one common instant."""
+    warm = poisson_load(WARM_UP, settings.rate, len(bodies), settings.seed + 1)
+    asyncio.run(drive(warm, bodies, targets, read_digit, CLIENT_TIMEOUT_S))
+    before = proxy.work() if proxy else 0.0
+    injector = Injector(lambda index: fleet[index].worker_pids(models[index]))
+    with tqdm(
+        total=settings.queries, desc=f"{name:12}", unit="query", file=sys.stderr, disable=not settings.progress
+    ) as bar:
+
+        def count(record: Record) -> None:
+            bar.update()
+
+        records = asyncio.run(_under_fire(settings, bodies, targets, schedule, injector, count))
+    work = (proxy.work() - before) / settings.queries if proxy else 1.0
+    return Arm(summarize(records, work), records, dict(injector.struck))
+
+
+async def _under_fire(
+    settings: DemoSettings,
+    bodies: Sequence[Body],
+    targets: Sequence[str],
+    schedule: Sequence[Fault],
+    injector: Injector,
+    on_record: Callable[[Record], None],
+) -> list[Record]:
+    load = poisson_load(settings.queries, settings.rate, len(bodies), settings.seed)
+    started_at = time.monotonic() + 0.2
+    faults = asyncio.create_task(injector.run(schedule, started_at))
+    try:
+        return await drive(load, bodies, targets, read_digit, CLIENT_TIMEOUT_S, on_record, started_at)
+    finally:
+        faults.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await faults
+
+
+def _summary(
+    settings: DemoSettings, arms: dict[str, Arm], report: dict[str, Any], schedule: Sequence[Fault]
+) -> dict[str, Any]:
+    return {
+        "seed": settings.seed,
+        "code": settings.code,
+        "k": settings.k,
+        "r": report["r"],
+        "rate": settings.rate,
+        "machine": f"{os.cpu_count()} cores",
+        "faults": {
+            "freezes": sum(f.kind == "freeze" for f in schedule),
+            "kills": sum(f.kind == "kill" for f in schedule),
+        },
+        "training": {key: report[key] for key in ("A_a", "A_d", "A_o", "agreement") if key in report},
+        "arms": {name: arm.summary.as_dict() for name, arm in arms.items()},
+    }
+
+
+def _write(settings: DemoSettings, summary: dict[str, Any], arms: dict[str, Arm]) -> None:
+    (settings.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    for name, arm in arms.items():
+        write_records(settings.out / f"records-{name}.jsonl", arm.records)
+    title = f"{settings.queries} queries at {settings.rate:g}/s, six instances, workers frozen and killed"
+    plot_latencies({name: arm.records for name, arm in arms.items()}, settings.out / "latency.png", title)
+
+
+def demo_text(settings: DemoSettings, summary: dict[str, Any], arms: dict[str, Arm], report: dict[str, Any]) -> str:
+    """The table and what to read in it."""
+    lines = [table({name: arm.summary for name, arm in arms.items()}), ""]
+    faults = summary["faults"]
+    lines.append(
+        f"{settings.queries} queries an arm at {settings.rate:g}/s, seed {settings.seed}; per arm {faults['freezes']} "
+        f"freezes of {FAULTS.spell_s[0] * 1000:.0f} to {FAULTS.spell_s[1] * 1000:.0f} ms and {faults['kills']} killed "
+        f"worker; {settings.queries // 1000} queries lie beyond p99.9."
+    )
+    coded = arms["coded"].summary
+    if "A_d" in report and coded.answered and coded.accuracy is not None:
+        share = coded.reconstructed / coded.answered
+        expected = (1 - share) * report["A_a"] + share * report["A_d"]
+        lines.append(
+            f"Accuracy of the coded arm {coded.accuracy:.2%}; the training report says A_o = {expected:.2%} at this "
+            f"share of rebuilt answers ({share:.2%}; A_a {report['A_a']:.2%}, A_d {report['A_d']:.2%})."
+        )
+    lines.append(f"Written: {settings.out / 'summary.json'}, {settings.out / 'latency.png'}, records-*.jsonl")
+    return "\n".join(lines)
+
+
+def closing_commands(url: str, png: Path, kept: bool) -> str:
+    first = "The service is still running. Call it:" if kept else "To keep it running and call it: add --keep, then"
+    return "\n".join(
+        [
+            "",
+            first,
+            f"  curl -i -X POST {url} -H 'Content-Type: image/png' --data-binary @{png}",
+            f"  python -c \"import requests; print(requests.post('{url}', data=open('{png}', 'rb')).json())\"",
+        ]
+    )
+
+
+def _wait_for_interrupt(say: Say) -> None:
+    say("Ctrl-C stops it.")
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            time.sleep(3600)

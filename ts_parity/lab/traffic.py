@@ -1,0 +1,141 @@
+"""Open-loop load: queries leave at Poisson instants whether or not earlier ones were answered.
+
+A closed loop would stop asking while a worker is frozen and so hide the very tail it should measure; therefore the
+instants are drawn beforehand, and a query's latency counts from when it was due, not from when it could be sent.
+
+Knows HTTP and the clock. Knows nothing of proxies, coding or faults: one target, or several taken in turn (what people
+put in front of TorchServe today). Meant to run in another process than the proxy it loads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import aiohttp
+
+from ts_parity.lab.records import ERROR, LOST, Record
+from ts_parity.wire import SOURCE
+
+REASON_CHARACTERS = 200
+
+Reader = Callable[[bytes], str | int | None]
+"""Reads the prediction, comparable with a label, out of an answer's body. May raise ValueError or KeyError."""
+
+
+@dataclass(frozen=True)
+class Body:
+    """A request body as a client would send it, and, for scoring, what it shows."""
+
+    data: bytes
+    content_type: str = "application/octet-stream"
+    label: str | int | None = None
+
+
+@dataclass(frozen=True)
+class Load:
+    """When each query is due, and which body it carries: data, so that every arm gets the very same."""
+
+    due_at: tuple[float, ...]
+    picks: tuple[int, ...]
+
+    @property
+    def duration_s(self) -> float:
+        return self.due_at[-1] if self.due_at else 0.0
+
+
+def poisson_load(queries: int, rate: float, bodies: int, seed: int) -> Load:
+    """Exponential gaps of mean 1 / rate. The same arguments give the same load."""
+    if queries < 1 or rate <= 0 or bodies < 1:
+        raise ValueError(f"a load needs queries, a rate and bodies, not {queries}, {rate} and {bodies}")
+    rng = random.Random(f"load {seed}")
+    due_at, at = [], 0.0
+    for _ in range(queries):
+        at += rng.expovariate(rate)
+        due_at.append(at)
+    return Load(tuple(due_at), tuple(rng.randrange(bodies) for _ in range(queries)))
+
+
+async def drive(
+    load: Load,
+    bodies: Sequence[Body],
+    targets: Sequence[str],
+    read: Reader,
+    timeout_s: float,
+    on_record: Callable[[Record], None] = lambda record: None,
+    started_at: float | None = None,
+) -> list[Record]:
+    """Send the whole load and wait for every answer or its time limit. -> records in order of `seq`.
+
+    Query i goes to targets[i % len(targets)]. `started_at` (time.monotonic) lets a fault schedule share the origin.
+    """
+    origin = time.monotonic() if started_at is None else started_at
+
+    def told(flight: asyncio.Task[Record]) -> None:
+        if not flight.cancelled() and flight.exception() is None:
+            on_record(flight.result())
+
+    limits = aiohttp.ClientTimeout(total=None)
+    # No limit on connections: a client that waits for a free one would no longer be open-loop.
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60)
+    async with aiohttp.ClientSession(timeout=limits, connector=connector, auto_decompress=False) as session:
+        client = _Client(session, bodies, targets, read, timeout_s, origin)
+        flights: list[asyncio.Task[Record]] = []
+        try:
+            for seq, due_at in enumerate(load.due_at):
+                delay = origin + due_at - time.monotonic()
+                if delay > 0:
+                    await asyncio.sleep(delay)
+                flight = asyncio.create_task(client.ask(seq, due_at, load.picks[seq]))
+                flight.add_done_callback(told)
+                flights.append(flight)
+            return list(await asyncio.gather(*flights))
+        finally:
+            for flight in flights:
+                flight.cancel()
+            await asyncio.gather(*flights, return_exceptions=True)
+
+
+@dataclass(frozen=True)
+class _Client:
+    session: aiohttp.ClientSession
+    bodies: Sequence[Body]
+    targets: Sequence[str]
+    read: Reader
+    timeout_s: float
+    origin: float
+
+    async def ask(self, seq: int, due_at: float, pick: int) -> Record:
+        body = self.bodies[pick]
+        sent_at = time.monotonic() - self.origin
+        # The time limit, too, counts from when the query was due.
+        patience_s = max(0.001, self.timeout_s - (sent_at - due_at))
+        predicted = status = None
+        try:
+            status, outcome, answer = await asyncio.wait_for(self._post(seq, body), patience_s)
+            reason = None
+            if outcome == ERROR:
+                reason = answer.decode("utf-8", "replace")[:REASON_CHARACTERS]
+            else:
+                predicted = self.read(answer)
+        except asyncio.TimeoutError:
+            return Record(
+                seq, due_at, sent_at, None, LOST, None, None, body.label, f"no answer in {self.timeout_s:g} s"
+            )
+        except aiohttp.ClientError as error:
+            outcome, reason = ERROR, f"{type(error).__name__}: {error}"[:REASON_CHARACTERS]
+        except (ValueError, KeyError, TypeError) as error:
+            outcome, reason = ERROR, f"unreadable answer: {error!r}"[:REASON_CHARACTERS]
+        latency_s = time.monotonic() - self.origin - due_at
+        return Record(seq, due_at, sent_at, latency_s, outcome, status, predicted, body.label, reason)
+
+    async def _post(self, seq: int, body: Body) -> tuple[int, str, bytes]:
+        url = self.targets[seq % len(self.targets)]
+        headers = {"Content-Type": body.content_type}
+        async with self.session.post(url, data=body.data, headers=headers) as response:
+            answer = await response.read()
+            source = response.headers.get(SOURCE, "deployed")
+            return response.status, source if response.status < 400 else ERROR, answer
