@@ -217,7 +217,9 @@ def test_a_mixed_batch_on_a_parity_worker(serve: Serve) -> None:
     )
     assert plain.body == worker.ask(vector(1)).body
     assert group.frame.covers == {0, 1}
-    assert finish.status == 400
+    assert (finish.status, finish.body) == (200, plain.body)
+    backup = serve("overrides_steps", {"role": "parity", "code": "exact", "k": 2})
+    assert backup.finish(vector(1), linear(vector(1))).status == 400
 
 
 def test_a_bad_slot_fails_alone(serve: Serve) -> None:

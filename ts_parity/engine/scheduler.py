@@ -11,6 +11,7 @@ ignored or used for a neighbour. What is still queued here is dropped without a 
 from __future__ import annotations
 
 import heapq
+import math
 from collections import Counter
 from collections.abc import Iterator
 from enum import IntEnum
@@ -194,7 +195,7 @@ class Scheduler:
         query.in_flight += 1
         query.avoid |= {place.endpoint.instance}
         sealed = None
-        if query.attempts == 1:
+        if query.release_at == math.inf:  # the first dispatch; a rejected query comes here again, in its group already
             query.release_at = now + pool.reconstruct_after_s
             if pool.code is not None and pool.rows and query.key is not None:
                 sealed = self._join(pool, query, place.domain, now)

@@ -19,7 +19,7 @@ def add_parsers(subparsers: Any) -> None:
     parser.add_argument("--out", type=Path, default=Path("demo-out"), help="default %(default)s")
     parser.add_argument("--code", default="sum", choices=["sum", "exact"], help="default %(default)s")
     parser.add_argument("--k", type=int, default=2, help="queries per coding group, default %(default)s")
-    parser.add_argument("--queries", type=int, default=10_000, help="per arm, default %(default)s")
+    parser.add_argument("--queries", type=int, default=10_500, help="per arm, default %(default)s")
     parser.add_argument("--rate", type=float, default=200.0, help="queries per second, default %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default %(default)s")
     parser.add_argument("--steps", type=int, help="training steps of the parity model")

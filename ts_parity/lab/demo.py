@@ -55,7 +55,7 @@ class DemoSettings:
     out: Path = Path("demo-out")
     code: str = "sum"
     k: int = 2
-    queries: int = 10_000
+    queries: int = 10_500
     rate: float = 200.0
     seed: int = 0
     steps: int | None = None

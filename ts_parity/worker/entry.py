@@ -153,7 +153,8 @@ class Worker:
             return self._describe(context, request)
         if operation == OP_RAW:
             return self._deployed.raw(context, request, socket)
-        if operation == OP_FINISH and self._groups is None:
+        # A parity worker has the user's code as well, and is often the idler one.
+        if operation == OP_FINISH and not isinstance(self._groups, BackupGroups):
             return self._deployed.finish(context, _frame(request), request.id)
         if operation == OP_GROUP and self._groups is not None:
             return self._framed(self._groups.answer(context, _frame(request), request.id))

@@ -1,0 +1,249 @@
+"""The seven promises at the top of engine/group.py, on random fleets and random interleavings."""
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ts_parity.codes import make_code
+from ts_parity.engine import (
+    Answer,
+    Arrived,
+    Endpoint,
+    Fail,
+    Failed,
+    Fleet,
+    Instance,
+    Kind,
+    Policy,
+    Pool,
+    Query,
+    Rejected,
+    Scheduler,
+    Send,
+    Source,
+)
+from ts_parity.engine.scheduler import _is_stale
+
+CODES = [None, ("sum", 2, 1), ("sum", 2, 2), ("sum", 3, 1), ("sum", 4, 2), ("exact", 2, 1), ("exact", 3, 2)]
+
+
+@st.composite
+def fleets(draw):
+    """Instances host the deployed model, protections or both; every pool has at least one deployed endpoint."""
+    spec = draw(st.sampled_from(CODES))
+    code = make_code(*spec) if spec else None
+    instances, endpoints = [], []
+    for i in range(draw(st.integers(1, 6))):
+        places = draw(st.integers(1, 3))
+        instances.append(Instance(f"i{i}", places, f"z{draw(st.integers(0, 2))}"))
+        hosts_deployed = i == 0 or draw(st.booleans())
+        if hosts_deployed:
+            endpoints.append(Endpoint(f"i{i}/m", f"i{i}", "m", None, draw(st.integers(1, places))))
+        if code is not None and (not hosts_deployed or draw(st.booleans())):
+            row = draw(st.integers(0, code.r - 1))
+            endpoints.append(Endpoint(f"i{i}/p{row}", f"i{i}", "m", row, draw(st.integers(1, places))))
+    return Fleet(tuple(instances), tuple(endpoints), (Pool("m", code, draw(st.booleans())),))
+
+
+POLICIES = st.builds(
+    Policy,
+    reconstruct_after_s=st.sampled_from([None, 0.0, 0.5]),
+    group_wait_s=st.sampled_from([None, 0.0, 0.3]),
+    deadline_s=st.sampled_from([1.0, 5.0]),
+    max_waiting=st.sampled_from([1, 3, 100]),
+    max_wait_s=st.sampled_from([0.5, 10.0]),
+    retry_ratio=st.sampled_from([0.0, 0.1, 1.0]),
+    retry_burst=st.sampled_from([0.0, 1.0, 5.0]),
+    max_attempts=st.integers(1, 3),
+    default_answer=st.booleans(),
+    failures_until_out=st.integers(1, 3),
+)
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["arrive", "arrive", "arrive", "done", "done", "done", "wait", "abandon", "change", "stream"]),
+        st.integers(0, 1000),
+        st.sampled_from([0.0, 0.01, 0.2, 0.6]),
+    ),
+    min_size=1,
+    max_size=60,
+)
+
+
+class World:
+    """Plays steps against a Scheduler and checks each promise as actions come."""
+
+    def __init__(self, fleet, policy):
+        self.fleet, self.policy = fleet, policy
+        self.full = fleet
+        self.scheduler = Scheduler(fleet, policy)
+        self.now = 0.0
+        self.queries, self.ended, self.flying = [], {}, []
+        self.log = []
+        self.failed_own = set()
+        self.arrived_raw = {}
+        self.places = {}
+
+    def obey(self, actions):
+        for action in actions:
+            self.log.append(describe(action))
+            if isinstance(action, Send):
+                self.sent(action.task)
+            else:
+                query = action.query
+                assert query.id not in self.ended, f"{query!r} ended twice"
+                self.ended[query.id] = action
+                if isinstance(action, Answer) and action.source is Source.RECONSTRUCTED:
+                    self.check_rebuilt(action)
+
+    def sent(self, task):
+        self.flying.append(task)
+        on_endpoint = sum(t.endpoint.name == task.endpoint.name for t in self.flying)
+        on_instance = sum(t.endpoint.instance == task.endpoint.instance for t in self.flying)
+        assert on_endpoint <= task.place.endpoint.places
+        assert on_instance <= task.place.host.instance.places
+        if task.kind is Kind.FINISH:
+            code = task.group.code
+            assert task.slot in code.recoverable(frozenset(task.group.have), task.group.covers)
+            self.check_released(task.query)
+        if task.kind is Kind.PROTECTION:
+            assert task.group.full or next(iter(self.fleet.pools)).partial or self.fleet is not self.full
+
+    def check_released(self, query):
+        assert self.now >= query.release_at
+        if query.id not in self.failed_own and self.policy.reconstruct_after_s is not None:
+            assert self.now >= query.sent_first + self.policy.reconstruct_after_s - 1e-9
+        assert not query.exact or query.group.code.lossless
+
+    def check_rebuilt(self, action):
+        task, query = action.task, action.query
+        assert not query.exact or query.group.code.lossless
+        if task.kind is Kind.PROTECTION:
+            assert query.group.code.family == "backup"
+            assert task.done
+
+    def step(self, what, pick, seconds):
+        if what == "arrive":
+            query = LoggedQuery(len(self.queries), "m", pick % 3 or None, exact=pick % 7 == 0)
+            self.queries.append(query)
+            self.obey(self.scheduler.query_arrived(query, self.now))
+        elif what == "wait":
+            self.wait(seconds)
+        elif what == "abandon" and self.queries:
+            query = self.queries[pick % len(self.queries)]
+            if query.open:
+                self.ended[query.id] = "abandoned"
+            self.obey(self.scheduler.query_abandoned(query, self.now))
+        elif what == "change":
+            self.change(pick)
+        elif what in ("done", "stream") and self.flying:
+            self.end(self.flying[pick % len(self.flying)], what, pick)
+
+    def wait(self, seconds):
+        ends_at = self.now + seconds
+        while (timer := self.scheduler.next_deadline()) is not None and timer <= ends_at:
+            self.now = max(self.now, timer)
+            self.obey(self.scheduler.tick(self.now))
+        self.now = ends_at
+
+    def change(self, pick):
+        keep = [e for i, e in enumerate(self.full.endpoints) if pick % 2 or (pick >> i) % 2]
+        self.fleet = Fleet(self.full.instances, tuple(keep), self.full.pools)
+        self.obey(self.scheduler.endpoints_changed(self.fleet, self.now))
+
+    def end(self, task, what, pick):
+        if what == "stream":
+            if task.kind is Kind.DEPLOYED:
+                self.obey(self.scheduler.answer_started(task, self.now))
+            return
+        self.flying.remove(task)
+        outcome = (Arrived(True), Arrived(True), Arrived(False), Failed("x"), Failed("x", False), Rejected())[pick % 6]
+        if task.kind is Kind.PROTECTION and isinstance(outcome, Arrived) and pick % 5 == 0:
+            outcome = Arrived(covers=frozenset(range(pick % task.group.k)))
+        if task.kind is Kind.DEPLOYED and isinstance(outcome, Failed):
+            self.failed_own.add(task.query.id)
+        others = set(self.ended)
+        self.obey(self.scheduler.task_done(task, outcome, self.now))
+        if task.kind is Kind.PROTECTION and isinstance(outcome, Failed):
+            for number in set(self.ended) - others:  # only whom nothing else could save
+                assert self.queries[number].in_flight == 0
+
+    def finish(self):
+        """Everything ends: what flies fails or arrives, and all timers run out."""
+        for _ in range(10_000):
+            if self.flying:
+                self.end(self.flying[0], "done", len(self.log))
+            elif self.scheduler.open_queries():
+                self.wait(1.0)
+            else:
+                break
+        self.wait(20.0)
+
+
+class LoggedQuery(Query):
+    """Remembers when it was first sent."""
+
+    __slots__ = ("sent_first",)
+
+
+def describe(action):
+    if isinstance(action, Send):
+        task = action.task
+        return ("send", task.kind.value, task.endpoint.name, task.query.id if task.query else None, task.slot, task.row)
+    if isinstance(action, Answer):
+        return ("answer", action.query.id, action.source.value)
+    return ("fail", action.query.id, action.reason.value)
+
+
+def play(fleet, policy, steps):
+    world = World(fleet, policy)
+    original = world.sent
+
+    def sent(task):
+        if task.kind is Kind.DEPLOYED and task.query.attempts == 1 and not hasattr(task.query, "sent_first"):
+            task.query.sent_first = world.now
+        original(task)
+
+    world.sent = sent
+    for what, pick, seconds in steps:
+        world.step(what, pick, seconds)
+    world.finish()
+    return world
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(fleets(), POLICIES, STEPS)
+def test_the_promises(fleet, policy, steps):
+    world = play(fleet, policy, steps)
+    # 1: every query ended exactly once (twice is checked as it happens)
+    assert set(world.ended) == {query.id for query in world.queries}
+    # 5: the retry budget
+    allowed = policy.retry_burst + policy.retry_ratio * len(world.queries)
+    assert world.scheduler.sent["retry"] <= allowed + 1e-9
+    # 6: nothing is left
+    assert world.scheduler.open_queries() == world.scheduler.in_flight() == 0
+    assert world.scheduler.next_deadline() is None
+    for pool in world.scheduler.pools():
+        assert not pool.waiting
+        assert pool.waiting_count == 0
+        assert not pool.open_groups
+        assert all(group.done for group, _ in pool.protections)
+        assert not any(query.open for query in pool.finishes)
+    # 7: the same events at the same times give the same actions
+    assert play(fleet, policy, steps).log == world.log
+
+
+@settings(max_examples=50, deadline=None)
+@given(fleets(), POLICIES)
+def test_timers_of_answered_queries_do_not_pile_up(fleet, policy):
+    scheduler = Scheduler(fleet, policy)
+    for number in range(400):
+        actions = scheduler.query_arrived(Query(number, "m", 1), number * 1e-4)
+        while sends := [a.task for a in actions if isinstance(a, Send)]:
+            actions = [b for task in sends for b in scheduler.task_done(task, Arrived(True), number * 1e-4)]
+    # Open groups may wait for members with their timers armed; what is stale is bounded.
+    stale = sum(_is_stale(kind, subject) for _, _, kind, subject in scheduler._timers)
+    assert stale <= 64 + 8 * (scheduler.open_queries() + 1)
+
+
+def test_an_answer_is_a_fail_or_an_answer():
+    """`describe` above tells all actions apart: a new kind of action must be added there."""
+    assert {Send, Answer, Fail} == set(__import__("ts_parity.engine.events", fromlist=["x"]).Action.__args__)

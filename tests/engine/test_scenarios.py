@@ -1,0 +1,414 @@
+"""The rules of the race, one by one, in virtual time."""
+
+import pytest
+
+from ts_parity.engine import (
+    Arrived,
+    Endpoint,
+    Failed,
+    Fleet,
+    Instance,
+    Kind,
+    Policy,
+    Pool,
+    Query,
+    Scheduler,
+    Send,
+)
+from ts_parity.scenarios import POOL, fleet, scenario
+
+NEVER = 0.0
+
+
+# ---- the release of rebuilt answers --------------------------------------------------------------------------------
+
+
+def test_a_deployed_answer_that_comes_in_time_is_used():
+    """A usable parity output does not answer a query before reconstruct_after."""
+    run = scenario(arrivals=[0.0, 0.0], tasks=[(0, 0.020, "ok"), (1, 0.045, "ok"), ("parity 0", 0.021, "ok")])
+    assert run.answers == {0: ("deployed", 0.020), 1: ("deployed", 0.045)}
+    assert run.nothing_left_over()
+
+
+def test_a_rebuilt_answer_is_used_from_reconstruct_after_on():
+    run = scenario(arrivals=[0.0, 0.0], tasks=[(1, NEVER, "never")])
+    assert run.answers == {0: ("deployed", 0.010), 1: ("reconstructed", 0.051)}
+    assert run.sends("finish 1") == [(0.050, "p0.0")]
+    assert run.nothing_left_over()
+
+
+def test_a_rebuilt_answer_may_be_used_at_once_if_the_own_task_failed():
+    run = scenario(arrivals=[0.0, 0.0], tasks=[(1, 0.012, "fatal")])
+    assert run.answers[1] == ("reconstructed", 0.013)
+
+
+def test_a_late_neighbour_completes_the_equation_after_the_release():
+    run = scenario(arrivals=[0.0, 0.0], tasks=[(0, 0.080, "ok"), (1, NEVER, "never")])
+    assert run.answers == {0: ("deployed", 0.080), 1: ("reconstructed", 0.081)}
+
+
+def test_the_deployed_answer_wins_while_the_finish_is_under_way():
+    run = scenario(arrivals=[0.0, 0.0], tasks=[(1, 0.055, "ok"), ("finish 1", 0.020, "ok")])
+    assert run.answers[1] == ("deployed", 0.055)
+    assert run.nothing_left_over()
+
+
+def test_a_neighbour_without_raw_output_leaves_nothing_to_decode_with():
+    run = scenario(arrivals=[0.0, 0.0], tasks=[(0, 0.010, "plain"), (1, NEVER, "never")])
+    assert run.failures == {1: ("deadline", 1.0)}
+
+
+def test_reconstruct_after_is_a_quantile_of_latency_once_there_are_enough():
+    arrivals = [0.1 * i for i in range(42)]
+    run = scenario(
+        arrivals=arrivals,
+        tasks=[(41, NEVER, "never")],
+        policy={"reconstruct_after_s": None, "reconstruct_cold_s": 0.5},
+    )
+    source, at = run.answers[41]
+    assert source == "reconstructed"
+    assert at == pytest.approx(arrivals[41] + 0.020 + 0.010 + 0.001)  # sealed, parity, finish; the release was earlier
+
+
+# ---- groups --------------------------------------------------------------------------------------------------------
+
+
+def test_a_group_that_does_not_fill_is_protected_all_the_same():
+    run = scenario(arrivals=[0.0], tasks=[(0, NEVER, "never")])
+    assert run.sends("parity 0") == [(0.020, "p0.0")]
+    assert run.answers == {0: ("reconstructed", 0.051)}
+
+
+def test_a_protection_that_cannot_serve_part_groups_is_not_asked_to():
+    run = scenario(arrivals=[0.0], tasks=[(0, NEVER, "never")], partial=False)
+    assert run.sends("parity 0") == []
+    assert run.failures == {0: ("deadline", 1.0)}
+    assert run.nothing_left_over()
+
+
+def test_a_protection_nobody_needs_is_not_launched():
+    run = scenario(arrivals=[0.0], tasks=[(0, 0.005, "ok")])
+    assert run.sends("parity 0") == []
+    assert run.nothing_left_over()
+
+
+def test_a_queued_protection_is_dropped_when_its_group_is_done():
+    run = scenario(arrivals=[0.0] * 4, tasks=[("parity 0", 0.5, "ok")])
+    assert len(run.sends("parity 0")) == 1
+    assert run.nothing_left_over()
+
+
+def test_members_of_one_group_are_on_different_instances():
+    run = scenario(arrivals=[0.0] * 6, deployed=3, places=2, k=3)
+    for task in run.tasks:
+        if task.kind is Kind.PROTECTION:
+            on = [t.endpoint.instance for t in run.tasks if t.kind is Kind.DEPLOYED and t.group is task.group]
+            assert len(set(on)) == len(on) == 3
+
+
+def test_members_of_one_group_are_spread_over_failure_domains():
+    run = scenario(arrivals=[0.0] * 4, domains=["east", "east", "west", "west"])
+    groups = {}
+    for task in run.tasks:
+        if task.kind is Kind.DEPLOYED:
+            groups.setdefault(task.group.id, []).append(task.place.domain)
+    assert sorted(map(sorted, groups.values())) == [["east", "west"], ["east", "west"]]
+
+
+def test_with_one_failure_domain_groups_still_fill():
+    run = scenario(arrivals=[0.0] * 2, domains=["only"] * 4)
+    assert len(run.sends("parity 0")) == 1
+
+
+def test_queries_of_different_keys_never_share_a_group():
+    run = scenario(arrivals=[0.0, 0.0], keys={1: "other"}, tasks=[(0, NEVER, "never"), (1, NEVER, "never")])
+    assert len(run.sends("parity 0")) == 2
+    assert {source for source, _ in run.answers.values()} == {"reconstructed"}
+
+
+def test_a_query_without_a_key_is_never_grouped():
+    run = scenario(arrivals=[0.0, 0.0], keys={0: None, 1: None}, tasks=[(0, NEVER, "never")])
+    assert run.sends("parity 0") == []
+    assert run.failures == {0: ("deadline", 1.0)}
+
+
+# ---- codes ---------------------------------------------------------------------------------------------------------
+
+
+def test_both_late_and_one_parity_is_one_too_few():
+    run = scenario(arrivals=[0.0, 0.0], tasks=[(0, NEVER, "never"), (1, NEVER, "never")])
+    assert run.failures == {0: ("deadline", 1.0), 1: ("deadline", 1.0)}
+    assert run.nothing_left_over()
+
+
+def test_both_late_and_two_parities_are_enough():
+    run = scenario(arrivals=[0.0, 0.0], r=2, tasks=[(0, NEVER, "never"), (1, NEVER, "never")])
+    assert {source for source, _ in run.answers.values()} == {"reconstructed"}
+    assert len(run.answers) == 2
+
+
+def test_exact_answers_all_k_late_without_a_finish():
+    run = scenario(arrivals=[0.0] * 3, code="exact", k=3, tasks=[(i, NEVER, "never") for i in range(3)])
+    assert run.answers == dict.fromkeys(range(3), ("reconstructed", 0.05))
+    assert not any(what.startswith("finish") for _, what, _ in run.sent)
+
+
+def test_a_query_may_refuse_rebuilt_answers_but_not_exact_ones():
+    late = [(0, NEVER, "never")]
+    assert scenario(arrivals=[0.0, 0.0], exact={0}, tasks=late).failures == {0: ("deadline", 1.0)}
+    assert scenario(arrivals=[0.0, 0.0], exact={0}, tasks=late, code="exact").answers[0] == ("reconstructed", 0.050)
+
+
+# ---- places, balance, the queue ------------------------------------------------------------------------------------
+
+
+def test_a_query_is_bound_only_when_a_place_is_free_and_in_order_of_arrival():
+    run = scenario(arrivals=[0.0, 0.001, 0.002, 0.003], deployed=2, code=None)
+    assert [(at, what) for at, what, _ in run.sent] == [(0.0, "0"), (0.001, "1"), (0.010, "2"), (0.011, "3")]
+
+
+def test_least_outstanding_and_then_the_longest_unused():
+    run = scenario(arrivals=[0.0, 0.1, 0.2, 0.3, 0.4, 0.4], deployed=3, places=2, code=None)
+    assert [endpoint for _, _, endpoint in run.sent] == ["d0", "d1", "d2", "d0", "d1", "d2"]
+
+
+def test_protections_beside_the_deployed_model_use_idle_places_only():
+    run = scenario(
+        arrivals=[0.0, 0.0, 0.001], deployed=2, shared=True, protections=2, tasks=[(0, NEVER, "never")], service=0.010
+    )
+    assert run.sends(2) == [(0.010, "d1")]
+    assert run.sends("parity 0")[0][0] == pytest.approx(0.020)
+    assert run.answers[0] == ("reconstructed", 0.051)
+
+
+# ---- failures ------------------------------------------------------------------------------------------------------
+
+
+def test_a_failed_task_is_tried_elsewhere():
+    run = scenario(arrivals=[0.0], code=None, tasks=[(0, 0.005, "fail")])
+    assert run.sends(0) == [(0.0, "d0"), (0.005, "d1")]
+    assert run.answers == {0: ("deployed", 0.015)}
+
+
+def test_retries_end_with_the_attempts():
+    tasks = [(0, 0.001, "fail"), ("retry 0", 0.001, "fail"), ("retry 0", 0.001, "fail")]
+    run = scenario(arrivals=[0.0], code=None, tasks=tasks)
+    assert run.failures == {0: ("failed", 0.003)}
+
+
+def test_retries_end_with_the_budget():
+    run = scenario(
+        arrivals=[0.0, 0.1, 0.2],
+        code=None,
+        tasks=[(i, 0.001, "fail") for i in range(3)],
+        policy={"retry_burst": 1.0, "retry_ratio": 0.0},
+    )
+    assert set(run.answers) == {0}
+    assert {reason for reason, _ in run.failures.values()} == {"failed"}
+
+
+def test_a_rejection_costs_no_budget_and_goes_elsewhere():
+    run = scenario(arrivals=[0.0], code=None, tasks=[(0, 0.001, "reject")], policy={"retry_burst": 0.0})
+    assert run.sends(0) == [(0.0, "d0"), (0.001, "d1")]
+    assert run.answers == {0: ("deployed", 0.011)}
+
+
+def test_a_query_nothing_can_save_fails_at_once():
+    run = scenario(arrivals=[0.0], tasks=[(0, 0.030, "fatal"), ("parity 0", 0.001, "fail")])
+    assert run.failures == {0: ("failed", 0.030)}
+
+
+def test_a_query_that_may_still_be_rebuilt_does_not_fail():
+    run = scenario(arrivals=[0.0, 0.0], tasks=[(0, 0.2, "ok"), (1, 0.001, "fatal")])
+    assert run.answers == {0: ("deployed", 0.2), 1: ("reconstructed", 0.201)}
+
+
+def test_a_failed_protection_fails_nobody():
+    run = scenario(arrivals=[0.0, 0.0], tasks=[("parity 0", 0.001, "fail"), (1, 0.5, "ok")])
+    assert run.answers == {0: ("deployed", 0.010), 1: ("deployed", 0.5)}
+
+
+def test_a_failed_finish_is_tried_on_another_endpoint():
+    run = scenario(arrivals=[0.0, 0.0], tasks=[(1, NEVER, "never"), ("finish 1", 0.001, "fail")])
+    first, second = (endpoint for _, endpoint in run.sends("finish 1"))
+    assert first == "p0.0"
+    assert second not in ("p0.0", "d1")
+    assert run.answers[1] == ("reconstructed", 0.052)
+
+
+def test_a_finish_on_a_frozen_endpoint_is_sent_a_second_time():
+    run = scenario(arrivals=[0.0, 0.0], tasks=[(1, NEVER, "never"), ("finish 1", NEVER, "never")])
+    first, second = run.sends("finish 1")
+    assert first == (0.050, "p0.0")
+    assert second[0] == pytest.approx(0.1)
+    assert second[1] not in ("p0.0", "d1")
+    assert run.answers[1] == ("reconstructed", 0.101)
+
+
+def test_after_two_failed_finishes_the_own_task_may_still_answer():
+    run = scenario(
+        arrivals=[0.0, 0.0], tasks=[(1, 0.3, "ok"), ("finish 1", 0.001, "fail"), ("finish 1", 0.001, "fail")]
+    )
+    assert run.answers[1] == ("deployed", 0.3)
+
+
+# ---- health --------------------------------------------------------------------------------------------------------
+
+
+def test_an_endpoint_that_keeps_failing_is_left_alone_and_comes_back_by_one_trial():
+    now, policy = 0.0, Policy(failures_until_out=3, out_s=1.0, retry_ratio=0.0, retry_burst=0.0)
+    scheduler = Scheduler(fleet(deployed=2, code=None), policy)
+    number, sent_to = 0, []
+
+    def ask(at):
+        nonlocal number
+        number += 1
+        (send,) = scheduler.query_arrived(Query(number, POOL), at)
+        sent_to.append(send.task.endpoint.name)
+        scheduler.task_done(send.task, Failed("refused") if send.task.endpoint.name == "d0" else Arrived(), at)
+
+    for _ in range(6):
+        ask(now)
+    assert sent_to.count("d0") == 3
+    for _ in range(5):
+        ask(0.5)
+    assert sent_to[6:] == ["d1"] * 5
+    for _ in range(4):
+        ask(1.5)
+    assert sent_to[11:].count("d0") == 1  # the trial, which failed
+    for _ in range(4):
+        ask(2.5)
+    assert "d0" not in sent_to[15:]  # twice as long
+
+
+def test_the_last_endpoint_is_never_taken_out():
+    run = scenario(
+        arrivals=[0.01 * i for i in range(8)],
+        deployed=1,
+        code=None,
+        tasks=[(i, 0.001, "fail") for i in range(6)],
+        policy={"retry_burst": 0.0, "retry_ratio": 0.0},
+    )
+    assert len(run.sent) == 8
+    assert set(run.answers) == {6, 7}
+
+
+# ---- deadlines, admission, clients that leave ----------------------------------------------------------------------
+
+
+def test_a_query_without_prediction_fails_at_its_own_deadline():
+    run = scenario(arrivals=[0.0], code=None, tasks=[(0, NEVER, "never")], deadlines={0: 0.25})
+    assert run.failures == {0: ("deadline", 0.25)}
+
+
+def test_or_gets_the_default_answer():
+    run = scenario(arrivals=[0.0], code=None, tasks=[(0, NEVER, "never")], policy={"default_answer": True})
+    assert run.answers == {0: ("default", 1.0)}
+
+
+def test_a_full_queue_refuses():
+    run = scenario(arrivals=[0.0] * 4, deployed=1, code=None, policy={"max_waiting": 2})
+    assert run.failures == {3: ("overloaded", 0.0)}
+
+
+def test_a_queue_that_has_become_too_slow_refuses():
+    run = scenario(arrivals=[0.0, 0.1], deployed=1, code=None, tasks=[(0, NEVER, "never")], policy={"max_wait_s": 0.3})
+    assert run.failures[1] == ("overloaded", pytest.approx(0.4))
+
+
+def test_a_queued_query_whose_client_left_is_never_sent():
+    run = scenario(arrivals=[0.0, 0.0], deployed=1, code=None, abandons={1: 0.005})
+    assert run.sends(1) == []
+    assert set(run.answers) == {0}
+    assert run.nothing_left_over()
+
+
+def test_work_in_flight_of_a_client_that_left_helps_its_neighbour():
+    run = scenario(arrivals=[0.0, 0.0], abandons={0: 0.005}, tasks=[(0, 0.030, "ok"), (1, NEVER, "never")])
+    assert run.answers == {1: ("reconstructed", 0.051)}
+    assert run.nothing_left_over()
+
+
+def test_nobody_there_is_said_at_once():
+    scheduler = Scheduler(Fleet((), (), (Pool(POOL),)), Policy())
+    (fail,) = scheduler.query_arrived(Query(1, POOL), 0.0)
+    assert fail.reason.value == "no endpoint"
+    (fail,) = scheduler.query_arrived(Query(2, "unknown"), 0.0)
+    assert fail.reason.value == "no endpoint"
+
+
+# ---- streamed answers, a changing fleet, nonsense ------------------------------------------------------------------
+
+
+def test_a_streamed_answer_keeps_its_place_until_it_ends():
+    scheduler = Scheduler(fleet(deployed=1, code=None), Policy())
+    (send,) = scheduler.query_arrived(Query(1, POOL), 0.0)
+    assert scheduler.query_arrived(Query(2, POOL), 0.0) == []
+    (answer,) = scheduler.answer_started(send.task, 0.1)
+    assert answer.query.id == 1
+    assert scheduler.in_flight() == 1
+    (second,) = scheduler.task_done(send.task, Arrived(), 0.2)
+    assert isinstance(second, Send)
+
+
+def test_a_pool_that_is_gone_fails_what_waits_for_it():
+    scheduler = Scheduler(fleet(deployed=1, code=None), Policy())
+    (send,) = scheduler.query_arrived(Query(1, POOL), 0.0)
+    scheduler.query_arrived(Query(2, POOL), 0.0)
+    (fail,) = scheduler.endpoints_changed(Fleet((), (), ()), 0.1)
+    assert (fail.query.id, fail.reason.value) == (2, "no endpoint")
+    (answer,) = scheduler.task_done(send.task, Arrived(), 0.2)
+    assert answer.query.id == 1
+
+
+def test_an_instance_that_returns_has_its_old_work_on_its_places():
+    one, none = fleet(deployed=1, code=None), Fleet((), (), (Pool(POOL),))
+    scheduler = Scheduler(one, Policy())
+    (send,) = scheduler.query_arrived(Query(1, POOL), 0.0)
+    scheduler.endpoints_changed(none, 0.1)
+    scheduler.endpoints_changed(one, 0.2)
+    assert scheduler.query_arrived(Query(2, POOL), 0.3) == []
+    actions = scheduler.task_done(send.task, Arrived(), 0.4)
+    assert [type(action).__name__ for action in actions] == ["Answer", "Send"]
+
+
+def test_fewer_places_hold_back_what_waits():
+    many, few = fleet(deployed=1, places=2, code=None), fleet(deployed=1, places=1, code=None)
+    scheduler = Scheduler(many, Policy())
+    (first,) = scheduler.query_arrived(Query(1, POOL), 0.0)
+    (second,) = scheduler.query_arrived(Query(2, POOL), 0.0)
+    scheduler.query_arrived(Query(3, POOL), 0.0)
+    scheduler.endpoints_changed(few, 0.1)
+    assert len(scheduler.task_done(first.task, Arrived(), 0.2)) == 1
+    assert len(scheduler.task_done(second.task, Arrived(), 0.3)) == 2
+
+
+def test_nonsense_raises_and_changes_nothing():
+    scheduler = Scheduler(fleet(), Policy())
+    query = Query(1, POOL, "same")
+    (send,) = scheduler.query_arrived(query, 0.0)
+    before = scheduler.snapshot()
+    with pytest.raises(ValueError, match="arrived already"):
+        scheduler.query_arrived(query, 0.1)
+    bad = Fleet((Instance("a", 1, "a"),), (Endpoint("e", "b", POOL, None, 1),), (Pool(POOL),))
+    with pytest.raises(ValueError, match="not listed"):
+        scheduler.endpoints_changed(bad, 0.1)
+    assert scheduler.snapshot() == before
+    scheduler.task_done(send.task, Arrived(raw=True), 0.2)
+    with pytest.raises(ValueError, match="ended already"):
+        scheduler.task_done(send.task, Arrived(), 0.3)
+
+
+def test_a_group_says_what_it_is():
+    run = scenario(arrivals=[0.0, 0.0], tasks=[(1, NEVER, "never")], until=0.03)
+    group = run.tasks[0].group
+    assert repr(group) == f"<CodingGroup {group.id} k=2 r=1 [0 done+raw, 1 running | 0 arrived]>"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"reconstruct_quantile": 1.0}, {"deadline_s": -1.0}, {"max_attempts": 0}, {"retry_ratio": float("nan")}],
+)
+def test_impossible_policies_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Policy(**wrong)

@@ -1,0 +1,130 @@
+"""For a linear F the sum code is exact: whatever is recoverable is decoded to F's own output."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from ts_parity.codes import Family, check_coefficients, make_code
+from ts_parity.errors import CodeError, DecodeError
+
+
+def linear_group(code, members, seed=0):
+    """-> F's outputs by slot and the parity outputs by row, of a linear F, with `members` slots present."""
+    rng = np.random.default_rng(seed)
+    weights = rng.normal(size=(6, 5)).astype(np.float32)
+    inputs = rng.normal(size=(code.k, 1, 6)).astype(np.float32)
+    outputs = {slot: inputs[slot] @ weights for slot in range(members)}
+    parities = {
+        row: sum(c * inputs[slot] for slot, c in enumerate(code.coefficients[row]) if slot < members) @ weights
+        for row in range(code.r)
+    }
+    return outputs, parities
+
+
+CASES = [(k, r, members) for k in (2, 3, 4) for r in (1, 2) for members in range(1, k + 1)]
+
+
+@pytest.mark.parametrize(("k", "r", "members"), CASES)
+def test_every_recoverable_pattern_is_decoded_exactly(k, r, members):
+    code = make_code("sum", k, r)
+    outputs, parities = linear_group(code, members)
+    everyone = frozenset(range(members))
+    for lost in itertools.chain.from_iterable(itertools.combinations(range(members), n) for n in range(members + 1)):
+        for rows in itertools.chain.from_iterable(itertools.combinations(range(r), n) for n in range(r + 1)):
+            have = {slot: outputs[slot] for slot in everyone - set(lost)}
+            covers = dict.fromkeys(rows, everyone)
+            expected = frozenset(lost) if len(lost) <= len(rows) else frozenset()
+            assert code.recoverable(frozenset(have), covers) == expected
+            for slot in expected:
+                rebuilt = code.decode(slot, have, {row: parities[row] for row in rows}, covers)
+                np.testing.assert_allclose(rebuilt, outputs[slot], rtol=1e-4, atol=1e-4)
+
+
+def test_a_slot_that_a_parity_does_not_cover_is_not_in_its_equation():
+    """Row 1 lost a bad slot; slot 0 is decoded from it without knowing that slot."""
+    code = make_code("sum", 3, 2)
+    outputs, _ = linear_group(code, 3)
+    covers = {1: frozenset({0, 2})}
+    said = {1: 1.0 * outputs[0] + 3.0 * outputs[2]}
+    have = {2: outputs[2]}
+    assert code.recoverable(frozenset(have), covers) == {0}
+    np.testing.assert_allclose(code.decode(0, have, said, covers), outputs[0], rtol=1e-4, atol=1e-4)
+
+
+def test_two_rows_can_recover_one_of_three_unknowns_only_if_they_can_tell_it_apart():
+    code = make_code("sum", 3, 2)
+    covers = {0: frozenset({0, 1}), 1: frozenset({0, 1, 2})}
+    assert code.recoverable(frozenset(), covers) == frozenset()
+    assert code.recoverable(frozenset({0}), covers) == {1, 2}
+
+
+def test_the_amplification_of_error_is_stated():
+    code = make_code("sum", 2, 2)
+    both = {0: frozenset({0, 1}), 1: frozenset({0, 1})}
+    assert code.amplification(0, frozenset(), both) == pytest.approx(math.sqrt(5))  # x0 = 2 P0 - P1
+    assert code.amplification(1, frozenset(), both) == pytest.approx(math.sqrt(2))  # x1 = P1 - P0
+    assert code.amplification(1, frozenset({0}), {1: both[1]}) == pytest.approx(0.5)  # x1 = (P1 - x0) / 2
+    assert code.amplification(0, frozenset({1}), {0: both[0]}) == pytest.approx(1.0)
+
+
+def test_of_several_solutions_the_least_amplifying_is_taken():
+    code = make_code("sum", 2, 2)
+    both = {0: frozenset({0, 1}), 1: frozenset({0, 1})}
+    assert code.amplification(1, frozenset({0}), both) < 0.5
+
+
+def test_what_cannot_be_decoded_is_an_error():
+    code = make_code("sum", 2)
+    full = {0: frozenset({0, 1})}
+    with pytest.raises(DecodeError, match="slot 0 cannot be decoded"):
+        code.decode(0, {}, {0: np.zeros(3)}, full)
+    with pytest.raises(DecodeError, match="shapes"):
+        code.decode(0, {1: np.zeros(4)}, {0: np.zeros(3)}, full)
+    with pytest.raises(DecodeError, match="cannot be decoded"):
+        code.decode(1, {1: np.zeros(3)}, {0: np.zeros(3)}, full)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 64])
+def test_exact_answers_whatever_arrived(k):
+    code = make_code("exact", k)
+    assert (code.family, code.lossless) == (Family.BACKUP, True)
+    assert code.recoverable(frozenset(), {0: frozenset(range(k))}) == frozenset(range(k))
+    assert code.recoverable(frozenset({0}), {0: frozenset(range(k))}) == frozenset(range(1, k))
+    with pytest.raises(DecodeError, match="nothing to decode"):
+        code.decode(0, {}, {}, {0: frozenset({0})})
+
+
+@pytest.mark.parametrize(
+    ("coefficients", "says"),
+    [
+        (((1.0, 1.0), (2.0, 2.0)), "singular"),
+        (((1.0, 0.0), (1.0, 2.0)), "singular"),
+        (((1.0, math.inf), (1.0, 2.0)), "finite"),
+        (((1.0, 1.0),), "shape"),
+        (((1.0,), (1.0,)), "shape"),
+    ],
+)
+def test_bad_coefficients_are_refused(coefficients, says):
+    with pytest.raises(CodeError, match=says):
+        check_coefficients(coefficients, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("sum", 1), "k of 2 to 4"),
+        (("sum", 5), "k of 2 to 4"),
+        (("sum", 2, 3), "r of 1 or 2"),
+        (("sum", 2, 0), "r of 1 or 2"),
+        (("exact", 0), "k of 1"),
+        (("exact", 65), "k of 1"),
+        (("exact", 2, 0), "at least 1"),
+        (("exact", 2, 1, ((1.0, 1.0),)), "no coefficients"),
+        (("berrut", 2), "unknown code"),
+    ],
+)
+def test_impossible_codes_are_refused(arguments, says):
+    with pytest.raises(CodeError, match=says):
+        make_code(*arguments)

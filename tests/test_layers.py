@@ -1,0 +1,104 @@
+"""Lower rooms never import higher ones, heavy packages stay in their rooms, and importing the package is cheap."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "ts_parity"
+
+LEVELS = [
+    {"errors", "config"},
+    {"wire"},
+    {"codes"},
+    {"engine"},
+    {"proxy", "worker", "torchserve"},
+    {"training"},
+    {"lab", "testing", "scenarios"},
+    {"cli"},
+]
+LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
+HEAVY = {
+    "torch": {"worker", "training"},
+    "ts": {"worker"},
+    "aiohttp": {"proxy", "lab", "testing"},
+    "matplotlib": {"lab", "training"},
+    "prometheus_client": {"proxy"},
+    "requests": {"torchserve"},
+}
+
+
+def imports_of(file):
+    """Every module name that the file imports, at the top or inside functions."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: imports are absolute here"
+            if node.module == "ts_parity":
+                yield from (f"ts_parity.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+
+
+def room_of(file):
+    first = file.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_lower_never_imports_higher(file):
+    room = room_of(file)
+    if room == "__init__":
+        assert not list(imports_of(file)), "ts_parity/__init__.py imports nothing"
+        return
+    for module in imports_of(file):
+        if not module.startswith("ts_parity."):
+            continue
+        other = module.split(".")[1]
+        if other in (room, "__version__"):
+            continue
+        assert LEVEL[other] <= LEVEL[room], f"{room} imports {other}, which is higher"
+        same_room_folder = LEVEL[other] == LEVEL[room] and (PACKAGE / room).is_dir()
+        assert not same_room_folder, f"{room} and {other} are on one level and do not import each other"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_heavy_packages_stay_in_their_rooms(file):
+    for module in imports_of(file):
+        allowed = HEAVY.get(module.split(".")[0])
+        assert allowed is None or room_of(file) in allowed, f"{file} imports {module}"
+
+
+def test_the_engine_needs_nothing_but_the_standard_library():
+    for file in (PACKAGE / "engine").glob("*.py"):
+        for module in imports_of(file):
+            top = module.split(".")[0]
+            inside = module.startswith("ts_parity.engine")
+            assert inside or top in sys.stdlib_module_names, f"{file.name} imports {module}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [["-c", "import ts_parity"], ["-m", "ts_parity.cli", "--help"]])
+def test_importing_and_asking_for_help_is_cheap(arguments):
+    ran = subprocess.run([sys.executable, "-X", "importtime", *arguments], capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    imported = {line.rsplit("|", 1)[1].strip().split(".")[0] for line in ran.stderr.splitlines() if "|" in line}
+    assert not imported & {"torch", "aiohttp", "numpy", "requests", "matplotlib", "ts", "sklearn"}
+
+
+@pytest.mark.slow
+def test_a_wrong_command_line_is_exit_code_2():
+    ran = subprocess.run(
+        [sys.executable, "-m", "ts_parity.cli", "serve", "--endpoint", "nonsense"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ran.returncode == 2
+    assert "nonsense" in ran.stderr

@@ -1,0 +1,223 @@
+"""Races in virtual time: a table of what each task does, in; who was answered how and when, out.
+
+For tests and for trying a policy by hand. Drives the real Scheduler; time is a number, so results are
+exact and instant.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ts_parity.codes import make_code
+from ts_parity.engine import (
+    Action,
+    Answer,
+    Arrived,
+    Endpoint,
+    Fail,
+    Failed,
+    Fleet,
+    Instance,
+    Kind,
+    Outcome,
+    Policy,
+    Pool,
+    Query,
+    Rejected,
+    Scheduler,
+    Send,
+    Task,
+)
+
+POOL = "model"
+OUTCOMES: Mapping[str, Outcome] = {
+    "ok": Arrived(raw=True),
+    "plain": Arrived(raw=False),
+    "fail": Failed("worker died"),
+    "fatal": Failed("refused", retry=False),
+    "reject": Rejected(),
+}
+TaskRow = tuple[int | str, float, str]
+"""(query or "retry 0" or "parity 0" or "finish 0", seconds after it was sent, an outcome or "never")."""
+
+
+class ManualClock:
+    """A clock that stands still until it is told the time."""
+
+    def __init__(self, now: float = 0.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        if seconds < 0:
+            raise ValueError(f"time does not run backwards, and not by {seconds} s")
+        self.now += seconds
+
+
+@dataclass
+class Run:
+    """What happened. Times are rounded to the microsecond."""
+
+    scheduler: Scheduler
+    answers: dict[int, tuple[str, float]] = field(default_factory=dict)
+    failures: dict[int, tuple[str, float]] = field(default_factory=dict)
+    sent: list[tuple[float, str, str]] = field(default_factory=list)
+    """(time, what, endpoint): what is a query's number, "parity 0" or "finish 0" as in the table."""
+    actions: list[Action] = field(default_factory=list)
+    tasks: list[Task] = field(default_factory=list)
+    unfinished: int = 0
+
+    def sends(self, what: int | str) -> list[tuple[float, str]]:
+        return [(at, endpoint) for at, sent, endpoint in self.sent if sent == str(what)]
+
+    def nothing_left_over(self) -> bool:
+        """No open query, nothing queued, no group open; tasks that never end aside, no place taken."""
+        pools = list(self.scheduler.pools())
+        empty = all(not (p.waiting or p.open_groups or p.finishes) and _all_done(p.protections) for p in pools)
+        return empty and self.scheduler.open_queries() == 0 and self.scheduler.in_flight() == self.unfinished
+
+
+def _all_done(protections: Iterable[tuple[Any, int]]) -> bool:
+    return all(group.done for group, _ in protections)
+
+
+def fleet(
+    *,
+    deployed: int = 4,
+    code: str | None = "sum",
+    k: int = 2,
+    r: int = 1,
+    protections: int = 1,
+    places: int = 1,
+    domains: Sequence[str] | None = None,
+    shared: bool = False,
+    partial: bool = True,
+) -> Fleet:
+    """Instances d0, d1 .. with the deployed model and p0.0 (row 0, number 0) .. with protections.
+
+    `shared`: the protections stand beside the deployed model on d0, d1 .. instead.
+    """
+    instances = [Instance(f"d{i}", places, domains[i] if domains else f"d{i}") for i in range(deployed)]
+    endpoints = [Endpoint(f"d{i}", f"d{i}", POOL, None, places) for i in range(deployed)]
+    for row in range(r if code else 0):
+        for number in range(protections):
+            name = f"p{row}.{number}"
+            host = f"d{number}" if shared else name
+            if not shared:
+                instances.append(Instance(name, places, name))
+            endpoints.append(Endpoint(name, host, POOL, row, places))
+    pool = Pool(POOL, make_code(code, k, r) if code else None, partial)
+    return Fleet(tuple(instances), tuple(endpoints), (pool,))
+
+
+def scenario(
+    *,
+    arrivals: Sequence[float],
+    tasks: Sequence[TaskRow] = (),
+    service: float = 0.010,
+    exact: Collection[int] = (),
+    abandons: Mapping[int, float] | None = None,
+    deadlines: Mapping[int, float] | None = None,
+    keys: Mapping[int, str | None] | None = None,
+    policy: Mapping[str, Any] | None = None,
+    until: float = 100.0,
+    **shape: Any,
+) -> Run:
+    """Run query i from arrivals[i] on. A task not in the table is "ok" after `service`, a finish after 1 ms.
+
+    Several rows with one name are taken in turn. `shape` is passed to `fleet`. `exact` lists the queries that refuse
+    rebuilt answers; `abandons` and `deadlines` map queries to instants; `keys` maps queries to group keys.
+    """
+    settings = {"reconstruct_after_s": 0.05, "group_wait_s": 0.02, "deadline_s": 1.0, **(policy or {})}
+    run = Run(Scheduler(fleet(**shape), Policy(**settings)))
+    world = _World(run, list(tasks), service)
+    queries = [
+        Query(i, POOL, (keys or {}).get(i, "same"), (deadlines or {}).get(i), i in exact) for i in range(len(arrivals))
+    ]
+    for query, at in zip(queries, arrivals, strict=True):
+        world.at(at, query, None)
+    for number, at in (abandons or {}).items():
+        world.at(at, queries[number], "left")
+    world.go(until)
+    return run
+
+
+class _World:
+    """The heap of what will happen, and the table of what tasks do."""
+
+    def __init__(self, run: Run, table: list[TaskRow], service: float) -> None:
+        self._run = run
+        self._table = [(str(what), seconds, outcome) for what, seconds, outcome in table]
+        self._service = service
+        self._heap: list[tuple[float, int, Query | Task, str | None]] = []
+        self._order = 0
+
+    def at(self, when: float, subject: Query | Task, what: str | None) -> None:
+        self._order += 1
+        heapq.heappush(self._heap, (when, self._order, subject, what))
+
+    def go(self, until: float) -> None:
+        scheduler = self._run.scheduler
+        while True:
+            timer = scheduler.next_deadline()
+            event_at = self._heap[0][0] if self._heap else None
+            if timer is not None and (event_at is None or timer < event_at):
+                if timer > until:
+                    return
+                self._obey(scheduler.tick(timer), timer)
+            elif event_at is None or event_at > until:
+                return
+            else:
+                _, _, subject, what = heapq.heappop(self._heap)
+                self._obey(self._happen(subject, what, event_at), event_at)
+
+    def _happen(self, subject: Query | Task, what: str | None, now: float) -> list[Action]:
+        scheduler = self._run.scheduler
+        if isinstance(subject, Query):
+            return scheduler.query_arrived(subject, now) if what is None else scheduler.query_abandoned(subject, now)
+        assert what is not None
+        return scheduler.task_done(subject, OUTCOMES[what], now)
+
+    def _obey(self, actions: list[Action], now: float) -> None:
+        run, at = self._run, round(now, 6)
+        run.actions += actions
+        for action in actions:
+            if isinstance(action, Send):
+                self._start(action.task, now)
+            elif isinstance(action, Answer):
+                assert action.query.id not in run.answers
+                run.answers[action.query.id] = (action.source.value, at)
+            elif isinstance(action, Fail):
+                assert action.query.id not in run.failures
+                run.failures[action.query.id] = (action.reason.value, at)
+
+    def _start(self, task: Task, now: float) -> None:
+        name = _name(task)
+        self._run.tasks.append(task)
+        self._run.sent.append((round(now, 6), name.removeprefix("retry "), task.endpoint.name))
+        seconds, outcome = self._script(name, 0.001 if task.kind is Kind.FINISH else self._service)
+        if outcome == "never":
+            self._run.unfinished += 1
+        else:
+            self.at(now + seconds, task, outcome)
+
+    def _script(self, name: str, otherwise: float) -> tuple[float, str]:
+        for index, (what, seconds, outcome) in enumerate(self._table):
+            if what == name:
+                del self._table[index]
+                return seconds, outcome
+        return otherwise, "ok"
+
+
+def _name(task: Task) -> str:
+    if task.kind is Kind.PROTECTION:
+        return f"parity {task.row}"
+    assert task.query is not None
+    if task.kind is Kind.FINISH:
+        return f"finish {task.query.id}"
+    return f"{'retry ' if task.query.attempts > 1 else ''}{task.query.id}"
