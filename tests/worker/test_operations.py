@@ -217,7 +217,8 @@ def test_a_mixed_batch_on_a_parity_worker(serve: Serve) -> None:
     )
     assert plain.body == worker.ask(vector(1)).body
     assert group.frame.covers == {0, 1}
-    assert (finish.status, finish.body) == (200, plain.body)
+    assert finish.status == 200
+    assert alike(Answer(finish.body), Answer(plain.body))
     backup = serve("overrides_steps", {"role": "parity", "code": "exact", "k": 2})
     assert backup.finish(vector(1), linear(vector(1))).status == 400
 

@@ -19,11 +19,12 @@ from ts_parity.engine.policy import LatencyWindow, Policy
 class InstanceState:
     """One TorchServe and how many of its places are taken, over all models it hosts."""
 
-    __slots__ = ("in_flight", "instance")
+    __slots__ = ("in_flight", "instance", "protects")
 
     def __init__(self, instance: Instance) -> None:
         self.instance = instance
         self.in_flight = 0
+        self.protects = False
 
 
 class EndpointState:
@@ -67,6 +68,8 @@ class PoolState:
         self.waiting_count = 0
         self.open_groups: dict[Hashable, list[CodingGroup]] = {}
         self.protections: deque[tuple[CodingGroup, int]] = deque()
+        self.protections_blocked = False
+        """No row had a place when last asked, and none has come free since."""
         self.finishes: deque[Query] = deque()
         self.latency = LatencyWindow(policy.reconstruct_quantile)
         self._policy = policy
@@ -132,6 +135,8 @@ class FleetState:
         self._policy = policy
         self.instances: dict[str, InstanceState] = {}
         self.endpoints: dict[str, EndpointState] = {}
+        self._left: dict[str, EndpointState] = {}
+        """Endpoints that are gone with work in flight: should they come back, it is still on their places."""
         self.pools: dict[str, PoolState] = {}
 
     def update(self, fleet: Fleet) -> list[PoolState]:
@@ -161,7 +166,7 @@ class FleetState:
                 del self.instances[name]
 
     def _update_endpoints(self, fleet: Fleet) -> None:
-        known = self.endpoints
+        known = self._left | self.endpoints
         self.endpoints = {}
         for endpoint in fleet.endpoints:
             state = known.get(endpoint.name)
@@ -169,7 +174,9 @@ class FleetState:
                 state = EndpointState(endpoint, self.instances[endpoint.instance], self._policy)
             state.endpoint = endpoint
             state.host = self.instances[endpoint.instance]
+            state.host.protects = state.host.protects or endpoint.row is not None
             self.endpoints[endpoint.name] = state
+        self._left = {name: s for name, s in known.items() if name not in self.endpoints and s.in_flight}
 
     @staticmethod
     def _check(fleet: Fleet) -> None:
@@ -201,16 +208,20 @@ def choose(
     best: EndpointState | None = None
     best_rank: tuple[bool, float, int] | None = None
     someone_in = False
+    # The hottest loop of the engine: attributes are read once, and nothing is called.
     for state in candidates:
         health = state.health
         if health.condition is Condition.IN:
             someone_in = True
-        if not state.has_place() or not health.may_serve(now):
+        elif health.condition is Condition.TRIAL:  # one that is running is the only one
             continue
         host = state.host
         instance = host.instance
+        taken = host.in_flight
+        if taken >= instance.places or state.in_flight >= state.endpoint.places or now < health.resumes_at:
+            continue
         unwanted = instance.name in avoid or instance.domain in domains
-        rank = (unwanted, host.in_flight / instance.places, state.last_sent)
+        rank = (unwanted, taken / instance.places, state.last_sent)
         if best_rank is None or rank < best_rank:
             best, best_rank = state, rank
     if best is None and not someone_in:

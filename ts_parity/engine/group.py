@@ -82,7 +82,7 @@ class CodingGroup:
         return frozenset(range(self.size))
 
     def open_members(self) -> Iterator[Query]:
-        return (query for query in self.members if query is not None and query.open)
+        return (query for query in self.members if query is not None and query.state is not QueryState.DONE)
 
     def join(self, query: Query, domain: str) -> None:
         if self.sealed or self.full:

@@ -18,7 +18,7 @@ class Condition(Enum):
 
 
 class Health:
-    """IN until `failures_until_out` failures in a row, then OUT for a while, then one TRIAL that decides."""
+    """IN until `failures_until_out` failures in a row, then OUT until `resumes_at`, then one TRIAL that decides."""
 
     __slots__ = ("_failures", "_failures_until_out", "_out_s", "_returns", "condition", "resumes_at")
 
@@ -29,10 +29,6 @@ class Health:
         self._returns = 0
         self.condition = Condition.IN
         self.resumes_at = 0.0
-
-    def may_serve(self, now: float) -> bool:
-        """A trial that is running is the only one."""
-        return now >= self.resumes_at and self.condition is not Condition.TRIAL
 
     def sent(self, now: float) -> None:
         """The first task after a time out is the trial."""

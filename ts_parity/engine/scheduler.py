@@ -87,10 +87,12 @@ class Scheduler:
         else:
             pool.waiting.append(query)
             pool.waiting_count += 1
-            self._arm(query.deadline_at, _Timer.DEADLINE, query)
-            self._pump(now, actions)
+            if pool.waiting_count == 1:  # else those before it found no place, and none has come free since
+                self._pump(now, actions)
             if query.state is QueryState.WAITING:
                 self._arm(now + self.policy.max_wait_s, _Timer.WAIT, query)
+            if query.group is None:  # else its release comes first, and arms the deadline
+                self._arm(query.deadline_at, _Timer.DEADLINE, query)
         return actions
 
     def task_done(self, task: Task, outcome: Outcome, now: float) -> list[Action]:
@@ -100,6 +102,8 @@ class Scheduler:
         actions: list[Action] = []
         task.done = True
         task.place.free_place()
+        if task.place.host.protects:
+            self._unblock()
         self._in_flight -= 1
         self._note_health(task, outcome, now)
         if task.kind is Kind.DEPLOYED:
@@ -133,6 +137,7 @@ class Scheduler:
         """The fleet was discovered anew. Raise ValueError, and change nothing, if its names do not fit together."""
         actions: list[Action] = []
         gone = self._fleet.update(fleet)
+        self._unblock()
         for pool in [*gone, *self._fleet.pools.values()]:
             if pool in gone or not pool.deployed:
                 for query in [*pool.waiting]:
@@ -153,8 +158,11 @@ class Scheduler:
             _, _, kind, subject = heapq.heappop(self._timers)
             if isinstance(subject, CodingGroup):
                 self._seal(subject, actions)
-            elif isinstance(subject, Query) and subject.open:
-                self._query_timer(kind, subject, now, actions)
+            elif isinstance(subject, Query):
+                if subject.open:
+                    self._query_timer(kind, subject, now, actions)
+            else:  # an endpoint may be asked again
+                self._unblock()
         self._pump(now, actions)
         return actions
 
@@ -186,8 +194,12 @@ class Scheduler:
             if not pool.waiting_count:
                 waiting.remove(pool)
         for pool in pools:
-            if pool.protections:
+            if pool.protections and not pool.protections_blocked:
                 self._send_protections(pool, now, actions)
+
+    def _unblock(self) -> None:
+        for pool in self._fleet.pools.values():
+            pool.protections_blocked = False
 
     def _dispatch(self, pool: PoolState, query: Query, place: EndpointState, now: float, actions: list[Action]) -> None:
         query.state = QueryState.RUNNING
@@ -213,7 +225,8 @@ class Scheduler:
             pool.open_groups.setdefault(query.key, []).append(group)
             self._arm(now + pool.group_wait_s, _Timer.SEAL, group)
         group.join(query, domain)
-        self._arm(query.release_at, _Timer.RELEASE, query)
+        assert query.deadline_at is not None
+        self._arm(min(query.release_at, query.deadline_at), _Timer.RELEASE, query)
         return group if group.full else None
 
     def _seal(self, group: CodingGroup, actions: list[Action]) -> None:
@@ -236,6 +249,7 @@ class Scheduler:
             if pool.rows.get(row):
                 group.pending_rows.add(row)
                 pool.protections.append((group, row))
+                pool.protections_blocked = False
         if not group.pending_rows:
             self._review(group, actions)
 
@@ -256,6 +270,7 @@ class Scheduler:
                 continue
             self._send(Kind.PROTECTION, place, None, group, None, row, now, actions)
         pool.protections.extendleft(reversed(held))
+        pool.protections_blocked = bool(held)
 
     def _send_finishes(self, pool: PoolState, now: float, actions: list[Action]) -> None:
         while pool.finishes:
@@ -432,6 +447,8 @@ class Scheduler:
     def _query_timer(self, kind: _Timer, query: Query, now: float, actions: list[Action]) -> None:
         if kind is _Timer.RELEASE:
             self._rebuild_if_due(query, now, actions)
+            if query.open and query.deadline_at is not None:
+                self._arm(query.deadline_at, _Timer.DEADLINE, query)
         elif kind is _Timer.FINISH:
             self._queue_finish(query)
         elif kind is _Timer.DEADLINE:
@@ -464,7 +481,7 @@ class Scheduler:
         self._live.discard(query.id)
         if query.group is not None:
             query.group.member_done()
-        if len(self._timers) > 64 + 8 * len(self._live):
+        if len(self._timers) > 256 + 8 * len(self._live):
             self._forget_stale_timers()
 
     # ---- small print -----------------------------------------------------------------------------------------------
@@ -534,10 +551,7 @@ def _may_be_rebuilt(query: Query, group: CodingGroup) -> bool:
 
 
 def _is_stale(kind: _Timer, subject: Query | CodingGroup | EndpointState) -> bool:
-    if isinstance(subject, CodingGroup):
-        return subject.sealed
     if isinstance(subject, Query):
-        if kind is _Timer.WAIT:
-            return subject.state is not QueryState.WAITING
-        return not subject.open
-    return False
+        state = subject.state
+        return state is QueryState.DONE or (kind is _Timer.WAIT and state is not QueryState.WAITING)
+    return isinstance(subject, CodingGroup) and subject.sealed

@@ -150,10 +150,12 @@ def encode_groups(inputs: torch.Tensor, picks: torch.Tensor, weights: torch.Tens
 
 
 def draw_groups(indices: Array, k: int, rng: np.random.Generator, groups: int) -> Array:
-    """(groups, k) indices; within a group all differ where there are enough."""
+    """(groups, k) indices: shuffled passes over all of them, so that each is used about equally often."""
     if len(indices) < k:
         return np.asarray(rng.choice(indices, size=(groups, k)))
-    return np.stack([rng.choice(indices, size=k, replace=False) for _ in range(groups)])
+    per_pass = len(indices) // k
+    passes = [rng.permutation(indices)[: per_pass * k] for _ in range(-(-groups // per_pass))]
+    return np.concatenate(passes).reshape(-1, k)[:groups]
 
 
 def draw_present(groups: int, k: int, empty: float, rng: np.random.Generator) -> Array:
@@ -199,7 +201,7 @@ def trainable_copy(deployed: nn.Module) -> nn.Module:
     if not parameters:
         raise NotCodable("the deployed model has no parameters to learn (a frozen TorchScript module, perhaps)")
     for parameter in parameters:
-        parameter.requires_grad_(True)
+        parameter.detach_().requires_grad_(True)  # a copied TorchScript module's parameters are not leaves
     return network
 
 
