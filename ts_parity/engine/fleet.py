@@ -62,8 +62,9 @@ class PoolState:
 
     def __init__(self, pool: Pool, policy: Policy) -> None:
         self.pool = pool
-        self.deployed: list[EndpointState] = []
-        self.rows: dict[int, list[EndpointState]] = {}
+        # By name, the one longest unused first: then the first idle one is the right one, and choosing is cheap.
+        self.deployed: dict[str, EndpointState] = {}
+        self.rows: dict[int, dict[str, EndpointState]] = {}
         self.waiting: deque[Query] = deque()
         self.waiting_count = 0
         self.open_groups: dict[Hashable, list[CodingGroup]] = {}
@@ -89,12 +90,23 @@ class PoolState:
     def group_wait_s(self) -> float:
         return self.reconstruct_after_s if self._policy.group_wait_s is None else self._policy.group_wait_s
 
-    def set_endpoints(self, deployed: list[EndpointState], rows: dict[int, list[EndpointState]]) -> None:
-        self.deployed = deployed
-        self.rows = rows
-        domains = len({state.domain for state in deployed})
+    def set_endpoints(self, members: Iterable[EndpointState]) -> None:
+        self.deployed, self.rows = {}, {}
+        for state in sorted(members, key=lambda state: state.last_sent):
+            self._line_of(state)[state.endpoint.name] = state
+        domains = len({state.domain for state in self.deployed.values()})
         # With fewer domains than k a group cannot be spread over k of them; it is spread as evenly as it can be.
         self._per_domain = math.ceil(self.code.k / domains) if self.code is not None and domains else 1
+
+    def used(self, state: EndpointState) -> None:
+        """It goes to the end of its line."""
+        line = self._line_of(state)
+        if line.pop(state.endpoint.name, None) is not None:
+            line[state.endpoint.name] = state
+
+    def _line_of(self, state: EndpointState) -> dict[str, EndpointState]:
+        row = state.endpoint.row
+        return self.deployed if row is None else self.rows.setdefault(row, {})
 
     def group_for(self, key: Hashable, domain: str) -> CodingGroup | None:
         """The oldest open group that can take a member in this domain."""
@@ -111,10 +123,10 @@ class PoolState:
                 del self.open_groups[group.key]
 
     def endpoint_for_query(self, query: Query, now: float) -> EndpointState | None:
-        return choose(self.deployed, now, avoid=query.avoid)
+        return choose(self.deployed.values(), now, avoid=query.avoid)
 
     def endpoint_for_protection(self, group: CodingGroup, row: int, now: float) -> EndpointState | None:
-        return choose(self.rows.get(row, ()), now, domains=group.domains)
+        return choose(self.rows[row].values(), now, domains=group.domains)
 
     def endpoint_for_finish(self, query: Query, now: float) -> EndpointState | None:
         """Any endpoint with the user's code will do, but not where a task of this query is stuck already.
@@ -125,7 +137,8 @@ class PoolState:
         chosen = choose([state for state in lively if state.host.instance.name not in query.avoid], now)
         if chosen is not None:
             return chosen
-        return choose([*self.deployed, *(s for states in self.rows.values() for s in states)], now, avoid=query.avoid)
+        everyone = [*self.deployed.values(), *(s for line in self.rows.values() for s in line.values())]
+        return choose(everyone, now, avoid=query.avoid, in_order=False)
 
 
 class FleetState:
@@ -148,12 +161,7 @@ class FleetState:
         for pool in fleet.pools:
             state = self.pools.setdefault(pool.name, PoolState(pool, self._policy))
             state.pool = pool
-            members = [s for s in self.endpoints.values() if s.endpoint.pool == pool.name]
-            rows: dict[int, list[EndpointState]] = {}
-            for member in members:
-                if member.endpoint.row is not None:
-                    rows.setdefault(member.endpoint.row, []).append(member)
-            state.set_endpoints([m for m in members if m.endpoint.row is None], rows)
+            state.set_endpoints(s for s in self.endpoints.values() if s.endpoint.pool == pool.name)
         return gone
 
     def _update_instances(self, fleet: Fleet) -> None:
@@ -199,9 +207,11 @@ def choose(
     now: float,
     avoid: frozenset[str] = frozenset(),
     domains: Mapping[str, int] = _NO_DOMAINS,
+    in_order: bool = True,
 ) -> EndpointState | None:
     """Least outstanding among the healthy ones with a free place; ties go to the one longest unused.
 
+    `in_order`: the candidates come longest unused first, so the first idle one is it.
     Instances in `avoid` and failure domains in `domains` are taken only if there is nothing else. Health never takes
     out the last one: if all are out, it is ignored.
     """
@@ -221,6 +231,8 @@ def choose(
         if taken >= instance.places or state.in_flight >= state.endpoint.places or now < health.resumes_at:
             continue
         unwanted = instance.name in avoid or instance.domain in domains
+        if taken == 0 and not unwanted and in_order:
+            return state
         rank = (unwanted, taken / instance.places, state.last_sent)
         if best_rank is None or rank < best_rank:
             best, best_rank = state, rank

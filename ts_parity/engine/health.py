@@ -36,6 +36,8 @@ class Health:
             self.condition = Condition.TRIAL
 
     def succeeded(self) -> None:
+        if not self._failures and self.condition is Condition.IN:
+            return
         self._failures = 0
         self._returns = 0
         self.condition = Condition.IN

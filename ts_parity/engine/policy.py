@@ -72,7 +72,7 @@ class LatencyWindow:
     """
 
     ENOUGH = 20
-    EVERY = 32
+    EVERY = 64
 
     def __init__(self, quantile: float, size: int = 512) -> None:
         self._quantile = quantile

@@ -300,6 +300,9 @@ class Scheduler:
         self._serial += 1
         task = Task(self._serial, kind, query, group, slot, row, place, now)
         place.take_place(self._serial, now)
+        pool = self._fleet.pools.get(place.endpoint.pool)
+        if pool is not None:
+            pool.used(place)
         self._in_flight += 1
         self.sent[kind.value] += 1
         actions.append(Send(task))
