@@ -24,7 +24,7 @@ class Source(str, Enum):
     DEFAULT = "default"
 
 
-class Kind(Enum):
+class Kind(str, Enum):
     """What a task asks of an endpoint: a prediction, the protection of a group, or the finish of a rebuilt output."""
 
     DEPLOYED = "deployed"

@@ -304,7 +304,7 @@ class Scheduler:
         if pool is not None:
             pool.used(place)
         self._in_flight += 1
-        self.sent[kind.value] += 1
+        self.sent[kind] += 1
         actions.append(Send(task))
 
     # ---- what ended ------------------------------------------------------------------------------------------------
@@ -465,12 +465,12 @@ class Scheduler:
     # ---- the end of a query ----------------------------------------------------------------------------------------
 
     def _answer(self, query: Query, source: Source, task: Task | None, actions: list[Action]) -> None:
-        self.answered[source.value] += 1
+        self.answered[source] += 1
         self._close(query)
         actions.append(Answer(query, source, task))
 
     def _fail(self, query: Query, reason: Reason, actions: list[Action]) -> None:
-        self.failed[reason.value] += 1
+        self.failed[reason] += 1
         self._close(query)
         actions.append(Fail(query, reason, query.last_failure))
 
@@ -525,9 +525,9 @@ class Scheduler:
             "open_queries": len(self._live),
             "in_flight": self._in_flight,
             "retry_tokens": round(self._retries.tokens, 3),
-            "sent": dict(self.sent),
-            "answered": dict(self.answered),
-            "failed": dict(self.failed),
+            "sent": _counts(self.sent),
+            "answered": _counts(self.answered),
+            "failed": _counts(self.failed),
             "pools": {
                 name: {
                     "waiting": pool.waiting_count,
@@ -543,6 +543,11 @@ class Scheduler:
                 for name, state in self._fleet.endpoints.items()
             },
         }
+
+
+def _counts(counter: Counter[str]) -> dict[str, int]:
+    """The counters are kept under the enums themselves, which are strings: their plain values, for JSON."""
+    return {str(getattr(key, "value", key)): count for key, count in counter.items()}
 
 
 def _head(pool: PoolState) -> Query:
