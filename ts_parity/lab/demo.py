@@ -239,7 +239,8 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 def _instance(archive: Path) -> TorchServeInstance:
     # One thread per worker: six workers on a small machine would otherwise fight over its cores.
-    return TorchServeInstance([archive], InstanceOptions(workers=1))
+    # TorchServe's system metrics start one more process per instance every minute, all six at the same instant here.
+    return TorchServeInstance([archive], InstanceOptions(workers=1, properties={"disable_system_metrics": "true"}))
 
 
 def _arm(
