@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from ts_parity.codes import Family, check_coefficients, make_code
+from ts_parity.config import CODES
 from ts_parity.errors import CodeError, DecodeError
 
 
@@ -128,3 +129,45 @@ def test_bad_coefficients_are_refused(coefficients, says):
 def test_impossible_codes_are_refused(arguments, says):
     with pytest.raises(CodeError, match=says):
         make_code(*arguments)
+
+
+@pytest.mark.parametrize("name", CODES)
+def test_every_code_that_command_lines_offer_can_be_made(name):
+    code = make_code(name, 2)
+    assert (code.family is Family.PARITY) == (name in ("sum", "concat"))
+    assert code.lossless == (name == "exact")
+
+
+@pytest.mark.parametrize("k", [2, 4])
+def test_concat_decodes_by_subtraction(k):
+    code = make_code("concat", k)
+    outputs, parities = linear_group(code, k)
+    have = {slot: outputs[slot] for slot in range(1, k)}
+    covers = {0: frozenset(range(k))}
+    assert code.recoverable(frozenset(have), covers) == {0}
+    np.testing.assert_allclose(code.decode(0, have, parities, covers), outputs[0], rtol=1e-4, atol=1e-4)
+    assert code.amplification(0, frozenset(have), covers) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("k", "r", "coefficients", "why"),
+    [
+        (3, 1, None, "k of 2 or 4, not 3: k images of one size must tile"),
+        (2, 2, None, "r of 1, not 2"),
+        (2, 1, ((1.0, 2.0),), "decodes by subtraction"),
+    ],
+)
+def test_concat_says_what_it_cannot_do(k, r, coefficients, why):
+    with pytest.raises(CodeError, match=why):
+        make_code("concat", k, r, coefficients)
+
+
+@pytest.mark.parametrize("k", [1, 3, 8])
+def test_a_student_recovers_every_slot_it_covers(k):
+    code = make_code("student", k)
+    everyone = frozenset(range(k))
+    assert code.recoverable(frozenset(), {0: everyone}) == everyone
+    with pytest.raises(DecodeError, match="nothing to decode"):
+        code.decode(0, {}, {0: np.zeros(3)}, {0: everyone})
+    with pytest.raises(CodeError, match="no coefficients"):
+        make_code("student", k, 1, ((1.0,) * k,))

@@ -4,7 +4,9 @@ Knows arrays (numpy). Knows nothing of torch, sockets or time; encoding happens 
 
 `sum` is the paper's code (Parity Models, SOSP'19): parity model j is trained to answer sum_i c_ji F(x_i) when it is
 given sum_i c_ji x_i, so a missing F(x_i) is the solution of a small linear system, the same for every coordinate.
-`exact` runs F itself on the k queries on another instance: slot by slot, nothing to decode.
+`concat` (the paper, for images) differs in the encoder only: k images are shrunk and tiled into one.
+`student` and `exact` answer the k queries slot by slot on another instance, with a small distilled model or with F
+itself: nothing to decode.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ Covers = Mapping[int, frozenset[int]]
 """Row of a protection that has arrived -> the slots it covers (a slot whose body was refused is not covered)."""
 
 SUM_K = (2, 3, 4)
+CONCAT_K = (2, 4)
 MAX_R = 2
 
 
@@ -89,15 +92,31 @@ def make_code(name: str, k: int, r: int = 1, coefficients: Coefficients | None =
         rows = default_coefficients(k, r) if coefficients is None else coefficients
         check_coefficients(rows, k, r)
         return Code(name, k, r, Family.PARITY, rows, lossless=False)
-    if name == "exact":
+    if name == "concat":
+        return _concat(k, r, coefficients)
+    if name in ("student", "exact"):
         if not 1 <= k <= MAX_K:
-            raise CodeError(f"code exact has k of 1 to {MAX_K}, not {k}")
+            raise CodeError(f"code {name} has k of 1 to {MAX_K}, not {k}")
         if r < 1:
             raise CodeError(f"r must be at least 1, not {r}")
         if coefficients:
-            raise CodeError("code exact has no coefficients")
-        return Code(name, k, r, Family.BACKUP, (), lossless=True)
-    raise CodeError(f"unknown code {name!r}; there are sum and exact")
+            raise CodeError(f"code {name} has no coefficients")
+        return Code(name, k, r, Family.BACKUP, (), lossless=name == "exact")
+    raise CodeError(f"unknown code {name!r}; there are sum, concat, student and exact")
+
+
+def _concat(k: int, r: int, coefficients: Coefficients | None) -> Code:
+    if k not in CONCAT_K:
+        raise CodeError(
+            f"code concat has k of {' or '.join(map(str, CONCAT_K))}, not {k}: k images of one size must tile an image "
+            "of that size, two halves or four quarters"
+        )
+    if r != 1:
+        raise CodeError(f"code concat has r of 1, not {r}: every tiling shows a parity model the same images")
+    ones = ((1.0,) * k,)
+    if coefficients is not None and coefficients != ones:
+        raise CodeError(f"code concat decodes by subtraction: coefficients must be {ones}, not {coefficients}")
+    return Code("concat", k, r, Family.PARITY, ones, lossless=False)
 
 
 def default_coefficients(k: int, r: int) -> Coefficients:

@@ -25,6 +25,8 @@ ENV_PREFIX = "TS_PARITY_"
 # A Kubernetes service called "ts-parity" puts variables of these forms into every container beside it.
 _KUBERNETES = re.compile(r"TS_PARITY_(SERVICE_(HOST|PORT)|PORT_\d+_|PORT$)")
 AUTO = "auto"
+CODES = ("sum", "concat", "student", "exact")
+"""The codes there are, for command lines that must not import numpy to say so; `codes` makes them."""
 
 
 def _setting(

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from ts_parity.codes import make_code
 from ts_parity.errors import NotCodable
-from ts_parity.worker.encoders import combine, encode, model_input, odd_ones_out
+from ts_parity.worker.encoders import combine, encode, model_input, odd_ones_out, tile
 from ts_parity.worker.watches import ModelCall
 
 A, B = torch.tensor([[1.0, 2.0]]), torch.tensor([[10.0, 20.0]])
@@ -27,14 +28,19 @@ def test_combine() -> None:
 
 
 def test_the_call_keeps_its_form() -> None:
-    encoded = encode([_call(pixels={"x": [A]}, flag=True), None, _call(pixels={"x": [B]}, flag=True)], [1, 1, 3])
+    encoded = encode(
+        [_call(pixels={"x": [A]}, flag=True), None, _call(pixels={"x": [B]}, flag=True)],
+        make_code("sum", 3, 1, ((1.0, 1.0, 3.0),)),
+    )
     assert encoded.kwargs["pixels"]["x"][0].tolist() == [[31.0, 62.0]]
     assert encoded.kwargs["flag"] is True
 
 
 def test_constants_are_passed_once() -> None:
     graph = torch.eye(2)
-    encoded = encode([_call(A, graph, torch.tensor([1])), _call(B, graph.clone(), torch.tensor([1]))], [1, 1])
+    encoded = encode(
+        [_call(A, graph, torch.tensor([1])), _call(B, graph.clone(), torch.tensor([1]))], make_code("sum", 2)
+    )
     assert encoded.args[0].tolist() == [[11.0, 22.0]]
     assert torch.equal(encoded.args[1], graph)
 
@@ -54,7 +60,7 @@ def test_constants_are_passed_once() -> None:
 )
 def test_refused(calls: list[ModelCall], why: str) -> None:
     with pytest.raises(NotCodable, match=why):
-        encode(calls, [1.0] * len(calls))
+        encode(calls, make_code("sum", 2))
 
 
 def test_odd_ones_out() -> None:
@@ -67,3 +73,43 @@ def test_odd_ones_out() -> None:
 
 def test_model_input() -> None:
     assert model_input(_call(A, 1, None)) is A
+
+
+def _images(k: int, height: int = 6, width: int = 8) -> list[torch.Tensor]:
+    return [torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(i)) for i in range(k)]
+
+
+@pytest.mark.parametrize(("k", "places"), [(2, [(0, 0), (0, 4)]), (4, [(0, 0), (0, 4), (3, 0), (3, 4)])])
+def test_concat_shrinks_and_tiles_channel_by_channel(k: int, places: list[tuple[int, int]]) -> None:
+    images = _images(k)
+    tiled = encode([_call(image) for image in images], make_code("concat", k)).args[0]
+    assert tiled.shape == images[0].shape
+    height = 6 if k == 2 else 3
+    for image, (top, left) in zip(images, places, strict=True):
+        small = torch.nn.functional.interpolate(image, (height, 4), mode="bilinear", antialias=True)
+        torch.testing.assert_close(tiled[..., top : top + height, left : left + 4], small)
+
+
+def test_an_empty_slot_of_a_concat_group_is_black() -> None:
+    image = _images(1)[0]
+    tiled = encode([None, _call(image)], make_code("concat", 2)).args[0]
+    assert not tiled[..., :4].any()
+    quarters = encode([None, _call(image), None, None], make_code("concat", 4)).args[0]
+    assert not quarters[..., 3:, :].any()
+    assert quarters[..., :3, 4:].all()
+
+
+def test_batches_of_groups_are_tiled_like_single_ones() -> None:
+    """Training tiles many groups at once, a worker one."""
+    groups = torch.stack([torch.stack(_images(4)), torch.stack(_images(4)[::-1])])  # (2, 4, 1, 3, 6, 8)
+    for group, tiled in zip(groups.squeeze(2), tile(groups.squeeze(2)), strict=True):
+        single = encode([_call(image[None]) for image in group], make_code("concat", 4)).args[0]
+        torch.testing.assert_close(tiled[None], single)
+
+
+@pytest.mark.parametrize(
+    ("shape", "why"), [((1, 8), "needs images"), ((1, 3, 5, 8), "even height and width, not 5 x 8")]
+)
+def test_what_is_no_image_is_not_tiled(shape: tuple[int, ...], why: str) -> None:
+    with pytest.raises(NotCodable, match=why):
+        encode([_call(torch.ones(shape))] * 4, make_code("concat", 4))

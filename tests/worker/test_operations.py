@@ -164,20 +164,57 @@ def test_groups_of_the_parity_family(
 def test_groups_of_the_backup_family(
     serve: Serve, handler: str, packed: dict[str, Any], bodies: Any, batches: bool
 ) -> None:
-    """Each slot is answered as the unwrapped handler answers it, alone or (second time) as a proven batch."""
+    """Each slot of `exact` is answered as the unwrapped handler answers it, byte for byte, however often."""
     parts = [bodies(seed) for seed in range(3)]
     expected = _unwrapped(serve, handler, packed, parts)
     worker = serve(handler, {"role": "parity", "code": "exact", "k": 3}, **packed)
-    for attempt in range(2):
+    for _ in range(2):
         slots = worker.group(*parts).frame.slots
         for slot, ordinary in zip(slots, expected, strict=True):
             assert slot is not None
-            assert slot.status == ordinary.status
+            assert (slot.status, slot.body) == (ordinary.status, ordinary.body)
             assert dict(slot.headers) == ordinary.headers
-            if attempt == 0:
-                assert slot.body == ordinary.body
-    # A loop over the rows is as good as a batch where no raw output is asked for.
-    assert worker.describe()["ts_parity"]["batched"] is (handler not in ("first_only", "repeats_first"))
+    assert worker.describe()["ts_parity"]["batched"] is False
+
+
+def _student() -> tuple[dict[str, torch.Tensor], dict[str, bytes]]:
+    """Another model than the handler's own: its weights, and its file."""
+    torch.manual_seed(8)
+    state = {name: torch.randn_like(value) for name, value in network().state_dict().items()}
+    written = io.BytesIO()
+    torch.jit.save(scripted(state), written)
+    return state, {"student.pt": written.getvalue()}
+
+
+@pytest.mark.parametrize(("handler", "packed", "bodies", "batches"), CODABLE, ids=IDS)
+def test_a_student_answers_in_the_models_place(
+    serve: Serve, handler: str, packed: dict[str, Any], bodies: Any, batches: bool
+) -> None:
+    """Groups, alone or (second time) as a proven batch, and plain requests: as the handler would with those weights."""
+    state, files = _student()
+    parts = [bodies(seed) for seed in range(3)]
+    expected = _unwrapped(serve, handler, {**packed, "weights": state}, parts)
+    own = _unwrapped(serve, handler, packed, parts)
+    assert [reply.body for reply in expected] != [reply.body for reply in own]
+    section = {"role": "parity", "code": "student", "k": 3, "parity_model": "student.pt"}
+    worker = serve(handler, section, files=files, **packed)
+    for _ in range(2):
+        slots = worker.group(*parts).frame.slots
+        for slot, ordinary in zip(slots, expected, strict=True):
+            assert slot is not None
+            assert alike(Answer(slot.body, slot.status), Answer(ordinary.body, ordinary.status))
+            assert dict(slot.headers) == ordinary.headers
+    plain = worker.batch([_ask(parts[0])])[0]
+    assert alike(Answer(plain.body, plain.status), Answer(expected[0].body, expected[0].status))
+    # A student stands in for one model call, so a loop over the rows is no batch here.
+    assert worker.describe()["ts_parity"]["batched"] is batches
+
+
+def test_concat_groups_are_of_images(serve: Serve) -> None:
+    worker = serve("overrides_steps", {"role": "parity", "code": "concat", "k": 2, "partial": True})
+    refused = worker.group(vector(1), vector(2))
+    assert refused.status >= 400
+    assert "code concat needs images" in json.loads(refused.body)["message"]
 
 
 def test_a_mixed_batch_answers_each_rightly(serve: Serve) -> None:

@@ -35,6 +35,7 @@ from ts_parity.proxy.messages import Reply, Request, without_control
 from ts_parity.proxy.metrics import Metrics
 from ts_parity.proxy.operations import (
     Ask,
+    Target,
     Value,
     finish_request,
     group_request,
@@ -214,7 +215,7 @@ class Driver:
             if task.group.code != self._code(task.endpoint.pool):
                 raise DecodeError("the group's code is no longer the pool's")
             members = [None if member is None else cast(Ask, member.payload) for member in task.group.members]
-            self._metrics.work.labels(task.kind.value).inc(self._protection_work(task))
+            self._metrics.work.labels(task.kind.value).inc(_protection_work(task, target))
             return group_request(members, target, secret)
         assert task.query is not None
         ask = cast(Ask, task.query.payload)
@@ -232,11 +233,6 @@ class Driver:
     def _code(self, pool: str) -> Code | None:
         plan = self._plan.pools.get(pool)
         return None if plan is None else plan.code
-
-    @staticmethod
-    def _protection_work(task: Task) -> int:
-        assert task.group is not None
-        return task.group.size if task.group.code.family == Family.BACKUP else 1
 
     async def _carry(self, task: Task, request: Request) -> None:
         """Send one task and tell the engine what came of it, whatever happens: its place depends on it."""
@@ -319,6 +315,16 @@ _OUTCOMES: Mapping[type[Unavailable], str] = {
 
 def _now() -> float:
     return asyncio.get_running_loop().time()
+
+
+def _protection_work(task: Task, target: Target) -> float:
+    """In deployed inferences: as measured, else one for a parity model and one for each query of a backup."""
+    group = task.group
+    assert group is not None
+    backup = group.code.family == Family.BACKUP
+    if target.cost is None:
+        return group.size if backup else 1
+    return target.cost * (group.size / group.code.k if backup else 1.0)
 
 
 def _decode(task: Task) -> Array:

@@ -53,6 +53,8 @@ class Target:
     model: str
     version: str
     wrapped: bool
+    cost: float | None = None
+    """Of a full group, for a protection where it was measured, in deployed inferences."""
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,8 @@ def make_plan(reports: Sequence[InstanceReport], wanted: Wanted) -> Plan:
         for host, member, row in [*((h, m, None) for h, m in used), *rows]:
             endpoint = Endpoint(f"{host}/{member.model}/{member.version}", host, name, row, member.places)
             endpoints.append(endpoint)
-            targets[endpoint.name] = Target(host, member.model, member.version, member.described is not None)
+            cost = member.described.cost if member.described is not None else None
+            targets[endpoint.name] = Target(host, member.model, member.version, member.described is not None, cost)
     return Plan(
         fleet=Fleet(
             _instances(up, endpoints, wanted),

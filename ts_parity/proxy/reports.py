@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ts_parity.codes import Code, make_code
+from ts_parity.codes import Code, Family, make_code
 from ts_parity.errors import CodeError, TsParityError
 from ts_parity.wire import VERSION
 
@@ -36,7 +36,7 @@ class Protects:
 
 @dataclass(frozen=True)
 class Described:
-    """What a wrapped archive publishes. The last four are set for protections only."""
+    """What a wrapped archive publishes. The last five are set for protections only."""
 
     role: str
     weights: str | None = None
@@ -48,6 +48,8 @@ class Described:
     row: int = 0
     partial: bool = False
     protects: Protects | None = None
+    cost: float | None = None
+    """Of a full group, in deployed inferences; None if it was not measured."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,8 @@ def _read_protection(ours: Mapping[str, Any], common: Described) -> Described:
         weights = protects.get("weights")
         protected = Protects(str(protects["model"]), str(protects["version"]), str(weights) if weights else None)
         # Backups serve any number of members; a parity model must have been trained for it.
-        partial = bool(ours.get("partial", code.lossless))
+        partial = bool(ours.get("partial", code.family is Family.BACKUP))
+        cost = None if ours.get("cost") is None else float(ours["cost"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadDescribe(f"its describe as a protection is incomplete: {type(error).__name__} {error}") from None
     except CodeError as error:
@@ -155,5 +158,5 @@ def _read_protection(ours: Mapping[str, Any], common: Described) -> Described:
     if not 0 <= row < code.r:
         raise BadDescribe(f"it says it is row {row} of {code.r}")
     return Described(
-        common.role, common.weights, common.verdict, common.reason, common.output, code, row, partial, protected
+        common.role, common.weights, common.verdict, common.reason, common.output, code, row, partial, protected, cost
     )

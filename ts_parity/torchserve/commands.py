@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ts_parity.config import CODES
 from ts_parity.errors import ConfigError, ManagementError
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def _add_package(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
         "package",
         help="wrap a model archive for the deployed or the parity role",
         description="Wrap a .mar: the handler in it stays as it is and runs behind ours. A learned parity model comes "
-        "from `ts-parity train`; `--role parity --code exact` needs none, it runs the model itself.",
+        "from `ts-parity train`; `--role parity --code exact` needs none: it runs the model itself.",
     )
     parser.add_argument("--archive", required=True, type=Path, metavar="X.mar", help="the model's own archive")
     parser.add_argument("--role", choices=("deployed", "parity"), default="deployed", help="default: %(default)s")
@@ -55,19 +56,24 @@ def _add_package(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
         "instance's default is",
     )
     protection = parser.add_argument_group("role parity")
-    protection.add_argument("--code", choices=("exact", "sum"), help="how the group is protected")
+    protection.add_argument("--code", choices=CODES, help="how the group is protected")
     protection.add_argument("--k", type=int, help="queries to a coding group")
     protection.add_argument("--r", type=int, default=1, help="protections to a coding group; default: %(default)s")
     protection.add_argument("--row", type=int, default=0, help="which of the r this is, from 0; default: %(default)s")
-    protection.add_argument("--parity-model", type=Path, metavar="FILE.pt", help="a parity model in TorchScript")
     protection.add_argument(
-        "--serialized-file", type=Path, metavar="FILE", help="a parity model that the handler loads as it does its own"
+        "--parity-model", type=Path, metavar="FILE.pt", help="a parity model or student in TorchScript"
+    )
+    protection.add_argument(
+        "--serialized-file",
+        type=Path,
+        metavar="FILE",
+        help="a parity model or student that the handler loads as it does its own",
     )
     protection.add_argument(
         "--partial",
         action="store_true",
         default=None,
-        help="the parity model was trained with empty slots and may protect groups of fewer than k (exact: always)",
+        help="trained with empty slots, so it may protect groups of fewer than k (student and exact: always)",
     )
     parser.set_defaults(run=run_package)
 

@@ -105,6 +105,7 @@ def wrap_parity(
     serialized_file: str | Path | None = None,
     parity_model: str | Path | None = None,
     protects: Protects | None = None,
+    cost: float | None = None,
     samples: Sequence[Sample | str | Path] = (),
     secret: str | None = None,
     declaration: Mapping[str, str] | None = None,
@@ -112,19 +113,21 @@ def wrap_parity(
 ) -> Path:
     """Wrap for the parity role: protection `row` of the r of a code. -> the new archive, as in `wrap_deployed`.
 
-    The parity model is either `serialized_file`, which takes the place of the user's own (under its name, so that the
-    handler loads it as its own), or `parity_model`, a TorchScript file beside it; `exact` needs neither. `partial`: it
-    was trained with empty slots, so groups of fewer than k may use it; taken as read of `exact` only. `protects` is
-    the archive's own model unless given.
+    The parity model or student is either `serialized_file`, which takes the place of the user's own (under its name, so
+    that the handler loads it as its own), or `parity_model`, a TorchScript file beside it; `exact` needs neither.
+    `partial`: it was trained with empty slots, so groups of fewer than k may use it; taken as read of backups only.
+    `protects` is the archive's own model unless given. `cost`: of a full group, in deployed inferences, where measured.
     """
     source = _wrappable(archive)
     built = make_code(code, k, r, None if coefficients is None else tuple(tuple(map(float, c)) for c in coefficients))
     if not 0 <= row < r:
         raise ArchiveError(f"row counts the r = {r} protections from 0, so it cannot be {row}")
-    _check_parity_files(source, built.family is Family.PARITY, serialized_file, parity_model)
+    _check_parity_files(source, code, not built.lossless, serialized_file, parity_model)
     section = _section("parity", source, samples, secret, declaration)
     section |= {"code": code, "k": k, "r": r, "row": row, "coefficients": [list(c) for c in built.coefficients]}
     section["partial"] = built.family is Family.BACKUP if partial is None else partial
+    if cost is not None:
+        section["cost"] = float(cost)
     replaced: dict[str, Path] = {}
     if serialized_file is not None and source.serialized_file is not None:
         replaced[source.serialized_file] = Path(serialized_file)
@@ -213,13 +216,13 @@ def _sample_entry(name: str, sample: Sample) -> str | dict[str, str]:
 
 
 def _check_parity_files(
-    source: Archive, needs_model: bool, serialized_file: str | Path | None, parity_model: str | Path | None
+    source: Archive, code: str, needs_model: bool, serialized_file: str | Path | None, parity_model: str | Path | None
 ) -> None:
     given = [file for file in (serialized_file, parity_model) if file is not None]
     if needs_model and len(given) != 1:
-        raise ArchiveError("this code needs a parity model: either serialized_file or parity_model")
+        raise ArchiveError(f"code {code} needs a model of its own: either serialized_file or parity_model")
     if not needs_model and given:
-        raise ArchiveError("code exact runs the deployed model itself: it takes no parity model")
+        raise ArchiveError(f"code {code} runs the deployed model itself: it takes no other model")
     if serialized_file is not None and source.serialized_file is None:
         raise ArchiveError(
             f"{source.path} has no serialized file to replace; give the parity model as TorchScript instead"

@@ -23,7 +23,16 @@ from ts_parity.wire import Array
 from ts_parity.worker.outputs import Container
 from ts_parity.worker.sites import Search, Site
 from ts_parity.worker.standin import CALL, MODEL_CALLS, StandIn, dismiss, unwrap
-from ts_parity.worker.watches import Giving, ModelCall, ModelReached, Recording, Stopping, Watching, copied
+from ts_parity.worker.watches import (
+    Giving,
+    ModelCall,
+    ModelReached,
+    Recording,
+    Stopping,
+    Substituting,
+    Watching,
+    copied,
+)
 
 EntryPoint = Callable[[Any, Any], Any]
 
@@ -61,7 +70,8 @@ def _import_handler(loader: Any, handler: str) -> tuple[ModuleType, str | None]:
             return loader._load_default_handler(handler), None
         except ImportError as stock:
             # TorchServe reports the second error whatever the first was. Of the two, the one that helps is told.
-            raise (own if stock.name == f"ts.torch_handler.{handler}" else stock) from None
+            module = handler.split(":", 1)[0].removesuffix(".py")
+            raise (own if stock.name == f"ts.torch_handler.{module}" else stock) from None
 
 
 class Boundary:
@@ -113,7 +123,13 @@ class Boundary:
 
         The first of all runs learns the output's container by letting the model compute once.
         """
-        watch = Giving(raw, self._container)
+        return self._answered(Giving(raw, self._container), data, context)
+
+    def substituted(self, compute: Callable[[ModelCall], Any], data: Any, context: Any) -> Any:
+        """Run as always, with `compute` making the model call in place of the user's own model. -> the answer."""
+        return self._answered(Substituting(compute, self._container), data, context)
+
+    def _answered(self, watch: Giving | Substituting, data: Any, context: Any) -> Any:
         try:
             with _watched(watch, self._existing_sites(data, context), self._calls):
                 answer = self.entry(data, context)

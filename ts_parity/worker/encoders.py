@@ -1,7 +1,8 @@
-"""The encoder: from the model inputs of a group's slots to the input of a parity model, on the inputs' own device.
+"""The encoders: from the model inputs of a group's slots to the input of a parity model, on the inputs' own device.
 
-Adds floating tensors of one shape and nothing else; what cannot be added is refused with a reason. The same functions
-serve groups in a worker and training. Knows torch and containers; knows nothing of requests or models.
+`sum` adds floating tensors of one shape, `concat` shrinks and tiles images; what cannot be encoded is refused with a
+reason. The same functions serve groups in a worker and training. Knows torch and containers; knows nothing of requests
+or models.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional
 
+from ts_parity.codes import Code
 from ts_parity.errors import NotCodable
 from ts_parity.worker.watches import ModelCall
 
@@ -35,6 +38,48 @@ def combine(inputs: Sequence[torch.Tensor | None], coefficients: Sequence[float]
     for coefficient, tensor in present[1:]:
         total = total.add(tensor.to(wide), alpha=coefficient)
     return total.to(dtype)
+
+
+def tile(inputs: torch.Tensor) -> torch.Tensor:
+    """(..., k, *image) -> (..., *image): k images, the last two axes height and width, shrunk and tiled into one.
+
+    k = 2: halves of the width, slot 0 left. k = 4: quarters, slots 0 and 1 above. Each channel is tiled by itself. An
+    image has at least three axes (channels first, a batch axis of 1 before them or not); here it is the last three.
+    Raise NotCodable for a size that does not halve.
+    """
+    k, height, width = inputs.shape[-4], inputs.shape[-2], inputs.shape[-1]
+    rows, columns = (1, 2) if k == 2 else (2, 2)
+    if height % rows or width % columns:
+        raise NotCodable(f"code concat with k = {k} needs images of even height and width, not {height} x {width}")
+    flat = inputs.reshape(-1, *inputs.shape[-3:]).float()
+    # As an image library shrinks: the filter grows with the scale, so every pixel counts.
+    small = functional.interpolate(
+        flat, (height // rows, width // columns), mode="bilinear", align_corners=False, antialias=True
+    )
+    small = small.reshape(*inputs.shape[:-4], rows, columns, *small.shape[-3:])  # (..., rows, columns, C, h, w)
+    tiled = small.movedim((-5, -4), (-4, -2))  # (..., C, rows, h, columns, w)
+    return tiled.reshape(*inputs.shape[:-4], inputs.shape[-3], height, width).to(inputs.dtype)
+
+
+def combine_by(code: Code, row: int, inputs: Sequence[torch.Tensor | None]) -> torch.Tensor:
+    """The input of the parity model of this row of the code. None is an empty slot; there may be fewer than k."""
+    padded = [*inputs, *[None] * (code.k - len(inputs))]
+    if code.name != "concat":
+        return combine(padded, code.coefficients[row])
+    first = next((x for x in padded if x is not None), None)
+    if first is None:
+        raise NotCodable("a group needs at least one member")
+    check_images(tuple(first.shape))
+    stacked = torch.stack([torch.zeros_like(first) if x is None else x for x in padded], dim=-4)
+    return tile(stacked)
+
+
+def check_images(shape: tuple[int, ...]) -> None:
+    """Raise NotCodable unless a model input of this shape can be an image."""
+    if len(shape) < 3:
+        raise NotCodable(
+            f"code concat needs images, (channels, height, width) or a batch of them, not a model input of {shape}"
+        )
 
 
 def model_input(call: ModelCall) -> torch.Tensor:
@@ -69,7 +114,7 @@ def odd_ones_out(calls: Mapping[int, ModelCall]) -> dict[int, str]:
     }
 
 
-def encode(calls: Sequence[ModelCall | None], coefficients: Sequence[float]) -> ModelCall:
+def encode(calls: Sequence[ModelCall | None], code: Code, row: int = 0) -> ModelCall:
     """The call of the parity model: as the slots called theirs, with the combined input in place of their own.
 
     Every other argument must be the same in all slots. Raise NotCodable with a reason.
@@ -79,7 +124,7 @@ def encode(calls: Sequence[ModelCall | None], coefficients: Sequence[float]) -> 
     leaves = [None if call is None else dict(_leaves(call)) for call in calls]
     inputs = [None if leaf is None else leaf[place] for leaf in leaves]
     first = present[0]
-    combined = combine(inputs, coefficients)
+    combined = combine_by(code, row, inputs)
     arguments = _replaced({"args": first.args, "kwargs": first.kwargs}, place, combined)
     return ModelCall(first.site, first.method, arguments["args"], arguments["kwargs"])
 

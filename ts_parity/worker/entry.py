@@ -6,6 +6,7 @@ themselves are in operations.py and protections.py. One worker per process, made
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import hmac
 import json
@@ -34,9 +35,9 @@ from ts_parity.wire import (
     unpack_frame,
 )
 from ts_parity.worker.answers import Answer, Streamed, Tap, error_answer, failed, put_answer, run
-from ts_parity.worker.boundary import Boundary, load_entry_point
+from ts_parity.worker.boundary import Boundary, EntryPoint, load_entry_point
 from ts_parity.worker.operations import DeployedOperations, max_response_size
-from ts_parity.worker.protections import BackupGroups, ParityGroups, ScriptedParityModel
+from ts_parity.worker.protections import BackupGroups, ParityGroups, ScriptedModel
 from ts_parity.worker.requests import Request, request_of
 from ts_parity.worker.selftest import STREAMS
 from ts_parity.worker.settings import Protection, Sample, file_in_archive, read_settings
@@ -84,6 +85,8 @@ class Worker:
         self._weights = fingerprint(self._folder, context.manifest)
         self._limit = max_response_size()
         self._deployed = DeployedOperations(self._boundary, self._verdict, self._limit)
+        self._other_model = self._load_other_model(context)
+        self._entry = self._plain_entry()
         self._groups = self._make_groups(context, self._settings.protection)
         self._test_samples(context)
 
@@ -93,7 +96,7 @@ class Worker:
         operations = [operation_of(each) for each in headers]
         # Under an envelope that drops requests, rows and headers do not belong together.
         if not any(operations) or len(headers) != len(data):
-            return self._boundary.plain(data, context)
+            return self._entry(data, context)
         if not all(isinstance(row, dict) for row in data):
             self._verdict.refuse(ENVELOPE)
         requests = [
@@ -138,7 +141,7 @@ class Worker:
         if not requests:
             return {}
         try:
-            answers = run(context, list(requests.values()), self._boundary.plain, Tap(socket))
+            answers = run(context, list(requests.values()), self._entry, Tap(socket))
         except Exception as error:
             log.warning("plain requests failed", exc_info=True)
             answers = [failed(error)] * len(requests)
@@ -173,16 +176,28 @@ class Worker:
             return True
         return hmac.compare_digest(secret.encode(), self._settings.secret.encode())
 
+    def _load_other_model(self, context: Any) -> ScriptedModel | None:
+        """The model that answers here, where the user's handler could not load it as its own."""
+        protection = self._settings.protection
+        if protection is None or protection.parity_model is None:
+            return None
+        file = file_in_archive(self._folder, protection.parity_model, "parity_model")
+        return ScriptedModel(str(file), assigned_device(context))
+
+    def _plain_entry(self) -> EntryPoint:
+        """What answers a plain request. A student answers them too: a backup of one query is an ordinary request."""
+        protection = self._settings.protection
+        if self._other_model is None or protection is None or not protection.is_backup:
+            return self._boundary.plain
+        return functools.partial(self._boundary.substituted, self._other_model)
+
     def _make_groups(self, context: Any, protection: Protection | None) -> ParityGroups | BackupGroups | None:
         if protection is None:
             return None
         if protection.is_backup:
-            return BackupGroups(self._boundary, self._verdict, protection)
-        if protection.parity_model is None:
-            return ParityGroups(self._boundary, self._verdict, protection)
-        file = file_in_archive(self._folder, protection.parity_model, "parity_model")
-        model = ScriptedParityModel(str(file), assigned_device(context))
-        return ParityGroups(self._boundary, self._verdict, protection, model)
+            may_batch = not protection.code.lossless or assigned_device(context).type == "cuda"
+            return BackupGroups(self._entry, self._verdict, protection, may_batch)
+        return ParityGroups(self._boundary, self._verdict, protection, self._other_model)
 
     def _test_samples(self, context: Any) -> None:
         samples = [_sample_request(self._folder, sample) for sample in self._settings.samples]
@@ -227,6 +242,7 @@ class Worker:
                 "row": protection.row,
                 "coefficients": [list(row) for row in protection.code.coefficients],
                 "partial": protection.partial,
+                "cost": protection.cost,
                 "protects": {name: protection.protects.get(name) for name in ("model", "version", "weights")},
             }
         return description

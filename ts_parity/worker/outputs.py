@@ -55,6 +55,22 @@ def take(output: Any) -> tuple[Array, Container]:
     return raw, Container(node)
 
 
+def floating_leaf(output: Any) -> torch.Tensor:
+    """The one floating tensor in an output, gradients and all: `take`, for training. Raise NotCodable without one."""
+    found = _first_floating(output)
+    if found is None:
+        raise NotCodable(f"no floating tensor to learn from in the model's output of type {type(output).__name__}")
+    return found
+
+
+def _first_floating(output: Any) -> torch.Tensor | None:
+    if isinstance(output, torch.Tensor):
+        return output if output.is_floating_point() else None
+    fields = _fields(output)
+    children = fields.values() if fields is not None else output if isinstance(output, (tuple, list)) else ()
+    return next((found for child in children if (found := _first_floating(child)) is not None), None)
+
+
 def _node(value: Any, where: str, leaves: list[_Leaf]) -> Callable[[Array], Any]:
     """Collect the leaves and return the builder of this part of the output."""
     if value is None:

@@ -1,7 +1,8 @@
 """What a parity worker does: answer a group of original requests with what protects them.
 
 Parity family: each slot runs up to its model call, the inputs are combined on their device, the parity model computes
-once, and its raw output is the answer. Backup family: each slot runs whole, alone or as a batch where that is proven.
+once, and its raw output is the answer. Backup family: each slot runs whole, alone or as a batch where that is proven,
+the model call made by the deployed model itself (`exact`) or by a small one (`student`).
 A bad slot fails alone. Knows frames, codes and the boundary; knows nothing of how groups are formed or who is late.
 """
 
@@ -16,7 +17,7 @@ import torch
 from ts_parity.errors import MalformedFrame, NotCodable, TsParityError
 from ts_parity.wire import Array, Frame, Part
 from ts_parity.worker.answers import Answer, BadAnswer, Streamed, error_answer, failed, run
-from ts_parity.worker.boundary import Boundary
+from ts_parity.worker.boundary import Boundary, EntryPoint
 from ts_parity.worker.encoders import encode, odd_ones_out
 from ts_parity.worker.operations import slot_request
 from ts_parity.worker.outputs import take
@@ -93,8 +94,7 @@ class ParityGroups:
         return self._raw_of([calls.get(slot) for slot in range(k)])
 
     def _raw_of(self, calls: list[ModelCall | None]) -> Array:
-        row = self._protection.code.coefficients[self._protection.row]
-        encoded = encode(calls, row[: len(calls)])
+        encoded = encode(calls, self._protection.code, self._protection.row)
         with torch.inference_mode():
             raw, _ = take(self._parity_model(encoded))
         self.verdict.input, self.verdict.output = described_input(encoded), described(raw)
@@ -103,12 +103,18 @@ class ParityGroups:
 
 
 class BackupGroups:
-    """The backup family: `exact` runs the user's handler itself."""
+    """The backup family: the user's own entry point runs on each slot.
 
-    def __init__(self, boundary: Boundary, verdict: Verdict, protection: Protection) -> None:
+    `entry` is that of the user's handler with whatever model answers here: its own one, or a student in its place.
+    `may_batch`: slots may run as one batch, once that is proven to answer alike. It rounds differently, so a lossless
+    code goes without on a CPU, where a batch saves next to nothing and bytes can stay identical.
+    """
+
+    def __init__(self, entry: EntryPoint, verdict: Verdict, protection: Protection, may_batch: bool = True) -> None:
         self.verdict = verdict
-        self._boundary = boundary
+        self._entry = entry
         self._protection = protection
+        self._may_batch = may_batch
         verdict.accept("each slot is answered by the handler itself")
 
     def answer(self, context: Any, frame: Frame, request_id: str) -> Frame:
@@ -129,25 +135,25 @@ class BackupGroups:
             self.verdict.refuse(STREAMS)
 
     def _answers(self, context: Any, requests: dict[int, Request]) -> dict[int, Answer]:
-        together = self._together(context, requests) if self.verdict.batched else None
+        together = self._together(context, requests) if self._may_batch and self.verdict.batched else None
         if together is not None:
             return together
         alone = {slot: self._alone(context, request) for slot, request in requests.items()}
-        if self.verdict.batched is None and len({answer.body for answer in alone.values()}) > 1:
+        if self._may_batch and self.verdict.batched is None and len({answer.body for answer in alone.values()}) > 1:
             together = self._together(context, requests)
             self.verdict.batched = together is not None and all(alike(alone[slot], together[slot]) for slot in alone)
         return alone
 
     def _alone(self, context: Any, request: Request) -> Answer:
         try:
-            return run(context, [request], self._boundary.plain)[0]
+            return run(context, [request], self._entry)[0]
         except Exception as error:
             log.warning("a slot's run failed", exc_info=True)
             return failed(error)
 
     def _together(self, context: Any, requests: dict[int, Request]) -> dict[int, Answer] | None:
         try:
-            answers = run(context, list(requests.values()), self._boundary.plain)
+            answers = run(context, list(requests.values()), self._entry)
         except (Exception, Streamed):
             return None  # one of them is bad; alone, each gets its own answer
         return dict(zip(requests, answers, strict=True))
@@ -166,8 +172,8 @@ def present(frame: Frame) -> list[int]:
     return [slot for slot, part in enumerate(frame.slots) if part is not None]
 
 
-class ScriptedParityModel:
-    """A parity model from a TorchScript file. Inputs go to it in its own dtype, on its own device."""
+class ScriptedModel:
+    """A parity model or a student from a TorchScript file. Inputs go to it in its own dtype, on its own device."""
 
     def __init__(self, file: str, device: torch.device) -> None:
         self._module = torch.jit.load(file, map_location=device).eval()  # type: ignore[no-untyped-call]
@@ -176,6 +182,9 @@ class ScriptedParityModel:
         self._dtype = next(floating, torch.float32)
 
     def __call__(self, call: ModelCall) -> Any:
+        if len(call.args) + len(call.kwargs) == 1:
+            # A network of another architecture does not know by what name user code passes the one argument.
+            return self._module(self._moved(*call.args, *call.kwargs.values()))
         args = tuple(self._moved(value) for value in call.args)
         return self._module(*args, **{name: self._moved(value) for name, value in call.kwargs.items()})
 

@@ -6,6 +6,7 @@ message that says what to write.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ DEPLOYED = "deployed"
 PARITY = "parity"
 _EXAMPLE = "ts_parity:\n  role: {role}\n  handler: my_handler.py"
 _COMMON = frozenset({"role", "handler", "model", "call", "samples", "secret"})
-_PARITY_ONLY = frozenset({"code", "k", "r", "row", "coefficients", "partial", "parity_model", "protects"})
+_PARITY_ONLY = frozenset({"code", "k", "r", "row", "coefficients", "partial", "parity_model", "protects", "cost"})
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Protection:
     partial: bool
     parity_model: str | None
     protects: Mapping[str, Any]
+    cost: float | None = None
+    """Of a full group, in deployed inferences, as measured by training."""
 
     @property
     def is_backup(self) -> bool:
@@ -99,9 +102,15 @@ def _protection(section: Mapping[str, Any]) -> Protection:
     partial, protects = section.get("partial", code.family is Family.BACKUP), section.get("protects", {})
     if not isinstance(partial, bool):
         raise ConfigError(f"ts_parity: partial must be true or false, not {partial!r}")
+    parity_model = _string(section, "parity_model")
+    if code.lossless and parity_model is not None:
+        raise ConfigError(f"ts_parity: code {code.name} runs the deployed model itself; it has no parity_model")
     if not isinstance(protects, Mapping):
         raise ConfigError(f"ts_parity: protects must have model, version and weights, not {protects!r}")
-    return Protection(code, row, partial, _string(section, "parity_model"), protects)
+    cost = section.get("cost")
+    if cost is not None and (not isinstance(cost, (int, float)) or isinstance(cost, bool) or not 0 < cost < math.inf):
+        raise ConfigError(f"ts_parity: cost is what a group costs in deployed inferences, not {cost!r}")
+    return Protection(code, row, partial, parity_model, protects, cost)
 
 
 def _samples(entries: Any) -> list[Sample]:

@@ -136,6 +136,29 @@ class Giving(Watching):
             raise _CannotAnswer(str(refusal)) from refusal
 
 
+class Substituting(Watching):
+    """Let another model compute, and answer in the container that the user's own would have used."""
+
+    def __init__(self, compute: Callable[[ModelCall], Any], container: Container | None) -> None:
+        super().__init__()
+        self.container = container
+        self.refusal: NotCodable | None = None
+        self._compute = compute
+
+    def called(self, call: ModelCall, run: Callable[..., Any]) -> Any:
+        self.calls.append(call)
+        try:
+            if len(self.calls) > 1:
+                raise self.several()
+            if self.container is None:
+                _, self.container = take(run(*call.args, **call.kwargs))
+            raw, _ = take(self._compute(call))
+            return self.container.rebuild(raw)
+        except NotCodable as refusal:
+            self.refusal = refusal
+            raise _CannotAnswer(str(refusal)) from refusal
+
+
 def copied(value: Any) -> Any:
     """A copy of tensors, arrays, bytes and the plain containers around them; anything else as it is."""
     if isinstance(value, torch.Tensor):
