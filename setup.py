@@ -22,8 +22,16 @@ TORCHSERVE = [
     "psutil>=5.9",
     "requests>=2.28",
 ]
-TRAINING = [*WORKER, "torchserve>=0.12", "torch-model-archiver>=0.12", "tqdm>=4.60"]
-DEMO = [*PROXY, *TORCHSERVE, *TRAINING, "scikit-learn>=1.3", "Pillow>=10.0", "matplotlib>=3.7"]
+TRAINING = [
+    *WORKER,
+    "torchserve>=0.12",
+    "torch-model-archiver>=0.12",
+    "lightning-fabric>=2.2",
+    "matplotlib>=3.7",
+    "Pillow>=10.0",
+    "tqdm>=4.60",
+]
+DEMO = [*PROXY, *TORCHSERVE, *TRAINING, "scikit-learn>=1.3"]
 DEV = [
     "pytest>=8.0",
     "pytest-asyncio>=0.24",

@@ -24,6 +24,7 @@ HEAVY = {
     "torch": {"worker", "training"},
     "ts": {"worker"},
     "aiohttp": {"proxy", "lab", "testing"},
+    "lightning_fabric": {"training"},
     "matplotlib": {"lab", "training"},
     "prometheus_client": {"proxy"},
     "requests": {"torchserve"},

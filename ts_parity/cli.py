@@ -27,6 +27,9 @@ EXTRAS = {
     "tomli": "proxy",
     "torch": "training",
     "tqdm": "training",
+    "lightning_fabric": "training",
+    "matplotlib": "training",
+    "PIL": "training",
     "ts": "torchserve",
     "model_archiver": "torchserve",
     "yaml": "torchserve",
@@ -34,8 +37,6 @@ EXTRAS = {
     "psutil": "torchserve",
     "requests": "torchserve",
     "sklearn": "demo",
-    "PIL": "demo",
-    "matplotlib": "demo",
 }
 
 

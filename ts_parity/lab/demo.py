@@ -144,21 +144,19 @@ def make_models(settings: DemoSettings) -> tuple[Path, dict[str, Path], dict[str
             score=data / "test",
             labels=data / "labels.csv",
             out=trained,
-            code=settings.code,
-            k=settings.k,
+            codes=(settings.code,),
+            ks=(settings.k,),
             steps=settings.steps,
             seed=settings.seed,
             force=True,
             progress=settings.progress,
         )
     )
-    made_archives = report["archives"]
-    archives = {
-        "plain": plain,
-        "deployed": trained / made_archives["deployed"],
-        "parity": trained / made_archives["parity"][0],
-    }
-    return data, archives, report
+    [protection] = report["candidates"]
+    # A backup needs nothing of the deployed workers: then the archive stays as it is.
+    deployed = trained / report["archives"]["deployed"] if "archives" in report else plain
+    archives = {"plain": plain, "deployed": deployed, "parity": trained / protection["archives"][0]}
+    return data, archives, protection
 
 
 def read_bodies(data: Path) -> list[Body]:

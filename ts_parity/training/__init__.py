@@ -1,4 +1,4 @@
-"""Training: from a user's archive and a folder of request bodies to protections one can register, and their price.
+"""Training: from a user's archive and request bodies to protections one can register, and their price.
 
 Importing this package is cheap; torch is imported when training runs.
 """
@@ -9,22 +9,42 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+METRICS = ("top1", "top5", "iou")
+"""How an answer is scored: the best class, five best classes, or a box's intersection over union."""
+FORMATS = ("png", "npy", "raw", "json")
+"""How a row of an .npz array becomes a request body."""
+VARIATIONS = ("none", "shift", "flip", "mix")
+
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """What `ts-parity train` is asked to do. `out` is a new folder; `score` holds bodies no model has seen."""
+    """What `ts-parity train` is asked to do.
+
+    `inputs` and `score` (bodies no model has seen) are folders, zips (FILE.zip/FOLDER), arrays (FILE.npz/ARRAY) or JSON
+    lines; `labels`, used only to score, a CSV, an array or the word `folders`. Every one of `codes` is made with every
+    one of `ks`, and each trained with `seeds` seeds from `seed` on. `architecture` None: the deployed model's own for
+    parity models, a built-in one sized by `budget` for students. `out` is a new folder.
+    """
 
     archive: Path
     inputs: Path
     out: Path
-    code: str = "sum"
-    k: int = 2
+    codes: tuple[str, ...] = ("sum",)
+    ks: tuple[int, ...] = (2,)
     r: int = 1
     labels: Path | None = None
     score: Path | None = None
+    body: str | None = None
+    metric: str = "top1"
+    architecture: str | None = None
+    budget: float = 1.0
+    vary: tuple[str, ...] | None = None
     steps: int | None = None
     seed: int = 0
+    seeds: int = 1
     device: str | None = None
+    devices: int = 1
+    precision: str | None = None
     name: str | None = None
     secret: str | None = None
     force: bool = False
@@ -32,14 +52,14 @@ class TrainSettings:
 
 
 def train(settings: TrainSettings) -> dict[str, Any]:
-    """Make the protections. -> the report that is also written to `out`/report.json.
+    """Make the protections. -> the report that is also written to `out`/report.json, with a page report.html beside it.
 
-    Raise TrainingError, NotCodable, ArchiveError or CodeError, each saying what was wrong and what to do; then nothing
-    is left in `out`.
+    Raise TrainingError, NotCodable, ArchiveError or CodeError, each saying what was wrong and what to do; then there is
+    no `out`. What was finished before an interruption is kept beside it, and the same settings go on from there.
     """
     from ts_parity.training.job import run
 
     return run(settings)
 
 
-__all__ = ["TrainSettings", "train"]
+__all__ = ["FORMATS", "METRICS", "VARIATIONS", "TrainSettings", "train"]

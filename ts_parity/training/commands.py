@@ -1,4 +1,4 @@
-"""The subcommand `train`: parses, calls, prints."""
+"""The subcommands `train` and `report`: parse, call, print."""
 
 from __future__ import annotations
 
@@ -7,58 +7,177 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ts_parity.training import TrainSettings
+from ts_parity.config import CODES
+from ts_parity.errors import TrainingError
+from ts_parity.training import FORMATS, METRICS, VARIATIONS, TrainSettings
 
 
 def add_parsers(subparsers: Any) -> None:
+    _add_train(subparsers)
+    _add_report(subparsers)
+
+
+def _add_train(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "train",
-        help="make protections for a model from its archive and a folder of request bodies",
-        description="Distil parity models on the deployed model's raw outputs, taken through the archive's own "
-        "handler, and write archives ready to register and a report of what a rebuilt answer is worth.",
+        help="make protections for a model from its archive and request bodies",
+        description="Distil parity models and students on the deployed model's raw outputs, taken through the "
+        "archive's own handler, and write archives ready to register and a report of what rebuilt answers are worth. "
+        "An interrupted run is gone on with by the same command.",
     )
     parser.add_argument("--archive", type=Path, required=True, help="the deployed model's .mar")
-    parser.add_argument("--inputs", type=Path, required=True, help="a folder of files, each one request body")
-    parser.add_argument("--out", type=Path, required=True, help="a new folder for archives and report.json")
-    parser.add_argument("--code", default="sum", choices=["sum", "exact"], help="default %(default)s")
-    parser.add_argument("--k", type=int, default=2, help="queries per coding group, default %(default)s")
+    parser.add_argument(
+        "--inputs",
+        type=Path,
+        required=True,
+        help="bodies: a folder of files, FILE.zip or FILE.zip/FOLDER, FILE.npz/ARRAY with --body, or FILE.jsonl",
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="a new folder for archives, report.json and report.html"
+    )
+    parser.add_argument(
+        "--code", action="append", choices=CODES, dest="codes", help="may be given several times; default sum"
+    )
+    parser.add_argument(
+        "--k",
+        action="append",
+        type=int,
+        dest="ks",
+        help="queries per coding group, may be given several times; default 2",
+    )
     parser.add_argument("--r", type=int, default=1, help="protections per coding group, default %(default)s")
-    parser.add_argument("--labels", type=Path, help="CSV with the header file,label; used only to score")
-    parser.add_argument("--score", type=Path, help="a folder of bodies no model has seen, to score on")
-    parser.add_argument("--steps", type=int, help="training steps per parity model")
+    parser.add_argument("--body", choices=FORMATS, help="how a row of an .npz array becomes a request body")
+    parser.add_argument("--score", type=Path, help="bodies no model has seen, to score on, as --inputs")
+    parser.add_argument(
+        "--labels",
+        type=Path,
+        help="used only to score: a CSV with the header file,label, FILE.npz/ARRAY, or folders (the name of each "
+        "body's folder, in sorted order)",
+    )
+    parser.add_argument("--metric", choices=METRICS, default="top1", help="how answers are scored, default %(default)s")
+    parser.add_argument(
+        "--architecture",
+        help="of what is trained: deployed (its weights a start), deployed-fresh, mlp, cnn, resnet18 (each with :WIDTH "
+        "if wanted) or file.py:function; default: deployed for parity models, one sized by --budget for students",
+    )
+    parser.add_argument(
+        "--budget",
+        type=float,
+        default=1.0,
+        help="of a student: cost of a group relative to one deployed inference, default %(default)s",
+    )
+    parser.add_argument(
+        "--vary", action="append", choices=VARIATIONS, help="variations of the inputs to learn from; may be repeated"
+    )
+    parser.add_argument("--steps", type=int, help="training steps per network")
     parser.add_argument("--seed", type=int, default=0, help="default %(default)s")
+    parser.add_argument("--seeds", type=int, default=1, help="train with this many seeds and pack the best, default 1")
     parser.add_argument("--device", help="cpu, cuda, cuda:1; default: cuda if there is one")
+    parser.add_argument("--devices", type=int, default=1, help="how many of them learn together, default %(default)s")
+    parser.add_argument("--precision", help="32-true, bf16-mixed, 16-mixed; default: bf16-mixed on cuda, else 32-true")
     parser.add_argument("--name", help="model name of the protection, default <model>-parity")
     parser.add_argument("--secret", help="the fleet's shared secret, written into the archives")
-    parser.add_argument("--force", action="store_true", help="replace --out if it exists")
+    parser.add_argument("--force", action="store_true", help="replace --out if it exists, throw unfinished work away")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.set_defaults(run=run_train)
+
+
+def _add_report(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "report",
+        help="print what training found",
+        description="Print the table of a folder that `ts-parity train` wrote; report.html in it has the plots.",
+    )
+    parser.add_argument("dir", type=Path, metavar="DIR", help="the folder given to train as --out")
+    parser.add_argument("--json", action="store_true", help="print report.json")
+    parser.set_defaults(run=run_report)
 
 
 def run_train(args: argparse.Namespace) -> int:
     from ts_parity.training import train
 
     chosen = {key: value for key, value in vars(args).items() if key not in ("run", "json")}
+    for name, default in (("codes", ("sum",)), ("ks", (2,)), ("vary", None)):
+        chosen[name] = tuple(chosen[name]) if chosen[name] else default
     report = train(TrainSettings(**chosen))
     print(json.dumps(report, indent=2) if args.json else report_text(report, args.out))
     return 0
 
 
+def run_report(args: argparse.Namespace) -> int:
+    file = args.dir / "report.json"
+    try:
+        text = file.read_text(encoding="utf-8")
+        report = json.loads(text)
+        print(text.rstrip() if args.json else report_text(report, args.dir))
+    except OSError as error:
+        raise TrainingError(
+            f"cannot read {file}: {error.strerror}; DIR is the folder given to train as --out"
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise TrainingError(f"{file} is not a training report of this version: {error!r}") from None
+    return 0
+
+
 def report_text(report: dict[str, Any], out: Path) -> str:
-    lines = [f"code {report['code']}, k={report['k']}, r={report['r']}: {report['seconds']} s"]
+    lines = []
     if "scored_on" in report:
         lines.append(f"scored on {report['scored_on']}, {report['scored_groups']} groups, every slot erased once")
-    lines.append(f"  agreement with the deployed model  {report['agreement']:.2%}")
-    if "A_a" in report:
-        lines.append(f"  A_a, of deployed answers           {report['A_a']:.2%}")
-        lines.append(f"  A_d, of rebuilt answers            {report['A_d']:.2%}")
-        shares = ", ".join(f"{value:.2%} at f={float(f):.0%}" for f, value in report["A_o"].items())
-        lines.append(f"  A_o, overall                       {shares}")
-    for members, scores in report.get("members", {}).items():
-        lines.append(f"  with {members} of {report['k']} members: agreement {scores['agreement']:.2%}")
-    if "two_erased" in report:
-        lines.append(f"  with two slots erased: agreement {report['two_erased']['agreement']:.2%}")
-    archives = report["archives"]
-    lines.append(f"deployed archive  {out / archives['deployed']}")
-    lines += [f"parity archive    {out / name}" for name in archives["parity"]]
+    lines += _table(report["candidates"])
+    for candidate in report["candidates"]:
+        lines += _details(candidate)
+    lines += [f"not made: {why}" for why in report.get("refused", [])]
+    if refused := report.get("refused_bodies"):
+        lines.append(f"bodies the handler refused: {len(refused)}, such as {'; '.join(refused[:3])}")
+    lines += ["", report["recommendation"], ""]
+    if "archives" in report:
+        lines.append(f"deployed archive  {out / report['archives']['deployed']}")
+    lines += [f"parity archive    {out / name}" for c in report["candidates"] for name in c["archives"]]
+    lines.append(f"page with plots   {out / 'report.html'}")
     return "\n".join(lines)
+
+
+_COLUMNS = ("code", "k", "r", "A_a", "A_d", "loss", "agreement", "cost", "architecture")
+
+
+def _table(candidates: list[dict[str, Any]]) -> list[str]:
+    rows = [list(_COLUMNS), *(_row(candidate) for candidate in candidates)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _row(candidate: dict[str, Any]) -> list[str]:
+    def percent(name: str) -> str:
+        if name not in candidate:
+            return "-"
+        spread = candidate.get(f"{name}_spread")
+        return f"{candidate[name]:.2%}" + (f" ± {100 * spread:.2f}" if spread else "")
+
+    lost = f"{100 * candidate['drop']:.2f}" if "drop" in candidate else f"{100 * (1 - candidate['agreement']):.2f}"
+    cost = candidate.get("cost")
+    return [
+        candidate["code"],
+        str(candidate["k"]),
+        str(candidate["r"]),
+        percent("A_a"),
+        percent("A_d"),
+        lost,
+        percent("agreement"),
+        "-" if cost is None else f"{cost:.2f}",
+        candidate["architecture"],
+    ]
+
+
+def _details(candidate: dict[str, Any]) -> list[str]:
+    name = f"{candidate['code']} k={candidate['k']}"
+    lines = []
+    if "A_o" in candidate:
+        shares = ", ".join(f"{value:.2%} at f={float(f):.0%}" for f, value in candidate["A_o"].items())
+        defaults = ", ".join(f"{value:.2%}" for value in candidate["A_o_default"].values())
+        lines.append(f"  {name}: A_o, overall: {shares} (with a default answer instead: {defaults})")
+    if candidate["family"] == "parity":
+        for members, scores in candidate.get("members", {}).items():
+            lines.append(f"  {name}: with {members} of {candidate['k']} members, agreement {scores['agreement']:.2%}")
+    if "two_erased" in candidate:
+        lines.append(f"  {name}: with two slots erased, agreement {candidate['two_erased']['agreement']:.2%}")
+    return lines

@@ -1,21 +1,22 @@
-"""What a parity model learns from: request bodies, taken through the archive's own handler.
+"""What a protection learns from: request bodies, taken through the archive's own handler.
 
-Reads files and runs user code behind the boundary. Knows nothing of codes, losses or weights.
+Runs user code behind the boundary and keeps what the deployed model was given and said, on disk, so that neither
+memory nor an interruption limits it. Knows nothing of codes, losses or weights.
 """
 
 from __future__ import annotations
 
-import csv
-import mimetypes
+import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ts_parity.errors import NotCodable, TrainingError
+from ts_parity.errors import NotCodable, TrainingError, TsParityError
+from ts_parity.training.bodies import Body
 from ts_parity.wire import Array
 from ts_parity.worker.encoders import model_input
 from ts_parity.worker.offline import OfflineHandler
@@ -23,14 +24,8 @@ from ts_parity.worker.watches import ModelCall
 
 MAX_REFUSED = 0.05
 """Share of bodies the handler may refuse before training stops: beyond it the folder is probably not what was meant."""
-
-
-@dataclass(frozen=True)
-class Body:
-    """One file as a request body, and the content type that a client would send with it."""
-
-    path: Path
-    content_type: str | None
+TOGETHER = 64
+"""Bodies per run of a handler that is proven to answer batches rightly."""
 
 
 @dataclass(frozen=True)
@@ -38,96 +33,160 @@ class Observations:
     """What the deployed model did with n bodies.
 
     `inputs` (n, *one input), `outputs` (n, *one raw output): each as the handler made it, a batch axis of 1 included.
-    `call` is one of the model calls, to be repeated with other inputs.
+    `kept`: which of the bodies these are. `call` is one of the model calls, to be repeated with other inputs.
     """
 
-    bodies: tuple[Body, ...]
     inputs: torch.Tensor
     outputs: Array
+    kept: Array
     call: ModelCall
-    refused: int
+    refused: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.kept)
 
 
-def list_bodies(folder: Path) -> list[Body]:
-    """Every file below `folder` in name order, hidden ones aside. Raise TrainingError if there is none."""
-    if not folder.is_dir():
-        raise TrainingError(f"--inputs {folder} is not a folder; give a folder of files, each one request body")
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
-    if not files:
-        raise TrainingError(f"--inputs {folder} holds no files; give a folder of files, each one request body")
-    return [Body(path, mimetypes.guess_type(path.name)[0]) for path in files]
+def observe(
+    handler: OfflineHandler, bodies: Sequence[Body], folder: Path, progress: Callable[[int], object] = lambda n: None
+) -> Observations:
+    """Run every body once; keep model inputs and raw outputs in `folder`. A finished folder is read, not made again.
 
-
-def observe(handler: OfflineHandler, bodies: Sequence[Body], progress: Iterable[Body] | None = None) -> Observations:
-    """Run every body once and keep the model's input and raw output.
-
-    Raise TrainingError if too many bodies are refused, or inputs or outputs differ in shape or are not finite; raise
-    NotCodable if the handler cannot be coded at all.
+    `progress` is told how many more bodies are done. Raise TrainingError if too many bodies are refused, or inputs or
+    outputs differ in shape or are not finite; raise NotCodable if the handler cannot be coded at all.
     """
-    inputs: list[torch.Tensor] = []
-    outputs: list[Array] = []
-    kept: list[Body] = []
-    reasons: Counter[str] = Counter()
-    call: ModelCall | None = None
-    for body in progress if progress is not None else bodies:
-        record, answer = handler.record(handler.request(body.path.read_bytes(), body.content_type))
-        if record.raw is None or answer.status >= 400:
-            if record.raw is None and record.refusal and answer.status < 400:
-                raise NotCodable(f"this handler cannot be coded with sum: {record.refusal}")
-            reasons[f"{body.path.name}: status {answer.status}"] += 1
-            continue
-        call = record.calls[0]
-        inputs.append(model_input(call).detach().cpu())
-        outputs.append(record.raw)
-        kept.append(body)
-    _check_refused(reasons, len(bodies))
-    if call is None:
-        raise TrainingError("the handler answered none of the bodies")
-    _check_alike(kept, inputs, outputs)
-    return Observations(tuple(kept), torch.stack(inputs), np.stack(outputs), call, sum(reasons.values()))
+    if not (folder / _INDEX).exists():
+        seen = _Store(folder, len(bodies))
+        for chunk, results in _runs(handler, bodies):
+            for number, body, result in zip(chunk, (bodies[i] for i in chunk), results, strict=True):
+                seen.add(number, body, result)
+            progress(len(chunk))
+        seen.finish()
+    else:
+        progress(len(bodies))
+    index = json.loads((folder / _INDEX).read_text())
+    kept = np.array(index["kept"])
+    inputs = np.load(folder / "inputs.npy", mmap_mode="r+")[: len(kept)]
+    outputs = np.load(folder / "outputs.npy")[: len(kept)]
+    first = bodies[int(kept[0])]
+    # A call holds live objects and cannot be kept on disk.
+    call = handler.capture(handler.request(first.read(), first.content_type))
+    return Observations(torch.from_numpy(inputs), outputs, kept, call, tuple(index["refused"]))
 
 
-def read_labels(file: Path, bodies: Sequence[Body], folder: Path) -> Array:
-    """-> (n,) the class index of each body, from a CSV with the header file,label.
+_INDEX = "index.json"
 
-    Files are named relative to the CSV or to the folder of bodies. Raise TrainingError for what is missing or wrong.
-    """
-    by_path: dict[Path, int] = {}
+
+@dataclass(frozen=True)
+class _Seen:
+    """One body: what the model was given and said, or why there is nothing."""
+
+    given: torch.Tensor | None = None
+    raw: Array | None = None
+    problem: str = ""
+
+
+def _runs(handler: OfflineHandler, bodies: Sequence[Body]) -> Iterator[tuple[range, list[_Seen]]]:
+    """Bodies in chunks, together where the handler is proven to treat a batch like single requests."""
+    requests = [handler.request(body.read(), body.content_type) for body in bodies[:2]]
+    together = TOGETHER if len(bodies) > 2 and handler.judge(requests).batched else 1
+    for start in range(0, len(bodies), together):
+        chunk = range(start, min(start + together, len(bodies)))
+        results = _run_together(handler, [bodies[i] for i in chunk]) if together > 1 else None
+        yield chunk, results or [_run_alone(handler, bodies[i]) for i in chunk]
+
+
+def _run_together(handler: OfflineHandler, bodies: Sequence[Body]) -> list[_Seen] | None:
+    """None: something was wrong with one of them; alone, each gets its own answer."""
     try:
-        with open(file, newline="", encoding="utf-8") as opened:
-            for line, row in enumerate(csv.DictReader(opened), start=2):
-                name, label = row.get("file"), row.get("label")
-                if name is None or label is None or not label.strip().isdigit():
-                    raise TrainingError(f"{file} line {line}: expected file,label with a class index, got {row}")
-                for root in (file.parent, folder):
-                    by_path[(root / name).resolve()] = int(label)
-    except OSError as error:
-        raise TrainingError(f"cannot read the labels: {error}") from None
-    missing = [body.path for body in bodies if body.path.resolve() not in by_path]
-    if missing:
-        raise TrainingError(f"{file} has no label for {len(missing)} of {len(bodies)} bodies, such as {missing[0]}")
-    return np.array([by_path[body.path.resolve()] for body in bodies])
+        record, answers = handler.record_batch([handler.request(b.read(), b.content_type) for b in bodies])
+        given = model_input(record.calls[0]).detach().cpu() if record.raw is not None else None
+    except Exception:
+        return None
+    rows = len(bodies)
+    if given is None or record.raw is None or any(answer.status >= 400 for answer in answers):
+        return None
+    if given.shape[:1] != (rows,) or record.raw.shape[:1] != (rows,):
+        return None
+    return [_Seen(given[i : i + 1], record.raw[i : i + 1]) for i in range(rows)]
 
 
-def _check_refused(reasons: Counter[str], total: int) -> None:
-    refused = sum(reasons.values())
-    if refused > MAX_REFUSED * total:
-        named = "; ".join(reason for reason, _ in reasons.most_common(5))
-        raise TrainingError(
-            f"the handler refused {refused} of {total} bodies (at most {MAX_REFUSED:.0%} may be): {named}"
+def _run_alone(handler: OfflineHandler, body: Body) -> _Seen:
+    try:
+        record, answer = handler.record(handler.request(body.read(), body.content_type))
+    except TsParityError:
+        raise
+    except Exception as error:  # user code's own way of refusing a body; TorchServe would answer 503
+        return _Seen(problem=f"{type(error).__name__}: {error}")
+    if record.raw is not None and answer.status < 400:
+        return _Seen(model_input(record.calls[0]).detach().cpu(), record.raw)
+    if record.raw is None and record.refusal and answer.status < 400:
+        raise NotCodable(f"this handler cannot be protected by a trained model: {record.refusal}")
+    return _Seen(problem=f"status {answer.status}")
+
+
+@dataclass
+class _Store:
+    """Two growing arrays on disk, and which bodies their rows belong to."""
+
+    folder: Path
+    total: int
+    kept: list[int] = field(default_factory=list)
+    refused: list[tuple[str, str]] = field(default_factory=list)
+    first: str = ""
+    inputs: Array | None = None
+    outputs: Array | None = None
+
+    def add(self, number: int, body: Body, seen: _Seen) -> None:
+        if seen.given is None or seen.raw is None:
+            self.refused.append((body.name, seen.problem))
+            self._check_refused(final=False)
+            return
+        given, raw = seen.given.numpy(), seen.raw
+        if self.inputs is None or self.outputs is None:
+            self.first = body.name
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.inputs = self._new("inputs.npy", given)
+            self.outputs = self._new("outputs.npy", raw)
+        self._check_alike(body, given, raw)
+        self.inputs[len(self.kept)], self.outputs[len(self.kept)] = given, raw
+        self.kept.append(number)
+
+    def finish(self) -> None:
+        self._check_refused(final=True)
+        if not self.kept:
+            raise TrainingError("the handler answered none of the bodies")
+        for array in (self.inputs, self.outputs):
+            assert isinstance(array, np.memmap)
+            array.flush()
+        (self.folder / _INDEX).write_text(
+            json.dumps({"kept": self.kept, "refused": [": ".join(each) for each in self.refused]})
         )
 
+    def _new(self, name: str, one: Array) -> Array:
+        made: Array = np.lib.format.open_memmap(self.folder / name, "w+", one.dtype, (self.total, *one.shape))
+        return made
 
-def _check_alike(bodies: Sequence[Body], inputs: Sequence[torch.Tensor], outputs: Sequence[Array]) -> None:
-    for body, given, output in zip(bodies, inputs, outputs, strict=True):
-        if given.shape != inputs[0].shape or given.dtype != inputs[0].dtype:
+    def _check_refused(self, final: bool) -> None:
+        if len(self.refused) <= MAX_REFUSED * self.total:
+            return
+        reasons = Counter(why for _, why in self.refused).most_common(3)
+        named = ", ".join(f"{why} ({count} times)" for why, count in reasons)
+        raise TrainingError(
+            f"the handler refused {len(self.refused)} of {self.total} bodies{'' if final else ' so far'} (at most "
+            f"{MAX_REFUSED:.0%} may be): {named}; such as {', '.join(name for name, _ in self.refused[:3])}"
+        )
+
+    def _check_alike(self, body: Body, given: Array, raw: Array) -> None:
+        assert self.inputs is not None
+        assert self.outputs is not None
+        if given.shape != self.inputs.shape[1:] or given.dtype != self.inputs.dtype:
             raise TrainingError(
-                f"{body.path} gives a model input of {tuple(given.shape)}, {bodies[0].path} one of "
-                f"{tuple(inputs[0].shape)}: only inputs of one shape can be added"
+                f"{body.name} gives a model input of {given.dtype} {given.shape}, {self.first} one of "
+                f"{self.inputs.dtype} {self.inputs.shape[1:]}: a code needs inputs of one shape"
             )
-        if output.shape != outputs[0].shape:
+        if raw.shape != self.outputs.shape[1:]:
             raise TrainingError(
-                f"{body.path} gives a raw output of {output.shape}, {bodies[0].path} one of {outputs[0].shape}"
+                f"{body.name} gives a raw output of {raw.shape}, {self.first} one of {self.outputs.shape[1:]}"
             )
-        if not np.isfinite(output).all():
-            raise TrainingError(f"{body.path}: the deployed model's output is not finite (NaN or infinity)")
+        if not np.isfinite(raw).all():
+            raise TrainingError(f"{body.name}: the deployed model's output is not finite (NaN or infinity)")

@@ -1,26 +1,27 @@
-"""Distilling one parity model: a network that is shown sum_i c_i x_i and learns to say sum_i c_i F(x_i).
+"""The training loop: one network learns one goal from what the deployed model was given and said.
 
-Knows torch, groups and losses. Knows nothing of archives, files or how inputs came to be. The deployed model is never
-touched: its outputs were taken beforehand.
+One visible loop on Lightning Fabric, which brings devices, mixed precision, several GPUs and checkpoints. Knows torch
+and goals. Knows nothing of archives, files of bodies or reports. The deployed model is never touched: its outputs were
+taken beforehand, or it is asked, without gradients, what it says to a variation.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 from torch import nn
-from torch.nn import functional
 
 from ts_parity.errors import NotCodable, TrainingError
-from ts_parity.training.data import Observations
+from ts_parity.training.augment import vary
+from ts_parity.training.goals import Goal, draw_groups, draw_present
 from ts_parity.wire import Array
-from ts_parity.worker.encoders import with_input
-from ts_parity.worker.watches import ModelCall
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Knobs:
     steps: int = 2000
     """Groups are redrawn at every step, so there are far more pairs than bodies."""
     groups: int = 128
-    """Groups per step."""
+    """Groups per step (of all devices together). For a student, inputs per step are this many times 2."""
     peak_rate: float = 3e-3
     """Of a one-cycle schedule with AdamW."""
     weight_decay: float = 1e-2
@@ -39,191 +40,208 @@ class Knobs:
     output_loss: float = 0.2
     """Weight of the squared error on outputs (in units of their spread) beside the divergence of rebuilt predictions.
     The paper uses the squared error alone; what is wanted is that the rebuilt prediction says what F said."""
-    held_out: float = 0.15
-    """Share of bodies that choose the best weights and score the report."""
+    vary: tuple[str, ...] = ()
+    """Variations of the inputs, see `augment`; the deployed model says what they mean, at the cost of running it."""
+    classes: bool = True
+    """The outputs are scores of classes. Otherwise (boxes, regression) the loss is the squared error alone."""
     checks: int = 20
-    """How often the held-out agreement is taken; the best weights are kept."""
+    """How often the held-out agreement is taken and a checkpoint written; the best weights are kept."""
 
 
-Progress = Callable[[int, float, float], None]
-"""Told after each check: step, loss, held-out agreement."""
+@dataclass(frozen=True)
+class Material:
+    """What is learned from. `learn` and `choose` are indices into inputs (n, *given) and outputs (n, *said).
+
+    `deployed` is asked only for variations: (m, *given) -> (m, *said).
+    """
+
+    inputs: torch.Tensor
+    outputs: Array
+    learn: Array
+    choose: Array
+    deployed: nn.Module | None = None
 
 
-class ParityModel:
-    """A network and the user's way of calling it: (n, *one input) -> (n, *one raw output), with gradients."""
+@dataclass
+class Progress:
+    """Told after each check: step, loss, held-out agreement. Made anew by whoever shows it."""
 
-    def __init__(self, network: nn.Module, call: ModelCall, one_input: tuple[int, ...]) -> None:
-        self.network = network
-        self._call = call
-        self._batch_axis = bool(one_input) and one_input[0] == 1
+    told: Callable[[int, float, float], None] = lambda step, loss, agreement: None
 
-    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
-        given = inputs.flatten(0, 1) if self._batch_axis else inputs
-        call = with_input(self._call, given)
-        run: Any = self.network if call.method == "__call__" else getattr(self.network, call.method)
-        leaf = _floating_leaf(run(*call.args, **call.kwargs))
-        return leaf.unsqueeze(1) if self._batch_axis else leaf
+
+@dataclass
+class _State:
+    """All that a run needs to go on. Fabric saves and restores it whole."""
+
+    step: int = 0
+    best: float = -1.0
+    best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    rng: dict[str, Any] = field(default_factory=dict)
 
 
 def fit(
-    deployed: nn.Module,
-    seen: Observations,
-    coefficients: Sequence[float],
-    split: tuple[Array, Array],
+    fabric: Fabric,
+    model: nn.Module,
+    material: Material,
+    goal: Goal,
     knobs: Knobs,
     seed: int,
-    device: torch.device,
-    progress: Progress,
-) -> ParityModel:
-    """-> the parity model of one row, with the weights of best held-out agreement.
+    checkpoint: Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, torch.Tensor]:
+    """-> the weights of best held-out agreement, on the CPU. `model`: (G, *given) -> (G, *said), left as it ends.
 
-    `split`: indices of `seen` to learn from, and to choose by. The network is a copy of the deployed one, weights
-    included: what F knows of the inputs is a better start than nothing.
+    A `checkpoint` that exists is gone on from, if it was made with the same arguments (TrainingError otherwise); it is
+    written at every check. Raise TrainingError if the loss is not finite.
     """
     torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    model = ParityModel(trainable_copy(deployed).to(device), seen.call, tuple(seen.inputs.shape[1:]))
-    check_batches(model, seen, device)
-    learn, choose = split
-    row = torch.tensor(coefficients, dtype=torch.float32, device=device)
-    inputs = seen.inputs.to(device)  # (n, *input)
-    outputs = torch.from_numpy(np.ascontiguousarray(seen.outputs)).to(device)  # (n, *output)
+    rng = np.random.default_rng([seed, fabric.global_rank])
+    dice = torch.Generator().manual_seed(seed * 1000 + fabric.global_rank)
+    held = draw_groups(material.choose, goal.k, np.random.default_rng(seed), max(1, 2 * len(material.choose) // goal.k))
+    outputs = torch.from_numpy(np.ascontiguousarray(material.outputs)).float().to(fabric.device)  # (n, *said)
     spread = outputs.std().clamp_min(1e-6)
-    k = len(coefficients)
-    held = draw_groups(choose, k, rng, max(1, 2 * len(choose) // k))
-    optimizer = torch.optim.AdamW(model.network.parameters(), lr=knobs.peak_rate, weight_decay=knobs.weight_decay)
+    deployed = None if material.deployed is None else fabric.to_device(material.deployed).eval()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=knobs.peak_rate, weight_decay=knobs.weight_decay)
+    network, optimizer = fabric.setup(model, optimizer)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, knobs.peak_rate, total_steps=knobs.steps)
+    groups = max(1, knobs.groups * (2 if goal.k == 1 else 1) // fabric.world_size)
     every = max(1, knobs.steps // knobs.checks)
-    best, best_weights = -1.0, copy.deepcopy(model.network.state_dict())
-    model.network.train()
-    for step in range(1, knobs.steps + 1):
-        picks = torch.from_numpy(learn[rng.integers(len(learn), size=(knobs.groups, k))]).to(device)
-        present = torch.from_numpy(draw_present(knobs.groups, k, knobs.empty, rng)).to(device)  # (G, k) of 0 and 1
-        said = model(encode_groups(inputs, picks, row * present))  # (G, *output)
-        loss = group_loss(said, outputs[picks], row, present, spread, knobs.output_loss)
+    state, saved = _State(), _Checkpoint(fabric, checkpoint, network, optimizer, schedule, goal, knobs, seed)
+    saved.restore(state, rng, dice)
+    network.train()
+    while state.step < knobs.steps:
+        state.step += 1
+        picks = material.learn[rng.integers(len(material.learn), size=(groups, goal.k))]  # (G, k)
+        present = torch.from_numpy(draw_present(groups, goal.k, knobs.empty, rng)).to(fabric.device)  # (G, k)
+        inputs = material.inputs[torch.from_numpy(picks)].to(fabric.device)  # (G, k, *given)
+        targets = outputs[torch.from_numpy(picks).to(fabric.device)]  # (G, k, *said)
+        if knobs.vary and deployed is not None:
+            varied = vary(inputs.flatten(0, 1), knobs.vary, dice)
+            with torch.no_grad():
+                targets = deployed(varied).float().reshape(targets.shape)
+            inputs = varied.reshape(inputs.shape)
+        said = network(goal.encode(inputs, present)).float()  # (G, *said)
+        loss = goal.loss(said, targets, present, spread, knobs.output_loss, knobs.classes)
         if not torch.isfinite(loss):
-            raise TrainingError(f"the loss is {loss.item()} at step {step}: the deployed outputs may be too large")
+            raise TrainingError(
+                f"the loss is {loss.item()} at step {state.step}: the deployed outputs may be too large"
+            )
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        fabric.backward(loss)
         optimizer.step()
         schedule.step()
-        if step % every == 0 or step == knobs.steps:
-            agreement = held_out_agreement(model, inputs, outputs, held, row)
-            if agreement > best:
-                best, best_weights = agreement, copy.deepcopy(model.network.state_dict())
-            progress(step, float(loss.detach()), agreement)
-    model.network.load_state_dict(best_weights)
-    model.network.eval()
-    return model
-
-
-def group_loss(
-    said: torch.Tensor,
-    targets: torch.Tensor,
-    row: torch.Tensor,
-    present: torch.Tensor,
-    spread: torch.Tensor,
-    output_loss: float,
-) -> torch.Tensor:
-    """Said (G, *output), targets (G, k, *output), present (G, k).
-
-    With the neighbours' true outputs, slot i is rebuilt as F(x_i) + (said - wanted) / c_i: every slot's rebuilt
-    prediction is compared with what F said, and the sum itself with what it should be.
-    """
-    weights = (row * present).reshape(*present.shape, *[1] * (targets.ndim - 2))
-    error = (said - (weights * targets).sum(1)) / spread  # (G, *output)
-    loss = output_loss * error.square().mean()
-    if targets.shape[-1] == 1:  # regression: there is no distribution to compare
-        return error.square().mean()
-    rebuilt = targets + (error * spread).unsqueeze(1) / row.reshape(1, -1, *[1] * (targets.ndim - 2))
-    divergence = functional.kl_div(
-        rebuilt.log_softmax(-1), targets.log_softmax(-1), reduction="none", log_target=True
-    ).sum(-1)
-    while divergence.ndim > 2:
-        divergence = divergence.mean(-1)
-    return loss + (divergence * present).sum() / present.sum()
-
-
-def encode_groups(inputs: torch.Tensor, picks: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Inputs (n, *input), picks (G, k), weights (G, k) -> (G, *input): sum_i weights[g, i] * inputs[picks[g, i]]."""
-    return torch.einsum("gk,gk...->g...", weights.to(inputs.dtype), inputs[picks])
-
-
-def draw_groups(indices: Array, k: int, rng: np.random.Generator, groups: int) -> Array:
-    """(groups, k) indices: shuffled passes over all of them, so that each is used about equally often."""
-    if len(indices) < k:
-        return np.asarray(rng.choice(indices, size=(groups, k)))
-    per_pass = len(indices) // k
-    passes = [rng.permutation(indices)[: per_pass * k] for _ in range(-(-groups // per_pass))]
-    return np.concatenate(passes).reshape(-1, k)[:groups]
-
-
-def draw_present(groups: int, k: int, empty: float, rng: np.random.Generator) -> Array:
-    """(groups, k) of 0 and 1: mostly full, some with 1 to k - 1 members in any of the slots."""
-    present = np.ones((groups, k), dtype=np.float32)
-    for group in np.flatnonzero(rng.random(groups) < empty):
-        members = rng.integers(1, k)
-        present[group, rng.permutation(k)[members:]] = 0.0
-    return present
+        if state.step % every == 0 or state.step == knobs.steps:
+            agreement = held_out_agreement(network, material.inputs, outputs, held, goal, knobs.classes)
+            if agreement > state.best:
+                state.best, state.best_weights = agreement, _on_cpu(model.state_dict())
+            saved.write(state, rng, dice)
+            if progress is not None:
+                progress.told(state.step, float(loss.detach()), agreement)
+    model.load_state_dict(state.best_weights)
+    model.eval()
+    return state.best_weights
 
 
 @torch.inference_mode()
-def parity_outputs(model: ParityModel, inputs: torch.Tensor, groups: Array, weights: Sequence[float]) -> Array:
-    """What the parity model says to each group: (G, *output). `weights` holds 0 for an empty slot."""
-    was_training = model.network.training
-    model.network.eval()
-    row = torch.tensor(weights, dtype=torch.float32, device=inputs.device)
+def run_network(
+    network: nn.Module, inputs: torch.Tensor, groups: Array, goal: Goal, present: int | None = None
+) -> Array:
+    """What the network says to each group (G, k) of indices, the first `present` slots of it: (G, *said)."""
+    was_training = network.training
+    network.eval()
+    device = next(network.parameters()).device
+    mask = torch.tensor([float(slot < (goal.k if present is None else present)) for slot in range(goal.k)])
     said = []
-    for picks in torch.from_numpy(groups).to(inputs.device).split(256):  # type: ignore[no-untyped-call]
-        said.append(model(encode_groups(inputs, picks, row.expand(len(picks), -1))).float().cpu())
-    model.network.train(was_training)
+    for picks in torch.from_numpy(groups).split(256):  # type: ignore[no-untyped-call]
+        shown = goal.encode(inputs[picks].to(device), mask.expand(len(picks), -1).to(device))
+        said.append(network(shown).float().cpu())
+    network.train(was_training)
     return torch.cat(said).numpy()
 
 
 def held_out_agreement(
-    model: ParityModel, inputs: torch.Tensor, outputs: torch.Tensor, groups: Array, row: torch.Tensor
+    network: nn.Module, inputs: torch.Tensor, outputs: torch.Tensor, groups: Array, goal: Goal, classes: bool = True
 ) -> float:
-    """How often a rebuilt prediction is the deployed model's own, every slot erased once."""
-    said = torch.from_numpy(parity_outputs(model, inputs, groups, row.tolist())).to(outputs.device)
-    targets = outputs[torch.from_numpy(groups).to(outputs.device)]  # (G, k, *output)
-    shape = [-1, *[1] * (targets.ndim - 2)]
-    error = said - (row.reshape(shape) * targets).sum(1)
-    rebuilt = targets + error.unsqueeze(1) / row.reshape(1, *shape)
+    """How often a rebuilt prediction is the deployed model's own, every slot erased once; for outputs that are no
+    classes, 1 less the mean squared error in units of the outputs' variance.
+    """
+    said = torch.from_numpy(run_network(network, inputs, groups, goal)).to(outputs.device)
+    targets = outputs[torch.from_numpy(groups).to(outputs.device)]  # (G, k, *said)
+    rebuilt = goal.rebuilt(said, targets)
+    if not classes:
+        return 1.0 - float((rebuilt - targets).square().mean() / targets.var().clamp_min(1e-12))
     if targets.shape[-1] == 1:
-        return -float((rebuilt - targets).square().mean())
+        return float(((rebuilt > 0) == (targets > 0)).float().mean())
     return float((rebuilt.argmax(-1) == targets.argmax(-1)).float().mean())
 
 
-def trainable_copy(deployed: nn.Module) -> nn.Module:
-    """A copy whose every parameter learns. Raise NotCodable if there is nothing to train."""
-    network = copy.deepcopy(deployed)
-    parameters = list(network.parameters())
-    if not parameters:
-        raise NotCodable("the deployed model has no parameters to learn (a frozen TorchScript module, perhaps)")
-    for parameter in parameters:
-        parameter.detach_().requires_grad_(True)  # a copied TorchScript module's parameters are not leaves
-    return network
+def check_batches(model: nn.Module, inputs: torch.Tensor, outputs: Array) -> None:
+    """Training runs many groups at once: refuse a deployed model that does not treat them as single ones.
 
-
-def check_batches(model: ParityModel, seen: Observations, device: torch.device) -> None:
-    """Training runs many groups at once: refuse a network that does not treat them as single ones."""
-    count = min(4, len(seen.inputs))
-    model.network.eval()
+    inputs (n, *given), outputs (n, *said); `model` as in `fit`, with the deployed weights.
+    """
+    count = min(4, len(inputs))
+    parameter = next(model.parameters(), None)
+    model.eval()
+    refusal = NotCodable("the deployed model answers a batch differently from single inputs; it cannot be distilled")
     with torch.inference_mode():
-        together = model(seen.inputs[:count].to(device)).float().cpu().numpy()
-    expected = seen.outputs[:count].reshape(together.shape) if together.size == seen.outputs[:count].size else None
-    if expected is None or not np.allclose(together, expected, rtol=1e-2, atol=1e-2 * float(np.abs(expected).max())):
-        raise NotCodable("the deployed model answers a batch differently from single inputs; it cannot be distilled")
+        try:
+            together = model(inputs[:count].to("cpu" if parameter is None else parameter.device)).float().cpu().numpy()
+        except RuntimeError as error:
+            raise refusal from error
+    expected = outputs[:count]
+    if not np.allclose(together, expected, rtol=1e-2, atol=1e-2 * float(np.abs(expected).max())):
+        raise refusal
 
 
-def _floating_leaf(output: Any) -> torch.Tensor:
-    """The one floating tensor in a model's output, gradients and all. The boundary has checked that there is one."""
-    if isinstance(output, torch.Tensor):
-        return output.float()
-    children = output.values() if hasattr(output, "values") else output if isinstance(output, list | tuple) else ()
-    for child in children:
-        if isinstance(child, torch.Tensor | list | tuple) or hasattr(child, "values"):
-            found = _floating_leaf(child)
-            if found.is_floating_point():
-                return found
-    raise NotCodable(f"no floating tensor to learn from in the model's output of type {type(output).__name__}")
+class _Checkpoint:
+    """One file, replaced as a whole, that holds everything: weights, optimizer, dice, step, best, configuration."""
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        file: Path | None,
+        network: nn.Module,
+        optimizer: Any,
+        schedule: Any,
+        goal: Goal,
+        knobs: Knobs,
+        seed: int,
+    ) -> None:
+        self._fabric = fabric
+        self._file = file
+        self._parts = {"network": network, "optimizer": optimizer, "schedule": schedule}
+        self._made_with = {
+            "code": goal.code.name,
+            "k": goal.code.k,
+            "row": goal.row,
+            "knobs": asdict(knobs),
+            "seed": seed,
+        }
+
+    def restore(self, state: _State, rng: np.random.Generator, dice: torch.Generator) -> None:
+        if self._file is None or not self._file.exists():
+            return
+        kept: dict[str, Any] = {**self._parts, "state": {}, "made_with": {}}
+        # The file is our own, written a moment ago beside the user's own files.
+        self._fabric.load(self._file, kept, weights_only=False)
+        if kept["made_with"] != self._made_with:
+            raise TrainingError(f"{self._file} was made with other settings: {kept['made_with']}")
+        vars(state).update(kept["state"])
+        if self._fabric.global_rank == 0:  # whose dice they are; the others go on with theirs as they were thrown anew
+            rng.bit_generator.state = state.rng["numpy"]
+            dice.set_state(state.rng["dice"])
+            torch.set_rng_state(state.rng["torch"])
+
+    def write(self, state: _State, rng: np.random.Generator, dice: torch.Generator) -> None:
+        if self._file is None:
+            return
+        state.rng = {"numpy": rng.bit_generator.state, "dice": dice.get_state(), "torch": torch.get_rng_state()}
+        unfinished = self._file.with_suffix(".unfinished")
+        self._fabric.save(unfinished, {**self._parts, "state": vars(state), "made_with": self._made_with})
+        if self._fabric.is_global_zero:
+            unfinished.replace(self._file)
+
+
+def _on_cpu(weights: dict[str, Any]) -> dict[str, torch.Tensor]:
+    return {name: copy.deepcopy(value.detach()).cpu() for name, value in weights.items()}

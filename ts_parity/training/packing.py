@@ -7,97 +7,116 @@ from __future__ import annotations
 
 import tempfile
 import zipfile
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from ts_parity.codes import Code, Family
+from ts_parity.codes import Code
 from ts_parity.errors import ArchiveError, NotCodable, TrainingError
 from ts_parity.torchserve.archive import Archive, Sample, extract_archive, wrap_deployed, wrap_parity
 from ts_parity.training import TrainSettings
-from ts_parity.training.data import Body
-from ts_parity.training.fit import ParityModel
+from ts_parity.training.architectures import Shaped
+from ts_parity.training.bodies import Body
 from ts_parity.wire import Array
+from ts_parity.worker.encoders import model_input
 from ts_parity.worker.offline import OfflineHandler
 from ts_parity.worker.outputs import take
+from ts_parity.worker.watches import ModelCall
 
 
-def pack_all(
-    settings: TrainSettings,
-    code: Code,
-    archive: Archive,
-    work: Path,
-    models: Sequence[ParityModel],
-    bodies: Sequence[Body],
-    out: Path,
-) -> dict[str, Any]:
-    """Write the wrapped deployed archive and one parity archive per row into `out`. -> their file names.
+@dataclass(frozen=True)
+class Packer:
+    """Writes archives into `out`. `work`: the extracted archive; `bodies`: samples for the workers' self-test."""
 
-    `work` is the extracted archive, `bodies` become the samples of the workers' self-test.
-    """
-    samples = [Sample(body.path, body.content_type) for body in bodies]
-    deployed = wrap_deployed(settings.archive, out, samples=samples, secret=settings.secret)
-    base = settings.name or f"{archive.model_name}-parity"
-    names = []
-    for row in range(code.r):
-        name = base if code.r == 1 else f"{base}-{row}"
-        common: dict[str, Any] = {
-            "code": code.name,
-            "k": code.k,
-            "r": code.r,
-            "row": row,
-            "coefficients": code.coefficients or None,
-            "partial": True,
-            "samples": samples,
-            "secret": settings.secret,
-        }
-        if code.family is Family.PARITY:
-            _pack_parity(settings.archive, archive, work, models[row], bodies[0], out, name, common)
-        else:
-            wrap_parity(settings.archive, out, name, **common)
-        names.append(f"{name}.mar")
-    return {"deployed": deployed.name, "parity": names}
+    settings: TrainSettings
+    archive: Archive
+    work: Path
+    bodies: Sequence[Body]
+    out: Path
 
+    def deployed(self) -> str:
+        """The wrapped deployed archive. -> its file name."""
+        with _samples(self.bodies) as samples:
+            return wrap_deployed(self.settings.archive, self.out, samples=samples, secret=self.settings.secret).name
 
-def _pack_parity(
-    source: Path,
-    archive: Archive,
-    work: Path,
-    model: ParityModel,
-    body: Body,
-    out: Path,
-    name: str,
-    common: dict[str, Any],
-) -> None:
-    """In the form the user's handler loads its own model in, where that works; else as a TorchScript file beside it."""
-    with tempfile.TemporaryDirectory(prefix="ts-parity-weights-") as scratch:
-        expected = _answers(work, model, body)
-        own = Path(scratch) / "own"
-        if _save_as_deployed(archive, work, model.network, own):
-            packed = wrap_parity(source, out, name, serialized_file=own, **common)
-            if _loads_as(packed, body, expected):
-                return
-        script = Path(scratch) / "parity.pt"
-        _save_script(work, model, body, script)
-        wrap_parity(source, out, name, parity_model=script, **common)
-        loaded = torch.jit.load(script)  # type: ignore[no-untyped-call]
-        if not np.allclose(_answers(work, loaded, body), expected, rtol=1e-4, atol=1e-4):
-            raise TrainingError("the parity model as TorchScript does not answer as trained; it cannot be packed")
+    def protection(self, code: Code, row: int, network: nn.Module | None, name: str, cost: float | None) -> str:
+        """The archive of one row of a code; no network: the deployed model itself. -> its file name.
+
+        In the form in which the user's handler loads its own model, where that works; else as TorchScript beside it.
+        """
+        with _samples(self.bodies) as samples, tempfile.TemporaryDirectory(prefix="ts-parity-weights-") as scratch:
+            options: dict[str, Any] = {
+                "code": code.name,
+                "k": code.k,
+                "r": code.r,
+                "row": row,
+                "coefficients": code.coefficients or None,
+                "partial": True,
+                "samples": samples,
+                "secret": self.settings.secret,
+                "cost": cost,
+            }
+            source = self.settings.archive
+            if network is None:
+                return wrap_parity(source, self.out, name, **options).name
+            call = _call(self.work, self.bodies[0])
+            if isinstance(network, Shaped):
+                call = ModelCall(call.site, call.method, (model_input(call),), {})
+            expected = _answer(network, call)
+            own = Path(scratch) / "own"
+            if _save_as_deployed(self.archive, self.work, network, call, own):
+                packed = wrap_parity(source, self.out, name, serialized_file=own, **options)
+                if _loads_as(packed, self.bodies[0], expected):
+                    return packed.name
+            script = Path(scratch) / "other.pt"
+            torch.jit.save(_as_script(network, call), str(script))
+            loaded = torch.jit.load(script)  # type: ignore[no-untyped-call]
+            if not _same(_answer(loaded, ModelCall(call.site, "__call__", call.args, call.kwargs)), expected):
+                raise TrainingError("the network as TorchScript does not answer as trained; it cannot be packed")
+            return wrap_parity(source, self.out, name, parity_model=script, **options).name
 
 
-def _save_as_deployed(archive: Archive, work: Path, network: torch.nn.Module, file: Path) -> bool:
+@contextmanager
+def _samples(bodies: Sequence[Body]) -> Iterator[list[Sample]]:
+    """Bodies as files, which may have come from within a zip or an array."""
+    with tempfile.TemporaryDirectory(prefix="ts-parity-samples-") as scratch:
+        samples = []
+        for body in bodies:
+            path = Path(scratch) / PurePosixPath(body.name).name
+            path.write_bytes(body.read())
+            samples.append(Sample(path, body.content_type))
+        yield samples
+
+
+def _call(work: Path, body: Body) -> ModelCall:
+    with OfflineHandler(work) as handler:
+        return handler.capture(handler.request(body.read(), body.content_type))
+
+
+def _answer(network: Any, call: ModelCall) -> Array:
+    """What a network answers when the user's handler calls it with this one body."""
+    network = network.to("cpu").eval()
+    run = network if call.method == "__call__" else getattr(network, call.method, network)
+    with torch.inference_mode():
+        raw, _ = take(run(*call.args, **call.kwargs))
+    return raw
+
+
+def _save_as_deployed(archive: Archive, work: Path, network: nn.Module, call: ModelCall, file: Path) -> bool:
     """Whether the archive's serialised file is of a kind that can be written for `network`; then it was."""
     if archive.serialized_file is None:
         return False
-    network = network.to("cpu")
     original = work / archive.serialized_file
     if _is_torchscript(original):
-        if not isinstance(network, torch.jit.ScriptModule):
+        if call.method not in ("__call__", "forward"):
             return False
-        torch.jit.save(network, str(file))
+        torch.jit.save(_as_script(network, call), str(file))
         return True
     try:
         saved = torch.load(original, map_location="cpu", weights_only=True)
@@ -116,43 +135,33 @@ def _is_torchscript(file: Path) -> bool:
         return any(name.endswith("/constants.pkl") for name in opened.namelist())
 
 
-def _save_script(work: Path, model: ParityModel, body: Body, file: Path) -> None:
-    network = model.network.to("cpu")
+def _as_script(network: nn.Module, call: ModelCall) -> Any:
     if isinstance(network, torch.jit.ScriptModule):
-        torch.jit.save(network, str(file))
-        return
-    with OfflineHandler(work) as handler:
-        call = handler.capture(handler.request(body.path.read_bytes(), body.content_type))
+        return network.to("cpu")
     if call.method not in ("__call__", "forward"):
-        raise NotCodable(f"the handler calls the model's {call.method}, which a TorchScript parity model cannot have")
+        raise NotCodable(f"the handler calls the model's {call.method}, which a TorchScript model cannot have")
     try:
-        traced = torch.jit.trace(network, example_inputs=call.args, example_kwarg_inputs=call.kwargs or None)  # type: ignore[no-untyped-call]
+        return torch.jit.trace(  # type: ignore[no-untyped-call]
+            network.to("cpu").eval(), example_inputs=call.args, example_kwarg_inputs=call.kwargs or None
+        )
     except Exception as error:  # tracing runs the network: whatever it raises is the reason
         raise NotCodable(
-            f"the archive's serialised file is of a form that cannot be written for a parity model, and the model "
+            f"the archive's serialised file is of a form that cannot be written for another model, and the network "
             f"cannot be traced either: {error}"
         ) from None
-    torch.jit.save(traced, str(file))
 
 
 def _loads_as(packed: Path, body: Body, expected: Array) -> bool:
-    """Whether the packed archive's own handler, loading its own file, runs the parity model that was trained."""
+    """Whether the packed archive's own handler, loading its own file, runs the network that was trained."""
     with tempfile.TemporaryDirectory(prefix="ts-parity-check-") as scratch:
         extract_archive(packed, Path(scratch))
         try:
             with OfflineHandler(Path(scratch)) as handler:
-                record, _ = handler.record(handler.request(body.path.read_bytes(), body.content_type))
-        except (ArchiveError, NotCodable, RuntimeError, ValueError, KeyError, OSError):
+                record, _ = handler.record(handler.request(body.read(), body.content_type))
+        except (ArchiveError, NotCodable, RuntimeError, ValueError, KeyError, AttributeError, TypeError, OSError):
             return False
-    return record.raw is not None and np.allclose(record.raw, expected, rtol=1e-4, atol=1e-4)
+    return record.raw is not None and _same(record.raw, expected)
 
 
-def _answers(work: Path, model: Any, body: Body) -> Array:
-    """What a network answers when the user's handler calls it with this one body."""
-    network = (model.network if isinstance(model, ParityModel) else model).to("cpu").eval()
-    with OfflineHandler(work) as handler:
-        call = handler.capture(handler.request(body.path.read_bytes(), body.content_type))
-    run = network if call.method == "__call__" else getattr(network, call.method)
-    with torch.inference_mode():
-        raw, _ = take(run(*call.args, **call.kwargs))
-    return raw
+def _same(one: Array, other: Array) -> bool:
+    return one.shape == other.shape and np.allclose(one, other, rtol=1e-4, atol=1e-4)

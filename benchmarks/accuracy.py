@@ -1,0 +1,319 @@
+"""What rebuilt answers are worth on MNIST, Fashion-MNIST and CIFAR-10, by code and k, beside the rows of the paper.
+
+    python benchmarks/accuracy.py --data DIR            everything, hours on two cores
+    python benchmarks/accuracy.py --data DIR --quick    a minute: all codes, too few steps to mean anything
+    python benchmarks/accuracy.py --tables              the tables of docs/training.md from the kept results
+
+DIR holds mnist.npz and fashion_mnist.npz (x_train, y_train, x_test, y_test) and cifar10_jpeg.zip (train/CLASS/*.jpg and
+test/CLASS/*.jpg). Training and scoring are the package's own `fit` and `evaluate`; only archives and HTTP are left out.
+Every row is written as soon as it is known, and one that is there is not made again: an interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import platform
+import sys
+import time
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from ts_parity.codes import Family, make_code
+from ts_parity.training.architectures import DEPLOYED, Called, Shaped, Shapes, cnn, make_called, multiplications
+from ts_parity.training.augment import vary
+from ts_parity.training.cost import measure
+from ts_parity.training.evaluate import evaluate, over_seeds
+from ts_parity.training.fit import Knobs, Material, Progress, fit, run_network
+from ts_parity.training.goals import Goal, draw_groups
+from ts_parity.training.job import said
+from ts_parity.worker.watches import ModelCall
+
+RESULTS = Path(__file__).parent / "results" / "accuracy.json"
+CACHE = Path(__file__).parent / "results" / ".accuracy"
+CLASSES = 10
+CHOOSE = 5000
+"""Training samples held out to choose the best weights, as many as the paper's."""
+
+# A_a and drop in points, as the paper's figures show them (ResNet-18, Adam 1e-3, 500 epochs, CIFAR-10 1000, GPU).
+PAPER = {
+    ("mnist", "sum", 2): (99.2, 0.01),
+    ("fashion", "sum", 2): (92.9, 1.79),
+    ("cifar10", "sum", 2): (93.5, 6.13),
+    ("cifar10", "concat", 2): (93.5, 4.0),
+    ("cifar10", "sum", 4): (93.5, 41.0),
+    ("cifar10", "concat", 4): (93.5, 19.0),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One dataset: how long everything is trained, and on which variations."""
+
+    deployed_steps: int
+    steps: dict[str, int]
+    varied: dict[str, tuple[str, ...]]
+    deployed_varied: tuple[str, ...]
+
+
+PLANS = {
+    "mnist": Plan(
+        2000,
+        {"sum": 3000, "concat": 3000, "student": 3000},
+        {"sum": ("shift",), "concat": ("shift",), "student": ("shift",)},
+        ("shift",),
+    ),
+    "fashion": Plan(
+        5000,
+        {"sum": 8000, "concat": 6000, "student": 6000},
+        {"sum": ("shift", "flip"), "concat": ("shift", "flip"), "student": ("shift", "flip")},
+        ("shift", "flip"),
+    ),
+    "cifar10": Plan(
+        8000,
+        {"sum": 5000, "concat": 5000, "student": 8000},
+        {"sum": ("shift", "flip"), "concat": ("shift", "flip"), "student": ("shift", "flip", "mix")},
+        ("shift", "flip"),
+    ),
+}
+CANDIDATES = [("sum", 2), ("concat", 2), ("student", 2), ("student", 4), ("sum", 3), ("sum", 4), ("concat", 4)]
+
+
+@dataclass(frozen=True)
+class Data:
+    """inputs (n, 1, C, H, W) in the range a handler would make, labels (n,)."""
+
+    train: torch.Tensor
+    train_labels: torch.Tensor
+    test: torch.Tensor
+    test_labels: torch.Tensor
+
+
+def load(name: str, folder: Path) -> Data:
+    if name == "cifar10":
+        return _load_cifar(folder / "cifar10_jpeg.zip")
+    file = folder / {"mnist": "mnist.npz", "fashion": "fashion_mnist.npz"}[name]
+    with np.load(file) as opened:
+        parts = [torch.from_numpy(opened[part]) for part in ("x_train", "y_train", "x_test", "y_test")]
+    images = [part[:, None, None].float() / 255 for part in (parts[0], parts[2])]
+    return Data(images[0], parts[1].long(), images[1], parts[3].long())
+
+
+def _load_cifar(file: Path) -> Data:
+    from PIL import Image
+
+    mean, spread = (torch.tensor(v)[:, None, None] for v in ((0.491, 0.482, 0.447), (0.247, 0.243, 0.262)))
+    parts: dict[str, list[torch.Tensor]] = {"train": [], "test": []}
+    labels: dict[str, list[int]] = {"train": [], "test": []}
+    with zipfile.ZipFile(file) as opened:
+        names = sorted(name for name in opened.namelist() if name.endswith(".jpg"))
+        classes = sorted({name.split("/")[1] for name in names})
+        for name in tqdm(names, desc="cifar10", unit="image"):
+            part, shown, _ = name.split("/")
+            pixels = torch.from_numpy(np.asarray(Image.open(io.BytesIO(opened.read(name)))).copy())
+            parts[part].append((pixels.permute(2, 0, 1).float() / 255 - mean) / spread)
+            labels[part].append(classes.index(shown))
+    images = {part: torch.stack(shown)[:, None] for part, shown in parts.items()}
+    return Data(images["train"], torch.tensor(labels["train"]), images["test"], torch.tensor(labels["test"]))
+
+
+def deployed_model(name: str, data: Data, plan: Plan, quick: bool) -> tuple[Called, nn.Module]:
+    """The model to be protected: the built-in cnn, trained on labels in the usual way; kept once it is made."""
+    shapes = Shapes(tuple(data.train.shape[1:]), (1, CLASSES))
+    torch.manual_seed(0)
+    network = Shaped(cnn(shapes.one_input, CLASSES, 1.0), shapes)
+    file = CACHE / f"{name}.pt"
+    if file.exists() and not quick:
+        network.load_state_dict(torch.load(file, weights_only=True))
+    else:
+        _train_on_labels(network, data, plan.deployed_steps, plan.deployed_varied, name)
+        if not quick:
+            CACHE.mkdir(parents=True, exist_ok=True)
+            torch.save(network.state_dict(), file)
+    network.eval()
+    call = ModelCall("self.model", "__call__", (data.train[0],), {})
+    return make_called(DEPLOYED, network, call, shapes).requires_grad_(False).eval(), network
+
+
+def _train_on_labels(network: nn.Module, data: Data, steps: int, varied: tuple[str, ...], name: str) -> None:
+    optimizer = torch.optim.AdamW(network.parameters(), lr=5e-3, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps)
+    dice = torch.Generator().manual_seed(0)
+    for _ in tqdm(range(steps), desc=f"{name} deployed", unit="step"):
+        picks = torch.randint(len(data.train), (128,), generator=dice)
+        images = vary(data.train[picks].flatten(0, 1), varied, dice)
+        loss = functional.cross_entropy(network(images), data.train_labels[picks], label_smoothing=0.05)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+
+
+def outputs_of(model: nn.Module, inputs: torch.Tensor) -> np.ndarray:
+    exact = Goal(make_code("exact", 1))
+    return run_network(model, inputs, np.arange(len(inputs))[:, None], exact)
+
+
+def rows_of(name: str, args: argparse.Namespace, kept: list[dict]) -> None:
+    plan, data = PLANS[name], load(name, args.data)
+    if args.quick:
+        plan = Plan(60, dict.fromkeys(plan.steps, 40), dict.fromkeys(plan.varied, ()), ())
+        data = Data(data.train[:4000], data.train_labels[:4000], data.test[:1000], data.test_labels[:1000])
+    deployed, network = deployed_model(name, data, plan, args.quick)
+    train_outputs, test_outputs = outputs_of(deployed, data.train), outputs_of(deployed, data.test)
+    labels = data.test_labels.numpy()
+    print(f"{name}: A_a {float((test_outputs[:, 0].argmax(-1) == labels).mean()):.2%}", file=sys.stderr)
+    order = np.random.default_rng(0).permutation(len(data.train))
+    held = min(CHOOSE, len(order) // 5)
+    for code_name, k in args.candidates:
+        for seed in args.seeds:
+            key = {"data": name, "code": code_name, "k": k, "seed": seed}
+            if any(all(row.get(part) == value for part, value in key.items()) for row in kept):
+                continue
+            code = make_code(code_name, k)
+            knobs = Knobs(steps=args.steps or plan.steps[code_name], vary=plan.varied[code_name])
+            torch.manual_seed(seed)
+            architecture = "cnn" if code.family is Family.BACKUP else DEPLOYED
+            shapes = Shapes(tuple(data.train.shape[1:]), (1, CLASSES))
+            call = ModelCall("self.model", "__call__", (data.train[0],), {})
+            model = make_called(architecture, network, call, shapes, budget=1.0, k=k)
+            material = Material(data.train, train_outputs, order[held:], order[:held], deployed)
+            label = f"{name} {code_name} k={k} seed {seed}"
+            started = time.monotonic()
+            with tqdm(total=knobs.steps, desc=label, unit="step") as bar:
+
+                def told(step: int, loss: float, agreement: float, bar: tqdm = bar) -> None:
+                    bar.update(step - bar.n)
+                    bar.set_postfix(loss=f"{loss:.3f}", agreement=f"{agreement:.4f}")
+
+                checkpoint = None if args.quick else CACHE / f"{label.replace(' ', '-')}.checkpoint"
+                fabric = Fabric(accelerator="cpu", precision=args.precision)
+                fit(fabric, model, material, Goal(code), knobs, seed, checkpoint, Progress(told))
+            dice = np.random.default_rng(seed)
+            groups = draw_groups(np.arange(len(data.test)), k, dice, len(data.test) // k)
+            scores = evaluate(code, test_outputs[groups], said(code, [model], data.test, groups), labels[groups])
+            runs = k if code.family is Family.BACKUP else 1
+            kept.append(
+                {
+                    **key,
+                    "r": 1,
+                    "architecture": architecture if runs == 1 else f"cnn at {runs} x {_share(model, deployed, shapes)}",
+                    "steps": knobs.steps,
+                    "vary": list(knobs.vary),
+                    **{part: scores[part] for part in ("A_a", "A_d", "drop", "agreement", "A_default")},
+                    "members": {m: each["A_d"] for m, each in scores["members"].items()},
+                    "cost": measure(deployed, model, Goal(code), data.train[:k]).ratio,
+                    "multiplications": round(runs * _share(model, deployed, shapes), 3),
+                    "seconds": round(time.monotonic() - started),
+                }
+            )
+            if checkpoint is not None:
+                checkpoint.unlink(missing_ok=True)
+            write(args, kept)
+            row = kept[-1]
+            print(f"{label}: A_d {row['A_d']:.2%}, drop {100 * row['drop']:.2f}, {row['seconds']} s", file=sys.stderr)
+
+
+def _share(model: nn.Module, deployed: nn.Module, shapes: Shapes) -> float:
+    return round(multiplications(model, shapes) / multiplications(deployed, shapes), 3)
+
+
+def write(args: argparse.Namespace, kept: list[dict]) -> None:
+    """The runs one by one, and the rows that the documentation is made from: the mean over seeds."""
+    if args.out is None:
+        return
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    document = {
+        "command": "python benchmarks/accuracy.py --data DIR" + (" --quick" if args.quick else ""),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
+        "rows": summary(kept),
+        "runs": kept,
+    }
+    unfinished = args.out.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(document, indent=1) + "\n")
+    unfinished.replace(args.out)
+
+
+def summary(kept: list[dict]) -> list[dict]:
+    rows = []
+    for data, code, k in dict.fromkeys((run["data"], run["code"], run["k"]) for run in kept):
+        runs = [run for run in kept if (run["data"], run["code"], run["k"]) == (data, code, k)]
+        scores = [
+            {part: run[part] for part in ("A_a", "A_d", "drop", "agreement", "A_default", "cost")} for run in runs
+        ]
+        mean = over_seeds(scores)
+        same = {part: runs[0][part] for part in ("data", "architecture", "code", "k", "r", "steps", "multiplications")}
+        rows.append({**same, **mean, "seeds": len(runs), "seed_list": [run["seed"] for run in runs]})
+    return rows
+
+
+NAMES = {"mnist": "MNIST", "fashion": "Fashion-MNIST", "cifar10": "CIFAR-10 (JPEG)"}
+
+
+def tables(document: dict) -> str:
+    """Markdown: ours beside the paper's, and the rivals at equal cost."""
+    lines = [
+        "| data | k | code | A_a | A_d | drop | agreement | cost of a group | seeds | steps | paper's drop |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    order = {name: index for index, name in enumerate(("sum", "concat", "student"))}
+    rows = sorted(document["rows"], key=lambda r: (list(NAMES).index(r["data"]), r["k"], order[r["code"]]))
+    for row in rows:
+        paper = PAPER.get((row["data"], row["code"], row["k"]))
+        spread = f" ± {100 * row['drop_spread']:.2f}" if row["seeds"] > 1 else ""
+        cost = f"{row['cost']:.2f} ({row['multiplications']:.2f})"
+        lines.append(
+            f"| {NAMES[row['data']]} | {row['k']} | `{row['code']}` | {row['A_a']:.2%} | {row['A_d']:.2%} | "
+            f"{100 * row['drop']:.2f}{spread} | {row['agreement']:.2%} | {cost} | "
+            f"{row['seeds']} | {row['steps']:,} | {'' if paper is None else f'{paper[1]:.2f}'} |"
+        )
+    lines += ["", "| data | a default answer | `exact` |", "|---|---|---|"]
+    for name in NAMES:
+        row = next((row for row in rows if row["data"] == name), None)
+        if row is not None:
+            lines.append(f"| {NAMES[name]} | {row['A_default']:.2%} | {row['A_a']:.2%} (drop 0, cost k) |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder of the datasets")
+    parser.add_argument("--sets", nargs="+", choices=list(PLANS), default=list(PLANS))
+    parser.add_argument("--only", nargs="+", metavar="CODE:K", help="such as sum:2 student:4; default: all")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, help="instead of each plan's own")
+    parser.add_argument("--precision", default="32-true", help="of training: 32-true or bf16-mixed")
+    parser.add_argument(
+        "--quick", action="store_true", help="a minute, one seed; writes to --out only if that is given"
+    )
+    parser.add_argument("--out", type=Path, help=f"default {RESULTS}")
+    parser.add_argument("--tables", action="store_true", help="print tables of the kept results and train nothing")
+    args = parser.parse_args()
+    if args.tables:
+        print(tables(json.loads((args.out or RESULTS).read_text())))
+        return
+    if args.data is None or not args.data.is_dir():
+        parser.error("--data must be the folder of the datasets")
+    args.candidates = [(o.split(":")[0], int(o.split(":")[1])) for o in args.only] if args.only else CANDIDATES
+    if args.quick:
+        args.seeds = args.seeds[:1]
+    else:
+        args.out = args.out or RESULTS
+    kept = json.loads(args.out.read_text())["runs"] if args.out and args.out.exists() else []
+    for name in args.sets:
+        rows_of(name, args, kept)
+    print(tables({"rows": summary(kept)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Request bodies and labels, from everywhere they may come from, and what is said of those that do not fit."""
+
+import io
+import json
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ts_parity.errors import TrainingError
+from ts_parity.training.bodies import list_bodies, read_labels
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("dog/b.jpg", "cat/a.png", "dog/c.txt", "dog/.hidden"):
+        file = tmp_path / "bodies" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(name.encode())
+    return tmp_path / "bodies"
+
+
+@pytest.fixture
+def arrays(tmp_path):
+    file = tmp_path / "set.npz"
+    images = np.arange(3 * 4 * 5, dtype=np.uint8).reshape(3, 4, 5)
+    np.savez(file, x=images, y=np.array([2, 0, 1]), boxes=np.eye(3, 4))
+    return file
+
+
+def contents(bodies):
+    return [(body.name, body.content_type, body.read()) for body in bodies]
+
+
+def test_a_folder_and_a_zip_of_it_are_the_same(folder, tmp_path):
+    expected = [
+        ("cat/a.png", "image/png", b"cat/a.png"),
+        ("dog/b.jpg", "image/jpeg", b"dog/b.jpg"),
+        ("dog/c.txt", "text/plain", b"dog/c.txt"),
+    ]
+    assert contents(list_bodies(folder)) == expected
+    file = tmp_path / "bodies.zip"
+    with zipfile.ZipFile(file, "w") as written:
+        written.writestr("train/", b"")
+        for name, _, content in expected:
+            written.writestr(f"train/{name}", content)
+        written.writestr("test/x.png", b"other")
+    assert contents(list_bodies(file / "train")) == expected
+    assert [body.name for body in list_bodies(file)] == ["test/x.png", *(f"train/{name}" for name, _, _ in expected)]
+
+
+def test_rows_of_an_array_become_bodies_in_a_named_way(arrays):
+    images = np.load(arrays)["x"]
+    png, npy, raw, text = (list_bodies(arrays / "x", each)[1] for each in ("png", "npy", "raw", "json"))
+    assert (png.name, png.content_type) == ("1", "image/png")
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(png.read()))), images[1])
+    assert np.array_equal(np.load(io.BytesIO(npy.read())), images[1])
+    assert raw.read() == images[1].tobytes()
+    assert json.loads(text.read()) == images[1].tolist()
+    assert text.content_type == "application/json"
+
+
+def test_json_lines(tmp_path):
+    file = tmp_path / "bodies.jsonl"
+    file.write_text('{"a": 1}\n\n[2]\n')
+    assert contents(list_bodies(file)) == [
+        ("1", "application/json", b'{"a": 1}'),
+        ("3", "application/json", b"[2]"),
+    ]
+    file.write_text('{"a": 1}\n{"a": \n')
+    with pytest.raises(TrainingError, match=r"line 2 is not JSON"):
+        list_bodies(file)
+
+
+def test_what_is_no_source_of_bodies_says_what_would_be(folder, arrays, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "words.txt").write_text("hello")
+    for source, body_format, why in (
+        (tmp_path / "nowhere", None, "no folder and no file of bodies; give a folder"),
+        (tmp_path / "words.txt", None, "no folder and no file of bodies"),
+        (tmp_path / "empty", None, "holds no files"),
+        (arrays / "x", None, "say how a row becomes a request body with --body png"),
+        (arrays, "png", r"name one of its arrays, .*set\.npz/x"),
+        (arrays / "z", "png", "name one of its arrays"),
+        (folder, "png", "is for an .npz"),
+    ):
+        with pytest.raises(TrainingError, match=why):
+            list_bodies(source, body_format)
+    with pytest.raises(TrainingError, match="needs uint8 images"):
+        list_bodies(arrays / "boxes", "png")[0].read()
+
+
+def test_labels_by_folder_by_table_and_by_array(folder, arrays, tmp_path):
+    bodies = list_bodies(folder)
+    assert read_labels("folders", folder, bodies).tolist() == [0, 1, 1]
+    table = tmp_path / "labels.csv"
+    table.write_text("file,label\ncat/a.png,7\nbodies/dog/b.jpg,3\ndog/c.txt,4\nmore,1\n")
+    assert read_labels(table, folder, bodies).tolist() == [7, 3, 4]
+    table.write_text("file,x1,y1,x2,y2\ncat/a.png,0,0,1,1\ndog/b.jpg,0.5,0,1,1\ndog/c.txt,0,0,2,2\n")
+    assert read_labels(table, folder, bodies).tolist() == [[0, 0, 1, 1], [0.5, 0, 1, 1], [0, 0, 2, 2]]
+    rows = list_bodies(arrays / "x", "npy")
+    assert read_labels(arrays / "y", arrays, [rows[2], rows[0]]).tolist() == [1, 2]
+    assert read_labels(arrays / "boxes", arrays, rows).shape == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("name,label\n", "expected the header file,label"),
+        ("file,label\ncat/a.png,two\n", "line 2: expected file,label with a class index"),
+        ("file,label\ncat/a.png\n", "line 2"),
+        ("file,label\ncat/a.png,2\n", "no label for 2 of 3 bodies, such as dog/b.jpg"),
+        ("file,label\ncat/a.png,1\ndog/b.jpg,1,2\ndog/c.txt,1\n", "equally many numbers"),
+    ],
+)
+def test_labels_that_do_not_fit(folder, tmp_path, text, why):
+    table = tmp_path / "labels.csv"
+    table.write_text(text)
+    with pytest.raises(TrainingError, match=why):
+        read_labels(table, folder, list_bodies(folder))
+
+
+def test_labels_that_are_not_there(folder, arrays, tmp_path):
+    with pytest.raises(TrainingError, match="cannot read the labels"):
+        read_labels(tmp_path / "none.csv", folder, list_bodies(folder))
+    with pytest.raises(TrainingError, match="do not belong to the bodies"):
+        read_labels(arrays / "y", folder, list_bodies(folder))
+    loose = tmp_path / "loose"
+    loose.mkdir()
+    (loose / "a.png").write_bytes(b"")
+    with pytest.raises(TrainingError, match="lies in no folder"):
+        read_labels("folders", loose, list_bodies(loose))

@@ -1,0 +1,279 @@
+"""Networks to learn with: the deployed model's own, built-in ones of any width, or the user's `file.py:function`.
+
+A parity model need not share the deployed model's architecture, and a student is smaller by design. Knows torch and
+shapes. Knows nothing of codes, losses or archives.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import itertools
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ts_parity.errors import NotCodable, TrainingError
+from ts_parity.worker.encoders import model_input, with_input
+from ts_parity.worker.outputs import floating_leaf
+from ts_parity.worker.watches import ModelCall
+
+DEPLOYED, FRESH = "deployed", "deployed-fresh"
+NARROWEST = 1 / 64
+"""A student for a small budget is not made narrower than this share of the built-in network's own width."""
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Of one query: the model's input and raw output, as the handler makes them (a batch axis of 1 included)."""
+
+    given: tuple[int, ...]
+    said: tuple[int, ...]
+
+    @property
+    def batch_axis(self) -> bool:
+        return self.given[:1] == (1,) and self.said[:1] == (1,)
+
+    @property
+    def one_input(self) -> tuple[int, ...]:
+        return self.given[1:] if self.batch_axis else self.given
+
+    @property
+    def one_output(self) -> tuple[int, ...]:
+        return self.said[1:] if self.batch_axis else self.said
+
+    @property
+    def is_image(self) -> bool:
+        return len(self.one_input) == 3 and self.one_input[0] <= 4 and min(self.one_input[1:]) >= 8
+
+
+class Called(nn.Module):
+    """A network and the user's way of calling it: (n, *given) -> (n, *said), both with a batch axis of 1 if it has one.
+
+    `network` is what is packed.
+    """
+
+    def __init__(self, network: nn.Module, call: ModelCall, shapes: Shapes) -> None:
+        super().__init__()
+        self.network = network
+        self._call = call
+        self._shapes = shapes
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        shapes = self._shapes
+        call = with_input(self._call, inputs.flatten(0, 1) if shapes.batch_axis else inputs)
+        run: Any = self.network if call.method == "__call__" else getattr(self.network, call.method)
+        said = floating_leaf(run(*call.args, **call.kwargs)).float()
+        return said.reshape(-1, *shapes.said)
+
+
+class Shaped(nn.Module):
+    """A built-in network, or the user's own one, behind the shapes of the deployed model's call."""
+
+    def __init__(self, network: nn.Module, shapes: Shapes) -> None:
+        super().__init__()
+        self.network = network
+        self._one_input = shapes.one_input
+        self._one_output = shapes.one_output
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        said: torch.Tensor = self.network(inputs.reshape(-1, *self._one_input).float()).reshape(-1, *self._one_output)
+        # A handler that calls its model with a single query gets a single output.
+        return said[0] if inputs.dim() == len(self._one_input) else said
+
+
+def make_called(
+    architecture: str, deployed: Any, call: ModelCall, shapes: Shapes, budget: float | None = None, k: int = 1
+) -> Called:
+    """The network of this name, ready to learn.
+
+    `architecture`: deployed (a copy, its weights a start), deployed-fresh (the same with new weights), a built-in NAME
+    or NAME:WIDTH (WIDTH 1 is its usual size), or file.py:function. `budget`: the built-in network, if no width is
+    given, is made as wide as k of its inferences cost at most `budget` deployed ones, counted in multiplications.
+    Raise TrainingError or NotCodable.
+    """
+    if architecture in (DEPLOYED, FRESH):
+        return Called(_copy_of(deployed, fresh=architecture == FRESH), call, shapes)
+    _check_call(call, architecture)
+    simple = ModelCall(call.site, "__call__", (model_input(call),), {})
+    make, width = _maker(architecture, shapes)
+    if width is None and budget is not None:
+        one = multiplications(Called(deployed, call, shapes), shapes)
+        width = _affordable(lambda w: Called(Shaped(make(w), shapes), simple, shapes), shapes, budget * one / k)
+    return Called(Shaped(make(1.0 if width is None else width), shapes), simple, shapes)
+
+
+def usual_architecture(shapes: Shapes) -> str:
+    """For a student of which nothing else was said."""
+    return "cnn" if shapes.is_image else "mlp"
+
+
+def multiplications(model: nn.Module, shapes: Shapes) -> float:
+    """Multiplications of one inference, as counted by torch in the operators that it ran. At least 1."""
+    counter = FlopCounterMode(display=False)
+    parameter = next(model.parameters(), None)
+    inputs = torch.zeros(1, *shapes.given, device=None if parameter is None else parameter.device)
+    was_training = model.training
+    model.eval()
+    with counter, torch.no_grad():
+        model(inputs)
+    model.train(was_training)
+    return max(1.0, counter.get_total_flops() / 2)
+
+
+def _affordable(make: Callable[[float], nn.Module], shapes: Shapes, limit: float) -> float:
+    """The largest width whose cost stays within the limit, by bisection: cost grows with width."""
+    low, high = NARROWEST, 16.0
+    if multiplications(make(low), shapes) > limit:
+        raise TrainingError(
+            f"no built-in network is small enough for this budget ({limit:,.0f} multiplications a query): give a "
+            "larger --budget, or an --architecture of your own"
+        )
+    for _ in range(24):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if multiplications(make(middle), shapes) <= limit else (low, middle)
+    return low
+
+
+def _copy_of(deployed: Any, fresh: bool) -> nn.Module:
+    """A copy whose every parameter learns. Raise NotCodable if there is nothing to train."""
+    if not isinstance(deployed, nn.Module):
+        raise NotCodable(f"the model is a {type(deployed).__name__}, not a torch module; it cannot be trained")
+    network = copy.deepcopy(deployed)
+    parameters = list(network.parameters())
+    if not parameters:
+        raise NotCodable("the deployed model has no parameters to learn (a frozen TorchScript module, perhaps)")
+    for parameter in parameters:
+        parameter.detach_().requires_grad_(True)  # a copied TorchScript module's parameters are not leaves
+    if fresh:
+        _reset(network)
+    return network
+
+
+def _reset(network: nn.Module) -> None:
+    owners = [m for m in network.modules() if next(m.parameters(recurse=False), None) is not None]
+    stubborn = [type(m).__name__ for m in owners if not hasattr(m, "reset_parameters")]
+    if stubborn:
+        raise NotCodable(
+            f"the weights of {stubborn[0]} in the deployed model cannot be made afresh (it has no reset_parameters, as "
+            "TorchScript has none): use --architecture deployed, which starts from them"
+        )
+    for module in owners:
+        module.reset_parameters()  # type: ignore[operator]
+
+
+def _check_call(call: ModelCall, architecture: str) -> None:
+    if len(call.args) + len(call.kwargs) != 1:
+        raise NotCodable(
+            f"the handler calls its model with {len(call.args) + len(call.kwargs)} arguments, and --architecture "
+            f"{architecture} is called with one: use --architecture {DEPLOYED}"
+        )
+
+
+def _maker(architecture: str, shapes: Shapes) -> tuple[Callable[[float], nn.Module], float | None]:
+    if ".py:" in architecture:
+        return _users(architecture, shapes), None
+    name, _, number = architecture.partition(":")
+    if name not in BUILT_IN:
+        raise TrainingError(
+            f"--architecture {architecture} is unknown; there are {DEPLOYED}, {FRESH}, {', '.join(BUILT_IN)} (each "
+            "with :WIDTH if wanted) and file.py:function"
+        )
+    if number and not re.fullmatch(r"\d+(\.\d+)?", number):
+        raise TrainingError(f"--architecture {architecture}: the width is a number, 1 its usual size")
+    make, one_input, outputs = BUILT_IN[name], shapes.one_input, math.prod(shapes.one_output)
+    if name != "mlp" and not shapes.is_image:
+        raise TrainingError(f"--architecture {name} is for images, not for a model input of {one_input}; try mlp")
+    return lambda width: make(one_input, outputs, width), float(number) if number else None
+
+
+def _users(architecture: str, shapes: Shapes) -> Callable[[float], nn.Module]:
+    """file.py:function, called as function(one input's shape, number of outputs, width)."""
+    name, _, function = architecture.rpartition(":")
+    file = Path(name)
+    spec = importlib.util.spec_from_file_location(f"ts_parity_architecture_{file.stem}", file)
+    if not file.is_file() or spec is None or spec.loader is None:
+        raise TrainingError(f"--architecture {architecture}: there is no file {file}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    make = getattr(module, function, None)
+    if not callable(make):
+        raise TrainingError(f"--architecture {architecture}: {file} has no function {function}")
+
+    def checked(width: float) -> nn.Module:
+        made = make(shapes.one_input, math.prod(shapes.one_output), width)
+        if not isinstance(made, nn.Module):
+            raise TrainingError(f"--architecture {architecture} returned a {type(made).__name__}, not a torch module")
+        return made
+
+    return checked
+
+
+# ---- built in: make(shape of one input, number of outputs, width) -----------------------------------------------
+
+
+def mlp(one_input: tuple[int, ...], outputs: int, width: float) -> nn.Module:
+    """The paper's: layers of 200 and 100 units, times the width."""
+    sizes = [math.prod(one_input), max(1, round(200 * width)), max(1, round(100 * width))]
+    layers: list[nn.Module] = [nn.Flatten()]
+    for entering, leaving in itertools.pairwise(sizes):
+        layers += [nn.Linear(entering, leaving), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(sizes[-1], outputs))
+
+
+def cnn(one_input: tuple[int, ...], outputs: int, width: float) -> nn.Module:
+    """Five convolutions of 16, 32, 32, 64, 64 channels times the width; the second and the fourth halve the image."""
+    channels = [one_input[0], *(max(1, round(c * width)) for c in (16, 32, 32, 64, 64))]
+    layers: list[nn.Module] = []
+    for index, (entering, leaving) in enumerate(itertools.pairwise(channels)):
+        stride = 2 if index in (1, 3) else 1
+        layers += [nn.Conv2d(entering, leaving, 3, stride, 1, bias=False), nn.BatchNorm2d(leaving), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * channels[-1], outputs))
+
+
+class _Block(nn.Module):
+    def __init__(self, entering: int, leaving: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(entering, leaving, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(leaving),
+            nn.ReLU(),
+            nn.Conv2d(leaving, leaving, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(leaving),
+        )
+        self.aside: nn.Module = nn.Identity()
+        if stride != 1 or entering != leaving:
+            self.aside = nn.Sequential(nn.Conv2d(entering, leaving, 1, stride, bias=False), nn.BatchNorm2d(leaving))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return nn.functional.relu(self.body(inputs) + self.aside(inputs))
+
+
+def resnet18(one_input: tuple[int, ...], outputs: int, width: float) -> nn.Module:
+    """The paper's for small images: 64 channels times the width, three stages for sides under 32, four otherwise."""
+    stages = 3 if min(one_input[1:]) < 32 else 4
+    channels = [max(1, round(64 * width)) * 2**stage for stage in range(stages)]
+    layers: list[nn.Module] = [
+        nn.Conv2d(one_input[0], channels[0], 3, 1, 1, bias=False),
+        nn.BatchNorm2d(channels[0]),
+        nn.ReLU(),
+    ]
+    entering = channels[0]
+    for stage, leaving in enumerate(channels):
+        layers += [_Block(entering, leaving, 1 if stage == 0 else 2), _Block(leaving, leaving, 1)]
+        entering = leaving
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(entering, outputs))
+
+
+BUILT_IN: dict[str, Callable[[tuple[int, ...], int, float], nn.Module]] = {
+    "mlp": mlp,
+    "cnn": cnn,
+    "resnet18": resnet18,
+}

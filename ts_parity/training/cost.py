@@ -1,0 +1,63 @@
+"""What a group costs: T(group) / T(1), the time of a protection's work in deployed inferences, on this device.
+
+Knows models and clocks. Knows nothing of accuracy. Preprocessing is left out: it is the same k times for every code.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ts_parity.training.goals import Goal
+
+ROUNDS = 30
+
+
+@dataclass(frozen=True)
+class Cost:
+    """`ratio`: T(group) / T(1), the median of alternating pairs. `multiplications`: the same counted, not timed."""
+
+    ratio: float
+    group_ms: float
+    one_ms: float
+    multiplications: float | None = None
+
+
+@torch.inference_mode()
+def measure(deployed: nn.Module, model: nn.Module, goal: Goal, inputs: torch.Tensor) -> Cost:
+    """Inputs (k, *given) of one group. A parity model answers once, after encoding; a backup the k as a batch."""
+    device = next(model.parameters()).device
+    group, one = inputs.to(device), inputs[:1].to(device)
+    full = torch.ones(1, goal.k, device=device)
+    deployed.eval()
+    model.eval()
+
+    def answer_group() -> object:
+        return model(group) if goal.k == 1 else model(goal.encode(group[None], full))
+
+    return _paired(answer_group, lambda: deployed(one), device)
+
+
+def _paired(group: Callable[[], object], one: Callable[[], object], device: torch.device) -> Cost:
+    """One after the other, over and over: what else the machine does strikes both alike."""
+    pairs = [(_seconds(group, device), _seconds(one, device)) for _ in range(ROUNDS + 5)][5:]
+    return Cost(
+        ratio=round(statistics.median(g / o for g, o in pairs), 3),
+        group_ms=round(1000 * statistics.median(g for g, _ in pairs), 3),
+        one_ms=round(1000 * statistics.median(o for _, o in pairs), 3),
+    )
+
+
+def _seconds(run: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started

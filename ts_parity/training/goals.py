@@ -1,0 +1,103 @@
+"""What a network is to learn: for a group of inputs, one row of a code. A student is a row over groups of one.
+
+The encoder is the worker's own, so that training and serving cannot differ. Knows codes and tensors; knows nothing of
+networks or where inputs come from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from ts_parity.codes import Code, Family
+from ts_parity.wire import Array
+from ts_parity.worker.encoders import check_images, tile
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One row of a code. `k` and `coefficients` are those of learning: 1 and (1,) for a student."""
+
+    code: Code
+    row: int = 0
+
+    @property
+    def k(self) -> int:
+        return 1 if self.code.family is Family.BACKUP else self.code.k
+
+    @property
+    def coefficients(self) -> tuple[float, ...]:
+        return (1.0,) if self.code.family is Family.BACKUP else self.code.coefficients[self.row]
+
+    def encode(self, inputs: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+        """Inputs (G, k, *input), present (G, k) of 0 and 1 -> what the network is given: (G, *input)."""
+        if self.code.name == "concat":
+            check_images(tuple(inputs.shape[2:]))
+            shown = inputs * present.reshape(*present.shape, *[1] * (inputs.ndim - 2)).to(inputs.dtype)
+            return tile(shown.movedim(1, -4))
+        row = torch.tensor(self.coefficients, device=inputs.device)
+        wide = torch.promote_types(inputs.dtype, torch.float32)
+        return torch.einsum("gk,gk...->g...", (row * present).to(wide), inputs.to(wide)).to(inputs.dtype)
+
+    def loss(
+        self,
+        said: torch.Tensor,
+        targets: torch.Tensor,
+        present: torch.Tensor,
+        spread: torch.Tensor,
+        output_loss: float,
+        classes: bool = True,
+    ) -> torch.Tensor:
+        """Said (G, *output), targets (G, k, *output), present (G, k); spread: of the deployed outputs.
+
+        With the neighbours' true outputs, slot i is rebuilt as F(x_i) + (said - wanted) / c_i. For classes, every
+        slot's rebuilt prediction is compared with what F said (divergence), and the sum itself with what it should be
+        (squared error, in units of the spread); for other outputs the latter alone, which is the paper's loss.
+        """
+        row = torch.tensor(self.coefficients, device=said.device)
+        wanted = (_wide(row * present, targets) * targets).sum(1)
+        error = said - wanted  # (G, *output)
+        squared = (error / spread).square().mean()
+        if not classes:
+            return squared
+        rebuilt = targets + error.unsqueeze(1) / _wide(row.unsqueeze(0), targets)
+        divergence = functional.kl_div(
+            rebuilt.log_softmax(-1), targets.log_softmax(-1), reduction="none", log_target=True
+        ).sum(-1)
+        while divergence.ndim > 2:
+            divergence = divergence.mean(-1)
+        return output_loss * squared + (divergence * present).sum() / present.sum()
+
+    def rebuilt(self, said: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Every slot of full groups erased once: (G, k, *output)."""
+        row = torch.tensor(self.coefficients, device=said.device)
+        error = said - (_wide(row.unsqueeze(0), targets) * targets).sum(1)
+        return targets + error.unsqueeze(1) / _wide(row.unsqueeze(0), targets)
+
+
+def _wide(weights: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """(g, k) -> (g, k, 1, ...), to be multiplied with (G, k, *output)."""
+    return weights.reshape(*weights.shape, *[1] * (like.ndim - 2))
+
+
+def draw_groups(indices: Array, k: int, rng: np.random.Generator, groups: int) -> Array:
+    """(groups, k) indices: shuffled passes over all of them, so that each is used about equally often."""
+    if len(indices) < k:
+        return np.asarray(rng.choice(indices, size=(groups, k)))
+    per_pass = len(indices) // k
+    passes = [rng.permutation(indices)[: per_pass * k] for _ in range(-(-groups // per_pass))]
+    return np.concatenate(passes).reshape(-1, k)[:groups]
+
+
+def draw_present(groups: int, k: int, empty: float, rng: np.random.Generator) -> Array:
+    """(groups, k) of 0 and 1: mostly full, some with 1 to k - 1 members in any of the slots."""
+    present = np.ones((groups, k), dtype=np.float32)
+    if k == 1:
+        return present
+    for group in np.flatnonzero(rng.random(groups) < empty):
+        members = rng.integers(1, k)
+        present[group, rng.permutation(k)[members:]] = 0.0
+    return present
