@@ -50,7 +50,7 @@ async def one_share(late: float, fleet: list[TorchServeInstance], bodies, args, 
 
 
 class proxied:
-    """`ts-parity serve` in a process of its own. Places beyond one: a late task takes one, its worker is free."""
+    """`ts-parity serve` in a process of its own."""
 
     def __init__(self, urls: list[str], fleet: list[TorchServeInstance], out: Path) -> None:
         self._ready = out / "proxy.json"
@@ -59,7 +59,7 @@ class proxied:
         command += ["--ready-file", str(self._ready), "--reconstruct-after-s", str(RECONSTRUCT_AFTER_S)]
         command += ["--group-wait-s", "0.05"]
         for url, instance in zip(urls, fleet, strict=True):
-            command += ["--endpoint", f"{url},management={instance.management_url},places={PLACES}"]
+            command += ["--endpoint", f"{url},management={instance.management_url}"]
         self._command = command
 
     async def __aenter__(self) -> str:
@@ -112,7 +112,10 @@ def main() -> int:
         settings = DemoSettings(out=Path(scratch), code=args.code, k=args.k, seed=args.seed)
         data, archives, report = make_models(settings)
         served = [archives["deployed"]] * DEPLOYED + [archives["parity"]] * (INSTANCES - DEPLOYED)
-        options = InstanceOptions(workers=1, properties={"disable_system_metrics": "true"})
+        # A batch size, hence several places: a late answer goes on taking its place while the worker is free.
+        options = InstanceOptions(
+            batch_size=PLACES, max_batch_delay_ms=1, properties={"disable_system_metrics": "true"}
+        )
         fleet = stack.enter_context(start_fleet([TorchServeInstance([archive], options) for archive in served]))
         bodies = read_bodies(data)
         rows = [row_of(f, asyncio.run(one_share(f, fleet, bodies, args, Path(scratch))), report) for f in args.late]
