@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test check format bench accuracy clean
 
 demo: $(READY)
 	$(BIN)/ts-parity demo --out demo-out $(ARGS)
@@ -25,6 +25,11 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/decode.py
+
+# DATA: a folder with mnist.npz, fashion_mnist.npz and cifar10_jpeg.zip. Hours on two cores; an interrupted run goes on.
+accuracy: $(READY)
+	$(BIN)/python benchmarks/accuracy.py --data "$(DATA)" $(ARGS)
+	$(BIN)/python benchmarks/end_to_end.py
 
 # One stamp for the whole environment: remade when what it is made from changes.
 $(READY): setup.py constraints.txt

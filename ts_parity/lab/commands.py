@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ts_parity.config import CODES
+
 
 def add_parsers(subparsers: Any) -> None:
     parser = subparsers.add_parser(
@@ -17,7 +19,7 @@ def add_parsers(subparsers: Any) -> None:
         "proxy without coding, and the coded proxy under the same load and the same faults.",
     )
     parser.add_argument("--out", type=Path, default=Path("demo-out"), help="default %(default)s")
-    parser.add_argument("--code", default="sum", choices=["sum", "exact"], help="default %(default)s")
+    parser.add_argument("--code", default="sum", choices=CODES, help="default %(default)s")
     parser.add_argument("--k", type=int, default=2, help="queries per coding group, default %(default)s")
     parser.add_argument("--queries", type=int, default=10_500, help="per arm, default %(default)s")
     parser.add_argument("--rate", type=float, default=200.0, help="queries per second, default %(default)s")

@@ -27,6 +27,7 @@ from typing import Any
 from tqdm import tqdm
 
 import ts_parity
+from ts_parity.config import CODES
 from ts_parity.errors import ConfigError, StartError
 from ts_parity.lab.faults import Fault, FaultPlan, Injector, make_schedule
 from ts_parity.lab.records import Record, write_records
@@ -78,8 +79,8 @@ Say = Callable[[str], None]
 
 def run_demo(settings: DemoSettings, say: Say) -> dict[str, Any]:
     """-> the summary that is also written to `out`/summary.json. Everything started is stopped, whatever happens."""
-    if settings.code not in ("sum", "exact"):
-        raise ConfigError(f"the demo has --code sum or exact, not {settings.code}")
+    if settings.code not in CODES:
+        raise ConfigError(f"the demo has --code {', '.join(CODES)}, not {settings.code}")
     if settings.queries < 1 or settings.rate <= 0:
         raise ConfigError("--queries and --rate must be positive")
     settings.out.mkdir(parents=True, exist_ok=True)

@@ -40,6 +40,7 @@ class TrainSettings:
     budget: float = 1.0
     vary: tuple[str, ...] | None = None
     steps: int | None = None
+    rate: float | None = None
     seed: int = 0
     seeds: int = 1
     device: str | None = None

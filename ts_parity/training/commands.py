@@ -70,6 +70,7 @@ def _add_train(subparsers: Any) -> None:
         "--vary", action="append", choices=VARIATIONS, help="variations of the inputs to learn from; may be repeated"
     )
     parser.add_argument("--steps", type=int, help="training steps per network")
+    parser.add_argument("--rate", type=float, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0, help="default %(default)s")
     parser.add_argument("--seeds", type=int, default=1, help="train with this many seeds and pack the best, default 1")
     parser.add_argument("--device", help="cpu, cuda, cuda:1; default: cuda if there is one")

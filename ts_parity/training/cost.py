@@ -13,24 +13,27 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ts_parity.codes import Family
 from ts_parity.training.goals import Goal
 
-ROUNDS = 30
+ROUNDS, WARM = 30, 5
 
 
 @dataclass(frozen=True)
 class Cost:
-    """`ratio`: T(group) / T(1), the median of alternating pairs. `multiplications`: the same counted, not timed."""
+    """`cost`: T(group) / T(1), the median of alternating pairs; `multiplications`: the same counted, not timed."""
 
-    ratio: float
+    cost: float
     group_ms: float
     one_ms: float
-    multiplications: float | None = None
+    multiplications: float
 
 
 @torch.inference_mode()
-def measure(deployed: nn.Module, model: nn.Module, goal: Goal, inputs: torch.Tensor) -> Cost:
-    """Inputs (k, *given) of one group. A parity model answers once, after encoding; a backup the k as a batch."""
+def measure(deployed: nn.Module, model: nn.Module, goal: Goal, inputs: torch.Tensor, multiplications: float) -> Cost:
+    """Inputs (k, *given) of one group. As the worker does it: a parity model answers once, after encoding; a student
+    the k as a batch; the deployed model itself too on CUDA, but one by one on a CPU.
+    """
     device = next(model.parameters()).device
     group, one = inputs.to(device), inputs[:1].to(device)
     full = torch.ones(1, goal.k, device=device)
@@ -38,19 +41,24 @@ def measure(deployed: nn.Module, model: nn.Module, goal: Goal, inputs: torch.Ten
     model.eval()
 
     def answer_group() -> object:
-        return model(group) if goal.k == 1 else model(goal.encode(group[None], full))
+        if goal.code.family is Family.PARITY:
+            return model(goal.encode(group[None], full))
+        if goal.code.lossless and device.type == "cpu":
+            return [model(group[slot : slot + 1]) for slot in range(len(group))]
+        return model(group)
 
-    return _paired(answer_group, lambda: deployed(one), device)
-
-
-def _paired(group: Callable[[], object], one: Callable[[], object], device: torch.device) -> Cost:
-    """One after the other, over and over: what else the machine does strikes both alike."""
-    pairs = [(_seconds(group, device), _seconds(one, device)) for _ in range(ROUNDS + 5)][5:]
+    pairs = _paired(answer_group, lambda: deployed(one), device)
     return Cost(
-        ratio=round(statistics.median(g / o for g, o in pairs), 3),
+        cost=round(statistics.median(g / o for g, o in pairs), 3),
         group_ms=round(1000 * statistics.median(g for g, _ in pairs), 3),
         one_ms=round(1000 * statistics.median(o for _, o in pairs), 3),
+        multiplications=round(multiplications, 3),
     )
+
+
+def _paired(group: Callable[[], object], one: Callable[[], object], device: torch.device) -> list[tuple[float, float]]:
+    """One after the other, over and over: what else the machine does strikes both alike."""
+    return [(_seconds(group, device), _seconds(one, device)) for _ in range(ROUNDS + WARM)][WARM:]
 
 
 def _seconds(run: Callable[[], object], device: torch.device) -> float:

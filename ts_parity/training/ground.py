@@ -1,0 +1,75 @@
+"""What all candidates of one job stand on: the deployed model, what it was given and said, and what is scored.
+
+Knows observations and how they are divided. Knows nothing of codes or of what is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ts_parity.training import TrainSettings
+from ts_parity.training.architectures import DEPLOYED, Called, Shapes, make_called
+from ts_parity.training.bodies import Body, list_bodies, read_labels
+from ts_parity.training.data import Observations, observe
+from ts_parity.wire import Array
+from ts_parity.worker.offline import OfflineHandler
+
+HELD_OUT = 0.15
+"""Share of bodies that choose the best weights, and score the report unless others are given for that."""
+
+Observing = Callable[[str, int], Any]
+"""(what, how many) -> a progress bar: a context manager with `update`."""
+
+
+@dataclass(frozen=True)
+class Ground:
+    """`learn` and `choose` are rows of `seen`, `scored_rows` of `scored`; `labels` belong to the rows of `scored`."""
+
+    model: Any
+    seen: Observations
+    shapes: Shapes
+    learn: Array
+    choose: Array
+    scored: Observations
+    scored_rows: Array
+    scored_on: str
+    labels: Array | None
+
+    def deployed(self) -> Called:
+        """The deployed model, called as its handler calls it; a copy that does not learn."""
+        return make_called(DEPLOYED, self.model, self.seen.call, self.shapes).requires_grad_(False).eval()
+
+
+def prepare(
+    handler: OfflineHandler, settings: TrainSettings, bodies: Sequence[Body], work: Path, bar: Observing
+) -> Ground:
+    """Run every body through the handler and divide what was seen.
+
+    Scored are bodies no model has learned from: those given for it, or the held-out share (which the deployed model may
+    have learned from). Raise TrainingError and NotCodable as `observe` does.
+    """
+    seen = _observe(handler, bodies, work / "seen", bar, "deployed model")
+    order = np.random.default_rng(settings.seed).permutation(len(seen))
+    held = max(2, int(len(seen) * HELD_OUT))
+    learn, choose = order[held:], order[:held]
+    if settings.score is not None:
+        source, others = settings.score, list_bodies(settings.score, settings.body)
+        scored = _observe(handler, others, work / "scored", bar, "scoring")
+        rows, told = np.arange(len(scored)), f"{len(scored)} bodies of {source.name}"
+    else:
+        source, others, scored = settings.inputs, list(bodies), seen
+        rows, told = choose, f"{len(choose)} held-out bodies of {source.name}"
+    kept = [others[int(i)] for i in scored.kept]
+    labels = None if settings.labels is None else read_labels(settings.labels, source, kept)
+    shapes = Shapes(tuple(seen.inputs.shape[1:]), tuple(seen.outputs.shape[1:]))
+    return Ground(handler.model, seen, shapes, learn, choose, scored, rows, told, labels)
+
+
+def _observe(handler: OfflineHandler, bodies: Sequence[Body], folder: Path, bar: Observing, what: str) -> Observations:
+    with bar(what, len(bodies)) as shown:
+        return observe(handler, bodies, folder, shown.update)
