@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.flop_counter import FlopCounterMode
 
 from ts_parity.errors import NotCodable, TrainingError
@@ -87,6 +88,24 @@ class Shaped(nn.Module):
         said: torch.Tensor = self.network(inputs.reshape(-1, *self._one_input).float()).reshape(-1, *self._one_output)
         # A handler that calls its model with a single query gets a single output.
         return said[0] if inputs.dim() == len(self._one_input) else said
+
+
+def folded(model: nn.Module) -> nn.Module:
+    """In eval mode: every batch norm that follows a convolution in a Sequential becomes part of it. Changes `model`.
+
+    The same answers (to rounding) with a third fewer operators, which is what a small network's time goes into.
+    """
+    for name, child in model.named_children():
+        setattr(model, name, folded(child))
+    if not isinstance(model, nn.Sequential):
+        return model
+    layers: list[nn.Module] = []
+    for layer in model:
+        if isinstance(layer, nn.BatchNorm2d) and layers and isinstance(layers[-1], nn.Conv2d):
+            layers[-1] = fuse_conv_bn_eval(layers[-1], layer)
+        else:
+            layers.append(layer)
+    return nn.Sequential(*layers)
 
 
 def make_called(

@@ -108,15 +108,15 @@ def run_train(args: argparse.Namespace) -> int:
 def run_report(args: argparse.Namespace) -> int:
     file = args.dir / "report.json"
     try:
-        text = file.read_text(encoding="utf-8")
-        report = json.loads(text)
-        print(text.rstrip() if args.json else report_text(report, args.dir))
+        text = file.read_text(encoding="utf-8").rstrip()
+        shown = text if args.json else report_text(json.loads(text), args.dir)
     except OSError as error:
         raise TrainingError(
             f"cannot read {file}: {error.strerror}; DIR is the folder given to train as --out"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise TrainingError(f"{file} is not a training report of this version: {error!r}") from None
+    print(shown)
     return 0
 
 
@@ -127,6 +127,9 @@ def report_text(report: dict[str, Any], out: Path) -> str:
     lines += _table(report["candidates"])
     for candidate in report["candidates"]:
         lines += _details(candidate)
+    if "A_o_default" in report["candidates"][0]:
+        default = report["candidates"][0]["A_o_default"]
+        lines.append(f"  one default answer: {', '.join(f'{default[f]:.2%} at f={float(f):.0%}' for f in _SHOWN)}")
     lines += [f"not made: {why}" for why in report.get("refused", [])]
     if refused := report.get("refused_bodies"):
         lines.append(f"bodies the handler refused: {len(refused)}, such as {'; '.join(refused[:3])}")
@@ -138,6 +141,7 @@ def report_text(report: dict[str, Any], out: Path) -> str:
     return "\n".join(lines)
 
 
+_SHOWN = ("0.01", "0.05", "0.10")
 _COLUMNS = ("code", "k", "r", "A_a", "A_d", "loss", "agreement", "cost", "architecture")
 
 
@@ -173,12 +177,17 @@ def _details(candidate: dict[str, Any]) -> list[str]:
     name = f"{candidate['code']} k={candidate['k']}"
     lines = []
     if "A_o" in candidate:
-        shares = ", ".join(f"{value:.2%} at f={float(f):.0%}" for f, value in candidate["A_o"].items())
-        defaults = ", ".join(f"{value:.2%}" for value in candidate["A_o_default"].values())
-        lines.append(f"  {name}: A_o, overall: {shares} (with a default answer instead: {defaults})")
+        shares = ", ".join(f"{candidate['A_o'][f]:.2%} at f={float(f):.0%}" for f in _SHOWN)
+        lines.append(f"  {name}: A_o, overall: {shares}")
     if candidate["family"] == "parity":
-        for members, scores in candidate.get("members", {}).items():
-            lines.append(f"  {name}: with {members} of {candidate['k']} members, agreement {scores['agreement']:.2%}")
+        partial = {members: scores["agreement"] for members, scores in candidate.get("members", {}).items()}
+        told = ", ".join(f"{agreement:.2%} of {members}" for members, agreement in partial.items())
+        lines.append(f"  {name}: agreement in groups by their number of members: {told}")
+    if candidate["code"] == "student" and candidate["cost"] > 1.25 * candidate["multiplications"]:
+        lines.append(
+            f"  {name}: {candidate['multiplications']:.2f} deployed inferences by multiplications, "
+            f"{candidate['cost']:.2f} by the clock: networks this small spend their time on overhead"
+        )
     if "two_erased" in candidate:
         lines.append(f"  {name}: with two slots erased, agreement {candidate['two_erased']['agreement']:.2%}")
     return lines

@@ -30,6 +30,8 @@ from ts_parity.training.architectures import (
     DEPLOYED,
     FRESH,
     Called,
+    Shaped,
+    folded,
     make_called,
     multiplications,
     usual_architecture,
@@ -220,7 +222,10 @@ class _Job:
             torch.save(weights, finished)
             checkpoint.unlink(missing_ok=True)
         model.load_state_dict(torch.load(finished, weights_only=True))
-        return model.to(self.fabric.device).eval()
+        model.to(self.fabric.device).eval()
+        if isinstance(model.network, Shaped):  # ours, so it may be rebuilt; user code must find its own as it made it
+            folded(model.network)
+        return model
 
     def _scores(self, ground: Ground, code: Code, models: Sequence[nn.Module], seed: int) -> dict[str, Any]:
         dice = np.random.default_rng(self.settings.seed + 1 + seed)

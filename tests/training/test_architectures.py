@@ -1,0 +1,133 @@
+"""Networks of any width that fit the deployed model's shapes, and what is said of those that do not."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from ts_parity.errors import NotCodable, TrainingError
+from ts_parity.training.architectures import (
+    DEPLOYED,
+    FRESH,
+    Called,
+    Shaped,
+    Shapes,
+    folded,
+    make_called,
+    multiplications,
+    usual_architecture,
+)
+from ts_parity.worker.watches import ModelCall
+
+IMAGES = Shapes((1, 3, 32, 32), (1, 10))
+VECTORS = Shapes((8,), (3,))
+
+
+def call_of(shapes, *more, **named):
+    return ModelCall("self.model", "__call__", (torch.zeros(shapes.given), *more), named)
+
+
+def deployed(shapes=IMAGES):
+    torch.manual_seed(0)
+    flat = int(np.prod(shapes.one_input))
+    return torch.nn.Sequential(torch.nn.Flatten(-len(shapes.one_input)), torch.nn.Linear(flat, shapes.one_output[0]))
+
+
+@pytest.mark.parametrize("shapes", [IMAGES, Shapes((1, 1, 28, 28), (1, 10)), Shapes((1, 28, 28), (10,)), VECTORS])
+@pytest.mark.parametrize("architecture", ["mlp", "cnn:0.5", "resnet18:0.06"])
+def test_built_in_networks_have_the_deployed_models_shapes(shapes, architecture):
+    if not shapes.is_image and architecture != "mlp":
+        with pytest.raises(TrainingError, match="is for images"):
+            make_called(architecture, deployed(shapes), call_of(shapes), shapes)
+        return
+    model = make_called(architecture, deployed(shapes), call_of(shapes), shapes).eval()
+    inputs = torch.rand(4, *shapes.given)
+    with torch.no_grad():
+        said = model(inputs)
+        one = model.network(inputs[0])
+    assert said.shape == (4, *shapes.said)
+    assert one.shape == shapes.said, "as the handler calls it, with a single query"
+    torch.testing.assert_close(one, said[0], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_a_budget_is_kept_in_multiplications_and_used(k):
+    big = Shaped(torch.nn.Sequential(torch.nn.Conv2d(3, 64, 3, padding=1), torch.nn.AdaptiveAvgPool2d(1),
+                                     torch.nn.Flatten(), torch.nn.Linear(64, 10)), IMAGES)  # fmt: skip
+    one = multiplications(Called(big, call_of(IMAGES), IMAGES), IMAGES)
+    assert one == 64 * 27 * 1024 + 640
+    student = make_called("cnn", big, call_of(IMAGES), IMAGES, budget=2.0, k=k)
+    assert 0.8 * 2.0 * one < k * multiplications(student, IMAGES) <= 2.0 * one
+    with pytest.raises(TrainingError, match="no built-in network is small enough"):
+        make_called("cnn", big, call_of(IMAGES), IMAGES, budget=1e-5, k=k)
+
+
+def test_a_copy_of_the_deployed_model_learns_and_leaves_it_alone():
+    original = deployed().requires_grad_(False)
+    copied = make_called(DEPLOYED, original, call_of(IMAGES), IMAGES)
+    fresh = make_called(FRESH, original, call_of(IMAGES), IMAGES)
+    assert all(p.requires_grad for p in copied.parameters())
+    assert not any(p.requires_grad for p in original.parameters())
+    assert torch.equal(copied.network[1].weight, original[1].weight)
+    assert not torch.equal(fresh.network[1].weight, original[1].weight)
+
+
+def test_what_cannot_learn_says_why():
+    scripted = torch.jit.script(deployed())
+    make_called(DEPLOYED, scripted, call_of(IMAGES), IMAGES)
+    with pytest.raises(NotCodable, match="cannot be made afresh"):
+        make_called(FRESH, scripted, call_of(IMAGES), IMAGES)
+    with pytest.raises(NotCodable, match="not a torch module"):
+        make_called(DEPLOYED, lambda x: x, call_of(IMAGES), IMAGES)
+    with pytest.raises(NotCodable, match="no parameters to learn"):
+        make_called(DEPLOYED, torch.nn.ReLU(), call_of(IMAGES), IMAGES)
+    with pytest.raises(NotCodable, match="called with one: use --architecture deployed"):
+        make_called("cnn", deployed(), call_of(IMAGES, mask=torch.ones(1)), IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "why"),
+    [("vgg", "is unknown; there are deployed"), ("cnn:wide", "the width is a number"), ("none.py:make", "no file")],
+)
+def test_unknown_architectures(architecture, why):
+    with pytest.raises(TrainingError, match=why):
+        make_called(architecture, deployed(), call_of(IMAGES), IMAGES)
+
+
+def test_the_users_own_function(tmp_path):
+    file = tmp_path / "nets.py"
+    file.write_text(
+        "import torch\n"
+        "def make(one_input, outputs, width):\n"
+        "    assert one_input == (3, 32, 32)\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, max(1, int(64 * width))),"
+        " torch.nn.Linear(max(1, int(64 * width)), outputs))\n"
+        "def wrong(one_input, outputs, width):\n"
+        "    return 7\n"
+    )
+    model = make_called(f"{file}:make", deployed(), call_of(IMAGES), IMAGES, budget=1.0, k=4)
+    assert 4 * multiplications(model, IMAGES) <= 30720, "sized by the budget as the built-in ones are"
+    with pytest.raises(TrainingError, match="returned a int, not a torch module"):
+        make_called(f"{file}:wrong", deployed(), call_of(IMAGES), IMAGES)
+    with pytest.raises(TrainingError, match="has no function other"):
+        make_called(f"{file}:other", deployed(), call_of(IMAGES), IMAGES)
+
+
+@pytest.mark.parametrize("architecture", ["cnn", "resnet18:0.06"])
+def test_folded_networks_answer_the_same_without_batch_norms(architecture):
+    model = make_called(architecture, deployed(), call_of(IMAGES), IMAGES)
+    inputs = torch.rand(8, *IMAGES.given)
+    model(inputs)  # moves the running means
+    model.eval()
+    slim = copy.deepcopy(model)
+    folded(slim.network)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in slim.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(slim(inputs), model(inputs), rtol=1e-3, atol=1e-4)
+
+
+def test_the_usual_student():
+    assert usual_architecture(IMAGES) == "cnn"
+    assert usual_architecture(VECTORS) == "mlp"
+    assert usual_architecture(Shapes((1, 4, 4), (1, 2))) == "mlp"
