@@ -2,7 +2,7 @@
 
     python benchmarks/accuracy.py --data DIR            everything, hours on two cores
     python benchmarks/accuracy.py --data DIR --quick    a minute: all codes, too few steps to mean anything
-    python benchmarks/accuracy.py --tables              the tables of docs/training.md from the kept results
+    python benchmarks/accuracy.py --tables              the tables of docs/training.md, renewed from the kept results
 
 DIR holds mnist.npz and fashion_mnist.npz (x_train, y_train, x_test, y_test) and cifar10_jpeg.zip (train/CLASS/*.jpg and
 test/CLASS/*.jpg). Training and scoring are the package's own `fit` and `evaluate`; only archives and HTTP are left out.
@@ -41,6 +41,7 @@ from ts_parity.training.job import said
 from ts_parity.worker.watches import ModelCall
 
 RESULTS = Path(__file__).parent / "results" / "accuracy.json"
+DOCS = Path(__file__).parent.parent / "docs" / "training.md"
 CACHE = Path(__file__).parent / "results" / ".accuracy"
 CLASSES = 10
 KEY = ("data", "code", "k", "seed", "bodies")
@@ -336,6 +337,16 @@ def curve_table(document: dict) -> str:
     return "\n".join(lines)
 
 
+def renew(file: Path, parts: dict[str, str]) -> None:
+    """Put each part between its marks in a document."""
+    text = file.read_text()
+    for name, part in parts.items():
+        begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+        before, _, rest = text.partition(begin)
+        text = f"{before}{begin}\n{part}\n\n{end}{rest.partition(end)[2]}"
+    file.write_text(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of the datasets")
@@ -349,10 +360,11 @@ def main() -> None:
         "--quick", action="store_true", help="a minute, one seed; writes to --out only if that is given"
     )
     parser.add_argument("--out", type=Path, help=f"default {RESULTS}")
-    parser.add_argument("--tables", action="store_true", help="print tables of the kept results and train nothing")
+    parser.add_argument("--tables", action="store_true", help="renew the tables from the kept results, train nothing")
     args = parser.parse_args()
     if args.tables:
         document = json.loads((args.out or RESULTS).read_text())
+        renew(DOCS, {"tables": tables(document), "curve": curve_table(document)})
         print(f"{tables(document)}\n\n{curve_table(document)}")
         return
     if args.data is None or not args.data.is_dir():

@@ -342,9 +342,9 @@ class TestProtections:
     def test_what_does_not_fit_together(self, digits: Path, make_archive: MakeArchive, tmp_path: Path) -> None:
         weights = tmp_path / "w.pt"
         weights.write_bytes(b"w")
-        with pytest.raises(ArchiveError, match="needs a parity model"):
+        with pytest.raises(ArchiveError, match="code sum needs a model of its own"):
             wrap_parity(digits, tmp_path, "p", code="sum", k=2)
-        with pytest.raises(ArchiveError, match="takes no parity model"):
+        with pytest.raises(ArchiveError, match="takes no other model"):
             wrap_parity(digits, tmp_path, "p", code="exact", k=2, parity_model=weights)
         with pytest.raises(ArchiveError, match="no serialized file to replace"):
             wrap_parity(make_archive(), tmp_path, "p", code="sum", k=2, serialized_file=weights)
@@ -464,5 +464,5 @@ class TestPackageCommand:
             run(*common, "--role", "parity")
         with pytest.raises(ConfigError, match="are for --role parity"):
             run(*common, "--code", "exact")
-        with pytest.raises(ArchiveError, match="needs a parity model"):
+        with pytest.raises(ArchiveError, match="code sum needs a model of its own"):
             run(*common, "--role", "parity", "--code", "sum", "--k", "2")
