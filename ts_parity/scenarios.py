@@ -78,7 +78,8 @@ class Run:
     def nothing_left_over(self) -> bool:
         """No open query, nothing queued, no group open; tasks that never end aside, no place taken."""
         pools = list(self.scheduler.pools())
-        empty = all(not (p.waiting or p.open_groups or p.finishes) and _all_done(p.protections) for p in pools)
+        lines = [line for p in pools for line in (p.waiting, p.open_groups, p.finishes, p.late, p.hedges)]
+        empty = not any(lines) and all(_all_done(p.protections) for p in pools)
         return empty and self.scheduler.open_queries() == 0 and self.scheduler.in_flight() == self.unfinished
 
 
@@ -220,4 +221,6 @@ def _name(task: Task) -> str:
     assert task.query is not None
     if task.kind is Kind.FINISH:
         return f"finish {task.query.id}"
+    if task.hedge:
+        return f"hedge {task.query.id}"
     return f"{'retry ' if task.query.attempts > 1 else ''}{task.query.id}"

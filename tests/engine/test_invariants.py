@@ -23,7 +23,17 @@ from ts_parity.engine import (
 )
 from ts_parity.engine.scheduler import _is_stale
 
-CODES = [None, ("sum", 2, 1), ("sum", 2, 2), ("sum", 3, 1), ("sum", 4, 2), ("exact", 2, 1), ("exact", 3, 2)]
+CODES = [
+    None,
+    ("sum", 2, 1),
+    ("sum", 2, 2),
+    ("sum", 3, 1),
+    ("sum", 4, 2),
+    ("exact", 2, 1),
+    ("exact", 3, 2),
+    ("student", 1, 1),
+    ("student", 3, 1),
+]
 
 
 @st.composite
@@ -56,6 +66,15 @@ POLICIES = st.builds(
     max_attempts=st.integers(1, 3),
     default_answer=st.booleans(),
     failures_until_out=st.integers(1, 3),
+    launch=st.sampled_from(["group", "late"]),
+    launch_after_s=st.sampled_from([None, 0.0, 0.3, 0.7]),
+    hedge_ratio=st.sampled_from([0.0, 0.1, 1.0]),
+    hedge_burst=st.sampled_from([1.0, 3.0]),
+    hedge_after_s=st.sampled_from([None, 0.0, 0.2]),
+    slow_factor=st.sampled_from([0.0, 2.0]),
+    slow_until_out=st.integers(1, 3),
+    age_factor=st.sampled_from([0.0, 2.0]),
+    balance=st.sampled_from(["least", "round_robin"]),
 )
 STEPS = st.lists(
     st.tuples(
@@ -100,6 +119,9 @@ class World:
         on_instance = sum(t.endpoint.instance == task.endpoint.instance for t in self.flying)
         assert on_endpoint <= task.place.endpoint.places
         assert on_instance <= task.place.host.instance.places
+        if task.hedge:
+            assert on_instance == 1, "a second copy goes to an idle instance only"
+            assert not any(pool.waiting_count for pool in self.scheduler.pools())
         if task.kind is Kind.FINISH:
             code = task.group.code
             assert task.slot in code.recoverable(frozenset(task.group.have), task.group.covers)
@@ -215,9 +237,11 @@ def test_the_promises(fleet, policy, steps):
     world = play(fleet, policy, steps)
     # 1: every query ended exactly once (twice is checked as it happens)
     assert set(world.ended) == {query.id for query in world.queries}
-    # 5: the retry budget
+    # 5: the budgets
     allowed = policy.retry_burst + policy.retry_ratio * len(world.queries)
     assert world.scheduler.sent["retry"] <= allowed + 1e-9
+    allowed = (policy.hedge_burst + policy.hedge_ratio * len(world.queries)) if policy.hedge_ratio else 0
+    assert world.scheduler.sent["hedge"] <= allowed + 1e-9
     # 6: nothing is left
     assert world.scheduler.open_queries() == world.scheduler.in_flight() == 0
     assert world.scheduler.next_deadline() is None
@@ -225,6 +249,8 @@ def test_the_promises(fleet, policy, steps):
         assert not pool.waiting
         assert pool.waiting_count == 0
         assert not pool.open_groups
+        assert not pool.late
+        assert not pool.hedges
         assert all(group.done for group, _ in pool.protections)
         assert not any(query.open for query in pool.finishes)
     # 7: the same events at the same times give the same actions

@@ -130,6 +130,14 @@ class Query:
     last_failure: Task | None = field(default=None, init=False)
     finishes_pending: int = field(default=0, init=False)
     finish_attempts: int = field(default=0, init=False)
+    domain: str = field(default="", init=False)
+    """Failure domain of its last own task."""
+    released: bool = field(default=False, init=False)
+    launch_at: float = field(default=float("inf"), init=False)
+    late: bool = field(default=False, init=False)
+    """A backup was asked for, or is to be: something may come even when its own task has failed."""
+    hedge_at: float = field(default=float("inf"), init=False)
+    armed_at: float = field(default=float("inf"), init=False)
 
     @property
     def open(self) -> bool:
@@ -153,6 +161,7 @@ class Task:
     row: int | None
     place: EndpointState
     sent_at: float
+    hedge: bool = False
     done: bool = field(default=False, init=False)
     value: object = field(default=None, init=False)
 

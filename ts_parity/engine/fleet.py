@@ -19,24 +19,27 @@ from ts_parity.engine.policy import LatencyWindow, Policy
 class InstanceState:
     """One TorchServe and how many of its places are taken, over all models it hosts."""
 
-    __slots__ = ("in_flight", "instance", "protects")
+    __slots__ = ("in_flight", "instance", "protects", "serves")
 
     def __init__(self, instance: Instance) -> None:
         self.instance = instance
         self.in_flight = 0
         self.protects = False
+        self.serves = False
 
 
 class EndpointState:
     """An endpoint, its share of its instance's places, and its health."""
 
-    __slots__ = ("endpoint", "health", "host", "in_flight", "last_sent")
+    __slots__ = ("endpoint", "health", "host", "in_flight", "last_sent", "since")
 
     def __init__(self, endpoint: Endpoint, host: InstanceState, policy: Policy) -> None:
         self.endpoint = endpoint
         self.host = host
         self.in_flight = 0
         self.last_sent = 0
+        self.since: dict[int, float] = {}
+        """Tasks in flight -> when each was sent, the oldest first."""
         self.health = Health(policy.failures_until_out, policy.out_s)
 
     @property
@@ -46,15 +49,18 @@ class EndpointState:
     def has_place(self) -> bool:
         return self.in_flight < self.endpoint.places and self.host.in_flight < self.host.instance.places
 
-    def take_place(self, order: int, now: float) -> None:
+    def take_place(self, task: int, now: float) -> None:
+        """Task numbers grow, so the last one is also the order in which endpoints were used."""
         self.in_flight += 1
         self.host.in_flight += 1
-        self.last_sent = order
+        self.last_sent = task
+        self.since[task] = now
         self.health.sent(now)
 
-    def free_place(self) -> None:
+    def free_place(self, task: int) -> None:
         self.in_flight -= 1
         self.host.in_flight -= 1
+        del self.since[task]
 
 
 class PoolState:
@@ -72,9 +78,14 @@ class PoolState:
         self.protections_blocked = False
         """No row had a place when last asked, and none has come free since."""
         self.finishes: deque[Query] = deque()
-        self.latency = LatencyWindow(policy.reconstruct_quantile)
+        self.late: dict[int, Query] = {}
+        """Queries for which a backup is to be launched as soon as there is a place."""
+        self.hedges: dict[int, Query] = {}
+        """Queries for which a second copy is to be sent as soon as a place is idle."""
+        self.latency = LatencyWindow()
         self._policy = policy
         self._per_domain = 1
+        self._domains = 1
 
     @property
     def code(self) -> Code | None:
@@ -84,17 +95,51 @@ class PoolState:
     def reconstruct_after_s(self) -> float:
         if self._policy.reconstruct_after_s is not None:
             return self._policy.reconstruct_after_s
-        return self._policy.reconstruct_cold_s if self.latency.value is None else self.latency.value
+        measured = self.latency.quantile(self._policy.reconstruct_quantile)
+        return self._policy.reconstruct_cold_s if measured is None else measured
 
     @property
     def group_wait_s(self) -> float:
         return self.reconstruct_after_s if self._policy.group_wait_s is None else self._policy.group_wait_s
 
+    @property
+    def launches_late(self) -> bool:
+        """Late queries seldom fill a group, so the protection must take groups of any size."""
+        if self._policy.launch != "late" or self.code is None or self.code.family != "backup":
+            return False
+        return self.pool.partial or self.code.k == 1
+
+    def launch_after_s(self, load: float) -> float:
+        """The last tenth of the load stretches it most: there the queue, not the worker, makes queries late."""
+        if self._policy.launch_after_s is not None:
+            base = self._policy.launch_after_s
+        else:
+            measured = self.latency.quantile(self._policy.launch_quantile)
+            base = self._policy.reconstruct_cold_s if measured is None else measured
+        return base * (1.0 + self._policy.launch_stretch * min(1.0, max(0.0, (load - 0.5) / 0.5)))
+
+    @property
+    def hedge_after_s(self) -> float:
+        if self._policy.hedge_after_s is not None:
+            return self._policy.hedge_after_s
+        measured = self.latency.quantile(self._policy.hedge_quantile)
+        return self._policy.reconstruct_cold_s if measured is None else measured
+
+    @property
+    def shares_machines(self) -> bool:
+        """Whether a protection stands on a machine that serves deployed models too."""
+        return any(state.host.serves for line in self.rows.values() for state in line.values())
+
+    def may_take_out(self) -> bool:
+        """Whether slowness may take one more endpoint out."""
+        out = sum(state.health.condition is not Condition.IN for state in self.deployed.values())
+        return out + 1 <= self._policy.max_out * len(self.deployed)
+
     def set_endpoints(self, members: Iterable[EndpointState]) -> None:
         self.deployed, self.rows = {}, {}
         for state in sorted(members, key=lambda state: state.last_sent):
             self._line_of(state)[state.endpoint.name] = state
-        domains = len({state.domain for state in self.deployed.values()})
+        domains = self._domains = len({state.domain for state in self.deployed.values()})
         # With fewer domains than k a group cannot be spread over k of them; it is spread as evenly as it can be.
         self._per_domain = math.ceil(self.code.k / domains) if self.code is not None and domains else 1
 
@@ -123,7 +168,25 @@ class PoolState:
                 del self.open_groups[group.key]
 
     def endpoint_for_query(self, query: Query, now: float) -> EndpointState | None:
-        return choose(self.deployed.values(), now, avoid=query.avoid)
+        if self._policy.balance == "round_robin":
+            return next((state for state in self.deployed.values() if state.has_place()), None)
+        age_s = self._policy.age_factor * self.reconstruct_after_s if self._policy.age_factor else math.inf
+        return choose(self.deployed.values(), now, avoid=query.avoid, age_s=age_s)
+
+    def endpoint_for_hedge(self, query: Query, now: float) -> EndpointState | None:
+        """An idle one in another failure domain, or none: a hedge must not make others wait."""
+        chosen = choose(self.deployed.values(), now, avoid=query.avoid, domains={query.domain: 1})
+        if chosen is None or chosen.host.in_flight or chosen.endpoint.instance in query.avoid:
+            return None
+        return chosen if chosen.domain != query.domain or self._domains == 1 else None
+
+    def endpoint_for_late(self, query: Query, now: float) -> EndpointState | None:
+        """Where a backup of a late query runs: in another failure domain than the query, if there is one."""
+        candidates = [state for line in self.rows.values() for state in line.values()]
+        chosen = choose(candidates, now, avoid=query.avoid, domains={query.domain: 1}, in_order=len(self.rows) == 1)
+        if chosen is None or chosen.domain != query.domain:
+            return chosen
+        return chosen if all(state.domain == query.domain for state in candidates) else None
 
     def endpoint_for_protection(self, group: CodingGroup, row: int, now: float) -> EndpointState | None:
         return choose(self.rows[row].values(), now, domains=group.domains)
@@ -151,6 +214,8 @@ class FleetState:
         self._left: dict[str, EndpointState] = {}
         """Endpoints that are gone with work in flight: should they come back, it is still on their places."""
         self.pools: dict[str, PoolState] = {}
+        self.places = 0
+        """Of all instances together."""
 
     def update(self, fleet: Fleet) -> list[PoolState]:
         """Adopt what was discovered; -> the pools that are gone. Raise ValueError if names do not fit together."""
@@ -172,6 +237,7 @@ class FleetState:
             # An instance that left and comes back while a query is still on it has that place taken.
             if name not in listed and self.instances[name].in_flight == 0:
                 del self.instances[name]
+        self.places = sum(instance.places for instance in fleet.instances)
 
     def _update_endpoints(self, fleet: Fleet) -> None:
         known = self._left | self.endpoints
@@ -183,6 +249,7 @@ class FleetState:
             state.endpoint = endpoint
             state.host = self.instances[endpoint.instance]
             state.host.protects = state.host.protects or endpoint.row is not None
+            state.host.serves = state.host.serves or endpoint.row is None
             self.endpoints[endpoint.name] = state
         self._left = {name: s for name, s in known.items() if name not in self.endpoints and s.in_flight}
 
@@ -208,12 +275,13 @@ def choose(
     avoid: frozenset[str] = frozenset(),
     domains: Mapping[str, int] = _NO_DOMAINS,
     in_order: bool = True,
+    age_s: float = math.inf,
 ) -> EndpointState | None:
     """Least outstanding among the healthy ones with a free place; ties go to the one longest unused.
 
     `in_order`: the candidates come longest unused first, so the first idle one is it.
-    Instances in `avoid` and failure domains in `domains` are taken only if there is nothing else. Health never takes
-    out the last one: if all are out, it is ignored.
+    Instances in `avoid`, failure domains in `domains` and endpoints with a task in flight for longer than `age_s` are
+    taken only if there is nothing else. Health never takes out the last one: if all are out, it is ignored.
     """
     best: EndpointState | None = None
     best_rank: tuple[bool, float, int] | None = None
@@ -233,6 +301,8 @@ def choose(
         unwanted = instance.name in avoid or instance.domain in domains
         if taken == 0 and not unwanted and in_order:
             return state
+        if age_s < math.inf and state.since and now - next(iter(state.since.values())) > age_s:
+            unwanted = True
         rank = (unwanted, taken / instance.places, state.last_sent)
         if best_rank is None or rank < best_rank:
             best, best_rank = state, rank

@@ -18,7 +18,8 @@ What is promised (tests/engine/test_invariants.py checks each on random interlea
      lossless.
   3. A protection that fails never fails a query.
   4. Work in flight never exceeds an instance's places, nor an endpoint's.
-  5. Retries never exceed their budget.
+  5. Retries and second copies never exceed their budgets, and a second copy is sent only to an idle instance while no
+     query waits.
   6. Memory is bounded by the work waiting and in flight: when all is done, nothing is left.
   7. The same events at the same times give the same actions.
 

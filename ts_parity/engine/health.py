@@ -1,7 +1,7 @@
 """When an endpoint is left alone, and how it comes back.
 
-Here: consecutive failures, and a pause after a rejection. Knows one endpoint's outcomes and times, and nothing else.
-An endpoint that fails fast is always idle, so without this it would draw all the traffic.
+Here: consecutive failures or slow answers, and a pause after a rejection. Knows one endpoint's outcomes and times, and
+nothing else. An endpoint that fails fast is always idle, so without this it would draw all the traffic.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ class Condition(Enum):
 class Health:
     """IN until `failures_until_out` failures in a row, then OUT until `resumes_at`, then one TRIAL that decides."""
 
-    __slots__ = ("_failures", "_failures_until_out", "_out_s", "_returns", "condition", "resumes_at")
+    __slots__ = ("_failures", "_failures_until_out", "_out_s", "_returns", "_slow", "condition", "resumes_at")
 
     def __init__(self, failures_until_out: int, out_s: float) -> None:
         self._failures_until_out = failures_until_out
         self._out_s = out_s
         self._failures = 0
+        self._slow = 0
         self._returns = 0
         self.condition = Condition.IN
         self.resumes_at = 0.0
@@ -36,9 +37,9 @@ class Health:
             self.condition = Condition.TRIAL
 
     def succeeded(self) -> None:
-        if not self._failures and self.condition is Condition.IN:
+        if not self._failures and not self._slow and self.condition is Condition.IN:
             return
-        self._failures = 0
+        self._failures = self._slow = 0
         self._returns = 0
         self.condition = Condition.IN
         self.resumes_at = 0.0
@@ -47,6 +48,16 @@ class Health:
         self._failures += 1
         if self.condition is Condition.IN and self._failures < self._failures_until_out:
             return
+        self._take_out(now)
+
+    def was_slow(self, now: float, until_out: int, may_take_out: bool) -> None:
+        """It answered, but far later than its peers do. A slow trial keeps it out."""
+        self._failures = 0
+        self._slow += 1
+        if self.condition is not Condition.IN or (self._slow >= until_out and may_take_out):
+            self._take_out(now)
+
+    def _take_out(self, now: float) -> None:
         if self.condition is Condition.OUT:  # a task sent before it was taken out; it is counted already
             return
         self.condition = Condition.OUT

@@ -21,6 +21,31 @@ class Policy:
     """Stands in for the quantile until there are enough latencies to know it."""
     group_wait_s: float | None = None
     """A group is sealed with the members it has after this long. None: as `reconstruct_after_s`."""
+    launch: str = "group"
+    """When a backup is launched: with its `group` (the paper's way), or `late`, only for queries not answered by then.
+    Parity models are always launched with the group: they need the other members' outputs."""
+    launch_after_s: float | None = None
+    """Late launch this long after the query was sent. None: a running quantile of latency, and later under load."""
+    launch_quantile: float = 0.9
+    launch_stretch: float = 0.2
+    """By how much later at full load: the more queries are late only by bad luck, the less a launch is worth."""
+    hedge_ratio: float = 0.0
+    """Second copies allowed per query, on average. 0: no hedging."""
+    hedge_burst: float = 10.0
+    hedge_after_s: float | None = None
+    """A query without an answer gets a second copy this long after it was sent. None: a running quantile of latency."""
+    hedge_quantile: float = 0.95
+    shed_load: float = 0.85
+    """Above this share of places taken, a protection on shared machines is no longer launched with its group."""
+    slow_factor: float = 0.0
+    """An endpoint this many times slower than the pool's median, `slow_until_out` times in a row, is out. 0: never."""
+    slow_until_out: int = 3
+    age_factor: float = 0.0
+    """An endpoint with a task in flight for so many release times is passed over while there are others. 0: never."""
+    max_out: float = 0.34
+    """Share of a pool's endpoints that slowness may take out at one time."""
+    balance: str = "least"
+    """`least` outstanding, or `round_robin`, which looks at nothing: a rival to compare with."""
     deadline_s: float = 30.0
     max_waiting: int = 1000
     max_wait_s: float = 10.0
@@ -42,7 +67,13 @@ class Policy:
                 raise ValueError(f"{setting.name} must be a number of at least 0, not {value}")
         if not 0 < self.reconstruct_quantile < 1:
             raise ValueError(f"reconstruct_quantile must lie between 0 and 1, not {self.reconstruct_quantile}")
-        for name in ("max_waiting", "max_attempts", "failures_until_out"):
+        for name in ("launch_quantile", "hedge_quantile"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie between 0 and 1, not {getattr(self, name)}")
+        for name, known in (("launch", ("group", "late")), ("balance", ("least", "round_robin"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be {' or '.join(known)}, not {getattr(self, name)!r}")
+        for name in ("max_waiting", "max_attempts", "failures_until_out", "slow_until_out"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
 
@@ -66,7 +97,7 @@ class TokenBucket:
 
 
 class LatencyWindow:
-    """A quantile of the last `size` latencies, recomputed now and then so that reading it costs nothing.
+    """Quantiles of the last `size` latencies, sorted anew now and then so that reading them costs nothing.
 
     Only work that ended counts: a frozen worker's latency is unknown until it thaws.
     """
@@ -74,16 +105,31 @@ class LatencyWindow:
     ENOUGH = 20
     EVERY = 64
 
-    def __init__(self, quantile: float, size: int = 512) -> None:
-        self._quantile = quantile
+    def __init__(self, size: int = 512) -> None:
         self._latencies: deque[float] = deque(maxlen=size)
         self._unseen = 0
-        self.value: float | None = None
+        self._sorted: list[float] = []
 
     def add(self, latency_s: float) -> None:
         self._latencies.append(latency_s)
         self._unseen += 1
-        count = len(self._latencies)
-        if count >= self.ENOUGH and (self.value is None or self._unseen >= self.EVERY):
+        if self._unseen >= (self.EVERY if self._sorted else self.ENOUGH):
             self._unseen = 0
-            self.value = sorted(self._latencies)[min(count - 1, int(count * self._quantile))]
+            self._sorted = sorted(self._latencies)
+
+    def quantile(self, share: float) -> float | None:
+        """None until there are enough latencies to know it."""
+        known = self._sorted
+        return known[min(len(known) - 1, int(len(known) * share))] if known else None
+
+
+class LoadMeter:
+    """A running mean of the share of places taken, told at every dispatch: 1.0 is full."""
+
+    WEIGHT = 0.02
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+    def add(self, taken: float, places: float) -> None:
+        self.value += self.WEIGHT * (taken / max(places, 1.0) - self.value)

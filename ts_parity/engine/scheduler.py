@@ -35,18 +35,18 @@ from ts_parity.engine.events import (
 )
 from ts_parity.engine.fleet import EndpointState, FleetState, PoolState
 from ts_parity.engine.group import CodingGroup
-from ts_parity.engine.policy import Policy, TokenBucket
+from ts_parity.engine.policy import LoadMeter, Policy, TokenBucket
 
 MAX_FINISHES = 2
 
 
 class _Timer(IntEnum):
     SEAL = 0
-    RELEASE = 1
+    QUERY = 1
+    """The next thing that time does to a query: launch, hedge, release or deadline."""
     WAIT = 2
-    DEADLINE = 3
-    RESUME = 4
-    FINISH = 5
+    RESUME = 3
+    FINISH = 4
 
 
 class Scheduler:
@@ -58,6 +58,8 @@ class Scheduler:
         self._fleet = FleetState(policy)
         self._fleet.update(fleet)
         self._retries = TokenBucket(policy.retry_ratio, policy.retry_burst)
+        self._hedges = TokenBucket(policy.hedge_ratio, policy.hedge_burst if policy.hedge_ratio else 0.0)
+        self._load = LoadMeter()
         self._timers: list[tuple[float, int, _Timer, Query | CodingGroup | EndpointState]] = []
         self._serial = 0
         self._live: set[int] = set()
@@ -80,6 +82,7 @@ class Scheduler:
         self._live.add(query.id)
         query.state = QueryState.WAITING
         self._retries.deposit()
+        self._hedges.deposit()
         if pool is None or not pool.deployed:
             self._fail(query, Reason.NO_ENDPOINT, actions)
         elif pool.waiting_count >= self.policy.max_waiting:
@@ -91,8 +94,8 @@ class Scheduler:
                 self._pump(now, actions)
             if query.state is QueryState.WAITING:
                 self._arm(now + self.policy.max_wait_s, _Timer.WAIT, query)
-            if query.group is None:  # else its release comes first, and arms the deadline
-                self._arm(query.deadline_at, _Timer.DEADLINE, query)
+            if query.open and query.armed_at == math.inf:  # else it was dispatched at once
+                self._arm_query(query)
         return actions
 
     def task_done(self, task: Task, outcome: Outcome, now: float) -> list[Action]:
@@ -101,7 +104,7 @@ class Scheduler:
             raise ValueError(f"{task!r} has ended already")
         actions: list[Action] = []
         task.done = True
-        task.place.free_place()
+        task.place.free_place(task.id)
         if task.place.host.protects:
             self._unblock()
         self._in_flight -= 1
@@ -148,6 +151,10 @@ class Scheduler:
                 self._protection_lost(group, row, actions)
             for query in pool.finishes:
                 self._finish_lost(query, actions)
+            self._give_up_launches(pool, actions)
+        for pool in self._fleet.pools.values():
+            if pool.late and not any(pool.rows.values()):
+                self._give_up_launches(pool, actions)
         self._pump(now, actions)
         return actions
 
@@ -155,12 +162,12 @@ class Scheduler:
         """Let everything happen that is due."""
         actions: list[Action] = []
         while self._timers and self._timers[0][0] <= now:
-            _, _, kind, subject = heapq.heappop(self._timers)
+            at, _, kind, subject = heapq.heappop(self._timers)
             if isinstance(subject, CodingGroup):
                 self._seal(subject, actions)
             elif isinstance(subject, Query):
                 if subject.open:
-                    self._query_timer(kind, subject, now, actions)
+                    self._query_timer(kind, at, subject, now, actions)
             else:  # an endpoint may be asked again
                 self._unblock()
         self._pump(now, actions)
@@ -175,11 +182,15 @@ class Scheduler:
     # ---- what is waiting gets its place ----------------------------------------------------------------------------
 
     def _pump(self, now: float, actions: list[Action]) -> None:
-        """Finishes first (someone is late), then queries in order of arrival, then protections on idle places."""
+        """Finishes and late launches first (someone is late), then queries in order of arrival, then second copies and
+        protections on idle places.
+        """
         pools = self._fleet.pools.values()
         for pool in pools:
             if pool.finishes:
                 self._send_finishes(pool, now, actions)
+            if pool.late:
+                self._send_late(pool, now, actions)
         waiting = [pool for pool in pools if pool.waiting_count]
         while waiting:
             pool = waiting[0] if len(waiting) == 1 else min(waiting, key=lambda p: _head(p).arrived_at)
@@ -194,6 +205,8 @@ class Scheduler:
             if not pool.waiting_count:
                 waiting.remove(pool)
         for pool in pools:
+            if pool.hedges and not pool.waiting_count:
+                self._send_hedges(pool, now, actions)
             if pool.protections and not pool.protections_blocked:
                 self._send_protections(pool, now, actions)
 
@@ -206,11 +219,19 @@ class Scheduler:
         query.attempts += 1
         query.in_flight += 1
         query.avoid |= {place.endpoint.instance}
+        query.domain = place.domain
+        self._load.add(self._in_flight + pool.waiting_count, self._fleet.places)
         sealed = None
         if query.release_at == math.inf:  # the first dispatch; a rejected query comes here again, in its group already
             query.release_at = now + pool.reconstruct_after_s
+            if self.policy.hedge_ratio:
+                query.hedge_at = now + pool.hedge_after_s
             if pool.code is not None and pool.rows and query.key is not None:
-                sealed = self._join(pool, query, place.domain, now)
+                if pool.launches_late:
+                    query.launch_at = now + pool.launch_after_s(self._load.value)
+                else:
+                    sealed = self._join(pool, query, place.domain, now)
+            self._arm_query(query)
         self._send(Kind.DEPLOYED, place, query, query.group, query.slot, None, now, actions)
         if sealed is not None:
             self._seal(sealed, actions)
@@ -225,8 +246,6 @@ class Scheduler:
             pool.open_groups.setdefault(query.key, []).append(group)
             self._arm(now + pool.group_wait_s, _Timer.SEAL, group)
         group.join(query, domain)
-        assert query.deadline_at is not None
-        self._arm(min(query.release_at, query.deadline_at), _Timer.RELEASE, query)
         return group if group.full else None
 
     def _seal(self, group: CodingGroup, actions: list[Action]) -> None:
@@ -245,7 +264,8 @@ class Scheduler:
             group.retire()
             self._review(group, actions)
             return
-        for row in range(group.code.r):
+        shed = self._load.value > self.policy.shed_load and pool.shares_machines
+        for row in range(0 if shed else group.code.r):
             if pool.rows.get(row):
                 group.pending_rows.add(row)
                 pool.protections.append((group, row))
@@ -272,6 +292,56 @@ class Scheduler:
         pool.protections.extendleft(reversed(held))
         pool.protections_blocked = bool(held)
 
+    def _launch(self, pool: PoolState, query: Query) -> None:
+        """A backup for a query that is late: it waits for a place with the other late ones."""
+        query.launch_at = math.inf
+        code = pool.code
+        if query.late or query.group is not None or code is None or not pool.rows or query.key is None:
+            return
+        if not query.exact or code.lossless:
+            query.late = True
+            pool.late[query.id] = query
+
+    def _send_late(self, pool: PoolState, now: float, actions: list[Action]) -> None:
+        """As many late queries as the code takes go together to the first place that comes free."""
+        while pool.late:
+            first = next(iter(pool.late.values()))
+            place = pool.endpoint_for_late(first, now)
+            if place is None or pool.code is None or place.endpoint.row is None:
+                return
+            self._serial += 1
+            group = CodingGroup(self._serial, first.key, pool.code)
+            for query in [*pool.late.values()]:
+                if query is first or (query.key == first.key and query.domain != place.domain and not group.full):
+                    group.join(query, query.domain)
+                    del pool.late[query.id]
+            group.sealed = True
+            group.pending_rows.add(place.endpoint.row)
+            self.sent["late"] += group.size
+            self._send(Kind.PROTECTION, place, None, group, None, place.endpoint.row, now, actions)
+
+    def _give_up_launches(self, pool: PoolState, actions: list[Action]) -> None:
+        """There is no protection any more: who has nothing else to wait for has failed."""
+        for query in [*pool.late.values()]:
+            del pool.late[query.id]
+            query.late = False
+            if not query.in_flight and query.state is not QueryState.WAITING:
+                self._fail(query, Reason.FAILED, actions)
+
+    def _send_hedges(self, pool: PoolState, now: float, actions: list[Action]) -> None:
+        """Second copies, on idle places only. Without a token the copy is not made; the query itself is untouched."""
+        for query in [*pool.hedges.values()]:
+            if query.in_flight:
+                place = pool.endpoint_for_hedge(query, now)
+                if place is None:
+                    return
+                if self._hedges.take():
+                    query.in_flight += 1
+                    query.avoid |= {place.endpoint.instance}
+                    self.sent["hedge"] += 1
+                    self._send(Kind.DEPLOYED, place, query, query.group, query.slot, None, now, actions, hedge=True)
+            del pool.hedges[query.id]
+
     def _send_finishes(self, pool: PoolState, now: float, actions: list[Action]) -> None:
         while pool.finishes:
             query = pool.finishes[0]
@@ -296,9 +366,10 @@ class Scheduler:
         row: int | None,
         now: float,
         actions: list[Action],
+        hedge: bool = False,
     ) -> None:
         self._serial += 1
-        task = Task(self._serial, kind, query, group, slot, row, place, now)
+        task = Task(self._serial, kind, query, group, slot, row, place, now, hedge)
         place.take_place(self._serial, now)
         pool = self._fleet.pools.get(place.endpoint.pool)
         if pool is not None:
@@ -318,7 +389,7 @@ class Scheduler:
             if pool is not None:
                 pool.latency.add(now - task.sent_at)
             if query.open:
-                self._answer(query, Source.DEPLOYED, task, actions)
+                self._answer(query, Source.HEDGED if task.hedge else Source.DEPLOYED, task, actions)
             if group is not None and not group.done:
                 if outcome.raw:
                     group.member_arrived(task)
@@ -327,9 +398,14 @@ class Scheduler:
                     self._review(group, actions)
             return
         if query.open:
+            if task.hedge and query.in_flight:  # its own task is still out: the copy is simply gone
+                return
             if isinstance(outcome, Failed):
                 query.last_failure = task
                 query.release_at = now
+                pool = self._fleet.pools.get(query.pool)
+                if pool is not None and pool.launches_late:
+                    self._launch(pool, query)
             if not self._try_again(query, outcome):
                 self._give_up_on_own_task(query, now, actions)
                 return
@@ -398,10 +474,12 @@ class Scheduler:
 
     def _give_up_on_own_task(self, query: Query, now: float, actions: list[Action]) -> None:
         self._rebuild_if_due(query, now, actions)
-        if query.group is None:
-            self._fail(query, Reason.FAILED, actions)
-        else:
+        if not query.open or query.in_flight:  # a copy may still answer
+            return
+        if query.group is not None:
             self._review(query.group, actions)
+        elif not query.late:
+            self._fail(query, Reason.FAILED, actions)
 
     def _protection_lost(self, group: CodingGroup, row: int, actions: list[Action]) -> None:
         group.pending_rows.discard(row)
@@ -447,20 +525,44 @@ class Scheduler:
             if not (_may_be_rebuilt(query, group) and group.could_recover(query.slot)):
                 self._fail(query, Reason.FAILED, actions)
 
-    def _query_timer(self, kind: _Timer, query: Query, now: float, actions: list[Action]) -> None:
-        if kind is _Timer.RELEASE:
-            self._rebuild_if_due(query, now, actions)
-            if query.open and query.deadline_at is not None:
-                self._arm(query.deadline_at, _Timer.DEADLINE, query)
-        elif kind is _Timer.FINISH:
+    def _arm_query(self, query: Query) -> None:
+        """One timer a query: for what comes next."""
+        assert query.deadline_at is not None
+        at = min(query.deadline_at, query.launch_at, query.hedge_at)
+        if not query.released and (query.late or query.group is not None):
+            at = min(at, query.release_at)
+        query.armed_at = at
+        self._arm(at, _Timer.QUERY, query)
+
+    def _query_timer(self, kind: _Timer, at: float, query: Query, now: float, actions: list[Action]) -> None:
+        if kind is _Timer.FINISH:
             self._queue_finish(query)
-        elif kind is _Timer.DEADLINE:
-            if self.policy.default_answer:
-                self._answer(query, Source.DEFAULT, None, actions)
-            else:
-                self._fail(query, Reason.DEADLINE, actions)
-        elif kind is _Timer.WAIT and query.state is QueryState.WAITING and query.attempts == 0:
-            self._fail(query, Reason.OVERLOADED, actions)
+        elif kind is _Timer.WAIT:
+            if query.state is QueryState.WAITING and query.attempts == 0:
+                self._fail(query, Reason.OVERLOADED, actions)
+        elif at == query.armed_at:  # else it was armed anew
+            self._query_due(query, now, actions)
+
+    def _query_due(self, query: Query, now: float, actions: list[Action]) -> None:
+        assert query.deadline_at is not None
+        pool = self._fleet.pools.get(query.pool)
+        if pool is not None and now >= query.launch_at:
+            self._launch(pool, query)
+        if pool is not None and now >= query.hedge_at:
+            pool.hedges[query.id] = query
+        query.launch_at = math.inf if now >= query.launch_at else query.launch_at
+        query.hedge_at = math.inf if now >= query.hedge_at else query.hedge_at
+        if now >= query.release_at:
+            query.released = True
+            self._rebuild_if_due(query, now, actions)
+        if not query.open:
+            return
+        if now < query.deadline_at:
+            self._arm_query(query)
+        elif self.policy.default_answer:
+            self._answer(query, Source.DEFAULT, None, actions)
+        else:
+            self._fail(query, Reason.DEADLINE, actions)
 
     # ---- the end of a query ----------------------------------------------------------------------------------------
 
@@ -480,6 +582,11 @@ class Scheduler:
             if pool is not None and query in pool.waiting:
                 pool.waiting.remove(query)
                 pool.waiting_count -= 1
+        if query.late or query.hedge_at == math.inf:  # only then can it stand in one of these lines
+            pool = self._fleet.pools.get(query.pool)
+            if pool is not None:
+                pool.late.pop(query.id, None)
+                pool.hedges.pop(query.id, None)
         query.state = QueryState.DONE
         self._live.discard(query.id)
         if query.group is not None:
@@ -492,6 +599,8 @@ class Scheduler:
     def _note_health(self, task: Task, outcome: Outcome, now: float) -> None:
         health = task.place.health
         if isinstance(outcome, Arrived):
+            if self.policy.slow_factor and task.kind is Kind.DEPLOYED and self._was_slow(task, now):
+                return
             health.succeeded()
         elif isinstance(outcome, Rejected):
             health.pause(now + self.policy.reject_pause_s)
@@ -500,6 +609,17 @@ class Scheduler:
             health.failed(now)
             if health.resumes_at > now:
                 self._arm(health.resumes_at, _Timer.RESUME, task.place)
+
+    def _was_slow(self, task: Task, now: float) -> bool:
+        pool = self._fleet.pools.get(task.endpoint.pool)
+        usual = None if pool is None else pool.latency.quantile(0.5)
+        if pool is None or usual is None or now - task.sent_at <= self.policy.slow_factor * usual:
+            return False
+        health = task.place.health
+        health.was_slow(now, self.policy.slow_until_out, pool.may_take_out())
+        if health.resumes_at > now:
+            self._arm(health.resumes_at, _Timer.RESUME, task.place)
+        return True
 
     def _arm(self, at: float, kind: _Timer, subject: Query | CodingGroup | EndpointState) -> None:
         self._serial += 1
@@ -524,6 +644,7 @@ class Scheduler:
         return {
             "open_queries": len(self._live),
             "in_flight": self._in_flight,
+            "load": round(self._load.value, 3),
             "retry_tokens": round(self._retries.tokens, 3),
             "sent": _counts(self.sent),
             "answered": _counts(self.answered),
@@ -532,6 +653,7 @@ class Scheduler:
                 name: {
                     "waiting": pool.waiting_count,
                     "open_groups": sum(len(groups) for groups in pool.open_groups.values()),
+                    "late": len(pool.late),
                     "queued_protections": sum(not group.done for group, _ in pool.protections),
                     "reconstruct_after_s": pool.reconstruct_after_s,
                     "group_wait_s": pool.group_wait_s,
