@@ -126,17 +126,19 @@ def scenario(
     deadlines: Mapping[int, float] | None = None,
     keys: Mapping[int, str | None] | None = None,
     policy: Mapping[str, Any] | None = None,
+    slow: Mapping[str, tuple[float, float]] | None = None,
     until: float = 100.0,
     **shape: Any,
 ) -> Run:
     """Run query i from arrivals[i] on. A task not in the table is "ok" after `service`, a finish after 1 ms.
 
     Several rows with one name are taken in turn. `shape` is passed to `fleet`. `exact` lists the queries that refuse
-    rebuilt answers; `abandons` and `deadlines` map queries to instants; `keys` maps queries to group keys.
+    rebuilt answers; `abandons` and `deadlines` map queries to instants; `keys` maps queries to group keys; `slow` maps
+    endpoints to an instant and the service time that deployed tasks have there from then on.
     """
     settings = {"reconstruct_after_s": 0.05, "group_wait_s": 0.02, "deadline_s": 1.0, **(policy or {})}
     run = Run(Scheduler(fleet(**shape), Policy(**settings)))
-    world = _World(run, list(tasks), service)
+    world = _World(run, list(tasks), service, slow or {})
     queries = [
         Query(i, POOL, (keys or {}).get(i, "same"), (deadlines or {}).get(i), i in exact) for i in range(len(arrivals))
     ]
@@ -151,10 +153,11 @@ def scenario(
 class _World:
     """The heap of what will happen, and the table of what tasks do."""
 
-    def __init__(self, run: Run, table: list[TaskRow], service: float) -> None:
+    def __init__(self, run: Run, table: list[TaskRow], service: float, slow: Mapping[str, tuple[float, float]]) -> None:
         self._run = run
         self._table = [(str(what), seconds, outcome) for what, seconds, outcome in table]
         self._service = service
+        self._slow = slow
         self._heap: list[tuple[float, int, Query | Task, str | None]] = []
         self._order = 0
 
@@ -201,7 +204,9 @@ class _World:
         name = _name(task)
         self._run.tasks.append(task)
         self._run.sent.append((round(now, 6), name.removeprefix("retry "), task.endpoint.name))
-        seconds, outcome = self._script(name, 0.001 if task.kind is Kind.FINISH else self._service)
+        usual = 0.001 if task.kind is Kind.FINISH else self._service
+        since, slower = self._slow.get(task.endpoint.name, (float("inf"), usual))
+        seconds, outcome = self._script(name, slower if now >= since and task.kind is Kind.DEPLOYED else usual)
         if outcome == "never":
             self._run.unfinished += 1
         else:

@@ -1,0 +1,179 @@
+"""Late launch, second copies, slow endpoints: the rules that go past the paper's, in virtual time."""
+
+import pytest
+
+from ts_parity.engine import Policy
+from ts_parity.engine.policy import LatencyWindow
+from ts_parity.scenarios import scenario
+
+NEVER = 0.0
+LATE = {"launch": "late", "launch_after_s": 0.05, "reconstruct_after_s": 0.05}
+STUDENT = {"code": "student", "k": 2, "shared": True, "protections": 4}
+
+
+def late(**more):
+    policy = {**LATE, **more.pop("policy", {})}
+    return scenario(**{**STUDENT, **more}, policy=policy)
+
+
+def test_nothing_is_launched_for_queries_in_time():
+    run = late(arrivals=[0.0, 0.0, 0.03])
+    assert set(run.answers.values()) == {("deployed", 0.010), ("deployed", 0.040)}
+    assert all("parity" not in what for _, what, _ in run.sent)
+    assert run.nothing_left_over()
+
+
+def test_a_late_query_gets_a_backup_in_another_domain():
+    run = late(arrivals=[0.0], tasks=[(0, NEVER, "never"), ("parity 0", 0.004, "ok")])
+    [(at, endpoint)] = run.sends("parity 0")
+    assert at == 0.050
+    assert not endpoint.startswith("d0")
+    assert run.answers == {0: ("reconstructed", 0.054)}
+    assert run.nothing_left_over()
+
+
+def test_late_queries_share_a_launch():
+    run = late(arrivals=[0.0, 0.0, 0.0], tasks=[(n, NEVER, "never") for n in range(3)], deployed=4, k=4)
+    assert len(run.sends("parity 0")) == 1
+    assert run.answers == dict.fromkeys(range(3), ("reconstructed", 0.06))
+
+
+def test_the_deployed_answer_wins_if_it_comes_first():
+    run = late(arrivals=[0.0], tasks=[(0, 0.055, "ok"), ("parity 0", 0.010, "ok")])
+    assert run.answers == {0: ("deployed", 0.055)}
+    assert run.nothing_left_over()
+
+
+def test_a_backup_launched_early_waits_for_its_release():
+    run = late(arrivals=[0.0], tasks=[(0, NEVER, "never")], policy={"launch_after_s": 0.02})
+    assert run.sends("parity 0")[0][0] == 0.020
+    assert run.answers == {0: ("reconstructed", 0.050)}
+
+
+def test_late_queries_go_before_waiting_ones():
+    """Two machines: both are busy, one for ever; what comes free first helps the late query."""
+    run = late(
+        arrivals=[0.0, 0.0, 0.01],
+        tasks=[(0, NEVER, "never"), (1, 0.055, "ok")],
+        deployed=2,
+        protections=2,
+    )
+    assert run.sends("parity 0") == [(0.055, "p0.1")]
+    assert run.sends(2) == [(0.065, "d1")]
+    assert run.answers[0] == ("reconstructed", 0.065)
+
+
+def test_a_failed_query_is_launched_at_once_and_not_failed():
+    run = late(arrivals=[0.0], tasks=[(0, 0.005, "fatal"), ("parity 0", 0.004, "ok")])
+    assert run.answers == {0: ("reconstructed", 0.009)}
+    assert run.failures == {}
+
+
+def test_when_the_backup_fails_too_the_query_fails():
+    run = late(arrivals=[0.0], tasks=[(0, 0.005, "fatal"), ("parity 0", 0.004, "fatal")])
+    assert run.failures == {0: ("failed", 0.009)}
+    assert run.nothing_left_over()
+
+
+def test_a_query_that_refuses_approximate_answers_gets_no_student_but_an_exact_backup():
+    for code, answered in (("student", False), ("exact", True)):
+        run = late(arrivals=[0.0], exact=[0], tasks=[(0, NEVER, "never")], code=code)
+        assert (0 in run.answers) == answered
+
+
+def test_a_client_that_leaves_takes_its_launch_along():
+    run = late(arrivals=[0.0], tasks=[(0, NEVER, "never")], abandons={0: 0.04})
+    assert run.sends("parity 0") == []
+    assert run.nothing_left_over()
+
+
+# ---- second copies -------------------------------------------------------------------------------------------------
+
+HEDGE = {"hedge_ratio": 0.1, "hedge_burst": 1.0, "hedge_after_s": 0.03}
+
+
+def hedged(**more):
+    policy = {**HEDGE, **more.pop("policy", {})}
+    return scenario(code=None, policy=policy, **more)
+
+
+def test_a_second_copy_goes_to_another_domain_and_may_win():
+    run = hedged(arrivals=[0.0], tasks=[(0, NEVER, "never")], deployed=3, domains=["a", "a", "b"])
+    assert run.sends("hedge 0") == [(0.030, "d2")]
+    assert run.answers == {0: ("hedged", 0.040)}
+    assert run.nothing_left_over()
+
+
+def test_without_a_token_the_query_itself_is_untouched():
+    run = hedged(arrivals=[0.0, 0.0], tasks=[(0, NEVER, "never"), (1, 0.060, "ok")])
+    assert len(run.sends("hedge 0")) == 1
+    assert run.sends("hedge 1") == []
+    assert run.answers[1] == ("deployed", 0.060)
+
+
+def test_no_second_copy_on_a_busy_pool():
+    run = hedged(arrivals=[0.0, 0.0, 0.005], tasks=[(0, 0.050, "ok"), (1, 0.060, "ok"), (2, 0.010, "ok")], deployed=2)
+    assert run.sends("hedge 0") == run.sends("hedge 1") == []
+    assert {source for source, _ in run.answers.values()} == {"deployed"}
+
+
+def test_a_copy_that_fails_does_not_fail_its_query():
+    run = hedged(arrivals=[0.0], tasks=[(0, 0.070, "ok"), ("hedge 0", 0.005, "fatal")])
+    assert run.answers == {0: ("deployed", 0.070)}
+
+
+def test_a_query_whose_own_task_fails_waits_for_its_copy():
+    run = hedged(arrivals=[0.0], tasks=[(0, 0.035, "fatal"), ("hedge 0", 0.020, "ok")])
+    assert run.answers == {0: ("hedged", 0.050)}
+
+
+# ---- slow endpoints ------------------------------------------------------------------------------------------------
+
+SLOW = {"slow_factor": 3.0, "slow_until_out": 2, "out_s": 1.0, "deadline_s": 100.0}
+
+
+def test_an_endpoint_that_answers_far_too_slowly_is_taken_out_and_tried_again():
+    """Of three, d0 becomes five times slower; the third slow answer is the trial, and it stays out for longer."""
+    arrivals = [n * 0.02 for n in range(200)]
+    policy = {**SLOW, "max_out": 0.34}
+    run = scenario(arrivals=arrivals, code=None, deployed=3, policy=policy, slow={"d0": (1.0, 0.05)})
+    on_d0 = [at for at, what, endpoint in run.sent if endpoint == "d0" and at >= 1.0]
+    assert len(on_d0) <= 4
+    assert any(at > 2.0 for at in on_d0), "a single trial brings it back or keeps it out"
+    assert len(run.answers) == 200
+
+
+def test_never_more_than_the_allowed_share_is_out():
+    arrivals = [n * 0.02 for n in range(200)]
+    slow = {"d0": (1.0, 0.05), "d1": (1.0, 0.05)}
+    run = scenario(arrivals=arrivals, code=None, deployed=3, policy={**SLOW, "max_out": 0.34}, slow=slow)
+    used = {endpoint for at, _, endpoint in run.sent if at > 2.5}
+    assert len(used & {"d0", "d1"}) >= 1
+    assert len(run.answers) == 200
+
+
+def test_an_endpoint_with_an_aged_task_is_passed_over():
+    policy = {"age_factor": 2.0, "reconstruct_after_s": 0.05}
+    tasks = [(0, NEVER, "never")]
+    run = scenario(arrivals=[0.0, 0.2, 0.2, 0.2], tasks=tasks, code=None, deployed=2, places=4, policy=policy)
+    assert {endpoint for at, _, endpoint in run.sent if at > 0.1} == {"d1"}
+
+
+# ---- the instruments -----------------------------------------------------------------------------------------------
+
+
+def test_the_window_knows_quantiles_once_there_are_enough():
+    window = LatencyWindow(size=100)
+    for number in range(19):
+        window.add(float(number))
+    assert window.quantile(0.5) is None
+    window.add(19.0)
+    assert (window.quantile(0.5), window.quantile(0.99)) == (10.0, 19.0)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("launch", "never"), ("balance", "best"), ("hedge_quantile", 1.0), ("launch_quantile", 0.0)]
+)
+def test_settings_that_make_no_sense(setting, value):
+    with pytest.raises(ValueError, match=setting):
+        Policy(**{setting: value})

@@ -1,0 +1,162 @@
+"""The simulator: its queues against theory, its slowdowns, its dice, and the engine's own decisions in it."""
+
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ts_parity.engine import Arrived, Query, Scheduler, Send
+from ts_parity.errors import ConfigError
+from ts_parity.lab.rivals import NAMES, arrange
+from ts_parity.lab.simulate import Arrivals, Costs, Outage, Scenario, Service, Spells, measured, simulate
+
+
+def scenario(name="none", load=0.5, queries=20_000, **more):
+    shape = {key: more.pop(key) for key in ("workers", "extra", "code", "k", "cost", "domains") if key in more}
+    made = arrange(name, **shape, **more.pop("policy", {}))
+    rate = load * shape.get("workers", 12)
+    return Scenario(made.fleet, made.policy, Arrivals(rate), queries, costs=made.costs, **more)
+
+
+def mean(values):
+    return sum(values) / len(values)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("cv", "load"), [(1e-6, 0.7), (1.0, 0.5)])
+def test_one_worker_is_an_m_g_1_queue(cv, load):
+    """Pollaczek-Khinchine: the mean wait is load / (1 - load) * (1 + cv^2) / 2 service times."""
+    result = simulate(scenario(workers=1, load=load, queries=100_000, service=Service(cv=cv)), seed=1)
+    expected = 1 + load / (1 - load) * (1 + cv**2) / 2
+    assert mean(result.latencies) == pytest.approx(expected, rel=0.06)
+
+
+@pytest.mark.slow
+def test_many_workers_with_one_queue_wait_as_erlang_says():
+    """M/M/c by Erlang's C formula, with a lognormal of the same cv in place of the exponential."""
+    workers, load = 4, 0.8
+    offered = workers * load
+    blocked = offered**workers / math.factorial(workers) / (1 - load)
+    chance = blocked / (sum(offered**n / math.factorial(n) for n in range(workers)) + blocked)
+    wait = chance / (workers * (1 - load))
+    result = simulate(scenario(workers=workers, load=load, queries=200_000, service=Service(cv=1.0)), seed=2)
+    assert mean(result.latencies) - 1 == pytest.approx(wait, rel=0.2)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_rival_answers_every_query_once_and_repeats_itself(name):
+    run = scenario(name, queries=3000, spells=Spells(0.04, 100, 5), net_share=0.02, net_mean=5.0)
+    first, again, other = simulate(run, 1), simulate(run, 1), simulate(run, 2)
+    assert first.latencies == again.latencies
+    assert first.latencies != other.latencies
+    assert len(first.latencies) + first.failed == 3000 - 60
+    assert first.failed == 0
+    assert 0.9 < first.work_per_query < 2.6
+    if name in ("none", "round_robin", "equal", "hedge", "hedge_fixed", "replication"):
+        assert first.reconstructed == 0
+
+
+def test_there_are_no_other_rivals():
+    with pytest.raises(ConfigError, match="there is no policy 'best'; there are none, round_robin"):
+        arrange("best")
+
+
+def test_spells_take_their_share_of_the_time():
+    result = simulate(scenario(load=0.1, queries=30_000, spells=Spells(0.1, 20, 3)), seed=0)
+    slow = sum(latency > 2 for latency in result.latencies) / len(result.latencies)
+    assert slow == pytest.approx(0.1, abs=0.03)
+    assert result.work_per_query == pytest.approx(1.2, abs=0.06)
+
+
+def test_domains_are_slow_together():
+    """All twelve machines in one domain: while it is slow nothing is fast, whatever the policy."""
+    together = scenario("hedge", load=0.1, domains=1)
+    apart = scenario("hedge", load=0.1, spells=Spells(0.03, 50, 5))
+    together = replace(together, spells=Spells(0.03, 50, 5, by_domain=True))
+    assert simulate(together, 0).percentile(0.99) > 3 > simulate(apart, 0).percentile(0.99)
+
+
+def test_replies_are_late_on_the_way():
+    result = simulate(scenario(load=0.1, net_share=0.05, net_mean=50.0), seed=0)
+    assert sum(latency > 5 for latency in result.latencies) / len(result.latencies) == pytest.approx(0.045, abs=0.01)
+    assert result.work_per_query == pytest.approx(1.0, abs=0.01)
+
+
+@pytest.mark.parametrize("kind", ["frozen", "dead", "slow"])
+def test_an_outage_loses_nothing(kind):
+    """One of twelve machines: with ours a frozen or dead one costs at most the query that was on it its time."""
+    outage = Outage("m3", at=100.0, lasts=400.0, kind=kind)
+    run = scenario("ours", load=0.3, queries=6000, cost=0.25, outages=(outage,))
+    result = simulate(run, seed=0)
+    assert len(result.latencies) == 6000 - 120
+    assert result.percentile(0.999) < 2.0
+
+
+def test_a_worker_that_batches_saves_what_it_is_said_to():
+    alone = scenario(workers=1, load=3.0, queries=2000, worker_batch=4, policy={})
+    fleet = replace(
+        alone.fleet,
+        instances=tuple(replace(i, places=4) for i in alone.fleet.instances),
+        endpoints=tuple(replace(e, places=4) for e in alone.fleet.endpoints),
+    )
+    batched = replace(alone, fleet=fleet, costs=Costs(batch_saves=1.0))
+    assert simulate(batched, 0).percentile(0.5) < 3 < simulate(replace(batched, costs=Costs()), 0).percentile(0.5)
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "gaps_cv"), [(Arrivals(5.0), 1.0), (Arrivals(5.0, cv=3.0), 3.0), (Arrivals(5.0, burst=8.0), 1.4)]
+)
+def test_arrivals_have_their_rate_and_their_variation(arrivals, gaps_cv):
+    times = list(itertools.islice(arrivals.times(np.random.default_rng(0)), 60_000))
+    gaps = np.diff(times)
+    assert len(times) / times[-1] == pytest.approx(5.0, rel=0.12)
+    assert gaps.std() / gaps.mean() == pytest.approx(gaps_cv, rel=0.3)
+
+
+def test_a_trace_is_taken_as_it_is():
+    run = replace(scenario(queries=3, warm_up=0.0), arrivals=Arrivals(0.0, trace=(1.0, 2.0, 5.0)))
+    assert [r.due_at for r in simulate(run, 0, keep_records=True).records] == [1.0, 2.0, 5.0]
+
+
+def test_several_proxies_see_only_their_own_traffic():
+    """Three queues for the same machines are worse than one, and nothing is lost."""
+    one = scenario(load=0.8, queries=9000)
+    three = replace(one, proxies=3)
+    results = simulate(one, 0), simulate(three, 0)
+    assert len(results[1].latencies) == len(results[0].latencies)
+    assert results[1].percentile(0.99) > results[0].percentile(0.99)
+
+
+def test_the_same_events_give_a_fresh_scheduler_the_same_actions():
+    """A run is recorded and replayed into another Scheduler: it is the same object that the proxy drives."""
+    run = scenario("ours", load=0.6, queries=2000, cost=0.25, spells=Spells(0.04, 100, 5))
+    log = []
+    simulate(run, 3, on_event=lambda what, now, subject, actions: log.append((what, now, subject, actions)))
+    fresh, queries, tasks = Scheduler(run.fleet, run.policy), {}, {}
+    for what, now, subject, actions in log:
+        if what == "tick":
+            again = fresh.tick(now)
+        elif what == "arrived":
+            queries[subject.id] = Query(subject.id, subject.pool, subject.key)
+            again = fresh.query_arrived(queries[subject.id], now)
+        else:
+            again = fresh.task_done(tasks[subject.id], Arrived(raw=True), now)
+        tasks |= {action.task.id: action.task for action in again if isinstance(action, Send)}
+        assert [described(action) for action in again] == [described(action) for action in actions]
+
+
+def described(action):
+    if isinstance(action, Send):
+        task = action.task
+        return (task.kind, task.endpoint.name, task.query.id if task.query else None, task.slot, task.hedge)
+    return (type(action).__name__, action.query.id)
+
+
+def test_measured_is_the_mean_of_the_seeds():
+    run = scenario(queries=3000)
+    each = [simulate(run, seed).percentile(0.999) for seed in (1, 2)]
+    row = measured(run, (1, 2))
+    assert row["p999"] == pytest.approx(sum(each) / 2, abs=1e-3)
+    assert (row["p999_low"], row["p999_high"]) == (round(min(each), 3), round(max(each), 3))

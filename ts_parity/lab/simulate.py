@@ -1,0 +1,412 @@
+"""A discrete-event simulator that drives the very Scheduler the proxy drives, in virtual time.
+
+Knows service times, slowdowns, arrivals and queues at workers. Knows nothing of policy: it obeys the engine's actions,
+as the proxy does. The unit of time is whatever the scenario's service times are in; tables use the mean service time of
+the deployed model.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
+
+import numpy as np
+
+from ts_parity.engine import Answer, Arrived, Fail, Failed, Fleet, Kind, Outcome, Policy, Query, Scheduler, Send, Source
+from ts_parity.engine.events import Action, Task
+from ts_parity.lab.records import ERROR, Record
+
+BLOCK = 1 << 14
+"""Random numbers are drawn so many at a time: one by one they would cost more than the engine."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """How long one deployed inference takes: lognormal of this mean and cv, or drawn from `samples` (a latency log)."""
+
+    mean: float = 1.0
+    cv: float = 0.1
+    samples: tuple[float, ...] = ()
+
+    def draw(self, rng: np.random.Generator, size: int) -> list[float]:
+        if self.samples:
+            drawn: list[float] = rng.choice(np.asarray(self.samples), size).tolist()
+            return drawn
+        sigma = math.sqrt(math.log(1 + self.cv**2))
+        lognormal: list[float] = rng.lognormal(math.log(self.mean) - sigma**2 / 2, sigma, size).tolist()
+        return lognormal
+
+
+@dataclass(frozen=True)
+class Spells:
+    """Each worker, or each failure domain together, is `factor` times slower for a share of the time, in spells.
+
+    `factor` inf: frozen, what it has begun goes on when the spell ends. Lengths and gaps are exponential.
+    """
+
+    share: float
+    mean: float
+    factor: float
+    by_domain: bool = False
+
+
+@dataclass(frozen=True)
+class Outage:
+    """From `at` on, for `lasts`, this worker does what `kind` says: frozen, dead (what is sent fails), or slow."""
+
+    worker: str
+    at: float
+    lasts: float = math.inf
+    kind: str = "frozen"
+    factor: float = 5.0
+
+
+@dataclass(frozen=True)
+class Arrivals:
+    """Poisson of a rate; Gamma gaps of this cv; bursts (`burst` times as many for a tenth of the time); or a trace."""
+
+    rate: float
+    cv: float = 1.0
+    burst: float = 1.0
+    burst_mean: float = 50.0
+    trace: tuple[float, ...] = ()
+
+    def times(self, rng: np.random.Generator) -> Iterator[float]:
+        if self.trace:
+            yield from self.trace
+            return
+        at, high, until = 0.0, False, 0.0
+        # So that the mean rate is `rate`: a tenth of the time at `burst` times the low rate.
+        low = self.rate / (0.9 + 0.1 * self.burst)
+        while True:
+            shape = 1.0 / self.cv**2
+            for gap in rng.gamma(shape, 1.0 / shape, BLOCK).tolist():
+                while self.burst > 1.0 and at >= until:
+                    high = not high
+                    until = at + rng.exponential(self.burst_mean * (1.0 if high else 9.0))
+                at += gap / (low * self.burst if high and self.burst > 1.0 else low if self.burst > 1.0 else self.rate)
+                yield at
+
+
+@dataclass(frozen=True)
+class Costs:
+    """In deployed inferences. `group`: of a parity model's answer, or of each query in a backup's group.
+
+    `batch_saves`: what each further query in one run saves, from 0 (k cost k) to 1 (k cost one).
+    """
+
+    group: float = 1.0
+    batch_saves: float = 0.0
+    finish: float = 0.01
+    decode: float = 0.0
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Everything that makes a run. The same scenario and seed give the same run."""
+
+    fleet: Fleet
+    policy: Policy
+    arrivals: Arrivals
+    queries: int
+    service: Service = field(default_factory=Service)
+    spells: Spells | None = None
+    outages: tuple[Outage, ...] = ()
+    net_share: float = 0.0
+    net_mean: float = 0.0
+    costs: Costs = field(default_factory=Costs)
+    proxies: int = 1
+    worker_batch: int = 1
+    warm_up: float = 0.02
+    """Share of the queries at the beginning that is not measured."""
+
+
+@dataclass
+class Result:
+    """What was measured, in the scenario's unit of time."""
+
+    latencies: list[float] = field(default_factory=list)
+    answered: dict[str, int] = field(default_factory=dict)
+    failed: int = 0
+    work: float = 0.0
+    queries: int = 0
+    records: list[Record] | None = None
+    sent: dict[str, int] = field(default_factory=dict)
+
+    def percentile(self, share: float) -> float:
+        return float(np.quantile(np.asarray(self.latencies), share)) if self.latencies else math.nan
+
+    @property
+    def work_per_query(self) -> float:
+        return self.work / max(1, self.queries)
+
+    @property
+    def reconstructed(self) -> float:
+        return self.answered.get(Source.RECONSTRUCTED.value, 0) / max(1, len(self.latencies))
+
+
+class _Worker:
+    """One TorchServe: a queue, and one run at a time (of up to `batch` tasks)."""
+
+    __slots__ = ("busy_until", "name", "outages", "queue", "running", "slow", "spell")
+
+    def __init__(self, name: str, spell: _Spell | None, outages: Sequence[Outage]) -> None:
+        self.name = name
+        self.spell = spell
+        self.outages = [outage for outage in outages if outage.worker == name]
+        self.busy_until = 0.0
+        self.queue: list[tuple[int, Task]] = []
+        self.running = False
+        self.slow = 1.0
+
+
+class _Spell:
+    """Alternates between usual and slow; asked only at instants that never go back."""
+
+    __slots__ = ("_mean_fast", "_mean_slow", "_rng", "factor", "slow", "until")
+
+    def __init__(self, spells: Spells, rng: np.random.Generator) -> None:
+        self._rng = rng
+        self.factor = spells.factor
+        self._mean_slow = spells.mean
+        self._mean_fast = spells.mean * (1 - spells.share) / spells.share
+        self.slow = bool(rng.random() < spells.share)
+        self.until = rng.exponential(self._mean_slow if self.slow else self._mean_fast)
+
+    def at(self, now: float) -> tuple[bool, float]:
+        """-> whether it is slow now, and until when it stays so."""
+        while now >= self.until:
+            self.slow = not self.slow
+            self.until += self._rng.exponential(self._mean_slow if self.slow else self._mean_fast)
+        return self.slow, self.until
+
+
+def simulate(
+    scenario: Scenario,
+    seed: int = 0,
+    keep_records: bool = False,
+    progress: Callable[[int], object] | None = None,
+    on_event: Callable[[str, float, object, list[Action]], object] | None = None,
+) -> Result:
+    """Run it. `progress` is told how many more queries have arrived; `on_event` sees every event and its actions."""
+    return _Run(scenario, seed, keep_records, progress, on_event).go()
+
+
+def _due_at(scheduler: Scheduler) -> float:
+    deadline = scheduler.next_deadline()
+    return math.inf if deadline is None else deadline
+
+
+_ARRIVED = Arrived(raw=True)
+_DEAD = Failed("dead")
+
+
+class _Run:
+    def __init__(
+        self,
+        scenario: Scenario,
+        seed: int,
+        keep_records: bool,
+        progress: Callable[[int], object] | None,
+        on_event: Callable[[str, float, object, list[Action]], object] | None,
+    ) -> None:
+        self.scenario = scenario
+        self._rng = np.random.default_rng(seed)
+        self._schedulers = [Scheduler(scenario.fleet, scenario.policy) for _ in range(scenario.proxies)]
+        self._workers = self._make_workers(scenario)
+        self._heap: list[tuple[float, int, Task, Outcome | None]] = []
+        self._order = count()
+        self._service: list[float] = []
+        self._uniform: list[float] = []
+        self._result = Result(records=[] if keep_records else None)
+        self._progress = progress
+        self._on_event = on_event
+        self._skip = int(scenario.warm_up * scenario.queries)
+        self._pool = scenario.fleet.pools[0].name
+        self._owner: dict[int, Scheduler] = {}
+
+    def _make_workers(self, scenario: Scenario) -> dict[str, _Worker]:
+        spells: dict[str, _Spell] = {}
+        workers = {}
+        for instance in scenario.fleet.instances:
+            spell = None
+            if scenario.spells is not None and scenario.spells.share > 0:
+                key = instance.domain if scenario.spells.by_domain else instance.name
+                if key not in spells:
+                    spells[key] = _Spell(scenario.spells, self._rng)
+                spell = spells[key]
+            workers[instance.name] = _Worker(instance.name, spell, scenario.outages)
+        return workers
+
+    def go(self) -> Result:
+        scenario, heap, schedulers = self.scenario, self._heap, self._schedulers
+        arrivals = scenario.arrivals.times(np.random.default_rng(self._rng.integers(1 << 60)))
+        arrived, inf = 0, math.inf
+        arrival_at = next(arrivals, inf)
+        one = schedulers[0] if len(schedulers) == 1 else None
+        while True:
+            event_at = heap[0][0] if heap else inf
+            scheduler = one or min(schedulers, key=_due_at)
+            due_at = _due_at(scheduler)
+            if due_at <= arrival_at and due_at <= event_at:
+                if due_at == inf:
+                    break
+                self._obey(scheduler, scheduler.tick(due_at), due_at, "tick", None)
+            elif arrival_at <= event_at:
+                query = Query(arrived, self._pool, "key")
+                scheduler = one or schedulers[arrived % len(schedulers)]
+                self._obey(scheduler, scheduler.query_arrived(query, arrival_at), arrival_at, "arrived", query)
+                arrived += 1
+                if self._progress is not None and arrived % 1000 == 0:
+                    self._progress(1000)
+                arrival_at = next(arrivals, inf) if arrived < scenario.queries else inf
+            else:
+                now, _, task, outcome = heapq.heappop(heap)
+                if outcome is None:
+                    self._next_run(self._workers[task.endpoint.instance], now)
+                    continue
+                scheduler = one or self._owner.pop(id(task))
+                self._obey(scheduler, scheduler.task_done(task, outcome, now), now, "done", task)
+        self._result.queries = arrived
+        for scheduler in schedulers:
+            for kind, number in scheduler.sent.items():
+                name = str(getattr(kind, "value", kind))
+                self._result.sent[name] = self._result.sent.get(name, 0) + number
+        return self._result
+
+    def _obey(self, scheduler: Scheduler, actions: list[Action], now: float, what: str, subject: object) -> None:
+        if self._on_event is not None:
+            self._on_event(what, now, subject, actions)
+        for action in actions:
+            if type(action) is Send:
+                if len(self._schedulers) > 1:
+                    self._owner[id(action.task)] = scheduler
+                self._start(action.task, now)
+            elif type(action) is Answer:
+                self._answered(action, now)
+            else:
+                assert type(action) is Fail
+                self._failed(action, now)
+
+    def _answered(self, action: Answer, now: float) -> None:
+        query, result = action.query, self._result
+        if query.id < self._skip:
+            return
+        latency = now - query.arrived_at
+        if action.source is Source.RECONSTRUCTED:
+            latency += self.scenario.costs.decode
+        result.latencies.append(latency)
+        source = action.source.value
+        result.answered[source] = result.answered.get(source, 0) + 1
+        if result.records is not None:
+            result.records.append(Record(query.id, query.arrived_at, query.arrived_at, latency, source, 200))
+
+    def _failed(self, action: Fail, now: float) -> None:
+        if action.query.id < self._skip:
+            return
+        self._result.failed += 1
+        if self._result.records is not None:
+            at, reason = action.query.arrived_at, action.reason.value
+            self._result.records.append(Record(action.query.id, at, at, now - at, ERROR, 503, reason=reason))
+
+    # ---- workers ---------------------------------------------------------------------------------------------------
+
+    def _start(self, task: Task, now: float) -> None:
+        worker = self._workers[task.endpoint.instance]
+        for outage in worker.outages:
+            if outage.kind == "dead" and outage.at <= now < outage.at + outage.lasts:
+                heapq.heappush(self._heap, (now, next(self._order), task, _DEAD))
+                return
+        if self.scenario.worker_batch > 1:
+            worker.queue.append((next(self._order), task))
+            if not worker.running:
+                self._next_run(worker, now)
+            return
+        begins = now if now > worker.busy_until else worker.busy_until
+        ends = self._runs(worker, begins, self._cost(task))
+        worker.busy_until = ends
+        self._reply(task, ends)
+
+    def _next_run(self, worker: _Worker, now: float) -> None:
+        """A worker that batches takes what waits, up to its batch size, in one run."""
+        taken, worker.queue = worker.queue[: self.scenario.worker_batch], worker.queue[self.scenario.worker_batch :]
+        worker.running = bool(taken)
+        if not taken:
+            return
+        costs = [self._cost(task) for _, task in taken]
+        saved = self.scenario.costs.batch_saves
+        ends = self._runs(worker, now, max(costs) + (1 - saved) * (sum(costs) - max(costs)))
+        for _, task in taken:
+            self._reply(task, ends)
+        heapq.heappush(self._heap, (ends, next(self._order), taken[0][1], None))
+
+    def _reply(self, task: Task, ends: float) -> None:
+        if self.scenario.net_share:
+            if not self._uniform:
+                self._uniform = self._rng.random(BLOCK).tolist()
+            if self._uniform.pop() < self.scenario.net_share:
+                ends += self._rng.exponential(self.scenario.net_mean)
+        heapq.heappush(self._heap, (ends, next(self._order), task, _ARRIVED))
+
+    def _cost(self, task: Task) -> float:
+        """Of one task on a worker of the usual speed, in deployed inferences."""
+        if task.kind is Kind.DEPLOYED:
+            return 1.0
+        costs = self.scenario.costs
+        if task.kind is Kind.FINISH:
+            return costs.finish
+        group = task.group
+        assert group is not None
+        if group.code.family == "parity":
+            return costs.group
+        return costs.group * (1 + (1 - costs.batch_saves) * (group.size - 1))
+
+    def _runs(self, worker: _Worker, begins: float, cost: float) -> float:
+        """-> when a run ends that begins then. Work counts as the worker is busy with it; frozen time is no work."""
+        if not self._service:
+            self._service = self.scenario.service.draw(self._rng, BLOCK)
+        takes = self._service.pop() * cost
+        for outage in worker.outages:
+            if outage.at <= begins < outage.at + outage.lasts:
+                if outage.kind == "slow":
+                    takes *= outage.factor
+                elif outage.kind == "frozen":
+                    begins = outage.at + outage.lasts
+            elif outage.kind == "frozen" and begins < outage.at < begins + takes:
+                takes += outage.lasts
+        if worker.spell is not None:
+            slow, until = worker.spell.at(begins)
+            if slow and worker.spell.factor == math.inf:
+                begins = until
+            elif slow:
+                takes *= worker.spell.factor
+        if begins + takes < math.inf:
+            self._result.work += takes
+        return begins + takes
+
+
+def measured(
+    scenario: Scenario, seeds: Sequence[int], progress: Callable[[int], object] | None = None
+) -> dict[str, float]:
+    """Means over seeds of the percentiles, work and shares; `p999_low` and `p999_high` are the extremes of p99.9."""
+    results = [simulate(replace(scenario), seed, progress=progress) for seed in seeds]
+    row = {name: _mean([r.percentile(share) for r in results]) for name, share in PERCENTILES.items()}
+    extremes = [r.percentile(0.999) for r in results]
+    return {
+        **row,
+        "p999_low": round(min(extremes), 3),
+        "p999_high": round(max(extremes), 3),
+        "work": _mean([r.work_per_query for r in results]),
+        "reconstructed": _mean([r.reconstructed for r in results], 5),
+        "failed": float(sum(r.failed for r in results)),
+    }
+
+
+PERCENTILES = {"p50": 0.5, "p99": 0.99, "p999": 0.999, "p9999": 0.9999}
+
+
+def _mean(values: Sequence[float], digits: int = 3) -> float:
+    return round(float(np.mean(values)), digits)
