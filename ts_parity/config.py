@@ -88,6 +88,35 @@ class Settings:
     group_wait_s: float | None = _setting(
         None, "a group is sealed with the members it has after this long; auto: as reconstruct_after_s", "s", 0
     )
+    launch: str = _setting(
+        "group", "when a backup (student, exact) is launched: with its group, or late: only for queries late by then"
+    )
+    launch_after_s: float | None = _setting(
+        None, "late launch this long after the query was sent; auto: a quantile of latency, later under load", "s", 0
+    )
+    launch_quantile: float = _setting(0.9, "the quantile that auto takes for launch_after_s", "", 0.01, 1)
+    launch_stretch: float = _setting(0.2, "by how much later a launch is at full load", "", 0)
+    hedge_ratio: float = _setting(0.0, "second copies allowed per query, on average; 0: no hedging", "", 0)
+    hedge_burst: float = _setting(10.0, "second copies allowed at once", "copies", 0)
+    hedge_after_s: float | None = _setting(
+        None, "a query without an answer gets a second copy this long after it was sent; auto: a quantile", "s", 0
+    )
+    hedge_quantile: float = _setting(0.95, "the quantile that auto takes for hedge_after_s", "", 0.01, 1)
+    shed_load: float = _setting(
+        0.85,
+        "above this share of places taken, protections on shared machines are not launched with their group",
+        "",
+        0,
+    )
+    slow_factor: float = _setting(
+        0.0, "an endpoint this many times slower than its pool's median is taken out; 0: never", "", 0
+    )
+    slow_until_out: int = _setting(3, "slow answers in a row that take an endpoint out", "answers", 1)
+    age_factor: float = _setting(
+        0.0, "an endpoint with a task in flight for this many release times is passed over; 0: never", "", 0
+    )
+    max_out: float = _setting(0.34, "share of a pool's endpoints that slowness may take out at one time", "", 0, 1)
+    balance: str = _setting("least", "least: outstanding; round_robin: looks at nothing, to compare with")
     deadline_s: float = _setting(30.0, "a query without a prediction by then gets 504 or the default answer", "s", 0)
     max_waiting: int = _setting(1000, "queries that may wait for a place, per model; then 503", "queries", 1)
     max_wait_s: float = _setting(10.0, "new queries get 503 while the oldest has waited this long", "s", 0)

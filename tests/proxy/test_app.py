@@ -30,6 +30,9 @@ def coded() -> list[FakeTorchServe]:
 
 def test_every_policy_field_is_a_setting_with_the_same_default():
     assert policy_of(Settings(), default_answer=False) == Policy()
+    assert policy_of(Settings(launch="late", hedge_ratio=0.1), default_answer=True).launch == "late"
+    with pytest.raises(ConfigError, match="launch must be group or late, not 'sometimes'"):
+        policy_of(Settings(launch="sometimes"), default_answer=False)
     assert {item.name for item in fields(Policy)} <= {item.name for item in fields(Settings)}
 
 

@@ -180,7 +180,10 @@ def policy_of(settings: Settings, default_answer: bool) -> Policy:
     """Every field of the policy is a setting of the same name, but for the default answer, which is a file there."""
     names = [item.name for item in fields(Policy) if item.name != "default_answer"]
     values: Mapping[str, Any] = {name: getattr(settings, name) for name in names}
-    return Policy(**values, default_answer=default_answer)
+    try:
+        return Policy(**values, default_answer=default_answer)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _default_reply(body: bytes | None, settings: Settings) -> Reply | None:
