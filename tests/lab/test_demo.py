@@ -32,14 +32,16 @@ def test_the_demo_answers_everything_while_workers_are_frozen_and_killed(tmp_pat
     summary = json.loads(ran.stdout)
     assert summary == json.loads((tmp_path / "summary.json").read_text())
     assert {"arms", "seed", "code", "k", "r", "rate"} <= summary.keys()
-    assert summary["arms"].keys() == {"round_robin", "uncoded", "coded"}
+    assert summary["arms"].keys() == {"round_robin", "uncoded", "coded", "ours"}
     for arm in summary["arms"].values():
         assert arm.keys() >= ARM
         assert arm["queries"] == arm["answered"] + arm["errors"] + arm["lost"] == 900
-    coded = summary["arms"]["coded"]
-    assert (coded["lost"], coded["errors"]) == (0, 0)
-    assert coded["reconstructed"] > 0
+    coded, ours = summary["arms"]["coded"], summary["arms"]["ours"]
+    for arm in (coded, ours):
+        assert (arm["lost"], arm["errors"]) == (0, 0)
+        assert arm["reconstructed"] > 0
     assert 1.0 < coded["work_per_query"] < 2.5
+    assert 1.0 < ours["work_per_query"] < coded["work_per_query"]
     assert summary["arms"]["uncoded"]["reconstructed"] == 0
     assert (tmp_path / "latency.png").read_bytes().startswith(b"\x89PNG")
     assert "curl -i -X POST http://127.0.0.1:" in ran.stderr

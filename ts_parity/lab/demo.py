@@ -1,7 +1,8 @@
 """The main job, end to end, on real TorchServe: train, package, serve, break things, and show what clients saw.
 
-Three arms get the same load and the same faults: round robin over plain instances (what people have today), the proxy
-without coding, and the coded proxy; each on six instances. This process makes the load and the faults; TorchServe and
+Four arms get the same load and the same faults: round robin over plain instances (what people have today), the proxy
+without coding, the coded proxy as in the paper, and a student beside the deployed model, launched late; each on six
+instances. This process makes the load and the faults; TorchServe and
 the proxy run in processes of their own. Knows the order of things; what each does is in its own room.
 """
 
@@ -49,6 +50,10 @@ FAULTS = FaultPlan(mean_gap_s=2.2, spell_s=(0.06, 0.2))
 GROUP_WAIT_S = 0.03
 
 
+# The fourth arm: a backup for late queries only, and a second copy for the few that even that does not help.
+LATE = ("--launch", "late", "--hedge-ratio", "0.05", "--hedge-quantile", "0.98")
+
+
 @dataclass(frozen=True)
 class DemoSettings:
     """What `ts-parity demo` is asked to do."""
@@ -84,33 +89,44 @@ def run_demo(settings: DemoSettings, say: Say) -> dict[str, Any]:
     if settings.queries < 1 or settings.rate <= 0:
         raise ConfigError("--queries and --rate must be positive")
     settings.out.mkdir(parents=True, exist_ok=True)
-    say("1/4  training the deployed model and its protection")
+    say("1/5  training the deployed model and its protection")
     data, archives, report = make_models(settings)
+    archives["student"], student = make_student(settings, archives["plain"], data)
     bodies = read_bodies(data)
     load_s = settings.queries / settings.rate
     schedule = make_schedule(FAULTS, INSTANCES, DEPLOYED, load_s, settings.seed)
     arms: dict[str, Arm] = {}
     with ExitStack() as plain:
-        say("2/4  six TorchServe instances serve the deployed model")
+        say("2/5  six TorchServe instances serve the deployed model")
         fleet = plain.enter_context(start_fleet([_instance(archives["plain"]) for _ in range(INSTANCES)]))
         targets = [f"{instance.inference_url}/predictions/{MODEL}" for instance in fleet]
-        arms["round_robin"] = _arm("round robin", settings, targets, fleet, [MODEL] * INSTANCES, bodies, schedule, None)
+        arms["round_robin"] = _arm(
+            "round robin", settings, targets, fleet, [[MODEL]] * INSTANCES, bodies, schedule, None
+        )
         with proxy_over(fleet, settings.out, code="none") as proxy:
             arms["uncoded"] = _arm(
-                "uncoded", settings, [proxy.url], fleet, [MODEL] * INSTANCES, bodies, schedule, proxy
+                "uncoded", settings, [proxy.url], fleet, [[MODEL]] * INSTANCES, bodies, schedule, proxy
             )
     with ExitStack() as coded:
         say(
-            f"3/4  {DEPLOYED} instances serve the deployed model, {INSTANCES - DEPLOYED} its {settings.code} protection"
+            f"3/5  {DEPLOYED} instances serve the deployed model, {INSTANCES - DEPLOYED} its {settings.code} protection"
         )
         served = [archives["deployed"]] * DEPLOYED + [archives["parity"]] * (INSTANCES - DEPLOYED)
         fleet = coded.enter_context(start_fleet([_instance(archive) for archive in served]))
-        models = [MODEL] * DEPLOYED + [archives["parity"].stem] * (INSTANCES - DEPLOYED)
-        proxy = coded.enter_context(proxy_over(fleet, settings.out, code="auto"))
-        proxy.wait_for_code(settings.code)
-        arms["coded"] = _arm("coded", settings, [proxy.url], fleet, models, bodies, schedule, proxy)
-        say("4/4  what the clients saw\n")
-        summary = _summary(settings, arms, report, schedule)
+        models = [[MODEL]] * DEPLOYED + [[archives["parity"].stem]] * (INSTANCES - DEPLOYED)
+        with proxy_over(fleet, settings.out, code="auto") as proxy:
+            proxy.wait_for_code(settings.code)
+            arms["coded"] = _arm("coded", settings, [proxy.url], fleet, models, bodies, schedule, proxy)
+    with ExitStack() as shared:
+        say("4/5  six instances serve the deployed model and a student beside it, launched only for late queries")
+        both = [archives["plain"], archives["student"]]
+        fleet = shared.enter_context(start_fleet([_instance(*both) for _ in range(INSTANCES)]))
+        models = [[MODEL, archives["student"].stem]] * INSTANCES
+        proxy = shared.enter_context(proxy_over(fleet, settings.out, "student", *LATE))
+        proxy.wait_for_code("student")
+        arms["ours"] = _arm("ours", settings, [proxy.url], fleet, models, bodies, schedule, proxy)
+        say("5/5  what the clients saw\n")
+        summary = _summary(settings, arms, report, student, schedule)
         _write(settings, summary, arms)
         say(demo_text(settings, summary, arms, report))
         say(closing_commands(proxy.url, data / "test" / "0000.png", settings.keep))
@@ -160,6 +176,29 @@ def make_models(settings: DemoSettings) -> tuple[Path, dict[str, Path], dict[str
     return data, archives, protection
 
 
+def make_student(settings: DemoSettings, plain: Path, data: Path) -> tuple[Path, dict[str, Any]]:
+    """The small model that stands beside the deployed one in the fourth arm. -> its archive, its report."""
+    out = settings.out / "student"
+    report = train(
+        TrainSettings(
+            archive=plain,
+            inputs=data / "train",
+            score=data / "test",
+            labels=data / "labels.csv",
+            out=out,
+            codes=("student",),
+            ks=(2,),
+            steps=settings.steps,
+            seed=settings.seed,
+            name=f"{MODEL}-student",
+            force=True,
+            progress=settings.progress,
+        )
+    )
+    [student] = report["candidates"]
+    return out / student["archives"][0], student
+
+
 def read_bodies(data: Path) -> list[Body]:
     """The scans no model has seen, as clients send them."""
     labels = dict(line.split(",") for line in (data / "labels.csv").read_text().splitlines()[1:])
@@ -204,12 +243,12 @@ class ProxyProcess:
 
 
 @contextmanager
-def proxy_over(fleet: Sequence[TorchServeInstance], out: Path, code: str) -> Iterator[ProxyProcess]:
+def proxy_over(fleet: Sequence[TorchServeInstance], out: Path, code: str, *flags: str) -> Iterator[ProxyProcess]:
     """A proxy in front of these instances, serving when this yields."""
     ready, log = out / f"proxy-{code}.json", out / f"proxy-{code}.log"
     ready.unlink(missing_ok=True)
     command = [sys.executable, "-m", "ts_parity.cli", "serve", "--port", "0", "--admin-port", "0", "--code", code]
-    command += ["--ready-file", str(ready), "--group-wait-s", str(GROUP_WAIT_S)]
+    command += ["--ready-file", str(ready), "--group-wait-s", str(GROUP_WAIT_S), *flags]
     for instance in fleet:
         command += ["--endpoint", f"{instance.inference_url},management={instance.management_url}"]
     with open(log, "wb") as written:
@@ -236,10 +275,10 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
             process.wait()
 
 
-def _instance(archive: Path) -> TorchServeInstance:
+def _instance(*archives: Path) -> TorchServeInstance:
     # One thread per worker: six workers on a small machine would otherwise fight over its cores.
     # TorchServe's system metrics start one more process per instance every minute, all six at the same instant here.
-    return TorchServeInstance([archive], InstanceOptions(workers=1, properties={"disable_system_metrics": "true"}))
+    return TorchServeInstance(archives, InstanceOptions(workers=1, properties={"disable_system_metrics": "true"}))
 
 
 def _arm(
@@ -247,7 +286,7 @@ def _arm(
     settings: DemoSettings,
     targets: Sequence[str],
     fleet: Sequence[TorchServeInstance],
-    models: Sequence[str],
+    models: Sequence[Sequence[str]],
     bodies: Sequence[Body],
     schedule: Sequence[Fault],
     proxy: ProxyProcess | None,
@@ -256,7 +295,8 @@ def _arm(
     warm = poisson_load(WARM_UP, settings.rate, len(bodies), settings.seed + 1)
     asyncio.run(drive(warm, bodies, targets, read_digit, CLIENT_TIMEOUT_S))
     before = proxy.work() if proxy else 0.0
-    injector = Injector(lambda index: fleet[index].worker_pids(models[index]))
+    # A machine that stands still stands still for all models it hosts.
+    injector = Injector(lambda index: [pid for model in models[index] for pid in fleet[index].worker_pids(model)])
     with tqdm(
         total=settings.queries, desc=f"{name:12}", unit="query", file=sys.stderr, disable=not settings.progress
     ) as bar:
@@ -288,8 +328,15 @@ async def _under_fire(
             await faults
 
 
+_SCORES = ("A_a", "A_d", "A_o", "agreement")
+
+
 def _summary(
-    settings: DemoSettings, arms: dict[str, Arm], report: dict[str, Any], schedule: Sequence[Fault]
+    settings: DemoSettings,
+    arms: dict[str, Arm],
+    report: dict[str, Any],
+    student: dict[str, Any],
+    schedule: Sequence[Fault],
 ) -> dict[str, Any]:
     return {
         "seed": settings.seed,
@@ -302,7 +349,8 @@ def _summary(
             "freezes": sum(f.kind == "freeze" for f in schedule),
             "kills": sum(f.kind == "kill" for f in schedule),
         },
-        "training": {key: report[key] for key in ("A_a", "A_d", "A_o", "agreement") if key in report},
+        "training": {key: report[key] for key in _SCORES if key in report},
+        "student": {key: student[key] for key in (*_SCORES, "cost") if key in student},
         "arms": {name: arm.summary.as_dict() for name, arm in arms.items()},
     }
 
