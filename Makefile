@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check format bench accuracy clean
+.PHONY: demo test check format bench accuracy policies clean
 
 demo: $(READY)
 	$(BIN)/ts-parity demo --out demo-out $(ARGS)
@@ -30,6 +30,11 @@ bench: $(READY)
 accuracy: $(READY)
 	$(BIN)/python benchmarks/accuracy.py --data "$(DATA)" $(ARGS)
 	$(BIN)/python benchmarks/end_to_end.py
+
+# Every policy in every kind of trouble, simulated. Hours on one core; an interrupted run goes on.
+policies: $(READY)
+	$(BIN)/python benchmarks/policies.py $(ARGS)
+	$(BIN)/python benchmarks/policies.py --tables
 
 # One stamp for the whole environment: remade when what it is made from changes.
 $(READY): setup.py constraints.txt

@@ -1,0 +1,144 @@
+"""Every policy in every kind of trouble, on the simulator: what docs/policy.md says is read off here.
+
+    python benchmarks/policies.py [--scenarios quiet ep ...] [--queries N] [--seeds N]    hours on one core as it is
+    python benchmarks/policies.py --tables                                                renew docs/policy.md
+
+Service lognormal, mean 1, cv 0.1; 12 workers are load 1; times in mean service times. `quiet`: no slowness; `ep`: each
+worker 5 times slower 4 % of the time, in spells of mean 100; `net`: 2 % of replies late by Exp(5); `domains`: as ep, but
+three failure domains are slow as one; `burst`: as ep, four times the rate for a tenth of the time. A row that is kept is
+not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ts_parity.lab.compare import World, markdown, row_of
+from ts_parity.lab.simulate import Spells
+
+RESULTS = Path(__file__).parent / "results" / "policies.json"
+DOCS = Path(__file__).parent.parent / "docs" / "policy.md"
+SCENARIOS: dict[str, dict[str, Any]] = {
+    "quiet": {},
+    "ep": {"spells": Spells(0.04, 100.0, 5.0)},
+    "net": {"net_share": 0.02, "net_mean": 5.0},
+    "domains": {"spells": Spells(0.04, 100.0, 5.0, by_domain=True)},
+    "burst": {"spells": Spells(0.04, 100.0, 5.0), "burst": 4.0},
+}
+LOADS = {
+    "quiet": (0.3, 0.6),
+    "ep": (0.1, 0.3, 0.6, 0.85, 1.0),
+    "net": (0.1, 0.3, 0.6, 0.85, 1.0),
+    "domains": (0.3, 0.6),
+    "burst": (0.3, 0.6),
+}
+# name, and how it is arranged; `extra` machines on top of the 12.
+POLICIES: list[tuple[str, dict[str, Any]]] = [
+    ("none", {"extra": 0}),
+    ("round_robin", {"extra": 0}),
+    ("equal", {"extra": 3}),
+    ("replication", {}),
+    ("hedge", {"extra": 0}),
+    ("hedge", {"extra": 3}),
+    ("hedge_fixed", {"extra": 3}),
+    ("approximate", {"extra": 3, "cost": 0.25}),
+    ("parm", {"extra": 3, "k": 4}),
+    ("coded", {"extra": 3, "k": 4}),
+    ("coded", {"extra": 6, "k": 2}),
+    ("ours", {"extra": 0, "k": 4, "cost": 0.25}),
+    ("ours", {"extra": 3, "k": 4, "cost": 0.25}),
+    ("ours", {"extra": 0, "k": 4, "cost": 0.1}),
+    ("ours", {"extra": 0, "k": 4, "cost": 0.5}),
+]
+KEY = ("scenario", "policy", "code", "k", "cost", "workers", "load", "queries", "seeds")
+
+
+def key_of(scenario: str, load: float, name: str, shape: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+    """What a row will say of itself, before it is run."""
+    from ts_parity.lab.rivals import arrange
+
+    made = arrange(name, 12, **_shape(shape, scenario))
+    code = made.code
+    coded = (code.name, code.k, made.costs.group) if code is not None else (None, None, None)
+    values = (scenario, name, *coded, made.workers, load, args.queries, args.seeds)
+    return dict(zip(KEY, values, strict=True))
+
+
+def _shape(shape: dict[str, Any], scenario: str) -> dict[str, Any]:
+    return {**shape, "domains": 3} if scenario == "domains" else shape
+
+
+def tables(document: dict[str, Any]) -> dict[str, str]:
+    """One table a scenario and load."""
+    parts = {}
+    for scenario in SCENARIOS:
+        for load in LOADS[scenario]:
+            rows = [row for row in document["rows"] if row["scenario"] == scenario and row["load"] == load]
+            if rows:
+                parts[f"{scenario} {load:g}"] = markdown(rows)
+    return parts
+
+
+def renew(file: Path, parts: dict[str, str]) -> None:
+    """Put all tables between their marks in the document."""
+    text = file.read_text()
+    begin, end = "<!-- tables -->\n", "<!-- end of tables -->"
+    body = "\n\n".join(f"### `{name.split()[0]}` at load {name.split()[1]}\n\n{part}" for name, part in parts.items())
+    before, _, rest = text.partition(begin)
+    file.write_text(f"{before}{begin}\n{body}\n\n{end}{rest.partition(end)[2]}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scenarios", nargs="+", choices=list(SCENARIOS), default=list(SCENARIOS))
+    parser.add_argument("--loads", nargs="+", type=float, help="default: each scenario's own")
+    parser.add_argument("--policies", nargs="+", metavar="NAME", help="default: all")
+    parser.add_argument("--queries", type=int, default=500_000)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--tables", action="store_true", help="renew the tables of docs/policy.md, run nothing")
+    args = parser.parse_args()
+    document = json.loads(args.out.read_text()) if args.out.exists() else {"rows": []}
+    if args.tables:
+        renew(DOCS, tables(document))
+        return
+    todo = [
+        (scenario, load, name, shape)
+        for scenario in args.scenarios
+        for load in args.loads or LOADS[scenario]
+        for name, shape in POLICIES
+        if args.policies is None or name in args.policies
+    ]
+    for scenario, load, name, shape in todo:
+        key = key_of(scenario, load, name, shape, args)
+        if any(all(row[part] == value for part, value in key.items()) for row in document["rows"]):
+            continue
+        world = World(load=load, queries=args.queries, **SCENARIOS[scenario])
+        started = time.monotonic()
+        total = args.queries * args.seeds
+        with tqdm(total=total, desc=f"{scenario} {load:g} {name}", unit="query", unit_scale=True) as bar:
+            row = row_of(world, name, range(args.seeds), bar.update, **_shape(shape, scenario))
+        row = {"scenario": scenario, **row, "seconds": round(time.monotonic() - started)}
+        document = {
+            "command": "python benchmarks/policies.py",
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+            "rows": [*document["rows"], row],
+        }
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(document, indent=1) + "\n")
+        print(f"{scenario} {load:g} {name} {row['workers']}: p99.9 {row['p999']}", file=sys.stderr)
+    for name, part in tables(document).items():
+        print(f"{name}\n{part}\n")
+
+
+if __name__ == "__main__":
+    main()

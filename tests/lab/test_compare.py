@@ -1,0 +1,101 @@
+"""What is compared, how it is shown, and what a command line may ask for."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from ts_parity.cli import main
+from ts_parity.engine import Source
+from ts_parity.errors import ConfigError
+from ts_parity.lab.compare import World, markdown, row_of, service_from, table
+from ts_parity.lab.records import Record, write_records
+from ts_parity.lab.simulate import Spells
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+def test_ours_beats_hedging_where_machines_have_slow_spells():
+    """The claim of docs/policy.md, in small: on the same 12 machines, and at less work."""
+    world = World(load=0.3, queries=30_000, spells=Spells(0.04, 100, 5))
+    hedge = row_of(world, "hedge", (0, 1), extra=0)
+    ours = row_of(world, "ours", (0, 1), extra=0, k=4, cost=0.25)
+    assert hedge["workers"] == ours["workers"] == 12
+    assert ours["p999"] < 1.6 < 2.0 < hedge["p999"]
+    assert ours["work"] < hedge["work"]
+    assert ours["reconstructed"] < 0.03
+
+
+@pytest.mark.slow
+def test_nothing_is_rebuilt_where_nothing_is_late():
+    ours = row_of(World(load=0.6, queries=30_000), "ours", (0,), extra=0, k=4, cost=0.25)
+    none = row_of(World(load=0.6, queries=30_000), "none", (0,), extra=0)
+    assert ours["reconstructed"] < 0.001
+    assert ours["p50"] == pytest.approx(none["p50"], rel=0.01)
+
+
+def test_load_is_measured_by_the_workers_and_not_by_the_machines():
+    rows = [row_of(World(load=0.5, queries=4000), name, (0,), extra=3) for name in ("none", "equal")]
+    assert [row["workers"] for row in rows] == [12, 15]
+    assert "equal" in table(rows)
+    assert markdown(rows).count("\n| ") == 2
+
+
+def test_service_times_from_logs(tmp_path):
+    records = tmp_path / "records.jsonl"
+    write_records(records, [Record(n, 0.0, 0.0, 0.1 * (n + 1), Source.DEPLOYED.value, 200) for n in range(3)])
+    assert service_from(records)[1] == pytest.approx(0.2)
+    file = tmp_path / "log.csv"
+    file.write_text("at,seconds\n1,0.5\n2,1.5\n")
+    service, unit = service_from(file)
+    assert (service.samples, unit) == ((0.5, 1.5), 1.0)
+    told = row_of(World(load=0.1, queries=2000, service=service, unit=20.0), "none", (0,), extra=0)
+    assert 8 <= told["p50"] <= 32
+    for text in ("at,seconds\n", "at,seconds\n1,-2\n", "at,seconds\n1,x\n"):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=r"log\.csv"):
+            service_from(file)
+    with pytest.raises(ConfigError, match="cannot read latencies"):
+        service_from(tmp_path / "none.csv")
+
+
+def test_the_command_prints_a_table_or_json_and_draws(tmp_path, capsys):
+    plot = tmp_path / "tail.png"
+    common = ["simulate", "--queries", "2000", "--seeds", "1", "--policy", "none", "--policy", "ours"]
+    assert main([*common, "--slow", "0.04:100:inf", "--net", "0.02:5", "--plot", str(plot)]) == 0
+    assert capsys.readouterr().out.count("\n") == 3
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert main([*common, "--json"]) == 0
+    assert [row["policy"] for row in json.loads(capsys.readouterr().out)] == ["none", "ours"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--policy", "best"], "there is no policy 'best'"),
+        (["--slow", "4:100:5"], "--slow SHARE:MEAN:FACTOR"),
+        (["--net", "0.1"], "--net SHARE:MEAN"),
+        (["--load", "0"], "--load must be positive"),
+        (["--seeds", "0"], "--seeds must be at least 1"),
+        (["--trace", "/nowhere"], "--trace /nowhere"),
+    ],
+)
+def test_what_a_command_line_may_not_ask_for(arguments, why, capsys):
+    assert main(["simulate", "--queries", "100", *arguments]) == 2
+    assert why in capsys.readouterr().err
+
+
+def test_the_docs_say_what_was_simulated():
+    """The tables of docs/policy.md are the benchmark's own output from the kept results."""
+    spec = importlib.util.spec_from_file_location("policies_benchmark", ROOT / "benchmarks" / "policies.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    document = json.loads(module.RESULTS.read_text())
+    written = module.DOCS.read_text()
+    parts = module.tables(document)
+    assert parts
+    assert all(part in written for part in parts.values())

@@ -1,0 +1,111 @@
+"""Late launch and second copies through the running proxy, on instances that host the model and its student."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.proxy.conftest import Fleet, MakeFleet, nothing_left, until
+from tests.proxy.test_predictions import linear, protection
+from ts_parity.engine import Action, Answer, Query, Scheduler, Send, Task
+from ts_parity.testing import FakeModel, FakeTorchServe
+
+LATE = {"launch": "late", "launch_after_s": 0.03, "reconstruct_after_s": 0.03}
+
+
+def shared(count: int = 3, code: str = "student") -> list[FakeTorchServe]:
+    return [FakeTorchServe(FakeModel(role=None), protection(code=code)) for _ in range(count)]
+
+
+async def test_a_late_query_is_answered_by_the_student_on_another_instance(make_fleet: MakeFleet) -> None:
+    instances = shared()
+    fleet = await make_fleet(*instances, **LATE)
+    in_time = await fleet.posts(3)
+    assert {answer.get("x-ts-parity") for answer in in_time} == {"deployed"}
+    assert all("group" not in instance.operations() for instance in instances)
+    instances[0].freeze()
+    answers = await fleet.posts(3)
+    assert [answer.json() for answer in answers] == [linear(n) for n in range(3)]
+    assert sorted(answer.get("x-ts-parity") or "" for answer in answers) == ["deployed", "deployed", "reconstructed"]
+    instances[0].thaw()
+    await until(lambda: nothing_left(fleet.proxy), "everything to be let go")
+    assert sum(instance.operations().count("group") for instance in instances) == 1
+
+
+async def test_who_refuses_approximate_answers_waits_or_is_hedged(make_fleet: MakeFleet) -> None:
+    instances = shared()
+    fleet = await make_fleet(*instances, **LATE, hedge_ratio=1.0, hedge_after_s=0.05)
+    instances[0].freeze()
+    answers = await fleet.posts(3, x_ts_parity_exact="1")
+    assert [answer.json() for answer in answers] == [linear(n) for n in range(3)]
+    assert sorted(answer.get("x-ts-parity") or "" for answer in answers) == ["deployed", "deployed", "hedged"]
+    instances[0].thaw()
+    await until(lambda: nothing_left(fleet.proxy), "everything to be let go")
+
+
+class Recording:
+    """Stands where the proxy's scheduler stands, and writes down every event with its time and its actions."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self.events: list[tuple[str, tuple[Any, ...], list[Action]]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._scheduler, name)
+        if name not in ("query_arrived", "task_done", "query_abandoned", "tick", "answer_started"):
+            return method
+
+        def recorded(*arguments: Any) -> list[Action]:
+            actions: list[Action] = method(*arguments)
+            self.events.append((name, arguments, actions))
+            return actions
+
+        return recorded
+
+
+async def record(fleet: Fleet) -> Recording:
+    recording = Recording(fleet.proxy.scheduler)
+    fleet.proxy.driver.scheduler = recording  # type: ignore[assignment]
+    return recording
+
+
+async def test_a_live_run_replays_to_the_same_actions(make_fleet: MakeFleet) -> None:
+    """The simulator drives the same object: what the proxy's scheduler decided, a fresh one decides again."""
+    instances = shared()
+    fleet = await make_fleet(*instances, **LATE, hedge_ratio=0.5)
+    recording = await record(fleet)
+    await fleet.posts(5)
+    instances[1].freeze()
+    await fleet.posts(4)
+    instances[1].thaw()
+    await fleet.posts(3)
+    await until(lambda: nothing_left(fleet.proxy), "everything to be let go")
+    live = fleet.proxy.scheduler
+    fresh = Scheduler(fleet.proxy.driver._plan.fleet, live.policy)
+    tasks: dict[int, Task] = {}
+    queries: dict[int, Query] = {}
+    assert any(name == "tick" for name, _, _ in recording.events)
+    for name, arguments, actions in recording.events:
+        again = getattr(fresh, name)(*[_twin(argument, tasks, queries) for argument in arguments])
+        for before, after in zip(actions, again, strict=True):
+            assert _described(before) == _described(after)
+            if isinstance(before, Send) and isinstance(after, Send):
+                tasks[before.task.id] = after.task
+
+
+def _twin(argument: Any, tasks: dict[int, Task], queries: dict[int, Query]) -> Any:
+    if isinstance(argument, Task):
+        return tasks[argument.id]
+    if isinstance(argument, Query):
+        if argument.id not in queries:
+            queries[argument.id] = Query(argument.id, argument.pool, argument.key, argument.deadline_at, argument.exact)
+        return queries[argument.id]
+    return argument
+
+
+def _described(action: Action) -> tuple[Any, ...]:
+    if isinstance(action, Send):
+        task = action.task
+        return "send", task.kind, task.endpoint.name, task.query.id if task.query else None, task.slot, task.hedge
+    if isinstance(action, Answer):
+        return "answer", action.query.id, action.source
+    return "fail", action.query.id, action.reason

@@ -1,0 +1,171 @@
+"""Several policies under one scenario: rows, a table, a plot. What `ts-parity simulate` and the benchmarks share.
+
+Knows scenarios and rivals. Knows nothing of command lines.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ts_parity.errors import ConfigError
+from ts_parity.lab.records import read_records
+from ts_parity.lab.rivals import Arrangement, arrange
+from ts_parity.lab.simulate import Arrivals, Outage, Result, Scenario, Service, Spells, measured, simulate
+
+
+@dataclass(frozen=True)
+class World:
+    """What happens to a fleet, whatever its policy. Times are in mean service times; `unit` is one of them in seconds,
+    and what latencies are multiplied with when they are told.
+    """
+
+    load: float = 0.6
+    workers: int = 12
+    queries: int = 100_000
+    service: Service = field(default_factory=Service)
+    spells: Spells | None = None
+    outages: tuple[Outage, ...] = ()
+    net_share: float = 0.0
+    net_mean: float = 0.0
+    arrival_cv: float = 1.0
+    burst: float = 1.0
+    trace: tuple[float, ...] = ()
+    proxies: int = 1
+    unit: float = 1.0
+
+    def scenario(self, arrangement: Arrangement) -> Scenario:
+        """Load 1 is what `workers` machines can do, however many the arrangement has."""
+        rate = self.load * self.workers
+        return Scenario(
+            arrangement.fleet,
+            arrangement.policy,
+            Arrivals(rate, self.arrival_cv, self.burst, trace=self.trace),
+            len(self.trace) or self.queries,
+            self.service,
+            self.spells,
+            self.outages,
+            self.net_share,
+            self.net_mean,
+            arrangement.costs,
+            self.proxies,
+        )
+
+
+def row_of(
+    world: World,
+    name: str,
+    seeds: Sequence[int],
+    progress: Callable[[int], object] | None = None,
+    **arrangement: Any,
+) -> dict[str, Any]:
+    """One policy in this world: the flat object that is kept and printed."""
+    made = arrange(name, world.workers, **arrangement)
+    scenario = world.scenario(made)
+    return {
+        "policy": name,
+        "code": made.code.name if made.code is not None else None,
+        "k": made.code.k if made.code is not None else None,
+        "cost": made.costs.group if made.code is not None else None,
+        "workers": made.workers,
+        "load": world.load,
+        "seeds": len(seeds),
+        "queries": scenario.queries,
+        **_in_unit(measured(scenario, seeds, progress), world.unit),
+    }
+
+
+def _in_unit(row: Mapping[str, float], unit: float) -> dict[str, float]:
+    return {name: round(value * unit, 6) if name.startswith("p") else value for name, value in row.items()}
+
+
+def latencies_of(world: World, name: str, seed: int, **arrangement: Any) -> Result:
+    return simulate(world.scenario(arrange(name, world.workers, **arrangement)), seed)
+
+
+_COLUMNS = (
+    ("policy", "policy", "{}"), ("code", "code", "{}"), ("k", "k", "{}"), ("machines", "workers", "{}"),
+    ("load", "load", "{:.2f}"), ("p50", "p50", "{:.2f}"), ("p99", "p99", "{:.2f}"), ("p99.9", "p999", "{:.2f}"),
+    ("(low", "p999_low", "{:.2f}"), ("high)", "p999_high", "{:.2f}"), ("p99.99", "p9999", "{:.2f}"),
+    ("work", "work", "{:.3f}"), ("rebuilt", "reconstructed", "{:.2%}"),
+)  # fmt: skip
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    cells = [[head for head, _, _ in _COLUMNS]]
+    cells += [["-" if row[key] is None else form.format(row[key]) for _, key, form in _COLUMNS] for row in rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(_COLUMNS))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in cells)
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    lines = [
+        "| policy | code | k | machines | load | p50 | p99 | p99.9 (lowest, highest seed) | p99.99 | work | rebuilt |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        code = "-" if row["code"] is None else f"`{row['code']}`" + (f" {row['cost']:g}" if row["cost"] != 1 else "")
+        p999 = f"{row['p999']:.2f} ({row['p999_low']:.2f}, {row['p999_high']:.2f})"
+        lines.append(
+            f"| {row['policy']} | {code} | {row['k'] or '-'} | {row['workers']} | {row['load']:g} | {row['p50']:.2f} | "
+            f"{row['p99']:.2f} | {p999} | {row['p9999']:.2f} | "
+            f"{row['work']:.3f} | {row['reconstructed']:.2%} |"
+        )
+    return "\n".join(lines)
+
+
+def plot(results: Mapping[str, Sequence[float]], file: Path, title: str) -> None:
+    """Share of queries slower than t, on logarithmic axes, one line a policy."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import numpy as np
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.5))
+    for name, latencies in results.items():
+        ordered = np.sort(np.asarray(latencies))
+        slower = 1.0 - np.arange(len(ordered)) / len(ordered)
+        axes.plot(ordered, slower, label=name)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("latency t")
+    axes.set_ylabel("share of queries slower than t")
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(file, dpi=120)
+    pyplot.close(figure)
+
+
+def service_from(file: Path) -> tuple[Service, float]:
+    """Service times from a latency log: the lab's records (JSON lines), or a CSV whose last column is seconds.
+
+    -> the times in units of their mean, and the mean in seconds. Raise ConfigError for what is neither.
+    """
+    try:
+        if file.suffix == ".csv":
+            with open(file, newline="", encoding="utf-8") as opened:
+                cells = [row[-1] for row in csv.reader(opened) if row]
+            seconds = [float(cell) for cell in cells[1 if cells and not _is_number(cells[0]) else 0 :]]
+        else:
+            seconds = [r.latency_s for r in read_records(file) if r.answered and r.latency_s is not None]
+    except (OSError, ValueError, json.JSONDecodeError) as error:
+        raise ConfigError(f"cannot read latencies from {file}: {error}") from None
+    if not seconds or min(seconds) <= 0:
+        raise ConfigError(f"{file} holds no latencies, or some that are not positive")
+    mean = sum(seconds) / len(seconds)
+    return Service(samples=tuple(value / mean for value in seconds)), mean
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
