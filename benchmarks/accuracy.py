@@ -173,10 +173,17 @@ def with_copies(
     return Material(everything, outputs_of(deployed, everything), np.concatenate([learn, more]), choose)
 
 
+def missing(name: str, args: argparse.Namespace, kept: list[dict]) -> bool:
+    """Whether this set has a row still to be made."""
+    wanted = [(name, code, k, seed, args.bodies) for code, k in args.candidates for seed in args.seeds]
+    there = {tuple(run.get(part) for part in KEY) for run in kept}
+    return any(key not in there for key in wanted)
+
+
 def rows_of(name: str, args: argparse.Namespace, kept: list[dict]) -> None:
     plan, data = PLANS[name], load(name, args.data)
     if args.quick:
-        plan = Plan(60, dict.fromkeys(plan.steps, 40), plan.varied, dict.fromkeys(plan.copies, 0))
+        plan = Plan(40, dict.fromkeys(plan.steps, 30), plan.varied, dict.fromkeys(plan.copies, 0))
         data = Data(data.train[:4000], data.train_labels[:4000], data.test[:1000], data.test_labels[:1000])
     deployed, network = deployed_model(name, data, plan, args.quick)
     order = np.random.default_rng(0).permutation(len(data.train))
@@ -376,7 +383,8 @@ def main() -> None:
         args.out = args.out or RESULTS
     kept = json.loads(args.out.read_text())["runs"] if args.out and args.out.exists() else []
     for name in args.sets:
-        rows_of(name, args, kept)
+        if missing(name, args, kept):
+            rows_of(name, args, kept)
     print(tables({"rows": summary([run for run in kept if run.get("bodies") is None])}))
 
 

@@ -1,12 +1,12 @@
 """Every policy in every kind of trouble, on the simulator: what docs/policy.md says is read off here.
 
-    python benchmarks/policies.py [--scenarios quiet ep ...] [--queries N] [--seeds N]    hours on one core as it is
-    python benchmarks/policies.py --tables                                                renew docs/policy.md
+    python benchmarks/policies.py [--queries N] [--seeds N]    hours on one core as it is
+    python benchmarks/policies.py --tables                     renew docs/policy.md
 
 Service lognormal, mean 1, cv 0.1; 12 workers are load 1; times in mean service times. `quiet`: no slowness; `ep`: each
-worker 5 times slower 4 % of the time, in spells of mean 100; `net`: 2 % of replies late by Exp(5); `domains`: as ep, but
-three failure domains are slow as one; `burst`: as ep, four times the rate for a tenth of the time. A row that is kept is
-not run again.
+worker 5 times slower 4 % of the time, in spells of mean 100; `net`: 2 % of replies late by Exp(5); `domains`: as ep,
+but three failure domains are slow as one; `burst`: as ep, four times the rate for a tenth of the time. A row that is
+kept is not run again.
 """
 
 from __future__ import annotations
