@@ -198,13 +198,18 @@ def rows_of(name: str, args: argparse.Namespace, kept: list[dict]) -> None:
             if any(all(row.get(part) == value for part, value in key.items()) for row in kept):
                 continue
             code = make_code(code_name, k)
-            copies = plan.copies[code_name]
+            copies = plan.copies[code_name] if args.copies is None else args.copies
             if copies not in materials:
                 shown = (order[held:][: args.bodies], order[:held], plan.varied, copies)
                 materials = {copies: with_copies(data.train, deployed, *shown)}
-            knobs = Knobs(steps=args.steps or plan.steps[code_name], peak_rate=RATE)
+            knobs = Knobs(
+                steps=args.steps or plan.steps[code_name],
+                peak_rate=args.rate,
+                output_loss=args.output_loss,
+                empty=args.empty,
+            )
             torch.manual_seed(seed)
-            architecture = "cnn" if code.family is Family.BACKUP else DEPLOYED
+            architecture = args.architecture or ("cnn" if code.family is Family.BACKUP else DEPLOYED)
             shapes = Shapes(tuple(data.train.shape[1:]), (1, CLASSES))
             call = ModelCall("self.model", "__call__", (data.train[0],), {})
             model = make_called(architecture, network, call, shapes, budget=1.0, k=k)
@@ -232,7 +237,7 @@ def rows_of(name: str, args: argparse.Namespace, kept: list[dict]) -> None:
                     "architecture": architecture if runs == 1 else f"cnn at {runs} x {_share(model, deployed, shapes)}",
                     "steps": knobs.steps,
                     "copies": copies,
-                    "rate": RATE,
+                    "rate": args.rate,
                     "precision": args.precision,
                     **{part: scores[part] for part in ("A_a", "A_d", "drop", "agreement", "A_default")},
                     "members": {m: each["A_d"] for m, each in scores["members"].items()},
@@ -361,6 +366,12 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="CODE:K", help="such as sum:2 student:4; default: all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, help="instead of each plan's own")
+    tried = parser.add_argument_group("to try other things", "their rows go to an --out of their own")
+    tried.add_argument("--rate", type=float, default=RATE, help="peak learning rate, default %(default)s")
+    tried.add_argument("--output-loss", type=float, default=Knobs().output_loss, help="default %(default)s")
+    tried.add_argument("--empty", type=float, default=Knobs().empty, help="default %(default)s")
+    tried.add_argument("--architecture", help="of what is trained, as for ts-parity train")
+    tried.add_argument("--copies", type=int, help="varied copies of each image")
     parser.add_argument("--bodies", type=int, help="learn from so many images only: a row of the curve")
     parser.add_argument("--precision", default="bf16-mixed", help="of training, default %(default)s; or 32-true")
     parser.add_argument(
@@ -376,6 +387,9 @@ def main() -> None:
         return
     if args.data is None or not args.data.is_dir():
         parser.error("--data must be the folder of the datasets")
+    usual = (RATE, Knobs().output_loss, Knobs().empty, None, None)
+    if (args.rate, args.output_loss, args.empty, args.architecture, args.copies) != usual and not args.out:
+        parser.error("what is tried needs an --out of its own")
     args.candidates = [(o.split(":")[0], int(o.split(":")[1])) for o in args.only] if args.only else CANDIDATES
     if args.quick:
         args.seeds = args.seeds[:1]

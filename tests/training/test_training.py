@@ -406,3 +406,51 @@ def test_devices_and_precisions_that_are_not_there(model, bodies, tmp_path):
 def test_half_precision_where_it_is_asked_for(model, bodies, tmp_path):
     report = run(model(), bodies, tmp_path, precision="bf16-mixed", steps=20)
     assert report["candidates"][0]["agreement"] > 0.2
+
+
+@pytest.mark.slow
+def test_boxes_are_learned_by_squared_error_and_scored_by_overlap(bodies, tmp_path):
+    """The paper's localisation task in small: the model says a box, labels are boxes."""
+    boxes = NET.replace("torch.nn.Linear(16, 3)", "torch.nn.Linear(16, 4)").replace(
+        "return self.layers(x)", "return self.layers(x) * 0.2 + torch.tensor([-1.0, -1.0, 1.0, 1.0])"
+    )
+    scope = {}
+    exec(boxes, scope)
+    torch.manual_seed(0)
+    network = scope["Net"]()
+    handler = HANDLER.replace("{load}", EAGER).replace("{finish}", SCORES)
+    weights = serialised("eager", network)
+    archive = write_archive(tmp_path / "vec.mar", handler, name="vec", serialized=weights, files={"net.py": boxes})
+    labels = tmp_path / "labels.csv"
+    lines = ["file,x1,y1,x2,y2"]
+    for file in sorted(bodies.iterdir()):
+        with torch.no_grad():
+            box = network(torch.from_numpy(np.frombuffer(file.read_bytes(), np.float32).copy())[None])[0]
+        lines.append(",".join([file.name, *(f"{value:.6f}" for value in box.tolist())]))
+    labels.write_text("\n".join(lines))
+    report = run(archive, bodies, tmp_path, labels=labels, metric="iou", steps=300)
+    [made] = report["candidates"]
+    assert report["knobs"]["classes"] is False
+    assert made["metric"] == "iou"
+    assert made["A_a"] == pytest.approx(1.0, abs=1e-3)
+    assert 0.3 < made["A_d"] < 1.0
+    assert made["A_d"] == pytest.approx(made["agreement"], abs=0.01), "the truth is the model's own here"
+    assert 0 <= made["A_default"] < 1
+
+
+@pytest.mark.parametrize(
+    ("run_model", "rows", "why"),
+    [
+        ("x[:, :1] * torch.ones(1, 3)", "row[:4] if row[0] > 1 else row", "a code needs inputs of one shape"),
+        ("torch.ones(1, 3 if x[0, 0] > 1 else 4)", "row", "gives a raw output of"),
+    ],
+)
+def test_inputs_and_outputs_of_several_shapes_are_refused(bodies, tmp_path, run_model, rows, why):
+    net = f"import torch\nclass Net(torch.nn.Module):\n    def forward(self, x):\n        return {run_model}\n"
+    handler = HANDLER.replace("{load}", "from net import Net; self.model = Net()").replace("{finish}", SCORES)
+    handler = handler.replace("self.model.eval()", "pass").replace(
+        "np.stack(rows)", f"np.stack([{rows} for row in rows])"
+    )
+    archive = write_archive(tmp_path / "vec.mar", handler, name="vec", serialized=b"-", files={"net.py": net})
+    with pytest.raises(TrainingError, match=why):
+        run(archive, bodies, tmp_path)

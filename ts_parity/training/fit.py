@@ -8,6 +8,7 @@ taken beforehand, or it is asked, without gradients, what it says to a variation
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -74,7 +75,7 @@ class _State:
     """All that a run needs to go on. Fabric saves and restores it whole."""
 
     step: int = 0
-    best: float = -1.0
+    best: float = -math.inf
     best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
     rng: dict[str, Any] = field(default_factory=dict)
 
