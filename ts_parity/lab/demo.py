@@ -154,21 +154,7 @@ def make_models(settings: DemoSettings) -> tuple[Path, dict[str, Path], dict[str
         serialized_file=data / "digits.pt",
     )
     trained = settings.out / "trained"
-    report = train(
-        TrainSettings(
-            archive=plain,
-            inputs=data / "train",
-            score=data / "test",
-            labels=data / "labels.csv",
-            out=trained,
-            codes=(settings.code,),
-            ks=(settings.k,),
-            steps=settings.steps,
-            seed=settings.seed,
-            force=True,
-            progress=settings.progress,
-        )
-    )
+    report = _train(settings, plain, data, trained, settings.code, settings.k)
     [protection] = report["candidates"]
     # A backup needs nothing of the deployed workers: then the archive stays as it is.
     deployed = trained / report["archives"]["deployed"] if "archives" in report else plain
@@ -179,24 +165,30 @@ def make_models(settings: DemoSettings) -> tuple[Path, dict[str, Path], dict[str
 def make_student(settings: DemoSettings, plain: Path, data: Path) -> tuple[Path, dict[str, Any]]:
     """The small model that stands beside the deployed one in the fourth arm. -> its archive, its report."""
     out = settings.out / "student"
-    report = train(
+    report = _train(settings, plain, data, out, "student", 2, f"{MODEL}-student")
+    [student] = report["candidates"]
+    return out / student["archives"][0], student
+
+
+def _train(
+    settings: DemoSettings, plain: Path, data: Path, out: Path, code: str, k: int, name: str | None = None
+) -> dict[str, Any]:
+    return train(
         TrainSettings(
             archive=plain,
             inputs=data / "train",
             score=data / "test",
             labels=data / "labels.csv",
             out=out,
-            codes=("student",),
-            ks=(2,),
+            codes=(code,),
+            ks=(k,),
             steps=settings.steps,
             seed=settings.seed,
-            name=f"{MODEL}-student",
+            name=name,
             force=True,
             progress=settings.progress,
         )
     )
-    [student] = report["candidates"]
-    return out / student["archives"][0], student
 
 
 def read_bodies(data: Path) -> list[Body]:

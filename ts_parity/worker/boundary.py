@@ -20,7 +20,7 @@ from ts.model_loader import TsModelLoader
 
 from ts_parity.errors import NotCodable
 from ts_parity.wire import Array
-from ts_parity.worker.outputs import Container
+from ts_parity.worker.outputs import Container, take
 from ts_parity.worker.sites import Search, Site
 from ts_parity.worker.standin import CALL, MODEL_CALLS, StandIn, dismiss, unwrap
 from ts_parity.worker.watches import (
@@ -29,7 +29,6 @@ from ts_parity.worker.watches import (
     ModelReached,
     Recording,
     Stopping,
-    Substituting,
     Watching,
     copied,
 )
@@ -123,13 +122,14 @@ class Boundary:
 
         The first of all runs learns the output's container by letting the model compute once.
         """
-        return self._answered(Giving(raw, self._container), data, context)
+        return self._answered(lambda call: raw, data, context)
 
     def substituted(self, compute: Callable[[ModelCall], Any], data: Any, context: Any) -> Any:
         """Run as always, with `compute` making the model call in place of the user's own model. -> the answer."""
-        return self._answered(Substituting(compute, self._container), data, context)
+        return self._answered(lambda call: take(compute(call))[0], data, context)
 
-    def _answered(self, watch: Giving | Substituting, data: Any, context: Any) -> Any:
+    def _answered(self, raw_of: Callable[[ModelCall], Array], data: Any, context: Any) -> Any:
+        watch = Giving(raw_of, self._container)
         try:
             with _watched(watch, self._existing_sites(data, context), self._calls):
                 answer = self.entry(data, context)

@@ -115,13 +115,16 @@ class Stopping(Watching):
 
 
 class Giving(Watching):
-    """Answer with a raw output from elsewhere, in the container that the model would have used."""
+    """Answer with a raw output from elsewhere, in the container that the model would have used.
 
-    def __init__(self, raw: Array, container: Container | None) -> None:
+    `raw_of`: the output for this call, known beforehand or computed by another model.
+    """
+
+    def __init__(self, raw_of: Callable[[ModelCall], Array], container: Container | None) -> None:
         super().__init__()
         self.container = container
         self.refusal: NotCodable | None = None
-        self._raw = raw
+        self._raw_of = raw_of
 
     def called(self, call: ModelCall, run: Callable[..., Any]) -> Any:
         self.calls.append(call)
@@ -130,30 +133,7 @@ class Giving(Watching):
                 raise self.several()
             if self.container is None:
                 _, self.container = take(run(*call.args, **call.kwargs))
-            return self.container.rebuild(self._raw)
-        except NotCodable as refusal:
-            self.refusal = refusal
-            raise _CannotAnswer(str(refusal)) from refusal
-
-
-class Substituting(Watching):
-    """Let another model compute, and answer in the container that the user's own would have used."""
-
-    def __init__(self, compute: Callable[[ModelCall], Any], container: Container | None) -> None:
-        super().__init__()
-        self.container = container
-        self.refusal: NotCodable | None = None
-        self._compute = compute
-
-    def called(self, call: ModelCall, run: Callable[..., Any]) -> Any:
-        self.calls.append(call)
-        try:
-            if len(self.calls) > 1:
-                raise self.several()
-            if self.container is None:
-                _, self.container = take(run(*call.args, **call.kwargs))
-            raw, _ = take(self._compute(call))
-            return self.container.rebuild(raw)
+            return self.container.rebuild(self._raw_of(call))
         except NotCodable as refusal:
             self.refusal = refusal
             raise _CannotAnswer(str(refusal)) from refusal
