@@ -21,7 +21,6 @@ from ts_parity.engine import (
     Send,
     Source,
 )
-from ts_parity.engine.scheduler import _is_stale
 
 CODES = [
     None,
@@ -266,7 +265,7 @@ def test_timers_of_answered_queries_do_not_pile_up(fleet, policy):
         while sends := [a.task for a in actions if isinstance(a, Send)]:
             actions = [b for task in sends for b in scheduler.task_done(task, Arrived(True), number * 1e-4)]
     # Open groups may wait for members with their timers armed; what is stale is bounded.
-    stale = sum(_is_stale(kind, subject) for _, _, kind, subject in scheduler._timers)
+    stale = scheduler._timers.stale()
     assert stale <= 256 + 8 * (scheduler.open_queries() + 1)
 
 

@@ -10,11 +10,9 @@ ignored or used for a neighbour. What is still queued here is dropped without a 
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections import Counter
 from collections.abc import Iterator
-from enum import IntEnum
 
 from ts_parity.engine.events import (
     Action,
@@ -36,17 +34,9 @@ from ts_parity.engine.events import (
 from ts_parity.engine.fleet import EndpointState, FleetState, PoolState
 from ts_parity.engine.group import CodingGroup
 from ts_parity.engine.policy import LoadMeter, Policy, TokenBucket
+from ts_parity.engine.timers import Timer, Timers
 
 MAX_FINISHES = 2
-
-
-class _Timer(IntEnum):
-    SEAL = 0
-    QUERY = 1
-    """The next thing that time does to a query: launch, hedge, release or deadline."""
-    WAIT = 2
-    RESUME = 3
-    FINISH = 4
 
 
 class Scheduler:
@@ -60,7 +50,7 @@ class Scheduler:
         self._retries = TokenBucket(policy.retry_ratio, policy.retry_burst)
         self._hedges = TokenBucket(policy.hedge_ratio, policy.hedge_burst if policy.hedge_ratio else 0.0)
         self._load = LoadMeter()
-        self._timers: list[tuple[float, int, _Timer, Query | CodingGroup | EndpointState]] = []
+        self._timers = Timers()
         self._serial = 0
         self._live: set[int] = set()
         self._in_flight = 0
@@ -93,7 +83,7 @@ class Scheduler:
             if pool.waiting_count == 1:  # else those before it found no place, and none has come free since
                 self._pump(now, actions)
             if query.state is QueryState.WAITING:
-                self._arm(now + self.policy.max_wait_s, _Timer.WAIT, query)
+                self._timers.arm(now + self.policy.max_wait_s, Timer.WAIT, query)
             if query.open and query.armed_at == math.inf:  # else it was dispatched at once
                 self._arm_query(query)
         return actions
@@ -161,8 +151,8 @@ class Scheduler:
     def tick(self, now: float) -> list[Action]:
         """Let everything happen that is due."""
         actions: list[Action] = []
-        while self._timers and self._timers[0][0] <= now:
-            at, _, kind, subject = heapq.heappop(self._timers)
+        while (due := self._timers.pop_due(now)) is not None:
+            at, kind, subject = due
             if isinstance(subject, CodingGroup):
                 self._seal(subject, actions)
             elif isinstance(subject, Query):
@@ -175,9 +165,7 @@ class Scheduler:
 
     def next_deadline(self) -> float | None:
         """When `tick` must be called next, unless an event comes first."""
-        while self._timers and _is_stale(self._timers[0][2], self._timers[0][3]):
-            heapq.heappop(self._timers)
-        return self._timers[0][0] if self._timers else None
+        return self._timers.earliest()
 
     # ---- what is waiting gets its place ----------------------------------------------------------------------------
 
@@ -244,7 +232,7 @@ class Scheduler:
             self._serial += 1
             group = CodingGroup(self._serial, query.key, pool.code)
             pool.open_groups.setdefault(query.key, []).append(group)
-            self._arm(now + pool.group_wait_s, _Timer.SEAL, group)
+            self._timers.arm(now + pool.group_wait_s, Timer.SEAL, group)
         group.join(query, domain)
         return group if group.full else None
 
@@ -353,7 +341,7 @@ class Scheduler:
                 query.avoid |= {place.endpoint.instance}
                 self._send(Kind.FINISH, place, query, query.group, query.slot, None, now, actions)
                 # The endpoint may be frozen and not known to be: then a second one is asked.
-                self._arm(now + pool.reconstruct_after_s, _Timer.FINISH, query)
+                self._timers.arm(now + pool.reconstruct_after_s, Timer.FINISH, query)
             pool.finishes.popleft()
 
     def _send(
@@ -532,12 +520,12 @@ class Scheduler:
         if not query.released and (query.late or query.group is not None):
             at = min(at, query.release_at)
         query.armed_at = at
-        self._arm(at, _Timer.QUERY, query)
+        self._timers.arm(at, Timer.QUERY, query)
 
-    def _query_timer(self, kind: _Timer, at: float, query: Query, now: float, actions: list[Action]) -> None:
-        if kind is _Timer.FINISH:
+    def _query_timer(self, kind: Timer, at: float, query: Query, now: float, actions: list[Action]) -> None:
+        if kind is Timer.FINISH:
             self._queue_finish(query)
-        elif kind is _Timer.WAIT:
+        elif kind is Timer.WAIT:
             if query.state is QueryState.WAITING and query.attempts == 0:
                 self._fail(query, Reason.OVERLOADED, actions)
         elif at == query.armed_at:  # else it was armed anew
@@ -592,7 +580,7 @@ class Scheduler:
         if query.group is not None:
             query.group.member_done()
         if len(self._timers) > 256 + 8 * len(self._live):
-            self._forget_stale_timers()
+            self._timers.forget_stale()
 
     # ---- small print -----------------------------------------------------------------------------------------------
 
@@ -604,11 +592,11 @@ class Scheduler:
             health.succeeded()
         elif isinstance(outcome, Rejected):
             health.pause(now + self.policy.reject_pause_s)
-            self._arm(health.resumes_at, _Timer.RESUME, task.place)
+            self._timers.arm(health.resumes_at, Timer.RESUME, task.place)
         elif outcome.retry:
             health.failed(now)
             if health.resumes_at > now:
-                self._arm(health.resumes_at, _Timer.RESUME, task.place)
+                self._timers.arm(health.resumes_at, Timer.RESUME, task.place)
 
     def _was_slow(self, task: Task, now: float) -> bool:
         pool = self._fleet.pools.get(task.endpoint.pool)
@@ -618,17 +606,8 @@ class Scheduler:
         health = task.place.health
         health.was_slow(now, self.policy.slow_until_out, pool.may_take_out())
         if health.resumes_at > now:
-            self._arm(health.resumes_at, _Timer.RESUME, task.place)
+            self._timers.arm(health.resumes_at, Timer.RESUME, task.place)
         return True
-
-    def _arm(self, at: float, kind: _Timer, subject: Query | CodingGroup | EndpointState) -> None:
-        self._serial += 1
-        heapq.heappush(self._timers, (at, self._serial, kind, subject))
-
-    def _forget_stale_timers(self) -> None:
-        """An answered query leaves its timers behind; they go when they outnumber the rest."""
-        self._timers = [timer for timer in self._timers if not _is_stale(timer[2], timer[3])]
-        heapq.heapify(self._timers)
 
     def open_queries(self) -> int:
         return len(self._live)
@@ -678,10 +657,3 @@ def _head(pool: PoolState) -> Query:
 
 def _may_be_rebuilt(query: Query, group: CodingGroup) -> bool:
     return (not query.exact or group.code.lossless) and query.finish_attempts < MAX_FINISHES
-
-
-def _is_stale(kind: _Timer, subject: Query | CodingGroup | EndpointState) -> bool:
-    if isinstance(subject, Query):
-        state = subject.state
-        return state is QueryState.DONE or (kind is _Timer.WAIT and state is not QueryState.WAITING)
-    return isinstance(subject, CodingGroup) and subject.sealed
