@@ -6,7 +6,8 @@
 Service lognormal, mean 1, cv 0.1; 12 workers are load 1; times in mean service times. `quiet`: no slowness; `ep`: each
 worker 5 times slower 4 % of the time, in spells of mean 100; `net`: 2 % of replies late by Exp(5); `domains`: as ep,
 but three failure domains are slow as one; `burst`: as ep, four times the rate for a tenth of the time. A row that is
-kept is not run again.
+kept is not run again. `proxies`: as ep, seen by three proxies that share the traffic; `frozen`, `slow`: one worker of
+twelve is frozen, or five times slower, for ever from 500 on; `dead`: so are all machines of one domain of three.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ts_parity.lab.compare import World, markdown, row_of
-from ts_parity.lab.simulate import Spells
+from ts_parity.lab.simulate import Outage, Spells
 
 RESULTS = Path(__file__).parent / "results" / "policies.json"
 DOCS = Path(__file__).parent.parent / "docs" / "policy.md"
@@ -33,6 +34,10 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "net": {"net_share": 0.02, "net_mean": 5.0},
     "domains": {"spells": Spells(0.04, 100.0, 5.0, by_domain=True)},
     "burst": {"spells": Spells(0.04, 100.0, 5.0), "burst": 4.0},
+    "proxies": {"spells": Spells(0.04, 100.0, 5.0), "proxies": 3},
+    "frozen": {"outages": (Outage("m0", 500.0),)},
+    "slow": {"outages": (Outage("m0", 500.0, kind="slow"),)},
+    "dead": {"outages": tuple(Outage(f"m{i}", 500.0, kind="dead") for i in (0, 3, 6, 9))},
 }
 LOADS = {
     "quiet": (0.3, 0.6),
@@ -40,6 +45,10 @@ LOADS = {
     "net": (0.1, 0.3, 0.6, 0.85, 1.0),
     "domains": (0.3, 0.6),
     "burst": (0.3, 0.6),
+    "proxies": (0.3, 0.6),
+    "frozen": (0.3,),
+    "slow": (0.3,),
+    "dead": (0.3,),
 }
 # name, and how it is arranged; `extra` machines on top of the 12.
 POLICIES: list[tuple[str, dict[str, Any]]] = [
@@ -74,7 +83,7 @@ def key_of(scenario: str, load: float, name: str, shape: dict[str, Any], args: a
 
 
 def _shape(shape: dict[str, Any], scenario: str) -> dict[str, Any]:
-    return {**shape, "domains": 3} if scenario == "domains" else shape
+    return {**shape, "domains": 3} if scenario in ("domains", "dead") else shape
 
 
 def tables(document: dict[str, Any]) -> dict[str, str]:

@@ -91,7 +91,7 @@ _COLUMNS = (
     ("policy", "policy", "{}"), ("code", "code", "{}"), ("k", "k", "{}"), ("machines", "workers", "{}"),
     ("load", "load", "{:.2f}"), ("p50", "p50", "{:.2f}"), ("p99", "p99", "{:.2f}"), ("p99.9", "p999", "{:.2f}"),
     ("(low", "p999_low", "{:.2f}"), ("high)", "p999_high", "{:.2f}"), ("p99.99", "p9999", "{:.2f}"),
-    ("work", "work", "{:.3f}"), ("rebuilt", "reconstructed", "{:.2%}"),
+    ("work", "work", "{:.3f}"), ("rebuilt", "reconstructed", "{:.2%}"), ("unanswered", "unanswered", "{:.0f}"),
 )  # fmt: skip
 
 
@@ -104,8 +104,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = [
-        "| policy | code | k | machines | load | p50 | p99 | p99.9 (lowest, highest seed) | p99.99 | work | rebuilt |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| policy | code | k | machines | load | p50 | p99 | p99.9 (lowest, highest seed) | p99.99 | work | rebuilt "
+        "| unanswered |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         code = "-" if row["code"] is None else f"`{row['code']}`" + (f" {row['cost']:g}" if row["cost"] != 1 else "")
@@ -113,7 +114,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
         lines.append(
             f"| {row['policy']} | {code} | {row['k'] or '-'} | {row['workers']} | {row['load']:g} | {row['p50']:.2f} | "
             f"{row['p99']:.2f} | {p999} | {row['p9999']:.2f} | "
-            f"{row['work']:.3f} | {row['reconstructed']:.2%} |"
+            f"{row['work']:.3f} | {row['reconstructed']:.2%} | {row.get('unanswered', 0):.0f} |"
         )
     return "\n".join(lines)
 

@@ -131,6 +131,8 @@ class Result:
     latencies: list[float] = field(default_factory=list)
     answered: dict[str, int] = field(default_factory=dict)
     failed: int = 0
+    unanswered: int = 0
+    """Still waiting when everything else had ended: on a machine that is frozen for ever."""
     work: float = 0.0
     queries: int = 0
     records: list[Record] | None = None
@@ -271,6 +273,7 @@ class _Run:
                 scheduler = one or self._owner.pop(id(task))
                 self._obey(scheduler, scheduler.task_done(task, outcome, now), now, "done", task)
         self._result.queries = arrived
+        self._result.unanswered = max(0, arrived - self._skip) - len(self._result.latencies) - self._result.failed
         for scheduler in schedulers:
             for kind, number in scheduler.sent.items():
                 name = str(getattr(kind, "value", kind))
@@ -401,7 +404,7 @@ def measured(
         "p999_high": round(max(extremes), 3),
         "work": _mean([r.work_per_query for r in results]),
         "reconstructed": _mean([r.reconstructed for r in results], 5),
-        "failed": float(sum(r.failed for r in results)),
+        "unanswered": float(sum(r.failed + r.unanswered for r in results)),
     }
 
 
