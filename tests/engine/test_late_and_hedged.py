@@ -152,6 +152,26 @@ def test_never_more_than_the_allowed_share_is_out():
     assert len(run.answers) == 200
 
 
+def test_a_slow_endpoint_stays_where_the_others_could_not_bear_the_load():
+    """Two machines, one five times slower, as many queries as both can do: it is needed."""
+    arrivals = [n * 0.009 for n in range(300)]
+    run = scenario(arrivals=arrivals, code=None, deployed=2, policy={**SLOW, "max_out": 0.5}, slow={"d0": (1.0, 0.05)})
+    assert sum(endpoint == "d0" for at, _, endpoint in run.sent if at > 1.5) > 10
+    assert len(run.answers) == 300
+
+
+def test_a_slow_endpoint_that_is_out_helps_when_many_wait():
+    """It is taken out in quiet times; then a crowd comes, and it takes its share before its time out is over."""
+    arrivals = [*(n * 0.04 for n in range(60)), *([2.45] * 40)]
+    policy = {**SLOW, "max_out": 0.5, "out_s": 50.0}
+    run = scenario(arrivals=arrivals, code=None, deployed=3, policy=policy, slow={"d0": (1.0, 0.05)})
+    quiet = [at for at, _, endpoint in run.sent if endpoint == "d0" and 1.7 < at < 2.4]
+    crowded = [at for at, _, endpoint in run.sent if endpoint == "d0" and at >= 2.45]
+    assert quiet == []
+    assert crowded
+    assert len(run.answers) == 100
+
+
 def test_an_endpoint_with_an_aged_task_is_passed_over():
     policy = {"age_factor": 2.0, "reconstruct_after_s": 0.05}
     tasks = [(0, NEVER, "never")]

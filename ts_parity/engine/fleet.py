@@ -15,6 +15,9 @@ from ts_parity.engine.group import CodingGroup
 from ts_parity.engine.health import Condition, Health
 from ts_parity.engine.policy import LatencyWindow, Policy
 
+BEARABLE = 0.85
+"""Load of the remaining endpoints up to which slowness may take one out: a slow machine still is a machine."""
+
 
 class InstanceState:
     """One TorchServe and how many of its places are taken, over all models it hosts."""
@@ -130,10 +133,11 @@ class PoolState:
         """Whether a protection stands on a machine that serves deployed models too."""
         return any(state.host.serves for line in self.rows.values() for state in line.values())
 
-    def may_take_out(self) -> bool:
-        """Whether slowness may take one more endpoint out."""
-        out = sum(state.health.condition is not Condition.IN for state in self.deployed.values())
-        return out + 1 <= self._policy.max_out * len(self.deployed)
+    def may_take_out(self, load: float) -> bool:
+        """Whether slowness may take one more endpoint out: not too many, and only if the others can bear the load."""
+        count = len(self.deployed)
+        out = 1 + sum(state.health.condition is not Condition.IN for state in self.deployed.values())
+        return out <= self._policy.max_out * count and load * count < BEARABLE * (count - out)
 
     def set_endpoints(self, members: Iterable[EndpointState]) -> None:
         self.deployed, self.rows = {}, {}
@@ -171,7 +175,12 @@ class PoolState:
         if self._policy.balance == "round_robin":
             return next((state for state in self.deployed.values() if state.has_place()), None)
         age_s = self._policy.age_factor * self.reconstruct_after_s if self._policy.age_factor else math.inf
-        return choose(self.deployed.values(), now, avoid=query.avoid, age_s=age_s)
+        chosen = choose(self.deployed.values(), now, avoid=query.avoid, age_s=age_s)
+        if chosen is None and self._policy.slow_factor and self.waiting_count > len(self.deployed):
+            # Where so many wait, a slow machine is sooner done than the queue.
+            slow = [s for s in self.deployed.values() if s.health.only_slow and s.has_place()]
+            chosen = min(slow, key=lambda s: s.last_sent, default=None)
+        return chosen
 
     def endpoint_for_hedge(self, query: Query, now: float) -> EndpointState | None:
         """An idle one in another failure domain, or none: a hedge must not make others wait."""

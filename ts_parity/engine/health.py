@@ -20,7 +20,16 @@ class Condition(Enum):
 class Health:
     """IN until `failures_until_out` failures in a row, then OUT until `resumes_at`, then one TRIAL that decides."""
 
-    __slots__ = ("_failures", "_failures_until_out", "_out_s", "_returns", "_slow", "condition", "resumes_at")
+    __slots__ = (
+        "_failures",
+        "_failures_until_out",
+        "_out_s",
+        "_returns",
+        "_slow",
+        "condition",
+        "only_slow",
+        "resumes_at",
+    )
 
     def __init__(self, failures_until_out: int, out_s: float) -> None:
         self._failures_until_out = failures_until_out
@@ -30,6 +39,8 @@ class Health:
         self._returns = 0
         self.condition = Condition.IN
         self.resumes_at = 0.0
+        self.only_slow = False
+        """It is out for answering slowly: better than nothing when everybody else is busy."""
 
     def sent(self, now: float) -> None:
         """The first task after a time out is the trial."""
@@ -56,11 +67,13 @@ class Health:
         self._slow += 1
         if self.condition is not Condition.IN or (self._slow >= until_out and may_take_out):
             self._take_out(now)
+            self.only_slow = True
 
     def _take_out(self, now: float) -> None:
         if self.condition is Condition.OUT:  # a task sent before it was taken out; it is counted already
             return
         self.condition = Condition.OUT
+        self.only_slow = False
         self.resumes_at = now + min(MAX_OUT_S, self._out_s * 2**self._returns)
         self._returns = min(self._returns + 1, 10)
 

@@ -604,7 +604,7 @@ class Scheduler:
         if pool is None or usual is None or now - task.sent_at <= self.policy.slow_factor * usual:
             return False
         health = task.place.health
-        health.was_slow(now, self.policy.slow_until_out, pool.may_take_out())
+        health.was_slow(now, self.policy.slow_until_out, pool.may_take_out(self._load.value))
         if health.resumes_at > now:
             self._timers.arm(health.resumes_at, Timer.RESUME, task.place)
         return True
