@@ -454,3 +454,18 @@ def test_inputs_and_outputs_of_several_shapes_are_refused(bodies, tmp_path, run_
     archive = write_archive(tmp_path / "vec.mar", handler, name="vec", serialized=b"-", files={"net.py": net})
     with pytest.raises(TrainingError, match=why):
         run(archive, bodies, tmp_path)
+
+
+def test_outputs_that_cannot_be_summed_by_their_own_network_are_warned_of(model, bodies, tmp_path):
+    """A softmax says nothing above 1, and a parity model must say 1.8."""
+    archive = model()
+    with zipfile.ZipFile(archive) as opened:
+        files = {name: opened.read(name) for name in opened.namelist()}
+    files["net.py"] = NET.replace("return self.layers(x)", "return self.layers(x).softmax(1)").encode()
+    with zipfile.ZipFile(archive, "w") as written:
+        for name, content in files.items():
+            written.writestr(name, content)
+    report = run(archive, bodies, tmp_path, steps=2)
+    assert "cannot say their sum" in report_text(report, tmp_path / "out")
+    assert run(archive, bodies, tmp_path, steps=2, architecture="mlp", out=tmp_path / "other")["warnings"] == []
+    assert run(model(), bodies, tmp_path, steps=2, out=tmp_path / "third")["warnings"] == []

@@ -130,6 +130,7 @@ def report_text(report: dict[str, Any], out: Path) -> str:
     if "A_o_default" in report["candidates"][0]:
         default = report["candidates"][0]["A_o_default"]
         lines.append(f"  one default answer: {', '.join(f'{default[f]:.2%} at f={float(f):.0%}' for f in _SHOWN)}")
+    lines += [f"warning: {what}" for what in report.get("warnings", [])]
     lines += [f"not made: {why}" for why in report.get("refused", [])]
     if refused := report.get("refused_bodies"):
         lines.append(f"bodies the handler refused: {len(refused)}, such as {'; '.join(refused[:3])}")

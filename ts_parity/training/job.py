@@ -152,6 +152,7 @@ class _Job:
             made = [self._candidate(ground, packer, candidate) for candidate in candidates]
         report = {
             "refused_bodies": list(ground.seen.refused[:20]),
+            "warnings": _warnings(ground.seen.outputs, candidates),
             "knobs": {**asdict(self.knobs), "vary": list(self.knobs.vary)},
             "held_out": HELD_OUT,
             "scored_on": ground.scored_on,
@@ -251,6 +252,18 @@ class _Job:
 
     def _bar(self, what: str, total: int, unit: str = "body") -> Any:
         return tqdm(total=total, desc=what, disable=not self.settings.progress, file=sys.stderr, unit=unit)
+
+
+def _warnings(outputs: Array, candidates: Sequence[Candidate]) -> list[str]:
+    """What the scores will show without saying why."""
+    copies = [c for c in candidates if c.code.family is Family.PARITY and c.architecture in (None, DEPLOYED, FRESH)]
+    bounded = float(outputs.min()) >= 0.0 and float(outputs.max()) <= 1.0
+    if not copies or not bounded:
+        return []
+    return [
+        "the deployed outputs lie between 0 and 1, as after a softmax or a sigmoid: a parity model of the same network "
+        "cannot say their sum; serve logits, give an --architecture, or take a student"
+    ]
 
 
 def _loaded(folder: Path, gpu: int | None) -> OfflineHandler:

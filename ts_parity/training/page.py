@@ -148,7 +148,7 @@ def _notes(report: Mapping[str, Any]) -> str:
         "lost on a rebuilt answer; cost: the time of a group's protection in deployed inferences on this device, "
         "preprocessing left out; extra work: per query."
     )
-    told += report.get("refused", [])
+    told += [*report.get("warnings", []), *report.get("refused", [])]
     return "".join(f'<p class="note">{html.escape(line)}</p>' for line in told)
 
 
