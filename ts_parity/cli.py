@@ -7,6 +7,7 @@ they run. Exit codes: 0 done, 1 failed, 2 usage, 3 could not start.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -55,6 +56,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit code."""
     args = build_parser().parse_args(argv)
+    if not sys.stderr.isatty():  # in a log each redrawn progress bar is a line: one now and then is enough
+        os.environ.setdefault("TQDM_MININTERVAL", "10")
     run: Run = args.run
     try:
         return run(args)
