@@ -1,0 +1,58 @@
+"""How fast the simulator is, and how its cost grows with the fleet.
+
+    python benchmarks/simulator.py [--queries N] [--seeds N] [--json]
+
+Queries per second on one core, the scenario `ep` at load 0.6 (see benchmarks/policies.py), for `none` and `ours`, with
+12 to 10,000 machines. Targets: 100,000 for none and 40,000 for ours with 12 machines, and about as much with more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+
+from ts_parity.lab.compare import World
+from ts_parity.lab.rivals import arrange
+from ts_parity.lab.simulate import Spells, simulate
+
+TARGETS = {"none": 100_000, "ours": 40_000}
+WORKERS = (12, 100, 1000, 10_000)
+
+
+def speed(name: str, workers: int, queries: int, seed: int) -> float:
+    """-> queries per second. With few queries a large fleet's start is left out: it is built beforehand."""
+    world = World(load=0.6, workers=workers, queries=queries, spells=Spells(0.04, 100.0, 5.0))
+    scenario = world.scenario(arrange(name, workers, 0, k=4, cost=0.25))
+    started = time.perf_counter()
+    simulate(scenario, seed)
+    return queries / (time.perf_counter() - started)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--queries", type=int, default=100_000)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    rows = []
+    for workers in WORKERS:
+        for name in TARGETS:
+            speeds = [speed(name, workers, args.queries, seed) for seed in range(args.seeds)]
+            rows.append({"policy": name, "workers": workers, "queries_per_second": round(statistics.median(speeds))})
+    if args.json:
+        machine = f"{platform.machine()}, Python {platform.python_version()}"
+        print(json.dumps({"rows": rows, "queries": args.queries, "seeds": args.seeds, "machine": machine}))
+    else:
+        print("| policy | machines | queries a second |\n|---|---|---|")
+        for row in rows:
+            print(f"| {row['policy']} | {row['workers']:,} | {row['queries_per_second']:,} |")
+    small = {row["policy"]: row["queries_per_second"] for row in rows if row["workers"] == 12}
+    return 0 if all(small[name] >= target for name, target in TARGETS.items()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
