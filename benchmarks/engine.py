@@ -21,12 +21,16 @@ from ts_parity.scenarios import POOL, fleet
 TARGET_US = 20.0
 LOAD = 0.6
 SERVICE_S = 0.010
+POLICIES = {
+    "as installed": Policy(),
+    "everything on": Policy(hedge_ratio=0.1, slow_factor=3.0, age_factor=4.0, seal_early=True),
+}
 
 
-def one_run(queries: int, seed: int) -> float:
+def one_run(policy: Policy, queries: int, seed: int) -> float:
     """-> seconds spent in the engine per query. A tenth of the tasks are late, so rebuilding is exercised too."""
     rng = random.Random(seed)
-    scheduler = Scheduler(fleet(deployed=12, protections=6), Policy())
+    scheduler = Scheduler(fleet(deployed=12, protections=6), policy)
     events: list[tuple[float, int, object]] = []
     at, order, spent = 0.0, 0, 0.0
     for number in range(queries):
@@ -61,9 +65,22 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    runs = [one_run(args.queries, seed) * 1e6 for seed in range(args.runs)]
-    result = {
-        "what": "engine, us per query, k=2 sum, 12 + 6 endpoints, load 0.6",
+    results = [measured(name, args) for name in POLICIES]
+    for result in results:
+        if args.json:
+            print(json.dumps(result))
+        else:
+            print(
+                f"{result['what']}: median {result['median_us']} us ({result['min_us']} to {result['max_us']}), target"
+            )
+            print(f"{TARGET_US} us; {args.queries} queries x seeds {result['seeds']}; {result['machine']}")
+    return 0 if all(result["median_us"] <= TARGET_US for result in results) else 1
+
+
+def measured(name: str, args: argparse.Namespace) -> dict:
+    runs = [one_run(POLICIES[name], args.queries, seed) * 1e6 for seed in range(args.runs)]
+    return {
+        "what": f"engine, us per query, k=2 sum, 12 + 6 endpoints, load 0.6, {name}",
         "median_us": round(statistics.median(runs), 2),
         "min_us": round(min(runs), 2),
         "max_us": round(max(runs), 2),
@@ -72,12 +89,6 @@ def main() -> int:
         "seeds": list(range(args.runs)),
         "machine": f"{platform.machine()}, Python {platform.python_version()}",
     }
-    if args.json:
-        print(json.dumps(result))
-    else:
-        print(f"{result['what']}: median {result['median_us']} us ({result['min_us']} to {result['max_us']}), target")
-        print(f"{TARGET_US} us; {args.queries} queries x seeds {result['seeds']}; {result['machine']}")
-    return 0 if result["median_us"] <= TARGET_US else 1
 
 
 if __name__ == "__main__":

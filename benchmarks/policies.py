@@ -8,6 +8,7 @@ worker 5 times slower 4 % of the time, in spells of mean 100; `net`: 2 % of repl
 but three failure domains are slow as one; `burst`: as ep, four times the rate for a tenth of the time. A row that is
 kept is not run again. `proxies`: as ep, seen by three proxies that share the traffic; `frozen`, `slow`: one worker of
 twelve is frozen, or five times slower, for ever from 500 on; `dead`: so are all machines of one domain of three.
+`exact`: as ep, the deployed model itself as the backup, where four queries in one run cost as one, as 1.3 or as four.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "frozen": {"outages": (Outage("m0", 500.0),)},
     "slow": {"outages": (Outage("m0", 500.0, kind="slow"),)},
     "dead": {"outages": tuple(Outage(f"m{i}", 500.0, kind="dead") for i in (0, 3, 6, 9))},
+    "exact": {"spells": Spells(0.04, 100.0, 5.0)},
 }
 LOADS = {
     "quiet": (0.3, 0.6),
@@ -49,6 +51,7 @@ LOADS = {
     "frozen": (0.3,),
     "slow": (0.3,),
     "dead": (0.3,),
+    "exact": (0.3, 0.6),
 }
 # name, and how it is arranged; `extra` machines on top of the 12.
 POLICIES: list[tuple[str, dict[str, Any]]] = [
@@ -68,7 +71,12 @@ POLICIES: list[tuple[str, dict[str, Any]]] = [
     ("ours", {"extra": 0, "k": 4, "cost": 0.1}),
     ("ours", {"extra": 0, "k": 4, "cost": 0.5}),
 ]
-KEY = ("scenario", "policy", "code", "k", "cost", "workers", "load", "queries", "seeds")
+EXACT: list[tuple[str, dict[str, Any]]] = [
+    (name, {"extra": extra, "k": 4, "code": "exact", "saves": saves})
+    for name, extra in (("coded", 3), ("ours", 0), ("ours", 3))
+    for saves in (1.0, 0.9, 0.0)
+]
+KEY = ("scenario", "policy", "code", "k", "cost", "saves", "workers", "load", "queries", "seeds")
 
 
 def key_of(scenario: str, load: float, name: str, shape: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
@@ -78,7 +86,7 @@ def key_of(scenario: str, load: float, name: str, shape: dict[str, Any], args: a
     made = arrange(name, 12, **_shape(shape, scenario))
     code = made.code
     coded = (code.name, code.k, made.costs.group) if code is not None else (None, None, None)
-    values = (scenario, name, *coded, made.workers, load, args.queries, args.seeds)
+    values = (scenario, name, *coded, made.costs.batch_saves, made.workers, load, args.queries, args.seeds)
     return dict(zip(KEY, values, strict=True))
 
 
@@ -124,7 +132,7 @@ def main() -> None:
         (scenario, load, name, shape)
         for scenario in args.scenarios
         for load in args.loads or LOADS[scenario]
-        for name, shape in POLICIES
+        for name, shape in (EXACT if scenario == "exact" else POLICIES)
         if args.policies is None or name in args.policies
     ]
     for scenario, load, name, shape in todo:

@@ -88,6 +88,9 @@ class Settings:
     group_wait_s: float | None = _setting(
         None, "a group is sealed with the members it has after this long; auto: as reconstruct_after_s", "s", 0
     )
+    seal_early: bool = _setting(
+        False, "seal a group at once when, at the present rate of arrivals, no other member would come in time"
+    )
     launch: str = _setting(
         "group", "when a backup (student, exact) is launched: with its group, or late: only for queries late by then"
     )
@@ -114,6 +117,9 @@ class Settings:
     slow_until_out: int = _setting(3, "slow answers in a row that take an endpoint out", "answers", 1)
     age_factor: float = _setting(
         0.0, "an endpoint with a task in flight for this many release times is passed over; 0: never", "", 0
+    )
+    spare_places: int = _setting(
+        0, "so many more than its places an instance gets when all are busy and only its reply seems late", "queries", 0
     )
     max_out: float = _setting(0.34, "share of a pool's endpoints that slowness may take out at one time", "", 0, 1)
     balance: str = _setting("least", "least: outstanding; round_robin: looks at nothing, to compare with")

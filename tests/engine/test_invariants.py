@@ -57,6 +57,7 @@ POLICIES = st.builds(
     Policy,
     reconstruct_after_s=st.sampled_from([None, 0.0, 0.5]),
     group_wait_s=st.sampled_from([None, 0.0, 0.3]),
+    seal_early=st.booleans(),
     deadline_s=st.sampled_from([1.0, 5.0]),
     max_waiting=st.sampled_from([1, 3, 100]),
     max_wait_s=st.sampled_from([0.5, 10.0]),
@@ -73,6 +74,7 @@ POLICIES = st.builds(
     slow_factor=st.sampled_from([0.0, 2.0]),
     slow_until_out=st.integers(1, 3),
     age_factor=st.sampled_from([0.0, 2.0]),
+    spare_places=st.sampled_from([0, 0, 1]),
     balance=st.sampled_from(["least", "round_robin"]),
 )
 STEPS = st.lists(
@@ -116,8 +118,13 @@ class World:
         self.flying.append(task)
         on_endpoint = sum(t.endpoint.name == task.endpoint.name for t in self.flying)
         on_instance = sum(t.endpoint.instance == task.endpoint.instance for t in self.flying)
-        assert on_endpoint <= task.place.endpoint.places
-        assert on_instance <= task.place.host.instance.places
+        spare = 0
+        if task.kind is Kind.DEPLOYED and not task.hedge and task.place.since:
+            oldest = self.now - next(iter(task.place.since.values()))
+            pool = next(iter(self.scheduler.pools()))
+            spare = self.policy.spare_places if oldest > pool.reconstruct_after_s else 0
+        assert on_endpoint <= task.place.endpoint.places + spare
+        assert on_instance <= task.place.host.instance.places + spare
         if task.hedge:
             assert on_instance == 1, "a second copy goes to an idle instance only"
             assert not any(pool.waiting_count for pool in self.scheduler.pools())

@@ -79,6 +79,26 @@ def test_a_group_that_does_not_fill_is_protected_all_the_same():
     assert run.answers == {0: ("reconstructed", 0.051)}
 
 
+def test_where_no_neighbour_is_expected_in_time_a_group_is_sealed_at_once():
+    """One query every 0.1 s and 0.02 s to wait: the parity runs as soon as the rate is known, from the second on."""
+    arrivals = [0.1 * i for i in range(4)]
+    run = scenario(arrivals=arrivals, policy={"seal_early": True}, service=0.03)
+    assert [at for at, _ in run.sends("parity 0")] == [0.020, 0.1, 0.2, 0.3]
+    waits = scenario(arrivals=arrivals, service=0.03)
+    assert [at for at, _ in waits.sends("parity 0")] == [0.020, 0.12, 0.22, 0.32]
+
+
+def test_a_busy_pool_waits_for_its_neighbours_all_the_same():
+    run = scenario(arrivals=[0.004 * i for i in range(12)], policy={"seal_early": True}, places=4)
+    assert len(run.sends("parity 0")) == 6
+    assert {task.group.size for task in run.tasks if task.kind is Kind.PROTECTION} == {2}
+
+
+def test_a_protection_for_full_groups_only_is_never_sealed_early():
+    run = scenario(arrivals=[0.0, 0.1, 0.2, 0.21], policy={"seal_early": True}, partial=False, service=0.03)
+    assert len(run.sends("parity 0")) == 1
+
+
 def test_a_protection_that_cannot_serve_part_groups_is_not_asked_to():
     run = scenario(arrivals=[0.0], tasks=[(0, NEVER, "never")], partial=False)
     assert run.sends("parity 0") == []
@@ -279,6 +299,39 @@ def test_an_endpoint_that_keeps_failing_is_left_alone_and_comes_back_by_one_tria
     for _ in range(4):
         ask(2.5)
     assert "d0" not in sent_to[15:]  # twice as long
+
+
+def test_an_endpoint_that_returns_starts_slowly():
+    """Eight places, but after its trial one task at a time, then two, then three."""
+    scheduler = Scheduler(
+        fleet(deployed=2, code=None, places=8), Policy(failures_until_out=1, out_s=1.0, retry_burst=0)
+    )
+    number = 0
+
+    def ask(at):
+        nonlocal number
+        number += 1
+        (send,) = [a for a in scheduler.query_arrived(Query(number, POOL), at) if isinstance(a, Send)]
+        return send.task
+
+    first = ask(0.0)
+    name = first.endpoint.name
+    scheduler.task_done(first, Failed("refused"), 0.0)
+    trial = next(task for task in (ask(1.5) for _ in range(9)) if task.endpoint.name == name)
+    allowed = []
+    running = [trial]
+    for step in range(3):
+        for task in running:
+            scheduler.task_done(task, Arrived(), 2.0 + step)
+        others = [ask(2.0 + step) for _ in range(4)]
+        running = [task for task in others if task.endpoint.name == name]
+        allowed.append(len(running))
+        for task in others:
+            if task.endpoint.name != name:
+                scheduler.task_done(task, Arrived(), 2.5 + step)
+    assert allowed[0] == 1
+    assert allowed == sorted(allowed)
+    assert allowed[-1] > 1
 
 
 def test_the_last_endpoint_is_never_taken_out():

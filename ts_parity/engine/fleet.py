@@ -13,7 +13,7 @@ from collections.abc import Hashable, Iterable, Mapping
 from ts_parity.engine.events import Code, Endpoint, Fleet, Instance, Pool, Query
 from ts_parity.engine.group import CodingGroup
 from ts_parity.engine.health import Condition, Health
-from ts_parity.engine.policy import LatencyWindow, Policy
+from ts_parity.engine.policy import GapMeter, LatencyWindow, Policy
 
 BEARABLE = 0.85
 """Load of the remaining endpoints up to which slowness may take one out: a slow machine still is a machine."""
@@ -86,6 +86,7 @@ class PoolState:
         self.hedges: dict[int, Query] = {}
         """Queries for which a second copy is to be sent as soon as a place is idle."""
         self.latency = LatencyWindow()
+        self.gap = GapMeter()
         self._policy = policy
         self._per_domain = 1
         self._domains = 1
@@ -104,6 +105,10 @@ class PoolState:
     @property
     def group_wait_s(self) -> float:
         return self.reconstruct_after_s if self._policy.group_wait_s is None else self._policy.group_wait_s
+
+    def expects_member(self, group: CodingGroup, now: float) -> bool:
+        """Whether one more is likely to come before the group is sealed anyway."""
+        return not (self._policy.seal_early and self.pool.partial) or now + self.gap.mean <= group.closes_at
 
     @property
     def launches_late(self) -> bool:
@@ -180,7 +185,23 @@ class PoolState:
             # Where so many wait, a slow machine is sooner done than the queue.
             slow = [s for s in self.deployed.values() if s.health.only_slow and s.has_place()]
             chosen = min(slow, key=lambda s: s.last_sent, default=None)
+        if chosen is None and self._policy.spare_places:
+            chosen = self._given_the_benefit_of_the_doubt(query, now)
         return chosen
+
+    def _given_the_benefit_of_the_doubt(self, query: Query, now: float) -> EndpointState | None:
+        spare, overdue_s = self._policy.spare_places, self.reconstruct_after_s
+        doubtful = [
+            state
+            for state in self.deployed.values()
+            if state.health.clean
+            and state.host.in_flight < state.host.instance.places + spare
+            and state.in_flight < state.endpoint.places + spare
+            and state.since
+            and now - next(iter(state.since.values())) > overdue_s
+            and state.endpoint.instance not in query.avoid
+        ]
+        return min(doubtful, key=lambda s: (s.host.in_flight, s.last_sent), default=None)
 
     def endpoint_for_hedge(self, query: Query, now: float) -> EndpointState | None:
         """An idle one in another failure domain, or none: a hedge must not make others wait."""
@@ -305,7 +326,8 @@ def choose(
         host = state.host
         instance = host.instance
         taken = host.in_flight
-        if taken >= instance.places or state.in_flight >= state.endpoint.places or now < health.resumes_at:
+        mine = state.in_flight
+        if taken >= instance.places or mine >= state.endpoint.places or mine >= health.ramp or now < health.resumes_at:
             continue
         unwanted = instance.name in avoid or instance.domain in domains
         if taken == 0 and not unwanted and in_order:

@@ -17,7 +17,8 @@ What is promised (tests/engine/test_invariants.py checks each on random interlea
      has passed since the query was sent or its own task failed. Never for a query that refuses it, unless the code is
      lossless.
   3. A protection that fails never fails a query.
-  4. Work in flight never exceeds an instance's places, nor an endpoint's.
+  4. Work in flight never exceeds an instance's places, nor an endpoint's; by at most `spare_places` while its oldest
+     task is overdue.
   5. Retries and second copies never exceed their budgets, and a second copy is sent only to an idle instance while no
      query waits.
   6. Memory is bounded by the work waiting and in flight: when all is done, nothing is left.
@@ -28,6 +29,7 @@ A late event is normal and is ignored. An event that makes no sense raises and c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterator
 
 from ts_parity.engine.events import Code, Query, QueryState, Task
@@ -39,6 +41,7 @@ class CodingGroup:
     """Members by slot, what has arrived, and what is still to come."""
 
     __slots__ = (
+        "closes_at",
         "code",
         "covers",
         "domains",
@@ -54,8 +57,9 @@ class CodingGroup:
         "unanswered",
     )
 
-    def __init__(self, group_id: int, key: Hashable, code: Code) -> None:
+    def __init__(self, group_id: int, key: Hashable, code: Code, closes_at: float = math.inf) -> None:
         self.id = group_id
+        self.closes_at = closes_at
         self.key = key
         self.code = code
         self.members: list[Query | None] = [None] * code.k

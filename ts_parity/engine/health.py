@@ -1,7 +1,8 @@
 """When an endpoint is left alone, and how it comes back.
 
-Here: consecutive failures or slow answers, and a pause after a rejection. Knows one endpoint's outcomes and times, and
-nothing else. An endpoint that fails fast is always idle, so without this it would draw all the traffic.
+Here: consecutive failures or slow answers, a pause after a rejection, a single trial before a return and a slow start
+after it. Knows one endpoint's outcomes and times, and nothing else. An endpoint that fails fast is always idle, so
+without this it would draw all the traffic.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 from enum import Enum
 
 MAX_OUT_S = 30.0
+WARM = 64
+"""Tasks at a time from which a slow start is over."""
 
 
 class Condition(Enum):
@@ -18,7 +21,10 @@ class Condition(Enum):
 
 
 class Health:
-    """IN until `failures_until_out` failures in a row, then OUT until `resumes_at`, then one TRIAL that decides."""
+    """IN until `failures_until_out` failures in a row, then OUT until `resumes_at`, then one TRIAL that decides.
+
+    Who comes back has cold caches and a warm-up before it: one task more at a time with each that succeeds.
+    """
 
     __slots__ = (
         "_failures",
@@ -28,6 +34,7 @@ class Health:
         "_slow",
         "condition",
         "only_slow",
+        "ramp",
         "resumes_at",
     )
 
@@ -41,6 +48,13 @@ class Health:
         self.resumes_at = 0.0
         self.only_slow = False
         """It is out for answering slowly: better than nothing when everybody else is busy."""
+        self.ramp = WARM
+        """Tasks it may have in flight, if its places allow it; `WARM` is no limit."""
+
+    @property
+    def clean(self) -> bool:
+        """Its last answer was in time."""
+        return self.condition is Condition.IN and not self._failures and not self._slow
 
     def sent(self, now: float) -> None:
         """The first task after a time out is the trial."""
@@ -48,8 +62,12 @@ class Health:
             self.condition = Condition.TRIAL
 
     def succeeded(self) -> None:
+        if self.ramp < WARM:
+            self.ramp += 1
         if not self._failures and not self._slow and self.condition is Condition.IN:
             return
+        if self.condition is not Condition.IN:
+            self.ramp = 1
         self._failures = self._slow = 0
         self._returns = 0
         self.condition = Condition.IN

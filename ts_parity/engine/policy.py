@@ -21,6 +21,8 @@ class Policy:
     """Stands in for the quantile until there are enough latencies to know it."""
     group_wait_s: float | None = None
     """A group is sealed with the members it has after this long. None: as `reconstruct_after_s`."""
+    seal_early: bool = False
+    """A group is sealed at once when the next member, at the present rate of arrivals, would come too late for it."""
     launch: str = "group"
     """When a backup is launched: with its `group` (the paper's way), or `late`, only for queries not answered by then.
     Parity models are always launched with the group: they need the other members' outputs."""
@@ -42,6 +44,9 @@ class Policy:
     slow_until_out: int = 3
     age_factor: float = 0.0
     """An endpoint with a task in flight for so many release times is passed over while there are others. 0: never."""
+    spare_places: int = 0
+    """So many more than its places an instance is given while all are busy, if its oldest task is overdue and its last
+    answer was in time: that one reply may be late on its way while the machine is idle."""
     max_out: float = 0.34
     """Share of a pool's endpoints that slowness may take out at one time."""
     balance: str = "least"
@@ -121,6 +126,22 @@ class LatencyWindow:
         """None until there are enough latencies to know it."""
         known = self._sorted
         return known[min(len(known) - 1, int(len(known) * share))] if known else None
+
+
+class GapMeter:
+    """A running mean of the time between arrivals: when the next one is expected."""
+
+    WEIGHT = 0.05
+
+    def __init__(self) -> None:
+        self.mean = 0.0
+        self._last: float | None = None
+
+    def arrived(self, now: float) -> None:
+        if self._last is not None:
+            gap = now - self._last
+            self.mean += self.WEIGHT * (gap - self.mean) if self.mean else gap
+        self._last = now
 
 
 class LoadMeter:

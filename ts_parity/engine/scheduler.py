@@ -225,16 +225,17 @@ class Scheduler:
             self._seal(sealed, actions)
 
     def _join(self, pool: PoolState, query: Query, domain: str, now: float) -> CodingGroup | None:
-        """-> the group, if this member filled it."""
+        """-> the group, if this was its last member: it is full, or no other is expected in time."""
         assert pool.code is not None
+        pool.gap.arrived(now)
         group = pool.group_for(query.key, domain)
         if group is None:
             self._serial += 1
-            group = CodingGroup(self._serial, query.key, pool.code)
+            group = CodingGroup(self._serial, query.key, pool.code, closes_at=now + pool.group_wait_s)
             pool.open_groups.setdefault(query.key, []).append(group)
-            self._timers.arm(now + pool.group_wait_s, Timer.SEAL, group)
+            self._timers.arm(group.closes_at, Timer.SEAL, group)
         group.join(query, domain)
-        return group if group.full else None
+        return None if not group.full and pool.expects_member(group, now) else group
 
     def _seal(self, group: CodingGroup, actions: list[Action]) -> None:
         """No more members; launch the protections, unless everybody has an answer already."""

@@ -71,6 +71,7 @@ def row_of(
         "code": made.code.name if made.code is not None else None,
         "k": made.code.k if made.code is not None else None,
         "cost": made.costs.group if made.code is not None else None,
+        "saves": made.costs.batch_saves,
         "workers": made.workers,
         "load": world.load,
         "seeds": len(seeds),
@@ -110,6 +111,8 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     for row in rows:
         code = "-" if row["code"] is None else f"`{row['code']}`" + (f" {row['cost']:g}" if row["cost"] != 1 else "")
+        if row["code"] == "exact":
+            code += f", a group {1 + (1 - row['saves']) * (row['k'] - 1):g}"
         p999 = f"{row['p999']:.2f} ({row['p999_low']:.2f}, {row['p999_high']:.2f})"
         lines.append(
             f"| {row['policy']} | {code} | {row['k'] or '-'} | {row['workers']} | {row['load']:g} | {row['p50']:.2f} | "

@@ -20,7 +20,8 @@ UNBOUNDED = 1_000_000
 PATIENT: dict[str, Any] = {"deadline_s": 1e6, "max_wait_s": 1e6, "max_waiting": UNBOUNDED, "reconstruct_cold_s": 2.0}
 HEDGING: dict[str, Any] = {"hedge_ratio": 0.1, "hedge_burst": 10.0}
 NAMES = (
-    "none", "round_robin", "equal", "replication", "hedge", "hedge_fixed", "approximate", "parm", "coded", "ours",
+    "none", "round_robin", "equal", "replication", "hedge", "hedge_fixed", "approximate", "parm", "coded",
+    "coded_shared", "ours",
 )  # fmt: skip
 
 
@@ -46,6 +47,7 @@ def arrange(
     code: str = "sum",
     k: int = 4,
     cost: float = 1.0,
+    saves: float = 0.0,
     domains: int | None = None,
     **changes: Any,
 ) -> Arrangement:
@@ -60,9 +62,12 @@ def arrange(
     approximate   a small model on the extra machines gets a copy of every query; used from the median on
     parm          the paper's: parity always, the first usable answer wins
     coded         the paper's machines with our rules: release, second copies, slow machines taken out
+    coded_shared  the same number of machines, all of them serving; the parity model beside, on idle places only
     ours          a student of `cost` on the same machines, launched late; no machine set aside; extra ones serve too
 
-    `cost`: of a parity model's answer, or of one query in a student. `changes`: to the policy. Raise ConfigError.
+    `cost`: of a parity model's answer, or of one query in a backup; `saves`: what each further query of a backup's
+    group saves, from 0 (k cost k) to 1 (k cost one). `code`: of `parm` and `coded` any, of `ours` a backup (else a
+    student). `changes`: to the policy. Raise ConfigError.
     """
     plan = _plan(name, workers, extra, code, k)
     if plan is None:
@@ -72,7 +77,7 @@ def arrange(
     places = UNBOUNDED if name == "round_robin" else 1
     policy = Policy(**{**PATIENT, **plan.settings, **changes})
     fleet = make_fleet(plan.deployed, plan.protections, plan.shared, built, places, domains)
-    return Arrangement(name, fleet, policy, Costs(group=cost), built)
+    return Arrangement(name, fleet, policy, Costs(group=cost, batch_saves=saves), built)
 
 
 def make_fleet(
@@ -101,11 +106,19 @@ class _Plan:
     code: tuple[str, int] | None = None
 
 
-_OURS: dict[str, Any] = {**HEDGING, "hedge_quantile": 0.98, "slow_factor": 3.0, "out_s": 20.0, "age_factor": 4.0}
+_OURS: dict[str, Any] = {
+    **HEDGING,
+    "hedge_quantile": 0.98,
+    "slow_factor": 3.0,
+    "out_s": 20.0,
+    "age_factor": 4.0,
+    "spare_places": 1,
+}
 
 
 def _plan(name: str, workers: int, extra: int, code: str, k: int) -> _Plan | None:
     everyone = workers + extra
+    coded = {**_OURS, "group_wait_s": 1.0, "seal_early": True}
     plans = {
         "none": _Plan({}, workers),
         "round_robin": _Plan({"balance": "round_robin"}, workers),
@@ -115,9 +128,13 @@ def _plan(name: str, workers: int, extra: int, code: str, k: int) -> _Plan | Non
         "hedge_fixed": _Plan({**HEDGING, "hedge_after_s": 1.25}, everyone),
         "approximate": _Plan({"reconstruct_quantile": 0.5}, workers, extra, code=("student", 1)),
         "parm": _Plan({"reconstruct_after_s": 0.0, "group_wait_s": 1e6}, workers, extra, code=(code, k)),
-        "coded": _Plan({**_OURS, "group_wait_s": 1.0}, workers, extra, code=(code, k)),
+        "coded": _Plan(coded, workers, extra, code=(code, k)),
+        "coded_shared": _Plan(coded, everyone, shared=True, code=(code, k)),
         "ours": _Plan(
-            {**_OURS, "launch": "late", "reconstruct_quantile": 0.9}, everyone, shared=True, code=("student", k)
+            {**_OURS, "launch": "late", "reconstruct_quantile": 0.9},
+            everyone,
+            shared=True,
+            code=("exact" if code == "exact" else "student", k),
         ),
     }
     return plans.get(name)
