@@ -123,6 +123,7 @@ class Query:
     arrived_at: float = field(default=0.0, init=False)
     release_at: float = field(default=float("inf"), init=False)
     group: CodingGroup | None = field(default=None, init=False)
+    """As long as the query is open."""
     slot: int = field(default=-1, init=False)
     attempts: int = field(default=0, init=False)
     in_flight: int = field(default=0, init=False)

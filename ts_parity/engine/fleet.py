@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 
 from ts_parity.engine.events import Code, Endpoint, Fleet, Instance, Pool, Query
 from ts_parity.engine.group import CodingGroup
 from ts_parity.engine.health import Condition, Health
 from ts_parity.engine.policy import GapMeter, LatencyWindow, Policy
 
+_NO_DOMAINS: Mapping[str, int] = {}
 BEARABLE = 0.85
 """Load of the remaining endpoints up to which slowness may take one out: a slow machine still is a machine."""
 
@@ -34,11 +35,13 @@ class InstanceState:
 class EndpointState:
     """An endpoint, its share of its instance's places, and its health."""
 
-    __slots__ = ("endpoint", "health", "host", "in_flight", "last_sent", "since")
+    __slots__ = ("endpoint", "health", "host", "in_flight", "last_sent", "line", "only", "since")
 
     def __init__(self, endpoint: Endpoint, host: InstanceState, policy: Policy) -> None:
         self.endpoint = endpoint
         self.host = host
+        self.line = Line()
+        self.only = frozenset({endpoint.instance})
         self.in_flight = 0
         self.last_sent = 0
         self.since: dict[int, float] = {}
@@ -59,11 +62,57 @@ class EndpointState:
         self.last_sent = task
         self.since[task] = now
         self.health.sent(now)
+        self.line.used(self)
 
     def free_place(self, task: int) -> None:
         self.in_flight -= 1
         self.host.in_flight -= 1
         del self.since[task]
+        self.line.freed(self)
+
+
+class Line:
+    """Endpoints that do the same work: all of them, and those with a place of their own, the longest idle first.
+
+    So choosing costs little, however many there are and however many are busy.
+    """
+
+    __slots__ = ("_ready", "everyone")
+
+    def __init__(self, everyone: Iterable[EndpointState] = ()) -> None:
+        self.everyone = sorted(everyone, key=lambda state: state.last_sent)
+        self._ready = {s.endpoint.name: s for s in self.everyone if s.in_flight < s.endpoint.places}
+        for state in self.everyone:
+            state.line = self
+
+    def __len__(self) -> int:
+        return len(self.everyone)
+
+    def ready(self) -> Collection[EndpointState]:
+        return self._ready.values()
+
+    def used(self, state: EndpointState) -> None:
+        name = state.endpoint.name
+        self._ready.pop(name, None)
+        if state.in_flight < state.endpoint.places:
+            self._ready[name] = state
+
+    def freed(self, state: EndpointState) -> None:
+        if state.in_flight < state.endpoint.places:
+            self._ready.setdefault(state.endpoint.name, state)
+
+    def choose(
+        self,
+        now: float,
+        avoid: frozenset[str] = frozenset(),
+        domains: Mapping[str, int] = _NO_DOMAINS,
+        age_s: float = math.inf,
+    ) -> EndpointState | None:
+        """As `least_outstanding` says. Health never takes out the last one: if all are out, it is ignored."""
+        if not self._ready:
+            return None
+        chosen = least_outstanding(self._ready.values(), now, avoid, domains, age_s=age_s)
+        return _soonest_back(self._ready.values(), self.everyone) if chosen is None else chosen
 
 
 class PoolState:
@@ -71,9 +120,8 @@ class PoolState:
 
     def __init__(self, pool: Pool, policy: Policy) -> None:
         self.pool = pool
-        # By name, the one longest unused first: then the first idle one is the right one, and choosing is cheap.
-        self.deployed: dict[str, EndpointState] = {}
-        self.rows: dict[int, dict[str, EndpointState]] = {}
+        self.deployed = Line()
+        self.rows: dict[int, Line] = {}
         self.waiting: deque[Query] = deque()
         self.waiting_count = 0
         self.open_groups: dict[Hashable, list[CodingGroup]] = {}
@@ -136,31 +184,23 @@ class PoolState:
     @property
     def shares_machines(self) -> bool:
         """Whether a protection stands on a machine that serves deployed models too."""
-        return any(state.host.serves for line in self.rows.values() for state in line.values())
+        return any(state.host.serves for line in self.rows.values() for state in line.everyone)
 
     def may_take_out(self, load: float) -> bool:
         """Whether slowness may take one more endpoint out: not too many, and only if the others can bear the load."""
         count = len(self.deployed)
-        out = 1 + sum(state.health.condition is not Condition.IN for state in self.deployed.values())
+        out = 1 + sum(state.health.condition is not Condition.IN for state in self.deployed.everyone)
         return out <= self._policy.max_out * count and load * count < BEARABLE * (count - out)
 
     def set_endpoints(self, members: Iterable[EndpointState]) -> None:
-        self.deployed, self.rows = {}, {}
-        for state in sorted(members, key=lambda state: state.last_sent):
-            self._line_of(state)[state.endpoint.name] = state
-        domains = self._domains = len({state.domain for state in self.deployed.values()})
+        rows: dict[int | None, list[EndpointState]] = {}
+        for state in members:
+            rows.setdefault(state.endpoint.row, []).append(state)
+        self.deployed = Line(rows.pop(None, ()))
+        self.rows = {row: Line(states) for row, states in rows.items() if row is not None}
+        domains = self._domains = len({state.domain for state in self.deployed.everyone})
         # With fewer domains than k a group cannot be spread over k of them; it is spread as evenly as it can be.
         self._per_domain = math.ceil(self.code.k / domains) if self.code is not None and domains else 1
-
-    def used(self, state: EndpointState) -> None:
-        """It goes to the end of its line."""
-        line = self._line_of(state)
-        if line.pop(state.endpoint.name, None) is not None:
-            line[state.endpoint.name] = state
-
-    def _line_of(self, state: EndpointState) -> dict[str, EndpointState]:
-        row = state.endpoint.row
-        return self.deployed if row is None else self.rows.setdefault(row, {})
 
     def group_for(self, key: Hashable, domain: str) -> CodingGroup | None:
         """The oldest open group that can take a member in this domain."""
@@ -178,12 +218,14 @@ class PoolState:
 
     def endpoint_for_query(self, query: Query, now: float) -> EndpointState | None:
         if self._policy.balance == "round_robin":
-            return next((state for state in self.deployed.values() if state.has_place()), None)
+            return next((state for state in self.deployed.ready() if state.has_place()), None)
+        if not self.deployed.ready() and not self._policy.spare_places:
+            return None
         age_s = self._policy.age_factor * self.reconstruct_after_s if self._policy.age_factor else math.inf
-        chosen = choose(self.deployed.values(), now, avoid=query.avoid, age_s=age_s)
+        chosen = self.deployed.choose(now, query.avoid, age_s=age_s)
         if chosen is None and self._policy.slow_factor and self.waiting_count > len(self.deployed):
             # Where so many wait, a slow machine is sooner done than the queue.
-            slow = [s for s in self.deployed.values() if s.health.only_slow and s.has_place()]
+            slow = [s for s in self.deployed.ready() if s.health.only_slow and s.has_place()]
             chosen = min(slow, key=lambda s: s.last_sent, default=None)
         if chosen is None and self._policy.spare_places:
             chosen = self._given_the_benefit_of_the_doubt(query, now)
@@ -193,7 +235,7 @@ class PoolState:
         spare, overdue_s = self._policy.spare_places, self.reconstruct_after_s
         doubtful = [
             state
-            for state in self.deployed.values()
+            for state in self.deployed.everyone
             if state.health.clean
             and state.host.in_flight < state.host.instance.places + spare
             and state.in_flight < state.endpoint.places + spare
@@ -205,21 +247,23 @@ class PoolState:
 
     def endpoint_for_hedge(self, query: Query, now: float) -> EndpointState | None:
         """An idle one in another failure domain, or none: a hedge must not make others wait."""
-        chosen = choose(self.deployed.values(), now, avoid=query.avoid, domains={query.domain: 1})
+        chosen = self.deployed.choose(now, query.avoid, {query.domain: 1})
         if chosen is None or chosen.host.in_flight or chosen.endpoint.instance in query.avoid:
             return None
         return chosen if chosen.domain != query.domain or self._domains == 1 else None
 
     def endpoint_for_late(self, query: Query, now: float) -> EndpointState | None:
         """Where a backup of a late query runs: in another failure domain than the query, if there is one."""
-        candidates = [state for line in self.rows.values() for state in line.values()]
-        chosen = choose(candidates, now, avoid=query.avoid, domains={query.domain: 1}, in_order=len(self.rows) == 1)
-        if chosen is None or chosen.domain != query.domain:
-            return chosen
-        return chosen if all(state.domain == query.domain for state in candidates) else None
+        chosen = None
+        for line in self.rows.values():
+            chosen = line.choose(now, query.avoid, {query.domain: 1})
+            if chosen is not None and chosen.domain != query.domain:
+                return chosen
+        everyone = (state for line in self.rows.values() for state in line.everyone)
+        return chosen if all(state.domain == query.domain for state in everyone) else None
 
     def endpoint_for_protection(self, group: CodingGroup, row: int, now: float) -> EndpointState | None:
-        return choose(self.rows[row].values(), now, domains=group.domains)
+        return self.rows[row].choose(now, domains=group.domains)
 
     def endpoint_for_finish(self, query: Query, now: float) -> EndpointState | None:
         """Any endpoint with the user's code will do, but not where a task of this query is stuck already.
@@ -227,11 +271,14 @@ class PoolState:
         First the one whose protection has just answered: of the idle ones it is the least likely to be frozen.
         """
         lively = [] if query.group is None else [task.place for task in query.group.protections.values()]
-        chosen = choose([state for state in lively if state.host.instance.name not in query.avoid], now)
+        chosen = least_outstanding([state for state in lively if state.endpoint.instance not in query.avoid], now)
         if chosen is not None:
             return chosen
-        everyone = [*self.deployed.values(), *(s for line in self.rows.values() for s in line.values())]
-        return choose(everyone, now, avoid=query.avoid, in_order=False)
+        lines = [self.deployed, *self.rows.values()]
+        ready = [state for line in lines for state in line.ready()]
+        chosen = least_outstanding(ready, now, query.avoid, in_order=False)
+        everyone = [state for line in lines for state in line.everyone]
+        return _soonest_back(ready, everyone) if chosen is None else chosen
 
 
 class FleetState:
@@ -296,10 +343,7 @@ class FleetState:
                 raise ValueError(f"endpoint {endpoint.name} belongs to pool {endpoint.pool}, which is not listed")
 
 
-_NO_DOMAINS: Mapping[str, int] = {}
-
-
-def choose(
+def least_outstanding(
     candidates: Iterable[EndpointState],
     now: float,
     avoid: frozenset[str] = frozenset(),
@@ -309,19 +353,16 @@ def choose(
 ) -> EndpointState | None:
     """Least outstanding among the healthy ones with a free place; ties go to the one longest unused.
 
-    `in_order`: the candidates come longest unused first, so the first idle one is it.
+    `in_order`: the candidates come longest idle first, so the first idle one is it.
     Instances in `avoid`, failure domains in `domains` and endpoints with a task in flight for longer than `age_s` are
-    taken only if there is nothing else. Health never takes out the last one: if all are out, it is ignored.
+    taken only if there is nothing else.
     """
     best: EndpointState | None = None
     best_rank: tuple[bool, float, int] | None = None
-    someone_in = False
     # The hottest loop of the engine: attributes are read once, and nothing is called.
     for state in candidates:
         health = state.health
-        if health.condition is Condition.IN:
-            someone_in = True
-        elif health.condition is Condition.TRIAL:  # one that is running is the only one
+        if health.condition is Condition.TRIAL:  # one that is running is the only one
             continue
         host = state.host
         instance = host.instance
@@ -337,11 +378,12 @@ def choose(
         rank = (unwanted, taken / instance.places, state.last_sent)
         if best_rank is None or rank < best_rank:
             best, best_rank = state, rank
-    if best is None and not someone_in:
-        return _soonest_back(candidates)
     return best
 
 
-def _soonest_back(candidates: Iterable[EndpointState]) -> EndpointState | None:
-    out = [s for s in candidates if s.has_place() and s.health.condition is Condition.OUT]
+def _soonest_back(ready: Iterable[EndpointState], everyone: Iterable[EndpointState]) -> EndpointState | None:
+    """For when none is chosen: none, unless all of them are out."""
+    if any(state.health.condition is Condition.IN for state in everyone):
+        return None
+    out = [s for s in ready if s.has_place() and s.health.condition is Condition.OUT]
     return min(out, key=lambda s: (s.health.resumes_at, s.last_sent), default=None)

@@ -114,6 +114,7 @@ class LatencyWindow:
         self._latencies: deque[float] = deque(maxlen=size)
         self._unseen = 0
         self._sorted: list[float] = []
+        self._known: dict[float, float] = {}
 
     def add(self, latency_s: float) -> None:
         self._latencies.append(latency_s)
@@ -121,11 +122,14 @@ class LatencyWindow:
         if self._unseen >= (self.EVERY if self._sorted else self.ENOUGH):
             self._unseen = 0
             self._sorted = sorted(self._latencies)
+            self._known.clear()
 
     def quantile(self, share: float) -> float | None:
         """None until there are enough latencies to know it."""
-        known = self._sorted
-        return known[min(len(known) - 1, int(len(known) * share))] if known else None
+        known = self._known.get(share)
+        if known is None and self._sorted:
+            known = self._known[share] = self._sorted[min(len(self._sorted) - 1, int(len(self._sorted) * share))]
+        return known
 
 
 class GapMeter:

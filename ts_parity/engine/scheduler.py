@@ -72,7 +72,8 @@ class Scheduler:
         self._live.add(query.id)
         query.state = QueryState.WAITING
         self._retries.deposit()
-        self._hedges.deposit()
+        if self.policy.hedge_ratio:
+            self._hedges.deposit()
         if pool is None or not pool.deployed:
             self._fail(query, Reason.NO_ENDPOINT, actions)
         elif pool.waiting_count >= self.policy.max_waiting:
@@ -83,8 +84,6 @@ class Scheduler:
             if pool.waiting_count == 1:  # else those before it found no place, and none has come free since
                 self._pump(now, actions)
             if query.state is QueryState.WAITING:
-                self._timers.arm(now + self.policy.max_wait_s, Timer.WAIT, query)
-            if query.open and query.armed_at == math.inf:  # else it was dispatched at once
                 self._arm_query(query)
         return actions
 
@@ -206,7 +205,7 @@ class Scheduler:
         query.state = QueryState.RUNNING
         query.attempts += 1
         query.in_flight += 1
-        query.avoid |= {place.endpoint.instance}
+        query.avoid = query.avoid | place.only if query.avoid else place.only
         query.domain = place.domain
         self._load.add(self._in_flight + pool.waiting_count, self._fleet.places)
         sealed = None
@@ -326,7 +325,7 @@ class Scheduler:
                     return
                 if self._hedges.take():
                     query.in_flight += 1
-                    query.avoid |= {place.endpoint.instance}
+                    query.avoid |= place.only
                     self.sent["hedge"] += 1
                     self._send(Kind.DEPLOYED, place, query, query.group, query.slot, None, now, actions, hedge=True)
             del pool.hedges[query.id]
@@ -339,7 +338,7 @@ class Scheduler:
                 if place is None:
                     return
                 query.finish_attempts += 1
-                query.avoid |= {place.endpoint.instance}
+                query.avoid |= place.only
                 self._send(Kind.FINISH, place, query, query.group, query.slot, None, now, actions)
                 # The endpoint may be frozen and not known to be: then a second one is asked.
                 self._timers.arm(now + pool.reconstruct_after_s, Timer.FINISH, query)
@@ -360,9 +359,6 @@ class Scheduler:
         self._serial += 1
         task = Task(self._serial, kind, query, group, slot, row, place, now, hedge)
         place.take_place(self._serial, now)
-        pool = self._fleet.pools.get(place.endpoint.pool)
-        if pool is not None:
-            pool.used(place)
         self._in_flight += 1
         self.sent[kind] += 1
         actions.append(Send(task))
@@ -459,6 +455,7 @@ class Scheduler:
         query.state = QueryState.WAITING
         pool.waiting.appendleft(query)
         pool.waiting_count += 1
+        self._arm_query(query)
         return True
 
     def _give_up_on_own_task(self, query: Query, now: float, actions: list[Action]) -> None:
@@ -517,23 +514,33 @@ class Scheduler:
     def _arm_query(self, query: Query) -> None:
         """One timer a query: for what comes next."""
         assert query.deadline_at is not None
-        at = min(query.deadline_at, query.launch_at, query.hedge_at)
-        if not query.released and (query.late or query.group is not None):
-            at = min(at, query.release_at)
+        at = query.deadline_at
+        if query.launch_at < at:
+            at = query.launch_at
+        if query.hedge_at < at:
+            at = query.hedge_at
+        if query.release_at < at and not query.released and (query.late or query.group is not None):
+            at = query.release_at
+        if query.state is QueryState.WAITING and not query.attempts:
+            at = min(at, query.arrived_at + self.policy.max_wait_s)
         query.armed_at = at
         self._timers.arm(at, Timer.QUERY, query)
 
     def _query_timer(self, kind: Timer, at: float, query: Query, now: float, actions: list[Action]) -> None:
         if kind is Timer.FINISH:
             self._queue_finish(query)
-        elif kind is Timer.WAIT:
-            if query.state is QueryState.WAITING and query.attempts == 0:
-                self._fail(query, Reason.OVERLOADED, actions)
         elif at == query.armed_at:  # else it was armed anew
             self._query_due(query, now, actions)
 
     def _query_due(self, query: Query, now: float, actions: list[Action]) -> None:
         assert query.deadline_at is not None
+        if (
+            query.state is QueryState.WAITING
+            and not query.attempts
+            and now >= query.arrived_at + self.policy.max_wait_s
+        ):
+            self._fail(query, Reason.OVERLOADED, actions)
+            return
         pool = self._fleet.pools.get(query.pool)
         if pool is not None and now >= query.launch_at:
             self._launch(pool, query)
@@ -562,8 +569,9 @@ class Scheduler:
 
     def _fail(self, query: Query, reason: Reason, actions: list[Action]) -> None:
         self.failed[reason] += 1
+        failure = query.last_failure
         self._close(query)
-        actions.append(Fail(query, reason, query.last_failure))
+        actions.append(Fail(query, reason, failure))
 
     def _close(self, query: Query) -> None:
         if query.state is QueryState.WAITING:
@@ -578,8 +586,10 @@ class Scheduler:
                 pool.hedges.pop(query.id, None)
         query.state = QueryState.DONE
         self._live.discard(query.id)
-        if query.group is not None:
-            query.group.member_done()
+        group = query.group
+        query.group = query.last_failure = None  # no cycles: nothing is left to the garbage collector
+        if group is not None:
+            group.member_done()
         if len(self._timers) > 256 + 8 * len(self._live):
             self._timers.forget_stale()
 

@@ -20,10 +20,9 @@ Subject = Query | CodingGroup | EndpointState
 class Timer(IntEnum):
     SEAL = 0
     QUERY = 1
-    """The next thing that time does to a query: launch, hedge, release or deadline."""
-    WAIT = 2
-    RESUME = 3
-    FINISH = 4
+    """The next thing that time does to a query: launch, hedge, release, deadline, or too long a wait for a place."""
+    RESUME = 2
+    FINISH = 3
 
 
 class Timers:
@@ -48,21 +47,25 @@ class Timers:
 
     def earliest(self) -> float | None:
         heap = self._heap
-        while heap and is_stale(heap[0][2], heap[0][3]):
+        while heap:
+            timer = heap[0]
+            if not is_stale(timer):
+                return timer[0]
             heapq.heappop(heap)
-        return heap[0][0] if heap else None
+        return None
 
     def forget_stale(self) -> None:
         """An answered query leaves its timers behind; they go when they outnumber the rest."""
-        self._heap = [timer for timer in self._heap if not is_stale(timer[2], timer[3])]
+        self._heap = [timer for timer in self._heap if not is_stale(timer)]
         heapq.heapify(self._heap)
 
     def stale(self) -> int:
-        return sum(is_stale(kind, subject) for _, _, kind, subject in self._heap)
+        return sum(map(is_stale, self._heap))
 
 
-def is_stale(kind: Timer, subject: Subject) -> bool:
+def is_stale(timer: tuple[float, int, Timer, Subject]) -> bool:
+    """Whether nothing is left to do when it is due: a query's own timer counts only as it was last armed."""
+    at, _, kind, subject = timer
     if isinstance(subject, Query):
-        state = subject.state
-        return state is QueryState.DONE or (kind is Timer.WAIT and state is not QueryState.WAITING)
+        return subject.state is QueryState.DONE or (kind is Timer.QUERY and at != subject.armed_at)
     return isinstance(subject, CodingGroup) and subject.sealed
