@@ -283,6 +283,7 @@ def test_an_endpoint_that_keeps_failing_is_left_alone_and_comes_back_by_one_tria
     def ask(at):
         nonlocal number
         number += 1
+        scheduler.tick(at)
         (send,) = scheduler.query_arrived(Query(number, POOL), at)
         sent_to.append(send.task.endpoint.name)
         scheduler.task_done(send.task, Failed("refused") if send.task.endpoint.name == "d0" else Arrived(), at)
@@ -317,6 +318,7 @@ def test_an_endpoint_that_returns_starts_slowly():
     first = ask(0.0)
     name = first.endpoint.name
     scheduler.task_done(first, Failed("refused"), 0.0)
+    scheduler.tick(1.5)
     trial = next(task for task in (ask(1.5) for _ in range(9)) if task.endpoint.name == name)
     allowed = []
     running = [trial]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Collection, Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 
 from ts_parity.engine.events import Code, Endpoint, Fleet, Instance, Pool, Query
 from ts_parity.engine.group import CodingGroup
@@ -23,10 +23,11 @@ BEARABLE = 0.85
 class InstanceState:
     """One TorchServe and how many of its places are taken, over all models it hosts."""
 
-    __slots__ = ("in_flight", "instance", "protects", "serves")
+    __slots__ = ("endpoints", "in_flight", "instance", "protects", "serves")
 
     def __init__(self, instance: Instance) -> None:
         self.instance = instance
+        self.endpoints: list[EndpointState] = []
         self.in_flight = 0
         self.protects = False
         self.serves = False
@@ -35,9 +36,10 @@ class InstanceState:
 class EndpointState:
     """An endpoint, its share of its instance's places, and its health."""
 
-    __slots__ = ("endpoint", "health", "host", "in_flight", "last_sent", "line", "only", "since")
+    __slots__ = ("endpoint", "health", "host", "in_flight", "last_sent", "line", "name", "only", "since")
 
     def __init__(self, endpoint: Endpoint, host: InstanceState, policy: Policy) -> None:
+        self.name = endpoint.name
         self.endpoint = endpoint
         self.host = host
         self.line = Line()
@@ -57,49 +59,71 @@ class EndpointState:
 
     def take_place(self, task: int, now: float) -> None:
         """Task numbers grow, so the last one is also the order in which endpoints were used."""
+        host = self.host
         self.in_flight += 1
-        self.host.in_flight += 1
+        host.in_flight += 1
         self.last_sent = task
         self.since[task] = now
         self.health.sent(now)
-        self.line.used(self)
+        if host.in_flight >= host.instance.places:
+            for state in host.endpoints:
+                state.line.ready.pop(state.name, None)
+        else:
+            self.line.used(self)
 
     def free_place(self, task: int) -> None:
+        host = self.host
         self.in_flight -= 1
-        self.host.in_flight -= 1
+        host.in_flight -= 1
         del self.since[task]
-        self.line.freed(self)
+        if host.in_flight == host.instance.places - 1:
+            for state in host.endpoints:
+                state.line.freed(state)
+        else:
+            self.line.freed(self)
 
 
 class Line:
-    """Endpoints that do the same work: all of them, and those with a place of their own, the longest idle first.
+    """Endpoints that do the same work: all of them, and those with a place, the longest idle first.
 
-    So choosing costs little, however many there are and however many are busy.
+    So choosing costs little, however many there are, and however many are busy or out.
     """
 
-    __slots__ = ("_ready", "everyone")
+    __slots__ = ("everyone", "out", "parked", "ready")
 
     def __init__(self, everyone: Iterable[EndpointState] = ()) -> None:
         self.everyone = sorted(everyone, key=lambda state: state.last_sent)
-        self._ready = {s.endpoint.name: s for s in self.everyone if s.in_flight < s.endpoint.places}
+        self.ready = {state.name: state for state in self.everyone if state.has_place()}
+        self.parked: dict[str, EndpointState] = {}
+        """Not to be asked for a while, and not in `ready`."""
+        self.out = sum(state.health.condition is not Condition.IN for state in self.everyone)
+        """How many are out or on trial."""
         for state in self.everyone:
             state.line = self
 
     def __len__(self) -> int:
         return len(self.everyone)
 
-    def ready(self) -> Collection[EndpointState]:
-        return self._ready.values()
-
     def used(self, state: EndpointState) -> None:
-        name = state.endpoint.name
-        self._ready.pop(name, None)
-        if state.in_flight < state.endpoint.places:
-            self._ready[name] = state
+        name = state.name
+        if self.ready.pop(name, None) is not None and state.in_flight < state.endpoint.places:
+            self.ready[name] = state
 
     def freed(self, state: EndpointState) -> None:
-        if state.in_flight < state.endpoint.places:
-            self._ready.setdefault(state.endpoint.name, state)
+        if state.name not in self.parked and state.has_place():
+            self.ready.setdefault(state.name, state)
+
+    def park(self, state: EndpointState) -> None:
+        self.ready.pop(state.name, None)
+        self.parked[state.name] = state
+
+    def unpark(self, state: EndpointState) -> None:
+        if self.parked.pop(state.name, None) is not None:
+            self.freed(state)
+
+    def count(self, before: Condition, after: Condition) -> None:
+        """An endpoint's condition has changed."""
+        self.out += (after is not Condition.IN) - (before is not Condition.IN)
 
     def choose(
         self,
@@ -109,10 +133,8 @@ class Line:
         age_s: float = math.inf,
     ) -> EndpointState | None:
         """As `least_outstanding` says. Health never takes out the last one: if all are out, it is ignored."""
-        if not self._ready:
-            return None
-        chosen = least_outstanding(self._ready.values(), now, avoid, domains, age_s=age_s)
-        return _soonest_back(self._ready.values(), self.everyone) if chosen is None else chosen
+        chosen = least_outstanding(self.ready.values(), now, avoid, domains, age_s=age_s) if self.ready else None
+        return _soonest_back(self.everyone) if chosen is None and self.out == len(self.everyone) else chosen
 
 
 class PoolState:
@@ -154,6 +176,12 @@ class PoolState:
     def group_wait_s(self) -> float:
         return self.reconstruct_after_s if self._policy.group_wait_s is None else self._policy.group_wait_s
 
+    def has_work(self) -> bool:
+        """Whether anything waits for a place."""
+        if self.waiting_count or self.finishes or self.late or self.hedges:
+            return True
+        return bool(self.protections) and not self.protections_blocked
+
     def expects_member(self, group: CodingGroup, now: float) -> bool:
         """Whether one more is likely to come before the group is sealed anyway."""
         return not (self._policy.seal_early and self.pool.partial) or now + self.gap.mean <= group.closes_at
@@ -189,7 +217,7 @@ class PoolState:
     def may_take_out(self, load: float) -> bool:
         """Whether slowness may take one more endpoint out: not too many, and only if the others can bear the load."""
         count = len(self.deployed)
-        out = 1 + sum(state.health.condition is not Condition.IN for state in self.deployed.everyone)
+        out = 1 + self.deployed.out
         return out <= self._policy.max_out * count and load * count < BEARABLE * (count - out)
 
     def set_endpoints(self, members: Iterable[EndpointState]) -> None:
@@ -218,14 +246,14 @@ class PoolState:
 
     def endpoint_for_query(self, query: Query, now: float) -> EndpointState | None:
         if self._policy.balance == "round_robin":
-            return next((state for state in self.deployed.ready() if state.has_place()), None)
-        if not self.deployed.ready() and not self._policy.spare_places:
-            return None
-        age_s = self._policy.age_factor * self.reconstruct_after_s if self._policy.age_factor else math.inf
+            return next((state for state in self.deployed.ready.values() if state.has_place()), None)
+        age_s = math.inf
+        if self._policy.age_factor and self.deployed.ready:
+            age_s = self._policy.age_factor * self.reconstruct_after_s
         chosen = self.deployed.choose(now, query.avoid, age_s=age_s)
         if chosen is None and self._policy.slow_factor and self.waiting_count > len(self.deployed):
             # Where so many wait, a slow machine is sooner done than the queue.
-            slow = [s for s in self.deployed.ready() if s.health.only_slow and s.has_place()]
+            slow = [s for s in self.deployed.parked.values() if s.health.only_slow and s.has_place()]
             chosen = min(slow, key=lambda s: s.last_sent, default=None)
         if chosen is None and self._policy.spare_places:
             chosen = self._given_the_benefit_of_the_doubt(query, now)
@@ -271,14 +299,16 @@ class PoolState:
         First the one whose protection has just answered: of the idle ones it is the least likely to be frozen.
         """
         lively = [] if query.group is None else [task.place for task in query.group.protections.values()]
-        chosen = least_outstanding([state for state in lively if state.endpoint.instance not in query.avoid], now)
+        idle = [state for state in lively if state.has_place() and state.endpoint.instance not in query.avoid]
+        chosen = least_outstanding(idle, now)
         if chosen is not None:
             return chosen
         lines = [self.deployed, *self.rows.values()]
-        ready = [state for line in lines for state in line.ready()]
+        ready = [state for line in lines for state in line.ready.values()]
         chosen = least_outstanding(ready, now, query.avoid, in_order=False)
-        everyone = [state for line in lines for state in line.everyone]
-        return _soonest_back(ready, everyone) if chosen is None else chosen
+        if chosen is not None or any(line.out < len(line) for line in lines):
+            return chosen
+        return _soonest_back(state for line in lines for state in line.everyone)
 
 
 class FleetState:
@@ -319,12 +349,15 @@ class FleetState:
     def _update_endpoints(self, fleet: Fleet) -> None:
         known = self._left | self.endpoints
         self.endpoints = {}
+        for host in self.instances.values():
+            host.endpoints = []
         for endpoint in fleet.endpoints:
             state = known.get(endpoint.name)
             if state is None or state.endpoint.instance != endpoint.instance:
                 state = EndpointState(endpoint, self.instances[endpoint.instance], self._policy)
             state.endpoint = endpoint
             state.host = self.instances[endpoint.instance]
+            state.host.endpoints.append(state)
             state.host.protects = state.host.protects or endpoint.row is not None
             state.host.serves = state.host.serves or endpoint.row is None
             self.endpoints[endpoint.name] = state
@@ -351,7 +384,7 @@ def least_outstanding(
     in_order: bool = True,
     age_s: float = math.inf,
 ) -> EndpointState | None:
-    """Least outstanding among the healthy ones with a free place; ties go to the one longest unused.
+    """Least outstanding among the healthy ones, which all have a free place; ties go to the one longest unused.
 
     `in_order`: the candidates come longest idle first, so the first idle one is it.
     Instances in `avoid`, failure domains in `domains` and endpoints with a task in flight for longer than `age_s` are
@@ -364,12 +397,11 @@ def least_outstanding(
         health = state.health
         if health.condition is Condition.TRIAL:  # one that is running is the only one
             continue
+        if now < health.resumes_at or state.in_flight >= health.ramp:
+            continue
         host = state.host
         instance = host.instance
         taken = host.in_flight
-        mine = state.in_flight
-        if taken >= instance.places or mine >= state.endpoint.places or mine >= health.ramp or now < health.resumes_at:
-            continue
         unwanted = instance.name in avoid or instance.domain in domains
         if taken == 0 and not unwanted and in_order:
             return state
@@ -381,9 +413,6 @@ def least_outstanding(
     return best
 
 
-def _soonest_back(ready: Iterable[EndpointState], everyone: Iterable[EndpointState]) -> EndpointState | None:
-    """For when none is chosen: none, unless all of them are out."""
-    if any(state.health.condition is Condition.IN for state in everyone):
-        return None
-    out = [s for s in ready if s.has_place() and s.health.condition is Condition.OUT]
+def _soonest_back(all_out: Iterable[EndpointState]) -> EndpointState | None:
+    out = [s for s in all_out if s.has_place() and s.health.condition is Condition.OUT]
     return min(out, key=lambda s: (s.health.resumes_at, s.last_sent), default=None)

@@ -56,18 +56,21 @@ class Health:
         """Its last answer was in time."""
         return self.condition is Condition.IN and not self._failures and not self._slow
 
+    @property
+    def untroubled(self) -> bool:
+        """Another success would change nothing."""
+        return self.ramp >= WARM and not self.resumes_at and self.clean
+
     def sent(self, now: float) -> None:
         """The first task after a time out is the trial."""
         if self.condition is Condition.OUT and now >= self.resumes_at:
             self.condition = Condition.TRIAL
 
     def succeeded(self) -> None:
-        if self.ramp < WARM:
-            self.ramp += 1
-        if not self._failures and not self._slow and self.condition is Condition.IN:
-            return
         if self.condition is not Condition.IN:
             self.ramp = 1
+        elif self.ramp < WARM:
+            self.ramp += 1
         self._failures = self._slow = 0
         self._returns = 0
         self.condition = Condition.IN

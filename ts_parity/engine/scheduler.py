@@ -158,6 +158,8 @@ class Scheduler:
                 if subject.open:
                     self._query_timer(kind, at, subject, now, actions)
             else:  # an endpoint may be asked again
+                if subject.health.resumes_at <= now:
+                    subject.line.unpark(subject)
                 self._unblock()
         self._pump(now, actions)
         return actions
@@ -172,7 +174,7 @@ class Scheduler:
         """Finishes and late launches first (someone is late), then queries in order of arrival, then second copies and
         protections on idle places.
         """
-        pools = self._fleet.pools.values()
+        pools = [pool for pool in self._fleet.pools.values() if pool.has_work()]
         for pool in pools:
             if pool.finishes:
                 self._send_finishes(pool, now, actions)
@@ -590,35 +592,39 @@ class Scheduler:
         query.group = query.last_failure = None  # no cycles: nothing is left to the garbage collector
         if group is not None:
             group.member_done()
-        if len(self._timers) > 256 + 8 * len(self._live):
-            self._timers.forget_stale()
 
     # ---- small print -----------------------------------------------------------------------------------------------
 
     def _note_health(self, task: Task, outcome: Outcome, now: float) -> None:
-        health = task.place.health
+        place = task.place
+        health = place.health
         if isinstance(outcome, Arrived):
-            if self.policy.slow_factor and task.kind is Kind.DEPLOYED and self._was_slow(task, now):
+            slow = self.policy.slow_factor and task.kind is Kind.DEPLOYED and self._was_slow(task, now)
+            if health.untroubled and not slow:
                 return
-            health.succeeded()
-        elif isinstance(outcome, Rejected):
-            health.pause(now + self.policy.reject_pause_s)
-            self._timers.arm(health.resumes_at, Timer.RESUME, task.place)
-        elif outcome.retry:
-            health.failed(now)
-            if health.resumes_at > now:
-                self._timers.arm(health.resumes_at, Timer.RESUME, task.place)
+            before = health.condition
+            if slow:
+                pool = self._fleet.pools[task.endpoint.pool]
+                health.was_slow(now, self.policy.slow_until_out, pool.may_take_out(self._load.value))
+            else:
+                health.succeeded()
+        else:
+            before = health.condition
+            if isinstance(outcome, Rejected):
+                health.pause(now + self.policy.reject_pause_s)
+            elif outcome.retry:
+                health.failed(now)
+        place.line.count(before, health.condition)
+        if health.resumes_at > now:
+            place.line.park(place)
+            self._timers.arm(health.resumes_at, Timer.RESUME, place)
+        else:
+            place.line.unpark(place)
 
     def _was_slow(self, task: Task, now: float) -> bool:
         pool = self._fleet.pools.get(task.endpoint.pool)
         usual = None if pool is None else pool.latency.quantile(0.5)
-        if pool is None or usual is None or now - task.sent_at <= self.policy.slow_factor * usual:
-            return False
-        health = task.place.health
-        health.was_slow(now, self.policy.slow_until_out, pool.may_take_out(self._load.value))
-        if health.resumes_at > now:
-            self._timers.arm(health.resumes_at, Timer.RESUME, task.place)
-        return True
+        return usual is not None and now - task.sent_at > self.policy.slow_factor * usual
 
     def open_queries(self) -> int:
         return len(self._live)

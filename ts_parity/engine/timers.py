@@ -17,6 +17,10 @@ from ts_parity.engine.group import CodingGroup
 Subject = Query | CodingGroup | EndpointState
 
 
+ROOM = 256
+"""So many stale timers are not worth looking for."""
+
+
 class Timer(IntEnum):
     SEAL = 0
     QUERY = 1
@@ -31,12 +35,15 @@ class Timers:
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Timer, Subject]] = []
         self._order = count()
+        self._limit = ROOM
 
     def __len__(self) -> int:
         return len(self._heap)
 
     def arm(self, at: float, kind: Timer, subject: Subject) -> None:
         heapq.heappush(self._heap, (at, next(self._order), kind, subject))
+        if len(self._heap) > self._limit:
+            self._forget_stale()
 
     def pop_due(self, now: float) -> tuple[float, Timer, Subject] | None:
         """The earliest that is due by now, if any."""
@@ -54,10 +61,11 @@ class Timers:
             heapq.heappop(heap)
         return None
 
-    def forget_stale(self) -> None:
+    def _forget_stale(self) -> None:
         """An answered query leaves its timers behind; they go when they outnumber the rest."""
         self._heap = [timer for timer in self._heap if not is_stale(timer)]
         heapq.heapify(self._heap)
+        self._limit = ROOM + 2 * len(self._heap)
 
     def stale(self) -> int:
         return sum(map(is_stale, self._heap))
