@@ -44,7 +44,7 @@ def one_run(policy: Policy, queries: int, seed: int) -> float:
             heapq.heappush(events, (now + rng.expovariate(LOAD * 12 / SERVICE_S), order, following))
         started = clock()
         actions = []
-        while (timer := scheduler.next_deadline()) is not None and timer <= now:
+        while (timer := scheduler.next_deadline()) <= now:
             actions += scheduler.tick(timer)
         if isinstance(subject, Query):
             actions += scheduler.query_arrived(subject, now)

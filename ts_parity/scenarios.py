@@ -7,6 +7,7 @@ exact and instant.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -169,12 +170,12 @@ class _World:
         scheduler = self._run.scheduler
         while True:
             timer = scheduler.next_deadline()
-            event_at = self._heap[0][0] if self._heap else None
-            if timer is not None and (event_at is None or timer < event_at):
+            event_at = self._heap[0][0] if self._heap else math.inf
+            if timer < event_at:
                 if timer > until:
                     return
                 self._obey(scheduler.tick(timer), timer)
-            elif event_at is None or event_at > until:
+            elif event_at == math.inf or event_at > until:
                 return
             else:
                 _, _, subject, what = heapq.heappop(self._heap)

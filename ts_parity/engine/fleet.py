@@ -176,12 +176,6 @@ class PoolState:
     def group_wait_s(self) -> float:
         return self.reconstruct_after_s if self._policy.group_wait_s is None else self._policy.group_wait_s
 
-    def has_work(self) -> bool:
-        """Whether anything waits for a place."""
-        if self.waiting_count or self.finishes or self.late or self.hedges:
-            return True
-        return bool(self.protections) and not self.protections_blocked
-
     def expects_member(self, group: CodingGroup, now: float) -> bool:
         """Whether one more is likely to come before the group is sealed anyway."""
         return not (self._policy.seal_early and self.pool.partial) or now + self.gap.mean <= group.closes_at

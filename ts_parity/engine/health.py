@@ -36,6 +36,7 @@ class Health:
         "only_slow",
         "ramp",
         "resumes_at",
+        "untroubled",
     )
 
     def __init__(self, failures_until_out: int, out_s: float) -> None:
@@ -50,16 +51,13 @@ class Health:
         """It is out for answering slowly: better than nothing when everybody else is busy."""
         self.ramp = WARM
         """Tasks it may have in flight, if its places allow it; `WARM` is no limit."""
+        self.untroubled = True
+        """Another success would change nothing."""
 
     @property
     def clean(self) -> bool:
         """Its last answer was in time."""
         return self.condition is Condition.IN and not self._failures and not self._slow
-
-    @property
-    def untroubled(self) -> bool:
-        """Another success would change nothing."""
-        return self.ramp >= WARM and not self.resumes_at and self.clean
 
     def sent(self, now: float) -> None:
         """The first task after a time out is the trial."""
@@ -75,8 +73,10 @@ class Health:
         self._returns = 0
         self.condition = Condition.IN
         self.resumes_at = 0.0
+        self.untroubled = self.ramp >= WARM
 
     def failed(self, now: float) -> None:
+        self.untroubled = False
         self._failures += 1
         if self.condition is Condition.IN and self._failures < self._failures_until_out:
             return
@@ -84,6 +84,7 @@ class Health:
 
     def was_slow(self, now: float, until_out: int, may_take_out: bool) -> None:
         """It answered, but far later than its peers do. A slow trial keeps it out."""
+        self.untroubled = False
         self._failures = 0
         self._slow += 1
         if self.condition is not Condition.IN or (self._slow >= until_out and may_take_out):
@@ -100,6 +101,7 @@ class Health:
 
     def pause(self, until: float) -> None:
         """The instance is full: it did not fail, and asking again at once would only be rejected again."""
+        self.untroubled = False
         self.resumes_at = max(self.resumes_at, until)
         if self.condition is Condition.TRIAL:
             self.condition = Condition.OUT

@@ -164,8 +164,8 @@ class Scheduler:
         self._pump(now, actions)
         return actions
 
-    def next_deadline(self) -> float | None:
-        """When `tick` must be called next, unless an event comes first."""
+    def next_deadline(self) -> float:
+        """When `tick` must be called next, unless an event comes first; inf: never."""
         return self._timers.earliest()
 
     # ---- what is waiting gets its place ----------------------------------------------------------------------------
@@ -174,7 +174,15 @@ class Scheduler:
         """Finishes and late launches first (someone is late), then queries in order of arrival, then second copies and
         protections on idle places.
         """
-        pools = [pool for pool in self._fleet.pools.values() if pool.has_work()]
+        pools = [
+            pool
+            for pool in self._fleet.pools.values()
+            if pool.waiting_count
+            or (pool.protections and not pool.protections_blocked)
+            or pool.late
+            or pool.hedges
+            or pool.finishes
+        ]
         for pool in pools:
             if pool.finishes:
                 self._send_finishes(pool, now, actions)

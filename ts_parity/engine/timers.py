@@ -7,6 +7,7 @@ Timers are data; whoever drives the engine arms one real timer for the earliest 
 from __future__ import annotations
 
 import heapq
+import math
 from enum import IntEnum
 from itertools import count
 
@@ -52,14 +53,14 @@ class Timers:
         at, _, kind, subject = heapq.heappop(self._heap)
         return at, kind, subject
 
-    def earliest(self) -> float | None:
+    def earliest(self) -> float:
         heap = self._heap
         while heap:
             timer = heap[0]
             if not is_stale(timer):
                 return timer[0]
             heapq.heappop(heap)
-        return None
+        return math.inf
 
     def _forget_stale(self) -> None:
         """An answered query leaves its timers behind; they go when they outnumber the rest."""

@@ -197,11 +197,6 @@ def simulate(
     return _Run(scenario, seed, keep_records, progress, on_event).go()
 
 
-def _due_at(scheduler: Scheduler) -> float:
-    deadline = scheduler.next_deadline()
-    return math.inf if deadline is None else deadline
-
-
 _ARRIVED = Arrived(raw=True)
 _DEAD = Failed("dead")
 
@@ -251,8 +246,8 @@ class _Run:
         one = schedulers[0] if len(schedulers) == 1 else None
         while True:
             event_at = heap[0][0] if heap else inf
-            scheduler = one or min(schedulers, key=_due_at)
-            due_at = _due_at(scheduler)
+            scheduler = one or min(schedulers, key=Scheduler.next_deadline)
+            due_at = scheduler.next_deadline()
             if due_at <= arrival_at and due_at <= event_at:
                 if due_at == inf:
                     break

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ class Driver:
         self._waiting: dict[int, asyncio.Future[Delivered]] = {}
         self._in_flight: dict[int, asyncio.Task[None]] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._timer_at: float | None = None
+        self._timer_at = math.inf
 
     async def predict(
         self, pool: str, ask: Ask, key: Hashable, exact: bool = False, deadline_s: float | None = None
@@ -299,10 +300,10 @@ class Driver:
         if self._timer is not None:
             self._timer.cancel()
         self._timer_at = at
-        self._timer = None if at is None else asyncio.get_running_loop().call_at(at, self._tick)
+        self._timer = None if at == math.inf else asyncio.get_running_loop().call_at(at, self._tick)
 
     def _tick(self) -> None:
-        self._timer_at = self._timer = None
+        self._timer_at, self._timer = math.inf, None
         self._obey(self.scheduler.tick(_now()))
 
 
