@@ -99,6 +99,9 @@ class Settings:
     )
     launch_quantile: float = _setting(0.9, "the quantile that auto takes for launch_after_s", "", 0.01, 1)
     launch_stretch: float = _setting(0.2, "by how much later a launch is at full load", "", 0)
+    launch_waiting: float = _setting(
+        0.0, "a query that waits for a place for so many times launch_after_s gets its backup first; 0: never", "", 0
+    )
     hedge_ratio: float = _setting(0.0, "second copies allowed per query, on average; 0: no hedging", "", 0)
     hedge_burst: float = _setting(10.0, "second copies allowed at once", "copies", 0)
     hedge_after_s: float | None = _setting(

@@ -72,6 +72,7 @@ POLICIES = st.builds(
     failures_until_out=st.integers(1, 3),
     launch=st.sampled_from(["group", "late"]),
     launch_after_s=st.sampled_from([None, 0.0, 0.3, 0.7]),
+    launch_waiting=st.sampled_from([0.0, 0.5, 1.0]),
     hedge_ratio=st.sampled_from([0.0, 0.1, 1.0]),
     hedge_burst=st.sampled_from([1.0, 3.0]),
     hedge_after_s=st.sampled_from([None, 0.0, 0.2]),
@@ -143,7 +144,11 @@ class World:
         query = task.query
         assert self.now >= query.release_at
         if query.id not in self.failed_own and self.policy.reconstruct_after_s is not None:
-            assert self.now >= query.sent_first + self.policy.reconstruct_after_s - 1e-9
+            earliest = getattr(query, "sent_first", math.inf) + self.policy.reconstruct_after_s
+            if self.policy.launch_waiting and self.policy.launch == "late":
+                waits = self.policy.launch_waiting * (self.policy.launch_after_s or 0.0)
+                earliest = min(earliest, query.arrived_at + waits)
+            assert self.now >= earliest - 1e-9
         assert not query.exact or task.group.code.lossless
 
     def check_rebuilt(self, action):

@@ -87,6 +87,50 @@ def test_a_client_that_leaves_takes_its_launch_along():
     assert run.nothing_left_over()
 
 
+# ---- waiting for a place -------------------------------------------------------------------------------------------
+
+CROWD = {"launch_waiting": 1.0, "launch_after_s": 0.02, "reconstruct_after_s": 0.02}
+
+
+def test_a_query_that_waits_too_long_for_a_place_gets_a_backup_instead():
+    """One machine, busy for 30 ms: the second query is due at 20 ms and takes the first place; it is never sent."""
+    run = late(
+        arrivals=[0.0, 0.0],
+        tasks=[(0, 0.030, "ok"), ("parity 0", 0.004, "ok")],
+        deployed=1,
+        protections=1,
+        policy=CROWD,
+    )
+    assert run.sends("parity 0") == [(0.030, "p0.0")]
+    assert run.sends(1) == []
+    assert run.answers[1] == ("reconstructed", 0.034)
+    assert run.nothing_left_over()
+
+
+def test_when_that_backup_fails_the_query_is_sent_after_all():
+    run = late(
+        arrivals=[0.0, 0.0],
+        tasks=[(0, 0.030, "ok"), ("parity 0", 0.004, "fatal")],
+        deployed=1,
+        protections=1,
+        policy=CROWD,
+    )
+    assert run.sends(1) == [(0.034, "d0")]
+    assert run.answers[1] == ("deployed", 0.044)
+    assert run.nothing_left_over()
+
+
+def test_a_waiting_query_that_refuses_approximate_answers_goes_on_waiting():
+    run = late(arrivals=[0.0, 0.0], exact=[1], tasks=[(0, 0.030, "ok")], deployed=1, protections=1, policy=CROWD)
+    assert run.answers[1] == ("deployed", 0.040)
+
+
+def test_waiting_queries_get_no_backup_unless_asked_for():
+    run = late(arrivals=[0.0, 0.0], tasks=[(0, 0.030, "ok")], deployed=1, protections=1)
+    assert run.sends("parity 0") == []
+    assert run.answers[1] == ("deployed", 0.040)
+
+
 # ---- second copies -------------------------------------------------------------------------------------------------
 
 HEDGE = {"hedge_ratio": 0.1, "hedge_burst": 1.0, "hedge_after_s": 0.03}
@@ -127,6 +171,23 @@ def test_a_query_whose_own_task_fails_waits_for_its_copy():
     assert run.answers == {0: ("hedged", 0.050)}
 
 
+def test_a_second_copy_waits_until_the_backup_has_had_its_time():
+    """Backups take 4 ms and are launched after 20: a copy goes out at 24, not at the usual quantile of 10 ms."""
+    policy = {"hedge_ratio": 1.0, "launch_after_s": 0.02, "reconstruct_after_s": 0.02, "deadline_s": 50.0}
+    lost = [(number, NEVER, "never") for number in range(30, 60)]
+    backups = [*[("parity 0", 0.004, "ok")] * 29, ("parity 0", NEVER, "never")]
+    run = late(
+        arrivals=[0.1 * number for number in range(60)],
+        tasks=[*lost, *backups],
+        deployed=40,
+        protections=40,
+        policy=policy,
+    )
+    [(at, _)] = run.sends("hedge 59")
+    assert at == pytest.approx(5.9 + 0.024, abs=1e-6)
+    assert run.sends("hedge 58") == []
+
+
 # ---- slow endpoints ------------------------------------------------------------------------------------------------
 
 SLOW = {"slow_factor": 3.0, "slow_until_out": 2, "out_s": 1.0, "deadline_s": 100.0}
@@ -141,6 +202,18 @@ def test_an_endpoint_that_answers_far_too_slowly_is_taken_out_and_tried_again():
     assert len(on_d0) <= 4
     assert any(at > 2.0 for at in on_d0), "a single trial brings it back or keeps it out"
     assert len(run.answers) == 200
+
+
+def test_an_endpoint_that_is_out_is_tried_with_second_copies():
+    """No query waits for what it does: with a budget for copies, after two slow answers none is late any more."""
+    arrivals = [n * 0.02 for n in range(200)]
+    policy = {**SLOW, "hedge_ratio": 0.1, "hedge_after_s": 10.0}
+    run = scenario(arrivals=arrivals, code=None, deployed=3, policy=policy, slow={"d0": (1.0, 0.05)})
+    tried = [at for at, what, endpoint in run.sent if endpoint == "d0" and at > 2.5]
+    assert tried
+    assert all(what.startswith("hedge") for at, what, endpoint in run.sent if endpoint == "d0" and at > 2.5)
+    late_ones = [number for number, (_, at) in run.answers.items() if at - arrivals[number] > 0.02 and at > 2.5]
+    assert late_ones == []
 
 
 def test_never_more_than_the_allowed_share_is_out():

@@ -276,30 +276,62 @@ def test_after_two_failed_finishes_the_own_task_may_still_answer():
 
 
 def test_an_endpoint_that_keeps_failing_is_left_alone_and_comes_back_by_one_trial():
-    now, policy = 0.0, Policy(failures_until_out=3, out_s=1.0, retry_ratio=0.0, retry_burst=0.0)
+    """Three refusals in a row, then out for a second, then one trial; it fails, and it is out for two."""
+    policy = Policy(failures_until_out=3, out_s=1.0, retry_ratio=0.0, retry_burst=0.0)
     scheduler = Scheduler(fleet(deployed=2, code=None), policy)
-    number, sent_to = 0, []
+    number = 0
 
     def ask(at):
+        """Two queries at a time, so that both endpoints are needed."""
         nonlocal number
-        number += 1
         scheduler.tick(at)
-        (send,) = scheduler.query_arrived(Query(number, POOL), at)
-        sent_to.append(send.task.endpoint.name)
-        scheduler.task_done(send.task, Failed("refused") if send.task.endpoint.name == "d0" else Arrived(), at)
+        actions = []
+        for _ in range(2):
+            number += 1
+            actions += scheduler.query_arrived(Query(number, POOL), at)
+        tasks = [action.task for action in actions if isinstance(action, Send)]
+        for task in tasks:
+            refused = task.endpoint.name == "d0"
+            more = scheduler.task_done(task, Failed("refused") if refused else Arrived(), at)
+            tasks += [action.task for action in more if isinstance(action, Send)]
+        return sum(task.endpoint.name == "d0" for task in tasks)
 
-    for _ in range(6):
-        ask(now)
-    assert sent_to.count("d0") == 3
-    for _ in range(5):
-        ask(0.5)
-    assert sent_to[6:] == ["d1"] * 5
-    for _ in range(4):
-        ask(1.5)
-    assert sent_to[11:].count("d0") == 1  # the trial, which failed
-    for _ in range(4):
-        ask(2.5)
-    assert "d0" not in sent_to[15:]  # twice as long
+    assert [ask(at) for at in (0.0, 0.1, 0.2, 0.3, 0.9)] == [1, 1, 1, 0, 0]
+    assert [ask(at) for at in (1.3, 1.4, 3.2)] == [1, 0, 0]
+    assert ask(3.4) == 1
+
+
+def test_an_endpoint_that_has_just_failed_is_used_for_want_of_others_only():
+    scheduler = Scheduler(fleet(deployed=2, code=None), Policy(out_s=1.0, retry_ratio=0.0, retry_burst=0.0))
+
+    def ask(number, at):
+        scheduler.tick(at)
+        [send] = scheduler.query_arrived(Query(number, POOL), at)
+        return send.task
+
+    first = ask(0, 0.0)
+    failed = first.endpoint.name
+    scheduler.task_done(first, Failed("refused"), 0.0)
+    for number in range(1, 5):
+        task = ask(number, 0.1)
+        assert task.endpoint.name != failed
+        scheduler.task_done(task, Arrived(), 0.1)
+    busy = ask(5, 0.2)
+    assert ask(6, 0.2).endpoint.name == failed
+    scheduler.task_done(busy, Arrived(), 0.3)
+    assert ask(7, 0.3).endpoint.name == busy.endpoint.name
+
+
+def test_doubt_of_an_endpoint_passes_with_time():
+    scheduler = Scheduler(fleet(deployed=2, code=None), Policy(out_s=1.0, retry_ratio=0.0, retry_burst=0.0))
+    names = []
+    for number, at in enumerate((0.0, 0.1, 0.2, 1.1, 1.2)):
+        scheduler.tick(at)
+        [send] = scheduler.query_arrived(Query(number, POOL), at)
+        names.append(send.task.endpoint.name)
+        scheduler.task_done(send.task, Arrived() if number else Failed("refused"), at)
+    assert names[0] not in names[1:3]
+    assert names[0] in names[3:]
 
 
 def test_an_endpoint_that_returns_starts_slowly():

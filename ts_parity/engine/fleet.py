@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Hashable, Iterable, Mapping
+from itertools import chain
 
 from ts_parity.engine.events import Code, Endpoint, Fleet, Instance, Pool, Query
 from ts_parity.engine.group import CodingGroup
@@ -23,7 +24,7 @@ BEARABLE = 0.85
 class InstanceState:
     """One TorchServe and how many of its places are taken, over all models it hosts."""
 
-    __slots__ = ("endpoints", "in_flight", "instance", "protects", "serves")
+    __slots__ = ("clean", "endpoints", "in_flight", "instance", "protects", "serves")
 
     def __init__(self, instance: Instance) -> None:
         self.instance = instance
@@ -31,6 +32,14 @@ class InstanceState:
         self.in_flight = 0
         self.protects = False
         self.serves = False
+        self.clean = True
+        """The last answer of each of its endpoints came, and in time."""
+
+    def judge(self) -> None:
+        """An endpoint's health has changed: a machine that is slow for one model is so for all."""
+        self.clean = all(state.health.clean for state in self.endpoints)
+        for state in self.endpoints:
+            state.line.settle(state)
 
 
 class EndpointState:
@@ -67,9 +76,9 @@ class EndpointState:
         self.health.sent(now)
         if host.in_flight >= host.instance.places:
             for state in host.endpoints:
-                state.line.ready.pop(state.name, None)
+                state.line.remove(state)
         else:
-            self.line.used(self)
+            self.line.settle(self)
 
     def free_place(self, task: int) -> None:
         host = self.host
@@ -89,37 +98,47 @@ class Line:
     So choosing costs little, however many there are, and however many are busy or out.
     """
 
-    __slots__ = ("everyone", "out", "parked", "ready")
+    __slots__ = ("doubted", "everyone", "out", "parked", "ready")
 
     def __init__(self, everyone: Iterable[EndpointState] = ()) -> None:
         self.everyone = sorted(everyone, key=lambda state: state.last_sent)
-        self.ready = {state.name: state for state in self.everyone if state.has_place()}
+        self.ready: dict[str, EndpointState] = {}
+        self.doubted: dict[str, EndpointState] = {}
+        """With a place, on an instance whose last answer came late or not at all: for want of others."""
         self.parked: dict[str, EndpointState] = {}
-        """Not to be asked for a while, and not in `ready`."""
+        """Not to be asked for a while; in neither of the two."""
         self.out = sum(state.health.condition is not Condition.IN for state in self.everyone)
         """How many are out or on trial."""
         for state in self.everyone:
             state.line = self
+            self.freed(state)
 
     def __len__(self) -> int:
         return len(self.everyone)
 
-    def used(self, state: EndpointState) -> None:
-        name = state.name
-        if self.ready.pop(name, None) is not None and state.in_flight < state.endpoint.places:
-            self.ready[name] = state
+    def remove(self, state: EndpointState) -> None:
+        if self.ready.pop(state.name, None) is None:
+            self.doubted.pop(state.name, None)
 
     def freed(self, state: EndpointState) -> None:
         if state.name not in self.parked and state.has_place():
-            self.ready.setdefault(state.name, state)
+            (self.ready if state.host.clean else self.doubted).setdefault(state.name, state)
+
+    def settle(self, state: EndpointState) -> None:
+        """To the end of where it belongs."""
+        self.remove(state)
+        self.freed(state)
 
     def park(self, state: EndpointState) -> None:
-        self.ready.pop(state.name, None)
+        self.remove(state)
         self.parked[state.name] = state
 
     def unpark(self, state: EndpointState) -> None:
         if self.parked.pop(state.name, None) is not None:
             self.freed(state)
+
+    def with_place(self) -> Iterable[EndpointState]:
+        return chain(self.ready.values(), self.doubted.values()) if self.doubted else self.ready.values()
 
     def count(self, before: Condition, after: Condition) -> None:
         """An endpoint's condition has changed."""
@@ -133,7 +152,9 @@ class Line:
         age_s: float = math.inf,
     ) -> EndpointState | None:
         """As `least_outstanding` says. Health never takes out the last one: if all are out, it is ignored."""
-        chosen = least_outstanding(self.ready.values(), now, avoid, domains, age_s=age_s) if self.ready else None
+        chosen = None
+        if self.ready or self.doubted:
+            chosen = least_outstanding(self.with_place(), now, avoid, domains, age_s=age_s)
         return _soonest_back(self.everyone) if chosen is None and self.out == len(self.everyone) else chosen
 
 
@@ -156,6 +177,7 @@ class PoolState:
         self.hedges: dict[int, Query] = {}
         """Queries for which a second copy is to be sent as soon as a place is idle."""
         self.latency = LatencyWindow()
+        self.backup_latency = LatencyWindow()
         self.gap = GapMeter()
         self._policy = policy
         self._per_domain = 1
@@ -196,12 +218,15 @@ class PoolState:
             base = self._policy.reconstruct_cold_s if measured is None else measured
         return base * (1.0 + self._policy.launch_stretch * min(1.0, max(0.0, (load - 0.5) / 0.5)))
 
-    @property
-    def hedge_after_s(self) -> float:
+    def hedge_after_s(self, launch_after_s: float) -> float:
+        """A second copy costs more than a backup: one that is launched (inf: none is) first gets its time to answer."""
         if self._policy.hedge_after_s is not None:
             return self._policy.hedge_after_s
         measured = self.latency.quantile(self._policy.hedge_quantile)
-        return self._policy.reconstruct_cold_s if measured is None else measured
+        after_s = self._policy.reconstruct_cold_s if measured is None else measured
+        if launch_after_s == math.inf:
+            return after_s
+        return max(after_s, launch_after_s + (self.backup_latency.quantile(self._policy.launch_quantile) or 0.0))
 
     @property
     def shares_machines(self) -> bool:
@@ -240,9 +265,9 @@ class PoolState:
 
     def endpoint_for_query(self, query: Query, now: float) -> EndpointState | None:
         if self._policy.balance == "round_robin":
-            return next((state for state in self.deployed.ready.values() if state.has_place()), None)
+            return next((state for state in self.deployed.with_place()), None)
         age_s = math.inf
-        if self._policy.age_factor and self.deployed.ready:
+        if self._policy.age_factor:
             age_s = self._policy.age_factor * self.reconstruct_after_s
         chosen = self.deployed.choose(now, query.avoid, age_s=age_s)
         if chosen is None and self._policy.slow_factor and self.waiting_count > len(self.deployed):
@@ -258,7 +283,7 @@ class PoolState:
         doubtful = [
             state
             for state in self.deployed.everyone
-            if state.health.clean
+            if state.host.clean
             and state.host.in_flight < state.host.instance.places + spare
             and state.in_flight < state.endpoint.places + spare
             and state.since
@@ -273,6 +298,14 @@ class PoolState:
         if chosen is None or chosen.host.in_flight or chosen.endpoint.instance in query.avoid:
             return None
         return chosen if chosen.domain != query.domain or self._domains == 1 else None
+
+    def endpoint_for_probe(self, query: Query, now: float) -> EndpointState | None:
+        """One that was taken out, has nothing to do and may be tried."""
+        for state in self.deployed.doubted.values():
+            out = state.health.condition is Condition.OUT and now >= state.health.resumes_at
+            if out and not state.host.in_flight and state.endpoint.instance not in query.avoid:
+                return state
+        return None
 
     def endpoint_for_late(self, query: Query, now: float) -> EndpointState | None:
         """Where a backup of a late query runs: in another failure domain than the query, if there is one."""
@@ -298,7 +331,7 @@ class PoolState:
         if chosen is not None:
             return chosen
         lines = [self.deployed, *self.rows.values()]
-        ready = [state for line in lines for state in line.ready.values()]
+        ready = [state for line in lines for state in line.with_place()]
         chosen = least_outstanding(ready, now, query.avoid, in_order=False)
         if chosen is not None or any(line.out < len(line) for line in lines):
             return chosen
@@ -355,6 +388,8 @@ class FleetState:
             state.host.protects = state.host.protects or endpoint.row is not None
             state.host.serves = state.host.serves or endpoint.row is None
             self.endpoints[endpoint.name] = state
+        for host in self.instances.values():
+            host.clean = all(state.health.clean for state in host.endpoints)
         self._left = {name: s for name, s in known.items() if name not in self.endpoints and s.in_flight}
 
     @staticmethod
@@ -382,10 +417,10 @@ def least_outstanding(
 
     `in_order`: the candidates come longest idle first, so the first idle one is it.
     Instances in `avoid`, failure domains in `domains` and endpoints with a task in flight for longer than `age_s` are
-    taken only if there is nothing else.
+    taken only if there is nothing else; of the others, those whose last answer was late only if there is nothing else.
     """
     best: EndpointState | None = None
-    best_rank: tuple[bool, float, int] | None = None
+    best_rank: tuple[bool, bool, float, int] | None = None
     # The hottest loop of the engine: attributes are read once, and nothing is called.
     for state in candidates:
         health = state.health
@@ -397,11 +432,11 @@ def least_outstanding(
         instance = host.instance
         taken = host.in_flight
         unwanted = instance.name in avoid or instance.domain in domains
-        if taken == 0 and not unwanted and in_order:
+        if taken == 0 and not unwanted and in_order and host.clean:
             return state
         if age_s < math.inf and state.since and now - next(iter(state.since.values())) > age_s:
             unwanted = True
-        rank = (unwanted, taken / instance.places, state.last_sent)
+        rank = (unwanted, not host.clean, taken / instance.places, state.last_sent)
         if best_rank is None or rank < best_rank:
             best, best_rank = state, rank
     return best

@@ -32,6 +32,7 @@ class Health:
         "_out_s",
         "_returns",
         "_slow",
+        "clean",
         "condition",
         "only_slow",
         "ramp",
@@ -51,13 +52,10 @@ class Health:
         """It is out for answering slowly: better than nothing when everybody else is busy."""
         self.ramp = WARM
         """Tasks it may have in flight, if its places allow it; `WARM` is no limit."""
+        self.clean = True
+        """Its last answer came, and in time."""
         self.untroubled = True
         """Another success would change nothing."""
-
-    @property
-    def clean(self) -> bool:
-        """Its last answer was in time."""
-        return self.condition is Condition.IN and not self._failures and not self._slow
 
     def sent(self, now: float) -> None:
         """The first task after a time out is the trial."""
@@ -73,10 +71,11 @@ class Health:
         self._returns = 0
         self.condition = Condition.IN
         self.resumes_at = 0.0
+        self.clean = True
         self.untroubled = self.ramp >= WARM
 
     def failed(self, now: float) -> None:
-        self.untroubled = False
+        self.clean = self.untroubled = False
         self._failures += 1
         if self.condition is Condition.IN and self._failures < self._failures_until_out:
             return
@@ -84,7 +83,7 @@ class Health:
 
     def was_slow(self, now: float, until_out: int, may_take_out: bool) -> None:
         """It answered, but far later than its peers do. A slow trial keeps it out."""
-        self.untroubled = False
+        self.clean = self.untroubled = False
         self._failures = 0
         self._slow += 1
         if self.condition is not Condition.IN or (self._slow >= until_out and may_take_out):

@@ -31,6 +31,9 @@ class Policy:
     launch_quantile: float = 0.9
     launch_stretch: float = 0.2
     """By how much later at full load: the more queries are late only by bad luck, the less a launch is worth."""
+    launch_waiting: float = 0.0
+    """A query that has waited for a place for so many times `launch_after_s` gets its backup first; 0: never. So a
+    crowd is served with backups as far as places are short."""
     hedge_ratio: float = 0.0
     """Second copies allowed per query, on average. 0: no hedging."""
     hedge_burst: float = 10.0

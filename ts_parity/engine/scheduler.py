@@ -33,6 +33,7 @@ from ts_parity.engine.events import (
 )
 from ts_parity.engine.fleet import EndpointState, FleetState, PoolState
 from ts_parity.engine.group import CodingGroup
+from ts_parity.engine.health import Condition
 from ts_parity.engine.policy import LoadMeter, Policy, TokenBucket
 from ts_parity.engine.timers import Timer, Timers
 
@@ -84,6 +85,8 @@ class Scheduler:
             if pool.waiting_count == 1:  # else those before it found no place, and none has come free since
                 self._pump(now, actions)
             if query.state is QueryState.WAITING:
+                if self.policy.launch_waiting and pool.launches_late:
+                    query.launch_at = now + self.policy.launch_waiting * pool.launch_after_s(self._load.value)
                 self._arm_query(query)
         return actions
 
@@ -160,6 +163,9 @@ class Scheduler:
             else:  # an endpoint may be asked again
                 if subject.health.resumes_at <= now:
                     subject.line.unpark(subject)
+                    if not self._probes(subject):  # then the next query tells
+                        subject.health.clean = True
+                        subject.host.judge()
                 self._unblock()
         self._pump(now, actions)
         return actions
@@ -221,17 +227,21 @@ class Scheduler:
         sealed = None
         if query.release_at == math.inf:  # the first dispatch; a rejected query comes here again, in its group already
             query.release_at = now + pool.reconstruct_after_s
-            if self.policy.hedge_ratio:
-                query.hedge_at = now + pool.hedge_after_s
             if pool.code is not None and pool.rows and query.key is not None:
                 if pool.launches_late:
                     query.launch_at = now + pool.launch_after_s(self._load.value)
                 else:
                     sealed = self._join(pool, query, place.domain, now)
+            if self.policy.hedge_ratio:
+                query.hedge_at = now + pool.hedge_after_s(query.launch_at - now)
             self._arm_query(query)
         self._send(Kind.DEPLOYED, place, query, query.group, query.slot, None, now, actions)
         if sealed is not None:
             self._seal(sealed, actions)
+        if self.policy.hedge_ratio and pool.deployed.doubted and not pool.waiting_count:
+            probe = pool.endpoint_for_probe(query, now)
+            if probe is not None and self._hedges.take():
+                self._send_copy(query, probe, now, actions)
 
     def _join(self, pool: PoolState, query: Query, domain: str, now: float) -> CodingGroup | None:
         """-> the group, if this was its last member: it is full, or no other is expected in time."""
@@ -292,13 +302,15 @@ class Scheduler:
 
     def _launch(self, pool: PoolState, query: Query) -> None:
         """A backup for a query that is late: it waits for a place with the other late ones."""
-        query.launch_at = math.inf
+        due, query.launch_at = query.launch_at, math.inf
         code = pool.code
         if query.late or query.group is not None or code is None or not pool.rows or query.key is None:
             return
         if not query.exact or code.lossless:
             query.late = True
             pool.late[query.id] = query
+            if query.state is QueryState.WAITING:
+                query.release_at = min(query.release_at, due)
 
     def _send_late(self, pool: PoolState, now: float, actions: list[Action]) -> None:
         """As many late queries as the code takes go together to the first place that comes free."""
@@ -313,6 +325,10 @@ class Scheduler:
                 if query is first or (query.key == first.key and query.domain != place.domain and not group.full):
                     group.join(query, query.domain)
                     del pool.late[query.id]
+                    if query.state is QueryState.WAITING:  # a place for its backup is worth more than one for itself
+                        query.state = QueryState.RUNNING
+                        pool.waiting.remove(query)
+                        pool.waiting_count -= 1
             group.sealed = True
             group.pending_rows.add(place.endpoint.row)
             self.sent["late"] += group.size
@@ -334,11 +350,14 @@ class Scheduler:
                 if place is None:
                     return
                 if self._hedges.take():
-                    query.in_flight += 1
-                    query.avoid |= place.only
-                    self.sent["hedge"] += 1
-                    self._send(Kind.DEPLOYED, place, query, query.group, query.slot, None, now, actions, hedge=True)
+                    self._send_copy(query, place, now, actions)
             del pool.hedges[query.id]
+
+    def _send_copy(self, query: Query, place: EndpointState, now: float, actions: list[Action]) -> None:
+        query.in_flight += 1
+        query.avoid |= place.only
+        self.sent["hedge"] += 1
+        self._send(Kind.DEPLOYED, place, query, query.group, query.slot, None, now, actions, hedge=True)
 
     def _send_finishes(self, pool: PoolState, now: float, actions: list[Action]) -> None:
         while pool.finishes:
@@ -412,6 +431,10 @@ class Scheduler:
         group = task.group
         assert group is not None
         assert task.row is not None
+        if isinstance(outcome, Arrived):
+            pool = self._fleet.pools.get(task.endpoint.pool)
+            if pool is not None:
+                pool.backup_latency.add(now - task.sent_at)
         if group.done:
             return
         if isinstance(outcome, Arrived):
@@ -462,6 +485,12 @@ class Scheduler:
             self.sent["retry"] += 1
         else:
             query.attempts -= 1
+        return self._queue_again(query)
+
+    def _queue_again(self, query: Query) -> bool:
+        pool = self._fleet.pools.get(query.pool)
+        if pool is None or not pool.deployed:
+            return False
         query.state = QueryState.WAITING
         pool.waiting.appendleft(query)
         pool.waiting_count += 1
@@ -519,6 +548,8 @@ class Scheduler:
             if query.in_flight or query.finishes_pending or query.state is QueryState.WAITING:
                 continue
             if not (_may_be_rebuilt(query, group) and group.could_recover(query.slot)):
+                if not query.attempts and self._queue_again(query):  # its backup ran first, and failed
+                    continue
                 self._fail(query, Reason.FAILED, actions)
 
     def _arm_query(self, query: Query) -> None:
@@ -628,6 +659,14 @@ class Scheduler:
             self._timers.arm(health.resumes_at, Timer.RESUME, place)
         else:
             place.line.unpark(place)
+            if not health.clean and not self._probes(place):
+                self._timers.arm(now + self.policy.out_s, Timer.RESUME, place)
+        place.host.judge()
+
+    def _probes(self, place: EndpointState) -> bool:
+        """Whether it comes back by a second copy of some query, so that none has to wait for what it does."""
+        out = place.health.condition is not Condition.IN
+        return out and self.policy.hedge_ratio > 0 and place.endpoint.row is None
 
     def _was_slow(self, task: Task, now: float) -> bool:
         pool = self._fleet.pools.get(task.endpoint.pool)

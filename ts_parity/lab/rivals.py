@@ -131,7 +131,7 @@ def _plan(name: str, workers: int, extra: int, code: str, k: int) -> _Plan | Non
         "coded": _Plan(coded, workers, extra, code=(code, k)),
         "coded_shared": _Plan(coded, everyone, shared=True, code=(code, k)),
         "ours": _Plan(
-            {**_OURS, "launch": "late", "reconstruct_quantile": 0.9},
+            {**_OURS, "launch": "late", "launch_waiting": 0.5, "reconstruct_quantile": 0.9},
             everyone,
             shared=True,
             code=("exact" if code == "exact" else "student", k),
