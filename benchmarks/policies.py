@@ -14,6 +14,7 @@ twelve is frozen, or five times slower, for ever from 500 on; `dead`: so are all
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import platform
@@ -25,6 +26,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ts_parity.lab.compare import World, markdown, row_of
+from ts_parity.lab.rivals import NAMES
 from ts_parity.lab.simulate import Outage, Spells
 
 RESULTS = Path(__file__).parent / "results" / "policies.json"
@@ -66,6 +68,8 @@ POLICIES: list[tuple[str, dict[str, Any]]] = [
     ("parm", {"extra": 3, "k": 4}),
     ("coded", {"extra": 3, "k": 4}),
     ("coded", {"extra": 6, "k": 2}),
+    ("coded_shared", {"extra": 3, "k": 4}),
+    ("coded_shared", {"extra": 6, "k": 2}),
     ("ours", {"extra": 0, "k": 4, "cost": 0.25}),
     ("ours", {"extra": 3, "k": 4, "cost": 0.25}),
     ("ours", {"extra": 0, "k": 4, "cost": 0.1}),
@@ -94,15 +98,49 @@ def _shape(shape: dict[str, Any], scenario: str) -> dict[str, Any]:
     return {**shape, "domains": 3} if scenario in ("domains", "dead") else shape
 
 
+def kept(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text()) if file.exists() else {"rows": []}
+
+
+def keep(row: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Add it to the file; several of these programs may run side by side."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        document = {
+            "command": "python benchmarks/policies.py",
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+            "rows": [*kept(file)["rows"], row],
+        }
+        file.write_text(json.dumps(document, indent=1) + "\n")
+    return document
+
+
 def tables(document: dict[str, Any]) -> dict[str, str]:
-    """One table a scenario and load."""
+    """One table a scenario and load, of each arrangement the row with most queries."""
     parts = {}
     for scenario in SCENARIOS:
         for load in LOADS[scenario]:
-            rows = [row for row in document["rows"] if row["scenario"] == scenario and row["load"] == load]
+            best: dict[tuple[Any, ...], dict[str, Any]] = {}
+            for row in sorted(document["rows"], key=lambda row: row["queries"]):
+                if row["scenario"] == scenario and row["load"] == load:
+                    best[tuple(row[part] for part in KEY if part not in ("queries", "seeds"))] = row
+            rows = sorted(best.values(), key=lambda row: (NAMES.index(row["policy"]), row["workers"]))
             if rows:
-                parts[f"{scenario} {load:g}"] = markdown(rows)
+                parts[f"{scenario} {load:g}"] = f"{_sizes(rows)}\n\n{markdown(rows)}"
     return parts
+
+
+def _sizes(rows: list[dict[str, Any]]) -> str:
+    """How many queries are behind them."""
+    sizes: dict[tuple[int, int], list[str]] = {}
+    for row in rows:
+        sizes.setdefault((row["queries"], row["seeds"]), []).append(row["policy"])
+    parts = []
+    for (queries, seeds), names in sorted(sizes.items(), reverse=True):
+        which = "" if len(sizes) == 1 else f" ({', '.join(dict.fromkeys(names))})"
+        parts.append(f"{queries:,} queries x {seeds} seeds{which}")
+    return "; ".join(parts) + "."
 
 
 def renew(file: Path, parts: dict[str, str]) -> None:
@@ -124,7 +162,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--tables", action="store_true", help="renew the tables of docs/policy.md, run nothing")
     args = parser.parse_args()
-    document = json.loads(args.out.read_text()) if args.out.exists() else {"rows": []}
+    document = kept(args.out)
     if args.tables:
         renew(DOCS, tables(document))
         return
@@ -137,6 +175,7 @@ def main() -> None:
     ]
     for scenario, load, name, shape in todo:
         key = key_of(scenario, load, name, shape, args)
+        document = kept(args.out)  # another process may have run it
         if any(all(row[part] == value for part, value in key.items()) for row in document["rows"]):
             continue
         world = World(load=load, queries=args.queries, **SCENARIOS[scenario])
@@ -145,13 +184,7 @@ def main() -> None:
         with tqdm(total=total, desc=f"{scenario} {load:g} {name}", unit="query", unit_scale=True) as bar:
             row = row_of(world, name, range(args.seeds), bar.update, **_shape(shape, scenario))
         row = {"scenario": scenario, **row, "seconds": round(time.monotonic() - started)}
-        document = {
-            "command": "python benchmarks/policies.py",
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-            "rows": [*document["rows"], row],
-        }
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(document, indent=1) + "\n")
+        document = keep(row, args.out)
         print(f"{scenario} {load:g} {name} {row['workers']}: p99.9 {row['p999']}", file=sys.stderr)
     for name, part in tables(document).items():
         print(f"{name}\n{part}\n")
