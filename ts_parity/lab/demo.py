@@ -51,7 +51,10 @@ GROUP_WAIT_S = 0.03
 
 
 # The fourth arm: a backup for late queries only, and a second copy for the few that even that does not help.
-LATE = ("--launch", "late", "--hedge-ratio", "0.05", "--hedge-quantile", "0.98")
+LATE = (
+    "--launch", "late", "--launch-waiting", "0.5", "--hedge-ratio", "0.05", "--hedge-quantile", "0.98",
+    "--slow-factor", "3",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -100,13 +103,10 @@ def run_demo(settings: DemoSettings, say: Say) -> dict[str, Any]:
         say("2/5  six TorchServe instances serve the deployed model")
         fleet = plain.enter_context(start_fleet([_instance(archives["plain"]) for _ in range(INSTANCES)]))
         targets = [f"{instance.inference_url}/predictions/{MODEL}" for instance in fleet]
-        arms["round_robin"] = _arm(
-            "round robin", settings, targets, fleet, [[MODEL]] * INSTANCES, bodies, schedule, None
-        )
+        models = [[MODEL]] * INSTANCES
+        arms["round_robin"] = _arm("round robin", settings, targets, fleet, models, bodies, schedule, None, say)
         with proxy_over(fleet, settings.out, code="none") as proxy:
-            arms["uncoded"] = _arm(
-                "uncoded", settings, [proxy.url], fleet, [[MODEL]] * INSTANCES, bodies, schedule, proxy
-            )
+            arms["uncoded"] = _arm("uncoded", settings, [proxy.url], fleet, models, bodies, schedule, proxy, say)
     with ExitStack() as coded:
         say(
             f"3/5  {DEPLOYED} instances serve the deployed model, {INSTANCES - DEPLOYED} its {settings.code} protection"
@@ -116,7 +116,7 @@ def run_demo(settings: DemoSettings, say: Say) -> dict[str, Any]:
         models = [[MODEL]] * DEPLOYED + [[archives["parity"].stem]] * (INSTANCES - DEPLOYED)
         with proxy_over(fleet, settings.out, code="auto") as proxy:
             proxy.wait_for_code(settings.code)
-            arms["coded"] = _arm("coded", settings, [proxy.url], fleet, models, bodies, schedule, proxy)
+            arms["coded"] = _arm("coded", settings, [proxy.url], fleet, models, bodies, schedule, proxy, say)
     with ExitStack() as shared:
         say("4/5  six instances serve the deployed model and a student beside it, launched only for late queries")
         both = [archives["plain"], archives["student"]]
@@ -124,7 +124,7 @@ def run_demo(settings: DemoSettings, say: Say) -> dict[str, Any]:
         models = [[MODEL, archives["student"].stem]] * INSTANCES
         proxy = shared.enter_context(proxy_over(fleet, settings.out, "student", *LATE))
         proxy.wait_for_code("student")
-        arms["ours"] = _arm("ours", settings, [proxy.url], fleet, models, bodies, schedule, proxy)
+        arms["ours"] = _arm("ours", settings, [proxy.url], fleet, models, bodies, schedule, proxy, say)
         say("5/5  what the clients saw\n")
         summary = _summary(settings, arms, report, student, schedule)
         _write(settings, summary, arms)
@@ -282,8 +282,9 @@ def _arm(
     bodies: Sequence[Body],
     schedule: Sequence[Fault],
     proxy: ProxyProcess | None,
+    say: Say,
 ) -> Arm:
-    """Warm up, then the load and the faults from one common instant."""
+    """Warm up, then the load and the faults from one common instant. Says in a line what came of it."""
     warm = poisson_load(WARM_UP, settings.rate, len(bodies), settings.seed + 1)
     asyncio.run(drive(warm, bodies, targets, read_digit, CLIENT_TIMEOUT_S))
     before = proxy.work() if proxy else 0.0
@@ -298,7 +299,13 @@ def _arm(
 
         records = asyncio.run(_under_fire(settings, bodies, targets, schedule, injector, count))
     work = (proxy.work() - before) / settings.queries if proxy else 1.0
-    return Arm(summarize(records, work), records, dict(injector.struck))
+    summary = summarize(records, work)
+    if summary.p50_ms is not None and summary.p99_ms is not None and summary.max_ms is not None:
+        say(
+            f"     {name}: p50 {summary.p50_ms:.1f} ms, p99 {summary.p99_ms:.0f} ms, slowest {summary.max_ms:.0f} ms; "
+            f"{summary.reconstructed} rebuilt, {summary.errors} errors, {summary.lost} lost"
+        )
+    return Arm(summary, records, dict(injector.struck))
 
 
 async def _under_fire(
