@@ -9,6 +9,8 @@ HERE = Path(__file__).parent
 PROXY = [
     "numpy>=1.24",
     "aiohttp>=3.9",
+    "httptools>=0.6.4",
+    "uvloop>=0.19; sys_platform != 'win32' and implementation_name == 'cpython'",
     "prometheus-client>=0.19",
     "tomli>=2.0; python_version < '3.11'",
 ]

@@ -24,6 +24,8 @@ HEAVY = {
     "torch": {"worker", "training"},
     "ts": {"worker"},
     "aiohttp": {"proxy", "lab", "testing"},
+    "httptools": {"proxy"},
+    "uvloop": {"proxy"},
     "lightning_fabric": {"training"},
     "matplotlib": {"lab", "training"},
     "prometheus_client": {"proxy"},

@@ -243,7 +243,7 @@ class FakeTorchServe:
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         body = await http.read()
-        headers = tuple((key.decode(), value.decode()) for key, value in http.raw_headers)
+        headers = tuple((key.decode("latin-1"), value.decode("latin-1")) for key, value in http.raw_headers)
         request = Received(http.method, http.raw_path, headers, body)
         self.received.append(request)
         if self._token and http.headers.get("Authorization") != f"Bearer {self._token}":

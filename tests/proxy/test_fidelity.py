@@ -125,7 +125,7 @@ async def test_requests_keep_every_byte(make_fleet: MakeFleet, raw: RawInstance)
         [
             (b"Host", f"{fleet.client.host}:{fleet.client.port}".encode()),
             (b"X-Dup", b"1"),
-            (b"X-Dup", b"2"),
+            (b"x-dup", b"2"),
             (b"Content-Type", b'multipart/form-data; boundary="x"'),
             (b"X-Empty", b""),
             (b"X-Utf8", "grün".encode()),

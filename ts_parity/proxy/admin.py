@@ -12,7 +12,7 @@ from typing import Any
 from aiohttp import web
 
 from ts_parity.proxy.metrics import CONTENT_TYPE, Metrics
-from ts_parity.proxy.server import listen
+from ts_parity.proxy.server import cannot_listen
 
 Json = dict[str, Any]
 
@@ -42,7 +42,11 @@ class Admin:
         app.router.add_post("/drain", self._on_drain)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
         await self._runner.setup()
-        return await listen(web.TCPSite(self._runner, host, port), self._runner, host, port)
+        try:
+            await web.TCPSite(self._runner, host, port).start()
+        except OSError as error:
+            raise cannot_listen(host, port, error) from None
+        return int(self._runner.addresses[0][1])
 
     async def close(self) -> None:
         if self._runner is not None:

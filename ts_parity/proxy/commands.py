@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -57,6 +58,10 @@ def run_serve(args: argparse.Namespace) -> int:
     async def life() -> int:
         return await Proxy(settings).run(lambda proxy: _announce(proxy, args.ready_file))
 
+    with contextlib.suppress(ImportError):  # without it everything works, at half the speed
+        import uvloop
+
+        asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
     return asyncio.run(life())
 
 

@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from ts_parity.config import InstanceSettings
 from ts_parity.errors import ConfigError, TsParityError
+from ts_parity.proxy.connections import Stream
 from ts_parity.proxy.messages import Reply, Request
 from ts_parity.proxy.reports import (
     UNTESTED,
@@ -25,7 +26,7 @@ from ts_parity.proxy.reports import (
     read_customized,
     read_model,
 )
-from ts_parity.proxy.upstream import Address, Stream, Unreachable, Upstream, classify
+from ts_parity.proxy.upstream import Address, Unreachable, Upstream, classify
 
 log = logging.getLogger(__name__)
 

@@ -32,6 +32,7 @@ from ts_parity.engine import (
     Task,
 )
 from ts_parity.errors import DeadlineExceeded, DecodeError, Overloaded, TsParityError, Unavailable, WireError
+from ts_parity.proxy.connections import Stream
 from ts_parity.proxy.messages import Reply, Request, without_control
 from ts_parity.proxy.metrics import Metrics
 from ts_parity.proxy.operations import (
@@ -48,7 +49,7 @@ from ts_parity.proxy.operations import (
 )
 from ts_parity.proxy.pipe import Pipe
 from ts_parity.proxy.plan import Plan
-from ts_parity.proxy.upstream import Address, Stream, Unreachable, Upstream
+from ts_parity.proxy.upstream import Address, Unreachable, Upstream
 from ts_parity.wire import Array
 
 log = logging.getLogger(__name__)

@@ -1,6 +1,6 @@
 """Requests and replies as values, and the header rules of a proxy that wants to be unseen.
 
-Knows HTTP's words and TorchServe's error shape. Knows nothing of sockets, aiohttp or who sends what to whom.
+Knows HTTP's words and TorchServe's error shape. Knows nothing of sockets or who sends what to whom.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Protocol
 from ts_parity.errors import TsParityError, Unavailable, error_body
 from ts_parity.wire import CONTROL_PREFIX, Headers
 
+MAX_HEAD_BYTES = 65536
+"""Of a request line or status line and its headers."""
 # RFC 9110, 7.6.1: these speak of one connection and are not passed on.
 HOP_BY_HOP = frozenset(
     {
@@ -98,6 +100,15 @@ def without_hop_by_hop(headers: Headers) -> Headers:
     }
     dropped = HOP_BY_HOP | named
     return tuple(pair for pair in headers if pair[0].lower() not in dropped)
+
+
+def head(first_line: str, headers: Headers, more: Headers = ()) -> bytes:
+    """The head of a request or an answer. A line break in a header (a handler may set one) becomes a space."""
+    lines = [first_line, *(f"{name}: {value}" for name, value in (*headers, *more))]
+    text = "\n".join(lines)
+    if "\r" in text or text.count("\n") >= len(lines):
+        lines = [line.replace("\r", " ").replace("\n", " ") for line in lines]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace")
 
 
 def without_control(headers: Headers) -> Headers:

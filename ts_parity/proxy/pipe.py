@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
+from ts_parity.proxy.connections import Stream
 from ts_parity.proxy.messages import BrokenStream
-from ts_parity.proxy.upstream import Stream
 from ts_parity.wire import Headers
 
 _AHEAD = 16

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from ts_parity.errors import BadClientRequest, TsParityError, Unavailable
+from ts_parity.proxy.connections import Stream
 from ts_parity.proxy.driver import Delivered, Driver
 from ts_parity.proxy.messages import (
     Chunks,
@@ -26,7 +27,7 @@ from ts_parity.proxy.metrics import Metrics
 from ts_parity.proxy.operations import Ask
 from ts_parity.proxy.plan import Plan, pool_name
 from ts_parity.proxy.routes import Prediction, model_named, prediction
-from ts_parity.proxy.upstream import Address, Stream, Unreachable, Upstream
+from ts_parity.proxy.upstream import Address, Unreachable, Upstream
 from ts_parity.wire import DEADLINE_MS, EXACT, SOURCE, Headers
 
 # TorchServe itself speaks to handlers with these: they decide which of its functions runs.

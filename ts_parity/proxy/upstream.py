@@ -1,34 +1,26 @@
 """The door to the instances: sends one request, gives back what came of it, as data.
 
-The only place that knows aiohttp's client, its exceptions, and what TorchServe's status codes mean for the question
-"would another endpoint do better?". Knows nothing of queries, groups or policy.
+The only place that knows what TorchServe's status codes mean for the question "would another endpoint do better?".
+Knows nothing of queries, groups or policy.
 """
 
 from __future__ import annotations
 
 import asyncio
-import io
 import json
-import ssl
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import aiohttp
-from multidict import CIMultiDict
-from yarl import URL
-
 from ts_parity.engine import Failed, Rejected
-from ts_parity.proxy.messages import BrokenStream, Reply, Request, without_hop_by_hop
-from ts_parity.wire import Headers
+from ts_parity.proxy.connections import Lost, Origin, Stream
+from ts_parity.proxy.messages import Reply, Request, head, without_hop_by_hop
 
-# Headers aiohttp would add of its own accord, and a handler could see.
-_AUTO_HEADERS = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 # `Expect` was for the proxy and has been answered; the length is set anew.
 _NOT_FORWARDED = frozenset({"expect", "content-length"})
-_MAX_HEADER_BYTES = 65536
+_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 _ERROR_BYTES = 65536
-_LARGE_BODY = 1 << 20
+_SMALL_BODY = 65536
 
 
 @dataclass(frozen=True)
@@ -47,68 +39,45 @@ class Unreachable:
     refused: bool = False
 
 
-class Stream:
-    """An answer that comes in chunks. Holds its connection until read to the end or left."""
-
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
-        self.status = response.status
-        self.phrase = response.reason or ""
-        self.headers = _headers(response)
-        self._response = response
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        try:
-            async for data, _ in self._response.content.iter_chunks():
-                if data:
-                    yield data
-        except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
-            raise BrokenStream(f"the streamed answer broke off: {_say(error)}") from None
-
-    def leave(self) -> None:
-        self._response.close()
-
-
 Result = Reply | Stream | Unreachable
 
 
 class Upstream:
-    """One pool of connections to all instances."""
+    """Connections to all instances, kept open. How much is in flight is the engine's business: no limit here."""
 
     def __init__(self, connect_timeout_s: float, task_timeout_s: float) -> None:
-        self._timeout = aiohttp.ClientTimeout(total=task_timeout_s, sock_connect=connect_timeout_s)
-        self._session = aiohttp.ClientSession(
-            # How much is in flight is the engine's business; no limit here.
-            connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=10),
-            auto_decompress=False,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            skip_auto_headers=_AUTO_HEADERS,
-            timeout=self._timeout,
-            max_line_size=_MAX_HEADER_BYTES,
-            max_field_size=_MAX_HEADER_BYTES,
-        )
+        self._connect_timeout_s = connect_timeout_s
+        self._task_timeout_s = task_timeout_s
+        self._origins: dict[str, Origin] = {}
         self.in_flight: Counter[str] = Counter()
 
     async def close(self) -> None:
-        await self._session.close()
+        for origin in self._origins.values():
+            origin.close()
 
     async def exchange(self, address: Address, request: Request, timeout_s: float | None = None) -> Result:
         """Send and wait. A chunked answer is given back as soon as it begins."""
-        timeout = self._timeout if timeout_s is None else aiohttp.ClientTimeout(total=timeout_s)
+        timeout_s = self._task_timeout_s if timeout_s is None else timeout_s
+        origin = self._origins.get(address.url)
+        if origin is None:
+            origin = self._origins[address.url] = Origin(address.url, self._connect_timeout_s)
+        data = _serialized(request, address.token, origin)
         self.in_flight[address.url] += 1
         try:
-            response = await self._session.request(
-                request.method,
-                URL(address.url + request.target, encoded=True),
-                data=_payload(request.body),
-                headers=_forwarded(request.headers, address.token),
-                allow_redirects=False,
-                timeout=timeout,
-            )
-            if "chunked" in response.headers.get("Transfer-Encoding", "").lower():
-                return Stream(response)
-            return await _whole(response)
-        except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ssl.CertificateError) as error:
-            return _unreachable(error)
+            while origin.idle:
+                try:
+                    return await origin.idle.pop().exchange(data, request.method == "HEAD", timeout_s)
+                except Lost as lost:
+                    # It closed an idle connection as we wrote: nothing was run, so this is no second attempt.
+                    if not lost.untouched:
+                        return Unreachable(str(lost))
+            try:
+                connection = await origin.connection()
+            except (OSError, asyncio.TimeoutError) as error:
+                return Unreachable(_say(error), refused=True)
+            return await connection.exchange(data, request.method == "HEAD", timeout_s)
+        except Lost as lost:
+            return Unreachable(str(lost))
         finally:
             self.in_flight[address.url] -= 1
 
@@ -142,51 +111,30 @@ def _error_fields(body: bytes) -> tuple[str, str]:
     return str(error.get("type", "")), str(error.get("message", ""))
 
 
-async def _whole(response: aiohttp.ClientResponse) -> Reply:
-    try:
-        body = await response.read()
-    except BaseException:  # cancelled, timed out or broken: the connection is of no further use
-        response.close()
-        raise
-    return Reply(response.status, response.reason or "", _headers(response), body)
-
-
-def _headers(response: aiohttp.ClientResponse) -> Headers:
-    # aiohttp can send no header that is not UTF-8; what is not becomes visible as U+FFFD instead of vanishing.
-    pairs = tuple((key.decode("utf-8", "replace"), value.decode("utf-8", "replace")) for key, value in _raw(response))
-    return without_hop_by_hop(pairs)
-
-
-def _raw(response: aiohttp.ClientResponse) -> tuple[tuple[bytes, bytes], ...]:
-    return tuple(response.raw_headers)
-
-
-def _forwarded(headers: Headers, token: str) -> CIMultiDict[str]:
-    forwarded: CIMultiDict[str] = CIMultiDict()
-    spelling: dict[str, str] = {}
-    for name, value in without_hop_by_hop(headers):
-        if name.lower() not in _NOT_FORWARDED:
-            # Of a header given twice in two letter cases aiohttp would drop the first, so both get one spelling.
-            forwarded.add(spelling.setdefault(name.lower(), name), value)
+def _serialized(request: Request, token: str, origin: Origin) -> list[bytes]:
+    headers = []
+    has_host = sized = False
+    for pair in without_hop_by_hop(request.headers):
+        name = pair[0].lower()
+        sized = sized or name == "content-length"
+        if name in _NOT_FORWARDED or (token and name == "authorization"):
+            continue
+        has_host = has_host or name == "host"
+        headers.append(pair)
+    if not has_host:
+        headers.append(("Host", origin.host_header))
     if token:
         # Every instance makes its own keys, so a client's could fit one of them at most.
-        forwarded["Authorization"] = f"Bearer {token}"
-    return forwarded
-
-
-def _payload(body: bytes) -> bytes | io.BytesIO | None:
-    # A large body goes out in pieces, so that writing it does not hold up everybody else.
-    return io.BytesIO(body) if len(body) >= _LARGE_BODY else (body or None)
-
-
-def _unreachable(error: Exception) -> Unreachable:
-    refused = isinstance(error, aiohttp.ClientConnectorError) or (
-        isinstance(error, asyncio.TimeoutError) and "onnection timeout" in str(error)
-    )
-    return Unreachable(_say(error), refused)
+        headers.append(("Authorization", f"Bearer {token}"))
+    body = request.body
+    if body or sized or request.method in _WITH_BODY:
+        headers.append(("Content-Length", str(len(body))))
+    data = head(f"{request.method} {origin.prefix}{request.target} HTTP/1.1", tuple(headers))
+    # A small body goes out in one packet with its head; a large one is not copied for that.
+    return [data + body] if len(body) < _SMALL_BODY else [data, body]
 
 
 def _say(error: BaseException) -> str:
     if isinstance(error, asyncio.TimeoutError):
-        return str(error) or "no answer in time"
+        return "no connection in time"
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

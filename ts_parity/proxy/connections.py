@@ -1,0 +1,262 @@
+"""Connections to the instances: kept open, used again, one exchange at a time on each.
+
+Knows sockets and HTTP's framing (httptools parses). Knows nothing of what is asked or what an answer means.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from typing import cast
+from urllib.parse import urlsplit
+
+from httptools import HttpParserError, HttpResponseParser
+
+from ts_parity.proxy.messages import MAX_HEAD_BYTES, BrokenStream, Reply, without_hop_by_hop
+from ts_parity.wire import Headers
+
+# So much of a streamed answer may wait for its reader; then nothing more is read.
+_AHEAD_BYTES = 1 << 18
+
+
+class Lost(Exception):
+    """The exchange did not come to an end. `untouched`: it was closed before a byte of an answer had come."""
+
+    def __init__(self, reason: str, untouched: bool = False) -> None:
+        super().__init__(reason)
+        self.untouched = untouched
+
+
+class Stream:
+    """An answer that comes in chunks. Holds its connection until read to the end or left."""
+
+    def __init__(self, status: int, phrase: str, headers: Headers, connection: Connection) -> None:
+        self.status = status
+        self.phrase = phrase
+        self.headers = headers
+        self._connection = connection
+        self._pieces: list[bytes] = []
+        self.held = 0
+        """Bytes that wait for the reader."""
+        self._ended = False
+        self._broken = ""
+        self._news = asyncio.Event()
+
+    def feed(self, piece: bytes) -> None:
+        self._pieces.append(piece)
+        self.held += len(piece)
+        if self.held > _AHEAD_BYTES:
+            self._connection.pause()
+        self._news.set()
+
+    def end(self, broken: str = "") -> None:
+        self._ended, self._broken = True, broken
+        self._news.set()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while True:
+            while self._pieces:
+                pieces, self._pieces, self.held = self._pieces, [], 0
+                self._connection.resume()
+                for piece in pieces:
+                    yield piece
+            if self._ended:
+                if self._broken:
+                    raise BrokenStream(f"the streamed answer broke off: {self._broken}")
+                return
+            self._news.clear()
+            await self._news.wait()
+
+    def leave(self) -> None:
+        if not self._ended:
+            self._ended = True
+            self._connection.abort()
+
+
+class Origin:
+    """One API of one instance: where it is, and its idle connections."""
+
+    def __init__(self, url: str, connect_timeout_s: float) -> None:
+        """Of a URL as the configuration has checked it."""
+        parts = urlsplit(url)
+        self.prefix = parts.path.rstrip("/")
+        self.host_header = parts.netloc.rpartition("@")[2]
+        self._host = parts.hostname or ""
+        self._ssl = ssl.create_default_context() if parts.scheme == "https" else None
+        self._port = parts.port or (443 if self._ssl is not None else 80)
+        self._connect_timeout_s = connect_timeout_s
+        self.idle: list[Connection] = []
+        """The one used last is last: what is not needed grows old and is closed by the instance."""
+
+    async def connection(self) -> Connection:
+        """A new one. Raise OSError (ssl.SSLError is one) or asyncio.TimeoutError."""
+        loop = asyncio.get_running_loop()
+        opening = loop.create_connection(lambda: Connection(self, loop), self._host, self._port, ssl=self._ssl)
+        _, connection = await asyncio.wait_for(opening, self._connect_timeout_s)
+        return connection
+
+    def close(self) -> None:
+        for connection in [*self.idle]:
+            connection.abort()
+
+
+class Connection(asyncio.Protocol):
+    """One connection: `exchange` sends a request and gives the answer, or its beginning if it comes in chunks."""
+
+    def __init__(self, origin: Origin, loop: asyncio.AbstractEventLoop) -> None:
+        self._origin = origin
+        self._loop = loop
+        self._transport = cast(asyncio.Transport, None)
+        self._parser = HttpResponseParser(self)
+        self._waiting: asyncio.Future[Reply | Stream] | None = None
+        self._stream: Stream | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._for_head = False
+        self._open = False
+        self._paused = False
+        self._reset()
+
+    def _reset(self) -> None:
+        self._phrase = b""
+        self._headers: list[tuple[str, str]] = []
+        self._pieces: list[bytes] = []
+        self._head_bytes = 0
+        self._received = 0
+        self._status = 0
+        self._until_close = False
+
+    async def exchange(self, data: list[bytes], for_head: bool, timeout_s: float) -> Reply | Stream:
+        """Raise Lost. When cancelled the connection is closed: what is still to come could not be told apart."""
+        self._reset()
+        self._for_head = for_head
+        self._waiting = self._loop.create_future()
+        self._timer = self._loop.call_later(timeout_s, self._too_late)
+        for part in data:
+            self._transport.write(part)
+        try:
+            return await self._waiting
+        except asyncio.CancelledError:
+            self.abort()
+            raise
+
+    def abort(self) -> None:
+        self._open = False
+        self._transport.abort()
+
+    def pause(self) -> None:
+        if self._open and not self._paused:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        if self._open and self._paused:
+            self._paused = False
+            self._transport.resume_reading()
+
+    # ---- the transport's side --------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._open = True
+
+    def data_received(self, data: bytes) -> None:
+        if self._waiting is None and self._stream is None:
+            self.abort()  # nobody has asked for anything
+            return
+        self._received += len(data)
+        try:
+            self._parser.feed_data(data)
+        except HttpParserError as error:
+            self._fail(f"its answer is not HTTP: {error}")
+            return
+        if not self._status and self._received > MAX_HEAD_BYTES:
+            self._fail(f"its headers are over {MAX_HEAD_BYTES} bytes")
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._open = False
+        if self in self._origin.idle:
+            self._origin.idle.remove(self)
+        if self._until_close and error is None:
+            self._complete(keep=False)
+        self._fail(str(error) or type(error).__name__ if error is not None else "it closed the connection")
+
+    def _too_late(self) -> None:
+        self._fail("no answer in time", late=True)
+
+    def _fail(self, reason: str, late: bool = False) -> None:
+        waiting, stream = self._waiting, self._stream
+        self._waiting = self._stream = None
+        self._stop_timer()
+        self.abort()
+        if waiting is not None and not waiting.done():
+            waiting.set_exception(Lost(reason, untouched=not self._received and not late))
+        if stream is not None:
+            stream.end(reason)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    # ---- the parser's side -----------------------------------------------------------------------------------------
+
+    def on_status(self, phrase: bytes) -> None:
+        self._phrase += phrase
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers.append((name.decode("latin-1"), value.decode("latin-1")))
+
+    def on_headers_complete(self) -> None:
+        self._status = self._parser.get_status_code()
+        if self._status < 200:
+            return
+        chunked = sized = False
+        for name, value in self._headers:
+            lowered = name.lower()
+            chunked = chunked or (lowered == "transfer-encoding" and "chunked" in value.lower())
+            sized = sized or lowered == "content-length"
+        if self._for_head:
+            # The parser would wait for a body that does not come.
+            self._complete(keep=False)
+        elif chunked and self._waiting is not None:
+            self._stream = Stream(self._status, self._phrase.decode("latin-1"), self._end_to_end(), self)
+            if not self._waiting.done():
+                self._waiting.set_result(self._stream)
+            self._waiting = None
+        else:
+            self._until_close = not sized and self._status not in (204, 304)
+
+    def on_body(self, piece: bytes) -> None:
+        if self._stream is not None:
+            self._stream.feed(piece)
+        else:
+            self._pieces.append(piece)
+
+    def on_message_complete(self) -> None:
+        if self._status < 200:  # an interim answer; the real one follows
+            received = self._received
+            self._reset()
+            self._received = received
+            return
+        self._complete(keep=self._parser.should_keep_alive())
+
+    def _end_to_end(self) -> Headers:
+        return without_hop_by_hop(tuple(self._headers))
+
+    def _complete(self, keep: bool) -> None:
+        waiting, stream = self._waiting, self._stream
+        self._waiting = self._stream = None
+        self._stop_timer()
+        self._until_close = False
+        self.resume()
+        if waiting is not None and not waiting.done():
+            body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+            waiting.set_result(Reply(self._status, self._phrase.decode("latin-1"), self._end_to_end(), body))
+        if stream is not None:
+            stream.end()
+        if not keep or not self._open:
+            self._open = False
+            self._transport.close()
+        else:
+            self._origin.idle.append(self)
