@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from httptools import HttpParserError, HttpResponseParser
 
-from ts_parity.proxy.messages import MAX_HEAD_BYTES, BrokenStream, Reply, without_hop_by_hop
+from ts_parity.proxy.messages import HOP, LENGTH, MAX_HEAD_BYTES, BrokenStream, Reply, meaning, without_hop_by_hop
 from ts_parity.wire import Headers
 
 # So much of a streamed answer may wait for its reader; then nothing more is read.
@@ -213,9 +213,11 @@ class Connection(asyncio.Protocol):
             return
         chunked = sized = False
         for name, value in self._headers:
-            lowered = name.lower()
-            chunked = chunked or (lowered == "transfer-encoding" and "chunked" in value.lower())
-            sized = sized or lowered == "content-length"
+            flags = meaning(name)
+            if flags & LENGTH:
+                sized = True
+            elif flags & HOP and name.lower() == "transfer-encoding":
+                chunked = chunked or "chunked" in value.lower()
         if self._for_head:
             # The parser would wait for a body that does not come.
             self._complete(keep=False)

@@ -6,8 +6,7 @@ Knows HTTP's words and TorchServe's error shape. Knows nothing of sockets or who
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ts_parity.errors import TsParityError, Unavailable, error_body
 from ts_parity.wire import CONTROL_PREFIX, Headers
@@ -30,8 +29,38 @@ HOP_BY_HOP = frozenset(
 )
 
 
-@dataclass(frozen=True)
-class Request:
+HOP, NAMES_OTHERS, CONTROL, LENGTH, EXPECT, HOST, AUTHORIZATION = 1, 2, 4, 8, 16, 32, 64
+"""What a header's name can mean to a proxy; flags."""
+_MEANINGS: dict[str, int] = {}
+
+
+def meaning(name: str) -> int:
+    """The flags of a header's name in this spelling. They are always the same few, so they are remembered."""
+    flags = _MEANINGS.get(name)
+    if flags is None:
+        flags = _meaning(name.lower())
+        if len(_MEANINGS) < 4096:
+            _MEANINGS[name] = flags
+    return flags
+
+
+def _meaning(name: str) -> int:
+    named = {
+        "connection": NAMES_OTHERS, "content-length": LENGTH, "expect": EXPECT, "host": HOST,
+        "authorization": AUTHORIZATION,
+    }.get(name, 0)  # fmt: skip
+    return named | (HOP if name in HOP_BY_HOP else 0) | (CONTROL if name.startswith(CONTROL_PREFIX) else 0)
+
+
+def has(headers: Headers, flags: int) -> bool:
+    """Whether a header of one of these meanings is among them."""
+    for name, _ in headers:  # noqa: SIM110 - a generator would cost more than it looks at
+        if meaning(name) & flags:
+            return True
+    return False
+
+
+class Request(NamedTuple):
     """What a client sent. `target` is path and query exactly as they stood in the request line."""
 
     method: str
@@ -52,8 +81,7 @@ class Request:
         return header(self.headers, name)
 
 
-@dataclass(frozen=True)
-class Reply:
+class Reply(NamedTuple):
     """A whole answer. An empty `phrase` is TorchServe's habit, not an omission."""
 
     status: int
@@ -95,6 +123,8 @@ def header(headers: Headers, name: str) -> str | None:
 
 def without_hop_by_hop(headers: Headers) -> Headers:
     """Less the headers of one connection, those that `Connection` names included."""
+    if not has(headers, HOP):
+        return headers
     named = {
         token.strip().lower() for key, value in headers if key.lower() == "connection" for token in value.split(",")
     }
@@ -104,26 +134,33 @@ def without_hop_by_hop(headers: Headers) -> Headers:
 
 def head(first_line: str, headers: Headers, more: Headers = ()) -> bytes:
     """The head of a request or an answer. A line break in a header (a handler may set one) becomes a space."""
-    lines = [first_line, *(f"{name}: {value}" for name, value in (*headers, *more))]
-    text = "\n".join(lines)
-    if "\r" in text or text.count("\n") >= len(lines):
-        lines = [line.replace("\r", " ").replace("\n", " ") for line in lines]
-    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace")
+    lines = [first_line]
+    lines += [f"{name}: {value}" for name, value in headers]
+    lines += [f"{name}: {value}" for name, value in more]
+    lines.append("\r\n")
+    text = "\r\n".join(lines)
+    if text.count("\n") != len(lines) or text.count("\r") != len(lines):
+        cleaned = [line.replace("\r", " ").replace("\n", " ") for line in lines[:-1]]
+        text = "\r\n".join([*cleaned, "\r\n"])
+    return text.encode("latin-1", "replace")
 
 
 def without_control(headers: Headers) -> Headers:
-    return tuple(pair for pair in headers if not pair[0].lower().startswith(CONTROL_PREFIX))
+    """The same tuple, if there is none."""
+    if not has(headers, CONTROL):
+        return headers
+    return tuple(pair for pair in headers if not meaning(pair[0]) & CONTROL)
 
 
 def with_header(reply: Reply, name: str, value: str) -> Reply:
-    return replace(reply, headers=(*reply.headers, (name, value)))
+    return Reply(reply.status, reply.phrase, (*reply.headers, (name, value)), reply.body)
 
 
 def with_body(reply: Reply, body: bytes) -> Reply:
     """Another body; an existing content-length is corrected where it stands."""
     length = str(len(body))
-    headers = tuple((key, length if key.lower() == "content-length" else value) for key, value in reply.headers)
-    return replace(reply, headers=headers, body=body)
+    headers = tuple([(key, length if meaning(key) & LENGTH else value) for key, value in reply.headers])
+    return Reply(reply.status, reply.phrase, headers, body)
 
 
 def error_reply(error: TsParityError) -> Reply:

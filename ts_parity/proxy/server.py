@@ -18,12 +18,16 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
 from ts_parity.errors import StartError, TsParityError
 from ts_parity.proxy.messages import (
+    EXPECT,
+    LENGTH,
     MAX_HEAD_BYTES,
     BrokenStream,
     Reply,
     Request,
     error_reply,
+    has,
     head,
+    meaning,
     too_large,
     torchserve_error,
 )
@@ -243,10 +247,10 @@ class _Connection(asyncio.Protocol):
         self._server.begins()
         length, expects = 0, None
         for name, value in self._headers:
-            lowered = name.lower()
-            if lowered == "content-length":
+            flags = meaning(name)
+            if flags & LENGTH:
                 length = int(value)
-            elif lowered == "expect":
+            elif flags & EXPECT:
                 expects = value.lower()
         if self._head_bytes > MAX_HEAD_BYTES:
             self._refusal = _long_head()
@@ -354,7 +358,7 @@ class _Connection(asyncio.Protocol):
         keep = self._keeps(asked)
         headers = reply.headers
         bodiless = reply.status in (204, 304) or reply.status < 200
-        if not bodiless and not any(name.lower() == "content-length" for name, _ in headers):
+        if not bodiless and not has(headers, LENGTH):
             headers = (*headers, ("content-length", str(len(reply.body))))
         data = head(_status_line(reply.status, reply.phrase), headers, _connection(keep, asked.old))
         body = b"" if bodiless or asked.request.method == "HEAD" else reply.body

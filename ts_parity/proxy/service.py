@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 from ts_parity.errors import BadClientRequest, TsParityError, Unavailable
@@ -63,10 +63,13 @@ class Service:
     async def answer(self, request: Request) -> Answered:
         """Never raises for what can go wrong with a request: errors are answers in TorchServe's shape."""
         try:
-            exact = _read_header(request, EXACT, _flag) or False
-            deadline_s = _read_header(request, DEADLINE_MS, _milliseconds)
-            # From here on nothing a client sent can steer a worker.
-            request = replace(request, headers=without_control(request.headers))
+            exact, deadline_s = False, None
+            headers = without_control(request.headers)
+            if headers is not request.headers:
+                exact = _read_header(request, EXACT, _flag) or False
+                deadline_s = _read_header(request, DEADLINE_MS, _milliseconds)
+                # From here on nothing a client sent can steer a worker.
+                request = request._replace(headers=headers)
             asked = prediction(request.method, request.path)
             if asked is not None and (pool := self._pool(asked)) is not None:
                 return await self._predict(pool, asked, request, exact, deadline_s)
@@ -108,7 +111,8 @@ class Service:
             self._metrics.passed_through.labels("answered").inc()
             if isinstance(result, Stream):
                 return Streamed(result, without_control(result.headers))
-            return replace(result, headers=without_control(result.headers))
+            headers = without_control(result.headers)
+            return result if headers is result.headers else result._replace(headers=headers)
         self._metrics.passed_through.labels("unavailable").inc()
         reason = "; ".join(self._plan.problems) or "all refused the connection"
         raise Unavailable(f"no instance can be reached: {reason}")

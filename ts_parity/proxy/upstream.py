@@ -14,10 +14,18 @@ from dataclasses import dataclass
 
 from ts_parity.engine import Failed, Rejected
 from ts_parity.proxy.connections import Lost, Origin, Stream
-from ts_parity.proxy.messages import Reply, Request, head, without_hop_by_hop
+from ts_parity.proxy.messages import (
+    AUTHORIZATION,
+    EXPECT,
+    HOST,
+    LENGTH,
+    Reply,
+    Request,
+    head,
+    meaning,
+    without_hop_by_hop,
+)
 
-# `Expect` was for the proxy and has been answered; the length is set anew.
-_NOT_FORWARDED = frozenset({"expect", "content-length"})
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 _ERROR_BYTES = 65536
 _SMALL_BODY = 65536
@@ -114,13 +122,16 @@ def _error_fields(body: bytes) -> tuple[str, str]:
 def _serialized(request: Request, token: str, origin: Origin) -> list[bytes]:
     headers = []
     has_host = sized = False
+    left_out = LENGTH | EXPECT | (AUTHORIZATION if token else 0)
     for pair in without_hop_by_hop(request.headers):
-        name = pair[0].lower()
-        sized = sized or name == "content-length"
-        if name in _NOT_FORWARDED or (token and name == "authorization"):
-            continue
-        has_host = has_host or name == "host"
-        headers.append(pair)
+        flags = meaning(pair[0])
+        if flags & LENGTH:
+            sized = True
+        elif flags & HOST:
+            has_host = True
+        # `Expect` was for the proxy and has been answered; the length is set anew.
+        if not flags & left_out:
+            headers.append(pair)
     if not has_host:
         headers.append(("Host", origin.host_header))
     if token:
