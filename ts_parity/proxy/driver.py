@@ -13,7 +13,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 from ts_parity.codes import Code, Family
 from ts_parity.engine import (
@@ -57,8 +57,7 @@ log = logging.getLogger(__name__)
 _RETRY_AFTER_S = 1.0
 
 
-@dataclass(frozen=True)
-class Delivered:
+class Delivered(NamedTuple):
     """What a client gets. `source` is None for an error that an instance made and that is passed on."""
 
     answer: Reply | Pipe
@@ -295,13 +294,14 @@ class Driver:
         self._obey(self.scheduler.query_abandoned(query, _now()))
 
     def _arm(self) -> None:
+        """A timer that has become too early stays: it finds nothing due and arms anew, which costs less than moving it."""
         at = self.scheduler.next_deadline()
-        if at == self._timer_at:
+        if at >= self._timer_at:
             return
         if self._timer is not None:
             self._timer.cancel()
         self._timer_at = at
-        self._timer = None if at == math.inf else asyncio.get_running_loop().call_at(at, self._tick)
+        self._timer = asyncio.get_running_loop().call_at(at, self._tick)
 
     def _tick(self) -> None:
         self._timer_at, self._timer = math.inf, None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ts_parity.codes import Family
 from ts_parity.engine import Arrived, Failed, Outcome
@@ -37,8 +38,7 @@ _FRAME_HEADERS: Headers = (("Content-Type", FRAME_TYPE),)
 _FRONTEND_HEADERS = frozenset({"x-request-id", "pragma", "cache-control", "expires"})
 
 
-@dataclass(frozen=True)
-class Ask:
+class Ask(NamedTuple):
     """A query's payload: the client's request less control headers, and what followed the version in its path."""
 
     request: Request
@@ -57,8 +57,7 @@ class Target:
     """Of a full group, for a protection where it was measured, in deployed inferences."""
 
 
-@dataclass(frozen=True)
-class Value:
+class Value(NamedTuple):
     """What a task brought: the reply, and what was taken out of it. The driver keeps it in `task.value`."""
 
     reply: Reply | None = None

@@ -6,8 +6,11 @@ Pure. Knows paths; knows nothing of which models there are or who serves them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from urllib.parse import parse_qs, quote, unquote
 
+# Clients ask for the same few paths again and again.
+_REMEMBERED = 1024
 _MODEL_FIRST = frozenset({"predictions", "explanations"})
 
 
@@ -20,6 +23,7 @@ class Prediction:
     extra: str
 
 
+@lru_cache(_REMEMBERED)
 def prediction(method: str, path: str) -> Prediction | None:
     """The prediction this request asks for, or None. OPTIONS asks for a description instead."""
     segments = _segments(path)
@@ -30,6 +34,7 @@ def prediction(method: str, path: str) -> Prediction | None:
     return Prediction(unquote(segments[1]), version, extra)
 
 
+@lru_cache(_REMEMBERED)
 def model_named(path: str, query_string: str) -> str | None:
     """The model any other request is about, or None."""
     segments = _segments(path)
@@ -52,8 +57,13 @@ def model_named(path: str, query_string: str) -> str | None:
 
 def prediction_target(model: str, version: str, extra: str = "", query_string: str = "") -> str:
     """The path to send. With a version it means the same on every instance, whatever their defaults are."""
-    path = f"/predictions/{quote(model, safe='')}/{quote(version, safe='')}{extra}"
-    return f"{path}?{query_string}" if query_string else path
+    path = _path(model, version)
+    return f"{path}{extra}?{query_string}" if query_string else path + extra
+
+
+@lru_cache(_REMEMBERED)
+def _path(model: str, version: str) -> str:
+    return f"/predictions/{quote(model, safe='')}/{quote(version, safe='')}"
 
 
 def url_path(extra: str) -> str:

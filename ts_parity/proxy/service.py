@@ -7,9 +7,8 @@ TorchServe's management API.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 from ts_parity.errors import BadClientRequest, TsParityError, Unavailable
 from ts_parity.proxy.connections import Stream
@@ -35,8 +34,7 @@ _ALWAYS_GROUP_BY = ("explain", "describe")
 _MAX_DEADLINE_S = 24 * 3600.0
 
 
-@dataclass(frozen=True)
-class Streamed:
+class Streamed(NamedTuple):
     """A chunked answer with the headers the client shall see."""
 
     chunks: Chunks
@@ -101,10 +99,12 @@ class Service:
         model = asked.model if asked is not None else model_named(request.path, request.query_string)
         if model is not None and model in self._plan.protections and model not in self._plan.hosts:
             return torchserve_error(404, "ModelNotFoundException", f"Model not found: {model}")
-        for instance in self._candidates(model):
+        tried: list[str] = []
+        while (instance := self._candidate(model, tried)) is not None:
             result = await self._upstream.exchange(self._addresses[instance], request)
             if isinstance(result, Unreachable):
                 if result.refused:
+                    tried.append(instance)
                     continue  # nothing was run, so this is not a second attempt
                 self._metrics.passed_through.labels("failed").inc()
                 return torchserve_error(502, "BadGatewayException", f"{instance} gave no answer: {result.reason}")
@@ -117,10 +117,15 @@ class Service:
         reason = "; ".join(self._plan.problems) or "all refused the connection"
         raise Unavailable(f"no instance can be reached: {reason}")
 
-    def _candidates(self, model: str | None) -> list[str]:
-        """Least busy first; those that host the model, or any that is up."""
+    def _candidate(self, model: str | None, tried: Sequence[str]) -> str | None:
+        """The least busy one not tried yet, of those that host the model, or of all that are up."""
         hosts = self._plan.hosts.get(model, ()) if model is not None else ()
-        return sorted(hosts or self._plan.up, key=lambda name: self._upstream.in_flight[self._addresses[name].url])
+        best, least = None, math.inf
+        for name in hosts or self._plan.up:
+            busy = self._upstream.in_flight[self._addresses[name].url]
+            if busy < least and name not in tried:
+                best, least = name, busy
+        return best
 
 
 def _marked(delivered: Delivered) -> Answered:
