@@ -294,7 +294,7 @@ class Driver:
         self._obey(self.scheduler.query_abandoned(query, _now()))
 
     def _arm(self) -> None:
-        """A timer that has become too early stays: it finds nothing due and arms anew, which costs less than moving it."""
+        """A timer that has become too early stays: it finds nothing due and arms anew; to move it would cost more."""
         at = self.scheduler.next_deadline()
         if at >= self._timer_at:
             return
