@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check format bench accuracy policies clean
+.PHONY: demo test check format bench accuracy policies overhead clean
 
 demo: $(READY)
 	$(BIN)/ts-parity demo --out demo-out $(ARGS)
@@ -25,6 +25,12 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/decode.py
+	$(BIN)/python benchmarks/simulator.py
+
+# Beside nginx and HAProxy: apt-get install nginx-light haproxy wrk
+overhead: $(READY)
+	$(BIN)/python benchmarks/overhead.py $(ARGS)
+	$(BIN)/python benchmarks/overhead.py --tables
 
 # DATA: a folder with mnist.npz, fashion_mnist.npz and cifar10_jpeg.zip. Hours on two cores; an interrupted run goes on.
 accuracy: $(READY)
@@ -35,6 +41,9 @@ accuracy: $(READY)
 policies: $(READY)
 	$(BIN)/python benchmarks/policies.py $(ARGS)
 	$(BIN)/python benchmarks/policies.py --tables
+	$(BIN)/python benchmarks/ablation.py
+	$(BIN)/python benchmarks/ablation.py --tables
+	$(BIN)/python benchmarks/outages.py
 
 # One stamp for the whole environment: remade when what it is made from changes.
 $(READY): setup.py constraints.txt

@@ -30,6 +30,7 @@ from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
 
+from tables import renew
 from ts_parity.codes import Code, Family, make_code
 from ts_parity.training.architectures import DEPLOYED, Called, Shaped, Shapes, cnn, folded, make_called, multiplications
 from ts_parity.training.augment import vary
@@ -349,14 +350,9 @@ def curve_table(document: dict) -> str:
     return "\n".join(lines)
 
 
-def renew(file: Path, parts: dict[str, str]) -> None:
-    """Put each part between its marks in a document."""
-    text = file.read_text()
-    for name, part in parts.items():
-        begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
-        before, _, rest = text.partition(begin)
-        text = f"{before}{begin}\n{part}\n\n{end}{rest.partition(end)[2]}"
-    file.write_text(text)
+def sections(document: dict) -> dict[str, str]:
+    """What docs/training.md says between its marks."""
+    return {"tables": tables(document), "curve": curve_table(document)}
 
 
 def main() -> None:
@@ -382,7 +378,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.tables:
         document = json.loads((args.out or RESULTS).read_text())
-        renew(DOCS, {"tables": tables(document), "curve": curve_table(document)})
+        for mark, text in sections(document).items():
+            renew(DOCS, mark, text)
         print(f"{tables(document)}\n\n{curve_table(document)}")
         return
     if args.data is None or not args.data.is_dir():

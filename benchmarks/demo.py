@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tables import markdown, renew
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "demo.json"
 README, DOCS, PLOT = ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "latency.png"
@@ -38,11 +40,6 @@ def _row(name: str, arm: Mapping[str, Any]) -> list[str]:
     of_rebuilt = arm["accuracy_reconstructed"]
     accuracies = [f"{arm['accuracy']:.2%}", "-" if of_rebuilt is None else f"{of_rebuilt:.2%}"]
     return [name, *times, str(arm["errors"]), str(arm["lost"]), rebuilt, *accuracies, f"{arm['work_per_query']:.2f}"]
-
-
-def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(line)} |" for line in [head, *body]]
-    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
 
 
 def first_table(runs: Sequence[Mapping[str, Any]]) -> str:
@@ -81,15 +78,6 @@ def all_tables(runs: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def renew(file: Path, text: str) -> None:
-    """Put it between the file's marks."""
-    before, begin, rest = file.read_text().partition("<!-- demo -->\n")
-    end = "<!-- end of demo -->"
-    assert begin
-    assert end in rest
-    file.write_text(f"{before}{begin}\n{text}\n\n{end}{rest.partition(end)[2]}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="DIR", help="what the demo wrote, the README's first")
@@ -97,8 +85,8 @@ def main() -> None:
     runs = [json.loads((folder / "summary.json").read_text()) for folder in args.runs]
     RESULTS.write_text(json.dumps({"command": "ts-parity demo --seed S", "runs": runs}, indent=1) + "\n")
     shutil.copy(args.runs[0] / "latency.png", PLOT)
-    renew(README, first_table(runs))
-    renew(DOCS, all_tables(runs))
+    renew(README, "demo", first_table(runs))
+    renew(DOCS, "demo", all_tables(runs))
 
 
 if __name__ == "__main__":

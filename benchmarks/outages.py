@@ -1,10 +1,11 @@
 """One machine frozen, one slow but answering, one of three failure domains dead: what each policy makes of it.
 
-    python benchmarks/outages.py [--seeds N] [--json]
+    python benchmarks/outages.py [--seeds N]    and renew the table of docs/policy.md
 
 Twelve machines at load 0.3 and an outage from 500 to 3,500 (mean service times). p99.9 is of the queries that arrived
-in the outage; `hits`: queries that a machine in trouble was given while it lasted; `out after`: from its beginning
-until the last machine concerned was out or had all its places taken; `back after`: from its end until all serve again.
+in the outage; `hits`: queries that a machine in trouble was given while it lasted, second copies included; `out after`:
+from its beginning until the last machine concerned is passed over, for what it did or because its place stays taken;
+`back after`: from its end until all serve again.
 """
 
 from __future__ import annotations
@@ -14,17 +15,20 @@ import json
 import math
 import statistics
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from tables import markdown, renew
 from ts_parity.engine import Kind, Send
-from ts_parity.engine.health import Condition
 from ts_parity.lab.compare import World
 from ts_parity.lab.rivals import arrange
 from ts_parity.lab.simulate import Outage, simulate
 
+RESULTS = Path(__file__).parent / "results" / "outages.json"
+DOCS = Path(__file__).parent.parent / "docs" / "policy.md"
 BEGINS, LASTS, LOAD = 500.0, 3000.0, 0.3
 OUTAGES = {
     "frozen": (Outage("m0", BEGINS, LASTS),),
@@ -61,10 +65,10 @@ class Watch:
                         self.back.setdefault(machine, now - ends)
         if BEGINS <= now < ends:
             for machine, place in self._places.items():
-                stuck = place.in_flight and now - next(iter(place.since.values())) > 10.0
-                if machine not in self.out and (place.health.condition is not Condition.IN or stuck):
-                    began = next(iter(place.since.values())) if stuck else now
-                    self.out[machine] = max(0.0, began - BEGINS)
+                held = [sent for state in place.host.endpoints for sent in state.since.values()]
+                stuck = held and now - min(held) > 10.0
+                if machine not in self.out and (not place.host.clean or stuck):
+                    self.out[machine] = max(0.0, (min(held) if stuck else now) - BEGINS)
 
 
 def row_of(trouble: str, name: str, shape: dict[str, Any], seeds: range) -> dict[str, Any]:
@@ -83,26 +87,38 @@ def row_of(trouble: str, name: str, shape: dict[str, Any], seeds: range) -> dict
         back.append(max(watch.back.values()) if len(watch.back) == len(machines) else math.inf)
         lost += result.failed + result.unanswered
     numbers = {"p999": tails, "hits": hits, "out_after": out, "back_after": back}
-    means = {key: round(statistics.fmean(values), 2) for key, values in numbers.items()}
-    return {"trouble": trouble, "policy": name, "machines": made.workers, **means, "lost": lost, "seeds": len(seeds)}
+    means = {key: statistics.fmean(values) for key, values in numbers.items()}
+    shown = {key: round(mean, 2) if mean < math.inf else None for key, mean in means.items()}
+    return {"trouble": trouble, "policy": name, "machines": made.workers, **shown, "lost": lost, "seeds": len(seeds)}
+
+
+def sections(document: dict[str, Any]) -> dict[str, str]:
+    """What docs/policy.md says between its marks."""
+    head = ("trouble", "policy", "machines", "p99.9", "hits a machine", "out after", "back after", "lost")
+    body = []
+    for row in document["rows"]:
+        times = ["never" if row[key] is None else f"{row[key]:.0f}" for key in ("out_after", "back_after")]
+        shown = [f"{row['p999']:.2f}", f"{row['hits']:.0f}", *times, str(row["lost"])]
+        body.append([row["trouble"], row["policy"], str(row["machines"]), *shown])
+    return {"outages": f"`{document['command']}`, {document['seeds']} seeds.\n\n{markdown(head, body)}"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     cells = [(trouble, name, shape) for trouble in OUTAGES for name, shape in POLICIES]
-    rows = [row_of(*cell, range(args.seeds)) for cell in tqdm(cells, unit="run")]
-    if args.json:
-        print(json.dumps({"rows": rows}))
-        return
-    print("| trouble | policy | machines | p99.9 | hits a machine | out after | back after | lost |")
-    print("|---|---|---|---|---|---|---|---|")
-    for row in rows:
-        out, back = (f"{v:.0f}" if v < math.inf else "never" for v in (row["out_after"], row["back_after"]))
-        shown = f"{row['p999']:.2f} | {row['hits']:.0f} | {out} | {back} | {row['lost']}"
-        print(f"| {row['trouble']} | {row['policy']} | {row['machines']} | {shown} |")
+    document = {
+        "command": "python benchmarks/outages.py",
+        "seeds": args.seeds,
+        "rows": [row_of(*cell, range(args.seeds)) for cell in tqdm(cells, unit="run")],
+    }
+    args.out.write_text(json.dumps(document, indent=1) + "\n")
+    for mark, text in sections(document).items():
+        print(text)
+        if args.out == RESULTS:
+            renew(DOCS, mark, text)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,8 @@ from typing import Any
 import psutil
 from tqdm import tqdm
 
+from tables import markdown, renew
+
 RESULTS = Path(__file__).parent / "results" / "overhead.json"
 DOCS = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 TARGETS = {"pass-through": 0.6, "uncoded": 0.4, "coded-exact": 0.25, "coded-sum": 0.25}
@@ -376,32 +378,29 @@ def combined(rounds: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
 
 
 def table(document: dict[str, Any]) -> str:
-    lines = [
-        "| connections | body | proxy | mode | requests/s per core | of nginx | p50 us | p99 us | memory MB | errors |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    head = (
+        "connections", "body", "proxy", "mode", "requests/s per core", "of nginx", "p50 us", "p99 us", "memory MB",
+        "errors",
+    )  # fmt: skip
+    body = []
     for row in sorted(document["rows"], key=lambda row: (row["connections"], row["body_bytes"])):
-        per_core, ratio, memory = (row[k] for k in ("requests_per_second_per_core", "rps_ratio_to_nginx", "rss_mb"))
-        lines.append(
-            f"| {row['connections']} | {row['body_bytes']:,} | {row['proxy']} | {row['mode']} | "
-            f"{'-' if per_core is None else f'{per_core:,.0f}'} | {'-' if ratio is None else f'{ratio:.2f}'} | "
-            f"{row['p50_us']:,.0f} | {row['p99_us']:,.0f} | "
-            f"{'-' if memory is None else f'{memory:.0f}'} | {row['errors']} |"
-        )
-    return "\n".join(lines)
+        numbers = (
+            (row["requests_per_second_per_core"], ",.0f"), (row["rps_ratio_to_nginx"], ".2f"), (row["p50_us"], ",.0f"),
+            (row["p99_us"], ",.0f"), (row["rss_mb"], ".0f"),
+        )  # fmt: skip
+        shown = ["-" if value is None else format(value, form) for value, form in numbers]
+        what = [str(row["connections"]), f"{row['body_bytes']:,}", row["proxy"], row["mode"]]
+        body.append([*what, *shown, str(row["errors"])])
+    return markdown(head, body)
 
 
-def renew(document: dict[str, Any]) -> None:
-    text = DOCS.read_text()
-    before, begin, rest = text.partition("<!-- overhead -->\n")
-    end = "<!-- end of overhead -->"
-    assert begin
-    assert end in rest
+def sections(document: dict[str, Any]) -> dict[str, str]:
+    """What docs/benchmarks.md says between its marks."""
     said = (
         f"`{document['command']}`, {document['rounds']} rounds of {document['seconds']:g} s a cell, interleaved; "
         f"{document['machine']}."
     )
-    DOCS.write_text(f"{before}{begin}\n{said}\n\n{table(document)}\n\n{end}{rest.partition(end)[2]}")
+    return {"overhead": f"{said}\n\n{table(document)}"}
 
 
 def main() -> int:
@@ -425,7 +424,8 @@ def main() -> int:
             asyncio.run(serve_aiohttp(int(args.serve_aiohttp[0]), args.serve_aiohttp[1:]))
         return 0
     if args.tables:
-        renew(json.loads(args.out.read_text()))
+        for mark, text in sections(json.loads(args.out.read_text())).items():
+            renew(DOCS, mark, text)
         return 0
     missing = [program for program in ("nginx", "haproxy", "wrk", "taskset") if shutil.which(program) is None]
     if missing or (os.cpu_count() or 1) < 2:

@@ -25,6 +25,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from tables import markdown as markdown_table
+from tables import renew
 from ts_parity.lab.compare import World, markdown, row_of
 from ts_parity.lab.rivals import NAMES
 from ts_parity.lab.simulate import Outage, Spells
@@ -80,6 +82,31 @@ EXACT: list[tuple[str, dict[str, Any]]] = [
     for name, extra in (("coded", 3), ("ours", 0), ("ours", 3))
     for saves in (1.0, 0.9, 0.0)
 ]
+STUDENT, TENTH = ("student", 4, 0.25), ("student", 4, 0.1)
+# What was aimed at: policy, (code, k, cost), machines, scenario, load, figure, at most. `+none`: above `none` there.
+TARGETS: list[tuple[str, tuple[str, int, float], int, str, float, str, float]] = [
+    ("coded", ("sum", 4, 1.0), 15, "ep", 0.6, "p999", 2.0),
+    ("coded", ("sum", 4, 1.0), 15, "ep", 0.6, "p9999", 2.6),
+    ("coded", ("sum", 2, 1.0), 18, "ep", 0.6, "p999", 1.6),
+    ("coded_shared", ("sum", 2, 1.0), 18, "ep", 0.6, "p999", 1.6),
+    *(("ours", STUDENT, 12, name, load, "p999", 1.5) for name in ("ep", "net") for load in (0.1, 0.3)),
+    *(("ours", STUDENT, 12, name, 0.6, "p999", 1.75) for name in ("ep", "net")),
+    *(("ours", STUDENT, 12, name, load, "p9999", 2.6) for name in ("ep", "net") for load in (0.1, 0.3, 0.6)),
+    *(("ours", STUDENT, 12, name, load, "work+none", 0.03) for name in ("ep", "net") for load in (0.1, 0.3, 0.6)),
+    *(("ours", STUDENT, 15, name, 0.6, "p999", 1.5) for name in ("ep", "net")),
+    *(("ours", STUDENT, 15, name, 0.85, "p999", 1.85) for name in ("ep", "net")),
+    ("ours", STUDENT, 15, "ep", 1.0, "p999", 3.3),
+    ("ours", STUDENT, 15, "net", 1.0, "p999", 2.2),
+    ("ours", TENTH, 12, "ep", 0.3, "p999", 1.3),
+    ("ours", STUDENT, 12, "quiet", 0.3, "reconstructed", 0.001),
+    ("ours", STUDENT, 12, "quiet", 0.6, "reconstructed", 0.001),
+]
+WORDS = {
+    "p999": "p99.9",
+    "p9999": "p99.99",
+    "reconstructed": "rebuilt",
+    "work+none": "work above `none`",
+}
 KEY = ("scenario", "policy", "code", "k", "cost", "saves", "workers", "load", "queries", "seeds")
 
 
@@ -143,13 +170,33 @@ def _sizes(rows: list[dict[str, Any]]) -> str:
     return "; ".join(parts) + "."
 
 
-def renew(file: Path, parts: dict[str, str]) -> None:
-    """Put all tables between their marks in the document."""
-    text = file.read_text()
-    begin, end = "<!-- tables -->\n", "<!-- end of tables -->"
-    body = "\n\n".join(f"### `{name.split()[0]}` at load {name.split()[1]}\n\n{part}" for name, part in parts.items())
-    before, _, rest = text.partition(begin)
-    file.write_text(f"{before}{begin}\n{body}\n\n{end}{rest.partition(end)[2]}")
+def sections(document: dict[str, Any]) -> dict[str, str]:
+    """What docs/policy.md says between its marks."""
+    parts = tables(document).items()
+    said = [f"### `{name.split()[0]}` at load {name.split()[1]}\n\n{part}" for name, part in parts]
+    return {"tables": "\n\n".join(said), "targets": target_table(document)}
+
+
+def target_table(document: dict[str, Any]) -> str:
+    """Each target whose row is there, and what was reached."""
+    rows = sorted(document["rows"], key=lambda row: row["queries"])
+
+    def found(policy: str, code: tuple[str, int, float] | None, workers: int, name: str, load: float) -> dict[str, Any]:
+        wanted = (policy, *(code or (None, None, None)), workers, name, load)
+        keys = ("policy", "code", "k", "cost", "workers", "scenario", "load")
+        return next((row for row in reversed(rows) if tuple(row[key] for key in keys) == wanted), {})
+
+    body = []
+    for policy, code, workers, name, load, figure, limit in TARGETS:
+        row, none = found(policy, code, workers, name, load), found("none", None, 12, name, load)
+        if not row or (figure.endswith("+none") and not none):
+            continue
+        reached = row["work"] - none["work"] if figure.endswith("+none") else row[figure]
+        shown = (lambda value: f"{value:.2%}") if figure == "reconstructed" else (lambda value: f"{value:.3g}")
+        what = f"{policy}, `{code[0]}` k = {code[1]}" + (f", cost {code[2]:g}" if code[2] != 1 else "")
+        verdict = "yes" if reached <= limit else "no"
+        body.append([what, str(workers), f"`{name}` {load:g}", WORDS[figure], shown(limit), shown(reached), verdict])
+    return markdown_table(("policy", "machines", "at load", "figure", "at most", "got", "reached"), body)
 
 
 def main() -> None:
@@ -164,7 +211,8 @@ def main() -> None:
     args = parser.parse_args()
     document = kept(args.out)
     if args.tables:
-        renew(DOCS, tables(document))
+        for mark, text in sections(document).items():
+            renew(DOCS, mark, text)
         return
     todo = [
         (scenario, load, name, shape)

@@ -3,6 +3,7 @@
 import pytest
 
 from ts_parity.engine import (
+    Answer,
     Arrived,
     Endpoint,
     Failed,
@@ -332,6 +333,32 @@ def test_doubt_of_an_endpoint_passes_with_time():
         scheduler.task_done(send.task, Arrived() if number else Failed("refused"), at)
     assert names[0] not in names[1:3]
     assert names[0] in names[3:]
+
+
+def test_a_query_that_has_failed_once_is_not_the_trial_of_another_endpoint():
+    """Three of four refuse everything and are due for their trials at one time: the retry goes to the fourth."""
+    scheduler = Scheduler(fleet(deployed=4, code=None), Policy(failures_until_out=1, out_s=1.0, retry_burst=100.0))
+    lost = 0
+    for number, at in enumerate((0.0, 0.1, 0.2, 1.5, 1.6, 1.7, 4.0, 4.1, 4.2)):
+        scheduler.tick(at)
+        actions = scheduler.query_arrived(Query(number, POOL), at)
+        tried = []
+        while sends := [action.task for action in actions if isinstance(action, Send)]:
+            [task] = sends
+            tried.append(task.endpoint.name)
+            actions = scheduler.task_done(task, Arrived() if tried[-1] == "d3" else Failed("refused"), at)
+        lost += not any(isinstance(action, Answer) for action in actions)
+        if at > 1.0:
+            assert len(tried) <= 2
+    assert lost <= 1  # the first, which nothing was known about yet
+
+
+def test_a_second_attempt_goes_to_another_failure_domain():
+    run = scenario(
+        arrivals=[0.0], code=None, deployed=3, domains=["a", "a", "b"], tasks=[(0, 0.001, "fail")], policy={}
+    )
+    assert [endpoint for _, _, endpoint in run.sent] == ["d0", "d2"]
+    assert run.answers == {0: ("deployed", 0.011)}
 
 
 def test_an_endpoint_that_returns_starts_slowly():

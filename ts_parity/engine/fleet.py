@@ -269,7 +269,9 @@ class PoolState:
         age_s = math.inf
         if self._policy.age_factor:
             age_s = self._policy.age_factor * self.reconstruct_after_s
-        chosen = self.deployed.choose(now, query.avoid, age_s=age_s)
+        # A second attempt goes to another failure domain, for what failed may have failed together.
+        domains = {query.domain: 1} if query.avoid else _NO_DOMAINS
+        chosen = self.deployed.choose(now, query.avoid, domains, age_s)
         if chosen is None and self._policy.slow_factor and self.waiting_count > len(self.deployed):
             # Where so many wait, a slow machine is sooner done than the queue.
             slow = [s for s in self.deployed.parked.values() if s.health.only_slow and s.has_place()]
@@ -432,6 +434,8 @@ def least_outstanding(
         instance = host.instance
         taken = host.in_flight
         unwanted = instance.name in avoid or instance.domain in domains
+        if avoid and health.condition is Condition.OUT:  # who has failed once already is nobody's trial
+            unwanted = True
         if taken == 0 and not unwanted and in_order and host.clean:
             return state
         if age_s < math.inf and state.since and now - next(iter(state.since.values())) > age_s:

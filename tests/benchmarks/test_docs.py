@@ -1,0 +1,27 @@
+"""The tables in the docs are the scripts' own output from the kept results: nobody typed them in."""
+
+import importlib
+import json
+
+import pytest
+
+
+@pytest.mark.parametrize("script", ["accuracy", "ablation", "outages", "overhead", "policies", "simulator"])
+def test_the_docs_say_what_was_measured(script):
+    module = importlib.import_module(script)
+    document = json.loads(module.RESULTS.read_text())
+    assert document["command"].startswith("python benchmarks/")
+    sections = module.sections(document)
+    assert sections
+    for mark, text in sections.items():
+        assert f"<!-- {mark} -->\n\n{text}\n\n<!-- end of {mark} -->" in module.DOCS.read_text()
+
+
+def test_the_demos_tables_are_of_four_seeds():
+    import demo
+
+    runs = json.loads(demo.RESULTS.read_text())["runs"]
+    assert [run["seed"] for run in runs] == [0, 1, 2, 3]
+    assert all(run["arms"].keys() == demo.ARMS.keys() for run in runs)
+    assert demo.first_table(runs) in demo.README.read_text()
+    assert demo.all_tables(runs) in demo.DOCS.read_text()
