@@ -203,17 +203,18 @@ class _Connection(asyncio.Protocol):
         if self._refusal is not None:
             self._refuse(self._refusal)
             return
-        patience = self._server.patience
-        if self._in_head or self._in_body:
-            # A head must come whole in its time; a body may take long as long as it moves.
-            if self._in_body or not had_begun:
-                self._give_up_at = self._loop.time() + (patience.body_s if self._in_body else patience.head_s)
-        elif len(self._queue) > _PIPELINED:
+        # A head must come whole in its time; a body may take long as long as it moves.
+        if self._in_body:
+            self._give_up_at = self._loop.time() + self._server.patience.body_s
+        elif self._in_head and not had_begun:
+            self._give_up_at = self._loop.time() + self._server.patience.head_s
+        if len(self._queue) > _PIPELINED:
             self._transport.pause_reading()
 
     def check(self, now: float) -> None:
         """Whether the client has used up its patience."""
-        if now < self._give_up_at or (self._task is not None and not (self._in_head or self._in_body)):
+        answering = self._task is not None and not (self._in_head or self._in_body)
+        if now < self._give_up_at or answering or len(self._queue) > _PIPELINED:  # then it is we who do not read
             return
         if self._done or not (self._in_head or self._in_body):
             self._transport.close()
