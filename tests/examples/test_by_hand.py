@@ -43,6 +43,7 @@ def test_the_commands_of_the_readme_work_as_they_stand(tmp_path):
     ports = {"ONE": one, "TWO": two, "THREE": three, "PROXY": proxy, "ADMIN": admin}
     bin_folder = str(Path(sys.executable).parent)
     environment = {**os.environ, **ports, "WORK": str(tmp_path), "TRAIN_OPTIONS": "--steps 300"}
+    environment["OMP_NUM_THREADS"] = "1"  # two threads that wait for each other stand still on a busy machine
     environment["PATH"] = f"{bin_folder}{os.pathsep}{environment['PATH']}"
     script = tmp_path / "typed.sh"
     script.write_text("set -euo pipefail\n" + "\n".join(blocks))
