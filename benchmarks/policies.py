@@ -192,7 +192,7 @@ def target_table(document: dict[str, Any]) -> str:
         if not row or (figure.endswith("+none") and not none):
             continue
         reached = row["work"] - none["work"] if figure.endswith("+none") else row[figure]
-        shown = (lambda value: f"{value:.2%}") if figure == "reconstructed" else (lambda value: f"{value:.3g}")
+        shown = (lambda value: f"{value:.2%}") if figure == "reconstructed" else (lambda value: f"{value:.3f}")
         what = f"{policy}, `{code[0]}` k = {code[1]}" + (f", cost {code[2]:g}" if code[2] != 1 else "")
         verdict = "yes" if reached <= limit else "no"
         body.append([what, str(workers), f"`{name}` {load:g}", WORDS[figure], shown(limit), shown(reached), verdict])
