@@ -73,7 +73,8 @@ class EndpointState:
         host.in_flight += 1
         self.last_sent = task
         self.since[task] = now
-        self.health.sent(now)
+        if self.health.condition is Condition.OUT:
+            self.health.sent(now)
         if host.in_flight >= host.instance.places:
             for state in host.endpoints:
                 state.line.remove(state)
@@ -98,15 +99,17 @@ class Line:
     So choosing costs little, however many there are, and however many are busy or out.
     """
 
-    __slots__ = ("doubted", "everyone", "out", "parked", "ready")
+    __slots__ = ("doubted", "everyone", "out", "parked", "ready", "trials")
 
     def __init__(self, everyone: Iterable[EndpointState] = ()) -> None:
         self.everyone = sorted(everyone, key=lambda state: state.last_sent)
         self.ready: dict[str, EndpointState] = {}
         self.doubted: dict[str, EndpointState] = {}
         """With a place, on an instance whose last answer came late or not at all: for want of others."""
+        self.trials: dict[str, EndpointState] = {}
+        """With a place, out, and due to be tried again: for want of others too."""
         self.parked: dict[str, EndpointState] = {}
-        """Not to be asked for a while; in neither of the two."""
+        """Not to be asked for a while; in none of the three."""
         self.out = sum(state.health.condition is not Condition.IN for state in self.everyone)
         """How many are out or on trial."""
         for state in self.everyone:
@@ -117,12 +120,16 @@ class Line:
         return len(self.everyone)
 
     def remove(self, state: EndpointState) -> None:
-        if self.ready.pop(state.name, None) is None:
-            self.doubted.pop(state.name, None)
+        if self.ready.pop(state.name, None) is None and self.doubted.pop(state.name, None) is None:
+            self.trials.pop(state.name, None)
 
     def freed(self, state: EndpointState) -> None:
         if state.name not in self.parked and state.has_place():
-            (self.ready if state.host.clean else self.doubted).setdefault(state.name, state)
+            if state.host.clean:
+                self.ready.setdefault(state.name, state)
+            else:
+                out = state.health.condition is Condition.OUT
+                (self.trials if out else self.doubted).setdefault(state.name, state)
 
     def settle(self, state: EndpointState) -> None:
         """To the end of where it belongs."""
@@ -138,7 +145,9 @@ class Line:
             self.freed(state)
 
     def with_place(self) -> Iterable[EndpointState]:
-        return chain(self.ready.values(), self.doubted.values()) if self.doubted else self.ready.values()
+        if self.doubted or self.trials:
+            return chain(self.ready.values(), self.doubted.values(), self.trials.values())
+        return self.ready.values()
 
     def count(self, before: Condition, after: Condition) -> None:
         """An endpoint's condition has changed."""
@@ -153,7 +162,7 @@ class Line:
     ) -> EndpointState | None:
         """As `least_outstanding` says. Health never takes out the last one: if all are out, it is ignored."""
         chosen = None
-        if self.ready or self.doubted:
+        if self.ready or self.doubted or self.trials:
             chosen = least_outstanding(self.with_place(), now, avoid, domains, age_s=age_s)
         return _soonest_back(self.everyone) if chosen is None and self.out == len(self.everyone) else chosen
 
@@ -266,12 +275,17 @@ class PoolState:
     def endpoint_for_query(self, query: Query, now: float) -> EndpointState | None:
         if self._policy.balance == "round_robin":
             return next((state for state in self.deployed.with_place()), None)
-        age_s = math.inf
-        if self._policy.age_factor:
-            age_s = self._policy.age_factor * self.reconstruct_after_s
-        # A second attempt goes to another failure domain, for what failed may have failed together.
-        domains = {query.domain: 1} if query.avoid else _NO_DOMAINS
-        chosen = self.deployed.choose(now, query.avoid, domains, age_s)
+        line = self.deployed
+        if not query.avoid:
+            first = next(iter(line.ready.values()), None)
+            if first is not None and not first.host.in_flight and now >= first.health.resumes_at:
+                return first  # what `choose` would say, and nearly always the case
+        chosen = None
+        if line.ready or line.doubted or line.trials or line.out == len(line.everyone):
+            age_s = self._policy.age_factor * self.reconstruct_after_s if self._policy.age_factor else math.inf
+            # A second attempt goes to another failure domain, for what failed may have failed together.
+            domains = {query.domain: 1} if query.avoid else _NO_DOMAINS
+            chosen = line.choose(now, query.avoid, domains, age_s)
         if chosen is None and self._policy.slow_factor and self.waiting_count > len(self.deployed):
             # Where so many wait, a slow machine is sooner done than the queue.
             slow = [s for s in self.deployed.parked.values() if s.health.only_slow and s.has_place()]
@@ -303,9 +317,9 @@ class PoolState:
 
     def endpoint_for_probe(self, query: Query, now: float) -> EndpointState | None:
         """One that was taken out, has nothing to do and may be tried."""
-        for state in self.deployed.doubted.values():
-            out = state.health.condition is Condition.OUT and now >= state.health.resumes_at
-            if out and not state.host.in_flight and state.endpoint.instance not in query.avoid:
+        for state in self.deployed.trials.values():
+            due = now >= state.health.resumes_at
+            if due and not state.host.in_flight and state.endpoint.instance not in query.avoid:
                 return state
         return None
 

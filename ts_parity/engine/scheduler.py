@@ -180,15 +180,13 @@ class Scheduler:
         """Finishes and late launches first (someone is late), then queries in order of arrival, then second copies and
         protections on idle places.
         """
-        pools = [
-            pool
-            for pool in self._fleet.pools.values()
-            if pool.waiting_count
-            or (pool.protections and not pool.protections_blocked)
-            or pool.late
-            or pool.hedges
-            or pool.finishes
-        ]
+        pools = []
+        for pool in self._fleet.pools.values():  # after most events, none has anything to do
+            protects = pool.protections and not pool.protections_blocked
+            if pool.waiting_count or protects or pool.late or pool.hedges or pool.finishes:
+                pools.append(pool)
+        if not pools:
+            return
         for pool in pools:
             if pool.finishes:
                 self._send_finishes(pool, now, actions)
@@ -238,7 +236,7 @@ class Scheduler:
         self._send(Kind.DEPLOYED, place, query, query.group, query.slot, None, now, actions)
         if sealed is not None:
             self._seal(sealed, actions)
-        if self.policy.hedge_ratio and pool.deployed.doubted and not pool.waiting_count:
+        if pool.deployed.trials and self.policy.hedge_ratio and not pool.waiting_count:
             probe = pool.endpoint_for_probe(query, now)
             if probe is not None and self._hedges.take():
                 self._send_copy(query, probe, now, actions)
