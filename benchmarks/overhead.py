@@ -445,7 +445,7 @@ def main() -> int:
                 bar.update()
             rounds.append(rows)
     document = {
-        "command": "python benchmarks/overhead.py",
+        "command": " ".join(["python", "benchmarks/overhead.py", *sys.argv[1:]]),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "seconds": args.seconds,
         "rounds": args.rounds,

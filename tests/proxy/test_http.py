@@ -288,6 +288,15 @@ async def test_the_answer_to_head_has_no_body_though_it_has_a_length() -> None:
         assert (await instance.get()).body == b"ok"
 
 
+@pytest.mark.parametrize("stray", [PLAIN.replace(b"ok", b"no"), b"HTTP/1.1 200", b"HTTP/1.1 100 Continue\r\n\r\n"])
+async def test_an_answer_that_nobody_asked_for_is_given_to_nobody(stray: bytes) -> None:
+    """It comes in one packet with a good one; the connection is not used again, least of all by two at a time."""
+    async with Instance(PLAIN + stray, PLAIN, PLAIN, PLAIN) as instance:
+        assert (await instance.get()).body == b"ok"
+        answers = await asyncio.gather(*(instance.get() for _ in range(3)))
+        assert [answer.body for answer in answers] == [b"ok"] * 3
+
+
 async def test_an_idle_connection_that_was_closed_costs_nothing() -> None:
     """The instance closes as we write: nothing was run, and another connection is tried."""
     async with Instance(PLAIN, None, PLAIN) as instance:

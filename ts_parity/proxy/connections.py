@@ -115,13 +115,14 @@ class Connection(asyncio.Protocol):
         self._for_head = False
         self._open = False
         self._paused = False
+        self._stray = False
+        """An answer has begun that nobody asked for: what follows could be taken for the answer to somebody else."""
         self._reset()
 
     def _reset(self) -> None:
         self._phrase = b""
         self._headers: list[tuple[str, str]] = []
         self._pieces: list[bytes] = []
-        self._head_bytes = 0
         self._received = 0
         self._status = 0
         self._until_close = False
@@ -142,6 +143,8 @@ class Connection(asyncio.Protocol):
 
     def abort(self) -> None:
         self._open = False
+        if self in self._origin.idle:  # at once: until the loop has closed it, somebody could take it
+            self._origin.idle.remove(self)
         self._transport.abort()
 
     def pause(self) -> None:
@@ -170,7 +173,9 @@ class Connection(asyncio.Protocol):
         except HttpParserError as error:
             self._fail(f"its answer is not HTTP: {error}")
             return
-        if not self._status and self._received > MAX_HEAD_BYTES:
+        if self._stray:
+            self.abort()
+        elif not self._status and self._received > MAX_HEAD_BYTES:
             self._fail(f"its headers are over {MAX_HEAD_BYTES} bytes")
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -201,6 +206,9 @@ class Connection(asyncio.Protocol):
 
     # ---- the parser's side -----------------------------------------------------------------------------------------
 
+    def on_message_begin(self) -> None:
+        self._stray = self._stray or (self._waiting is None and self._stream is None)
+
     def on_status(self, phrase: bytes) -> None:
         self._phrase += phrase
 
@@ -209,7 +217,7 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         self._status = self._parser.get_status_code()
-        if self._status < 200:
+        if self._status < 200 or self._stray:
             return
         chunked = sized = False
         for name, value in self._headers:
@@ -236,6 +244,8 @@ class Connection(asyncio.Protocol):
             self._pieces.append(piece)
 
     def on_message_complete(self) -> None:
+        if self._stray:
+            return
         if self._status < 200:  # an interim answer; the real one follows
             received = self._received
             self._reset()
