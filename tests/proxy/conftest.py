@@ -122,7 +122,7 @@ def nothing_left(proxy: Proxy) -> bool:
         and snapshot["in_flight"] == 0
         and all(pool["waiting"] == pool["open_groups"] == pool["queued_protections"] == 0 for pool in pools)
         and all(endpoint["in_flight"] == 0 for endpoint in snapshot["endpoints"].values())
-        and sum(proxy.upstream.in_flight.values()) == 0
+        and proxy.upstream.in_flight == 0
     )
 
 

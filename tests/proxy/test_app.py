@@ -128,7 +128,7 @@ async def test_a_group_whose_code_is_gone_is_not_sent_to_another_codes_endpoint(
     await until(lambda: len(instances[0].received) == 1, "the query to be sent")
     instances[2].models[:] = [protection(k=3, name="other")]
     await fleet.proxy.discover()
-    await until(lambda: fleet.proxy.metrics.tasks.labels("protection", "failed")._value.get() == 1, "the group to fail")
+    await until(lambda: fleet.proxy.metrics.tasks.value("protection", "failed") == 1, "the group to fail")
     assert "group" not in instances[2].operations()
     instances[0].thaw()
     assert (await waiting).json() == [5.0, 11.0]

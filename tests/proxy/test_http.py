@@ -1,6 +1,7 @@
 """The two doors alone, over real sockets: HTTP as clients and instances speak it, well and badly."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from tests.proxy.conftest import read_answer, until
 from ts_parity.proxy.connections import Stream
 from ts_parity.proxy.messages import MAX_HEAD_BYTES, Reply, Request
-from ts_parity.proxy.server import Patience, Server
+from ts_parity.proxy.server import Patience, Server, Turn
 from ts_parity.proxy.upstream import Address, Unreachable, Upstream
 
 LIMIT = 1000
@@ -22,9 +23,20 @@ async def echo(request: Request) -> Reply:
     return Reply(200, "OK", (("x-echo", "1"), ("content-length", str(len(body)))), body)
 
 
+def by(answer: Callable[[Request], Awaitable[Reply]]) -> Callable[[Request, Turn], None]:
+    """A coroutine as what a server asks; it is cancelled if its client leaves."""
+
+    def ask(request: Request, turn: Turn) -> None:
+        task = asyncio.ensure_future(answer(request))
+        turn.on_leave = task.cancel
+        task.add_done_callback(lambda task: task.cancelled() or turn.answer(task.result()))
+
+    return ask
+
+
 @asynccontextmanager
 async def serving(answer=echo, patience=None):
-    server = Server(answer, LIMIT, patience or Patience())
+    server = Server(by(answer), LIMIT, patience or Patience())
     port = await server.start("127.0.0.1", 0)
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
@@ -252,7 +264,7 @@ class Instance:
                 writer.write(said)
         writer.close()
 
-    async def get(self, method: str = "GET", timeout_s: float | None = None):
+    async def get(self, method: str = "GET", timeout_s: float = 5.0):
         request = Request(method, "/x", (("Host", "h"),), b"")
         return await self.upstream.exchange(self.address, request, timeout_s)
 

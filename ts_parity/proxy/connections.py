@@ -1,6 +1,7 @@
 """Connections to the instances: kept open, used again, one exchange at a time on each.
 
-Knows sockets and HTTP's framing (httptools parses). Knows nothing of what is asked or what an answer means.
+Knows sockets and HTTP's framing (`heads` reads what is plain, httptools the rest). Knows nothing of what is asked or
+what an answer means.
 """
 
 from __future__ import annotations
@@ -8,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncIterator
-from typing import cast
+from typing import Protocol, cast
 from urllib.parse import urlsplit
 
 from httptools import HttpParserError, HttpResponseParser
 
+from ts_parity.proxy.heads import PlainAnswer, read_answer
 from ts_parity.proxy.messages import HOP, LENGTH, MAX_HEAD_BYTES, BrokenStream, Reply, meaning, without_hop_by_hop
 from ts_parity.wire import Headers
 
@@ -20,12 +22,12 @@ from ts_parity.wire import Headers
 _AHEAD_BYTES = 1 << 18
 
 
-class Lost(Exception):
-    """The exchange did not come to an end. `untouched`: it was closed before a byte of an answer had come."""
+class Listener(Protocol):
+    """Whoever sent something on a connection. Exactly one of the two is called, once, when it knows."""
 
-    def __init__(self, reason: str, untouched: bool = False) -> None:
-        super().__init__(reason)
-        self.untouched = untouched
+    def arrived(self, answer: Reply | Stream) -> None: ...
+    def lost(self, reason: str, untouched: bool) -> None:
+        """`untouched`: the connection was closed before a byte of an answer had come."""
 
 
 class Stream:
@@ -86,13 +88,14 @@ class Origin:
         self._ssl = ssl.create_default_context() if parts.scheme == "https" else None
         self._port = parts.port or (443 if self._ssl is not None else 80)
         self._connect_timeout_s = connect_timeout_s
+        self.in_flight = 0
         self.idle: list[Connection] = []
         """The one used last is last: what is not needed grows old and is closed by the instance."""
 
     async def connection(self) -> Connection:
         """A new one. Raise OSError (ssl.SSLError is one) or asyncio.TimeoutError."""
         loop = asyncio.get_running_loop()
-        opening = loop.create_connection(lambda: Connection(self, loop), self._host, self._port, ssl=self._ssl)
+        opening = loop.create_connection(lambda: Connection(self), self._host, self._port, ssl=self._ssl)
         _, connection = await asyncio.wait_for(opening, self._connect_timeout_s)
         return connection
 
@@ -102,21 +105,23 @@ class Origin:
 
 
 class Connection(asyncio.Protocol):
-    """One connection: `exchange` sends a request and gives the answer, or its beginning if it comes in chunks."""
+    """One connection: `send` a request; its listener is given the answer, or its beginning if it comes in chunks."""
 
-    def __init__(self, origin: Origin, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, origin: Origin) -> None:
         self._origin = origin
-        self._loop = loop
         self._transport = cast(asyncio.Transport, None)
         self._parser = HttpResponseParser(self)
-        self._waiting: asyncio.Future[Reply | Stream] | None = None
+        self._listener: Listener | None = None
         self._stream: Stream | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._plain: PlainAnswer | None = None
+        """The head of an answer whose body is still coming, if it was read without the parser."""
         self._for_head = False
         self._open = False
         self._paused = False
         self._stray = False
         """An answer has begun that nobody asked for: what follows could be taken for the answer to somebody else."""
+        self._ended: tuple[Reply | None, bool] | None = None
+        """The answer is read to its end: the reply (None: it was a stream), and whether the connection can be kept."""
         self._reset()
 
     def _reset(self) -> None:
@@ -127,21 +132,22 @@ class Connection(asyncio.Protocol):
         self._status = 0
         self._until_close = False
 
-    async def exchange(self, data: list[bytes], for_head: bool, timeout_s: float) -> Reply | Stream:
-        """Raise Lost. When cancelled the connection is closed: what is still to come could not be told apart."""
-        self._reset()
+    def send(self, data: list[bytes], for_head: bool, listener: Listener) -> None:
+        """Only when nobody is listening."""
+        if self._received:
+            self._reset()
         self._for_head = for_head
-        self._waiting = self._loop.create_future()
-        self._timer = self._loop.call_later(timeout_s, self._too_late)
+        self._listener = listener
         for part in data:
             self._transport.write(part)
-        try:
-            return await self._waiting
-        except asyncio.CancelledError:
-            self.abort()
-            raise
+
+    def give_up(self, reason: str) -> None:
+        """No answer in time."""
+        self._fail(reason, late=True)
 
     def abort(self) -> None:
+        """Close it, whatever is under way: what is still to come could not be told apart. Nobody is told."""
+        self._listener = None
         self._open = False
         if self in self._origin.idle:  # at once: until the loop has closed it, somebody could take it
             self._origin.idle.remove(self)
@@ -164,16 +170,48 @@ class Connection(asyncio.Protocol):
         self._open = True
 
     def data_received(self, data: bytes) -> None:
-        if self._waiting is None and self._stream is None:
+        if self._listener is None and self._stream is None:
             self.abort()  # nobody has asked for anything
             return
+        fresh = not self._received
         self._received += len(data)
+        if self._plain is not None:
+            self._pieces.append(data)
+            if self._received >= self._plain.end + self._plain.length:
+                self._complete_plain(self._plain)
+        elif fresh and not self._for_head and (plain := read_answer(data)) is not None:
+            self._pieces.append(data)
+            if self._received >= plain.end + plain.length:
+                self._complete_plain(plain)
+            else:
+                self._plain = plain
+        else:
+            self._parse(data)
+
+    def _complete_plain(self, plain: PlainAnswer) -> None:
+        data = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        end = plain.end + plain.length
+        self._plain = None
+        reply = Reply(plain.status, plain.phrase, plain.headers, data[plain.end : end], plain.block)
+        # What comes behind the end was not asked for: it goes to nobody, and neither does this connection.
+        self._complete(reply, keep=plain.keep and self._received == end)
+
+    def _parse(self, data: bytes) -> None:
+        """Nobody is told before the parser is done: who is told may send on this very connection."""
+        trouble = ""
         try:
             self._parser.feed_data(data)
         except HttpParserError as error:
-            self._fail(f"its answer is not HTTP: {error}")
-            return
-        if self._stray:
+            trouble = f"its answer is not HTTP: {error}"
+        if self._stream is not None and self._listener is not None:
+            listener, self._listener = self._listener, None
+            listener.arrived(self._stream)
+        if self._ended is not None:
+            (reply, keep), self._ended = self._ended, None
+            self._complete(reply, keep and not trouble and not self._stray)
+        elif trouble:
+            self._fail(trouble)
+        elif self._stray:
             self.abort()
         elif not self._status and self._received > MAX_HEAD_BYTES:
             self._fail(f"its headers are over {MAX_HEAD_BYTES} bytes")
@@ -183,31 +221,22 @@ class Connection(asyncio.Protocol):
         if self in self._origin.idle:
             self._origin.idle.remove(self)
         if self._until_close and error is None:
-            self._complete(keep=False)
+            self._complete(self._reply(), keep=False)
         self._fail(str(error) or type(error).__name__ if error is not None else "it closed the connection")
 
-    def _too_late(self) -> None:
-        self._fail("no answer in time", late=True)
-
     def _fail(self, reason: str, late: bool = False) -> None:
-        waiting, stream = self._waiting, self._stream
-        self._waiting = self._stream = None
-        self._stop_timer()
+        listener, stream = self._listener, self._stream
+        self._listener = self._stream = None
         self.abort()
-        if waiting is not None and not waiting.done():
-            waiting.set_exception(Lost(reason, untouched=not self._received and not late))
+        if listener is not None:
+            listener.lost(reason, untouched=not self._received and not late)
         if stream is not None:
             stream.end(reason)
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
 
     # ---- the parser's side -----------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        self._stray = self._stray or (self._waiting is None and self._stream is None)
+        self._stray = self._stray or self._ended is not None
 
     def on_status(self, phrase: bytes) -> None:
         self._phrase += phrase
@@ -219,6 +248,10 @@ class Connection(asyncio.Protocol):
         self._status = self._parser.get_status_code()
         if self._status < 200 or self._stray:
             return
+        if self._for_head:
+            # The parser would wait for a body that does not come.
+            self._ended = (self._reply(), False)
+            return
         chunked = sized = False
         for name, value in self._headers:
             flags = meaning(name)
@@ -226,14 +259,8 @@ class Connection(asyncio.Protocol):
                 sized = True
             elif flags & HOP and name.lower() == "transfer-encoding":
                 chunked = chunked or "chunked" in value.lower()
-        if self._for_head:
-            # The parser would wait for a body that does not come.
-            self._complete(keep=False)
-        elif chunked and self._waiting is not None:
+        if chunked:
             self._stream = Stream(self._status, self._phrase.decode("latin-1"), self._end_to_end(), self)
-            if not self._waiting.done():
-                self._waiting.set_result(self._stream)
-            self._waiting = None
         else:
             self._until_close = not sized and self._status not in (204, 304)
 
@@ -244,31 +271,37 @@ class Connection(asyncio.Protocol):
             self._pieces.append(piece)
 
     def on_message_complete(self) -> None:
-        if self._stray:
+        if self._ended is not None:
             return
         if self._status < 200:  # an interim answer; the real one follows
             received = self._received
             self._reset()
             self._received = received
             return
-        self._complete(keep=self._parser.should_keep_alive())
+        self._ended = (None if self._stream is not None else self._reply(), self._parser.should_keep_alive())
 
     def _end_to_end(self) -> Headers:
         return without_hop_by_hop(tuple(self._headers))
 
-    def _complete(self, keep: bool) -> None:
-        waiting, stream = self._waiting, self._stream
-        self._waiting = self._stream = None
-        self._stop_timer()
+    def _reply(self) -> Reply:
+        body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        return Reply(self._status, self._phrase.decode("latin-1"), self._end_to_end(), body)
+
+    def _complete(self, reply: Reply | None, keep: bool) -> None:
+        """`reply`: None at the end of a stream."""
+        listener, stream = self._listener, self._stream
+        self._listener = self._stream = None
+        self._pieces = []
         self._until_close = False
-        self.resume()
-        if waiting is not None and not waiting.done():
-            body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-            waiting.set_result(Reply(self._status, self._phrase.decode("latin-1"), self._end_to_end(), body))
-        if stream is not None:
-            stream.end()
-        if not keep or not self._open:
+        if self._paused:
+            self.resume()
+        # First back into its place: whoever is told may ask the next question at once.
+        if keep and self._open:
+            self._origin.idle.append(self)
+        else:
             self._open = False
             self._transport.close()
-        else:
-            self._origin.idle.append(self)
+        if listener is not None and reply is not None:
+            listener.arrived(reply)
+        if stream is not None:
+            stream.end()

@@ -1,7 +1,8 @@
 """Carries out what the engine decides: sends, decodes, answers. One branch per action.
 
-Owns the tasks in flight, the one timer, and the futures clients wait on. Decides nothing: which endpoint, when to
-rebuild, whom to answer with what, all comes from the engine. Knows nothing of routes, discovery or client sockets.
+Owns the tasks in flight, the one timer, and the calls by which clients get their answers. Decides nothing: which
+endpoint, when to rebuild, whom to answer with what, all comes from the engine. Knows nothing of routes, discovery or
+client sockets.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, cast
 
 from ts_parity.codes import Code, Family
@@ -20,12 +22,12 @@ from ts_parity.engine import (
     Action,
     Answer,
     Arrived,
-    Fail,
     Failed,
     Kind,
     Outcome,
     Query,
     Reason,
+    Rejected,
     Scheduler,
     Send,
     Source,
@@ -49,7 +51,7 @@ from ts_parity.proxy.operations import (
 )
 from ts_parity.proxy.pipe import Pipe
 from ts_parity.proxy.plan import Plan
-from ts_parity.proxy.upstream import Address, Unreachable, Upstream
+from ts_parity.proxy.upstream import Address, Result, Unreachable, Upstream
 from ts_parity.wire import Array
 
 log = logging.getLogger(__name__)
@@ -93,37 +95,37 @@ class Driver:
         self._plan = Plan()
         self._addresses: Mapping[str, Address] = {}
         self._ids = itertools.count(1)
-        self._waiting: dict[int, asyncio.Future[Delivered]] = {}
-        self._in_flight: dict[int, asyncio.Task[None]] = {}
+        self._loop = asyncio.get_running_loop()
+        self._waiting: dict[int, Callable[[Delivered | Unavailable], None]] = {}
+        self._in_flight = 0
+        self._streams: set[asyncio.Task[None]] = set()
+        self._todo: deque[Action] = deque()
+        self._obeying = False
+        self._closed = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
 
-    async def predict(
-        self, pool: str, ask: Ask, key: Hashable, exact: bool = False, deadline_s: float | None = None
-    ) -> Delivered:
-        """Raise Unavailable if there will be no prediction. Cancelling this is a client that leaves."""
-        loop = asyncio.get_running_loop()
-        now = loop.time()
+    def predict(
+        self,
+        pool: str,
+        ask: Ask,
+        key: Hashable,
+        client: Callable[[Delivered | Unavailable], None],
+        exact: bool = False,
+        deadline_s: float | None = None,
+    ) -> Query:
+        """`client` is called once, now or later, unless its query is given to `abandon` before."""
+        now = self._loop.time()
         query = Query(next(self._ids), pool, key, None if deadline_s is None else now + deadline_s, exact, ask)
-        future: asyncio.Future[Delivered] = loop.create_future()
-        self._waiting[query.id] = future
-        outcome, source = "abandoned", "none"
-        try:
-            self._obey(self.scheduler.query_arrived(query, now))
-            delivered = await future
-            outcome = "failed" if delivered.source is None else "answered"
-            source = "none" if delivered.source is None else delivered.source.value
-            self._metrics.query_seconds.labels(source).observe(loop.time() - now)
-            return delivered
-        except asyncio.CancelledError:
-            self._abandon(query, future)
-            raise
-        except Unavailable as error:
-            outcome = _OUTCOMES[type(error)]
-            raise
-        finally:
-            del self._waiting[query.id]
-            self._metrics.queries.labels(source, outcome).inc()
+        self._waiting[query.id] = client
+        self._obey(self.scheduler.query_arrived(query, now))
+        return query
+
+    def abandon(self, query: Query) -> None:
+        """The client left."""
+        if self._waiting.pop(query.id, None) is not None:
+            self._metrics.queries.add("none", "abandoned")
+            self._obey(self.scheduler.query_abandoned(query, self._loop.time()))
 
     def change_fleet(self, plan: Plan, addresses: Mapping[str, Address]) -> None:
         """Adopt a new plan; the engine hears of it only if its fleet is another one."""
@@ -131,50 +133,57 @@ class Driver:
         # First, since the actions that follow speak of the new endpoints.
         self._plan, self._addresses = plan, addresses
         if changed:
-            self._obey(self.scheduler.endpoints_changed(plan.fleet, _now()))
-
-    @property
-    def idle(self) -> bool:
-        """Nobody waits and nothing is in flight."""
-        return not self._waiting and not self._in_flight
+            self._obey(self.scheduler.endpoints_changed(plan.fleet, self._loop.time()))
 
     def left_over(self) -> dict[str, int]:
         """What is held at this moment, for status and for tests that want nothing left."""
-        return {"clients": len(self._waiting), "tasks": len(self._in_flight)}
+        return {"clients": len(self._waiting), "tasks": self._in_flight}
 
     async def close(self) -> None:
-        """Cut what is still in flight."""
+        """Cut what is still in flight. Nothing is answered after this."""
+        self._closed = True
         if self._timer is not None:
             self._timer.cancel()
-        tasks = [*self._in_flight.values()]
-        for task in tasks:
+        for task in [*self._streams]:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._streams, return_exceptions=True)
 
     # ---- actions ---------------------------------------------------------------------------------------------------
 
     def _obey(self, actions: list[Action]) -> None:
-        # An action may lead to further ones (a group that cannot be framed has failed); they queue, they never nest.
-        todo = deque(actions)
-        while todo:
-            match todo.popleft():
-                case Send(task):
-                    todo.extend(self._send(task))
-                case Answer(query, source, task):
-                    self._deliver(query, self._answer(query, source, task))
-                case Fail(query, reason, task):
-                    self._refuse(query, reason, task)
+        """Carry out these after all that were decided before: what an action leads to (an answer, the client's next
+        question; a group that cannot be framed, its failure) queues up, it never nests.
+        """
+        todo = self._todo
+        todo.extend(actions)
+        if self._obeying:
+            return
+        self._obeying = True
+        try:
+            while todo:
+                self._act(todo.popleft())
+        finally:
+            self._obeying = False
         self._arm()
 
-    def _send(self, task: Task) -> list[Action]:
+    def _act(self, action: Action) -> None:
+        if isinstance(action, Send):
+            self._send(action.task)
+        elif isinstance(action, Answer):
+            self._deliver(action.query, self._answer(action.query, action.source, action.task))
+        else:
+            self._refuse(action.query, action.reason, action.task)
+
+    def _send(self, task: Task) -> None:
+        self._in_flight += 1
         try:
             request = self._request(task)
+            address = self._addresses[self._plan.targets[task.endpoint.name].instance]
+            self._upstream.send(address, request, partial(self._came, task))
         except (DecodeError, WireError) as error:
-            return self._ended(task, Failed(str(error), retry=False))
-        carrier = asyncio.get_running_loop().create_task(self._carry(task, request))
-        self._in_flight[task.id] = carrier
-        carrier.add_done_callback(lambda _: self._in_flight.pop(task.id, None))
-        return []
+            self._ended(task, Failed(str(error), retry=False))
+        except Exception:
+            self._broken(task)
 
     def _answer(self, query: Query, source: Source, task: Task | None) -> Delivered:
         if task is None:
@@ -189,20 +198,29 @@ class Driver:
         return Delivered(value.reply, source)
 
     def _deliver(self, query: Query, delivered: Delivered) -> None:
-        future = self._waiting.get(query.id)
-        if future is not None and not future.done():
-            future.set_result(delivered)
-        elif isinstance(delivered.answer, Pipe):
-            delivered.answer.leave()
+        client = self._waiting.pop(query.id, None)
+        if client is None:
+            if isinstance(delivered.answer, Pipe):
+                delivered.answer.leave()
+            return
+        if delivered.source is None:
+            self._metrics.queries.add("none", "failed")
+        else:
+            source = delivered.source.value
+            self._metrics.queries.add(source, "answered")
+            self._metrics.query_seconds.add(source, self._loop.time() - query.arrived_at)
+        client(delivered)
 
     def _refuse(self, query: Query, reason: Reason, task: Task | None) -> None:
         value = task.value if task is not None else None
         if reason is Reason.FAILED and isinstance(value, Value) and value.reply is not None:
             self._deliver(query, Delivered(value.reply, None))
             return
-        future = self._waiting.get(query.id)
-        if future is not None and not future.done():
-            future.set_exception(_error(query, reason))
+        client = self._waiting.pop(query.id, None)
+        if client is not None:
+            error = _error(query, reason)
+            self._metrics.queries.add("none", _OUTCOMES[type(error)])
+            client(error)
 
     # ---- tasks -----------------------------------------------------------------------------------------------------
 
@@ -216,7 +234,7 @@ class Driver:
             if task.group.code != self._code(task.endpoint.pool):
                 raise DecodeError("the group's code is no longer the pool's")
             members = [None if member is None else cast(Ask, member.payload) for member in task.group.members]
-            self._metrics.work.labels(task.kind.value).inc(_protection_work(task, target))
+            self._metrics.work.add(task.kind.value, by=_protection_work(task, target))
             return group_request(members, target, secret)
         assert task.query is not None
         ask = cast(Ask, task.query.payload)
@@ -224,9 +242,9 @@ class Driver:
             try:
                 return finish_request(ask, _decode(task), target, secret)
             except DecodeError:
-                self._metrics.decode_failures.inc()
+                self._metrics.decode_failures.add()
                 raise
-        self._metrics.work.labels(task.kind.value).inc()
+        self._metrics.work.add(task.kind.value)
         code = self._code(task.endpoint.pool)
         raw = target.wrapped and code is not None and code.family is Family.PARITY and task.query.key is not None
         return prediction_request(ask, target, raw, secret)
@@ -235,41 +253,56 @@ class Driver:
         plan = self._plan.pools.get(pool)
         return None if plan is None else plan.code
 
-    async def _carry(self, task: Task, request: Request) -> None:
-        """Send one task and tell the engine what came of it, whatever happens: its place depends on it."""
+    def _came(self, task: Task, result: Result) -> None:
+        """Tell the engine what came of a task, whatever happens: its place depends on it."""
+        if isinstance(result, Stream):
+            stream = asyncio.get_running_loop().create_task(self._stream(task, result))
+            self._streams.add(stream)
+            stream.add_done_callback(self._streams.discard)
+            return
         outcome: Outcome
         try:
-            address = self._addresses[self._plan.targets[task.endpoint.name].instance]
-            result = await self._upstream.exchange(address, request)
-            if isinstance(result, Stream):
-                outcome = await self._stream(task, result)
-            else:
-                outcome, task.value = _read(task, result)
+            outcome, task.value = _read(task, result)
         except Exception:
-            # Not a failure of the instance but of this program. The place must come back all the same.
-            log.exception("task %r could not be carried out", task)
-            outcome = Failed("internal error of the proxy", retry=False)
-        self._obey(self._ended(task, outcome))
+            self._broken(task)
+            return
+        self._ended(task, outcome)
 
-    def _ended(self, task: Task, outcome: Outcome) -> list[Action]:
-        self._metrics.tasks.labels(task.kind.value, type(outcome).__name__.lower()).inc()
+    def _broken(self, task: Task) -> None:
+        """Not a failure of the instance but of this program. The place must come back all the same."""
+        log.exception("task %r could not be carried out", task)
+        self._ended(task, Failed("internal error of the proxy", retry=False))
+
+    def _ended(self, task: Task, outcome: Outcome) -> None:
+        self._in_flight -= 1
+        self._metrics.tasks.add(task.kind.value, _NAMES[type(outcome)])
         if isinstance(outcome, Failed):
             log.info("%r failed: %s", task, outcome.reason)
             if task.kind is Kind.FINISH:
-                self._metrics.finish_failures.inc()
-        return self.scheduler.task_done(task, outcome, _now())
+                self._metrics.finish_failures.add()
+        if not self._closed:
+            self._obey(self.scheduler.task_done(task, outcome, self._loop.time()))
 
-    async def _stream(self, task: Task, stream: Stream) -> Outcome:
+    async def _stream(self, task: Task, stream: Stream) -> None:
+        outcome: Outcome = Failed("internal error of the proxy", retry=False)
+        try:
+            outcome = await self._pass_on(task, stream)
+        except Exception:
+            log.exception("task %r could not be carried out", task)
+        finally:
+            stream.leave()
+            self._ended(task, outcome)
+
+    async def _pass_on(self, task: Task, stream: Stream) -> Outcome:
         """Answer the query with the stream, then pass it on chunk by chunk."""
         if task.kind is not Kind.DEPLOYED:
-            stream.leave()
             return Failed("the answer is streamed, which cannot be decoded", retry=False)
         if self._code(task.endpoint.pool) is not None:
             self._on_streaming(task.endpoint.pool)
         pipe = Pipe(stream, without_control(stream.headers), self._manners.task_timeout_s)
         task.value = pipe
         wanted = task.query is not None and task.query.open
-        self._obey(self.scheduler.answer_started(task, _now()))
+        self._obey(self.scheduler.answer_started(task, self._loop.time()))
         if not wanted:
             pipe.leave()
         try:
@@ -280,18 +313,8 @@ class Driver:
         except TsParityError as error:
             await pipe.put(str(error))
             return Failed(str(error), retry=False)
-        finally:
-            stream.leave()
 
-    # ---- clients and time ------------------------------------------------------------------------------------------
-
-    def _abandon(self, query: Query, future: asyncio.Future[Delivered]) -> None:
-        if future.done() and not future.cancelled() and future.exception() is None:
-            # Answered in the very moment of leaving.
-            answer = future.result().answer
-            if isinstance(answer, Pipe):
-                answer.leave()
-        self._obey(self.scheduler.query_abandoned(query, _now()))
+    # ---- time ------------------------------------------------------------------------------------------------------
 
     def _arm(self) -> None:
         """A timer that has become too early stays: it finds nothing due and arms anew; to move it would cost more."""
@@ -301,22 +324,19 @@ class Driver:
         if self._timer is not None:
             self._timer.cancel()
         self._timer_at = at
-        self._timer = asyncio.get_running_loop().call_at(at, self._tick)
+        self._timer = self._loop.call_at(at, self._tick)
 
     def _tick(self) -> None:
         self._timer_at, self._timer = math.inf, None
-        self._obey(self.scheduler.tick(_now()))
+        self._obey(self.scheduler.tick(self._loop.time()))
 
 
+_NAMES: Mapping[type[Outcome], str] = {Arrived: "arrived", Failed: "failed", Rejected: "rejected"}
 _OUTCOMES: Mapping[type[Unavailable], str] = {
     Overloaded: "overloaded",
     DeadlineExceeded: "deadline",
     Unavailable: "unavailable",
 }
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 def _protection_work(task: Task, target: Target) -> float:

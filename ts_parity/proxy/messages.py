@@ -61,12 +61,16 @@ def has(headers: Headers, flags: int) -> bool:
 
 
 class Request(NamedTuple):
-    """What a client sent. `target` is path and query exactly as they stood in the request line."""
+    """What a client sent, less what concerns its connection only. `target` is path and query exactly as they stood in
+    the request line. `block`, if any: the headers as bytes, fit to be sent on as they are (a Host and a right length
+    are there, no control header is), so whoever changes `headers` drops it.
+    """
 
     method: str
     target: str
     headers: Headers
     body: bytes
+    block: bytes | None = None
 
     @property
     def path(self) -> str:
@@ -82,12 +86,15 @@ class Request(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """A whole answer. An empty `phrase` is TorchServe's habit, not an omission."""
+    """A whole answer. An empty `phrase` is TorchServe's habit, not an omission. `block` as in a request: the headers as
+    bytes, with the length and without control headers.
+    """
 
     status: int
     phrase: str
     headers: Headers
     body: bytes
+    block: bytes | None = None
 
     def header(self, name: str) -> str | None:
         return header(self.headers, name)
@@ -153,7 +160,11 @@ def without_control(headers: Headers) -> Headers:
 
 
 def with_header(reply: Reply, name: str, value: str) -> Reply:
-    return Reply(reply.status, reply.phrase, (*reply.headers, (name, value)), reply.body)
+    """`name` and `value` are the proxy's own words, fit for a header."""
+    status, phrase, headers, body, block = reply
+    if block is not None:
+        block = b"%b\r\n%b: %b" % (block, name.encode(), value.encode())
+    return Reply(status, phrase, (*headers, (name, value)), body, block)
 
 
 def with_body(reply: Reply, body: bytes) -> Reply:

@@ -1,102 +1,114 @@
 """What Prometheus may know. One registry per proxy, base units, few label values and no ids.
 
-Knows names and numbers; is told by the driver what happened and reads gauges from the engine when it is asked.
+Counting is adding to a plain number; families are made of the numbers when somebody asks. Knows names and numbers; is
+told by the driver what happened and reads gauges from the engine when it is asked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Generic, TypeVar
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate
+from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # From a small model's millisecond to TorchServe's own patience; fine where tails are decided.
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.4, 0.6, 1, 1.5, 2.5, 5, 10, 30, 120)
+_BOUNDS = (*(str(float(bound)) for bound in _SECONDS), "+Inf")
 
 
-Labelled = TypeVar("Labelled", Counter, Histogram)
+class Counts:
+    """A counter: a number for each combination of label values."""
+
+    def __init__(self, name: str, text: str, labels: Sequence[str] = ()) -> None:
+        self._name, self._text, self._labels = name, text, labels
+        # Without labels there is one number, and it is there from the start.
+        self._values: dict[tuple[str, ...], float] = {} if labels else {(): 0.0}
+
+    def add(self, *labels: str, by: float = 1.0) -> None:
+        values = self._values
+        values[labels] = values.get(labels, 0.0) + by
+
+    def value(self, *labels: str) -> float:
+        return self._values.get(labels, 0.0)
+
+    def family(self) -> Metric:
+        family = CounterMetricFamily(self._name, self._text, labels=self._labels)
+        for labels, value in self._values.items():
+            family.add_metric(labels, value)
+        return family
 
 
-class ByLabels(Generic[Labelled]):
-    """A metric whose children are remembered: `labels` of the library costs more than counting does."""
+class Durations:
+    """A histogram of seconds by one label."""
 
-    def __init__(self, metric: Labelled) -> None:
-        self._children: dict[tuple[str, ...], Labelled] = {}
-        self._metric: Labelled = metric
+    def __init__(self, name: str, text: str, label: str) -> None:
+        self._name, self._text, self._label = name, text, label
+        self._counts: dict[str, list[int]] = {}
+        self._sums: dict[str, float] = {}
 
-    def labels(self, *values: str) -> Labelled:
-        child = self._children.get(values)
-        if child is None:
-            child = self._children[values] = self._metric.labels(*values)
-        return child
+    def add(self, label: str, seconds: float) -> None:
+        counts = self._counts.get(label)
+        if counts is None:
+            counts = self._counts[label] = [0] * len(_BOUNDS)
+            self._sums[label] = 0.0
+        counts[bisect_left(_SECONDS, seconds)] += 1
+        self._sums[label] += seconds
+
+    def family(self) -> Metric:
+        family = HistogramMetricFamily(self._name, self._text, labels=[self._label])
+        for label, counts in self._counts.items():
+            family.add_metric([label], [*zip(_BOUNDS, accumulate(counts), strict=True)], self._sums[label])
+        return family
 
 
-class Metrics:
+class Metrics(Collector):
     """Counters and histograms, and the gauges that `snapshot` (the engine's) holds at the moment of asking."""
 
     def __init__(self, snapshot: Callable[[], Mapping[str, Any]]) -> None:
-        self.registry = CollectorRegistry()
-        self.queries = ByLabels(
-            Counter(
-                "ts_parity_queries",
-                "Queries that ended, by the source of the answer (none: no prediction) and how they ended.",
-                ["source", "outcome"],
-                registry=self.registry,
-            )
+        self._snapshot = snapshot
+        self.queries = Counts(
+            "ts_parity_queries",
+            "Queries that ended, by the source of the answer (none: no prediction) and how they ended.",
+            ["source", "outcome"],
         )
-        self.query_seconds = ByLabels(
-            Histogram(
-                "ts_parity_query_seconds",
-                "From a query's arrival to its answer. Compare the sources to choose reconstruct_after_s.",
-                ["source"],
-                buckets=_SECONDS,
-                registry=self.registry,
-            )
+        self.query_seconds = Durations(
+            "ts_parity_query_seconds",
+            "From a query's arrival to its answer. Compare the sources to choose reconstruct_after_s.",
+            "source",
         )
-        self.tasks = ByLabels(
-            Counter(
-                "ts_parity_tasks", "Tasks that ended, by kind and outcome.", ["kind", "outcome"], registry=self.registry
-            )
+        self.tasks = Counts("ts_parity_tasks", "Tasks that ended, by kind and outcome.", ["kind", "outcome"])
+        self.work = Counts(
+            "ts_parity_work",
+            "Work sent, in deployed inferences: a query 1, a parity query 1, a backup 1 per member.",
+            ["kind"],
         )
-        self.work = ByLabels(
-            Counter(
-                "ts_parity_work",
-                "Work sent, in deployed inferences: a query 1, a parity query 1, a backup 1 per member.",
-                ["kind"],
-                registry=self.registry,
-            )
+        self.decode_failures = Counts("ts_parity_decode_failures", "Raw outputs that could not be decoded.")
+        self.finish_failures = Counts("ts_parity_finish_failures", "Rebuilt outputs that no worker made an answer of.")
+        self.passed_through = Counts(
+            "ts_parity_passed_through", "Requests that did not go through the engine.", ["outcome"]
         )
-        self.decode_failures = Counter(
-            "ts_parity_decode_failures", "Raw outputs that could not be decoded.", registry=self.registry
-        )
-        self.finish_failures = Counter(
-            "ts_parity_finish_failures", "Rebuilt outputs that no worker made an answer of.", registry=self.registry
-        )
-        self.passed_through = ByLabels(
-            Counter(
-                "ts_parity_passed_through",
-                "Requests that did not go through the engine.",
-                ["outcome"],
-                registry=self.registry,
-            )
-        )
-        self.registry.register(_EngineGauges(snapshot))
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
 
     def exposition(self) -> bytes:
-        return generate_latest(self.registry)
-
-
-class _EngineGauges(Collector):
-    def __init__(self, snapshot: Callable[[], Mapping[str, Any]]) -> None:
-        self._snapshot = snapshot
-
-    def describe(self) -> Iterable[Metric]:
-        return []
+        return generate_latest(self._registry)
 
     def collect(self) -> Iterable[Metric]:
+        yield self.queries.family()
+        yield self.query_seconds.family()
+        yield self.tasks.family()
+        yield self.work.family()
+        yield self.decode_failures.family()
+        yield self.finish_failures.family()
+        yield self.passed_through.family()
+        yield from self._gauges()
+
+    def _gauges(self) -> Iterable[Metric]:
         snapshot = self._snapshot()
         yield GaugeMetricFamily("ts_parity_in_flight", "Tasks in flight.", value=snapshot["in_flight"])
         yield GaugeMetricFamily("ts_parity_open_queries", "Queries without an answer yet.", snapshot["open_queries"])

@@ -1,8 +1,8 @@
 """The door to the clients: reads requests, writes answers byte for byte as TorchServe would.
 
 The only place that knows client sockets. Knows nothing of models, engine or instances: whatever is asked is handed to
-one function, `answer`. httptools parses (llhttp, strict: conflicting lengths, bare line feeds and folded headers are
-refused); what is here is the order of things on one connection.
+one function, `answer`. `heads` reads what is plain, httptools the rest (llhttp, strict: conflicting lengths, bare line
+feeds and folded headers are refused); what is here is the order of things on one connection.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
-from ts_parity.errors import StartError, TsParityError
+from ts_parity.errors import StartError
+from ts_parity.proxy.heads import PlainRequest, read_request
 from ts_parity.proxy.messages import (
     EXPECT,
     LENGTH,
@@ -24,12 +25,12 @@ from ts_parity.proxy.messages import (
     BrokenStream,
     Reply,
     Request,
-    error_reply,
     has,
     head,
     meaning,
     too_large,
     torchserve_error,
+    without_hop_by_hop,
 )
 from ts_parity.proxy.service import Answered, Streamed
 from ts_parity.wire import Headers
@@ -38,9 +39,11 @@ log = logging.getLogger(__name__)
 
 # Requests of one connection that are read ahead while the first is being answered.
 _PIPELINED = 16
+_PIPELINED_BYTES = 1 << 16
 _SWEEP_S = 1.0
 # A refused request may still be on its way: closing at once would reset the connection before the answer is read.
 _LINGER_S = 2.0
+_NOTHING = Request("", "", (), b"")
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Server:
 
     def __init__(
         self,
-        answer: Callable[[Request], Awaitable[Answered]],
+        answer: Callable[[Request, Turn], None],
         max_body_bytes: int,
         patience: Patience = Patience(),
     ) -> None:
@@ -118,15 +121,38 @@ class Server:
         self._sweeper = loop.call_later(_SWEEP_S, self._sweep)
 
 
-@dataclass
-class _Asked:
-    """A request that is waiting for its turn, or the refusal that stands in its place."""
+class Turn:
+    """One request and its place in the order of answers. `answer` it once, now or later; who answers a client that has
+    left, or answers twice, does no harm. `on_leave` is called if the client goes before.
+    """
 
-    request: Request
-    keep: bool
-    old: bool
-    """HTTP/1.0: no chunks, and it closes unless asked not to."""
-    refusal: Reply | None = None
+    __slots__ = ("_connection", "keep", "old", "on_leave", "refusal", "request")
+
+    def __init__(
+        self, connection: _Connection, request: Request, keep: bool, old: bool, refusal: Reply | None = None
+    ) -> None:
+        self._connection: _Connection | None = connection
+        self.request = request
+        self.keep = keep
+        self.old = old
+        """HTTP/1.0: no chunks, and it closes unless asked not to."""
+        self.refusal = refusal
+        """The answer that stands already, to a request that was not taken."""
+        self.on_leave: Callable[[], object] | None = None
+
+    def answer(self, answered: Answered) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self.on_leave = None
+            connection.answered(self, answered)
+        elif isinstance(answered, Streamed):
+            answered.chunks.leave()
+
+    def leave(self) -> None:
+        if self._connection is not None:
+            self._connection = None
+            if self.on_leave is not None:
+                self.on_leave()
 
 
 class _Connection(asyncio.Protocol):
@@ -137,10 +163,20 @@ class _Connection(asyncio.Protocol):
         self._loop = loop
         self._transport = cast(asyncio.Transport, None)
         self._parser = HttpRequestParser(self)
-        self._queue: deque[_Asked] = deque()
-        self._task: asyncio.Task[None] | None = None
+        self._plain: PlainRequest | None = None
+        """The head of a request whose body is still coming, if it was read without the parser."""
+        self._clean = True
+        """The parser is not in the middle of anything."""
+        self._queue: deque[Turn] = deque()
+        self._queued_bytes = 0
+        self._turn: Turn | None = None
+        """Whose answer is being made or written."""
+        self._advancing = False
+        self._streaming: asyncio.Task[None] | None = None
         self._may_write = asyncio.Event()
         self._may_write.set()
+        self._held_back = False
+        """Nothing is read, because enough is waiting for its answer."""
         self._done = False
         """Nothing more is read: the client is told so, or has left."""
         self._give_up_at = loop.time() + server.patience.head_s
@@ -172,26 +208,84 @@ class _Connection(asyncio.Protocol):
         if self._counted:
             self._counted = False
             self._server.ends()
-        if self._task is not None:
-            self._task.cancel()
+        turn, self._turn = self._turn, None
+        if turn is not None:
+            self._server.ends()
+            turn.leave()
+        if self._streaming is not None:
+            self._streaming.cancel()
 
     def pause_writing(self) -> None:
         self._may_write.clear()
 
     def resume_writing(self) -> None:
         self._may_write.set()
+        self._advance()
 
     def data_received(self, data: bytes) -> None:
         if self._done:
             return
+        if self._plain is not None:
+            self._take_body(self._plain, data)
+        elif self._clean:
+            self._take(data, 0)
+        else:
+            self._parse(data)
+        if self._queue and not self._held_back and not self._done and self._is_full():
+            self._held_back = True
+            self._transport.pause_reading()
+
+    def _is_full(self) -> bool:
+        return len(self._queue) > _PIPELINED or self._queued_bytes > _PIPELINED_BYTES
+
+    def _take(self, data: bytes, at: int) -> None:
+        """Requests of the plain shape; from the first other one on it is the parser's."""
+        size = len(data)
+        while at < size and not self._done:
+            plain = read_request(data, at)
+            if plain is None or plain.length > self._server.max_body_bytes:
+                self._parse(data[at:] if at else data)
+                return
+            self._server.begins()
+            end = plain.end + plain.length
+            if end > size:
+                self._plain, self._counted, self._in_body = plain, True, True
+                self._body_bytes = size - plain.end
+                self._pieces.append(data[plain.end :])
+                self._give_up_at = self._loop.time() + self._server.patience.body_s
+                return
+            self._asks(plain, data[plain.end : end])
+            at = end
+
+    def _take_body(self, plain: PlainRequest, data: bytes) -> None:
+        missing = plain.length - self._body_bytes
+        self._body_bytes += len(data)
+        if len(data) < missing:
+            self._pieces.append(data)
+            self._give_up_at = self._loop.time() + self._server.patience.body_s
+            return
+        self._pieces.append(data if len(data) == missing else data[:missing])
+        body = b"".join(self._pieces)
+        self._plain, self._counted, self._in_body = None, False, False
+        self._pieces = []
+        self._asks(plain, body)
+        if len(data) > missing and not self._done:
+            self._take(data, missing)
+
+    def _asks(self, plain: PlainRequest, body: bytes) -> None:
+        method, target, headers, block, _, keep, _ = plain
+        self._ask(Turn(self, Request(method, target, headers, body, block), keep, False))
+
+    def _parse(self, data: bytes) -> None:
         had_begun = self._in_head
+        self._clean = False
         try:
             self._parser.feed_data(data)
         except HttpParserUpgrade as upgrade:
             # Nobody here speaks another protocol: the request is answered as if it had not asked.
             self._parser = HttpRequestParser(self)
             if rest := data[upgrade.args[0] :]:
-                self.data_received(rest)
+                self._parse(rest)
             return
         except HttpParserError as error:
             self._refuse(torchserve_error(400, "BadRequestException", f"not HTTP as it should be: {error}"))
@@ -206,15 +300,16 @@ class _Connection(asyncio.Protocol):
         # A head must come whole in its time; a body may take long as long as it moves.
         if self._in_body:
             self._give_up_at = self._loop.time() + self._server.patience.body_s
-        elif self._in_head and not had_begun:
-            self._give_up_at = self._loop.time() + self._server.patience.head_s
-        if len(self._queue) > _PIPELINED:
-            self._transport.pause_reading()
+        elif self._in_head:
+            if not had_begun:
+                self._give_up_at = self._loop.time() + self._server.patience.head_s
+        else:  # but the first half of a line break may have gone into it already
+            self._clean = not data.endswith(b"\r")
 
     def check(self, now: float) -> None:
         """Whether the client has used up its patience."""
-        answering = self._task is not None and not (self._in_head or self._in_body)
-        if now < self._give_up_at or answering or len(self._queue) > _PIPELINED:  # then it is we who do not read
+        answering = self._turn is not None and not (self._in_head or self._in_body)
+        if now < self._give_up_at or answering or self._held_back:  # then it is we who do not read
             return
         if self._done or not (self._in_head or self._in_body):
             self._transport.close()
@@ -222,10 +317,11 @@ class _Connection(asyncio.Protocol):
             self._refuse(torchserve_error(408, "RequestTimeoutException", "the request did not arrive in time"))
 
     def cut(self) -> asyncio.Task[None] | None:
+        """-> what is still to be waited for."""
         self._transport.abort()
-        if self._task is not None:
-            self._task.cancel()
-        return self._task
+        streaming = self._streaming
+        self.connection_lost(None)
+        return streaming
 
     # ---- the parser's side -----------------------------------------------------------------------------------------
 
@@ -259,7 +355,7 @@ class _Connection(asyncio.Protocol):
             self._refusal = too_large()
         elif expects == "100-continue":
             self._expects = True
-            if self._task is None and not self._queue:
+            if self._turn is None and not self._queue:
                 self._go_on()
         elif expects is not None:
             self._refusal = Reply(417, "Expectation Failed", (("content-length", "0"),), b"")
@@ -278,16 +374,11 @@ class _Connection(asyncio.Protocol):
             return
         self._counted = False
         body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-        self._queue.append(_Asked(self._request(body), self._parser.should_keep_alive(), self._is_old()))
-        self._reset()
-        self._answer_next()
-
-    def _request(self, body: bytes) -> Request:
         method = self._parser.get_method().decode("latin-1")
-        return Request(method, self._target.decode("latin-1"), tuple(self._headers), body)
-
-    def _is_old(self) -> bool:
-        return self._parser.get_http_version() == "1.0"
+        request = Request(method, self._target.decode("latin-1"), without_hop_by_hop(tuple(self._headers)), body)
+        keep, old = self._parser.should_keep_alive(), self._parser.get_http_version() == "1.0"
+        self._reset()
+        self._ask(Turn(self, request, keep, old))
 
     def _go_on(self) -> None:
         """A client that asks first (curl does, for large bodies) is told to go on only if its body will be taken."""
@@ -298,11 +389,11 @@ class _Connection(asyncio.Protocol):
         """The last answer on this connection, after those to what came before."""
         self._done = True
         self._in_head = self._in_body = False
+        self._plain = None
         if not self._counted:
             self._server.begins()
         self._counted = False
-        self._queue.append(_Asked(Request("", "", (), b""), False, False, reply))
-        self._answer_next()
+        self._ask(Turn(self, _NOTHING, False, False, reply))
 
     # ---- answers ---------------------------------------------------------------------------------------------------
 
@@ -310,89 +401,113 @@ class _Connection(asyncio.Protocol):
         for _ in self._queue:
             self._server.ends()
         self._queue.clear()
+        self._queued_bytes = 0
 
-    def _answer_next(self) -> None:
-        if self._task is None and self._queue:
-            self._task = self._loop.create_task(self._answer_all())
+    def _ask(self, turn: Turn) -> None:
+        self._queue.append(turn)
+        self._queued_bytes += len(turn.request.body)
+        if self._turn is None:
+            self._advance()
 
-    async def _answer_all(self) -> None:
-        try:
-            while self._queue:
-                asked = self._queue.popleft()
-                if not await self._answer_one(asked):
-                    self._drop_queue()
-                    self._end()
-                    return
-                if not self._may_write.is_set():
-                    await self._may_write.wait()
-                if len(self._queue) <= _PIPELINED and not self._transport.is_closing():
-                    self._transport.resume_reading()
+    def _advance(self) -> None:
+        """The next request's turn, as soon as the one before has its answer and the client takes what was written."""
+        if self._advancing:  # an answer that came at once
+            return
+        self._advancing = True
+        while self._turn is None and self._queue and self._may_write.is_set():
+            self._turn = turn = self._queue.popleft()
+            self._queued_bytes -= len(turn.request.body)
+            if turn.refusal is not None:
+                turn.answer(turn.refusal)
+                continue
+            try:
+                self._server.answer(turn.request, turn)
+            except Exception:
+                log.exception("a request could not be answered: %s %s", turn.request.method, turn.request.path)
+                turn.answer(torchserve_error(500, "InternalServerException", "internal error of the proxy"))
+        self._advancing = False
+        if self._held_back and not self._is_full() and not self._transport.is_closing():
+            self._held_back = False
+            self._transport.resume_reading()
+
+    def answered(self, turn: Turn, answered: Answered) -> None:
+        """Of the turn that it is, and of no other: each is asked once, and answers once."""
+        if isinstance(answered, Streamed):
+            self._streaming = self._loop.create_task(self._write_stream(answered, turn))
+        else:
+            self._ended(self._write(answered, turn))
+
+    def _ended(self, goes_on: bool) -> None:
+        """An answer is written."""
+        self._turn = None
+        self._server.ends()
+        if not goes_on:
+            self._drop_queue()
+            self._end()
+            return
+        if self._queue:
+            self._advance()
+        else:
             self._give_up_at = self._loop.time() + self._server.patience.idle_s
             if self._expects:
                 self._go_on()
-        finally:
-            self._task = None
 
-    async def _answer_one(self, asked: _Asked) -> bool:
+    def _keeps(self, turn: Turn) -> bool:
+        return turn.keep and not self._server.draining
+
+    def _write(self, reply: Reply, turn: Turn) -> bool:
         """-> whether the connection goes on."""
-        server, request = self._server, asked.request
-        try:
-            if asked.refusal is not None:
-                return self._write(asked.refusal, asked)
-            answered = await server.answer(request)
-            if isinstance(answered, Streamed):
-                return await self._write_stream(answered, asked)
-            return self._write(answered, asked)
-        except TsParityError as error:
-            return self._write(error_reply(error), asked)
-        except Exception:
-            log.exception("a request could not be answered: %s %s", request.method, request.path)
-            reply = torchserve_error(500, "InternalServerException", "internal error of the proxy")
-            return self._write(reply, asked)
-        finally:
-            server.ends()
-
-    def _keeps(self, asked: _Asked) -> bool:
-        return asked.keep and not self._server.draining
-
-    def _write(self, reply: Reply, asked: _Asked) -> bool:
-        keep = self._keeps(asked)
-        headers = reply.headers
-        bodiless = reply.status in (204, 304) or reply.status < 200
-        if not bodiless and not has(headers, LENGTH):
-            headers = (*headers, ("content-length", str(len(reply.body))))
-        data = head(_status_line(reply.status, reply.phrase), headers, _connection(keep, asked.old))
-        body = b"" if bodiless or asked.request.method == "HEAD" else reply.body
-        self._transport.write(data + body if len(body) < MAX_HEAD_BYTES else data)
-        if len(body) >= MAX_HEAD_BYTES:
+        keep = self._keeps(turn)
+        status, phrase, headers, body, block = reply
+        if block is not None and keep and not turn.old:
+            data = b"HTTP/1.1 %d %b\r\n%b\r\n\r\n" % (status, phrase.encode("latin-1"), block)
+        else:
+            bodiless = status in (204, 304) or status < 200
+            if not bodiless and not has(headers, LENGTH):
+                headers = (*headers, ("content-length", str(len(body))))
+            data = head(_status_line(status, phrase), headers, _connection(keep, turn.old))
+            if bodiless:
+                body = b""
+        if turn.request.method == "HEAD":
+            body = b""
+        if len(body) < MAX_HEAD_BYTES:
+            self._transport.write(data + body)
+        else:
+            self._transport.write(data)
             self._transport.write(body)
         return keep
 
-    async def _write_stream(self, streamed: Streamed, asked: _Asked) -> bool:
-        chunks = streamed.chunks
-        keep = self._keeps(asked) and not asked.old
-        headers: Headers = tuple(pair for pair in streamed.headers if pair[0].lower() != "content-length")
-        if not asked.old:
-            headers = (*headers, ("Transfer-Encoding", "chunked"))
+    async def _write_stream(self, streamed: Streamed, turn: Turn) -> None:
+        goes_on = False
         try:
-            line = _status_line(chunks.status, chunks.phrase)
-            self._transport.write(head(line, headers, _connection(keep, asked.old)))
-            silent = asked.request.method == "HEAD"
-            async for chunk in chunks:
-                if chunk and not silent:
-                    self._transport.write(chunk if asked.old else b"%x\r\n%b\r\n" % (len(chunk), chunk))
-                    if not self._may_write.is_set():
-                        await self._may_write.wait()
-            if not asked.old and not silent:
-                self._transport.write(b"0\r\n\r\n")
-            return keep
+            goes_on = await self._write_chunks(streamed, turn)
         except BrokenStream as error:
             # The status is long gone; an end without the last chunk is the only way left to say it.
             log.info("%s", error)
             self._transport.abort()
-            return False
         finally:
-            chunks.leave()
+            self._streaming = None
+            streamed.chunks.leave()
+            if self._turn is turn:  # else the client has left
+                self._ended(goes_on)
+
+    async def _write_chunks(self, streamed: Streamed, turn: Turn) -> bool:
+        chunks = streamed.chunks
+        keep = self._keeps(turn) and not turn.old
+        headers: Headers = tuple(pair for pair in streamed.headers if pair[0].lower() != "content-length")
+        if not turn.old:
+            headers = (*headers, ("Transfer-Encoding", "chunked"))
+        line = _status_line(chunks.status, chunks.phrase)
+        self._transport.write(head(line, headers, _connection(keep, turn.old)))
+        silent = turn.request.method == "HEAD"
+        async for chunk in chunks:
+            if chunk and not silent:
+                self._transport.write(chunk if turn.old else b"%x\r\n%b\r\n" % (len(chunk), chunk))
+                if not self._may_write.is_set():
+                    await self._may_write.wait()
+        if not turn.old and not silent:
+            self._transport.write(b"0\r\n\r\n")
+        return keep
 
     def _end(self) -> None:
         """Close, but let the client read what was written to it first."""

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple, Protocol, TypeVar
 
-from ts_parity.errors import BadClientRequest, TsParityError, Unavailable
+from ts_parity.errors import BadClientRequest, Unavailable
 from ts_parity.proxy.connections import Stream
 from ts_parity.proxy.driver import Delivered, Driver
 from ts_parity.proxy.messages import (
+    CONTROL,
     Chunks,
     Reply,
     Request,
     error_reply,
+    has,
     torchserve_error,
     with_header,
     without_control,
@@ -26,7 +30,7 @@ from ts_parity.proxy.metrics import Metrics
 from ts_parity.proxy.operations import Ask
 from ts_parity.proxy.plan import Plan, pool_name
 from ts_parity.proxy.routes import Prediction, model_named, prediction
-from ts_parity.proxy.upstream import Address, Unreachable, Upstream
+from ts_parity.proxy.upstream import Address, Result, Upstream
 from ts_parity.wire import DEADLINE_MS, EXACT, SOURCE, Headers
 
 # TorchServe itself speaks to handlers with these: they decide which of its functions runs.
@@ -44,6 +48,14 @@ class Streamed(NamedTuple):
 Answered = Reply | Streamed
 
 
+class Asker(Protocol):
+    """Who wants an answer: `answer` is called once. What is put into `on_leave` is called if it goes before."""
+
+    on_leave: Callable[[], object] | None
+
+    def answer(self, answered: Answered) -> None: ...
+
+
 class Service:
     """The proxy's answer to everything, given a plan of the fleet."""
 
@@ -58,82 +70,114 @@ class Service:
     def change_fleet(self, plan: Plan, addresses: Mapping[str, Address]) -> None:
         self._plan, self._addresses = plan, addresses
 
-    async def answer(self, request: Request) -> Answered:
+    def answer(self, request: Request, asker: Asker) -> None:
         """Never raises for what can go wrong with a request: errors are answers in TorchServe's shape."""
-        try:
-            exact, deadline_s = False, None
-            headers = without_control(request.headers)
-            if headers is not request.headers:
+        exact, deadline_s = False, None
+        if request.block is None and has(request.headers, CONTROL):
+            try:
                 exact = _read_header(request, EXACT, _flag) or False
                 deadline_s = _read_header(request, DEADLINE_MS, _milliseconds)
-                # From here on nothing a client sent can steer a worker.
-                request = request._replace(headers=headers)
-            asked = prediction(request.method, request.path)
-            if asked is not None and (pool := self._pool(asked)) is not None:
-                return await self._predict(pool, asked, request, exact, deadline_s)
-            return await self._pass_through(asked, request)
-        except TsParityError as error:
-            return error_reply(error)
+            except BadClientRequest as error:
+                asker.answer(error_reply(error))
+                return
+            # From here on nothing a client sent can steer a worker.
+            request = request._replace(headers=without_control(request.headers))
+        path, _, query_string = request.target.partition("?")
+        asked = prediction(request.method, path)
+        pool = None if asked is None else self._pool(asked)
+        if asked is not None and pool is not None:
+            self._predict(pool, asked, request, exact, deadline_s, asker)
+            return
+        model = asked.model if asked is not None else model_named(path, query_string)
+        if model is not None and model in self._plan.protections and model not in self._plan.hosts:
+            asker.answer(torchserve_error(404, "ModelNotFoundException", f"Model not found: {model}"))
+            return
+        self._pass_through(_Passing(request, model, asker))
 
     def _pool(self, asked: Prediction) -> str | None:
         version = asked.version or self._plan.versions.get(asked.model)
         pool = None if version is None else pool_name(asked.model, version)
         return pool if pool in self._plan.pools else None
 
-    async def _predict(
-        self, pool: str, asked: Prediction, request: Request, exact: bool, deadline_s: float | None
-    ) -> Answered:
+    def _predict(
+        self, pool: str, asked: Prediction, request: Request, exact: bool, deadline_s: float | None, asker: Asker
+    ) -> None:
         code = self._plan.pools[pool].code
         key = None if code is None else self._key(asked, request)
-        delivered = await self._driver.predict(pool, Ask(request, asked.extra), key, exact, deadline_s)
-        return _marked(delivered)
+        client = partial(_give, asker)
+        query = self._driver.predict(pool, Ask(request, asked.extra), key, client, exact, deadline_s)
+        asker.on_leave = partial(self._driver.abandon, query)
 
     def _key(self, asked: Prediction, request: Request) -> Hashable:
         """Queries share a group only if the model computes the same function for them. (TorchServe drops the query
         string of predictions, so that is no difference.)
         """
-        headers = tuple(request.header(name) for name in self._group_by)
+        headers = tuple([request.header(name) for name in self._group_by])
         return (asked.extra, *headers)
 
-    async def _pass_through(self, asked: Prediction | None, request: Request) -> Answered:
-        model = asked.model if asked is not None else model_named(request.path, request.query_string)
-        if model is not None and model in self._plan.protections and model not in self._plan.hosts:
-            return torchserve_error(404, "ModelNotFoundException", f"Model not found: {model}")
-        tried: list[str] = []
-        while (instance := self._candidate(model, tried)) is not None:
-            result = await self._upstream.exchange(self._addresses[instance], request)
-            if isinstance(result, Unreachable):
-                if result.refused:
-                    tried.append(instance)
-                    continue  # nothing was run, so this is not a second attempt
-                self._metrics.passed_through.labels("failed").inc()
-                return torchserve_error(502, "BadGatewayException", f"{instance} gave no answer: {result.reason}")
-            self._metrics.passed_through.labels("answered").inc()
-            if isinstance(result, Stream):
-                return Streamed(result, without_control(result.headers))
-            headers = without_control(result.headers)
-            return result if headers is result.headers else result._replace(headers=headers)
-        self._metrics.passed_through.labels("unavailable").inc()
-        reason = "; ".join(self._plan.problems) or "all refused the connection"
-        raise Unavailable(f"no instance can be reached: {reason}")
+    # ---- everything else -------------------------------------------------------------------------------------------
+
+    def _pass_through(self, passing: _Passing) -> None:
+        instance = self._candidate(passing.model, passing.tried)
+        if instance is None:
+            self._metrics.passed_through.add("unavailable")
+            reason = "; ".join(self._plan.problems) or "all refused the connection"
+            passing.asker.answer(error_reply(Unavailable(f"no instance can be reached: {reason}")))
+            return
+        passing.instance = instance
+        exchange = self._upstream.send(self._addresses[instance], passing.request, partial(self._passed, passing))
+        passing.asker.on_leave = exchange.cancel
+
+    def _passed(self, passing: _Passing, result: Result) -> None:
+        answer: Answered
+        if isinstance(result, Reply):
+            self._metrics.passed_through.add("answered")
+            answer = result if result.block is not None else result._replace(headers=without_control(result.headers))
+        elif isinstance(result, Stream):
+            self._metrics.passed_through.add("answered")
+            answer = Streamed(result, without_control(result.headers))
+        elif result.refused:
+            passing.tried.append(passing.instance)
+            self._pass_through(passing)  # nothing was run, so this is not a second attempt
+            return
+        else:
+            self._metrics.passed_through.add("failed")
+            answer = torchserve_error(502, "BadGatewayException", f"{passing.instance} gave no answer: {result.reason}")
+        passing.asker.answer(answer)
 
     def _candidate(self, model: str | None, tried: Sequence[str]) -> str | None:
         """The least busy one not tried yet, of those that host the model, or of all that are up."""
         hosts = self._plan.hosts.get(model, ()) if model is not None else ()
         best, least = None, math.inf
         for name in hosts or self._plan.up:
-            busy = self._upstream.in_flight[self._addresses[name].url]
+            busy = self._upstream.busy(self._addresses[name])
             if busy < least and name not in tried:
                 best, least = name, busy
         return best
 
 
-def _marked(delivered: Delivered) -> Answered:
-    answer, source = delivered.answer, delivered.source
+@dataclass(eq=False, slots=True)
+class _Passing:
+    """A request that is passed through, and who has refused the connection so far."""
+
+    request: Request
+    model: str | None
+    asker: Asker
+    instance: str = ""
+    tried: list[str] = field(default_factory=list)
+
+
+def _give(asker: Asker, delivered: Delivered | Unavailable) -> None:
+    """What the driver brings, as an answer that says where it came from."""
+    if isinstance(delivered, Unavailable):
+        asker.answer(error_reply(delivered))
+        return
+    answer, source = delivered
     if isinstance(answer, Reply):
-        return answer if source is None else with_header(answer, SOURCE, source.value)
+        asker.answer(answer if source is None else with_header(answer, SOURCE, source.value))
+        return
     mark: Headers = () if source is None else ((SOURCE, source.value),)
-    return Streamed(answer, (*answer.headers, *mark))
+    asker.answer(Streamed(answer, (*answer.headers, *mark)))
 
 
 T = TypeVar("T")

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 
 from ts_parity.engine import Failed, Rejected
-from ts_parity.proxy.connections import Lost, Origin, Stream
+from ts_parity.proxy.connections import Connection, Origin, Stream
 from ts_parity.proxy.messages import (
     AUTHORIZATION,
     EXPECT,
@@ -21,10 +21,12 @@ from ts_parity.proxy.messages import (
     LENGTH,
     Reply,
     Request,
+    has,
     head,
     meaning,
     without_hop_by_hop,
 )
+from ts_parity.wire import Headers
 
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 _ERROR_BYTES = 65536
@@ -50,6 +52,85 @@ class Unreachable:
 Result = Reply | Stream | Unreachable
 
 
+class Exchange:
+    """One request on its way to an instance, until its result is known or nobody wants it any more."""
+
+    __slots__ = ("_connection", "_data", "_done", "_for_head", "_opening", "_origin", "_under_way", "late_at")
+
+    def __init__(
+        self,
+        under_way: dict[Exchange, None],
+        origin: Origin,
+        data: list[bytes],
+        for_head: bool,
+        late_at: float,
+        done: Callable[[Result], None],
+    ) -> None:
+        self._under_way = under_way
+        self._origin = origin
+        self._data = data
+        self._for_head = for_head
+        self._done = done
+        self._connection: Connection | None = None
+        self._opening: asyncio.Task[None] | None = None
+        self.late_at = late_at
+        under_way[self] = None
+        origin.in_flight += 1
+
+    def start(self) -> None:
+        if self._origin.idle:
+            self._connection = self._origin.idle.pop()
+            self._connection.send(self._data, self._for_head, self)
+        else:
+            self._opening = asyncio.get_running_loop().create_task(self._open())
+
+    async def _open(self) -> None:
+        try:
+            self._connection = await self._origin.connection()
+        except (OSError, asyncio.TimeoutError) as error:
+            self._end(Unreachable(_say(error), refused=True))
+        else:
+            self._connection.send(self._data, self._for_head, self)
+
+    def arrived(self, answer: Reply | Stream) -> None:
+        self._end(answer)
+
+    def lost(self, reason: str, untouched: bool) -> None:
+        if untouched and self._opening is None:
+            # It closed an idle connection as we wrote: nothing was run, so this is no second attempt.
+            self.start()
+        else:
+            self._end(Unreachable(reason))
+
+    def late(self) -> None:
+        """No answer in time."""
+        self._leave()
+        self._end(Unreachable("no answer in time"))
+
+    def cancel(self) -> None:
+        """Nobody wants the result any more, so nobody is told."""
+        if self in self._under_way:
+            self._leave()
+            self._done = _nobody
+            self._end(Unreachable("cancelled"))
+
+    def _leave(self) -> None:
+        """What is still to come could not be told apart from the next answer, so the connection is given up."""
+        if self._connection is not None:
+            self._connection.abort()
+        elif self._opening is not None:
+            self._opening.cancel()
+
+    def _end(self, result: Result) -> None:
+        del self._under_way[self]
+        self._origin.in_flight -= 1
+        self._done(result)
+
+
+def _nobody(result: Result) -> None:
+    pass
+
+
 class Upstream:
     """Connections to all instances, kept open. How much is in flight is the engine's business: no limit here."""
 
@@ -57,37 +138,72 @@ class Upstream:
         self._connect_timeout_s = connect_timeout_s
         self._task_timeout_s = task_timeout_s
         self._origins: dict[str, Origin] = {}
-        self.in_flight: Counter[str] = Counter()
+        self._under_way: dict[Exchange, None] = {}
+        """In the order of their time limits, since all have the same patience; so one timer serves them all."""
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def in_flight(self) -> int:
+        return sum(origin.in_flight for origin in self._origins.values())
+
+    def busy(self, address: Address) -> int:
+        """Exchanges under way with it."""
+        origin = self._origins.get(address.url)
+        return 0 if origin is None else origin.in_flight
 
     async def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        for exchange in [*self._under_way]:
+            exchange.cancel()
         for origin in self._origins.values():
             origin.close()
 
-    async def exchange(self, address: Address, request: Request, timeout_s: float | None = None) -> Result:
-        """Send and wait. A chunked answer is given back as soon as it begins."""
-        timeout_s = self._task_timeout_s if timeout_s is None else timeout_s
+    def send(self, address: Address, request: Request, done: Callable[[Result], None]) -> Exchange:
+        """`done` is called once, later, with the result; a chunked answer is a result as soon as it begins."""
+        return self._send(address, request, done, self._under_way, self._task_timeout_s)
+
+    async def exchange(self, address: Address, request: Request, timeout_s: float) -> Result:
+        """Send and wait, for those who need not hurry."""
+        result: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        exchange = self._send(address, request, result.set_result, {}, timeout_s)
+        timer = asyncio.get_running_loop().call_later(timeout_s, exchange.late)
+        try:
+            return await result
+        finally:
+            timer.cancel()
+            exchange.cancel()
+
+    def _send(
+        self,
+        address: Address,
+        request: Request,
+        done: Callable[[Result], None],
+        under_way: dict[Exchange, None],
+        timeout_s: float,
+    ) -> Exchange:
+        loop = asyncio.get_running_loop()
         origin = self._origins.get(address.url)
         if origin is None:
             origin = self._origins[address.url] = Origin(address.url, self._connect_timeout_s)
         data = _serialized(request, address.token, origin)
-        self.in_flight[address.url] += 1
-        try:
-            while origin.idle:
-                try:
-                    return await origin.idle.pop().exchange(data, request.method == "HEAD", timeout_s)
-                except Lost as lost:
-                    # It closed an idle connection as we wrote: nothing was run, so this is no second attempt.
-                    if not lost.untouched:
-                        return Unreachable(str(lost))
-            try:
-                connection = await origin.connection()
-            except (OSError, asyncio.TimeoutError) as error:
-                return Unreachable(_say(error), refused=True)
-            return await connection.exchange(data, request.method == "HEAD", timeout_s)
-        except Lost as lost:
-            return Unreachable(str(lost))
-        finally:
-            self.in_flight[address.url] -= 1
+        late_at = loop.time() + timeout_s
+        exchange = Exchange(under_way, origin, data, request.method == "HEAD", late_at, done)
+        if self._timer is None and under_way is self._under_way:
+            self._timer = loop.call_at(late_at, self._check)
+        exchange.start()
+        return exchange
+
+    def _check(self) -> None:
+        """End what is late; the timer goes on to the next that could be."""
+        loop = asyncio.get_running_loop()
+        self._timer = None
+        for exchange in [*takewhile(lambda exchange: exchange.late_at <= loop.time(), self._under_way)]:
+            if exchange in self._under_way:  # what another's end has led to may have ended it too
+                exchange.late()
+        first = next(iter(self._under_way), None)
+        if first is not None and self._timer is None:
+            self._timer = loop.call_at(first.late_at, self._check)
 
 
 def classify(reply: Reply) -> Failed | Rejected | None:
@@ -120,6 +236,21 @@ def _error_fields(body: bytes) -> tuple[str, str]:
 
 
 def _serialized(request: Request, token: str, origin: Origin) -> list[bytes]:
+    method, target, headers, body, block = request
+    if block is not None and not (token and has(headers, AUTHORIZATION)):
+        # Every instance makes its own keys, so a client's could fit one of them at most.
+        key = b"\r\nAuthorization: Bearer " + token.encode("latin-1", "replace") if token else b""
+        data = b"%b %b%b HTTP/1.1\r\n%b%b\r\n\r\n" % (
+            method.encode(), origin.prefix.encode(), target.encode("latin-1"), block, key,
+        )  # fmt: skip
+    else:
+        data = head(f"{method} {origin.prefix}{target} HTTP/1.1", _adapted(request, token, origin))
+    # A small body goes out in one packet with its head; a large one is not copied for that.
+    return [data + body] if len(body) < _SMALL_BODY else [data, body]
+
+
+def _adapted(request: Request, token: str, origin: Origin) -> Headers:
+    """With a host, the right length, and the instance's own key."""
     headers = []
     has_host = sized = False
     left_out = LENGTH | EXPECT | (AUTHORIZATION if token else 0)
@@ -135,14 +266,10 @@ def _serialized(request: Request, token: str, origin: Origin) -> list[bytes]:
     if not has_host:
         headers.append(("Host", origin.host_header))
     if token:
-        # Every instance makes its own keys, so a client's could fit one of them at most.
         headers.append(("Authorization", f"Bearer {token}"))
-    body = request.body
-    if body or sized or request.method in _WITH_BODY:
-        headers.append(("Content-Length", str(len(body))))
-    data = head(f"{request.method} {origin.prefix}{request.target} HTTP/1.1", tuple(headers))
-    # A small body goes out in one packet with its head; a large one is not copied for that.
-    return [data + body] if len(body) < _SMALL_BODY else [data, body]
+    if request.body or sized or request.method in _WITH_BODY:
+        headers.append(("Content-Length", str(len(request.body))))
+    return tuple(headers)
 
 
 def _say(error: BaseException) -> str:

@@ -1,0 +1,162 @@
+"""Heads of the plain shape, read without a parser.
+
+Nearly every head comes whole in one packet, is framed by one length, and consists of lines that have been seen before;
+so what a line means is remembered. Whatever is not of that shape, or not surely, is None here and goes to llhttp, which
+is the judge of everything odd. What is read here is a strict subset of what llhttp reads, and read the same (tested
+against it). Knows bytes; knows nothing of sockets.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from ts_parity.proxy.messages import (
+    CONTROL,
+    EXPECT,
+    HOP,
+    HOST,
+    LENGTH,
+    MAX_HEAD_BYTES,
+    NAMES_OTHERS,
+    meaning,
+)
+from ts_parity.wire import Headers
+
+_ODD, _CLOSE = 1 << 10, 1 << 11
+"""Flags beside those of `messages`: a header that needs the parser; the connection ends with this message."""
+_REQUEST_LINE = re.compile(rb"(GET|POST|PUT|PATCH|DELETE|OPTIONS|HEAD) (/[!-~]*) HTTP/1\.1")
+_STATUS_LINE = re.compile(rb"HTTP/1\.1 ([2-9][0-9][0-9]) ([ -~]*)")
+_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*((?:[!-~\x80-\xff](?:[ -~\t\x80-\xff]*[!-~\x80-\xff])?)?)")
+_DIGITS = re.compile(r"[0-9]{1,15}")
+_ROOM = 4096
+"""So many different lines are remembered, then all are forgotten: what is common comes back at once."""
+_LONGEST = 256
+
+_lines: dict[bytes, tuple[tuple[str, str], int]] = {}
+_requests: dict[bytes, tuple[str, str]] = {}
+_statuses: dict[bytes, tuple[int, str]] = {}
+_FRAMING = frozenset({"transfer-encoding", "upgrade", "proxy-connection"})
+_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
+_BODILESS = frozenset({204, 304})
+
+
+class PlainRequest(NamedTuple):
+    """`headers` are those for the other end; `block` the same as bytes, if they can go on as they came."""
+
+    method: str
+    target: str
+    headers: Headers
+    block: bytes | None
+    length: int
+    keep: bool
+    end: int
+    """Where in the data the body begins."""
+
+
+class PlainAnswer(NamedTuple):
+    status: int
+    phrase: str
+    headers: Headers
+    block: bytes | None
+    length: int
+    keep: bool
+    end: int
+
+
+def read_request(data: bytes, start: int = 0) -> PlainRequest | None:
+    """The head that begins at `start`. None: the parser is to read it, or it is not all there."""
+    end = data.find(b"\r\n\r\n", start)
+    if end < 0 or end - start > MAX_HEAD_BYTES:
+        return None
+    lines = data[start:end].split(b"\r\n")
+    first = _requests.get(lines[0])
+    if first is None:
+        match = _REQUEST_LINE.fullmatch(lines[0])
+        if match is None:
+            return None
+        first = (match[1].decode(), match[2].decode())
+        if len(lines[0]) <= _LONGEST:
+            if len(_requests) >= _ROOM:
+                _requests.clear()
+            _requests[lines[0]] = first
+    read = _read_lines(lines)
+    if read is None:
+        return None
+    headers, block, length, seen = read
+    method = first[0]
+    if not seen & HOST or (length < 0 and method in _WITH_BODY):
+        block = None  # what is missing is added on the way
+    return PlainRequest(method, first[1], headers, block, max(length, 0), not seen & _CLOSE, end + 4)
+
+
+def read_answer(data: bytes) -> PlainAnswer | None:
+    """The head of a final answer with a length. None: the parser is to read it, or it is not all there."""
+    end = data.find(b"\r\n\r\n")
+    if end < 0 or end > MAX_HEAD_BYTES:
+        return None
+    lines = data[:end].split(b"\r\n")
+    first = _statuses.get(lines[0])
+    if first is None:
+        match = _STATUS_LINE.fullmatch(lines[0])
+        if match is None:
+            return None
+        first = (int(match[1]), match[2].decode())
+        if len(lines[0]) <= _LONGEST:
+            if len(_statuses) >= _ROOM:
+                _statuses.clear()
+            _statuses[lines[0]] = first
+    read = _read_lines(lines)
+    if read is None or read[2] < 0 or first[0] in _BODILESS:
+        return None
+    headers, block, length, seen = read
+    return PlainAnswer(first[0], first[1], headers, block, length, not seen & _CLOSE, end + 4)
+
+
+def _read_lines(lines: list[bytes]) -> tuple[Headers, bytes | None, int, int] | None:
+    """-> headers for the other end, the same as bytes (None: control headers are among them), length (-1: none),
+    and all flags.
+    """
+    pairs: list[tuple[str, str]] = []
+    kept: list[bytes] = []
+    seen, length = 0, -1
+    del lines[0]
+    for line in lines:
+        known = _lines.get(line)
+        if known is None:
+            known = _learn(line)
+            if known is None:
+                return None
+        pair, flags = known
+        if flags:
+            seen |= flags
+            if flags & (_ODD | HOP | LENGTH):
+                if flags & _ODD:
+                    return None
+                if flags & HOP:
+                    continue
+                if length >= 0:
+                    return None
+                length = int(pair[1])
+        pairs.append(pair)
+        kept.append(line)
+    return tuple(pairs), None if seen & CONTROL else b"\r\n".join(kept), length, seen
+
+
+def _learn(line: bytes) -> tuple[tuple[str, str], int] | None:
+    match = _LINE.fullmatch(line)
+    if match is None:
+        return None
+    name, value = match[1].decode(), match[2].decode("latin-1")
+    flags = meaning(name)
+    if flags & NAMES_OTHERS:
+        said = value.lower()
+        flags |= _CLOSE if said == "close" else 0 if said == "keep-alive" else _ODD
+    elif flags & EXPECT or name.lower() in _FRAMING or (flags & LENGTH and not _DIGITS.fullmatch(value)):
+        flags |= _ODD
+    known = ((name, value), flags)
+    if len(line) <= _LONGEST:
+        if len(_lines) >= _ROOM:
+            _lines.clear()
+        _lines[line] = known
+    return known
