@@ -174,9 +174,9 @@ def comparable(answer: Raw, hidden: tuple[str, ...] = ()) -> tuple[Any, ...]:
         if name.lower() not in _HOP_BY_HOP
     ]
     body: Any = answer.body
-    if hidden:
+    if hidden and answer.body:
         body = answer.json()
-        body["headers"] = {name: value for name, value in body["headers"].items() if name.lower() not in hidden}
+        body["headers"] = {name: value for name, value in body.get("headers", {}).items() if name.lower() not in hidden}
     return answer.status_line, headers, body, answer.chunks
 
 
