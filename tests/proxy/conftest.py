@@ -16,6 +16,8 @@ from ts_parity.config import InstanceSettings, Settings, parse_endpoint
 from ts_parity.proxy.app import Proxy
 from ts_parity.testing import FakeTorchServe
 
+pytest.register_assert_rewrite("tests.proxy.side_by_side")
+
 PROMPT: dict[str, Any] = {
     "host": "127.0.0.1",
     "port": 0,
@@ -81,11 +83,14 @@ class Client:
             writer.close()
 
 
-async def read_answer(reader: asyncio.StreamReader) -> Raw:
+async def read_answer(reader: asyncio.StreamReader, to_head: bool = False) -> Raw:
+    """`to_head`: it answers a HEAD request, so no body follows whatever its headers say."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
     status_line, *lines = head[:-4].split("\r\n")
     headers = [(line.partition(":")[0], line.partition(":")[2].strip()) for line in lines]
     raw = Raw(status_line, headers, b"")
+    if to_head or raw.status < 200 or raw.status in (204, 304):
+        return raw
     if "chunked" in (raw.get("transfer-encoding") or ""):
         await _read_chunks(reader, raw)
     else:

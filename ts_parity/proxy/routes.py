@@ -5,6 +5,7 @@ Pure. Knows paths; knows nothing of which models there are or who serves them.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import parse_qs, quote, unquote
@@ -12,11 +13,12 @@ from urllib.parse import parse_qs, quote, unquote
 # Clients ask for the same few paths again and again.
 _REMEMBERED = 1024
 _MODEL_FIRST = frozenset({"predictions", "explanations"})
+_BROKEN_ESCAPE = re.compile("%(?![0-9A-Fa-f]{2})")
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """`/predictions/{model}[/{version}[/extra...]]`. `extra` is as sent, with its leading slash, or empty."""
+    """`/predictions/{model}[/{version}[/extra...]]`. `extra` is escaped, with its leading slash, or empty."""
 
     model: str
     version: str | None
@@ -27,11 +29,14 @@ class Prediction:
 def prediction(method: str, path: str) -> Prediction | None:
     """The prediction this request asks for, or None. OPTIONS asks for a description instead."""
     segments = _segments(path)
-    if method == "OPTIONS" or len(segments) < 2 or segments[0] != "predictions" or not segments[1]:
+    if method == "OPTIONS" or len(segments) < 2 or segments[0] != "predictions":
         return None
-    version = unquote(segments[2]) if len(segments) > 2 else None
-    extra = "".join(f"/{segment}" for segment in segments[3:])
-    return Prediction(unquote(segments[1]), version, extra)
+    # Neither a model nor a version has an empty name: TorchServe looks for it and finds none.
+    if not all(segments[1:3]):
+        return None
+    version = segments[2] if len(segments) > 2 else None
+    extra = "".join(f"/{quote(segment, safe='')}" for segment in segments[3:])
+    return Prediction(segments[1], version, extra)
 
 
 @lru_cache(_REMEMBERED)
@@ -40,18 +45,19 @@ def model_named(path: str, query_string: str) -> str | None:
     segments = _segments(path)
     count = len(segments)
     if count >= 2 and segments[0] in _MODEL_FIRST:
-        return unquote(segments[1])
+        return segments[1]
     if count >= 3 and segments[:2] == ["v1", "models"]:
-        return unquote(segments[2].rpartition(":")[0] or segments[2])
+        return segments[2].rpartition(":")[0] or segments[2]
     if count >= 3 and segments[:2] == ["v2", "models"]:
-        return unquote(segments[2])
+        return segments[2]
     if segments == ["invocations"]:
-        named = parse_qs(query_string).get("model_name")
-        return named[-1] if named else None
+        # The first one counts, and a semicolon separates too.
+        named = parse_qs(query_string.replace(";", "&"), keep_blank_values=True).get("model_name")
+        return named[0] if named else None
     if count == 3 and segments[0] == "models" and segments[2] == "invoke":
-        return unquote(segments[1])
+        return segments[1]
     if count in (2, 3) and segments[-1] == "predict":
-        return unquote(segments[0])
+        return segments[0]
     return None
 
 
@@ -72,8 +78,11 @@ def url_path(extra: str) -> str:
 
 
 def _segments(path: str) -> list[str]:
-    segments = path.split("/")[1:]
-    # TorchServe splits as Java does: trailing empty segments do not count.
+    """As TorchServe reads it: less a fragment, unescaped, and only then taken apart. A broken escape leaves nothing."""
+    if _BROKEN_ESCAPE.search(path):
+        return []
+    segments = unquote(path.partition("#")[0]).split("/")[1:]
+    # Java's split: trailing empty segments do not count.
     while segments and not segments[-1]:
         segments.pop()
     return segments
