@@ -183,6 +183,8 @@ class _Connection(asyncio.Protocol):
         self._in_head = self._in_body = False
         self._counted = False
         """The request that is being read counts as in flight already."""
+        self._changing = False
+        """A second parser is told of a head that is known already."""
         self._unfinished = 0
         self._reset()
 
@@ -193,6 +195,7 @@ class _Connection(asyncio.Protocol):
         self._head_bytes = self._body_bytes = 0
         self._refusal: Reply | None = None
         self._expects = False
+        self._method, self._keep, self._old = "", False, False
 
     # ---- the transport's side --------------------------------------------------------------------------------------
 
@@ -282,11 +285,15 @@ class _Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except HttpParserUpgrade as upgrade:
-            # Nobody here speaks another protocol: the request is answered as if it had not asked.
+            # Nobody here speaks another protocol: the request is answered as if it had not asked. The parser has left
+            # it at the end of its head; another one goes on with the body.
             self._parser = HttpRequestParser(self)
-            if rest := data[upgrade.args[0] :]:
+            self._changing = True
+            self._parser.feed_data(_framing_only(self._headers))
+            self._changing = False
+            if (rest := data[upgrade.args[0] :]) and self._refusal is None:
                 self._parse(rest)
-            return
+                return
         except HttpParserError as error:
             self._refuse(torchserve_error(400, "BadRequestException", f"not HTTP as it should be: {error}"))
             return
@@ -326,20 +333,28 @@ class _Connection(asyncio.Protocol):
     # ---- the parser's side -----------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        self._reset()
-        self._in_head = True
+        if not self._changing:
+            self._reset()
+            self._in_head = True
 
     def on_url(self, url: bytes) -> None:
-        self._target += url
-        self._head_bytes += len(url)
+        if not self._changing:
+            self._target += url
+            self._head_bytes += len(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._changing or self._in_body:  # a trailer is no header
+            return
         self._head_bytes += len(name) + len(value)
         # Latin-1 gives every byte back as it was, as TorchServe reads it too.
         self._headers.append((name.decode("latin-1"), value.decode("latin-1")))
 
     def on_headers_complete(self) -> None:
+        if self._changing:
+            return
         self._in_head, self._in_body = False, True
+        self._method = self._parser.get_method().decode("latin-1")
+        self._keep, self._old = self._parser.should_keep_alive(), self._parser.get_http_version() == "1.0"
         self._counted = True
         self._server.begins()
         length, expects = 0, None
@@ -353,6 +368,8 @@ class _Connection(asyncio.Protocol):
             self._refusal = _long_head()
         elif length > self._server.max_body_bytes:
             self._refusal = too_large()
+        elif self._old:  # it knows of no interim answers
+            pass
         elif expects == "100-continue":
             self._expects = True
             if self._turn is None and not self._queue:
@@ -369,16 +386,16 @@ class _Connection(asyncio.Protocol):
             self._pieces.append(piece)
 
     def on_message_complete(self) -> None:
-        self._in_body = False
-        if self._refusal is not None:
+        if self._refusal is not None or (self._parser.should_upgrade() and not self._changing):
             return
+        self._in_body = False
         self._counted = False
         body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-        method = self._parser.get_method().decode("latin-1")
-        request = Request(method, self._target.decode("latin-1"), without_hop_by_hop(tuple(self._headers)), body)
-        keep, old = self._parser.should_keep_alive(), self._parser.get_http_version() == "1.0"
+        headers = without_hop_by_hop(tuple(self._headers))
+        request = Request(self._method, self._target.decode("latin-1"), headers, body)
+        turn = Turn(self, request, self._keep, self._old)
         self._reset()
-        self._ask(Turn(self, request, keep, old))
+        self._ask(turn)
 
     def _go_on(self) -> None:
         """A client that asks first (curl does, for large bodies) is told to go on only if its body will be taken."""
@@ -463,7 +480,7 @@ class _Connection(asyncio.Protocol):
             data = b"HTTP/1.1 %d %b\r\n%b\r\n\r\n" % (status, phrase.encode("latin-1"), block)
         else:
             bodiless = status in (204, 304) or status < 200
-            if not bodiless and not has(headers, LENGTH):
+            if not bodiless and turn.request.method != "HEAD" and not has(headers, LENGTH):
                 headers = (*headers, ("content-length", str(len(body))))
             data = head(_status_line(status, phrase), headers, _connection(keep, turn.old))
             if bodiless:
@@ -524,6 +541,12 @@ class _Connection(asyncio.Protocol):
 
 def cannot_listen(host: str, port: int, error: OSError) -> StartError:
     return StartError(f"cannot listen on {host}:{port}: {error.strerror or error}; choose another port")
+
+
+def _framing_only(headers: list[tuple[str, str]]) -> bytes:
+    """A head that says nothing but how its body is framed."""
+    framing = [pair for pair in headers if meaning(pair[0]) & LENGTH or pair[0].lower() == "transfer-encoding"]
+    return head("POST / HTTP/1.1", tuple(framing))
 
 
 def _long_head() -> Reply:

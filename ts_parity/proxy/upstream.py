@@ -253,22 +253,22 @@ def _adapted(request: Request, token: str, origin: Origin) -> Headers:
     """With a host, the right length, and the instance's own key."""
     headers = []
     has_host = sized = False
-    left_out = LENGTH | EXPECT | (AUTHORIZATION if token else 0)
+    # `Expect` was for the proxy and has been answered.
+    left_out = EXPECT | (AUTHORIZATION if token else 0)
     for pair in without_hop_by_hop(request.headers):
         flags = meaning(pair[0])
         if flags & LENGTH:
             sized = True
-        elif flags & HOST:
-            has_host = True
-        # `Expect` was for the proxy and has been answered; the length is set anew.
-        if not flags & left_out:
+            headers.append((pair[0], str(len(request.body))))
+        elif not flags & left_out:
+            has_host = has_host or bool(flags & HOST)
             headers.append(pair)
     if not has_host:
         headers.append(("Host", origin.host_header))
     if token:
         headers.append(("Authorization", f"Bearer {token}"))
-    if request.body or sized or request.method in _WITH_BODY:
-        headers.append(("Content-Length", str(len(request.body))))
+    if not sized and (request.body or request.method in _WITH_BODY):
+        headers.append(("content-length", str(len(request.body))))  # as TorchServe's own frontend spells it
     return tuple(headers)
 
 
