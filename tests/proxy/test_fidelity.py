@@ -149,7 +149,7 @@ async def test_a_chunked_request_arrives_whole(make_fleet: MakeFleet, raw: RawIn
         b"POST /x HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n"
     )
     assert answer.status == 200
-    assert raw.heard[0].endswith(b"Content-Length: 3\r\n\r\nabc")
+    assert raw.heard[0].endswith(b"content-length: 3\r\n\r\nabc")
 
 
 async def test_a_streamed_answer_comes_chunk_by_chunk_and_ends_coding(make_fleet: MakeFleet) -> None:

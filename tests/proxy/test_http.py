@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.proxy.conftest import read_answer, until
-from ts_parity.proxy.connections import Stream
 from ts_parity.proxy.messages import MAX_HEAD_BYTES, Reply, Request
 from ts_parity.proxy.server import Patience, Server, Turn
+from ts_parity.proxy.streams import Stream
 from ts_parity.proxy.upstream import Address, Unreachable, Upstream
 
 LIMIT = 1000

@@ -5,14 +5,17 @@ Values only. Knows nothing of how an action is carried out; `payload` and `value
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from ts_parity.engine.fleet import EndpointState
     from ts_parity.engine.group import CodingGroup
+
+_NOBODY: frozenset[str] = frozenset()
 
 
 class Source(str, Enum):
@@ -105,40 +108,53 @@ class QueryState(Enum):
     DONE = "done"
 
 
-@dataclass(eq=False, slots=True)
 class Query:
     """One client's request. Queries with equal `key` may share a group; `key` None is never grouped.
 
     The driver fills the first six fields; the rest belongs to the engine.
     """
 
-    id: int
-    pool: str
-    key: Hashable = None
-    deadline_at: float | None = None
-    exact: bool = False
-    payload: object = None
+    __slots__ = (
+        "armed_at", "arrived_at", "attempts", "avoid", "deadline_at", "domain", "exact", "finish_attempts",
+        "finishes_pending", "group", "hedge_at", "id", "in_flight", "key", "last_failure", "late", "launch_at",
+        "payload", "pool", "release_at", "released", "slot", "state",
+    )  # fmt: skip
 
-    state: QueryState = field(default=QueryState.NEW, init=False)
-    arrived_at: float = field(default=0.0, init=False)
-    release_at: float = field(default=float("inf"), init=False)
-    group: CodingGroup | None = field(default=None, init=False)
-    """As long as the query is open."""
-    slot: int = field(default=-1, init=False)
-    attempts: int = field(default=0, init=False)
-    in_flight: int = field(default=0, init=False)
-    avoid: frozenset[str] = field(default=frozenset(), init=False)
-    last_failure: Task | None = field(default=None, init=False)
-    finishes_pending: int = field(default=0, init=False)
-    finish_attempts: int = field(default=0, init=False)
-    domain: str = field(default="", init=False)
-    """Failure domain of its last own task."""
-    released: bool = field(default=False, init=False)
-    launch_at: float = field(default=float("inf"), init=False)
-    late: bool = field(default=False, init=False)
-    """A backup was asked for, or is to be: something may come even when its own task has failed."""
-    hedge_at: float = field(default=float("inf"), init=False)
-    armed_at: float = field(default=float("inf"), init=False)
+    def __init__(
+        self,
+        id: int,
+        pool: str,
+        key: Hashable = None,
+        deadline_at: float | None = None,
+        exact: bool = False,
+        payload: Any = None,
+    ) -> None:
+        self.id = id
+        self.pool = pool
+        self.key = key
+        self.deadline_at = deadline_at
+        self.exact = exact
+        self.payload = payload
+        self.state = QueryState.NEW
+        self.arrived_at = 0.0
+        self.release_at = math.inf
+        self.group: CodingGroup | None = None
+        """As long as the query is open."""
+        self.slot = -1
+        self.attempts = 0
+        self.in_flight = 0
+        self.avoid = _NOBODY
+        self.last_failure: Task | None = None
+        self.finishes_pending = 0
+        self.finish_attempts = 0
+        self.domain = ""
+        """Failure domain of its last own task."""
+        self.released = False
+        self.launch_at = math.inf
+        self.late = False
+        """A backup was asked for, or is to be: something may come even when its own task has failed."""
+        self.hedge_at = math.inf
+        self.armed_at = math.inf
 
     @property
     def open(self) -> bool:
@@ -150,21 +166,34 @@ class Query:
         return f"<Query {self.id} {self.pool} {self.state.value}{where}>"
 
 
-@dataclass(eq=False, slots=True)
 class Task:
     """One piece of work on one endpoint. It belongs to its group as well as to its query: a neighbour may need it."""
 
-    id: int
-    kind: Kind
-    query: Query | None
-    group: CodingGroup | None
-    slot: int | None
-    row: int | None
-    place: EndpointState
-    sent_at: float
-    hedge: bool = False
-    done: bool = field(default=False, init=False)
-    value: object = field(default=None, init=False)
+    __slots__ = ("done", "group", "hedge", "id", "kind", "place", "query", "row", "sent_at", "slot", "value")
+
+    def __init__(
+        self,
+        id: int,
+        kind: Kind,
+        query: Query | None,
+        group: CodingGroup | None,
+        slot: int | None,
+        row: int | None,
+        place: EndpointState,
+        sent_at: float,
+        hedge: bool = False,
+    ) -> None:
+        self.id = id
+        self.kind = kind
+        self.query = query
+        self.group = group
+        self.slot = slot
+        self.row = row
+        self.place = place
+        self.sent_at = sent_at
+        self.hedge = hedge
+        self.done = False
+        self.value: Any = None
 
     @property
     def endpoint(self) -> Endpoint:

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator
 from typing import Protocol, cast
 from urllib.parse import urlsplit
 
 from httptools import HttpParserError, HttpResponseParser
 
 from ts_parity.proxy.heads import PlainAnswer, read_answer
-from ts_parity.proxy.messages import HOP, LENGTH, MAX_HEAD_BYTES, BrokenStream, Reply, meaning, without_hop_by_hop
+from ts_parity.proxy.messages import HOP, LENGTH, MAX_HEAD_BYTES, Reply, meaning, without_hop_by_hop
+from ts_parity.proxy.streams import Stream
 from ts_parity.wire import Headers
-
-# So much of a streamed answer may wait for its reader; then nothing more is read.
-_AHEAD_BYTES = 1 << 18
 
 
 class Listener(Protocol):
@@ -28,52 +25,6 @@ class Listener(Protocol):
     def arrived(self, answer: Reply | Stream) -> None: ...
     def lost(self, reason: str, untouched: bool) -> None:
         """`untouched`: the connection was closed before a byte of an answer had come."""
-
-
-class Stream:
-    """An answer that comes in chunks. Holds its connection until read to the end or left."""
-
-    def __init__(self, status: int, phrase: str, headers: Headers, connection: Connection) -> None:
-        self.status = status
-        self.phrase = phrase
-        self.headers = headers
-        self._connection = connection
-        self._pieces: list[bytes] = []
-        self.held = 0
-        """Bytes that wait for the reader."""
-        self._ended = False
-        self._broken = ""
-        self._news = asyncio.Event()
-
-    def feed(self, piece: bytes) -> None:
-        self._pieces.append(piece)
-        self.held += len(piece)
-        if self.held > _AHEAD_BYTES:
-            self._connection.pause()
-        self._news.set()
-
-    def end(self, broken: str = "") -> None:
-        self._ended, self._broken = True, broken
-        self._news.set()
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        while True:
-            while self._pieces:
-                pieces, self._pieces, self.held = self._pieces, [], 0
-                self._connection.resume()
-                for piece in pieces:
-                    yield piece
-            if self._ended:
-                if self._broken:
-                    raise BrokenStream(f"the streamed answer broke off: {self._broken}")
-                return
-            self._news.clear()
-            await self._news.wait()
-
-    def leave(self) -> None:
-        if not self._ended:
-            self._ended = True
-            self._connection.abort()
 
 
 class Origin:
@@ -95,17 +46,20 @@ class Origin:
     async def connection(self) -> Connection:
         """A new one. Raise OSError (ssl.SSLError is one) or asyncio.TimeoutError."""
         loop = asyncio.get_running_loop()
-        opening = loop.create_connection(lambda: Connection(self), self._host, self._port, ssl=self._ssl)
-        _, connection = await asyncio.wait_for(opening, self._connect_timeout_s)
-        return connection
+        made = Connection(self)
+        opening = loop.create_connection(lambda: cast(asyncio.Protocol, made), self._host, self._port, ssl=self._ssl)
+        await asyncio.wait_for(opening, self._connect_timeout_s)
+        return made
 
     def close(self) -> None:
         for connection in [*self.idle]:
             connection.abort()
 
 
-class Connection(asyncio.Protocol):
-    """One connection: `send` a request; its listener is given the answer, or its beginning if it comes in chunks."""
+class Connection:
+    """One connection, an asyncio protocol in all but name: `send` a request; its listener is given the answer, or its
+    beginning if it comes in chunks.
+    """
 
     def __init__(self, origin: Origin) -> None:
         self._origin = origin
@@ -215,6 +169,15 @@ class Connection(asyncio.Protocol):
             self.abort()
         elif not self._status and self._received > MAX_HEAD_BYTES:
             self._fail(f"its headers are over {MAX_HEAD_BYTES} bytes")
+
+    def eof_received(self) -> None:
+        """The transport closes, and says so by `connection_lost`."""
+
+    def pause_writing(self) -> None:
+        """A request waits in the transport whole; there is nothing else to hold back."""
+
+    def resume_writing(self) -> None:
+        pass
 
     def connection_lost(self, error: Exception | None) -> None:
         self._open = False

@@ -15,7 +15,6 @@ from urllib.parse import quote
 
 from ts_parity.config import InstanceSettings
 from ts_parity.errors import ConfigError, TsParityError
-from ts_parity.proxy.connections import Stream
 from ts_parity.proxy.messages import Reply, Request
 from ts_parity.proxy.reports import (
     UNTESTED,
@@ -26,6 +25,7 @@ from ts_parity.proxy.reports import (
     read_customized,
     read_model,
 )
+from ts_parity.proxy.streams import Stream
 from ts_parity.proxy.upstream import Address, Unreachable, Upstream, classify
 
 log = logging.getLogger(__name__)

@@ -34,7 +34,6 @@ from ts_parity.engine import (
     Task,
 )
 from ts_parity.errors import DeadlineExceeded, DecodeError, Overloaded, TsParityError, Unavailable, WireError
-from ts_parity.proxy.connections import Stream
 from ts_parity.proxy.messages import Reply, Request, without_control
 from ts_parity.proxy.metrics import Metrics
 from ts_parity.proxy.operations import (
@@ -49,8 +48,8 @@ from ts_parity.proxy.operations import (
     read_protection,
     slot_reply,
 )
-from ts_parity.proxy.pipe import Pipe
 from ts_parity.proxy.plan import Plan
+from ts_parity.proxy.streams import Pipe, Stream
 from ts_parity.proxy.upstream import Address, Result, Unreachable, Upstream
 from ts_parity.wire import Array
 

@@ -79,7 +79,9 @@ class Server:
         """-> the port, which matters if 0 was asked for. Raise StartError."""
         loop = asyncio.get_running_loop()
         try:
-            self._listener = await loop.create_server(lambda: _Connection(self, loop), host, port, backlog=1024)
+            self._listener = await loop.create_server(
+                lambda: cast(asyncio.Protocol, _Connection(self, loop)), host, port, backlog=1024
+            )
         except OSError as error:
             raise cannot_listen(host, port, error) from None
         self._sweep()
@@ -155,8 +157,10 @@ class Turn:
                 self.on_leave()
 
 
-class _Connection(asyncio.Protocol):
-    """One client's connection: requests are answered one by one, in the order in which they came."""
+class _Connection:
+    """One client's connection, an asyncio protocol in all but name: requests are answered one by one, in the order in
+    which they came.
+    """
 
     def __init__(self, server: Server, loop: asyncio.AbstractEventLoop) -> None:
         self._server = server
@@ -217,6 +221,9 @@ class _Connection(asyncio.Protocol):
             turn.leave()
         if self._streaming is not None:
             self._streaming.cancel()
+
+    def eof_received(self) -> None:
+        """A client that has nothing more to say has left, for TorchServe as for us: the transport closes."""
 
     def pause_writing(self) -> None:
         self._may_write.clear()

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
 
 from ts_parity.errors import BadClientRequest, Unavailable
-from ts_parity.proxy.connections import Stream
 from ts_parity.proxy.driver import Delivered, Driver
 from ts_parity.proxy.messages import (
     CONTROL,
@@ -30,6 +28,7 @@ from ts_parity.proxy.metrics import Metrics
 from ts_parity.proxy.operations import Ask
 from ts_parity.proxy.plan import Plan, pool_name
 from ts_parity.proxy.routes import Prediction, model_named, prediction
+from ts_parity.proxy.streams import Stream
 from ts_parity.proxy.upstream import Address, Result, Upstream
 from ts_parity.wire import DEADLINE_MS, EXACT, SOURCE, Headers
 
@@ -156,15 +155,17 @@ class Service:
         return best
 
 
-@dataclass(eq=False, slots=True)
 class _Passing:
     """A request that is passed through, and who has refused the connection so far."""
 
-    request: Request
-    model: str | None
-    asker: Asker
-    instance: str = ""
-    tried: list[str] = field(default_factory=list)
+    __slots__ = ("asker", "instance", "model", "request", "tried")
+
+    def __init__(self, request: Request, model: str | None, asker: Asker) -> None:
+        self.request = request
+        self.model = model
+        self.asker = asker
+        self.instance = ""
+        self.tried: list[str] = []
 
 
 def _give(asker: Asker, delivered: Delivered | Unavailable) -> None:

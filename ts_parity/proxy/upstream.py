@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from ts_parity.engine import Failed, Rejected
-from ts_parity.proxy.connections import Connection, Origin, Stream
+from ts_parity.proxy.connections import Connection, Origin
 from ts_parity.proxy.messages import (
     AUTHORIZATION,
     EXPECT,
@@ -26,6 +26,7 @@ from ts_parity.proxy.messages import (
     meaning,
     without_hop_by_hop,
 )
+from ts_parity.proxy.streams import Stream
 from ts_parity.wire import Headers
 
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})

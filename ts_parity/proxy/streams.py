@@ -1,0 +1,109 @@
+"""Answers in chunks: from an instance (`Stream`), and on from a task to a client (`Pipe`), with back-pressure.
+
+A task fills its pipe at most a few chunks ahead of the client; a client that leaves lets the rest run through, because
+the worker goes on anyway and its place is taken until it ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from ts_parity.proxy.messages import BrokenStream
+from ts_parity.wire import Headers
+
+# So much of a stream may wait for its reader; then nothing more is read.
+_AHEAD_BYTES = 1 << 18
+_AHEAD = 16
+
+
+class Tap(Protocol):
+    """What a stream comes from."""
+
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
+    def abort(self) -> None: ...
+
+
+class Stream:
+    """An answer that comes in chunks. Holds its connection until read to the end or left."""
+
+    def __init__(self, status: int, phrase: str, headers: Headers, connection: Tap) -> None:
+        self.status = status
+        self.phrase = phrase
+        self.headers = headers
+        self._connection = connection
+        self._pieces: list[bytes] = []
+        self.held = 0
+        """Bytes that wait for the reader."""
+        self._ended = False
+        self._broken = ""
+        self._news = asyncio.Event()
+
+    def feed(self, piece: bytes) -> None:
+        self._pieces.append(piece)
+        self.held += len(piece)
+        if self.held > _AHEAD_BYTES:
+            self._connection.pause()
+        self._news.set()
+
+    def end(self, broken: str = "") -> None:
+        self._ended, self._broken = True, broken
+        self._news.set()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while True:
+            while self._pieces:
+                pieces, self._pieces, self.held = self._pieces, [], 0
+                self._connection.resume()
+                for piece in pieces:
+                    yield piece
+            if self._ended:
+                if self._broken:
+                    raise BrokenStream(f"the streamed answer broke off: {self._broken}")
+                return
+            self._news.clear()
+            await self._news.wait()
+
+    def leave(self) -> None:
+        if not self._ended:
+            self._ended = True
+            self._connection.abort()
+
+
+class Pipe:
+    """Filled by one task with `put` and `close`, emptied by one client by iteration; `leave` ends the client's part."""
+
+    def __init__(self, stream: Stream, headers: Headers, patience_s: float) -> None:
+        self.status = stream.status
+        self.phrase = stream.phrase
+        self.headers = headers
+        self._patience_s = patience_s
+        # An element is a chunk, or how it ended: None well, a text not.
+        self._queue: asyncio.Queue[bytes | str | None] = asyncio.Queue(_AHEAD)
+        self._left = False
+
+    async def put(self, chunk: bytes | str | None) -> None:
+        if self._left:
+            return
+        try:
+            await asyncio.wait_for(self._queue.put(chunk), self._patience_s)
+        except asyncio.TimeoutError:
+            # A client that stays and never reads would hold the worker's place for ever.
+            self.leave()
+            self._queue.put_nowait(f"nothing was read for {self._patience_s} s")
+
+    def leave(self) -> None:
+        self._left = True
+        while not self._queue.empty():
+            self._queue.get_nowait()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while True:
+            chunk = await self._queue.get()
+            if chunk is None:
+                return
+            if isinstance(chunk, str):
+                raise BrokenStream(chunk)
+            yield chunk
