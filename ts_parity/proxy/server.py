@@ -12,7 +12,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
@@ -70,7 +70,7 @@ class Server:
         self.draining = False
         self.connections: set[_Connection] = set()
         self.in_flight = 0
-        self._listener: asyncio.Server | None = None
+        self._listener: asyncio.AbstractServer | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
         self._idle.set()
@@ -79,13 +79,14 @@ class Server:
         """-> the port, which matters if 0 was asked for. Raise StartError."""
         loop = asyncio.get_running_loop()
         try:
-            self._listener = await loop.create_server(
+            listener: Any = await loop.create_server(
                 lambda: cast(asyncio.Protocol, _Connection(self, loop)), host, port, backlog=1024
             )
         except OSError as error:
             raise cannot_listen(host, port, error) from None
+        self._listener = listener
         self._sweep()
-        return int(self._listener.sockets[0].getsockname()[1])
+        return int(listener.sockets[0].getsockname()[1])
 
     async def stop_accepting(self) -> None:
         """No new connections; connections that are open end with their next answer."""

@@ -147,10 +147,10 @@ class Service:
     def _candidate(self, model: str | None, tried: Sequence[str]) -> str | None:
         """The least busy one not tried yet, of those that host the model, or of all that are up."""
         hosts = self._plan.hosts.get(model, ()) if model is not None else ()
-        best, least = None, math.inf
+        best, least = None, 0
         for name in hosts or self._plan.up:
             busy = self._upstream.busy(self._addresses[name])
-            if busy < least and name not in tried:
+            if (best is None or busy < least) and name not in tried:
                 best, least = name, busy
         return best
 
