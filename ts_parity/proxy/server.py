@@ -72,11 +72,13 @@ class Server:
         self._idle = asyncio.Event()
         self._idle.set()
 
-    async def start(self, host: str, port: int) -> int:
+    async def start(self, host: str, port: int, reuse_port: bool = False) -> int:
         """-> the port, which matters if 0 was asked for. Raise StartError."""
         loop = asyncio.get_running_loop()
         try:
-            self._listener = await loop.create_server(lambda: _Connection(self, loop), host, port, backlog=1024)
+            self._listener = await loop.create_server(
+                lambda: _Connection(self, loop), host, port, backlog=1024, reuse_port=reuse_port
+            )
         except OSError as error:
             raise cannot_listen(host, port, error) from None
         self._sweep()
