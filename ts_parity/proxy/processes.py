@@ -93,6 +93,10 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled)
+        return await self.live(ready)
+
+    async def live(self, ready: Callable[[Supervisor], None]) -> int:
+        """The same without the signals: whoever calls it says `drain` and `cut`."""
         try:
             await self.start()
             ready(self)
@@ -238,9 +242,9 @@ class Child:
         self._process = process
         self._reader = reader
         self._writer = writer
-        self._started_at = self._said_at = loop.time()
-        # It answers in the order in which it was asked.
-        self._asked: deque[asyncio.Future[None]] = deque()
+        self._started_at = loop.time()
+        # When it was asked what it has not answered yet; it answers in the order in which it was asked.
+        self._asked: deque[tuple[float, asyncio.Future[None]]] = deque()
         self._hearing = loop.create_task(self._hear())
 
     @classmethod
@@ -270,7 +274,7 @@ class Child:
 
     @property
     def silent(self) -> bool:
-        return self.listens and asyncio.get_running_loop().time() - self._said_at > _SILENT_S
+        return bool(self._asked) and asyncio.get_running_loop().time() - self._asked[0][0] > _SILENT_S
 
     @property
     def age_s(self) -> float:
@@ -289,10 +293,11 @@ class Child:
         """`said` is new, unless it takes too long. One that does not answer is not asked without end."""
         if not self.listens or self._hearing.done():
             return
+        loop = asyncio.get_running_loop()
         if len(self._asked) < 3:
-            self._asked.append(asyncio.get_running_loop().create_future())
+            self._asked.append((loop.time(), loop.create_future()))
             self.tell(b"report")
-        await asyncio.wait({self._asked[-1]}, timeout=_ANSWER_WITHIN_S)
+        await asyncio.wait({self._asked[-1][1]}, timeout=_ANSWER_WITHIN_S)
 
     async def ended(self) -> int:
         """Wait for its end and its last words. -> the exit code, negative for a signal."""
@@ -329,7 +334,7 @@ class Child:
                 self._heard(json.loads(message))
             self._cannot_listen(f"it {_how(await self._process.wait())} before it accepted requests")
         finally:
-            for asked in self._asked:
+            for _, asked in self._asked:
                 asked.cancel()
 
     def _heard(self, message: dict[str, Any]) -> None:
@@ -337,11 +342,10 @@ class Child:
             self._cannot_listen(message["failed"])
             return
         self.said = message["report"]
-        self._said_at = asyncio.get_running_loop().time()
         if "listening" in message:
             self.listening.set_result(None)
         elif self._asked:
-            self._asked.popleft().set_result(None)
+            self._asked.popleft()[1].set_result(None)
 
     def _cannot_listen(self, why: str) -> None:
         if not self.listening.done():
@@ -413,8 +417,8 @@ class _Seat:
 async def reserve(host: str, port: int) -> tuple[list[socket.socket], int]:
     """Hold the port without listening: -> what holds it, and the port, which matters if 0 was asked for.
 
-    Other programs of the same user can join a port that is shared, another ts-parity for one, and would get a part of the
-    requests. So it is first asked for as if for oneself alone. Raise StartError.
+    Other programs of the same user can join a port that is shared, another ts-parity for one, and would get a part of
+    the requests. So it is first asked for as if for oneself alone. Raise StartError.
     """
     if not hasattr(socket, "SO_REUSEPORT"):
         raise StartError("several processes need a platform with SO_REUSEPORT, such as Linux; set processes to 1")
