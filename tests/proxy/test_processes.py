@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +90,12 @@ MakeFleet = Callable[..., Awaitable[Fleet]]
 async def make_processes() -> AsyncIterator[MakeFleet]:
     async with AsyncExitStack() as stack:
 
-        async def make(*instances: FakeTorchServe, **settings: Any) -> Fleet:
+        async def make(*instances: FakeTorchServe, pauses_s: tuple[float, ...] = (0.2,), **settings: Any) -> Fleet:
             for instance in instances:
                 await stack.enter_async_context(instance)
             listed = tuple(parse_endpoint(instance.endpoint) for instance in instances)
             chosen = Settings(**{**PROMPT, "processes": 2, **settings, "instances": listed})
-            supervisor = Supervisor(chosen, pauses_s=(0.2,))
+            supervisor = Supervisor(chosen, pauses_s)
             ready = asyncio.Event()
             life = asyncio.ensure_future(supervisor.live(lambda _: ready.set()))
 
@@ -180,6 +182,21 @@ async def test_a_killed_process_is_replaced_and_the_others_clients_notice_nothin
 
 
 @pytest.mark.slow
+async def test_a_process_that_cannot_come_back_is_tried_after_longer_and_longer_pauses(
+    make_processes: MakeFleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    fleet = await make_processes(FakeTorchServe(FakeModel()), pauses_s=(0.01, 0.02, 60.0))
+    fleet.supervisor.settings = replace(fleet.supervisor.settings, host="203.0.113.1")  # nobody's address
+    os.kill((await fleet.pids())[1], signal.SIGKILL)
+    why = "process 1 .*cannot listen on 203.0.113.1:.*; it is started again 60 s later"
+    while not re.search(why, " ".join((await fleet.status())["problems"])):
+        await asyncio.sleep(0.02)
+    told = [message for message in caplog.messages if "it is started again" in message]
+    assert [message.split()[-3] for message in told] == ["0.01", "0.02", "60"]
+    assert [answer.status for answer in await asyncio.gather(*(fleet.post() for _ in range(4)))] == [200] * 4
+
+
+@pytest.mark.slow
 async def test_signals_to_a_process_alone(make_processes: MakeFleet) -> None:
     """A terminal's Ctrl-C means the parent; SIGTERM drains it, loses nothing, and it is replaced."""
     instance = FakeTorchServe(FakeModel(workers=8))
@@ -187,7 +204,8 @@ async def test_signals_to_a_process_alone(make_processes: MakeFleet) -> None:
     clients = await asyncio.gather(*(Kept.open(fleet.client) for _ in range(16)))
     instance.freeze()
     asked = [asyncio.ensure_future(client.post()) for client in clients]
-    await until(lambda: len(instance.received) == 8, "all places to be taken")
+    while (await fleet.status())["requests_in_flight"] < len(clients):
+        pass
     pids = await fleet.pids()
     for pid in pids:
         os.kill(pid, signal.SIGINT)
