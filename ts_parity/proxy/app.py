@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 # While something is amiss the fleet is looked at this often: a worker is back after about two seconds.
 _ATTENTIVE_S = 1.0
+# A client that was accepted before a drain may have sent a request that is still on its way; it gets its answer.
+_ON_ITS_WAY_S = 0.1
 _STREAMED = "its answers are streamed, and what is streamed cannot be decoded"
 
 
@@ -189,7 +191,7 @@ class Proxy:
     async def _drained(self) -> int:
         log.info("draining: %d requests in flight", self._server.in_flight)
         await self._server.stop_accepting()
-        waits = [asyncio.ensure_future(self._server.idle()), asyncio.ensure_future(self._cut.wait())]
+        waits = [asyncio.ensure_future(self._nobody_asks()), asyncio.ensure_future(self._cut.wait())]
         await asyncio.wait(waits, timeout=self.settings.drain_s, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()
@@ -197,6 +199,14 @@ class Proxy:
         if left:
             log.warning("drain: cut %d requests", left)
         return 1 if left else 0
+
+    async def _nobody_asks(self) -> None:
+        """Nothing is in flight, and nothing has come in for a moment on the connections that are open."""
+        while True:
+            await self._server.idle()
+            await asyncio.sleep(_ON_ITS_WAY_S)
+            if not self._server.in_flight:
+                return
 
 
 def use_uvloop() -> None:

@@ -256,7 +256,7 @@ class Child:
                 started = await asyncio.create_subprocess_exec(
                     *(sys.executable, "-m", "ts_parity.proxy.child"),
                     stdin=theirs.fileno(),
-                    # What this process imports from, and not what lies in the current folder.
+                    # What this process imports from, and (from Python 3.11 on) not what lies in the current folder.
                     env={**os.environ, "PYTHONPATH": _python_path(), "PYTHONSAFEPATH": "1"},
                     # The terminal's Ctrl-C goes to all processes of its foreground group, and these are told by us.
                     start_new_session=True,
@@ -332,14 +332,15 @@ class Child:
         try:
             while (message := await receive(self._reader)) is not None:
                 self._heard(json.loads(message))
-            self._cannot_listen(f"it {_how(await self._process.wait())} before it accepted requests")
+            why = f"{_how(await self._process.wait())} before it accepted requests"
+            self._cannot_listen(why, f"the process with pid {self.pid} {why}")
         finally:
             for _, asked in self._asked:
                 asked.cancel()
 
     def _heard(self, message: dict[str, Any]) -> None:
         if "failed" in message:
-            self._cannot_listen(message["failed"])
+            self._cannot_listen(message["failed"], message["failed"])
             return
         self.said = message["report"]
         if "listening" in message:
@@ -347,10 +348,10 @@ class Child:
         elif self._asked:
             self._asked.popleft()[1].set_result(None)
 
-    def _cannot_listen(self, why: str) -> None:
+    def _cannot_listen(self, why: str, told: str) -> None:
         if not self.listening.done():
             self.why = why
-            self.listening.set_exception(StartError(why))
+            self.listening.set_exception(StartError(told))
             self.listening.exception()  # whoever waits for it hears of it; a restart is nobody's to wait for
 
 
