@@ -93,6 +93,7 @@ MISTAKES = [
     ({"flags": {"port": "http"}}, r"--port must be a whole number of at least 0 and below 65536, not 'http'"),
     ({"flags": {"port": "65536"}}, r"--port .*not '65536'"),
     ({"flags": {"max_attempts": "0"}}, r"--max-attempts must be a whole number of at least 1, not '0'"),
+    ({"flags": {"processes": "0"}}, r"--processes must be a whole number of at least 1, not '0'"),
     ({"flags": {"max_attempts": "1.5"}}, r"not '1.5'"),
     ({"flags": {"deadline_s": "nan"}}, r"--deadline-s must be a number of at least 0, not 'nan'"),
     ({"flags": {"deadline_s": "inf"}}, r"not 'inf'"),

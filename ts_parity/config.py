@@ -68,6 +68,12 @@ class Settings:
     instances: tuple[InstanceSettings, ...] = ()
     host: str = _setting("127.0.0.1", "address the inference port listens on; 0.0.0.0 for all")
     port: int = _setting(8080, "inference port; 0 picks a free one", "port", 0, 65536)
+    processes: int = _setting(
+        1,
+        "proxies on the one port, each with queues, groups and budgets of its own and a share of all places",
+        "processes",
+        1,
+    )
     admin_host: str = _setting("127.0.0.1", "address the admin port listens on")
     admin_port: int = _setting(8090, "admin port (status, metrics, health, drain); 0: a free one", "port", 0, 65536)
     code: str = _setting(AUTO, "auto: what the protections say; none: no coding; or the name of the code to use")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.proxy.conftest import Client, Fleet, MakeFleet, Raw, until
+from tests.proxy.conftest import Client, Fleet, MakeFleet, Raw, read_answer, until
 from ts_parity.config import Settings
 from ts_parity.engine import Policy
 from ts_parity.errors import ConfigError, StartError, TsParityError
@@ -140,6 +140,22 @@ async def test_a_port_that_is_taken_is_a_start_error(make_fleet: MakeFleet) -> N
         taken.listen()
         with pytest.raises(StartError, match=r"cannot listen on .* choose another port"):
             await make_fleet(FakeTorchServe(FakeModel()), port=taken.getsockname()[1])
+
+
+async def test_a_request_on_its_way_when_a_drain_begins_is_answered(make_fleet: MakeFleet) -> None:
+    fleet = await make_fleet(FakeTorchServe(FakeModel()))
+    ask = b"POST /predictions/linear HTTP/1.1\r\nHost: h\r\nContent-Length: 6\r\n\r\n[1, 2]"
+    reader, writer = await asyncio.open_connection(fleet.client.host, fleet.client.port)
+    writer.write(ask)
+    assert (await read_answer(reader)).status == 200
+    fleet.proxy.drain()
+    drained = asyncio.ensure_future(fleet.proxy._drained())
+    await refused(fleet.client)
+    writer.write(ask)
+    answer = await read_answer(reader)
+    assert (answer.status, answer.get("connection")) == (200, "close")
+    assert await drained == 0
+    writer.close()
 
 
 def parse(*argv: str) -> argparse.Namespace:

@@ -9,7 +9,7 @@ import pytest
 
 from ts_parity.codes import make_code
 from ts_parity.config import InstanceSettings
-from ts_parity.proxy.plan import Plan, Wanted, make_plan
+from ts_parity.proxy.plan import Plan, Wanted, make_plan, share
 from ts_parity.proxy.reports import (
     BadDescribe,
     Described,
@@ -77,6 +77,30 @@ def test_places_and_domain_can_be_set():
     report = InstanceReport("i0", True, (deployed(ready=2),))
     plan = make_plan([report], Wanted((InstanceSettings("http://i0", places=5, domain="rack 1"),)))
     assert (plan.fleet.instances[0].places, plan.fleet.instances[0].domain) == (5, "rack 1")
+
+
+def shares(places: int, processes: int) -> list[int]:
+    return [share(places, process, processes) for process in range(processes)]
+
+
+@pytest.mark.parametrize("processes", range(1, 6))
+def test_processes_share_the_places_there_are(processes: int):
+    for places in range(processes, 20):
+        assert sum(shares(places, processes)) == places
+        assert max(shares(places, processes)) - min(shares(places, processes)) <= 1
+
+
+def test_a_process_without_a_place_could_not_serve():
+    assert shares(1, 3) == shares(2, 3) == [1, 1, 1]
+    assert shares(7, 1) == [7]
+
+
+def test_the_places_left_over_are_not_all_the_first_processes():
+    reports = [InstanceReport(f"i{n}", True, (deployed(ready=3),)) for n in range(4)]
+    instances = tuple(InstanceSettings(f"http://i{n}", places=5 if n == 3 else None) for n in range(4))
+    plans = [make_plan(reports, Wanted(instances, process=process, processes=2)) for process in range(2)]
+    assert [[i.places for i in plan.fleet.instances] for plan in plans] == [[2, 1, 2, 2], [1, 2, 1, 3]]
+    assert [[e.places for e in plan.fleet.endpoints] for plan in plans] == [[2, 1, 2, 1], [1, 2, 1, 2]]
 
 
 def test_a_pool_without_a_ready_worker_stays_known():

@@ -6,31 +6,37 @@ Knows HTTP and four questions; the answers come from the application.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
 
-from ts_parity.proxy.metrics import CONTENT_TYPE, Metrics
+from ts_parity.proxy.metrics import CONTENT_TYPE
 from ts_parity.proxy.server import cannot_listen
 
 Json = dict[str, Any]
 
 
+async def _nothing_to_wait_for() -> None:
+    pass
+
+
 class Admin:
-    """A listening port for operators and their tools."""
+    """A listening port for operators and their tools. `refresh` is waited for before a question is answered."""
 
     def __init__(
         self,
         status: Callable[[], Json],
         health: Callable[[], tuple[int, Json]],
         drain: Callable[[], None],
-        metrics: Metrics,
+        exposition: Callable[[], bytes],
+        refresh: Callable[[], Awaitable[None]] = _nothing_to_wait_for,
     ) -> None:
         self._status = status
         self._health = health
         self._drain = drain
-        self._metrics = metrics
+        self._exposition = exposition
+        self._refresh = refresh
         self._runner: web.AppRunner | None = None
 
     async def start(self, host: str, port: int) -> int:
@@ -53,13 +59,16 @@ class Admin:
             await self._runner.cleanup()
 
     async def _on_status(self, _: web.Request) -> web.Response:
+        await self._refresh()
         return _json(200, self._status())
 
     async def _on_health(self, _: web.Request) -> web.Response:
+        await self._refresh()
         return _json(*self._health())
 
     async def _on_metrics(self, _: web.Request) -> web.Response:
-        return web.Response(body=self._metrics.exposition(), headers={"Content-Type": CONTENT_TYPE})
+        await self._refresh()
+        return web.Response(body=self._exposition(), headers={"Content-Type": CONTENT_TYPE})
 
     async def _on_drain(self, _: web.Request) -> web.Response:
         self._drain()

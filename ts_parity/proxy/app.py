@@ -6,11 +6,12 @@ Knows everybody, decides nothing about queries.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from ts_parity.config import Settings
@@ -32,15 +33,22 @@ log = logging.getLogger(__name__)
 
 # While something is amiss the fleet is looked at this often: a worker is back after about two seconds.
 _ATTENTIVE_S = 1.0
+# A client that was accepted before a drain may have sent a request that is still on its way; it gets its answer.
+_ON_ITS_WAY_S = 0.1
 _STREAMED = "its answers are streamed, and what is streamed cannot be decoded"
 
 
 class Proxy:
     """One proxy. `start`, then `drain` (or `run` for both), then `close`. Everything happens on one event loop."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Raise ConfigError if the default answer cannot be read. Must be called in a running event loop."""
+    def __init__(self, settings: Settings, process: int | None = None) -> None:
+        """Raise ConfigError if the default answer cannot be read. Must be called in a running event loop.
+
+        `process`: which one of `settings.processes` it is. It shares port and places with the others, and the admin
+        port is their parent's.
+        """
         self.settings = settings
+        self._process = process
         self.url = self.admin_url = ""
         default = settings.read_default_answer()
         self.scheduler = Scheduler(Fleet((), (), ()), policy_of(settings, default is not None))
@@ -50,7 +58,7 @@ class Proxy:
         self.driver = Driver(self.scheduler, self.upstream, self.metrics, manners, self._stop_coding)
         self._service = Service(self.driver, self.upstream, self.metrics, settings.group_by)
         self._server = Server(self._service.answer, settings.max_body_bytes)
-        self._admin = Admin(self.status, lambda: health(self.plan, self.draining), self.drain, self.metrics)
+        self._admin = Admin(self.status, self.health, self.drain, self.metrics.exposition)
         self._discovery = Discovery(settings.instances, self.upstream, settings.describe_timeout_s)
         self.plan = Plan()
         self._reports: list[InstanceReport] = []
@@ -65,10 +73,11 @@ class Proxy:
         """Look at the fleet once, then listen. A fleet that is down is no reason not to. Raise StartError."""
         settings = self.settings
         await self.discover()
-        admin_port = await self._admin.start(settings.admin_host, settings.admin_port)
-        port = await self._server.start(settings.host, settings.port)
-        self.url = _url(settings.host, port)
-        self.admin_url = _url(settings.admin_host, admin_port)
+        if self._process is None:
+            admin_port = await self._admin.start(settings.admin_host, settings.admin_port)
+            self.admin_url = url_of(settings.admin_host, admin_port)
+        port = await self._server.start(settings.host, settings.port, reuse_port=self._process is not None)
+        self.url = url_of(settings.host, port)
         self._watch = asyncio.get_running_loop().create_task(self._keep_discovering())
 
     async def run(self, ready: Callable[[Proxy], None]) -> int:
@@ -76,6 +85,10 @@ class Proxy:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled)
+        return await self.live(ready)
+
+    async def live(self, ready: Callable[[Proxy], None]) -> int:
+        """The same without the signals: whoever calls it says `drain` and `cut`."""
         try:
             await self.start()
             ready(self)
@@ -91,6 +104,11 @@ class Proxy:
     def drain(self) -> None:
         """Stop accepting, finish what is in flight, end."""
         self._drain_asked.set()
+
+    def cut(self) -> None:
+        """End without waiting for what is in flight."""
+        self._cut.set()
+        self.drain()
 
     async def close(self) -> None:
         if self._watch is not None:
@@ -115,9 +133,15 @@ class Proxy:
         }
         return status_json(self.plan, self._reports, self.settings.instances, self.scheduler.snapshot(), state)
 
+    def health(self) -> tuple[int, dict[str, Any]]:
+        return health(self.plan, self.draining)
+
     def _adopt(self) -> None:
         settings = self.settings
-        plan = make_plan(self._reports, Wanted(settings.instances, settings.code, settings.k, self._uncoded))
+        wanted = Wanted(settings.instances, settings.code, settings.k, self._uncoded)
+        if self._process is not None:
+            wanted = replace(wanted, process=self._process, processes=settings.processes)
+        plan = make_plan(self._reports, wanted)
         for problem in plan.problems:
             if problem not in self.plan.problems:
                 log.warning("%s", problem)
@@ -160,13 +184,14 @@ class Proxy:
 
     def _signalled(self) -> None:
         if self.draining:
-            self._cut.set()
-        self.drain()
+            self.cut()
+        else:
+            self.drain()
 
     async def _drained(self) -> int:
         log.info("draining: %d requests in flight", self._server.in_flight)
         await self._server.stop_accepting()
-        waits = [asyncio.ensure_future(self._server.idle()), asyncio.ensure_future(self._cut.wait())]
+        waits = [asyncio.ensure_future(self._nobody_asks()), asyncio.ensure_future(self._cut.wait())]
         await asyncio.wait(waits, timeout=self.settings.drain_s, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()
@@ -174,6 +199,22 @@ class Proxy:
         if left:
             log.warning("drain: cut %d requests", left)
         return 1 if left else 0
+
+    async def _nobody_asks(self) -> None:
+        """Nothing is in flight, and nothing has come in for a moment on the connections that are open."""
+        while True:
+            await self._server.idle()
+            await asyncio.sleep(_ON_ITS_WAY_S)
+            if not self._server.in_flight:
+                return
+
+
+def use_uvloop() -> None:
+    """For event loops that are yet to be made. Without it everything works, at half the speed."""
+    with contextlib.suppress(ImportError):
+        import uvloop
+
+        asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
 
 
 def policy_of(settings: Settings, default_answer: bool) -> Policy:
@@ -193,5 +234,5 @@ def _default_reply(body: bytes | None, settings: Settings) -> Reply | None:
     return Reply(200, "", headers, body)
 
 
-def _url(host: str, port: int) -> str:
+def url_of(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import logging
 import os
@@ -18,6 +17,7 @@ from ts_parity.errors import ConfigError, TsParityError
 
 if TYPE_CHECKING:
     from ts_parity.proxy.app import Proxy
+    from ts_parity.proxy.processes import Supervisor
 
 
 def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -53,15 +53,15 @@ def run_serve(args: argparse.Namespace) -> int:
     )
     import asyncio
 
-    from ts_parity.proxy.app import Proxy
+    from ts_parity.proxy.app import Proxy, use_uvloop
+    from ts_parity.proxy.processes import Supervisor
 
     async def life() -> int:
+        if settings.processes > 1:
+            return await Supervisor(settings).run(lambda all_of_them: _announce(all_of_them, args.ready_file))
         return await Proxy(settings).run(lambda proxy: _announce(proxy, args.ready_file))
 
-    with contextlib.suppress(ImportError):  # without it everything works, at half the speed
-        import uvloop
-
-        asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+    use_uvloop()
     return asyncio.run(life())
 
 
@@ -73,7 +73,7 @@ def run_status(args: argparse.Namespace) -> int:
     return 0
 
 
-def _announce(proxy: Proxy, ready_file: Path | None) -> None:
+def _announce(proxy: Proxy | Supervisor, ready_file: Path | None) -> None:
     print(f"serving on {proxy.url} (admin {proxy.admin_url})", file=sys.stderr, flush=True)
     if ready_file is not None:
         ready = {"url": proxy.url, "admin_url": proxy.admin_url, "pid": os.getpid()}

@@ -51,12 +51,23 @@ class Plan:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the configuration says about the plan. `uncoded`: pool -> why it is not coded, learnt while serving."""
+    """What the configuration says about the plan. `uncoded`: pool -> why it is not coded, learnt while serving.
+
+    The plan is for number `process` of `processes` proxies that share all places.
+    """
 
     instances: tuple[InstanceSettings, ...]
     code: str = AUTO
     k: int | None = None
     uncoded: Mapping[str, str] = field(default_factory=dict)
+    process: int = 0
+    processes: int = 1
+
+    def share(self, places: int, instance: str) -> int:
+        """Of the places of an instance, or of a model on it, those that are this process's."""
+        # Another process is the first for each instance, or the places left over would all be process 0's.
+        turn = [given.name for given in self.instances].index(instance)
+        return share(places, (self.process + turn) % self.processes, self.processes)
 
 
 Member = tuple[str, ModelReport]
@@ -83,7 +94,8 @@ def make_plan(reports: Sequence[InstanceReport], wanted: Wanted) -> Plan:
         problems += trouble + more
         pools[name] = pool
         for host, member, row in [*((h, m, None) for h, m in used), *rows]:
-            endpoint = Endpoint(f"{host}/{member.model}/{member.version}", host, name, row, member.places)
+            places = wanted.share(member.places, host)
+            endpoint = Endpoint(f"{host}/{member.model}/{member.version}", host, name, row, places)
             endpoints.append(endpoint)
             cost = member.described.cost if member.described is not None else None
             targets[endpoint.name] = Target(host, member.model, member.version, member.described is not None, cost)
@@ -101,6 +113,11 @@ def make_plan(reports: Sequence[InstanceReport], wanted: Wanted) -> Plan:
         protections=frozenset(m.model for _, m in protections),
         up=tuple(report.name for report in up),
     )
+
+
+def share(places: int, process: int, processes: int) -> int:
+    """All shares together are the places there are; but a process without a place could not serve, so it is never 0."""
+    return max(1, places // processes + (process < places % processes))
 
 
 def pool_name(model: str, version: str) -> str:
@@ -231,7 +248,8 @@ def _instances(up: Sequence[InstanceReport], endpoints: Sequence[Endpoint], want
     for report in up:
         given = settings[report.name]
         largest = max((e.places for e in endpoints if e.instance == report.name), default=1)
-        instances.append(Instance(report.name, given.places or largest, given.domain or given.name))
+        places = wanted.share(given.places, report.name) if given.places else largest
+        instances.append(Instance(report.name, places, given.domain or given.name))
     return tuple(instances)
 
 

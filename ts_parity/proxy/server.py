@@ -75,12 +75,12 @@ class Server:
         self._idle = asyncio.Event()
         self._idle.set()
 
-    async def start(self, host: str, port: int) -> int:
+    async def start(self, host: str, port: int, reuse_port: bool = False) -> int:
         """-> the port, which matters if 0 was asked for. Raise StartError."""
         loop = asyncio.get_running_loop()
         try:
             listener: Any = await loop.create_server(
-                lambda: cast(asyncio.Protocol, _Connection(self, loop)), host, port, backlog=1024
+                lambda: cast(asyncio.Protocol, _Connection(self, loop)), host, port, backlog=1024, reuse_port=reuse_port
             )
         except OSError as error:
             raise cannot_listen(host, port, error) from None

@@ -15,6 +15,8 @@ from ts_parity.proxy.reports import InstanceReport
 
 Json = dict[str, Any]
 
+_PROCESS = ("process", "pid", "state", "uptime_s", "requests_in_flight", "answered", "restarts")
+
 
 def status_json(
     plan: Plan,
@@ -47,6 +49,8 @@ def health(plan: Plan, draining: bool) -> tuple[int, Json]:
 def status_table(status: Mapping[str, Any]) -> str:
     """The same for people."""
     lines = [f"ts-parity {status['version']}, {status['state']}, up {status['uptime_s']:.0f} s"]
+    if "processes" in status:
+        lines += ["", *_columns([_PROCESS, *(tuple(_cell(p[key]) for key in _PROCESS) for p in status["processes"])])]
     rows = [("pool", "code", "deployed", "protections", "waiting", "reconstruct_after")]
     for name, pool in status["pools"].items():
         code = pool["code"]
@@ -67,6 +71,10 @@ def status_table(status: Mapping[str, Any]) -> str:
     if status["problems"]:
         lines += ["", "problems:", *(f"  - {problem}" for problem in status["problems"])]
     return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.0f}" if isinstance(value, float) else str(value)
 
 
 def _pool(plan: Plan, pool: PoolPlan, engine: Mapping[str, Any]) -> Json:

@@ -1,0 +1,188 @@
+"""Several processes' words as one's: what is added up, what is not, and that no counter ever falls."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from ts_parity.proxy.merge import (
+    Families,
+    exposition,
+    gauge,
+    merge_health,
+    merge_metrics,
+    merge_status,
+    outlasting_metrics,
+    outlasting_status,
+    read_metrics,
+)
+
+
+class Process:
+    """What a proxy would expose, with few numbers."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+        self.queries = Counter("ts_parity_queries", "Queries\nthat ended.", ["source"], registry=registry)
+        self.seconds = Histogram("ts_parity_query_seconds", "", ["source"], buckets=(0.1, 1), registry=registry)
+        self.waiting = Gauge("ts_parity_waiting", "", ["pool"], registry=registry)
+        self.release = Gauge("ts_parity_reconstruct_after_seconds", "", ["pool"], registry=registry)
+
+    def said(self) -> Families:
+        return read_metrics(generate_latest(self.registry).decode())
+
+
+def value(families: Families, sample: str, **labels: str) -> float:
+    return next(
+        family.values[sample, tuple(sorted(labels.items()))]
+        for family in families.values()
+        if (sample, tuple(sorted(labels.items()))) in family.values
+    )
+
+
+def test_counters_and_histograms_are_added_up_by_their_labels():
+    one, two = Process(), Process()
+    one.queries.labels("deployed").inc(3)
+    two.queries.labels("deployed").inc(4)
+    two.queries.labels('a "quoted"\n\\one').inc()
+    one.seconds.labels("deployed").observe(0.05)
+    two.seconds.labels("deployed").observe(0.5)
+    merged = merge_metrics([one.said(), two.said()])
+    assert value(merged, "ts_parity_queries_total", source="deployed") == 7
+    assert value(merged, "ts_parity_queries_total", source='a "quoted"\n\\one') == 1
+    assert value(merged, "ts_parity_query_seconds_bucket", source="deployed", le="0.1") == 1
+    assert value(merged, "ts_parity_query_seconds_bucket", source="deployed", le="+Inf") == 2
+    assert value(merged, "ts_parity_query_seconds_sum", source="deployed") == 0.55
+
+
+def test_gauges_are_added_up_but_of_times_the_longest_counts():
+    one, two = Process(), Process()
+    for process, waiting, release in ((one, 2, 0.3), (two, 5, 0.2)):
+        process.waiting.labels("p").set(waiting)
+        process.release.labels("p").set(release)
+    merged = merge_metrics([one.said(), two.said()])
+    assert value(merged, "ts_parity_waiting", pool="p") == 7
+    assert value(merged, "ts_parity_reconstruct_after_seconds", pool="p") == 0.3
+
+
+def test_counting_began_when_the_first_began():
+    one, two = Process(), Process()
+    one.queries.labels("deployed")
+    two.queries.labels("deployed")
+    created = [value(process.said(), "ts_parity_queries_created", source="deployed") for process in (one, two)]
+    merged = merge_metrics([two.said(), one.said()])
+    assert value(merged, "ts_parity_queries_created", source="deployed") == min(created)
+
+
+def test_one_process_alone_is_exposed_as_it_exposes_itself():
+    process = Process()
+    process.queries.labels('a "quoted"\n\\one').inc(0.1)
+    process.seconds.labels("deployed").observe(0.05)
+    process.waiting.labels("p").set(3)
+    assert exposition(merge_metrics([process.said()])) == generate_latest(process.registry)
+
+
+def test_what_a_process_has_counted_outlasts_it_and_what_it_held_does_not():
+    process = Process()
+    process.queries.labels("deployed").inc(3)
+    process.seconds.labels("deployed").observe(0.05)
+    process.waiting.labels("p").set(9)
+    left = outlasting_metrics(process.said())
+    assert set(left) == {
+        *("ts_parity_queries", "ts_parity_queries_created"),
+        *("ts_parity_query_seconds", "ts_parity_query_seconds_created"),
+    }
+    successor = Process()
+    successor.queries.labels("deployed").inc()
+    assert value(merge_metrics([left, successor.said()]), "ts_parity_queries_total", source="deployed") == 4
+
+
+def test_no_sum_falls_by_a_rounding_when_a_process_ends():
+    """A sum that falls by its last bit is a restart to Prometheus, and the whole value is counted again."""
+    dice = random.Random(1)
+    processes, left = [Process() for _ in range(3)], [dict[str, Any]() for _ in range(3)]
+    before = 0.0
+    for _ in range(60):
+        seat = dice.randrange(3)
+        if dice.random() < 0.3:
+            left[seat] = outlasting_metrics(merge_metrics([left[seat], processes[seat].said()]))
+            processes[seat] = Process()
+        else:
+            processes[seat].seconds.labels("deployed").observe(dice.choice([0.1, 0.7, 1e-9, 123.4]) * dice.random())
+        merged = merge_metrics(merge_metrics([left[i], processes[i].said()]) for i in range(3))
+        now = value(merged, "ts_parity_query_seconds_sum", source="deployed")
+        assert now >= before
+        before = now
+
+
+def test_a_gauge_of_our_own():
+    assert exposition(gauge("ts_parity_processes", "Those that run.", 2)).decode().splitlines() == [
+        "# HELP ts_parity_processes Those that run.",
+        "# TYPE ts_parity_processes gauge",
+        "ts_parity_processes 2.0",
+    ]
+
+
+def status(**changes: Any) -> dict[str, Any]:
+    """What one process says, as `status_json` makes it."""
+    endpoint = {"name": "h/m/1", "row": 0, "places": 2, "in_flight": 1, "health": "in", **changes.pop("endpoint", {})}
+    return {
+        "version": "1",
+        "uptime_s": 5.0,
+        "requests_in_flight": 1,
+        "held": {"clients": 1, "tasks": 2},
+        "problems": ["both see it"],
+        "pools": {
+            "m/1": {
+                "code": {"name": "sum", "k": 2, "r": 1},
+                "reason": "",
+                "verdicts": ["codable"],
+                "waiting": 3,
+                "reconstruct_after_s": 0.1,
+                "endpoints": [endpoint],
+            }
+        },
+        "instances": [{"name": "h", "up": True, "places": 2, "models": [{"model": "m", "ready": 2}], "problem": ""}],
+        "engine": {"load": 0.5, "sent": {"deployed": 4}, "answered": {"deployed": 3}, "failed": {}},
+        **changes,
+    }
+
+
+def test_status_adds_what_each_has_and_keeps_what_all_agree_about():
+    merged = merge_status([status(), status(uptime_s=7.0, problems=["both see it", "one sees it"])])
+    pool = merged["pools"]["m/1"]
+    assert merged["requests_in_flight"] == 2
+    assert merged["held"] == {"clients": 2, "tasks": 4}
+    assert merged["uptime_s"] == 7.0
+    assert merged["problems"] == ["both see it", "one sees it"]
+    assert (pool["waiting"], pool["reconstruct_after_s"]) == (6, 0.1)
+    assert pool["code"] == {"name": "sum", "k": 2, "r": 1}
+    assert pool["endpoints"] == [{"name": "h/m/1", "row": 0, "places": 4, "in_flight": 2, "health": "in"}]
+    (instance,) = merged["instances"]
+    assert (instance["up"], instance["places"], instance["models"]) == (True, 4, [{"model": "m", "ready": 2}])
+    assert merged["engine"] == {"load": 0.5, "sent": {"deployed": 8}, "answered": {"deployed": 6}, "failed": {}}
+
+
+def test_what_only_some_processes_know_is_there():
+    other = status(pools={"n/1": {"code": None, "waiting": 1}}, endpoint={"health": "out"})
+    merged = merge_status([status(), other])
+    assert list(merged["pools"]) == ["m/1", "n/1"]
+    assert merged["pools"]["n/1"] == {"code": None, "waiting": 1}
+    worse = merge_status([status(), status(endpoint={"health": "out"}), status(endpoint={"health": "trial"})])
+    assert worse["pools"]["m/1"]["endpoints"][0]["health"] == "out"
+
+
+def test_the_engines_counts_outlast_a_process():
+    merged = merge_status([status(), outlasting_status(status(requests_in_flight=9))])
+    assert merged["requests_in_flight"] == 1
+    assert merged["engine"]["answered"] == {"deployed": 6}
+    assert merge_status([]) == {}
+
+
+def test_one_process_that_can_serve_is_enough():
+    ill = (503, {"status": "unhealthy", "reason": "no instance"})
+    assert merge_health([ill, (200, {"status": "healthy"})]) == (200, {"status": "healthy"})
+    assert merge_health([ill, ill]) == ill
+    assert merge_health([]) == (503, {"status": "unhealthy", "reason": "no process runs"})

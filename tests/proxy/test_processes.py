@@ -1,0 +1,378 @@
+"""Several processes on one port: who is asked, who is counted, who is replaced, and that all of it ends as one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.proxy.conftest import PROMPT, Client, Raw, read_answer, until
+from tests.proxy.test_app import Process, draining, refused
+from ts_parity.config import Settings, parse_endpoint
+from ts_parity.errors import ConfigError, StartError
+from ts_parity.proxy import processes
+from ts_parity.proxy.processes import Supervisor, reserve
+from ts_parity.proxy.status import status_table
+from ts_parity.testing import FakeModel, FakeTorchServe
+
+BODY = b"[1, 2]"
+
+
+class Fleet:
+    """Two processes in front of instances."""
+
+    def __init__(self, supervisor: Supervisor, life: asyncio.Task[int]) -> None:
+        self.supervisor = supervisor
+        self.life = life
+        self.client = Client(supervisor.url)
+        self.admin = Client(supervisor.admin_url)
+
+    async def post(self) -> Raw:
+        return await self.client.post("/predictions/linear", BODY)
+
+    async def status(self) -> Any:
+        return (await self.admin.get("/status")).json()
+
+    async def pids(self) -> list[int]:
+        return [process["pid"] for process in (await self.status())["processes"]]
+
+    async def answered(self) -> float:
+        """As /metrics says."""
+        text = (await self.admin.get("/metrics")).body.decode()
+        name = 'ts_parity_queries_total{outcome="answered",source="deployed"} '
+        return sum(float(line.removeprefix(name)) for line in text.splitlines() if line.startswith(name))
+
+
+class Kept:
+    """A client that keeps its connection."""
+
+    @classmethod
+    async def open(cls, client: Client) -> Kept:
+        self = cls()
+        self.reader, self.writer = await asyncio.open_connection(client.host, client.port)
+        self.port = self.writer.get_extra_info("sockname")[1]
+        return self
+
+    async def post(self) -> Raw:
+        head = f"POST /predictions/linear HTTP/1.1\r\nHost: h\r\nContent-Length: {len(BODY)}\r\n\r\n"
+        self.writer.write(head.encode() + BODY)
+        return await asyncio.wait_for(read_answer(self.reader), 10)
+
+    def owned_by(self, pid: int) -> bool:
+        connections = psutil.Process(pid).net_connections("tcp")
+        return any(connection.raddr and connection.raddr.port == self.port for connection in connections)
+
+
+def ended(process: psutil.Process) -> bool:
+    """Orphans may wait a while for whoever inherits them."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+MakeFleet = Callable[..., Awaitable[Fleet]]
+
+
+@pytest.fixture
+async def make_processes() -> AsyncIterator[MakeFleet]:
+    async with AsyncExitStack() as stack:
+
+        async def make(*instances: FakeTorchServe, pauses_s: tuple[float, ...] = (0.2,), **settings: Any) -> Fleet:
+            for instance in instances:
+                await stack.enter_async_context(instance)
+            listed = tuple(parse_endpoint(instance.endpoint) for instance in instances)
+            chosen = Settings(**{**PROMPT, "processes": 2, **settings, "instances": listed})
+            supervisor = Supervisor(chosen, pauses_s)
+            ready = asyncio.Event()
+            life = asyncio.ensure_future(supervisor.live(lambda _: ready.set()))
+
+            async def end() -> None:
+                supervisor.cut()
+                await asyncio.gather(life, return_exceptions=True)
+
+            stack.push_async_callback(end)
+            for instance in instances:
+                stack.callback(instance.thaw)
+            listening = asyncio.ensure_future(ready.wait())
+            await asyncio.wait({life, listening}, timeout=20, return_when=asyncio.FIRST_COMPLETED)
+            listening.cancel()
+            if life.done():
+                life.result()
+            return Fleet(supervisor, life)
+
+        yield make
+
+
+@pytest.mark.slow
+async def test_all_serve_one_port_and_are_told_of_as_one(make_processes: MakeFleet) -> None:
+    fleet = await make_processes(FakeTorchServe(FakeModel(workers=5)), FakeTorchServe(FakeModel(workers=5)))
+    answers = await asyncio.gather(*(fleet.post() for _ in range(40)))
+    assert {(answer.status, answer.body) for answer in answers} == {(200, answers[0].body)}
+    status = await fleet.status()
+    rows = status["processes"]
+    assert sum(row["answered"] for row in rows) == 40
+    assert all(row["answered"] > 0 for row in rows)
+    assert len({os.getpid(), *(row["pid"] for row in rows)}) == 3
+    assert [row["state"] for row in rows] == ["serving", "serving"]
+    assert status["engine"]["answered"] == {"deployed": 40}
+    assert [instance["places"] for instance in status["instances"]] == [5, 5]
+    assert (status["state"], status["problems"]) == ("serving", [])
+    assert f"0        {rows[0]['pid']}" in status_table(status)
+    text = (await fleet.admin.get("/metrics")).body.decode()
+    for line in (
+        'ts_parity_queries_total{outcome="answered",source="deployed"} 40.0',
+        'ts_parity_query_seconds_count{source="deployed"} 40.0',
+        'ts_parity_reconstruct_after_seconds{pool="linear/1.0"} 0.02',
+        "ts_parity_processes 2.0",
+    ):
+        assert line in text, f"{line} not in\n{text}"
+    assert (await fleet.admin.get("/health")).status == 200
+    answer = await fleet.admin.post("/drain")
+    assert (answer.status, answer.json()) == (202, {"status": "draining"})
+    assert await asyncio.wait_for(fleet.life, 10) == 0
+    assert not any(psutil.pid_exists(row["pid"]) for row in rows)
+
+
+@pytest.mark.slow
+async def test_a_killed_process_is_replaced_and_the_others_clients_notice_nothing(make_processes: MakeFleet) -> None:
+    fleet = await make_processes(FakeTorchServe(FakeModel(workers=8)))
+    clients = await asyncio.gather(*(Kept.open(fleet.client) for _ in range(16)))
+    await asyncio.gather(*(client.post() for client in clients))
+    killed, other = await fleet.pids()
+    theirs = [client for client in clients if client.owned_by(killed)]
+    others = [client for client in clients if client not in theirs]
+    assert theirs
+    assert others
+    assert await fleet.answered() == 16
+    os.kill(killed, signal.SIGKILL)
+    assert await asyncio.gather(*(client.reader.read() for client in theirs)) == [b""] * len(theirs)
+    await until(lambda: fleet.supervisor.status()["processes"][0]["pid"] is None, "the death to be noticed")
+    status = await fleet.status()
+    assert status["problems"] == [f"process 0 (pid {killed}) was ended by signal 9; it is started again 0.2 s later"]
+    assert "ts_parity_processes 1.0" in (await fleet.admin.get("/metrics")).body.decode()
+    assert (await fleet.admin.get("/health")).status == 200
+    counted = await fleet.answered()
+    assert counted == 16
+    while fleet.supervisor.status()["processes"][0]["state"] != "serving":
+        assert [answer.status for answer in await asyncio.gather(*(client.post() for client in others))] == [
+            200 for _ in others
+        ]
+        assert (await fleet.post()).status == 200
+        assert counted < (counted := await fleet.answered())
+    await asyncio.gather(*(fleet.post() for _ in range(20)))
+    assert await fleet.answered() == counted + 20
+    status = await fleet.status()
+    assert [row["restarts"] for row in status["processes"]] == [1, 0]
+    assert status["processes"][0]["pid"] not in (killed, other)
+    assert status["problems"] == []
+    assert status["engine"]["answered"]["deployed"] == counted + 20
+
+
+@pytest.mark.slow
+async def test_a_process_that_cannot_come_back_is_tried_after_longer_and_longer_pauses(
+    make_processes: MakeFleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    fleet = await make_processes(FakeTorchServe(FakeModel()), pauses_s=(0.01, 0.02, 60.0))
+    fleet.supervisor.settings = replace(fleet.supervisor.settings, host="203.0.113.1")  # nobody's address
+    os.kill((await fleet.pids())[1], signal.SIGKILL)
+    why = "process 1 .*cannot listen on 203.0.113.1:.*; it is started again 60 s later"
+    while not re.search(why, " ".join((await fleet.status())["problems"])):
+        await asyncio.sleep(0.02)
+    told = [message for message in caplog.messages if "it is started again" in message]
+    assert [message.split()[-3] for message in told] == ["0.01", "0.02", "60"]
+    assert [answer.status for answer in await asyncio.gather(*(fleet.post() for _ in range(4)))] == [200] * 4
+
+
+@pytest.mark.slow
+async def test_signals_to_a_process_alone(make_processes: MakeFleet) -> None:
+    """A terminal's Ctrl-C means the parent; SIGTERM drains it, loses nothing, and it is replaced."""
+    instance = FakeTorchServe(FakeModel(workers=8))
+    fleet = await make_processes(instance)
+    clients = await asyncio.gather(*(Kept.open(fleet.client) for _ in range(16)))
+    instance.freeze()
+    asked = [asyncio.ensure_future(client.post()) for client in clients]
+    while (await fleet.status())["requests_in_flight"] < len(clients):
+        pass
+    pids = await fleet.pids()
+    for pid in pids:
+        os.kill(pid, signal.SIGINT)
+    os.kill(pids[1], signal.SIGTERM)
+    os.kill(pids[1], signal.SIGTERM)
+    while (await fleet.status())["processes"][1]["state"] != "draining":
+        pass
+    instance.thaw()
+    assert {answer.status for answer in await asyncio.gather(*asked)} == {200}
+    while (await fleet.status())["processes"][1]["state"] != "serving":
+        await asyncio.sleep(0.01)
+    now = await fleet.pids()
+    assert (now[0], now[1] != pids[1]) == (pids[0], True)
+    assert await fleet.answered() == 16
+
+
+@pytest.mark.slow
+async def test_a_frozen_process_holds_nobody_up(make_processes: MakeFleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is known by what it said last; at the end it is killed, which is a cut."""
+    for name in ("_ANSWER_WITHIN_S", "_SILENT_S", "_GRACE_S"):
+        monkeypatch.setattr(processes, name, 0.2)
+    fleet = await make_processes(FakeTorchServe(FakeModel(workers=8)), drain_s=0.1)
+    await asyncio.gather(*(fleet.post() for _ in range(20)))
+    assert await fleet.answered() == 20
+    frozen, other = await fleet.pids()
+    os.kill(frozen, signal.SIGSTOP)
+    while not (problems := (await fleet.status())["problems"]):
+        pass
+    assert problems == [f"process 0 (pid {frozen}) accepts requests but gives its parent no answer"]
+    assert await fleet.answered() == 20
+    assert (await fleet.admin.get("/health")).status == 200
+    fleet.supervisor.drain()
+    assert await asyncio.wait_for(fleet.life, 10) == 1
+    assert not any(psutil.pid_exists(pid) for pid in (frozen, other))
+
+
+@pytest.mark.slow
+async def test_a_process_that_cannot_start_is_a_start_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+
+        async def as_if_free(host: str, port_: int) -> tuple[list[socket.socket], int]:
+            return [], port
+
+        monkeypatch.setattr(processes, "reserve", as_if_free)
+        supervisor = Supervisor(Settings(**{**PROMPT, "processes": 2}))
+        with pytest.raises(StartError, match=rf"cannot listen on 127.0.0.1:{port}: .*; choose another port"):
+            await supervisor.live(lambda _: None)
+    assert psutil.Process().children() == []
+
+
+@pytest.mark.slow
+async def test_a_process_that_dies_before_it_listens_is_a_start_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "introduction", lambda *_: b"nonsense")
+    with pytest.raises(StartError, match=r"the process with pid .* ended with exit code 1 before it accepted requests"):
+        await Supervisor(Settings(**{**PROMPT, "processes": 2})).live(lambda _: None)
+    assert psutil.Process().children() == []
+
+
+async def test_a_port_is_held_for_us_alone() -> None:
+    held, port = await reserve("127.0.0.1", 0)
+    with contextlib.ExitStack() as stack:
+        for reserved in held:
+            stack.enter_context(reserved)
+        child = stack.enter_context(socket.socket())
+        child.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        child.bind(("127.0.0.1", port))
+        child.listen()
+        with pytest.raises(StartError, match=rf"cannot listen on 127\.0\.0\.1:{port}: .*; choose another port"):
+            await reserve("127.0.0.1", port)  # as a second ts-parity would
+
+
+async def test_settings_that_no_process_could_use_are_told_before_any_is_started() -> None:
+    with pytest.raises(ConfigError, match="launch must be group or late"):
+        await Supervisor(Settings(**{**PROMPT, "processes": 2, "launch": "sometimes"})).live(lambda _: None)
+
+
+async def test_a_platform_that_cannot_share_ports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(socket, "SO_REUSEPORT")
+    with pytest.raises(StartError, match=r"SO_REUSEPORT.*; set processes to 1"):
+        await reserve("127.0.0.1", 0)
+
+
+@pytest.mark.slow
+async def test_drain_under_load_loses_nothing(tmp_path: Path) -> None:
+    """Whatever reached an instance was answered, the exit code is 0, and nobody is left."""
+    async with FakeTorchServe(FakeModel(workers=8, latency_s=0.02)) as instance:
+        process = Process(tmp_path)
+        ready = await process.start(instance.endpoint, processes="2")
+        assert ready["pid"] == process.process.pid
+        children = psutil.Process(process.process.pid).children()
+        client = Client(ready["url"])
+        answers: list[int] = []
+
+        async def keep_asking() -> None:
+            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+                while True:
+                    answers.append((await client.post("/predictions/linear", BODY)).status)
+
+        load = [asyncio.ensure_future(keep_asking()) for _ in range(16)]
+        await until(lambda: len(answers) > 50, "some load")
+        process.process.send_signal(signal.SIGTERM)
+        await asyncio.gather(*load)
+        code, stderr = await process.end()
+        assert (code, set(answers), len(answers)) == (0, {200}, len(instance.received))
+    assert len(children) == 2
+    assert all(ended(child) for child in children)
+    assert "Traceback" not in stderr
+
+
+@pytest.mark.slow
+async def test_the_second_signal_cuts_all(tmp_path: Path) -> None:
+    async with FakeTorchServe(FakeModel(workers=8)) as instance:
+        process = Process(tmp_path)
+        ready = await process.start(instance.endpoint, processes="2")
+        client, admin = Client(ready["url"]), Client(ready["admin_url"])
+        instance.freeze()
+        asked = [asyncio.ensure_future(client.post("/predictions/linear", BODY)) for _ in range(8)]
+        await until(lambda: len(instance.received) >= 4, "queries to be in flight")
+        process.process.send_signal(signal.SIGINT)
+        assert (await draining(admin)).json()["status"] == "draining"
+        await refused(client)
+        process.process.send_signal(signal.SIGINT)
+        code, stderr = await process.end()
+        assert all(isinstance(one, Exception) for one in await asyncio.gather(*asked, return_exceptions=True))
+    assert code == 1
+    assert "requests" in stderr
+    assert "Traceback" not in stderr
+
+
+@pytest.mark.slow
+async def test_a_killed_parent_leaves_nobody_behind(tmp_path: Path) -> None:
+    """Its children finish what is in flight and end."""
+    async with FakeTorchServe(FakeModel(workers=8)) as instance:
+        process = Process(tmp_path)
+        ready = await process.start(instance.endpoint, processes="2")
+        children = psutil.Process(process.process.pid).children()
+        client = Client(ready["url"])
+        instance.freeze()
+        asked = asyncio.ensure_future(client.post("/predictions/linear", BODY))
+        await until(lambda: len(instance.received) == 1, "the query to be in flight")
+        process.process.kill()
+        with contextlib.suppress(asyncio.IncompleteReadError):  # accepted, and ended before it had asked
+            await refused(client)
+        await until(lambda: sum(ended(child) for child in children) == 1, "the idle one to end")
+        instance.thaw()
+        assert (await asked).status == 200
+        await until(lambda: all(ended(child) for child in children), "the children to end")
+        _, stderr = await process.end()
+    assert len(children) == 2
+    assert stderr.count("the parent process is gone: draining") == 2
+    assert "Traceback" not in stderr
+
+
+@pytest.mark.slow
+async def test_a_port_that_is_taken_is_exit_code_3(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "ts_parity.cli", "serve", "--port", port, "--admin-port", "0"),
+            *("--processes", "2", "--endpoint", "http://127.0.0.1:1"),
+            stderr=asyncio.subprocess.PIPE,
+        )
+        _, stderr = await asyncio.wait_for(process.communicate(), 20)
+    assert process.returncode == 3
+    assert f"cannot listen on 127.0.0.1:{port}" in stderr.decode()

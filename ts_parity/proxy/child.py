@@ -1,0 +1,121 @@
+"""One of several proxies that share a port: a whole proxy in a process of its own.
+
+    python -m ts_parity.proxy.child     # started by `processes`, with one end of a pair of sockets as its stdin
+
+The parent sends settings first (so that keys are in nobody's list of processes), then words: `report`, `drain`, `cut`.
+The child says when it listens, or why it cannot, and what it knows whenever it is asked and once more at its end. When
+the parent's end closes, however the parent died, the child drains: nobody is left to tell it anything. Knows nothing of
+its brothers but how many they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import pickle
+import signal
+import socket
+import sys
+from typing import Any
+
+from ts_parity.config import Settings
+from ts_parity.errors import TsParityError
+from ts_parity.proxy.app import Proxy, use_uvloop
+
+log = logging.getLogger(__name__)
+
+_LENGTH_BYTES = 4
+COULD_NOT_START = 3
+
+
+def introduction(settings: Settings, process: int, log_level: int) -> bytes:
+    """The first message to a child. Both ends are the same code, so a pickle will do."""
+    return pickle.dumps((settings, process, log_level))
+
+
+def send(writer: asyncio.StreamWriter, message: bytes) -> None:
+    if not writer.is_closing():
+        writer.write(len(message).to_bytes(_LENGTH_BYTES, "big") + message)
+
+
+async def receive(reader: asyncio.StreamReader) -> bytes | None:
+    """-> a message, or None if the other end is gone."""
+    try:
+        length = int.from_bytes(await reader.readexactly(_LENGTH_BYTES), "big")
+        return await reader.readexactly(length)
+    except (asyncio.IncompleteReadError, OSError):
+        return None
+
+
+def main() -> int:
+    use_uvloop()
+    return asyncio.run(_life(socket.socket(fileno=sys.stdin.fileno())))
+
+
+async def _life(to_parent: socket.socket) -> int:
+    reader, writer = await asyncio.open_unix_connection(sock=to_parent)
+    introduced = await receive(reader)
+    if introduced is None:
+        return COULD_NOT_START
+    settings, process, log_level = pickle.loads(introduced)
+    logging.basicConfig(
+        level=log_level,
+        stream=sys.stderr,
+        format=f"%(asctime)s %(levelname)s process {process} %(name)s: %(message)s",
+    )
+    try:
+        return await _serve(Proxy(settings, process), reader, writer)
+    except TsParityError as error:
+        _say(writer, failed=str(error))
+        return COULD_NOT_START
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+async def _serve(proxy: Proxy, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> int:
+    loop = asyncio.get_running_loop()
+    # Ctrl-C is for the parent. A service manager's SIGTERM reaches all of us besides what the parent says, so a second
+    # one means nothing; cutting is the parent's to say.
+    loop.add_signal_handler(signal.SIGINT, lambda: None)
+    loop.add_signal_handler(signal.SIGTERM, proxy.drain)
+    obeying = loop.create_task(_obey(proxy, reader, writer))
+    try:
+        code = await proxy.live(lambda _: _say(writer, listening=True, report=_report(proxy)))
+        _say(writer, report=_report(proxy))
+        return code
+    finally:
+        obeying.cancel()
+        await asyncio.gather(obeying, return_exceptions=True)
+
+
+async def _obey(proxy: Proxy, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        while (word := await receive(reader)) is not None:
+            match word:
+                case b"report":
+                    _say(writer, report=_report(proxy))
+                case b"drain":
+                    proxy.drain()
+                case b"cut":
+                    proxy.cut()
+        log.warning("the parent process is gone: draining")
+    except Exception:
+        log.exception("the parent cannot be answered: draining")
+    finally:
+        proxy.drain()
+
+
+def _report(proxy: Proxy) -> dict[str, Any]:
+    return {"status": proxy.status(), "health": proxy.health(), "metrics": proxy.metrics.exposition().decode()}
+
+
+def _say(writer: asyncio.StreamWriter, **message: Any) -> None:
+    send(writer, json.dumps(message).encode())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""What several processes say of themselves, made into what one would say.
+
+Pure: values in, values out. Knows what may be added up and what may not; knows nothing of processes or how they were
+asked. A process that has ended goes on counting through `outlasting`: what it counted happened, and a counter that fell
+would be taken for a restart of everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
+
+Json = dict[str, Any]
+
+Series = tuple[str, tuple[tuple[str, str], ...]]
+"""A sample's name and its labels."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A metric with all its label values."""
+
+    name: str
+    kind: str
+    text: str
+    values: Mapping[Series, float]
+
+
+Families = Mapping[str, Family]
+
+
+def read_metrics(exposition: str) -> Families:
+    return {
+        metric.name: Family(
+            metric.name,
+            metric.type,
+            metric.documentation,
+            {(sample.name, tuple(sorted(sample.labels.items()))): sample.value for sample in metric.samples},
+        )
+        for metric in text_string_to_metric_families(exposition)
+    }
+
+
+def merge_metrics(parts: Iterable[Families]) -> Families:
+    """Added up from left to right; but of times the longest, and of the instants when counting began the first."""
+    merged: dict[str, Family] = {}
+    for part in parts:
+        for name, family in part.items():
+            before = merged[name].values if name in merged else {}
+            values = dict(before)
+            rule = _rule(family)
+            for series, value in family.values.items():
+                values[series] = rule(before[series], value) if series in before else value
+            merged[name] = Family(name, family.kind, family.text, values)
+    return merged
+
+
+def outlasting_metrics(families: Families) -> Families:
+    """Of what a process said, what stays true when it has ended: what it counted, and since when."""
+    return {name: family for name, family in families.items() if _counts(family) or _began(family)}
+
+
+def exposition(families: Families) -> bytes:
+    registry = CollectorRegistry()
+    registry.register(_Told(families))
+    return generate_latest(registry)
+
+
+def gauge(name: str, text: str, value: float) -> Families:
+    return {name: Family(name, "gauge", text, {(name, ()): float(value)})}
+
+
+def _rule(family: Family) -> Callable[[float, float], float]:
+    if _began(family):
+        return min
+    if not _counts(family) and family.name.endswith("_seconds"):
+        return max
+    return float.__add__
+
+
+def _counts(family: Family) -> bool:
+    return family.kind in ("counter", "histogram", "summary")
+
+
+def _began(family: Family) -> bool:
+    return family.name.endswith("_created")
+
+
+class _Told(Collector):
+    def __init__(self, families: Families) -> None:
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        for family in self._families.values():
+            metric = Metric(family.name, family.text, family.kind)
+            metric.samples = [Sample(name, dict(labels), value) for (name, labels), value in family.values.items()]
+            yield metric
+
+
+_ADDED = {
+    *("requests_in_flight", "clients", "tasks"),
+    *("in_flight", "open_queries", "retry_tokens", "waiting", "open_groups", "late", "queued_protections", "places"),
+}
+_COUNTS = ("sent", "answered", "failed")
+# From best to worst: what one process finds wrong is worth knowing.
+_HEALTH = ("in", "trial", "out")
+
+
+def merge_status(parts: Sequence[Json]) -> Json:
+    """Numbers of queries, tasks and places are added up; of what all should agree about, the first is believed."""
+    merged: Json = _merge("", list(parts)) or {}
+    return merged
+
+
+def outlasting_status(status: Json) -> Json:
+    return {"engine": {name: status["engine"].get(name, {}) for name in _COUNTS}}
+
+
+def merge_health(parts: Sequence[tuple[int, Json]]) -> tuple[int, Json]:
+    """One process that can serve is enough."""
+    for code, said in parts:
+        if code == 200:
+            return code, said
+    reasons = dict.fromkeys(str(said.get("reason", "")) for _, said in parts)
+    return 503, {"status": "unhealthy", "reason": "; ".join(reasons) or "no process runs"}
+
+
+def _merge(key: str, values: list[Any]) -> Any:
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    first = known[0]
+    if key in _ADDED:
+        return sum(known)
+    if key in _COUNTS:
+        return {name: sum(counts.get(name, 0) for counts in known) for name in _keys(known)}
+    if key.endswith("_s"):
+        return max(known)
+    if key == "load":
+        return round(sum(known) / len(known), 3)
+    if key == "up":
+        return any(known)
+    if key == "health":
+        return max(known, key=lambda health: _HEALTH.index(health) if health in _HEALTH else -1)
+    if isinstance(first, dict):
+        # A process that has no code for a pool says None, and why: the first one's word is taken for both.
+        return values[0] if key == "code" else {k: _merge(k, [v[k] for v in known if k in v]) for k in _keys(known)}
+    if isinstance(first, list):
+        return _merge_lists(known)
+    return values[0]
+
+
+def _merge_lists(lists: list[list[Any]]) -> list[Any]:
+    """Named things by their names; of texts each once; of anything else the first list."""
+    items = [item for items in lists for item in items]
+    if all(isinstance(item, dict) and "name" in item for item in items):
+        names = dict.fromkeys(item["name"] for item in items)
+        return [_merge("", [item for item in items if item["name"] == name]) for name in names]
+    if all(isinstance(item, str) for item in items):
+        return list(dict.fromkeys(items))
+    return lists[0]
+
+
+def _keys(mappings: Iterable[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(key for mapping in mappings for key in mapping))

@@ -1,0 +1,463 @@
+"""Several proxies on one port, and their parent: it starts them, restarts them, asks them, and ends them as one.
+
+Each child is a whole proxy with a listening socket of its own on the common port (SO_REUSEPORT): the kernel deals new
+connections out by their addresses. One socket that all accept from would let whoever is awake take them, and as clients
+keep their connections, one process could end up with all the work. The price: connections that a killed process had not
+accepted yet are reset with it.
+
+Knows processes, signals and words; `child` is what it starts, `merge` makes one answer of theirs. Handles no query, so
+nothing waits for it, and should it be killed its children notice (see `child`), drain and end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ts_parity import __version__
+from ts_parity.config import Settings
+from ts_parity.errors import StartError
+from ts_parity.proxy.admin import Admin
+from ts_parity.proxy.app import policy_of, url_of
+from ts_parity.proxy.child import introduction, receive, send
+from ts_parity.proxy.merge import (
+    Families,
+    Json,
+    exposition,
+    gauge,
+    merge_health,
+    merge_metrics,
+    merge_status,
+    outlasting_metrics,
+    outlasting_status,
+    read_metrics,
+)
+from ts_parity.proxy.server import cannot_listen
+
+log = logging.getLogger(__name__)
+
+PAUSES_S = (1.0, 2.0, 5.0, 10.0, 30.0)
+"""Before a process that has ended is started again; from the first once more if it has run for the longest of them."""
+# What a process that is killed has counted since it was last asked is lost, so all are asked this often.
+_ASK_EVERY_S = 1.0
+_ANSWER_WITHIN_S = 1.0
+_SILENT_S = 5.0
+# Beyond drain_s a process gets this long to end, and after a cut too; then it is killed.
+_GRACE_S = 2.0
+
+
+class Supervisor:
+    """`start`, then `drain` (or `run` for both), then `close`, like a Proxy; what it tells is of all processes."""
+
+    def __init__(self, settings: Settings, pauses_s: Sequence[float] = PAUSES_S) -> None:
+        self.settings = settings
+        self.url = self.admin_url = ""
+        self._pauses_s = pauses_s
+        self._admin = Admin(self.status, self.health, self.drain, self.exposition, self.refresh)
+        self._seats = [_Seat(process) for process in range(settings.processes)]
+        self._reserved: list[socket.socket] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._keepers: list[asyncio.Task[None]] = []
+        self._drain_asked = asyncio.Event()
+        self._cut_asked = asyncio.Event()
+        self._started_at = asyncio.get_running_loop().time()
+
+    async def start(self) -> None:
+        """All listen, or StartError says why one does not. Raise ConfigError for settings that no process could use."""
+        settings = self.settings
+        policy_of(settings, settings.read_default_answer() is not None)
+        self._reserved, port = await reserve(settings.host, settings.port)
+        self.settings = replace(settings, port=port)
+        admin_port = await self._admin.start(settings.admin_host, settings.admin_port)
+        self.url = url_of(settings.host, port)
+        self.admin_url = url_of(settings.admin_host, admin_port)
+        for seat in self._seats:
+            await self._fill(seat)
+        await asyncio.gather(*(seat.child.listening for seat in self._seats if seat.child is not None))
+        loop = asyncio.get_running_loop()
+        self._keepers = [loop.create_task(self._keep(seat)) for seat in self._seats]
+        self._tasks = [*self._keepers, loop.create_task(self._keep_asking())]
+
+    async def run(self, ready: Callable[[Supervisor], None]) -> int:
+        """From start to drained; -> the exit code. The first SIGTERM or SIGINT drains, the second cuts."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signalled)
+        return await self.live(ready)
+
+    async def live(self, ready: Callable[[Supervisor], None]) -> int:
+        """The same without the signals: whoever calls it says `drain` and `cut`."""
+        try:
+            await self.start()
+            ready(self)
+            await self._drain_asked.wait()
+            return await self._drained()
+        finally:
+            await self.close()
+
+    @property
+    def draining(self) -> bool:
+        return self._drain_asked.is_set()
+
+    def drain(self) -> None:
+        """All stop accepting, finish what is in flight, and end."""
+        self._drain_asked.set()
+        self._tell_all(b"drain")
+
+    def cut(self) -> None:
+        self._cut_asked.set()
+        self.drain()
+        self._tell_all(b"cut")
+
+    async def close(self) -> None:
+        """Whoever still runs is told to end at once, and killed if it does not."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        children = [seat.child for seat in self._seats if seat.child is not None]
+        await asyncio.gather(*(child.close() for child in children))
+        await self._admin.close()
+        for reserved in self._reserved:
+            reserved.close()
+
+    async def refresh(self) -> None:
+        """Ask all; who does not answer soon is known by what it said last."""
+        await asyncio.gather(*(seat.child.ask() for seat in self._seats if seat.child is not None))
+
+    def status(self) -> Json:
+        merged = merge_status([part for seat in self._seats for part in seat.status_parts()])
+        own: Json = {
+            "version": __version__,
+            "state": "draining" if self.draining else "serving",
+            "uptime_s": round(asyncio.get_running_loop().time() - self._started_at, 3),
+            "requests_in_flight": 0,
+            "held": {},
+            "processes": [seat.row() for seat in self._seats],
+            "problems": [],
+            "pools": {},
+            "instances": [],
+        }
+        problems = [problem for seat in self._seats if (problem := seat.problem())]
+        ours = {key: own[key] for key in ("state", "uptime_s", "processes")}
+        return {**own, **merged, **ours, "problems": [*problems, *merged.get("problems", [])]}
+
+    def health(self) -> tuple[int, Json]:
+        if self.draining:
+            return 503, {"status": "draining", "reason": "this proxy is being stopped"}
+        return merge_health([seat.child.health() for seat in self._seats if seat.child is not None])
+
+    def exposition(self) -> bytes:
+        listening = sum(seat.child is not None and seat.child.listens for seat in self._seats)
+        own = gauge("ts_parity_processes", "Processes that accept requests; see the setting of this name.", listening)
+        # Always in this order: rounded sums in another order could be a little less, and a counter never falls.
+        return exposition(merge_metrics([own, *(seat.metrics() for seat in self._seats)]))
+
+    def _signalled(self) -> None:
+        if self.draining:
+            self.cut()
+        else:
+            self.drain()
+
+    def _tell_all(self, word: bytes) -> None:
+        for seat in self._seats:
+            if seat.child is not None:
+                seat.child.tell(word)
+
+    async def _fill(self, seat: _Seat) -> None:
+        seat.child = await Child.start(self.settings, seat.process)
+        if self.draining:
+            seat.child.tell(b"cut" if self._cut_asked.is_set() else b"drain")
+
+    async def _keep(self, seat: _Seat) -> None:
+        """One child after another, until we drain."""
+        falls = 0
+        while True:
+            lived_s = 0.0
+            if seat.child is not None:
+                seat.code, lived_s = await seat.child.ended(), seat.child.age_s
+                await seat.empty()
+            if self.draining:
+                return
+            if lived_s >= max(self._pauses_s):
+                falls = 0
+            pause_s = self._pauses_s[min(falls, len(self._pauses_s) - 1)]
+            falls += 1
+            seat.trouble += f"; it is started again {pause_s:g} s later"
+            log.warning("%s", seat.trouble)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._drain_asked.wait(), pause_s)
+                seat.code = 0  # there is nothing of its to finish
+                return
+            seat.restarts += 1
+            try:
+                await self._fill(seat)
+            except StartError as error:
+                seat.trouble = str(error)
+
+    async def _keep_asking(self) -> None:
+        while True:
+            await asyncio.sleep(_ASK_EVERY_S)
+            await self.refresh()
+
+    async def _drained(self) -> int:
+        log.info("draining %d processes", len(self._seats))
+        self._tasks.append(asyncio.get_running_loop().create_task(self._kill_stuck()))
+        await asyncio.gather(*self._keepers)
+        return 1 if any(seat.code for seat in self._seats) else 0
+
+    async def _kill_stuck(self) -> None:
+        """Children end by themselves after drain_s, or soon after a cut; but one may be frozen."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._cut_asked.wait(), self.settings.drain_s)
+        await asyncio.sleep(_GRACE_S)
+        for seat in self._seats:
+            if seat.child is not None:
+                log.warning("drain: process %d (pid %d) does not end; it is killed", seat.process, seat.child.pid)
+                seat.child.kill()
+
+
+class Child:
+    """One process as its parent sees it, from its start to its end."""
+
+    def __init__(
+        self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self.pid = process.pid
+        self.listening: asyncio.Future[None] = loop.create_future()
+        self.said: Json = {}
+        """What it said last: status, health and metrics. Empty until it listens."""
+        self.why = ""
+        """Why it could not listen."""
+        self._process = process
+        self._reader = reader
+        self._writer = writer
+        self._started_at = loop.time()
+        # When it was asked what it has not answered yet; it answers in the order in which it was asked.
+        self._asked: deque[tuple[float, asyncio.Future[None]]] = deque()
+        self._hearing = loop.create_task(self._hear())
+
+    @classmethod
+    async def start(cls, settings: Settings, process: int) -> Child:
+        """Raise StartError if there can be no such process; whether it listens is known later."""
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                started = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-m", "ts_parity.proxy.child"),
+                    stdin=theirs.fileno(),
+                    # What this process imports from, and (from Python 3.11 on) not what lies in the current folder.
+                    env={**os.environ, "PYTHONPATH": _python_path(), "PYTHONSAFEPATH": "1"},
+                    # The terminal's Ctrl-C goes to all processes of its foreground group, and these are told by us.
+                    start_new_session=True,
+                )
+        except OSError as error:
+            ours.close()
+            raise StartError(f"process {process} cannot be started: {error}") from None
+        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        send(writer, introduction(settings, process, logging.getLogger().getEffectiveLevel()))
+        return cls(started, reader, writer)
+
+    @property
+    def listens(self) -> bool:
+        return self.listening.done() and self.listening.exception() is None
+
+    @property
+    def silent(self) -> bool:
+        return bool(self._asked) and asyncio.get_running_loop().time() - self._asked[0][0] > _SILENT_S
+
+    @property
+    def age_s(self) -> float:
+        return asyncio.get_running_loop().time() - self._started_at
+
+    def health(self) -> tuple[int, Json]:
+        if not self.listens or self.silent:
+            return 503, {"reason": f"the process with pid {self.pid} {'is silent' if self.listens else 'is starting'}"}
+        code, said = self.said["health"]
+        return code, said
+
+    def tell(self, word: bytes) -> None:
+        send(self._writer, word)
+
+    async def ask(self) -> None:
+        """`said` is new, unless it takes too long. One that does not answer is not asked without end."""
+        if not self.listens or self._hearing.done():
+            return
+        loop = asyncio.get_running_loop()
+        if len(self._asked) < 3:
+            self._asked.append((loop.time(), loop.create_future()))
+            self.tell(b"report")
+        await asyncio.wait({self._asked[-1][1]}, timeout=_ANSWER_WITHIN_S)
+
+    async def ended(self) -> int:
+        """Wait for its end and its last words. -> the exit code, negative for a signal."""
+        code = await self._process.wait()
+        await asyncio.wait({self._hearing}, timeout=1.0)
+        return code
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
+    async def close(self) -> None:
+        """Cut, then kill."""
+        self.tell(b"cut")
+        try:
+            await asyncio.wait_for(self._process.wait(), _GRACE_S)
+        except asyncio.TimeoutError:
+            self.kill()
+            await self._process.wait()
+        await self.leave()
+
+    async def leave(self) -> None:
+        """It has ended: give back what belongs to the talk with it."""
+        self._hearing.cancel()
+        await asyncio.gather(self._hearing, return_exceptions=True)
+        self._writer.close()
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
+
+    async def _hear(self) -> None:
+        """Until its end."""
+        try:
+            while (message := await receive(self._reader)) is not None:
+                self._heard(json.loads(message))
+            why = f"{_how(await self._process.wait())} before it accepted requests"
+            self._cannot_listen(why, f"the process with pid {self.pid} {why}")
+        finally:
+            for _, asked in self._asked:
+                asked.cancel()
+
+    def _heard(self, message: dict[str, Any]) -> None:
+        if "failed" in message:
+            self._cannot_listen(message["failed"], message["failed"])
+            return
+        self.said = message["report"]
+        if "listening" in message:
+            self.listening.set_result(None)
+        elif self._asked:
+            self._asked.popleft()[1].set_result(None)
+
+    def _cannot_listen(self, why: str, told: str) -> None:
+        if not self.listening.done():
+            self.why = why
+            self.listening.set_exception(StartError(told))
+            self.listening.exception()  # whoever waits for it hears of it; a restart is nobody's to wait for
+
+
+@dataclass
+class _Seat:
+    """A number among `processes`, who has it now, and what those before have left behind."""
+
+    process: int
+    child: Child | None = None
+    restarts: int = 0
+    trouble: str = ""
+    code: int = 0
+    left_status: Json = field(default_factory=dict)
+    left_metrics: Families = field(default_factory=dict)
+
+    def row(self) -> Json:
+        """What an operator is shown of it; what it has answered is the present child's."""
+        child = self.child
+        said = child.said.get("status", {}) if child is not None else {}
+        return {
+            "process": self.process,
+            "pid": child.pid if child is not None else None,
+            "state": self._state(),
+            "uptime_s": round(child.age_s, 3) if child is not None else 0.0,
+            "requests_in_flight": said.get("requests_in_flight", 0),
+            "answered": sum(said["engine"]["answered"].values()) if said else 0,
+            "restarts": self.restarts,
+        }
+
+    def problem(self) -> str:
+        child = self.child
+        if child is not None and child.silent:
+            return f"process {self.process} (pid {child.pid}) accepts requests but gives its parent no answer"
+        return "" if child is not None and child.listens else self.trouble
+
+    def status_parts(self) -> list[Json]:
+        said = self.child.said if self.child is not None else {}
+        return [said["status"], self.left_status] if said else [self.left_status]
+
+    def metrics(self) -> Families:
+        said = self.child.said if self.child is not None else {}
+        return merge_metrics([self.left_metrics, read_metrics(said["metrics"])]) if said else self.left_metrics
+
+    async def empty(self) -> None:
+        """Its child has ended; what that counted is kept, as far as it was told."""
+        child = self.child
+        if child is None:
+            return
+        self.trouble = f"process {self.process} (pid {child.pid}) {child.why or _how(self.code)}"
+        if child.said:
+            self.left_status = merge_status([self.left_status, outlasting_status(child.said["status"])])
+            self.left_metrics = outlasting_metrics(self.metrics())
+        self.child = None
+        await child.leave()
+
+    def _state(self) -> str:
+        if self.child is None:
+            return "restarting"
+        if not self.child.listens:
+            return "starting"
+        return "silent" if self.child.silent else str(self.child.said["status"]["state"])
+
+
+async def reserve(host: str, port: int) -> tuple[list[socket.socket], int]:
+    """Hold the port without listening: -> what holds it, and the port, which matters if 0 was asked for.
+
+    Other programs of the same user can join a port that is shared, another ts-parity for one, and would get a part of
+    the requests. So it is first asked for as if for oneself alone. Raise StartError.
+    """
+    if not hasattr(socket, "SO_REUSEPORT"):
+        raise StartError("several processes need a platform with SO_REUSEPORT, such as Linux; set processes to 1")
+    loop = asyncio.get_running_loop()
+    held: list[socket.socket] = []
+    try:
+        found = await loop.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, _, _, _, (address, _, *more) in dict.fromkeys(found):
+            if port:
+                _bound(family, (address, port, *more), shared=False).close()
+            held.append(_bound(family, (address, port, *more), shared=True))
+            port = held[-1].getsockname()[1]
+    except OSError as error:
+        for reserved in held:
+            reserved.close()
+        raise cannot_listen(host, port, error) from None
+    return held, port
+
+
+def _bound(family: int, address: tuple[Any, ...], shared: bool) -> socket.socket:
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        # Connections of an earlier life that are still fading away must not keep us out.
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        bound.bind(address)
+    except OSError:
+        bound.close()
+        raise
+    return bound
+
+
+def _python_path() -> str:
+    return os.pathsep.join(path or os.getcwd() for path in sys.path)
+
+
+def _how(code: int) -> str:
+    return f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
