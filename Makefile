@@ -3,8 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# What `pip install .` gives people with a C compiler; the environment above runs the sources as they are.
+COMPILED := build/compiled
+COMPILED_READY := $(COMPILED)/.ready
 
-.PHONY: demo test check format bench accuracy policies overhead clean
+.PHONY: demo test test-compiled check format bench accuracy policies overhead compiled clean
 
 demo: $(READY)
 	$(BIN)/ts-parity demo --out demo-out $(ARGS)
@@ -28,8 +31,8 @@ bench: $(READY)
 	$(BIN)/python benchmarks/simulator.py
 
 # Beside nginx and HAProxy: apt-get install nginx-light haproxy wrk
-overhead: $(READY)
-	$(BIN)/python benchmarks/overhead.py $(ARGS)
+overhead: $(COMPILED_READY)
+	PYTHONPATH=$(COMPILED) $(BIN)/python benchmarks/overhead.py $(ARGS)
 	$(BIN)/python benchmarks/overhead.py --tables
 
 # DATA: a folder with mnist.npz, fashion_mnist.npz and cifar10_jpeg.zip. Hours on two cores; an interrupted run goes on.
@@ -51,6 +54,20 @@ $(READY): setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(READY)
+
+compiled: $(COMPILED_READY)
+
+# The tests go along, or the sources beside them would be imported instead.
+$(COMPILED_READY): $(READY) setup.py $(shell find ts_parity -name '*.py')
+	rm -rf $(COMPILED)
+	TS_PARITY_COMPILE=1 $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir $(COMPILED)/wheel .
+	$(BIN)/python -m pip install --quiet --no-deps --target $(COMPILED) $(COMPILED)/wheel/*.whl
+	touch $(COMPILED_READY)
+
+test-compiled: $(COMPILED_READY)
+	rm -rf $(COMPILED)/tests
+	cp -r tests benchmarks pyproject.toml $(COMPILED)
+	cd $(COMPILED) && PYTHONPATH=. ../../$(BIN)/python -m pytest tests/engine tests/proxy -m "not torchserve" $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info demo-out

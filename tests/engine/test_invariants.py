@@ -104,6 +104,7 @@ class World:
         self.queries, self.ended, self.flying = [], {}, []
         self.log = []
         self.failed_own = set()
+        self.sent_first = {}
         self.arrived_raw = {}
         self.places = {}
 
@@ -144,7 +145,7 @@ class World:
         query = task.query
         assert self.now >= query.release_at
         if query.id not in self.failed_own and self.policy.reconstruct_after_s is not None:
-            earliest = getattr(query, "sent_first", math.inf) + self.policy.reconstruct_after_s
+            earliest = self.sent_first.get(query.id, math.inf) + self.policy.reconstruct_after_s
             if self.policy.launch_waiting and self.policy.launch == "late":
                 waits = self.policy.launch_waiting * (self.policy.launch_after_s or 0.0)
                 earliest = min(earliest, query.arrived_at + waits)
@@ -160,7 +161,7 @@ class World:
 
     def step(self, what, pick, seconds):
         if what == "arrive":
-            query = LoggedQuery(len(self.queries), "m", pick % 3 or None, exact=pick % 7 == 0)
+            query = Query(len(self.queries), "m", pick % 3 or None, exact=pick % 7 == 0)
             self.queries.append(query)
             self.obey(self.scheduler.query_arrived(query, self.now))
         elif what == "wait":
@@ -216,12 +217,6 @@ class World:
         self.wait(20.0)
 
 
-class LoggedQuery(Query):
-    """Remembers when it was first sent."""
-
-    __slots__ = ("sent_first",)
-
-
 def describe(action):
     if isinstance(action, Send):
         task = action.task
@@ -236,8 +231,8 @@ def play(fleet, policy, steps):
     original = world.sent
 
     def sent(task):
-        if task.kind is Kind.DEPLOYED and task.query.attempts == 1 and not hasattr(task.query, "sent_first"):
-            task.query.sent_first = world.now
+        if task.kind is Kind.DEPLOYED and task.query.attempts == 1:
+            world.sent_first.setdefault(task.query.id, world.now)
         original(task)
 
     world.sent = sent

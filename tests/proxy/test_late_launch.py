@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from tests.proxy.conftest import Fleet, MakeFleet, nothing_left, until
 from tests.proxy.test_predictions import linear, protection
-from ts_parity.engine import Action, Answer, Query, Scheduler, Send, Task
+from ts_parity.engine import Action, Answer, Query, Scheduler, Send, Task, scheduler
 from ts_parity.testing import FakeModel, FakeTorchServe
 
 LATE = {"launch": "late", "launch_after_s": 0.03, "reconstruct_after_s": 0.03}
@@ -68,6 +70,7 @@ async def record(fleet: Fleet) -> Recording:
     return recording
 
 
+@pytest.mark.skipif(not scheduler.__file__.endswith(".py"), reason="compiled, the driver takes no other scheduler")
 async def test_a_live_run_replays_to_the_same_actions(make_fleet: MakeFleet) -> None:
     """The simulator drives the same object: what the proxy's scheduler decided, a fresh one decides again."""
     instances = shared()
