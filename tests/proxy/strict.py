@@ -16,10 +16,12 @@ Headers = tuple[tuple[bytes, bytes], ...]
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 # "recipients MAY instead parse on whitespace-delimited word boundaries" (3), of which spaces are the plainest.
 _REQUEST_LINE = re.compile(rb"(%b) +([\x21-\x7e]+) +(?:HTTP|RTSP|ICE)/(1\.[01])" % _TOKEN)
-# Answers come from one's own instances: where only their sender errs and all read alike, they are read. "A client SHOULD
-# ignore the reason-phrase content" (4); the protocol's name and version say nothing that the framing does not.
+# Answers come from one's own instances: where only their sender errs and all read alike, they are read. "A client
+# SHOULD ignore the reason-phrase content" (4); the protocol's name and version say nothing that the framing does not.
 _STATUS_LINE = re.compile(rb"(?:HTTP|RTSP|ICE)/(0\.9|1\.[01]|2\.0) ([1-9][0-9]{2})(?: ([^\r\n]*))?")
-_FIELD = re.compile(rb"(%b):[ \t]*((?:[\x21-\x7e\x80-\xff](?:[\t \x21-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?)[ \t]*" % _TOKEN)
+_FIELD = re.compile(
+    rb"(%b):[ \t]*((?:[\x21-\x7e\x80-\xff](?:[\t \x21-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?)[ \t]*" % _TOKEN
+)
 # What an extension says matters to nobody, as long as it cannot end a line for some and not for others.
 _CHUNK = re.compile(rb"([0-9a-fA-F]{1,15})(?:[ \t]*;[^\r\n]*)?")
 
@@ -66,8 +68,8 @@ def read_requests(data: bytes) -> tuple[list[Message], End]:
     found: list[Message] = []
     at = 0
     while True:
-        # "a server that is expecting to receive and parse a request-line SHOULD ignore at least one empty line", and "MAY
-        # recognize a single LF as a line terminator" (2.2).
+        # "a server that is expecting to receive and parse a request-line SHOULD ignore at least one empty line", and
+        # "MAY recognize a single LF as a line terminator" (2.2).
         while data[at : at + 1] in (b"\r", b"\n"):
             at += 1
         if at == len(data):
@@ -84,14 +86,14 @@ def read_requests(data: bytes) -> tuple[list[Message], End]:
 
 
 def read_answer(data: bytes, method: bytes, closed: bool) -> tuple[Message | None, End, bytes]:
-    """-> the final answer to a request of this method if it is there, how it ends, and the bytes behind it. Of an answer
-    whose body is not whole, what has come. `closed`: no more bytes will come.
+    """-> the final answer to a request of this method if it is there, how it ends, and the bytes behind it. Of an
+    answer whose body is not whole, what has come. `closed`: no more bytes will come.
     """
     at = 0
     try:
         while True:
-            while data[at : at + 2] == b"\r\n":  # not in the RFC for answers; harmless, since nothing can hide in it
-                at += 2
+            while data[at : at + 1] in (b"\r", b"\n"):  # not in the RFC for answers; nothing can hide in it
+                at += 1
             first, headers, at = _head(data, at, _STATUS_LINE)
             message = Message((first[2], first[3] or b""), first[1], headers, b"")
             if first[2][:1] != b"1":
@@ -111,7 +113,7 @@ def _read_request(data: bytes, at: int) -> tuple[Message, int]:
     lengths = _lengths(message)
     codings = message.tokens(b"transfer-encoding")
     if codings:
-        # "MUST respond with 400 if ... Transfer-Encoding and Content-Length" is a MAY; reading both is what smuggles. (6.3)
+        # "A server MAY reject a request that contains both Content-Length and Transfer-Encoding" (6.1), and ours does.
         if lengths or message.version == b"1.0" or codings[-1] != b"chunked" or codings.count(b"chunked") > 1:
             raise _Bad
         body, at, _ = _chunks(data, at)
@@ -147,9 +149,8 @@ def _head(data: bytes, at: int, line: re.Pattern[bytes]) -> tuple[re.Match[bytes
     """-> the first line, the fields and where the body begins."""
     end = data.find(b"\r\n\r\n", at)
     lines = data[at : end if end >= 0 else len(data)].split(b"\r\n")
-    if end < 0:
-        # A line that is whole and bad stays bad, whatever comes.
-        lines.pop()
+    if end < 0 and re.search(rb"[\n\x00]|\r[^\n]", lines.pop()):
+        raise _Bad  # whatever comes
     first = line.fullmatch(lines[0]) if lines else None
     if lines and first is None:
         raise _Bad
