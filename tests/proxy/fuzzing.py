@@ -64,6 +64,7 @@ UNREPAIRED: dict[str, Callable[[bytes], object]] = {
     "refusal": re.compile(rb"(?i)expect:(?! *100-continue *\r\n)|[^\r\n]{65536}").search,
     "version": re.compile(rb"HTTP/(0\.9|2\.0)|[A-Z]{3,} +[^ \r\n]+ *[\r\n]").search,
     "old and chunked": re.compile(rb"(?is)/1\.0.*transfer-encoding").search,
+    "old, close and keep-alive": lambda data: b"/1.0" in data and b"close" in data and b"keep-alive" in data.lower(),
     "chunked without body": re.compile(rb"(?is) (204|304) .*transfer-encoding").search,
     "odd coding of an answer": re.compile(rb"(?is)^[^ ]+ \d.*transfer-encoding:(?! *chunked *\r\n)").search,
 }

@@ -88,6 +88,12 @@ def rows(*found):
             b"POST /a HTTP/1.0\r\nConnection: keep-alive\r\n" + CHUNKED + b"\r\n3\r\nabc\r\n0\r\n\r\n" + NEXT,
             False,
         ),
+        (
+            "old, close and keep-alive",
+            "close counts (RFC 9112, 9.3)",
+            b"GET /a HTTP/1.0\r\nConnection: keep-alive\r\nConnection: close\r\n\r\n" + NEXT,
+            True,
+        ),
     ),
 )
 async def test_requests_that_were_read_wrongly_once(data: bytes, clean: bool) -> None:
