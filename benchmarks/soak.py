@@ -230,14 +230,16 @@ def soak(requests: int, seed: int, connections: int, quiet: bool = False) -> tup
         _run(_watched(load, connections, served, samples, quiet))
         seconds, spent = time.monotonic() - started, served.cpu_s() - spent
         wait_for(lambda: not any(left_over(served.status()).values()), 5)
-        # Connections that the instances close are closed here a moment later.
-        wait_for(lambda: _balanced(before, _held(served, behind)), 5)
         samples.append((load.asked, served.rss()))
-        left = left_over(served.status())
+        left, metrics = left_over(served.status()), served.metrics()
+        # Connections that others close, the one that asked for the metrics among them, are closed here a moment later.
         after = _held(served, behind)
-        books = Books(
-            dict(load.counts), load.faults, behind.counts(), served.metrics(), left, before, after, samples, [], 0
-        )
+        for _ in range(50):
+            if all(check.good for check in _descriptor_checks(before, after)):
+                break
+            time.sleep(0.1)
+            after = _held(served, behind)
+        books = Books(dict(load.counts), load.faults, behind.counts(), metrics, left, before, after, samples, [], 0)
         books.exit_code = served.end()
         books.complaints = served.complaints()
     return books, {"seconds": seconds, "proxy_cpu_s": spent}
@@ -290,10 +292,6 @@ def _held(served: ProxyProcess, behind: Instances) -> dict[str, int]:
         "connections to instances": served.connections_to(behind.ports),
         "connections that instances count": behind.counts()["open"],
     }
-
-
-def _balanced(before: dict[str, int], after: dict[str, int]) -> bool:
-    return all(check.good for check in _descriptor_checks(before, after))
 
 
 # ---- the accounts ----------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import pytest
 
 import soak
 
-
 # The proxy writes to a client whose connection uvloop has closed and not yet told of: about ten times in a million
 # requests. Known, not repaired yet; then this goes.
 UNREPAIRED = "the handler is closed"

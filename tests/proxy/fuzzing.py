@@ -61,7 +61,7 @@ UNREPAIRED: dict[str, Callable[[bytes], object]] = {
         for head in data.split(b"\r\n\r\n")
     ),
     "trailer": re.compile(rb"\n0+ *(;[^\r\n]*)?\r\n[^\r]").search,
-    "refusal": re.compile(rb"(?i)expect:(?! *100-continue *\r\n)|[^\r\n]{65536}").search,
+    "refusal": re.compile(rb"(?i)expect:(?! ?100-continue\r\n)|[^\r\n]{65536}").search,
     "version": re.compile(rb"HTTP/(0\.9|2\.0)|[A-Z]{3,} +[^ \r\n]+ *[\r\n]").search,
     "old and chunked": re.compile(rb"(?is)/1\.0.*transfer-encoding").search,
     "old, close and keep-alive": lambda data: b"/1.0" in data and b"close" in data and b"keep-alive" in data.lower(),
@@ -457,7 +457,7 @@ def _target(sent: Message) -> bytes:
     method, target = sent.first[0].decode(), sent.first[1].decode()
     path, _, query = target.partition("?")
     asked = prediction(method, path)
-    if asked is None or asked.model != "linear" or asked.version not in (None, "1.0"):
+    if asked is None or asked.model != "linear" or asked.version not in (None, "", "1.0"):
         return sent.first[1]
     return prediction_target(asked.model, "1.0", asked.extra, query).encode()
 

@@ -49,6 +49,12 @@ def rows(*found):
         ),
         (
             "refusal",
+            "a blank behind it, which should not matter",
+            b"GET /a HTTP/1.1\r\n" + HOST + b"Expect: 100-continue \r\n\r\n" + NEXT,
+            True,
+        ),
+        (
+            "refusal",
             "a body over the limit",
             b"POST /a HTTP/1.1\r\n" + HOST + CHUNKED + b"\r\n1d4c0\r\n" + b"x" * 120_000 + b"\r\n0\r\n\r\n" + NEXT,
             False,
