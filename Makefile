@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 COMPILED := build/compiled
 COMPILED_READY := $(COMPILED)/.ready
 
-.PHONY: demo test test-compiled check format bench accuracy policies overhead compiled clean
+.PHONY: demo test test-compiled check format bench accuracy policies overhead soak fuzz compiled clean
 
 demo: $(READY)
 	$(BIN)/ts-parity demo --out demo-out $(ARGS)
@@ -34,6 +34,15 @@ bench: $(READY)
 overhead: $(COMPILED_READY)
 	PYTHONPATH=$(COMPILED) $(BIN)/python benchmarks/overhead.py $(ARGS)
 	$(BIN)/python benchmarks/overhead.py --tables
+
+# A million requests between clients and instances that misbehave: minutes on two cores.
+soak: $(COMPILED_READY)
+	PYTHONPATH=$(COMPILED) $(BIN)/python benchmarks/soak.py $(ARGS)
+	$(BIN)/python benchmarks/soak.py --tables
+
+# A hundred thousand hostile connections: minutes on one core.
+fuzz: $(READY)
+	$(BIN)/python -m tests.proxy.fuzzing --cases 100000 --seed 0 $(ARGS)
 
 # DATA: a folder with mnist.npz, fashion_mnist.npz and cifar10_jpeg.zip. Hours on two cores; an interrupted run goes on.
 accuracy: $(READY)

@@ -85,6 +85,8 @@ class Connection:
         self._received = 0
         self._status = 0
         self._until_close = False
+        self._unclear = ""
+        """Why nobody can say where the answer ends."""
 
     def send(self, data: list[bytes], for_head: bool, listener: Listener) -> None:
         """Only when nobody is listening."""
@@ -98,6 +100,11 @@ class Connection:
     def give_up(self, reason: str) -> None:
         """No answer in time."""
         self._fail(reason, late=True)
+
+    @property
+    def closing(self) -> bool:
+        """It was reset or closed, and we are about to be told."""
+        return self._transport.is_closing()
 
     def abort(self) -> None:
         """Close it, whatever is under way: what is still to come could not be told apart. Nobody is told."""
@@ -157,6 +164,9 @@ class Connection:
             self._parser.feed_data(data)
         except HttpParserError as error:
             trouble = f"its answer is not HTTP: {error}"
+        if self._unclear:
+            self._fail(self._unclear)
+            return
         if self._stream is not None and self._listener is not None:
             listener, self._listener = self._listener, None
             listener.arrived(self._stream)
@@ -215,17 +225,20 @@ class Connection:
             # The parser would wait for a body that does not come.
             self._ended = (self._reply(), False)
             return
-        chunked = sized = False
+        sized, codings = False, []
         for name, value in self._headers:
             flags = meaning(name)
             if flags & LENGTH:
                 sized = True
             elif flags & HOP and name.lower() == "transfer-encoding":
-                chunked = chunked or "chunked" in value.lower()
-        if chunked:
+                codings.append(value.strip(" ").lower())
+        bodiless = self._status in (204, 304)
+        if codings and codings != ["chunked"]:
+            self._unclear = f"its body has the transfer encoding {', '.join(codings)}"
+        elif codings and not bodiless:
             self._stream = Stream(self._status, self._phrase.decode("latin-1"), self._end_to_end(), self)
         else:
-            self._until_close = not sized and self._status not in (204, 304)
+            self._until_close = not sized and not bodiless
 
     def on_body(self, piece: bytes) -> None:
         if self._stream is not None:

@@ -20,8 +20,10 @@ from ts_parity.errors import StartError
 from ts_parity.proxy.heads import PlainRequest, read_request
 from ts_parity.proxy.messages import (
     EXPECT,
+    HOP,
     LENGTH,
     MAX_HEAD_BYTES,
+    NAMES_OTHERS,
     BrokenStream,
     Reply,
     Request,
@@ -288,26 +290,18 @@ class _Connection:
         self._ask(Turn(self, Request(method, target, headers, body, block), keep, False))
 
     def _parse(self, data: bytes) -> None:
-        had_begun = self._in_head
+        had_begun, had_body = self._in_head, self._body_bytes
+        received = len(data)
         self._clean = False
         try:
-            self._parser.feed_data(data)
-        except HttpParserUpgrade as upgrade:
-            # Nobody here speaks another protocol: the request is answered as if it had not asked. The parser has left
-            # it at the end of its head; another one goes on with the body.
-            self._parser = HttpRequestParser(self)
-            self._changing = True
-            self._parser.feed_data(_framing_only(self._headers))
-            self._changing = False
-            if (rest := data[upgrade.args[0] :]) and self._refusal is None:
-                self._parse(rest)
-                return
+            while data and self._refusal is None:
+                data = self._feed(data)
         except HttpParserError as error:
-            self._refuse(torchserve_error(400, "BadRequestException", f"not HTTP as it should be: {error}"))
-            return
-        # A header without an end is not told of: the parser gathers it.
-        self._unfinished = self._unfinished + len(data) if self._in_head and had_begun else 0
-        if self._unfinished > MAX_HEAD_BYTES:
+            self._refusal = _not_http(str(error))
+        # A header (or a trailer) without an end is not told of: the parser gathers it.
+        stuck = (self._in_head and had_begun) or (self._in_body and self._body_bytes == had_body)
+        self._unfinished = self._unfinished + received if stuck else 0
+        if self._unfinished > MAX_HEAD_BYTES and self._refusal is None:
             self._refusal = _long_head()
         if self._refusal is not None:
             self._refuse(self._refusal)
@@ -320,6 +314,21 @@ class _Connection:
                 self._give_up_at = self._loop.time() + self._server.patience.head_s
         else:  # but the first half of a line break may have gone into it already
             self._clean = not data.endswith(b"\r")
+
+    def _feed(self, data: bytes) -> bytes:
+        """-> what is still to be fed."""
+        try:
+            self._parser.feed_data(data)
+        except HttpParserUpgrade as upgrade:
+            # Nobody here speaks another protocol: the request is answered as if it had not asked. The parser has left
+            # it at the end of its head; another one goes on with the body.
+            self._parser = HttpRequestParser(self)
+            if self._refusal is None:
+                self._changing = True
+                self._parser.feed_data(_framing_only(self._headers))
+                self._changing = False
+            return data[upgrade.args[0] :]
+        return b""
 
     def check(self, now: float) -> None:
         """Whether the client has used up its patience."""
@@ -338,42 +347,54 @@ class _Connection:
         self.connection_lost(None)
         return streaming
 
-    # ---- the parser's side -----------------------------------------------------------------------------------------
+    # ---- the parser's side: deaf after a refusal, for it may have gone on to the next request ------------------------
 
     def on_message_begin(self) -> None:
-        if not self._changing:
+        if self._refusal is None and not self._changing:
             self._reset()
             self._in_head = True
 
     def on_url(self, url: bytes) -> None:
-        if not self._changing:
+        if self._refusal is None and not self._changing:
             self._target += url
             self._head_bytes += len(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._changing or self._in_body:  # a trailer is no header
+        if self._refusal is not None or self._changing:
             return
         self._head_bytes += len(name) + len(value)
-        # Latin-1 gives every byte back as it was, as TorchServe reads it too.
-        self._headers.append((name.decode("latin-1"), value.decode("latin-1")))
+        if not self._in_body:
+            # Latin-1 gives every byte back as it was, as TorchServe reads it too.
+            self._headers.append((name.decode("latin-1"), value.decode("latin-1")))
+        elif self._head_bytes > MAX_HEAD_BYTES:  # trailers are no headers, and go nowhere
+            self._refusal = _long_head()
 
     def on_headers_complete(self) -> None:
-        if self._changing:
+        if self._refusal is not None or self._changing:
             return
         self._in_head, self._in_body = False, True
-        self._method = self._parser.get_method().decode("latin-1")
-        self._keep, self._old = self._parser.should_keep_alive(), self._parser.get_http_version() == "1.0"
         self._counted = True
         self._server.begins()
-        length, expects = 0, None
+        version = self._parser.get_http_version()
+        self._method, self._old = self._parser.get_method().decode("latin-1"), version == "1.0"
+        length, expects, codings, closes = 0, "", [], False
         for name, value in self._headers:
             flags = meaning(name)
             if flags & LENGTH:
                 length = int(value)
             elif flags & EXPECT:
-                expects = value.lower()
+                expects = value.strip().lower()
+            elif flags & NAMES_OTHERS:
+                closes = closes or "close" in [token.strip().lower() for token in value.split(",")]
+            elif flags & HOP and name.lower() == "transfer-encoding":
+                codings.append(value.strip(" ").lower())
+        self._keep = self._parser.should_keep_alive() and not closes
         if self._head_bytes > MAX_HEAD_BYTES:
             self._refusal = _long_head()
+        elif version not in ("1.0", "1.1"):
+            self._refusal = _not_http(f"version {version}")
+        elif codings and (codings != ["chunked"] or self._old):
+            self._refusal = _not_http(f"a body in the transfer encoding {', '.join(codings)}")
         elif length > self._server.max_body_bytes:
             self._refusal = too_large()
         elif self._old:  # it knows of no interim answers
@@ -382,22 +403,23 @@ class _Connection:
             self._expects = True
             if self._turn is None and not self._queue:
                 self._go_on()
-        elif expects is not None:
+        elif expects:
             self._refusal = Reply(417, "Expectation Failed", (("content-length", "0"),), b"")
 
     def on_body(self, piece: bytes) -> None:
+        if self._refusal is not None:
+            return
         self._expects = False
         self._body_bytes += len(piece)
         if self._body_bytes > self._server.max_body_bytes:
             self._refusal = too_large()
-        elif self._refusal is None:
+        else:
             self._pieces.append(piece)
 
     def on_message_complete(self) -> None:
         if self._refusal is not None or (self._parser.should_upgrade() and not self._changing):
             return
-        self._in_body = False
-        self._counted = False
+        self._in_body = self._counted = False
         body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
         headers = without_hop_by_hop(tuple(self._headers))
         request = Request(self._method, self._target.decode("latin-1"), headers, body)
@@ -408,7 +430,7 @@ class _Connection:
     def _go_on(self) -> None:
         """A client that asks first (curl does, for large bodies) is told to go on only if its body will be taken."""
         self._expects = False
-        self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._put(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _refuse(self, reply: Reply) -> None:
         """The last answer on this connection, after those to what came before."""
@@ -482,6 +504,8 @@ class _Connection:
 
     def _write(self, reply: Reply, turn: Turn) -> bool:
         """-> whether the connection goes on."""
+        if self._transport.is_closing():
+            return False
         keep = self._keeps(turn)
         status, phrase, headers, body, block = reply
         if block is not None and keep and not turn.old:
@@ -523,16 +547,21 @@ class _Connection:
         if not turn.old:
             headers = (*headers, ("Transfer-Encoding", "chunked"))
         line = _status_line(chunks.status, chunks.phrase)
-        self._transport.write(head(line, headers, _connection(keep, turn.old)))
+        self._put(head(line, headers, _connection(keep, turn.old)))
         silent = turn.request.method == "HEAD"
         async for chunk in chunks:
             if chunk and not silent:
-                self._transport.write(chunk if turn.old else b"%x\r\n%b\r\n" % (len(chunk), chunk))
+                self._put(chunk if turn.old else b"%x\r\n%b\r\n" % (len(chunk), chunk))
                 if not self._may_write.is_set():
                     await self._may_write.wait()
         if not turn.old and not silent:
-            self._transport.write(b"0\r\n\r\n")
+            self._put(b"0\r\n\r\n")
         return keep
+
+    def _put(self, data: bytes) -> None:
+        """A connection that was reset is closing before we are told, and takes nothing any more."""
+        if not self._transport.is_closing():
+            self._transport.write(data)
 
     def _end(self) -> None:
         """Close, but let the client read what was written to it first."""
@@ -555,6 +584,10 @@ def _framing_only(headers: list[tuple[str, str]]) -> bytes:
     """A head that says nothing but how its body is framed."""
     framing = [pair for pair in headers if meaning(pair[0]) & LENGTH or pair[0].lower() == "transfer-encoding"]
     return head("POST / HTTP/1.1", tuple(framing))
+
+
+def _not_http(what: str) -> Reply:
+    return torchserve_error(400, "BadRequestException", f"not HTTP as it should be: {what}")
 
 
 def _long_head() -> Reply:

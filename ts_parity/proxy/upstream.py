@@ -79,11 +79,15 @@ class Exchange:
         origin.in_flight += 1
 
     def start(self) -> None:
-        if self._origin.idle:
-            self._connection = self._origin.idle.pop()
-            self._connection.send(self._data, self._for_head, self)
-        else:
-            self._opening = asyncio.get_running_loop().create_task(self._open())
+        idle = self._origin.idle
+        while idle:
+            connection = idle.pop()
+            if not connection.closing:
+                self._connection = connection
+                connection.send(self._data, self._for_head, self)
+                return
+        self._connection = None
+        self._opening = asyncio.get_running_loop().create_task(self._open())
 
     async def _open(self) -> None:
         try:

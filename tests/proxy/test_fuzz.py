@@ -1,0 +1,173 @@
+"""Hostile bytes at both edges: some hundreds of cases (`make fuzz` has a hundred thousand), and what was found."""
+
+import asyncio
+import re
+from random import Random
+
+import pytest
+
+from tests.proxy.fuzzing import fuzz, machine
+from tests.proxy.strict import End, read_answer, read_requests
+
+HOST = b"Host: h\r\n"
+NEXT = b"GET /next HTTP/1.1\r\n" + HOST + b"\r\n"
+UPGRADE = b"Connection: upgrade\r\nUpgrade: h2c\r\n"
+CHUNKED = b"Transfer-Encoding: chunked\r\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_whatever_comes_nobody_gets_what_is_not_his(seed: int) -> None:
+    faults, tally = await fuzz(seed, range(300))
+    assert not faults, "\n".join(faults)
+    assert tally["answered"] > 60
+    assert tally["refused 400"] > 15
+    assert tally["passed on"] > 30
+
+
+def rows(*found):
+    return [pytest.param(pieces, clean, id=f"{name}: {what}") for name, what, pieces, clean in found]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("data", "clean"),
+    rows(
+        (
+            "refusal",
+            "the next one's answer takes its place",
+            b"GET /a HTTP/1.1\r\n" + HOST + b"Expect: wonders\r\n\r\n" + NEXT,
+            False,
+        ),
+        (
+            "refusal",
+            "a blank behind it, which should not matter",
+            b"GET /a HTTP/1.1\r\n" + HOST + b"Expect: 100-continue \r\n\r\n" + NEXT,
+            True,
+        ),
+        (
+            "refusal",
+            "a body over the limit",
+            b"POST /a HTTP/1.1\r\n" + HOST + CHUNKED + b"\r\n1d4c0\r\n" + b"x" * 120_000 + b"\r\n0\r\n\r\n" + NEXT,
+            False,
+        ),
+        (
+            "refusal",
+            "a head over the limit",
+            b"GET /a HTTP/1.1\r\n" + HOST + b"X: " + b"y" * 66_000 + b"\r\n\r\n" + NEXT,
+            False,
+        ),
+        (
+            "upgrade",
+            "its body is a request",
+            b"POST /a HTTP/1.1\r\n" + HOST + UPGRADE + b"Content-Length: %d\r\n\r\n" % len(NEXT) + NEXT,
+            True,
+        ),
+        (
+            "upgrade",
+            "its body is lost",
+            b"POST /a HTTP/1.1\r\n" + HOST + UPGRADE + CHUNKED + b"\r\n3\r\nabc\r\n0\r\n\r\n" + NEXT,
+            True,
+        ),
+        ("upgrade", "a thousand in one packet", (b"GET /a HTTP/1.1\r\n" + HOST + UPGRADE + b"\r\n") * 1100, True),
+        (
+            "trailer",
+            "becomes a header",
+            b"POST /a HTTP/1.1\r\n" + HOST + CHUNKED + b"\r\n0\r\nAuthorization: Bearer x\r\n\r\n",
+            True,
+        ),
+        ("version", "a line feed in the request line", b"GET /a\nX: Y HTTP/1.1\r\n" + HOST + b"\r\n", False),
+        ("version", "none", b"GET /a\r\n" + HOST + b"\r\n", False),
+        ("version", "0.9", b"GET /a HTTP/0.9\r\n" + HOST + b"\r\n", False),
+        ("version", "2.0", b"GET /a HTTP/2.0\r\n" + HOST + b"\r\n", False),
+        (
+            "old and chunked",
+            "faulty framing (RFC 9112, 6.1)",
+            b"POST /a HTTP/1.0\r\nConnection: keep-alive\r\n" + CHUNKED + b"\r\n3\r\nabc\r\n0\r\n\r\n" + NEXT,
+            False,
+        ),
+        (
+            "old, close and keep-alive",
+            "close counts (RFC 9112, 9.3)",
+            b"GET /a HTTP/1.0\r\nConnection: keep-alive\r\nConnection: close\r\n\r\n" + NEXT,
+            True,
+        ),
+    ),
+)
+async def test_requests_that_were_read_wrongly_once(data: bytes, clean: bool) -> None:
+    async with machine(0) as it:
+        await it.at_client([data], Random(1), clean)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("data", "clean"),
+    rows(
+        ("chunked without body", "304", b"HTTP/1.1 304 Not Modified\r\n" + CHUNKED + b"\r\n", False),
+        ("chunked without body", "204", b"HTTP/1.1 204 No Content\r\n" + CHUNKED + b"\r\n", False),
+        (
+            "odd coding of an answer",
+            "a tab behind it",
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\t\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+            False,
+        ),
+    ),
+)
+async def test_answers_that_were_read_wrongly_once(data: bytes, clean: bool) -> None:
+    async with machine(0) as it:
+        for n in range(6):  # GET and POST, passed through and not
+            await it.at_instance([data], Random(n), clean)
+
+
+# ---- the second opinion itself ---------------------------------------------------------------------------------------
+
+
+def test_the_reference_reads_what_is_good() -> None:
+    data = (
+        b"\r\nPOST /a HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc"
+        b"PUT /b HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1;x=y\r\nd\r\n2\r\nef\r\n0\r\nT: 1\r\n\r\n"
+        b"GET /c HTTP/1.0\r\nA:  b \r\n\r\nGET /never HTTP/1.1\r\n\r\n"
+    )
+    found, end = read_requests(data)
+    assert [(m.first, m.body) for m in found] == [
+        ((b"POST", b"/a"), b"abc"), ((b"PUT", b"/b"), b"def"), ((b"GET", b"/c"), b""),
+    ]  # fmt: skip
+    assert found[2].headers == ((b"A", b"b"),)
+    assert end is End.CLOSED
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET /a\r\nHost: h\r\n\r\n",
+        b"GET /a HTTP/1.1\nHost: h\n\n",
+        b"GET /a HTTP/1.1\r\nA: b\r\n c\r\n\r\n",
+        b"GET /a HTTP/1.1\r\nA : b\r\n\r\n",
+        b"GET /a HTTP/1.1\r\nA: b\rc\r\n\r\n",
+        b"POST /a HTTP/1.1\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\nabc",
+        b"POST /a HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST /a HTTP/1.1\r\nTransfer-Encoding: chunked, gzip\r\n\r\n0\r\n\r\n",
+        b"POST /a HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0x1\r\na\r\n0\r\n\r\n",
+        b"POST /a HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nab\r\n0\r\n\r\n",
+    ],
+)
+def test_the_reference_refuses_what_is_not(data: bytes) -> None:
+    assert read_requests(data) == ([], End.BAD)
+
+
+def test_the_reference_reads_answers() -> None:
+    data = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 \r\nContent-Length: 2\r\n\r\nokHTTP"
+    message, end, rest = read_answer(data, b"GET", closed=False)
+    assert message is not None
+    assert (message.first, message.body, end, rest) == ((b"200", b""), b"ok", End.WHOLE, b"HTTP")
+    message, end, rest = read_answer(b"HTTP/1.1 200 OK\r\n\r\nab", b"GET", closed=True)
+    assert message is not None
+    assert (message.body, end) == (b"ab", End.CLOSED)
+    assert read_answer(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nab", b"GET", closed=False)[1] is End.INSIDE
+
+
+def test_a_fault_is_told_so_that_it_can_be_had_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.proxy.fuzzing._differs", lambda heard, sent: "in all")
+    faults, _ = asyncio.run(fuzz(3, range(0, 60, 2), most=1))
+    assert re.match(r"case \d+ of seed 3: an instance was handed what the client did not send there", faults[0])
+    assert "--client [b'" in faults[0]
