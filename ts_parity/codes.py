@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache
 
@@ -51,6 +51,15 @@ class Code:
     coefficients: Coefficients
     lossless: bool
     """A recovered prediction is F's own, so a client that refuses rebuilt answers may have it."""
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # What is recoverable is remembered by code, and asked for with each answer.
+        parts = (self.name, self.k, self.r, self.family, self.coefficients, self.lossless)
+        object.__setattr__(self, "_hash", hash(parts))
+
+    def __hash__(self) -> int:
+        return self._hash
 
     def recoverable(self, have: frozenset[int], covers: Covers) -> frozenset[int]:
         """The slots not in `have` that could be answered from the outputs in `have` and the arrived protections."""

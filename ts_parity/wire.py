@@ -20,7 +20,8 @@ import json
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +53,8 @@ _PREFIX = struct.Struct(">4sBBBB")
 _LENGTHS = struct.Struct(">II")
 _EMPTY = 0xFFFFFFFF
 _HAS_RAW = 1
+_REMEMBERED = 1024
+_LONGEST = 1024
 _DTYPES = {"float16": "<f2", "float32": "<f4", "float64": "<f8"}
 
 
@@ -92,11 +95,10 @@ def pack_frame(frame: Frame) -> bytes:
         if part is None:
             pieces.append(_LENGTHS.pack(_EMPTY, 0))
             continue
-        head = {"status": part.status, "phrase": part.phrase, "headers": part.headers}
-        pieces += _section(head, part.body)
+        pieces += _section(_packed_head(part.status, part.phrase, part.headers), part.body)
     if frame.raw is not None:
         array = _as_wire_array(frame.raw, MalformedFrame)
-        pieces += _section({"dtype": array.dtype.name, "shape": array.shape}, array.tobytes())
+        pieces += _section(_json({"dtype": array.dtype.name, "shape": array.shape}), array.tobytes())
     return b"".join(pieces)
 
 
@@ -122,7 +124,8 @@ def unpack_frame(data: bytes | bytearray | memoryview) -> Frame:
         section, at = _read_section(view, at, "raw output")
         if section is None:
             raise MalformedFrame("the raw output is announced and empty")
-        raw = _array(section[0].get("dtype"), section[0].get("shape"), section[1], MalformedFrame)
+        head = _read_head(section[0], "raw output")
+        raw = _array(head.get("dtype"), head.get("shape"), section[1], MalformedFrame)
     if at != len(view):
         raise MalformedFrame(f"{len(view) - at} bytes after the end of the frame")
     return Frame(tuple(slots), raw)
@@ -135,8 +138,39 @@ def attach_tail(body: bytes, raw: Array) -> tuple[bytes, str]:
     return body + array.tobytes(), f"v={VERSION};dtype={array.dtype.name};shape={shape};offset={len(body)}"
 
 
+class Tail(NamedTuple):
+    """Where in a body the raw output begins, and what it is. Made by `find_tail`, which has checked it."""
+
+    offset: int
+    dtype: str
+    shape: tuple[int, ...]
+    size: int
+    """Bytes."""
+
+    def array(self, body: bytes) -> Array:
+        return np.frombuffer(body, _DTYPES[self.dtype], offset=self.offset).reshape(self.shape)
+
+
+def find_tail(body: bytes, header: str) -> Tail:
+    """Raise MalformedTail unless header and bytes agree exactly."""
+    tail = _described(header)
+    if tail.offset > len(body):
+        raise MalformedTail(f"the raw tail begins at byte {tail.offset} of a body of {len(body)}")
+    if tail.offset + tail.size != len(body):
+        left = len(body) - tail.offset
+        raise MalformedTail(f"a {tail.dtype} output of shape {[*tail.shape]} has {tail.size} bytes, not {left}")
+    return tail
+
+
 def split_tail(body: bytes, header: str) -> tuple[bytes, Array]:
     """-> (ordinary body, raw output). Raise MalformedTail unless header and bytes agree exactly."""
+    tail = find_tail(body, header)
+    return body[: tail.offset], tail.array(body)
+
+
+@lru_cache(_REMEMBERED)
+def _described(header: str) -> Tail:
+    """One model's outputs are alike, so what is said of them is remembered."""
     try:
         fields = dict(item.split("=", 1) for item in header.split(";"))
         version, dtype = int(fields["v"]), fields["dtype"]
@@ -146,9 +180,9 @@ def split_tail(body: bytes, header: str) -> tuple[bytes, Array]:
         raise MalformedTail(f"cannot read the raw tail header {header!r}") from None
     if version != VERSION:
         raise MalformedTail(f"raw tail of version {version}; this side speaks version {VERSION}")
-    if not 0 <= offset <= len(body):
-        raise MalformedTail(f"the raw tail begins at byte {offset} of a body of {len(body)}")
-    return body[:offset], _array(dtype, shape, memoryview(body)[offset:], MalformedTail)
+    if offset < 0:
+        raise MalformedTail(f"the raw tail begins at byte {offset}")
+    return Tail(offset, dtype, tuple(shape), _size(dtype, shape, MalformedTail))
 
 
 def without_control_headers(headers: Iterable[tuple[str, str]]) -> Headers:
@@ -156,12 +190,20 @@ def without_control_headers(headers: Iterable[tuple[str, str]]) -> Headers:
     return tuple((name, value) for name, value in headers if not name.lower().startswith(CONTROL_PREFIX))
 
 
-def _section(head: dict[str, Any], body: bytes) -> list[bytes]:
-    encoded = json.dumps(head, separators=(",", ":")).encode()
-    return [_LENGTHS.pack(len(encoded), len(body)), encoded, body]
+def _section(head: bytes, body: bytes) -> list[bytes]:
+    return [_LENGTHS.pack(len(head), len(body)), head, body]
 
 
-def _read_section(view: memoryview, at: int, what: str) -> tuple[tuple[dict[str, Any], memoryview] | None, int]:
+def _json(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+@lru_cache(_REMEMBERED)
+def _packed_head(status: int, phrase: str, headers: Headers) -> bytes:
+    return _json({"status": status, "phrase": phrase, "headers": headers})
+
+
+def _read_section(view: memoryview, at: int, what: str) -> tuple[tuple[bytes, memoryview] | None, int]:
     if len(view) - at < _LENGTHS.size:
         raise MalformedFrame(f"the frame ends before {what}")
     head_length, body_length = _LENGTHS.unpack_from(view, at)
@@ -172,17 +214,30 @@ def _read_section(view: memoryview, at: int, what: str) -> tuple[tuple[dict[str,
         return None, at
     if len(view) - at < head_length + body_length:
         raise MalformedFrame(f"the frame ends inside {what}")
-    try:
-        head = json.loads(bytes(view[at : at + head_length]))
-    except (ValueError, RecursionError):
-        raise MalformedFrame(f"the head of {what} is not JSON") from None
-    if not isinstance(head, dict):
-        raise MalformedFrame(f"the head of {what} is not an object")
+    head = bytes(view[at : at + head_length])
     at += head_length
     return (head, view[at : at + body_length]), at + body_length
 
 
-def _part(head: dict[str, Any], body: memoryview, slot: int) -> Part:
+def _read_head(head: bytes, what: str) -> dict[str, Any]:
+    try:
+        value = json.loads(head)
+    except (ValueError, RecursionError):
+        raise MalformedFrame(f"the head of {what} is not JSON") from None
+    if not isinstance(value, dict):
+        raise MalformedFrame(f"the head of {what} is not an object")
+    return value
+
+
+def _part(head: bytes, body: memoryview, slot: int) -> Part:
+    headers, status, phrase = _part_head(head, slot) if len(head) <= _LONGEST else _part_head.__wrapped__(head, slot)
+    return Part(headers, bytes(body), status, phrase)
+
+
+@lru_cache(_REMEMBERED)
+def _part_head(packed: bytes, slot: int) -> tuple[Headers, int, str]:
+    """Most parts begin alike, so what a head says is remembered."""
+    head = _read_head(packed, f"slot {slot}")
     headers, status, phrase = head.get("headers"), head.get("status"), head.get("phrase")
     well_formed = (
         isinstance(headers, list)
@@ -196,7 +251,7 @@ def _part(head: dict[str, Any], body: memoryview, slot: int) -> Part:
     assert isinstance(headers, list)
     assert isinstance(status, int)
     assert isinstance(phrase, str)
-    return Part(tuple((h[0], h[1]) for h in headers), bytes(body), status, phrase)
+    return tuple((h[0], h[1]) for h in headers), status, phrase
 
 
 def _as_wire_array(raw: Array, error: type[MalformedFrame] | type[MalformedTail]) -> Array:
@@ -208,6 +263,15 @@ def _as_wire_array(raw: Array, error: type[MalformedFrame] | type[MalformedTail]
 
 
 def _array(dtype: Any, shape: Any, data: memoryview, error: type[MalformedFrame] | type[MalformedTail]) -> Array:
+    expected = _size(dtype, shape, error)
+    if expected != len(data):
+        raise error(f"a {dtype} output of shape {shape} has {expected} bytes, not {len(data)}")
+    array: Array = np.frombuffer(data, dtype=_DTYPES[dtype]).reshape(shape)
+    return array
+
+
+def _size(dtype: Any, shape: Any, error: type[MalformedFrame] | type[MalformedTail]) -> int:
+    """Bytes of such an output, if there can be one."""
     if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise error(f"a raw output is one of {', '.join(_DTYPES)}, not {dtype!r}")
     if (
@@ -219,6 +283,4 @@ def _array(dtype: Any, shape: Any, data: memoryview, error: type[MalformedFrame]
     expected = np.dtype(_DTYPES[dtype]).itemsize
     for n in shape:
         expected *= n
-    if expected != len(data):
-        raise error(f"a {dtype} output of shape {shape} has {expected} bytes, not {len(data)}")
-    return np.frombuffer(data, dtype=_DTYPES[dtype]).reshape(shape)
+    return expected

@@ -5,6 +5,8 @@ words), `group` (the rules of the race), `scheduler` (the story), then `fleet`, 
 """
 
 from ts_parity.engine.events import (
+    ARRIVED,
+    ARRIVED_RAW,
     Action,
     Answer,
     Arrived,
@@ -29,6 +31,8 @@ from ts_parity.engine.policy import Policy
 from ts_parity.engine.scheduler import Scheduler
 
 __all__ = [
+    "ARRIVED",
+    "ARRIVED_RAW",
     "Action",
     "Answer",
     "Arrived",

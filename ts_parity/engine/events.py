@@ -9,7 +9,7 @@ import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, final
 
 if TYPE_CHECKING:
     from ts_parity.engine.fleet import EndpointState
@@ -108,6 +108,7 @@ class QueryState(Enum):
     DONE = "done"
 
 
+@final
 class Query:
     """One client's request. Queries with equal `key` may share a group; `key` None is never grouped.
 
@@ -166,6 +167,7 @@ class Query:
         return f"<Query {self.id} {self.pool} {self.state.value}{where}>"
 
 
+@final
 class Task:
     """One piece of work on one endpoint. It belongs to its group as well as to its query: a neighbour may need it."""
 
@@ -225,28 +227,42 @@ class Rejected(NamedTuple):
 
 
 Outcome = Arrived | Failed | Rejected
+ARRIVED: Final = Arrived()
+ARRIVED_RAW: Final = Arrived(raw=True)
 
 
-class Send(NamedTuple):
-    task: Task
+@final
+class Send:
+    __slots__ = ("task",)
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
 
 
-class Answer(NamedTuple):
+@final
+class Answer:
     """Give `query` the value of `task` (None: the configured default answer). For a backup's answer the task is a
     protection, and the query's prediction is in slot `query.slot`.
     """
 
-    query: Query
-    source: Source
-    task: Task | None
+    __slots__ = ("query", "source", "task")
+
+    def __init__(self, query: Query, source: Source, task: Task | None) -> None:
+        self.query = query
+        self.source = source
+        self.task = task
 
 
-class Fail(NamedTuple):
+@final
+class Fail:
     """No prediction for `query`. `task`, if any, is its last failed attempt, whose error may be passed on."""
 
-    query: Query
-    reason: Reason
-    task: Task | None = None
+    __slots__ = ("query", "reason", "task")
+
+    def __init__(self, query: Query, reason: Reason, task: Task | None = None) -> None:
+        self.query = query
+        self.reason = reason
+        self.task = task
 
 
 Action = Send | Answer | Fail

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
+from typing import Final
 
 from ts_parity.engine.events import (
     Action,
@@ -37,7 +38,7 @@ from ts_parity.engine.health import Condition
 from ts_parity.engine.policy import LoadMeter, Policy, TokenBucket
 from ts_parity.engine.timers import Timer, Timers
 
-MAX_FINISHES = 2
+MAX_FINISHES: Final = 2
 
 
 class Scheduler:
@@ -387,7 +388,7 @@ class Scheduler:
         task = Task(self._serial, kind, query, group, slot, row, place, now, hedge)
         place.take_place(self._serial, now)
         self._in_flight += 1
-        self.sent[kind] += 1
+        self.sent[kind._value_] += 1
         actions.append(Send(task))
 
     # ---- what ended ------------------------------------------------------------------------------------------------
@@ -602,12 +603,12 @@ class Scheduler:
     # ---- the end of a query ----------------------------------------------------------------------------------------
 
     def _answer(self, query: Query, source: Source, task: Task | None, actions: list[Action]) -> None:
-        self.answered[source] += 1
+        self.answered[source._value_] += 1
         self._close(query)
         actions.append(Answer(query, source, task))
 
     def _fail(self, query: Query, reason: Reason, actions: list[Action]) -> None:
-        self.failed[reason] += 1
+        self.failed[reason._value_] += 1
         failure = query.last_failure
         self._close(query)
         actions.append(Fail(query, reason, failure))
@@ -687,9 +688,9 @@ class Scheduler:
             "in_flight": self._in_flight,
             "load": round(self._load.value, 3),
             "retry_tokens": round(self._retries.tokens, 3),
-            "sent": _counts(self.sent),
-            "answered": _counts(self.answered),
-            "failed": _counts(self.failed),
+            "sent": dict(self.sent),
+            "answered": dict(self.answered),
+            "failed": dict(self.failed),
             "pools": {
                 name: {
                     "waiting": pool.waiting_count,
@@ -706,11 +707,6 @@ class Scheduler:
                 for name, state in self._fleet.endpoints.items()
             },
         }
-
-
-def _counts(counter: Counter[str]) -> dict[str, int]:
-    """The counters are kept under the enums themselves, which are strings: their plain values, for JSON."""
-    return {str(getattr(key, "value", key)): count for key, count in counter.items()}
 
 
 def _head(pool: PoolState) -> Query:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from typing import Protocol, cast
+from typing import Protocol, cast, final
 from urllib.parse import urlsplit
 
 from httptools import HttpParserError, HttpResponseParser
@@ -27,6 +27,7 @@ class Listener(Protocol):
         """`untouched`: the connection was closed before a byte of an answer had come."""
 
 
+@final
 class Origin:
     """One API of one instance: where it is, and its idle connections."""
 
@@ -56,6 +57,7 @@ class Origin:
             connection.abort()
 
 
+@final
 class Connection:
     """One connection, an asyncio protocol in all but name: `send` a request; its listener is given the answer, or its
     beginning if it comes in chunks.

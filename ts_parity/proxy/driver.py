@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, cast
+from typing import cast, final
 
 from ts_parity.codes import Code, Family
 from ts_parity.engine import (
@@ -58,11 +58,15 @@ log = logging.getLogger(__name__)
 _RETRY_AFTER_S = 1.0
 
 
-class Delivered(NamedTuple):
+@final
+class Delivered:
     """What a client gets. `source` is None for an error that an instance made and that is passed on."""
 
-    answer: Reply | Pipe
-    source: Source | None
+    __slots__ = ("answer", "source")
+
+    def __init__(self, answer: Reply | Pipe, source: Source | None) -> None:
+        self.answer = answer
+        self.source = source
 
 
 @dataclass(frozen=True)
@@ -205,7 +209,7 @@ class Driver:
         if delivered.source is None:
             self._metrics.queries.add("none", "failed")
         else:
-            source = delivered.source.value
+            source = delivered.source._value_
             self._metrics.queries.add(source, "answered")
             self._metrics.query_seconds.add(source, self._loop.time() - query.arrived_at)
         client(delivered)
@@ -233,7 +237,7 @@ class Driver:
             if task.group.code != self._code(task.endpoint.pool):
                 raise DecodeError("the group's code is no longer the pool's")
             members = [None if member is None else cast(Ask, member.payload) for member in task.group.members]
-            self._metrics.work.add(task.kind.value, by=_protection_work(task, target))
+            self._metrics.work.add(task.kind._value_, by=_protection_work(task, target))
             return group_request(members, target, secret)
         assert task.query is not None
         ask = cast(Ask, task.query.payload)
@@ -243,7 +247,7 @@ class Driver:
             except DecodeError:
                 self._metrics.decode_failures.add()
                 raise
-        self._metrics.work.add(task.kind.value)
+        self._metrics.work.add(task.kind._value_)
         code = self._code(task.endpoint.pool)
         raw = target.wrapped and code is not None and code.family is Family.PARITY and task.query.key is not None
         return prediction_request(ask, target, raw, secret)
@@ -274,7 +278,7 @@ class Driver:
 
     def _ended(self, task: Task, outcome: Outcome) -> None:
         self._in_flight -= 1
-        self._metrics.tasks.add(task.kind.value, _NAMES[type(outcome)])
+        self._metrics.tasks.add(task.kind._value_, _NAMES[type(outcome)])
         if isinstance(outcome, Failed):
             log.info("%r failed: %s", task, outcome.reason)
             if task.kind is Kind.FINISH:

@@ -9,7 +9,7 @@ against it). Knows bytes; knows nothing of sockets.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Final, final
 
 from ts_parity.proxy.messages import (
     CONTROL,
@@ -23,45 +23,62 @@ from ts_parity.proxy.messages import (
 )
 from ts_parity.wire import Headers
 
-_ODD, _CLOSE = 1 << 10, 1 << 11
+_ODD: Final = 1024
+_CLOSE: Final = 2048
 """Flags beside those of `messages`: a header that needs the parser; the connection ends with this message."""
-_REQUEST_LINE = re.compile(rb"(GET|POST|PUT|PATCH|DELETE|OPTIONS|HEAD) (/[!-~]*) HTTP/1\.1")
-_STATUS_LINE = re.compile(rb"HTTP/1\.1 ([2-9][0-9][0-9]) ([ -~]*)")
-_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*((?:[!-~\x80-\xff](?:[ -~\t\x80-\xff]*[!-~\x80-\xff])?)?)")
-_DIGITS = re.compile(r"[0-9]{1,15}")
-_ROOM = 4096
+_REQUEST_LINE: Final = re.compile(rb"(GET|POST|PUT|PATCH|DELETE|OPTIONS|HEAD) (/[!-~]*) HTTP/1\.1")
+_STATUS_LINE: Final = re.compile(rb"HTTP/1\.1 ([2-9][0-9][0-9]) ([ -~]*)")
+_TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_VALUE: Final = rb"(?:[!-~\x80-\xff](?:[ -~\t\x80-\xff]*[!-~\x80-\xff])?)?"
+_LINE: Final = re.compile(rb"(%b):[ \t]*(%b)" % (_TOKEN, _VALUE))
+_DIGITS: Final = re.compile(r"[0-9]{1,15}")
+_ROOM: Final = 4096
 """So many different lines are remembered, then all are forgotten: what is common comes back at once."""
-_LONGEST = 256
+_LONGEST: Final = 256
 
-_lines: dict[bytes, tuple[tuple[str, str], int]] = {}
-_requests: dict[bytes, tuple[str, str]] = {}
-_statuses: dict[bytes, tuple[int, str]] = {}
-_FRAMING = frozenset({"transfer-encoding", "upgrade", "proxy-connection"})
-_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
-_BODILESS = frozenset({204, 304})
+_lines: Final[dict[bytes, tuple[tuple[str, str], int]]] = {}
+_requests: Final[dict[bytes, tuple[str, str]]] = {}
+_statuses: Final[dict[bytes, tuple[int, str]]] = {}
+_FRAMING: Final = frozenset({"transfer-encoding", "upgrade", "proxy-connection"})
+_WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
+_BODILESS: Final = frozenset({204, 304})
 
 
-class PlainRequest(NamedTuple):
+@final
+class PlainRequest:
     """`headers` are those for the other end; `block` the same as bytes, if they can go on as they came."""
 
-    method: str
-    target: str
-    headers: Headers
-    block: bytes | None
-    length: int
-    keep: bool
-    end: int
-    """Where in the data the body begins."""
+    __slots__ = ("block", "end", "headers", "keep", "length", "method", "target")
+
+    def __init__(
+        self, method: str, target: str, headers: Headers, block: bytes | None, length: int, keep: bool, end: int
+    ) -> None:
+        self.method = method
+        self.target = target
+        self.headers = headers
+        self.block = block
+        self.length = length
+        self.keep = keep
+        self.end = end
+        """Where in the data the body begins."""
 
 
-class PlainAnswer(NamedTuple):
-    status: int
-    phrase: str
-    headers: Headers
-    block: bytes | None
-    length: int
-    keep: bool
-    end: int
+@final
+class PlainAnswer:
+    """The same of an answer."""
+
+    __slots__ = ("block", "end", "headers", "keep", "length", "phrase", "status")
+
+    def __init__(
+        self, status: int, phrase: str, headers: Headers, block: bytes | None, length: int, keep: bool, end: int
+    ) -> None:
+        self.status = status
+        self.phrase = phrase
+        self.headers = headers
+        self.block = block
+        self.length = length
+        self.keep = keep
+        self.end = end
 
 
 def read_request(data: bytes, start: int = 0) -> PlainRequest | None:

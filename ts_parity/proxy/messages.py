@@ -5,13 +5,13 @@ Knows HTTP's words and TorchServe's error shape. Knows nothing of sockets or who
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import NamedTuple, Protocol
+from collections.abc import AsyncIterator, Iterable
+from typing import Final, Protocol, final
 
 from ts_parity.errors import TsParityError, Unavailable, error_body
 from ts_parity.wire import CONTROL_PREFIX, Headers
 
-MAX_HEAD_BYTES = 65536
+MAX_HEAD_BYTES: Final = 65536
 """Of a request line or status line and its headers."""
 # RFC 9110, 7.6.1: these speak of one connection and are not passed on.
 HOP_BY_HOP = frozenset(
@@ -29,9 +29,15 @@ HOP_BY_HOP = frozenset(
 )
 
 
-HOP, NAMES_OTHERS, CONTROL, LENGTH, EXPECT, HOST, AUTHORIZATION = 1, 2, 4, 8, 16, 32, 64
-"""What a header's name can mean to a proxy; flags."""
-_MEANINGS: dict[str, int] = {}
+# What a header's name can mean to a proxy; flags.
+HOP: Final = 1
+NAMES_OTHERS: Final = 2
+CONTROL: Final = 4
+LENGTH: Final = 8
+EXPECT: Final = 16
+HOST: Final = 32
+AUTHORIZATION: Final = 64
+_MEANINGS: Final[dict[str, int]] = {}
 
 
 def meaning(name: str) -> int:
@@ -52,7 +58,7 @@ def _meaning(name: str) -> int:
     return named | (HOP if name in HOP_BY_HOP else 0) | (CONTROL if name.startswith(CONTROL_PREFIX) else 0)
 
 
-def has(headers: Headers, flags: int) -> bool:
+def has(headers: Iterable[tuple[str, str]], flags: int) -> bool:
     """Whether a header of one of these meanings is among them."""
     for name, _ in headers:  # noqa: SIM110 - a generator would cost more than it looks at
         if meaning(name) & flags:
@@ -60,17 +66,21 @@ def has(headers: Headers, flags: int) -> bool:
     return False
 
 
-class Request(NamedTuple):
+@final
+class Request:
     """What a client sent, less what concerns its connection only. `target` is path and query exactly as they stood in
     the request line. `block`, if any: the headers as bytes, fit to be sent on as they are (a Host and a right length
     are there, no control header is), so whoever changes `headers` drops it.
     """
 
-    method: str
-    target: str
-    headers: Headers
-    body: bytes
-    block: bytes | None = None
+    __slots__ = ("block", "body", "headers", "method", "target")
+
+    def __init__(self, method: str, target: str, headers: Headers, body: bytes, block: bytes | None = None) -> None:
+        self.method = method
+        self.target = target
+        self.headers = headers
+        self.body = body
+        self.block = block
 
     @property
     def path(self) -> str:
@@ -85,19 +95,35 @@ class Request(NamedTuple):
         return header(self.headers, name)
 
 
-class Reply(NamedTuple):
+@final
+class Reply:
     """A whole answer. An empty `phrase` is TorchServe's habit, not an omission. `block` as in a request: the headers as
     bytes, with the length and without control headers.
     """
 
-    status: int
-    phrase: str
-    headers: Headers
-    body: bytes
-    block: bytes | None = None
+    __slots__ = ("block", "body", "headers", "phrase", "status")
+
+    def __init__(self, status: int, phrase: str, headers: Headers, body: bytes, block: bytes | None = None) -> None:
+        self.status = status
+        self.phrase = phrase
+        self.headers = headers
+        self.body = body
+        self.block = block
 
     def header(self, name: str) -> str | None:
         return header(self.headers, name)
+
+    def with_headers(self, headers: Headers) -> Reply:
+        return Reply(self.status, self.phrase, headers, self.body)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Reply):
+            return False
+        mine = (self.status, self.phrase, self.headers, self.body)
+        return mine == (other.status, other.phrase, other.headers, other.body)
+
+    def __repr__(self) -> str:
+        return f"<Reply {self.status} {self.phrase!r} {self.headers} {self.body[:200]!r}>"
 
 
 class Chunks(Protocol):
@@ -152,6 +178,10 @@ def head(first_line: str, headers: Headers, more: Headers = ()) -> bytes:
     return text.encode("latin-1", "replace")
 
 
+def as_block(headers: Iterable[tuple[str, str]]) -> bytes:
+    return "\r\n".join([f"{name}: {value}" for name, value in headers]).encode("latin-1", "replace")
+
+
 def without_control(headers: Headers) -> Headers:
     """The same tuple, if there is none."""
     if not has(headers, CONTROL):
@@ -161,17 +191,10 @@ def without_control(headers: Headers) -> Headers:
 
 def with_header(reply: Reply, name: str, value: str) -> Reply:
     """`name` and `value` are the proxy's own words, fit for a header."""
-    status, phrase, headers, body, block = reply
+    block = reply.block
     if block is not None:
         block = b"%b\r\n%b: %b" % (block, name.encode(), value.encode())
-    return Reply(status, phrase, (*headers, (name, value)), body, block)
-
-
-def with_body(reply: Reply, body: bytes) -> Reply:
-    """Another body; an existing content-length is corrected where it stands."""
-    length = str(len(body))
-    headers = tuple([(key, length if meaning(key) & LENGTH else value) for key, value in reply.headers])
-    return Reply(reply.status, reply.phrase, headers, body)
+    return Reply(reply.status, reply.phrase, (*reply.headers, (name, value)), reply.body, block)
 
 
 def error_reply(error: TsParityError) -> Reply:

@@ -8,12 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import lru_cache
+from typing import final
 
 from ts_parity.codes import Family
-from ts_parity.engine import Arrived, Failed, Outcome
+from ts_parity.engine import ARRIVED, ARRIVED_RAW, Arrived, Failed, Outcome
 from ts_parity.errors import MalformedFrame, MalformedTail
-from ts_parity.proxy.messages import Reply, Request, header, with_body, without_control, without_hop_by_hop
+from ts_parity.proxy.messages import (
+    CONTROL,
+    LENGTH,
+    Reply,
+    Request,
+    as_block,
+    has,
+    header,
+    meaning,
+    without_control,
+    without_hop_by_hop,
+)
 from ts_parity.proxy.routes import prediction_target, url_path
 from ts_parity.proxy.upstream import Unreachable, classify
 from ts_parity.wire import (
@@ -28,8 +40,9 @@ from ts_parity.wire import (
     Frame,
     Headers,
     Part,
+    Tail,
+    find_tail,
     pack_frame,
-    split_tail,
     unpack_frame,
 )
 
@@ -38,11 +51,15 @@ _FRAME_HEADERS: Headers = (("Content-Type", FRAME_TYPE),)
 _FRONTEND_HEADERS = frozenset({"x-request-id", "pragma", "cache-control", "expires"})
 
 
-class Ask(NamedTuple):
+@final
+class Ask:
     """A query's payload: the client's request less control headers, and what followed the version in its path."""
 
-    request: Request
-    extra: str
+    __slots__ = ("extra", "request")
+
+    def __init__(self, request: Request, extra: str) -> None:
+        self.request = request
+        self.extra = extra
 
 
 @dataclass(frozen=True)
@@ -57,21 +74,38 @@ class Target:
     """Of a full group, for a protection where it was measured, in deployed inferences."""
 
 
-class Value(NamedTuple):
+@final
+class Value:
     """What a task brought: the reply, and what was taken out of it. The driver keeps it in `task.value`."""
 
-    reply: Reply | None = None
-    raw: Array | None = None
-    frame: Frame | None = None
+    __slots__ = ("_body", "_tail", "frame", "reply")
+
+    def __init__(
+        self, reply: Reply | None = None, frame: Frame | None = None, body: bytes = b"", tail: Tail | None = None
+    ) -> None:
+        """`tail`: where in `body`, the whole of what came, the raw output is; it is read only if it is needed."""
+        self.reply = reply
+        self.frame = frame
+        self._body = body
+        self._tail = tail
+
+    @property
+    def raw(self) -> Array | None:
+        if self._tail is not None:
+            return self._tail.array(self._body)
+        return None if self.frame is None else self.frame.raw
 
 
 def prediction_request(ask: Ask, target: Target, raw: bool, secret: str) -> Request:
     """The client's own request. With `raw`, the worker is asked for the model's raw output behind the answer."""
-    path = prediction_target(target.model, target.version, ask.extra, ask.request.query_string)
-    headers = ask.request.headers
-    if raw:
-        headers = (*headers, *_control(OP_RAW, secret))
-    return Request(ask.request.method, path, headers, ask.request.body)
+    request = ask.request
+    path = prediction_target(target.model, target.version, ask.extra, request.query_string)
+    if not raw:
+        return Request(request.method, path, request.headers, request.body, request.block)
+    block = request.block
+    if block is not None:
+        block += _as_lines(OP_RAW, secret)
+    return Request(request.method, path, (*request.headers, *_control(OP_RAW, secret)), request.body, block)
 
 
 def group_request(members: Sequence[Ask | None], target: Target, secret: str) -> Request:
@@ -90,16 +124,30 @@ def read_prediction(result: Reply | Unreachable) -> tuple[Outcome, Value]:
     failure = classify(result)
     if failure is not None:
         return failure, Value(result)
+    if result.block is not None:  # no control headers
+        return ARRIVED, Value(result)
     described = result.header(RAW)
-    reply = _clean(result)
     if described is None:
-        return Arrived(), Value(reply)
+        return ARRIVED, Value(_clean(result))
     try:
-        body, raw = split_tail(result.body, described)
+        tail = find_tail(result.body, described)
     except MalformedTail as error:
         # Where the ordinary body ends is unknown now, so there is no answer in it.
         return Failed(str(error)), Value()
-    return Arrived(raw=True), Value(with_body(reply, body), raw)
+    return ARRIVED_RAW, Value(_ordinary(result, tail.offset), None, result.body, tail)
+
+
+def _ordinary(reply: Reply, length: int) -> Reply:
+    """What the answer would have been without the tail: its length is corrected where it stands."""
+    headers: list[tuple[str, str]] = []
+    for pair in reply.headers:
+        flags = meaning(pair[0])
+        if flags & LENGTH:
+            headers.append((pair[0], str(length)))
+        elif not flags & CONTROL:
+            headers.append(pair)
+    block = as_block(headers) if has(headers, LENGTH) else None
+    return Reply(reply.status, reply.phrase, tuple(headers), reply.body[:length], block)
 
 
 def read_protection(result: Reply | Unreachable, family: str, sent: frozenset[int]) -> tuple[Outcome, Value]:
@@ -117,7 +165,7 @@ def read_protection(result: Reply | Unreachable, family: str, sent: frozenset[in
     covers = frozenset(i for i, part in enumerate(frame.slots) if part and 200 <= part.status < 300) & sent
     if family == Family.PARITY and frame.raw is None:
         return Failed("no parity output in the answer to a group request", retry=False), Value()
-    return Arrived(covers=covers), Value(_clean(result), frame.raw, frame)
+    return Arrived(covers=covers), Value(_clean(result), frame)
 
 
 def read_finish(result: Reply | Unreachable) -> tuple[Outcome, Value]:
@@ -160,11 +208,17 @@ def _no_answer(result: Reply | Unreachable) -> tuple[Outcome, Value] | None:
 
 
 def _clean(reply: Reply) -> Reply:
-    return Reply(reply.status, reply.phrase, without_control(reply.headers), reply.body)
+    return reply if reply.block is not None else reply.with_headers(without_control(reply.headers))
 
 
 def _control(operation: str, secret: str) -> Headers:
     return ((OP, operation), (SECRET, secret)) if secret else ((OP, operation),)
+
+
+@lru_cache(16)
+def _as_lines(operation: str, secret: str) -> bytes:
+    """The control headers as they follow a block."""
+    return b"\r\n" + as_block(_control(operation, secret))
 
 
 def _part(ask: Ask) -> Part:

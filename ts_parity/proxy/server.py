@@ -12,7 +12,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Final, cast, final
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
@@ -40,12 +40,12 @@ from ts_parity.wire import Headers
 log = logging.getLogger(__name__)
 
 # Requests of one connection that are read ahead while the first is being answered.
-_PIPELINED = 16
-_PIPELINED_BYTES = 1 << 16
-_SWEEP_S = 1.0
+_PIPELINED: Final = 16
+_PIPELINED_BYTES: Final = 65536
+_SWEEP_S: Final = 1.0
 # A refused request may still be on its way: closing at once would reset the connection before the answer is read.
-_LINGER_S = 2.0
-_NOTHING = Request("", "", (), b"")
+_LINGER_S: Final = 2.0
+_NOTHING: Final = Request("", "", (), b"")
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,7 @@ class Server:
         self._sweeper = loop.call_later(_SWEEP_S, self._sweep)
 
 
+@final
 class Turn:
     """One request and its place in the order of answers. `answer` it once, now or later; who answers a client that has
     left, or answers twice, does no harm. `on_leave` is called if the client goes before.
@@ -160,6 +161,7 @@ class Turn:
                 self.on_leave()
 
 
+@final
 class _Connection:
     """One client's connection, an asyncio protocol in all but name: requests are answered one by one, in the order in
     which they came.
@@ -286,8 +288,8 @@ class _Connection:
             self._take(data, missing)
 
     def _asks(self, plain: PlainRequest, body: bytes) -> None:
-        method, target, headers, block, _, keep, _ = plain
-        self._ask(Turn(self, Request(method, target, headers, body, block), keep, False))
+        request = Request(plain.method, plain.target, plain.headers, body, plain.block)
+        self._ask(Turn(self, request, plain.keep, False))
 
     def _parse(self, data: bytes) -> None:
         had_begun, had_body = self._in_head, self._body_bytes
@@ -507,7 +509,7 @@ class _Connection:
         if self._transport.is_closing():
             return False
         keep = self._keeps(turn)
-        status, phrase, headers, body, block = reply
+        status, phrase, headers, body, block = reply.status, reply.phrase, reply.headers, reply.body, reply.block
         if block is not None and keep and not turn.old:
             data = b"HTTP/1.1 %d %b\r\n%b\r\n\r\n" % (status, phrase.encode("latin-1"), block)
         else:

@@ -62,7 +62,7 @@ class Service:
         self._driver = driver
         self._upstream = upstream
         self._metrics = metrics
-        self._group_by = tuple(dict.fromkeys((*_ALWAYS_GROUP_BY, *group_by)))
+        self._group_by = frozenset((*_ALWAYS_GROUP_BY, *(name.lower() for name in group_by)))
         self._plan = Plan()
         self._addresses: Mapping[str, Address] = {}
 
@@ -80,7 +80,7 @@ class Service:
                 asker.answer(error_reply(error))
                 return
             # From here on nothing a client sent can steer a worker.
-            request = request._replace(headers=without_control(request.headers))
+            request = Request(request.method, request.target, without_control(request.headers), request.body)
         path, _, query_string = request.target.partition("?")
         asked = prediction(request.method, path)
         pool = None if asked is None else self._pool(asked)
@@ -111,8 +111,13 @@ class Service:
         """Queries share a group only if the model computes the same function for them. (TorchServe drops the query
         string of predictions, so that is no difference.)
         """
-        headers = tuple([request.header(name) for name in self._group_by])
-        return (asked.extra, *headers)
+        found: dict[str, str] | None = None
+        for name, value in request.headers:
+            lower = name.lower()
+            if lower in self._group_by:
+                found = {} if found is None else found
+                found[lower] = value  # the last one of that name, as TorchServe's own map keeps it
+        return asked.extra if found is None else (asked.extra, *sorted(found.items()))
 
     # ---- everything else -------------------------------------------------------------------------------------------
 
@@ -131,7 +136,7 @@ class Service:
         answer: Answered
         if isinstance(result, Reply):
             self._metrics.passed_through.add("answered")
-            answer = result if result.block is not None else result._replace(headers=without_control(result.headers))
+            answer = result if result.block is not None else result.with_headers(without_control(result.headers))
         elif isinstance(result, Stream):
             self._metrics.passed_through.add("answered")
             answer = Streamed(result, without_control(result.headers))
@@ -173,9 +178,9 @@ def _give(asker: Asker, delivered: Delivered | Unavailable) -> None:
     if isinstance(delivered, Unavailable):
         asker.answer(error_reply(delivered))
         return
-    answer, source = delivered
+    answer, source = delivered.answer, delivered.source
     if isinstance(answer, Reply):
-        asker.answer(answer if source is None else with_header(answer, SOURCE, source.value))
+        asker.answer(answer if source is None else with_header(answer, SOURCE, source._value_))
         return
     mark: Headers = () if source is None else ((SOURCE, source.value),)
     asker.answer(Streamed(answer, (*answer.headers, *mark)))

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import Final, final
 
 from ts_parity.engine import Failed, Rejected
 from ts_parity.proxy.connections import Connection, Origin
@@ -29,9 +30,9 @@ from ts_parity.proxy.messages import (
 from ts_parity.proxy.streams import Stream
 from ts_parity.wire import Headers
 
-_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
-_ERROR_BYTES = 65536
-_SMALL_BODY = 65536
+_WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
+_ERROR_BYTES: Final = 65536
+_SMALL_BODY: Final = 65536
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Unreachable:
 Result = Reply | Stream | Unreachable
 
 
+@final
 class Exchange:
     """One request on its way to an instance, until its result is known or nobody wants it any more."""
 
@@ -241,8 +243,8 @@ def _error_fields(body: bytes) -> tuple[str, str]:
 
 
 def _serialized(request: Request, token: str, origin: Origin) -> list[bytes]:
-    method, target, headers, body, block = request
-    if block is not None and not (token and has(headers, AUTHORIZATION)):
+    method, target, body, block = request.method, request.target, request.body, request.block
+    if block is not None and not (token and has(request.headers, AUTHORIZATION)):
         # Every instance makes its own keys, so a client's could fit one of them at most.
         key = b"\r\nAuthorization: Bearer " + token.encode("latin-1", "replace") if token else b""
         data = b"%b %b%b HTTP/1.1\r\n%b%b\r\n\r\n" % (
