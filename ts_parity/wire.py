@@ -19,7 +19,6 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -58,8 +57,7 @@ _LONGEST = 1024
 _DTYPES = {"float16": "<f2", "float32": "<f4", "float64": "<f8"}
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """One slot of a frame: an original request, or the answer to one (then `status` and `phrase` count)."""
 
     headers: Headers
@@ -68,8 +66,7 @@ class Part:
     phrase: str = ""
 
 
-@dataclass(frozen=True)
-class Frame:
+class Frame(NamedTuple):
     """k slots, some perhaps empty, and perhaps one raw output."""
 
     slots: tuple[Part | None, ...]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import time
@@ -91,6 +92,9 @@ class Proxy:
         """The same without the signals: whoever calls it says `drain` and `cut`."""
         try:
             await self.start()
+            # What was imported and set up stays: the collector need not walk through it again and again.
+            gc.collect()
+            gc.freeze()
             ready(self)
             await self._drain_asked.wait()
             return await self._drained()
