@@ -143,6 +143,7 @@ class Settings:
     reject_pause_s: float = _setting(0.05, "how long an instance that said it is full is left alone", "s", 0)
     default_answer: str = _setting("", "file with the answer to give at the deadline instead of 504")
     default_answer_type: str = _setting("application/json", "content type of the default answer")
+    access_log: str = _setting("", "file that gets a JSON line for each request; -: standard error")
     drain_s: float = _setting(30.0, "requests in flight get this long to finish after the first SIGTERM", "s", 0)
     discovery_interval_s: float = _setting(5.0, "the fleet is looked at this often", "s", 0.05)
     describe_timeout_s: float = _setting(2.0, "a management request without an answer by then has failed", "s", 0.01)

@@ -43,7 +43,7 @@ MAX_BODY_BYTES = 100_000
 NEIGHBOURS = 2
 CLEAN = 0.15
 """The share of cases that are as they should be: these must be served."""
-PATIENCE_S = 2.0
+PATIENCE_S = 5.0
 GRACE_S = 0.002
 """How long a client that has sent nonsense waits for a word about it."""
 HOP_BY_HOP = {

@@ -99,8 +99,9 @@ def test_a_plain_request_is_what_the_parser_reads(line: bytes, headers: bytes) -
     plain = read_request(data)
     if plain is None:
         return
-    judge, parser = judged_request(data)
+    judge, parser = judged_request(data[: plain.end])
     assert judge.heads == 1, "the head ends where the parser says"
+    assert judged_request(data[: plain.end - 1])[0].heads == 0
     assert (plain.method, plain.target) == (parser.get_method().decode(), judge.target.decode("latin-1"))
     assert list(plain.headers) == judge.end_to_end()
     assert plain.keep == judge.keep
@@ -117,8 +118,9 @@ def test_a_plain_answer_is_what_the_parser_reads(line: bytes, headers: bytes) ->
     plain = read_answer(data)
     if plain is None:
         return
-    judge, parser = judged_answer(data)
+    judge, parser = judged_answer(data[: plain.end])
     assert judge.heads == 1
+    assert judged_answer(data[: plain.end - 1])[0].heads == 0
     assert (plain.status, plain.phrase.encode()) == (parser.get_status_code(), judge.phrase)
     assert list(plain.headers) == judge.end_to_end()
     assert plain.keep == judge.keep

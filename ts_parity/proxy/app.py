@@ -18,6 +18,7 @@ from typing import Any
 from ts_parity.config import Settings
 from ts_parity.engine import Fleet, Policy, Scheduler
 from ts_parity.errors import ConfigError
+from ts_parity.proxy.access import AccessLog
 from ts_parity.proxy.admin import Admin
 from ts_parity.proxy.discovery import Discovery
 from ts_parity.proxy.driver import Driver, Manners
@@ -55,10 +56,13 @@ class Proxy:
         self.scheduler = Scheduler(Fleet((), (), ()), policy_of(settings, default is not None))
         self.metrics = Metrics(self.scheduler.snapshot)
         self.upstream = Upstream(settings.connect_timeout_s, settings.task_timeout_s)
-        manners = Manners(settings.secret, _default_reply(default, settings), settings.task_timeout_s)
+        access = _open_access_log(settings.access_log)
+        manners = Manners(
+            settings.secret, _default_reply(default, settings), settings.task_timeout_s, noting=access is not None
+        )
         self.driver = Driver(self.scheduler, self.upstream, self.metrics, manners, self._stop_coding)
         self._service = Service(self.driver, self.upstream, self.metrics, settings.group_by)
-        self._server = Server(self._service.answer, settings.max_body_bytes)
+        self._server = Server(self._service.answer, settings.max_body_bytes, access=access)
         self._admin = Admin(self.status, self.health, self.drain, self.metrics.exposition)
         self._discovery = Discovery(settings.instances, self.upstream, settings.describe_timeout_s)
         self.plan = Plan()
@@ -229,6 +233,13 @@ def policy_of(settings: Settings, default_answer: bool) -> Policy:
         return Policy(**values, default_answer=default_answer)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+
+
+def _open_access_log(path: str) -> AccessLog | None:
+    try:
+        return AccessLog(path) if path else None
+    except OSError as error:
+        raise ConfigError(f"access_log: cannot write {path!r}: {error.strerror}") from None
 
 
 def _default_reply(body: bytes | None, settings: Settings) -> Reply | None:

@@ -34,6 +34,7 @@ from ts_parity.engine import (
     Task,
 )
 from ts_parity.errors import DeadlineExceeded, DecodeError, Overloaded, TsParityError, Unavailable, WireError
+from ts_parity.proxy.access import Facts
 from ts_parity.proxy.messages import Reply, Request, without_control
 from ts_parity.proxy.metrics import Metrics
 from ts_parity.proxy.operations import (
@@ -62,11 +63,13 @@ _RETRY_AFTER_S = 1.0
 class Delivered:
     """What a client gets. `source` is None for an error that an instance made and that is passed on."""
 
-    __slots__ = ("answer", "source")
+    __slots__ = ("answer", "facts", "source")
 
     def __init__(self, answer: Reply | Pipe, source: Source | None) -> None:
         self.answer = answer
         self.source = source
+        self.facts: Facts | None = None
+        """For the access log, if there is one."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,8 @@ class Manners:
     secret: str = ""
     default_answer: Reply | None = None
     task_timeout_s: float = 130.0
+    noting: bool = False
+    """Whether somebody wants to know the facts behind each answer."""
 
 
 class Driver:
@@ -173,7 +178,10 @@ class Driver:
         if isinstance(action, Send):
             self._send(action.task)
         elif isinstance(action, Answer):
-            self._deliver(action.query, self._answer(action.query, action.source, action.task))
+            delivered = self._answer(action.query, action.source, action.task)
+            if self._manners.noting:
+                delivered.facts = _facts(action.query, action.source, action.task, self._loop.time())
+            self._deliver(action.query, delivered)
         else:
             self._refuse(action.query, action.reason, action.task)
 
@@ -340,6 +348,15 @@ _OUTCOMES: Mapping[type[Unavailable], str] = {
     DeadlineExceeded: "deadline",
     Unavailable: "unavailable",
 }
+
+
+def _facts(query: Query, source: Source, task: Task | None, now: float) -> Facts:
+    if task is None:
+        return Facts(source._value_, None, query.pool, None, query.attempts)
+    service_s = now - task.sent_at if task.kind is Kind.DEPLOYED else None
+    group = None if task.group is None else task.group.id
+    waited_s = max(0.0, task.sent_at - query.arrived_at)
+    return Facts(source._value_, task.endpoint.name, query.pool, group, query.attempts, waited_s, service_s)
 
 
 def _protection_work(task: Task, target: Target) -> float:

@@ -5,6 +5,7 @@ Knows HTTP's words and TorchServe's error shape. Knows nothing of sockets or who
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import AsyncIterator, Iterable
 from typing import Final, Protocol, final
 
@@ -13,6 +14,7 @@ from ts_parity.wire import CONTROL_PREFIX, Headers
 
 MAX_HEAD_BYTES: Final = 65536
 """Of a request line or status line and its headers."""
+REQUEST_ID: Final = "x-request-id"
 # RFC 9110, 7.6.1: these speak of one connection and are not passed on.
 HOP_BY_HOP = frozenset(
     {
@@ -195,6 +197,11 @@ def with_header(reply: Reply, name: str, value: str) -> Reply:
     if block is not None:
         block = b"%b\r\n%b: %b" % (block, name.encode(), value.encode())
     return Reply(reply.status, reply.phrase, (*reply.headers, (name, value)), reply.body, block)
+
+
+def identified(reply: Reply, client_id: str | None) -> Reply:
+    """An answer of the proxy's own bears an id as TorchServe's answers do: the client's, or a new one."""
+    return with_header(reply, REQUEST_ID, client_id or str(uuid.uuid4()))
 
 
 def error_reply(error: TsParityError) -> Reply:

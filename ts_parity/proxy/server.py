@@ -17,6 +17,7 @@ from typing import Any, Final, cast, final
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
 from ts_parity.errors import StartError
+from ts_parity.proxy.access import ERROR, LEFT, REFUSED, STATUS_LEFT, AccessLog, Facts
 from ts_parity.proxy.heads import PlainRequest, read_request
 from ts_parity.proxy.messages import (
     EXPECT,
@@ -24,11 +25,14 @@ from ts_parity.proxy.messages import (
     LENGTH,
     MAX_HEAD_BYTES,
     NAMES_OTHERS,
+    REQUEST_ID,
     BrokenStream,
     Reply,
     Request,
     has,
     head,
+    header,
+    identified,
     meaning,
     too_large,
     torchserve_error,
@@ -65,8 +69,10 @@ class Server:
         answer: Callable[[Request, Turn], None],
         max_body_bytes: int,
         patience: Patience = Patience(),
+        access: AccessLog | None = None,
     ) -> None:
         self.answer = answer
+        self.access = access
         self.max_body_bytes = max_body_bytes
         self.patience = patience
         self.draining = False
@@ -107,6 +113,9 @@ class Server:
             self._sweeper.cancel()
         cut = [task for connection in [*self.connections] if (task := connection.cut()) is not None]
         await asyncio.gather(*cut, return_exceptions=True)
+        if self.access is not None:
+            self.access.close()
+            self.access = None
 
     def begins(self) -> None:
         self.in_flight += 1
@@ -123,6 +132,8 @@ class Server:
         now = loop.time()
         for connection in [*self.connections]:
             connection.check(now)
+        if self.access is not None:
+            self.access.flush()
         self._sweeper = loop.call_later(_SWEEP_S, self._sweep)
 
 
@@ -132,7 +143,7 @@ class Turn:
     left, or answers twice, does no harm. `on_leave` is called if the client goes before.
     """
 
-    __slots__ = ("_connection", "keep", "old", "on_leave", "refusal", "request")
+    __slots__ = ("_connection", "asked_at", "facts", "keep", "old", "on_leave", "refusal", "request")
 
     def __init__(
         self, connection: _Connection, request: Request, keep: bool, old: bool, refusal: Reply | None = None
@@ -145,6 +156,9 @@ class Turn:
         self.refusal = refusal
         """The answer that stands already, to a request that was not taken."""
         self.on_leave: Callable[[], object] | None = None
+        self.asked_at = 0.0
+        self.facts: Facts | None = None
+        """For the access log, from whoever answers."""
 
     def answer(self, answered: Answered) -> None:
         connection, self._connection = self._connection, None
@@ -182,6 +196,7 @@ class _Connection:
         """Whose answer is being made or written."""
         self._advancing = False
         self._streaming: asyncio.Task[None] | None = None
+        self._streamed_bytes = 0
         self._may_write = asyncio.Event()
         self._may_write.set()
         self._held_back = False
@@ -223,6 +238,7 @@ class _Connection:
         turn, self._turn = self._turn, None
         if turn is not None:
             self._server.ends()
+            self._note(turn, STATUS_LEFT, 0, None, LEFT)
             turn.leave()
         if self._streaming is not None:
             self._streaming.cancel()
@@ -442,6 +458,8 @@ class _Connection:
         if not self._counted:
             self._server.begins()
         self._counted = False
+        if reply.body:  # TorchServe's own refusals without one have no id either
+            reply = identified(reply, header(tuple(self._headers), REQUEST_ID))
         self._ask(Turn(self, _NOTHING, False, False, reply))
 
     # ---- answers ---------------------------------------------------------------------------------------------------
@@ -453,6 +471,8 @@ class _Connection:
         self._queued_bytes = 0
 
     def _ask(self, turn: Turn) -> None:
+        if self._server.access is not None:
+            turn.asked_at = self._loop.time()
         self._queue.append(turn)
         self._queued_bytes += len(turn.request.body)
         if self._turn is None:
@@ -473,7 +493,8 @@ class _Connection:
                 self._server.answer(turn.request, turn)
             except Exception:
                 log.exception("a request could not be answered: %s %s", turn.request.method, turn.request.path)
-                turn.answer(torchserve_error(500, "InternalServerException", "internal error of the proxy"))
+                reply = torchserve_error(500, "InternalServerException", "internal error of the proxy")
+                turn.answer(identified(reply, turn.request.header(REQUEST_ID)))
         self._advancing = False
         if self._held_back and not self._is_full() and not self._transport.is_closing():
             self._held_back = False
@@ -526,10 +547,32 @@ class _Connection:
         else:
             self._transport.write(data)
             self._transport.write(body)
+        if self._server.access is not None:
+            self._note(turn, status, len(body), header(headers, REQUEST_ID), ERROR if turn.refusal is None else REFUSED)
         return keep
 
+    def _note(self, turn: Turn, status: int, body_bytes: int, answer_id: str | None, otherwise: str) -> None:
+        """For the access log. `otherwise`: what to call it if nobody has said."""
+        access = self._server.access
+        if access is None:
+            return
+        name = self._transport.get_extra_info("peername")
+        client = f"{name[0]}:{name[1]}" if isinstance(name, tuple) else ""
+        request = turn.request
+        access.add(
+            client,
+            request.method,
+            request.target,
+            status,
+            body_bytes,
+            self._loop.time() - turn.asked_at,
+            request.header(REQUEST_ID),
+            answer_id,
+            Facts(otherwise) if turn.facts is None or otherwise == LEFT else turn.facts,
+        )
+
     async def _write_stream(self, streamed: Streamed, turn: Turn) -> None:
-        goes_on = False
+        goes_on, status = False, streamed.chunks.status
         try:
             goes_on = await self._write_chunks(streamed, turn)
         except BrokenStream as error:
@@ -540,6 +583,7 @@ class _Connection:
             self._streaming = None
             streamed.chunks.leave()
             if self._turn is turn:  # else the client has left
+                self._note(turn, status, self._streamed_bytes, header(streamed.headers, REQUEST_ID), ERROR)
                 self._ended(goes_on)
 
     async def _write_chunks(self, streamed: Streamed, turn: Turn) -> bool:
@@ -551,8 +595,10 @@ class _Connection:
         line = _status_line(chunks.status, chunks.phrase)
         self._put(head(line, headers, _connection(keep, turn.old)))
         silent = turn.request.method == "HEAD"
+        self._streamed_bytes = 0
         async for chunk in chunks:
             if chunk and not silent:
+                self._streamed_bytes += len(chunk)
                 self._put(chunk if turn.old else b"%x\r\n%b\r\n" % (len(chunk), chunk))
                 if not self._may_write.is_set():
                     await self._may_write.wait()

@@ -11,15 +11,19 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
 
+from ts_parity.engine import Source
 from ts_parity.errors import BadClientRequest, Unavailable
+from ts_parity.proxy.access import ERROR, PASSED, Facts
 from ts_parity.proxy.driver import Delivered, Driver
 from ts_parity.proxy.messages import (
     CONTROL,
+    REQUEST_ID,
     Chunks,
     Reply,
     Request,
     error_reply,
     has,
+    identified,
     torchserve_error,
     with_header,
     without_control,
@@ -51,6 +55,7 @@ class Asker(Protocol):
     """Who wants an answer: `answer` is called once. What is put into `on_leave` is called if it goes before."""
 
     on_leave: Callable[[], object] | None
+    facts: Facts | None
 
     def answer(self, answered: Answered) -> None: ...
 
@@ -77,7 +82,7 @@ class Service:
                 exact = _read_header(request, EXACT, _flag) or False
                 deadline_s = _read_header(request, DEADLINE_MS, _milliseconds)
             except BadClientRequest as error:
-                asker.answer(error_reply(error))
+                asker.answer(_own(error_reply(error), request))
                 return
             # From here on nothing a client sent can steer a worker.
             request = Request(request.method, request.target, without_control(request.headers), request.body)
@@ -89,7 +94,7 @@ class Service:
             return
         model = asked.model if asked is not None else model_named(path, query_string)
         if model is not None and model in self._plan.protections and model not in self._plan.hosts:
-            asker.answer(torchserve_error(404, "ModelNotFoundException", f"Model not found: {model}"))
+            asker.answer(_own(torchserve_error(404, "ModelNotFoundException", f"Model not found: {model}"), request))
             return
         self._pass_through(_Passing(request, model, asker))
 
@@ -103,7 +108,7 @@ class Service:
     ) -> None:
         code = self._plan.pools[pool].code
         key = None if code is None else self._key(asked, request)
-        client = partial(_give, asker)
+        client = partial(_give, asker, request)
         query = self._driver.predict(pool, Ask(request, asked.extra), key, client, exact, deadline_s)
         asker.on_leave = partial(self._driver.abandon, query)
 
@@ -126,9 +131,11 @@ class Service:
         if instance is None:
             self._metrics.passed_through.add("unavailable")
             reason = "; ".join(self._plan.problems) or "all refused the connection"
-            passing.asker.answer(error_reply(Unavailable(f"no instance can be reached: {reason}")))
+            error = Unavailable(f"no instance can be reached: {reason}")
+            passing.asker.answer(_own(error_reply(error), passing.request))
             return
         passing.instance = instance
+        passing.asker.facts = Facts(PASSED, instance)
         exchange = self._upstream.send(self._addresses[instance], passing.request, partial(self._passed, passing))
         passing.asker.on_leave = exchange.cancel
 
@@ -146,7 +153,9 @@ class Service:
             return
         else:
             self._metrics.passed_through.add("failed")
-            answer = torchserve_error(502, "BadGatewayException", f"{passing.instance} gave no answer: {result.reason}")
+            reply = torchserve_error(502, "BadGatewayException", f"{passing.instance} gave no answer: {result.reason}")
+            passing.asker.facts = Facts(ERROR, passing.instance)
+            answer = _own(reply, passing.request)
         passing.asker.answer(answer)
 
     def _candidate(self, model: str | None, tried: Sequence[str]) -> str | None:
@@ -173,13 +182,20 @@ class _Passing:
         self.tried: list[str] = []
 
 
-def _give(asker: Asker, delivered: Delivered | Unavailable) -> None:
+def _own(reply: Reply, request: Request) -> Reply:
+    return identified(reply, request.header(REQUEST_ID))
+
+
+def _give(asker: Asker, request: Request, delivered: Delivered | Unavailable) -> None:
     """What the driver brings, as an answer that says where it came from."""
     if isinstance(delivered, Unavailable):
-        asker.answer(error_reply(delivered))
+        asker.answer(_own(error_reply(delivered), request))
         return
     answer, source = delivered.answer, delivered.source
+    asker.facts = delivered.facts
     if isinstance(answer, Reply):
+        if source is Source.DEFAULT:
+            answer = _own(answer, request)
         asker.answer(answer if source is None else with_header(answer, SOURCE, source._value_))
         return
     mark: Headers = () if source is None else ((SOURCE, source.value),)

@@ -1,0 +1,145 @@
+"""The access log and request ids: what an operator can find out about one request."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.proxy.conftest import Fleet, MakeFleet, until
+from ts_parity.errors import ConfigError
+from ts_parity.lab.compare import service_from
+from ts_parity.proxy.access import AccessLog, Facts
+from ts_parity.testing import Canned, FakeModel, FakeTorchServe, protection
+
+
+def coded() -> list[FakeTorchServe]:
+    return [FakeTorchServe(FakeModel()), FakeTorchServe(FakeModel()), FakeTorchServe(protection())]
+
+
+async def lines(fleet: Fleet, file: Path, count: int) -> list[dict[str, Any]]:
+    """As soon as there are so many; they are written about once a second."""
+    fleet.proxy._server.access.flush()
+    await until(lambda: len(read(file)) >= count, f"{count} lines")
+    return read(file)
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+async def test_a_line_says_who_answered_and_when(make_fleet: MakeFleet, tmp_path: Path) -> None:
+    file = tmp_path / "access.jsonl"
+    instances = coded()
+    fleet = await make_fleet(*instances, access_log=str(file))
+    await fleet.posts(2, x_request_id="mine")
+    instances[0].freeze()
+    answers = await fleet.posts(2)
+    await fleet.client.get("/ping")
+    written = await lines(fleet, file, 5)
+    instances[0].thaw()
+    first, second, *pair, ping = written
+    assert first["group"] == second["group"] is not None
+    assert (first["method"], first["target"], first["status"]) == ("POST", "/predictions/linear", 200)
+    assert (first["request_id"], first["outcome"], first["pool"]) == ("mine", "deployed", "linear/1.0")
+    assert first["endpoint"].endswith("/linear/1.0")
+    assert first["attempts"] == 1
+    assert 0 < first["service_s"] <= first["latency_s"]
+    assert 0 <= first["waited_s"] < first["latency_s"]
+    assert sorted(line["outcome"] for line in pair) == ["deployed", "reconstructed"]
+    assert pair[0]["group"] == pair[1]["group"] is not None
+    assert {line["answer_id"] for line in pair} == {answer.get("x-request-id") for answer in answers}
+    assert (ping["outcome"], ping["target"], ping["pool"], ping["group"]) == ("passed", "/ping", None, None)
+    assert ping["endpoint"] in {instance.inference.removeprefix("http://") for instance in instances}
+    assert ping["client"].startswith("127.0.0.1:")
+
+
+async def test_lines_for_those_who_got_no_prediction(make_fleet: MakeFleet, tmp_path: Path) -> None:
+    file = tmp_path / "access.jsonl"
+    instance = FakeTorchServe(FakeModel())
+    fleet = await make_fleet(instance, access_log=str(file))
+    instance.freeze()
+    assert (await fleet.post(x_ts_parity_deadline_ms="30")).status == 504
+    assert (await fleet.client.send(b"nonsense\r\n\r\n")).status == 400
+    _, writer = await asyncio.open_connection(fleet.client.host, fleet.client.port)
+    writer.write(b"POST /predictions/linear HTTP/1.1\r\nHost: h\r\nContent-Length: 6\r\n\r\n[1, 2]")
+    await until(lambda: fleet.proxy.driver.left_over()["clients"] == 1, "the request to be in")
+    writer.close()
+    await until(lambda: fleet.proxy.driver.left_over()["clients"] == 0, "the client's leave to be noticed")
+    written = await lines(fleet, file, 3)
+    instance.thaw()
+    seen = [(line["status"], line["outcome"]) for line in written]
+    assert seen == [(504, "error"), (400, "refused"), (499, "left")]
+
+
+async def test_a_streamed_answer_has_one_line_when_it_has_ended(make_fleet: MakeFleet, tmp_path: Path) -> None:
+    file = tmp_path / "access.jsonl"
+    instance = FakeTorchServe(FakeModel())
+    fleet = await make_fleet(instance, access_log=str(file))
+    instance.models[0].script.append(Canned(chunks=(b"one", b"three")))
+    assert (await fleet.post()).body == b"onethree"
+    (line,) = await lines(fleet, file, 1)
+    assert (line["status"], line["bytes"], line["outcome"]) == (200, 8, "deployed")
+
+
+async def test_a_plan_can_be_made_of_it(make_fleet: MakeFleet, tmp_path: Path) -> None:
+    """The deployed model's own times are its service times; other lines say nothing about them."""
+    file = tmp_path / "access.jsonl"
+    fleet = await make_fleet(FakeTorchServe(FakeModel(latency_s=0.01)), access_log=str(file))
+    await fleet.posts(3)
+    await fleet.client.get("/ping")
+    written = await lines(fleet, file, 4)
+    service, mean = service_from(file)
+    times = [line["service_s"] for line in written if line["service_s"] is not None]
+    assert len(times) == len(service.samples) == 3
+    assert mean == pytest.approx(sum(times) / 3)
+
+
+async def test_a_rotated_file_is_made_anew(tmp_path: Path) -> None:
+    file = tmp_path / "access.jsonl"
+    log = AccessLog(str(file))
+    for n in (1, 2):
+        log.add("c", "GET", f"/{n}", 200, 0, 0.1, None, None, Facts("passed"))
+        log.flush()
+        file.rename(tmp_path / f"access.{n}")
+    log.close()
+    assert [json.loads((tmp_path / f"access.{n}").read_text())["target"] for n in (1, 2)] == ["/1", "/2"]
+
+
+async def test_a_file_that_cannot_be_written_is_said_at_the_start(make_fleet: MakeFleet, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="access_log: cannot write"):
+        await make_fleet(FakeTorchServe(FakeModel()), access_log=str(tmp_path / "no" / "such.jsonl"))
+
+
+# ---- request ids ---------------------------------------------------------------------------------------------------
+
+
+async def test_an_error_of_the_proxys_own_bears_the_clients_id_or_a_new_one(make_fleet: MakeFleet) -> None:
+    instance = FakeTorchServe(FakeModel())
+    fleet = await make_fleet(instance)
+    instance.freeze()
+    late = await fleet.post(x_ts_parity_deadline_ms="30", x_request_id="mine")
+    assert (late.status, late.get("x-request-id")) == (504, "mine")
+    bad = await fleet.post(x_ts_parity_deadline_ms="soon")
+    refused = await fleet.client.send(b"GET / HTTP/1.1\r\nHost: h\r\nX-Request-Id: its\r\nTransfer-Encoding: x\r\n\r\n")
+    unread = await fleet.client.send(b"nonsense\r\n\r\n")
+    assert (bad.status, refused.status, unread.status) == (400, 400, 400)
+    assert refused.get("x-request-id") == "its"
+    ids = [answer.get("x-request-id") for answer in (bad, unread)]
+    assert len({uuid.UUID(text) for text in ids}) == 2
+    instance.thaw()
+
+
+async def test_a_clients_id_reaches_the_instance_and_its_answer_keeps_its_own(make_fleet: MakeFleet) -> None:
+    """As without a proxy: TorchServe makes an id for each answer, and the handler sees the client's."""
+    instance = FakeTorchServe(FakeModel())
+    fleet = await make_fleet(instance)
+    answer = await fleet.post(x_request_id="mine")
+    assert instance.received[-1].header("x-request-id") == "mine"
+    assert answer.get("x-request-id") not in (None, "mine")
+    await fleet.post()
+    assert instance.received[-1].header("x-request-id") is None
