@@ -121,8 +121,7 @@ def unpack_frame(data: bytes | bytearray | memoryview) -> Frame:
         section, at = _read_section(view, at, "raw output")
         if section is None:
             raise MalformedFrame("the raw output is announced and empty")
-        head = _read_head(section[0], "raw output")
-        raw = _array(head.get("dtype"), head.get("shape"), section[1], MalformedFrame)
+        raw = _array(section[0], section[1])
     if at != len(view):
         raise MalformedFrame(f"{len(view) - at} bytes after the end of the frame")
     return Frame(tuple(slots), raw)
@@ -259,12 +258,23 @@ def _as_wire_array(raw: Array, error: type[MalformedFrame] | type[MalformedTail]
     return np.asarray(raw, dtype=_DTYPES[raw.dtype.name], order="C")
 
 
-def _array(dtype: Any, shape: Any, data: memoryview, error: type[MalformedFrame] | type[MalformedTail]) -> Array:
-    expected = _size(dtype, shape, error)
-    if expected != len(data):
-        raise error(f"a {dtype} output of shape {shape} has {expected} bytes, not {len(data)}")
+def _array(head: bytes, data: memoryview) -> Array:
+    dtype, shape, size = _array_head(head) if len(head) <= _LONGEST else _array_head.__wrapped__(head)
+    if size != len(data):
+        raise MalformedFrame(f"a {dtype} output of shape {[*shape]} has {size} bytes, not {len(data)}")
     array: Array = np.frombuffer(data, dtype=_DTYPES[dtype]).reshape(shape)
     return array
+
+
+@lru_cache(_REMEMBERED)
+def _array_head(packed: bytes) -> tuple[str, tuple[int, ...], int]:
+    """-> dtype, shape and bytes."""
+    head = _read_head(packed, "raw output")
+    dtype, shape = head.get("dtype"), head.get("shape")
+    size = _size(dtype, shape, MalformedFrame)
+    assert isinstance(dtype, str)
+    assert isinstance(shape, list)
+    return dtype, tuple(shape), size
 
 
 def _size(dtype: Any, shape: Any, error: type[MalformedFrame] | type[MalformedTail]) -> int:

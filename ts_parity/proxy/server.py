@@ -80,8 +80,8 @@ class Server:
         self.in_flight = 0
         self._listener: asyncio.AbstractServer | None = None
         self._sweeper: asyncio.TimerHandle | None = None
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._idle: asyncio.Future[None] | None = None
+        """For whoever waits until nothing is in flight."""
 
     async def start(self, host: str, port: int, reuse_port: bool = False) -> int:
         """-> the port, which matters if 0 was asked for. Raise StartError."""
@@ -103,8 +103,10 @@ class Server:
             self._listener.close()
 
     async def idle(self) -> None:
-        """Wait until no request is in flight."""
-        await self._idle.wait()
+        """Wait until no request is in flight. For one at a time."""
+        while self.in_flight:
+            self._idle = asyncio.get_running_loop().create_future()
+            await self._idle
 
     async def close(self) -> None:
         """Cut what is left."""
@@ -119,12 +121,11 @@ class Server:
 
     def begins(self) -> None:
         self.in_flight += 1
-        self._idle.clear()
 
     def ends(self) -> None:
         self.in_flight -= 1
-        if not self.in_flight:
-            self._idle.set()
+        if not self.in_flight and self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
 
     def _sweep(self) -> None:
         """One timer for the patience with all clients: one for each would cost more than reading their requests."""
@@ -197,8 +198,10 @@ class _Connection:
         self._advancing = False
         self._streaming: asyncio.Task[None] | None = None
         self._streamed_bytes = 0
-        self._may_write = asyncio.Event()
-        self._may_write.set()
+        self._full = False
+        """The client does not take what is written to it."""
+        self._room: asyncio.Future[None] | None = None
+        """For a stream that waits until it does."""
         self._held_back = False
         """Nothing is read, because enough is waiting for its answer."""
         self._done = False
@@ -230,7 +233,7 @@ class _Connection:
     def connection_lost(self, error: Exception | None) -> None:
         self._done = True
         self._server.connections.discard(self)
-        self._may_write.set()
+        self._make_room()
         self._drop_queue()
         if self._counted:
             self._counted = False
@@ -247,11 +250,16 @@ class _Connection:
         """A client that has nothing more to say has left, for TorchServe as for us: the transport closes."""
 
     def pause_writing(self) -> None:
-        self._may_write.clear()
+        self._full = True
 
     def resume_writing(self) -> None:
-        self._may_write.set()
+        self._make_room()
         self._advance()
+
+    def _make_room(self) -> None:
+        self._full = False
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
 
     def data_received(self, data: bytes) -> None:
         if self._done:
@@ -483,7 +491,7 @@ class _Connection:
         if self._advancing:  # an answer that came at once
             return
         self._advancing = True
-        while self._turn is None and self._queue and self._may_write.is_set():
+        while self._turn is None and self._queue and not self._full:
             self._turn = turn = self._queue.popleft()
             self._queued_bytes -= len(turn.request.body)
             if turn.refusal is not None:
@@ -600,8 +608,9 @@ class _Connection:
             if chunk and not silent:
                 self._streamed_bytes += len(chunk)
                 self._put(chunk if turn.old else b"%x\r\n%b\r\n" % (len(chunk), chunk))
-                if not self._may_write.is_set():
-                    await self._may_write.wait()
+                if self._full:
+                    self._room = self._loop.create_future()
+                    await self._room
         if not turn.old and not silent:
             self._put(b"0\r\n\r\n")
         return keep
