@@ -1,9 +1,10 @@
 """The clients of overhead.py: wrk, which asks again as soon as it is answered, and an open loop, which does not wait.
 
-The open loop is a program of its own (`python benchmarks/overhead_clients.py`, told what to do on stdin): requests leave
-at Poisson instants and their latency counts from when they were due. lab/traffic.py has one as well, whose own time of
-half a millisecond a request would here be as much as what is measured: this one writes bytes and looks for the end of
-the answer. It runs on `select`, whose time-outs are exact, where epoll's are rounded up to milliseconds.
+The open loop is a program of its own (`python benchmarks/overhead_clients.py`, told what to do on stdin): requests
+leave at Poisson instants and their latency counts from when they were due. lab/traffic.py has one as well, whose
+own time of half a millisecond a request would here be as much as what is measured: this one writes bytes and looks
+for the end of the answer. It runs on `select`, whose time-outs are exact, where epoll's are rounded up to
+milliseconds.
 """
 
 from __future__ import annotations

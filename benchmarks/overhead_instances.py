@@ -4,10 +4,10 @@ Trivial: a recorded answer for each kind of request, so that next to all the tim
 instances of a model and one with its protections, all archives wrapped as `ts-parity package` wraps them, for every
 arm alike, so that no arm differs from another by what an archive does.
 
-A prediction there takes the model `SERVICE_S` and no processor: the worker waits, as it does for an accelerator. Were it
-to compute, the one core that workers, JVMs and client share would be the bottleneck, and a proxy's own time would be lost
-in the queue for it. 10 ms, and always 10 ms: short for a model, so the proxy's share is rather over- than understated,
-and what one arm has more than another is the arms' doing.
+A prediction there takes the model `SERVICE_S` and no processor: the worker waits, as it does for an accelerator.
+Were it to compute, the one core that workers, JVMs and client share would be the bottleneck, and a proxy's own time
+would be lost in the queue for it. 10 ms, and always 10 ms: short for a model, so the proxy's share is rather over-
+than understated, and what one arm has more than another is the arms' doing.
 """
 
 from __future__ import annotations

@@ -49,8 +49,8 @@ class Arm:
         return self.mode.removeprefix("coded-") if self.mode.startswith("coded-") else None
 
 
-class DidNotStart(Exception):
-    """A proxy that is left out; the others are compared all the same."""
+class NotServing(Exception):
+    """It did not start, or has ended by itself: it is left out, and the others are compared all the same."""
 
 
 # ---- which build of ours ---------------------------------------------------------------------------------------------
@@ -64,7 +64,7 @@ def imported_from() -> Path:
 
 
 def build_of(root: Path) -> str:
-    """compiled or plain, as a process told to use this folder finds it."""
+    """Compiled or plain, as a process told to use this folder finds it."""
     ask = [sys.executable, "-c", "import ts_parity.proxy.server as server; print(server.__file__)"]
     file = subprocess.run(ask, env=_environment(root), cwd="/", capture_output=True, text=True, check=True).stdout
     if not Path(file.strip()).is_relative_to(root):
@@ -175,13 +175,15 @@ class Running:
         return sum(process.memory_info().rss for process in self._family()) / 1e6
 
     def _family(self) -> list[psutil.Process]:
+        if self.process.poll() is not None:
+            raise NotServing(f"{self.arm.name} has ended by itself, with exit code {self.process.returncode}")
         parent = psutil.Process(self.process.pid)
         return [parent, *parent.children(recursive=True)]
 
 
 @contextmanager
 def proxy(arm: Arm, endpoints: Sequence[str], folder: Path, root: Path) -> Iterator[Running]:
-    """It listens; ended in the end. Raise DidNotStart with what it said."""
+    """It listens; ended in the end. Raise NotServing with what it said."""
     folder = folder / f"{arm.name} {len(endpoints)}".replace(" ", "-")
     folder.mkdir(exist_ok=True)
     port = free_port()
@@ -192,7 +194,7 @@ def proxy(arm: Arm, endpoints: Sequence[str], folder: Path, root: Path) -> Itera
         while not _listens(port):
             if process.poll() is not None or time.monotonic() > until:
                 said = (folder / "stderr").read_text()[-2000:]
-                raise DidNotStart(f"{arm.name} did not start: {' '.join(command)}\n{said}")
+                raise NotServing(f"{arm.name} did not start: {' '.join(command)}\n{said}")
             time.sleep(0.02)
         time.sleep(0.3)
         found = Running(arm, f"http://127.0.0.1:{port}", process)
@@ -204,7 +206,7 @@ def proxy(arm: Arm, endpoints: Sequence[str], folder: Path, root: Path) -> Itera
 def running(command: list[str], core: int, folder: Path, root: Path) -> Iterator[subprocess.Popen[str]]:
     """One process on one core, ended in the end by its own id."""
     if shutil.which(command[0]) is None:
-        raise DidNotStart(f"there is no {command[0]}")
+        raise NotServing(f"there is no {command[0]}")
     with (folder / "stderr").open("w") as stderr:
         pinned = ["taskset", "-c", str(core), *command]
         process = subprocess.Popen(
