@@ -539,24 +539,36 @@ def sections(document: dict[str, Any]) -> dict[str, str]:
     failed = document["failed"]
     if failed:
         said += f" Not serving, so left out: {', '.join(failed)}."
-    real = document["torchserve"]
-    trivial = f"{document['rounds']} rounds of {document['seconds']:g} s a cell."
-    verdicts = markdown(("target", "is", "reached", ""), [target.line for target in targets(document)])
-    out = {
-        "overhead-targets": f"{said}\n\n{verdicts}",
-        "overhead": f"{trivial}\n\n{closed_tables(document, 'trivial')}",
+    parts = {
+        "overhead": (_rounds(document), closed_tables(document, "trivial")),
+        "overhead-torchserve": (_rounds(document["torchserve"]), closed_tables(document, "torchserve")),
+        "overhead-half": (_seeds(document["torchserve"]), half_table(document)),
     }
-    out["overhead-torchserve"] = out["overhead-half"] = "Not measured yet."
-    if real is not None:
-        of = f"{real['workers']} workers an instance, {real['service_ms']:g} ms a prediction"
-        rounds = f"{real['rounds']} rounds of {real['seconds']:g} s a cell; {of}."
-        seeds = f"{real['seeds']} seeds of {real['half_seconds']:g} s with one instance, half as long with two; {of}."
-        out["overhead-torchserve"] = f"{rounds}\n\n{closed_tables(document, 'torchserve')}"
-        out["overhead-half"] = f"{seeds}\n\n{half_table(document)}"
+    verdicts = markdown(("target", "is", "reached", ""), [target.line for target in targets(document)])
+    out = {"overhead-targets": f"{said}\n\n{verdicts}"}
+    for mark, (how, tables) in parts.items():
+        out[mark] = f"{how}\n\n{tables}" if tables else "Not measured."
     return out
 
 
+def _rounds(how: dict[str, Any] | None) -> str:
+    return "" if how is None else f"Rounds: {how['rounds']}, of {how['seconds']:g} s a cell.{_model(how)}"
+
+
+def _seeds(how: dict[str, Any] | None) -> str:
+    if how is None:
+        return ""
+    return f"Seeds: {how['seeds']}, of {how['half_seconds']:g} s with one instance, half as long with two.{_model(how)}"
+
+
+def _model(how: dict[str, Any]) -> str:
+    if "workers" not in how:
+        return ""
+    return f" {how['workers']} workers an instance, {how['service_ms']:g} ms a prediction."
+
+
 def closed_tables(document: dict[str, Any], upstream: str) -> str:
+    """Nothing, where nothing was measured; as half_table."""
     rows = [row for row in document["rows"] if row["upstream"] == upstream and row["load"] == "closed"]
     rows.sort(key=lambda row: (row["connections"], row["body_bytes"], row["client"] == UNIQUE))
     direct = [
@@ -575,13 +587,15 @@ def closed_tables(document: dict[str, Any], upstream: str) -> str:
             continue
         numbers = (
             ("requests_per_second_per_core", ",.0f"), ("rps_ratio_to_nginx", ".2f"), ("p50_us", ",.0f"),
-            ("p99_us", ",.0f"), ("added_p50_us", ",.0f"), ("rss_mb", ".0f"), ("errors", ",.0f"),
+            ("p99_us", ",.0f"), ("added_p50_us", ",.0f"), ("rss_rest_mb", ".0f"), ("rss_mb", ".0f"), ("errors", ",.0f"),
         )  # fmt: skip
         through.append([*_place(row), *_who(row, document["build"]), *(_shown(row[n], form) for n, form in numbers)])
     head = (
         "connections", "body", "proxy", "mode", "requests/s per core", "of nginx", "p50 us", "p99 us", "added p50",
-        "memory MB", "errors",
+        "MB at rest", "MB after", "errors",
     )  # fmt: skip
+    if not rows:
+        return ""
     without = markdown(("connections", "body", "p50 us, direct", "p99 us, direct", "requests/s"), direct)
     return f"{without}\n\n{markdown(head, through)}"
 
@@ -603,7 +617,7 @@ def half_table(document: dict[str, Any]) -> str:
         "instances", "requests/s", "proxy", "requests", "p50 ms", "p99 ms", "added p50 (of the seeds)",
         "added p99 (of the seeds)", "send lag p99 ms", "errors",
     )  # fmt: skip
-    return markdown(head, lines)
+    return markdown(head, lines) if lines else ""
 
 
 def _place(row: Row) -> list[str]:
