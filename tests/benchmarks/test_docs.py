@@ -17,6 +17,20 @@ def test_the_docs_say_what_was_measured(script):
         assert f"<!-- {mark} -->\n\n{text}\n\n<!-- end of {mark} -->" in module.DOCS.read_text()
 
 
+def test_the_docs_show_every_part_of_the_data_path():
+    """Targets beside what was reached, and a table for each kind of upstream."""
+    import overhead
+
+    document = json.loads(overhead.RESULTS.read_text())
+    sections = overhead.sections(document)
+    assert list(sections) == ["overhead-targets", "overhead", "overhead-torchserve", "overhead-half"]
+    verdicts = sections.pop("overhead-targets")
+    assert all(f"| {target.what} | " in verdicts for target in overhead.targets(document))
+    lines = [line for text in sections.values() for line in text.splitlines() if line.startswith("|")]
+    heads = sum(line.startswith("|---") for line in lines)
+    assert len(lines) - 2 * heads == len(document["rows"])
+
+
 def test_the_demos_tables_are_of_four_seeds():
     import demo
 
