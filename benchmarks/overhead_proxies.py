@@ -66,13 +66,13 @@ def imported_from() -> Path:
 def build_of(root: Path) -> str:
     """Compiled or plain, as a process told to use this folder finds it."""
     ask = [sys.executable, "-c", "import ts_parity.proxy.server as server; print(server.__file__)"]
-    file = subprocess.run(ask, env=_environment(root), cwd="/", capture_output=True, text=True, check=True).stdout
+    file = subprocess.run(ask, env=environment(root), cwd="/", capture_output=True, text=True, check=True).stdout
     if not Path(file.strip()).is_relative_to(root):
         raise SystemExit(f"{root} was meant to be measured and {file.strip()} would be")
     return PLAIN if file.strip().endswith(".py") else COMPILED
 
 
-def _environment(root: Path) -> Mapping[str, str]:
+def environment(root: Path) -> Mapping[str, str]:
     return {**os.environ, "PYTHONPATH": str(root)}
 
 
@@ -210,7 +210,7 @@ def running(command: list[str], core: int, folder: Path, root: Path) -> Iterator
     with (folder / "stderr").open("w") as stderr:
         pinned = ["taskset", "-c", str(core), *command]
         process = subprocess.Popen(
-            pinned, stdout=subprocess.PIPE, stderr=stderr, text=True, cwd=folder, env=_environment(root)
+            pinned, stdout=subprocess.PIPE, stderr=stderr, text=True, cwd=folder, env=environment(root)
         )
     try:
         yield process

@@ -36,6 +36,7 @@ import numpy as np
 import psutil
 from tqdm import tqdm
 
+from overhead_proxies import build_of, environment, imported_from
 from soak_clients import ROUTES, Load, all_at_once
 from tables import markdown, renew
 
@@ -166,7 +167,9 @@ def proxy(endpoints: list[str], *arguments: str) -> Iterator[ProxyProcess]:
         command += ["--ready-file", str(ready), *arguments]
         for endpoint in endpoints:
             command += ["--endpoint", endpoint]
-        with log.open("w") as stderr, _running(command, stderr=stderr) as process:
+        # In another folder, or the sources would be found there before what PYTHONPATH says.
+        where = {"cwd": name, "env": environment(imported_from())}
+        with log.open("w") as stderr, _running(command, stderr=stderr, **where) as process:
             wait_for(lambda: ready.exists() or process.poll() is not None, 30)
             if process.poll() is not None:
                 raise SystemExit(f"the proxy did not start: {log.read_text()}")
@@ -433,7 +436,7 @@ def sections(document: dict[str, Any]) -> dict[str, str]:
     said = (
         f"`{document['command']}`: {document['requests']:,} requests over {document['opened']:,} connections in "
         f"{document['seconds']:,.0f} s, {document['proxy_cpu_s']:,.0f} s of them of the proxy's processor time; "
-        f"{document['machine']}."
+        f"the {document['build']} build; {document['machine']}."
     )
     checks = [Check(*row) for row in document["checks"]]
     body = [[c.what, f"{c.found:,.10g}", c.bounds, "yes" if c.good else "NO"] for c in checks]
@@ -478,6 +481,7 @@ def main() -> int:
         checks += burst_checks(path, burst(path))
     document = {
         "command": " ".join(["python", "benchmarks/soak.py", *sys.argv[1:]]),
+        "build": build_of(imported_from()),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "requests": books.samples[-1][0],
         "opened": _sum(books.clients, "connections, "),
