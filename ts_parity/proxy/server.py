@@ -317,7 +317,7 @@ class _Connection:
 
     def _parse(self, data: bytes) -> None:
         had_begun, had_body = self._in_head, self._body_bytes
-        received = len(data)
+        received, ends_in_return = len(data), data.endswith(b"\r")
         self._clean = False
         try:
             while data and self._refusal is None:
@@ -339,7 +339,7 @@ class _Connection:
             if not had_begun:
                 self._give_up_at = self._loop.time() + self._server.patience.head_s
         else:  # but the first half of a line break may have gone into it already
-            self._clean = not data.endswith(b"\r")
+            self._clean = not ends_in_return
 
     def _feed(self, data: bytes) -> bytes:
         """-> what is still to be fed."""
