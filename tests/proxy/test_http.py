@@ -145,15 +145,6 @@ async def test_what_two_parsers_could_read_differently_is_refused(smuggled: byte
         assert "/smuggled" not in seen
 
 
-async def test_half_a_line_break_between_requests_is_not_forgotten() -> None:
-    """What comes next is read by the parser, which has the first half, and not as if nothing had been."""
-    async with serving() as (_, reader, writer):
-        writer.write(b"POST /a HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n\r")
-        assert (await read_answer(reader)).status == 200
-        writer.write(b"GET /b HTTP/1.1\r\nHost: h\r\n\r\n")
-        assert (await read_answer(reader)).status == 400
-
-
 @pytest.mark.parametrize("pieces", [1, 20])
 async def test_a_head_without_end_is_refused(pieces: int) -> None:
     async with serving() as (_, reader, writer):

@@ -317,7 +317,7 @@ class _Connection:
 
     def _parse(self, data: bytes) -> None:
         had_begun, had_body = self._in_head, self._body_bytes
-        received, ends_in_return = len(data), data.endswith(b"\r")
+        received = len(data)
         self._clean = False
         try:
             while data and self._refusal is None:
@@ -338,8 +338,8 @@ class _Connection:
         elif self._in_head:
             if not had_begun:
                 self._give_up_at = self._loop.time() + self._server.patience.head_s
-        else:  # but the first half of a line break may have gone into it already
-            self._clean = not ends_in_return
+        else:
+            self._clean = True  # line breaks before a request say nothing, so none is remembered
 
     def _feed(self, data: bytes) -> bytes:
         """-> what is still to be fed."""
