@@ -188,7 +188,7 @@ class FakeTorchServe:
         self._token = token
         self._management_token = management_token
         self._max_request_size = max_request_size
-        self._tls = tls
+        self.tls = tls
         self._sockets = sockets
         self._runners: list[web.AppRunner] = []
         self._running: set[asyncio.Task[Any]] = set()
@@ -248,8 +248,8 @@ class FakeTorchServe:
             path = self._sockets / api
             await web.UnixSite(runner, path).start()
             return f"unix:{path}"
-        await web.TCPSite(runner, "127.0.0.1", port, ssl_context=self._tls).start()
-        return f"http{'s' if self._tls is not None else ''}://127.0.0.1:{runner.addresses[0][1]}"
+        await web.TCPSite(runner, "127.0.0.1", port, ssl_context=self.tls).start()
+        return f"http{'s' if self.tls is not None else ''}://127.0.0.1:{runner.addresses[0][1]}"
 
     # ---- the inference port ----------------------------------------------------------------------------------------
 

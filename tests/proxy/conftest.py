@@ -8,11 +8,13 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
+from tests.proxy.authority import Authority
 from ts_parity.config import InstanceSettings, Settings, parse_endpoint
 from ts_parity.proxy.app import Proxy
 from ts_parity.testing import FakeTorchServe
@@ -151,6 +153,11 @@ class Fleet:
     async def posts(self, count: int, **headers: str) -> list[Raw]:
         """At the same time, each with its own input (n, n + 1)."""
         return list(await asyncio.gather(*(self.post(x=(n, n + 1), **headers) for n in range(count))))
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path / "authority")
 
 
 MakeFleet = Callable[..., Awaitable[Fleet]]

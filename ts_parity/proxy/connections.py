@@ -7,6 +7,7 @@ what an answer means.
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Protocol, cast
 from urllib.parse import urlsplit
 
@@ -19,7 +20,6 @@ from ts_parity.proxy.messages import HOP, LENGTH, MAX_HEAD_BYTES, Reply, meaning
 from ts_parity.proxy.streams import Stream
 from ts_parity.wire import Headers
 
-# A Unix socket whose backlog is full refuses at once, where TCP would wait.
 _BACKLOG_PAUSE_S = 0.01
 
 
@@ -58,20 +58,34 @@ class Origin:
 
     async def _connect(self, made: Connection) -> None:
         loop = asyncio.get_running_loop()
-        if not self._path:
+        if self._path:
+            connected = await _unix(self._path)
+            await loop.create_unix_connection(lambda: cast(asyncio.Protocol, made), sock=connected)
+        else:
             tls = self._tls.context if self._tls is not None else None
             await loop.create_connection(lambda: cast(asyncio.Protocol, made), self._host, self._port, ssl=tls)
-            return
-        while True:
-            try:
-                await loop.create_unix_connection(lambda: cast(asyncio.Protocol, made), self._path)
-                return
-            except BlockingIOError:
-                await asyncio.sleep(_BACKLOG_PAUSE_S)
 
     def close(self) -> None:
         for connection in [*self.idle]:
             connection.abort()
+
+
+async def _unix(path: str) -> socket.socket:
+    """Not the loop's own way: a backlog that is full refuses at once, where TCP would wait, and asyncio takes the refusal
+    for a connection.
+    """
+    connecting = socket.socket(socket.AF_UNIX)
+    try:
+        connecting.setblocking(False)
+        while True:
+            try:
+                connecting.connect(path)
+                return connecting
+            except BlockingIOError:
+                await asyncio.sleep(_BACKLOG_PAUSE_S)
+    except BaseException:
+        connecting.close()
+        raise
 
 
 class Connection:

@@ -1,0 +1,43 @@
+"""Certificates for tests: real ones, of an authority that nobody else knows."""
+
+from __future__ import annotations
+
+import datetime
+import ssl
+from pathlib import Path
+
+import trustme
+
+HERE = ("localhost", "127.0.0.1")
+
+
+class Authority:
+    """Issues certificates, and knows them again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._ca = trustme.CA()
+        self.pem = self.write("ca.pem", self._ca.cert_pem.bytes())
+        self.trusting = ssl.create_default_context(cafile=self.pem)
+        self._issued = 0
+
+    def write(self, name: str, data: bytes) -> str:
+        (self.folder / name).write_bytes(data)
+        return str(self.folder / name)
+
+    def issue(self, *names: str, expired: bool = False) -> tuple[str, str]:
+        """-> files with a certificate and its key."""
+        ends = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(days=1) if expired else None
+        made = self._ca.issue_cert(*(names or HERE), not_after=ends)
+        self._issued += 1
+        return (
+            self.write(f"{self._issued}.pem", b"".join(pem.bytes() for pem in made.cert_chain_pems)),
+            self.write(f"{self._issued}.key", made.private_key_pem.bytes()),
+        )
+
+    def serving(self, *names: str, expired: bool = False) -> ssl.SSLContext:
+        """For an instance."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*self.issue(*names, expired=expired))
+        return context
