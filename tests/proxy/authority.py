@@ -7,8 +7,10 @@ import ssl
 from pathlib import Path
 
 import trustme
+from cryptography.hazmat.primitives import serialization
 
 HERE = ("localhost", "127.0.0.1")
+_KINDS = {False: trustme.KeyType.ECDSA, True: trustme.KeyType.RSA}
 
 
 class Authority:
@@ -26,14 +28,15 @@ class Authority:
         (self.folder / name).write_bytes(data)
         return str(self.folder / name)
 
-    def issue(self, *names: str, expired: bool = False) -> tuple[str, str]:
-        """-> files with a certificate and its key."""
+    def issue(self, *names: str, expired: bool = False, for_java: bool = False) -> tuple[str, str]:
+        """-> files with a certificate and its key; Java wants RSA, in a form of its own."""
         ends = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(days=1) if expired else None
-        made = self._ca.issue_cert(*(names or HERE), not_after=ends)
+        made = self._ca.issue_cert(*(names or HERE), not_after=ends, key_type=_KINDS[for_java])
         self._issued += 1
+        key = made.private_key_pem.bytes()
         return (
             self.write(f"{self._issued}.pem", b"".join(pem.bytes() for pem in made.cert_chain_pems)),
-            self.write(f"{self._issued}.key", made.private_key_pem.bytes()),
+            self.write(f"{self._issued}.key", _pkcs8(key) if for_java else key),
         )
 
     def serving(self, *names: str, expired: bool = False) -> ssl.SSLContext:
@@ -41,3 +44,9 @@ class Authority:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(*self.issue(*names, expired=expired))
         return context
+
+
+def _pkcs8(pem: bytes) -> bytes:
+    loaded = serialization.load_pem_private_key(pem, None)
+    form = serialization.PrivateFormat.PKCS8
+    return loaded.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
