@@ -334,6 +334,9 @@ TRUST: list[tuple[dict[str, Any], dict[str, str], str]] = [
     ({"names": ("elsewhere",)}, {"tls_ca": "ca.pem"}, r"certificate verify failed: IP address mismatch, .*'127.0.0.1'"),
     ({}, {"tls_ca": "ca.pem"}, ""),
     ({}, {"tls_ca": "folder"}, ""),
+    ({}, {"tls_ca": "1.pem"}, ""),
+    ({"alone": True}, {"tls_ca": "alone.pem"}, ""),
+    ({"alone": True}, {}, "certificate verify failed: self-signed certificate; set tls_ca"),
     ({"expired": True, "names": ("elsewhere",)}, {"tls_verify": "false"}, ""),
 ]
 
@@ -350,7 +353,7 @@ async def test_whom_to_trust(
     shutil.copy(authority.pem, authority.folder / "folder" / "b.pem")
     authority.write("folder/README", b"which these are")
     tls = {name: str(authority.folder / value) if name == "tls_ca" else value for name, value in trusted.items()}
-    context = authority.serving(*shown.get("names", ()), expired=shown.get("expired", False))
+    context = authority.serving(**shown)
     async with FakeTorchServe(FakeModel(), tls=context) as instance:
         fleet = await make_fleet(given=(settings_of(instance, **tls),))
         answer = await fleet.post()

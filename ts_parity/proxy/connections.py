@@ -71,8 +71,8 @@ class Origin:
 
 
 async def _unix(path: str) -> socket.socket:
-    """Not the loop's own way: a backlog that is full refuses at once, where TCP would wait, and asyncio takes the refusal
-    for a connection.
+    """Not the loop's own way: a backlog that is full refuses at once, where TCP would wait, and asyncio takes it for a
+    connection.
     """
     connecting = socket.socket(socket.AF_UNIX)
     try:
