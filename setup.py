@@ -77,6 +77,7 @@ TRAINING = [
 ]
 DEMO = [*PROXY, *TORCHSERVE, *TRAINING, "scikit-learn>=1.3"]
 DEV = [
+    "trustme>=1.1",
     "pytest>=8.0",
     "pytest-asyncio>=0.24",
     "pytest-timeout>=2.2",

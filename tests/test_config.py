@@ -71,6 +71,22 @@ def test_the_command_line_form_of_an_instance():
     assert given == InstanceSettings("http://a:1", "http://a:7", "z1", "t", "", "m", "", 4)
 
 
+def test_instances_behind_tls_and_unix_sockets():
+    """The scheme goes from the one address to the other; a socket is called by its path."""
+    secure = parse_endpoint("https://a:1,tls_ca=ca.pem,tls_verify=FALSE,tls_certificate=c.pem,tls_key=k.pem")
+    assert (secure.management, secure.tls_verify, secure.tls_key) == ("https://a:2", False, "k.pem")
+    local = parse_endpoint("unix:/run/a b.sock,management=unix:///run/m.sock")
+    assert local == InstanceSettings("unix:/run/a b.sock", "unix:/run/m.sock", "/run/a b.sock")
+    assert parse_endpoint("unix:/a,management=https://h:1,tls_ca=ca.pem").tls_ca == "ca.pem"
+
+
+def test_truths(tmp_path: Path):
+    path = write(tmp_path, 'seal_early = true\n[[instance]]\ninference = "https://a:1"\ntls_verify = false\n')
+    settings = load_settings(path)
+    assert (settings.seal_early, settings.instances[0].tls_verify) == (True, False)
+    assert load_settings(path, flags={"seal_early": "false"}).seal_early is False
+
+
 def test_auto_and_lists():
     settings = load_settings(
         flags={"reconstruct_after_s": "0.5", "group_wait_s": "auto", "group_by": "X-Top-K, x-lang"}, endpoints=ENDPOINT
@@ -103,11 +119,24 @@ MISTAKES = [
         r"TS_PARITY_DEADLINE: unknown setting 'deadline'; did you mean 'deadline_s'",
     ),
     ({"environ": {"TS_PARITY_PORT": "x"}}, r"^port must be"),
-    ({"endpoints": ["h:8080"]}, r"--endpoint 'h:8080': inference must be like http://HOST:PORT, not 'h:8080'"),
-    ({"endpoints": ["http://h"]}, r"give management=URL too, or a port"),
+    ({"endpoints": ["h:8080"]}, r"--endpoint 'h:8080': inference must be like http://HOST:PORT or unix:/PATH, not"),
     ({"endpoints": ["http://h:x"]}, r"is not an address"),
     ({"endpoints": ["http://h:1/v1"]}, r"has a path"),
     ({"endpoints": ["http://h:1,token"]}, r"'token' is not of the form key=value"),
+    ({"endpoints": ["http://h"]}, r"give management=URL too, or a port"),
+    ({"endpoints": ["unix:/a"]}, r"give management=ADDRESS too: nothing follows from 'unix:/a'"),
+    (
+        {"endpoints": ["unix:a,management=http://h:1"]},
+        r"inference must be the absolute path of a socket, .* not 'unix:a'",
+    ),
+    ({"endpoints": ["unix:/a/,management=http://h:1"]}, r"not 'unix:/a/'"),
+    ({"endpoints": ["unix:/" + 107 * "a" + ",management=http://h:1"]}, r"has room for 107 bytes"),
+    ({"endpoints": ["unix:/a,management=unix:/b", "unix:///a,management=unix:/c"]}, r"instance /a is given twice"),
+    ({"endpoints": ["http://h:1,tls_ca=x"]}, r"tls_ca is of no use: neither address is https"),
+    ({"endpoints": ["https://h:1,tls_key=x"]}, r"--endpoint .*: tls_key needs tls_certificate too"),
+    ({"endpoints": ["https://h:1,tls_verify=no"]}, r"tls_verify must be true or false, not 'no'"),
+    ({"flags": {"tls_certificate": "x"}}, r"^tls_certificate needs tls_key too"),
+    ({"flags": {"seal_early": "1"}}, r"--seal-early must be true or false, not '1'"),
     ({"endpoints": ["http://h:1,tokn=x"]}, r"unknown setting 'tokn'; did you mean 'token'"),
     ({"endpoints": ["http://h:1", "http://h:1/"]}, r"instance h:1 is given twice"),
     ({"endpoints": []}, r"no instances: give --endpoint"),

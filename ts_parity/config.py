@@ -11,6 +11,7 @@ import argparse
 import difflib
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,9 +22,13 @@ from urllib.parse import urlsplit
 
 from ts_parity.errors import ConfigError
 
+UNIX = "unix:"
+"""Before a path: the address of a Unix socket, as TorchServe writes it."""
 ENV_PREFIX = "TS_PARITY_"
 # A Kubernetes service called "ts-parity" puts variables of these forms into every container beside it.
 _KUBERNETES = re.compile(r"TS_PARITY_(SERVICE_(HOST|PORT)|PORT_\d+_|PORT$)")
+# What sockaddr_un holds, less the zero at its end.
+_LONGEST_SOCKET = 107
 AUTO = "auto"
 CODES = ("sum", "concat", "student", "exact")
 """The codes there are, for command lines that must not import numpy to say so; `codes` makes them."""
@@ -40,7 +45,9 @@ def _setting(
 class InstanceSettings:
     """One TorchServe instance. In TOML a table `[[instance]]`, on the command line an `--endpoint`."""
 
-    inference: str = _setting(MISSING, "address of the inference API, such as http://10.0.0.5:8080")
+    inference: str = _setting(
+        MISSING, "address of the inference API, such as http://10.0.0.5:8080, https://ts1:8443 or unix:/run/ts1.sock"
+    )
     management: str = _setting("", "address of the management API; default: same host, the inference port + 1")
     domain: str = _setting("", "failure domain (machine, rack, zone); default: the instance itself")
     token: str = _setting("", "TorchServe's inference key", secret=True)
@@ -48,10 +55,17 @@ class InstanceSettings:
     management_token: str = _setting("", "TorchServe's management key", secret=True)
     management_token_file: str = _setting("", "file with the management key, or TorchServe's key_file.json")
     places: int | None = _setting(None, "requests in flight; default: READY workers x batch size", "requests", 1)
+    tls_ca: str = _setting(
+        "",
+        "PEM file, or folder of such files, with the certificates to trust at https addresses; default: the system's",
+    )
+    tls_verify: bool = _setting(True, "false: take any certificate at https addresses, as in a test")
+    tls_certificate: str = _setting("", "PEM file with the certificate to show to an instance that asks for one")
+    tls_key: str = _setting("", "PEM file with its private key, not encrypted")
 
     @property
     def name(self) -> str:
-        return urlsplit(self.inference).netloc
+        return urlsplit(self.inference).netloc or self.inference.removeprefix(UNIX)
 
     def inference_token(self) -> str:
         """Raise ConfigError if a token file cannot be read."""
@@ -74,7 +88,11 @@ class Settings:
         "processes",
         1,
     )
-    admin_host: str = _setting("127.0.0.1", "address the admin port listens on")
+    tls_certificate: str = _setting(
+        "", "PEM file with a certificate and what follows it in its chain: the inference port speaks https only"
+    )
+    tls_key: str = _setting("", "PEM file with its private key, not encrypted; both are read again when they change")
+    admin_host: str = _setting("127.0.0.1", "address the admin port listens on; it speaks plain http")
     admin_port: int = _setting(8090, "admin port (status, metrics, health, drain); 0: a free one", "port", 0, 65536)
     code: str = _setting(AUTO, "auto: what the protections say; none: no coding; or the name of the code to use")
     k: int | None = _setting(None, "use only protections of this group size; auto: as they are", "queries", 1, 65)
@@ -181,6 +199,7 @@ def load_settings(
         for name, text in given.items():
             values[name] = _convert(_FIELDS[name], text, f"{origin}{name.replace('_', '-') if origin else name}")
     settings = Settings(**values)
+    _both_or_neither(settings.tls_certificate, settings.tls_key, "")
     return replace(settings, instances=_checked(settings.instances))
 
 
@@ -253,6 +272,8 @@ def _show(default: Any) -> str:
         return AUTO
     if isinstance(default, tuple):
         return ",".join(default) or "none"
+    if isinstance(default, bool):
+        return "true" if default else "false"
     return str(default) if default != "" else "none"
 
 
@@ -311,23 +332,50 @@ def _instance(values: Mapping[str, Any], where: str) -> InstanceSettings:
     found = InstanceSettings(**converted)
     inference = _url(found.inference, f"{where}: inference")
     management = _url(found.management, f"{where}: management") if found.management else _next_port(inference, where)
+    _both_or_neither(found.tls_certificate, found.tls_key, f"{where}: ")
+    if "https" not in (urlsplit(inference).scheme, urlsplit(management).scheme):
+        for name in ("tls_ca", "tls_certificate"):
+            if getattr(found, name):
+                raise ConfigError(f"{where}: {name} is of no use: neither address is https")
     return replace(found, inference=inference, management=management, domain=found.domain or found.name)
 
 
+def _both_or_neither(certificate: str, key: str, where: str) -> None:
+    if bool(certificate) != bool(key):
+        given, missing = ("tls_certificate", "tls_key") if certificate else ("tls_key", "tls_certificate")
+        raise ConfigError(f"{where}{given} needs {missing} too")
+
+
 def _url(text: str, where: str) -> str:
+    if text.startswith(UNIX):
+        return _unix(text, where)
     try:
         parts = urlsplit(text)
         _ = parts.port
     except ValueError as error:
         raise ConfigError(f"{where} {text!r} is not an address: {error}") from None
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query or parts.fragment:
-        raise ConfigError(f"{where} must be like http://HOST:PORT, not {text!r}")
+        raise ConfigError(f"{where} must be like http://HOST:PORT or unix:/PATH, not {text!r}")
     if parts.path not in ("", "/"):
         raise ConfigError(f"{where} {text!r} has a path; TorchServe's APIs are at the root of their port")
     return f"{parts.scheme}://{parts.netloc}"
 
 
+def _unix(text: str, where: str) -> str:
+    path = text.removeprefix(UNIX)
+    path = path.removeprefix("//")  # as a URL has it
+    if not path.startswith("/") or path.endswith("/"):
+        raise ConfigError(
+            f"{where} must be the absolute path of a socket, like unix:/run/torchserve.sock, not {text!r}"
+        )
+    if len(os.fsencode(path)) > _LONGEST_SOCKET:
+        raise ConfigError(f"{where}: the path of a socket has room for {_LONGEST_SOCKET} bytes, and {path!r} is longer")
+    return UNIX + path
+
+
 def _next_port(inference: str, where: str) -> str:
+    if inference.startswith(UNIX):
+        raise ConfigError(f"{where}: give management=ADDRESS too: nothing follows from {inference!r}")
     parts = urlsplit(inference)
     if parts.port is None:
         raise ConfigError(f"{where}: give management=URL too, or a port in {inference!r}")
@@ -351,6 +399,8 @@ def _convert(item: Field[Any], value: Any, where: str) -> Any:
         return None
     if kind.startswith("tuple"):
         return _names(value, where)
+    if kind == "bool":
+        return _truth(value, where)
     if kind.startswith(("int", "float")):
         return _number(item, value, where, int if kind.startswith("int") else float)
     if not isinstance(value, str):
@@ -363,6 +413,13 @@ def _names(value: Any, where: str) -> tuple[str, ...]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ConfigError(f"{where} must be a list of names, not {value!r}")
     return tuple(name.lower() for name in names if name)
+
+
+def _truth(value: Any, where: str) -> bool:
+    truth = {"true": True, "false": False}.get(str(value).lower()) if isinstance(value, (bool, str)) else None
+    if truth is None:
+        raise ConfigError(f"{where} must be true or false, not {value!r}")
+    return truth
 
 
 def _number(item: Field[Any], value: Any, where: str, kind: type[int] | type[float]) -> float:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import ssl
 import uuid
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 from urllib.parse import unquote
@@ -165,10 +167,19 @@ class Received:
 
 
 class FakeTorchServe:
-    """One instance, on two free ports. `async with FakeTorchServe(FakeModel()) as instance: ... instance.inference`"""
+    """One instance, on two free ports. `async with FakeTorchServe(FakeModel()) as instance: ... instance.inference`
+
+    `tls`: its addresses are https. `sockets`: an existing folder; two Unix sockets in it take the place of the ports.
+    """
 
     def __init__(
-        self, *models: FakeModel, token: str = "", management_token: str = "", max_request_size: int = 6_553_500
+        self,
+        *models: FakeModel,
+        token: str = "",
+        management_token: str = "",
+        max_request_size: int = 6_553_500,
+        tls: ssl.SSLContext | None = None,
+        sockets: Path | None = None,
     ) -> None:
         self.models = list(models)
         self.received: list[Received] = []
@@ -177,6 +188,8 @@ class FakeTorchServe:
         self._token = token
         self._management_token = management_token
         self._max_request_size = max_request_size
+        self.tls = tls
+        self._sockets = sockets
         self._runners: list[web.AppRunner] = []
         self._running: set[asyncio.Task[Any]] = set()
         self._thawed = asyncio.Event()
@@ -194,8 +207,8 @@ class FakeTorchServe:
 
     async def start(self, port: int = 0, management_port: int = 0) -> None:
         """Listen; the ports of an earlier life can be asked for again."""
-        self.inference = await self._listen(self._on_inference, port)
-        self.management = await self._listen(self._on_management, management_port)
+        self.inference = await self._listen(self._on_inference, "inference", port)
+        self.management = await self._listen(self._on_management, "management", management_port)
 
     async def stop(self) -> None:
         """Go away at once, with whatever is in flight."""
@@ -224,16 +237,19 @@ class FakeTorchServe:
         """As `--endpoint` takes it."""
         return f"{self.inference},management={self.management}"
 
-    async def _listen(self, handler: Any, port: int) -> str:
+    async def _listen(self, handler: Any, api: str, port: int) -> str:
         app = web.Application(client_max_size=1 << 30)
         app.router.add_route("*", "/{path:.*}", handler)
         app.on_response_prepare.append(_as_netty)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.05, auto_decompress=False)
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", port)
-        await site.start()
         self._runners.append(runner)
-        return f"http://127.0.0.1:{runner.addresses[0][1]}"
+        if self._sockets is not None:
+            path = self._sockets / api
+            await web.UnixSite(runner, path).start()
+            return f"unix:{path}"
+        await web.TCPSite(runner, "127.0.0.1", port, ssl_context=self.tls).start()
+        return f"http{'s' if self.tls is not None else ''}://127.0.0.1:{runner.addresses[0][1]}"
 
     # ---- the inference port ----------------------------------------------------------------------------------------
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
+from tests.proxy.authority import Authority
 from ts_parity.config import InstanceSettings, Settings, parse_endpoint
 from ts_parity.proxy.app import Proxy
 from ts_parity.testing import FakeTorchServe
@@ -57,9 +60,11 @@ class Raw:
 class Client:
     """HTTP/1.1 by hand, one connection per request: nothing is added, hidden or retried."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, trusting: ssl.SSLContext | None = None) -> None:
+        """`trusting`: for an https address."""
         parts = urlsplit(url)
         self.host, self.port = parts.hostname or "", parts.port or 80
+        self._tls = trusting if parts.scheme == "https" else None
 
     async def post(self, path: str, body: bytes = b"", headers: tuple[tuple[str, str], ...] = ()) -> Raw:
         return await self.ask("POST", path, body, headers)
@@ -75,7 +80,7 @@ class Client:
         return await self.send("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
 
     async def send(self, data: bytes) -> Raw:
-        reader, writer = await asyncio.open_connection(self.host, self.port)
+        reader, writer = await asyncio.open_connection(self.host, self.port, ssl=self._tls)
         try:
             writer.write(data)
             return await asyncio.wait_for(read_answer(reader), 10)
@@ -150,6 +155,11 @@ class Fleet:
         return list(await asyncio.gather(*(self.post(x=(n, n + 1), **headers) for n in range(count))))
 
 
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path / "authority")
+
+
 MakeFleet = Callable[..., Awaitable[Fleet]]
 
 
@@ -158,7 +168,12 @@ async def make_fleet() -> AsyncIterator[MakeFleet]:
     """Call it with instances and settings; what it makes is started, and stopped after the test."""
     async with AsyncExitStack() as stack:
 
-        async def make(*instances: FakeTorchServe, given: tuple[InstanceSettings, ...] = (), **settings: Any) -> Fleet:
+        async def make(
+            *instances: FakeTorchServe,
+            given: tuple[InstanceSettings, ...] = (),
+            trusting: ssl.SSLContext | None = None,
+            **settings: Any,
+        ) -> Fleet:
             for instance in instances:
                 await stack.enter_async_context(instance)
             listed = given or tuple(parse_endpoint(instance.endpoint) for instance in instances)
@@ -167,6 +182,6 @@ async def make_fleet() -> AsyncIterator[MakeFleet]:
             for instance in instances:
                 stack.callback(instance.thaw)
             await proxy.start()
-            return Fleet(proxy, list(instances), Client(proxy.url), Client(proxy.admin_url))
+            return Fleet(proxy, list(instances), Client(proxy.url, trusting), Client(proxy.admin_url))
 
         yield make

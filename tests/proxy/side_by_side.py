@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -133,9 +134,11 @@ def elsewhere(status: int, path: str, body: bytes = b"", headers: Headers = ()) 
 
 
 @asynccontextmanager
-async def proxy_before(instance: TorchServeInstance, token: str = "", **settings: Any) -> AsyncIterator[Proxy]:
+async def proxy_before(
+    instance: TorchServeInstance, token: str = "", tls_ca: str = "", **settings: Any
+) -> AsyncIterator[Proxy]:
     """A proxy whose only instance this is. `token`: the inference key it holds."""
-    keys = {"token": token, "management_token": instance.token() or ""}
+    keys = {"token": token, "management_token": instance.token() or "", "tls_ca": tls_ca}
     one = InstanceSettings(instance.inference_url, instance.management_url, "here", **keys)
     chosen = {**PROMPT, "describe_timeout_s": 5.0, "task_timeout_s": 30.0, "deadline_s": 20.0, **settings}
     proxy = Proxy(Settings(**{**chosen, "instances": (one,)}))
@@ -147,18 +150,27 @@ async def proxy_before(instance: TorchServeInstance, token: str = "", **settings
 
 
 @asynccontextmanager
-async def connected(url: str) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+async def connected(
+    url: str, trusting: ssl.SSLContext | None = None
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """`trusting`: for an https address."""
     parts = urlsplit(url)
-    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    if parts.scheme == "unix":
+        reader, writer = await asyncio.open_unix_connection(parts.path)
+    else:
+        tls = trusting if parts.scheme == "https" else None
+        reader, writer = await asyncio.open_connection(parts.hostname, parts.port, ssl=tls)
     try:
         yield reader, writer
     finally:
         writer.close()
 
 
-async def ask(url: str, *pieces: bytes, answers: int = 1, to_head: bool = False) -> list[Raw]:
+async def ask(
+    url: str, *pieces: bytes, answers: int = 1, to_head: bool = False, trusting: ssl.SSLContext | None = None
+) -> list[Raw]:
     """On one connection: every piece in a write of its own, then so many answers."""
-    async with connected(url) as (reader, writer):
+    async with connected(url, trusting) as (reader, writer):
         for piece in pieces:
             writer.write(piece)
             await asyncio.sleep(0)

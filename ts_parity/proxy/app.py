@@ -20,6 +20,7 @@ from ts_parity.engine import Fleet, Policy, Scheduler
 from ts_parity.errors import ConfigError
 from ts_parity.proxy.access import AccessLog
 from ts_parity.proxy.admin import Admin
+from ts_parity.proxy.certificates import client_side, instance_side
 from ts_parity.proxy.discovery import Discovery
 from ts_parity.proxy.driver import Driver, Manners
 from ts_parity.proxy.messages import Reply
@@ -44,7 +45,7 @@ class Proxy:
     """One proxy. `start`, then `drain` (or `run` for both), then `close`. Everything happens on one event loop."""
 
     def __init__(self, settings: Settings, process: int | None = None) -> None:
-        """Raise ConfigError if the default answer cannot be read. Must be called in a running event loop.
+        """Raise ConfigError if the default answer or a certificate cannot be used. Needs a running event loop.
 
         `process`: which one of `settings.processes` it is. It shares port and places with the others, and the admin
         port is their parent's.
@@ -53,16 +54,18 @@ class Proxy:
         self._process = process
         self.url = self.admin_url = ""
         default = settings.read_default_answer()
+        tls, to_instances = client_side(settings), instance_side(settings)
+        self._tls = [*to_instances.values(), *([tls] if tls is not None else [])]
         self.scheduler = Scheduler(Fleet((), (), ()), policy_of(settings, default is not None))
         self.metrics = Metrics(self.scheduler.snapshot)
-        self.upstream = Upstream(settings.connect_timeout_s, settings.task_timeout_s)
+        self.upstream = Upstream(settings.connect_timeout_s, settings.task_timeout_s, to_instances)
         access = _open_access_log(settings.access_log)
         manners = Manners(
             settings.secret, _default_reply(default, settings), settings.task_timeout_s, noting=access is not None
         )
         self.driver = Driver(self.scheduler, self.upstream, self.metrics, manners, self._stop_coding)
         self._service = Service(self.driver, self.upstream, self.metrics, settings.group_by)
-        self._server = Server(self._service.answer, settings.max_body_bytes, access=access)
+        self._server = Server(self._service.answer, settings.max_body_bytes, access=access, tls=tls)
         self._admin = Admin(self.status, self.health, self.drain, self.metrics.exposition)
         self._discovery = Discovery(settings.instances, self.upstream, settings.describe_timeout_s)
         self.plan = Plan()
@@ -82,7 +85,7 @@ class Proxy:
             admin_port = await self._admin.start(settings.admin_host, settings.admin_port)
             self.admin_url = url_of(settings.admin_host, admin_port)
         port = await self._server.start(settings.host, settings.port, reuse_port=self._process is not None)
-        self.url = url_of(settings.host, port)
+        self.url = url_of(settings.host, port, bool(settings.tls_certificate))
         self._watch = asyncio.get_running_loop().create_task(self._keep_discovering())
 
     async def run(self, ready: Callable[[Proxy], None]) -> int:
@@ -184,6 +187,8 @@ class Proxy:
         while True:
             interval = self.settings.discovery_interval_s
             await asyncio.sleep(min(interval, _ATTENTIVE_S) if self.plan.problems else interval)
+            for tls in self._tls:
+                tls.renew()
             try:
                 await self.discover()
             except Exception:
@@ -249,5 +254,6 @@ def _default_reply(body: bytes | None, settings: Settings) -> Reply | None:
     return Reply(200, "", headers, body)
 
 
-def url_of(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+def url_of(host: str, port: int, tls: bool = False) -> str:
+    scheme = "https" if tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

@@ -33,7 +33,8 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         default=[],
         metavar="URL[,key=value]...",
         help="an instance's inference address; keys: management, domain, token, token_file, management_token, "
-        "management_token_file, places. May be given many times; replaces the instances of file and environment",
+        "management_token_file, places, tls_ca, tls_verify, tls_certificate, tls_key. May be given many times; "
+        "replaces the instances of file and environment",
     )
     serve.add_argument("--ready-file", type=Path, metavar="FILE", help="written (JSON) when the proxy accepts requests")
     serve.add_argument("--log-level", default="warning", choices=["debug", "info", "warning", "error"])

@@ -7,16 +7,20 @@ what an answer means.
 from __future__ import annotations
 
 import asyncio
-import ssl
+import socket
 from typing import Protocol, cast, final
 from urllib.parse import urlsplit
 
 from httptools import HttpParserError, HttpResponseParser
 
+from ts_parity.config import UNIX
+from ts_parity.proxy.certificates import Tls
 from ts_parity.proxy.heads import PlainAnswer, read_answer
 from ts_parity.proxy.messages import HOP, LENGTH, MAX_HEAD_BYTES, Reply, meaning, without_hop_by_hop
 from ts_parity.proxy.streams import Stream
 from ts_parity.wire import Headers
+
+_BACKLOG_PAUSE_S = 0.01
 
 
 class Listener(Protocol):
@@ -31,14 +35,17 @@ class Listener(Protocol):
 class Origin:
     """One API of one instance: where it is, and its idle connections."""
 
-    def __init__(self, url: str, connect_timeout_s: float) -> None:
-        """Of a URL as the configuration has checked it."""
-        parts = urlsplit(url)
+    def __init__(self, url: str, connect_timeout_s: float, tls: Tls | None = None) -> None:
+        """Of an address as the configuration has checked it; `tls` for every https one."""
+        parts = urlsplit("http://localhost" if url.startswith(UNIX) else url)
+        if parts.scheme == "https" and tls is None:
+            raise ValueError(f"nothing says whom to trust at {url}")
         self.prefix = parts.path.rstrip("/")
         self.host_header = parts.netloc.rpartition("@")[2]
+        self._path = url.removeprefix(UNIX) if url.startswith(UNIX) else ""
         self._host = parts.hostname or ""
-        self._ssl = ssl.create_default_context() if parts.scheme == "https" else None
-        self._port = parts.port or (443 if self._ssl is not None else 80)
+        self._tls = tls
+        self._port = parts.port or (443 if parts.scheme == "https" else 80)
         self._connect_timeout_s = connect_timeout_s
         self.in_flight = 0
         self.idle: list[Connection] = []
@@ -46,15 +53,40 @@ class Origin:
 
     async def connection(self) -> Connection:
         """A new one. Raise OSError (ssl.SSLError is one) or asyncio.TimeoutError."""
-        loop = asyncio.get_running_loop()
         made = Connection(self)
-        opening = loop.create_connection(lambda: cast(asyncio.Protocol, made), self._host, self._port, ssl=self._ssl)
-        await asyncio.wait_for(opening, self._connect_timeout_s)
+        await asyncio.wait_for(self._connect(made), self._connect_timeout_s)
         return made
+
+    async def _connect(self, made: Connection) -> None:
+        loop = asyncio.get_running_loop()
+        if self._path:
+            connected = await _unix(self._path)
+            await loop.create_unix_connection(lambda: cast(asyncio.Protocol, made), sock=connected)
+        else:
+            tls = self._tls.context if self._tls is not None else None
+            await loop.create_connection(lambda: cast(asyncio.Protocol, made), self._host, self._port, ssl=tls)
 
     def close(self) -> None:
         for connection in [*self.idle]:
             connection.abort()
+
+
+async def _unix(path: str) -> socket.socket:
+    """Not the loop's own way: a backlog that is full refuses at once, where TCP would wait, and asyncio takes it for a
+    connection.
+    """
+    connecting = socket.socket(socket.AF_UNIX)
+    try:
+        connecting.setblocking(False)
+        while True:
+            try:
+                connecting.connect(path)
+                return connecting
+            except BlockingIOError:
+                await asyncio.sleep(_BACKLOG_PAUSE_S)
+    except BaseException:
+        connecting.close()
+        raise
 
 
 @final

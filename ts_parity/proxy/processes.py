@@ -29,6 +29,7 @@ from ts_parity.config import Settings
 from ts_parity.errors import StartError
 from ts_parity.proxy.admin import Admin
 from ts_parity.proxy.app import policy_of, url_of
+from ts_parity.proxy.certificates import client_side, instance_side
 from ts_parity.proxy.child import introduction, receive, send
 from ts_parity.proxy.merge import (
     Families,
@@ -76,10 +77,12 @@ class Supervisor:
         """All listen, or StartError says why one does not. Raise ConfigError for settings that no process could use."""
         settings = self.settings
         policy_of(settings, settings.read_default_answer() is not None)
+        client_side(settings)
+        instance_side(settings)
         self._reserved, port = await reserve(settings.host, settings.port)
         self.settings = replace(settings, port=port)
         admin_port = await self._admin.start(settings.admin_host, settings.admin_port)
-        self.url = url_of(settings.host, port)
+        self.url = url_of(settings.host, port, bool(settings.tls_certificate))
         self.admin_url = url_of(settings.admin_host, admin_port)
         for seat in self._seats:
             await self._fill(seat)

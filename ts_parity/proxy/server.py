@@ -18,6 +18,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
 from ts_parity.errors import StartError
 from ts_parity.proxy.access import ERROR, LEFT, REFUSED, STATUS_LEFT, AccessLog, Facts
+from ts_parity.proxy.certificates import Tls, listening
 from ts_parity.proxy.heads import PlainRequest, read_request
 from ts_parity.proxy.messages import (
     EXPECT,
@@ -49,16 +50,22 @@ _PIPELINED_BYTES: Final = 65536
 _SWEEP_S: Final = 1.0
 # A refused request may still be on its way: closing at once would reset the connection before the answer is read.
 _LINGER_S: Final = 2.0
+# TLS is closed when both sides have said so, and what was written has gone.
+_GOODBYE_S: Final = 30.0
+_AHEAD_BYTES: Final = 65536
 _NOTHING: Final = Request("", "", (), b"")
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a client may take, in seconds: between requests, for a head, and between two pieces of a body."""
+    """How long a client may take, in seconds: between requests, for a head, between two pieces of a body, and for TLS's
+    handshake.
+    """
 
     idle_s: float = 75.0
     head_s: float = 30.0
     body_s: float = 60.0
+    handshake_s: float = 10.0
 
 
 class Server:
@@ -70,11 +77,13 @@ class Server:
         max_body_bytes: int,
         patience: Patience = Patience(),
         access: AccessLog | None = None,
+        tls: Tls | None = None,
     ) -> None:
         self.answer = answer
         self.access = access
         self.max_body_bytes = max_body_bytes
         self.patience = patience
+        self.tls = tls
         self.draining = False
         self.connections: set[_Connection] = set()
         self.in_flight = 0
@@ -88,7 +97,13 @@ class Server:
         loop = asyncio.get_running_loop()
         try:
             listener: Any = await loop.create_server(
-                lambda: cast(asyncio.Protocol, _Connection(self, loop)), host, port, backlog=1024, reuse_port=reuse_port
+                lambda: cast(asyncio.Protocol, _Connection(self, loop)),
+                host,
+                port,
+                backlog=1024,
+                reuse_port=reuse_port,
+                ssl=listening(self.tls) if self.tls is not None else None,
+                ssl_handshake_timeout=self.patience.handshake_s if self.tls is not None else None,
             )
         except OSError as error:
             raise cannot_listen(host, port, error) from None
@@ -213,6 +228,9 @@ class _Connection:
         self._changing = False
         """A second parser is told of a head that is known already."""
         self._unfinished = 0
+        self._closes_when_written = False
+        """Over TLS, where what has not been written soon after closing is lost."""
+        self._unwritten = 0
         self._reset()
 
     def _reset(self) -> None:
@@ -229,6 +247,8 @@ class _Connection:
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._server.connections.add(self)
+        if self._server.tls is not None:
+            self._transport.set_write_buffer_limits(_AHEAD_BYTES)  # as without TLS, where its default is half a MB
 
     def connection_lost(self, error: Exception | None) -> None:
         self._done = True
@@ -254,7 +274,11 @@ class _Connection:
 
     def resume_writing(self) -> None:
         self._make_room()
-        self._advance()
+        if self._closes_when_written:
+            self._give_up_at = self._loop.time() + _GOODBYE_S
+            self._transport.close()
+        else:
+            self._advance()
 
     def _make_room(self) -> None:
         self._full = False
@@ -362,9 +386,22 @@ class _Connection:
         if now < self._give_up_at or answering or self._held_back:  # then it is we who do not read
             return
         if self._done or not (self._in_head or self._in_body):
-            self._transport.close()
+            self._leave(now)
         else:
             self._refuse(torchserve_error(408, "RequestTimeoutException", "the request did not arrive in time"))
+
+    def _leave(self, now: float) -> None:
+        if self._server.tls is not None:
+            if self._transport.is_closing():
+                self._transport.abort()  # it does not say goodbye
+                return
+            unwritten = self._transport.get_write_buffer_size()
+            if self._full and unwritten != self._unwritten:  # slow, but it reads
+                self._unwritten = unwritten
+                self._give_up_at = now + self._server.patience.body_s
+                return
+            self._give_up_at = now + _GOODBYE_S
+        self._transport.close()
 
     def cut(self) -> asyncio.Task[None] | None:
         """-> what is still to be waited for."""
@@ -622,15 +659,24 @@ class _Connection:
 
     def _end(self) -> None:
         """Close, but let the client read what was written to it first."""
+        may_be_sending = self._done or self._server.draining
         self._done = True
         if self._transport.is_closing():
             return
+        self._give_up_at = self._loop.time() + _LINGER_S
         if self._transport.can_write_eof():
             self._transport.write_eof()
             self._transport.resume_reading()
-            self._give_up_at = self._loop.time() + _LINGER_S
-        else:
+        elif may_be_sending:
+            # TLS is closed in both directions at once, and what came after that would reset the connection. The client
+            # has been told that it closes, so it will do so itself.
+            self._transport.resume_reading()
+        elif not self._full:
+            self._give_up_at = self._loop.time() + _GOODBYE_S
             self._transport.close()
+        else:
+            self._give_up_at = self._loop.time() + self._server.patience.idle_s
+            self._closes_when_written = True
 
 
 def cannot_listen(host: str, port: int, error: OSError) -> StartError:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Final, final
 
 from ts_parity.engine import Failed, Rejected
+from ts_parity.proxy.certificates import Tls, why_failed
 from ts_parity.proxy.connections import Connection, Origin
 from ts_parity.proxy.messages import (
     AUTHORIZATION,
@@ -141,7 +143,9 @@ def _nobody(result: Result) -> None:
 class Upstream:
     """Connections to all instances, kept open. How much is in flight is the engine's business: no limit here."""
 
-    def __init__(self, connect_timeout_s: float, task_timeout_s: float) -> None:
+    def __init__(self, connect_timeout_s: float, task_timeout_s: float, tls: Mapping[str, Tls] | None = None) -> None:
+        """`tls`: how every https address is spoken to."""
+        self._tls = tls or {}
         self._connect_timeout_s = connect_timeout_s
         self._task_timeout_s = task_timeout_s
         self._origins: dict[str, Origin] = {}
@@ -192,7 +196,8 @@ class Upstream:
         loop = asyncio.get_running_loop()
         origin = self._origins.get(address.url)
         if origin is None:
-            origin = self._origins[address.url] = Origin(address.url, self._connect_timeout_s)
+            url = address.url
+            origin = self._origins[url] = Origin(url, self._connect_timeout_s, self._tls.get(url))
         data = _serialized(request, address.token, origin)
         late_at = loop.time() + timeout_s
         exchange = Exchange(under_way, origin, data, request.method == "HEAD", late_at, done)
@@ -282,4 +287,6 @@ def _adapted(request: Request, token: str, origin: Origin) -> Headers:
 def _say(error: BaseException) -> str:
     if isinstance(error, asyncio.TimeoutError):
         return "no connection in time"
+    if isinstance(error, ssl.SSLError):
+        return why_failed(error)
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
