@@ -20,7 +20,8 @@ COMPILED = [
     *(
         f"proxy/{name}"
         for name in (
-            "connections", "driver", "heads", "messages", "metrics", "operations", "server", "service", "upstream",
+            "connections", "driver", "heads", "messages", "metrics", "operations", "reading", "server", "service",
+            "upstream",
         )
     ),
 ]  # fmt: skip

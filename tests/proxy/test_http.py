@@ -145,6 +145,30 @@ async def test_what_two_parsers_could_read_differently_is_refused(smuggled: byte
         assert "/smuggled" not in seen
 
 
+async def test_nothing_is_answered_behind_the_last_answer() -> None:
+    """However it is read: by the parser too, and though the answers come at once."""
+    seen: list[str] = []
+
+    def at_once(request: Request, turn: Turn) -> None:
+        seen.append(request.target)
+        turn.answer(Reply(200, "", (("content-length", "0"),), b""))
+
+    chunked = b"POST /%d HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+    plain = b"GET /%d HTTP/1.1\r\nHost: h\r\n\r\n"
+    for request in (chunked, plain):
+        seen.clear()
+        server = Server(at_once, LIMIT)
+        reader, writer = await asyncio.open_connection("127.0.0.1", await server.start("127.0.0.1", 0))
+        server.draining = True  # so that each answer is its connection's last
+        writer.write(b"".join(request % n for n in range(5)))
+        assert (await read_answer(reader)).get("connection") == "close"
+        assert await ended(reader)
+        assert seen == ["/0"]
+        writer.close()
+        await server.close()
+        assert server.in_flight == 0
+
+
 @pytest.mark.parametrize("pieces", [1, 20])
 async def test_a_head_without_end_is_refused(pieces: int) -> None:
     async with serving() as (_, reader, writer):

@@ -1,8 +1,8 @@
-"""The door to the clients: reads requests, writes answers byte for byte as TorchServe would.
+"""The door to the clients: takes requests, writes answers byte for byte as TorchServe would.
 
 The only place that knows client sockets. Knows nothing of models, engine or instances: whatever is asked is handed to
-one function, `answer`. `heads` reads what is plain, httptools the rest (llhttp, strict: conflicting lengths, bare line
-feeds and folded headers are refused); what is here is the order of things on one connection.
+one function, `answer`. `reading` makes requests of bytes; what is here is the order of things on one connection, and
+how long a client may take.
 """
 
 from __future__ import annotations
@@ -14,18 +14,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, cast, final
 
-from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
-
 from ts_parity.errors import StartError
 from ts_parity.proxy.access import ERROR, LEFT, REFUSED, STATUS_LEFT, AccessLog, Facts
 from ts_parity.proxy.certificates import Tls, listening
-from ts_parity.proxy.heads import PlainRequest, read_request
 from ts_parity.proxy.messages import (
-    EXPECT,
-    HOP,
     LENGTH,
     MAX_HEAD_BYTES,
-    NAMES_OTHERS,
     REQUEST_ID,
     BrokenStream,
     Reply,
@@ -34,11 +28,9 @@ from ts_parity.proxy.messages import (
     head,
     header,
     identified,
-    meaning,
-    too_large,
     torchserve_error,
-    without_hop_by_hop,
 )
+from ts_parity.proxy.reading import RequestReader
 from ts_parity.proxy.service import Answered, Streamed
 from ts_parity.wire import Headers
 
@@ -201,11 +193,7 @@ class _Connection:
         self._server = server
         self._loop = loop
         self._transport = cast(asyncio.Transport, None)
-        self._parser = HttpRequestParser(self)
-        self._plain: PlainRequest | None = None
-        """The head of a request whose body is still coming, if it was read without the parser."""
-        self._clean = True
-        """The parser is not in the middle of anything."""
+        self._reader = RequestReader(self, server.max_body_bytes)
         self._queue: deque[Turn] = deque()
         self._queued_bytes = 0
         self._turn: Turn | None = None
@@ -222,25 +210,14 @@ class _Connection:
         self._done = False
         """Nothing more is read: the client is told so, or has left."""
         self._give_up_at = loop.time() + server.patience.head_s
-        self._in_head = self._in_body = False
         self._counted = False
         """The request that is being read counts as in flight already."""
-        self._changing = False
-        """A second parser is told of a head that is known already."""
-        self._unfinished = 0
         self._closes_when_written = False
         """Over TLS, where what has not been written soon after closing is lost."""
         self._unwritten = 0
-        self._reset()
 
-    def _reset(self) -> None:
-        self._target = b""
-        self._headers: list[tuple[str, str]] = []
-        self._pieces: list[bytes] = []
-        self._head_bytes = self._body_bytes = 0
-        self._refusal: Reply | None = None
-        self._expects = False
-        self._method, self._keep, self._old = "", False, False
+    def _stop_reading(self) -> None:
+        self._done = self._reader.stopped = True
 
     # ---- the transport's side --------------------------------------------------------------------------------------
 
@@ -251,7 +228,7 @@ class _Connection:
             self._transport.set_write_buffer_limits(_AHEAD_BYTES)  # as without TLS, where its default is half a MB
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._done = True
+        self._stop_reading()
         self._server.connections.discard(self)
         self._make_room()
         self._drop_queue()
@@ -288,104 +265,35 @@ class _Connection:
     def data_received(self, data: bytes) -> None:
         if self._done:
             return
-        if self._plain is not None:
-            self._take_body(self._plain, data)
-        elif self._clean:
-            self._take(data, 0)
-        else:
-            self._parse(data)
-        if self._queue and not self._held_back and not self._done and self._is_full():
+        reader = self._reader
+        had_head = reader.in_head
+        reader.feed(data)
+        if reader.stopped:
+            return
+        if reader.refusal is not None:
+            self._refuse(reader.refusal)
+            return
+        # A head must come whole in its time; a body may take long as long as it moves.
+        if reader.in_body:
+            self._give_up_at = self._loop.time() + self._server.patience.body_s
+            if reader.expects and self._turn is None:
+                self._go_on()
+        elif reader.in_head and not had_head:
+            self._give_up_at = self._loop.time() + self._server.patience.head_s
+        if self._queue and not self._held_back and self._is_full():
             self._held_back = True
             self._transport.pause_reading()
 
     def _is_full(self) -> bool:
         return len(self._queue) > _PIPELINED or self._queued_bytes > _PIPELINED_BYTES
 
-    def _take(self, data: bytes, at: int) -> None:
-        """Requests of the plain shape; from the first other one on it is the parser's."""
-        size = len(data)
-        while at < size and not self._done:
-            plain = read_request(data, at)
-            if plain is None or plain.length > self._server.max_body_bytes:
-                self._parse(data[at:] if at else data)
-                return
-            self._server.begins()
-            end = plain.end + plain.length
-            if end > size:
-                self._plain, self._counted, self._in_body = plain, True, True
-                self._body_bytes = size - plain.end
-                self._pieces.append(data[plain.end :])
-                self._give_up_at = self._loop.time() + self._server.patience.body_s
-                return
-            self._asks(plain, data[plain.end : end])
-            at = end
-
-    def _take_body(self, plain: PlainRequest, data: bytes) -> None:
-        missing = plain.length - self._body_bytes
-        self._body_bytes += len(data)
-        if len(data) < missing:
-            self._pieces.append(data)
-            self._give_up_at = self._loop.time() + self._server.patience.body_s
-            return
-        self._pieces.append(data if len(data) == missing else data[:missing])
-        body = b"".join(self._pieces)
-        self._plain, self._counted, self._in_body = None, False, False
-        self._pieces = []
-        self._asks(plain, body)
-        if len(data) > missing and not self._done:
-            self._take(data, missing)
-
-    def _asks(self, plain: PlainRequest, body: bytes) -> None:
-        request = Request(plain.method, plain.target, plain.headers, body, plain.block)
-        self._ask(Turn(self, request, plain.keep, False))
-
-    def _parse(self, data: bytes) -> None:
-        had_begun, had_body = self._in_head, self._body_bytes
-        received = len(data)
-        self._clean = False
-        try:
-            while data and self._refusal is None:
-                data = self._feed(data)
-        except HttpParserError as error:
-            self._refusal = _not_http(str(error))
-        # A header (or a trailer) without an end is not told of: the parser gathers it.
-        stuck = (self._in_head and had_begun) or (self._in_body and self._body_bytes == had_body)
-        self._unfinished = self._unfinished + received if stuck else 0
-        if self._unfinished > MAX_HEAD_BYTES and self._refusal is None:
-            self._refusal = _long_head()
-        if self._refusal is not None:
-            self._refuse(self._refusal)
-            return
-        # A head must come whole in its time; a body may take long as long as it moves.
-        if self._in_body:
-            self._give_up_at = self._loop.time() + self._server.patience.body_s
-        elif self._in_head:
-            if not had_begun:
-                self._give_up_at = self._loop.time() + self._server.patience.head_s
-        else:
-            self._clean = True  # line breaks before a request say nothing, so none is remembered
-
-    def _feed(self, data: bytes) -> bytes:
-        """-> what is still to be fed."""
-        try:
-            self._parser.feed_data(data)
-        except HttpParserUpgrade as upgrade:
-            # Nobody here speaks another protocol: the request is answered as if it had not asked. The parser has left
-            # it at the end of its head; another one goes on with the body.
-            self._parser = HttpRequestParser(self)
-            if self._refusal is None:
-                self._changing = True
-                self._parser.feed_data(_framing_only(self._headers))
-                self._changing = False
-            return data[upgrade.args[0] :]
-        return b""
-
     def check(self, now: float) -> None:
         """Whether the client has used up its patience."""
-        answering = self._turn is not None and not (self._in_head or self._in_body)
+        reading = not self._done and (self._reader.in_head or self._reader.in_body)
+        answering = self._turn is not None and not reading
         if now < self._give_up_at or answering or self._held_back:  # then it is we who do not read
             return
-        if self._done or not (self._in_head or self._in_body):
+        if not reading:
             self._leave(now)
         else:
             self._refuse(torchserve_error(408, "RequestTimeoutException", "the request did not arrive in time"))
@@ -410,101 +318,29 @@ class _Connection:
         self.connection_lost(None)
         return streaming
 
-    # ---- the parser's side: deaf after a refusal, for it may have gone on to the next request ------------------------
+    # ---- the reader's side -----------------------------------------------------------------------------------------
 
-    def on_message_begin(self) -> None:
-        if self._refusal is None and not self._changing:
-            self._reset()
-            self._in_head = True
-
-    def on_url(self, url: bytes) -> None:
-        if self._refusal is None and not self._changing:
-            self._target += url
-            self._head_bytes += len(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._refusal is not None or self._changing:
-            return
-        self._head_bytes += len(name) + len(value)
-        if not self._in_body:
-            # Latin-1 gives every byte back as it was, as TorchServe reads it too.
-            self._headers.append((name.decode("latin-1"), value.decode("latin-1")))
-        elif self._head_bytes > MAX_HEAD_BYTES:  # trailers are no headers, and go nowhere
-            self._refusal = _long_head()
-
-    def on_headers_complete(self) -> None:
-        if self._refusal is not None or self._changing:
-            return
-        self._in_head, self._in_body = False, True
-        self._counted = True
+    def begins(self) -> None:
         self._server.begins()
-        version = self._parser.get_http_version()
-        self._method, self._old = self._parser.get_method().decode("latin-1"), version == "1.0"
-        length, expects, codings, closes = 0, "", [], False
-        for name, value in self._headers:
-            flags = meaning(name)
-            if flags & LENGTH:
-                length = int(value)
-            elif flags & EXPECT:
-                expects = value.strip().lower()
-            elif flags & NAMES_OTHERS:
-                closes = closes or "close" in [token.strip().lower() for token in value.split(",")]
-            elif flags & HOP and name.lower() == "transfer-encoding":
-                codings.append(value.strip(" ").lower())
-        self._keep = self._parser.should_keep_alive() and not closes
-        if self._head_bytes > MAX_HEAD_BYTES:
-            self._refusal = _long_head()
-        elif version not in ("1.0", "1.1"):
-            self._refusal = _not_http(f"version {version}")
-        elif codings and (codings != ["chunked"] or self._old):
-            self._refusal = _not_http(f"a body in the transfer encoding {', '.join(codings)}")
-        elif length > self._server.max_body_bytes:
-            self._refusal = too_large()
-        elif self._old:  # it knows of no interim answers
-            pass
-        elif expects == "100-continue":
-            self._expects = True
-            if self._turn is None and not self._queue:
-                self._go_on()
-        elif expects:
-            self._refusal = Reply(417, "Expectation Failed", (("content-length", "0"),), b"")
+        self._counted = True
 
-    def on_body(self, piece: bytes) -> None:
-        if self._refusal is not None:
-            return
-        self._expects = False
-        self._body_bytes += len(piece)
-        if self._body_bytes > self._server.max_body_bytes:
-            self._refusal = too_large()
-        else:
-            self._pieces.append(piece)
-
-    def on_message_complete(self) -> None:
-        if self._refusal is not None or (self._parser.should_upgrade() and not self._changing):
-            return
-        self._in_body = self._counted = False
-        body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-        headers = without_hop_by_hop(tuple(self._headers))
-        request = Request(self._method, self._target.decode("latin-1"), headers, body)
-        turn = Turn(self, request, self._keep, self._old)
-        self._reset()
-        self._ask(turn)
+    def asks(self, request: Request, keep: bool, old: bool) -> None:
+        self._counted = False
+        self._ask(Turn(self, request, keep, old))
 
     def _go_on(self) -> None:
         """A client that asks first (curl does, for large bodies) is told to go on only if its body will be taken."""
-        self._expects = False
+        self._reader.expects = False
         self._put(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _refuse(self, reply: Reply) -> None:
         """The last answer on this connection, after those to what came before."""
-        self._done = True
-        self._in_head = self._in_body = False
-        self._plain = None
+        self._stop_reading()
         if not self._counted:
             self._server.begins()
         self._counted = False
         if reply.body:  # TorchServe's own refusals without one have no id either
-            reply = identified(reply, header(tuple(self._headers), REQUEST_ID))
+            reply = identified(reply, self._reader.request_id)
         self._ask(Turn(self, _NOTHING, False, False, reply))
 
     # ---- answers ---------------------------------------------------------------------------------------------------
@@ -564,7 +400,7 @@ class _Connection:
             self._advance()
         else:
             self._give_up_at = self._loop.time() + self._server.patience.idle_s
-            if self._expects:
+            if self._reader.expects:
                 self._go_on()
 
     def _keeps(self, turn: Turn) -> bool:
@@ -660,7 +496,7 @@ class _Connection:
     def _end(self) -> None:
         """Close, but let the client read what was written to it first."""
         may_be_sending = self._done or self._server.draining
-        self._done = True
+        self._stop_reading()
         if self._transport.is_closing():
             return
         self._give_up_at = self._loop.time() + _LINGER_S
@@ -681,20 +517,6 @@ class _Connection:
 
 def cannot_listen(host: str, port: int, error: OSError) -> StartError:
     return StartError(f"cannot listen on {host}:{port}: {error.strerror or error}; choose another port")
-
-
-def _framing_only(headers: list[tuple[str, str]]) -> bytes:
-    """A head that says nothing but how its body is framed."""
-    framing = [pair for pair in headers if meaning(pair[0]) & LENGTH or pair[0].lower() == "transfer-encoding"]
-    return head("POST / HTTP/1.1", tuple(framing))
-
-
-def _not_http(what: str) -> Reply:
-    return torchserve_error(400, "BadRequestException", f"not HTTP as it should be: {what}")
-
-
-def _long_head() -> Reply:
-    return torchserve_error(431, "BadRequestException", f"headers of over {MAX_HEAD_BYTES} bytes")
 
 
 def _status_line(status: int, phrase: str) -> str:
