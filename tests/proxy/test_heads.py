@@ -37,8 +37,11 @@ class Judge:
         self.heads += 1
         self.keep = self.parser.should_keep_alive()
 
-    def end_to_end(self) -> list[tuple[str, str]]:
-        return [pair for pair in self.headers if pair[0].lower() not in HOP_BY_HOP]
+    def end_to_end(self) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+        """-> (for the other end, for the proxy)."""
+        kept = [pair for pair in self.headers if pair[0].lower() not in HOP_BY_HOP]
+        controls = [pair for pair in kept if pair[0].lower().startswith("x-ts-parity")]
+        return [pair for pair in kept if pair not in controls], controls
 
 
 def judged_request(data: bytes) -> tuple[Judge, HttpRequestParser]:
@@ -103,7 +106,7 @@ def test_a_plain_request_is_what_the_parser_reads(line: bytes, headers: bytes) -
     assert judge.heads == 1, "the head ends where the parser says"
     assert judged_request(data[: plain.end - 1])[0].heads == 0
     assert (plain.method, plain.target) == (parser.get_method().decode(), judge.target.decode("latin-1"))
-    assert list(plain.headers) == judge.end_to_end()
+    assert (list(plain.headers), list(plain.controls)) == judge.end_to_end()
     assert plain.keep == judge.keep
     assert parser.get_http_version() == "1.1"
     lengths = [value for name, value in judge.headers if name.lower() == "content-length"]
@@ -122,7 +125,7 @@ def test_a_plain_answer_is_what_the_parser_reads(line: bytes, headers: bytes) ->
     assert judge.heads == 1
     assert judged_answer(data[: plain.end - 1])[0].heads == 0
     assert (plain.status, plain.phrase.encode()) == (parser.get_status_code(), judge.phrase)
-    assert list(plain.headers) == judge.end_to_end()
+    assert (list(plain.headers), list(plain.controls)) == judge.end_to_end()
     assert plain.keep == judge.keep
     assert [int(v) for n, v in judge.headers if n.lower() == "content-length"] == [plain.length]
 
@@ -142,6 +145,7 @@ def test_what_goes_on_as_bytes_says_what_its_headers_say(line: bytes, headers: b
         judge, _ = judged_request(b"".join(_serialized(request, address.token, origin)))
         heard.append((judge.target, sorted((name.lower(), value) for name, value in judge.headers)))
     assert heard[0] == heard[1]
+    assert b"x-ts-parity" not in plain.block.lower()
 
 
 @pytest.mark.parametrize(

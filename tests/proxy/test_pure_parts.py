@@ -7,7 +7,7 @@ import pytest
 
 from ts_parity.engine import Arrived, Failed, Rejected
 from ts_parity.errors import Overloaded, error_body
-from ts_parity.proxy.messages import Reply, Request, error_reply, without_hop_by_hop
+from ts_parity.proxy.messages import Reply, Request, error_reply, split_controls, without_hop_by_hop
 from ts_parity.proxy.operations import (
     Ask,
     Target,
@@ -152,7 +152,8 @@ def test_a_finish_carries_the_original_and_the_output():
 
 
 def reply(body: bytes, *headers: tuple[str, str], status: int = 200) -> Reply:
-    return Reply(status, "", (*headers, ("content-length", str(len(body)))), body)
+    ordinary, controls = split_controls((*headers, ("content-length", str(len(body)))))
+    return Reply(status, "", ordinary, body, None, controls)
 
 
 def test_a_raw_tail_is_cut_off_and_kept():
@@ -161,6 +162,18 @@ def test_a_raw_tail_is_cut_off_and_kept():
     assert outcome == Arrived(raw=True)
     assert value.reply == Reply(200, "", (("X-Mine", "1"), ("content-length", "8")), b"ordinary")
     assert value.raw.tolist() == [1.0, 2.0]
+
+
+def test_an_answer_whose_headers_can_go_on_as_bytes_says_its_new_length():
+    body, described = attach_tail(b"ordinary", np.array([1.0], dtype=np.float32))
+    for block in (b"X-Mine: 1\r\ncontent-length: 12", b"Content-Length:  12\r\nX-Mine: 1"):
+        headers = tuple(
+            (name, value.strip()) for name, _, value in (line.decode().partition(":") for line in block.split(b"\r\n"))
+        )
+        _, value = read_prediction(Reply(200, "", headers, body, block, ((RAW, described),)))
+        said = dict(line.split(b": ") for line in value.reply.block.split(b"\r\n"))
+        assert {name.lower(): text for name, text in said.items()} == {b"x-mine": b"1", b"content-length": b"8"}
+        assert dict(value.reply.headers)[headers[-1][0] if block.endswith(b"12") else headers[0][0]] == "8"
 
 
 def test_a_malformed_tail_is_no_answer():

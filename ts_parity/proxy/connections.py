@@ -16,7 +16,7 @@ from httptools import HttpParserError, HttpResponseParser
 from ts_parity.config import UNIX
 from ts_parity.proxy.certificates import Tls
 from ts_parity.proxy.heads import PlainAnswer, read_answer
-from ts_parity.proxy.messages import HOP, LENGTH, MAX_HEAD_BYTES, Reply, meaning, without_hop_by_hop
+from ts_parity.proxy.messages import HOP, LENGTH, MAX_HEAD_BYTES, Reply, meaning, split_controls, without_hop_by_hop
 from ts_parity.proxy.streams import Stream
 from ts_parity.wire import Headers
 
@@ -187,7 +187,8 @@ class Connection:
         data = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
         end = plain.end + plain.length
         self._plain = None
-        reply = Reply(plain.status, plain.phrase, plain.headers, data[plain.end : end], plain.block)
+        body = data[plain.end : end]
+        reply = Reply(plain.status, plain.phrase, plain.headers, body, plain.block, plain.controls)
         # What comes behind the end was not asked for: it goes to nobody, and neither does this connection.
         self._complete(reply, keep=plain.keep and self._received == end)
 
@@ -270,7 +271,7 @@ class Connection:
         if codings and codings != ["chunked"]:
             self._unclear = f"its body has the transfer encoding {', '.join(codings)}"
         elif codings and not bodiless:
-            self._stream = Stream(self._status, self._phrase.decode("latin-1"), self._end_to_end(), self)
+            self._stream = Stream(self._status, self._phrase.decode("latin-1"), self._end_to_end()[0], self)
         else:
             self._until_close = not sized and not bodiless
 
@@ -290,12 +291,13 @@ class Connection:
             return
         self._ended = (None if self._stream is not None else self._reply(), self._parser.should_keep_alive())
 
-    def _end_to_end(self) -> Headers:
-        return without_hop_by_hop(tuple(self._headers))
+    def _end_to_end(self) -> tuple[Headers, Headers]:
+        return split_controls(without_hop_by_hop(tuple(self._headers)))
 
     def _reply(self) -> Reply:
         body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-        return Reply(self._status, self._phrase.decode("latin-1"), self._end_to_end(), body)
+        headers, controls = self._end_to_end()
+        return Reply(self._status, self._phrase.decode("latin-1"), headers, body, None, controls)
 
     def _complete(self, reply: Reply | None, keep: bool) -> None:
         """`reply`: None at the end of a stream."""

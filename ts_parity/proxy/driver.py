@@ -35,7 +35,7 @@ from ts_parity.engine import (
 )
 from ts_parity.errors import DeadlineExceeded, DecodeError, Overloaded, TsParityError, Unavailable, WireError
 from ts_parity.proxy.access import Facts
-from ts_parity.proxy.messages import Reply, Request, without_control
+from ts_parity.proxy.messages import Reply, Request
 from ts_parity.proxy.metrics import Metrics
 from ts_parity.proxy.operations import (
     Ask,
@@ -310,7 +310,7 @@ class Driver:
             return Failed("the answer is streamed, which cannot be decoded", retry=False)
         if self._code(task.endpoint.pool) is not None:
             self._on_streaming(task.endpoint.pool)
-        pipe = Pipe(stream, without_control(stream.headers), self._manners.task_timeout_s)
+        pipe = Pipe(stream, stream.headers, self._manners.task_timeout_s)
         task.value = pipe
         wanted = task.query is not None and task.query.open
         self._obey(self.scheduler.answer_started(task, self._loop.time()))

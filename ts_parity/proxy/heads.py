@@ -31,11 +31,29 @@ _STATUS_LINE: Final = re.compile(rb"HTTP/1\.1 ([2-9][0-9][0-9]) ([ -~]*)")
 _TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _VALUE: Final = rb"(?:[!-~\x80-\xff](?:[ -~\t\x80-\xff]*[!-~\x80-\xff])?)?"
 _LINE: Final = re.compile(rb"(%b):[ \t]*(%b)" % (_TOKEN, _VALUE))
-_DIGITS: Final = re.compile(r"[0-9]{1,15}")
+_MOST_DIGITS: Final = 15
 _ROOM: Final = 4096
 """So many different lines are remembered, then all are forgotten: what is common comes back at once."""
 _LONGEST: Final = 256
+_VARIES: Final = 64
+"""A name with so many different lines says something else each time (an id, a length): no more of them are kept."""
 
+
+@final
+class _Name:
+    """A header's name as it was spelt, and what it means."""
+
+    __slots__ = ("flags", "lines", "peculiar", "text")
+
+    def __init__(self, text: str, flags: int) -> None:
+        self.text = text
+        self.flags = flags
+        self.lines = 0
+        self.peculiar = bool(flags & (NAMES_OTHERS | EXPECT | HOP | _ODD | _CLOSE))
+        """What it means depends on its value."""
+
+
+_names: Final[dict[bytes, _Name]] = {}
 _lines: Final[dict[bytes, tuple[tuple[str, str], int]]] = {}
 _requests: Final[dict[bytes, tuple[str, str]]] = {}
 _statuses: Final[dict[bytes, tuple[int, str]]] = {}
@@ -46,16 +64,27 @@ _BODILESS: Final = frozenset({204, 304})
 
 @final
 class PlainRequest:
-    """`headers` are those for the other end; `block` the same as bytes, if they can go on as they came."""
+    """`headers` are those for the other end, `controls` those for the proxy; `block` is `headers` as bytes, if they can
+    go on as they came.
+    """
 
-    __slots__ = ("block", "end", "headers", "keep", "length", "method", "target")
+    __slots__ = ("block", "controls", "end", "headers", "keep", "length", "method", "target")
 
     def __init__(
-        self, method: str, target: str, headers: Headers, block: bytes | None, length: int, keep: bool, end: int
+        self,
+        method: str,
+        target: str,
+        headers: Headers,
+        controls: Headers,
+        block: bytes | None,
+        length: int,
+        keep: bool,
+        end: int,
     ) -> None:
         self.method = method
         self.target = target
         self.headers = headers
+        self.controls = controls
         self.block = block
         self.length = length
         self.keep = keep
@@ -67,14 +96,23 @@ class PlainRequest:
 class PlainAnswer:
     """The same of an answer."""
 
-    __slots__ = ("block", "end", "headers", "keep", "length", "phrase", "status")
+    __slots__ = ("block", "controls", "end", "headers", "keep", "length", "phrase", "status")
 
     def __init__(
-        self, status: int, phrase: str, headers: Headers, block: bytes | None, length: int, keep: bool, end: int
+        self,
+        status: int,
+        phrase: str,
+        headers: Headers,
+        controls: Headers,
+        block: bytes,
+        length: int,
+        keep: bool,
+        end: int,
     ) -> None:
         self.status = status
         self.phrase = phrase
         self.headers = headers
+        self.controls = controls
         self.block = block
         self.length = length
         self.keep = keep
@@ -100,11 +138,11 @@ def read_request(data: bytes, start: int = 0) -> PlainRequest | None:
     read = _read_lines(lines)
     if read is None:
         return None
-    headers, block, length, seen = read
+    headers, controls, kept, length, seen = read
     method = first[0]
-    if not seen & HOST or (length < 0 and method in _WITH_BODY):
-        block = None  # what is missing is added on the way
-    return PlainRequest(method, first[1], headers, block, max(length, 0), not seen & _CLOSE, end + 4)
+    # What is missing is added on the way.
+    block = kept if seen & HOST and (length >= 0 or method not in _WITH_BODY) else None
+    return PlainRequest(method, first[1], headers, controls, block, max(length, 0), not seen & _CLOSE, end + 4)
 
 
 def read_answer(data: bytes) -> PlainAnswer | None:
@@ -124,17 +162,16 @@ def read_answer(data: bytes) -> PlainAnswer | None:
                 _statuses.clear()
             _statuses[lines[0]] = first
     read = _read_lines(lines)
-    if read is None or read[2] < 0 or first[0] in _BODILESS:
+    if read is None or read[3] < 0 or first[0] in _BODILESS:
         return None
-    headers, block, length, seen = read
-    return PlainAnswer(first[0], first[1], headers, block, length, not seen & _CLOSE, end + 4)
+    headers, controls, block, length, seen = read
+    return PlainAnswer(first[0], first[1], headers, controls, block, length, not seen & _CLOSE, end + 4)
 
 
-def _read_lines(lines: list[bytes]) -> tuple[Headers, bytes | None, int, int] | None:
-    """-> headers for the other end, the same as bytes (None: control headers are among them), length (-1: none),
-    and all flags.
-    """
+def _read_lines(lines: list[bytes]) -> tuple[Headers, Headers, bytes, int, int] | None:
+    """-> headers for the other end, control headers, the former as bytes, length (-1: none), and all flags."""
     pairs: list[tuple[str, str]] = []
+    controls: list[tuple[str, str]] = []
     kept: list[bytes] = []
     seen, length = 0, -1
     del lines[0]
@@ -147,20 +184,54 @@ def _read_lines(lines: list[bytes]) -> tuple[Headers, bytes | None, int, int] | 
         pair, flags = known
         if flags:
             seen |= flags
-            if flags & (_ODD | HOP | LENGTH):
-                if flags & _ODD:
-                    return None
-                if flags & HOP:
-                    continue
+            if flags & _ODD:
+                return None
+            if flags & CONTROL:
+                controls.append(pair)
+                continue
+            if flags & HOP:
+                continue
+            if flags & LENGTH:
                 if length >= 0:
                     return None
                 length = int(pair[1])
         pairs.append(pair)
         kept.append(line)
-    return tuple(pairs), None if seen & CONTROL else b"\r\n".join(kept), length, seen
+    return tuple(pairs), tuple(controls), b"\r\n".join(kept), length, seen
 
 
 def _learn(line: bytes) -> tuple[tuple[str, str], int] | None:
+    """A line that was not seen before. None: it is for the parser."""
+    spelt, colon, rest = line.partition(b":")
+    if not colon:
+        return None
+    name = _names.get(spelt)
+    known = None if name is None or not rest.isascii() else _with_known_name(name, rest.decode())
+    if known is None:
+        known = _with_any_name(line)
+        if known is None:
+            return None
+        if name is None and len(spelt) <= _LONGEST and len(_names) < _ROOM:
+            name = _names[spelt] = _Name(known[0][0], known[1])
+    if name is not None and name.lines < _VARIES and len(line) <= _LONGEST:
+        name.lines += 1
+        if len(_lines) >= _ROOM:
+            _lines.clear()
+        _lines[line] = known
+    return known
+
+
+def _with_known_name(name: _Name, value: str) -> tuple[tuple[str, str], int] | None:
+    """None: look closer."""
+    if name.peculiar or not value.isprintable():
+        return None
+    value = value.lstrip(" ")
+    if value.endswith(" ") or (name.flags & LENGTH and not (value.isdigit() and len(value) <= _MOST_DIGITS)):
+        return None
+    return (name.text, value), name.flags
+
+
+def _with_any_name(line: bytes) -> tuple[tuple[str, str], int] | None:
     match = _LINE.fullmatch(line)
     if match is None:
         return None
@@ -169,11 +240,8 @@ def _learn(line: bytes) -> tuple[tuple[str, str], int] | None:
     if flags & NAMES_OTHERS:
         said = value.lower()
         flags |= _CLOSE if said == "close" else 0 if said == "keep-alive" else _ODD
-    elif flags & EXPECT or name.lower() in _FRAMING or (flags & LENGTH and not _DIGITS.fullmatch(value)):
+    elif flags & EXPECT or name.lower() in _FRAMING:
         flags |= _ODD
-    known = ((name, value), flags)
-    if len(line) <= _LONGEST:
-        if len(_lines) >= _ROOM:
-            _lines.clear()
-        _lines[line] = known
-    return known
+    elif flags & LENGTH:
+        flags |= 0 if value.isdigit() and value.isascii() and len(value) <= _MOST_DIGITS else _ODD
+    return (name, value), flags

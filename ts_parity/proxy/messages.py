@@ -71,13 +71,22 @@ def has(headers: Iterable[tuple[str, str]], flags: int) -> bool:
 @final
 class Request:
     """What a client sent, less what concerns its connection only. `target` is path and query exactly as they stood in
-    the request line. `block`, if any: the headers as bytes, fit to be sent on as they are (a Host and a right length
-    are there, no control header is), so whoever changes `headers` drops it.
+    the request line. What was meant for the proxy is in `controls`, and nowhere else. `block`, if any: the headers as
+    bytes, fit to be sent on as they are (with a Host and the right length), so whoever changes `headers` drops it.
     """
 
-    __slots__ = ("block", "body", "headers", "method", "target")
+    __slots__ = ("block", "body", "controls", "headers", "method", "target")
 
-    def __init__(self, method: str, target: str, headers: Headers, body: bytes, block: bytes | None = None) -> None:
+    def __init__(
+        self,
+        method: str,
+        target: str,
+        headers: Headers,
+        body: bytes,
+        block: bytes | None = None,
+        controls: Headers = (),
+    ) -> None:
+        self.controls = controls
         self.method = method
         self.target = target
         self.headers = headers
@@ -99,13 +108,22 @@ class Request:
 
 @final
 class Reply:
-    """A whole answer. An empty `phrase` is TorchServe's habit, not an omission. `block` as in a request: the headers as
-    bytes, with the length and without control headers.
+    """A whole answer. An empty `phrase` is TorchServe's habit, not an omission. `controls` and `block` as in a request:
+    what a worker says to the proxy, and the headers as bytes, with the length.
     """
 
-    __slots__ = ("block", "body", "headers", "phrase", "status")
+    __slots__ = ("block", "body", "controls", "headers", "phrase", "status")
 
-    def __init__(self, status: int, phrase: str, headers: Headers, body: bytes, block: bytes | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        phrase: str,
+        headers: Headers,
+        body: bytes,
+        block: bytes | None = None,
+        controls: Headers = (),
+    ) -> None:
+        self.controls = controls
         self.status = status
         self.phrase = phrase
         self.headers = headers
@@ -114,9 +132,6 @@ class Reply:
 
     def header(self, name: str) -> str | None:
         return header(self.headers, name)
-
-    def with_headers(self, headers: Headers) -> Reply:
-        return Reply(self.status, self.phrase, headers, self.body)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Reply):
@@ -184,11 +199,12 @@ def as_block(headers: Iterable[tuple[str, str]]) -> bytes:
     return "\r\n".join([f"{name}: {value}" for name, value in headers]).encode("latin-1", "replace")
 
 
-def without_control(headers: Headers) -> Headers:
-    """The same tuple, if there is none."""
+def split_controls(headers: Headers) -> tuple[Headers, Headers]:
+    """-> (the other headers, the control headers)."""
     if not has(headers, CONTROL):
-        return headers
-    return tuple(pair for pair in headers if not meaning(pair[0]) & CONTROL)
+        return headers, ()
+    controls = tuple(pair for pair in headers if meaning(pair[0]) & CONTROL)
+    return tuple(pair for pair in headers if not meaning(pair[0]) & CONTROL), controls
 
 
 def with_header(reply: Reply, name: str, value: str) -> Reply:

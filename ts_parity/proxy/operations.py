@@ -15,15 +15,13 @@ from ts_parity.codes import Family
 from ts_parity.engine import ARRIVED, ARRIVED_RAW, Arrived, Failed, Outcome
 from ts_parity.errors import MalformedFrame, MalformedTail
 from ts_parity.proxy.messages import (
-    CONTROL,
     LENGTH,
     Reply,
     Request,
     as_block,
-    has,
     header,
     meaning,
-    without_control,
+    split_controls,
     without_hop_by_hop,
 )
 from ts_parity.proxy.routes import prediction_target, url_path
@@ -124,11 +122,9 @@ def read_prediction(result: Reply | Unreachable) -> tuple[Outcome, Value]:
     failure = classify(result)
     if failure is not None:
         return failure, Value(result)
-    if result.block is not None:  # no control headers
-        return ARRIVED, Value(result)
-    described = result.header(RAW)
+    described = header(result.controls, RAW)
     if described is None:
-        return ARRIVED, Value(_clean(result))
+        return ARRIVED, Value(result)
     try:
         tail = find_tail(result.body, described)
     except MalformedTail as error:
@@ -139,15 +135,14 @@ def read_prediction(result: Reply | Unreachable) -> tuple[Outcome, Value]:
 
 def _ordinary(reply: Reply, length: int) -> Reply:
     """What the answer would have been without the tail: its length is corrected where it stands."""
-    headers: list[tuple[str, str]] = []
-    for pair in reply.headers:
-        flags = meaning(pair[0])
-        if flags & LENGTH:
-            headers.append((pair[0], str(length)))
-        elif not flags & CONTROL:
-            headers.append(pair)
-    block = as_block(headers) if has(headers, LENGTH) else None
-    return Reply(reply.status, reply.phrase, tuple(headers), reply.body[:length], block)
+    said = str(length)
+    headers = tuple([(name, said if meaning(name) & LENGTH else value) for name, value in reply.headers])
+    block = None
+    if reply.block is not None:
+        whole = b"\r\ncontent-length: %d" % len(reply.body)  # as TorchServe spells it
+        once = reply.block.count(whole) == 1 and reply.block.endswith(whole)
+        block = reply.block[: -len(whole)] + b"\r\ncontent-length: %d" % length if once else as_block(headers)
+    return Reply(reply.status, reply.phrase, headers, reply.body[:length], block)
 
 
 def read_protection(result: Reply | Unreachable, family: str, sent: frozenset[int]) -> tuple[Outcome, Value]:
@@ -165,7 +160,7 @@ def read_protection(result: Reply | Unreachable, family: str, sent: frozenset[in
     covers = frozenset(i for i, part in enumerate(frame.slots) if part and 200 <= part.status < 300) & sent
     if family == Family.PARITY and frame.raw is None:
         return Failed("no parity output in the answer to a group request", retry=False), Value()
-    return Arrived(covers=covers), Value(_clean(result), frame)
+    return Arrived(covers=covers), Value(result, frame)
 
 
 def read_finish(result: Reply | Unreachable) -> tuple[Outcome, Value]:
@@ -174,7 +169,7 @@ def read_finish(result: Reply | Unreachable) -> tuple[Outcome, Value]:
     if failure is not None:
         return failure
     assert isinstance(result, Reply)
-    return Arrived(), Value(_clean(result))
+    return Arrived(), Value(result)
 
 
 def slot_reply(value: Value, slot: int) -> Reply:
@@ -183,7 +178,7 @@ def slot_reply(value: Value, slot: int) -> Reply:
     assert value.reply is not None
     part = value.frame.slots[slot]
     assert part is not None, f"slot {slot} was not covered"
-    own = without_control(without_hop_by_hop(part.headers))
+    own, _ = split_controls(without_hop_by_hop(part.headers))
     taken = {name.lower() for name, _ in own}
     frontend = tuple(
         (name, text)
@@ -205,10 +200,6 @@ def _no_answer(result: Reply | Unreachable) -> tuple[Outcome, Value] | None:
         text = result.body[:200].decode("utf-8", "replace")
         return Failed(f"refused with {result.status}: {text}", retry=False), Value(result)
     return None
-
-
-def _clean(reply: Reply) -> Reply:
-    return reply if reply.block is not None else reply.with_headers(without_control(reply.headers))
 
 
 def _control(operation: str, secret: str) -> Headers:

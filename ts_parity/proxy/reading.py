@@ -24,6 +24,7 @@ from ts_parity.proxy.messages import (
     head,
     header,
     meaning,
+    split_controls,
     too_large,
     torchserve_error,
     without_hop_by_hop,
@@ -117,7 +118,7 @@ class RequestReader:
             self._take(data, missing)
 
     def _asks(self, plain: PlainRequest, body: bytes) -> None:
-        request = Request(plain.method, plain.target, plain.headers, body, plain.block)
+        request = Request(plain.method, plain.target, plain.headers, body, plain.block, plain.controls)
         self._taker.asks(request, plain.keep, False)
 
     # ---- with it ---------------------------------------------------------------------------------------------------
@@ -227,8 +228,9 @@ class RequestReader:
             return
         self.in_body = False
         body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-        headers = without_hop_by_hop(tuple(self._headers))
-        request, keep, old = Request(self._method, self._target.decode("latin-1"), headers, body), self._keep, self._old
+        headers, controls = split_controls(without_hop_by_hop(tuple(self._headers)))
+        request = Request(self._method, self._target.decode("latin-1"), headers, body, None, controls)
+        keep, old = self._keep, self._old
         self._reset()
         self._taker.asks(request, keep, old)
 

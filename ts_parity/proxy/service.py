@@ -16,17 +16,15 @@ from ts_parity.errors import BadClientRequest, Unavailable
 from ts_parity.proxy.access import ERROR, PASSED, Facts
 from ts_parity.proxy.driver import Delivered, Driver
 from ts_parity.proxy.messages import (
-    CONTROL,
     REQUEST_ID,
     Chunks,
     Reply,
     Request,
     error_reply,
-    has,
+    header,
     identified,
     torchserve_error,
     with_header,
-    without_control,
 )
 from ts_parity.proxy.metrics import Metrics
 from ts_parity.proxy.operations import Ask
@@ -77,15 +75,13 @@ class Service:
     def answer(self, request: Request, asker: Asker) -> None:
         """Never raises for what can go wrong with a request: errors are answers in TorchServe's shape."""
         exact, deadline_s = False, None
-        if request.block is None and has(request.headers, CONTROL):
+        if request.controls:
             try:
                 exact = _read_header(request, EXACT, _flag) or False
                 deadline_s = _read_header(request, DEADLINE_MS, _milliseconds)
             except BadClientRequest as error:
                 asker.answer(_own(error_reply(error), request))
                 return
-            # From here on nothing a client sent can steer a worker.
-            request = Request(request.method, request.target, without_control(request.headers), request.body)
         path, _, query_string = request.target.partition("?")
         asked = prediction(request.method, path)
         pool = None if asked is None else self._pool(asked)
@@ -143,10 +139,10 @@ class Service:
         answer: Answered
         if isinstance(result, Reply):
             self._metrics.passed_through.add("answered")
-            answer = result if result.block is not None else result.with_headers(without_control(result.headers))
+            answer = result
         elif isinstance(result, Stream):
             self._metrics.passed_through.add("answered")
-            answer = Streamed(result, without_control(result.headers))
+            answer = Streamed(result, result.headers)
         elif result.refused:
             passing.tried.append(passing.instance)
             self._pass_through(passing)  # nothing was run, so this is not a second attempt
@@ -206,7 +202,7 @@ T = TypeVar("T")
 
 
 def _read_header(request: Request, name: str, read: Callable[[str], T]) -> T | None:
-    text = request.header(name)
+    text = header(request.controls, name)
     if text is None:
         return None
     try:
