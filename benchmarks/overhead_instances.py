@@ -60,11 +60,15 @@ async def _record(fake: Any, model: Any) -> dict[str, bytes]:
     """The whole answer to each kind of request, by the operation asked for."""
     import aiohttp
 
-    from ts_parity.wire import OP, OP_GROUP, OP_RAW, Frame, Part, pack_frame
+    import numpy as np
+
+    from ts_parity.wire import OP, OP_FINISH, OP_GROUP, OP_RAW, Frame, Part, pack_frame
 
     url = f"{fake.inference}/predictions/{model.name}"
     small = body_of(30)
     requests = {"": ({}, small), OP_RAW: ({OP: OP_RAW}, small)}
+    finish = pack_frame(Frame((Part((), small),), np.array([5.0, 11.0], dtype=np.float32)))
+    requests[OP_FINISH] = ({OP: OP_FINISH}, finish)
     if model.role == "parity":
         requests[OP_GROUP] = ({OP: OP_GROUP}, pack_frame(Frame((Part((), small), Part((), small)), None)))
     recorded = {}
