@@ -59,7 +59,6 @@ async def play_instances(code: str) -> None:
 async def _record(fake: Any, model: Any) -> dict[str, bytes]:
     """The whole answer to each kind of request, by the operation asked for."""
     import aiohttp
-
     import numpy as np
 
     from ts_parity.wire import OP, OP_FINISH, OP_GROUP, OP_RAW, Frame, Part, pack_frame
