@@ -20,7 +20,7 @@ import json
 import struct
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,31 +30,31 @@ from ts_parity.errors import MalformedFrame, MalformedTail
 Array = npt.NDArray[Any]
 Headers = tuple[tuple[str, str], ...]
 
-CONTROL_PREFIX = "x-ts-parity"
+CONTROL_PREFIX: Final = "x-ts-parity"
 """Request headers that begin so are ours; the proxy removes them from what clients send."""
-OP = "x-ts-parity-op"
-OP_RAW = "raw"
-OP_GROUP = "group"
-OP_FINISH = "finish"
-SECRET = "x-ts-parity-secret"
-RAW = "x-ts-parity-raw"
-SOURCE = "x-ts-parity"
-EXACT = "x-ts-parity-exact"
-DEADLINE_MS = "x-ts-parity-deadline-ms"
-FRAME_TYPE = "application/x-ts-parity-group"
+OP: Final = "x-ts-parity-op"
+OP_RAW: Final = "raw"
+OP_GROUP: Final = "group"
+OP_FINISH: Final = "finish"
+SECRET: Final = "x-ts-parity-secret"
+RAW: Final = "x-ts-parity-raw"
+SOURCE: Final = "x-ts-parity"
+EXACT: Final = "x-ts-parity-exact"
+DEADLINE_MS: Final = "x-ts-parity-deadline-ms"
+FRAME_TYPE: Final = "application/x-ts-parity-group"
 
-VERSION = 1
-MAX_K = 64
-MAX_DIMENSIONS = 16
+VERSION: Final = 1
+MAX_K: Final = 64
+MAX_DIMENSIONS: Final = 16
 
-_MAGIC = b"TSPF"
-_PREFIX = struct.Struct(">4sBBBB")
-_LENGTHS = struct.Struct(">II")
-_EMPTY = 0xFFFFFFFF
-_HAS_RAW = 1
-_REMEMBERED = 1024
-_LONGEST = 1024
-_DTYPES = {"float16": "<f2", "float32": "<f4", "float64": "<f8"}
+_MAGIC: Final = b"TSPF"
+_PREFIX: Final = struct.Struct(">4sBBBB")
+_LENGTHS: Final = struct.Struct(">II")
+_EMPTY: Final = 0xFFFFFFFF
+_HAS_RAW: Final = 1
+_REMEMBERED: Final = 1024
+_LONGEST: Final = 1024
+_DTYPES: Final = {"float16": "<f2", "float32": "<f4", "float64": "<f8"}
 
 
 class Part(NamedTuple):

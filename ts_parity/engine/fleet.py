@@ -10,6 +10,7 @@ import math
 from collections import deque
 from collections.abc import Hashable, Iterable, Mapping
 from itertools import chain
+from typing import Final
 
 from ts_parity.engine.events import Code, Endpoint, Fleet, Instance, Pool, Query
 from ts_parity.engine.group import CodingGroup
@@ -17,7 +18,7 @@ from ts_parity.engine.health import Condition, Health
 from ts_parity.engine.policy import GapMeter, LatencyWindow, Policy
 
 _NO_DOMAINS: Mapping[str, int] = {}
-BEARABLE = 0.85
+BEARABLE: Final = 0.85
 """Load of the remaining endpoints up to which slowness may take one out: a slow machine still is a machine."""
 
 

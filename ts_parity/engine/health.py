@@ -8,9 +8,10 @@ without this it would draw all the traffic.
 from __future__ import annotations
 
 from enum import Enum
+from typing import Final
 
-MAX_OUT_S = 30.0
-WARM = 64
+MAX_OUT_S: Final = 30.0
+WARM: Final = 64
 """Tasks at a time from which a slow start is over."""
 
 

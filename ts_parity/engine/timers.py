@@ -10,6 +10,7 @@ import heapq
 import math
 from enum import IntEnum
 from itertools import count
+from typing import Final
 
 from ts_parity.engine.events import Query, QueryState
 from ts_parity.engine.fleet import EndpointState
@@ -18,7 +19,7 @@ from ts_parity.engine.group import CodingGroup
 Subject = Query | CodingGroup | EndpointState
 
 
-ROOM = 256
+ROOM: Final = 256
 """So many stale timers are not worth looking for."""
 
 

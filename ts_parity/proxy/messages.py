@@ -16,7 +16,7 @@ MAX_HEAD_BYTES: Final = 65536
 """Of a request line or status line and its headers."""
 REQUEST_ID: Final = "x-request-id"
 # RFC 9110, 7.6.1: these speak of one connection and are not passed on.
-HOP_BY_HOP = frozenset(
+HOP_BY_HOP: Final = frozenset(
     {
         "connection",
         "keep-alive",
