@@ -92,7 +92,7 @@ def pack_frame(frame: Frame) -> bytes:
         if part is None:
             pieces.append(_LENGTHS.pack(_EMPTY, 0))
             continue
-        pieces += _section(_packed_head(part.status, part.phrase, part.headers), part.body)
+        pieces += _section(_head_of(part), part.body)
     if frame.raw is not None:
         array = _as_wire_array(frame.raw, MalformedFrame)
         pieces += _section(_json({"dtype": array.dtype.name, "shape": array.shape}), array.tobytes())
@@ -192,6 +192,12 @@ def _section(head: bytes, body: bytes) -> list[bytes]:
 
 def _json(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
+
+
+def _head_of(part: Part) -> bytes:
+    size = sum([len(name) + len(value) for name, value in part.headers])
+    pack = _packed_head if size <= _LONGEST else _packed_head.__wrapped__
+    return pack(part.status, part.phrase, part.headers)
 
 
 @lru_cache(_REMEMBERED)

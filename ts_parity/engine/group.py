@@ -143,9 +143,6 @@ class CodingGroup:
         self.protections.clear()
         self.covers.clear()
 
-    def slot_of(self, query: Query) -> int:
-        return query.slot
-
     def __repr__(self) -> str:
         slots = []
         for slot, query in enumerate(self.members):

@@ -131,14 +131,10 @@ class Connection:
         for part in data:
             self._transport.write(part)
 
-    def give_up(self, reason: str) -> None:
-        """No answer in time."""
-        self._fail(reason, late=True)
-
     @property
     def closing(self) -> bool:
-        """It was reset or closed, and we are about to be told."""
-        return self._transport.is_closing()
+        """It was reset or closed, whether we have been told or are about to be."""
+        return not self._open or self._transport.is_closing()
 
     def abort(self) -> None:
         """Close it, whatever is under way: what is still to come could not be told apart. Nobody is told."""
@@ -232,12 +228,12 @@ class Connection:
             self._complete(self._reply(), keep=False)
         self._fail(str(error) or type(error).__name__ if error is not None else "it closed the connection")
 
-    def _fail(self, reason: str, late: bool = False) -> None:
+    def _fail(self, reason: str) -> None:
         listener, stream = self._listener, self._stream
         self._listener = self._stream = None
         self.abort()
         if listener is not None:
-            listener.lost(reason, untouched=not self._received and not late)
+            listener.lost(reason, untouched=not self._received)
         if stream is not None:
             stream.end(reason)
 

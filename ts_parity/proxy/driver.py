@@ -220,7 +220,7 @@ class Driver:
             source = delivered.source._value_
             self._metrics.queries.add(source, "answered")
             self._metrics.query_seconds.add(source, self._loop.time() - query.arrived_at)
-        client(delivered)
+        self._tell(client, delivered)
 
     def _refuse(self, query: Query, reason: Reason, task: Task | None) -> None:
         value = task.value if task is not None else None
@@ -231,7 +231,13 @@ class Driver:
         if client is not None:
             error = _error(query, reason)
             self._metrics.queries.add("none", _OUTCOMES[type(error)])
-            client(error)
+            self._tell(client, error)
+
+    def _tell(self, client: Callable[[Delivered | Unavailable], None], what: Delivered | Unavailable) -> None:
+        try:
+            client(what)
+        except Exception:  # one client's trouble is not the others'
+            log.exception("a client could not be answered")
 
     # ---- tasks -----------------------------------------------------------------------------------------------------
 
@@ -270,6 +276,8 @@ class Driver:
             stream = asyncio.get_running_loop().create_task(self._stream(task, result))
             self._streams.add(stream)
             stream.add_done_callback(self._streams.discard)
+            # A task that is cancelled before it begins does nothing, not even tidy up.
+            stream.add_done_callback(lambda _: result.leave())
             return
         outcome: Outcome
         try:

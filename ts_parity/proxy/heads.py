@@ -211,14 +211,21 @@ def _learn(line: bytes) -> tuple[tuple[str, str], int] | None:
         known = _with_any_name(line)
         if known is None:
             return None
-        if name is None and len(spelt) <= _LONGEST and len(_names) < _ROOM:
+        if name is None and len(spelt) <= _LONGEST:
+            if len(_names) >= _ROOM:
+                _forget()
             name = _names[spelt] = _Name(known[0][0], known[1])
     if name is not None and name.lines < _VARIES and len(line) <= _LONGEST:
         name.lines += 1
         if len(_lines) >= _ROOM:
-            _lines.clear()
+            _forget()
         _lines[line] = known
     return known
+
+
+def _forget() -> None:
+    _lines.clear()
+    _names.clear()
 
 
 def _with_known_name(name: _Name, value: str) -> tuple[tuple[str, str], int] | None:

@@ -39,6 +39,8 @@ LENGTH: Final = 8
 EXPECT: Final = 16
 HOST: Final = 32
 AUTHORIZATION: Final = 64
+_LONGEST_NAME: Final = 64
+_MOST_NAMES: Final = 4096
 _MEANINGS: Final[dict[str, int]] = {}
 
 
@@ -47,7 +49,9 @@ def meaning(name: str) -> int:
     flags = _MEANINGS.get(name)
     if flags is None:
         flags = _meaning(name.lower())
-        if len(_MEANINGS) < 4096:
+        if len(name) <= _LONGEST_NAME:  # or a few clients could fill the memory
+            if len(_MEANINGS) >= _MOST_NAMES:
+                _MEANINGS.clear()
             _MEANINGS[name] = flags
     return flags
 

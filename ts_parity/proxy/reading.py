@@ -73,7 +73,8 @@ class RequestReader:
     @property
     def request_id(self) -> str | None:
         """Of the request that is being read, or was refused."""
-        return header(tuple(self._headers), REQUEST_ID)
+        headers = tuple(self._headers) if self._plain is None else self._plain.headers
+        return header(headers, REQUEST_ID)
 
     def feed(self, data: bytes) -> None:
         if self._plain is not None:

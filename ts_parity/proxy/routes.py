@@ -12,6 +12,8 @@ from urllib.parse import parse_qs, quote, unquote
 
 # Clients ask for the same few paths again and again.
 _REMEMBERED = 1024
+_LONGEST = 256
+"""What is longer is not remembered, or a few clients could fill the memory."""
 _MODEL_FIRST = frozenset({"predictions", "explanations"})
 _BROKEN_ESCAPE = re.compile("%(?![0-9A-Fa-f]{2})")
 
@@ -25,9 +27,13 @@ class Prediction:
     extra: str
 
 
-@lru_cache(_REMEMBERED)
 def prediction(method: str, path: str) -> Prediction | None:
     """The prediction this request asks for, or None. OPTIONS asks for a description instead."""
+    return (_prediction if len(path) <= _LONGEST else _prediction.__wrapped__)(method, path)
+
+
+@lru_cache(_REMEMBERED)
+def _prediction(method: str, path: str) -> Prediction | None:
     segments = _segments(path)
     if method == "OPTIONS" or len(segments) < 2 or segments[0] != "predictions":
         return None
@@ -39,9 +45,14 @@ def prediction(method: str, path: str) -> Prediction | None:
     return Prediction(segments[1], version, extra)
 
 
-@lru_cache(_REMEMBERED)
 def model_named(path: str, query_string: str) -> str | None:
     """The model any other request is about, or None."""
+    short = len(path) + len(query_string) <= _LONGEST
+    return (_model_named if short else _model_named.__wrapped__)(path, query_string)
+
+
+@lru_cache(_REMEMBERED)
+def _model_named(path: str, query_string: str) -> str | None:
     segments = _segments(path)
     count = len(segments)
     if count >= 2 and segments[0] in _MODEL_FIRST:

@@ -42,7 +42,7 @@ _PIPELINED_BYTES: Final = 65536
 _SWEEP_S: Final = 1.0
 # A refused request may still be on its way: closing at once would reset the connection before the answer is read.
 _LINGER_S: Final = 2.0
-# TLS is closed when both sides have said so, and what was written has gone.
+# A connection is closed when what was written has gone; TLS, when both sides have said so too.
 _GOODBYE_S: Final = 30.0
 _AHEAD_BYTES: Final = 65536
 _NOTHING: Final = Request("", "", (), b"")
@@ -137,12 +137,12 @@ class Server:
     def _sweep(self) -> None:
         """One timer for the patience with all clients: one for each would cost more than reading their requests."""
         loop = asyncio.get_running_loop()
+        self._sweeper = loop.call_later(_SWEEP_S, self._sweep)
         now = loop.time()
         for connection in [*self.connections]:
             connection.check(now)
         if self.access is not None:
             self.access.flush()
-        self._sweeper = loop.call_later(_SWEEP_S, self._sweep)
 
 
 @final
@@ -218,6 +218,7 @@ class _Connection:
 
     def _stop_reading(self) -> None:
         self._done = self._reader.stopped = True
+        self._held_back = False
 
     # ---- the transport's side --------------------------------------------------------------------------------------
 
@@ -248,9 +249,12 @@ class _Connection:
 
     def pause_writing(self) -> None:
         self._full = True
+        self._unwritten = -1
 
     def resume_writing(self) -> None:
         self._make_room()
+        if self._done:
+            self._give_up_at = self._loop.time() + _LINGER_S
         if self._closes_when_written:
             self._give_up_at = self._loop.time() + _GOODBYE_S
             self._transport.close()
@@ -276,7 +280,7 @@ class _Connection:
         # A head must come whole in its time; a body may take long as long as it moves.
         if reader.in_body:
             self._give_up_at = self._loop.time() + self._server.patience.body_s
-            if reader.expects and self._turn is None:
+            if reader.expects and self._turn is None and not self._queue:
                 self._go_on()
         elif reader.in_head and not had_head:
             self._give_up_at = self._loop.time() + self._server.patience.head_s
@@ -289,8 +293,11 @@ class _Connection:
 
     def check(self, now: float) -> None:
         """Whether the client has used up its patience."""
+        if self._full:
+            self._wait_for_room(now)
+            return
         reading = not self._done and (self._reader.in_head or self._reader.in_body)
-        answering = self._turn is not None and not reading
+        answering = (self._turn is not None or len(self._queue) > 0) and not reading
         if now < self._give_up_at or answering or self._held_back:  # then it is we who do not read
             return
         if not reading:
@@ -298,17 +305,20 @@ class _Connection:
         else:
             self._refuse(torchserve_error(408, "RequestTimeoutException", "the request did not arrive in time"))
 
+    def _wait_for_room(self, now: float) -> None:
+        """A client may be slow to take its answer, as long as it takes something."""
+        unwritten = self._transport.get_write_buffer_size()
+        if unwritten != self._unwritten:
+            self._unwritten = unwritten
+            self._give_up_at = now + self._server.patience.body_s
+        elif now >= self._give_up_at:
+            self._transport.abort()
+
     def _leave(self, now: float) -> None:
-        if self._server.tls is not None:
-            if self._transport.is_closing():
-                self._transport.abort()  # it does not say goodbye
-                return
-            unwritten = self._transport.get_write_buffer_size()
-            if self._full and unwritten != self._unwritten:  # slow, but it reads
-                self._unwritten = unwritten
-                self._give_up_at = now + self._server.patience.body_s
-                return
-            self._give_up_at = now + _GOODBYE_S
+        if self._transport.is_closing():  # it was closed, and what was written is not taken, or TLS's goodbye not said
+            self._transport.abort()
+            return
+        self._give_up_at = now + _GOODBYE_S
         self._transport.close()
 
     def cut(self) -> asyncio.Task[None] | None:
@@ -346,8 +356,9 @@ class _Connection:
     # ---- answers ---------------------------------------------------------------------------------------------------
 
     def _drop_queue(self) -> None:
-        for _ in self._queue:
+        for turn in self._queue:
             self._server.ends()
+            self._note(turn, STATUS_LEFT, 0, None, LEFT)
         self._queue.clear()
         self._queued_bytes = 0
 
@@ -364,27 +375,34 @@ class _Connection:
         if self._advancing:  # an answer that came at once
             return
         self._advancing = True
-        while self._turn is None and self._queue and not self._full:
-            self._turn = turn = self._queue.popleft()
-            self._queued_bytes -= len(turn.request.body)
-            if turn.refusal is not None:
-                turn.answer(turn.refusal)
-                continue
-            try:
-                self._server.answer(turn.request, turn)
-            except Exception:
-                log.exception("a request could not be answered: %s %s", turn.request.method, turn.request.path)
-                reply = torchserve_error(500, "InternalServerException", "internal error of the proxy")
-                turn.answer(identified(reply, turn.request.header(REQUEST_ID)))
-        self._advancing = False
+        try:
+            while self._turn is None and self._queue and not self._full:
+                self._turn = turn = self._queue.popleft()
+                self._queued_bytes -= len(turn.request.body)
+                self._put_question(turn)
+        finally:
+            self._advancing = False
         if self._held_back and not self._is_full() and not self._transport.is_closing():
             self._held_back = False
             self._transport.resume_reading()
+
+    def _put_question(self, turn: Turn) -> None:
+        if turn.refusal is not None:
+            turn.answer(turn.refusal)
+            return
+        try:
+            self._server.answer(turn.request, turn)
+        except Exception:
+            log.exception("a request could not be answered: %s %s", turn.request.method, turn.request.path)
+            reply = torchserve_error(500, "InternalServerException", "internal error of the proxy")
+            turn.answer(identified(reply, turn.request.header(REQUEST_ID)))
 
     def answered(self, turn: Turn, answered: Answered) -> None:
         """Of the turn that it is, and of no other: each is asked once, and answers once."""
         if isinstance(answered, Streamed):
             self._streaming = self._loop.create_task(self._write_stream(answered, turn))
+            # A task that is cancelled before it begins does nothing, not even tidy up.
+            self._streaming.add_done_callback(lambda _: answered.chunks.leave())
         else:
             self._ended(self._write(answered, turn))
 
@@ -396,10 +414,10 @@ class _Connection:
             self._drop_queue()
             self._end()
             return
+        self._give_up_at = self._loop.time() + self._server.patience.idle_s
         if self._queue:
             self._advance()
         else:
-            self._give_up_at = self._loop.time() + self._server.patience.idle_s
             if self._reader.expects:
                 self._go_on()
 
@@ -409,6 +427,7 @@ class _Connection:
     def _write(self, reply: Reply, turn: Turn) -> bool:
         """-> whether the connection goes on."""
         if self._transport.is_closing():
+            self._note(turn, STATUS_LEFT, 0, None, LEFT)
             return False
         keep = self._keeps(turn)
         status, phrase, headers, body, block = reply.status, reply.phrase, reply.headers, reply.body, reply.block

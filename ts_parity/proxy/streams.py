@@ -73,7 +73,7 @@ class Stream:
 
 
 class Pipe:
-    """Filled by one task with `put` and `close`, emptied by one client by iteration; `leave` ends the client's part."""
+    """Filled by one task with `put`, emptied by one client by iteration; `leave` ends the client's part."""
 
     def __init__(self, stream: Stream, headers: Headers, patience_s: float) -> None:
         self.status = stream.status

@@ -95,11 +95,17 @@ class Exchange:
 
     async def _open(self) -> None:
         try:
-            self._connection = await self._origin.connection()
-        except (OSError, asyncio.TimeoutError) as error:
+            connection = await self._origin.connection()
+        except (OSError, ValueError, asyncio.TimeoutError) as error:  # ValueError: a name that cannot be one
             self._end(Unreachable(_say(error), refused=True))
+            return
+        if self not in self._under_way:  # it ended meanwhile, and the cancellation was swallowed on the way
+            connection.abort()
+        elif connection.closing:
+            self._end(Unreachable("it closed the connection at once", refused=True))
         else:
-            self._connection.send(self._data, self._for_head, self)
+            self._connection = connection
+            connection.send(self._data, self._for_head, self)
 
     def arrived(self, answer: Reply | Stream) -> None:
         self._end(answer)
@@ -177,7 +183,12 @@ class Upstream:
     async def exchange(self, address: Address, request: Request, timeout_s: float) -> Result:
         """Send and wait, for those who need not hurry."""
         result: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        exchange = self._send(address, request, result.set_result, {}, timeout_s)
+
+        def done(what: Result) -> None:
+            if not result.done():
+                result.set_result(what)
+
+        exchange = self._send(address, request, done, {}, timeout_s)
         timer = asyncio.get_running_loop().call_later(timeout_s, exchange.late)
         try:
             return await result
