@@ -35,6 +35,9 @@ class Taker(Protocol):
     """Whoever wants the requests. Each that begins is told of whole later, or the reader is refused or let go."""
 
     def begins(self) -> None: ...
+    def waits(self) -> None:
+        """The client says that it waits for a word before it sends its body; it may send it all the same."""
+
     def asks(self, request: Request, keep: bool, old: bool) -> None:
         """`keep`: the connection may go on after it. `old`: HTTP/1.0, no chunks and no interim answers."""
 
@@ -211,6 +214,7 @@ class RequestReader:
         elif expects and not self._old:
             if expects == "100-continue":
                 self.expects = True
+                self._taker.waits()
             else:
                 self.refusal = Reply(417, "Expectation Failed", (("content-length", "0"),), b"")
 

@@ -280,8 +280,6 @@ class _Connection:
         # A head must come whole in its time; a body may take long as long as it moves.
         if reader.in_body:
             self._give_up_at = self._loop.time() + self._server.patience.body_s
-            if reader.expects and self._turn is None and not self._queue:
-                self._go_on()
         elif reader.in_head and not had_head:
             self._give_up_at = self._loop.time() + self._server.patience.head_s
         if self._queue and not self._held_back and self._is_full():
@@ -333,6 +331,10 @@ class _Connection:
     def begins(self) -> None:
         self._server.begins()
         self._counted = True
+
+    def waits(self) -> None:
+        if self._turn is None and not self._queue:  # else when those before it are answered
+            self._go_on()
 
     def asks(self, request: Request, keep: bool, old: bool) -> None:
         self._counted = False
