@@ -1,8 +1,8 @@
 """Packaging of ts_parity. Versions are ranges here; what `make` installs is pinned in constraints.txt.
 
 A wheel holds the engine and the data path compiled by mypyc, from the very sources that run without it, where there is
-a C compiler; a query then costs little more than half the processor time. Without one, or with TS_PARITY_COMPILE=0, or installed for
-development (--editable), it is plain Python.
+a C compiler; a query then costs little more than half the processor time. Without one, or with TS_PARITY_COMPILE=0, or
+installed for development (--editable), it is plain Python.
 """
 
 import os
