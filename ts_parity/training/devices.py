@@ -46,6 +46,9 @@ class _Share:
         # Tensors that are sent to a process lie in memory that all of them share; each must learn in its own. On the
         # way back they would lie in memory of a process that has ended by then, so arrays travel.
         weights = fit(fabric, copy.deepcopy(self._model), *self._arguments)
+        # The process ends after this, and the library's threads must have ended before, or it aborts now and then.
+        fabric.barrier()
+        torch.distributed.destroy_process_group()
         return {name: value.numpy() for name, value in weights.items()}
 
 
