@@ -419,9 +419,8 @@ class _Connection:
         self._give_up_at = self._loop.time() + self._server.patience.idle_s
         if self._queue:
             self._advance()
-        else:
-            if self._reader.expects:
-                self._go_on()
+        elif self._reader.expects:
+            self._go_on()
 
     def _keeps(self, turn: Turn) -> bool:
         return turn.keep and not self._server.draining
