@@ -114,6 +114,16 @@ def test_half_of_capacity_compares_seed_by_seed():
     assert shares == [0.04, 0.04]
 
 
+def test_half_of_capacity_says_how_far_direct_differs_from_itself():
+    arms = overhead.half_arms(overhead.arms_of(COMPILED, ["ts_parity uncoded"]), COMPILED)
+    assert [arm.name for arm in arms] == ["direct", "direct again", "nginx", "ts_parity uncoded compiled"]
+    again = [Answers([10_200] * 100, [5], 0), Answers([9_900] * 100, [5], 0)]
+    found = overhead.half_row(overhead.AGAIN, again, [Answers([10_000] * 100, [5], 0)] * 2, instances=1, rate=80)
+    assert found["added_p99_share_spread"] == [-0.01, 0.02]
+    table = overhead.half_table(document([found]))
+    assert "| direct again | 200 | 10.05 | 10.05 | 0.5% (-1.0% to 2.0%) |" in table
+
+
 def test_a_percentile_has_that_many_below():
     assert overhead.percentile(list(range(100)), 50) == 50
     assert overhead.percentile([3, 1, 2], 99) == 3
