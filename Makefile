@@ -30,7 +30,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/decode.py
 	$(BIN)/python benchmarks/simulator.py
 
-# Beside nginx and HAProxy: apt-get install nginx-light haproxy wrk. Over twenty minutes; ARGS=--quick for a trial.
+# Beside nginx and HAProxy: apt-get install nginx-light haproxy wrk. Half an hour; ARGS=--quick for a trial.
 # It fails when a target is missed, and the tables are for then too.
 overhead: $(COMPILED_READY)
 	PYTHONPATH=$(COMPILED) $(BIN)/python benchmarks/overhead.py $(ARGS); code=$$?; \

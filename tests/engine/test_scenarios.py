@@ -211,6 +211,44 @@ def test_a_failed_task_is_tried_elsewhere():
     assert run.answers == {0: ("deployed", 0.015)}
 
 
+def test_who_fails_fast_does_not_get_all_attempts_while_the_other_is_busy():
+    """d1 refuses at once, so it always has a place; d0 is healthy and works on the query before."""
+    run = scenario(arrivals=[0.0, 0.001], code=None, deployed=2, tasks=[(1, 0.001, "fail")])
+    assert run.sends(1) == [(0.001, "d1"), (0.010, "d0")]
+    assert run.answers[1] == ("deployed", 0.020)
+    assert run.nothing_left_over()
+
+
+def test_who_waits_for_the_other_holds_up_nobody():
+    run = scenario(
+        arrivals=[0.0, 0.001, 0.001, 0.005], code=None, deployed=2, tasks=[(0, 0.030, "ok"), (1, 0.001, "fail")]
+    )
+    assert run.sends(1) == [(0.001, "d1"), (0.030, "d0")]
+    assert run.sends(2) == [(0.002, "d1")], "it came after, and waited already when the first became choosy"
+    assert run.sends(3) == [(0.012, "d1")]
+    assert set(run.answers) == {0, 1, 2, 3}
+
+
+def test_who_comes_while_another_is_choosy_is_served_at_once():
+    run = scenario(arrivals=[0.0, 0.001, 0.005], code=None, deployed=2, tasks=[(0, 0.030, "ok"), (1, 0.001, "fail")])
+    assert run.sends(2) == [(0.005, "d1")]
+
+
+def test_nobody_waits_for_a_frozen_instance_longer_than_for_a_late_answer():
+    """d0 is frozen. d1 has failed one query, and serves others since."""
+    run = scenario(arrivals=[0.0, 0.001], code=None, deployed=2, tasks=[(0, NEVER, "never"), (1, 0.001, "fail")])
+    assert run.sends(1) == [(0.001, "d1"), (0.052, "d1")]
+    assert run.answers[1] == ("deployed", 0.062)
+
+
+def test_nobody_waits_for_an_instance_that_is_out():
+    policy = {"failures_until_out": 2, "out_s": 10.0}
+    tasks = [(i, 0.001, "fail") for i in range(3)]
+    run = scenario(arrivals=[0.0, 0.002, 0.1], code=None, deployed=2, tasks=tasks, policy=policy)
+    assert run.sends(1) == [(0.002, "d0"), (0.011, "d1")], "which takes d0 out"
+    assert run.sends(2) == [(0.1, "d1"), (0.101, "d1")]
+
+
 def test_retries_end_with_the_attempts():
     tasks = [(0, 0.001, "fail"), ("retry 0", 0.001, "fail"), ("retry 0", 0.001, "fail")]
     run = scenario(arrivals=[0.0], code=None, tasks=tasks)

@@ -116,9 +116,9 @@ class Query:
     """
 
     __slots__ = (
-        "armed_at", "arrived_at", "attempts", "avoid", "deadline_at", "domain", "exact", "finish_attempts",
-        "finishes_pending", "group", "hedge_at", "id", "in_flight", "key", "last_failure", "late", "launch_at",
-        "payload", "pool", "release_at", "released", "slot", "state",
+        "armed_at", "arrived_at", "attempts", "avoid", "choosy_until", "deadline_at", "domain", "exact",
+        "finish_attempts", "finishes_pending", "group", "hedge_at", "id", "in_flight", "key", "last_failure", "late",
+        "launch_at", "payload", "pool", "release_at", "released", "slot", "state",
     )  # fmt: skip
 
     def __init__(
@@ -145,6 +145,8 @@ class Query:
         self.attempts = 0
         self.in_flight = 0
         self.avoid = _NOBODY
+        self.choosy_until = 0.0
+        """It has failed, and until then it waits for another instance than those it was sent to."""
         self.last_failure: Task | None = None
         self.finishes_pending = 0
         self.finish_attempts = 0

@@ -293,7 +293,17 @@ class PoolState:
             chosen = min(slow, key=lambda s: s.last_sent, default=None)
         if chosen is None and self._policy.spare_places:
             chosen = self._given_the_benefit_of_the_doubt(query, now)
+        if chosen is not None and now < query.choosy_until and chosen.endpoint.instance in query.avoid:
+            # Who fails fast has a place at once, and would have all attempts while the others are merely busy.
+            return None if any(self._others(query.avoid)) else chosen
         return chosen
+
+    def _others(self, avoid: frozenset[str]) -> Iterable[EndpointState]:
+        return (
+            state
+            for state in self.deployed.everyone
+            if state.health.condition is Condition.IN and state.endpoint.instance not in avoid
+        )
 
     def _given_the_benefit_of_the_doubt(self, query: Query, now: float) -> EndpointState | None:
         spare, overdue_s = self._policy.spare_places, self.reconstruct_after_s

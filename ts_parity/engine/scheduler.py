@@ -83,7 +83,8 @@ class Scheduler:
         else:
             pool.waiting.append(query)
             pool.waiting_count += 1
-            if pool.waiting_count == 1:  # else those before it found no place, and none has come free since
+            # Else those before it found no place, and none has come free since. Who is choosy leaves places to others.
+            if pool.waiting_count == 1 or now < _head(pool).choosy_until:
                 self._pump(now, actions)
             if query.state is QueryState.WAITING:
                 if self.policy.launch_waiting and pool.launches_late:
@@ -198,10 +199,15 @@ class Scheduler:
             pool = waiting[0] if len(waiting) == 1 else min(waiting, key=lambda p: _head(p).arrived_at)
             query = _head(pool)
             place = pool.endpoint_for_query(query, now)
+            at = 0
+            while place is None and now < query.choosy_until and at + 1 < pool.waiting_count:
+                at += 1  # it waits for one instance, those behind it for any
+                query = pool.waiting[at]
+                place = pool.endpoint_for_query(query, now)
             if place is None:
                 waiting.remove(pool)
                 continue
-            pool.waiting.popleft()
+            del pool.waiting[at]
             pool.waiting_count -= 1
             self._dispatch(pool, query, place, now, actions)
             if not pool.waiting_count:
@@ -419,7 +425,7 @@ class Scheduler:
                 pool = self._fleet.pools.get(query.pool)
                 if pool is not None and pool.launches_late:
                     self._launch(pool, query)
-            if not self._try_again(query, outcome):
+            if not self._try_again(query, outcome, now):
                 self._give_up_on_own_task(query, now, actions)
                 return
             self._rebuild_if_due(query, now, actions)
@@ -473,8 +479,12 @@ class Scheduler:
         pool.finishes.append(query)
         return True
 
-    def _try_again(self, query: Query, outcome: Outcome) -> bool:
-        """Queue the query again, at the front: it has waited longest. A rejection costs no budget: nothing was run."""
+    def _try_again(self, query: Query, outcome: Outcome, now: float) -> bool:
+        """Queue the query again, at the front: it has waited longest. A rejection costs no budget: nothing was run.
+
+        What failed may fail again at once, so for as long as makes a query late it waits for an instance that has not
+        failed it, if there is one; longer would be too long, for that one may be frozen.
+        """
         pool = self._fleet.pools.get(query.pool)
         if pool is None or not pool.deployed:
             return False
@@ -482,6 +492,7 @@ class Scheduler:
             if not outcome.retry or query.attempts >= self.policy.max_attempts or not self._retries.take():
                 return False
             self.sent["retry"] += 1
+            query.choosy_until = now + pool.reconstruct_after_s
         else:
             query.attempts -= 1
         return self._queue_again(query)
@@ -559,6 +570,8 @@ class Scheduler:
             at = query.launch_at
         if query.hedge_at < at:
             at = query.hedge_at
+        if query.choosy_until and query.choosy_until < at and query.state is QueryState.WAITING:
+            at = query.choosy_until
         if query.release_at < at and not query.released and (query.late or query.group is not None):
             at = query.release_at
         if query.state is QueryState.WAITING and not query.attempts:
@@ -588,6 +601,7 @@ class Scheduler:
             pool.hedges[query.id] = query
         query.launch_at = math.inf if now >= query.launch_at else query.launch_at
         query.hedge_at = math.inf if now >= query.hedge_at else query.hedge_at
+        query.choosy_until = 0.0 if now >= query.choosy_until else query.choosy_until
         if now >= query.release_at:
             query.released = True
             self._rebuild_if_due(query, now, actions)
