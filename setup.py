@@ -20,8 +20,8 @@ COMPILED = [
     *(
         f"proxy/{name}"
         for name in (
-            "connections", "driver", "heads", "messages", "metrics", "operations", "reading", "server", "service",
-            "upstream",
+            "connections", "driver", "heads", "messages", "metrics", "operations", "outbox", "reading", "server",
+            "service", "upstream",
         )
     ),
 ]  # fmt: skip
@@ -46,6 +46,8 @@ def extensions() -> list[Extension]:
         return []
     for extension in made:
         extension.optional = wanted == "auto"  # the Python sources lie beside it
+        if os.name == "posix":
+            extension.extra_compile_args.append("-fvisibility=hidden")  # else calls within it take a detour
     return list(made)
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from ts_parity.proxy.heads import read_answer, read_request
 from ts_parity.proxy.messages import HOP_BY_HOP, Request
+from ts_parity.proxy.outbox import Outbox
 from ts_parity.proxy.upstream import Address, Origin, _serialized
 
 HOST = b"Host: h\r\n"
@@ -139,7 +140,7 @@ def test_what_goes_on_as_bytes_says_what_its_headers_say(line: bytes, headers: b
     body = b"x" * plain.length
     as_bytes = Request(plain.method, plain.target, plain.headers, body, plain.block)
     one_by_one = Request(plain.method, plain.target, plain.headers, body)
-    origin, address = Origin("http://i:1", 1.0), Address("http://i:1", "key")
+    origin, address = Origin("http://i:1", Outbox(), 1.0), Address("http://i:1", "key")
     heard = []
     for request in (as_bytes, one_by_one):
         judge, _ = judged_request(b"".join(_serialized(request, address.token, origin)))

@@ -17,6 +17,7 @@ from ts_parity.config import UNIX
 from ts_parity.proxy.certificates import Tls
 from ts_parity.proxy.heads import PlainAnswer, read_answer
 from ts_parity.proxy.messages import HOP, LENGTH, MAX_HEAD_BYTES, Reply, meaning, split_controls, without_hop_by_hop
+from ts_parity.proxy.outbox import Outbox
 from ts_parity.proxy.streams import Stream
 from ts_parity.wire import Headers
 
@@ -35,7 +36,7 @@ class Listener(Protocol):
 class Origin:
     """One API of one instance: where it is, and its idle connections."""
 
-    def __init__(self, url: str, connect_timeout_s: float, tls: Tls | None = None) -> None:
+    def __init__(self, url: str, outbox: Outbox, connect_timeout_s: float, tls: Tls | None = None) -> None:
         """Of an address as the configuration has checked it; `tls` for every https one."""
         parts = urlsplit("http://localhost" if url.startswith(UNIX) else url)
         if parts.scheme == "https" and tls is None:
@@ -47,6 +48,7 @@ class Origin:
         self._tls = tls
         self._port = parts.port or (443 if parts.scheme == "https" else 80)
         self._connect_timeout_s = connect_timeout_s
+        self.outbox = outbox
         self.in_flight = 0
         self.idle: list[Connection] = []
         """The one used last is last: what is not needed grows old and is closed by the instance."""
@@ -128,6 +130,11 @@ class Connection:
             self._reset()
         self._for_head = for_head
         self._listener = listener
+        outbox = self._origin.outbox
+        if len(data) == 1:
+            outbox.put(self._transport, data[0])
+            return
+        outbox.flush(self._transport)
         for part in data:
             self._transport.write(part)
 

@@ -30,6 +30,7 @@ from ts_parity.proxy.messages import (
     identified,
     torchserve_error,
 )
+from ts_parity.proxy.outbox import Outbox
 from ts_parity.proxy.reading import RequestReader
 from ts_parity.proxy.service import Answered, Streamed
 from ts_parity.wire import Headers
@@ -78,6 +79,7 @@ class Server:
         self.tls = tls
         self.draining = False
         self.connections: set[_Connection] = set()
+        self.outbox = Outbox()
         self.in_flight = 0
         self._listener: asyncio.AbstractServer | None = None
         self._sweeper: asyncio.TimerHandle | None = None
@@ -256,8 +258,7 @@ class _Connection:
         if self._done:
             self._give_up_at = self._loop.time() + _LINGER_S
         if self._closes_when_written:
-            self._give_up_at = self._loop.time() + _GOODBYE_S
-            self._transport.close()
+            self._close(self._loop.time())
         else:
             self._advance()
 
@@ -315,12 +316,17 @@ class _Connection:
     def _leave(self, now: float) -> None:
         if self._transport.is_closing():  # it was closed, and what was written is not taken, or TLS's goodbye not said
             self._transport.abort()
-            return
+        else:
+            self._close(now)
+
+    def _close(self, now: float) -> None:
         self._give_up_at = now + _GOODBYE_S
+        self._server.outbox.flush(self._transport)
         self._transport.close()
 
     def cut(self) -> asyncio.Task[None] | None:
         """-> what is still to be waited for."""
+        self._server.outbox.flush(self._transport)
         self._transport.abort()
         streaming = self._streaming
         self.connection_lost(None)
@@ -444,9 +450,9 @@ class _Connection:
         if turn.request.method == "HEAD":
             body = b""
         if len(body) < MAX_HEAD_BYTES:
-            self._transport.write(data + body)
+            self._server.outbox.put(self._transport, data + body)
         else:
-            self._transport.write(data)
+            self._put(data)
             self._transport.write(body)
         if self._server.access is not None:
             self._note(turn, status, len(body), header(headers, REQUEST_ID), ERROR if turn.refusal is None else REFUSED)
@@ -510,6 +516,7 @@ class _Connection:
 
     def _put(self, data: bytes) -> None:
         """A connection that was reset is closing before we are told, and takes nothing any more."""
+        self._server.outbox.flush(self._transport)
         if not self._transport.is_closing():
             self._transport.write(data)
 
@@ -517,6 +524,7 @@ class _Connection:
         """Close, but let the client read what was written to it first."""
         may_be_sending = self._done or self._server.draining
         self._stop_reading()
+        self._server.outbox.flush(self._transport)
         if self._transport.is_closing():
             return
         self._give_up_at = self._loop.time() + _LINGER_S
@@ -528,8 +536,7 @@ class _Connection:
             # has been told that it closes, so it will do so itself.
             self._transport.resume_reading()
         elif not self._full:
-            self._give_up_at = self._loop.time() + _GOODBYE_S
-            self._transport.close()
+            self._close(self._loop.time())
         else:
             self._give_up_at = self._loop.time() + self._server.patience.idle_s
             self._closes_when_written = True

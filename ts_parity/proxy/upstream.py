@@ -29,6 +29,7 @@ from ts_parity.proxy.messages import (
     meaning,
     without_hop_by_hop,
 )
+from ts_parity.proxy.outbox import Outbox
 from ts_parity.proxy.streams import Stream
 from ts_parity.wire import Headers
 
@@ -154,6 +155,7 @@ class Upstream:
         self._tls = tls or {}
         self._connect_timeout_s = connect_timeout_s
         self._task_timeout_s = task_timeout_s
+        self._outbox = Outbox()
         self._origins: dict[str, Origin] = {}
         self._under_way: dict[Exchange, None] = {}
         """In the order of their time limits, since all have the same patience; so one timer serves them all."""
@@ -208,7 +210,7 @@ class Upstream:
         origin = self._origins.get(address.url)
         if origin is None:
             url = address.url
-            origin = self._origins[url] = Origin(url, self._connect_timeout_s, self._tls.get(url))
+            origin = self._origins[url] = Origin(url, self._outbox, self._connect_timeout_s, self._tls.get(url))
         data = _serialized(request, address.token, origin)
         late_at = loop.time() + timeout_s
         exchange = Exchange(under_way, origin, data, request.method == "HEAD", late_at, done)
