@@ -54,6 +54,7 @@ _EMPTY: Final = 0xFFFFFFFF
 _HAS_RAW: Final = 1
 _REMEMBERED: Final = 1024
 _LONGEST: Final = 1024
+_ENCODER: Final = json.JSONEncoder(separators=(",", ":"))
 _DTYPES: Final = {"float16": "<f2", "float32": "<f4", "float64": "<f8"}
 
 
@@ -191,7 +192,7 @@ def _section(head: bytes, body: bytes) -> list[bytes]:
 
 
 def _json(value: Any) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
+    return _ENCODER.encode(value).encode()
 
 
 def _head_of(part: Part) -> bytes:
