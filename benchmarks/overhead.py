@@ -4,7 +4,7 @@
     python benchmarks/overhead.py                 everything, half an hour
     python benchmarks/overhead.py --quick         every kind of row, 3 minutes; what it measures is not kept
     python benchmarks/overhead.py --only haproxy "ts_parity uncoded"      these arms beside direct and nginx; not kept
-    python benchmarks/overhead.py --tables        the tables of docs/benchmarks.md, from the kept results
+    python benchmarks/overhead.py --tables        the tables of docs/benchmarks.md and README.md, from the kept results
 
 Three parts. With trivial instances behind (overhead_instances.py), where next to all the time is the proxy's; with
 real TorchServe behind, a model that takes 10 ms; and with TorchServe at half of its capacity, measured just before,
@@ -74,6 +74,7 @@ from tables import markdown, renew
 
 RESULTS = Path(__file__).parent / "results" / "overhead.json"
 DOCS = Path(__file__).parent.parent / "docs" / "benchmarks.md"
+README = Path(__file__).parent.parent / "README.md"
 Row = dict[str, Any]
 
 MODES = ("pass-through", "uncoded", "coded-exact", "coded-sum")
@@ -536,6 +537,24 @@ def _of(rows: list[Row], name: str, **wanted: Any) -> Any:
 # ---- the documents' sections -----------------------------------------------------------------------------------------
 
 
+def readme_section(document: dict[str, Any]) -> str:
+    """One cell of all: what README.md says between its marks."""
+    connections, size = CENTRE
+    cell: Row = {"upstream": "trivial", "load": "closed", "connections": connections, "body_bytes": size}
+    lines = []
+    for row in document["rows"]:
+        if row["proxy"] == "direct" or any(row.get(key) != value for key, value in {**cell, "client": SAME}.items()):
+            continue
+        who = {"proxy": row["proxy"], "mode": row["mode"], "build": row["build"], **cell, "client": UNIQUE}
+        unique = _of(document["rows"], "rps_ratio_to_nginx", **who)
+        name = ", ".join([row["proxy"], *_who(row, document["build"])[1:]])
+        ratio = _shown(row["rps_ratio_to_nginx"], ".2f")
+        lines.append([name, f"{row['requests_per_second_per_core']:,.0f}", ratio, _shown(unique, ".2f")])
+    head = ("proxy", "requests/s per core", "of nginx's", "of nginx's, unique heads")
+    how = f"{connections} connections, {size:,} bytes, instances that answer at once. {_rounds(document)}"
+    return f"{markdown(head, lines)}\n\n`{document['command']}`, {document['machine']}; {how}"
+
+
 def sections(document: dict[str, Any]) -> dict[str, str]:
     """What docs/benchmarks.md says between its marks."""
     build = {COMPILED: "our proxy compiled", PLAIN: "our proxy as plain Python"}[document["build"]]
@@ -655,7 +674,7 @@ def main() -> int:
     parser.add_argument("--bodies", type=int, nargs="+", help="with trivial instances")
     parser.add_argument("--seeds", type=int, help="at half of the capacity")
     parser.add_argument("--out", type=Path, help="keep the results here, whatever was measured")
-    parser.add_argument("--tables", action="store_true", help="renew the tables of docs/benchmarks.md, run nothing")
+    parser.add_argument("--tables", action="store_true", help="renew the tables of the docs, run nothing")
     parser.add_argument("--play", choices=CODES, help=argparse.SUPPRESS)
     parser.add_argument("--serve-aiohttp", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -671,6 +690,7 @@ def main() -> int:
     if args.tables:
         for mark, text in sections(json.loads((args.out or RESULTS).read_text())).items():
             renew(DOCS, mark, text)
+        renew(README, "overhead", readme_section(json.loads((args.out or RESULTS).read_text())))
         return 0
     missing = [program for program in ("nginx", "haproxy", "wrk", "taskset") if shutil.which(program) is None]
     if missing or (os.cpu_count() or 1) < 2:

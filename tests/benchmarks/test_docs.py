@@ -31,6 +31,15 @@ def test_the_docs_show_every_part_of_the_data_path():
     assert len(lines) - 2 * heads == len(document["rows"])
 
 
+def test_the_readme_says_what_the_proxy_costs_beside_its_rivals():
+    import overhead
+
+    section = overhead.readme_section(json.loads(overhead.RESULTS.read_text()))
+    assert f"<!-- overhead -->\n\n{section}\n\n<!-- end of overhead -->" in overhead.README.read_text()
+    for proxy in ("nginx", "haproxy", "aiohttp", "ts_parity, uncoded", "ts_parity, coded-sum, plain Python"):
+        assert f"| {proxy}" in section
+
+
 def test_the_demos_tables_are_of_four_seeds():
     import demo
 
