@@ -47,7 +47,8 @@ def extensions() -> list[Extension]:
     for extension in made:
         extension.optional = wanted == "auto"  # the Python sources lie beside it
         if os.name == "posix":
-            extension.extra_compile_args.append("-fvisibility=hidden")  # else calls within it take a detour
+            # Else calls within it take a detour.
+            extension.extra_compile_args = [*extension.extra_compile_args, "-fvisibility=hidden"]
     return list(made)
 
 

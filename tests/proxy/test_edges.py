@@ -88,6 +88,27 @@ async def test_what_was_cancelled_while_a_connection_was_made_is_not_sent() -> N
     server.close()
 
 
+async def test_what_was_cancelled_at_once_is_not_sent_on_a_connection_that_is_open() -> None:
+    heard: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(1000):
+            heard.append(data)
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    address = Address(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    upstream = Upstream(connect_timeout_s=1.0, task_timeout_s=30.0)
+    for _ in range(2):
+        assert isinstance(await upstream.exchange(address, ASKED, 5.0), Reply)
+    upstream.send(address, ASKED, lambda result: None).cancel()
+    assert isinstance(await upstream.exchange(address, ASKED, 5.0), Reply)
+    assert len(heard) == 3
+    await upstream.close()
+    server.close()
+
+
 async def test_a_host_that_cannot_be_one_is_unreachable() -> None:
     upstream = Upstream(connect_timeout_s=1.0, task_timeout_s=30.0)
     result = await upstream.exchange(Address("http://a..b:8080"), ASKED, 5.0)
@@ -128,6 +149,16 @@ async def test_a_stream_is_left_though_its_client_went_before_it_began() -> None
     for connection in server.connections:
         connection._transport.abort()
     await until(lambda: tap.left, "the stream to be left")
+    writer.close()
+    await server.close()
+
+
+async def test_a_client_that_asks_and_says_goodbye_at_once_still_gets_an_answer_that_was_made() -> None:
+    server = Server(lambda request, turn: turn.answer(reply(b"made")), 1000)
+    reader, writer = await serving(server)
+    writer.write(GET % 1)
+    writer.write_eof()
+    assert (await asyncio.wait_for(reader.read(), 10)).endswith(b"made")
     writer.close()
     await server.close()
 

@@ -17,6 +17,9 @@ class Transport:
     def is_closing(self):
         return self.closed
 
+    def abort(self):
+        self.closed = True
+
 
 async def turn():
     await asyncio.sleep(0)
@@ -61,6 +64,21 @@ async def test_what_was_closed_meanwhile_takes_nothing_and_harms_nobody():
     outbox.put(gone, b"a")
     outbox.flush(gone)
     assert gone.written == []
+
+
+async def test_trouble_with_one_is_nobody_elses(caplog):
+    outbox, broken, other = Outbox(), Transport(), Transport()
+
+    def refuse(data):
+        raise RuntimeError("no")
+
+    broken.write = refuse
+    outbox.put(broken, b"a")
+    outbox.put(other, b"b")
+    await turn()
+    assert broken.closed
+    assert other.written == [b"b"]
+    assert "given up" in caplog.text
 
 
 async def test_much_goes_out_at_once():

@@ -8,8 +8,10 @@ as the events that came together take; whatever else is done with a transport, c
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Final, final
 
+log = logging.getLogger(__name__)
 _MOST: Final = 65536
 """With more bytes than these waiting all go out at once, so that transports can say that they are full."""
 
@@ -50,4 +52,8 @@ class Outbox:
         self._bytes = 0
         for transport, data in held:
             if not transport.is_closing():
-                transport.write(data)
+                try:
+                    transport.write(data)
+                except Exception:  # the others' messages must not be lost with this one
+                    log.exception("a connection that takes nothing is given up")
+                    transport.abort()

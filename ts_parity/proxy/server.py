@@ -248,6 +248,7 @@ class _Connection:
 
     def eof_received(self) -> None:
         """A client that has nothing more to say has left, for TorchServe as for us: the transport closes."""
+        self._server.outbox.flush(self._transport)
 
     def pause_writing(self) -> None:
         self._full = True
