@@ -103,7 +103,8 @@ class Settings:
     max_body_bytes: int = _setting(6_553_500, "larger requests are refused with 413, as TorchServe does", "bytes", 1)
     reconstruct_after_s: float | None = _setting(
         None,
-        "a rebuilt answer may be used this long after its query was sent; auto: a quantile of latency",
+        "a rebuilt answer may be used this long after its query was sent, and a query that has failed waits so long "
+        "for an instance elsewhere; auto: a quantile of latency",
         "s",
         0,
     )

@@ -258,6 +258,7 @@ def test_the_promises(fleet, policy, steps):
     assert world.scheduler.next_deadline() == math.inf
     for pool in world.scheduler.pools():
         assert not pool.waiting
+        assert not pool.retries
         assert pool.waiting_count == 0
         assert not pool.open_groups
         assert not pool.late
@@ -268,7 +269,7 @@ def test_the_promises(fleet, policy, steps):
     assert play(fleet, policy, steps).log == world.log
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(fleets(), POLICIES)
 def test_timers_of_answered_queries_do_not_pile_up(fleet, policy):
     scheduler = Scheduler(fleet, policy)

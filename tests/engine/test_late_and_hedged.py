@@ -120,6 +120,21 @@ def test_when_that_backup_fails_the_query_is_sent_after_all():
     assert run.nothing_left_over()
 
 
+def test_when_the_backup_of_a_query_that_has_failed_fails_too_it_is_tried_again():
+    """Its second attempt, which the budget has paid for, was waiting for the busy machine."""
+    run = late(
+        arrivals=[0.0, 0.0],
+        tasks=[(0, 0.001, "fail"), (1, 0.060, "ok"), ("parity 0", 0.004, "fail")],
+        deployed=2,
+        shared=False,
+        protections=1,
+    )
+    assert run.sends("parity 0")[0] == (0.001, "p0.0")
+    assert run.sends(0) == [(0.0, "d0"), (0.005, "d0")]
+    assert run.answers[0] == ("deployed", 0.015)
+    assert run.nothing_left_over()
+
+
 def test_a_waiting_query_that_refuses_approximate_answers_goes_on_waiting():
     run = late(arrivals=[0.0, 0.0], exact=[1], tasks=[(0, 0.030, "ok")], deployed=1, protections=1, policy=CROWD)
     assert run.answers[1] == ("deployed", 0.040)
@@ -139,6 +154,31 @@ HEDGE = {"hedge_ratio": 0.1, "hedge_burst": 1.0, "hedge_after_s": 0.03}
 def hedged(**more):
     policy = {**HEDGE, **more.pop("policy", {})}
     return scenario(code=None, policy=policy, **more)
+
+
+@pytest.mark.parametrize("outcome", ["fail", "fatal", "reject"])
+def test_a_copy_that_fails_while_its_query_waits_to_be_tried_again_is_simply_gone(outcome):
+    run = hedged(
+        arrivals=[0.0, 0.035],
+        tasks=[(0, 0.040, "fail"), ("hedge 0", 0.020, outcome), (1, 0.030, "ok")],
+        deployed=3,
+    )
+    assert run.sends("hedge 0") == [(0.030, "d1")]
+    assert [at for at, _ in run.sends(0)] == [0.0, 0.065]
+    assert run.answers == {0: ("deployed", 0.075), 1: ("deployed", 0.065)}
+    assert run.nothing_left_over()
+
+
+def test_a_query_that_ends_while_it_waits_to_be_tried_again_ends_once():
+    run = hedged(
+        arrivals=[0.0, 0.035],
+        tasks=[(0, 0.040, "fail"), ("hedge 0", 0.020, "fail"), (1, 0.100, "ok")],
+        deadlines={0: 0.060},
+        deployed=3,
+    )
+    assert run.failures == {0: ("deadline", 0.060)}
+    assert len(run.sends(0)) == 2, "half of the time that was left was kept for an attempt anywhere"
+    assert run.nothing_left_over()
 
 
 def test_a_second_copy_goes_to_another_domain_and_may_win():

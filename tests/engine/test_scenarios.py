@@ -241,6 +241,62 @@ def test_nobody_waits_for_a_frozen_instance_longer_than_for_a_late_answer():
     assert run.answers[1] == ("deployed", 0.062)
 
 
+def test_who_was_merely_full_is_still_worth_waiting_for():
+    run = scenario(arrivals=[0.0], code=None, deployed=2, tasks=[(0, 0.001, "reject"), (0, 0.001, "fail")])
+    assert run.sends(0) == [(0.0, "d0"), (0.001, "d1"), (0.051, "d0")]
+    assert run.answers == {0: ("deployed", 0.061)}
+
+
+def test_where_there_is_another_failure_domain_it_waits_for_that():
+    """Three instances of one machine that has died would have all attempts."""
+    tasks = [(0, 0.001, "ok"), (1, 0.001, "ok"), (2, 0.001, "ok"), (3, 0.030, "ok"), (4, 0.001, "fail")]
+    run = scenario(arrivals=[0.0] * 4 + [0.002], code=None, domains=["a", "a", "a", "b"], tasks=tasks)
+    assert run.sends(4) == [(0.002, "d0"), (0.030, "d3")]
+
+
+def test_where_there_is_one_failure_domain_any_other_place_will_do():
+    """d1 is doubted, for it has failed before, and d2 is busy: d1 is asked at once."""
+    tasks = [(0, 0.001, "ok"), (1, 0.001, "fail"), (2, 0.050, "ok"), (3, 0.001, "fail")]
+    run = scenario(arrivals=[0.0] * 3 + [0.012], code=None, deployed=3, domains=["a"] * 3, tasks=tasks)
+    assert run.sends(1) == [(0.0, "d1"), (0.001, "d0")]
+    assert run.sends(3) == [(0.012, "d0"), (0.013, "d1")]
+
+
+def test_half_of_the_time_that_is_left_is_kept_for_another_attempt():
+    run = scenario(
+        arrivals=[0.0, 0.001],
+        code=None,
+        deployed=2,
+        tasks=[(0, NEVER, "never"), (1, 0.001, "fail")],
+        deadlines={1: 0.030},
+    )
+    assert run.sends(1) == [(0.001, "d1"), (0.016, "d1")]
+    assert run.answers[1] == ("deployed", 0.026)
+
+
+def test_what_waits_for_another_instance_lets_nobody_pass_in_another_pool():
+    """Both pools share two instances. x1 failed on the second, which y0 asked for before x3 did."""
+    instances = (Instance("a", 1, "a"), Instance("b", 1, "b"))
+    endpoints = tuple(Endpoint(f"{i}/{p}", i, p, None, 1) for p in "xy" for i in "ab")
+    scheduler = Scheduler(Fleet(instances, endpoints, (Pool("x", None, True), Pool("y", None, True))), Policy())
+    sent = {}
+
+    def obey(actions):
+        sent.update((action.task.query.id, action.task) for action in actions if isinstance(action, Send))
+
+    for number, pool, at in ((0, "x", 0.0), (1, "x", 0.001)):
+        obey(scheduler.query_arrived(Query(number, pool), at))
+    assert [sent[n].endpoint.instance for n in (0, 1)] == ["a", "b"]
+    obey(scheduler.task_done(sent.pop(1), Failed("worker died"), 0.002))
+    for number, pool, at in ((2, "x", 0.003), (3, "y", 0.004), (4, "x", 0.005)):
+        obey(scheduler.query_arrived(Query(number, pool), at))
+    assert set(sent) == {0, 2}
+    obey(scheduler.task_done(sent[2], Arrived(), 0.013))
+    assert set(sent) == {0, 2, 3}
+    obey(scheduler.task_done(sent[0], Arrived(), 0.014))
+    assert sent[1].endpoint.instance == "a"
+
+
 def test_nobody_waits_for_an_instance_that_is_out():
     policy = {"failures_until_out": 2, "out_s": 10.0}
     tasks = [(i, 0.001, "fail") for i in range(3)]

@@ -116,7 +116,7 @@ class Query:
     """
 
     __slots__ = (
-        "armed_at", "arrived_at", "attempts", "avoid", "choosy_until", "deadline_at", "domain", "exact",
+        "armed_at", "arrived_at", "attempts", "avoid", "choosy_until", "deadline_at", "displaced", "domain", "exact",
         "finish_attempts", "finishes_pending", "group", "hedge_at", "id", "in_flight", "key", "last_failure", "late",
         "launch_at", "payload", "pool", "release_at", "released", "slot", "state",
     )  # fmt: skip
@@ -145,8 +145,9 @@ class Query:
         self.attempts = 0
         self.in_flight = 0
         self.avoid = _NOBODY
+        """Instances that have it or have failed it."""
         self.choosy_until = 0.0
-        """It has failed, and until then it waits for another instance than those it was sent to."""
+        """It has failed, and until then it waits for an instance elsewhere."""
         self.last_failure: Task | None = None
         self.finishes_pending = 0
         self.finish_attempts = 0
@@ -156,6 +157,8 @@ class Query:
         self.launch_at = math.inf
         self.late = False
         """A backup was asked for, or is to be: something may come even when its own task has failed."""
+        self.displaced = False
+        """Its backup runs instead of its own task, for which it was waiting."""
         self.hedge_at = math.inf
         self.armed_at = math.inf
 

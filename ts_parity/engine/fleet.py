@@ -177,6 +177,8 @@ class PoolState:
         self.rows: dict[int, Line] = {}
         self.waiting: deque[Query] = deque()
         self.waiting_count = 0
+        self.retries: dict[int, Query] = {}
+        """Queries that have failed and wait for an instance elsewhere: before all others, and in nobody's way."""
         self.open_groups: dict[Hashable, list[CodingGroup]] = {}
         self.protections: deque[tuple[CodingGroup, int]] = deque()
         self.protections_blocked = False
@@ -266,6 +268,12 @@ class PoolState:
                 return group
         return None
 
+    def leave_line(self, query: Query) -> None:
+        """It waits no more, if it did."""
+        if self.retries.pop(query.id, None) is None and query in self.waiting:
+            self.waiting.remove(query)
+            self.waiting_count -= 1
+
     def close_group(self, group: CodingGroup) -> None:
         groups = self.open_groups.get(group.key)
         if groups is not None and group in groups:
@@ -283,27 +291,40 @@ class PoolState:
                 return first  # what `choose` would say, and nearly always the case
         chosen = None
         if line.ready or line.doubted or line.trials or line.out == len(line.everyone):
-            age_s = self._policy.age_factor * self.reconstruct_after_s if self._policy.age_factor else math.inf
             # A second attempt goes to another failure domain, for what failed may have failed together.
             domains = {query.domain: 1} if query.avoid else _NO_DOMAINS
-            chosen = line.choose(now, query.avoid, domains, age_s)
+            chosen = line.choose(now, query.avoid, domains, self._age_s)
         if chosen is None and self._policy.slow_factor and self.waiting_count > len(self.deployed):
             # Where so many wait, a slow machine is sooner done than the queue.
             slow = [s for s in self.deployed.parked.values() if s.health.only_slow and s.has_place()]
             chosen = min(slow, key=lambda s: s.last_sent, default=None)
         if chosen is None and self._policy.spare_places:
             chosen = self._given_the_benefit_of_the_doubt(query, now)
-        if chosen is not None and now < query.choosy_until and chosen.endpoint.instance in query.avoid:
-            # Who fails fast has a place at once, and would have all attempts while the others are merely busy.
-            return None if any(self._others(query.avoid)) else chosen
         return chosen
 
-    def _others(self, avoid: frozenset[str]) -> Iterable[EndpointState]:
-        return (
+    def endpoint_for_retry(self, query: Query, now: float) -> EndpointState | None:
+        """One elsewhere, or none for now. If there is no elsewhere (any more), as for every query."""
+        others = self.elsewhere(query)
+        if not others:
+            return self.endpoint_for_query(query, now)
+        free = [state for state in self.deployed.with_place() if state in others]
+        chosen = least_outstanding(free, now, query.avoid, {query.domain: 1}, age_s=self._age_s)
+        if chosen is None and self._policy.spare_places:
+            chosen = self._given_the_benefit_of_the_doubt(query, now)
+        return chosen
+
+    def elsewhere(self, query: Query) -> list[EndpointState]:
+        """Healthy endpoints that have not failed the query, in another failure domain if there are any: busy or not."""
+        others = [
             state
             for state in self.deployed.everyone
-            if state.health.condition is Condition.IN and state.endpoint.instance not in avoid
-        )
+            if state.health.condition is Condition.IN and state.endpoint.instance not in query.avoid
+        ]
+        return [state for state in others if state.domain != query.domain] or others
+
+    @property
+    def _age_s(self) -> float:
+        return self._policy.age_factor * self.reconstruct_after_s if self._policy.age_factor else math.inf
 
     def _given_the_benefit_of_the_doubt(self, query: Query, now: float) -> EndpointState | None:
         spare, overdue_s = self._policy.spare_places, self.reconstruct_after_s

@@ -83,8 +83,7 @@ class Scheduler:
         else:
             pool.waiting.append(query)
             pool.waiting_count += 1
-            # Else those before it found no place, and none has come free since. Who is choosy leaves places to others.
-            if pool.waiting_count == 1 or now < _head(pool).choosy_until:
+            if pool.waiting_count == 1:  # else those before it found no place, and none has come free since
                 self._pump(now, actions)
             if query.state is QueryState.WAITING:
                 if self.policy.launch_waiting and pool.launches_late:
@@ -137,7 +136,7 @@ class Scheduler:
         self._unblock()
         for pool in [*gone, *self._fleet.pools.values()]:
             if pool in gone or not pool.deployed:
-                for query in [*pool.waiting]:
+                for query in [*pool.waiting, *pool.retries.values()]:
                     if query.state is QueryState.WAITING:
                         self._fail(query, Reason.NO_ENDPOINT, actions)
         for pool in gone:
@@ -179,13 +178,13 @@ class Scheduler:
     # ---- what is waiting gets its place ----------------------------------------------------------------------------
 
     def _pump(self, now: float, actions: list[Action]) -> None:
-        """Finishes and late launches first (someone is late), then queries in order of arrival, then second copies and
-        protections on idle places.
+        """Finishes and late launches first (someone is late), then retries, then queries in order of arrival, then
+        second copies and protections on idle places.
         """
         pools = []
         for pool in self._fleet.pools.values():  # after most events, none has anything to do
             protects = pool.protections and not pool.protections_blocked
-            if pool.waiting_count or protects or pool.late or pool.hedges or pool.finishes:
+            if pool.waiting_count or protects or pool.late or pool.hedges or pool.finishes or pool.retries:
                 pools.append(pool)
         if not pools:
             return
@@ -194,20 +193,17 @@ class Scheduler:
                 self._send_finishes(pool, now, actions)
             if pool.late:
                 self._send_late(pool, now, actions)
+            if pool.retries:
+                self._send_retries(pool, now, actions)
         waiting = [pool for pool in pools if pool.waiting_count]
         while waiting:
             pool = waiting[0] if len(waiting) == 1 else min(waiting, key=lambda p: _head(p).arrived_at)
             query = _head(pool)
             place = pool.endpoint_for_query(query, now)
-            at = 0
-            while place is None and now < query.choosy_until and at + 1 < pool.waiting_count:
-                at += 1  # it waits for one instance, those behind it for any
-                query = pool.waiting[at]
-                place = pool.endpoint_for_query(query, now)
             if place is None:
                 waiting.remove(pool)
                 continue
-            del pool.waiting[at]
+            pool.waiting.popleft()
             pool.waiting_count -= 1
             self._dispatch(pool, query, place, now, actions)
             if not pool.waiting_count:
@@ -217,6 +213,13 @@ class Scheduler:
                 self._send_hedges(pool, now, actions)
             if pool.protections and not pool.protections_blocked:
                 self._send_protections(pool, now, actions)
+
+    def _send_retries(self, pool: PoolState, now: float, actions: list[Action]) -> None:
+        for query in [*pool.retries.values()]:
+            place = pool.endpoint_for_retry(query, now) if query.id in pool.retries else None
+            if place is not None:
+                del pool.retries[query.id]
+                self._dispatch(pool, query, place, now, actions)
 
     def _unblock(self) -> None:
         for pool in self._fleet.pools.values():
@@ -332,8 +335,8 @@ class Scheduler:
                     del pool.late[query.id]
                     if query.state is QueryState.WAITING:  # a place for its backup is worth more than one for itself
                         query.state = QueryState.RUNNING
-                        pool.waiting.remove(query)
-                        pool.waiting_count -= 1
+                        query.displaced = True
+                        pool.leave_line(query)
             group.sealed = True
             group.pending_rows.add(place.endpoint.row)
             self.sent["late"] += group.size
@@ -403,6 +406,8 @@ class Scheduler:
         query, group = task.query, task.group
         assert query is not None
         query.in_flight -= 1
+        if isinstance(outcome, Rejected):
+            query.avoid -= task.place.only
         if isinstance(outcome, Arrived):
             pool = self._fleet.pools.get(query.pool)
             if pool is not None:
@@ -417,8 +422,8 @@ class Scheduler:
                     self._review(group, actions)
             return
         if query.open:
-            if task.hedge and query.in_flight:  # its own task is still out: the copy is simply gone
-                return
+            if task.hedge and (query.in_flight or query.state is QueryState.WAITING):
+                return  # its own task is still out, or to be tried again: the copy is simply gone
             if isinstance(outcome, Failed):
                 query.last_failure = task
                 query.release_at = now
@@ -480,10 +485,10 @@ class Scheduler:
         return True
 
     def _try_again(self, query: Query, outcome: Outcome, now: float) -> bool:
-        """Queue the query again, at the front: it has waited longest. A rejection costs no budget: nothing was run.
+        """Queue the query again: it has waited longest. A rejection costs no budget: nothing was run.
 
-        What failed may fail again at once, so for as long as makes a query late it waits for an instance that has not
-        failed it, if there is one; longer would be too long, for that one may be frozen.
+        Who fails fast has a place at once, and would have all attempts while the others are merely busy. So for as long
+        as makes a query late it waits for an instance elsewhere; longer would be too long, for that one may be frozen.
         """
         pool = self._fleet.pools.get(query.pool)
         if pool is None or not pool.deployed:
@@ -492,7 +497,13 @@ class Scheduler:
             if not outcome.retry or query.attempts >= self.policy.max_attempts or not self._retries.take():
                 return False
             self.sent["retry"] += 1
-            query.choosy_until = now + pool.reconstruct_after_s
+            if self.policy.balance != "round_robin" and pool.elsewhere(query):
+                assert query.deadline_at is not None
+                query.state = QueryState.WAITING
+                query.choosy_until = min(now + pool.reconstruct_after_s, (now + query.deadline_at) / 2)
+                pool.retries[query.id] = query
+                self._arm_query(query)
+                return True
         else:
             query.attempts -= 1
         return self._queue_again(query)
@@ -502,6 +513,7 @@ class Scheduler:
         if pool is None or not pool.deployed:
             return False
         query.state = QueryState.WAITING
+        query.displaced = False
         pool.waiting.appendleft(query)
         pool.waiting_count += 1
         self._arm_query(query)
@@ -558,7 +570,7 @@ class Scheduler:
             if query.in_flight or query.finishes_pending or query.state is QueryState.WAITING:
                 continue
             if not (_may_be_rebuilt(query, group) and group.could_recover(query.slot)):
-                if not query.attempts and self._queue_again(query):  # its backup ran first, and failed
+                if query.displaced and self._queue_again(query):  # its backup ran first, and failed
                     continue
                 self._fail(query, Reason.FAILED, actions)
 
@@ -570,7 +582,7 @@ class Scheduler:
             at = query.launch_at
         if query.hedge_at < at:
             at = query.hedge_at
-        if query.choosy_until and query.choosy_until < at and query.state is QueryState.WAITING:
+        if query.choosy_until and query.choosy_until < at:
             at = query.choosy_until
         if query.release_at < at and not query.released and (query.late or query.group is not None):
             at = query.release_at
@@ -601,7 +613,11 @@ class Scheduler:
             pool.hedges[query.id] = query
         query.launch_at = math.inf if now >= query.launch_at else query.launch_at
         query.hedge_at = math.inf if now >= query.hedge_at else query.hedge_at
-        query.choosy_until = 0.0 if now >= query.choosy_until else query.choosy_until
+        if query.choosy_until and now >= query.choosy_until:
+            query.choosy_until = 0.0
+            if pool is not None and pool.retries.pop(query.id, None) is not None:  # from now on any place will do
+                pool.waiting.appendleft(query)
+                pool.waiting_count += 1
         if now >= query.release_at:
             query.released = True
             self._rebuild_if_due(query, now, actions)
@@ -630,9 +646,8 @@ class Scheduler:
     def _close(self, query: Query) -> None:
         if query.state is QueryState.WAITING:
             pool = self._fleet.pools.get(query.pool)
-            if pool is not None and query in pool.waiting:
-                pool.waiting.remove(query)
-                pool.waiting_count -= 1
+            if pool is not None:
+                pool.leave_line(query)
         if query.late or query.hedge_at == math.inf:  # only then can it stand in one of these lines
             pool = self._fleet.pools.get(query.pool)
             if pool is not None:
@@ -707,7 +722,7 @@ class Scheduler:
             "failed": dict(self.failed),
             "pools": {
                 name: {
-                    "waiting": pool.waiting_count,
+                    "waiting": pool.waiting_count + len(pool.retries),
                     "open_groups": sum(len(groups) for groups in pool.open_groups.values()),
                     "late": len(pool.late),
                     "queued_protections": sum(not group.done for group, _ in pool.protections),
