@@ -53,9 +53,20 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def parsed(words: Sequence[str]) -> argparse.Namespace:
+    """A key of TorchServe's may begin with a dash, which argparse takes for an option unless an `=` is before it."""
+    joined: list[str] = []
+    for word in words:
+        if joined and joined[-1] == "--token":
+            joined[-1] = f"--token={word}"
+        else:
+            joined.append(word)
+    return build_parser().parse_args(joined)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit code."""
-    args = build_parser().parse_args(argv)
+    args = parsed(sys.argv[1:] if argv is None else argv)
     if not sys.stderr.isatty():  # in a log each redrawn progress bar is a line: one now and then is enough
         os.environ.setdefault("TQDM_MININTERVAL", "10")
     run: Run = args.run

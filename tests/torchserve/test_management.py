@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import threading
@@ -14,6 +13,7 @@ import pytest
 import requests
 
 from tests.conftest import BROKEN_HANDLER, TorchServeFactory, write_archive
+from ts_parity.cli import parsed
 from ts_parity.errors import ConfigError, ManagementError
 from ts_parity.torchserve import commands
 from ts_parity.torchserve.launcher import TorchServeInstance
@@ -139,7 +139,7 @@ class TestAgainstTorchServe:
         archive = write_archive(tmp_path / "by_hand.mar")
         tokens = [part for instance in fleet for part in ("--token", str(instance.token()))]
         urls = [part for instance in fleet for part in ("--management", instance.management_url)]
-        args = parse("register", str(archive), *urls, *tokens, "--batch-size", "2")
+        args = parsed(["register", str(archive), *urls, *tokens, "--batch-size", "2"])
         with pytest.raises(ManagementError, match="only from its own model store"):
             args.run(args)
         for instance in fleet:
@@ -152,21 +152,24 @@ class TestAgainstTorchServe:
                 client.unregister("by_hand")
 
 
-def parse(*words: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    commands.add_parsers(parser.add_subparsers(required=True))
-    return parser.parse_args(words)
-
-
 def test_register_wants_a_token_for_each_instance(monkeypatch: pytest.MonkeyPatch) -> None:
-    two = ("register", "x.mar", "--management", "http://127.0.0.1:1", "--management", "http://127.0.0.1:2")
-    args = parse(*two, "--token", "one")
+    two = ["register", "x.mar", "--management", "http://127.0.0.1:1", "--management", "http://127.0.0.1:2"]
+    args = parsed([*two, "--token", "one"])
     with pytest.raises(ConfigError, match="2 --management and 1 --token"):
         args.run(args)
     monkeypatch.setenv(commands.TOKEN_VARIABLE, "one")
-    args = parse(*two)
+    args = parsed(two)
     with pytest.raises(ConfigError, match="is for one instance"):
         args.run(args)
+
+
+@pytest.mark.parametrize("key", ["plain", "-dash", "--workers", "-"])
+def test_a_key_may_begin_with_a_dash(key: str) -> None:
+    """One in 64 does: TorchServe makes them of 64 characters, and the dash is one of them."""
+    args = parsed(["register", "x.mar", "--token", key, "--management", "http://127.0.0.1:1", f"--token={key}"])
+    assert args.token == [key, key]
+    assert args.management == ["http://127.0.0.1:1"]
+    assert args.archives == ["x.mar"]
 
 
 def test_nobody_there() -> None:
