@@ -133,7 +133,7 @@ class World:
         assert on_instance <= task.place.host.instance.places + spare
         if task.hedge:
             assert on_instance == 1, "a second copy goes to an idle instance only"
-            assert not any(pool.waiting_count for pool in self.scheduler.pools())
+            assert not any(pool.waiting_count or pool.retries for pool in self.scheduler.pools())
         if task.kind is Kind.FINISH:
             code = task.group.code
             assert task.slot in code.recoverable(frozenset(task.group.have), task.group.covers)

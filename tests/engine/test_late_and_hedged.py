@@ -2,9 +2,9 @@
 
 import pytest
 
-from ts_parity.engine import Policy
+from ts_parity.engine import Arrived, Failed, Fleet, Policy, Query, Rejected, Scheduler, Send
 from ts_parity.engine.policy import LatencyWindow
-from ts_parity.scenarios import scenario
+from ts_parity.scenarios import POOL, fleet, scenario
 
 NEVER = 0.0
 LATE = {"launch": "late", "launch_after_s": 0.05, "reconstruct_after_s": 0.05}
@@ -179,6 +179,78 @@ def test_a_query_that_ends_while_it_waits_to_be_tried_again_ends_once():
     assert run.failures == {0: ("deadline", 0.060)}
     assert len(run.sends(0)) == 2, "half of the time that was left was kept for an attempt anywhere"
     assert run.nothing_left_over()
+
+
+LATE_AND_HEDGED = {"code": "student", "k": 1, "deployed": 3, "protections": 1, "shared": False}
+
+
+@pytest.mark.parametrize("outcome", ["fail", "reject"])
+def test_a_copy_that_fails_while_a_backup_runs_instead_of_the_query_does_not_start_it_again(outcome):
+    run = late(
+        arrivals=[0.0],
+        **LATE_AND_HEDGED,
+        policy={**HEDGE, "launch_after_s": 0.9, "max_attempts": 2, "retry_ratio": 0.0, "retry_burst": 2.0},
+        tasks=[(0, 0.04, "fail"), ("hedge 0", 0.02, outcome), ("parity 0", 0.015, "fail"), ("retry 0", 0.015, "fail")],
+    )
+    assert run.sends("parity 0") == [(0.04, "p0.0")]
+    assert len(run.sends(0)) == 2
+    assert run.failures == {0: ("failed", 0.07)}
+
+
+def test_a_copy_that_is_rejected_gives_no_attempt_beyond_the_budget():
+    run = hedged(
+        arrivals=[0.0],
+        deployed=3,
+        policy={"max_attempts": 1},
+        tasks=[(0, 0.04, "fail"), ("hedge 0", 0.02, "reject")],
+    )
+    assert run.sends(0) == [(0.0, "d0")]
+    assert run.failures == {0: ("failed", 0.05)}
+
+
+def test_who_was_rejected_late_is_not_refused_while_its_copy_runs():
+    run = hedged(
+        arrivals=[0.0], deployed=2, policy={"max_wait_s": 0.05}, tasks=[(0, 0.06, "reject"), ("hedge 0", 0.04, "ok")]
+    )
+    assert run.answers == {0: ("hedged", 0.07)}
+
+
+def test_no_copy_is_sent_while_a_retry_waits():
+    run = hedged(arrivals=[0.0, 0.019], deployed=2, tasks=[(0, 0.2, "ok"), (1, 0.001, "fail"), ("hedge 0", 0.15, "ok")])
+    assert run.sends(1) == [(0.019, "d1"), (0.07, "d1")]
+    assert run.sends("hedge 0") == [(0.08, "d1")]
+
+
+def test_a_retry_waits_for_its_copy_rather_than_ask_again_who_has_failed():
+    run = hedged(arrivals=[0.0], deployed=2, tasks=[(0, 0.04, "fail"), ("hedge 0", 0.02, "ok")])
+    assert len(run.sends(0)) == 1
+    assert run.answers == {0: ("hedged", 0.05)}
+    run = hedged(arrivals=[0.0], deployed=2, tasks=[(0, 0.04, "fail"), ("hedge 0", 0.02, "fail")])
+    assert [at for at, _ in run.sends(0)] == [0.0, 0.05]
+
+
+def test_a_late_query_whose_pool_is_gone_fails_once():
+    policy = Policy(launch="late", launch_after_s=0.5)
+    scheduler = Scheduler(fleet(deployed=2, code="student", k=1), policy)
+    first, _ = (scheduler.query_arrived(Query(n, POOL, "same"), 0.0)[0] for n in (0, 1))
+    scheduler.task_done(first.task, Failed("refused", retry=False), 0.001)  # its backup takes the only place for it
+    [third] = scheduler.query_arrived(Query(2, POOL, "same"), 0.002)
+    assert scheduler.task_done(third.task, Failed("worker died"), 0.003) == []
+    ended = [action.query.id for action in scheduler.endpoints_changed(Fleet((), (), ()), 0.004)]
+    assert ended.count(2) == 1
+
+
+def test_a_backup_whose_endpoint_is_gone_gives_the_place_that_is_free_to_its_query():
+    """Its backup was rejected, then the machine for it went; the deployed machine had come free before."""
+    policy = Policy(launch="late", launch_after_s=0.02, launch_waiting=1.0, reconstruct_after_s=0.02)
+    scheduler = Scheduler(fleet(deployed=1, code="student", k=1), policy)
+    [own] = scheduler.query_arrived(Query(0, POOL, "same", exact=True), 0.0)
+    assert scheduler.query_arrived(Query(1, POOL, "same"), 0.0) == []
+    [backup] = [a for a in scheduler.tick(0.02) if isinstance(a, Send)]
+    scheduler.task_done(backup.task, Rejected(), 0.03)
+    scheduler.task_done(own.task, Arrived(), 0.031)
+    [sent] = scheduler.endpoints_changed(fleet(deployed=1, code="student", k=1, protections=0), 0.04)
+    assert (sent.task.query.id, sent.task.endpoint.name) == (1, "d0")
 
 
 def test_a_second_copy_goes_to_another_domain_and_may_win():

@@ -262,6 +262,25 @@ def test_where_there_is_one_failure_domain_any_other_place_will_do():
     assert run.sends(3) == [(0.012, "d0"), (0.013, "d1")]
 
 
+def test_it_takes_no_spare_place_while_others_are_idle():
+    """Query 4 fails on d2. d1 has been stuck for long; d0 is busy, and d2 idle."""
+    run = scenario(
+        arrivals=[0.0, 0.0, 0.0, 0.1, 0.12],
+        code=None,
+        deployed=3,
+        domains=["a", "a", "b"],
+        policy={"spare_places": 1, "deadline_s": 5.0},
+        tasks=[(0, 0.001, "ok"), (1, 5.0, "ok"), (2, 0.001, "ok"), (3, 0.04, "ok"), (4, 0.001, "fail")],
+    )
+    assert run.sends(4) == [(0.12, "d2"), (0.14, "d0")]
+
+
+def test_it_goes_on_waiting_when_the_first_instance_elsewhere_is_full():
+    tasks = [(0, 0.005, "ok"), (1, 0.03, "ok"), (2, 0.001, "fail"), (3, 0.001, "ok"), ("retry 2", 0.001, "reject")]
+    run = scenario(arrivals=[0.0, 0.0, 0.0005, 0.003], code=None, deployed=3, tasks=tasks)
+    assert run.sends(2) == [(0.0005, "d2"), (0.005, "d0"), (0.03, "d1")]
+
+
 def test_half_of_the_time_that_is_left_is_kept_for_another_attempt():
     run = scenario(
         arrivals=[0.0, 0.001],
@@ -557,6 +576,26 @@ def test_a_streamed_answer_keeps_its_place_until_it_ends():
     assert scheduler.in_flight() == 1
     (second,) = scheduler.task_done(send.task, Arrived(), 0.2)
     assert isinstance(second, Send)
+
+
+def test_a_group_whose_pool_is_gone_fails_whom_nothing_can_save():
+    scheduler = Scheduler(fleet(deployed=2), Policy(group_wait_s=0.02))
+    [send] = scheduler.query_arrived(Query(0, POOL, "same"), 0.0)
+    assert scheduler.task_done(send.task, Failed("refused", retry=False), 0.001) == []
+    scheduler.endpoints_changed(Fleet((), (), ()), 0.002)
+    [failed] = scheduler.tick(scheduler.next_deadline())
+    assert failed.query.id == 0
+    assert scheduler.open_queries() == 0
+
+
+def test_who_ends_while_it_waits_takes_with_it_whom_only_it_could_save():
+    """Query 0 has failed and needs 1's output; 1 has failed once and waits for a busy machine until its deadline."""
+    tasks = [(0, 0.001, "fatal"), (1, 0.002, "fail"), (2, 0.5, "ok"), (3, 0.5, "ok"), ("parity 0", 0.001, "ok")]
+    shape = {"deployed": 2, "domains": ["a", "b"], "keys": {2: None, 3: None}, "tasks": tasks}
+    run = scenario(arrivals=[0.0] * 4, deadlines={0: 10.0, 1: 0.04}, policy={"retry_ratio": 0.0}, **shape)
+    assert run.failures == {1: ("deadline", 0.04), 0: ("failed", 0.04)}
+    run = scenario(arrivals=[0.0] * 4, deadlines={0: 10.0}, abandons={1: 0.02}, **shape)
+    assert run.failures == {0: ("failed", 0.02)}
 
 
 def test_a_pool_that_is_gone_fails_what_waits_for_it():

@@ -303,24 +303,18 @@ class PoolState:
         return chosen
 
     def endpoint_for_retry(self, query: Query, now: float) -> EndpointState | None:
-        """One elsewhere, or none for now. If there is no elsewhere (any more), as for every query."""
-        others = self.elsewhere(query)
-        if not others:
-            return self.endpoint_for_query(query, now)
-        free = [state for state in self.deployed.with_place() if state in others]
-        chosen = least_outstanding(free, now, query.avoid, {query.domain: 1}, age_s=self._age_s)
-        if chosen is None and self._policy.spare_places:
-            chosen = self._given_the_benefit_of_the_doubt(query, now)
-        return chosen
+        """One elsewhere, in another failure domain if there are any healthy ones, or none for now. If there is no
+        elsewhere (any more), as for every query, but not while a copy runs there.
+        """
+        far = any(_is_elsewhere(state, query, True) for state in self.deployed.everyone)
+        free = [state for state in self.deployed.with_place() if _is_elsewhere(state, query, far)]
+        if free:
+            return least_outstanding(free, now, query.avoid, {query.domain: 1}, age_s=self._age_s)
+        return None if far or self.has_elsewhere(query) else self.endpoint_for_query(query, now)
 
-    def elsewhere(self, query: Query) -> list[EndpointState]:
-        """Healthy endpoints that have not failed the query, in another failure domain if there are any: busy or not."""
-        others = [
-            state
-            for state in self.deployed.everyone
-            if state.health.condition is Condition.IN and state.endpoint.instance not in query.avoid
-        ]
-        return [state for state in others if state.domain != query.domain] or others
+    def has_elsewhere(self, query: Query) -> bool:
+        """Whether there is a healthy endpoint, busy or not, that has not failed the query."""
+        return query.in_flight > 0 or any(_is_elsewhere(state, query, False) for state in self.deployed.everyone)
 
     @property
     def _age_s(self) -> float:
@@ -490,6 +484,13 @@ def least_outstanding(
         if best_rank is None or rank < best_rank:
             best, best_rank = state, rank
     return best
+
+
+def _is_elsewhere(state: EndpointState, query: Query, far: bool) -> bool:
+    """Healthy, and not where the query has failed. `far`: nor in the same failure domain."""
+    if state.health.condition is not Condition.IN or state.endpoint.instance in query.avoid:
+        return False
+    return not far or state.domain != query.domain
 
 
 def _soonest_back(all_out: Iterable[EndpointState]) -> EndpointState | None:

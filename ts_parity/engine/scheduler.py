@@ -125,7 +125,7 @@ class Scheduler:
         actions: list[Action] = []
         if query.open and query.id in self._live:
             self.answered["abandoned"] += 1
-            self._close(query)
+            self._close(query, actions)
             self._pump(now, actions)
         return actions
 
@@ -146,6 +146,10 @@ class Scheduler:
                 self._finish_lost(query, actions)
             self._give_up_launches(pool, actions)
         for pool in self._fleet.pools.values():
+            for group, row in [*pool.protections]:
+                if not pool.rows.get(row):
+                    pool.protections.remove((group, row))
+                    self._protection_lost(group, row, actions)
             if pool.late and not any(pool.rows.values()):
                 self._give_up_launches(pool, actions)
         self._pump(now, actions)
@@ -209,7 +213,7 @@ class Scheduler:
             if not pool.waiting_count:
                 waiting.remove(pool)
         for pool in pools:
-            if pool.hedges and not pool.waiting_count:
+            if pool.hedges and not pool.waiting_count and not pool.retries:
                 self._send_hedges(pool, now, actions)
             if pool.protections and not pool.protections_blocked:
                 self._send_protections(pool, now, actions)
@@ -246,7 +250,7 @@ class Scheduler:
         self._send(Kind.DEPLOYED, place, query, query.group, query.slot, None, now, actions)
         if sealed is not None:
             self._seal(sealed, actions)
-        if pool.deployed.trials and self.policy.hedge_ratio and not pool.waiting_count:
+        if pool.deployed.trials and self.policy.hedge_ratio and not pool.waiting_count and not pool.retries:
             probe = pool.endpoint_for_probe(query, now)
             if probe is not None and self._hedges.take():
                 self._send_copy(query, probe, now, actions)
@@ -273,10 +277,10 @@ class Scheduler:
         pool = self._fleet.pools.get(first.pool) if first is not None else None
         if pool is not None:
             pool.close_group(group)
-        if group.unanswered == 0 or pool is None:
+        if group.unanswered == 0:
             group.retire()
             return
-        if not group.full and not pool.pool.partial:  # this protection cannot serve it, and nobody joins any more
+        if pool is None or (not group.full and not pool.pool.partial):  # nobody protects it, and nobody joins any more
             group.retire()
             self._review(group, actions)
             return
@@ -294,9 +298,6 @@ class Scheduler:
         while pool.protections:
             group, row = pool.protections.popleft()
             if group.done:
-                continue
-            if not pool.rows.get(row):
-                self._protection_lost(group, row, actions)
                 continue
             place = pool.endpoint_for_protection(group, row, now)
             if place is None:
@@ -347,7 +348,7 @@ class Scheduler:
         for query in [*pool.late.values()]:
             del pool.late[query.id]
             query.late = False
-            if not query.in_flight and query.state is not QueryState.WAITING:
+            if query.open and not query.in_flight and query.state is not QueryState.WAITING:
                 self._fail(query, Reason.FAILED, actions)
 
     def _send_hedges(self, pool: PoolState, now: float, actions: list[Action]) -> None:
@@ -422,8 +423,8 @@ class Scheduler:
                     self._review(group, actions)
             return
         if query.open:
-            if task.hedge and (query.in_flight or query.state is QueryState.WAITING):
-                return  # its own task is still out, or to be tried again: the copy is simply gone
+            if task.hedge and self._copy_is_simply_gone(query, outcome, now, actions):
+                return
             if isinstance(outcome, Failed):
                 query.last_failure = task
                 query.release_at = now
@@ -436,6 +437,20 @@ class Scheduler:
             self._rebuild_if_due(query, now, actions)
         elif group is not None and not group.done:
             self._review(group, actions)
+
+    def _copy_is_simply_gone(self, query: Query, outcome: Outcome, now: float, actions: list[Action]) -> bool:
+        """A copy has failed. Whether something else goes on for its query, or has ended before it."""
+        if query.in_flight:
+            return True
+        if query.state is QueryState.WAITING:
+            self._arm_query(query)
+        elif query.displaced and query.group is not None:
+            self._review(query.group, actions)
+        elif isinstance(outcome, Rejected):
+            self._give_up_on_own_task(query, now, actions)
+        else:
+            return False
+        return True
 
     def _protection_done(self, task: Task, outcome: Outcome, now: float, actions: list[Action]) -> None:
         group = task.group
@@ -453,7 +468,7 @@ class Scheduler:
             self._review(group, actions)
         elif isinstance(outcome, Rejected):
             pool = self._fleet.pools.get(task.endpoint.pool)
-            if pool is None:
+            if pool is None or not pool.rows.get(task.row):
                 self._protection_lost(group, task.row, actions)
             else:
                 pool.protections.appendleft((group, task.row))
@@ -497,15 +512,15 @@ class Scheduler:
             if not outcome.retry or query.attempts >= self.policy.max_attempts or not self._retries.take():
                 return False
             self.sent["retry"] += 1
-            if self.policy.balance != "round_robin" and pool.elsewhere(query):
-                assert query.deadline_at is not None
-                query.state = QueryState.WAITING
-                query.choosy_until = min(now + pool.reconstruct_after_s, (now + query.deadline_at) / 2)
-                pool.retries[query.id] = query
-                self._arm_query(query)
-                return True
+            assert query.deadline_at is not None
+            query.choosy_until = min(now + pool.reconstruct_after_s, (now + query.deadline_at) / 2)
         else:
             query.attempts -= 1
+        if now < query.choosy_until and self.policy.balance != "round_robin" and pool.has_elsewhere(query):
+            query.state = QueryState.WAITING
+            pool.retries[query.id] = query
+            self._arm_query(query)
+            return True
         return self._queue_again(query)
 
     def _queue_again(self, query: Query) -> bool:
@@ -586,7 +601,7 @@ class Scheduler:
             at = query.choosy_until
         if query.release_at < at and not query.released and (query.late or query.group is not None):
             at = query.release_at
-        if query.state is QueryState.WAITING and not query.attempts:
+        if query.state is QueryState.WAITING and not query.attempts and not query.in_flight:
             at = min(at, query.arrived_at + self.policy.max_wait_s)
         query.armed_at = at
         self._timers.arm(at, Timer.QUERY, query)
@@ -602,6 +617,7 @@ class Scheduler:
         if (
             query.state is QueryState.WAITING
             and not query.attempts
+            and not query.in_flight
             and now >= query.arrived_at + self.policy.max_wait_s
         ):
             self._fail(query, Reason.OVERLOADED, actions)
@@ -634,17 +650,17 @@ class Scheduler:
 
     def _answer(self, query: Query, source: Source, task: Task | None, actions: list[Action]) -> None:
         self.answered[source._value_] += 1
-        self._close(query)
         actions.append(Answer(query, source, task))
+        self._close(query, actions)
 
     def _fail(self, query: Query, reason: Reason, actions: list[Action]) -> None:
         self.failed[reason._value_] += 1
-        failure = query.last_failure
-        self._close(query)
-        actions.append(Fail(query, reason, failure))
+        actions.append(Fail(query, reason, query.last_failure))
+        self._close(query, actions)
 
-    def _close(self, query: Query) -> None:
-        if query.state is QueryState.WAITING:
+    def _close(self, query: Query, actions: list[Action]) -> None:
+        waited = query.state is QueryState.WAITING
+        if waited:
             pool = self._fleet.pools.get(query.pool)
             if pool is not None:
                 pool.leave_line(query)
@@ -659,6 +675,8 @@ class Scheduler:
         query.group = query.last_failure = None  # no cycles: nothing is left to the garbage collector
         if group is not None:
             group.member_done()
+            if waited and not group.done:  # its own answer, which a neighbour may have waited for, comes no more
+                self._review(group, actions)
 
     # ---- small print -----------------------------------------------------------------------------------------------
 
