@@ -28,7 +28,7 @@ PROMPT: dict[str, Any] = {
     "reconstruct_after_s": 0.02,
     "group_wait_s": 0.02,
     "discovery_interval_s": 60.0,
-    "describe_timeout_s": 0.3,
+    "describe_timeout_s": 1.0,
     "connect_timeout_s": 0.5,
     "deadline_s": 5.0,
     "drain_s": 2.0,

@@ -372,7 +372,7 @@ async def test_addresses_of_the_wrong_kind_are_told(make_fleet: MakeFleet, autho
             parse_endpoint(one.endpoint.replace("https://", "http://")),
             parse_endpoint(other.endpoint.replace("http://", "https://")),
         )
-        fleet = await make_fleet(given=given)
+        fleet = await make_fleet(given=given, describe_timeout_s=5.0)  # both are told at once, however slow the machine
         first, second, *_ = fleet.proxy.plan.problems
         assert "it closed the connection" in first
         assert "it does not speak TLS; is its address http://?" in second
