@@ -1,7 +1,7 @@
 """Packaging of ts_parity. Versions are ranges here; what `make` installs is pinned in constraints.txt.
 
 A wheel holds the engine and the data path compiled by mypyc, from the very sources that run without it, where there is
-a C compiler; a query then costs little more than half the processor time. Without one, or with TS_PARITY_COMPILE=0, or
+a C compiler; a query then costs about three fifths of the processor time. Without one, or with TS_PARITY_COMPILE=0, or
 installed for development (--editable), it is plain Python.
 """
 

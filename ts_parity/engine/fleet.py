@@ -268,6 +268,11 @@ class PoolState:
                 return group
         return None
 
+    def to_the_front(self, query: Query) -> None:
+        """It waits for any place, before all others."""
+        self.waiting.appendleft(query)
+        self.waiting_count += 1
+
     def leave_line(self, query: Query) -> None:
         """It waits no more, if it did."""
         if self.retries.pop(query.id, None) is None and query in self.waiting:
@@ -313,7 +318,7 @@ class PoolState:
         return None if far or self.has_elsewhere(query) else self.endpoint_for_query(query, now)
 
     def has_elsewhere(self, query: Query) -> bool:
-        """Whether there is a healthy endpoint, busy or not, that has not failed the query."""
+        """Whether a copy of it is still out, or there is a healthy endpoint, busy or not, that has not failed it."""
         return query.in_flight > 0 or any(_is_elsewhere(state, query, False) for state in self.deployed.everyone)
 
     @property

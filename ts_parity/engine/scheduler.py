@@ -529,8 +529,7 @@ class Scheduler:
             return False
         query.state = QueryState.WAITING
         query.displaced = False
-        pool.waiting.appendleft(query)
-        pool.waiting_count += 1
+        pool.to_the_front(query)
         self._arm_query(query)
         return True
 
@@ -632,8 +631,7 @@ class Scheduler:
         if query.choosy_until and now >= query.choosy_until:
             query.choosy_until = 0.0
             if pool is not None and pool.retries.pop(query.id, None) is not None:  # from now on any place will do
-                pool.waiting.appendleft(query)
-                pool.waiting_count += 1
+                pool.to_the_front(query)
         if now >= query.release_at:
             query.released = True
             self._rebuild_if_due(query, now, actions)
