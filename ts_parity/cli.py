@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
-from ts_parity import __version__
+from ts_parity import __version__, startup
 from ts_parity.errors import ConfigError, StartError, TsParityError
 
 Run = Callable[[argparse.Namespace], int]
@@ -65,12 +65,28 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand and return its exit code."""
-    args = parsed(sys.argv[1:] if argv is None else argv)
-    if not sys.stderr.isatty():  # in a log each redrawn progress bar is a line: one now and then is enough
-        os.environ.setdefault("TQDM_MININTERVAL", "10")
-    run: Run = args.run
+    """Run one subcommand and return its exit code. Without `argv` this process is ours alone."""
+    if argv is not None:
+        return _run(argv)
+    startup.prepare()
     try:
+        code = _run(sys.argv[1:])
+    except SystemExit as ended:  # as argparse does after --help
+        if not isinstance(ended.code, int):
+            raise
+        code = ended.code
+    error = startup.unprinted()
+    return code if error is None else code or _fail(f"standard output: {error.strerror}", 1)
+
+
+def _run(argv: Sequence[str]) -> int:
+    try:
+        args = parsed(argv)
+        if not sys.stderr.isatty():  # in a log each redrawn progress bar is a line: one now and then is enough
+            os.environ.setdefault("TQDM_MININTERVAL", "10")
+        if not getattr(args, "drains", False):
+            startup.let_sigterm_end()
+        run: Run = args.run
         return run(args)
     except ConfigError as error:
         return _fail(str(error), 2)

@@ -116,6 +116,19 @@ class AccessLog:
         except OSError as error:
             log.warning("access log %s: %s; %d bytes of it are lost", self._path, error.strerror or error, len(data))
 
+    def reopen(self) -> None:
+        """Whatever is there by that name now."""
+        self.flush()
+        if self._path == "-":
+            return
+        try:
+            new = self._open()
+        except OSError as error:
+            log.warning("access log %s: %s; the old file stays in use", self._path, error.strerror or error)
+            return
+        os.close(self._descriptor)
+        self._descriptor = new
+
     def close(self) -> None:
         self.flush()
         if self._path != "-":

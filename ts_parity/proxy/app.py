@@ -9,15 +9,15 @@ import asyncio
 import contextlib
 import gc
 import logging
-import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
 from ts_parity.config import Settings
 from ts_parity.engine import Fleet, Policy, Scheduler
 from ts_parity.errors import ConfigError
+from ts_parity.proxy import signals
 from ts_parity.proxy.access import AccessLog
 from ts_parity.proxy.admin import Admin
 from ts_parity.proxy.certificates import client_side, instance_side
@@ -59,7 +59,7 @@ class Proxy:
         self.scheduler = Scheduler(Fleet((), (), ()), policy_of(settings, default is not None))
         self.metrics = Metrics(self.scheduler.snapshot)
         self.upstream = Upstream(settings.connect_timeout_s, settings.task_timeout_s, to_instances)
-        access = _open_access_log(settings.access_log)
+        self._access = access = _open_access_log(settings.access_log)
         manners = Manners(
             settings.secret, _default_reply(default, settings), settings.task_timeout_s, noting=access is not None
         )
@@ -73,6 +73,7 @@ class Proxy:
         self._uncoded: dict[str, str] = {}
         self._addresses: dict[str, Address] = {}
         self._watch: asyncio.Task[None] | None = None
+        self._look_asked = asyncio.Event()
         self._drain_asked = asyncio.Event()
         self._cut = asyncio.Event()
         self._started_at = time.monotonic()
@@ -89,16 +90,15 @@ class Proxy:
         self._watch = asyncio.get_running_loop().create_task(self._keep_discovering())
 
     async def run(self, ready: Callable[[Proxy], None]) -> int:
-        """From start to drained; -> the exit code. The first SIGTERM or SIGINT drains, the second cuts."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._signalled)
+        """From start to drained; -> the exit code. Signals mean what `signals` says."""
+        signals.obey(self._signalled, self.look_again, self.reopen)
         return await self.live(ready)
 
     async def live(self, ready: Callable[[Proxy], None]) -> int:
         """The same without the signals: whoever calls it says `drain` and `cut`."""
         try:
-            await self.start()
+            if not await unless(self._drain_asked, self.start()):
+                return 0
             # What was imported and set up stays: the collector need not walk through it again and again.
             gc.collect()
             gc.freeze()
@@ -115,6 +115,16 @@ class Proxy:
     def drain(self) -> None:
         """Stop accepting, finish what is in flight, end."""
         self._drain_asked.set()
+
+    def look_again(self) -> None:
+        """At what may have changed outside: certificates, keys, the fleet, and the access log's file."""
+        self.reopen()
+        self._look_asked.set()
+
+    def reopen(self) -> None:
+        """The access log, since whoever keeps its file has moved it."""
+        if self._access is not None:
+            self._access.reopen()
 
     def cut(self) -> None:
         """End without waiting for what is in flight."""
@@ -186,7 +196,10 @@ class Proxy:
     async def _keep_discovering(self) -> None:
         while True:
             interval = self.settings.discovery_interval_s
-            await asyncio.sleep(min(interval, _ATTENTIVE_S) if self.plan.problems else interval)
+            pause_s = min(interval, _ATTENTIVE_S) if self.plan.problems else interval
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._look_asked.wait(), pause_s)
+            self._look_asked.clear()
             for tls in self._tls:
                 tls.renew()
             try:
@@ -220,6 +233,19 @@ class Proxy:
             await asyncio.sleep(_ON_ITS_WAY_S)
             if not self._server.in_flight:
                 return
+
+
+async def unless(asked: asyncio.Event, starting: Coroutine[Any, Any, None]) -> bool:
+    """-> whether the start was finished; it is given up when somebody asks for the end before. Raise what it raises."""
+    start, end = asyncio.ensure_future(starting), asyncio.ensure_future(asked.wait())
+    await asyncio.wait({start, end}, return_when=asyncio.FIRST_COMPLETED)
+    end.cancel()
+    if not start.done():
+        start.cancel()
+        await asyncio.gather(start, return_exceptions=True)
+        return False
+    start.result()
+    return True
 
 
 def use_uvloop() -> None:

@@ -20,8 +20,10 @@ import socket
 import sys
 from typing import Any
 
+from ts_parity import startup
 from ts_parity.config import Settings
 from ts_parity.errors import TsParityError
+from ts_parity.proxy import signals
 from ts_parity.proxy.app import Proxy, use_uvloop
 
 log = logging.getLogger(__name__)
@@ -50,6 +52,7 @@ async def receive(reader: asyncio.StreamReader) -> bytes | None:
 
 
 def main() -> int:
+    startup.prepare()
     use_uvloop()
     return asyncio.run(_life(socket.socket(fileno=sys.stdin.fileno())))
 
@@ -78,10 +81,10 @@ async def _life(to_parent: socket.socket) -> int:
 
 async def _serve(proxy: Proxy, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> int:
     loop = asyncio.get_running_loop()
-    # Ctrl-C is for the parent. A service manager's SIGTERM reaches all of us besides what the parent says, so a second
-    # one means nothing; cutting is the parent's to say.
+    # A service manager's SIGTERM reaches all of us besides what the parent says, so a second one means nothing; cutting
+    # is the parent's to say. Ctrl-C is for the parent.
+    signals.obey(proxy.drain, proxy.look_again, proxy.reopen)
     loop.add_signal_handler(signal.SIGINT, lambda: None)
-    loop.add_signal_handler(signal.SIGTERM, proxy.drain)
     obeying = loop.create_task(_obey(proxy, reader, writer))
     try:
         code = await proxy.live(lambda _: _say(writer, listening=True, report=_report(proxy)))
@@ -100,6 +103,10 @@ async def _obey(proxy: Proxy, reader: asyncio.StreamReader, writer: asyncio.Stre
                     _say(writer, report=_report(proxy))
                 case b"drain":
                     proxy.drain()
+                case b"look":
+                    proxy.look_again()
+                case b"reopen":
+                    proxy.reopen()
                 case b"cut":
                     proxy.cut()
         log.warning("the parent process is gone: draining")

@@ -16,7 +16,6 @@ import contextlib
 import json
 import logging
 import os
-import signal
 import socket
 import sys
 from collections import deque
@@ -27,8 +26,9 @@ from typing import Any
 from ts_parity import __version__
 from ts_parity.config import Settings
 from ts_parity.errors import StartError
+from ts_parity.proxy import signals
 from ts_parity.proxy.admin import Admin
-from ts_parity.proxy.app import policy_of, url_of
+from ts_parity.proxy.app import policy_of, unless, url_of
 from ts_parity.proxy.certificates import client_side, instance_side
 from ts_parity.proxy.child import introduction, receive, send
 from ts_parity.proxy.merge import (
@@ -92,16 +92,15 @@ class Supervisor:
         self._tasks = [*self._keepers, loop.create_task(self._keep_asking())]
 
     async def run(self, ready: Callable[[Supervisor], None]) -> int:
-        """From start to drained; -> the exit code. The first SIGTERM or SIGINT drains, the second cuts."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._signalled)
+        """From start to drained; -> the exit code. Signals mean what `signals` says."""
+        signals.obey(self._signalled, lambda: self._tell_all(b"look"), lambda: self._tell_all(b"reopen"))
         return await self.live(ready)
 
     async def live(self, ready: Callable[[Supervisor], None]) -> int:
         """The same without the signals: whoever calls it says `drain` and `cut`."""
         try:
-            await self.start()
+            if not await unless(self._drain_asked, self.start()):
+                return 0
             ready(self)
             await self._drain_asked.wait()
             return await self._drained()

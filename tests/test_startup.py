@@ -1,0 +1,157 @@
+"""How a command may be started and spoken to: closed descriptors, readers that leave, signals that come early."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import ts_parity.proxy.signals as proxy_signals
+
+SERVE = [
+    *(sys.executable, "-m", "ts_parity.cli", "serve", "--port", "0", "--admin-port", "0"),
+    *("--endpoint", "http://127.0.0.1:1"),
+]
+PRINT = """
+import sys
+import ts_parity.cli as cli
+
+class Parser:
+    def parse_args(self, words):
+        import argparse
+        return argparse.Namespace(run=run)
+
+def run(args):
+    {}
+    print("done", file=sys.stderr)
+    return 0
+
+cli.build_parser = Parser
+sys.exit(cli.main())
+"""
+
+
+def run(code: str, redirect: str = "", **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """A command that runs `code`, with the shell's redirections."""
+    line = f'"$0" -c "$1" {redirect}'
+    command = ["/bin/bash", "-c", line, sys.executable, PRINT.format(code)]
+    return subprocess.run(command, capture_output=True, timeout=60, env={**os.environ, **environment})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ["utf-8:strict", "ascii"])
+def test_what_cannot_be_encoded_is_escaped(encoding: str) -> None:
+    ran = run(r"print('k\udce4 ± 0.31')", PYTHONIOENCODING=encoding)
+    plus = "±" if encoding.startswith("utf") else r"\xb1"
+    assert (ran.returncode, ran.stdout.decode()) == (0, rf"k\udce4 {plus} 0.31" + "\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flush", ["True", "False"])
+def test_a_reader_that_leaves_does_not_stop_the_work(flush: str) -> None:
+    ran = run(f"[print('x' * 99, flush={flush}) for _ in range(9999)]", "| head -c 10; exit ${PIPESTATUS[0]}")
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"x" * 10, b"done\n")
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_told() -> None:
+    """Not at the first line that is lost, for there is work to do; but it is no success."""
+    ran = run("print('x', flush=True)", "> /dev/full")
+    assert (ran.returncode, ran.stderr) == (1, b"done\nts-parity: standard output: No space left on device\n")
+    assert run("print('x')", "2> /dev/full").returncode == 0
+    helped = subprocess.run(f"{sys.executable} -m ts_parity.cli --help > /dev/full", shell=True, capture_output=True)
+    assert (helped.returncode, helped.stderr) == (1, b"ts-parity: standard output: No space left on device\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("closed", "numbers"), [("<&-", [0]), (">&-", [1]), ("2>&-", [2]), ("<&- >&- 2>&-", [0, 1, 2])]
+)
+def test_closed_descriptors_are_opened_before_something_else_takes_their_numbers(
+    closed: str, numbers: list[int]
+) -> None:
+    code = "import os; assert {os.readlink(f'/proc/self/fd/{n}') for n in CLOSED} == {os.devnull}"
+    ran = run(code.replace("CLOSED", str(numbers)), closed)
+    assert ran.returncode == 0, ran.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", ["1", "2"])
+@pytest.mark.parametrize("closed", [0, 1, 2])
+def test_a_proxy_serves_and_drains_with_closed_descriptors(tmp_path: Path, closed: int, processes: str) -> None:
+    ready = tmp_path / "ready"
+    process = subprocess.Popen(
+        [*SERVE, "--processes", processes, "--ready-file", str(ready)],
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: os.close(closed),
+    )
+    started_at = time.monotonic()
+    while not ready.exists() and process.poll() is None and time.monotonic() < started_at + 60:
+        time.sleep(0.02)
+    process.terminate()
+    assert process.wait(60) == 0
+    assert ready.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["before the imports", "before the loop"])
+def test_an_early_sigterm_is_not_forgotten(when: str) -> None:
+    """It ends with 0, for nothing was in flight, and never hears of the ready file."""
+    patch = "cli.parsed" if when == "before the imports" else "proxy_app.use_uvloop"
+    code = (
+        "import os, signal, sys\nimport ts_parity.cli as cli\nimport ts_parity.proxy.app as proxy_app\n"
+        f"real = {patch}\n"
+        "def killed_first(*args):\n    os.kill(os.getpid(), signal.SIGTERM)\n    return real(*args)\n"
+        f"{patch} = killed_first\nsys.exit(cli.main())"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, *SERVE[3:]], capture_output=True, timeout=60)
+    assert (ran.returncode, ran.stdout) == (0, b"")
+    assert b"Traceback" not in ran.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs a namespace of processes")
+def test_the_first_process_of_a_container_hears_sigterm() -> None:
+    """The kernel keeps from it what it has no handler for."""
+    for command, code in ((SERVE, 0), ([sys.executable, "-c", PRINT.format("import time; time.sleep(60)")], 143)):
+        outside = subprocess.Popen(["unshare", "-fp", "--mount-proc", "--kill-child", *command], stderr=subprocess.PIPE)
+        children = Path(f"/proc/{outside.pid}/task/{outside.pid}/children")
+        while not (child := children.read_text()) and outside.poll() is None:
+            time.sleep(0.01)
+        if not child:
+            pytest.skip(str(outside.communicate()[1]))
+        handled = 0
+        while not handled & 1 << (signal.SIGTERM - 1):
+            status = Path(f"/proc/{child.strip()}/status").read_text()
+            handled = int(status.partition("SigCgt:")[2].split()[0], 16)
+        os.kill(int(child), signal.SIGTERM)
+        outside.communicate(timeout=30)
+        assert outside.returncode == code
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
+async def test_what_each_signal_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    handlers = {}
+
+    class Loop:
+        def add_signal_handler(self, number: int, does: object) -> None:
+            handlers[signal.Signals(number).name] = does
+
+    monkeypatch.setattr("asyncio.get_running_loop", Loop)
+    monkeypatch.setattr("os.isatty", lambda _: False)
+    proxy_signals.obey("end", "look", "reopen")  # type: ignore[arg-type]
+    del handlers["SIGUSR2"]
+    ends = dict.fromkeys(("SIGTERM", "SIGINT", "SIGQUIT"), "end")
+    assert handlers == {**ends, "SIGHUP": "look", "SIGUSR1": "reopen"}
+    monkeypatch.setattr("os.isatty", lambda _: True)
+    proxy_signals.obey("end", "look", "reopen")  # type: ignore[arg-type]
+    assert handlers["SIGHUP"] == "end"
+    handlers.clear()
+    monkeypatch.setattr("signal.getsignal", lambda _: signal.SIG_IGN)
+    proxy_signals.obey("end", "look", "reopen")  # type: ignore[arg-type]
+    assert "SIGHUP" not in handlers

@@ -1,0 +1,35 @@
+"""What each signal means to a proxy.
+
+    SIGTERM, SIGINT, SIGQUIT   the first drains, the second cuts
+    SIGHUP                     look again: certificates, keys, the fleet, the access log; drain if a terminal has gone
+    SIGUSR1                    open the access log anew
+    SIGUSR2                    nothing
+
+Without a handler each of them would end the process and cut what is in flight.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+
+from ts_parity.startup import asked_to_end
+
+
+def obey(end: Callable[[], None], look_again: Callable[[], None], reopen: Callable[[], None]) -> None:
+    """From now on. A SIGTERM that came before there was a loop counts."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        loop.add_signal_handler(number, end)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup leaves it
+        loop.add_signal_handler(signal.SIGHUP, end if os.isatty(0) else look_again)
+    loop.add_signal_handler(signal.SIGUSR1, reopen)
+    loop.add_signal_handler(signal.SIGUSR2, _nothing)
+    if asked_to_end():
+        end()
+
+
+def _nothing() -> None:
+    pass

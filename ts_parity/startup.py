@@ -1,0 +1,112 @@
+"""What a program of ours does before anything else, so that how it was started cannot break it later.
+
+Descriptors 0 to 2 exist; what is printed can be printed, whatever the encoding and whoever has stopped reading; a
+SIGTERM that comes while modules are imported is remembered. Knows nothing of what the program is for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import select
+import signal
+import sys
+from typing import Any, TextIO, cast
+
+TERMINATED = 128 + signal.SIGTERM
+
+_asked_to_end = False
+_printed: _Output | None = None
+
+
+def prepare() -> None:
+    """First thing in a process of its own; never in somebody else's, whose streams and signals it would change."""
+    global _printed
+    _open_descriptors()
+    if sys.stdin is None:
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 (as long as the process)
+    _printed = _Output(1)
+    sys.stdout = _replaced(cast("TextIO | None", sys.stdout), _printed)
+    sys.stderr = _replaced(cast("TextIO | None", sys.stderr), _Output(2))
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _remember)
+
+
+def asked_to_end() -> bool:
+    """Whether SIGTERM came since `prepare`."""
+    return _asked_to_end
+
+
+def let_sigterm_end() -> None:
+    """For programs without a drain of their own. The kernel keeps SIGTERM from a container's first process unless it is
+    handled, so there it raises SystemExit; elsewhere it does what it always does.
+    """
+    if signal.getsignal(signal.SIGTERM) is not _remember:
+        return
+    if _asked_to_end:
+        raise SystemExit(TERMINATED)
+    signal.signal(signal.SIGTERM, _end if os.getpid() == 1 else signal.SIG_DFL)
+
+
+def unprinted() -> OSError | None:
+    """Why what was printed on standard output is not all there, if it should be: its disk is full, say."""
+    if _printed is None:
+        return None
+    with contextlib.suppress(OSError, ValueError):  # ValueError: somebody closed it
+        sys.stdout.flush()
+    return _printed.error
+
+
+class _Output(io.FileIO):
+    """Takes everything. A reader that has left (`| head`) has had enough, which is no reason to stop the work; other
+    errors are kept for the end.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(descriptor, "wb", closefd=False)
+        self.error: OSError | None = None
+        self._open = True
+
+    def write(self, data: Any, /) -> int:
+        size = len(data)
+        if self._open:
+            try:
+                while (written := super().write(data)) is None:  # it is shared, and somebody has made it non-blocking
+                    select.select([], [self], [])
+                return written
+            except OSError as error:
+                self._open = False
+                self.error = None if isinstance(error, BrokenPipeError) else error
+        return size
+
+
+def _replaced(stream: TextIO | None, output: _Output) -> TextIO:
+    """The same stream with another way out. What cannot be encoded is escaped: better than no result."""
+    through = isinstance(stream, io.TextIOWrapper) and stream.write_through
+    encoding = "utf-8" if stream is None else stream.encoding
+    return io.TextIOWrapper(
+        cast(Any, output) if through else io.BufferedWriter(output),
+        encoding=encoding,
+        errors="backslashreplace",
+        line_buffering=output.fileno() == 2 or (isinstance(stream, io.TextIOWrapper) and stream.line_buffering),
+        write_through=through,
+    )
+
+
+def _open_descriptors() -> None:
+    """Whoever started us may have closed some. What is opened next would take their numbers, and event loops abort on
+    that.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+
+
+def _remember(number: int, frame: object) -> None:
+    global _asked_to_end
+    _asked_to_end = True
+
+
+def _end(number: int, frame: object) -> None:
+    raise SystemExit(TERMINATED)
