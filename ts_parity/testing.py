@@ -48,6 +48,8 @@ from ts_parity.wire import (
 class Canned:
     """One scripted answer. `chunks`: streamed instead of `body`. `drop`: the connection is closed without an answer,
     or, with chunks, after them. `hold_s`: how long it takes.
+
+    Its headers are all it has: what TorchServe writes bears more (`error`, `own`), a gateway's page does not.
     """
 
     status: int = 200
@@ -61,7 +63,12 @@ class Canned:
     @classmethod
     def error(cls, status: int, kind: str, message: str) -> Canned:
         """An error as TorchServe's frontend makes it."""
-        return cls(status, "", (("content-type", "application/json"),), error_body(status, kind, message))
+        return cls.own(status, error_body(status, kind, message), (("content-type", "application/json"),))
+
+    @classmethod
+    def own(cls, status: int, body: bytes, headers: Headers = (), phrase: str = "") -> Canned:
+        """A handler's own status and body, with what TorchServe's frontend puts on every answer."""
+        return cls(status, phrase, (*headers, *_frontend()), body)
 
     @classmethod
     def worker_died(cls) -> Canned:
@@ -184,6 +191,8 @@ class FakeTorchServe:
         self.models = list(models)
         self.received: list[Received] = []
         self.describes = 0
+        self.managed: Canned | None = None
+        """What the management port answers instead, whatever it is asked."""
         self.inference = self.management = ""
         self._token = token
         self._management_token = management_token
@@ -297,6 +306,8 @@ class FakeTorchServe:
     # ---- the management port ---------------------------------------------------------------------------------------
 
     async def _on_management(self, http: web.Request) -> web.StreamResponse:
+        if self.managed is not None:
+            return await _play(http, self.managed)
         if self._management_token and http.headers.get("Authorization") != f"Bearer {self._management_token}":
             return _error(400, "InvalidKeyException", "Token Authorization failed. Token either incorrect, expired")
         segments = [unquote(segment) for segment in http.path.split("/")[1:]]
@@ -431,11 +442,12 @@ def _response(status: int, body: bytes, headers: Headers = (), phrase: str = "")
 
 
 def _json(status: int, value: Any) -> web.Response:
-    return _response(status, json.dumps(value, indent=2).encode() + b"\n", (("content-type", "application/json"),))
+    body = json.dumps(value, indent=2).encode() + b"\n"
+    return _response(status, body, (("content-type", "application/json"), *_frontend()))
 
 
 def _error(status: int, kind: str, message: str) -> web.Response:
-    return _response(status, error_body(status, kind, message), (("content-type", "application/json"),))
+    return _response(status, error_body(status, kind, message), (("content-type", "application/json"), *_frontend()))
 
 
 async def _as_netty(_: web.Request, response: web.StreamResponse) -> None:

@@ -193,7 +193,7 @@ async def test_handlers_errors_are_the_clients(make_fleet: MakeFleet) -> None:
     instances = [FakeTorchServe(FakeModel()), FakeTorchServe(FakeModel())]
     fleet = await make_fleet(*instances)
     for instance in instances:
-        instance.models[0].script.append(Canned(422, "My own phrase", (("x-mine", "1"),), b"teapot"))
+        instance.models[0].script.append(Canned.own(422, b"teapot", (("x-mine", "1"),), "My own phrase"))
     answer = await fleet.post()
     assert (answer.status_line, answer.body, answer.get("x-mine")) == ("HTTP/1.1 422 My own phrase", b"teapot", "1")
     failed = await fleet.client.post("/predictions/linear", b"no list")

@@ -39,6 +39,30 @@ _ATTENTIVE_S = 1.0
 # A client that was accepted before a drain may have sent a request that is still on its way; it gets its answer.
 _ON_ITS_WAY_S = 0.1
 _STREAMED = "its answers are streamed, and what is streamed cannot be decoded"
+# One streamed answer may be a gateway's whim, or the handler's for one kind of question.
+_FIRST_UNCODED_S = 600.0
+_LONGEST_UNCODED_S = 24 * 3600.0
+
+
+class StreamedPools:
+    """Pools whose answers came in chunks. Each is coded again after a while, which doubles every time it streams."""
+
+    def __init__(self) -> None:
+        self._uncoded: dict[str, tuple[float, float]] = {}
+        """Pool -> until when, and for how long."""
+
+    def streamed(self, pool: str, now: float) -> bool:
+        """-> whether that is news."""
+        until, lasted_s = self._uncoded.get(pool, (now, _FIRST_UNCODED_S / 2))
+        if now < until:
+            return False
+        lasts_s = min(2 * lasted_s, _LONGEST_UNCODED_S)
+        self._uncoded[pool] = (now + lasts_s, lasts_s)
+        return True
+
+    def reasons(self, now: float) -> dict[str, str]:
+        """Pool -> why it is not coded now."""
+        return {pool: _STREAMED for pool, (until, _) in self._uncoded.items() if now < until}
 
 
 class Proxy:
@@ -70,7 +94,7 @@ class Proxy:
         self._discovery = Discovery(settings.instances, self.upstream, settings.describe_timeout_s)
         self.plan = Plan()
         self._reports: list[InstanceReport] = []
-        self._uncoded: dict[str, str] = {}
+        self._streamed = StreamedPools()
         self._addresses: dict[str, Address] = {}
         self._watch: asyncio.Task[None] | None = None
         self._look_asked = asyncio.Event()
@@ -159,7 +183,7 @@ class Proxy:
 
     def _adopt(self) -> None:
         settings = self.settings
-        wanted = Wanted(settings.instances, settings.code, settings.k, self._uncoded)
+        wanted = Wanted(settings.instances, settings.code, settings.k, self._streamed.reasons(time.monotonic()))
         if self._process is not None:
             wanted = replace(wanted, process=self._process, processes=settings.processes)
         plan = make_plan(self._reports, wanted)
@@ -189,8 +213,7 @@ class Proxy:
         self._addresses = addresses
 
     def _stop_coding(self, pool: str) -> None:
-        if pool not in self._uncoded:
-            self._uncoded[pool] = _STREAMED
+        if self._streamed.streamed(pool, time.monotonic()):
             self._adopt()
 
     async def _keep_discovering(self) -> None:

@@ -22,6 +22,9 @@ from ts_parity.proxy.streams import Stream
 from ts_parity.wire import Headers
 
 _BACKLOG_PAUSE_S = 0.01
+_STREAMS = "ts_stream_next"
+"""TorchServe's header on what a handler streams."""
+_GATHERED_BYTES = 65536
 
 
 class Listener(Protocol):
@@ -121,6 +124,9 @@ class Connection:
         self._received = 0
         self._status = 0
         self._until_close = False
+        self._gathers = False
+        """An error in chunks that is no handler's stream: a page, wanted whole if it is not long."""
+        self._gathered = 0
         self._unclear = ""
         """Why nobody can say where the answer ends."""
 
@@ -274,15 +280,29 @@ class Connection:
         if codings and codings != ["chunked"]:
             self._unclear = f"its body has the transfer encoding {', '.join(codings)}"
         elif codings and not bodiless:
-            self._stream = Stream(self._status, self._phrase.decode("latin-1"), self._end_to_end()[0], self)
+            if self._status < 300 or any(name.lower() == _STREAMS for name, _ in self._headers):
+                self._begin_stream()
+            else:
+                self._gathers = True
         else:
             self._until_close = not sized and not bodiless
 
     def on_body(self, piece: bytes) -> None:
         if self._stream is not None:
             self._stream.feed(piece)
-        else:
-            self._pieces.append(piece)
+            return
+        self._pieces.append(piece)
+        if self._gathers:
+            self._gathered += len(piece)
+            if self._gathered > _GATHERED_BYTES:
+                self._begin_stream()
+
+    def _begin_stream(self) -> None:
+        stream = Stream(self._status, self._phrase.decode("latin-1"), self._end_to_end()[0], self)
+        for piece in self._pieces:
+            stream.feed(piece)
+        self._pieces = []
+        self._stream = stream
 
     def on_message_complete(self) -> None:
         if self._ended is not None:

@@ -26,7 +26,7 @@ from ts_parity.proxy.reports import (
     read_model,
 )
 from ts_parity.proxy.streams import Stream
-from ts_parity.proxy.upstream import Address, Unreachable, Upstream, classify
+from ts_parity.proxy.upstream import Address, Unreachable, Upstream, classify, excerpt, from_gateway
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,8 @@ _UNTESTED_S = 30.0
 # Each unanswered describe stays in TorchServe's queue until its worker thaws, so the pauses between them grow.
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
+# A gateway's words for a refused connection.
+_GONE = frozenset({502, 503, 504})
 
 
 class _Silence(TsParityError):
@@ -177,6 +179,8 @@ class Discovery:
         if isinstance(result, Stream):
             result.leave()
             raise _Silence("a streamed answer where JSON was expected")
+        if result.status in _GONE and from_gateway(result):
+            raise _Silence(f"a gateway answered {result.status}: {excerpt(result.body)}", refused=True)
         if meant_for_worker and result.status != 200 and classify(result) is None:
             return []
         return _json(result)

@@ -51,7 +51,7 @@ from ts_parity.proxy.operations import (
 )
 from ts_parity.proxy.plan import Plan
 from ts_parity.proxy.streams import Pipe, Stream
-from ts_parity.proxy.upstream import Address, Result, Unreachable, Upstream
+from ts_parity.proxy.upstream import Address, Result, Unreachable, Upstream, classify
 from ts_parity.wire import Array
 
 log = logging.getLogger(__name__)
@@ -316,7 +316,10 @@ class Driver:
         """Answer the query with the stream, then pass it on chunk by chunk."""
         if task.kind is not Kind.DEPLOYED:
             return Failed("the answer is streamed, which cannot be decoded", retry=False)
-        if self._code(task.endpoint.pool) is not None:
+        failure = classify(Reply(stream.status, stream.phrase, stream.headers, b""))
+        if failure is not None:  # a gateway's page, too long to be kept
+            return failure
+        if 200 <= stream.status < 300 and self._code(task.endpoint.pool) is not None:
             self._on_streaming(task.endpoint.pool)
         pipe = Pipe(stream, stream.headers, self._manners.task_timeout_s)
         task.value = pipe

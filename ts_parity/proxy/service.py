@@ -31,7 +31,7 @@ from ts_parity.proxy.operations import Ask
 from ts_parity.proxy.plan import Plan, pool_name
 from ts_parity.proxy.routes import Prediction, model_named, prediction
 from ts_parity.proxy.streams import Stream
-from ts_parity.proxy.upstream import Address, Result, Upstream
+from ts_parity.proxy.upstream import Address, Result, Upstream, from_gateway
 from ts_parity.wire import DEADLINE_MS, EXACT, SOURCE, Headers
 
 # TorchServe itself speaks to handlers with these: they decide which of its functions runs.
@@ -138,6 +138,11 @@ class Service:
     def _passed(self, passing: _Passing, result: Result) -> None:
         answer: Answered
         if isinstance(result, Reply):
+            if from_gateway(result) and self._candidate(passing.model, [*passing.tried, passing.instance]):
+                # As for a prediction: the instance behind it is in trouble, and another may not be.
+                passing.tried.append(passing.instance)
+                self._pass_through(passing)
+                return
             self._metrics.passed_through.add("answered")
             answer = result
         elif isinstance(result, Stream):

@@ -36,6 +36,12 @@ from ts_parity.wire import Headers
 _WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
 _ERROR_BYTES: Final = 65536
 _SMALL_BODY: Final = 65536
+# What TorchServe's frontend sends with everything (NettyUtils.sendHttpResponse); the date should say GMT, and the list
+# should have a comma.
+_EXPIRES: Final = "Thu, 01 Jan 1970 00:00:00 UTC"
+_CACHE_CONTROL: Final = "no-cache; no-store, must-revalidate, private"
+# What gateways say of the instance, besides every 5xx: redirects, "no such route", timeouts, a limit of requests.
+_OF_GATEWAYS: Final = frozenset({301, 302, 303, 307, 308, 404, 408, 429})
 
 
 @dataclass(frozen=True)
@@ -237,27 +243,58 @@ def classify(reply: Reply) -> Failed | Rejected | None:
     TorchServe says "Worker died." with 500 or 507, "Out of resources" with 507, and 503 with the type
     ServiceUnavailableException when a queue is full or no worker is there. A handler's exception is 503 "Prediction
     failed": nearly always this client's own bad input, so it is passed on and never decoded into an invented answer.
+    A status that TorchServe did not write comes from a gateway before it, which speaks of the instance behind it.
     """
-    if reply.status not in (500, 503, 507) or len(reply.body) > _ERROR_BYTES:
+    status = reply.status
+    if status < 300:
         return None
-    kind, message = _error_fields(reply.body)
-    if reply.status == 503:
+    if from_gateway(reply):
+        return Failed(f"{status} from a gateway, not from TorchServe: {excerpt(reply.body)}")
+    if status not in (500, 503, 507):
+        return None
+    kind, message = _error_fields(reply)
+    if status == 503:
         return Rejected() if kind == "ServiceUnavailableException" else None
     if kind != "InternalServerException":
         return None
-    if reply.status == 507 or message == "Worker died.":
-        return Failed(f"{reply.status} {message}")
+    if status == 507 or message == "Worker died.":
+        return Failed(f"{status} {message}")
     return None
 
 
-def _error_fields(body: bytes) -> tuple[str, str]:
+def from_gateway(reply: Reply) -> bool:
+    """An error that TorchServe did not write: a sidecar or a load balancer speaks of the instance behind it."""
+    if reply.status < 500 and reply.status not in _OF_GATEWAYS:
+        return False
+    return not _bears_its_mark(reply) and not _error_fields(reply)[0]
+
+
+def excerpt(body: bytes) -> str:
+    """The beginning of a foreign text, in one line."""
+    return " ".join(body[:200].decode("utf-8", "replace").split())
+
+
+def _bears_its_mark(reply: Reply) -> bool:
+    """TorchServe's frontend puts these two on every answer, whoever made it (only its empty 413 is Netty's own), and
+    spells them as nobody else does. Either is enough, for a gateway may add to one of them.
+    """
+    return reply.header("expires") == _EXPIRES or reply.header("cache-control") == _CACHE_CONTROL
+
+
+def _error_fields(reply: Reply) -> tuple[str, str]:
+    """Type and message of an error in TorchServe's shape; empty for everything else."""
+    if len(reply.body) > _ERROR_BYTES:
+        return "", ""
     try:
-        error = json.loads(body)
-    except ValueError:
+        error = json.loads(reply.body)
+    except (ValueError, RecursionError):
         return "", ""
-    if not isinstance(error, Mapping):
+    if not isinstance(error, Mapping) or error.get("code") != reply.status:
         return "", ""
-    return str(error.get("type", "")), str(error.get("message", ""))
+    kind, message = error.get("type"), error.get("message")
+    if not isinstance(kind, str) or not kind.endswith("Exception"):
+        return "", ""
+    return kind, message if isinstance(message, str) else ""
 
 
 def _serialized(request: Request, token: str, origin: Origin) -> list[bytes]:
