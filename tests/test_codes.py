@@ -9,6 +9,7 @@ import pytest
 from ts_parity.codes import Family, check_coefficients, make_code
 from ts_parity.config import CODES
 from ts_parity.errors import CodeError, DecodeError
+from ts_parity.wire import ROUNDOFF
 
 
 def linear_group(code, members, seed=0):
@@ -171,3 +172,63 @@ def test_a_student_recovers_every_slot_it_covers(k):
         code.decode(0, {}, {0: np.zeros(3)}, {0: everyone})
     with pytest.raises(CodeError, match="no coefficients"):
         make_code("student", k, 1, ((1.0,) * k,))
+
+
+def _decoded_beside(outlier, own, dtype=np.float32, roundoff=0.0):
+    """Slot 0, whose output is `own`, from a true parity output and a neighbour's."""
+    own, outlier = np.asarray(own, dtype), np.asarray(outlier, dtype)
+    covers = {0: frozenset({0, 1})}
+    said = (own.astype(np.float64) + outlier).astype(dtype)
+    return make_code("sum", 2).decode(0, {1: outlier}, {0: said}, covers, roundoff)
+
+
+@pytest.mark.parametrize(
+    ("outlier", "own", "dtype", "roundoff"),
+    [
+        ([1e9], [5.0], np.float32, 0.0),
+        ([1e9, 0.0], [5.0, 1e5], np.float32, 0.0),  # one coordinate is lost, the largest is not
+        ([3e7, 1.0, 2.0], [5.0, 4.0, 3.0], np.float32, 0.0),
+        ([1e17], [5.0], np.float64, 0.0),
+        ([1000.0], [5.0], np.float32, ROUNDOFF["bfloat16"]),
+        ([6e4], [5.0], np.float16, 0.0),
+    ],
+)
+def test_what_rounding_has_swallowed_is_not_decoded(outlier, own, dtype, roundoff):
+    with pytest.raises(DecodeError, match="so large that their rounding"):
+        _decoded_beside(outlier, own, dtype, roundoff)
+
+
+@pytest.mark.parametrize(
+    ("outlier", "own", "dtype", "roundoff"),
+    [
+        ([20.0, -30.0, 1.0], [0.0, 3.0, 1e-5], np.float32, 0.0),  # small numbers beside larger ones are nothing lost
+        ([1e9], [5.0], np.float64, 0.0),
+        ([1e9], [7e8], np.float32, 0.0),
+        ([0.0], [0.0], np.float32, 0.0),
+        ([1.0, 2.0], [2.0, -1.0], np.float16, 0.0),
+        ([1.0, 2.0], [2.0, 0.01], np.float32, ROUNDOFF["bfloat16"]),
+    ],
+)
+def test_ordinary_magnitudes_are_decoded(outlier, own, dtype, roundoff):
+    decoded = _decoded_beside(outlier, own, dtype, roundoff)
+    assert decoded.dtype == dtype
+    np.testing.assert_allclose(decoded, own, rtol=1e-3, atol=1e-5 * np.abs(own).max())
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_not_decoded(bad):
+    code, covers = make_code("sum", 2), {0: frozenset({0, 1})}
+    fine, spoilt = np.ones(2, np.float32), np.array([1.0, bad], np.float32)
+    with pytest.raises(DecodeError, match="not finite"):
+        code.decode(0, {1: fine}, {0: spoilt}, covers)
+    with pytest.raises(DecodeError, match="not finite"):
+        code.decode(0, {1: spoilt}, {0: fine}, covers)
+    largest = np.full(1, np.finfo(np.float32).max, np.float32)
+    with pytest.raises(DecodeError, match="not finite"):
+        code.decode(0, {1: -largest}, {0: largest}, covers)
+
+
+def test_another_dtype_than_the_groups_is_not_decoded():
+    code, covers = make_code("sum", 2), {0: frozenset({0, 1})}
+    with pytest.raises(DecodeError, match="float32 and"):
+        code.decode(0, {1: np.ones(2, np.float32)}, {0: np.ones(2, np.float64)}, covers)

@@ -8,7 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ts_parity.errors import MalformedFrame, MalformedTail, error_body
-from ts_parity.wire import Frame, Part, attach_tail, pack_frame, split_tail, unpack_frame, without_control_headers
+from ts_parity.wire import (
+    ROUNDOFF,
+    Frame,
+    Part,
+    attach_tail,
+    find_tail,
+    pack_frame,
+    split_tail,
+    unpack_frame,
+    without_control_headers,
+)
 
 TEXT = st.text(max_size=12)
 PARTS = st.builds(
@@ -24,12 +34,16 @@ RAWS = st.builds(
     SHAPES,
     st.sampled_from(["float16", "float32", "float64"]),
 )
-FRAMES = st.builds(Frame, st.lists(st.none() | PARTS, min_size=1, max_size=5).map(tuple), st.none() | RAWS)
+COMPUTED_IN = st.sampled_from(["", *ROUNDOFF])
+SLOTS = st.lists(st.none() | PARTS, min_size=1, max_size=5).map(tuple)
+FRAMES = st.builds(Frame, SLOTS, st.none() | RAWS, COMPUTED_IN)
 
 
 def same(one, other):
     if one.raw is None or other.raw is None:
         return one.slots == other.slots and one.raw is other.raw
+    if one.computed_in != other.computed_in:
+        return False
     return one.slots == other.slots and one.raw.dtype == other.raw.dtype and np.array_equal(one.raw, other.raw)
 
 
@@ -91,9 +105,10 @@ def test_what_cannot_be_a_frame_is_not_packed(frame):
         pack_frame(frame)
 
 
-@given(st.binary(max_size=50), RAWS)
-def test_a_tail_leaves_the_ordinary_body_alone(body, raw):
-    whole, header = attach_tail(body, raw)
+@given(st.binary(max_size=50), RAWS, COMPUTED_IN)
+def test_a_tail_leaves_the_ordinary_body_alone(body, raw, computed_in):
+    whole, header = attach_tail(body, raw, computed_in)
+    assert find_tail(whole, header).computed_in == computed_in
     assert whole.startswith(body)
     ordinary, back = split_tail(whole, header)
     assert ordinary == body
@@ -113,6 +128,7 @@ def test_a_tail_that_does_not_fit_its_header_is_refused(body, raw, data):
     "header",
     ["", "v=1", "v=2;dtype=float32;shape=1;offset=0", "v=1;dtype=int64;shape=1;offset=0",
      "v=1;dtype=float32;shape=-1;offset=0", "v=1;dtype=float32;shape=1;offset=99", "v=1;dtype=float32;shape=x;offset=0",
+     "v=1;dtype=float32;shape=1;offset=0;computed_in=int8",
      "v=1;dtype=float32;shape=1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1;offset=0"],
 )  # fmt: skip
 def test_a_header_that_makes_no_sense_is_refused(header):

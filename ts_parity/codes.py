@@ -21,7 +21,7 @@ from functools import lru_cache
 import numpy as np
 
 from ts_parity.errors import CodeError, DecodeError
-from ts_parity.wire import MAX_K, Array
+from ts_parity.wire import MAX_K, ROUNDOFF, Array
 
 Coefficients = tuple[tuple[float, ...], ...]
 Covers = Mapping[int, frozenset[int]]
@@ -65,25 +65,55 @@ class Code:
         """The slots not in `have` that could be answered from the outputs in `have` and the arrived protections."""
         return _recoverable(self, have, _pattern(covers))
 
-    def decode(self, slot: int, have: Mapping[int, Array], protections: Mapping[int, Array], covers: Covers) -> Array:
+    def decode(
+        self,
+        slot: int,
+        have: Mapping[int, Array],
+        protections: Mapping[int, Array],
+        covers: Covers,
+        roundoff: float = 0.0,
+    ) -> Array:
         """Rebuild slot's raw output.
 
         `have` maps slots to raw outputs and `protections` maps rows to parity outputs, all of one shape and dtype.
-        Raise DecodeError if the pattern is not recoverable or the shapes disagree. Among several solutions the one
-        that amplifies the parity models' errors least is used.
+        Raise DecodeError if the pattern is not recoverable, shapes or dtypes disagree, or the other outputs are so much
+        larger that their rounding hides this one. `roundoff`: that of the coarsest dtype any of them was computed in,
+        if that is coarser than the one they come in. Among several solutions the one that amplifies the parity models'
+        errors least is used.
+        """
+        _weights(self, slot, frozenset(have), _pattern(covers))  # whether it can be decoded at all comes first
+        outputs = [*have.values(), *protections.values()]
+        first = outputs[0]
+        for other in outputs:
+            if (other.shape, other.dtype) != (first.shape, first.dtype):
+                raise DecodeError(
+                    f"cannot decode slot {slot}: raw outputs of shapes {first.shape} {first.dtype} and "
+                    f"{other.shape} {other.dtype} in one group"
+                )
+        total, size = self.combined(slot, have, protections, covers)
+        _check_known(slot, total, size, max(roundoff, ROUNDOFF[first.dtype.name]))
+        with np.errstate(over="ignore"):
+            decoded: Array = total.astype(first.dtype)
+        if not np.isfinite(decoded).all():
+            raise DecodeError(f"cannot decode slot {slot}: what is left is not finite")
+        return decoded
+
+    def combined(
+        self, slot: int, have: Mapping[int, Array], protections: Mapping[int, Array], covers: Covers
+    ) -> tuple[Array, Array]:
+        """-> what the slot's output must be by the code, and the sum of the terms' magnitudes; nothing is checked.
+
+        In float64, so that the only rounding is that of the outputs themselves.
         """
         by_row, by_slot = _weights(self, slot, frozenset(have), _pattern(covers))
         terms = [(weight, protections[row]) for row, weight in by_row if weight]
         terms += [(weight, have[member]) for member, weight in by_slot if weight]
-        weight, first = terms[0]
-        result = first * weight
-        for weight, output in terms[1:]:
-            if output.shape != first.shape:
-                raise DecodeError(
-                    f"cannot decode slot {slot}: raw outputs of shapes {first.shape} and {output.shape} in one group"
-                )
-            result += output * weight
-        return result
+        total, size = np.float64(0), np.float64(0)
+        for weight, output in terms:
+            term = output * np.float64(weight)
+            total = total + term
+            size = size + np.abs(term)
+        return np.asarray(total), np.asarray(size)
 
     def amplification(self, slot: int, have: frozenset[int], covers: Covers) -> float:
         """By how much the parity models' (independent, equally large) errors grow in this slot: sqrt(sum w_j^2)."""
@@ -152,6 +182,31 @@ def check_coefficients(coefficients: Coefficients, k: int, r: int) -> None:
                         f"coefficients {coefficients}: rows {rows} and columns {columns} form a singular matrix, "
                         "so these slots could not be told apart"
                     )
+
+
+KNOWN = 0.01
+"""A decoded number must be known to this share of itself ..."""
+NEGLIGIBLE = 1e-5
+"""... or of the output's largest number: what is lost there changes no decision ..."""
+OWN_ROUNDINGS = 16.0
+"""... or to so many roundings of the largest number: in half precision the model itself says no more than that."""
+
+
+def _check_known(slot: int, total: Array, size: Array, roundoff: float) -> None:
+    """Raise DecodeError where cancellation has left rounding for a result. `size`: the sum of the terms' magnitudes.
+
+    A float32 output of 1e9 is known to 60, so a neighbour's 5 cannot be told from it. Only rounding can be known here;
+    a parity model's own error grows with the magnitudes of the group as well.
+    """
+    noise = roundoff * size
+    largest = float(np.abs(total).max(initial=0.0))
+    enough = np.maximum(KNOWN * np.abs(total), max(NEGLIGIBLE, OWN_ROUNDINGS * roundoff) * largest)
+    if (noise > enough).any():
+        worst = int((noise - enough).argmax())
+        raise DecodeError(
+            f"cannot decode slot {slot}: other outputs of its group are so large that their rounding "
+            f"(about {noise.flat[worst]:.3g}) hides it"
+        )
 
 
 _Pattern = tuple[tuple[int, frozenset[int]], ...]

@@ -56,6 +56,8 @@ _REMEMBERED: Final = 1024
 _LONGEST: Final = 1024
 _ENCODER: Final = json.JSONEncoder(separators=(",", ":"))
 _DTYPES: Final = {"float16": "<f2", "float32": "<f4", "float64": "<f8"}
+ROUNDOFF: Final = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-24, "float64": 2.0**-53}
+"""By how much a number of this dtype may be off, relative to itself."""
 
 
 class Part(NamedTuple):
@@ -72,6 +74,8 @@ class Frame(NamedTuple):
 
     slots: tuple[Part | None, ...]
     raw: Array | None = None
+    computed_in: str = ""
+    """The dtype the raw output was computed in, where that is coarser than the one it travels in; else empty."""
 
     @property
     def k(self) -> int:
@@ -96,7 +100,8 @@ def pack_frame(frame: Frame) -> bytes:
         pieces += _section(_head_of(part), part.body)
     if frame.raw is not None:
         array = _as_wire_array(frame.raw, MalformedFrame)
-        pieces += _section(_json({"dtype": array.dtype.name, "shape": array.shape}), array.tobytes())
+        computed = {"computed_in": frame.computed_in} if frame.computed_in else {}
+        pieces += _section(_json({"dtype": array.dtype.name, "shape": array.shape, **computed}), array.tobytes())
     return b"".join(pieces)
 
 
@@ -117,22 +122,23 @@ def unpack_frame(data: bytes | bytearray | memoryview) -> Frame:
     for slot in range(k):
         section, at = _read_section(view, at, f"slot {slot}")
         slots.append(None if section is None else _part(*section, slot))
-    raw = None
+    raw, computed_in = None, ""
     if flags & _HAS_RAW:
         section, at = _read_section(view, at, "raw output")
         if section is None:
             raise MalformedFrame("the raw output is announced and empty")
-        raw = _array(section[0], section[1])
+        raw, computed_in = _array(section[0], section[1])
     if at != len(view):
         raise MalformedFrame(f"{len(view) - at} bytes after the end of the frame")
-    return Frame(tuple(slots), raw)
+    return Frame(tuple(slots), raw, computed_in)
 
 
-def attach_tail(body: bytes, raw: Array) -> tuple[bytes, str]:
+def attach_tail(body: bytes, raw: Array, computed_in: str = "") -> tuple[bytes, str]:
     """-> (body + raw bytes, value of the RAW header). The ordinary body is the first `offset` bytes, unchanged."""
     array = _as_wire_array(raw, MalformedTail)
     shape = ",".join(map(str, array.shape))
-    return body + array.tobytes(), f"v={VERSION};dtype={array.dtype.name};shape={shape};offset={len(body)}"
+    computed = f";computed_in={computed_in}" if computed_in else ""
+    return body + array.tobytes(), f"v={VERSION};dtype={array.dtype.name};shape={shape};offset={len(body)}{computed}"
 
 
 class Tail(NamedTuple):
@@ -143,6 +149,8 @@ class Tail(NamedTuple):
     shape: tuple[int, ...]
     size: int
     """Bytes."""
+    computed_in: str = ""
+    """As in a frame."""
 
     def array(self, body: bytes) -> Array:
         return np.frombuffer(body, _DTYPES[self.dtype], offset=self.offset).reshape(self.shape)
@@ -173,13 +181,15 @@ def _described(header: str) -> Tail:
         version, dtype = int(fields["v"]), fields["dtype"]
         shape = [int(n) for n in fields["shape"].split(",") if n]
         offset = int(fields["offset"])
+        computed_in = fields.get("computed_in", "")
     except (KeyError, ValueError):
         raise MalformedTail(f"cannot read the raw tail header {header!r}") from None
     if version != VERSION:
         raise MalformedTail(f"raw tail of version {version}; this side speaks version {VERSION}")
     if offset < 0:
         raise MalformedTail(f"the raw tail begins at byte {offset}")
-    return Tail(offset, dtype, tuple(shape), _size(dtype, shape, MalformedTail))
+    size = _size(dtype, shape, MalformedTail)
+    return Tail(offset, dtype, tuple(shape), size, _computed_in(computed_in, MalformedTail))
 
 
 def without_control_headers(headers: Iterable[tuple[str, str]]) -> Headers:
@@ -265,23 +275,30 @@ def _as_wire_array(raw: Array, error: type[MalformedFrame] | type[MalformedTail]
     return np.asarray(raw, dtype=_DTYPES[raw.dtype.name], order="C")
 
 
-def _array(head: bytes, data: memoryview) -> Array:
-    dtype, shape, size = _array_head(head) if len(head) <= _LONGEST else _array_head.__wrapped__(head)
+def _array(head: bytes, data: memoryview) -> tuple[Array, str]:
+    """-> the array, and the dtype it was computed in."""
+    dtype, shape, size, computed_in = _array_head(head) if len(head) <= _LONGEST else _array_head.__wrapped__(head)
     if size != len(data):
         raise MalformedFrame(f"a {dtype} output of shape {[*shape]} has {size} bytes, not {len(data)}")
     array: Array = np.frombuffer(data, dtype=_DTYPES[dtype]).reshape(shape)
-    return array
+    return array, computed_in
 
 
 @lru_cache(_REMEMBERED)
-def _array_head(packed: bytes) -> tuple[str, tuple[int, ...], int]:
-    """-> dtype, shape and bytes."""
+def _array_head(packed: bytes) -> tuple[str, tuple[int, ...], int, str]:
+    """-> dtype, shape, bytes, and the dtype it was computed in."""
     head = _read_head(packed, "raw output")
     dtype, shape = head.get("dtype"), head.get("shape")
     size = _size(dtype, shape, MalformedFrame)
     assert isinstance(dtype, str)
     assert isinstance(shape, list)
-    return dtype, tuple(shape), size
+    return dtype, tuple(shape), size, _computed_in(head.get("computed_in", ""), MalformedFrame)
+
+
+def _computed_in(name: Any, error: type[MalformedFrame] | type[MalformedTail]) -> str:
+    if name == "" or (isinstance(name, str) and name in ROUNDOFF):
+        return str(name)
+    raise error(f"a raw output is computed in one of {', '.join(ROUNDOFF)}, not {name!r}")
 
 
 def _size(dtype: Any, shape: Any, error: type[MalformedFrame] | type[MalformedTail]) -> int:

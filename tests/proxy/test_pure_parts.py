@@ -209,6 +209,17 @@ def test_a_raw_tail_is_cut_off_and_kept():
     assert value.raw.tolist() == [1.0, 2.0]
 
 
+def test_what_a_raw_output_was_computed_in_is_known():
+    """A bfloat16 output travels as float32, and is known no better for it."""
+    raw = np.array([1.0], dtype=np.float32)
+    body, described = attach_tail(b"ordinary", raw, "bfloat16")
+    assert read_prediction(reply(body, (RAW, described)))[1].roundoff == 2**-8
+    frame = Frame((Part((), b""),), raw, "float16")
+    assert read_protection(group_reply(frame), "parity", 1, frozenset({0}))[1].roundoff == 2**-11
+    body, described = attach_tail(b"ordinary", raw)
+    assert read_prediction(reply(body, (RAW, described)))[1].roundoff == 0.0
+
+
 def test_an_answer_whose_headers_can_go_on_as_bytes_says_its_new_length():
     body, described = attach_tail(b"ordinary", np.array([1.0], dtype=np.float32))
     for block in (b"X-Mine: 1\r\ncontent-length: 12", b"Content-Length:  12\r\nX-Mine: 1"):
@@ -237,19 +248,19 @@ def group_reply(frame: Frame) -> Reply:
 
 def test_a_parity_output_covers_the_slots_that_were_good():
     frame = Frame((Part((), b""), Part((), b"bad", 503)), np.array([3.0], dtype=np.float32))
-    outcome, value = read_protection(group_reply(frame), "parity", frozenset({0, 1}))
+    outcome, value = read_protection(group_reply(frame), "parity", 2, frozenset({0, 1}))
     assert outcome == Arrived(covers=frozenset({0}))
     assert value.raw.tolist() == [3.0]
 
 
 def test_a_protection_cannot_cover_a_slot_that_was_empty():
     frame = Frame((Part((), b""), Part((), b"")), np.array([3.0], dtype=np.float32))
-    assert read_protection(group_reply(frame), "parity", frozenset({0}))[0] == Arrived(covers=frozenset({0}))
+    assert read_protection(group_reply(frame), "parity", 2, frozenset({0}))[0] == Arrived(covers=frozenset({0}))
 
 
 def test_a_backups_slot_is_an_ordinary_answer():
     frame = Frame((Part((("x-mine", "1"), ("Pragma", "mine"), ("connection", "close")), b"F(x)", 201, "Made"), None))
-    outcome, value = read_protection(group_reply(frame), "backup", frozenset({0}))
+    outcome, value = read_protection(group_reply(frame), "backup", 2, frozenset({0}))
     assert outcome == Arrived(covers=frozenset({0}))
     headers = (("x-mine", "1"), ("Pragma", "mine"), ("x-request-id", "1"), ("content-length", "4"))
     assert slot_reply(value, 0) == Reply(201, "Made", headers, b"F(x)")
@@ -262,10 +273,13 @@ def test_a_backups_slot_is_an_ordinary_answer():
         reply(b"short", ("content-type", FRAME_TYPE)),
         reply(error_body(400, "BadRequestException", "no"), status=400),
         group_reply(Frame((Part((), b""),))),
+        group_reply(Frame((Part((), b""), None), np.array([3.0], dtype=np.float32))),
+        group_reply(Frame((Part((), b""),), np.array([3.0, np.nan], dtype=np.float32))),
+        group_reply(Frame((Part((), b""),), np.array([np.inf], dtype=np.float32))),
     ],
 )
 def test_a_protections_nonsense_is_a_failure_that_is_not_repeated(answer: Reply):
-    outcome, _ = read_protection(answer, "parity", frozenset({0}))
+    outcome, _ = read_protection(answer, "parity", 1, frozenset({0}))
     assert isinstance(outcome, Failed)
     assert not outcome.retry
 

@@ -437,3 +437,50 @@ def test_user_code_never_sees_control_headers(serve: Serve) -> None:
     worker = serve("echoes", {})
     seen = json.loads(worker.ask(b"x", "raw", X_Key="v").body)["headers"]
     assert seen == {"X-Key": "v", "body": {"content-type": ""}}
+
+
+NAN, HUGE = np.full(8, np.nan, np.float32).tobytes(), np.full(8, 3e38, np.float32).tobytes()
+
+
+def test_a_slot_that_is_not_finite_fails_alone(serve: Serve) -> None:
+    """In the sum it would spoil the neighbours' protection too."""
+    worker = serve("plain_class", {"role": "parity", "code": "sum", "k": 3, "partial": True})
+    frame = worker.group(vector(1), NAN, vector(3)).frame
+    assert frame.covers == {0, 2}
+    np.testing.assert_allclose(frame.raw, worker.group(vector(1), None, vector(3)).frame.raw)
+    assert frame.slots[1] is not None
+    assert "not finite" in json.loads(frame.slots[1].body)["message"]
+
+
+def test_a_parity_output_that_is_not_finite_is_no_answer(serve: Serve) -> None:
+    worker = serve("plain_class", {"role": "parity", "code": "sum", "k": 2, "partial": True})
+    reply = worker.group(HUGE, HUGE)
+    assert reply.status == 500
+    assert "not finite" in json.loads(reply.body)["message"]
+
+
+@pytest.mark.parametrize("own_form", [True, False])
+def test_a_students_nan_is_no_answer(serve: Serve, own_form: bool) -> None:
+    """Whether the handler loads the student as its own or it lies beside; the neighbours get theirs."""
+    state, files = _student()
+    section = {"role": "parity", "code": "student", "k": 3}
+    packed = {"weights": state} if own_form else {"files": files}
+    worker = serve("plain_class", section if own_form else {**section, "parity_model": "student.pt"}, **packed)
+    for _ in range(2):
+        frame = worker.group(vector(1), NAN, vector(3)).frame
+        assert frame.covers == {0, 2}
+    assert worker.ask(NAN).status >= 500
+    assert worker.ask(vector(1)).status == 200
+    exact = serve("plain_class", {"role": "parity", "code": "exact", "k": 2})
+    ordinary = exact.ask(NAN)
+    slot = exact.group(NAN, vector(1)).frame.slots[0]
+    assert slot is not None
+    assert (slot.status, slot.body) == (200, ordinary.body)  # what the model says is what exact says
+
+
+def test_a_finish_that_comes_out_as_nan_is_no_answer(serve: Serve) -> None:
+    worker = serve("overrides_steps", {})
+    _warm(worker, _vectors)
+    finished = worker.finish(vector(1), np.full((1, 5), 3e38, np.float32))
+    assert finished.status == 500
+    assert "NaN or infinity" in json.loads(finished.body)["message"]

@@ -105,3 +105,11 @@ def test_the_raw_output_is_a_copy() -> None:
     raw, _ = take(output)
     output.zero_()
     assert raw.tolist() == [[1.5, -2.0]]
+
+
+@pytest.mark.parametrize(
+    ("name", "computed_in"),
+    [("tensor", ""), ("double", ""), ("half", "float16"), ("bfloat16", "bfloat16"), ("half array", "float16")],
+)
+def test_a_coarser_dtype_than_the_one_that_travels_is_told(name: str, computed_in: str) -> None:
+    assert take(CONTAINERS[name])[1].computed_in == computed_in

@@ -384,12 +384,17 @@ def _decode(task: Task) -> Array:
     group, slot = task.group, task.slot
     assert group is not None
     assert slot is not None
-    return cast(Code, group.code).decode(slot, _raws(group.have), _raws(group.protections), group.covers)
+    have, protections = _values(group.have), _values(group.protections)
+    roundoff = max(value.roundoff for value in (*have.values(), *protections.values()))
+    return cast(Code, group.code).decode(slot, _raws(have), _raws(protections), group.covers, roundoff)
 
 
-def _raws(tasks: Mapping[int, Task]) -> dict[int, Array]:
-    values = {index: cast(Value, task.value) for index, task in tasks.items()}
-    return {index: value.raw for index, value in values.items() if value.raw is not None}
+def _values(tasks: Mapping[int, Task]) -> dict[int, Value]:
+    return {index: cast(Value, task.value) for index, task in tasks.items()}
+
+
+def _raws(values: Mapping[int, Value]) -> dict[int, Array]:
+    return {index: raw for index, value in values.items() if (raw := value.raw) is not None}
 
 
 def _read(task: Task, result: Reply | Unreachable) -> tuple[Outcome, Value]:
@@ -398,7 +403,7 @@ def _read(task: Task, result: Reply | Unreachable) -> tuple[Outcome, Value]:
     if task.kind is Kind.FINISH:
         return read_finish(result)
     assert task.group is not None
-    return read_protection(result, task.group.code.family, task.group.present)
+    return read_protection(result, task.group.code.family, task.group.code.k, task.group.present)
 
 
 def _error(query: Query, reason: Reason) -> Unavailable:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import final
 
+import numpy as np
+
 from ts_parity.codes import Family
 from ts_parity.engine import ARRIVED, ARRIVED_RAW, Arrived, Failed, Outcome
 from ts_parity.errors import MalformedFrame, MalformedTail
@@ -33,6 +35,7 @@ from ts_parity.wire import (
     OP_GROUP,
     OP_RAW,
     RAW,
+    ROUNDOFF,
     SECRET,
     Array,
     Frame,
@@ -93,6 +96,12 @@ class Value:
             return self._tail.array(self._body)
         return None if self.frame is None else self.frame.raw
 
+    @property
+    def roundoff(self) -> float:
+        """Of the dtype the raw output was computed in; 0 where that is the one it came in."""
+        said = self.frame.computed_in if self.frame is not None else self._tail.computed_in if self._tail else ""
+        return ROUNDOFF[said] if said else 0.0
+
 
 def prediction_request(ask: Ask, target: Target, raw: bool, secret: str) -> Request:
     """The client's own request. With `raw`, the worker is asked for the model's raw output behind the answer."""
@@ -145,8 +154,11 @@ def _ordinary(reply: Reply, length: int) -> Reply:
     return Reply(reply.status, reply.phrase, headers, reply.body[:length], block)
 
 
-def read_protection(result: Reply | Unreachable, family: str, sent: frozenset[int]) -> tuple[Outcome, Value]:
-    """A group's answer: one raw parity output, or one ordinary answer per slot. `sent`: the slots with a member."""
+def read_protection(result: Reply | Unreachable, family: str, k: int, sent: frozenset[int]) -> tuple[Outcome, Value]:
+    """A group's answer: one raw parity output, or one ordinary answer per slot. `sent`: the slots with a member.
+
+    What does not belong to this group, or is not finite, protects nobody.
+    """
     failure = _no_answer(result)
     if failure is not None:
         return failure
@@ -157,9 +169,13 @@ def read_protection(result: Reply | Unreachable, family: str, sent: frozenset[in
         frame = unpack_frame(result.body)
     except MalformedFrame as error:
         return Failed(str(error), retry=False), Value()
+    if frame.k != k:
+        return Failed(f"the answer to a group of {k} is a frame of {frame.k} slots", retry=False), Value()
     covers = frozenset(i for i, part in enumerate(frame.slots) if part and 200 <= part.status < 300) & sent
     if family == Family.PARITY and frame.raw is None:
         return Failed("no parity output in the answer to a group request", retry=False), Value()
+    if frame.raw is not None and not np.isfinite(frame.raw).all():
+        return Failed("the parity output is not finite (NaN or infinity)", retry=False), Value()
     return Arrived(covers=covers), Value(result, frame)
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 from ts.model_loader import TsModelLoader
 
 from ts_parity.errors import NotCodable
@@ -44,6 +45,8 @@ class Record:
     raw: Array | None
     refusal: str | None
     calls: tuple[ModelCall, ...] = ()
+    computed_in: str = ""
+    """As in a frame."""
     existed: bool = True
     """False if no model object could be found before the run: it may have been created in it."""
 
@@ -98,7 +101,8 @@ class Boundary:
         if watch.container is not None:
             self._container = watch.container
         raw, refusal = watch.verdict(bool(sites))
-        return Record(answer, raw, refusal, tuple(watch.calls), bool(sites))
+        computed_in = "" if watch.container is None else watch.container.computed_in
+        return Record(answer, raw, refusal, tuple(watch.calls), computed_in, bool(sites))
 
     def capture(self, data: Any, context: Any) -> ModelCall:
         """Run up to the model call and end there. Raise NotCodable if the run ended without exactly one such call.
@@ -126,7 +130,14 @@ class Boundary:
 
     def substituted(self, compute: Callable[[ModelCall], Any], data: Any, context: Any) -> Any:
         """Run as always, with `compute` making the model call in place of the user's own model. -> the answer."""
-        return self._answered(lambda call: take(compute(call))[0], data, context)
+        return self._answered(lambda call: finite(take(compute(call))[0]), data, context)
+
+    def only_finite(self, data: Any, context: Any) -> Any:
+        """Run as always; raise NotCodable if the model said NaN or infinity. -> the answer."""
+        record = self.record(data, context)
+        if record.raw is not None:
+            finite(record.raw)
+        return record.answer
 
     def _answered(self, raw_of: Callable[[ModelCall], Array], data: Any, context: Any) -> Any:
         watch = Giving(raw_of, self._container)
@@ -182,6 +193,13 @@ class Boundary:
         if not sites:
             raise NotCodable("no model object was found at the entry point; declare where it is with model:")
         return sites
+
+
+def finite(raw: Array) -> Array:
+    """The same raw output. Raise NotCodable unless every number of it is finite."""
+    if not np.isfinite(raw).all():
+        raise NotCodable("the model's output is not finite (NaN or infinity)")
+    return raw
 
 
 @contextmanager

@@ -114,6 +114,18 @@ def odd_ones_out(calls: Mapping[int, ModelCall]) -> dict[int, str]:
     }
 
 
+def not_finite_ones(calls: Mapping[int, ModelCall]) -> dict[int, str]:
+    """Slots with NaN or infinity in their inputs -> why. In a sum they would spoil the whole group."""
+    if not calls:
+        return {}
+    place = _input_place([*calls.values()])  # elsewhere, as in an attention mask, infinity has its use
+    return {
+        slot: "the model's input is not finite (NaN or infinity), which cannot be coded with others"
+        for slot, call in calls.items()
+        if not bool(torch.isfinite(dict(_leaves(call))[place]).all())
+    }
+
+
 def encode(calls: Sequence[ModelCall | None], code: Code, row: int = 0) -> ModelCall:
     """The call of the parity model: as the slots called theirs, with the combined input in place of their own.
 

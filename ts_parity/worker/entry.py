@@ -187,8 +187,10 @@ class Worker:
     def _plain_entry(self) -> EntryPoint:
         """What answers a plain request. A student answers them too: a backup of one query is an ordinary request."""
         protection = self._settings.protection
-        if self._other_model is None or protection is None or not protection.is_backup:
+        if protection is None or not protection.is_backup or protection.code.lossless:
             return self._boundary.plain
+        if self._other_model is None:  # the handler has loaded the student as its own
+            return self._boundary.only_finite
         return functools.partial(self._boundary.substituted, self._other_model)
 
     def _make_groups(self, context: Any, protection: Protection | None) -> ParityGroups | BackupGroups | None:

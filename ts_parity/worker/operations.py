@@ -21,7 +21,7 @@ from ts_parity.worker.answers import Answer, Streamed, Tap, failed, run
 from ts_parity.worker.boundary import Boundary
 from ts_parity.worker.requests import Request, request_of
 from ts_parity.worker.selftest import STREAMS, SelfTest, record_many, record_one, split_rows
-from ts_parity.worker.verdict import State, Verdict
+from ts_parity.worker.verdict import State, Verdict, not_finite
 
 MAX_RESPONSE_SIZE = 6_553_500
 """TorchServe's default. A larger response makes its frontend drop the worker, so the tail stays within."""
@@ -47,7 +47,7 @@ class DeployedOperations:
         if tap.used:
             self.verdict.refuse(STREAMS)
             return answer
-        return self._with_tail(answer, record.raw)
+        return self._with_tail(answer, record.raw, record.computed_in)
 
     def raw_batch(self, context: Any, requests: Sequence[Request]) -> list[Answer] | None:
         """All in one run of the entry point, where the self-test has shown that it may. None: take them one by one."""
@@ -60,7 +60,7 @@ class DeployedOperations:
         rows = split_rows(record.raw, len(requests))
         if rows is None:
             return None
-        return [self._with_tail(answer, row) for answer, row in zip(answers, rows, strict=True)]
+        return [self._with_tail(answer, row, record.computed_in) for answer, row in zip(answers, rows, strict=True)]
 
     def finish(self, context: Any, frame: Frame, request_id: str) -> Answer:
         """The user's ordinary answer as if the model had returned the frame's raw output."""
@@ -71,18 +71,21 @@ class DeployedOperations:
             raise MalformedFrame("a finish needs a frame of one slot, the original request, and a raw output")
         request = slot_request(frame, 0, request_id)
         try:
-            return run(context, [request], lambda data, ctx: self._boundary.give(data, ctx, raw))[0]
+            answer = run(context, [request], lambda data, ctx: self._boundary.give(data, ctx, raw))[0]
         except NotCodable:
             raise
         except Exception as error:
             return failed(error)
+        if not_finite(answer.body):
+            raise NotCodable("the answer made from the rebuilt output holds NaN or infinity")
+        return answer
 
-    def _with_tail(self, answer: Answer, raw: Array | None) -> Answer:
+    def _with_tail(self, answer: Answer, raw: Array | None, computed_in: str) -> Answer:
         if raw is None or not 200 <= answer.status < 300 or not np.isfinite(raw).all():
             return answer
         if len(answer.body) + raw.nbytes > self._max_response_size:
             return answer
-        body, described = attach_tail(answer.body, raw)
+        body, described = attach_tail(answer.body, raw, computed_in)
         return replace(answer, body=body, headers={**answer.headers, RAW: described})
 
 

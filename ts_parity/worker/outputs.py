@@ -24,12 +24,16 @@ _WIRE_DTYPES = {
     torch.float64: torch.float64,
 }
 
+_HALF = (torch.float16, torch.bfloat16)
+
 
 @dataclass(frozen=True)
 class Container:
     """What surrounds the raw output: rebuild(raw) is a fresh output as the model would have returned it."""
 
     rebuild: Callable[[Array], Any]
+    computed_in: str = ""
+    """The output's own dtype where the raw output, which is float32 or float64, is finer; else empty."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class _Leaf:
     what: Callable[[], str]
     array: Callable[[], Array]
     build: Callable[[Array], Any]
+    computed_in: str = ""
 
 
 def take(output: Any) -> tuple[Array, Container]:
@@ -52,7 +57,7 @@ def take(output: Any) -> tuple[Array, Container]:
     raw = leaves[0].array()
     if raw.ndim > MAX_DIMENSIONS:
         raise NotCodable(f"the model's output has {raw.ndim} dimensions; at most {MAX_DIMENSIONS} can be coded")
-    return raw, Container(node)
+    return raw, Container(node, leaves[0].computed_in)
 
 
 def floating_leaf(output: Any) -> torch.Tensor:
@@ -133,6 +138,7 @@ def _tensor_leaf(tensor: torch.Tensor, where: str) -> _Leaf:
         lambda: f"{_name(dtype)} {tuple(tensor.shape)}",
         lambda: to_array(tensor),
         lambda raw: torch.from_numpy(np.array(raw)).to(device=device, dtype=dtype),
+        _name(dtype) if dtype in _HALF else "",
     )
 
 
@@ -152,7 +158,8 @@ def _numpy_leaf(value: Any, where: str) -> _Leaf:
         return array[()] if scalar else array
 
     wire = np.float32 if dtype == np.float16 else dtype
-    return _Leaf(where, lambda: f"{dtype} {value.shape}", lambda: np.array(value, dtype=wire), build)
+    computed_in = "float16" if dtype == np.float16 else ""
+    return _Leaf(where, lambda: f"{dtype} {value.shape}", lambda: np.array(value, dtype=wire), build, computed_in)
 
 
 def _list_leaf(value: list[Any], where: str) -> _Leaf:

@@ -17,14 +17,14 @@ import torch
 from ts_parity.errors import MalformedFrame, NotCodable, TsParityError
 from ts_parity.wire import Array, Frame, Part
 from ts_parity.worker.answers import Answer, BadAnswer, Streamed, error_answer, failed, run
-from ts_parity.worker.boundary import Boundary, EntryPoint
-from ts_parity.worker.encoders import encode, odd_ones_out
+from ts_parity.worker.boundary import Boundary, EntryPoint, finite
+from ts_parity.worker.encoders import encode, not_finite_ones, odd_ones_out
 from ts_parity.worker.operations import slot_request
 from ts_parity.worker.outputs import take
 from ts_parity.worker.requests import Request
 from ts_parity.worker.selftest import STREAMS, described_input
 from ts_parity.worker.settings import Protection
-from ts_parity.worker.verdict import Verdict, alike, described
+from ts_parity.worker.verdict import Verdict, alike, described, not_finite
 from ts_parity.worker.watches import ModelCall
 
 log = logging.getLogger(__name__)
@@ -56,11 +56,12 @@ class ParityGroups:
                 calls[slot] = self._captured(context, slot_request(frame, slot, f"{request_id}/{slot}"))
             except Exception as error:
                 errors[slot] = _slot_error(slot, error)
-        for slot, why in odd_ones_out(calls).items():
-            del calls[slot]
-            errors[slot] = error_answer(_REFUSED_SLOT, why, "BadRequestException")
+        for find in (odd_ones_out, not_finite_ones):
+            for slot, why in find(calls).items():
+                del calls[slot]
+                errors[slot] = error_answer(_REFUSED_SLOT, why, "BadRequestException")
         parts = _parts(frame, {**dict.fromkeys(calls, COVERED), **_as_parts(errors)})
-        return Frame(parts, self._raw(frame.k, calls))
+        return Frame(parts, *self._raw(frame.k, calls))
 
     def judge_samples(self, context: Any, samples: list[Request]) -> None:
         """Samples are taken to the parity model alone, with every other slot empty."""
@@ -83,9 +84,10 @@ class ParityGroups:
         run(context, [request], entry)
         return captured[0]
 
-    def _raw(self, k: int, calls: Mapping[int, ModelCall]) -> Array | None:
+    def _raw(self, k: int, calls: Mapping[int, ModelCall]) -> tuple[Array | None, str]:
+        """-> the parity output and the dtype it was computed in, as in a frame."""
         if not calls:
-            return None
+            return None, ""
         if len(calls) < k and not self._protection.partial:
             raise NotCodable(
                 f"the parity model was trained without empty slots (partial: false), and {k - len(calls)} of the "
@@ -93,13 +95,14 @@ class ParityGroups:
             )
         return self._raw_of([calls.get(slot) for slot in range(k)])
 
-    def _raw_of(self, calls: list[ModelCall | None]) -> Array:
+    def _raw_of(self, calls: list[ModelCall | None]) -> tuple[Array, str]:
         encoded = encode(calls, self._protection.code, self._protection.row)
         with torch.inference_mode():
-            raw, _ = take(self._parity_model(encoded))
+            raw, container = take(self._parity_model(encoded))
+        finite(raw)
         self.verdict.input, self.verdict.output = described_input(encoded), described(raw)
         self.verdict.accept("inputs were combined and the parity model answered")
-        return raw
+        return raw, container.computed_in
 
 
 class BackupGroups:
@@ -146,16 +149,21 @@ class BackupGroups:
 
     def _alone(self, context: Any, request: Request) -> Answer:
         try:
-            return run(context, [request], self._entry)[0]
+            answer = run(context, [request], self._entry)[0]
         except Exception as error:
             log.warning("a slot's run failed", exc_info=True)
             return failed(error)
+        if not self._protection.code.lossless and not_finite(answer.body):
+            return error_answer(500, "the answer holds NaN or infinity")
+        return answer
 
     def _together(self, context: Any, requests: dict[int, Request]) -> dict[int, Answer] | None:
         try:
             answers = run(context, list(requests.values()), self._entry)
         except (Exception, Streamed):
             return None  # one of them is bad; alone, each gets its own answer
+        if not self._protection.code.lossless and any(not_finite(answer.body) for answer in answers):
+            return None
         return dict(zip(requests, answers, strict=True))
 
 

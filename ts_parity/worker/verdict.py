@@ -90,6 +90,14 @@ def alike(one: Answer, other: Answer) -> bool:
     return flat.keys() == other_flat.keys() and all(_near(flat[path], other_flat[path]) for path in flat)
 
 
+def not_finite(body: bytes) -> bool:
+    """Does a JSON answer hold NaN or infinity? Python writes them, though JSON has no such numbers."""
+    if b"NaN" not in body and b"Infinity" not in body:
+        return False
+    parsed = _json(body)
+    return any(isinstance(value, float) and not math.isfinite(value) for _, value in _flat(parsed))
+
+
 def _agree(expected: dict[Any, Any], repeated: dict[Any, Any], got: dict[Any, Any]) -> bool:
     if not expected.keys() == repeated.keys() == got.keys():
         return False
