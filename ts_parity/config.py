@@ -94,6 +94,10 @@ class Settings:
     tls_key: str = _setting("", "PEM file with its private key, not encrypted; both are read again when they change")
     admin_host: str = _setting("127.0.0.1", "address the admin port listens on; it speaks plain http")
     admin_port: int = _setting(8090, "admin port (status, metrics, health, drain); 0: a free one", "port", 0, 65536)
+    admin_token: str = _setting("", "key without which the admin port takes no action, such as a drain", secret=True)
+    metrics_address: str = _setting(
+        "", "HOST:PORT of a second port for what may only be read: /metrics, /health, /livez and /readyz"
+    )
     code: str = _setting(AUTO, "auto: what the protections say; none: no coding; or the name of the code to use")
     k: int | None = _setting(None, "use only protections of this group size; auto: as they are", "queries", 1, 65)
     secret: str = _setting("", "secret sent with every operation; the archives must declare the same", secret=True)
@@ -201,6 +205,8 @@ def load_settings(
             values[name] = _convert(_FIELDS[name], text, f"{origin}{name.replace('_', '-') if origin else name}")
     settings = Settings(**values)
     _both_or_neither(settings.tls_certificate, settings.tls_key, "")
+    if settings.metrics_address:
+        host_and_port(settings.metrics_address)
     return replace(settings, instances=_checked(settings.instances))
 
 
@@ -214,6 +220,17 @@ def parse_endpoint(text: str) -> InstanceSettings:
             raise ConfigError(f"--endpoint {text!r}: {option!r} is not of the form key=value")
         values[name] = value
     return _instance(values, f"--endpoint {text!r}")
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """Raise ConfigError."""
+    try:
+        parts = urlsplit(f"//{address}")
+        if parts.hostname and parts.port is not None and parts.netloc == address and "@" not in address:
+            return parts.hostname, parts.port
+    except ValueError:
+        pass
+    raise ConfigError(f"metrics_address must be like 0.0.0.0:9090 or [::]:9090, not {address!r}")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

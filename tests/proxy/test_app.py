@@ -23,6 +23,9 @@ from ts_parity.proxy.app import policy_of
 from ts_parity.proxy.commands import add_parsers
 from ts_parity.testing import Canned, FakeModel, FakeTorchServe, protection
 
+JSON = (("Content-Type", "application/json"),)
+"""Without which the admin port takes no action."""
+
 
 def coded() -> list[FakeTorchServe]:
     return [FakeTorchServe(FakeModel()), FakeTorchServe(FakeModel()), FakeTorchServe(protection())]
@@ -256,7 +259,7 @@ async def test_drain_on_the_admin_port_ends_the_process(tmp_path: Path) -> None:
     async with FakeTorchServe(FakeModel()) as instance:
         process = Process(tmp_path)
         ready = await process.start(instance.endpoint)
-        answer = await Client(ready["admin_url"]).post("/drain")
+        answer = await Client(ready["admin_url"]).post("/drain", headers=JSON)
         assert (answer.status, answer.json()) == (202, {"status": "draining"})
         assert (await process.end())[0] == 0
 

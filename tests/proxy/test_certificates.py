@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import serialization
 
 from tests.proxy.authority import Authority
 from tests.proxy.conftest import Client
-from tests.proxy.test_app import Process
+from tests.proxy.test_app import JSON, Process
 from ts_parity.config import InstanceSettings, Settings
 from ts_parity.errors import ConfigError
 from ts_parity.proxy.certificates import client_side, instance_side
@@ -76,7 +76,7 @@ async def test_several_processes_speak_tls_together(tmp_path: Path, authority: A
         client = Client(ready["url"], authority.trusting)
         answers = await asyncio.gather(*(client.post("/predictions/linear", b"[1, 2]") for _ in range(8)))
         assert [answer.json() for answer in answers] == [[5.0, 11.0]] * 8
-        await Client(ready["admin_url"]).post("/drain")
+        await Client(ready["admin_url"]).post("/drain", headers=JSON)
         assert (await process.end())[0] == 0
 
 

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from tests.proxy.conftest import PROMPT, Client, Raw, read_answer, until
-from tests.proxy.test_app import Process, draining, refused
+from tests.proxy.test_app import JSON, Process, draining, refused
 from ts_parity.config import Settings, parse_endpoint
 from ts_parity.errors import ConfigError, StartError
 from ts_parity.proxy import processes
@@ -140,7 +140,7 @@ async def test_all_serve_one_port_and_are_told_of_as_one(make_processes: MakeFle
     ):
         assert line in text, f"{line} not in\n{text}"
     assert (await fleet.admin.get("/health")).status == 200
-    answer = await fleet.admin.post("/drain")
+    answer = await fleet.admin.post("/drain", headers=JSON)
     assert (answer.status, answer.json()) == (202, {"status": "draining"})
     assert await asyncio.wait_for(fleet.life, 10) == 0
     assert not any(psutil.pid_exists(row["pid"]) for row in rows)

@@ -107,7 +107,7 @@ class Proxy:
         settings = self.settings
         await self.discover()
         if self._process is None:
-            admin_port = await self._admin.start(settings.admin_host, settings.admin_port)
+            admin_port = await self._admin.start(settings)
             self.admin_url = url_of(settings.admin_host, admin_port)
         port = await self._server.start(settings.host, settings.port, reuse_port=self._process is not None)
         self.url = url_of(settings.host, port, bool(settings.tls_certificate))

@@ -1,4 +1,4 @@
-"""`ts-parity serve` and `ts-parity status`: parse, build, call, print. What they need is imported when they run."""
+"""`ts-parity serve`, `status` and `drain`: parse, build, call, print. What they need is imported when they run."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ts_parity.config import add_flags, given_flags, load_settings
+from ts_parity.config import ENV_PREFIX, add_flags, given_flags, load_settings
 from ts_parity.errors import ConfigError, TsParityError
+
+TOKEN_VARIABLE = f"{ENV_PREFIX}ADMIN_TOKEN"
 
 if TYPE_CHECKING:
     from ts_parity.proxy.app import Proxy
@@ -41,9 +43,17 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     add_flags(serve)
     serve.set_defaults(run=run_serve, drains=True)
     status = subparsers.add_parser("status", help="show what a running proxy knows about its fleet")
-    status.add_argument("--admin", default="http://127.0.0.1:8090", metavar="URL", help="the proxy's admin address")
+    _add_admin(status)
     status.add_argument("--json", action="store_true", help="print the JSON instead of a table")
     status.set_defaults(run=run_status)
+    drain = subparsers.add_parser("drain", help="let a running proxy finish what is in flight, and end")
+    _add_admin(drain)
+    drain.add_argument("--token", metavar="KEY", help=f"its admin_token; or set {TOKEN_VARIABLE}")
+    drain.set_defaults(run=run_drain)
+
+
+def _add_admin(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--admin", default="http://127.0.0.1:8090", metavar="URL", help="the proxy's admin address")
 
 
 def run_serve(args: argparse.Namespace) -> int:
@@ -69,8 +79,15 @@ def run_serve(args: argparse.Namespace) -> int:
 def run_status(args: argparse.Namespace) -> int:
     from ts_parity.proxy.status import status_table
 
-    status = _fetch(args.admin.rstrip("/") + "/status")
+    status = _ask(args.admin, "/status")
     print(json.dumps(status, indent=2) if args.json else status_table(status))
+    return 0
+
+
+def run_drain(args: argparse.Namespace) -> int:
+    token = args.token or os.environ.get(TOKEN_VARIABLE, "")
+    _ask(args.admin, "/drain", {"Content-Type": "application/json", "Authorization": f"Bearer {token}"})
+    print("draining")
     return 0
 
 
@@ -84,14 +101,26 @@ def _announce(proxy: Proxy | Supervisor, ready_file: Path | None) -> None:
         partial.replace(ready_file)
 
 
-def _fetch(url: str) -> dict[str, Any]:
-    if not url.startswith(("http://", "https://")):
-        raise ConfigError(f"--admin must be like http://HOST:PORT, not {url!r}")
+def _ask(admin: str, path: str, action: dict[str, str] | None = None) -> dict[str, Any]:
+    """Read, or with `action`'s headers do something. Raise TsParityError, or ConfigError for an odd address."""
+    if not admin.startswith(("http://", "https://")):
+        raise ConfigError(f"--admin must be like http://HOST:PORT, not {admin!r}")
+    url = admin.rstrip("/") + path
+    request = urllib.request.Request(url, None if action is None else b"", action or {})
     try:
-        with urllib.request.urlopen(url, timeout=10) as answer:
-            status: dict[str, Any] = json.load(answer)
-            return status
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            said: dict[str, Any] = json.load(answer)
+            return said
+    except urllib.error.HTTPError as error:
+        raise TsParityError(f"{url}: {_reason(error)}") from None
     except (urllib.error.URLError, TimeoutError, ValueError) as error:
         raise TsParityError(
-            f"no status from {url}: {error}; is the proxy running, and is this its admin port?"
+            f"no {path[1:]} from {url}: {error}; is the proxy running, and is this its admin port?"
         ) from None
+
+
+def _reason(refused: urllib.error.HTTPError) -> str:
+    try:
+        return str(json.load(refused)["reason"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{refused.code} {refused.reason}; is this the admin port of a proxy?"

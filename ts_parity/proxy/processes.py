@@ -81,7 +81,7 @@ class Supervisor:
         instance_side(settings)
         self._reserved, port = await reserve(settings.host, settings.port)
         self.settings = replace(settings, port=port)
-        admin_port = await self._admin.start(settings.admin_host, settings.admin_port)
+        admin_port = await self._admin.start(settings)
         self.url = url_of(settings.host, port, bool(settings.tls_certificate))
         self.admin_url = url_of(settings.admin_host, admin_port)
         for seat in self._seats:
