@@ -54,7 +54,9 @@ class InstanceSettings:
     token_file: str = _setting("", "file with the inference key, or TorchServe's key_file.json; read again regularly")
     management_token: str = _setting("", "TorchServe's management key", secret=True)
     management_token_file: str = _setting("", "file with the management key, or TorchServe's key_file.json")
-    places: int | None = _setting(None, "requests in flight; default: READY workers x batch size", "requests", 1)
+    places: int | None = _setting(
+        None, "at most so many in flight, over all its models; default: READY workers x batch size, each", "requests", 1
+    )
     tls_ca: str = _setting(
         "",
         "PEM file, or folder of such files, with the certificates to trust at https addresses; default: the system's",

@@ -294,8 +294,8 @@ def test_half_of_the_time_that_is_left_is_kept_for_another_attempt():
 
 
 def test_what_waits_for_another_instance_lets_nobody_pass_in_another_pool():
-    """Both pools share two instances. x1 failed on the second, which y0 asked for before x3 did."""
-    instances = (Instance("a", 1, "a"), Instance("b", 1, "b"))
+    """Both pools share two capped instances. x1 failed on the second, which y0 asked for before x3 did."""
+    instances = (Instance("a", 1, "a", capped=True), Instance("b", 1, "b", capped=True))
     endpoints = tuple(Endpoint(f"{i}/{p}", i, p, None, 1) for p in "xy" for i in "ab")
     scheduler = Scheduler(Fleet(instances, endpoints, (Pool("x", None, True), Pool("y", None, True))), Policy())
     sent = {}

@@ -9,6 +9,7 @@ import pytest
 
 from ts_parity.codes import make_code
 from ts_parity.config import InstanceSettings
+from ts_parity.engine import Instance
 from ts_parity.proxy.plan import Plan, Wanted, make_plan, share
 from ts_parity.proxy.reports import (
     BadDescribe,
@@ -66,17 +67,17 @@ def test_a_fleet_as_it_should_be():
     assert plan.hosts == {"digits": ("i0", "i1")}
 
 
-def test_places_are_ready_workers_times_batch_size_and_models_share_their_instance():
+def test_places_are_ready_workers_times_batch_size_and_only_protections_look_at_the_machine():
     plan = plan_of((deployed(ready=2, batch_size=4), parity(ready=1, batch_size=3)), deployed(ready=0))
     assert {e.name: e.places for e in plan.fleet.endpoints} == {"i0/digits/1.0": 8, "i0/digits_parity/1.0": 3}
-    assert [(i.name, i.places) for i in plan.fleet.instances] == [("i0", 8), ("i1", 1)]
+    assert [(i.name, i.places, i.capped) for i in plan.fleet.instances] == [("i0", 8, False), ("i1", 1, False)]
     assert plan.problems == ("i1: digits/1.0 has no READY worker",)
 
 
 def test_places_and_domain_can_be_set():
     report = InstanceReport("i0", True, (deployed(ready=2),))
     plan = make_plan([report], Wanted((InstanceSettings("http://i0", places=5, domain="rack 1"),)))
-    assert (plan.fleet.instances[0].places, plan.fleet.instances[0].domain) == (5, "rack 1")
+    assert plan.fleet.instances == (Instance("i0", 5, "rack 1", capped=True),)
 
 
 def shares(places: int, processes: int) -> list[int]:

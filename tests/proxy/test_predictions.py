@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from tests.proxy.conftest import MakeFleet, nothing_left, until
+from tests.proxy.conftest import Client, MakeFleet, nothing_left, until
 from ts_parity.config import parse_endpoint
 from ts_parity.testing import Canned, FakeModel, FakeTorchServe, protection
 
@@ -150,6 +150,22 @@ async def test_overload_is_said_at_once(make_fleet: MakeFleet) -> None:
     assert answer.json()["type"] == "ServiceUnavailableException"
     assert answer.get("retry-after") == "1"
     assert [late.status for late in await asyncio.gather(*waiting)] == [504, 504]
+
+
+async def test_an_instant_model_never_waits_for_a_slow_one_beside_it(make_fleet: MakeFleet) -> None:
+    """One worker each on one instance: directly both are served at once, and so they are through the proxy."""
+    slow, instant = FakeModel("slow", role=None), FakeModel("instant", role=None)
+    instance = FakeTorchServe(slow, instant)
+    fleet = await make_fleet(instance)
+    slow.script.append(Canned(hold_s=60.0))
+    direct = Client(instance.inference)
+    stuck = asyncio.create_task(fleet.post("/predictions/slow"))
+    await until(lambda: len(instance.received) == 1, "the slow model to be asked")
+    for client in (direct, fleet.client):
+        answer = await client.post("/predictions/instant", b"[1, 2]")
+        assert (answer.status, answer.json()) == (200, linear(1))
+    assert not stuck.done()
+    stuck.cancel()
 
 
 async def test_a_full_instance_is_left_alone_and_the_query_goes_elsewhere(make_fleet: MakeFleet) -> None:

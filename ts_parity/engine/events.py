@@ -62,16 +62,24 @@ class Code(Protocol):
 
 @dataclass(frozen=True)
 class Instance:
-    """One TorchServe. Its places are shared by all models it hosts; `domain` names what it fails together with."""
+    """One TorchServe. `domain` names what it fails together with.
+
+    `places`: with so many tasks in flight, over all models it hosts, it has nothing idle for protections. `capped`: an
+    operator has set them, and they bound all work; otherwise each endpoint has its own.
+    """
 
     name: str
     places: int
     domain: str
+    capped: bool = False
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A model on an instance: the deployed model of a pool (`row` None) or the protection of that row."""
+    """A model on an instance: the deployed model of a pool (`row` None) or the protection of that row.
+
+    `places`: how many tasks it may have in flight, whatever other models on its instance do.
+    """
 
     name: str
     instance: str

@@ -15,7 +15,7 @@ from typing import Final
 from ts_parity.engine.events import Code, Endpoint, Fleet, Instance, Pool, Query
 from ts_parity.engine.group import CodingGroup
 from ts_parity.engine.health import Condition, Health
-from ts_parity.engine.policy import GapMeter, LatencyWindow, Policy
+from ts_parity.engine.policy import GapMeter, LatencyWindow, LoadMeter, Policy
 
 _NO_DOMAINS: Mapping[str, int] = {}
 BEARABLE: Final = 0.85
@@ -23,7 +23,7 @@ BEARABLE: Final = 0.85
 
 
 class InstanceState:
-    """One TorchServe and how many of its places are taken, over all models it hosts."""
+    """One TorchServe and how many tasks it has in flight, over all models it hosts."""
 
     __slots__ = ("clean", "endpoints", "in_flight", "instance", "protects", "serves")
 
@@ -43,51 +43,92 @@ class InstanceState:
             state.line.settle(state)
 
 
-class EndpointState:
-    """An endpoint, its share of its instance's places, and its health."""
+class PoolShare:
+    """What one pool has on one instance. Its deployed model and its protection there take turns, for they have one
+    machine between them, and a query that waits can still go to another. It does not look at other pools.
+    """
 
-    __slots__ = ("endpoint", "health", "host", "in_flight", "last_sent", "line", "name", "only", "since")
+    __slots__ = ("in_flight", "places")
+
+    def __init__(self) -> None:
+        self.in_flight = 0
+        self.places = 0
+        """Those of its largest endpoint."""
+
+    def add(self, state: EndpointState) -> None:
+        if state.share is not self:
+            state.share.in_flight -= state.in_flight
+            self.in_flight += state.in_flight
+            state.share = self
+        self.places = max(self.places, state.endpoint.places)
+
+
+class EndpointState:
+    """An endpoint, how many of its places are taken, and its health."""
+
+    __slots__ = (
+        "endpoint", "health", "host", "in_flight", "last_sent", "line", "machine_places", "name", "only", "share",
+        "since",
+    )  # fmt: skip
 
     def __init__(self, endpoint: Endpoint, host: InstanceState, policy: Policy) -> None:
         self.name = endpoint.name
         self.endpoint = endpoint
         self.host = host
         self.line = Line()
+        self.share = PoolShare()
         self.only = frozenset({endpoint.instance})
         self.in_flight = 0
         self.last_sent = 0
         self.since: dict[int, float] = {}
         """Tasks in flight -> when each was sent, the oldest first."""
+        self.machine_places: float = 0.0
+        """With so many tasks in flight, its instance takes no more of this endpoint's; inf: it always does."""
         self.health = Health(policy.failures_until_out, policy.out_s)
+        self.describe(endpoint, host)
+
+    def describe(self, endpoint: Endpoint, host: InstanceState) -> None:
+        """Independent models never wait for each other; protections use what the whole machine has idle."""
+        self.endpoint = endpoint
+        self.host = host
+        bounded = endpoint.row is not None or host.instance.capped
+        self.machine_places = float(host.instance.places) if bounded else math.inf
 
     @property
     def domain(self) -> str:
         return self.host.instance.domain
 
     def has_place(self) -> bool:
-        return self.in_flight < self.endpoint.places and self.host.in_flight < self.host.instance.places
+        share = self.share
+        if self.in_flight >= self.endpoint.places or share.in_flight >= share.places:
+            return False
+        return self.host.in_flight < self.machine_places
 
     def take_place(self, task: int, now: float) -> None:
         """Task numbers grow, so the last one is also the order in which endpoints were used."""
-        host = self.host
+        host, share = self.host, self.share
         self.in_flight += 1
+        self.line.taken += 1
+        share.in_flight += 1
         host.in_flight += 1
         self.last_sent = task
         self.since[task] = now
         if self.health.condition is Condition.OUT:
             self.health.sent(now)
-        if host.in_flight >= host.instance.places:
+        if share.in_flight == share.places or host.in_flight == host.instance.places:
             for state in host.endpoints:
-                state.line.remove(state)
-        else:
-            self.line.settle(self)
+                if not state.has_place():
+                    state.line.remove(state)
+        self.line.settle(self)
 
     def free_place(self, task: int) -> None:
-        host = self.host
+        host, share = self.host, self.share
         self.in_flight -= 1
+        self.line.taken -= 1
+        share.in_flight -= 1
         host.in_flight -= 1
         del self.since[task]
-        if host.in_flight == host.instance.places - 1:
+        if share.in_flight == share.places - 1 or host.in_flight == host.instance.places - 1:
             for state in host.endpoints:
                 state.line.freed(state)
         else:
@@ -100,7 +141,7 @@ class Line:
     So choosing costs little, however many there are, and however many are busy or out.
     """
 
-    __slots__ = ("doubted", "everyone", "out", "parked", "ready", "trials")
+    __slots__ = ("doubted", "everyone", "out", "parked", "ready", "taken", "trials")
 
     def __init__(self, everyone: Iterable[EndpointState] = ()) -> None:
         self.everyone = sorted(everyone, key=lambda state: state.last_sent)
@@ -113,6 +154,8 @@ class Line:
         """Not to be asked for a while; in none of the three."""
         self.out = sum(state.health.condition is not Condition.IN for state in self.everyone)
         """How many are out or on trial."""
+        self.taken = sum(state.in_flight for state in self.everyone)
+        """Tasks in flight. A state that left counts in the line it left."""
         for state in self.everyone:
             state.line = self
             self.freed(state)
@@ -191,6 +234,9 @@ class PoolState:
         self.latency = LatencyWindow()
         self.backup_latency = LatencyWindow()
         self.gap = GapMeter()
+        self.load = LoadMeter()
+        self.places = 0
+        """Of all its endpoints; of a deployed model and its protections on one machine, the larger number."""
         self._policy = policy
         self._per_domain = 1
         self._domains = 1
@@ -221,14 +267,15 @@ class PoolState:
             return False
         return self.pool.partial or self.code.k == 1
 
-    def launch_after_s(self, load: float) -> float:
+    @property
+    def launch_after_s(self) -> float:
         """The last tenth of the load stretches it most: there the queue, not the worker, makes queries late."""
         if self._policy.launch_after_s is not None:
             base = self._policy.launch_after_s
         else:
             measured = self.latency.quantile(self._policy.launch_quantile)
             base = self._policy.reconstruct_cold_s if measured is None else measured
-        return base * (1.0 + self._policy.launch_stretch * min(1.0, max(0.0, (load - 0.5) / 0.5)))
+        return base * (1.0 + self._policy.launch_stretch * min(1.0, max(0.0, (self.load.value - 0.5) / 0.5)))
 
     def hedge_after_s(self, launch_after_s: float) -> float:
         """A second copy costs more than a backup: one that is launched (inf: none is) first gets its time to answer."""
@@ -245,11 +292,11 @@ class PoolState:
         """Whether a protection stands on a machine that serves deployed models too."""
         return any(state.host.serves for line in self.rows.values() for state in line.everyone)
 
-    def may_take_out(self, load: float) -> bool:
+    def may_take_out(self) -> bool:
         """Whether slowness may take one more endpoint out: not too many, and only if the others can bear the load."""
         count = len(self.deployed)
         out = 1 + self.deployed.out
-        return out <= self._policy.max_out * count and load * count < BEARABLE * (count - out)
+        return out <= self._policy.max_out * count and self.load.value * count < BEARABLE * (count - out)
 
     def set_endpoints(self, members: Iterable[EndpointState]) -> None:
         rows: dict[int | None, list[EndpointState]] = {}
@@ -258,8 +305,18 @@ class PoolState:
         self.deployed = Line(rows.pop(None, ()))
         self.rows = {row: Line(states) for row, states in rows.items() if row is not None}
         domains = self._domains = len({state.domain for state in self.deployed.everyone})
+        states = (state for line in (self.deployed, *self.rows.values()) for state in line.everyone)
+        shares = {state.endpoint.instance: state for state in states}
+        self.places = sum(min(state.share.places, state.host.instance.places) for state in shares.values())
         # With fewer domains than k a group cannot be spread over k of them; it is spread as evenly as it can be.
         self._per_domain = math.ceil(self.code.k / domains) if self.code is not None and domains else 1
+
+    def in_flight(self) -> int:
+        """Its tasks, the protections' too."""
+        taken = self.deployed.taken
+        for line in self.rows.values():
+            taken += line.taken
+        return taken
 
     def group_for(self, key: Hashable, domain: str) -> CodingGroup | None:
         """The oldest open group that can take a member in this domain."""
@@ -331,7 +388,8 @@ class PoolState:
             state
             for state in self.deployed.everyone
             if state.host.clean
-            and state.host.in_flight < state.host.instance.places + spare
+            and state.share.in_flight < state.share.places + spare
+            and state.host.in_flight < state.machine_places + spare
             and state.in_flight < state.endpoint.places + spare
             and state.since
             and now - next(iter(state.since.values())) > overdue_s
@@ -394,9 +452,8 @@ class FleetState:
         self.endpoints: dict[str, EndpointState] = {}
         self._left: dict[str, EndpointState] = {}
         """Endpoints that are gone with work in flight: should they come back, it is still on their places."""
+        self._shares: dict[tuple[str, str], PoolShare] = {}
         self.pools: dict[str, PoolState] = {}
-        self.places = 0
-        """Of all instances together."""
 
     def update(self, fleet: Fleet) -> list[PoolState]:
         """Adopt what was discovered; -> the pools that are gone. Raise ValueError if names do not fit together."""
@@ -418,20 +475,22 @@ class FleetState:
             # An instance that left and comes back while a query is still on it has that place taken.
             if name not in listed and self.instances[name].in_flight == 0:
                 del self.instances[name]
-        self.places = sum(instance.places for instance in fleet.instances)
 
     def _update_endpoints(self, fleet: Fleet) -> None:
         known = self._left | self.endpoints
         self.endpoints = {}
+        self._shares = {key: share for key, share in self._shares.items() if share.in_flight}
+        for share in self._shares.values():
+            share.places = 0
         for host in self.instances.values():
             host.endpoints = []
         for endpoint in fleet.endpoints:
             state = known.get(endpoint.name)
             if state is None or state.endpoint.instance != endpoint.instance:
                 state = EndpointState(endpoint, self.instances[endpoint.instance], self._policy)
-            state.endpoint = endpoint
-            state.host = self.instances[endpoint.instance]
+            state.describe(endpoint, self.instances[endpoint.instance])
             state.host.endpoints.append(state)
+            self._shares.setdefault((endpoint.instance, endpoint.pool), PoolShare()).add(state)
             state.host.protects = state.host.protects or endpoint.row is not None
             state.host.serves = state.host.serves or endpoint.row is None
             self.endpoints[endpoint.name] = state
@@ -462,12 +521,13 @@ def least_outstanding(
 ) -> EndpointState | None:
     """Least outstanding among the healthy ones, which all have a free place; ties go to the one longest unused.
 
-    `in_order`: the candidates come longest idle first, so the first idle one is it.
+    A deployed model's own load counts first, then its machine's; what uses idle machines looks at the machine's only.
+    `in_order`: the candidates come from one line, longest idle first, so the first idle one is it.
     Instances in `avoid`, failure domains in `domains` and endpoints with a task in flight for longer than `age_s` are
     taken only if there is nothing else; of the others, those whose last answer was late only if there is nothing else.
     """
     best: EndpointState | None = None
-    best_rank: tuple[bool, bool, float, int] | None = None
+    best_rank: tuple[bool, bool, float, float, int] | None = None
     # The hottest loop of the engine: attributes are read once, and nothing is called.
     for state in candidates:
         health = state.health
@@ -485,7 +545,9 @@ def least_outstanding(
             return state
         if age_s < math.inf and state.since and now - next(iter(state.since.values())) > age_s:
             unwanted = True
-        rank = (unwanted, not host.clean, taken / instance.places, state.last_sent)
+        endpoint = state.endpoint
+        own = state.in_flight / endpoint.places if in_order and endpoint.row is None else 0.0
+        rank = (unwanted, not host.clean, own, taken / instance.places, state.last_sent)
         if best_rank is None or rank < best_rank:
             best, best_rank = state, rank
     return best

@@ -17,8 +17,9 @@ What is promised (tests/engine/test_invariants.py checks each on random interlea
      has passed since the query was sent or its own task failed. Never for a query that refuses it, unless the code is
      lossless.
   3. A protection that fails never fails a query.
-  4. Work in flight never exceeds an instance's places, nor an endpoint's; by at most `spare_places` while its oldest
-     task is overdue.
+  4. Work in flight never exceeds an endpoint's places, nor those that a pool has on an instance, nor an instance's
+     places where an operator has set them; by at most `spare_places` while its oldest task is overdue. A protection
+     starts only where the instance, with all its models, has a place left.
   5. Retries and second copies never exceed their budgets, and a second copy is sent only to an idle instance while no
      query waits.
   6. Memory is bounded by the work waiting and in flight: when all is done, nothing is left.

@@ -152,7 +152,7 @@ class GapMeter:
 
 
 class LoadMeter:
-    """A running mean of the share of places taken, told at every dispatch: 1.0 is full."""
+    """A running mean of the share of a pool's places that is taken, told at every dispatch: 1.0 is full."""
 
     WEIGHT = 0.02
 

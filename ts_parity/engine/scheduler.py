@@ -35,7 +35,7 @@ from ts_parity.engine.events import (
 from ts_parity.engine.fleet import EndpointState, FleetState, PoolState
 from ts_parity.engine.group import CodingGroup
 from ts_parity.engine.health import Condition
-from ts_parity.engine.policy import LoadMeter, Policy, TokenBucket
+from ts_parity.engine.policy import Policy, TokenBucket
 from ts_parity.engine.timers import Timer, Timers
 
 MAX_FINISHES: Final = 2
@@ -51,7 +51,6 @@ class Scheduler:
         self._fleet.update(fleet)
         self._retries = TokenBucket(policy.retry_ratio, policy.retry_burst)
         self._hedges = TokenBucket(policy.hedge_ratio, policy.hedge_burst if policy.hedge_ratio else 0.0)
-        self._load = LoadMeter()
         self._timers = Timers()
         self._serial = 0
         self._live: set[int] = set()
@@ -87,7 +86,7 @@ class Scheduler:
                 self._pump(now, actions)
             if query.state is QueryState.WAITING:
                 if self.policy.launch_waiting and pool.launches_late:
-                    query.launch_at = now + self.policy.launch_waiting * pool.launch_after_s(self._load.value)
+                    query.launch_at = now + self.policy.launch_waiting * pool.launch_after_s
                 self._arm_query(query)
         return actions
 
@@ -201,7 +200,8 @@ class Scheduler:
                 self._send_retries(pool, now, actions)
         waiting = [pool for pool in pools if pool.waiting_count]
         while waiting:
-            pool = waiting[0] if len(waiting) == 1 else min(waiting, key=lambda p: _head(p).arrived_at)
+            # Where an operator has capped an instance, pools compete: a crowd in one must not keep the others out.
+            pool = waiting[0] if len(waiting) == 1 else min(waiting, key=_share_taken)
             query = _head(pool)
             place = pool.endpoint_for_query(query, now)
             if place is None:
@@ -235,13 +235,13 @@ class Scheduler:
         query.in_flight += 1
         query.avoid = query.avoid | place.only if query.avoid else place.only
         query.domain = place.domain
-        self._load.add(self._in_flight + pool.waiting_count, self._fleet.places)
+        pool.load.add(pool.in_flight() + pool.waiting_count, pool.places)
         sealed = None
         if query.release_at == math.inf:  # the first dispatch; a rejected query comes here again, in its group already
             query.release_at = now + pool.reconstruct_after_s
             if pool.code is not None and pool.rows and query.key is not None:
                 if pool.launches_late:
-                    query.launch_at = now + pool.launch_after_s(self._load.value)
+                    query.launch_at = now + pool.launch_after_s
                 else:
                     sealed = self._join(pool, query, place.domain, now)
             if self.policy.hedge_ratio:
@@ -284,7 +284,7 @@ class Scheduler:
             group.retire()
             self._review(group, actions)
             return
-        shed = self._load.value > self.policy.shed_load and pool.shares_machines
+        shed = pool.load.value > self.policy.shed_load and pool.shares_machines
         for row in range(0 if shed else group.code.r):
             if pool.rows.get(row):
                 group.pending_rows.add(row)
@@ -688,7 +688,7 @@ class Scheduler:
             before = health.condition
             if slow:
                 pool = self._fleet.pools[task.endpoint.pool]
-                health.was_slow(now, self.policy.slow_until_out, pool.may_take_out(self._load.value))
+                health.was_slow(now, self.policy.slow_until_out, pool.may_take_out())
             else:
                 health.succeeded()
         else:
@@ -731,7 +731,7 @@ class Scheduler:
         return {
             "open_queries": len(self._live),
             "in_flight": self._in_flight,
-            "load": round(self._load.value, 3),
+            "load": round(max((pool.load.value for pool in self._fleet.pools.values()), default=0.0), 3),
             "retry_tokens": round(self._retries.tokens, 3),
             "sent": dict(self.sent),
             "answered": dict(self.answered),
@@ -739,6 +739,7 @@ class Scheduler:
             "pools": {
                 name: {
                     "waiting": pool.waiting_count + len(pool.retries),
+                    "load": round(pool.load.value, 3),
                     "open_groups": sum(len(groups) for groups in pool.open_groups.values()),
                     "late": len(pool.late),
                     "queued_protections": sum(not group.done for group, _ in pool.protections),
@@ -756,6 +757,10 @@ class Scheduler:
 
 def _head(pool: PoolState) -> Query:
     return pool.waiting[0]
+
+
+def _share_taken(pool: PoolState) -> tuple[float, float]:
+    return pool.in_flight() / max(pool.places, 1), _head(pool).arrived_at
 
 
 def _may_be_rebuilt(query: Query, group: CodingGroup) -> bool:

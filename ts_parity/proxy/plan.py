@@ -242,14 +242,16 @@ def _orphans(protections: Sequence[Member], deployed: Mapping[tuple[str, str], S
 
 
 def _instances(up: Sequence[InstanceReport], endpoints: Sequence[Endpoint], wanted: Wanted) -> tuple[Instance, ...]:
-    """All models of an instance share one machine, so its places are those of its largest endpoint, not their sum."""
+    """All models of an instance share one machine, so with as many tasks as its largest endpoint has places, none of it
+    is idle. Only places that an operator has set bound more than protections.
+    """
     settings = {instance.name: instance for instance in wanted.instances}
     instances = []
     for report in up:
         given = settings[report.name]
         largest = max((e.places for e in endpoints if e.instance == report.name), default=1)
         places = wanted.share(given.places, report.name) if given.places else largest
-        instances.append(Instance(report.name, places, given.domain or given.name))
+        instances.append(Instance(report.name, places, given.domain or given.name, capped=bool(given.places)))
     return tuple(instances)
 
 
