@@ -12,9 +12,17 @@ from typing import Any
 
 import psutil
 import pytest
+from hypothesis import HealthCheck, settings
 
 from ts_parity.torchserve.configuration import InstanceOptions
 from ts_parity.torchserve.launcher import TorchServeInstance, launch_fleet, stop_fleet
+
+# The default suite is the same on every run. `--hypothesis-profile dice` throws new ones, as `make fuzz` does.
+# No limits in time: a busy machine is not a fault.
+UNHURRIED: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("fixed", derandomize=True, **UNHURRIED)
+settings.register_profile("dice", print_blob=True, **UNHURRIED)
+settings.load_profile("fixed")
 
 TINY_HANDLER = '''\
 """Answers a body with itself. Needs no model and no torch."""

@@ -89,7 +89,7 @@ def test_the_engine_needs_nothing_but_the_standard_library():
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["-c", "import ts_parity"], ["-m", "ts_parity.cli", "--help"]])
 def test_importing_and_asking_for_help_is_cheap(arguments):
-    ran = subprocess.run([sys.executable, "-X", "importtime", *arguments], capture_output=True, text=True, timeout=60)
+    ran = subprocess.run([sys.executable, "-X", "importtime", *arguments], capture_output=True, text=True, timeout=500)
     assert ran.returncode == 0, ran.stderr[-2000:]
     imported = {line.rsplit("|", 1)[1].strip().split(".")[0] for line in ran.stderr.splitlines() if "|" in line}
     assert not imported & {"torch", "aiohttp", "numpy", "requests", "matplotlib", "ts", "sklearn"}
@@ -101,7 +101,7 @@ def test_a_wrong_command_line_is_exit_code_2():
         [sys.executable, "-m", "ts_parity.cli", "serve", "--endpoint", "nonsense"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=500,
     )
     assert ran.returncode == 2
     assert "nonsense" in ran.stderr

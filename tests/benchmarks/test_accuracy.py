@@ -45,7 +45,7 @@ def data(tmp_path_factory):
 
 def run(data, *arguments):
     command = [sys.executable, str(SCRIPT), "--data", str(data), "--quick", *arguments]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=500)
     assert ran.returncode == 0, ran.stderr[-3000:]
     return ran.stdout
 

@@ -4,7 +4,7 @@ import gc
 import math
 import weakref
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ts_parity.codes import make_code
@@ -242,7 +242,7 @@ def play(fleet, policy, steps):
     return world
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300)
 @given(fleets(), POLICIES, STEPS)
 def test_the_promises(fleet, policy, steps):
     world = play(fleet, policy, steps)
@@ -269,7 +269,7 @@ def test_the_promises(fleet, policy, steps):
     assert play(fleet, policy, steps).log == world.log
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=50)
 @given(fleets(), POLICIES)
 def test_timers_of_answered_queries_do_not_pile_up(fleet, policy):
     scheduler = Scheduler(fleet, policy)

@@ -52,7 +52,7 @@ def test_the_commands_of_the_readme_work_as_they_stand(tmp_path):
             ["bash", str(script)], cwd=ROOT, env=environment, stdout=output, stderr=output, start_new_session=True
         )
         try:
-            code = typed.wait(timeout=200)
+            code = typed.wait(timeout=500)
         finally:
             os.killpg(typed.pid, signal.SIGKILL)
             typed.wait()

@@ -31,7 +31,7 @@ from typing import Any, cast
 
 from tqdm import tqdm
 
-from tests.proxy.conftest import PROMPT, nothing_left
+from tests.proxy.conftest import PATIENCE_S, PROMPT, nothing_left
 from tests.proxy.mutations import answer, mutated, requests, split
 from tests.proxy.strict import End, Message, read_answer, read_requests
 from ts_parity.config import Settings, parse_endpoint
@@ -43,7 +43,6 @@ MAX_BODY_BYTES = 100_000
 NEIGHBOURS = 2
 CLEAN = 0.15
 """The share of cases that are as they should be: these must be served."""
-PATIENCE_S = 5.0
 GRACE_S = 0.002
 """How long a client that has sent nonsense waits for a word about it."""
 HOP_BY_HOP = {

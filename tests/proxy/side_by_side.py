@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from tests.proxy.conftest import PROMPT, Raw, read_answer
+from tests.proxy.conftest import PATIENCE_S, PROMPT, Raw, read_answer
 from ts_parity.config import InstanceSettings, Settings
 from ts_parity.proxy.app import Proxy
 from ts_parity.torchserve.launcher import TorchServeInstance
@@ -174,7 +174,7 @@ async def ask(
         for piece in pieces:
             writer.write(piece)
             await asyncio.sleep(0)
-        return [await asyncio.wait_for(read_answer(reader, to_head), 10) for _ in range(answers)]
+        return [await asyncio.wait_for(read_answer(reader, to_head), PATIENCE_S) for _ in range(answers)]
 
 
 def comparable(answer: Raw, hidden: tuple[str, ...] = ()) -> tuple[Any, ...]:

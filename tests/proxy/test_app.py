@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.proxy.conftest import Client, Fleet, MakeFleet, Raw, read_answer, until
+from tests.proxy.conftest import PATIENCE_S, Client, Fleet, MakeFleet, Raw, read_answer, until
 from ts_parity.config import Settings
 from ts_parity.engine import Policy
 from ts_parity.errors import ConfigError, StartError, TsParityError
@@ -192,11 +192,11 @@ class Process:
             stderr=asyncio.subprocess.PIPE,
             env={key: value for key, value in os.environ.items() if not key.startswith("TS_PARITY_")},
         )
-        await until(self.ready_file.exists, "the proxy to be ready", 20)
+        await until(self.ready_file.exists, "the proxy to be ready")
         return json.loads(self.ready_file.read_text())
 
     async def end(self) -> tuple[int, str]:
-        _, stderr = await asyncio.wait_for(self.process.communicate(), 20)
+        _, stderr = await asyncio.wait_for(self.process.communicate(), PATIENCE_S)
         return self.process.returncode or 0, stderr.decode()
 
 

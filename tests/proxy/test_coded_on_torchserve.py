@@ -85,7 +85,7 @@ SETTINGS: dict[str, Any] = {
 async def fleet(make_fleet: MakeFleet, instances: list[TorchServeInstance]) -> AsyncIterator[Fleet]:
     fleet = await make_fleet(given=given(instances), **SETTINGS)
     yield fleet
-    await until(lambda: nothing_left(fleet.proxy), "everything to be let go", 20)
+    await until(lambda: nothing_left(fleet.proxy), "everything to be let go")
 
 
 async def ask(fleet: Fleet, n: int, *headers: tuple[str, str]) -> Raw:
@@ -133,7 +133,7 @@ async def test_exact_answers_as_the_model_itself(make_fleet: MakeFleet, instance
         rebuilt = await asyncio.gather(ask(fleet, 1, ("x-ts-parity-exact", "1")), ask(fleet, 2))
     assert sorted(answer.get("x-ts-parity") or "" for answer in rebuilt) == ["deployed", "reconstructed"]
     assert all(close(answer, expected) for answer, expected in zip(rebuilt, ordinary, strict=True))
-    await until(lambda: nothing_left(fleet.proxy), "everything to be let go", 20)
+    await until(lambda: nothing_left(fleet.proxy), "everything to be let go")
 
 
 async def test_both_members_frozen_get_a_clear_error_at_their_deadline(
@@ -154,7 +154,7 @@ async def test_a_killed_workers_query_is_answered(fleet: Fleet, instances: list[
             os.kill(pid, signal.SIGKILL)
         answers = await asyncio.gather(*waiting)
     assert all(close(answer, expected) for answer, expected in zip(answers, ordinary, strict=True))
-    await until(lambda: _all_ready(instances), "the worker to be back", 20)
+    await until(lambda: _all_ready(instances), "the worker to be back")
 
 
 def _all_ready(instances: list[TorchServeInstance]) -> bool:

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import pytest
 
-from tests.proxy.conftest import until
+from tests.proxy.conftest import PATIENCE_S, until
 from ts_parity import wire
 from ts_parity.proxy import messages, routes
 from ts_parity.proxy.messages import Reply, Request
@@ -31,7 +31,7 @@ def reply(body: bytes) -> Reply:
 async def statuses(reader: asyncio.StreamReader, count: int) -> list[bytes]:
     data = b""
     while data.count(b"HTTP/1.1") < count:
-        data += await asyncio.wait_for(reader.read(1 << 20), 10)
+        data += await asyncio.wait_for(reader.read(1 << 20), PATIENCE_S)
     return re.findall(rb"HTTP/1\.1 (\d+)", data)
 
 
@@ -158,7 +158,7 @@ async def test_a_client_that_asks_and_says_goodbye_at_once_still_gets_an_answer_
     reader, writer = await serving(server)
     writer.write(GET % 1)
     writer.write_eof()
-    assert (await asyncio.wait_for(reader.read(), 10)).endswith(b"made")
+    assert (await asyncio.wait_for(reader.read(), PATIENCE_S)).endswith(b"made")
     writer.close()
     await server.close()
 
@@ -172,7 +172,7 @@ async def test_a_connection_with_too_many_questions_ends_with_the_answer_that_cl
     await until(lambda: len(turns) == 1, "the first request")
     turns[0].answer(reply(b"ok"))
     assert await statuses(reader, 1) == [b"200"]
-    await until(lambda: not server.connections, "the connection to end", 8.0)
+    await until(lambda: not server.connections, "the connection to end")
     assert server.in_flight == 0
     writer.close()
     await server.close()
@@ -204,7 +204,7 @@ async def test_who_never_takes_its_answer_is_given_up() -> None:
     writer.transport.pause_reading()  # type: ignore[attr-defined]
     writer.write(GET % 1)
     await until(lambda: bool(server.connections), "the connection")
-    await until(lambda: not server.connections, "the client to be given up", 8.0)
+    await until(lambda: not server.connections, "the client to be given up")
     writer.close()
     await server.close()
 

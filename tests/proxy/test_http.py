@@ -5,10 +5,10 @@ from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.proxy.conftest import read_answer, until
+from tests.proxy.conftest import PATIENCE_S, read_answer, until
 from ts_parity.proxy.messages import MAX_HEAD_BYTES, Reply, Request
 from ts_parity.proxy.server import Patience, Server, Turn
 from ts_parity.proxy.streams import Stream
@@ -49,7 +49,7 @@ async def serving(answer=echo, patience=None):
 
 async def ended(reader: asyncio.StreamReader) -> bool:
     with suppress(ConnectionError):
-        return await asyncio.wait_for(reader.read(), 5) == b""
+        return await asyncio.wait_for(reader.read(), PATIENCE_S) == b""
     return True
 
 
@@ -213,11 +213,11 @@ async def test_a_client_that_leaves_takes_its_request_along() -> None:
         writer.write(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n" * 3)
         await until(lambda: server.in_flight == 3, "the requests")
         writer.close()
-        await asyncio.wait_for(cancelled.wait(), 5)
+        await asyncio.wait_for(cancelled.wait(), PATIENCE_S)
         await until(lambda: server.in_flight == 0, "nothing in flight")
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150)
 @given(
     st.lists(
         st.one_of(
@@ -247,7 +247,7 @@ def test_no_bytes_harm_the_server_or_its_other_clients(pieces: list[bytes]) -> N
                 writer.write(piece)
                 await asyncio.sleep(0)
             to_neighbour.write(b"GET /mine HTTP/1.1\r\nHost: h\r\n\r\n")
-            assert (await asyncio.wait_for(read_answer(neighbour), 5)).body == b"GET /mine 1 "
+            assert (await asyncio.wait_for(read_answer(neighbour), PATIENCE_S)).body == b"GET /mine 1 "
             to_neighbour.close()
             writer.close()
             await until(lambda: not server.connections and not server.in_flight, "everybody to have gone")

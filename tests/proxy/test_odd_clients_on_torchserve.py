@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from tests.conftest import TorchServeFactory, write_archive
-from tests.proxy.conftest import nothing_left, read_answer, until
+from tests.proxy.conftest import PATIENCE_S, nothing_left, read_answer, until
 from tests.proxy.side_by_side import WITNESS, Case, Pair, ask, comparable, connected, do, proxy_before, request
 from ts_parity.torchserve.launcher import TorchServeInstance
 
@@ -260,7 +260,7 @@ async def test_a_client_that_half_closes(pair: Pair) -> None:
             writer.write(PREDICTION)
             writer.write_eof()
             try:
-                said = await asyncio.wait_for(reader.read(), 5)
+                said = await asyncio.wait_for(reader.read(), PATIENCE_S)
             except ConnectionError:
                 said = b""
             assert said[:13] in (b"", b"HTTP/1.1 200 ")

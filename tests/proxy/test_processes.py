@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.proxy.conftest import PROMPT, Client, Raw, read_answer, until
+from tests.proxy.conftest import PATIENCE_S, PROMPT, Client, Raw, read_answer, until
 from tests.proxy.test_app import JSON, Process, draining, refused
 from ts_parity.config import Settings, parse_endpoint
 from ts_parity.errors import ConfigError, StartError
@@ -68,7 +68,7 @@ class Kept:
     async def post(self) -> Raw:
         head = f"POST /predictions/linear HTTP/1.1\r\nHost: h\r\nContent-Length: {len(BODY)}\r\n\r\n"
         self.writer.write(head.encode() + BODY)
-        return await asyncio.wait_for(read_answer(self.reader), 10)
+        return await asyncio.wait_for(read_answer(self.reader), PATIENCE_S)
 
     def owned_by(self, pid: int) -> bool:
         connections = psutil.Process(pid).net_connections("tcp")
@@ -142,7 +142,7 @@ async def test_all_serve_one_port_and_are_told_of_as_one(make_processes: MakeFle
     assert (await fleet.admin.get("/health")).status == 200
     answer = await fleet.admin.post("/drain", headers=JSON)
     assert (answer.status, answer.json()) == (202, {"status": "draining"})
-    assert await asyncio.wait_for(fleet.life, 10) == 0
+    assert await asyncio.wait_for(fleet.life, PATIENCE_S) == 0
     assert not any(psutil.pid_exists(row["pid"]) for row in rows)
 
 
@@ -238,7 +238,7 @@ async def test_a_frozen_process_holds_nobody_up(make_processes: MakeFleet, monke
     assert await fleet.answered() == 20
     assert (await fleet.admin.get("/health")).status == 200
     fleet.supervisor.drain()
-    assert await asyncio.wait_for(fleet.life, 10) == 1
+    assert await asyncio.wait_for(fleet.life, PATIENCE_S) == 1
     assert not any(psutil.pid_exists(pid) for pid in (frozen, other))
 
 
@@ -373,6 +373,6 @@ async def test_a_port_that_is_taken_is_exit_code_3(tmp_path: Path) -> None:
             *("--processes", "2", "--endpoint", "http://127.0.0.1:1"),
             stderr=asyncio.subprocess.PIPE,
         )
-        _, stderr = await asyncio.wait_for(process.communicate(), 20)
+        _, stderr = await asyncio.wait_for(process.communicate(), PATIENCE_S)
     assert process.returncode == 3
     assert f"cannot listen on 127.0.0.1:{port}" in stderr.decode()

@@ -18,7 +18,7 @@ import pytest
 import uvloop
 
 from tests.proxy.authority import HERE, Authority
-from tests.proxy.conftest import Fleet, MakeFleet, Raw, nothing_left, read_answer, until
+from tests.proxy.conftest import PATIENCE_S, Fleet, MakeFleet, Raw, nothing_left, read_answer, until
 from tests.proxy.test_http import LIMIT, by, echo, ended
 from ts_parity.config import InstanceSettings, Settings, parse_endpoint
 from ts_parity.proxy.certificates import client_side
@@ -88,7 +88,7 @@ def blocking(authority: Authority, port: int, talk: Callable[[ssl.SSLSocket], An
 
     def run() -> Any:
         with (
-            socket.create_connection(("127.0.0.1", port), timeout=10) as plain,
+            socket.create_connection(("127.0.0.1", port), timeout=60) as plain,
             context.wrap_socket(plain, server_hostname="localhost", suppress_ragged_eofs=False) as secure,
         ):
             return talk(secure)
@@ -151,7 +151,7 @@ async def test_a_client_that_reads_slowly_gets_all_of_a_large_answer(authority: 
             writer.transport.pause_reading()
             await asyncio.sleep(0.15)
         writer.transport.resume_reading()
-        received += await asyncio.wait_for(reader.read(), 10)
+        received += await asyncio.wait_for(reader.read(), PATIENCE_S)
         assert received.partition(b"\r\n\r\n")[2] == body
 
 
@@ -208,7 +208,7 @@ async def test_clients_that_do_not_speak_tls_harm_nobody(
         assert (await read_answer(reader)).body == b"GET /mine 1 "
         for their_reader, their_writer in odd:
             with suppress(ConnectionError):
-                assert b"HTTP" not in await asyncio.wait_for(their_reader.read(), 5)
+                assert b"HTTP" not in await asyncio.wait_for(their_reader.read(), PATIENCE_S)
             their_writer.close()
         assert len(server.connections) == 1
     assert troubles() == []
@@ -276,7 +276,7 @@ async def test_a_renewed_certificate_is_shown_to_new_connections(
         while await shown_by(fleet, authority) == first:
             await asyncio.sleep(0.01)
 
-    await asyncio.wait_for(renewed(), 5)
+    await asyncio.wait_for(renewed(), PATIENCE_S)
     (told,) = troubles()
     assert told.startswith("inference port: tls_key:")
     assert told.endswith("; the last one stays in use")
@@ -298,7 +298,7 @@ async def test_curl_is_served(make_fleet: MakeFleet, authority: Authority) -> No
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
-    said, _ = await asyncio.wait_for(curl.communicate(b"[1, 2" + b" " * 3_000_000 + b"]"), 30)
+    said, _ = await asyncio.wait_for(curl.communicate(b"[1, 2" + b" " * 3_000_000 + b"]"), PATIENCE_S)
     assert (curl.returncode, "".join(said.decode().split())) == (0, "[5.0,11.0]1;[5.0,11.0]0;")
 
 

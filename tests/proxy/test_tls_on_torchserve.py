@@ -54,8 +54,8 @@ class Elsewhere(TorchServeInstance):
     def _connected(self) -> http.client.HTTPConnection:
         if self.trusting is not None:
             port = int(self.management_url.rpartition(":")[2])
-            return http.client.HTTPSConnection("127.0.0.1", port, context=self.trusting, timeout=5)
-        connection = http.client.HTTPConnection("localhost", timeout=5)
+            return http.client.HTTPSConnection("127.0.0.1", port, context=self.trusting, timeout=60)
+        connection = http.client.HTTPConnection("localhost", timeout=60)
         connection.sock = socket.socket(socket.AF_UNIX)
         connection.sock.connect(self.management_url.removeprefix("unix:"))
         return connection

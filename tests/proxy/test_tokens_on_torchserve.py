@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import TorchServeFactory, write_archive
-from tests.proxy.conftest import MakeFleet
+from tests.proxy.conftest import PATIENCE_S, MakeFleet
 from tests.proxy.side_by_side import WITNESS, Case, Pair, ask, comparable, proxy_before, unmarked
 from ts_parity.config import InstanceSettings
 from ts_parity.torchserve.launcher import TorchServeInstance
@@ -123,4 +123,4 @@ async def test_a_new_key_is_read_from_the_key_file(make_fleet: MakeFleet, instan
         while (answer := (await ask(fleet.proxy.url, prediction.data))[0]).status != 200:
             assert comparable(unmarked(answer)) == comparable(refused)
 
-    await asyncio.wait_for(served(), 5)
+    await asyncio.wait_for(served(), PATIENCE_S)

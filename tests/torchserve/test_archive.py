@@ -6,7 +6,7 @@ import argparse
 import hashlib
 import io
 import json
-import os
+import random
 import stat
 import subprocess
 import sys
@@ -50,7 +50,7 @@ def contents(path: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def digits(make_archive: MakeArchive) -> Path:
-    files = {"labels.json": b"[0, 1]", "deep/er/.hidden": b"\x00\xff", "vendored.zip": os.urandom(2000)}
+    files = {"labels.json": b"[0, 1]", "deep/er/.hidden": b"\x00\xff", "vendored.zip": random.Random(0).randbytes(2000)}
     return make_archive("digits", serialized=b"weights", files=files, config=CONFIG, version="2.1")
 
 

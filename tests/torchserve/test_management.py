@@ -118,7 +118,7 @@ class TestAgainstTorchServe:
             f"{fleet[0].inference_url}/predictions/tiny",
             data=b"x",
             headers={"Authorization": f"Bearer {fleet[0].token('inference')}"},
-            timeout=10,
+            timeout=60,
         )
         assert answer.content == b"x"
 

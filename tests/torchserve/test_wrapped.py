@@ -43,7 +43,7 @@ def instance(torchserve_factory: TorchServeFactory, tmp_path_factory: pytest.Tem
 
 
 def ask(instance: TorchServeInstance, model: str, body: bytes) -> tuple[int, str, list[tuple[str, str]], bytes]:
-    connection = http.client.HTTPConnection(urlsplit(instance.inference_url).netloc, timeout=20)
+    connection = http.client.HTTPConnection(urlsplit(instance.inference_url).netloc, timeout=60)
     try:
         connection.request("POST", f"/predictions/{model}", body)
         answer = connection.getresponse()
