@@ -29,6 +29,7 @@ from ts_parity.engine.events import (
 from ts_parity.engine.group import CodingGroup
 from ts_parity.engine.policy import Policy
 from ts_parity.engine.scheduler import Scheduler
+from ts_parity.engine.trust import Finding, Standing, Trust
 
 __all__ = [
     "ARRIVED",
@@ -41,6 +42,7 @@ __all__ = [
     "Endpoint",
     "Fail",
     "Failed",
+    "Finding",
     "Fleet",
     "Instance",
     "Kind",
@@ -53,5 +55,7 @@ __all__ = [
     "Scheduler",
     "Send",
     "Source",
+    "Standing",
     "Task",
+    "Trust",
 ]

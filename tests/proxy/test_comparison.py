@@ -1,0 +1,164 @@
+"""What it means that two answers agree, case by case."""
+
+from __future__ import annotations
+
+import json
+import string
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ts_parity.engine import Finding
+from ts_parity.proxy.comparison import LARGEST, Answers, compare
+from ts_parity.proxy.messages import Reply
+
+AGREED, DIFFERED, UNKNOWN = Finding.AGREED, Finding.DIFFERED, Finding.UNKNOWN
+
+
+def reply(body: Any, status: int = 200, **headers: str) -> Reply:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return Reply(status, "", tuple((name.replace("_", "-"), value) for name, value in headers.items()), data)
+
+
+EQUAL: list[tuple[Any, Any, Finding]] = [
+    ([0.1, 0.9], [0.1000001, 0.8999999], AGREED),
+    ([0.1, 0.9], [0.2, 0.8], DIFFERED),
+    ({"cat": 0.93, "dog": 0.07}, {"dog": 0.07001, "cat": 0.92999}, AGREED),
+    ({"cat": 0.93, "dog": 0.07}, {"cat": 0.93, "fox": 0.07}, DIFFERED),
+    ([12.5, 1e-9], [12.5, 3e-9], AGREED),
+    ([0.004, 0.003], [0.003, 0.004], DIFFERED),
+    (0.3, 0.300001, AGREED),
+    (0.0002, 0.0008, DIFFERED),
+    (1, 2, DIFFERED),
+    (1000, 1001, DIFFERED),
+    (1.0, 1, AGREED),
+    (True, 1, DIFFERED),
+    (None, 0, DIFFERED),
+    ("cat", "dog", DIFFERED),
+    ([1, 2, 3], [1, 2], DIFFERED),
+    ([1, 2], [2, 1], DIFFERED),
+    ({"a": [{"b": [1.0, "x"]}]}, {"a": [{"b": [1.00001, "x"]}]}, AGREED),
+    ({"a": [{"b": [1.0, "x"]}]}, {"a": [{"b": [1.00001, "y"]}]}, DIFFERED),
+    (float("nan"), float("nan"), AGREED),
+    (float("inf"), 1.0, DIFFERED),
+    (10**400, 1.5, DIFFERED),
+    ({"label": "cat", "request_id": "a"}, {"label": "cat", "request_id": "b"}, AGREED),
+    ({"request_id": "a"}, {"request_id": "b"}, UNKNOWN),
+    ({"label": "cat", "inference_time_ms": 1.2}, {"label": "cat", "inference_time_ms": 9.7}, AGREED),
+    (b"cat 0.93001", b"cat 0.93002", AGREED),
+    (b"cat 0.93", b"cat 0.12", DIFFERED),
+    (b"cat 7", b"cat 8", DIFFERED),
+    (b"\x89PNG\0a", b"\x89PNG\0b", DIFFERED),
+    (b"", b"", AGREED),
+    (b"", b"x", DIFFERED),
+    (b"[" * 100_000, b"[" * 100_001, DIFFERED),
+]
+
+
+@pytest.mark.parametrize(("one", "other", "finding"), EQUAL)
+def test_equal_up_to_the_last_digits(one: Any, other: Any, finding: Finding) -> None:
+    assert compare(reply(one), reply(other), lossless=True).finding is finding
+    assert compare(reply(other), reply(one), lossless=True).finding is finding
+
+
+DECISIONS: list[tuple[Any, Any, Finding]] = [
+    ({"cat": 0.93, "dog": 0.07}, {"cat": 0.55, "dog": 0.45}, AGREED),
+    ({"cat": 0.93, "dog": 0.07}, {"dog": 0.55, "cat": 0.45}, DIFFERED),
+    ([0.1, 0.7, 0.2], [0.3, 0.4, 0.3], AGREED),
+    ([0.1, 0.7, 0.2], [0.6, 0.4, 0.3], DIFFERED),
+    ([{"cat": 0.93, "dog": 0.07}], [{"cat": 0.6, "dog": 0.4}], AGREED),
+    ([["cat", 0.9], ["dog", 0.1]], [["cat", 0.6], ["fox", 0.3]], AGREED),
+    ([["cat", 0.9], ["dog", 0.1]], [["dog", 0.6], ["cat", 0.3]], DIFFERED),
+    ([{"label": "cat", "score": 0.9}, {"label": "dog", "score": 0.1}], [{"label": "cat", "score": 0.5}], AGREED),
+    ({"label": "cat", "score": 0.9}, {"label": "cat", "score": 0.4}, AGREED),
+    ({"label": "cat", "score": 0.9}, {"label": "dog", "score": 0.9}, DIFFERED),
+    ("cat", "cat", AGREED),
+    ("cat", "dog", DIFFERED),
+    (3, 4, DIFFERED),
+    ([3, 1], [3, 2], DIFFERED),
+    (100.0, 104.0, AGREED),
+    (100.0, 150.0, DIFFERED),
+    ({"price": 100.0}, {"price": 101.0}, AGREED),
+    ([0.42], [0.47], AGREED),
+    ([0.42], [0.97], DIFFERED),
+    ([[0.1, 0.9], [0.8, 0.2]], [[0.3, 0.7], [0.6, 0.4]], AGREED),
+    ([[0.1, 0.9], [0.8, 0.2]], [[0.3, 0.7], [0.4, 0.6]], DIFFERED),
+    ([], None, UNKNOWN),
+    ({"a": {"b": 0.5, "c": None}}, {"a": {"b": 0.6, "c": 0.5}}, UNKNOWN),
+    (b"\x89PNG\0a", b"\x89PNG\0b", UNKNOWN),
+    (b"\x89PNG\0a", b"\x89PNG\0a", AGREED),
+    (b"the cat", b"the  cat\n", AGREED),
+    (b"the cat", b"the dog", DIFFERED),
+]
+
+
+@pytest.mark.parametrize(("one", "other", "finding"), DECISIONS)
+def test_the_same_decision(one: Any, other: Any, finding: Finding) -> None:
+    found = compare(reply(one), reply(other), lossless=False)
+    assert found.finding is finding
+    assert bool(found.why) == (finding is not AGREED)
+    assert compare(reply(other), reply(one), lossless=False).finding is finding
+
+
+@pytest.mark.parametrize("lossless", [False, True])
+def test_errors_prove_nothing(lossless: bool) -> None:
+    """Or twenty bodies that nobody can read would end a trial."""
+    bad = reply({"code": 400}, 400)
+    assert compare(bad, bad, lossless).finding is UNKNOWN
+    assert compare(bad, reply({"code": 503}, 503), lossless).finding is UNKNOWN
+    assert compare(reply(1), reply({}, 503), lossless).finding is UNKNOWN
+    assert compare(reply(1), reply({}, 400), lossless).finding is DIFFERED
+    assert compare(reply(1), reply(1, 201), lossless).finding is DIFFERED
+
+
+def test_large_bodies_are_not_parsed() -> None:
+    numbers, others = [0.5] * LARGEST, [0.6] * LARGEST
+    assert compare(reply(numbers), reply(numbers), lossless=True).finding is AGREED
+    assert compare(reply(numbers), reply(others), lossless=True).finding is UNKNOWN
+    assert compare(reply(b"\0" * LARGEST + b"a"), reply(b"\0" * LARGEST + b"b"), lossless=True).finding is DIFFERED
+
+
+def test_headers_that_say_how_to_read_the_body_decide() -> None:
+    one, other = reply(b"x", Content_Type="text/plain"), reply(b"x", content_type="image/png")
+    assert compare(one, other, lossless=True).finding is DIFFERED
+    assert compare(one, reply(b"x", content_type="Text/Plain"), lossless=True).finding is AGREED
+
+
+def test_headers_made_anew_for_each_answer_do_not() -> None:
+    answers = Answers()
+    at = "Mon, 01 Jan 2026 00:00:0"
+    for number in range(5):
+        one = reply("cat", x_request_id=f"a{number}", Date=f"{at}0 GMT", x_took_ms="3", x_run="f" * 32)
+        other = reply("cat", x_request_id=f"b{number}", date=f"{at}1 GMT", x_took_ms="3.7 ms", x_run="e" * 32)
+        assert answers.compare(one, other, lossless=True).finding is AGREED
+
+
+def test_a_header_that_was_once_the_same_belongs_to_the_answer() -> None:
+    answers = Answers()
+    assert answers.compare(reply(b"", x_label="cat"), reply(b"", x_label="cat"), lossless=True).finding is AGREED
+    found = answers.compare(reply(b"", x_label="cat"), reply(b"", x_label="dog"), lossless=True)
+    assert (found.finding, found.why) == (DIFFERED, "header x-label: cat and dog")
+    assert answers.compare(reply(b"", x_label="cat"), reply(b""), lossless=True).finding is DIFFERED
+
+
+def test_a_header_that_never_was_belongs_to_the_run() -> None:
+    answers = Answers()
+    for _ in range(30):
+        assert answers.compare(reply(b"", x_host="ts1"), reply(b"", x_host="ts2"), lossless=True).finding is AGREED
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(string.printable, max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text("abc_", max_size=3), inner, max_size=4),
+    max_leaves=12,
+)
+BODIES = JSON | st.binary(max_size=20)
+
+
+@given(BODIES, BODIES, st.booleans())
+def test_the_order_makes_no_difference_and_everything_agrees_with_itself(one: Any, other: Any, lossless: bool) -> None:
+    a, b = reply(one), reply(other)
+    assert compare(a, b, lossless) == compare(b, a, lossless)
+    assert compare(a, a, lossless).finding is AGREED

@@ -1,0 +1,322 @@
+"""Whether two answers to one question say the same.
+
+Two questions are asked. Of a lossless protection and of second copies: are they equal, up to the last digits that
+batching and other kernels change? Of the other codes: is it the same decision? Where nothing can be said, the finding
+is unknown and says why; equal bytes always agree.
+
+    part of the answer        equal                                    same decision
+    ------------------------  ---------------------------------------  ---------------------------------------
+    status                    equal                                    equal
+    two errors                unknown: errors prove nothing            the same
+    JSON numbers              whole ones equal, others to 1e-3         lists and dicts of them: the same largest
+    JSON strings, keys        equal                                    equal; of a ranked list, the first
+    a number alone            to 1e-3                                  to a tenth
+    other text                equal but for the digits of numbers      equal
+    other bytes               equal                                    unknown, unless equal
+    content type, encoding    equal                                    equal
+    other headers             equal where they ever were, see Answers  not looked at
+
+Pure. Knows replies. Knows nothing of queries, and nothing of what follows from a finding.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, NamedTuple
+
+from ts_parity.engine import Finding
+from ts_parity.proxy.messages import Reply
+
+CLOSE: Final = 1e-3
+"""Other kernels run for a batch of two than for one, with other roundings; half precision has three digits."""
+SMALLEST: Final = 1e-6
+SIMILAR: Final = 0.1
+"""A number alone is no decision. A student's price or share within a tenth is taken for the same."""
+LARGEST: Final = 256 * 1024
+"""Bodies are parsed up to this size, which takes milliseconds; larger ones must be equal to agree."""
+MOST_HEADERS: Final = 64
+
+_TYPES: Final = ("content-type", "content-encoding")
+# Made anew for each answer, or by what stands between the model and its client.
+_PASSING: Final = frozenset(
+    {
+        *("x-request-id", "date", "age", "expires", "pragma", "cache-control", "content-length", "server", "via"),
+        *("connection", "keep-alive", "transfer-encoding", "set-cookie", "etag", "last-modified", "server-timing"),
+        *("traceparent", "tracestate", "x-ts-parity"),
+    }
+)
+# Names of fields that tell of the run and not of the input, as handlers spell them.
+_OF_THE_RUN: Final = frozenset(
+    {
+        *("requestid", "reqid", "traceid", "uuid", "timestamp", "createdat", "inferencetime", "inferencetimems"),
+        *("inferencems", "latency", "latencyms", "elapsed", "elapsedms", "processingtime", "processingtimems"),
+        *("durationms", "tookms"),
+    }
+)
+# Values that differ from answer to answer by their nature: numbers (times), instants, ids.
+_VARYING: Final = re.compile(r"[\d.,:+\-eE\s]+(ms|s|us)?|[0-9a-fA-F-]{16,}|\d{4}-\d\d-\d\d[T ].*|\w{3}, \d\d \w{3} .*")
+_DECIMAL: Final = re.compile(rb"([-+]?\d+\.\d*(?:[eE][-+]?\d+)?|[-+]?\d+[eE][-+]?\d+)")
+_NO_JSON: Final = object()
+
+
+class Comparison(NamedTuple):
+    finding: Finding
+    why: str = ""
+
+
+AGREES: Final = Comparison(Finding.AGREED)
+
+
+class Answers:
+    """The answers of one pool, as far as they must be remembered: which headers were ever the same in two of them.
+
+    A header that never was (an instance's name, say) belongs to the run; one that was belongs to the answer.
+    """
+
+    def __init__(self) -> None:
+        self._steady: set[str] = set()
+
+    def compare(self, own: Reply, other: Reply, lossless: bool) -> Comparison:
+        """`own`: the deployed model's; the order makes no difference but for what is remembered."""
+        comparison = compare(own, other, lossless)
+        if not lossless or comparison.finding is not Finding.AGREED:
+            return comparison
+        mine, others = _texts(own), _texts(other)
+        self._steady.update([name for name in mine if mine[name] == others.get(name)][:MOST_HEADERS])
+        if len(self._steady) > MOST_HEADERS:
+            self._steady.clear()
+        for name in sorted(mine.keys() | others.keys()):
+            if name in self._steady and mine.get(name) != others.get(name):
+                return _differs(f"header {name}", mine.get(name), others.get(name))
+        return comparison
+
+
+def compare(one: Reply, other: Reply, lossless: bool) -> Comparison:
+    """Symmetric, and a reply agrees with itself, unless it is an error."""
+    if one.status >= 400 and other.status >= 400:
+        return Comparison(Finding.UNKNOWN, f"both are errors ({one.status} and {other.status})")
+    if one.status != other.status:
+        if any(status >= 500 or status in (408, 429) for status in (one.status, other.status)):
+            return Comparison(Finding.UNKNOWN, f"one of them is an error ({one.status} and {other.status})")
+        return _differs("status", one.status, other.status)
+    for name in _TYPES:
+        if _kind(one, name) != _kind(other, name):
+            return _differs(name, _kind(one, name), _kind(other, name))
+    if one.body == other.body:
+        return AGREES
+    if max(len(one.body), len(other.body)) > LARGEST:
+        if lossless and not (_is_text(one.body) and _is_text(other.body)):
+            return _differs("body", f"{len(one.body)} bytes", f"{len(other.body)} bytes")
+        return Comparison(Finding.UNKNOWN, f"over {LARGEST} bytes, which is too much to compare")
+    values = _json(one.body), _json(other.body)
+    if _NO_JSON in values:
+        return _compare_bytes(one.body, other.body, lossless)
+    return _equal(*values) if lossless else _same_decision(*values)
+
+
+def _kind(reply: Reply, name: str) -> str:
+    return (reply.header(name) or "").lower().replace(" ", "")
+
+
+def _texts(reply: Reply) -> dict[str, str]:
+    """The headers that may say something of the answer."""
+    texts: dict[str, str] = {}
+    for name, value in reply.headers:
+        lower = name.lower()
+        if lower not in _PASSING and lower not in _TYPES and not _VARYING.fullmatch(value):
+            texts[lower] = value
+    return texts
+
+
+def _differs(what: str, one: object, other: object) -> Comparison:
+    first, second = sorted((_short(one), _short(other)))
+    return Comparison(Finding.DIFFERED, f"{what}: {first} and {second}")
+
+
+def _short(value: object) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+# ---- equal ---------------------------------------------------------------------------------------------------------
+
+
+def _equal(one: Any, other: Any) -> Comparison:
+    """Two JSON values, without recursion: clients and handlers choose how deep they are."""
+    pairs: list[tuple[Any, Any, str, float]] = [(one, other, "", 0.0)]
+    looked_at = 0
+    while pairs:
+        a, b, path, scale = pairs.pop()
+        if isinstance(a, dict) and isinstance(b, dict):
+            a, b = _of_the_answer(a), _of_the_answer(b)
+            if a.keys() != b.keys():
+                return _differs(f"keys{_at(path)}", sorted(a.keys() - b.keys()), sorted(b.keys() - a.keys()))
+            scale = _scale(a.values(), b.values())
+            pairs += [(a[key], b[key], f"{path}.{key}", scale) for key in reversed(a)]
+        elif isinstance(a, list) and isinstance(b, list):
+            if len(a) != len(b):
+                return _differs(f"length{_at(path)}", len(a), len(b))
+            scale = _scale(a, b)
+            pairs += [(x, y, f"{path}[{n}]", scale) for n, (x, y) in enumerate(zip(a, b, strict=True))][::-1]
+        elif _is_number(a) and _is_number(b) and (isinstance(a, float) or isinstance(b, float)):
+            looked_at += 1
+            if not _near(a, b, scale):
+                return _differs(f"number{_at(path)}", a, b)
+        else:
+            looked_at += 1
+            if type(a) is not type(b) or a != b:
+                return _differs(f"value{_at(path)}", a, b)
+    if not looked_at and one != other:
+        return Comparison(Finding.UNKNOWN, "nothing in them tells of the input")
+    return AGREES
+
+
+def _of_the_answer(fields: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: value for key, value in fields.items() if key.lower().replace("_", "").replace("-", "") not in _OF_THE_RUN
+    }
+
+
+def _at(path: str) -> str:
+    return f" at {_short(path.lstrip('.'))}" if path else ""
+
+
+def _scale(*groups: Any) -> float:
+    """Of numbers side by side the small ones are only as exact as the large ones; up to 1, as probabilities are."""
+    largest = 0.0
+    for values in groups:
+        for value in values:
+            if isinstance(value, float) and abs(value) > largest and math.isfinite(value):
+                largest = abs(value)
+    return min(1.0, largest)
+
+
+def _near(a: float, b: float, scale: float) -> bool:
+    if a == b or (a != a and b != b):
+        return True
+    try:
+        return abs(a - b) <= max(CLOSE * max(abs(a), abs(b), scale), SMALLEST) and math.isfinite(a - b)
+    except OverflowError:  # a whole number that no float can hold
+        return False
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _compare_bytes(one: bytes, other: bytes, lossless: bool) -> Comparison:
+    if not lossless:
+        if _is_text(one) and _is_text(other):
+            return AGREES if one.split() == other.split() else _differs("text", one[:40], other[:40])
+        return Comparison(Finding.UNKNOWN, "the answers are neither JSON nor text, so there is no decision to compare")
+    if _is_text(one) and _is_text(other):
+        mine, others = _DECIMAL.split(one), _DECIMAL.split(other)
+        if mine[::2] == others[::2] and all(
+            _near(float(a), float(b), 0.0) for a, b in zip(mine[1::2], others[1::2], strict=True)
+        ):
+            return AGREES
+        return _differs("text", one[:40], other[:40])
+    return _differs("body", f"{len(one)} bytes", f"{len(other)} bytes")
+
+
+def _is_text(body: bytes) -> bool:
+    if b"\0" in body:
+        return False
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return _NO_JSON
+
+
+# ---- the same decision ---------------------------------------------------------------------------------------------
+
+
+def _same_decision(one: Any, other: Any) -> Comparison:
+    try:
+        mine, others = _decision(one), _decision(other)
+    except RecursionError:
+        return Comparison(Finding.UNKNOWN, "nested too deeply to compare")
+    if mine is None or others is None:
+        if _is_lone(one) and _is_lone(other):
+            a, b = _lone(one), _lone(other)
+            return AGREES if _similar(a, b) else _differs("number", a, b)
+        return Comparison(Finding.UNKNOWN, "there is no decision in the answers: no label, no scores, no single number")
+    return AGREES if mine == others else _differs("decision", mine, others)
+
+
+def _decision(value: Any) -> Any:
+    """What the answer decides on, as something that can be compared; None if it decides nothing."""
+    if isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, dict):
+        fields = _of_the_answer(value)
+        if len(fields) > 1 and all(_is_number(score) for score in fields.values()) and _any_float(fields.values()):
+            return max(fields, key=lambda label: (_rank(fields[label]), label))
+        parts = {key: part for key in sorted(fields) if (part := _decision(fields[key])) is not None}
+        return tuple(parts.items()) or None
+    if isinstance(value, list):
+        if len(value) > 1 and all(_is_number(score) for score in value) and _any_float(value):
+            return max(range(len(value)), key=lambda index: _rank(value[index]))
+        if _is_ranking(value):
+            return _decision(value[0])
+        parts_of_list = tuple(_decision(item) for item in value)
+        return parts_of_list if any(part is not None for part in parts_of_list) else None
+    return None
+
+
+def _rank(score: float) -> float:
+    return -math.inf if score != score else score
+
+
+def _any_float(values: Any) -> bool:
+    return any(isinstance(value, float) for value in values)
+
+
+def _is_ranking(items: list[Any]) -> bool:
+    """Labels with scores, the best first: pairs, or dicts of a text and a number."""
+    scores = [_score(item) for item in items]
+    known = [score for score in scores if score is not None]
+    return bool(items) and len(known) == len(items) and known == sorted(known, reverse=True)
+
+
+def _score(item: Any) -> float | None:
+    parts = list(item.values()) if isinstance(item, Mapping) else item if isinstance(item, list) else []
+    floats = [part for part in parts if isinstance(part, float)]
+    labels = [part for part in parts if isinstance(part, str | int)]
+    return floats[0] if len(floats) == 1 and labels and len(parts) <= 3 else None
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict):
+        for part in _of_the_answer(value).values():
+            yield from _leaves(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _leaves(part)
+    else:
+        yield value
+
+
+def _is_lone(value: Any) -> bool:
+    leaves = list(_leaves(value))
+    return len(leaves) == 1 and isinstance(leaves[0], float)
+
+
+def _lone(value: Any) -> float:
+    return float(next(_leaves(value)))
+
+
+def _similar(a: float, b: float) -> bool:
+    share = min(a, b) >= 0.0 and max(a, b) <= 1.0  # it may be a probability, small differences of which decide nothing
+    return _near(a, b, 0.0) or abs(a - b) <= SIMILAR * (1.0 if share else max(abs(a), abs(b)))
