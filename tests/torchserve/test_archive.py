@@ -8,9 +8,12 @@ import io
 import json
 import random
 import stat
+import struct
 import subprocess
 import sys
+import tracemalloc
 import zipfile
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,8 +22,9 @@ import numpy as np
 import pytest
 import yaml
 
+from ts_parity.cli import main as run_cli
 from ts_parity.errors import ArchiveError, CodeError, ConfigError
-from ts_parity.torchserve import commands
+from ts_parity.torchserve import commands, mar
 from ts_parity.torchserve.archive import (
     Protects,
     Sample,
@@ -156,6 +160,78 @@ class TestReading:
     def test_configs(self, make_archive: MakeArchive, config: str, said: str) -> None:
         with pytest.raises(ArchiveError, match=said):
             read_archive(make_archive(config=config))
+
+
+ZEROS = 1 << 20
+
+
+def bomb(path: Path, name: str, size: int, *, said: int | None = None, method: int = zipfile.ZIP_DEFLATED) -> Path:
+    """A zip of one file of so many zero bytes, made without compressing them all; `said` is what its headers claim."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    block = packer.compress(bytes(ZEROS)) + packer.flush(zlib.Z_FULL_FLUSH)
+    packed = block * (size // ZEROS) + packer.flush(zlib.Z_FINISH)
+    sizes = struct.pack("<LLL", 0, len(packed), size if said is None else said)
+    encoded = name.encode()
+    local = b"PK\3\4" + struct.pack("<HHHHH", 20, 0, method, 0, 33) + sizes + struct.pack("<HH", len(encoded), 0)
+    central = b"PK\1\2" + struct.pack("<HHHHHH", 20, 20, 0, method, 0, 33) + sizes
+    central += struct.pack("<HHHHHLL", len(encoded), 0, 0, 0, 0, 0, 0) + encoded
+    start = len(local) + len(encoded) + len(packed)
+    end = b"PK\5\6" + struct.pack("<HHHHLLH", 0, 0, 1, 1, len(central), start, 0)
+    path.write_bytes(local + encoded + packed + central + end)
+    return path
+
+
+class TestBombs:
+    """No size is believed: refused in one line, and in little memory."""
+
+    def refused(self, path: Path, said: str) -> None:
+        tracemalloc.start()
+        try:
+            with pytest.raises(ArchiveError, match=said) as error:
+                read_archive(path)
+            assert tracemalloc.get_traced_memory()[1] < 16 << 20
+        finally:
+            tracemalloc.stop()
+        assert "\n" not in str(error.value)
+
+    def test_a_manifest_of_gigabytes(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """Whether the headers admit it, call it small, or call it empty."""
+        path = bomb(tmp_path / "x.mar", "MAR-INF/MANIFEST.json", 2 << 30)
+        assert path.stat().st_size < 4 << 20
+        self.refused(path, r"of 2\.\d MB would expand to 2,147\.5 MB")
+        assert run_cli(["package", "--archive", str(path), "--out", str(tmp_path)]) == 1
+        assert len(capsys.readouterr().err.splitlines()) == 1
+        self.refused(bomb(path, "MAR-INF/MANIFEST.json", 200 << 20), r"MANIFEST.json is larger than 1\.0 MB")
+        self.refused(bomb(path, "MAR-INF/MANIFEST.json", 200 << 20, said=100), "not a whole .mar|is not JSON")
+        self.refused(bomb(path, "MAR-INF/MANIFEST.json", 200 << 20, said=0), "not a whole .mar|is not JSON")
+
+    def test_a_table_of_contents_without_end(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(mar, "_LARGEST_DIRECTORY", 2000)
+        with zipfile.ZipFile(tmp_path / "x.mar", "w") as archive:
+            for number in range(100):
+                archive.writestr(str(number), "")
+        self.refused(tmp_path / "x.mar", "table of contents")
+
+    def test_a_config_that_multiplies(self, make_archive: MakeArchive) -> None:
+        lines = ["a0: &a0 [x, x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12))]
+        self.refused(make_archive(config="\n".join(lines)), "with its aliases")
+        merged = ["a0: &a0 {x: 1}", *(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}" for n in range(1, 12))]
+        self.refused(make_archive(config="\n".join(merged)), "with its aliases")
+        self.refused(make_archive(config="a: &a [*a]"), "with its aliases")
+        with pytest.raises(ArchiveError, match="nested too deeply"):
+            read_archive(make_archive(config="[" * 1000))
+        assert read_archive(make_archive(config="a: &a [1]\nb: *a\n")).config == {"a": [1], "b": [1]}
+
+    def test_a_method_that_torchserve_does_not_know(self, tmp_path: Path) -> None:
+        """Such entries are expanded these without limit by zipfile."""
+        with zipfile.ZipFile(tmp_path / "x.mar", "w", zipfile.ZIP_LZMA) as archive:
+            archive.writestr("MAR-INF/MANIFEST.json", "{}")
+        self.refused(tmp_path / "x.mar", "packed by a method")
+
+    def test_a_small_archive_may_hold_much_emptiness(self, make_archive: MakeArchive, tmp_path: Path) -> None:
+        """An embedding may be all zeros."""
+        archive = make_archive(serialized=bytes(8 << 20))
+        assert wrap_deployed(archive, tmp_path / "out").stat().st_size < 1 << 20
 
 
 class TestWrapping:

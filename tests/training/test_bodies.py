@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ts_parity.errors import TrainingError
+from ts_parity.errors import ArchiveError, TrainingError
+from ts_parity.training import bodies as bodies_module
 from ts_parity.training.bodies import list_bodies, read_labels
 
 
@@ -131,3 +132,14 @@ def test_labels_that_are_not_there(folder, arrays, tmp_path):
     (loose / "a.png").write_bytes(b"")
     with pytest.raises(TrainingError, match="lies in no folder"):
         read_labels("folders", loose, list_bodies(loose))
+
+
+def test_bodies_that_expand_without_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(bodies_module, "LARGEST_FILE", 1000)
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as written:
+        written.writestr("large.bin", bytes(5000))
+        written.writestr("small.bin", bytes(1000))
+    large, small = list_bodies(tmp_path / "x.zip")
+    assert small.read() == bytes(1000)
+    with pytest.raises(ArchiveError, match="larger than"):
+        large.read()

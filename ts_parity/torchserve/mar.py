@@ -1,13 +1,16 @@
 """Model archives (.mar) as they are: reading, checking and unpacking them.
 
 A .mar is a zip with the user's files at its root and MAR-INF/MANIFEST.json. Whatever is wrong with one is an
-ArchiveError that says what and what to do. Knows the format; runs nothing of what is inside.
+ArchiveError that says what and what to do. An archive may come from anywhere, so no size in it is believed: what is
+read whole is read up to a limit, and an archive that expands beyond measure is refused. Knows the format; runs nothing
+of what is inside.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import stat
 import zipfile
 import zlib
@@ -26,6 +29,17 @@ SECTION = "ts_parity"
 """The section of an archive's config YAML that is ours."""
 _GZIP_MAGIC = b"\x1f\x8b"
 _BLOCK = 1 << 20
+LARGEST_TEXT = 1 << 20
+"""Of the manifest and of the config YAML, in bytes. TorchServe's own are some hundred."""
+LARGEST_FILE = 64 << 20
+"""Of any other file that is read whole. Weights are copied in blocks and may have any size."""
+_LARGEST_DIRECTORY = 8 << 20
+"""Bytes of a zip's table of contents, which zipfile reads whole and holds tenfold: some hundred thousand files."""
+_ALWAYS_FINE, _MOST_EXPANSION = 256 << 20, 200
+"""What a zip may expand to: the first in bytes, or beyond it the second times its own size. Weights hardly shrink."""
+_LARGEST_CONFIG = 100_000
+"""Nodes of a config YAML, aliases followed."""
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 @dataclass(frozen=True)
@@ -86,7 +100,7 @@ class Archive:
 
     def read(self, name: str) -> bytes:
         with open_zip(self.path) as archive:
-            return _read(archive, self.path, name)
+            return read_entry(archive, name, LARGEST_FILE)
 
     def weights(self) -> str | None:
         """The fingerprint of the serialized file, by which a parity model knows what it protects. None without one."""
@@ -120,6 +134,7 @@ def read_archive(path: str | Path) -> Archive:
     path = Path(path)
     with open_zip(path) as archive:
         files = tuple(sorted(_checked_names(archive, path)))
+        check_expansion(path, sum(entry.file_size for entry in archive.infolist()))
         manifest = _manifest(archive, path)
         config_file = manifest["model"].get("configFile")
         for key in ("serializedFile", "modelFile", "configFile"):
@@ -128,7 +143,9 @@ def read_archive(path: str | Path) -> Archive:
                 raise ArchiveError(
                     f"{path}: the manifest's {key} is {named}, which is not in the archive; pack it again"
                 )
-        text = _text(_read(archive, path, config_file), f"{path}: {config_file}") if config_file else ""
+        text = ""
+        if config_file:
+            text = _text(read_entry(archive, config_file, LARGEST_TEXT), f"{path}: {config_file}")
     return Archive(path, manifest, files, text, parse_config(text, f"{path}: {config_file}"))
 
 
@@ -144,14 +161,79 @@ def extract_archive(path: str | Path, folder: str | Path) -> Archive:
 
 def parse_config(text: str, what: str) -> dict[str, Any]:
     try:
-        config = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ArchiveError(f"{what} is not YAML: {error}") from None
+        config = _loaded(text, what)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ArchiveError(f"{what} is not YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ArchiveError(f"{what} is nested too deeply") from None
     if config is None:
         return {}
     if not isinstance(config, dict):
         raise ArchiveError(f"{what} must be a mapping of settings, not a {type(config).__name__}")
     return config
+
+
+def _loaded(text: str, what: str) -> Any:
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _expanded(node, {}) > _LARGEST_CONFIG:
+            raise ArchiveError(f"{what} expands to over {_LARGEST_CONFIG} entries with its aliases; it is refused")
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _expanded(node: yaml.Node, known: dict[int, float]) -> float:
+    """Nodes below this one, each as often as aliases name it. A node that holds itself has no end."""
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        children: list[yaml.Node] = []
+        if isinstance(node, yaml.SequenceNode):
+            children = node.value
+        elif isinstance(node, yaml.MappingNode):
+            children = [child for pair in node.value for child in pair]
+        known[id(node)] = 1 + sum(_expanded(child, known) for child in children)
+    return known[id(node)]
+
+
+def check_expansion(path: Path, size: int) -> None:
+    """Raise ArchiveError for a zip file that would become beyond measure large."""
+    packed = path.stat().st_size
+    if size > max(_ALWAYS_FINE, _MOST_EXPANSION * packed):
+        raise ArchiveError(
+            f"{path} of {_megabytes(packed)} would expand to {_megabytes(size)}; if that is meant, pack it without "
+            "compression"
+        )
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
+
+
+def read_entry(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
+    """A file of the zip, whole. Raise ArchiveError if it is not there, or is larger than `limit`, whatever it says."""
+    path = archive.filename
+    try:
+        with zip_errors(path), archive.open(name) as file:
+            # A size is asked for, as without one zipfile expands everything before it looks at what was promised.
+            data = file.read(limit + 1)
+    except KeyError:
+        raise ArchiveError(f"{path} holds no {name}") from None
+    if len(data) > limit:
+        raise ArchiveError(f"{path}: {name} is larger than {_megabytes(limit)}, the most that is read of such a file")
+    return data
+
+
+@contextmanager
+def zip_errors(path: str | Path | None) -> Iterator[None]:
+    """Everything zipfile may complain about becomes an ArchiveError."""
+    try:
+        yield
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise ArchiveError(f"{path} is not a whole .mar (a zip file): {error}") from None
 
 
 @contextmanager
@@ -165,14 +247,22 @@ def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
                 raise ArchiveError(
                     f"{path} is a tar.gz: pack it as a .mar (torch-model-archiver without --archive-format)"
                 )
-        with zipfile.ZipFile(path) as archive:
+        with zip_errors(path), opened_zip(path) as archive:
             yield archive
     except FileNotFoundError:
         raise ArchiveError(f"there is no archive {path}") from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise ArchiveError(f"{path} is not a whole .mar (a zip file): {error}") from None
     except OSError as error:
         raise ArchiveError(f"cannot work on {path}: {error}") from None
+
+
+def opened_zip(path: Path) -> zipfile.ZipFile:
+    """A zip file, open until it is closed. Raise ArchiveError before a table of contents beyond measure is read."""
+    with open(path, "rb") as file:
+        # What ZipFile itself asks first.
+        end = zipfile._EndRecData(file)  # type: ignore[attr-defined]
+    if end is not None and end[zipfile._ECD_SIZE] > _LARGEST_DIRECTORY:  # type: ignore[attr-defined]
+        raise ArchiveError(f"{path} has a table of contents of over {_megabytes(_LARGEST_DIRECTORY)}; it is refused")
+    return zipfile.ZipFile(path)
 
 
 def _checked_names(archive: zipfile.ZipFile, path: Path) -> Iterator[str]:
@@ -186,6 +276,8 @@ def _checked_names(archive: zipfile.ZipFile, path: Path) -> Iterator[str]:
             raise ArchiveError(f"{path} holds the symbolic link {name!r}; put the file itself into it")
         if entry.flag_bits & 1:
             raise ArchiveError(f"{path} is encrypted ({name!r}); TorchServe cannot read it either")
+        if entry.compress_type not in _METHODS:
+            raise ArchiveError(f"{path}: {name!r} is packed by a method that TorchServe cannot read; use deflate")
         if name in seen:
             raise ArchiveError(f"{path} holds {name!r} twice; pack it again")
         seen.add(name)
@@ -199,7 +291,7 @@ def _manifest(archive: zipfile.ZipFile, path: Path) -> dict[str, Any]:
             f"{path} has no {MANIFEST}: it is a zip but no model archive; make one with torch-model-archiver"
         )
     try:
-        manifest = json.loads(_text(_read(archive, path, MANIFEST), f"{path}: {MANIFEST}"))
+        manifest = json.loads(_text(read_entry(archive, MANIFEST, LARGEST_TEXT), f"{path}: {MANIFEST}"))
     except (ValueError, RecursionError) as error:
         raise ArchiveError(f"{path}: {MANIFEST} is not JSON: {error}") from None
     model = manifest.get("model") if isinstance(manifest, dict) else None
@@ -209,13 +301,6 @@ def _manifest(archive: zipfile.ZipFile, path: Path) -> dict[str, Any]:
         if not isinstance(model.get(key), str) or not model[key]:
             raise ArchiveError(f"{path}: {MANIFEST} names no {key}")
     return dict(manifest)
-
-
-def _read(archive: zipfile.ZipFile, path: Path, name: str) -> bytes:
-    try:
-        return archive.read(name)
-    except KeyError:
-        raise ArchiveError(f"{path} holds no {name}") from None
 
 
 def _text(data: bytes, what: str) -> str:

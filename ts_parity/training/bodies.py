@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from ts_parity.errors import TrainingError
+from ts_parity.torchserve.mar import LARGEST_FILE, check_expansion, opened_zip, read_entry
 from ts_parity.training import FORMATS
 from ts_parity.wire import Array
 
@@ -99,7 +100,7 @@ def _from_folder(folder: Path) -> list[Body]:
 
 
 def _from_zip(file: Path, inside: str) -> list[Body]:
-    opened = zipfile.ZipFile(file)  # stays open as long as a body refers to it
+    opened = opened_zip(file)  # stays open as long as a body refers to it
     prefix = f"{inside}/" if inside else ""
     names = sorted(
         name
@@ -108,7 +109,7 @@ def _from_zip(file: Path, inside: str) -> list[Body]:
     )
 
     def reader(name: str) -> Callable[[], bytes]:
-        return lambda: opened.read(name)
+        return lambda: read_entry(opened, name, LARGEST_FILE)
 
     return [Body(name.removeprefix(prefix), mimetypes.guess_type(name)[0], reader(name)) for name in names]
 
@@ -149,8 +150,9 @@ def _array(file: Path, name: str, option: str) -> Array:
                 raise TrainingError(
                     f"{option} {file}: name one of its arrays, {', '.join(f'{file}/{n}' for n in opened.files)}"
                 )
+            check_expansion(file, opened.zip.getinfo(f"{name}.npy").file_size)
             return np.asarray(opened[name])
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, MemoryError, zipfile.BadZipFile) as error:
         raise TrainingError(f"{option}: cannot read {file}: {error}") from None
 
 

@@ -20,6 +20,7 @@ from torch import nn
 from ts_parity.codes import Code
 from ts_parity.errors import ArchiveError, NotCodable, TrainingError
 from ts_parity.torchserve.archive import Archive, Sample, extract_archive, wrap_deployed, wrap_parity
+from ts_parity.torchserve.mar import opened_zip
 from ts_parity.training import TrainSettings
 from ts_parity.training.architectures import Shaped
 from ts_parity.training.bodies import Body
@@ -131,7 +132,7 @@ def _save_as_deployed(archive: Archive, work: Path, network: nn.Module, call: Mo
 def _is_torchscript(file: Path) -> bool:
     if not zipfile.is_zipfile(file):
         return False
-    with zipfile.ZipFile(file) as opened:
+    with opened_zip(file) as opened:
         return any(name.endswith("/constants.pkl") for name in opened.namelist())
 
 
