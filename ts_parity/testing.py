@@ -43,6 +43,9 @@ from ts_parity.wire import (
     unpack_frame,
 )
 
+PROXYS_PING = "/ping?from=ts_parity"
+"""How a proxy looks whether an address is an inference port."""
+
 
 @dataclass
 class Canned:
@@ -162,7 +165,7 @@ def protection(**settings: Any) -> FakeModel:
 
 @dataclass(frozen=True)
 class Received:
-    """A request as it came in at the inference port."""
+    """A request as it came in at the inference port; the proxy's own pings are not kept."""
 
     method: str
     target: str
@@ -270,7 +273,8 @@ class FakeTorchServe:
         body = await http.read()
         headers = tuple((key.decode("latin-1"), value.decode("latin-1")) for key, value in http.raw_headers)
         request = Received(http.method, http.raw_path, headers, body)
-        self.received.append(request)
+        if request.target != PROXYS_PING:
+            self.received.append(request)
         if self._token and http.headers.get("Authorization") != f"Bearer {self._token}":
             return _error(400, "InvalidKeyException", "Token Authorization failed. Token either incorrect, expired")
         if len(body) > self._max_request_size:

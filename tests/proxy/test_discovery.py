@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
+from ts_parity import testing
 from ts_parity.config import parse_endpoint
 from ts_parity.proxy.discovery import Discovery
+from ts_parity.proxy.plan import Wanted, make_plan
+from ts_parity.proxy.status import status_json
 from ts_parity.proxy.upstream import Upstream
-from ts_parity.testing import FakeModel, FakeTorchServe, protection
+from ts_parity.testing import Canned, FakeModel, FakeTorchServe, protection
 
 
 @pytest.fixture
@@ -107,9 +112,103 @@ async def test_keys_are_sent_and_a_wrong_one_is_reported(upstream: Upstream) -> 
     assert "Token Authorization failed" in wrong.problem
 
 
-async def test_an_address_that_is_no_torchserve_is_reported(upstream: Upstream) -> None:
+async def test_another_port_than_managements_is_named_in_one_line(upstream: Upstream) -> None:
     async with FakeTorchServe(FakeModel()) as instance:
         given = parse_endpoint(f"{instance.inference},management={instance.inference}")
         (report,) = await Discovery((given,), upstream, 0.2).look()
+    port = instance.inference.rpartition(":")[2]
     assert not report.up
-    assert "404" in report.problem
+    assert report.problem == (
+        f"127.0.0.1:{port} answered 404 to GET /models. Is {port} the management port? "
+        "(TorchServe's default is 8081.); not used, asked again regularly"
+    )
+
+
+async def test_another_port_than_inference_is_named_and_not_used(upstream: Upstream) -> None:
+    """The metrics port, or management's: predictions sent there would all come back as 404."""
+    async with FakeTorchServe(FakeModel()) as instance, FakeTorchServe() as metrics:
+        port = metrics.management.rpartition(":")[2]
+        metrics.managed = Canned.error(404, "ResourceNotFoundException", "Requested resource is not found")
+        given = parse_endpoint(f"{metrics.management},management={instance.management}")
+        discovery = Discovery((given,), upstream, 0.2)
+        (report,) = await discovery.look()
+        assert not report.up
+        assert report.problem == (
+            f"127.0.0.1:{port} answered 404 to GET /ping. Is {port} the inference port? (TorchServe's default is 8080.)"
+        )
+        metrics.managed = Canned(404, "Not Found", (), b"a gateway that knows predictions only")
+        (report,) = await discovery.look()
+        assert report.up
+
+
+MALFORMED = {
+    "deep": b"[" * 100_000,
+    "deep and closed": b"[" * 100_000 + b"]" * 100_000,
+    "deep objects": b'{"models":' * 100_000,
+    "infinite": b"Infinity",
+    "not a number": b'{"models": NaN}',
+    "a lone surrogate": b'{"models": [{"modelName": "\\ud800"}]}',
+    "a surrogate for a page": b'{"models": [], "nextPageToken": "\\ud800"}',
+    "control characters": b'{"models": [{"modelName": "a\\u001b[2J\\n"}]}',
+    "a huge number": b'{"models": [{"modelName": ' + b"9" * 100_000 + b"}]}",
+    "a list": b"[1, 2]",
+    "no models": b"{}",
+    "a word": b'"models"',
+    "not UTF-8": b'{"models": "\xff\xfe"}',
+    "nothing": b"",
+    "100 MB": b" " * (100 << 20),
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+async def test_what_one_instance_says_is_its_own_problem(upstream: Upstream, name: str) -> None:
+    """Neither a start nor the discovery of the others is harmed, and what is told is one printable line."""
+    async with FakeTorchServe(FakeModel()) as bad, FakeTorchServe(FakeModel()) as good:
+        bad.managed = Canned.own(200, MALFORMED[name])
+        instances = tuple(parse_endpoint(instance.endpoint) for instance in (bad, good))
+        first, second = await Discovery(instances, upstream, timeout_s=5).look()
+    assert second.up
+    assert not first.models
+    assert first.problem.isprintable()
+    assert 0 < len(first.problem) < 400
+    json.dumps(status_of(first, second, instances)).encode()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"batchSize": float("inf")}, {"batchSize": 10**3000}, {"workers": None}, {"modelVersion": "\ud800"}, None],
+)
+async def test_one_models_description_costs_that_model_only(
+    upstream: Upstream, change: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    describe = testing._describe
+
+    def lying(model: FakeModel) -> Any:
+        return describe(model) if model.name == "linear" else change and {**describe(model), **change}
+
+    monkeypatch.setattr(testing, "_describe", lying)
+    async with FakeTorchServe(FakeModel(), FakeModel(name="odd")) as instance:
+        (report,) = await discovery_of(instance, upstream).look()
+    assert report.up
+    assert [model.model for model in report.models] == ["linear"]
+    assert "odd" in report.problem
+
+
+async def test_pages_without_end_end(upstream: Upstream) -> None:
+    async with FakeTorchServe() as instance:
+        instance.managed = Canned.own(200, b'{"models": [], "nextPageToken": "1"}')
+        (report,) = await discovery_of(instance, upstream).look()
+    assert (report.up, report.models) == (True, ())
+
+
+async def test_management_behind_a_gateway_that_answers_in_chunks(upstream: Upstream) -> None:
+    async with FakeTorchServe() as instance:
+        instance.managed = Canned(200, chunks=(b'{"models"', b": []}"))
+        (report,) = await discovery_of(instance, upstream).look()
+    assert report.up
+
+
+def status_of(*told: Any) -> Any:
+    *reports, instances = told
+    plan = make_plan(reports, Wanted(instances))
+    return status_json(plan, reports, instances, {"endpoints": {}, "pools": {}}, {})

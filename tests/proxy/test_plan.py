@@ -10,7 +10,7 @@ import pytest
 from ts_parity.codes import make_code
 from ts_parity.config import InstanceSettings
 from ts_parity.engine import Instance
-from ts_parity.proxy.plan import Plan, Wanted, make_plan, share
+from ts_parity.proxy.plan import Plan, Wanted, by_number, make_plan, share
 from ts_parity.proxy.reports import (
     BadDescribe,
     Described,
@@ -243,6 +243,39 @@ def test_the_version_that_is_default_on_most_instances():
     assert sorted(plan.pools) == ["digits/1.0", "digits/2.0"]
 
 
+@pytest.mark.parametrize(
+    ("versions", "chosen"),
+    [(("9.0", "10.0"), "10.0"), (("10.0", "9.0"), "10.0"), (("2", "10"), "10"), (("1.0", "1.0-rc1"), "1.0-rc1"),
+     (("1.9", "1.10"), "1.10"), (("1.0", "latest"), "latest"), (("a", "b"), "b"), (("9" * 30, "1"), "9" * 30)],
+)  # fmt: skip
+def test_versions_compare_as_numbers_and_differing_defaults_are_told(versions: tuple[str, str], chosen: str):
+    plan = plan_of(*(deployed(version=version) for version in versions))
+    assert plan.versions == {"digits": chosen}
+    first, second = (f"{version} on i{versions.index(version)}" for version in sorted(versions, key=by_number))
+    told = f"the default version of digits differs: {first}, {second}; requests without a version go to {chosen}"
+    assert plan.problems == (told,)
+
+
+def test_versions_in_messages_are_in_the_order_of_their_numbers():
+    plan = plan_of(
+        (deployed(version="10.0"), deployed(version="9.0", default=False)),
+        parity(protects=Protects("digits", "1.0", None)),
+    )
+    assert "deployed is version 9.0, 10.0" in plan.problems[0]
+
+
+def test_a_protection_whose_model_has_another_name_is_told_so():
+    alias = deployed(model="prod-sizes-20260101")
+    plan = plan_of(alias, parity())
+    assert plan.problems == (
+        "i1: digits_parity 1.0 is not used: it protects digits 1.0, and no instance serves that model; "
+        "prod-sizes-20260101 1.0 has these weights: register it under the name that is protected",
+    )
+    assert "weights" not in plan_of(deployed(model="other", described=OTHER), parity()).problems[0]
+    twins = plan_of(alias, deployed(model="canary"), parity())
+    assert "prod-sizes-20260101 1.0 and canary 1.0 have these weights" in twins.problems[0]
+
+
 def test_the_same_reports_give_the_same_plan():
     assert plan_of(deployed(), parity()) == plan_of(deployed(), parity())
 
@@ -304,3 +337,43 @@ def test_a_describe_that_cannot_be_used_says_what_is_wrong(change: dict[str, Any
     assert read_described(GOOD).code == make_code("sum", 2)
     with pytest.raises(BadDescribe, match=message):
         read_described({**GOOD, **change})
+
+
+HUGE, INFINITE = 10**4000, float("inf")
+ENTRY = {"modelName": "m", "modelVersion": "1", "batchSize": 1, "workers": [{"id": "1", "status": "READY", "pid": 1}]}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"batchSize": INFINITE}, {"batchSize": float("nan")}, {"batchSize": HUGE}, {"batchSize": "4"},
+        {"modelName": "a\nb"}, {"modelName": "\x1b[2J"}, {"modelName": "\ud800"}, {"modelName": ""},
+        {"modelName": "m" * 10_000}, {"modelName": ["m"]}, {"modelVersion": {}}, {"modelVersion": "1\r\n"},
+        {"workers": {"status": "READY"}}, {"workers": [[]]}, {"workers": "READY"}, {"workers": 1.0},
+    ],
+)  # fmt: skip
+def test_a_models_description_is_not_believed_before_it_is_checked(change: dict[str, Any]):
+    assert read_model(ENTRY, "1").ready == 1
+    with pytest.raises(BadDescribe) as told:
+        read_model({**ENTRY, **change}, "1")
+    assert str(told.value).isprintable()
+    assert len(str(told.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"k": INFINITE}, {"k": HUGE}, {"row": INFINITE}, {"cost": INFINITE}, {"cost": float("nan")}, {"cost": -1},
+     {"cost": HUGE}, {"coefficients": [[INFINITE, 1.0]]}, {"coefficients": [[HUGE, 1]]}, {"coefficients": {"a": 1}},
+     {"role": "\x1b[2J"}, {"wire": "\ud800" * 1000}, {"protects": {"model": "\n", "version": "1"}}],
+)  # fmt: skip
+def test_nor_is_a_protections(change: dict[str, Any]):
+    with pytest.raises(BadDescribe) as told:
+        read_described({**GOOD, **change})
+    assert str(told.value).isprintable()
+    assert len(str(told.value)) < 800
+
+
+def test_what_it_says_for_people_is_short_and_in_one_line():
+    described = read_described({"wire": 1, "role": "deployed", "reason": "a\nb\x1b[2J\ud800" + "x" * 10_000})
+    assert described.reason.isprintable()
+    assert len(described.reason) == 500

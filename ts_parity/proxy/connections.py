@@ -7,6 +7,7 @@ what an answer means.
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 from typing import Protocol, cast, final
 from urllib.parse import urlsplit
@@ -109,6 +110,7 @@ class Connection:
         self._plain: PlainAnswer | None = None
         """The head of an answer whose body is still coming, if it was read without the parser."""
         self._for_head = False
+        self._at_most = math.inf
         self._open = False
         self._paused = False
         self._stray = False
@@ -130,11 +132,12 @@ class Connection:
         self._unclear = ""
         """Why nobody can say where the answer ends."""
 
-    def send(self, data: list[bytes], for_head: bool, listener: Listener) -> None:
-        """Only when nobody is listening."""
+    def send(self, data: list[bytes], for_head: bool, listener: Listener, at_most: float = math.inf) -> None:
+        """Only when nobody is listening. `at_most`: bytes of an answer, head and all; a longer one is none."""
         if self._received:
             self._reset()
         self._for_head = for_head
+        self._at_most = at_most
         self._listener = listener
         outbox = self._origin.outbox
         if len(data) == 1:
@@ -179,7 +182,9 @@ class Connection:
             return
         fresh = not self._received
         self._received += len(data)
-        if self._plain is not None:
+        if self._received > self._at_most:
+            self._fail(f"its answer is over {self._at_most:.0f} bytes")
+        elif self._plain is not None:
             self._pieces.append(data)
             if self._received >= self._plain.end + self._plain.length:
                 self._complete_plain(self._plain)

@@ -11,12 +11,13 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
-from ts_parity.config import InstanceSettings
+from ts_parity.config import UNIX, InstanceSettings
 from ts_parity.errors import ConfigError, TsParityError
-from ts_parity.proxy.messages import Reply, Request
+from ts_parity.proxy.messages import BrokenStream, Reply, Request
 from ts_parity.proxy.reports import (
+    UNREADABLE,
     UNTESTED,
     BadDescribe,
     Described,
@@ -24,9 +25,10 @@ from ts_parity.proxy.reports import (
     ModelReport,
     read_customized,
     read_model,
+    read_name,
 )
 from ts_parity.proxy.streams import Stream
-from ts_parity.proxy.upstream import Address, Unreachable, Upstream, classify, excerpt, from_gateway
+from ts_parity.proxy.upstream import Address, Unreachable, Upstream, classify, error_fields, excerpt, from_gateway
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +40,9 @@ _UNTESTED_S = 30.0
 # Each unanswered describe stays in TorchServe's queue until its worker thaws, so the pauses between them grow.
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
+_LONGEST_TOKEN = 512
+# Bytes of an answer: a hundred models, or a thousand workers, take a tenth of it.
+_AT_MOST = 4 << 20
 # A gateway's words for a refused connection.
 _GONE = frozenset({502, 503, 504})
 
@@ -49,6 +54,10 @@ class _Silence(TsParityError):
         super().__init__(message)
         self.refused = refused
         self.answered = answered
+
+
+class _WrongPort(TsParityError):
+    """Another API is at this address. The message says so whole."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,7 @@ class Discovery:
         self._upstream = upstream
         self._timeout_s = timeout_s
         self._last: dict[str, InstanceReport] = {}
+        self._knows_ping: set[str] = set()
         self._said: dict[tuple[str, str, str], _Said] = {}
         # Who gave no answer -> until when it is left alone, and the pause after that.
         self._silences: dict[tuple[str, str, str], tuple[float, float]] = {}
@@ -84,66 +94,107 @@ class Discovery:
         return list(await asyncio.gather(*(self._report(instance) for instance in self._instances)))
 
     async def _report(self, instance: InstanceSettings) -> InstanceReport:
+        """Whatever this instance says or does is its own problem: it must not keep the others from being seen."""
         name = instance.name
+        problems: list[str] = []
         try:
             address = Address(instance.management, instance.management_key())
-            models = await self._models(name, address)
-        except ConfigError as error:
+            models = await self._models(name, address, problems)
+            if models:  # else nothing will be sent there
+                await self._check_inference(instance)
+        except (ConfigError, _WrongPort) as error:
             report = InstanceReport(name, False, problem=str(error))
         except _Silence as error:
             report = self._unheard(name, instance, error)
+        except Exception as error:
+            log.exception("%s: its description could not be read", name)
+            report = self._unheard(name, instance, _Silence(f"{type(error).__name__}: it cannot be read"))
         else:
-            report = InstanceReport(name, True, models)
+            report = InstanceReport(name, True, models, "; ".join(problems))
         self._last[name] = report
         return report
 
     def _unheard(self, name: str, instance: InstanceSettings, error: _Silence) -> InstanceReport:
         """Nobody listening: it is down. No answer in time: frozen or slow, so what it said last still stands."""
         last = self._last.get(name)
-        problem = f"its management API at {instance.management} gave no answer ({error})"
+        what = str(error) if error.answered else f"gave no answer ({error})"
+        problem = f"its management API at {instance.management} {what}"
         if error.refused or last is None or not last.up:
             return InstanceReport(name, False, problem=f"{problem}; not used, asked again regularly")
         return replace(last, problem=f"{problem}; used as last seen")
 
-    async def _models(self, instance: str, address: Address) -> tuple[ModelReport, ...]:
-        names = await self._names(address)
+    async def _check_inference(self, instance: InstanceSettings) -> None:
+        """Raise _WrongPort if predictions would go to another of TorchServe's APIs, which knows no ping either.
+
+        Asked until there is any other answer: a ping without a key, or of a sick instance, says all that is wanted.
+        """
+        if instance.name in self._knows_ping:
+            return
+        address = Address(instance.inference, instance.inference_token())
+        result = await self._upstream.exchange(
+            address, Request("GET", "/ping?from=ts_parity", (), b""), self._timeout_s, _AT_MOST
+        )
+        if isinstance(result, Unreachable):
+            return
+        if isinstance(result, Stream):
+            result.leave()
+        elif result.status == 404 and error_fields(result)[0] == "ResourceNotFoundException":
+            where, question = _whether(instance.inference, "inference", 8080)
+            raise _WrongPort(f"{where} answered 404 to GET /ping.{question}")
+        self._knows_ping.add(instance.name)
+
+    async def _models(self, instance: str, address: Address, problems: list[str]) -> tuple[ModelReport, ...]:
+        names = await self._names(address, problems)
         turns = asyncio.Semaphore(_AT_ONCE)
 
         async def in_turn(name: str) -> list[ModelReport]:
             async with turns:
-                return await self._versions(instance, address, name)
+                return await self._versions(instance, address, name, problems)
 
         reports = await asyncio.gather(*(in_turn(name) for name in names))
         return tuple(model for models in reports for model in models)
 
-    async def _names(self, address: Address) -> list[str]:
-        names: list[str] = []
+    async def _names(self, address: Address, problems: list[str]) -> list[str]:
+        names: dict[str, None] = {}
         page = ""
         for _ in range(_MAX_PAGES):
             more = f"&next_page_token={quote(page, safe='')}" if page else ""
-            listing = await self._get(address, f"/models?limit={_PAGE}{more}")
             try:
-                names += [str(entry["modelName"]) for entry in listing["models"]]
-                page = str(listing.get("nextPageToken") or "")
-            except (KeyError, TypeError, AttributeError):
-                raise _Silence(f"its list of models is not TorchServe's: {str(listing)[:200]}") from None
-            if not page:
+                listing = await self._get(address, f"/models?limit={_PAGE}{more}")
+                given = [entry["modelName"] for entry in listing["models"]]
+                page = str(listing.get("nextPageToken") or "")[:_LONGEST_TOKEN]
+            except _Silence as error:
+                if error.answered:
+                    raise _WrongPort(f"{_no_list(address, str(error))}; not used, asked again regularly") from None
+                raise
+            except UNREADABLE:
+                raise _WrongPort(f"{_no_list(address, 'answered')}; not used, asked again regularly") from None
+            for name in given:
+                try:
+                    names[read_name(name)] = None
+                except ValueError as error:
+                    problems.append(f"a model in its list is not used: {error}")
+            if not page or len(names) >= _PAGE * _MAX_PAGES:
                 break
-        return names
+        return [*names][: _PAGE * _MAX_PAGES]
 
-    async def _versions(self, instance: str, address: Address, model: str) -> list[ModelReport]:
+    async def _versions(self, instance: str, address: Address, model: str, problems: list[str]) -> list[ModelReport]:
         path = f"/models/{quote(model, safe='')}"
         try:
             entries = await self._get(address, f"{path}/all")
             default = entries if len(entries) == 1 else await self._get(address, path)
             models = [read_model(entry, str(default[0]["modelVersion"])) for entry in entries]
-        except (BadDescribe, KeyError, TypeError, IndexError) as error:
-            raise _Silence(f"its describe of {model} cannot be read: {error}") from None
+        except UNREADABLE as error:
+            problems.append(f"its describe of {model} cannot be read ({type(error).__name__}); not used")
+            return []
+        except BadDescribe as error:
+            problems.append(f"{model} is not used: {error}")
+            return []
         except _Silence as error:
             if not error.answered:
                 raise
             # Unregistered between the two questions, or one model in trouble: the others need not suffer.
-            log.info("%s: no describe of %s: %s", instance, model, error)
+            log.info("%s: no describe of %s: it %s", instance, model, error)
             return []
         return list(await asyncio.gather(*(self._with_described(instance, address, m) for m in models)))
 
@@ -173,17 +224,30 @@ class Discovery:
 
     async def _get(self, address: Address, target: str, meant_for_worker: bool = False) -> Any:
         """The JSON of a 200. Raise _Silence; but an error from a handler that knows no describe is an empty answer."""
-        result = await self._upstream.exchange(address, Request("GET", target, (), b""), self._timeout_s)
+        result = await self._upstream.exchange(address, Request("GET", target, (), b""), self._timeout_s, _AT_MOST)
         if isinstance(result, Unreachable):
             raise _Silence(result.reason, result.refused)
         if isinstance(result, Stream):
-            result.leave()
-            raise _Silence("a streamed answer where JSON was expected")
+            result = await self._whole(result)
         if result.status in _GONE and from_gateway(result):
             raise _Silence(f"a gateway answered {result.status}: {excerpt(result.body)}", refused=True)
         if meant_for_worker and result.status != 200 and classify(result) is None:
             return []
         return _json(result)
+
+    async def _whole(self, stream: Stream) -> Reply:
+        """A gateway may pass on in chunks what TorchServe sends whole. Raise _Silence."""
+
+        async def read() -> bytes:
+            return b"".join([piece async for piece in stream])
+
+        try:
+            body = await asyncio.wait_for(read(), self._timeout_s)
+        except (BrokenStream, asyncio.TimeoutError) as error:
+            raise _Silence(str(error) or "no whole answer in time") from None
+        finally:
+            stream.leave()
+        return Reply(stream.status, stream.phrase, stream.headers, body)
 
 
 def _as_before(model: ModelReport, said: _Said | None) -> ModelReport:
@@ -194,8 +258,28 @@ def _as_before(model: ModelReport, said: _Said | None) -> ModelReport:
 
 def _json(reply: Reply) -> Any:
     if reply.status != 200:
-        raise _Silence(f"status {reply.status}: {reply.body[:200].decode('utf-8', 'replace')}", answered=True)
+        kind, message = error_fields(reply)
+        said = f": {excerpt(message.encode())}" if kind not in ("", "ResourceNotFoundException") else ""
+        raise _Silence(f"answered {reply.status}{said}", answered=True)
     try:
         return json.loads(reply.body)
-    except ValueError:
-        raise _Silence(f"not JSON: {reply.body[:200].decode('utf-8', 'replace')}", answered=True) from None
+    except (ValueError, RecursionError):
+        raise _Silence("answered with something that is no JSON", answered=True) from None
+
+
+def _no_list(address: Address, answered: str) -> str:
+    """In one line: what came, and what is probably wrong. `answered` may hold what TorchServe itself said."""
+    verb, colon, said = answered.partition(": ")
+    where, question = _whether(address.url, "management", 8081)
+    if colon:  # TorchServe's own words say it better than a guess
+        return f"{where} {verb} to GET /models: {said}"
+    return f"{where} {verb} to GET /models{'' if verb != 'answered' else ' with no list of models'}.{question}"
+
+
+def _whether(url: str, api: str, usual: int) -> tuple[str, str]:
+    """-> host and port, and the question whether that is the right port."""
+    where = url if url.startswith(UNIX) else urlsplit(url).netloc.rpartition("@")[2]
+    port = where.rpartition(":")[2]
+    if not port.isdigit():
+        return where, f" Is it the {api} address?"
+    return where, f" Is {port} the {api} port? (TorchServe's default is {usual}.)"

@@ -6,7 +6,7 @@ it should be becomes a problem, a sentence for log and status, and the fleet ser
 
 from __future__ import annotations
 
-from collections import Counter
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -84,6 +84,8 @@ def make_plan(reports: Sequence[InstanceReport], wanted: Wanted) -> Plan:
     deployed = _by_pool([m for m in members if not m[1].is_protection])
     protections = [m for m in members if m[1].is_protection]
     problems += _orphans(protections, deployed)
+    versions, differing = _versions([m for m in members if not m[1].is_protection])
+    problems += differing
     pools: dict[str, PoolPlan] = {}
     endpoints: list[Endpoint] = []
     targets: dict[str, Target] = {}
@@ -108,7 +110,7 @@ def make_plan(reports: Sequence[InstanceReport], wanted: Wanted) -> Plan:
         problems=tuple(dict.fromkeys(problems)),
         pools=pools,
         targets=targets,
-        versions=_versions([m for m in members if not m[1].is_protection]),
+        versions=versions,
         hosts=_hosts([m for m in members if not m[1].is_protection]),
         protections=frozenset(m.model for _, m in protections),
         up=tuple(report.name for report in up),
@@ -233,12 +235,28 @@ def _orphans(protections: Sequence[Member], deployed: Mapping[tuple[str, str], S
         protects = m.described.protects if m.described else None
         if protects is None or (protects.model, protects.version) in deployed:
             continue
-        others = sorted(version for model, version in deployed if model == protects.model)
+        others = sorted((version for model, version in deployed if model == protects.model), key=by_number)
         served = f"deployed is version {', '.join(others)}" if others else "no instance serves that model"
+        served += _elsewhere(protects.weights, deployed)
         problems.append(
             f"{host}: {m.model} {m.version} is not used: it protects {protects.model} {protects.version}, and {served}"
         )
     return problems
+
+
+def _elsewhere(weights: str | None, deployed: Mapping[tuple[str, str], Sequence[Member]]) -> str:
+    """Who has the weights that a protection was made for, under another name. It may be another handler all the same,
+    so the operator is told and nothing is taken for granted.
+    """
+    twins = [
+        f"{model} {version}"
+        for (model, version), members in deployed.items()
+        if weights and any(m.described is not None and m.described.weights == weights for _, m in members)
+    ]
+    if not twins:
+        return ""
+    have = "has" if len(twins) == 1 else "have"
+    return f"; {' and '.join(twins)} {have} these weights: register it under the name that is protected"
 
 
 def _instances(up: Sequence[InstanceReport], endpoints: Sequence[Endpoint], wanted: Wanted) -> tuple[Instance, ...]:
@@ -255,13 +273,31 @@ def _instances(up: Sequence[InstanceReport], endpoints: Sequence[Endpoint], want
     return tuple(instances)
 
 
-def _versions(members: Sequence[Member]) -> dict[str, str]:
-    votes: dict[str, Counter[str]] = {}
-    for _, m in members:
+def by_number(version: str) -> list[tuple[int, int, str]]:
+    """To sort by: 9.0 comes before 10.0, and numbers before words."""
+    parts = re.findall(r"[0-9]+|[^0-9.]+", version)
+    return [(0, int(part), "") if part.isdecimal() and len(part) < 20 else (1, 0, part) for part in parts]
+
+
+def _versions(members: Sequence[Member]) -> tuple[dict[str, str], list[str]]:
+    """The default version of each model, and which instances have another."""
+    votes: dict[str, dict[str, list[str]]] = {}
+    for host, m in members:
         if m.default:
-            votes.setdefault(m.model, Counter())[m.version] += 1
+            votes.setdefault(m.model, {}).setdefault(m.version, []).append(host)
     # The larger version wins a tie, so that all proxies of a fleet choose alike.
-    return {model: max(count, key=lambda version: (count[version], version)) for model, count in votes.items()}
+    chosen = {
+        model: max(hosts, key=lambda version: (len(hosts[version]), by_number(version), version))
+        for model, hosts in votes.items()
+    }
+    problems = [
+        f"the default version of {model} differs: "
+        + ", ".join(f"{version} on {' and '.join(hosts[version])}" for version in sorted(hosts, key=by_number))
+        + f"; requests without a version go to {chosen[model]}"
+        for model, hosts in votes.items()
+        if len(hosts) > 1
+    ]
+    return chosen, problems
 
 
 def _hosts(members: Sequence[Member]) -> dict[str, tuple[str, ...]]:

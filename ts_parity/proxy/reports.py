@@ -7,6 +7,7 @@ JSON was fetched or what will be made of it.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,13 @@ DEPLOYED = "deployed"
 PARITY = "parity"
 REFUSED = "refused"
 UNTESTED = "untested"
+
+# What foreign JSON may raise where something else was expected: a wrong type, Infinity, a nesting as deep as the stack.
+UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
+_LONGEST_NAME = 512
+_LONGEST_TEXT = 500
+_MOST_ROWS = 1 << 20
+"""Of a batch: more is no batch size."""
 
 
 class BadDescribe(TsParityError):
@@ -93,17 +101,32 @@ def read_model(entry: Any, default_version: str) -> ModelReport:
     """One entry of TorchServe's describe. Raise BadDescribe."""
     try:
         workers = entry["workers"]
-        version = str(entry["modelVersion"])
+        version = read_name(entry["modelVersion"])
+        batch_size = entry.get("batchSize", 1)
+        if not isinstance(batch_size, int) or not batch_size <= _MOST_ROWS:
+            raise ValueError("its batch size")
         return ModelReport(
-            model=str(entry["modelName"]),
+            model=read_name(entry["modelName"]),
             version=version,
             default=version == default_version,
             ready=sum(worker["status"] == "READY" for worker in workers),
-            batch_size=max(1, int(entry.get("batchSize", 1))),
+            batch_size=max(1, batch_size),
             pids=tuple(sorted(f"{worker.get('id')}/{worker.get('pid')}" for worker in workers)),
         )
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise BadDescribe(f"not TorchServe's describe: {str(entry)[:200]}") from None
+    except UNREADABLE as error:
+        raise BadDescribe(f"its describe is not TorchServe's: {_said(error)}") from None
+
+
+def read_name(given: Any) -> str:
+    """A model's name or a version (YAML may have made a number of it), fit for logs and terminals. Raise ValueError."""
+    given = str(given) if isinstance(given, (int, float)) else given
+    if not isinstance(given, str) or not 0 < len(given) <= _LONGEST_NAME or not given.isprintable():
+        raise ValueError(f"{ascii(given)[:80]} is no name")
+    return given
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__} {ascii(str(error))[1:100]}"
 
 
 def read_customized(entry: Any) -> Described | None:
@@ -112,7 +135,7 @@ def read_customized(entry: Any) -> Described | None:
     if isinstance(customized, str):
         try:
             customized = json.loads(customized)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
     if isinstance(customized, list) and customized:
         customized = customized[0]
@@ -123,20 +146,25 @@ def read_customized(entry: Any) -> Described | None:
 def read_described(ours: Mapping[str, Any]) -> Described:
     """Raise BadDescribe."""
     if ours.get("wire") != VERSION:
-        raise BadDescribe(f"its worker speaks wire version {ours.get('wire')}, this proxy {VERSION}")
+        raise BadDescribe(f"its worker speaks wire version {_text(ours.get('wire'))}, this proxy {VERSION}")
     role = ours.get("role")
     if role not in (DEPLOYED, PARITY):
-        raise BadDescribe(f"its role is {role!r}, neither {DEPLOYED} nor {PARITY}")
+        raise BadDescribe(f"its role is {_text(role)!r}, neither {DEPLOYED} nor {PARITY}")
     weights = ours.get("weights")
     output = ours.get("output")
     described = Described(
         role=role,
-        weights=str(weights) if weights else None,
-        verdict=str(ours.get("verdict", "")),
-        reason=str(ours.get("reason") or ""),
-        output=f"{output.get('dtype')}{output.get('shape')}" if isinstance(output, Mapping) else "",
+        weights=_text(weights) if weights else None,
+        verdict=_text(ours.get("verdict", "")),
+        reason=_text(ours.get("reason") or ""),
+        output=_text(f"{output.get('dtype')}{output.get('shape')}") if isinstance(output, Mapping) else "",
     )
     return described if role == DEPLOYED else _read_protection(ours, described)
+
+
+def _text(given: Any) -> str:
+    """For people, whatever was given: short, in one line, nothing that a terminal would obey."""
+    return "".join(letter if letter.isprintable() else " " for letter in str(given)[:_LONGEST_TEXT])
 
 
 def _read_protection(ours: Mapping[str, Any], common: Described) -> Described:
@@ -147,14 +175,17 @@ def _read_protection(ours: Mapping[str, Any], common: Described) -> Described:
         row = int(ours.get("row", 0))
         protects = ours["protects"]
         weights = protects.get("weights")
-        protected = Protects(str(protects["model"]), str(protects["version"]), str(weights) if weights else None)
+        model, version = read_name(protects["model"]), read_name(protects["version"])
+        protected = Protects(model, version, _text(weights) if weights else None)
         # Backups serve any number of members; a parity model must have been trained for it.
         partial = bool(ours.get("partial", code.family is Family.BACKUP))
         cost = None if ours.get("cost") is None else float(ours["cost"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BadDescribe(f"its describe as a protection is incomplete: {type(error).__name__} {error}") from None
+        if cost is not None and not 0 <= cost < math.inf:
+            raise ValueError(f"its cost is {cost}")
     except CodeError as error:
-        raise BadDescribe(str(error)) from None
+        raise BadDescribe(_text(error)) from None
+    except UNREADABLE as error:
+        raise BadDescribe(f"its describe as a protection is incomplete: {_said(error)}") from None
     if not 0 <= row < code.r:
         raise BadDescribe(f"it says it is row {row} of {code.r}")
     return Described(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -67,7 +68,9 @@ Result = Reply | Stream | Unreachable
 class Exchange:
     """One request on its way to an instance, until its result is known or nobody wants it any more."""
 
-    __slots__ = ("_connection", "_data", "_done", "_for_head", "_opening", "_origin", "_under_way", "late_at")
+    __slots__ = (
+        "_at_most", "_connection", "_data", "_done", "_for_head", "_opening", "_origin", "_under_way", "late_at",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -77,7 +80,9 @@ class Exchange:
         for_head: bool,
         late_at: float,
         done: Callable[[Result], None],
+        at_most: float = math.inf,
     ) -> None:
+        self._at_most = at_most
         self._under_way = under_way
         self._origin = origin
         self._data = data
@@ -95,7 +100,7 @@ class Exchange:
             connection = idle.pop()
             if not connection.closing:
                 self._connection = connection
-                connection.send(self._data, self._for_head, self)
+                connection.send(self._data, self._for_head, self, self._at_most)
                 return
         self._connection = None
         self._opening = asyncio.get_running_loop().create_task(self._open())
@@ -112,7 +117,7 @@ class Exchange:
             self._end(Unreachable("it closed the connection at once", refused=True))
         else:
             self._connection = connection
-            connection.send(self._data, self._for_head, self)
+            connection.send(self._data, self._for_head, self, self._at_most)
 
     def arrived(self, answer: Reply | Stream) -> None:
         self._end(answer)
@@ -188,15 +193,15 @@ class Upstream:
         """`done` is called once, later, with the result; a chunked answer is a result as soon as it begins."""
         return self._send(address, request, done, self._under_way, self._task_timeout_s)
 
-    async def exchange(self, address: Address, request: Request, timeout_s: float) -> Result:
-        """Send and wait, for those who need not hurry."""
+    async def exchange(self, address: Address, request: Request, timeout_s: float, at_most: float = math.inf) -> Result:
+        """Send and wait, for those who need not hurry. `at_most`: bytes of an answer; a longer one is none."""
         result: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
 
         def done(what: Result) -> None:
             if not result.done():
                 result.set_result(what)
 
-        exchange = self._send(address, request, done, {}, timeout_s)
+        exchange = self._send(address, request, done, {}, timeout_s, at_most)
         timer = asyncio.get_running_loop().call_later(timeout_s, exchange.late)
         try:
             return await result
@@ -211,6 +216,7 @@ class Upstream:
         done: Callable[[Result], None],
         under_way: dict[Exchange, None],
         timeout_s: float,
+        at_most: float = math.inf,
     ) -> Exchange:
         loop = asyncio.get_running_loop()
         origin = self._origins.get(address.url)
@@ -219,7 +225,7 @@ class Upstream:
             origin = self._origins[url] = Origin(url, self._outbox, self._connect_timeout_s, self._tls.get(url))
         data = _serialized(request, address.token, origin)
         late_at = loop.time() + timeout_s
-        exchange = Exchange(under_way, origin, data, request.method == "HEAD", late_at, done)
+        exchange = Exchange(under_way, origin, data, request.method == "HEAD", late_at, done, at_most)
         if self._timer is None and under_way is self._under_way:
             self._timer = loop.call_at(late_at, self._check)
         exchange.start()
@@ -252,7 +258,7 @@ def classify(reply: Reply) -> Failed | Rejected | None:
         return Failed(f"{status} from a gateway, not from TorchServe: {excerpt(reply.body)}")
     if status not in (500, 503, 507):
         return None
-    kind, message = _error_fields(reply)
+    kind, message = error_fields(reply)
     if status == 503:
         return Rejected() if kind == "ServiceUnavailableException" else None
     if kind != "InternalServerException":
@@ -266,12 +272,13 @@ def from_gateway(reply: Reply) -> bool:
     """An error that TorchServe did not write: a sidecar or a load balancer speaks of the instance behind it."""
     if reply.status < 500 and reply.status not in _OF_GATEWAYS:
         return False
-    return not _bears_its_mark(reply) and not _error_fields(reply)[0]
+    return not _bears_its_mark(reply) and not error_fields(reply)[0]
 
 
 def excerpt(body: bytes) -> str:
-    """The beginning of a foreign text, in one line."""
-    return " ".join(body[:200].decode("utf-8", "replace").split())
+    """The beginning of a foreign text, in one line that a terminal can show."""
+    text = " ".join(body[:200].decode("utf-8", "replace").split())
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _bears_its_mark(reply: Reply) -> bool:
@@ -281,7 +288,7 @@ def _bears_its_mark(reply: Reply) -> bool:
     return reply.header("expires") == _EXPIRES or reply.header("cache-control") == _CACHE_CONTROL
 
 
-def _error_fields(reply: Reply) -> tuple[str, str]:
+def error_fields(reply: Reply) -> tuple[str, str]:
     """Type and message of an error in TorchServe's shape; empty for everything else."""
     if len(reply.body) > _ERROR_BYTES:
         return "", ""
