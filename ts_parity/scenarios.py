@@ -17,6 +17,7 @@ from ts_parity.engine import (
     Action,
     Answer,
     Arrived,
+    Cause,
     Endpoint,
     Fail,
     Failed,
@@ -39,6 +40,8 @@ OUTCOMES: Mapping[str, Outcome] = {
     "plain": Arrived(raw=False),
     "fail": Failed("worker died"),
     "fatal": Failed("refused", retry=False),
+    "unreachable": Failed("connection refused", cause=Cause.UNREACHABLE),
+    "lost": Failed("it closed the connection", cause=Cause.LOST),
     "reject": Rejected(),
 }
 TaskRow = tuple[int | str, float, str]
@@ -128,6 +131,7 @@ def scenario(
     keys: Mapping[int, str | None] | None = None,
     policy: Mapping[str, Any] | None = None,
     slow: Mapping[str, tuple[float, float]] | None = None,
+    dead: Mapping[str, tuple[float, float]] | None = None,
     until: float = 100.0,
     **shape: Any,
 ) -> Run:
@@ -135,11 +139,12 @@ def scenario(
 
     Several rows with one name are taken in turn. `shape` is passed to `fleet`. `exact` lists the queries that refuse
     rebuilt answers; `abandons` and `deadlines` map queries to instants; `keys` maps queries to group keys; `slow` maps
-    endpoints to an instant and the service time that deployed tasks have there from then on.
+    endpoints to an instant and the service time that deployed tasks have there from then on. `dead` maps instances to
+    when they die and when they are back: what they had is lost, and meanwhile they accept no connection.
     """
     settings = {"reconstruct_after_s": 0.05, "group_wait_s": 0.02, "deadline_s": 1.0, **(policy or {})}
     run = Run(Scheduler(fleet(**shape), Policy(**settings)))
-    world = _World(run, list(tasks), service, slow or {})
+    world = _World(run, list(tasks), service, slow or {}, dead or {})
     queries = [
         Query(i, POOL, (keys or {}).get(i, "same"), (deadlines or {}).get(i), i in exact) for i in range(len(arrivals))
     ]
@@ -154,11 +159,19 @@ def scenario(
 class _World:
     """The heap of what will happen, and the table of what tasks do."""
 
-    def __init__(self, run: Run, table: list[TaskRow], service: float, slow: Mapping[str, tuple[float, float]]) -> None:
+    def __init__(
+        self,
+        run: Run,
+        table: list[TaskRow],
+        service: float,
+        slow: Mapping[str, tuple[float, float]],
+        dead: Mapping[str, tuple[float, float]],
+    ) -> None:
         self._run = run
         self._table = [(str(what), seconds, outcome) for what, seconds, outcome in table]
         self._service = service
         self._slow = slow
+        self._dead = dead
         self._heap: list[tuple[float, int, Query | Task, str | None]] = []
         self._order = 0
 
@@ -208,7 +221,12 @@ class _World:
         usual = 0.001 if task.kind is Kind.FINISH else self._service
         since, slower = self._slow.get(task.endpoint.name, (float("inf"), usual))
         seconds, outcome = self._script(name, slower if now >= since and task.kind is Kind.DEPLOYED else usual)
-        if outcome == "never":
+        dies_at, back_at = self._dead.get(task.endpoint.instance, (math.inf, math.inf))
+        if dies_at <= now < back_at:
+            self.at(now + 0.001, task, "unreachable")
+        elif now < dies_at < math.inf and (outcome == "never" or dies_at < now + seconds):
+            self.at(dies_at, task, "lost")
+        elif outcome == "never":
             self._run.unfinished += 1
         else:
             self.at(now + seconds, task, outcome)

@@ -11,6 +11,7 @@ from ts_parity.codes import make_code
 from ts_parity.engine import (
     Answer,
     Arrived,
+    Cause,
     Endpoint,
     Fail,
     Failed,
@@ -81,6 +82,16 @@ POLICIES = st.builds(
     age_factor=st.sampled_from([0.0, 2.0]),
     spare_places=st.sampled_from([0, 0, 1]),
     balance=st.sampled_from(["least", "round_robin"]),
+)
+OUTCOMES = (
+    Arrived(True),
+    Arrived(True),
+    Arrived(False),
+    Failed("x"),
+    Failed("x", False),
+    Rejected(),
+    Failed("x", cause=Cause.LOST),
+    Failed("x", cause=Cause.UNREACHABLE),
 )
 STEPS = st.lists(
     st.tuples(
@@ -194,7 +205,7 @@ class World:
                 self.obey(self.scheduler.answer_started(task, self.now))
             return
         self.flying.remove(task)
-        outcome = (Arrived(True), Arrived(True), Arrived(False), Failed("x"), Failed("x", False), Rejected())[pick % 6]
+        outcome = OUTCOMES[pick % len(OUTCOMES)]
         if task.kind is Kind.PROTECTION and isinstance(outcome, Arrived) and pick % 5 == 0:
             outcome = Arrived(covers=frozenset(range(pick % task.group.k)))
         if task.kind is Kind.DEPLOYED and isinstance(outcome, Failed):
@@ -250,6 +261,7 @@ def test_the_promises(fleet, policy, steps):
     assert set(world.ended) == {query.id for query in world.queries}
     # 5: the budgets
     allowed = policy.retry_burst + policy.retry_ratio * len(world.queries)
+    allowed += policy.retry_burst * world.now if policy.retry_ratio else 0
     assert world.scheduler.sent["retry"] <= allowed + 1e-9
     allowed = (policy.hedge_burst + policy.hedge_ratio * len(world.queries)) if policy.hedge_ratio else 0
     assert world.scheduler.sent["hedge"] <= allowed + 1e-9

@@ -12,6 +12,7 @@ import pytest
 from ts_parity.codes import make_code
 from ts_parity.engine import (
     Arrived,
+    Cause,
     Endpoint,
     Failed,
     Fleet,
@@ -34,6 +35,8 @@ OUTCOMES = [
     Failed("died"),
     Failed("died"),
     Failed("bad", False),
+    Failed("closed", cause=Cause.LOST),
+    Failed("nobody", cause=Cause.UNREACHABLE),
     Rejected(),
 ]
 STEPS = ["arrive"] * 3 + ["end"] * 4 + ["wait"] * 2 + ["leave", "change", "stream"]
@@ -89,7 +92,7 @@ class World:
             self.flying.append(task)
             if task.kind is Kind.DEPLOYED and not task.hedge:
                 self.own[task.query.id] += 1
-                assert self.own[task.query.id] <= self.policy.max_attempts
+                assert self.own[task.query.id] - task.query.excused <= self.policy.max_attempts
         self.check()
 
     def check(self):

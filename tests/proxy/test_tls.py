@@ -429,7 +429,7 @@ async def test_instances_behind_unix_sockets(make_fleet: MakeFleet, sockets: Cal
         for instance in instances:
             await stack.enter_async_context(instance)
         given = tuple(settings_of(i, token="t", management_token="m") for i in instances)
-        fleet = await make_fleet(given=given)
+        fleet = await make_fleet(given=given, max_wait_s=0.2)
         assert fleet.proxy.plan.problems == ()
         status = (await fleet.admin.get("/status")).json()
         assert [i["name"] for i in status["instances"]] == [i.inference.removeprefix("unix:") for i in instances]

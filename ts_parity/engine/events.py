@@ -44,6 +44,17 @@ class Reason(str, Enum):
     FAILED = "failed"
 
 
+class Cause(Enum):
+    """Why a task failed, as far as it decides what is done about it."""
+
+    ERROR = "error"
+    """The instance said so, or said nothing in time."""
+    UNREACHABLE = "unreachable"
+    """There was no connection, so nothing was run."""
+    LOST = "lost"
+    """The connection broke: whatever the instance had is lost with it."""
+
+
 class Code(Protocol):
     """What the engine asks of a code. `codes.Code` is one; a test may bring its own."""
 
@@ -125,8 +136,9 @@ class Query:
 
     __slots__ = (
         "armed_at", "arrived_at", "attempts", "avoid", "choosy_until", "deadline_at", "displaced", "domain", "exact",
-        "finish_attempts", "finishes_pending", "group", "hedge_at", "id", "in_flight", "key", "last_failure", "late",
-        "launch_at", "payload", "pool", "release_at", "released", "slot", "state",
+        "excused", "finish_attempts", "finishes_pending", "first_cause", "forgiven", "group", "hedge_at", "id",
+        "in_flight", "key", "last_failure", "late", "launch_at", "owes", "payload", "pool", "release_at", "released",
+        "rests_until", "slot", "state",
     )  # fmt: skip
 
     def __init__(
@@ -151,11 +163,22 @@ class Query:
         """As long as the query is open."""
         self.slot = -1
         self.attempts = 0
+        """Tasks of its own, second copies aside."""
+        self.excused = 0
+        """How many of them count for nothing: they ended with their instance, not with an answer."""
+        self.forgiven = False
+        """A connection broke under it, and that did not count: the next time it does."""
         self.in_flight = 0
         self.avoid = _NOBODY
         """Instances that have it or have failed it."""
         self.choosy_until = 0.0
         """It has failed, and until then it waits for an instance elsewhere."""
+        self.rests_until = 0.0
+        """Nobody is there, and until then it does not ask again."""
+        self.owes = False
+        """It may be tried again as soon as the budget has a token for it."""
+        self.first_cause = ""
+        """What its first failure said, and where."""
         self.last_failure: Task | None = None
         self.finishes_pending = 0
         self.finish_attempts = 0
@@ -233,6 +256,7 @@ class Failed(NamedTuple):
 
     reason: str
     retry: bool = True
+    cause: Cause = Cause.ERROR
 
 
 class Rejected(NamedTuple):
@@ -268,7 +292,9 @@ class Answer:
 
 @final
 class Fail:
-    """No prediction for `query`. `task`, if any, is its last failed attempt, whose error may be passed on."""
+    """No prediction for `query`. `task`, if any, is its last failed attempt, whose error may be passed on; what went
+    wrong first is in `query.first_cause`.
+    """
 
     __slots__ = ("query", "reason", "task")
 

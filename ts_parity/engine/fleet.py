@@ -231,6 +231,8 @@ class PoolState:
         """Queries for which a backup is to be launched as soon as there is a place."""
         self.hedges: dict[int, Query] = {}
         """Queries for which a second copy is to be sent as soon as a place is idle."""
+        self.unreachable_since = math.inf
+        """When the first query found nobody, if no answer has come since."""
         self.latency = LatencyWindow()
         self.backup_latency = LatencyWindow()
         self.gap = GapMeter()
@@ -372,7 +374,9 @@ class PoolState:
         free = [state for state in self.deployed.with_place() if _is_elsewhere(state, query, far)]
         if free:
             return least_outstanding(free, now, query.avoid, {query.domain: 1}, age_s=self._age_s)
-        return None if far or self.has_elsewhere(query) else self.endpoint_for_query(query, now)
+        if far or self.has_elsewhere(query) or now < query.rests_until:
+            return None
+        return self.endpoint_for_query(query, now)
 
     def has_elsewhere(self, query: Query) -> bool:
         """Whether a copy of it is still out, or there is a healthy endpoint, busy or not, that has not failed it."""

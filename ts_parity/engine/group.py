@@ -21,7 +21,8 @@ What is promised (tests/engine/test_invariants.py checks each on random interlea
      places where an operator has set them; by at most `spare_places` while its oldest task is overdue. A protection
      starts only where the instance, with all its models, has a place left.
   5. Retries and second copies never exceed their budgets, and a second copy is sent only to an idle instance while no
-     query waits.
+     query waits. What an instance's death takes with it is no retry: a query that found nobody there goes elsewhere for
+     nothing, and so does, once, one whose connection broke.
   6. Memory is bounded by the work waiting and in flight: when all is done, nothing is left.
   7. The same events at the same times give the same actions.
 

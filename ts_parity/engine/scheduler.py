@@ -19,6 +19,7 @@ from ts_parity.engine.events import (
     Action,
     Answer,
     Arrived,
+    Cause,
     Fail,
     Failed,
     Fleet,
@@ -39,6 +40,8 @@ from ts_parity.engine.policy import Policy, TokenBucket
 from ts_parity.engine.timers import Timer, Timers
 
 MAX_FINISHES: Final = 2
+LONGEST_REST_S: Final = 1.0
+"""Where every instance refuses connections, a query asks again after twice the time before, and at least this often."""
 
 
 class Scheduler:
@@ -49,7 +52,13 @@ class Scheduler:
         self.policy = policy
         self._fleet = FleetState(policy)
         self._fleet.update(fleet)
-        self._retries = TokenBucket(policy.retry_ratio, policy.retry_burst)
+        # With time the whole burst comes back within a second, as with Finagle's `minRetriesPerSec`: a proxy without
+        # traffic would never have a retry again.
+        self._retries = TokenBucket(
+            policy.retry_ratio, policy.retry_burst, policy.retry_burst if policy.retry_ratio else 0.0
+        )
+        self._token_at = math.inf
+        """When the timer for the next token is due, if one is armed."""
         self._hedges = TokenBucket(policy.hedge_ratio, policy.hedge_burst if policy.hedge_ratio else 0.0)
         self._timers = Timers()
         self._serial = 0
@@ -164,6 +173,8 @@ class Scheduler:
             elif isinstance(subject, Query):
                 if subject.open:
                     self._query_timer(kind, at, subject, now, actions)
+            elif isinstance(subject, TokenBucket):
+                self._token_at = math.inf
             else:  # an endpoint may be asked again
                 if subject.health.resumes_at <= now:
                     subject.line.unpark(subject)
@@ -219,11 +230,29 @@ class Scheduler:
                 self._send_protections(pool, now, actions)
 
     def _send_retries(self, pool: PoolState, now: float, actions: list[Action]) -> None:
+        self._retries.pass_time(now)
         for query in [*pool.retries.values()]:
-            place = pool.endpoint_for_retry(query, now) if query.id in pool.retries else None
+            if query.id not in pool.retries:
+                continue
+            if query.owes and self._retries.wait_s(0) > 0:
+                self._await_token(now)
+                continue
+            place = pool.endpoint_for_retry(query, now)
             if place is not None:
+                if query.owes:
+                    self._pay(query)
                 del pool.retries[query.id]
                 self._dispatch(pool, query, place, now, actions)
+
+    def _pay(self, query: Query) -> None:
+        self._retries.take()
+        query.owes = False
+        self.sent["retry"] += 1
+
+    def _await_token(self, now: float) -> None:
+        if self._token_at <= now or self._token_at == math.inf:
+            self._token_at = now + self._retries.wait_s(0)
+            self._timers.arm(self._token_at, Timer.TOKEN, self._retries)
 
     def _unblock(self) -> None:
         for pool in self._fleet.pools.values():
@@ -413,6 +442,7 @@ class Scheduler:
             pool = self._fleet.pools.get(query.pool)
             if pool is not None:
                 pool.latency.add(now - task.sent_at)
+                pool.unreachable_since = math.inf
             if query.open:
                 self._answer(query, Source.HEDGED if task.hedge else Source.DEPLOYED, task, actions)
             if group is not None and not group.done:
@@ -427,11 +457,12 @@ class Scheduler:
                 return
             if isinstance(outcome, Failed):
                 query.last_failure = task
+                query.first_cause = query.first_cause or f"{task.endpoint.name}: {outcome.reason}"
                 query.release_at = now
                 pool = self._fleet.pools.get(query.pool)
                 if pool is not None and pool.launches_late:
                     self._launch(pool, query)
-            if not self._try_again(query, outcome, now):
+            if not self._try_again(query, task, outcome, now):
                 self._give_up_on_own_task(query, now, actions)
                 return
             self._rebuild_if_due(query, now, actions)
@@ -499,7 +530,7 @@ class Scheduler:
         pool.finishes.append(query)
         return True
 
-    def _try_again(self, query: Query, outcome: Outcome, now: float) -> bool:
+    def _try_again(self, query: Query, task: Task, outcome: Outcome, now: float) -> bool:
         """Queue the query again: it has waited longest. A rejection costs no budget: nothing was run.
 
         Who fails fast has a place at once, and would have all attempts while the others are merely busy. So for as long
@@ -508,28 +539,63 @@ class Scheduler:
         pool = self._fleet.pools.get(query.pool)
         if pool is None or not pool.deployed:
             return False
+        elsewhere = pool.has_elsewhere(query)
         if isinstance(outcome, Failed):
-            if not outcome.retry or query.attempts >= self.policy.max_attempts or not self._retries.take():
+            if not outcome.retry or not self._may_retry(query, task, outcome.cause, elsewhere, now):
                 return False
-            self.sent["retry"] += 1
             assert query.deadline_at is not None
             query.choosy_until = min(now + pool.reconstruct_after_s, (now + query.deadline_at) / 2)
+            if outcome.cause is Cause.UNREACHABLE and not elsewhere:
+                # Nobody is there. They may be back in a moment; but where they are not, nobody waits in vain for long.
+                pool.unreachable_since = min(pool.unreachable_since, now)
+                if now > pool.unreachable_since + self.policy.max_wait_s:
+                    return False
+                rest_s = min(LONGEST_REST_S, self.policy.reject_pause_s * 2 ** min(query.excused, 10))
+                query.choosy_until = query.rests_until = now + rest_s
         else:
             query.attempts -= 1
-        if now < query.choosy_until and self.policy.balance != "round_robin" and pool.has_elsewhere(query):
-            query.state = QueryState.WAITING
-            pool.retries[query.id] = query
-            self._arm_query(query)
-            return True
-        return self._queue_again(query)
+        choosy = now < query.choosy_until and self.policy.balance != "round_robin" and elsewhere
+        return self._queue_again(query, choosy or now < query.rests_until)
 
-    def _queue_again(self, query: Query) -> bool:
+    def _may_retry(self, query: Query, task: Task, cause: Cause, elsewhere: bool, now: float) -> bool:
+        """Whether a failed query is tried again, now or as soon as the budget allows.
+
+        The budget and the limit of attempts are there against queries that fail everywhere. That an instance is gone
+        says nothing of the query: where nothing was run it never counts, and a connection that breaks is forgiven once.
+        Without a token the query waits for one, if somebody healthy is there and its time allows: it loses nothing.
+        """
+        excused = cause is Cause.UNREACHABLE or (cause is Cause.LOST and not query.forgiven)
+        if cause is Cause.LOST:
+            query.forgiven = True
+        if excused and not task.hedge:
+            query.excused += 1
+        if query.attempts - query.excused >= self.policy.max_attempts:
+            return False
+        if excused:
+            self.sent["moved"] += 1
+            return True
+        self._retries.pass_time(now)
+        ahead = sum(other.owes for pool in self._fleet.pools.values() for other in pool.retries.values())
+        query.owes = True
+        if not ahead and self._retries.wait_s(0) == 0:
+            self._pay(query)
+            return True
+        assert query.deadline_at is not None
+        hopeful = elsewhere or (query.group is not None and query.group.could_recover(query.slot))
+        query.owes = hopeful and self._retries.wait_s(ahead) < query.deadline_at - now
+        return query.owes
+
+    def _queue_again(self, query: Query, choosy: bool = False) -> bool:
+        """At the head of those that wait for any place; or, if it may not have just any now, in a line beside it."""
         pool = self._fleet.pools.get(query.pool)
         if pool is None or not pool.deployed:
             return False
         query.state = QueryState.WAITING
         query.displaced = False
-        pool.to_the_front(query)
+        if choosy or query.owes:
+            pool.retries[query.id] = query
+        else:
+            pool.to_the_front(query)
         self._arm_query(query)
         return True
 
@@ -630,8 +696,8 @@ class Scheduler:
         query.hedge_at = math.inf if now >= query.hedge_at else query.hedge_at
         if query.choosy_until and now >= query.choosy_until:
             query.choosy_until = 0.0
-            if pool is not None and pool.retries.pop(query.id, None) is not None:  # from now on any place will do
-                pool.to_the_front(query)
+            if pool is not None and not query.owes and pool.retries.pop(query.id, None) is not None:
+                pool.to_the_front(query)  # from now on any place will do
         if now >= query.release_at:
             query.released = True
             self._rebuild_if_due(query, now, actions)
@@ -642,7 +708,9 @@ class Scheduler:
         elif self.policy.default_answer:
             self._answer(query, Source.DEFAULT, None, actions)
         else:
-            self._fail(query, Reason.DEADLINE, actions)
+            # Where nobody was there to ask, that is what its client is told.
+            nobody = query.rests_until and query.state is QueryState.WAITING
+            self._fail(query, Reason.FAILED if nobody else Reason.DEADLINE, actions)
 
     # ---- the end of a query ----------------------------------------------------------------------------------------
 

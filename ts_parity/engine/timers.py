@@ -15,8 +15,9 @@ from typing import Final
 from ts_parity.engine.events import Query, QueryState
 from ts_parity.engine.fleet import EndpointState
 from ts_parity.engine.group import CodingGroup
+from ts_parity.engine.policy import TokenBucket
 
-Subject = Query | CodingGroup | EndpointState
+Subject = Query | CodingGroup | EndpointState | TokenBucket
 
 
 ROOM: Final = 256
@@ -29,6 +30,8 @@ class Timer(IntEnum):
     """The next thing that time does to a query: launch, hedge, release, deadline, or too long a wait for a place."""
     RESUME = 2
     FINISH = 3
+    TOKEN = 4
+    """Queries wait for the budget, and it has a token again."""
 
 
 class Timers:

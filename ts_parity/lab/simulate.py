@@ -15,7 +15,21 @@ from itertools import count
 
 import numpy as np
 
-from ts_parity.engine import Answer, Arrived, Fail, Failed, Fleet, Kind, Outcome, Policy, Query, Scheduler, Send, Source
+from ts_parity.engine import (
+    Answer,
+    Arrived,
+    Cause,
+    Fail,
+    Failed,
+    Fleet,
+    Kind,
+    Outcome,
+    Policy,
+    Query,
+    Scheduler,
+    Send,
+    Source,
+)
 from ts_parity.engine.events import Action, Task
 from ts_parity.lab.records import ERROR, Record
 
@@ -198,7 +212,7 @@ def simulate(
 
 
 _ARRIVED = Arrived(raw=True)
-_DEAD = Failed("dead")
+_DEAD = Failed("dead", cause=Cause.UNREACHABLE)
 
 
 class _Run:

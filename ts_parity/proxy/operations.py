@@ -127,7 +127,7 @@ def finish_request(ask: Ask, raw: Array, target: Target, secret: str) -> Request
 def read_prediction(result: Reply | Unreachable) -> tuple[Outcome, Value]:
     """The ordinary answer, and the raw tail if there is one. The tail never reaches the client."""
     if isinstance(result, Unreachable):
-        return Failed(result.reason), Value()
+        return Failed(result.reason, cause=result.cause), Value()
     failure = classify(result)
     if failure is not None:
         return failure, Value(result)
@@ -208,7 +208,7 @@ def slot_reply(value: Value, slot: int) -> Reply:
 
 def _no_answer(result: Reply | Unreachable) -> tuple[Outcome, Value] | None:
     if isinstance(result, Unreachable):
-        return Failed(result.reason), Value()
+        return Failed(result.reason, cause=result.cause), Value()
     failure = classify(result)
     if failure is not None:
         return failure, Value(result)

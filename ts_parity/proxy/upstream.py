@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Final, final
 
-from ts_parity.engine import Failed, Rejected
+from ts_parity.engine import Cause, Failed, Rejected
 from ts_parity.proxy.certificates import Tls, why_failed
 from ts_parity.proxy.connections import Connection, Origin
 from ts_parity.proxy.messages import (
@@ -55,10 +55,14 @@ class Address:
 
 @dataclass(frozen=True)
 class Unreachable:
-    """No answer. `refused`: no connection either, so nothing was run."""
+    """No answer: there was no connection, so nothing was run; or it broke; or time was up."""
 
     reason: str
-    refused: bool = False
+    cause: Cause = Cause.ERROR
+
+    @property
+    def refused(self) -> bool:
+        return self.cause is Cause.UNREACHABLE
 
 
 Result = Reply | Stream | Unreachable
@@ -109,12 +113,12 @@ class Exchange:
         try:
             connection = await self._origin.connection()
         except (OSError, ValueError, asyncio.TimeoutError) as error:  # ValueError: a name that cannot be one
-            self._end(Unreachable(_say(error), refused=True))
+            self._end(Unreachable(_say(error), Cause.UNREACHABLE))
             return
         if self not in self._under_way:  # it ended meanwhile, and the cancellation was swallowed on the way
             connection.abort()
         elif connection.closing:
-            self._end(Unreachable("it closed the connection at once", refused=True))
+            self._end(Unreachable("it closed the connection at once", Cause.UNREACHABLE))
         else:
             self._connection = connection
             connection.send(self._data, self._for_head, self, self._at_most)
@@ -127,7 +131,7 @@ class Exchange:
             # It closed an idle connection as we wrote: nothing was run, so this is no second attempt.
             self.start()
         else:
-            self._end(Unreachable(reason))
+            self._end(Unreachable(reason, Cause.LOST))
 
     def late(self) -> None:
         """No answer in time."""

@@ -1,0 +1,177 @@
+"""Instances that die with what they have: no client notices while others can bear it. In virtual time."""
+
+import pytest
+
+from ts_parity.engine.policy import TokenBucket
+from ts_parity.scenarios import scenario
+
+FOREVER = 1000.0
+NEVER = 0.0
+
+
+@pytest.mark.parametrize("places", [1, 8, 64, 256])
+@pytest.mark.parametrize("code", [None, "sum"])
+def test_an_instance_dies_and_nobody_notices_whatever_its_places(places, code):
+    """Three instances, two thirds busy when one dies; the two others take what it had, and the budget is ten."""
+    arrivals = [0.0] * (2 * places)
+    run = scenario(arrivals=arrivals, code=code, deployed=3, places=places, service=0.1, dead={"d0": (0.05, FOREVER)})
+    assert len(run.answers) == 2 * places
+    assert run.scheduler.sent["retry"] == 0, "the budget is for queries that fail everywhere"
+    assert run.nothing_left_over()
+
+
+def test_it_dies_again_and_again_under_load():
+    """A query every 2 ms on 4 instances of 8 places; one dies for 100 ms, four times."""
+    arrivals = [n * 0.002 for n in range(1000)]
+    run = scenario(arrivals=arrivals, code=None, deployed=4, places=8, service=0.03, dead={"d1": (0.3, 1.4)})
+    assert len(run.answers) == 1000
+    assert run.nothing_left_over()
+
+
+def test_two_of_five_die_at_once():
+    arrivals = [0.0] * 40 + [0.02 + n * 0.001 for n in range(200)]
+    dead = {"d0": (0.015, FOREVER), "d1": (0.015, FOREVER)}
+    run = scenario(arrivals=arrivals, code=None, deployed=5, places=16, service=0.02, dead=dead)
+    assert len(run.answers) == 240
+    assert run.nothing_left_over()
+
+
+def test_one_after_the_other_dies_under_the_same_query():
+    """Three in turn, one second each; the fourth answers. The query has three attempts, and one was forgiven."""
+    dead = {f"d{n}": (0.5 + n, FOREVER) for n in range(3)}
+    tasks = [(0, 10.0, "ok"), ("retry 0", 10.0, "ok"), ("retry 0", 10.0, "ok"), ("retry 0", 0.01, "ok")]
+    run = scenario(arrivals=[0.0], code=None, tasks=tasks, deadlines={0: 30.0}, dead=dead)
+    assert run.answers == {0: ("deployed", pytest.approx(2.51))}
+    assert run.scheduler.sent["retry"] == 2
+    assert run.scheduler.sent["moved"] == 1
+
+
+def test_whoever_takes_connections_and_breaks_them_all_is_left_soon():
+    """d0 closes whatever it accepts at once, and so is always idle."""
+    rows = [(n, 0.001, "lost") for n in range(0, 6, 2)]
+    run = scenario(arrivals=[n * 0.012 for n in range(50)], code=None, deployed=2, tasks=rows)
+    assert len(run.answers) == 50
+    on_d0 = [at for at, _, endpoint in run.sent if endpoint == "d0"]
+    assert len(on_d0) <= 25
+
+
+def test_a_query_that_breaks_every_connection_is_given_up():
+    """It is forgiven once; then it pays like any other, and ends with the attempts."""
+    rows = [(0, 0.001, "lost")] + [("retry 0", 0.001, "lost")] * 9
+    run = scenario(arrivals=[0.0], code=None, deployed=9, tasks=rows)
+    assert run.failures == {0: ("failed", pytest.approx(0.004))}
+    assert len(run.sends(0)) == 4
+    assert run.actions[-1].query.first_cause == "d0: it closed the connection"
+
+
+def test_who_finds_nobody_asks_again_until_somebody_is_back():
+    """All three die with 24 queries and are back after two seconds; nobody has asked them without pause."""
+    dead = {f"d{n}": (0.05, 2.0) for n in range(3)}
+    run = scenario(
+        arrivals=[0.0] * 24 + [1.0],
+        code=None,
+        deployed=3,
+        places=8,
+        service=0.1,
+        dead=dead,
+        policy={"deadline_s": 30.0},
+    )
+    assert len(run.answers) == 25
+    assert max(at for _, at in run.answers.values()) < 3.6
+    assert len(run.sent) < 25 * 12
+    assert run.nothing_left_over()
+
+
+def test_where_nobody_has_been_for_long_that_is_said_at_once():
+    dead = {f"d{n}": (0.0, FOREVER) for n in range(2)}
+    run = scenario(
+        arrivals=[0.0, 20.0],
+        code=None,
+        deployed=2,
+        dead=dead,
+        policy={"deadline_s": 30.0, "max_wait_s": 10.0},
+    )
+    (_, first), (_, second) = run.failures[0], run.failures[1]
+    assert 10.0 < first < 11.5
+    assert 20.0 < second < 20.1
+    assert run.actions[-1].query.first_cause.endswith("connection refused")
+
+
+def test_who_found_nobody_until_its_deadline_is_told_so():
+    dead = {f"d{n}": (0.0, FOREVER) for n in range(2)}
+    run = scenario(arrivals=[0.0], code=None, deployed=2, dead=dead, policy={"deadline_s": 3.0})
+    assert run.failures == {0: ("failed", 3.0)}
+
+
+def test_who_has_no_token_waits_for_one():
+    """Ten fail for no fault of their own; the budget has four tokens, and four more a second."""
+    tasks = [(n, 0.001, "fail") for n in range(10)]
+    policy = {"retry_burst": 4.0, "retry_ratio": 0.01, "deadline_s": 10.0, "failures_until_out": 100}
+    run = scenario(arrivals=[0.0] * 10, code=None, deployed=2, places=16, tasks=tasks, policy=policy)
+    assert len(run.answers) == 10
+    assert sum(at < 0.1 for _, at in run.answers.values()) == 4
+    assert max(at for _, at in run.answers.values()) == pytest.approx(0.001 + 6 / 4 - 0.1 / 4 + 0.010, abs=0.03)
+    assert run.scheduler.sent["retry"] == 10
+    assert run.nothing_left_over()
+
+
+def test_traffic_brings_tokens_too():
+    tasks = [(n, 0.001, "fail") for n in range(2)]
+    policy = {"retry_burst": 1.0, "retry_ratio": 0.5, "deadline_s": 10.0}
+    run = scenario(arrivals=[0.0, 0.0, 0.05, 0.06, 0.07], code=None, deployed=4, tasks=tasks, policy=policy)
+    assert run.answers[1] == ("deployed", pytest.approx(0.06, abs=0.02))
+    assert set(run.answers) == {0, 1, 2, 3, 4}
+
+
+def test_a_protected_query_without_a_token_is_answered_by_whoever_comes_first():
+    """Query 1 has no token; its neighbour is slow, so the token comes before a rebuilt answer can."""
+    tasks = [(0, 5.0, "ok"), (1, 0.001, "fail"), (2, 0.001, "fail"), ("parity 0", 0.01, "ok")]
+    policy = {"retry_burst": 1.0, "retry_ratio": 0.1, "deadline_s": 10.0}
+    run = scenario(
+        arrivals=[0.0] * 3, code="sum", deployed=4, tasks=tasks, policy=policy, keys={2: None}, deadlines={1: 10.0}
+    )
+    assert {run.answers[n][0] for n in (1, 2)} == {"deployed"}
+    assert max(run.answers[n][1] for n in (1, 2)) < 2.0
+    tasks[0] = (0, 0.02, "ok")
+    run = scenario(
+        arrivals=[0.0] * 3, code="sum", deployed=4, tasks=tasks, policy=policy, keys={0: "x", 1: "x", 2: "x"}
+    )
+    assert set(run.answers) == {0, 1, 2}
+
+
+def test_nobody_waits_for_a_token_that_would_come_too_late():
+    """At two a second, the second that is left is enough for one more."""
+    tasks = [(n, 0.001, "fail") for n in range(10)]
+    policy = {"retry_burst": 2.0, "retry_ratio": 0.001, "deadline_s": 1.0, "failures_until_out": 100}
+    run = scenario(arrivals=[0.0] * 10, code=None, deployed=2, places=16, tasks=tasks, policy=policy)
+    assert len(run.answers) == 3
+    assert {at for _, at in run.failures.values()} == {0.001}
+
+
+def test_where_everybody_fails_nobody_waits_for_a_token():
+    """A fleet that answers every query with an error: the clients are told at once."""
+    arrivals = [n * 0.01 for n in range(300)]
+    tasks = [(n, 0.001, "fail") for n in range(300)] + [(f"retry {n}", 0.001, "fail") for n in range(300)] * 3
+    run = scenario(arrivals=arrivals, code=None, deployed=2, tasks=tasks, policy={"deadline_s": 30.0})
+    late = [number for number, (_, at) in run.failures.items() if at - arrivals[number] > 1.5]
+    assert late == []
+    assert len(run.failures) == 300
+
+
+def test_a_budget_that_grows_with_time_alone():
+    bucket = TokenBucket(0.1, 2.0, 2.0)
+    bucket.pass_time(100.0)
+    assert [bucket.take() for _ in range(3)] == [True, True, False]
+    assert bucket.wait_s(0) == pytest.approx(0.5)
+    assert bucket.wait_s(2) == pytest.approx(1.5)
+    bucket.pass_time(100.5)
+    assert bucket.take()
+    bucket.pass_time(200.0)
+    assert bucket.tokens == 2.0
+
+
+def test_a_budget_of_nothing_never_has_a_token():
+    bucket = TokenBucket(1.0, 0.5, 0.5)
+    bucket.pass_time(1e9)
+    assert not bucket.take()
+    assert bucket.wait_s(0) == float("inf")
