@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "ts_parity"
 
 LEVELS = [
-    {"errors", "config", "startup"},
+    {"arguments", "errors", "config", "startup"},
     {"wire"},
     {"codes"},
     {"engine"},

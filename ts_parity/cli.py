@@ -1,7 +1,7 @@
 """The command `ts-parity`: finds the subcommand, maps errors to exit codes, and nothing else.
 
 Each room keeps its own subcommands in its `commands` module; importing those is cheap, what they need is imported when
-they run. Exit codes: 0 done, 1 failed, 2 usage, 3 could not start.
+they run. Exit codes: 0 done, 1 failed, 2 usage, 3 could not start, 4 out of reach.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from ts_parity import __version__, startup
-from ts_parity.errors import ConfigError, StartError, TsParityError
+from ts_parity.errors import ConfigError, OutOfReach, StartError, TsParityError
 
 Run = Callable[[argparse.Namespace], int]
 
@@ -92,6 +92,8 @@ def _run(argv: Sequence[str]) -> int:
         return _fail(str(error), 2)
     except StartError as error:
         return _fail(str(error), 3)
+    except OutOfReach as error:
+        return _fail(str(error), OutOfReach.exit_code)
     except TsParityError as error:
         return _fail(str(error), 1)
     except ModuleNotFoundError as error:

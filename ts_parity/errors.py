@@ -19,6 +19,12 @@ class ConfigError(TsParityError):
     """A setting, flag or file is wrong. The message says which one, what it was and what is allowed."""
 
 
+class OutOfReach(TsParityError):
+    """What was asked for cannot be had: an overloaded fleet, or a target that nothing meets."""
+
+    exit_code = 4
+
+
 class WireError(TsParityError):
     """Bytes that claim to be one of our frames or tails and are not."""
 

@@ -1,5 +1,6 @@
 """What is compared, how it is shown, and what a command line may ask for."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from ts_parity.engine import Source
 from ts_parity.errors import ConfigError
 from ts_parity.lab.compare import World, markdown, row_of, service_from, table
 from ts_parity.lab.records import Record, write_records
-from ts_parity.lab.simulate import Spells
+from ts_parity.lab.simulate import Service, Spells
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,6 +61,60 @@ def test_service_times_from_logs(tmp_path):
         service_from(tmp_path / "none.csv")
 
 
+GOOD = '{"service_s": 0.5}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "why"),
+    [
+        ("a.csv", "s\n0.5\nnan\n", "line 3 of .*a.csv is not a positive, finite number of seconds: 'nan'"),
+        ("a.csv", "0.5\n\ninf\n", "line 3 of"),
+        ("a.csv", "0.5\nseconds\n", "line 2 of"),
+        ("a.csv", "0.5\n0\n", "line 2 of"),
+        ("a.jsonl", GOOD + '{"service_s": NaN}\n', "line 2 of .* is not a positive, finite number of seconds: nan"),
+        ("a.jsonl", GOOD + '{"service_s": "a"}', "line 2 of"),
+        ("a.jsonl", GOOD + '{"service_s": [1]}', "line 2 of"),
+        ("a.jsonl", GOOD + '{"service_s": true}', "line 2 of"),
+        ("a.jsonl", GOOD + '{"service_s": 0.', "line 2 of .* is not JSON, or is cut"),
+        ("a.jsonl", GOOD + "[" * 100_000, "line 2 of .* is not JSON, or is cut"),
+        ("a.jsonl", GOOD + "7\n", "line 2 of .* is neither a line of an access log nor a query record"),
+        ("a.jsonl", '{"service_s": null}\n', "holds no latencies"),
+        ("a.csv", "", "holds no latencies"),
+    ],
+)
+def test_what_is_wrong_in_a_log_is_named_by_its_line(name, text, why, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match=why):
+        service_from(tmp_path / name)
+
+
+def test_blank_lines_marks_and_compression_are_no_obstacle(tmp_path):
+    (tmp_path / "a.jsonl").write_text("\n" + GOOD + "\n" + GOOD, encoding="utf-8-sig")
+    assert service_from(tmp_path / "a.jsonl") == (Service(samples=(1.0, 1.0)), 0.5)
+    with gzip.open(tmp_path / "a.csv.gz", "wt") as file:
+        file.write("seconds\n0.5\n\n1.5\n")
+    assert service_from(tmp_path / "a.csv.gz")[1] == 1.0
+    (tmp_path / "b.csv.gz").write_bytes(b"no gzip")
+    with pytest.raises(ConfigError, match="cannot read latencies"):
+        service_from(tmp_path / "b.csv.gz")
+
+
+def test_a_trace_is_read_line_by_line(tmp_path, capsys):
+    trace = tmp_path / "trace.txt"
+    trace.write_text("0.0\n\n0.5\nnan\n")
+    assert main(["simulate", "--trace", str(trace)]) == 2
+    assert "trace.txt, line 4 must be a number of at least 0, not 'nan'" in capsys.readouterr().err
+
+
+def test_everybody_has_the_same_machines_unless_told(capsys):
+    words = ["simulate", "--workers", "2", "--k", "2", "--queries", "500", "--seeds", "1", "--json"]
+    assert main(words) == 0
+    rows = {row["policy"]: row["workers"] for row in json.loads(capsys.readouterr().out)}
+    assert rows == {"none": 2, "hedge": 2, "ours": 2, "parm": 3, "coded": 3}
+    assert main([*words, "--extra", "1", "--policy", "hedge"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["workers"] == 3
+
+
 def test_the_command_prints_a_table_or_json_and_draws(tmp_path, capsys):
     plot = tmp_path / "tail.png"
     common = ["simulate", "--queries", "2000", "--seeds", "1", "--policy", "none", "--policy", "ours"]
@@ -76,8 +131,7 @@ def test_the_command_prints_a_table_or_json_and_draws(tmp_path, capsys):
         (["--policy", "best"], "there is no policy 'best'"),
         (["--slow", "4:100:5"], "--slow SHARE:MEAN:FACTOR"),
         (["--net", "0.1"], "--net SHARE:MEAN"),
-        (["--load", "0"], "--load must be positive"),
-        (["--seeds", "0"], "--seeds must be at least 1"),
+        (["--slow", "0.1:5:x"], "--slow SHARE:MEAN:FACTOR must be a number of at least 1, not 'x'"),
         (["--trace", "/nowhere"], "--trace /nowhere"),
     ],
 )

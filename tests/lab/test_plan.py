@@ -8,6 +8,7 @@ import pytest
 from tests.proxy.conftest import make_fleet  # noqa: F401 - a fixture
 from ts_parity.cli import main
 from ts_parity.errors import ConfigError
+from ts_parity.lab.commands import _share_of_work
 from ts_parity.lab.compare import World
 from ts_parity.lab.plan import Limits, choices, make_plan, plan_page, plan_table, read_candidates
 from ts_parity.lab.simulate import Spells
@@ -49,6 +50,10 @@ def test_limits_forbid_and_say_so():
     assert any("points lost" in why for why in broken["ours", 0])
     assert all("p99.9 too high" in why for why in broken.values())
     assert plan["recommended"] == 0
+    assert not plan["reached"]
+    assert "Nothing reaches a p99.9 of 0.50 service times within these limits. The lowest is" in plan["sentence"]
+    plan = make_plan(SLOW, [STUDENT, SUM], Limits(work=0.001, loss=0.0), (0,))
+    assert plan["reached"]
     assert "Run nothing: within these limits nothing is clearly better" in plan["sentence"]
 
 
@@ -64,25 +69,55 @@ def test_the_command_reads_a_report_and_a_log(tmp_path, capsys):
     log, page = tmp_path / "log.csv", tmp_path / "plan.html"
     log.write_text("\n".join(str(0.02 + 0.0001 * (n % 50)) for n in range(500)))
     arguments = ["plan", "--queries", "2000", "--seeds", "1", "--report", str(tmp_path), "--service-log", str(log)]
-    assert main([*arguments, "--workers", "4", "--rate", "100", "--html", str(page)]) == 0
+    arguments += ["--workers", "4", "--rate", "100"]
+    assert main([*arguments, "--html", str(page)]) == 0
     out = capsys.readouterr().out
     assert " ms" in out
     assert "<table>" in page.read_text()
     assert main([*arguments, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"][0]["policy"] == "none"
+    assert main([*arguments, "--p999", "0.001"]) == 4
+    assert "Nothing reaches a p99.9 of 1.0 ms" in capsys.readouterr().out
+
+
+def test_an_overloaded_fleet_is_said_to_be_one(tmp_path, capsys):
+    log = tmp_path / "log.csv"
+    log.write_text("0.02\n" * 100)
+    assert main(["plan", "--service-log", str(log), "--workers", "2", "--rate", "5000"]) == 4
+    said = capsys.readouterr()
+    assert "overloaded: 2 machines would have to be busy 5000% of the time" in said.err
+    assert "at least 101 machines, and 143 for a load of 0.7" in said.err
+    assert not said.out
 
 
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (["--report", "/nowhere"], "cannot read the training report"),
-        (["--rate", "100"], "needs --service-log"),
-        (["--admin", "http://127.0.0.1:1"], "no status of a proxy there"),
+        (["--load", "0.5", "--workers", "2", "--report", "/nowhere"], "cannot read the training report"),
+        (["--rate", "10", "--admin", "http://127.0.0.1:1"], "no status of a proxy there"),
+        (["--rate", "10"], "--workers N or --admin URL"),
+        (["--workers", "2"], "--rate QUERIES_PER_SECOND or --load"),
+        (["--workers", "2", "--rate", "10", "--load", "0.5"], "say the same in two ways"),
+        (["--workers", "2", "--admin", "http://127.0.0.1:1", "--load", "0.5"], "say the same in two ways"),
     ],
 )
-def test_what_the_command_cannot_use(arguments, why, capsys):
-    assert main(["plan", "--queries", "100", *arguments]) == 2
+def test_what_the_command_cannot_use(arguments, why, tmp_path, capsys):
+    log = tmp_path / "log.csv"
+    log.write_text("0.02\n" * 100)
+    assert main(["plan", "--queries", "100", "--service-log", str(log), *arguments]) == 2
     assert why in capsys.readouterr().err
+
+
+def test_there_is_no_plan_for_an_invented_fleet(capsys):
+    assert main(["plan"]) == 2
+    assert "--service-log FILE: how long your model takes; --workers N" in capsys.readouterr().err
+
+
+def test_extra_work_may_be_a_percentage_and_is_asked_about(capsys):
+    assert _share_of_work("0.3") == _share_of_work("30%") == 0.3
+    with pytest.raises(SystemExit):
+        main(["plan", "--max-work", "30"])
+    assert "30 is 30 times the work of the deployed model; if 30 % is meant, write 0.3" in capsys.readouterr().err
 
 
 def test_candidates_without_a_cost_are_left_out(tmp_path):

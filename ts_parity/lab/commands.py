@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ts_parity.arguments import count, number
 from ts_parity.config import CODES
-from ts_parity.errors import ConfigError
+from ts_parity.errors import ConfigError, OutOfReach
 
 if TYPE_CHECKING:
     from ts_parity.lab.compare import World
+
+SET_ASIDE = ("parm", "coded", "approximate")
+"""Policies whose protections stand on machines of their own."""
+MOST_WORK = 3.0
+"""Extra work, as a share, above which a percentage was surely meant: two copies of everything are 1."""
 
 
 def add_parsers(subparsers: Any) -> None:
@@ -30,11 +38,11 @@ def _add_demo(subparsers: Any) -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("demo-out"), help="default %(default)s")
     parser.add_argument("--code", default="sum", choices=CODES, help="default %(default)s")
-    parser.add_argument("--k", type=int, default=2, help="queries per coding group, default %(default)s")
-    parser.add_argument("--queries", type=int, default=10_500, help="per arm, default %(default)s")
-    parser.add_argument("--rate", type=float, default=200.0, help="queries per second, default %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="default %(default)s")
-    parser.add_argument("--steps", type=int, help="training steps of the parity model")
+    parser.add_argument("--k", type=count(), default=2, help="queries per coding group, default %(default)s")
+    parser.add_argument("--queries", type=count(), default=10_500, help="per arm, default %(default)s")
+    parser.add_argument("--rate", type=number(above=0), default=200.0, help="queries per second, default %(default)s")
+    parser.add_argument("--seed", type=count(0), default=0, help="default %(default)s")
+    parser.add_argument("--steps", type=count(), help="training steps of the parity model")
     parser.add_argument("--example", type=Path, metavar="DIR", help="the digits example, if not in a checkout")
     parser.add_argument("--keep", action="store_true", help="leave the coded service running until Ctrl-C")
     parser.add_argument("--json", action="store_true", help="print summary.json on stdout, the rest on stderr")
@@ -67,33 +75,46 @@ def _add_simulate(subparsers: Any) -> None:
     parser.add_argument(
         "--policy", action="append", metavar="NAME", help="may be repeated; default: none, hedge, parm, coded, ours"
     )
+    parser.add_argument("--workers", type=count(), default=12, help="machines that serve, default %(default)s")
     _add_world(parser)
-    parser.add_argument("--extra", type=int, default=3, help="machines more, for policies that use them")
-    parser.add_argument("--load", type=float, default=0.6, help="of what the workers can do, default %(default)s")
+    parser.add_argument(
+        "--extra",
+        type=count(0),
+        help="machines more, for every policy that can use them; default: none, save what parm and coded cannot do "
+        "without, a machine for each k workers",
+    )
+    parser.add_argument(
+        "--load", type=number(above=0), default=0.6, help="of what the workers can do, default %(default)s"
+    )
     parser.add_argument("--code", default="sum", choices=CODES, help="of parm and coded, default %(default)s")
-    parser.add_argument("--k", type=int, default=4, help="queries to a coding group, default %(default)s")
-    parser.add_argument("--cost", type=float, default=0.25, help="of a student's answer, in deployed inferences")
+    parser.add_argument("--k", type=count(), default=4, help="queries to a coding group, default %(default)s")
+    parser.add_argument(
+        "--cost", type=number(above=0), default=0.25, help="of a student's answer, in deployed inferences"
+    )
     parser.add_argument("--plot", type=Path, help="write a plot of the latency distributions, of the first seed")
     parser.add_argument("--json", action="store_true")
     parser.set_defaults(run=run_simulate)
 
 
 def _add_world(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workers", type=int, default=12, help="machines that serve, default %(default)s")
     parser.add_argument(
         "--slow", metavar="SHARE:MEAN:FACTOR", help="spells of slowness, such as 0.04:100:5; inf freezes"
     )
     parser.add_argument("--net", metavar="SHARE:MEAN", help="replies that are late on the way, such as 0.02:5")
-    parser.add_argument("--gaps-cv", type=float, default=1.0, help="of the gaps between arrivals; 1: Poisson")
-    parser.add_argument("--burst", type=float, default=1.0, help="so many times the rate for a tenth of the time")
+    parser.add_argument("--gaps-cv", type=number(above=0), default=1.0, help="of the gaps between arrivals; 1: Poisson")
+    parser.add_argument(
+        "--burst", type=number(least=1), default=1.0, help="so many times the rate for a tenth of the time"
+    )
     parser.add_argument("--trace", type=Path, help="arrival instants, one a line")
     parser.add_argument(
-        "--service-log", type=Path, help="draw service times from records (.jsonl) or a .csv of seconds"
+        "--service-log",
+        type=Path,
+        help="draw service times from an access log or records (JSON lines), or a .csv of seconds; each may be .gz",
     )
-    parser.add_argument("--domains", type=int, help="failure domains; default: each machine its own")
-    parser.add_argument("--proxies", type=int, default=1, help="proxies that see only their own traffic")
-    parser.add_argument("--queries", type=int, default=100_000, help="default %(default)s")
-    parser.add_argument("--seeds", type=int, default=3, help="default %(default)s")
+    parser.add_argument("--domains", type=count(), help="failure domains; default: each machine its own")
+    parser.add_argument("--proxies", type=count(), default=1, help="proxies that see only their own traffic")
+    parser.add_argument("--queries", type=count(), default=100_000, help="default %(default)s")
+    parser.add_argument("--seeds", type=count(), default=3, help="default %(default)s")
 
 
 def _add_plan(subparsers: Any) -> None:
@@ -103,15 +124,23 @@ def _add_plan(subparsers: Any) -> None:
         description="Compare every policy, code and k on your own latencies, rate and training report, within your "
         "limits, and say what to run, what it costs and what it gains, or that nothing is worth it.",
     )
-    _add_world(parser)
-    parser.add_argument("--rate", type=float, help="queries per second; needs --service-log")
-    parser.add_argument("--load", type=float, default=0.6, help="instead of --rate: of what the workers can do")
+    parser.add_argument("--workers", type=count(), help="machines that serve; or --admin")
     parser.add_argument("--admin", metavar="URL", help="a running proxy's admin port: takes --workers from its fleet")
+    parser.add_argument("--rate", type=number(above=0), help="queries per second; or --load")
+    parser.add_argument("--load", type=number(above=0), help="of what the workers can do")
+    _add_world(parser)
     parser.add_argument("--report", type=Path, metavar="DIR", help="the folder that `ts-parity train` wrote")
-    parser.add_argument("--max-work", type=float, metavar="SHARE", help="at most so much extra work, such as 0.3")
-    parser.add_argument("--max-loss", type=float, metavar="POINTS", help="at most so many points of overall accuracy")
-    parser.add_argument("--p999", type=float, metavar="T", help="p99.9 at most this, in seconds (or service times)")
-    parser.add_argument("--extra", type=int, default=0, help="at most so many more machines, default %(default)s")
+    parser.add_argument(
+        "--max-work",
+        type=_share_of_work,
+        metavar="SHARE",
+        help="at most so much extra work, such as 0.3 or 30%%, of what the deployed model does alone",
+    )
+    parser.add_argument(
+        "--max-loss", type=number(least=0, most=100), metavar="POINTS", help="at most so many points of accuracy"
+    )
+    parser.add_argument("--p999", type=number(above=0), metavar="T", help="p99.9 at most this, in seconds")
+    parser.add_argument("--extra", type=count(0), default=0, help="at most so many more machines, default %(default)s")
     parser.add_argument("--html", type=Path, help="write a page")
     parser.add_argument("--json", action="store_true")
     parser.set_defaults(run=run_plan)
@@ -122,15 +151,16 @@ def run_plan(args: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
-    from ts_parity.lab.plan import Limits, choices, make_plan, plan_page, plan_table, read_candidates
+    from ts_parity.lab.plan import Limits, choices, make_plan, overloaded, plan_page, plan_table, read_candidates
 
+    _needs_what_is_true(args)
     if args.admin is not None:
         args.workers = _workers_of(args.admin)
     world = _world(args)
     if args.rate is not None:
-        if args.service_log is None or args.rate <= 0:
-            raise ConfigError("--rate is a positive number of queries per second, and needs --service-log")
         world = replace(world, load=args.rate * world.unit / world.workers)
+    if world.load >= 1:
+        raise OutOfReach(overloaded(world))
     candidates = [] if args.report is None else read_candidates(args.report)
     loss = None if args.max_loss is None else args.max_loss / 100
     limits = Limits(args.max_work, loss, args.p999, args.extra)
@@ -141,7 +171,37 @@ def run_plan(args: argparse.Namespace) -> int:
     if args.html is not None:
         args.html.write_text(plan_page(plan, world), encoding="utf-8")
     print(json.dumps(plan, indent=1) if args.json else f"{plan_table(plan, world)}\n\n{plan['sentence']}")
-    return 0
+    return 0 if plan["reached"] else OutOfReach.exit_code
+
+
+def _needs_what_is_true(args: argparse.Namespace) -> None:
+    """A plan made of defaults would be a plan for somebody else's fleet."""
+    missing = [
+        what
+        for what, given in (
+            ("--service-log FILE: how long your model takes", args.service_log is not None),
+            ("--workers N or --admin URL: how many machines serve it", args.workers or args.admin),
+            ("--rate QUERIES_PER_SECOND or --load SHARE: how much is asked of them", args.rate or args.load),
+        )
+        if not given
+    ]
+    if missing:
+        raise ConfigError("a plan is for your own fleet; give " + "; ".join(missing))
+    if args.rate and args.load:
+        raise ConfigError("--rate and --load say the same in two ways: give one of them")
+    if args.workers and args.admin:
+        raise ConfigError("--workers and --admin say the same in two ways: give one of them")
+
+
+def _share_of_work(text: str) -> float:
+    """A share, or a percentage with its sign."""
+    percent = text.endswith("%")
+    share = number(least=0)(text.removesuffix("%")) / (100 if percent else 1)
+    if not percent and share > MOST_WORK:
+        raise argparse.ArgumentTypeError(
+            f"{text} is {share:g} times the work of the deployed model; if {share:g} % is meant, write {share / 100:g}"
+        )
+    return share
 
 
 def _workers_of(admin: str) -> int:
@@ -164,15 +224,19 @@ def run_simulate(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from ts_parity.lab.compare import latencies_of, plot, row_of, table
+    from ts_parity.lab.rivals import NAMES
 
     world = _world(args)
     names = args.policy or ["none", "hedge", "parm", "coded", "ours"]
+    for name in names:
+        if name not in NAMES:  # before anything has run
+            raise ConfigError(f"there is no policy {name!r}; there are {', '.join(NAMES)}")
     seeds = range(args.seeds)
     rows, shown = [], {}
     with tqdm(total=len(names) * len(seeds) * world.queries, unit="query", unit_scale=True, file=sys.stderr) as bar:
         for name in names:
             bar.set_description(name)
-            shape = {"extra": args.extra, "code": args.code, "k": args.k, "domains": args.domains}
+            shape = {"extra": _extra(name, args), "code": args.code, "k": args.k, "domains": args.domains}
             shape["cost"] = args.cost if name in ("ours", "approximate") else 1.0
             rows.append(row_of(world, name, seeds, bar.update, **shape))
             if args.plot is not None:
@@ -183,23 +247,21 @@ def run_simulate(args: argparse.Namespace) -> int:
     return 0
 
 
+def _extra(policy: str, args: argparse.Namespace) -> int:
+    """All have the same machines unless told, but for those that cannot do without machines set aside."""
+    if args.extra is not None:
+        return int(args.extra)
+    return math.ceil(args.workers / args.k) if policy in SET_ASIDE else 0
+
+
 def _world(args: argparse.Namespace) -> World:
     from ts_parity.lab.compare import World, service_from
     from ts_parity.lab.simulate import Service, Spells
 
-    for name in ("workers", "queries", "seeds", "proxies"):
-        if getattr(args, name) < 1:
-            raise ConfigError(f"--{name} must be at least 1, not {getattr(args, name)}")
-    if args.load <= 0:
-        raise ConfigError(f"--load must be positive, not {args.load}")
-    slow = _numbers(args.slow, 3, "--slow SHARE:MEAN:FACTOR")
-    net = _numbers(args.net, 2, "--net SHARE:MEAN") or (0.0, 0.0)
-    trace: tuple[float, ...] = ()
-    if args.trace is not None:
-        try:
-            trace = tuple(sorted(float(line) for line in args.trace.read_text().split()))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"--trace {args.trace}: {error}") from None
+    share, positive = number(above=0, below=1), number(above=0)
+    slow = _spell(args.slow, "--slow SHARE:MEAN:FACTOR", (share, positive, _factor))
+    net = _spell(args.net, "--net SHARE:MEAN", (share, positive)) or (0.0, 0.0)
+    trace = () if args.trace is None else _instants(args.trace)
     service, unit = (Service(), 1.0) if args.service_log is None else service_from(args.service_log)
     return World(
         load=args.load,
@@ -217,13 +279,36 @@ def _world(args: argparse.Namespace) -> World:
     )
 
 
-def _numbers(text: str | None, count: int, what: str) -> tuple[float, ...]:
+def _spell(text: str | None, what: str, limits: Sequence[Callable[[str], float]]) -> tuple[float, ...]:
+    """`text`: numbers between colons, one for each of `limits`."""
     if text is None:
         return ()
+    parts = text.split(":")
     try:
-        numbers = tuple(float(part) for part in text.split(":"))
-    except ValueError:
-        numbers = ()
-    if len(numbers) != count or not 0 < numbers[0] < 1 or numbers[1] <= 0:
-        raise ConfigError(f"{what} has a share between 0 and 1 and positive numbers, not {text!r}")
-    return numbers
+        if len(parts) != len(limits):
+            raise argparse.ArgumentTypeError(f"must have {len(limits)} numbers between colons, not {text!r}")
+        return tuple(limit(part) for limit, part in zip(limits, parts, strict=True))
+    except argparse.ArgumentTypeError as error:
+        raise ConfigError(f"{what} {error}") from None
+
+
+def _factor(text: str) -> float:
+    """How many times slower; inf freezes."""
+    return math.inf if text in ("inf", "infinity") else number(least=1)(text)
+
+
+def _instants(file: Path) -> tuple[float, ...]:
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--trace {file}: {error}") from None
+    instants = []
+    for at, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                instants.append(number(least=0)(line))
+            except argparse.ArgumentTypeError as error:
+                raise ConfigError(f"--trace {file}, line {at} {error}") from None
+    if not instants:
+        raise ConfigError(f"--trace {file} holds no instants")
+    return tuple(sorted(instants))

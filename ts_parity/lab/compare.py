@@ -5,15 +5,12 @@ Knows scenarios and rivals. Knows nothing of command lines.
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ts_parity.errors import ConfigError
-from ts_parity.lab.records import read_records
+from ts_parity.lab.latencies import read_latencies
 from ts_parity.lab.rivals import Arrangement, arrange
 from ts_parity.lab.simulate import Arrivals, Outage, Result, Scenario, Service, Spells, measured, simulate
 
@@ -148,44 +145,7 @@ def plot(results: Mapping[str, Sequence[float]], file: Path, title: str) -> None
 
 
 def service_from(file: Path) -> tuple[Service, float]:
-    """Service times from a latency log: a proxy's access log or the lab's records (both JSON lines), or a CSV whose
-    last column is seconds.
-
-    -> the times in units of their mean, and the mean in seconds. Raise ConfigError for what is neither.
-    """
-    try:
-        if file.suffix == ".csv":
-            with open(file, newline="", encoding="utf-8") as opened:
-                cells = [row[-1] for row in csv.reader(opened) if row]
-            seconds = [float(cell) for cell in cells[1 if cells and not _is_number(cells[0]) else 0 :]]
-        else:
-            seconds = _logged(file) or [
-                r.latency_s for r in read_records(file) if r.answered and r.latency_s is not None
-            ]
-    except (OSError, ValueError, json.JSONDecodeError) as error:
-        raise ConfigError(f"cannot read latencies from {file}: {error}") from None
-    if not seconds or min(seconds) <= 0:
-        raise ConfigError(f"{file} holds no latencies, or some that are not positive")
+    """-> the service times of a latency log in units of their mean, and that mean in seconds. Raise ConfigError."""
+    seconds = read_latencies(file)
     mean = sum(seconds) / len(seconds)
     return Service(samples=tuple(value / mean for value in seconds)), mean
-
-
-def _logged(file: Path) -> list[float]:
-    """The deployed model's own times, if this is a proxy's access log."""
-    seconds = []
-    with open(file, encoding="utf-8") as lines:
-        for line in lines:
-            value = json.loads(line)
-            if not isinstance(value, dict) or "service_s" not in value:
-                return []
-            if value["service_s"] is not None:
-                seconds.append(float(value["service_s"]))
-    return seconds
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

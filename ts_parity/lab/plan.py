@@ -22,6 +22,11 @@ ALIKE = 1.05
 """Of choices this close at p99.9, the one with the fewest machines is taken, then the least work and loss."""
 
 
+_TOO_HIGH = "p99.9 too high"
+_COMFORTABLE = 0.7
+"""Load up to which a queue stays short; what an overloaded fleet is told to grow to."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """What the user allows; None: anything. `work` beyond that of no protection, `loss` of overall accuracy, in shares;
@@ -42,7 +47,7 @@ class Limits:
         if self.loss is not None and row["loss"] > self.loss:
             broken.append(f"{100 * row['loss']:.3f} points lost")
         if self.p999 is not None and row["p999"] > self.p999:
-            broken.append("p99.9 too high")
+            broken.append(_TOO_HIGH)
         return broken
 
 
@@ -92,7 +97,9 @@ def make_plan(
     seeds: Sequence[int],
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, Any]:
-    """-> `rows` of all choices, each with what it breaks, `recommended` (its index) and `sentence`."""
+    """-> `rows` of all choices, each with what it breaks, `recommended` (its index), `sentence`, and `reached`: whether
+    what is recommended is within the limits.
+    """
     rows = []
     for choice in choices(world.workers, limits.machines, candidates):
         shape = {"extra": choice.extra, "code": choice.code, "k": choice.k, "cost": choice.cost}
@@ -105,7 +112,12 @@ def make_plan(
     for row in rows:
         row["broken"] = limits.broken_by(row, plain)
     chosen = _choose(rows, plain)
-    return {"rows": rows, "recommended": rows.index(chosen), "sentence": _sentence(chosen, plain, world, rows)}
+    return {
+        "rows": rows,
+        "recommended": rows.index(chosen),
+        "sentence": _sentence(chosen, plain, world, rows, limits),
+        "reached": not chosen["broken"],
+    }
 
 
 def _choose(rows: Sequence[dict[str, Any]], plain: dict[str, Any]) -> dict[str, Any]:
@@ -118,6 +130,16 @@ def _choose(rows: Sequence[dict[str, Any]], plain: dict[str, Any]) -> dict[str, 
     return min(close, key=lambda row: (row["extra_machines"], row["work"], row["loss"]))
 
 
+def overloaded(world: World) -> str:
+    """What to say of a fleet that more is asked of than it can do: no policy makes up for machines."""
+    least, enough = math.floor(world.load * world.workers) + 1, math.ceil(world.load * world.workers / _COMFORTABLE)
+    return (
+        f"This fleet is overloaded: {world.workers} machines would have to be busy {world.load:.0%} of the time, so "
+        f"queries would wait longer and longer, whatever the policy. It needs at least {least} machines, and {enough} "
+        f"for a load of {_COMFORTABLE:g}."
+    )
+
+
 def named(row: Mapping[str, Any]) -> str:
     code = f" with {row['code']} k={row['k']}" if row["code"] else ""
     more = f" on {row['extra_machines']} machines more" if row["extra_machines"] else ""
@@ -125,8 +147,21 @@ def named(row: Mapping[str, Any]) -> str:
 
 
 def _sentence(
-    chosen: Mapping[str, Any], plain: Mapping[str, Any], world: World, rows: Sequence[Mapping[str, Any]]
+    chosen: Mapping[str, Any],
+    plain: Mapping[str, Any],
+    world: World,
+    rows: Sequence[Mapping[str, Any]],
+    limits: Limits,
 ) -> str:
+    if chosen["broken"] and limits.p999 is not None:
+        best = min(rows, key=lambda row: float(row["p999"]))
+        others = [why for why in best["broken"] if why != _TOO_HIGH]
+        price = f" ({'; '.join(others)})" if others else ""
+        return (
+            f"Nothing reaches a p99.9 of {_time(limits.p999, world)} within these limits. The lowest is "
+            f"{_time(best['p999'], world)}, with {named(best)}{price}; without protection it is "
+            f"{_time(plain['p999'], world)}."
+        )
     if chosen is plain:
         why = "within these limits nothing is clearly better" if any(row["broken"] for row in rows) else "it is enough"
         return f"Run nothing: {why}; p99.9 is {_time(plain['p999'], world)}."
