@@ -115,11 +115,13 @@ class EndpointState:
         self.since[task] = now
         if self.health.condition is Condition.OUT:
             self.health.sent(now)
-        if share.in_flight == share.places or host.in_flight == host.instance.places:
+        full = share.in_flight >= share.places
+        if full or host.in_flight == host.instance.places:
             for state in host.endpoints:
-                if not state.has_place():
+                if (full and state.share is share) or not state.has_place():
                     state.line.remove(state)
-        self.line.settle(self)
+        if not full:
+            self.line.settle(self)
 
     def free_place(self, task: int) -> None:
         host, share = self.host, self.share
