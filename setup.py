@@ -16,7 +16,12 @@ from setuptools import Extension, find_packages, setup
 HERE = Path(__file__).parent
 COMPILED = [
     "wire",
-    *(f"engine/{name}" for name in ("events", "fleet", "group", "health", "policy", "scheduler", "timers", "trust")),
+    *(
+        f"engine/{name}"
+        for name in (
+            "events", "fleet", "group", "health", "lateness", "policy", "scheduler", "timers", "trust",
+        )
+    ),
     *(
         f"proxy/{name}"
         for name in (

@@ -3,7 +3,6 @@
 import pytest
 
 from ts_parity.engine import Arrived, Failed, Fleet, Policy, Query, Rejected, Scheduler, Send
-from ts_parity.engine.policy import LatencyWindow
 from ts_parity.scenarios import POOL, fleet, scenario
 
 NEVER = 0.0
@@ -365,15 +364,6 @@ def test_an_endpoint_with_an_aged_task_is_passed_over():
 
 
 # ---- the instruments -----------------------------------------------------------------------------------------------
-
-
-def test_the_window_knows_quantiles_once_there_are_enough():
-    window = LatencyWindow(size=100)
-    for number in range(19):
-        window.add(float(number))
-    assert window.quantile(0.5) is None
-    window.add(19.0)
-    assert (window.quantile(0.5), window.quantile(0.99)) == (10.0, 19.0)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from typing import Final
 from ts_parity.engine.events import Code, Endpoint, Fleet, Instance, Pool, Query
 from ts_parity.engine.group import CodingGroup
 from ts_parity.engine.health import Condition, Health
-from ts_parity.engine.policy import GapMeter, LatencyWindow, LoadMeter, Policy
+from ts_parity.engine.lateness import LatencyWindow
+from ts_parity.engine.policy import GapMeter, LoadMeter, Policy
 
 _NO_DOMAINS: Mapping[str, int] = {}
 BEARABLE: Final = 0.85

@@ -1,4 +1,4 @@
-"""The settings of the policy as one value, and the two small instruments it measures with.
+"""The settings of the policy as one value, and the small instruments it measures with.
 
 Knows numbers. Knows nothing of queries, groups or endpoints.
 """
@@ -6,7 +6,6 @@ Knows numbers. Knows nothing of queries, groups or endpoints.
 from __future__ import annotations
 
 import math
-from collections import deque
 from dataclasses import dataclass, fields
 
 
@@ -116,37 +115,6 @@ class TokenBucket:
             return False
         self.tokens -= 1.0
         return True
-
-
-class LatencyWindow:
-    """Quantiles of the last `size` latencies, sorted anew now and then so that reading them costs nothing.
-
-    Only work that ended counts: a frozen worker's latency is unknown until it thaws.
-    """
-
-    ENOUGH = 20
-    EVERY = 64
-
-    def __init__(self, size: int = 512) -> None:
-        self._latencies: deque[float] = deque(maxlen=size)
-        self._unseen = 0
-        self._sorted: list[float] = []
-        self._known: dict[float, float] = {}
-
-    def add(self, latency_s: float) -> None:
-        self._latencies.append(latency_s)
-        self._unseen += 1
-        if self._unseen >= (self.EVERY if self._sorted else self.ENOUGH):
-            self._unseen = 0
-            self._sorted = sorted(self._latencies)
-            self._known.clear()
-
-    def quantile(self, share: float) -> float | None:
-        """None until there are enough latencies to know it."""
-        known = self._known.get(share)
-        if known is None and self._sorted:
-            known = self._known[share] = self._sorted[min(len(self._sorted) - 1, int(len(self._sorted) * share))]
-        return known
 
 
 class GapMeter:

@@ -1,0 +1,113 @@
+"""What is usual: how long an answer takes, measured from few samples and from samples that hold what is to be cured.
+
+Knows latencies of answers that came. Knows nothing of queries, endpoints or why one was late.
+
+A plain quantile learns from what it should cure: of twenty answers the 0.95 quantile is the largest, so one frozen
+worker sets it; with a tenth of all answers late it is a late one. So two estimates are made, and the lower one counts:
+
+  - the quantile as it was measured;
+  - what it would be if the upper tail were that of a lognormal distribution through median and upper quartile. Lateness
+    has to reach a quarter of all answers before it moves the quartile. Service times are close to lognormal, narrow or
+    wide; mixed sizes have a farther quartile, and there the measured quantile counts.
+
+When everything has changed (a new version, another machine), most of the last few answers are slower than four fifths
+of those before, or three quarters are far faster than was usual: the older ones are forgotten.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from statistics import NormalDist
+from typing import Final
+
+WINDOW: Final = 512
+FEW: Final = 5
+"""From so many answers on there is an estimate."""
+ENOUGH: Final = 20
+"""From so many on, their spread says something."""
+MANY: Final = 64
+"""From so many on, a fifth of late ones hardly ever reaches the quartile. Reading must cost nothing, so quantiles are
+made anew after so many more answers, and earlier while there are few."""
+RECENT: Final = 32
+"""A change of all is seen in so many answers."""
+MARGIN: Final = 1.5
+"""An answer within so many medians is not late. Even narrow distributions have tails heavier than a lognormal one: the
+garbage collector, the scheduler, a cold cache."""
+MARGIN_OF_FEW: Final = 3.0
+"""No estimate from few answers is farther from the median."""
+FASTER: Final = 1.5
+"""Three quarters of the recent answers this many times faster than the median: everything has become faster."""
+_NORMAL: Final = NormalDist()
+_QUARTILE: Final = _NORMAL.inv_cdf(0.75)
+
+
+class LatencyWindow:
+    """Robust quantiles of the last `size` latencies.
+
+    Only work that ended counts: a frozen worker's latency is unknown until it thaws.
+    """
+
+    def __init__(self, size: int = WINDOW) -> None:
+        self._latencies: deque[float] = deque(maxlen=size)
+        self._recent: deque[float] = deque(maxlen=RECENT)
+        self._unseen = 0
+        self._unsorted = 0
+        self._due = FEW
+        self._sorted: list[float] = []
+        self._known: dict[float, float] = {}
+
+    def add(self, latency_s: float) -> None:
+        self._latencies.append(latency_s)
+        self._recent.append(latency_s)
+        self._unseen += 1
+        if self._unseen >= self._due:
+            self._refresh()
+
+    def _refresh(self) -> None:
+        self._unsorted += self._unseen
+        self._unseen = 0
+        changed = len(self._latencies) > RECENT and self._has_changed()
+        if changed:
+            newest = [*self._recent][-ENOUGH:]
+            self._latencies.clear()
+            self._latencies.extend(newest)
+        if changed or self._unsorted >= min(MANY, len(self._latencies) // 4):
+            self._unsorted = 0
+            self._sorted = sorted(self._latencies)
+            self._known.clear()
+        self._due = FEW if len(self._latencies) < RECENT else RECENT // 2
+
+    def _has_changed(self) -> bool:
+        """Whether most of the recent ones are slower than four fifths of all, or nearly all far faster than usual.
+
+        With all as ever, either happens once in millions of answers, whatever their distribution.
+        """
+        recent = sorted(self._recent)
+        slower = _at(recent, 0.4) > _at(self._sorted, 0.8)
+        return slower or _at(recent, 0.75) * FASTER < _at(self._sorted, 0.5)
+
+    def quantile(self, share: float) -> float | None:
+        """None until there are enough latencies to know anything."""
+        known = self._known.get(share)
+        if known is None and self._sorted:
+            known = self._known[share] = robust_quantile(self._sorted, share)
+        return known
+
+
+def robust_quantile(ordered: list[float], share: float) -> float:
+    """Of latencies in ascending order, at least one, of which up to a fifth may be late ones."""
+    median = _at(ordered, 0.5)
+    if share <= 0.5:
+        return _at(ordered, share)
+    if len(ordered) < ENOUGH:
+        return median * MARGIN_OF_FEW
+    spread = _at(ordered, 0.75) / median if median > 0 else 1.0
+    tail: float = spread ** (_NORMAL.inv_cdf(share) / _QUARTILE)
+    usual = median * max(MARGIN, tail)
+    if len(ordered) < MANY:
+        usual = min(usual, median * MARGIN_OF_FEW)
+    return min(_at(ordered, share), usual)
+
+
+def _at(ordered: list[float], share: float) -> float:
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
