@@ -19,7 +19,10 @@ _FIELDS = [
     b"X-Empty:", b"x-ts-parity-op: raw", b"x-ts-parity-exact: 1", b"Content-Type: application/json", b"Cookie: a=b; c",
     b"X-Long: " + b"y" * 30, b"Authorization: Bearer k", b"X-Latin: \xe9\xff",
 ]  # fmt: skip
-_RARE_FIELDS = [b"Connection: upgrade\r\nUpgrade: h2c", b"Expect: 100-continue"]
+_RARE_FIELDS = [
+    b"Connection: upgrade\r\nUpgrade: h2c", b"Expect: 100-continue", b"Sec-WebSocket-Key1: 1\r\nSec-WebSocket-Key2: 2",
+    b"HTTP2-Settings: AAMA",
+]  # fmt: skip
 _ODD_LINES = [
     b"Content-Length: 0", b"Content-Length: 3", b"Content-Length: 5", b"content-length: 99999999999999999999",
     b"Content-Length: 18446744073709551616", b"Content-Length: -1", b"Content-Length: +3", b"Content-Length: 0x3",

@@ -137,11 +137,11 @@ def elsewhere(status: int, path: str, body: bytes = b"", headers: Headers = ()) 
 async def proxy_before(
     instance: TorchServeInstance, token: str = "", tls_ca: str = "", **settings: Any
 ) -> AsyncIterator[Proxy]:
-    """A proxy whose only instance this is. `token`: the inference key it holds."""
+    """A proxy whose only instance this is, unless `instances` says more. `token`: the inference key it holds."""
     keys = {"token": token, "management_token": instance.token() or "", "tls_ca": tls_ca}
     one = InstanceSettings(instance.inference_url, instance.management_url, "here", **keys)
     chosen = {**PROMPT, "describe_timeout_s": 5.0, "task_timeout_s": 30.0, "deadline_s": 20.0, **settings}
-    proxy = Proxy(Settings(**{**chosen, "instances": (one,)}))
+    proxy = Proxy(Settings(**{"instances": (one,), **chosen}))
     try:
         await proxy.start()
         yield proxy

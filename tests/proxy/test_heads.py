@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ts_parity.proxy.heads import read_answer, read_request
-from ts_parity.proxy.messages import HOP_BY_HOP, Request
+from ts_parity.proxy.messages import HOP_BY_HOP, SEC_WEBSOCKET, Request
 from ts_parity.proxy.outbox import Outbox
 from ts_parity.proxy.upstream import Address, Origin, _serialized
 
@@ -40,7 +40,11 @@ class Judge:
 
     def end_to_end(self) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
         """-> (for the other end, for the proxy)."""
-        kept = [pair for pair in self.headers if pair[0].lower() not in HOP_BY_HOP]
+        kept = [
+            pair
+            for pair in self.headers
+            if pair[0].lower() not in HOP_BY_HOP and not pair[0].lower().startswith(SEC_WEBSOCKET)
+        ]
         controls = [pair for pair in kept if pair[0].lower().startswith("x-ts-parity")]
         return [pair for pair in kept if pair not in controls], controls
 
@@ -68,6 +72,7 @@ LINES = st.sampled_from(
         b"Connection: close\r\n", b"Connection: Keep-Alive\r\n", b"Connection: x-private, close\r\n",
         b"connection: upgrade\r\n", b"Upgrade: h2c\r\n", b"Keep-Alive: timeout=5\r\n", b"TE: trailers\r\n",
         b"Expect: 100-continue\r\n", b"x-ts-parity-op: raw\r\n", b"Cookie: a=b\r\n", b"Cookie: c=d\r\n", b"A: b\n",
+        b"Sec-WebSocket-Key1: 1 2\r\n", b"sec-websocket-key2: 3\r\n", b"HTTP2-Settings: AAMA\r\n", b"Trailer: X\r\n",
         b": no name\r\n", b"Proxy-Connection: close\r\n", b"Content-Length: 99999999999999999999\r\n",
     ]
 )  # fmt: skip
@@ -148,6 +153,8 @@ def test_what_goes_on_as_bytes_says_what_its_headers_say(line: bytes, headers: b
         heard.append((judge.target, sorted((name.lower(), value) for name, value in judge.headers)))
     assert heard[0] == heard[1]
     assert not any(line.lower().startswith(b"x-ts-parity") for line in plain.block.split(b"\r\n"))
+    assert [int(value) for name, value in heard[0][1] if name == "content-length"] == [plain.length]
+    assert not any(name.startswith(SEC_WEBSOCKET) or name in HOP_BY_HOP for name, _ in heard[0][1])
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest_asyncio
 from tests.conftest import TorchServeFactory, write_archive
 from tests.proxy.conftest import PATIENCE_S, nothing_left, read_answer, until
 from tests.proxy.side_by_side import WITNESS, Case, Pair, ask, comparable, connected, do, proxy_before, request
+from ts_parity.config import InstanceSettings
 from ts_parity.torchserve.launcher import TorchServeInstance
 
 pytestmark = [pytest.mark.torchserve, pytest.mark.asyncio(loop_scope="module")]
@@ -150,6 +151,24 @@ async def test_a_body_goes_with_a_request_to_change_the_protocol(pair: Pair) -> 
     await pair.same_on_the_wire(request("POST", "/predictions/witness", b"[1, 2]", *offer), hidden=hidden)
     inside = request("POST", "/predictions/witness", request("GET", "/ping"), *offer)
     await pair.same_on_the_wire(inside + PREDICTION, answers=1, hidden=hidden)
+
+
+async def test_requests_that_ask_for_a_websocket_of_2010_hold_nothing(
+    instance: TorchServeInstance, torchserve_factory: TorchServeFactory, tmp_path_factory: Any
+) -> None:
+    """A real fleet of two. TorchServe itself waits for eight more bytes behind each, which never come."""
+    keys = (("Sec-WebSocket-Key1", "4 @1  46546xW%0l 1 5"), ("Sec-WebSocket-Key2", "12998 5 Y3 1  .P00"))
+    data = request("GET", "/predictions/witness", b"", *keys)
+    with pytest.raises(asyncio.TimeoutError):
+        await asyncio.wait_for(ask(instance.inference_url, data), 2)
+    second = torchserve_factory([write_archive(tmp_path_factory.mktemp("second") / "witness.mar", WITNESS)])
+    fleet = tuple(
+        InstanceSettings(each.inference_url, each.management_url, f"{n}") for n, each in enumerate((instance, second))
+    )
+    async with proxy_before(instance, instances=fleet) as proxy:
+        answers = await asyncio.gather(*(ask(proxy.url, data) for _ in range(3)), ask(proxy.url, PREDICTION))
+        assert [answer.status for (answer,) in answers] == [200] * 4
+        await until(lambda: nothing_left(proxy), "the places to be free")
 
 
 def old(*more: tuple[str, str], body: bytes = b"hi") -> bytes:

@@ -17,7 +17,16 @@ from httptools import HttpParserError, HttpResponseParser
 from ts_parity.config import UNIX
 from ts_parity.proxy.certificates import Tls
 from ts_parity.proxy.heads import PlainAnswer, read_answer
-from ts_parity.proxy.messages import HOP, LENGTH, MAX_HEAD_BYTES, Reply, meaning, split_controls, without_hop_by_hop
+from ts_parity.proxy.messages import (
+    BODILESS,
+    HOP,
+    LENGTH,
+    MAX_HEAD_BYTES,
+    Reply,
+    meaning,
+    split_controls,
+    without_hop_by_hop,
+)
 from ts_parity.proxy.outbox import Outbox
 from ts_parity.proxy.streams import Stream
 from ts_parity.wire import Headers
@@ -281,7 +290,7 @@ class Connection:
                 sized = True
             elif flags & HOP and name.lower() == "transfer-encoding":
                 codings.append(value.strip(" ").lower())
-        bodiless = self._status in (204, 304)
+        bodiless = self._status in BODILESS
         if codings and codings != ["chunked"]:
             self._unclear = f"its body has the transfer encoding {', '.join(codings)}"
         elif codings and not bodiless:

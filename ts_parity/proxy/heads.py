@@ -12,6 +12,7 @@ import re
 from typing import Final, final
 
 from ts_parity.proxy.messages import (
+    BODILESS,
     CONTROL,
     EXPECT,
     HOP,
@@ -19,6 +20,7 @@ from ts_parity.proxy.messages import (
     LENGTH,
     MAX_HEAD_BYTES,
     NAMES_OTHERS,
+    NO_BODY,
     meaning,
 )
 from ts_parity.wire import Headers
@@ -58,8 +60,6 @@ _lines: Final[dict[bytes, tuple[tuple[str, str], int]]] = {}
 _requests: Final[dict[bytes, tuple[str, str]]] = {}
 _statuses: Final[dict[bytes, tuple[int, str]]] = {}
 _FRAMING: Final = frozenset({"transfer-encoding", "upgrade", "proxy-connection"})
-_WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
-_BODILESS: Final = frozenset({204, 304})
 
 
 @final
@@ -139,10 +139,9 @@ def read_request(data: bytes, start: int = 0) -> PlainRequest | None:
     if read is None:
         return None
     headers, controls, kept, length, seen = read
-    method = first[0]
-    # What is missing is added on the way.
-    block = kept if seen & HOST and (length >= 0 or method not in _WITH_BODY) else None
-    return PlainRequest(method, first[1], headers, controls, block, max(length, 0), not seen & _CLOSE, end + 4)
+    # A host that is missing is added on the way. A length is added here, so that nothing else can say where it ends.
+    block = None if not seen & HOST else kept if length >= 0 else kept + NO_BODY
+    return PlainRequest(first[0], first[1], headers, controls, block, max(length, 0), not seen & _CLOSE, end + 4)
 
 
 def read_answer(data: bytes) -> PlainAnswer | None:
@@ -162,7 +161,7 @@ def read_answer(data: bytes) -> PlainAnswer | None:
                 _statuses.clear()
             _statuses[lines[0]] = first
     read = _read_lines(lines)
-    if read is None or read[3] < 0 or first[0] in _BODILESS:
+    if read is None or read[3] < 0 or first[0] in BODILESS:
         return None
     headers, controls, block, length, seen = read
     return PlainAnswer(first[0], first[1], headers, controls, block, length, not seen & _CLOSE, end + 4)

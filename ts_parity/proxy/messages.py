@@ -15,10 +15,13 @@ from ts_parity.wire import CONTROL_PREFIX, Headers
 MAX_HEAD_BYTES: Final = 65536
 """Of a request line or status line and its headers."""
 REQUEST_ID: Final = "x-request-id"
-# RFC 9110, 7.6.1: these speak of one connection and are not passed on.
+# RFC 9110, 7.6.1: these speak of one connection and are not passed on. Nor is what asks for another protocol, for it
+# can change where the receiver looks for the end of the message: Netty, under TorchServe, waits for eight bytes more
+# behind a GET with Sec-WebSocket-Key1 and -Key2. `_meaning` adds all that begins with SEC_WEBSOCKET.
 HOP_BY_HOP: Final = frozenset(
     {
         "connection",
+        "http2-settings",
         "keep-alive",
         "proxy-authenticate",
         "proxy-authorization",
@@ -29,6 +32,11 @@ HOP_BY_HOP: Final = frozenset(
         "upgrade",
     }
 )
+SEC_WEBSOCKET: Final = "sec-websocket-"
+NO_BODY: Final = b"\r\ncontent-length: 0"
+"""Of a request, behind its other headers; spelt as TorchServe's own frontend adds it for its handlers."""
+BODILESS: Final = frozenset({204, 304})
+"""Answers with these have no body, whatever their headers say (RFC 9112, 6.3)."""
 
 
 # What a header's name can mean to a proxy; flags.
@@ -61,7 +69,8 @@ def _meaning(name: str) -> int:
         "connection": NAMES_OTHERS, "content-length": LENGTH, "expect": EXPECT, "host": HOST,
         "authorization": AUTHORIZATION,
     }.get(name, 0)  # fmt: skip
-    return named | (HOP if name in HOP_BY_HOP else 0) | (CONTROL if name.startswith(CONTROL_PREFIX) else 0)
+    hop = name in HOP_BY_HOP or name.startswith(SEC_WEBSOCKET)
+    return named | (HOP if hop else 0) | (CONTROL if name.startswith(CONTROL_PREFIX) else 0)
 
 
 def has(headers: Iterable[tuple[str, str]], flags: int) -> bool:
@@ -182,8 +191,7 @@ def without_hop_by_hop(headers: Headers) -> Headers:
     named = {
         token.strip().lower() for key, value in headers if key.lower() == "connection" for token in value.split(",")
     }
-    dropped = HOP_BY_HOP | named
-    return tuple(pair for pair in headers if pair[0].lower() not in dropped)
+    return tuple(pair for pair in headers if not meaning(pair[0]) & HOP and pair[0].lower() not in named)
 
 
 def head(first_line: str, headers: Headers, more: Headers = ()) -> bytes:

@@ -17,6 +17,7 @@ from ts_parity.codes import Family
 from ts_parity.engine import ARRIVED, ARRIVED_RAW, Arrived, Failed, Outcome
 from ts_parity.errors import MalformedFrame, MalformedTail
 from ts_parity.proxy.messages import (
+    BODILESS,
     LENGTH,
     Reply,
     Request,
@@ -132,7 +133,7 @@ def read_prediction(result: Reply | Unreachable) -> tuple[Outcome, Value]:
     if failure is not None:
         return failure, Value(result)
     described = header(result.controls, RAW)
-    if described is None:
+    if described is None or result.status in BODILESS:  # no body, no tail
         return ARRIVED, Value(result)
     try:
         tail = find_tail(result.body, described)

@@ -18,6 +18,7 @@ from ts_parity.errors import StartError
 from ts_parity.proxy.access import ERROR, LEFT, REFUSED, STATUS_LEFT, AccessLog, Facts
 from ts_parity.proxy.certificates import Tls, listening
 from ts_parity.proxy.messages import (
+    BODILESS,
     LENGTH,
     MAX_HEAD_BYTES,
     REQUEST_ID,
@@ -442,7 +443,7 @@ class _Connection:
         if block is not None and keep and not turn.old:
             data = b"HTTP/1.1 %d %b\r\n%b\r\n\r\n" % (status, phrase.encode("latin-1"), block)
         else:
-            bodiless = status in (204, 304) or status < 200
+            bodiless = status in BODILESS or status < 200
             if not bodiless and turn.request.method != "HEAD" and not has(headers, LENGTH):
                 headers = (*headers, ("content-length", str(len(body))))
             data = head(_status_line(status, phrase), headers, _connection(keep, turn.old))

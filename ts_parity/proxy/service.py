@@ -103,7 +103,8 @@ class Service:
         self, pool: str, asked: Prediction, request: Request, exact: bool, deadline_s: float | None, asker: Asker
     ) -> None:
         code = self._plan.pools[pool].code
-        key = None if code is None else self._key(asked, request)
+        # The answer to HEAD has no body, so there is no raw output behind it and nothing to rebuild.
+        key = None if code is None or request.method == "HEAD" else self._key(asked, request)
         client = partial(_give, asker, request)
         query = self._driver.predict(pool, Ask(request, asked.extra), key, client, exact, deadline_s)
         asker.on_leave = partial(self._driver.abandon, query)

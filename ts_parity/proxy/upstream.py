@@ -34,7 +34,6 @@ from ts_parity.proxy.outbox import Outbox
 from ts_parity.proxy.streams import Stream
 from ts_parity.wire import Headers
 
-_WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
 _ERROR_BYTES: Final = 65536
 _SMALL_BODY: Final = 65536
 # What TorchServe's frontend sends with everything (NettyUtils.sendHttpResponse); the date should say GMT, and the list
@@ -340,8 +339,8 @@ def _adapted(request: Request, token: str, origin: Origin) -> Headers:
         headers.append(("Host", origin.host_header))
     if token:
         headers.append(("Authorization", f"Bearer {token}"))
-    if not sized and (request.body or request.method in _WITH_BODY):
-        headers.append(("content-length", str(len(request.body))))  # as TorchServe's own frontend spells it
+    if not sized:  # nothing else is to say where the request ends; spelt as TorchServe's own frontend spells it
+        headers.append(("content-length", str(len(request.body))))
     return tuple(headers)
 
 
