@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 import uuid
 from pathlib import Path
 from typing import Any
@@ -74,6 +76,142 @@ async def test_lines_for_those_who_got_no_prediction(make_fleet: MakeFleet, tmp_
     instance.thaw()
     seen = [(line["status"], line["outcome"]) for line in written]
     assert seen == [(504, "error"), (400, "refused"), (499, "left")]
+    late, _, left = written
+    asked = f"{instance.inference.removeprefix('http://')}/linear/1.0"
+    assert (late["pool"], late["endpoint"], late["attempts"], late["cause"]) == ("linear/1.0", asked, 1, "deadline")
+    assert (left["pool"], left["endpoint"], left["cause"]) == ("linear/1.0", None, None)  # it still waited for a place
+
+
+async def test_a_failure_says_who_failed_first_and_why(make_fleet: MakeFleet, tmp_path: Path) -> None:
+    """To the operator; the client is told of no address and of nothing that the operating system said."""
+    file = tmp_path / "access.jsonl"
+    instances = [FakeTorchServe(FakeModel()), FakeTorchServe(FakeModel())]
+    fleet = await make_fleet(*instances, access_log=str(file), max_attempts=2)
+    names = [instance.inference.removeprefix("http://") for instance in instances]
+    for instance in instances:
+        instance.models[0].script.append(Canned.error(507, "InternalServerException", "Worker died."))
+    assert (await fleet.post()).status == 507
+    instances[0].models[0].script.append(Canned.error(507, "InternalServerException", "Worker died."))
+    answers = [await fleet.post() for _ in range(2)]
+    for instance in instances:
+        await instance.stop()
+    answers += [await fleet.post(), await fleet.client.get("/ping")]
+    assert [answer.status for answer in answers] == [200, 200, 503, 503]
+    died, *saved, gone, ping = await lines(fleet, file, 5)
+    assert (died["outcome"], died["pool"], died["attempts"]) == ("error", "linear/1.0", 2)
+    assert died["endpoint"] in {f"{name}/linear/1.0" for name in names}
+    assert died["cause"] in {f"{name}/linear/1.0: 507 Worker died." for name in names}
+    assert died["endpoint"] not in died["cause"]  # the last, and the first
+    assert [line["cause"] for line in saved if line["attempts"] == 2] == [f"{names[0]}/linear/1.0: 507 Worker died."]
+    assert [line["cause"] for line in saved if line["attempts"] == 1] == [None]
+    assert (gone["outcome"], gone["pool"]) == ("error", "linear/1.0")
+    assert gone["attempts"] >= 2
+    assert "Connection" in gone["cause"]
+    assert (ping["outcome"], ping["attempts"], ping["endpoint"]) == ("error", 2, ", ".join(names))
+    assert ping["cause"].startswith(f"{names[0]}: Connection")
+    for answer in answers[2:]:
+        for secret in ("127.0.0.1", "Errno", "refused", "Connect", "management"):
+            assert secret not in answer.json()["message"]
+        assert answer.get("retry-after") == "1"
+
+
+# ---- disks that are full -------------------------------------------------------------------------------------------
+
+
+class FullDisk:
+    """Takes so many bytes of what is written to one descriptor, then none."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.descriptor, self.room, self._write = -1, 0, os.write
+        monkeypatch.setattr(os, "write", self.write)
+
+    def write(self, descriptor: int, data: bytes) -> int:
+        if descriptor != self.descriptor:
+            return self._write(descriptor, data)
+        if not self.room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written = self._write(descriptor, data[: self.room])
+        self.room -= written
+        return written
+
+
+def note(log: AccessLog, *numbers: int) -> None:
+    for n in numbers:
+        log.add("c", "GET", f"/{n}", 200, 0, 0.1, None, None, Facts("passed"))
+    log.flush()
+
+
+@pytest.mark.parametrize("room", [0, 1, 200, 5000])
+def test_lines_stay_whole_when_the_disk_was_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, room: int
+) -> None:
+    file = tmp_path / "access.jsonl"
+    log = AccessLog(str(file))
+    disk = FullDisk(monkeypatch)
+    note(log, 1)
+    disk.descriptor, disk.room = log._descriptor, room
+    note(log, *range(2, 30))
+    note(log, 30)
+    disk.room = 1 << 20
+    note(log, 31)
+    log.close()
+    targets = [line["target"] for line in read(file)]
+    kept = len(targets) - 2
+    assert targets == ["/1", *(f"/{n}" for n in range(2, 2 + kept)), "/31"]
+    assert [record.getMessage().split(": ", 1)[1] for record in caplog.records] == [
+        "No space left on device; lines are lost until it can be written",
+        f"it can be written again; {29 - kept} lines were lost",
+    ]
+
+
+def test_what_another_wrote_meanwhile_is_not_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then half a line stays, and the next begins behind it."""
+    file = tmp_path / "access.jsonl"
+    log = AccessLog(str(file))
+    disk = FullDisk(monkeypatch)
+    disk.descriptor, disk.room = log._descriptor, 10
+    lseek = os.lseek
+
+    def seek(*where: int) -> int:
+        with file.open("a") as another:
+            another.write("other\n")
+        return lseek(*where)
+
+    monkeypatch.setattr(os, "lseek", seek)
+    note(log, 1)
+    disk.room = 1 << 20
+    note(log, 2)
+    log.close()
+    half, nothing, second = file.read_text().splitlines()
+    assert (half.endswith("other"), nothing, json.loads(second)["target"]) == (True, "", "/2")
+
+
+def test_a_file_that_ends_within_a_line_gets_a_new_one(tmp_path: Path) -> None:
+    file = tmp_path / "access.jsonl"
+    file.write_text('{"at": "2026')
+    log = AccessLog(str(file))
+    note(log, 1)
+    log.reopen()
+    note(log, 2)
+    log.close()
+    assert [line[:13] for line in file.read_text().splitlines()] == ['{"at": "2026', *['{"at": "2026-'] * 2]
+
+
+def test_a_pipe_that_is_full_begins_a_new_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It cannot be cut."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    log = AccessLog(str(path))
+    disk = FullDisk(monkeypatch)
+    disk.descriptor, disk.room = log._descriptor, 10
+    note(log, 1)
+    disk.room = 1 << 20
+    note(log, 2)
+    log.close()
+    half, second = os.read(reader, 1 << 16).decode().splitlines()
+    os.close(reader)
+    assert (len(half), json.loads(second)["target"]) == (10, "/2")
 
 
 async def test_a_streamed_answer_has_one_line_when_it_has_ended(make_fleet: MakeFleet, tmp_path: Path) -> None:

@@ -6,9 +6,11 @@ that was moved away by a log rotation is made anew. Knows lines and files; is to
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import stat
 import sys
 import time
 from typing import Any, final
@@ -29,7 +31,7 @@ _MOST_BYTES = 1 << 22
 class Facts:
     """How a request was answered, beyond what the client sees. Times in seconds; None where there is none."""
 
-    __slots__ = ("attempts", "endpoint", "group", "outcome", "pool", "service_s", "waited_s")
+    __slots__ = ("attempts", "cause", "endpoint", "group", "outcome", "pool", "service_s", "waited_s")
 
     def __init__(
         self,
@@ -40,13 +42,14 @@ class Facts:
         attempts: int | None = None,
         waited_s: float | None = None,
         service_s: float | None = None,
+        cause: str | None = None,
     ) -> None:
         self.outcome = outcome
         """`deployed`, `reconstructed`, `hedged`, `default`; `passed` through; `error` of the proxy's own making;
         `refused` by the server; the client `left`.
         """
         self.endpoint = endpoint
-        """Whose answer it was; for what was passed through, the instance."""
+        """Whose answer it was; for what was passed through, the instance; without an answer, who was asked for it."""
         self.pool = pool
         self.group = group
         self.attempts = attempts
@@ -55,6 +58,8 @@ class Facts:
         """From its arrival to when the task that answered it was sent."""
         self.service_s = service_s
         """That task's own time, if it was the deployed model's."""
+        self.cause = cause
+        """What went wrong first."""
 
 
 class AccessLog:
@@ -65,6 +70,10 @@ class AccessLog:
         self._path = path
         self._lines: list[str] = []
         self._size = 0
+        self._torn = False
+        """What is there ends within a line."""
+        self._lost = 0
+        """Lines, since writing last worked."""
         self._descriptor = self._open()
 
     def add(
@@ -97,6 +106,7 @@ class AccessLog:
             "attempts": facts.attempts,
             "waited_s": None if facts.waited_s is None else round(facts.waited_s, 6),
             "service_s": None if facts.service_s is None else round(facts.service_s, 6),
+            "cause": facts.cause,
         }
         text = json.dumps(line) + "\n"
         self._lines.append(text)
@@ -109,12 +119,36 @@ class AccessLog:
             return
         data = "".join(self._lines).encode()
         self._lines, self._size = [], 0
+        rest = data
         try:
             self._reopen_if_moved()
-            while data:
-                data = data[os.write(self._descriptor, data) :]
+            if self._torn:
+                rest = data = b"\n" + data
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
         except OSError as error:
-            log.warning("access log %s: %s; %d bytes of it are lost", self._path, error.strerror or error, len(data))
+            if not self._lost:
+                log.warning("access log %s: %s; lines are lost until it can be written", self._path, error.strerror)
+            self._lost += rest.lstrip().count(b"\n")
+            self._tidy(data[: len(data) - len(rest)])
+            return
+        self._torn = False
+        if self._lost:
+            log.warning("access log %s: it can be written again; %d lines were lost", self._path, self._lost)
+            self._lost = 0
+
+    def _tidy(self, written: bytes) -> None:
+        """A full disk takes half a line: take it back, or if that cannot be, begin a line of its own next time."""
+        if not written:
+            return
+        piece = len(written) - (written.rfind(b"\n") + 1)
+        self._torn = piece > 0
+        if piece:
+            with contextlib.suppress(OSError):  # a pipe, say
+                end = os.lseek(self._descriptor, 0, os.SEEK_CUR)
+                if os.fstat(self._descriptor).st_size == end:  # else another process has written behind it
+                    os.ftruncate(self._descriptor, end - piece)
+                    self._torn = False
 
     def reopen(self) -> None:
         """Whatever is there by that name now."""
@@ -137,7 +171,9 @@ class AccessLog:
     def _open(self) -> int:
         if self._path == "-":
             return sys.stderr.fileno()
-        return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
+        self._torn = _ends_within_a_line(self._path)
+        return descriptor
 
     def _reopen_if_moved(self) -> None:
         if self._path == "-":
@@ -151,3 +187,14 @@ class AccessLog:
             new = self._open()
             os.close(self._descriptor)
             self._descriptor = new
+
+
+def _ends_within_a_line(path: str) -> bool:
+    """As after a crash, or of what another program wrote there."""
+    with contextlib.suppress(OSError):
+        there = os.stat(path)
+        if stat.S_ISREG(there.st_mode) and there.st_size:
+            with open(path, "rb") as file:
+                file.seek(-1, os.SEEK_END)
+                return file.read(1) != b"\n"
+    return False

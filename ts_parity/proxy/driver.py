@@ -34,7 +34,7 @@ from ts_parity.engine import (
     Task,
 )
 from ts_parity.errors import DeadlineExceeded, DecodeError, Overloaded, TsParityError, Unavailable, WireError
-from ts_parity.proxy.access import Facts
+from ts_parity.proxy.access import ERROR, LEFT, Facts
 from ts_parity.proxy.messages import Reply, Request
 from ts_parity.proxy.metrics import Metrics
 from ts_parity.proxy.operations import (
@@ -56,16 +56,16 @@ from ts_parity.wire import Array
 
 log = logging.getLogger(__name__)
 
-_RETRY_AFTER_S = 1.0
+RETRY_AFTER_S = 1.0
 
 
 @final
 class Delivered:
-    """What a client gets. `source` is None for an error that an instance made and that is passed on."""
+    """What a client gets. `source` is None for an error: an instance's, which is passed on, or the proxy's own."""
 
     __slots__ = ("answer", "facts", "source")
 
-    def __init__(self, answer: Reply | Pipe, source: Source | None) -> None:
+    def __init__(self, answer: Reply | Pipe | Unavailable, source: Source | None) -> None:
         self.answer = answer
         self.source = source
         self.facts: Facts | None = None
@@ -104,7 +104,7 @@ class Driver:
         self._addresses: Mapping[str, Address] = {}
         self._ids = itertools.count(1)
         self._loop = asyncio.get_running_loop()
-        self._waiting: dict[int, Callable[[Delivered | Unavailable], None]] = {}
+        self._waiting: dict[int, Callable[[Delivered], None]] = {}
         self._in_flight = 0
         self._streams: set[asyncio.Task[None]] = set()
         self._todo: deque[Action] = deque()
@@ -118,7 +118,7 @@ class Driver:
         pool: str,
         ask: Ask,
         key: Hashable,
-        client: Callable[[Delivered | Unavailable], None],
+        client: Callable[[Delivered], None],
         exact: bool = False,
         deadline_s: float | None = None,
     ) -> Query:
@@ -129,11 +129,13 @@ class Driver:
         self._obey(self.scheduler.query_arrived(query, now))
         return query
 
-    def abandon(self, query: Query) -> None:
-        """The client left."""
+    def abandon(self, query: Query) -> Facts | None:
+        """The client left. -> what the log wants to know of its query."""
+        facts = _failure(query, LEFT, query.last_failure) if self._manners.noting else None
         if self._waiting.pop(query.id, None) is not None:
             self._metrics.queries.add("none", "abandoned")
             self._obey(self.scheduler.query_abandoned(query, self._loop.time()))
+        return facts
 
     def change_fleet(self, plan: Plan, addresses: Mapping[str, Address]) -> None:
         """Adopt a new plan; the engine hears of it only if its fleet is another one."""
@@ -215,7 +217,8 @@ class Driver:
                 delivered.answer.leave()
             return
         if delivered.source is None:
-            self._metrics.queries.add("none", "failed")
+            error = delivered.answer
+            self._metrics.queries.add("none", _OUTCOMES[type(error)] if isinstance(error, Unavailable) else "failed")
         else:
             source = delivered.source._value_
             self._metrics.queries.add(source, "answered")
@@ -225,15 +228,15 @@ class Driver:
     def _refuse(self, query: Query, reason: Reason, task: Task | None) -> None:
         value = task.value if task is not None else None
         if reason is Reason.FAILED and isinstance(value, Value) and value.reply is not None:
-            self._deliver(query, Delivered(value.reply, None))
-            return
-        client = self._waiting.pop(query.id, None)
-        if client is not None:
-            error = _error(query, reason)
-            self._metrics.queries.add("none", _OUTCOMES[type(error)])
-            self._tell(client, error)
+            delivered = Delivered(value.reply, None)
+        else:
+            delivered = Delivered(_error(query, reason), None)
+        if self._manners.noting:
+            delivered.facts = _failure(query, ERROR, task)
+            delivered.facts.cause = delivered.facts.cause or reason._value_
+        self._deliver(query, delivered)
 
-    def _tell(self, client: Callable[[Delivered | Unavailable], None], what: Delivered | Unavailable) -> None:
+    def _tell(self, client: Callable[[Delivered], None], what: Delivered) -> None:
         try:
             client(what)
         except Exception:  # one client's trouble is not the others'
@@ -297,6 +300,9 @@ class Driver:
         self._metrics.tasks.add(task.kind._value_, _NAMES[type(outcome)])
         if isinstance(outcome, Failed):
             log.info("%r failed: %s", task, outcome.reason)
+            if task.query is not None:
+                ask = cast(Ask, task.query.payload)
+                ask.cause = ask.cause or f"{task.endpoint.name}: {outcome.reason}"
             if task.kind is Kind.FINISH:
                 self._metrics.finish_failures.add()
         if not self._closed:
@@ -362,12 +368,24 @@ _OUTCOMES: Mapping[type[Unavailable], str] = {
 
 
 def _facts(query: Query, source: Source, task: Task | None, now: float) -> Facts:
+    cause = cast(Ask, query.payload).cause
     if task is None:
-        return Facts(source._value_, None, query.pool, None, query.attempts)
+        return Facts(source._value_, _asked(query), query.pool, None, query.attempts, None, None, cause)
     service_s = now - task.sent_at if task.kind is Kind.DEPLOYED else None
     group = None if task.group is None else task.group.id
     waited_s = max(0.0, task.sent_at - query.arrived_at)
-    return Facts(source._value_, task.endpoint.name, query.pool, group, query.attempts, waited_s, service_s)
+    return Facts(source._value_, task.endpoint.name, query.pool, group, query.attempts, waited_s, service_s, cause)
+
+
+def _failure(query: Query, outcome: str, task: Task | None) -> Facts:
+    """`task`: its last attempt, if that has ended."""
+    where = _asked(query) if task is None else task.endpoint.name
+    return Facts(outcome, where, query.pool, None, query.attempts, None, None, cast(Ask, query.payload).cause)
+
+
+def _asked(query: Query) -> str | None:
+    """The endpoints that have it, or have failed it."""
+    return ", ".join(f"{instance}/{query.pool}" for instance in sorted(query.avoid)) or None
 
 
 def _protection_work(task: Task, target: Target) -> float:
@@ -408,9 +426,9 @@ def _read(task: Task, result: Reply | Unreachable) -> tuple[Outcome, Value]:
 
 def _error(query: Query, reason: Reason) -> Unavailable:
     if reason is Reason.OVERLOADED:
-        return Overloaded(f"too many requests for {query.pool} are waiting", _RETRY_AFTER_S)
+        return Overloaded(f"too many requests for {query.pool} are waiting", RETRY_AFTER_S)
     if reason is Reason.DEADLINE:
         return DeadlineExceeded(f"no prediction of {query.pool} arrived before the deadline")
     if reason is Reason.NO_ENDPOINT:
-        return Unavailable(f"no instance with a READY worker serves {query.pool}", _RETRY_AFTER_S)
-    return Unavailable(f"{query.pool}: every attempt failed; the last one without an answer", _RETRY_AFTER_S)
+        return Unavailable(f"no instance with a READY worker serves {query.pool}", RETRY_AFTER_S)
+    return Unavailable(f"{query.pool}: every attempt failed; the last one without an answer", RETRY_AFTER_S)

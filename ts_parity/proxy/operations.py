@@ -57,11 +57,13 @@ _FRONTEND_HEADERS = frozenset({"x-request-id", "pragma", "cache-control", "expir
 class Ask:
     """A query's payload: the client's request less control headers, and what followed the version in its path."""
 
-    __slots__ = ("extra", "request")
+    __slots__ = ("cause", "extra", "request")
 
     def __init__(self, request: Request, extra: str) -> None:
         self.request = request
         self.extra = extra
+        self.cause: str | None = None
+        """Why its first attempt failed, if it did: for the log."""
 
 
 @dataclass(frozen=True)

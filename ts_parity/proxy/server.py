@@ -242,8 +242,8 @@ class _Connection:
         turn, self._turn = self._turn, None
         if turn is not None:
             self._server.ends()
-            self._note(turn, STATUS_LEFT, 0, None, LEFT)
             turn.leave()
+            self._note(turn, STATUS_LEFT, 0, None, LEFT)
         if self._streaming is not None:
             self._streaming.cancel()
 
@@ -467,7 +467,11 @@ class _Connection:
             return
         name = self._transport.get_extra_info("peername")
         client = f"{name[0]}:{name[1]}" if isinstance(name, tuple) else ""
-        request = turn.request
+        request, facts = turn.request, turn.facts
+        if facts is None:
+            facts = Facts(otherwise)
+        elif otherwise == LEFT:
+            facts.outcome = LEFT
         access.add(
             client,
             request.method,
@@ -477,7 +481,7 @@ class _Connection:
             self._loop.time() - turn.asked_at,
             request.header(REQUEST_ID),
             answer_id,
-            Facts(otherwise) if turn.facts is None or otherwise == LEFT else turn.facts,
+            facts,
         )
 
     async def _write_stream(self, streamed: Streamed, turn: Turn) -> None:

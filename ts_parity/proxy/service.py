@@ -6,15 +6,16 @@ TorchServe's management API.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
 
-from ts_parity.engine import Source
+from ts_parity.engine import Query, Source
 from ts_parity.errors import BadClientRequest, Unavailable
 from ts_parity.proxy.access import ERROR, PASSED, Facts
-from ts_parity.proxy.driver import Delivered, Driver
+from ts_parity.proxy.driver import RETRY_AFTER_S, Delivered, Driver
 from ts_parity.proxy.messages import (
     REQUEST_ID,
     Chunks,
@@ -33,6 +34,8 @@ from ts_parity.proxy.routes import Prediction, model_named, prediction
 from ts_parity.proxy.streams import Stream
 from ts_parity.proxy.upstream import Address, Result, Upstream, from_gateway
 from ts_parity.wire import DEADLINE_MS, EXACT, SOURCE, Headers
+
+log = logging.getLogger(__name__)
 
 # TorchServe itself speaks to handlers with these: they decide which of its functions runs.
 _ALWAYS_GROUP_BY = ("explain", "describe")
@@ -107,7 +110,10 @@ class Service:
         key = None if code is None or request.method == "HEAD" else self._key(asked, request)
         client = partial(_give, asker, request)
         query = self._driver.predict(pool, Ask(request, asked.extra), key, client, exact, deadline_s)
-        asker.on_leave = partial(self._driver.abandon, query)
+        asker.on_leave = partial(self._leave, asker, query)
+
+    def _leave(self, asker: Asker, query: Query) -> None:
+        asker.facts = self._driver.abandon(query)
 
     def _key(self, asked: Prediction, request: Request) -> Hashable:
         """Queries share a group only if the model computes the same function for them. (TorchServe drops the query
@@ -127,8 +133,10 @@ class Service:
         instance = self._candidate(passing.model, passing.tried)
         if instance is None:
             self._metrics.passed_through.add("unavailable")
-            reason = "; ".join(self._plan.problems) or "all refused the connection"
-            error = Unavailable(f"no instance can be reached: {reason}")
+            # Why is for operators: problems name addresses, and say what the operating system said.
+            tried, cause = passing.tried, passing.cause or "; ".join(self._plan.problems)
+            passing.asker.facts = Facts(ERROR, ", ".join(tried) or None, attempts=len(tried), cause=cause)
+            error = Unavailable("no instance can be reached", RETRY_AFTER_S)
             passing.asker.answer(_own(error_reply(error), passing.request))
             return
         passing.instance = instance
@@ -141,7 +149,7 @@ class Service:
         if isinstance(result, Reply):
             if from_gateway(result) and self._candidate(passing.model, [*passing.tried, passing.instance]):
                 # As for a prediction: the instance behind it is in trouble, and another may not be.
-                passing.tried.append(passing.instance)
+                passing.failed(f"{result.status} from a gateway")
                 self._pass_through(passing)
                 return
             self._metrics.passed_through.add("answered")
@@ -150,13 +158,16 @@ class Service:
             self._metrics.passed_through.add("answered")
             answer = Streamed(result, result.headers)
         elif result.refused:
-            passing.tried.append(passing.instance)
+            passing.failed(result.reason)
             self._pass_through(passing)  # nothing was run, so this is not a second attempt
             return
         else:
             self._metrics.passed_through.add("failed")
-            reply = torchserve_error(502, "BadGatewayException", f"{passing.instance} gave no answer: {result.reason}")
-            passing.asker.facts = Facts(ERROR, passing.instance)
+            passing.failed(result.reason)
+            log.info("%s %s: %s", passing.request.method, passing.request.target, passing.cause)
+            reply = torchserve_error(502, "BadGatewayException", "the instance gave no answer")
+            attempts = len(passing.tried)
+            passing.asker.facts = Facts(ERROR, passing.instance, attempts=attempts, cause=passing.cause)
             answer = _own(reply, passing.request)
         passing.asker.answer(answer)
 
@@ -174,7 +185,7 @@ class Service:
 class _Passing:
     """A request that is passed through, and who has refused the connection so far."""
 
-    __slots__ = ("asker", "instance", "model", "request", "tried")
+    __slots__ = ("asker", "cause", "instance", "model", "request", "tried")
 
     def __init__(self, request: Request, model: str | None, asker: Asker) -> None:
         self.request = request
@@ -182,19 +193,25 @@ class _Passing:
         self.asker = asker
         self.instance = ""
         self.tried: list[str] = []
+        self.cause = ""
+        """What went wrong first."""
+
+    def failed(self, reason: str) -> None:
+        self.tried.append(self.instance)
+        self.cause = self.cause or f"{self.instance}: {reason}"
 
 
 def _own(reply: Reply, request: Request) -> Reply:
     return identified(reply, request.header(REQUEST_ID))
 
 
-def _give(asker: Asker, request: Request, delivered: Delivered | Unavailable) -> None:
+def _give(asker: Asker, request: Request, delivered: Delivered) -> None:
     """What the driver brings, as an answer that says where it came from."""
-    if isinstance(delivered, Unavailable):
-        asker.answer(_own(error_reply(delivered), request))
-        return
     answer, source = delivered.answer, delivered.source
     asker.facts = delivered.facts
+    if isinstance(answer, Unavailable):
+        asker.answer(_own(error_reply(answer), request))
+        return
     if isinstance(answer, Reply):
         if source is Source.DEFAULT:
             answer = _own(answer, request)
