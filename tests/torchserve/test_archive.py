@@ -58,6 +58,17 @@ def digits(make_archive: MakeArchive) -> Path:
     return make_archive("digits", serialized=b"weights", files=files, config=CONFIG, version="2.1")
 
 
+def without_utf8_flags(data: bytes) -> bytes:
+    """The same zip as a packer writes it that does not say that its names are UTF-8."""
+    packed = bytearray(data)
+    for mark, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        found = packed.find(mark)
+        while found >= 0:
+            packed[found + at + 1] &= ~0x08
+            found = packed.find(mark, found + 4)
+    return bytes(packed)
+
+
 class TestReading:
     def test_what_an_archive_says(self, digits: Path) -> None:
         archive = read_archive(digits)
@@ -111,12 +122,36 @@ class TestReading:
                 refused += 1
         assert refused > 20
 
-    @pytest.mark.parametrize("name", ["../evil.py", "/evil.py", "a/../../evil.py", "a\\..\\evil.py", "C:/evil.py"])
+    @pytest.mark.parametrize("name", ["../evil.py", "/evil.py", "a/../../evil.py", "./../e.py", ".//e/../../x.py"])
     def test_a_path_that_leads_out_is_refused_whole(self, make_archive: MakeArchive, tmp_path: Path, name: str) -> None:
         archive = make_archive(files={name: b"evil"})
         with pytest.raises(ArchiveError, match="leads out of the archive"):
             extract_archive(archive, tmp_path / "out")
         assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize("name", ["größen.json", "日本.txt", "./a.txt", ".//./b/c.txt", "a\\b.txt", "a:b.txt"])
+    def test_names_are_what_java_reads(self, make_archive: MakeArchive, tmp_path: Path, name: str) -> None:
+        """Info-ZIP writes UTF-8 without saying so, bsdtar begins names with ./, and a backslash is a letter."""
+        packed, meant = tmp_path / "packed.mar", name.removeprefix(".//").removeprefix("./")
+        with zipfile.ZipFile(make_archive(files={name: b"text"})) as source, zipfile.ZipFile(packed, "w") as target:
+            for entry in source.infolist():
+                dotted = f"./{entry.filename}" if name.startswith(".") else entry.filename
+                target.writestr(dotted, source.read(entry))
+        packed.write_bytes(without_utf8_flags(packed.read_bytes()))
+        archive = extract_archive(packed, tmp_path / "out")
+        assert archive.model_name == "tiny"
+        assert (tmp_path / "out" / meant).read_bytes() == archive.read(meant) == b"text"
+        wrapped = wrap_deployed(packed, tmp_path / "wrapped")
+        assert meant in read_archive(wrapped).files
+        with zipfile.ZipFile(wrapped) as plain:  # and everybody else reads it so too
+            assert plain.read(meant) == b"text"
+
+    def test_a_name_that_java_cannot_read_is_refused(self, make_archive: MakeArchive, tmp_path: Path) -> None:
+        old = tmp_path / "old.mar"
+        old.write_bytes(make_archive(files={"größen": b""}).read_bytes().replace("größen".encode(), b"gr\xf6\xdf__en"))
+        old.write_bytes(without_utf8_flags(old.read_bytes()))
+        with pytest.raises(ArchiveError, match="not UTF-8, so TorchServe cannot read it"):
+            read_archive(old)
 
     def test_links_and_repeated_names(self, make_archive: MakeArchive) -> None:
         linked, repeated = make_archive("linked"), make_archive("repeated")

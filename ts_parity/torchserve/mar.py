@@ -8,6 +8,7 @@ of what is inside.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -39,6 +40,7 @@ _ALWAYS_FINE, _MOST_EXPANSION = 256 << 20, 200
 """What a zip may expand to: the first in bytes, or beyond it the second times its own size. Weights hardly shrink."""
 _LARGEST_CONFIG = 100_000
 """Nodes of a config YAML, aliases followed."""
+_UTF8_FLAG = 0x800
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
@@ -262,7 +264,25 @@ def opened_zip(path: Path) -> zipfile.ZipFile:
         end = zipfile._EndRecData(file)  # type: ignore[attr-defined]
     if end is not None and end[zipfile._ECD_SIZE] > _LARGEST_DIRECTORY:  # type: ignore[attr-defined]
         raise ArchiveError(f"{path} has a table of contents of over {_megabytes(_LARGEST_DIRECTORY)}; it is refused")
-    return zipfile.ZipFile(path)
+    archive = zipfile.ZipFile(path)
+    for entry in archive.infolist():
+        entry.filename = _meant(entry)
+    archive.NameToInfo = {entry.filename: entry for entry in archive.infolist()}
+    return archive
+
+
+def _meant(entry: zipfile.ZipInfo) -> str:
+    """An entry's name as Java reads it, without a leading `./`: UTF-8, whether the zip says so or not. The zip commands
+    of Linux and macOS do not, and zipfile takes such names for code page 437.
+    """
+    name = entry.orig_filename
+    if not entry.flag_bits & _UTF8_FLAG:
+        with contextlib.suppress(UnicodeDecodeError):
+            name = name.encode("cp437").decode("utf-8")
+    name = name.partition("\0")[0]
+    while name.startswith("./") and len(name) > 2:
+        name = name[2:].lstrip("/")
+    return name
 
 
 def _checked_names(archive: zipfile.ZipFile, path: Path) -> Iterator[str]:
@@ -270,7 +290,7 @@ def _checked_names(archive: zipfile.ZipFile, path: Path) -> Iterator[str]:
     for entry in archive.infolist():
         name = entry.filename
         parts = PurePosixPath(name).parts
-        if name.startswith("/") or ".." in parts or "\\" in name or ":" in name.split("/")[0]:
+        if name.startswith("/") or ".." in parts:
             raise ArchiveError(f"{path} holds {name!r}, a path that leads out of the archive; it is refused whole")
         if stat.S_ISLNK(entry.external_attr >> 16):
             raise ArchiveError(f"{path} holds the symbolic link {name!r}; put the file itself into it")
@@ -278,11 +298,21 @@ def _checked_names(archive: zipfile.ZipFile, path: Path) -> Iterator[str]:
             raise ArchiveError(f"{path} is encrypted ({name!r}); TorchServe cannot read it either")
         if entry.compress_type not in _METHODS:
             raise ArchiveError(f"{path}: {name!r} is packed by a method that TorchServe cannot read; use deflate")
+        if not (entry.flag_bits & _UTF8_FLAG or _is_utf8(entry.orig_filename.encode("cp437"))):
+            raise ArchiveError(f"{path}: the name {name!r} is not UTF-8, so TorchServe cannot read it; rename the file")
         if name in seen:
             raise ArchiveError(f"{path} holds {name!r} twice; pack it again")
         seen.add(name)
         if not entry.is_dir():
             yield name
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _manifest(archive: zipfile.ZipFile, path: Path) -> dict[str, Any]:
