@@ -65,7 +65,7 @@ class Watch:
                         self.back.setdefault(machine, now - ends)
         if BEGINS <= now < ends:
             for machine, place in self._places.items():
-                held = [sent for state in place.host.endpoints for sent in state.since.values()]
+                held = [task.sent_at for state in place.host.endpoints for task in state.tasks.values()]
                 stuck = held and now - min(held) > 10.0
                 if machine not in self.out and (not place.host.clean or stuck):
                     self.out[machine] = max(0.0, (min(held) if stuck else now) - BEGINS)

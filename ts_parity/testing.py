@@ -196,6 +196,8 @@ class FakeTorchServe:
         self.describes = 0
         self.managed: Canned | None = None
         """What the management port answers instead, whatever it is asked."""
+        self.management_pause_s = 0.0
+        """How long the management port thinks about each answer."""
         self.inference = self.management = ""
         self._token = token
         self._management_token = management_token
@@ -310,6 +312,7 @@ class FakeTorchServe:
     # ---- the management port ---------------------------------------------------------------------------------------
 
     async def _on_management(self, http: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(self.management_pause_s)
         if self.managed is not None:
             return await _play(http, self.managed)
         if self._management_token and http.headers.get("Authorization") != f"Bearer {self._management_token}":

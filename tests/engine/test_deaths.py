@@ -2,8 +2,9 @@
 
 import pytest
 
+from ts_parity.engine import Answer, Arrived, Fail, Failed, Fleet, Kind, Policy, Query, Scheduler, Send, Source
 from ts_parity.engine.policy import TokenBucket
-from ts_parity.scenarios import scenario
+from ts_parity.scenarios import POOL, fleet, scenario
 
 FOREVER = 1000.0
 NEVER = 0.0
@@ -175,3 +176,146 @@ def test_a_budget_of_nothing_never_has_a_token():
     bucket.pass_time(1e9)
     assert not bucket.take()
     assert bucket.wait_s(0) == float("inf")
+
+
+# ---- endpoints that are gone with what they had --------------------------------------------------------------------
+
+
+def sends(actions):
+    return [action.task for action in actions if isinstance(action, Send)]
+
+
+def without(whole, *names):
+    """The fleet as it is discovered when these endpoints are gone."""
+    return Fleet(whole.instances, tuple(e for e in whole.endpoints if e.name not in names), whole.pools)
+
+
+@pytest.mark.parametrize("places", [1, 64])
+def test_what_an_endpoint_had_goes_elsewhere_when_it_is_scaled_to_nothing(places):
+    whole = fleet(deployed=3, code=None, places=places)
+    scheduler = Scheduler(whole, Policy(retry_burst=0.0, retry_ratio=0.0))
+    tasks = [sends(scheduler.query_arrived(Query(n, POOL), 0.0))[0] for n in range(2 * places)]
+    left = [task for task in tasks if task.endpoint.name == "d0"]
+    again = sends(scheduler.endpoints_changed(without(whole, "d0"), 1.0))
+    assert len(left) >= places // 2
+    assert {task.query.id for task in again} == {task.query.id for task in left}
+    assert {task.endpoint.name for task in again} <= {"d1", "d2"}
+    for task in again:
+        [answer] = scheduler.task_done(task, Arrived(), 1.1)
+        assert answer.source is Source.DEPLOYED
+    for task in left:
+        assert scheduler.task_done(task, Failed("Worker scaled down."), 2.0) == []
+    assert scheduler.open_queries() == len(tasks) - len(left)
+
+
+def test_should_it_answer_all_the_same_it_is_as_good_as_any_other():
+    whole = fleet(deployed=2, code=None)
+    scheduler = Scheduler(whole, Policy())
+    [old] = sends(scheduler.query_arrived(Query(0, POOL), 0.0))
+    [new] = sends(scheduler.endpoints_changed(without(whole, old.endpoint.name), 1.0))
+    [answer] = scheduler.task_done(old, Arrived(), 1.01)
+    assert (answer.query.id, answer.task, answer.source) == (0, old, Source.DEPLOYED)
+    assert scheduler.task_done(new, Failed("worker died"), 1.02) == []
+    assert (scheduler.open_queries(), scheduler.in_flight()) == (0, 0)
+
+
+def test_where_nobody_else_is_it_is_waited_for():
+    """TorchServe keeps what it has for the next worker, so it may still come."""
+    whole = fleet(deployed=1, code=None)
+    scheduler = Scheduler(whole, Policy(deadline_s=30.0))
+    [old] = sends(scheduler.query_arrived(Query(0, POOL), 0.0))
+    assert scheduler.endpoints_changed(without(whole, "d0"), 1.0) == []
+    two = fleet(deployed=2, code=None)
+    [new] = sends(scheduler.endpoints_changed(without(two, "d0"), 2.0))
+    assert (new.query.id, new.endpoint.name) == (0, "d1")
+    assert scheduler.task_done(old, Failed("Worker scaled down."), 2.1) == []
+    assert len(scheduler.task_done(new, Arrived(), 2.2)) == 1
+
+
+def test_a_second_copy_left_behind_is_simply_gone():
+    whole = fleet(deployed=3, code=None)
+    scheduler = Scheduler(whole, Policy(hedge_ratio=1.0, hedge_after_s=0.05))
+    [own] = sends(scheduler.query_arrived(Query(0, POOL), 0.0))
+    [copy] = sends(scheduler.tick(0.05))
+    assert copy.hedge
+    assert scheduler.endpoints_changed(without(whole, copy.endpoint.name), 0.1) == []
+    [answer] = scheduler.task_done(own, Arrived(), 0.2)
+    assert answer.source is Source.DEPLOYED
+    assert scheduler.task_done(copy, Arrived(), 0.3) == []
+
+
+def test_a_protection_left_behind_is_launched_elsewhere_or_given_up():
+    for protections, elsewhere in ((2, True), (1, False)):
+        whole = fleet(deployed=2, protections=protections)
+        scheduler = Scheduler(whole, Policy(reconstruct_after_s=0.05, deadline_s=30.0))
+        own, other, protection = [t for n in (0, 1) for t in sends(scheduler.query_arrived(Query(n, POOL, "k"), 0.0))]
+        assert protection.kind is Kind.PROTECTION
+        scheduler.task_done(own, Arrived(True), 0.01)
+        again = sends(scheduler.endpoints_changed(without(whole, protection.endpoint.name), 0.02))
+        assert [task.kind for task in again] == [Kind.PROTECTION] * elsewhere
+        actions = scheduler.task_done(other, Failed("bad", retry=False), 0.03)
+        assert [type(action) for action in actions] == [] if elsewhere else [Fail]
+        scheduler.task_done(protection, Arrived(), 0.04)
+        assert scheduler.open_queries() == elsewhere, "the old one serves as well"
+
+
+def test_a_finish_left_behind_is_asked_for_elsewhere():
+    whole = fleet(deployed=3)
+    scheduler = Scheduler(whole, Policy(reconstruct_after_s=0.05, deadline_s=30.0))
+    own, other, protection = [t for n in (0, 1) for t in sends(scheduler.query_arrived(Query(n, POOL, "k"), 0.0))]
+    scheduler.task_done(own, Arrived(True), 0.01)
+    scheduler.task_done(protection, Arrived(), 0.01)
+    [finish] = sends(scheduler.tick(0.05))
+    [again] = sends(scheduler.endpoints_changed(without(whole, finish.endpoint.name), 0.06))
+    assert (again.kind, again.query.id) == (Kind.FINISH, 1)
+    assert again.endpoint.name != finish.endpoint.name
+    [answer] = scheduler.task_done(again, Arrived(), 0.07)
+    assert answer.source is Source.RECONSTRUCTED
+    for task in (finish, other):
+        assert scheduler.task_done(task, Failed("gone"), 0.08) == []
+    assert scheduler.in_flight() == 0
+
+
+@pytest.mark.parametrize("own_fails", [True, False])
+@pytest.mark.parametrize("when", ["before its release", "while it is finished"])
+def test_a_query_whose_answer_nobody_can_finish_any_more_does_not_hang(when, own_fails):
+    """Everything to rebuild it is there when its pool goes. It hung to its deadline."""
+    scheduler = Scheduler(fleet(deployed=2), Policy(reconstruct_after_s=0.05, deadline_s=30.0))
+    own, other, protection = [t for n in (0, 1) for t in sends(scheduler.query_arrived(Query(n, POOL, "k"), 0.0))]
+    scheduler.task_done(own, Arrived(True), 0.01)
+    scheduler.task_done(protection, Arrived(), 0.01)
+    now = 0.02
+    if when != "before its release":
+        now = 0.05
+        assert [task.kind for task in sends(scheduler.tick(now))] == [Kind.FINISH]
+    ended = scheduler.endpoints_changed(Fleet((), (), ()), now)
+    if own_fails:
+        ended += scheduler.task_done(other, Failed("worker died"), now)
+    ended += scheduler.tick(0.051)
+    assert [(action.query.id, type(action)) for action in ended] == [(1, Fail)]
+    assert scheduler.open_queries() == 0
+
+
+def test_endpoints_that_come_and_go_lose_nothing():
+    """One of three is discovered and gone again ten times; ten queries are in flight each time."""
+    whole = fleet(deployed=3, code=None, places=8)
+    scheduler = Scheduler(whole, Policy(deadline_s=30.0))
+    flying, answered, number = [], set(), 0
+    for turn in range(20):
+        now = float(turn)
+        for _ in range(10):
+            flying += sends(scheduler.query_arrived(Query(number, POOL), now))
+            number += 1
+        changed = without(whole, "d0") if turn % 2 == 0 else whole
+        flying += sends(scheduler.endpoints_changed(changed, now + 0.1))
+        for task in [*flying]:
+            if task.endpoint.name != "d0":
+                flying.remove(task)
+                actions = scheduler.task_done(task, Arrived(), now + 0.2)
+                answered |= {action.query.id for action in actions if isinstance(action, Answer)}
+                flying += sends(actions)
+    flying += sends(scheduler.endpoints_changed(without(whole, "d0"), 21.0))
+    for task in flying:
+        actions = scheduler.task_done(task, Arrived() if task.endpoint.name != "d0" else Failed("gone"), 22.0)
+        answered |= {action.query.id for action in actions if isinstance(action, Answer)}
+    assert answered == set(range(number))

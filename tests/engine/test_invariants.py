@@ -136,8 +136,8 @@ class World:
         on_endpoint = sum(t.endpoint.name == task.endpoint.name for t in self.flying)
         on_instance = sum(t.endpoint.instance == task.endpoint.instance for t in self.flying)
         spare = 0
-        if task.kind is Kind.DEPLOYED and not task.hedge and task.place.since:
-            oldest = self.now - next(iter(task.place.since.values()))
+        if task.kind is Kind.DEPLOYED and not task.hedge and task.place.tasks:
+            oldest = self.now - next(iter(task.place.tasks.values())).sent_at
             pool = next(iter(self.scheduler.pools()))
             spare = self.policy.spare_places if oldest > pool.reconstruct_after_s else 0
         assert on_endpoint <= task.place.endpoint.places + spare

@@ -108,7 +108,8 @@ class World:
         for query in self.queries:
             if query.open:
                 assert lines[query.id] == (query.state is QueryState.WAITING)
-                tasks = [task for task in self.flying if task.kind is Kind.DEPLOYED and task.query is query]
+                deployed = [task for task in self.flying if task.kind is Kind.DEPLOYED and not task.lost]
+                tasks = [task for task in deployed if task.query is query]
                 assert query.in_flight == len(tasks)
                 own = sum(not task.hedge for task in tasks)
                 assert own + (query.state is QueryState.WAITING) + query.displaced <= 1
@@ -116,16 +117,22 @@ class World:
 
     def may_be_saved(self, query):
         """It is late and will get a backup, or its group goes on: an output, a place or a neighbour is waited for."""
-        pools = [*self.scheduler.pools()]
-        group = query.group
-        if query.finishes_pending or any(query.id in pool.late for pool in pools):
+        pools = {pool.pool.name: pool for pool in self.scheduler.pools()}
+        group, pool = query.group, pools.get(query.pool)
+        finishing = any(task.kind is Kind.FINISH and task.query is query and not task.lost for task in self.flying)
+        if finishing or any(query in pool.finishes or query.id in pool.late for pool in pools.values()):
             return True
-        return group is not None and (
-            (not group.done and (not group.sealed or group.could_recover(query.slot)))
-            or any(task.group is group for task in self.flying)
+        if group is None or group.done:
+            return False
+        useful = group.code.family == "backup" or (pool is not None and pool.can_finish)
+        under_way = (
+            not group.sealed
+            or any(task.group is group and task.query is not query and not task.lost for task in self.flying)
             or any(member is not None and member.state is QueryState.WAITING for member in group.members)
-            or any(queued is group for pool in pools for queued, _ in pool.protections)
+            or any(queued is group for pool in pools.values() for queued, _ in pool.protections)
+            or (query.slot in group.recoverable() and self.now < query.release_at)
         )
+        return useful and under_way
 
     def wait(self, seconds):
         end = self.now + seconds

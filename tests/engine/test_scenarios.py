@@ -582,8 +582,7 @@ def test_a_group_whose_pool_is_gone_fails_whom_nothing_can_save():
     scheduler = Scheduler(fleet(deployed=2), Policy(group_wait_s=0.02))
     [send] = scheduler.query_arrived(Query(0, POOL, "same"), 0.0)
     assert scheduler.task_done(send.task, Failed("refused", retry=False), 0.001) == []
-    scheduler.endpoints_changed(Fleet((), (), ()), 0.002)
-    [failed] = scheduler.tick(scheduler.next_deadline())
+    [failed] = scheduler.endpoints_changed(Fleet((), (), ()), 0.002)
     assert failed.query.id == 0
     assert scheduler.open_queries() == 0
 

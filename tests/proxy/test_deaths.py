@@ -46,3 +46,34 @@ async def test_whoever_takes_connections_and_closes_them_costs_nobody_an_answer(
     fleet = await make_fleet(bad, good)
     for _ in range(5):
         assert {answer.status for answer in await fleet.posts(12)} == {200}
+
+
+@pytest.mark.parametrize("how", ["scaled to nothing", "unregistered"])
+async def test_what_an_instance_had_goes_elsewhere_when_discovery_finds_it_gone(make_fleet, how):
+    fleet = await make_fleet(many_places(), many_places())
+    gone = fleet.instances[0]
+    gone.freeze()
+    asked = asyncio.ensure_future(fleet.posts(8))
+    await until(lambda: len(gone.received) == 4 and nothing_left_but(fleet.proxy, 4), "four to be stuck")
+    if how == "unregistered":
+        gone.models.clear()
+    else:
+        gone.models[0].ready = False
+    await fleet.proxy.discover()
+    assert {answer.status for answer in await asked} == {200}
+
+
+async def test_an_instance_whose_management_is_silent_is_not_gone(make_fleet):
+    """Its queries are not sent a second time: it is slow to say what it hosts, and used as last seen."""
+    fleet = await make_fleet(many_places(), many_places(latency_s=0.1), describe_timeout_s=0.05)
+    silent = fleet.instances[1]
+    asked = asyncio.ensure_future(fleet.posts(8))
+    await until(lambda: len(silent.received) == 4, "it to be busy")
+    silent.management_pause_s = 1.0
+    await fleet.proxy.discover()
+    assert {answer.status for answer in await asked} == {200}
+    assert [len(instance.received) for instance in fleet.instances] == [4, 4]
+
+
+def nothing_left_but(proxy, tasks):
+    return proxy.driver.left_over()["tasks"] == tasks

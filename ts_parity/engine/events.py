@@ -51,6 +51,8 @@ class Cause(Enum):
     """The instance said so, or said nothing in time."""
     UNREACHABLE = "unreachable"
     """There was no connection, so nothing was run."""
+    GONE = "gone"
+    """Its endpoint is no longer there: scaled to nothing, unregistered, or its instance is down."""
     LOST = "lost"
     """The connection broke: whatever the instance had is lost with it."""
 
@@ -207,7 +209,7 @@ class Query:
 class Task:
     """One piece of work on one endpoint. It belongs to its group as well as to its query: a neighbour may need it."""
 
-    __slots__ = ("done", "group", "hedge", "id", "kind", "place", "query", "row", "sent_at", "slot", "value")
+    __slots__ = ("done", "group", "hedge", "id", "kind", "lost", "place", "query", "row", "sent_at", "slot", "value")
 
     def __init__(
         self,
@@ -231,6 +233,8 @@ class Task:
         self.sent_at = sent_at
         self.hedge = hedge
         self.done = False
+        self.lost = False
+        """Its endpoint is gone. Nobody waits for it any more, but should it end well, it is as good as any other."""
         self.value: Any = None
 
     @property

@@ -12,7 +12,7 @@ from collections.abc import Hashable, Iterable, Mapping
 from itertools import chain
 from typing import Final
 
-from ts_parity.engine.events import Code, Endpoint, Fleet, Instance, Pool, Query
+from ts_parity.engine.events import Code, Endpoint, Fleet, Instance, Pool, Query, Task
 from ts_parity.engine.group import CodingGroup
 from ts_parity.engine.health import Condition, Health
 from ts_parity.engine.lateness import LatencyWindow
@@ -69,7 +69,7 @@ class EndpointState:
 
     __slots__ = (
         "endpoint", "health", "host", "in_flight", "last_sent", "line", "machine_places", "name", "only", "share",
-        "since",
+        "tasks",
     )  # fmt: skip
 
     def __init__(self, endpoint: Endpoint, host: InstanceState, policy: Policy) -> None:
@@ -81,8 +81,8 @@ class EndpointState:
         self.only = frozenset({endpoint.instance})
         self.in_flight = 0
         self.last_sent = 0
-        self.since: dict[int, float] = {}
-        """Tasks in flight -> when each was sent, the oldest first."""
+        self.tasks: dict[int, Task] = {}
+        """In flight, the oldest first."""
         self.machine_places: float = 0.0
         """With so many tasks in flight, its instance takes no more of this endpoint's; inf: it always does."""
         self.health = Health(policy.failures_until_out, policy.out_s)
@@ -105,15 +105,15 @@ class EndpointState:
             return False
         return self.host.in_flight < self.machine_places
 
-    def take_place(self, task: int, now: float) -> None:
+    def take_place(self, task: Task, now: float) -> None:
         """Task numbers grow, so the last one is also the order in which endpoints were used."""
         host, share = self.host, self.share
         self.in_flight += 1
         self.line.taken += 1
         share.in_flight += 1
         host.in_flight += 1
-        self.last_sent = task
-        self.since[task] = now
+        self.last_sent = task.id
+        self.tasks[task.id] = task
         if self.health.condition is Condition.OUT:
             self.health.sent(now)
         full = share.in_flight >= share.places
@@ -124,13 +124,13 @@ class EndpointState:
         if not full:
             self.line.settle(self)
 
-    def free_place(self, task: int) -> None:
+    def free_place(self, task: Task) -> None:
         host, share = self.host, self.share
         self.in_flight -= 1
         self.line.taken -= 1
         share.in_flight -= 1
         host.in_flight -= 1
-        del self.since[task]
+        del self.tasks[task.id]
         if share.in_flight == share.places - 1 or host.in_flight == host.instance.places - 1:
             for state in host.endpoints:
                 state.line.freed(state)
@@ -316,6 +316,11 @@ class PoolState:
         # With fewer domains than k a group cannot be spread over k of them; it is spread as evenly as it can be.
         self._per_domain = math.ceil(self.code.k / domains) if self.code is not None and domains else 1
 
+    @property
+    def can_finish(self) -> bool:
+        """Whether anybody has the user's code, so that a rebuilt output can become an answer."""
+        return len(self.deployed) > 0 or len(self.rows) > 0
+
     def in_flight(self) -> int:
         """Its tasks, the protections' too."""
         taken = self.deployed.taken
@@ -398,8 +403,8 @@ class PoolState:
             and state.share.in_flight < state.share.places + spare
             and state.host.in_flight < state.machine_places + spare
             and state.in_flight < state.endpoint.places + spare
-            and state.since
-            and now - next(iter(state.since.values())) > overdue_s
+            and state.tasks
+            and now - next(iter(state.tasks.values())).sent_at > overdue_s
             and state.endpoint.instance not in query.avoid
         ]
         return min(doubtful, key=lambda s: (s.host.in_flight, s.last_sent), default=None)
@@ -473,6 +478,10 @@ class FleetState:
             state.pool = pool
             state.set_endpoints(s for s in self.endpoints.values() if s.endpoint.pool == pool.name)
         return gone
+
+    def left_behind(self) -> list[Task]:
+        """What is in flight on endpoints that are gone."""
+        return [task for state in self._left.values() for task in state.tasks.values() if not task.lost]
 
     def _update_instances(self, fleet: Fleet) -> None:
         listed = {instance.name: instance for instance in fleet.instances}
@@ -550,7 +559,7 @@ def least_outstanding(
             unwanted = True
         if taken == 0 and not unwanted and in_order and host.clean:
             return state
-        if age_s < math.inf and state.since and now - next(iter(state.since.values())) > age_s:
+        if age_s < math.inf and state.tasks and now - next(iter(state.tasks.values())).sent_at > age_s:
             unwanted = True
         endpoint = state.endpoint
         own = state.in_flight / endpoint.places if in_order and endpoint.row is None else 0.0

@@ -39,6 +39,7 @@ from ts_parity.engine.health import Condition
 from ts_parity.engine.policy import Policy, TokenBucket
 from ts_parity.engine.timers import Timer, Timers
 
+GONE: Final = Failed("its endpoint is gone", cause=Cause.GONE)
 MAX_FINISHES: Final = 2
 LONGEST_REST_S: Final = 1.0
 """Where every instance refuses connections, a query asks again after twice the time before, and at least this often."""
@@ -62,7 +63,7 @@ class Scheduler:
         self._hedges = TokenBucket(policy.hedge_ratio, policy.hedge_burst if policy.hedge_ratio else 0.0)
         self._timers = Timers()
         self._serial = 0
-        self._live: set[int] = set()
+        self._live: dict[int, Query] = {}
         self._in_flight = 0
         self.sent: Counter[str] = Counter()
         self.answered: Counter[str] = Counter()
@@ -79,7 +80,7 @@ class Scheduler:
         query.arrived_at = now
         if query.deadline_at is None:
             query.deadline_at = now + self.policy.deadline_s
-        self._live.add(query.id)
+        self._live[query.id] = query
         query.state = QueryState.WAITING
         self._retries.deposit()
         if self.policy.hedge_ratio:
@@ -105,7 +106,7 @@ class Scheduler:
             raise ValueError(f"{task!r} has ended already")
         actions: list[Action] = []
         task.done = True
-        task.place.free_place(task.id)
+        task.place.free_place(task)
         if task.place.host.protects:
             self._unblock()
         self._in_flight -= 1
@@ -150,9 +151,12 @@ class Scheduler:
         for pool in gone:
             for group, row in pool.protections:
                 self._protection_lost(group, row, actions)
-            for query in pool.finishes:
-                self._finish_lost(query, actions)
             self._give_up_launches(pool, actions)
+        for pool in [*gone, *self._fleet.pools.values()]:
+            if pool in gone or not pool.can_finish:
+                for query in [*pool.finishes]:
+                    self._finish_lost(query, actions)
+                pool.finishes.clear()
         for pool in self._fleet.pools.values():
             for group, row in [*pool.protections]:
                 if not pool.rows.get(row):
@@ -160,6 +164,16 @@ class Scheduler:
                     self._protection_lost(group, row, actions)
             if pool.late and not any(pool.rows.values()):
                 self._give_up_launches(pool, actions)
+        for task in self._fleet.left_behind():
+            self._leave_behind(task, now, actions)
+        for query in [*self._live.values()]:
+            if query.group is not None and query.state is QueryState.RUNNING and not query.in_flight:
+                self._review(query.group, actions)  # what it waits for may have gone with its pool
+            if query.open and query.pool not in self._fleet.pools:
+                # Who has it may still answer it in the usual time. Later than that, nobody is left who could.
+                assert query.deadline_at is not None
+                query.deadline_at = min(query.deadline_at, max(now, query.release_at))
+                self._arm_query(query)
         self._pump(now, actions)
         return actions
 
@@ -326,7 +340,7 @@ class Scheduler:
         held: list[tuple[CodingGroup, int]] = []
         while pool.protections:
             group, row = pool.protections.popleft()
-            if group.done:
+            if group.done or row not in group.pending_rows:
                 continue
             place = pool.endpoint_for_protection(group, row, now)
             if place is None:
@@ -425,7 +439,7 @@ class Scheduler:
     ) -> None:
         self._serial += 1
         task = Task(self._serial, kind, query, group, slot, row, place, now, hedge)
-        place.take_place(self._serial, now)
+        place.take_place(task, now)
         self._in_flight += 1
         self.sent[kind._value_] += 1
         actions.append(Send(task))
@@ -435,7 +449,8 @@ class Scheduler:
     def _deployed_done(self, task: Task, outcome: Outcome, now: float, actions: list[Action]) -> None:
         query, group = task.query, task.group
         assert query is not None
-        query.in_flight -= 1
+        if not task.lost:
+            query.in_flight -= 1
         if isinstance(outcome, Rejected):
             query.avoid -= task.place.only
         if isinstance(outcome, Arrived):
@@ -451,7 +466,13 @@ class Scheduler:
                     self._rebuild_what_is_due(group, now, actions)
                 else:
                     self._review(group, actions)
-            return
+        elif not task.lost:
+            self._deployed_failed(task, query, outcome, now, actions)
+
+    def _deployed_failed(
+        self, task: Task, query: Query, outcome: Failed | Rejected, now: float, actions: list[Action]
+    ) -> None:
+        group = task.group
         if query.open:
             if task.hedge and self._copy_is_simply_gone(query, outcome, now, actions):
                 return
@@ -497,6 +518,8 @@ class Scheduler:
             group.protection_arrived(task, outcome.covers)
             self._rebuild_what_is_due(group, now, actions)
             self._review(group, actions)
+        elif task.lost:
+            return
         elif isinstance(outcome, Rejected):
             pool = self._fleet.pools.get(task.endpoint.pool)
             if pool is None or not pool.rows.get(task.row):
@@ -509,11 +532,14 @@ class Scheduler:
     def _finish_done(self, task: Task, outcome: Outcome, now: float, actions: list[Action]) -> None:
         query = task.query
         assert query is not None
-        query.finishes_pending -= 1
+        if not task.lost:
+            query.finishes_pending -= 1
         if not query.open:
             return
         if isinstance(outcome, Arrived):
             self._answer(query, Source.RECONSTRUCTED, task, actions)
+            return
+        if task.lost:
             return
         if isinstance(outcome, Rejected):
             query.finish_attempts -= 1
@@ -524,7 +550,7 @@ class Scheduler:
 
     def _queue_finish(self, query: Query) -> bool:
         pool = self._fleet.pools.get(query.pool)
-        if pool is None or query.finish_attempts >= MAX_FINISHES:
+        if pool is None or not pool.can_finish or query.finish_attempts >= MAX_FINISHES:
             return False
         query.finishes_pending += 1
         pool.finishes.append(query)
@@ -564,7 +590,7 @@ class Scheduler:
         says nothing of the query: where nothing was run it never counts, and a connection that breaks is forgiven once.
         Without a token the query waits for one, if somebody healthy is there and its time allows: it loses nothing.
         """
-        excused = cause is Cause.UNREACHABLE or (cause is Cause.LOST and not query.forgiven)
+        excused = cause in (Cause.UNREACHABLE, Cause.GONE) or (cause is Cause.LOST and not query.forgiven)
         if cause is Cause.LOST:
             query.forgiven = True
         if excused and not task.hedge:
@@ -608,6 +634,32 @@ class Scheduler:
         elif not query.late:
             self._fail(query, Reason.FAILED, actions)
 
+    def _leave_behind(self, task: Task, now: float, actions: list[Action]) -> None:
+        """Its endpoint is gone. What it was for is asked for elsewhere; where there is no elsewhere it may yet come."""
+        query, group = task.query, task.group
+        pool = self._fleet.pools.get(task.endpoint.pool)
+        if task.kind is Kind.DEPLOYED:
+            assert query is not None
+            if pool is not None and pool.deployed:
+                task.lost = True
+                query.in_flight -= 1
+                self._deployed_failed(task, query, GONE, now, actions)
+        elif task.kind is Kind.PROTECTION:
+            assert group is not None
+            assert task.row is not None
+            task.lost = True
+            if pool is not None and pool.rows.get(task.row):
+                pool.protections.appendleft((group, task.row))
+            else:
+                self._protection_lost(group, task.row, actions)
+        else:
+            assert query is not None
+            task.lost = True
+            query.finishes_pending -= 1
+            query.finish_attempts -= 1
+            if query.open and not self._queue_finish(query) and query.group is not None:
+                self._review(query.group, actions)
+
     def _protection_lost(self, group: CodingGroup, row: int, actions: list[Action]) -> None:
         group.pending_rows.discard(row)
         if not group.done:
@@ -636,7 +688,7 @@ class Scheduler:
 
     def _rebuild(self, query: Query, group: CodingGroup, now: float, actions: list[Action]) -> None:
         """Use the rebuilt answer, if the query may have it and its time has come."""
-        if now < query.release_at or query.finishes_pending or not _may_be_rebuilt(query, group):
+        if now < query.release_at or query.finishes_pending or not self._may_be_rebuilt(query, group):
             return
         if group.code.family == "backup":
             task = next(group.protections[row] for row, slots in group.covers.items() if query.slot in slots)
@@ -649,10 +701,18 @@ class Scheduler:
         for query in [*group.open_members()]:
             if query.in_flight or query.finishes_pending or query.state is QueryState.WAITING:
                 continue
-            if not (_may_be_rebuilt(query, group) and group.could_recover(query.slot)):
+            if not (self._may_be_rebuilt(query, group) and group.could_recover(query.slot)):
                 if query.displaced and self._queue_again(query):  # its backup ran first, and failed
                     continue
                 self._fail(query, Reason.FAILED, actions)
+
+    def _may_be_rebuilt(self, query: Query, group: CodingGroup) -> bool:
+        if query.exact and not group.code.lossless:
+            return False
+        if group.code.family == "backup":  # its answers are ready
+            return True
+        pool = self._fleet.pools.get(query.pool)
+        return pool is not None and pool.can_finish and query.finish_attempts < MAX_FINISHES
 
     def _arm_query(self, query: Query) -> None:
         """One timer a query: for what comes next."""
@@ -708,9 +768,12 @@ class Scheduler:
         elif self.policy.default_answer:
             self._answer(query, Source.DEFAULT, None, actions)
         else:
-            # Where nobody was there to ask, that is what its client is told.
-            nobody = query.rests_until and query.state is QueryState.WAITING
-            self._fail(query, Reason.FAILED if nobody else Reason.DEADLINE, actions)
+            reason = Reason.DEADLINE
+            if pool is None:
+                reason = Reason.NO_ENDPOINT
+            elif query.rests_until and query.state is QueryState.WAITING:
+                reason = Reason.FAILED  # nobody was there to ask
+            self._fail(query, reason, actions)
 
     # ---- the end of a query ----------------------------------------------------------------------------------------
 
@@ -736,7 +799,7 @@ class Scheduler:
                 pool.late.pop(query.id, None)
                 pool.hedges.pop(query.id, None)
         query.state = QueryState.DONE
-        self._live.discard(query.id)
+        self._live.pop(query.id, None)
         group = query.group
         query.group = query.last_failure = None  # no cycles: nothing is left to the garbage collector
         if group is not None:
@@ -829,7 +892,3 @@ def _head(pool: PoolState) -> Query:
 
 def _share_taken(pool: PoolState) -> tuple[float, float]:
     return pool.in_flight() / max(pool.places, 1), _head(pool).arrived_at
-
-
-def _may_be_rebuilt(query: Query, group: CodingGroup) -> bool:
-    return (not query.exact or group.code.lossless) and query.finish_attempts < MAX_FINISHES
