@@ -52,6 +52,10 @@ class NotCodable(TsParityError):
     """A handler, model or output that cannot be coded. The message is the reason operators see in describe."""
 
 
+class NotRepeatable(NotCodable):
+    """A handler that may answer the same request in another way: it keeps something between requests, or rolls dice."""
+
+
 class ArchiveError(TsParityError):
     """A model archive that cannot be read, wrapped or packed."""
 

@@ -35,3 +35,14 @@ class Remembering(torch.nn.Module):
     def forward(self, x):
         self.features = x * 2
         return self.net(x)
+
+
+class Leaky(torch.nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+        self.state = torch.zeros(8)
+
+    def forward(self, x):
+        self.state = 0.5 * self.state + x.mean(0)
+        return self.net(x + self.state)

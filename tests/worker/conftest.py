@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import Any
 import pytest
 
 from tests.worker.serving import InProcess, make_folder
+from ts_parity.errors import ConfigError
+from ts_parity.worker.entry import rehearse
+from ts_parity.worker.rehearsal import verdict_file, write_verdict
 
 
 @pytest.fixture
@@ -20,7 +24,12 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., InProcess]]:
     def start(handler: str, section: dict[str, Any] | None = None, **more: Any) -> InProcess:
         while opened:  # one at a time: handlers share module names
             opened.pop().close()
-        opened.append(InProcess(make_folder(tmp_path / f"archive{next(numbers)}", handler, section, **more)))
+        folder = make_folder(tmp_path / f"archive{next(numbers)}", handler, section, **more)
+        if section and section.get("samples"):
+            # A worker tests them in a process of its own, which takes seconds; what it does is done here beforehand.
+            with contextlib.suppress(ConfigError):
+                write_verdict(rehearse(folder, section.get("role", "deployed")), verdict_file(folder, None))
+        opened.append(InProcess(folder))
         return opened[-1]
 
     yield start

@@ -51,6 +51,12 @@ def server(torchserve_factory: TorchServeFactory, tmp_path_factory: pytest.TempP
     archives.append(wrap_deployed(batched, folder, "batched", samples=samples))
     script = folder / "four" / "script.pt"
     archives.append(wrap_parity(batched, folder, "batched-parity", code="sum", k=2, partial=True, parity_model=script))
+    stateful = pack(make_folder(folder / "converses", "converses"), "bare-converses")
+    archives.append(wrap_deployed(stateful, folder, "watched-converses"))
+    archives.append(wrap_deployed(stateful, folder, "tested-converses", samples=samples))
+    single = make_folder(folder / "single", "one_at_a_time", config={"batchSize": 2, "maxBatchDelay": 2000})
+    archives.append(pack(single, "bare-single"))
+    archives.append(wrap_deployed(archives[-1], folder, "wrapped-single"))
     weights = folder / "linear" / "script.pt"
     for k, row in SIZES:
         name, model = f"sum-{k}-{row}", {"parity_model" if k == 2 else "serialized_file": weights}
@@ -130,6 +136,31 @@ def test_a_streamed_answer_stays_streamed(server: TorchServeInstance) -> None:
     described = server.management().describe("wrapped-streams", customized=True).customized
     assert described is not None
     assert described["ts_parity"]["verdict"] == "refused"
+
+
+@pytest.mark.parametrize("model", ["watched-converses", "tested-converses"])
+def test_no_test_touches_what_serves(server: TorchServeInstance, model: str) -> None:
+    """Neither samples at load nor the first raw requests have taken a turn of the conversation."""
+    answers = [_operate(server, model, "raw", vector(seed)) for seed in range(4)]
+    tails = [answer.headers.get(RAW) for answer in answers]
+    bodies = [
+        a.content if tail is None else split_tail(a.content, tail)[0] for a, tail in zip(answers, tails, strict=True)
+    ]
+    turns = [json.loads(body)["turn"] for body in bodies]
+    assert turns == [1, 2, 3, 4]
+    described = server.management().describe(model, customized=True).customized
+    assert described is not None
+    ours = described["ts_parity"]
+    assert (ours["verdict"], ours["repeatable"]) == (("refused", False) if "tested" in model else ("codable", True))
+
+
+def test_raw_requests_in_one_batch_run_as_they_would_have(server: TorchServeInstance) -> None:
+    """A handler that refuses batches refuses them behind the wrapper too."""
+    for model, ask in (("bare-single", _post), ("wrapped-single", lambda *a: _operate(*a[:2], "raw", a[2]))):
+        with ThreadPoolExecutor(2) as pool:
+            answers = [*pool.map(lambda seed, a=ask, m=model: a(server, m, vector(seed)), range(2))]
+        assert {answer.status_code for answer in answers} == {503}, model
+        assert {answer.json()["message"] for answer in answers} == {"Prediction failed"}
 
 
 def test_a_mixed_batch(server: TorchServeInstance) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,7 +67,9 @@ REFUSED = [
     ("integer_output", "int64"),
     ("streams", "streams"),
     ("keeps_features", "takes more from its model"),
-    ("dices", "not deterministic"),
+    ("dices", "training mode"),
+    ("drops_out", "drew random numbers (torch)"),
+    ("explores", "drew random numbers (random)"),
 ]
 
 
@@ -78,6 +83,20 @@ def _warm(worker: InProcess, bodies: Callable[[int], Part]) -> None:
         worker.batch([_ask(bodies(seed), "raw")])
 
 
+SAMPLES = ("sample0", "sample1")
+
+
+def _proven(serve: Serve, handler: str, bodies: Callable[[int], Part], section: Any = None, **packed: Any) -> InProcess:
+    """A worker whose samples have decided."""
+    parts = [bodies(seed) for seed in (101, 102)]
+    listed = [
+        {"file": name, "content_type": {n.lower(): v for n, v in part.headers}.get("content-type", "a/b")}
+        for name, part in zip(SAMPLES, parts, strict=True)
+    ]
+    files = {**packed.pop("files", {}), **{name: part.body for name, part in zip(SAMPLES, parts, strict=True)}}
+    return serve(handler, {**(section or {}), "samples": listed}, files=files, **packed)
+
+
 def _unwrapped(serve: Serve, handler: str, packed: dict[str, Any], parts: list[Part]) -> list[Reply]:
     worker = serve(handler, None, **packed)
     worker.batch([_ask(parts[0])])
@@ -89,10 +108,10 @@ def test_codable_handlers(serve: Serve, handler: str, packed: dict[str, Any], bo
     """Plain, raw and finished answers are the unwrapped handler's own bytes; raw outputs are the model's numbers."""
     parts = [bodies(seed) for seed in range(4)]
     expected = _unwrapped(serve, handler, packed, parts)
-    worker = serve(handler, {}, **packed)
-    _warm(worker, bodies)
+    worker = _proven(serve, handler, bodies, **packed)
     described = worker.describe()["ts_parity"]
-    assert described["verdict"] == "codable", described["reason"]
+    assert (described["verdict"], described["repeatable"]) == ("codable", True), described["reason"]
+    assert "self-test passed on 2 samples" in described["reason"]
     assert described["batched"] is batches
     for part, ordinary in zip(parts, expected, strict=True):
         assert worker.batch([_ask(part)]) == [ordinary]
@@ -112,10 +131,16 @@ def test_codable_handlers(serve: Serve, handler: str, packed: dict[str, Any], bo
 def test_batches_of_raw_requests(
     serve: Serve, handler: str, packed: dict[str, Any], bodies: Any, batches: bool
 ) -> None:
-    """Each of a batch gets its own answer and raw output, in one run where that is proven."""
+    """Each of a batch gets its own answer and raw output, in one run where that is proven. A handler that answers
+    batches otherwise answers them as it always did.
+    """
     parts = [bodies(seed) for seed in range(4)]
-    worker = serve(handler, {}, **packed)
-    _warm(worker, bodies)
+    ordinary = serve(handler, None, **packed).batch([_ask(part) for part in parts])
+    worker = _proven(serve, handler, bodies, **packed)
+    if handler in ("first_only", "repeats_first"):
+        assert worker.batch([_ask(part, "raw") for part in parts]) == ordinary
+        return
+    worker.batch([_ask(parts[0])])  # some make their model in the first request
     alone = [worker.batch([_ask(part, "raw")])[0] for part in parts]
     together = worker.batch([_ask(part, "raw") for part in parts])
     for one, other in zip(alone, together, strict=True):
@@ -218,8 +243,7 @@ def test_concat_groups_are_of_images(serve: Serve) -> None:
 
 
 def test_a_mixed_batch_answers_each_rightly(serve: Serve) -> None:
-    worker = serve("overrides_steps", {})
-    _warm(worker, _vectors)
+    worker = _proven(serve, "overrides_steps", _vectors)
     bodies = [vector(seed) for seed in range(5)]
     expected = [worker.ask(body) for body in bodies]
     raws = [linear(body).astype(np.float32) for body in bodies]
@@ -410,7 +434,7 @@ def test_samples_decide_at_load(serve: Serve) -> None:
     assert worker.ask(vector(1), "raw").raw is not None
     worker = serve("overrides_steps", {"samples": ["a.bin"]}, files={"a.bin": b"nonsense"})
     described = worker.describe()["ts_parity"]
-    assert (described["verdict"], "a.bin failed" in described["reason"]) == ("refused", True)
+    assert (described["verdict"], "(a.bin) failed" in described["reason"]) == ("refused", True)
     worker = serve("lazy_function", {"samples": ["a.bin"]}, files=files, eager=True)
     assert worker.describe()["ts_parity"]["verdict"] == "codable"
     worker = serve("overrides_steps", {"role": "parity", "code": "sum", "k": 2, "samples": ["a.bin"]}, files=files)
@@ -484,3 +508,82 @@ def test_a_finish_that_comes_out_as_nan_is_no_answer(serve: Serve) -> None:
     finished = worker.finish(vector(1), np.full((1, 5), 3e38, np.float32))
     assert finished.status == 500
     assert "NaN or infinity" in json.loads(finished.body)["message"]
+
+
+NOT_REPEATABLE = [
+    ("converses", "keeps something between requests"),
+    ("remembers_input", "keeps something between requests"),
+    ("dices", "write self.model.eval() where"),
+    ("explores", "drew random numbers (random)"),
+    ("drops_out", "keeps something between requests|differ|not deterministic"),
+]
+
+
+@pytest.mark.parametrize(("handler", "why"), NOT_REPEATABLE)
+@pytest.mark.parametrize("section", [{}, {"role": "parity", "code": "exact", "k": 2}], ids=["deployed", "exact"])
+def test_samples_show_what_is_not_repeatable(serve: Serve, handler: str, why: str, section: dict[str, Any]) -> None:
+    """State in answers or in the model, dice, training mode: for `exact` as for raw outputs, and the proxy is told."""
+    worker = _proven(serve, handler, _vectors, section)
+    described = worker.describe()["ts_parity"]
+    assert (described["verdict"], described["repeatable"]) == ("refused", False), described["reason"]
+    assert re.search(re.escape(why) if "|" not in why else why, described["reason"])
+    assert worker.ask(vector(1), "raw").raw is None
+    if section:
+        assert worker.group(vector(1), vector(2)).status == 500
+
+
+@pytest.mark.parametrize("section", [{}, {"role": "parity", "code": "exact", "k": 2}], ids=["deployed", "exact"])
+def test_times_ids_and_dice_that_change_nothing_are_no_state(serve: Serve, section: dict[str, Any]) -> None:
+    described = _proven(serve, "harmless_dice", _vectors, section).describe()["ts_parity"]
+    assert (described["verdict"], described["repeatable"]) == ("codable", True), described["reason"]
+
+
+def test_other_refusals_leave_a_handler_repeatable(serve: Serve) -> None:
+    described = _proven(serve, "calls_twice", _vectors).describe()["ts_parity"]
+    assert (described["verdict"], described["repeatable"]) == ("refused", True)
+
+
+def test_exact_looks_at_its_first_runs(serve: Serve) -> None:
+    """Without samples: what shows without a second run."""
+    worker = serve("dices", {"role": "parity", "code": "exact", "k": 2})
+    assert worker.group(vector(1), vector(2)).frame.covers == frozenset()
+    described = worker.describe()["ts_parity"]
+    assert (described["verdict"], described["repeatable"]) == ("refused", False)
+
+
+def test_no_live_request_is_run_twice(serve: Serve) -> None:
+    """Neither the first ones of an untested worker nor those after samples; and the samples left nothing behind."""
+    for start in (lambda: serve("counts_runs", {}), lambda: _proven(serve, "counts_runs", _vectors)):
+        worker = start()
+        for seed in range(4):
+            assert worker.ask(vector(seed), "raw").status == 200
+        assert sys.modules["counts_runs"].RUNS == [1, 1, 1, 1]
+        assert worker.describe()["ts_parity"]["verdict"] == "codable"
+
+
+@pytest.mark.parametrize("tested", [False, True])
+def test_a_batch_of_raw_requests_runs_as_it_would_have(serve: Serve, tested: bool) -> None:
+    """A handler that refuses batches refuses them still, with no run more than before."""
+    asks = [Ask(vector(1), {OP: "raw"}), Ask(vector(2), {OP: "raw"}), Ask(vector(3))]
+    plain = serve("one_at_a_time")
+    ordinary = plain.batch([Ask(ask.body) for ask in asks])
+    worker = _proven(serve, "one_at_a_time", _vectors) if tested else serve("one_at_a_time", {})
+    assert worker.batch(asks) == ordinary
+    assert ordinary[0].status == 503
+    module = sys.modules["one_at_a_time"]
+    [handler] = [each for each in gc.get_objects() if type(each) is module.OneAtATime]
+    assert handler.asked == [3]
+    assert worker.ask(vector(1), "raw").status == 200
+
+
+def test_an_untested_worker_answers_batches_plainly(serve: Serve) -> None:
+    """Beside an operation, too; raw outputs come with requests that are alone until samples have shown more."""
+    expected = serve("overrides_steps").batch([Ask(vector(1)), Ask(vector(2))])
+    worker = serve("overrides_steps", {})
+    _warm(worker, _vectors)
+    first, second, finished = worker.batch(
+        [Ask(vector(1), {OP: "raw"}), Ask(vector(2)), finish_ask(vector(3), linear(vector(3)))]
+    )
+    assert [first, second] == expected
+    assert finished.status == 200
+    assert worker.ask(vector(1), "raw").raw is not None

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
@@ -47,6 +47,8 @@ class Record:
     calls: tuple[ModelCall, ...] = ()
     computed_in: str = ""
     """As in a frame."""
+    models: dict[str, Any] = field(default_factory=dict)
+    """Those that were called, by site."""
     existed: bool = True
     """False if no model object could be found before the run: it may have been created in it."""
 
@@ -95,14 +97,16 @@ class Boundary:
     def record(self, data: Any, context: Any, keep_inputs: bool = False) -> Record:
         """Run as always and take the model's raw output. Exceptions of user code pass through."""
         watch = Recording(keep_inputs)
-        sites = self._sites()
+        sites = self.sites()
         with _watched(watch, sites, self._calls):
             answer = self.entry(data, context)
         if watch.container is not None:
             self._container = watch.container
         raw, refusal = watch.verdict(bool(sites))
         computed_in = "" if watch.container is None else watch.container.computed_in
-        return Record(answer, raw, refusal, tuple(watch.calls), computed_in, bool(sites))
+        called = {call.site for call in watch.calls}
+        models = {site.path: site.get() for site in sites if site.path in called}
+        return Record(answer, raw, refusal, tuple(watch.calls), computed_in, models, bool(sites))
 
     def capture(self, data: Any, context: Any) -> ModelCall:
         """Run up to the model call and end there. Raise NotCodable if the run ended without exactly one such call.
@@ -155,11 +159,11 @@ class Boundary:
     @property
     def models(self) -> list[Any]:
         """The distinct model objects that user code would call now; empty while it has not created one."""
-        return list({id(model): model for model in (site.get() for site in self._sites())}.values())
+        return list({id(model): model for model in (site.get() for site in self.sites())}.values())
 
     def compute(self, call: ModelCall) -> Any:
         """Let the user's own model compute a call that was captured here, perhaps with other inputs. -> its output."""
-        for site in self._sites():
+        for site in self.sites():
             if site.path == call.site:
                 model = site.get()
                 run = model if call.method == CALL else getattr(model, call.method)
@@ -169,7 +173,7 @@ class Boundary:
     @contextmanager
     def replaced(self, model: Any) -> Iterator[None]:
         """While it lasts, user code uses this model instead of its own, at every site."""
-        sites = self._sites()
+        sites = self.sites()
         if not sites:
             raise NotCodable("no model object was found that could be replaced; declare where it is with model:")
         originals = [site.get() for site in sites]
@@ -181,15 +185,16 @@ class Boundary:
             for site, original in zip(sites, originals, strict=True):
                 site.put_back(original)
 
-    def _sites(self) -> list[Site]:
+    def sites(self) -> list[Site]:
+        """Where the model object is now."""
         return self._search.declared(self._model) if self._model else self._search.sites()
 
     def _existing_sites(self, data: Any, context: Any) -> list[Site]:
         """A handler may create its model in its first request. Then that request is first run once, plainly."""
-        sites = self._sites()
+        sites = self.sites()
         if not sites:
             self.entry(copied(data), context)
-            sites = self._sites()
+            sites = self.sites()
         if not sites:
             raise NotCodable("no model object was found at the entry point; declare where it is with model:")
         return sites
@@ -211,7 +216,7 @@ def _watched(watch: Watching, sites: Sequence[Site], calls: frozenset[str]) -> I
         for site in sites:
             real = site.get()
             if id(real) not in stand_ins:
-                stand_ins[id(real)] = StandIn(real, watch.at(site.path), calls)
+                stand_ins[id(real)] = StandIn(real, watch.at(site.path, real), calls)
             site.put(stand_ins[id(real)])
             armed.append((site, stand_ins[id(real)]))
         yield

@@ -12,6 +12,7 @@ import hmac
 import json
 import logging
 import mimetypes
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,13 @@ from ts_parity.wire import (
 )
 from ts_parity.worker.answers import Answer, Streamed, Tap, error_answer, failed, put_answer, run
 from ts_parity.worker.boundary import Boundary, EntryPoint, load_entry_point
+from ts_parity.worker.offline import make_context, without_modules_of, working_in
 from ts_parity.worker.operations import DeployedOperations, max_response_size
 from ts_parity.worker.protections import BackupGroups, ParityGroups, ScriptedModel
+from ts_parity.worker.rehearsal import rehearsed
+from ts_parity.worker.repeatable import Once
 from ts_parity.worker.requests import Request, request_of
-from ts_parity.worker.selftest import STREAMS
+from ts_parity.worker.selftest import STREAMS, judge_deployed, seen_once
 from ts_parity.worker.settings import Protection, Sample, file_in_archive, read_settings
 from ts_parity.worker.sites import functions_of, owner_of
 from ts_parity.worker.verdict import Verdict
@@ -74,21 +78,41 @@ def make_handle(role: str) -> Callable[[Any, Any], Any]:
 class Worker:
     """The user's handler, loaded, and what is done with it in this process."""
 
-    def __init__(self, context: Any, role: str) -> None:
+    def __init__(self, context: Any, role: str, rehearses: bool = False) -> None:
+        """`rehearses`: it is here to test the samples, and never serves."""
         self._settings = read_settings(context.model_yaml_config, role)
         self._folder = Path(context.system_properties["model_dir"])
         # User code that looks itself up in the manifest must find itself, not the shim.
         context.manifest["model"]["handler"] = self._settings.handler
+        self._samples = [_sample_request(self._folder, sample) for sample in self._settings.samples]
+        self._verdict = Verdict()
+        if self._samples and not rehearses:
+            # First, so that two of the same model are never in memory at once.
+            gpu_id = context.system_properties["gpu_id"]
+            self._verdict = rehearsed(self._folder, role, gpu_id, context.model_yaml_config)
+            log.info("self-test: %s, %s", self._verdict.state.value, self._verdict.reason)
         entry = load_entry_point(self._settings.handler, context)
         self._boundary = Boundary(entry, self._settings.model, self._settings.call)
-        self._verdict = Verdict()
         self._weights = fingerprint(self._folder, context.manifest)
         self._limit = max_response_size()
         self._deployed = DeployedOperations(self._boundary, self._verdict, self._limit)
         self._other_model = self._load_other_model(context)
         self._entry = self._plain_entry()
         self._groups = self._make_groups(context, self._settings.protection)
-        self._test_samples(context)
+
+    def rehearse(self, context: Any, fresh: Callable[[], Once]) -> Verdict:
+        """Judge the handler by its samples. `fresh`: another object of it, with modules of its own."""
+        if self._groups is not None:
+            self._groups.judge(context, self._samples, fresh)
+        else:
+            judge_deployed(self._boundary, self._verdict, context, self._samples, fresh)
+        return self._verdict
+
+    def once(self, context: Any) -> Once:
+        """How it runs one sample."""
+        if self._groups is not None:
+            return self._groups.once(context)
+        return lambda request: seen_once(self._boundary, context, request)
 
     def answer(self, data: Any, context: Any) -> Any:
         processors = context.request_processor
@@ -96,6 +120,12 @@ class Worker:
         operations = [operation_of(each) for each in headers]
         # Under an envelope that drops requests, rows and headers do not belong together.
         if not any(operations) or len(headers) != len(data):
+            return self._entry(data, context)
+        if len(data) > 1 and not self._deployed.may_run_apart and self._only_ordinary(operations, headers):
+            # As it would have been without us: one run of all, without raw outputs; if it fails, it fails for all.
+            for each in headers:
+                for name in [name for name in each if _is_control(name)]:
+                    del each[name]
             return self._entry(data, context)
         if not all(isinstance(row, dict) for row in data):
             self._verdict.refuse(ENVELOPE)
@@ -111,11 +141,14 @@ class Worker:
     ) -> list[Answer]:
         answers: dict[int, Answer] = {}
         socket = getattr(context, "cl_socket", None)
-        plain = [index for index, operation in enumerate(operations) if not operation]
-        answers.update(self._plain(context, {index: requests[index] for index in plain}, socket))
         allowed = {index for index in range(len(requests)) if self._admits(operations[index], secrets[index])}
         raw = {i: requests[i] for i in sorted(allowed) if operations[i] == OP_RAW}
-        answers.update(self._raw_together(context, raw))
+        plain = {index: requests[index] for index, operation in enumerate(operations) if not operation}
+        if not self._deployed.may_run_apart and len(plain) + len(raw) > 1:
+            answers.update(self._plain(context, {i: requests[i] for i in sorted({*plain, *raw})}, socket))
+        else:
+            answers.update(self._plain(context, plain, socket))
+            answers.update(self._raw_together(context, raw))
         for index, (request, operation) in enumerate(zip(requests, operations, strict=True)):
             if index in answers:
                 continue
@@ -171,6 +204,13 @@ class Worker:
             return error_answer(500, f"the group's answer of {len(body)} bytes exceeds max_response_size")
         return Answer(body, headers={"content-type": FRAME_TYPE})
 
+    def _only_ordinary(self, operations: list[str], headers: list[dict[str, Any]]) -> bool:
+        """Nothing but requests that get the handler's own answer."""
+        return all(
+            not operation or (operation == OP_RAW and self._admits(operation, _header(each, SECRET)))
+            for operation, each in zip(operations, headers, strict=True)
+        )
+
     def _admits(self, operation: str, secret: str) -> bool:
         if self._settings.secret is None or operation in ("", OP_DESCRIBE):
             return True
@@ -198,15 +238,9 @@ class Worker:
             return None
         if protection.is_backup:
             may_batch = not protection.code.lossless or assigned_device(context).type == "cuda"
-            return BackupGroups(self._entry, self._verdict, protection, may_batch)
+            boundary = self._boundary if self._other_model is None else None
+            return BackupGroups(self._entry, boundary, self._verdict, protection, may_batch)
         return ParityGroups(self._boundary, self._verdict, protection, self._other_model)
-
-    def _test_samples(self, context: Any) -> None:
-        samples = [_sample_request(self._folder, sample) for sample in self._settings.samples]
-        if samples:
-            tested = self._groups or self._deployed.selftest
-            tested.judge_samples(context, samples)
-            log.info("self-test: %s, %s", self._verdict.state.value, self._verdict.reason)
 
     def _describe(self, context: Any, request: Request) -> Answer:
         described: dict[str, Any] = {"ts_parity": self._self_description(context)}
@@ -231,6 +265,7 @@ class Worker:
             "weights": self._weights,
             "verdict": verdict.state.value,
             "reason": verdict.reason,
+            "repeatable": verdict.repeatable,
             "batched": bool(verdict.batched),
             "input": verdict.input,
             "output": verdict.output,
@@ -248,6 +283,23 @@ class Worker:
                 "protects": {name: protection.protects.get(name) for name in ("model", "version", "weights")},
             }
         return description
+
+
+def rehearse(folder: Path, role: str, gpu_id: int | None = None) -> Verdict:
+    """Load an extracted archive, judge it by its samples, and forget it."""
+    with without_modules_of(folder), working_in(folder):
+        sys.path.insert(0, str(folder))
+        try:
+            context = make_context(folder, gpu_id)
+            return Worker(context, role, rehearses=True).rehearse(context, lambda: _another(folder, role, gpu_id))
+        finally:
+            sys.path.remove(str(folder))
+
+
+def _another(folder: Path, role: str, gpu_id: int | None) -> Once:
+    with without_modules_of(folder):
+        context = make_context(folder, gpu_id)
+        return Worker(context, role, rehearses=True).once(context)
 
 
 def operation_of(headers: dict[str, Any]) -> str:
@@ -293,7 +345,11 @@ def _header(headers: dict[str, Any], wanted: str) -> str:
 
 
 def _without_control(headers: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in headers.items() if name[:_PREFIX_LENGTH].lower() != CONTROL_PREFIX}
+    return {name: value for name, value in headers.items() if not _is_control(name)}
+
+
+def _is_control(name: str) -> bool:
+    return name[:_PREFIX_LENGTH].lower() == CONTROL_PREFIX
 
 
 def _frame(request: Request) -> Frame:

@@ -24,8 +24,9 @@ from ts_parity.errors import ArchiveError, NotCodable
 from ts_parity.wire import Array, Headers, Part
 from ts_parity.worker.answers import Answer, run
 from ts_parity.worker.boundary import Boundary, Record, load_entry_point
+from ts_parity.worker.repeatable import Once, Seen
 from ts_parity.worker.requests import Request, request_of
-from ts_parity.worker.selftest import SelfTest, record_many
+from ts_parity.worker.selftest import judge_deployed, record_many
 from ts_parity.worker.verdict import Verdict
 from ts_parity.worker.watches import ModelCall
 
@@ -38,15 +39,15 @@ class OfflineHandler:
 
     def __init__(self, folder: Path, gpu_id: int | None = None) -> None:
         self.folder = folder.resolve()
-        self.manifest = _manifest(self.folder)
-        self._config = _config(self.folder, self.manifest)
-        section = self._config.get("ts_parity") or {}
+        self._gpu_id = gpu_id
+        self._context = make_context(self.folder, gpu_id)
+        self.manifest = self._context.manifest
+        section = (self._context.model_yaml_config or {}).get("ts_parity") or {}
         self.manifest["model"]["handler"] = section.get("handler", self.manifest["model"].get("handler"))
-        self._context = _context(self.folder, self.manifest, self._config, gpu_id)
         self._modules = set(sys.modules)
         sys.path.insert(0, str(self.folder))
         try:
-            with self._inside():
+            with working_in(self.folder):
                 entry = load_entry_point(self.manifest["model"]["handler"], self._context)
         except BaseException:
             self.close()
@@ -102,9 +103,25 @@ class OfflineHandler:
     def judge(self, requests: list[Request]) -> Verdict:
         """The same self-test as in a worker."""
         verdict = Verdict()
-        with self._inside():
-            SelfTest(self.boundary, verdict).judge_samples(self._context, requests)
+        fresh: list[OfflineHandler] = []
+
+        def another() -> Once:
+            with without_modules_of(self.folder):
+                fresh.append(OfflineHandler(self.folder, self._gpu_id))
+            return fresh[0].once
+
+        try:
+            with self._inside():
+                judge_deployed(self.boundary, verdict, self._context, requests, another)
+        finally:
+            for handler in fresh:
+                handler.close()
         return verdict
+
+    def once(self, request: Request) -> Seen:
+        """One ordinary run, as `repeatable` looks at it."""
+        record, answer = self.record(request, keep_inputs=False)
+        return Seen(answer, record.raw, record.models)
 
     @property
     def model(self) -> Any:
@@ -124,24 +141,54 @@ class OfflineHandler:
         """Forget the archive's modules, so that another archive may have modules of the same names."""
         if str(self.folder) in sys.path:
             sys.path.remove(str(self.folder))
-        for name in set(sys.modules) - self._modules:
-            file = getattr(sys.modules[name], "__file__", None)
-            if file and Path(file).resolve().is_relative_to(self.folder):
-                del sys.modules[name]
+        for name in modules_of(self.folder) - self._modules:
+            del sys.modules[name]
 
     def _run(self, request: Request, entry: Callable[[Any, Any], Any]) -> Answer:
         with self._inside():
             return run(self._context, [request], entry)[0]
 
-    @contextmanager
-    def _inside(self) -> Iterator[None]:
-        """Workers run in the archive's folder, and handlers open files by relative paths."""
-        before = os.getcwd()
-        os.chdir(self.folder)
-        try:
-            yield
-        finally:
-            os.chdir(before)
+    def _inside(self) -> AbstractContextManager[None]:
+        return working_in(self.folder)
+
+
+@contextmanager
+def working_in(folder: Path) -> Iterator[None]:
+    """Workers run in the archive's folder, and handlers open files by relative paths."""
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+@contextmanager
+def without_modules_of(folder: Path) -> Iterator[None]:
+    """The archive's modules are imported anew in here; outside, they are those of before."""
+    before = {name: sys.modules.pop(name) for name in modules_of(folder)}
+    try:
+        yield
+    finally:
+        for name in modules_of(folder):
+            del sys.modules[name]
+        sys.modules.update(before)
+
+
+def modules_of(folder: Path) -> set[str]:
+    """Names of the imported modules that come from the archive; our own, which may lie in it, are not counted."""
+    files = [(name, getattr(module, "__file__", None)) for name, module in [*sys.modules.items()]]
+    return {
+        name
+        for name, file in files
+        if file and name.partition(".")[0] != "ts_parity" and Path(file).resolve().is_relative_to(folder.resolve())
+    }
+
+
+def make_context(folder: Path, gpu_id: int | None) -> Any:
+    """TorchServe's context for a worker of this extracted archive. Raise ArchiveError if it is none."""
+    manifest = _manifest(folder)
+    return _context(folder, manifest, _config(folder, manifest), gpu_id)
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

@@ -19,8 +19,9 @@ from ts_parity.errors import MalformedFrame, NotCodable
 from ts_parity.wire import RAW, Array, Frame, attach_tail
 from ts_parity.worker.answers import Answer, Streamed, Tap, failed, run
 from ts_parity.worker.boundary import Boundary
+from ts_parity.worker.repeatable import Dice
 from ts_parity.worker.requests import Request, request_of
-from ts_parity.worker.selftest import STREAMS, SelfTest, record_many, record_one, split_rows
+from ts_parity.worker.selftest import STREAMS, Observer, record_many, record_one, split_rows
 from ts_parity.worker.verdict import State, Verdict, not_finite
 
 MAX_RESPONSE_SIZE = 6_553_500
@@ -32,26 +33,34 @@ class DeployedOperations:
 
     def __init__(self, boundary: Boundary, verdict: Verdict, max_response_size: int = MAX_RESPONSE_SIZE) -> None:
         self.verdict = verdict
-        self.selftest = SelfTest(boundary, verdict)
+        self._observer = Observer(verdict)
         self._boundary = boundary
         self._max_response_size = max_response_size
 
     def raw(self, context: Any, request: Request, socket: Any) -> Answer:
         """The ordinary answer, with its raw output behind the body where there is one. User exceptions pass."""
-        if self.verdict.state is State.UNTESTED:
-            return self.selftest.judge(context, request, socket)
         if self.verdict.refused:
             return run(context, [request], self._boundary.plain, socket)[0]
+        untested = self.verdict.state is State.UNTESTED
+        dice = Dice() if untested else None
         tap = Tap(socket)
         record, answer = record_one(self._boundary, context, request, tap)
         if tap.used:
             self.verdict.refuse(STREAMS)
             return answer
+        if dice is not None:
+            self._observer.saw(record, answer, dice)
+            return answer
         return self._with_tail(answer, record.raw, record.computed_in)
+
+    @property
+    def may_run_apart(self) -> bool:
+        """Whether requests that share a batch may be run without the others: it is known to make no difference."""
+        return self.verdict.state is State.CODABLE and self.verdict.alone is True
 
     def raw_batch(self, context: Any, requests: Sequence[Request]) -> list[Answer] | None:
         """All in one run of the entry point, where the self-test has shown that it may. None: take them one by one."""
-        if len(requests) < 2 or self.verdict.state is not State.CODABLE or not self.verdict.batched:
+        if len(requests) < 2 or not self.may_run_apart or not self.verdict.batched:
             return None
         try:
             record, answers = record_many(self._boundary, context, requests)

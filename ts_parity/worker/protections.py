@@ -9,7 +9,7 @@ A bad slot fails alone. Knows frames, codes and the boundary; knows nothing of h
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,10 +21,11 @@ from ts_parity.worker.boundary import Boundary, EntryPoint, finite
 from ts_parity.worker.encoders import encode, not_finite_ones, odd_ones_out
 from ts_parity.worker.operations import slot_request
 from ts_parity.worker.outputs import take
+from ts_parity.worker.repeatable import Dice, Once, Seen, check_repeats, check_seen
 from ts_parity.worker.requests import Request
-from ts_parity.worker.selftest import STREAMS, described_input
+from ts_parity.worker.selftest import LIVE_REQUESTS, described_input, judging, record_one
 from ts_parity.worker.settings import Protection
-from ts_parity.worker.verdict import Verdict, alike, described, not_finite
+from ts_parity.worker.verdict import State, Verdict, alike, described, not_finite
 from ts_parity.worker.watches import ModelCall
 
 log = logging.getLogger(__name__)
@@ -63,16 +64,18 @@ class ParityGroups:
         parts = _parts(frame, {**dict.fromkeys(calls, COVERED), **_as_parts(errors)})
         return Frame(parts, *self._raw(frame.k, calls))
 
-    def judge_samples(self, context: Any, samples: list[Request]) -> None:
-        """Samples are taken to the parity model alone, with every other slot empty."""
-        for sample in samples:
-            try:
-                self._raw_of([self._captured(context, sample)])
-            except Streamed:
-                self.verdict.refuse(STREAMS)
-            except Exception as error:
-                log.warning("self-test: sample %s failed", sample.id, exc_info=True)
-                self.verdict.refuse(f"sample {sample.id} failed: {error!r}")
+    def judge(self, context: Any, samples: Sequence[Request], fresh: Callable[[], Once]) -> None:
+        """By samples. Each is taken to the parity model alone, with every other slot empty."""
+        with judging(self.verdict, samples):
+            check_repeats(self.once(context), samples, fresh)
+
+    def once(self, context: Any) -> Once:
+        def run_one(sample: Request) -> Seen:
+            call = self._captured(context, sample)
+            raw, _ = self._raw_of([call])
+            return Seen(Answer(b""), raw)
+
+        return run_one
 
     def _captured(self, context: Any, request: Request) -> ModelCall:
         captured: list[ModelCall] = []
@@ -97,6 +100,8 @@ class ParityGroups:
 
     def _raw_of(self, calls: list[ModelCall | None]) -> tuple[Array, str]:
         encoded = encode(calls, self._protection.code, self._protection.row)
+        if self.verdict.state is State.UNTESTED:
+            self._check_mode(encoded)
         with torch.inference_mode():
             raw, container = take(self._parity_model(encoded))
         finite(raw)
@@ -104,17 +109,35 @@ class ParityGroups:
         self.verdict.accept("inputs were combined and the parity model answered")
         return raw, container.computed_in
 
+    def _check_mode(self, call: ModelCall) -> None:
+        models = {site.path: site.get() for site in self._boundary.sites() if site.path == call.site}
+        try:
+            check_seen(Seen(Answer(b""), models=models), ())
+        except NotCodable as refusal:
+            self.verdict.refuse(refusal)
+            raise
+
 
 class BackupGroups:
     """The backup family: the user's own entry point runs on each slot.
 
-    `entry` is that of the user's handler with whatever model answers here: its own one, or a student in its place.
-    `may_batch`: slots may run as one batch, once that is proven to answer alike. It rounds differently, so a lossless
-    code goes without on a CPU, where a batch saves next to nothing and bytes can stay identical.
+    `entry` is that of the user's handler with whatever model answers here: its own one, or a student in its place; then
+    `boundary` is None, for no model of the user's is to be looked at. `may_batch`: slots may run as one batch, once
+    that is proven to answer alike. It rounds differently, so a lossless code goes without on a CPU, where a batch saves
+    next to nothing and bytes can stay identical.
     """
 
-    def __init__(self, entry: EntryPoint, verdict: Verdict, protection: Protection, may_batch: bool = True) -> None:
+    def __init__(
+        self,
+        entry: EntryPoint,
+        boundary: Boundary | None,
+        verdict: Verdict,
+        protection: Protection,
+        may_batch: bool = True,
+    ) -> None:
         self.verdict = verdict
+        self._boundary = boundary
+        self._observed = 0
         self._entry = entry
         self._protection = protection
         self._may_batch = may_batch
@@ -131,11 +154,23 @@ class BackupGroups:
                 errors[slot] = failed(error)
         return Frame(_parts(frame, _as_parts({**errors, **self._answers(context, requests)})))
 
-    def judge_samples(self, context: Any, samples: list[Request]) -> None:
-        try:
-            self._answers(context, dict(enumerate(samples)))
-        except Streamed:
-            self.verdict.refuse(STREAMS)
+    def judge(self, context: Any, samples: Sequence[Request], fresh: Callable[[], Once]) -> None:
+        """By samples."""
+        with judging(self.verdict, samples):
+            seen = check_repeats(self.once(context), samples, fresh)
+            if self._may_batch and len({each.answer.body for each in seen}) > 1:
+                self._judge_batch(context, dict(enumerate(samples)), {i: each.answer for i, each in enumerate(seen)})
+            count = f"{len(samples)} sample{'s' if len(samples) > 1 else ''}"
+            self.verdict.accept(f"each slot is answered by the handler itself; the self-test passed on {count}")
+
+    def once(self, context: Any) -> Once:
+        def run_one(request: Request) -> Seen:
+            if self._boundary is None:
+                return Seen(run(context, [request], self._entry)[0])
+            record, answer = record_one(self._boundary, context, request)
+            return Seen(answer, record.raw, record.models)
+
+        return run_one
 
     def _answers(self, context: Any, requests: dict[int, Request]) -> dict[int, Answer]:
         together = self._together(context, requests) if self._may_batch and self.verdict.batched else None
@@ -143,19 +178,38 @@ class BackupGroups:
             return together
         alone = {slot: self._alone(context, request) for slot, request in requests.items()}
         if self._may_batch and self.verdict.batched is None and len({answer.body for answer in alone.values()}) > 1:
-            together = self._together(context, requests)
-            self.verdict.batched = together is not None and all(alike(alone[slot], together[slot]) for slot in alone)
+            self._judge_batch(context, requests, alone)
         return alone
+
+    def _judge_batch(self, context: Any, requests: dict[int, Request], alone: Mapping[int, Answer]) -> None:
+        together = self._together(context, requests)
+        self.verdict.batched = together is not None and all(alike(alone[slot], together[slot]) for slot in alone)
 
     def _alone(self, context: Any, request: Request) -> Answer:
         try:
-            answer = run(context, [request], self._entry)[0]
+            looked_at = self._observed < LIVE_REQUESTS
+            answer = self._observed_run(context, request) if looked_at else run(context, [request], self._entry)[0]
         except Exception as error:
             log.warning("a slot's run failed", exc_info=True)
             return failed(error)
         if not self._protection.code.lossless and not_finite(answer.body):
             return error_answer(500, "the answer holds NaN or infinity")
         return answer
+
+    def _observed_run(self, context: Any, request: Request) -> Answer:
+        """The first runs are looked at: dice and training mode show without a second run."""
+        dice = Dice()
+        seen = self.once(context)(request)
+        drawn = dice.drawn() if self._observed else []  # as for an observer
+        self._observed += 1
+        try:
+            check_seen(seen, drawn)
+        except NotCodable as refusal:
+            self.verdict.refuse(refusal)
+            raise
+        if seen.raw is not None and not self._protection.code.lossless:
+            finite(seen.raw)
+        return seen.answer
 
     def _together(self, context: Any, requests: dict[int, Request]) -> dict[int, Answer] | None:
         try:

@@ -1,14 +1,16 @@
 """The self-test: is there one model call with one floating output, the same each time, that finishes as it should?
 
-It runs on the archive's samples at load or, without them, on the first live requests, which are answered plainly
-meanwhile. Each of them is run twice and finished from its own raw output; then the earlier ones are finished again,
-which shows whether anything of another request is left over in user code; two together show whether batches are safe.
+It takes the archive's samples and runs them again and again, in another order, finished from their own raw outputs,
+and in a batch. User code may keep something of every run, so this is done where no client is served: in a process of
+its own (`rehearsal`). A worker that has no samples, or could not test them, only watches: `Observer` sees what live
+requests show by themselves, each run once, as always.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +18,10 @@ import numpy as np
 
 from ts_parity.errors import NotCodable
 from ts_parity.wire import Array
-from ts_parity.worker.answers import Answer, Streamed, Tap, run
+from ts_parity.worker.answers import Answer, Streamed, run
 from ts_parity.worker.boundary import Boundary, Record
 from ts_parity.worker.encoders import model_input
+from ts_parity.worker.repeatable import Dice, Once, Seen, check_repeats, check_seen
 from ts_parity.worker.requests import Request
 from ts_parity.worker.verdict import BATCH_CLOSE, Verdict, alike, close, described, same_answer
 from ts_parity.worker.watches import ModelCall
@@ -26,65 +29,50 @@ from ts_parity.worker.watches import ModelCall
 log = logging.getLogger(__name__)
 
 LIVE_REQUESTS = 2
-"""So many live requests must agree before answers carry a raw output."""
+"""So many live requests must have shown nothing against it before answers carry a raw output."""
 MAX_MISSES = 10
 """So many live requests in a row may end without reaching the model (bad bodies do) before the handler is refused."""
 STREAMS = "the handler streams its answer"
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One request that was run twice."""
+class Observer:
+    """What live requests show, each of them run once and as always, fills in the verdict of a worker."""
 
-    request: Request
-    raw: Array
-    answer: Answer
-    repeated: Answer
-
-
-class SelfTest:
-    """Fills in the verdict of a deployed worker, one request at a time."""
-
-    def __init__(self, boundary: Boundary, verdict: Verdict, needed: int = LIVE_REQUESTS) -> None:
-        self._boundary = boundary
+    def __init__(self, verdict: Verdict, needed: int = LIVE_REQUESTS) -> None:
         self._verdict = verdict
         self._needed = needed
-        self._trials: list[Trial] = []
+        self._runs = 0
+        self._seen = 0
         self._misses = 0
 
-    def judge(self, context: Any, request: Request, socket: Any = None) -> Answer:
-        """The ordinary answer to the request. Exceptions of its first run pass through and prove nothing."""
-        tap = Tap(socket)
-        record, answer = record_one(self._boundary, context, request, tap)
-        if tap.used:
-            self._verdict.refuse(STREAMS)
-        elif record.raw is not None:
-            self._prove(context, request, record.raw, answer, record)
-        elif record.calls:
-            self._verdict.refuse(record.refusal or "")
-        else:
+    def saw(self, record: Record, answer: Answer, dice: Dice) -> None:
+        """One request that ran alone. `dice` were looked at before it."""
+        # What the first request draws may be the beginning of something that it makes, such as a model.
+        drawn = dice.drawn() if self._runs else []
+        self._runs += 1
+        try:
+            check_seen(Seen(answer, record.raw, record.models), drawn)
+            if record.raw is None and record.calls:
+                raise NotCodable(record.refusal or "")
+        except NotCodable as refusal:
+            self._verdict.refuse(refusal)
+            return
+        if record.raw is None:
             self._missed(record)
-        return answer
+        elif np.isfinite(record.raw).all():
+            self._passed(record.calls[0], record.raw)
 
-    def judge_samples(self, context: Any, samples: Sequence[Request]) -> None:
-        """All samples are judged before the worker serves. One that fails refuses the handler."""
-        self._needed = len(samples)
-        for sample in samples:
-            try:
-                self._judge_sample(context, sample)
-            except Streamed:
-                self._verdict.refuse(STREAMS)
-            except Exception as error:
-                log.warning("self-test: sample %s failed", sample.id, exc_info=True)
-                self._verdict.refuse(f"sample {sample.id} failed: {error!r}")
-
-    def _judge_sample(self, context: Any, sample: Request) -> None:
-        misses = self._misses
-        self.judge(context, sample)
-        if self._misses > misses and not self._verdict.refused:
-            self.judge(context, sample)  # a model created by the first request is there for the second
-        if self._misses > misses + 1:
-            self._verdict.refuse(f"sample {sample.id} did not reach the model: {self._verdict.reason}")
+    def _passed(self, call: ModelCall, raw: Array) -> None:
+        self._misses = 0
+        self._seen += 1
+        self._verdict.input, self._verdict.output = described_input(call), described(raw)
+        if self._seen >= self._needed:
+            self._verdict.accept(
+                f"{self._seen} live requests showed nothing against it; none was run twice to test it, which takes "
+                "samples (package --sample)"
+            )
+        else:
+            self._verdict.reason = f"{self._seen} of {self._needed} live requests have shown nothing against it"
 
     def _missed(self, record: Record) -> None:
         self._misses += 1
@@ -92,51 +80,78 @@ class SelfTest:
         if self._misses >= MAX_MISSES:
             self._verdict.refuse(f"{record.refusal} ({MAX_MISSES} requests in a row)")
 
-    def _prove(self, context: Any, request: Request, raw: Array, answer: Answer, record: Record) -> None:
-        self._misses = 0
-        try:
-            again, repeated = record_one(self._boundary, context, request)
-            self._check_repeat(raw, again)
-            self._trials.append(Trial(request, raw, answer, repeated))
-            for trial in reversed(self._trials):
-                self._check_finish(context, trial)
-            if self._verdict.batched is None:
-                self._verdict.batched = batch_agrees(self._boundary, context, self._trials[-2:])
-        except NotCodable as refusal:
-            self._verdict.refuse(str(refusal))
-        except Streamed:
-            self._verdict.refuse(STREAMS)
-        except Exception as error:
-            log.warning("self-test: a second run of a request failed", exc_info=True)
-            self._verdict.refuse(f"running a request a second time failed: {error!r}")
-        else:
-            self._passed(record.calls[0], raw)
 
-    def _passed(self, call: ModelCall, raw: Array) -> None:
-        self._verdict.input = described_input(call)
-        self._verdict.output = described(raw)
-        done = len(self._trials)
-        if done >= self._needed:
-            self._verdict.accept(f"the self-test passed on {done} request{'s' if done > 1 else ''}")
-            self._trials.clear()
-        else:
-            self._verdict.reason = f"{done} of {self._needed} requests have passed the self-test"
+@dataclass(frozen=True)
+class Trial:
+    """A sample, and what two runs of it showed."""
 
-    def _check_repeat(self, raw: Array, again: Record) -> None:
-        if again.raw is None:
-            raise NotCodable(f"a second run of one request differs: {again.refusal}")
-        if not np.isfinite(raw).all():
-            raise NotCodable("the model's output is not finite")
-        if not close(raw, again.raw):
-            raise NotCodable("the model is not deterministic: one request run twice gave different raw outputs")
+    request: Request
+    raw: Array
+    answer: Answer
+    repeated: Answer
 
-    def _check_finish(self, context: Any, trial: Trial) -> None:
-        [finished] = run(context, [trial.request], lambda data, ctx: self._boundary.give(data, ctx, trial.raw))
-        if not same_answer(trial.answer, trial.repeated, finished):
-            raise NotCodable(
-                "the answer made from a request and its raw output differs from the ordinary answer: the handler keeps "
-                "something between requests or takes more from its model than the output"
-            )
+
+def judge_deployed(
+    boundary: Boundary, verdict: Verdict, context: Any, samples: Sequence[Request], fresh: Callable[[], Once]
+) -> None:
+    """Judge a handler by its samples: may its answers be made from raw outputs? `fresh`: another object of it."""
+    records: list[Record] = []
+
+    def once(request: Request) -> Seen:
+        return seen_once(boundary, context, request, records)
+
+    with judging(verdict, samples):
+        first = check_repeats(once, samples, fresh)
+        for record in records:
+            if record.raw is None:
+                raise NotCodable(record.refusal or "")
+            if not np.isfinite(record.raw).all():
+                raise NotCodable("the model's output is not finite")
+        repeated = [once(sample) for sample in samples]
+        trials = [
+            Trial(sample, seen.raw, seen.answer, again.answer)
+            for sample, seen, again in zip(samples, first, repeated, strict=True)
+            if seen.raw is not None
+        ]
+        for trial in (*trials, *reversed(trials)):
+            _check_finish(boundary, context, trial)
+        _judge_batches(boundary, verdict, context, trials[-2:])
+        verdict.input, verdict.output = described_input(records[0].calls[0]), described(trials[0].raw)
+        verdict.accept(f"the self-test passed on {len(samples)} sample{'s' if len(samples) > 1 else ''}")
+
+
+@contextmanager
+def judging(verdict: Verdict, samples: Sequence[Request]) -> Iterator[None]:
+    """Whatever goes wrong inside refuses the handler, with its reason."""
+    try:
+        yield
+    except NotCodable as refusal:
+        verdict.refuse(refusal)
+    except Streamed:
+        verdict.refuse(STREAMS)
+    except Exception as error:
+        names = ", ".join(sample.id for sample in samples)
+        log.warning("self-test: %s failed", names, exc_info=True)
+        verdict.refuse(f"running the samples ({names}) failed: {error!r}")
+
+
+def _check_finish(boundary: Boundary, context: Any, trial: Trial) -> None:
+    [finished] = run(context, [trial.request], lambda data, ctx: boundary.give(data, ctx, trial.raw))
+    if not same_answer(trial.answer, trial.repeated, finished):
+        raise NotCodable(
+            "the answer made from a request and its raw output differs from the ordinary answer: the handler keeps "
+            "something between requests or takes more from its model than the output"
+        )
+
+
+def seen_once(boundary: Boundary, context: Any, request: Request, records: list[Record] | None = None) -> Seen:
+    """One recorded run as `repeatable` looks at it."""
+    record, answer = record_one(boundary, context, request)
+    if not record.existed and record.raw is None:  # a model created by the first request is there for the second
+        record, answer = record_one(boundary, context, request)
+    if records is not None:
+        records.append(record)
+    return Seen(answer, record.raw, record.models)
 
 
 def record_one(boundary: Boundary, context: Any, request: Request, socket: Any = None) -> tuple[Record, Answer]:
@@ -158,19 +173,25 @@ def record_many(
     return records[0], answers
 
 
-def batch_agrees(boundary: Boundary, context: Any, trials: Sequence[Trial]) -> bool | None:
-    """Do two requests in one batch get the answers they get alone? None: these two cannot tell."""
+def _judge_batches(boundary: Boundary, verdict: Verdict, context: Any, trials: Sequence[Trial]) -> None:
+    """Do two requests in one batch get the answers they get alone? If they are too alike, these two cannot tell."""
     if len(trials) < 2 or close(trials[0].raw, trials[1].raw):
-        return None
+        return
     try:
         record, answers = record_many(boundary, context, [trial.request for trial in trials])
     except Exception:
-        log.info("self-test: a batch of two failed, so requests run one by one", exc_info=True)
-        return False
+        log.info("self-test: a batch of two failed", exc_info=True)
+        verdict.batched = verdict.alone = False
+        return
+    verdict.alone = all(
+        same_answer(trial.answer, trial.repeated, answer) or alike(answer, trial.answer)
+        for answer, trial in zip(answers, trials, strict=True)
+    )
     rows = split_rows(record.raw, len(trials))
-    return rows is not None and all(
-        close(row, trial.raw, BATCH_CLOSE) and alike(answer, trial.answer)
-        for row, answer, trial in zip(rows, answers, trials, strict=True)
+    verdict.batched = (
+        verdict.alone
+        and rows is not None
+        and all(close(row, trial.raw, BATCH_CLOSE) for row, trial in zip(rows, trials, strict=True))
     )
 
 

@@ -223,13 +223,7 @@ def functions_of(entry: Any) -> list[types.FunctionType]:
     if owner is None:
         functions = [entry] if inspect.isfunction(entry) else []
     else:
-        functions = [
-            function
-            for cls in type(owner).__mro__
-            if cls.__module__.partition(".")[0] not in _OPAQUE
-            for function in map(_plain_function, vars(cls).values())
-            if function is not None
-        ]
+        functions = functions_in(type(owner))
     known = {id(function) for function in functions}
     for function in functions:  # grows while it is walked
         for name in global_names(function.__code__):
@@ -238,6 +232,17 @@ def functions_of(entry: Any) -> list[types.FunctionType]:
                 known.add(id(other))
                 functions.append(other)
     return functions
+
+
+def functions_in(kind: type) -> list[types.FunctionType]:
+    """The functions of a class that are the user's own, inherited ones included."""
+    return [
+        function
+        for cls in kind.__mro__
+        if cls.__module__.partition(".")[0] not in _OPAQUE
+        for function in map(_plain_function, vars(cls).values())
+        if function is not None
+    ]
 
 
 def _children(value: Any, path: str) -> Iterator[Site]:

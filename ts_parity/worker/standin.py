@@ -11,10 +11,18 @@ import functools
 import operator
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
-Watch = Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
-"""watch(method name, the model's own method, args, kwargs) -> what user code gets."""
+
+class Watch(Protocol):
+    """Who hears of what user code does with one model object."""
+
+    def called(self, method: str, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """`run`: the model's own method. -> what user code gets."""
+
+    def read(self, name: str, value: Any) -> None:
+        """User code has read an attribute."""
+
 
 CALL = "__call__"
 MODEL_CALLS = frozenset({CALL, "forward"})
@@ -42,6 +50,9 @@ class StandIn:
         value = getattr(real, name)
         if isinstance(value, types.MethodType) and value.__self__ is real:
             return _chaining(self, real, value)
+        watch = _read(self, "_ts_parity_watch")
+        if watch is not None:
+            watch.read(name, value)
         return value
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -84,7 +95,7 @@ def dismiss(stand_in: StandIn) -> None:
 def _called(stand_in: StandIn, name: str, *args: Any, **kwargs: Any) -> Any:
     real, watch = _read(stand_in, "_ts_parity_real"), _read(stand_in, "_ts_parity_watch")
     run = real if name == CALL else getattr(real, name)
-    return run(*args, **kwargs) if watch is None else watch(name, run, args, kwargs)
+    return run(*args, **kwargs) if watch is None else watch.called(name, run, args, kwargs)
 
 
 def _chaining(stand_in: StandIn, real: object, method: Callable[..., Any]) -> Callable[..., Any]:

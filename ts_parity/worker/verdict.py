@@ -5,6 +5,7 @@ Knows answers and arrays; runs nothing. A wrong decoded answer is worse than non
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ts_parity.errors import NotRepeatable
 from ts_parity.wire import Array
 from ts_parity.worker.answers import Answer
 
@@ -31,11 +33,18 @@ class State(str, Enum):
 
 @dataclass
 class Verdict:
-    """Refused is final for the process. `batched`: a batch gives each request the answer it would get alone."""
+    """Refused is final for the process.
+
+    `batched`: one run of a batch gives each request the answer and the raw output it would get alone. `alone`: requests
+    of a batch may be run one by one, since the answers are the same. None: not known.
+    """
 
     state: State = State.UNTESTED
     reason: str = "no request has been seen yet"
     batched: bool | None = None
+    alone: bool | None = None
+    repeatable: bool = True
+    """False: the same request may get another answer, so no copy of it may stand in for another."""
     input: dict[str, Any] | None = None
     output: dict[str, Any] | None = None
 
@@ -43,9 +52,20 @@ class Verdict:
     def refused(self) -> bool:
         return self.state is State.REFUSED
 
-    def refuse(self, reason: str) -> None:
+    def as_json(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "state": self.state.value}
+
+    @classmethod
+    def from_json(cls, told: dict[str, Any]) -> Verdict:
+        """Raise KeyError, TypeError or ValueError for what `as_json` never makes."""
+        return cls(**{**told, "state": State(told["state"])})
+
+    def refuse(self, reason: str | Exception) -> None:
+        """An exception is its own reason."""
+        if isinstance(reason, NotRepeatable):
+            self.repeatable = False
         if not self.refused:
-            self.state, self.reason = State.REFUSED, reason
+            self.state, self.reason = State.REFUSED, str(reason)
 
     def accept(self, reason: str) -> None:
         if not self.refused:
@@ -79,15 +99,29 @@ def same_answer(expected: Answer, repeated: Answer, got: Answer) -> bool:
 
 def alike(one: Answer, other: Answer) -> bool:
     """Equal answers, save that numbers in JSON may differ by rounding."""
-    if one.status != other.status or one.headers != other.headers:
-        return False
+    return not differing(one, other)
+
+
+def differing(one: Answer, other: Answer) -> list[tuple[str, Any, Any]]:
+    """Where two answers differ by more than rounding -> (where, in the one, in the other)."""
+    compared: list[tuple[str, Any, Any]] = [("status", one.status, other.status)]
+    names = sorted({*one.headers, *other.headers})
+    compared += [(f"header {name}", one.headers.get(name), other.headers.get(name)) for name in names]
+    found = [(where, a, b) for where, a, b in compared if a != b]
     if one.body == other.body:
-        return True
+        return found
     bodies = _json(one.body), _json(other.body)
     if None in bodies:
-        return False
+        return [*found, ("body", one.body, other.body)]
     flat, other_flat = (dict(_flat(body)) for body in bodies)
-    return flat.keys() == other_flat.keys() and all(_near(flat[path], other_flat[path]) for path in flat)
+    paths = [*flat, *(path for path in other_flat if path not in flat)]
+    missing = object()
+    pairs = ((path, flat.get(path, missing), other_flat.get(path, missing)) for path in paths)
+    return found + [
+        (".".join(map(str, path)) or "body", None if a is missing else a, None if b is missing else b)
+        for path, a, b in pairs
+        if a is missing or b is missing or not _near(a, b)
+    ]
 
 
 def not_finite(body: bytes) -> bool:
@@ -106,14 +140,14 @@ def _agree(expected: dict[Any, Any], repeated: dict[Any, Any], got: dict[Any, An
 
 def _near(one: Any, other: Any) -> bool:
     if isinstance(one, float) and isinstance(other, float):
-        return math.isclose(one, other, rel_tol=BATCH_CLOSE, abs_tol=BATCH_CLOSE)
+        return math.isclose(one, other, rel_tol=BATCH_CLOSE, abs_tol=BATCH_CLOSE) or (one != one and other != other)
     return bool(one == other)
 
 
 def _json(body: bytes) -> Any:
     try:
         return json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

@@ -46,11 +46,11 @@ class Watching:
     def __init__(self) -> None:
         self.calls: list[ModelCall] = []
 
-    def at(self, path: str) -> Watch:
-        def watch(method: str, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            return self.called(ModelCall(path, method, args, kwargs), run)
+    def at(self, path: str, model: Any) -> Watch:
+        return _AtSite(self, path, model)
 
-        return watch
+    def read(self, path: str, model: Any, name: str, value: Any) -> None:
+        """User code has read an attribute of the model."""
 
     def called(self, call: ModelCall, run: Callable[..., Any]) -> Any:
         raise NotImplementedError
@@ -60,6 +60,21 @@ class Watching:
         return NotCodable(
             f"the model was called {len(self.calls)} times in one request ({where}); a code needs exactly one call"
         )
+
+
+@dataclass(frozen=True)
+class _AtSite:
+    """What a watch hears of one model object."""
+
+    watching: Watching
+    path: str
+    model: Any
+
+    def called(self, method: str, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self.watching.called(ModelCall(self.path, method, args, kwargs), run)
+
+    def read(self, name: str, value: Any) -> None:
+        self.watching.read(self.path, self.model, name, value)
 
 
 class Recording(Watching):
@@ -82,6 +97,14 @@ class Recording(Watching):
             self._refusal = str(refusal)
         return output
 
+    def read(self, path: str, model: Any, name: str, value: Any) -> None:
+        """What the model has left behind is not in its output: an answer made from an output alone would lack it."""
+        if self.calls and not self._refusal and _is_left_behind(value, model):
+            self._refusal = (
+                f"the handler takes more from its model than the output ({path}.{name}, read after the call), so an "
+                "answer cannot be made from an output alone"
+            )
+
     def verdict(self, existed: bool) -> tuple[Array | None, str | None]:
         """-> (raw output, None) or (None, why there is none)."""
         if len(self.calls) > 1:
@@ -89,7 +112,7 @@ class Recording(Watching):
         if not self.calls:
             missing = "the model was not reached" if existed else "no model object was found before the request"
             return None, f"{missing}; if this is always so, declare where it is with model:"
-        if self._raw is None:
+        if self._raw is None or self._refusal:
             return None, self._refusal or "the model raised an exception"
         return self._raw, None
 
@@ -137,6 +160,18 @@ class Giving(Watching):
         except NotCodable as refusal:
             self.refusal = refusal
             raise _CannotAnswer(str(refusal)) from refusal
+
+
+def _is_left_behind(value: Any, model: Any) -> bool:
+    """A tensor, or a container of some, that is none of the model's weights."""
+    if type(value) in (list, tuple):
+        return any(_is_left_behind(child, model) for child in value)
+    if type(value) is dict:
+        return any(_is_left_behind(child, model) for child in value.values())
+    if not isinstance(value, torch.Tensor) or isinstance(value, torch.nn.Parameter):
+        return False
+    own = (*model.parameters(), *model.buffers()) if isinstance(model, torch.nn.Module) else ()
+    return not any(buffer.data_ptr() == value.data_ptr() for buffer in own)
 
 
 def copied(value: Any) -> Any:

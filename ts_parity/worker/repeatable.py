@@ -1,0 +1,183 @@
+"""Whether the same request gets the same answer: dice, training mode, and state that a handler keeps between requests.
+
+What is protected is answered in another process, at another time, after other requests. So a handler whose answers
+depend on any of these cannot be protected, nor may a copy of its query stand in for the query. Knows runs and their
+answers; knows nothing of how they are made or of what a code does with them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from ts_parity.errors import NotRepeatable
+from ts_parity.wire import Array
+from ts_parity.worker.answers import Answer
+from ts_parity.worker.requests import Request
+from ts_parity.worker.sites import functions_in
+from ts_parity.worker.verdict import close, differing
+
+_SHOWN = 60
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One ordinary run: its answer, the raw output if there was one, and the models that were called, by site."""
+
+    answer: Answer
+    raw: Array | None = None
+    models: dict[str, Any] = field(default_factory=dict)
+
+
+Once = Callable[[Request], Seen]
+"""Run one request as always."""
+
+
+class Dice:
+    """The states of the global random generators, to be compared with what they are later."""
+
+    def __init__(self) -> None:
+        self._before = _states()
+
+    def drawn(self) -> list[str]:
+        """Of which libraries random numbers were drawn meanwhile."""
+        now = _states()
+        return [name for name, state in self._before.items() if now.get(name, state) != state]
+
+
+def check_seen(seen: Seen, drawn: Sequence[str]) -> None:
+    """What one run shows without being repeated. Raise NotRepeatable."""
+    for site, model in seen.models.items():
+        if part := in_training_mode(model):
+            raise NotRepeatable(
+                f"the model is in training mode, in which its {part} answers otherwise each time; write {site}.eval() "
+                "where the handler has made it"
+            )
+    if drawn:
+        raise NotRepeatable(
+            f"answering a request drew random numbers ({', '.join(drawn)}), so another run of it may answer otherwise"
+        )
+
+
+def check_repeats(once: Once, samples: Sequence[Request], fresh: Callable[[], Once]) -> list[Seen]:
+    """Run every sample twice, and once more in reversed order, the generators seeded otherwise each time.
+
+    -> what each showed first. Raise NotRepeatable if a later answer is another. What differs in every answer, such as
+    times and ids, is no state: with a `fresh` handler it comes out otherwise again, and state the same.
+    """
+    order = [*(i for i in range(len(samples)) for _ in range(2)), *reversed(range(len(samples)))]
+    seen, rolled = _runs(once, samples, order)
+    first: dict[int, int] = {}
+    varying: list[tuple[int, int, str]] = []
+    for position, index in enumerate(order):
+        before = first.setdefault(index, position)
+        check_seen(seen[position], [])
+        _check_raw(samples[index], seen[before], seen[position])
+        varying += [(before, position, where) for where, _, _ in differing(seen[before].answer, seen[position].answer)]
+    # PyTorch's are drawn by much that is no dice: each DataLoader seeds itself. If they mattered, answers would differ.
+    check_seen(seen[0], [name for name in rolled if name != "torch"])
+    if varying:
+        again, _ = _runs(fresh(), samples, order)
+        for before, position, where in varying:
+            _check_state(where, *((run[before].answer, run[position].answer) for run in (seen, again)))
+    return [seen[first[index]] for index in range(len(samples))]
+
+
+def in_training_mode(model: Any) -> str:
+    """A part of the model that computes otherwise in training mode, and is in it; empty if there is none."""
+    if not isinstance(model, torch.nn.Module):
+        return ""
+    parts = ((name, part) for name, part in model.named_modules() if getattr(part, "training", False))
+    return next((f"{_kind(part)} {name}".strip() for name, part in parts if _heeds_mode(part)), "")
+
+
+def _runs(once: Once, samples: Sequence[Request], order: Sequence[int]) -> tuple[list[Seen], set[str]]:
+    """-> what each run showed, and which generators it drew from without seeding them itself."""
+    seen, drawn = [], set()
+    after: dict[tuple[int, str], bytes] = {}
+    with _generators_kept():
+        for seed, index in enumerate(order):
+            _seed(seed)
+            dice = Dice()
+            seen.append(once(samples[index]))
+            now = _states()
+            # One that seeds itself ends in the same state wherever it began.
+            drawn |= {name for name in dice.drawn() if after.get((index, name), now[name]) != now[name]}
+            after |= {(index, name): state for name, state in now.items()}
+    return seen, drawn
+
+
+def _check_raw(sample: Request, one: Seen, other: Seen) -> None:
+    if (one.raw is None) != (other.raw is None):
+        raise NotRepeatable(f"{sample.id} reached the model once, and not when it was run again")
+    if one.raw is not None and other.raw is not None and not close(one.raw, other.raw):
+        raise NotRepeatable(
+            "the model is not deterministic, or keeps something between requests: one request run again gave another "
+            "raw output"
+        )
+
+
+def _check_state(where: str, one: tuple[Answer, Answer], other: tuple[Answer, Answer]) -> None:
+    """Answers to one request at two positions, of one handler and of a fresh one."""
+    within = {place: (a, b) for place, a, b in differing(*one)}
+    across = {place for earlier, later in zip(one, other, strict=True) for place, _, _ in differing(earlier, later)}
+    if where in across:
+        return
+    a, b = (repr(value)[:_SHOWN] for value in within[where])
+    raise NotRepeatable(
+        f"the handler keeps something between requests: run again, one request was answered with {b} in place of {a} "
+        f"at {where}"
+    )
+
+
+def _heeds_mode(part: torch.nn.Module) -> bool:
+    code = getattr(part, "code", None)  # of a script
+    if isinstance(code, str):
+        return "training" in code
+    if isinstance(part, (torch.nn.modules.dropout._DropoutNd, torch.nn.RReLU)):
+        return getattr(part, "p", 1.0) > 0
+    if isinstance(part, torch.nn.modules.batchnorm._NormBase):
+        return part.track_running_stats
+    if type(part).__module__.startswith("torch.nn."):
+        return isinstance(getattr(part, "dropout", 0.0), float) and getattr(part, "dropout", 0.0) > 0
+    return any("training" in function.__code__.co_names for function in functions_in(type(part)))
+
+
+def _kind(part: torch.nn.Module) -> str:
+    return str(getattr(part, "original_name", type(part).__name__))
+
+
+def _states() -> dict[str, bytes]:
+    torches = [torch.get_rng_state()]
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torches += torch.cuda.get_rng_state_all()
+    kind, keys, position, *gauss = np.random.get_state(legacy=True)
+    assert isinstance(keys, np.ndarray)
+    return {
+        "torch": b"".join(state.numpy().tobytes() for state in torches),
+        "numpy": keys.tobytes() + repr((kind, position, gauss)).encode(),
+        "random": repr(hash(random.getstate())).encode(),
+    }
+
+
+def _seed(seed: int) -> None:
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+
+
+@contextmanager
+def _generators_kept() -> Iterator[None]:
+    kept = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(kept[0])
+        np.random.set_state(kept[1])
+        random.setstate(kept[2])
