@@ -19,7 +19,7 @@ COMPILED = [
     *(
         f"engine/{name}"
         for name in (
-            "events", "fleet", "group", "health", "lateness", "policy", "scheduler", "timers", "trust",
+            "events", "fleet", "group", "health", "lateness", "policy", "scheduler", "timers", "trials", "trust",
         )
     ),
     *(

@@ -11,11 +11,13 @@ import pytest
 
 from ts_parity.config import (
     InstanceSettings,
+    ModelSettings,
     Settings,
     add_flags,
     given_flags,
     load_settings,
     parse_endpoint,
+    parse_model,
     settings_markdown,
 )
 from ts_parity.errors import ConfigError
@@ -204,3 +206,20 @@ def test_a_default_answer_that_cannot_be_read():
 def test_the_documentation_is_up_to_date():
     written = (Path(__file__).parent.parent / "docs" / "settings.md").read_text(encoding="utf-8")
     assert written == settings_markdown(), "run: python -m ts_parity.config > docs/settings.md"
+
+
+def test_what_must_be_said_of_models(tmp_path: Path):
+    path = tmp_path / "proxy.toml"
+    path.write_text(
+        '[[instance]]\ninference = "http://h:8080"\n[[model]]\nname = "chat"\nversion = "2.0"\nrepeatable = false\n'
+    )
+    told = ModelSettings("chat", "2.0", False)
+    assert load_settings(path).models == (told,)
+    assert load_settings(path, models=["b,repeatable=false"]).models == (ModelSettings("b", repeatable=False),)
+    assert load_settings(path, {"TS_PARITY_MODELS": "chat,version=2.0,repeatable=false"}).models == (told,)
+    for wrong in ("", "chat,repeatable", "chat,repeatable=perhaps", "chat,repeated=false"):
+        with pytest.raises(ConfigError, match="--model"):
+            parse_model(wrong)
+    path.write_text("model = 3\n")
+    with pytest.raises(ConfigError, match=r"models are tables \[\[model\]\]"):
+        load_settings(path)

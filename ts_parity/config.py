@@ -78,10 +78,26 @@ class InstanceSettings:
 
 
 @dataclass(frozen=True)
+class ModelSettings:
+    """What must be said of a model because nobody can see it. In TOML a table `[[model]]`, on the command line a
+    `--model`.
+    """
+
+    name: str = _setting(MISSING, "the model's name, as clients ask for it")
+    version: str = _setting("", "this version only; default: every version")
+    repeatable: bool = _setting(
+        True,
+        "false: it answers otherwise when it is asked again, or keeps what it was asked: a query is run once, with no "
+        "second copy, no protection, and no second attempt once it may have been run",
+    )
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything `ts-parity serve` can be told."""
 
     instances: tuple[InstanceSettings, ...] = ()
+    models: tuple[ModelSettings, ...] = ()
     host: str = _setting("127.0.0.1", "address the inference port listens on; 0.0.0.0 for all")
     port: int = _setting(8080, "inference port; 0 picks a free one", "port", 0, 65536)
     processes: int = _setting(
@@ -195,13 +211,20 @@ def load_settings(
     environ: Mapping[str, str] | None = None,
     flags: Mapping[str, str] | None = None,
     endpoints: Sequence[str] = (),
+    models: Sequence[str] = (),
 ) -> Settings:
-    """File, then environment, then flags. `endpoints` (or TS_PARITY_ENDPOINTS) replace the file's instances."""
+    """File, then environment, then flags. `endpoints` (or TS_PARITY_ENDPOINTS) replace the file's instances,
+    `models` (or TS_PARITY_MODELS) its models.
+    """
     values: dict[str, Any] = {} if file is None else _from_file(file)
     from_env = _from_environ({} if environ is None else environ)
     in_env = from_env.pop("endpoints", "").split()
     if endpoints or in_env:
         values["instances"] = tuple(parse_endpoint(text) for text in (endpoints or in_env))
+    models = models or from_env.pop("models", "").split()
+    from_env.pop("models", None)
+    if models:
+        values["models"] = tuple(parse_model(text) for text in models)
     for origin, given in (("", from_env), ("--", flags or {})):
         for name, text in given.items():
             values[name] = _convert(_FIELDS[name], text, f"{origin}{name.replace('_', '-') if origin else name}")
@@ -214,14 +237,18 @@ def load_settings(
 
 def parse_endpoint(text: str) -> InstanceSettings:
     """`URL[,management=URL][,domain=NAME][,token=KEY][,...]`: any key of an `[[instance]]` table."""
-    url, *options = text.split(",")
-    values: dict[str, Any] = {"inference": url}
+    return _instance(_options(text, "inference", "--endpoint"), f"--endpoint {text!r}")
+
+
+def _options(text: str, first: str, flag: str) -> dict[str, Any]:
+    given, *options = text.split(",")
+    values: dict[str, Any] = {first: given}
     for option in options:
         name, equals, value = option.partition("=")
         if not equals:
-            raise ConfigError(f"--endpoint {text!r}: {option!r} is not of the form key=value")
+            raise ConfigError(f"{flag} {text!r}: {option!r} is not of the form key=value")
         values[name] = value
-    return _instance(values, f"--endpoint {text!r}")
+    return values
 
 
 def host_and_port(address: str) -> tuple[str, int]:
@@ -233,6 +260,11 @@ def host_and_port(address: str) -> tuple[str, int]:
     except ValueError:
         pass
     raise ConfigError(f"metrics_address must be like 0.0.0.0:9090 or [::]:9090, not {address!r}")
+
+
+def parse_model(text: str) -> ModelSettings:
+    """`NAME[,version=VERSION][,repeatable=false]`: any key of a `[[model]]` table."""
+    return _model(_options(text, "name", "--model"), f"--model {text!r}")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -272,11 +304,20 @@ def settings_markdown() -> str:
         "",
         *_table(list(fields(InstanceSettings))),
         "",
+        "## `[[model]]`, `--model`",
+        "",
+        "One table per model in the file, or one `--model NAME[,key=value]...` each on the command line, or all of",
+        "them, separated by blanks, in `TS_PARITY_MODELS`. Most models need none.",
+        "",
+        *_table(list(fields(ModelSettings))),
+        "",
     ]
     return "\n".join(lines)
 
 
-_FIELDS: dict[str, Field[Any]] = {item.name: item for item in fields(Settings) if item.name != "instances"}
+_FIELDS: dict[str, Field[Any]] = {
+    item.name: item for item in fields(Settings) if item.name not in ("instances", "models")
+}
 
 
 def _table(items: Sequence[Field[Any]]) -> list[str]:
@@ -309,15 +350,21 @@ def _from_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"cannot read the configuration {str(path)!r}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not a TOML file: {error}") from None
-    tables = data.pop("instance", [])
-    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-        raise ConfigError(f"{path}: instances are tables [[instance]], one each")
+    tables, models = _tables(data, "instance", path), _tables(data, "model", path)
     values: dict[str, Any] = {}
     for name, value in data.items():
-        _known(name, [*_FIELDS, "instance"], str(path))
+        _known(name, [*_FIELDS, "instance", "model"], str(path))
         values[name] = _convert(_FIELDS[name], value, f"{path}: {name}")
     instances = [_instance(table, f"{path}: [[instance]] {n}") for n, table in enumerate(tables, 1)]
+    values["models"] = tuple(_model(table, f"{path}: [[model]] {n}") for n, table in enumerate(models, 1))
     return {**values, "instances": tuple(instances)}
+
+
+def _tables(data: dict[str, Any], name: str, path: Path) -> list[dict[str, Any]]:
+    tables = data.pop(name, [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise ConfigError(f"{path}: {name}s are tables [[{name}]], one each")
+    return tables
 
 
 def _from_environ(environ: Mapping[str, str]) -> dict[str, str]:
@@ -328,7 +375,7 @@ def _from_environ(environ: Mapping[str, str]) -> dict[str, str]:
         if _KUBERNETES.match(variable) and (variable != "TS_PARITY_PORT" or text.startswith("tcp://")):
             continue
         name = variable[len(ENV_PREFIX) :].lower()
-        _known(name, [*_FIELDS, "endpoints"], f"environment variable {variable}")
+        _known(name, [*_FIELDS, "endpoints", "models"], f"environment variable {variable}")
         values[name] = text
     return values
 
@@ -341,12 +388,24 @@ def _known(name: str, known: Sequence[str], where: str) -> None:
     raise ConfigError(f"{where}: unknown setting {name!r}; {hint}")
 
 
-def _instance(values: Mapping[str, Any], where: str) -> InstanceSettings:
-    known = {item.name: item for item in fields(InstanceSettings)}
+def _model(values: Mapping[str, Any], where: str) -> ModelSettings:
+    converted = _converted(values, fields(ModelSettings), where)
+    if not converted.get("name"):
+        raise ConfigError(f"{where}: name, the model's name, is missing")
+    return ModelSettings(**converted)
+
+
+def _converted(values: Mapping[str, Any], items: Sequence[Field[Any]], where: str) -> dict[str, Any]:
+    known = {item.name: item for item in items}
     converted = {}
     for name, value in values.items():
         _known(name, list(known), where)
         converted[name] = _convert(known[name], value, f"{where}: {name}")
+    return converted
+
+
+def _instance(values: Mapping[str, Any], where: str) -> InstanceSettings:
+    converted = _converted(values, fields(InstanceSettings), where)
     if not converted.get("inference"):
         raise ConfigError(f"{where}: inference, the address of the inference API, is missing")
     found = InstanceSettings(**converted)

@@ -102,10 +102,11 @@ def fleet(
     domains: Sequence[str] | None = None,
     shared: bool = False,
     partial: bool = True,
+    proved: bool = True,
 ) -> Fleet:
     """Instances d0, d1 .. with the deployed model and p0.0 (row 0, number 0) .. with protections.
 
-    `shared`: the protections stand beside the deployed model on d0, d1 .. instead.
+    `proved`: nothing is on trial. `shared`: the protections stand beside the deployed model on d0, d1 .. instead.
     """
     instances = [Instance(f"d{i}", places, domains[i] if domains else f"d{i}") for i in range(deployed)]
     endpoints = [Endpoint(f"d{i}", f"d{i}", POOL, None, places) for i in range(deployed)]
@@ -116,7 +117,7 @@ def fleet(
             if not shared:
                 instances.append(Instance(name, places, name))
             endpoints.append(Endpoint(name, host, POOL, row, places))
-    pool = Pool(POOL, make_code(code, k, r) if code else None, partial)
+    pool = Pool(POOL, make_code(code, k, r) if code else None, partial, proved=proved)
     return Fleet(tuple(instances), tuple(endpoints), (pool,))
 
 

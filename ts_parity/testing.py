@@ -105,6 +105,8 @@ class FakeModel:
     weights: str | None = "sha256:f"
     verdict: str = "codable"
     reason: str = ""
+    repeatable: bool = True
+    agreement: float | None = None
     output: dict[str, Any] | None = None
     code: str = "sum"
     k: int = 2
@@ -134,6 +136,7 @@ class FakeModel:
             "weights": self.weights,
             "verdict": self.verdict,
             "reason": self.reason,
+            "repeatable": self.repeatable,
             "batched": True,
             "input": None,
             "output": self.output or {"shape": [size], "dtype": "float32"},
@@ -142,6 +145,7 @@ class FakeModel:
             model, version, weights = self.protects
             ours |= {"code": self.code, "k": self.k, "r": self.r, "row": self.row, "partial": self.partial}
             ours["coefficients"] = [list(row) for row in make_code(self.code, self.k, self.r).coefficients]
+            ours["agreement"] = self.agreement
             ours["protects"] = {"model": model, "version": version, "weights": weights}
         return {"ts_parity": ours}
 

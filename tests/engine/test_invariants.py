@@ -3,6 +3,7 @@
 import gc
 import math
 import weakref
+from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,9 +13,11 @@ from ts_parity.engine import (
     Answer,
     Arrived,
     Cause,
+    Compare,
     Endpoint,
     Fail,
     Failed,
+    Finding,
     Fleet,
     Instance,
     Kind,
@@ -55,7 +58,9 @@ def fleets(draw):
         if code is not None and (not hosts_deployed or draw(st.booleans())):
             row = draw(st.integers(0, code.r - 1))
             endpoints.append(Endpoint(f"i{i}/p{row}", f"i{i}", "m", row, draw(st.integers(1, places))))
-    return Fleet(tuple(instances), tuple(endpoints), (Pool("m", code, draw(st.booleans())),))
+    return Fleet(
+        tuple(instances), tuple(endpoints), (Pool("m", code, draw(st.booleans()), proved=draw(st.booleans())),)
+    )
 
 
 POLICIES = st.builds(
@@ -118,12 +123,17 @@ class World:
         self.sent_first = {}
         self.arrived_raw = {}
         self.places = {}
+        for pool in self.scheduler.pools():
+            if pool.trust is not None:
+                pool.trust._needed = 2  # so that a trial ends within these few steps
 
     def obey(self, actions):
         for action in actions:
             self.log.append(describe(action))
             if isinstance(action, Send):
                 self.sent(action.task)
+            elif isinstance(action, Compare):
+                self.compare(action)
             else:
                 query = action.query
                 assert query.id not in self.ended, f"{query!r} ended twice"
@@ -131,7 +141,18 @@ class World:
                 if isinstance(action, Answer) and action.source is Source.RECONSTRUCTED:
                     self.check_rebuilt(action)
 
+    def compare(self, pair):
+        assert pair.own.done
+        assert pair.other.done
+        assert pair.own is not pair.other
+        findings = [Finding.AGREED] * 7 + [Finding.DIFFERED, Finding.UNKNOWN, Finding.FAILED]
+        self.obey(self.scheduler.compared(pair, findings[len(self.log) % 10], "why", self.now))
+
     def sent(self, task):
+        if task.group is not None and task.group.on_trial:
+            assert not task.group.trust.proved
+            assert task.group.unanswered >= 0
+            assert task.query is None or task.query.group is not task.group, "no query knows that it is on trial"
         self.flying.append(task)
         on_endpoint = sum(t.endpoint.name == task.endpoint.name for t in self.flying)
         on_instance = sum(t.endpoint.instance == task.endpoint.instance for t in self.flying)
@@ -145,7 +166,9 @@ class World:
         if task.hedge:
             assert on_instance == 1, "a second copy goes to an idle instance only"
             assert not any(pool.waiting_count or pool.retries for pool in self.scheduler.pools())
-        if task.kind is Kind.FINISH:
+        if task.kind is Kind.FINISH and task.group.on_trial:
+            assert task.slot in task.group.recoverable_without(task.slot)
+        elif task.kind is Kind.FINISH:
             code = task.group.code
             assert task.slot in code.recoverable(frozenset(task.group.have), task.group.covers)
             self.check_released(task)
@@ -166,6 +189,9 @@ class World:
     def check_rebuilt(self, action):
         task, query = action.task, action.query
         assert not query.exact or task.group.code.lossless
+        assert not task.group.on_trial
+        assert task.group.trust.in_use, "a rebuilt answer comes only from a protection in use"
+        assert task.group.trust.since <= task.group.begun_at
         if task.kind is Kind.PROTECTION:
             assert task.group.code.family == "backup"
             assert task.done
@@ -196,6 +222,9 @@ class World:
 
     def change(self, pick):
         keep = [e for i, e in enumerate(self.full.endpoints) if pick % 2 or (pick >> i) % 2]
+        if pick % 4 == 0:  # one worker is another one
+            workers = frozenset({str(pick % 3)})
+            keep = [replace(e, workers=workers) if i == pick % len(keep) else e for i, e in enumerate(keep)]
         self.fleet = Fleet(self.full.instances, tuple(keep), self.full.pools)
         self.obey(self.scheduler.endpoints_changed(self.fleet, self.now))
 
@@ -221,11 +250,10 @@ class World:
         for _ in range(10_000):
             if self.flying:
                 self.end(self.flying[0], "done", len(self.log))
-            elif self.scheduler.open_queries():
-                self.wait(1.0)
+            elif self.scheduler.open_queries() or self.scheduler.next_deadline() < math.inf:
+                self.wait(1.0)  # a group on trial may be sealed when all its queries have ended
             else:
                 break
-        self.wait(20.0)
 
 
 def describe(action):
@@ -234,6 +262,8 @@ def describe(action):
         return ("send", task.kind.value, task.endpoint.name, task.query.id if task.query else None, task.slot, task.row)
     if isinstance(action, Answer):
         return ("answer", action.query.id, action.source.value)
+    if isinstance(action, Compare):
+        return ("compare", action.own.id, action.other.id, action.slot)
     return ("fail", action.query.id, action.reason.value)
 
 
@@ -275,6 +305,7 @@ def test_the_promises(fleet, policy, steps):
         assert not pool.open_groups
         assert not pool.late
         assert not pool.hedges
+        assert all(group.done for group, _ in (*pool.trials.launches, *pool.trials.finishes))
         assert all(group.done for group, _ in pool.protections)
         assert not any(query.open for query in pool.finishes)
     # 7: the same events at the same times give the same actions
@@ -325,4 +356,4 @@ def test_what_was_answered_is_freed_without_the_garbage_collector():
 
 def test_an_answer_is_a_fail_or_an_answer():
     """`describe` above tells all actions apart: a new kind of action must be added there."""
-    assert {Send, Answer, Fail} == set(__import__("ts_parity.engine.events", fromlist=["x"]).Action.__args__)
+    assert {Send, Answer, Fail, Compare} == set(__import__("ts_parity.engine.events", fromlist=["x"]).Action.__args__)

@@ -6,6 +6,7 @@ line, who stands in a line waits, and whoever is open has something under way th
 
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -13,8 +14,10 @@ from ts_parity.codes import make_code
 from ts_parity.engine import (
     Arrived,
     Cause,
+    Compare,
     Endpoint,
     Failed,
+    Finding,
     Fleet,
     Instance,
     Kind,
@@ -39,12 +42,16 @@ OUTCOMES = [
     Failed("nobody", cause=Cause.UNREACHABLE),
     Rejected(),
 ]
+FINDINGS = [Finding.AGREED] * 8 + [Finding.DIFFERED, Finding.UNKNOWN, Finding.FAILED]
 STEPS = ["arrive"] * 3 + ["end"] * 4 + ["wait"] * 2 + ["leave", "change", "stream"]
 
 
 def some_fleet(chance):
     codes = {name: chance.choice(CODES) for name in chance.choice(["m", "mn"])}
-    pools = tuple(Pool(name, make_code(*code) if code else None, chance.random() < 0.6) for name, code in codes.items())
+    pools = tuple(
+        Pool(name, make_code(*code) if code else None, chance.random() < 0.6, proved=chance.random() < 0.5)
+        for name, code in codes.items()
+    )
     instances, endpoints = [], []
     for i in range(chance.randint(1, 5)):
         places = chance.randint(1, 3)
@@ -81,9 +88,17 @@ class World:
         self.now = 0.5
         self.queries, self.flying, self.ended = [], [], {}
         self.own = Counter()
+        self.shorten_trials()
+
+    def shorten_trials(self):
+        for pool in self.scheduler.pools():
+            if pool.trust is not None:
+                pool.trust._needed = 2
 
     def obey(self, actions):
         for action in actions:
+            if isinstance(action, Compare):
+                continue
             if not isinstance(action, Send):
                 assert action.query.id not in self.ended, "ended twice"
                 self.ended[action.query.id] = action
@@ -94,6 +109,9 @@ class World:
                 self.own[task.query.id] += 1
                 assert self.own[task.query.id] - task.query.excused <= self.policy.max_attempts
         self.check()
+        for pair in actions:
+            if isinstance(pair, Compare):
+                self.obey(self.scheduler.compared(pair, self.chance.choice(FINDINGS), "why", self.now))
 
     def check(self):
         lines = Counter()
@@ -166,8 +184,12 @@ class World:
             share = chance.choice([0.6, 1.0])
             there = [e for e in self.fleet.endpoints if e.pool in kept and chance.random() < share]
             pools = tuple(pool for pool in self.fleet.pools if pool.name in kept)
+            if there and chance.random() < 0.3:  # a worker was started anew
+                which = chance.randrange(len(there))
+                there[which] = replace(there[which], workers=frozenset({str(chance.random())}))
             fleet = Fleet(self.fleet.instances, tuple(there), pools)
             self.obey(self.scheduler.endpoints_changed(fleet, self.now))
+            self.shorten_trials()
         elif what == "leave" and self.queries:
             query = chance.choice(self.queries)
             self.ended.setdefault(query.id, "left")
@@ -183,9 +205,10 @@ class World:
         for _ in range(3000):
             if self.flying:
                 self.end(self.flying[0])
-            elif self.scheduler.open_queries():
+            else:
                 self.wait(1.0)
-        self.wait(40.0)
+                if not self.flying and not self.scheduler.open_queries():
+                    self.wait(40.0)
 
 
 @pytest.mark.parametrize("start", range(0, 1500, 250))
@@ -201,5 +224,6 @@ def test_nobody_is_forgotten_and_nothing_is_left(start):
             assert (scheduler.open_queries(), scheduler.in_flight()) == (0, 0)
             for pool in scheduler.pools():
                 assert not any((pool.waiting, pool.retries, pool.late, pool.hedges, pool.open_groups))
+                assert all(group.done for group, _ in (*pool.trials.launches, *pool.trials.finishes))
         except AssertionError as error:
             raise AssertionError(f"seed {seed}: {error}") from error

@@ -174,12 +174,13 @@ async def make_fleet() -> AsyncIterator[MakeFleet]:
             *instances: FakeTorchServe,
             given: tuple[InstanceSettings, ...] = (),
             trusting: ssl.SSLContext | None = None,
+            proved: bool = True,
             **settings: Any,
         ) -> Fleet:
             for instance in instances:
                 await stack.enter_async_context(instance)
             listed = given or tuple(parse_endpoint(instance.endpoint) for instance in instances)
-            proxy = Proxy(Settings(**{**PROMPT, **settings, "instances": listed}))
+            proxy = Proxy(Settings(**{**PROMPT, **settings, "instances": listed}), proved=proved)
             stack.push_async_callback(proxy.close)
             for instance in instances:
                 stack.callback(instance.thaw)

@@ -186,3 +186,15 @@ def test_one_process_that_can_serve_is_enough():
     assert merge_health([ill, (200, {"status": "healthy"})]) == (200, {"status": "healthy"})
     assert merge_health([ill, ill]) == ill
     assert merge_health([]) == (503, {"status": "unhealthy", "reason": "no process runs"})
+
+
+def test_of_trust_the_worst_is_believed_and_counts_are_added():
+    first = {"state": "in use", "agreed": 20, "differed": 0, "unknown": 0, "failed": 1, "reason": ""}
+    other = {"state": "out", "agreed": 3, "differed": 1, "unknown": 2, "failed": 0, "reason": "1 of 4 differed"}
+    pools = [{"pools": {"m": {"trust": one, "copies": {"agreed": 1, "reason": ""}}}} for one in (first, other)]
+    pools.append({"pools": {"m": {"trust": None, "copies": {"agreed": 2, "reason": "they contradict"}}}})
+    merged = merge_status(pools)["pools"]["m"]
+    assert merged["trust"] == {
+        "state": "out", "agreed": 23, "differed": 1, "unknown": 2, "failed": 1, "reason": "1 of 4 differed",
+    }  # fmt: skip
+    assert merged["copies"] == {"agreed": 4, "reason": "they contradict"}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ts_parity.codes import make_code
-from ts_parity.config import InstanceSettings
+from ts_parity.config import InstanceSettings, ModelSettings
 from ts_parity.engine import Instance
 from ts_parity.proxy.plan import Plan, Wanted, by_number, make_plan, share
 from ts_parity.proxy.reports import (
@@ -377,3 +377,44 @@ def test_what_it_says_for_people_is_short_and_in_one_line():
     described = read_described({"wire": 1, "role": "deployed", "reason": "a\nb\x1b[2J\ud800" + "x" * 10_000})
     assert described.reason.isprintable()
     assert len(described.reason) == 500
+
+
+def test_a_worker_is_another_when_its_start_is():
+    """In a container every worker has the same few process ids."""
+    worker = {"id": "9000", "status": "READY", "pid": 7, "startTime": "2026-01-01T00:00:00.000Z"}
+    entry = {
+        "modelName": "m",
+        "modelVersion": "1.0",
+        "workers": [worker, {"id": "9001", "status": "LOADING", "pid": 0}],
+    }
+    model = read_model(entry, "1.0")
+    assert model.running == {"9000/7/2026-01-01T00:00:00.000Z"}
+    [endpoint] = plan_of(model).fleet.endpoints
+    assert endpoint.workers == model.running
+
+
+def test_a_model_that_is_not_repeatable_is_not_coded():
+    unsteady = replace(WRAPPED, verdict="refused", reason="it keeps what it was asked", repeatable=False)
+    plan = plan_of(deployed(), deployed(described=unsteady), parity(code="exact"))
+    assert only(plan).code is None
+    assert only(plan).reason == "it is not repeatable: it keeps what it was asked (i1)"
+    [pool] = plan.fleet.pools
+    assert (pool.repeatable, pool.code) == (False, None)
+    for version, told in (("", False), ("1.0", False), ("2.0", True)):
+        models = (ModelSettings("digits", version, repeatable=False), ModelSettings("other", repeatable=False))
+        plan = plan_of(deployed(), parity(), settings={"models": models})
+        assert (only(plan).repeatable, only(plan).code is not None) == (told, told)
+
+
+def test_a_protection_that_is_not_repeatable_is_not_used():
+    plan = plan_of(deployed(), parity(code="exact", repeatable=False, reason="it throws dice"))
+    assert only(plan).code is None
+    assert plan.problems == ("i1: digits_parity 1.0 is not used: it is not repeatable: it throws dice",)
+
+
+def test_of_several_reports_the_most_modest_is_believed():
+    plan = plan_of(deployed(), parity(code="student", agreement=0.95), parity(code="student", agreement=0.9))
+    assert [pool.agreement for pool in plan.fleet.pools] == [0.9]
+    assert read_described({**GOOD, "agreement": 0.93}).agreement == 0.93
+    for nonsense in (True, "0.9", 7, -1.0, None, float("nan")):
+        assert read_described({**GOOD, "agreement": nonsense}).agreement is None

@@ -6,12 +6,14 @@ words), `group` (the rules of the race), `scheduler` (the story), then `fleet`, 
 
 from ts_parity.engine.events import (
     ARRIVED,
+    ARRIVED_ERROR,
     ARRIVED_RAW,
     Action,
     Answer,
     Arrived,
     Cause,
     Code,
+    Compare,
     Endpoint,
     Fail,
     Failed,
@@ -34,6 +36,7 @@ from ts_parity.engine.trust import Finding, Standing, Trust
 
 __all__ = [
     "ARRIVED",
+    "ARRIVED_ERROR",
     "ARRIVED_RAW",
     "Action",
     "Answer",
@@ -41,6 +44,7 @@ __all__ = [
     "Cause",
     "Code",
     "CodingGroup",
+    "Compare",
     "Endpoint",
     "Fail",
     "Failed",

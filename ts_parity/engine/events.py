@@ -99,6 +99,8 @@ class Endpoint:
     pool: str
     row: int | None
     places: int
+    workers: frozenset[str] = frozenset()
+    """Its READY worker processes, each by what changes when it is started or registered anew."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,12 @@ class Pool:
     name: str
     code: Code | None = None
     partial: bool = True
+    repeatable: bool = True
+    """Asked twice, it says the same and is none the worse. Else a query is run once, and nothing stands in for it."""
+    agreement: float | None = None
+    """With the deployed model, as the protection's report says."""
+    proved: bool = False
+    """Proved elsewhere: no trial and no comparisons. For simulations, and tests of other things."""
 
 
 @dataclass(frozen=True)
@@ -138,9 +146,9 @@ class Query:
 
     __slots__ = (
         "armed_at", "arrived_at", "attempts", "avoid", "choosy_until", "deadline_at", "displaced", "domain", "exact",
-        "excused", "finish_attempts", "finishes_pending", "first_cause", "forgiven", "group", "hedge_at", "id",
-        "in_flight", "key", "last_failure", "late", "launch_at", "owes", "payload", "pool", "release_at", "released",
-        "rests_until", "slot", "state",
+        "excused", "finish_attempts", "finishes_pending", "first_cause", "forgiven", "given", "group", "hedge_at", "id",
+        "in_flight", "key", "last_failure", "late", "launch_at", "owes", "payload", "pool", "refused", "release_at",
+        "released", "rests_until", "slot", "state", "trial", "trial_slot",
     )  # fmt: skip
 
     def __init__(
@@ -194,6 +202,13 @@ class Query:
         """Its backup runs instead of its own task, for which it was waiting."""
         self.hedge_at = math.inf
         self.armed_at = math.inf
+        self.given: Task | None = None
+        """What it was answered with, while tasks of its own are still out: their late answers are compared with it."""
+        self.trial: CodingGroup | None = None
+        """The group on trial it was put into, until its own answer has come."""
+        self.trial_slot = -1
+        self.refused = False
+        """Its own answer was an error of the handler's: a protection that refuses it too has not failed."""
 
     @property
     def open(self) -> bool:
@@ -248,11 +263,12 @@ class Task:
 
 class Arrived(NamedTuple):
     """An answer came. `raw`: the model's raw output came with it. `covers`: the slots a protection's answer is good for
-    (None: all that were sent).
+    (None: all that were sent). `error`: it is an error of the user's handler.
     """
 
     raw: bool = False
     covers: frozenset[int] | None = None
+    error: bool = False
 
 
 class Failed(NamedTuple):
@@ -269,6 +285,7 @@ class Rejected(NamedTuple):
 
 Outcome = Arrived | Failed | Rejected
 ARRIVED: Final = Arrived()
+ARRIVED_ERROR: Final = Arrived(error=True)
 ARRIVED_RAW: Final = Arrived(raw=True)
 
 
@@ -308,4 +325,18 @@ class Fail:
         self.task = task
 
 
-Action = Send | Answer | Fail
+@final
+class Compare:
+    """Compare what `other` has brought (a protection, for that slot; a finish; a second copy) with the deployed model's
+    `own` answer to the same query, and tell `compared`.
+    """
+
+    __slots__ = ("other", "own", "slot")
+
+    def __init__(self, own: Task, other: Task, slot: int) -> None:
+        self.own = own
+        self.other = other
+        self.slot = slot
+
+
+Action = Send | Answer | Fail | Compare

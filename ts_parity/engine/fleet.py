@@ -17,7 +17,10 @@ from ts_parity.engine.group import CodingGroup
 from ts_parity.engine.health import Condition, Health
 from ts_parity.engine.lateness import LatencyWindow
 from ts_parity.engine.policy import GapMeter, LoadMeter, Policy
+from ts_parity.engine.trials import Trials
+from ts_parity.engine.trust import Repeats, Trust
 
+SEEN: Final = 1000
 _NO_DOMAINS: Mapping[str, int] = {}
 BEARABLE: Final = 0.85
 """Load of the remaining endpoints up to which slowness may take one out: a slow machine still is a machine."""
@@ -238,6 +241,15 @@ class PoolState:
         """When the first query found nobody, if no answer has come since."""
         self.latency = LatencyWindow()
         self.backup_latency = LatencyWindow()
+        self.trust: Trust | None = None
+        """In its protection, the last it had: one that is not reported for a while comes back as what it was."""
+        self.trials = Trials()
+        self.repeats = Repeats()
+        self.protecting = False
+        """Its protection was in use when last looked."""
+        self._trusted_code: Code | None = None
+        self._seen: dict[str, None] = {}
+        """Worker processes that were there when its protection was last put on trial, or since."""
         self.gap = GapMeter()
         self.load = LoadMeter()
         self.places = 0
@@ -249,6 +261,48 @@ class PoolState:
     @property
     def code(self) -> Code | None:
         return self.pool.code
+
+    @property
+    def protected(self) -> bool:
+        """Whether rebuilt answers may be made for its queries."""
+        return self.pool.code is not None and self.trust is not None and self.trust.in_use and bool(self.rows)
+
+    def may_copy(self, now: float) -> bool:
+        """Whether a second copy of a query does no harm and would say the same."""
+        return self.pool.repeatable and not self.repeats.contradict(now)
+
+    def renew_trust(self, now: float) -> None:
+        """Endpoints or the code may have changed: what was started or registered anew is not known to be what it was.
+
+        A worker that is merely not reported (frozen, restarting) changes nothing. Any new one puts the protection on
+        trial again, be it the restart of a single worker among many: a trial costs some twenty queries' protections,
+        and which weights a process has loaded nobody knows but by its answers.
+        """
+        code = self.pool.code
+        if code is not None and (self.trust is None or code != self._trusted_code):
+            name = f"protection {code.name} of {self.pool.name}"
+            self.trust = Trust(name, code.lossless, self.pool.agreement, self.pool.proved)
+            self.trials.clear()
+            self._trusted_code = code
+            self.trust.begin_anew(now)
+        workers: dict[str, None] = {}
+        new = new_deployed = False
+        for line in (self.deployed, *self.rows.values()):
+            for state in line.everyone:
+                for worker in state.endpoint.workers:
+                    known = f"{state.name} {worker}"
+                    workers[known] = None
+                    if known not in self._seen:
+                        new = True
+                        new_deployed = new_deployed or state.endpoint.row is None
+        if new and self._seen:
+            self.trials.clear()
+            if self.trust is not None:
+                self.trust.begin_anew(now)
+            if new_deployed:
+                self.repeats.begin_anew(now)
+        # Those that are gone may come back; but where workers come and go all day, they are not remembered for ever.
+        self._seen = workers if len(self._seen) > 4 * len(workers) + SEEN else {**self._seen, **workers}
 
     @property
     def reconstruct_after_s(self) -> float:
@@ -436,6 +490,17 @@ class PoolState:
 
     def endpoint_for_protection(self, group: CodingGroup, row: int, now: float) -> EndpointState | None:
         return self.rows[row].choose(now, domains=group.domains)
+
+    def endpoint_for_trial(self, group: CodingGroup, row: int | None, now: float) -> EndpointState | None:
+        """For a protection on trial, or a finish (no row): only where it takes nothing from anybody. A machine that
+        serves deployed models too must be half idle.
+        """
+        line = self.deployed if row is None else self.rows.get(row)
+        chosen = line.choose(now, domains=group.domains) if line is not None else None
+        if chosen is None or not chosen.has_place():
+            return None
+        host = chosen.host
+        return chosen if not host.serves or 2 * host.in_flight <= host.instance.places else None
 
     def endpoint_for_finish(self, query: Query, now: float) -> EndpointState | None:
         """Any endpoint with the user's code will do, but not where a task of this query is stuck already.

@@ -15,7 +15,7 @@ What is promised (tests/engine/test_invariants.py checks each on random interlea
   1. Every query gets exactly one Answer or Fail, or was abandoned by its client.
   2. A rebuilt answer may be used only if the code can recover the slot from what has arrived, and `reconstruct_after`
      has passed since the query was sent or its own task failed. Never for a query that refuses it, unless the code is
-     lossless.
+     lossless. A rebuilt answer comes only from a protection in use (see `trust`).
   3. A protection that fails never fails a query.
   4. Work in flight never exceeds an endpoint's places, nor those that a pool has on an instance, nor an instance's
      places where an operator has set them; by at most `spare_places` while its oldest task is overdue. A protection
@@ -35,6 +35,7 @@ import math
 from collections.abc import Hashable, Iterator
 
 from ts_parity.engine.events import Code, Query, QueryState, Task
+from ts_parity.engine.trust import Trust
 
 _NOTHING: frozenset[int] = frozenset()
 
@@ -43,6 +44,7 @@ class CodingGroup:
     """Members by slot, what has arrived, and what is still to come."""
 
     __slots__ = (
+        "begun_at",
         "closes_at",
         "code",
         "covers",
@@ -52,15 +54,30 @@ class CodingGroup:
         "id",
         "key",
         "members",
+        "on_trial",
         "pending_rows",
         "protections",
         "sealed",
         "size",
+        "trust",
         "unanswered",
     )
 
-    def __init__(self, group_id: int, key: Hashable, code: Code, closes_at: float = math.inf) -> None:
+    def __init__(
+        self,
+        group_id: int,
+        key: Hashable,
+        code: Code,
+        closes_at: float = math.inf,
+        trust: Trust | None = None,
+        begun_at: float = 0.0,
+        on_trial: bool = False,
+    ) -> None:
+        """`trust`: in its protection; None: there is nothing to doubt."""
         self.id = group_id
+        self.trust = trust
+        self.begun_at = begun_at
+        self.on_trial = on_trial
         self.closes_at = closes_at
         self.key = key
         self.code = code
@@ -82,6 +99,12 @@ class CodingGroup:
     @property
     def full(self) -> bool:
         return self.size == self.code.k
+
+    @property
+    def usable(self) -> bool:
+        """Whether its protection is in use, and was when the group began."""
+        trust = self.trust
+        return not self.on_trial and (trust is None or (trust.in_use and self.begun_at >= trust.since))
 
     @property
     def present(self) -> frozenset[int]:
@@ -118,6 +141,10 @@ class CodingGroup:
         if not self.covers:
             return _NOTHING
         return self.code.recoverable(frozenset(self.have), self.covers)
+
+    def recoverable_without(self, slot: int) -> frozenset[int]:
+        """The slots that could be recovered if this one's output had not arrived."""
+        return self.code.recoverable(frozenset(self.have) - {slot}, self.covers) if self.covers else _NOTHING
 
     def could_recover(self, slot: int) -> bool:
         """Whether `slot` might still be recovered if everything that is pending arrived well."""

@@ -82,6 +82,11 @@ class Health:
             return
         self._take_out(now)
 
+    def undecided(self) -> None:
+        """What failed says nothing of the endpoint. If it was its trial, the next task is another."""
+        if self.condition is Condition.TRIAL:
+            self.condition = Condition.OUT
+
     def was_slow(self, now: float, until_out: int, may_take_out: bool) -> None:
         """It answered, but far later than its peers do. A slow trial keeps it out."""
         self.clean = self.untroubled = False

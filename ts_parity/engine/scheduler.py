@@ -20,6 +20,7 @@ from ts_parity.engine.events import (
     Answer,
     Arrived,
     Cause,
+    Compare,
     Fail,
     Failed,
     Fleet,
@@ -38,6 +39,7 @@ from ts_parity.engine.group import CodingGroup
 from ts_parity.engine.health import Condition
 from ts_parity.engine.policy import Policy, TokenBucket
 from ts_parity.engine.timers import Timer, Timers
+from ts_parity.engine.trust import Finding, Standing, Trust
 
 GONE: Final = Failed("its endpoint is gone", cause=Cause.GONE)
 MAX_FINISHES: Final = 2
@@ -53,6 +55,9 @@ class Scheduler:
         self.policy = policy
         self._fleet = FleetState(policy)
         self._fleet.update(fleet)
+        for pool in self._fleet.pools.values():
+            pool.renew_trust(0.0)
+            pool.protecting = pool.protected
         # With time the whole burst comes back within a second, as with Finagle's `minRetriesPerSec`: a proxy without
         # traffic would never have a retry again.
         self._retries = TokenBucket(
@@ -143,12 +148,16 @@ class Scheduler:
         actions: list[Action] = []
         gone = self._fleet.update(fleet)
         self._unblock()
+        for pool in self._fleet.pools.values():
+            pool.renew_trust(now)
+            self._withdraw_if_out(pool, actions)
         for pool in [*gone, *self._fleet.pools.values()]:
             if pool in gone or not pool.deployed:
                 for query in [*pool.waiting, *pool.retries.values()]:
                     if query.state is QueryState.WAITING:
                         self._fail(query, Reason.NO_ENDPOINT, actions)
         for pool in gone:
+            pool.trials.clear()
             for group, row in pool.protections:
                 self._protection_lost(group, row, actions)
             self._give_up_launches(pool, actions)
@@ -174,6 +183,25 @@ class Scheduler:
                 assert query.deadline_at is not None
                 query.deadline_at = min(query.deadline_at, max(now, query.release_at))
                 self._arm_query(query)
+        self._pump(now, actions)
+        return actions
+
+    def compared(self, pair: Compare, finding: Finding, why: str, now: float) -> list[Action]:
+        """What the comparison that was asked for has shown, and in which words."""
+        actions: list[Action] = []
+        query, group = pair.own.query, pair.other.group
+        assert query is not None
+        pool = self._fleet.pools.get(query.pool)
+        if pool is None:
+            return actions
+        if pair.other.kind is Kind.DEPLOYED:
+            if min(pair.own.sent_at, pair.other.sent_at) >= pool.repeats.since:
+                pool.repeats.compared(finding, why, now)
+                if pool.repeats.reason and pool.trust is not None:
+                    pool.trust.withdraw(pool.repeats.reason, now)
+        elif group is not None and group.trust is not None and group.begun_at >= group.trust.since:
+            group.trust.compared(finding, why, now)
+        self._withdraw_if_out(pool, actions)
         self._pump(now, actions)
         return actions
 
@@ -212,7 +240,8 @@ class Scheduler:
         pools = []
         for pool in self._fleet.pools.values():  # after most events, none has anything to do
             protects = pool.protections and not pool.protections_blocked
-            if pool.waiting_count or protects or pool.late or pool.hedges or pool.finishes or pool.retries:
+            trying = pool.trials.launches or pool.trials.finishes
+            if pool.waiting_count or protects or pool.late or pool.hedges or pool.finishes or pool.retries or trying:
                 pools.append(pool)
         if not pools:
             return
@@ -242,6 +271,8 @@ class Scheduler:
                 self._send_hedges(pool, now, actions)
             if pool.protections and not pool.protections_blocked:
                 self._send_protections(pool, now, actions)
+            if (pool.trials.launches or pool.trials.finishes) and not pool.waiting_count and not pool.retries:
+                self._send_trials(pool, now, actions)
 
     def _send_retries(self, pool: PoolState, now: float, actions: list[Action]) -> None:
         self._retries.pass_time(now)
@@ -283,18 +314,20 @@ class Scheduler:
         if query.release_at == math.inf:  # the first dispatch; a rejected query comes here again, in its group already
             query.release_at = now + pool.reconstruct_after_s
             if pool.code is not None and pool.rows and query.key is not None:
-                if pool.launches_late:
+                if not pool.protected:
+                    self._try_protection(pool, query, place.domain, now)
+                elif pool.launches_late:
                     query.launch_at = now + pool.launch_after_s
                 else:
                     sealed = self._join(pool, query, place.domain, now)
-            if self.policy.hedge_ratio:
+            if self.policy.hedge_ratio and pool.may_copy(now):
                 query.hedge_at = now + pool.hedge_after_s(query.launch_at - now)
             self._arm_query(query)
         self._send(Kind.DEPLOYED, place, query, query.group, query.slot, None, now, actions)
         if sealed is not None:
             self._seal(sealed, actions)
         if pool.deployed.trials and self.policy.hedge_ratio and not pool.waiting_count and not pool.retries:
-            probe = pool.endpoint_for_probe(query, now)
+            probe = pool.endpoint_for_probe(query, now) if pool.may_copy(now) else None
             if probe is not None and self._hedges.take():
                 self._send_copy(query, probe, now, actions)
 
@@ -305,7 +338,7 @@ class Scheduler:
         group = pool.group_for(query.key, domain)
         if group is None:
             self._serial += 1
-            group = CodingGroup(self._serial, query.key, pool.code, closes_at=now + pool.group_wait_s)
+            group = CodingGroup(self._serial, query.key, pool.code, now + pool.group_wait_s, pool.trust, now)
             pool.open_groups.setdefault(query.key, []).append(group)
             self._timers.arm(group.closes_at, Timer.SEAL, group)
         group.join(query, domain)
@@ -315,6 +348,9 @@ class Scheduler:
         """No more members; launch the protections, unless everybody has an answer already."""
         if group.sealed:
             return
+        if group.on_trial:
+            self._seal_trial(group)
+            return
         group.sealed = True
         first = group.members[0]
         pool = self._fleet.pools.get(first.pool) if first is not None else None
@@ -323,7 +359,8 @@ class Scheduler:
         if group.unanswered == 0:
             group.retire()
             return
-        if pool is None or (not group.full and not pool.pool.partial):  # nobody protects it, and nobody joins any more
+        # Nobody protects it, and nobody joins any more.
+        if pool is None or not group.usable or (not group.full and not pool.pool.partial):
             group.retire()
             self._review(group, actions)
             return
@@ -356,7 +393,7 @@ class Scheduler:
         """A backup for a query that is late: it waits for a place with the other late ones."""
         due, query.launch_at = query.launch_at, math.inf
         code = pool.code
-        if query.late or query.group is not None or code is None or not pool.rows or query.key is None:
+        if query.late or query.group is not None or code is None or not pool.protected or query.key is None:
             return
         if not query.exact or code.lossless:
             query.late = True
@@ -372,7 +409,7 @@ class Scheduler:
             if place is None or pool.code is None or place.endpoint.row is None:
                 return
             self._serial += 1
-            group = CodingGroup(self._serial, first.key, pool.code)
+            group = CodingGroup(self._serial, first.key, pool.code, math.inf, pool.trust, now)
             for query in [*pool.late.values()]:
                 if query is first or (query.key == first.key and query.domain != place.domain and not group.full):
                     group.join(query, query.domain)
@@ -385,6 +422,103 @@ class Scheduler:
             group.pending_rows.add(place.endpoint.row)
             self.sent["late"] += group.size
             self._send(Kind.PROTECTION, place, None, group, None, place.endpoint.row, now, actions)
+
+    def _withdraw_if_out(self, pool: PoolState, actions: list[Action]) -> None:
+        """A protection that is not in use any more stands in for nobody: who has nothing else to wait for has failed.
+        What of it is still under way is of no use when it arrives.
+        """
+        if pool.trust is not None and pool.trust.standing is Standing.OUT:
+            pool.trials.clear()
+        was, pool.protecting = pool.protecting, pool.trust is not None and pool.trust.in_use
+        if was and not pool.protecting:
+            self._give_up_launches(pool, actions)
+            for group, row in [*pool.protections]:
+                if not group.usable:
+                    pool.protections.remove((group, row))
+                    self._protection_lost(group, row, actions)
+
+    # ---- trials ----------------------------------------------------------------------------------------------------
+
+    def _try_protection(self, pool: PoolState, query: Query, domain: str, now: float) -> None:
+        """The query is served without a protection; but it may help to prove one."""
+        trust, trials = pool.trust, pool.trials
+        if trust is None or pool.code is None or pool.repeats.contradict(now):
+            return
+        trust.try_again_if_due(now)
+        if not trust.on_trial:
+            return
+        trials.drop_overdue(now - self.policy.deadline_s, trust, now)
+        group = trials.group_for(query.key)
+        if group is None:
+            if not trials.may_begin:
+                return
+            self._serial += 1
+            group = CodingGroup(self._serial, query.key, pool.code, now + pool.group_wait_s, trust, now, True)
+            trials.begin(group)
+            self._timers.arm(group.closes_at, Timer.SEAL, group)
+        trials.join(group, query, domain)
+        if group.full:
+            self._seal_trial(group)
+
+    def _seal_trial(self, group: CodingGroup) -> None:
+        first = group.members[0]
+        pool = self._fleet.pools.get(first.pool) if first is not None else None
+        if pool is not None:
+            usable = group.full or pool.pool.partial
+            pool.trials.seal(group, [row for row in range(group.code.r) if pool.rows.get(row)] if usable else [])
+
+    def _send_trials(self, pool: PoolState, now: float, actions: list[Action]) -> None:
+        trials = pool.trials
+        for group, row in [*trials.launches]:
+            if not pool.rows.get(row):  # any more
+                trials.drop(group)
+            place = None if group.done else pool.endpoint_for_trial(group, row, now)
+            if place is not None:
+                self._send(Kind.PROTECTION, place, None, group, None, row, now, actions)
+            if place is not None or group.done:
+                trials.launches.remove((group, row))
+        for group, slot in [*trials.finishes]:
+            place = None if group.done else pool.endpoint_for_trial(group, None, now)
+            if place is not None:
+                self._send(Kind.FINISH, place, group.members[slot], group, slot, None, now, actions)
+            if place is not None or group.done:
+                trials.finishes.remove((group, slot))
+
+    def _trial_ended(self, task: Task, outcome: Outcome, now: float, actions: list[Action]) -> None:
+        """A protection on trial, or the finish of what it helped to decode."""
+        group = task.group
+        assert group is not None
+        first = group.members[0]
+        pool = self._fleet.pools.get(first.pool) if first is not None else None
+        if pool is None or pool.trust is None or group.done:
+            return
+        if isinstance(outcome, Rejected):
+            if task.kind is Kind.FINISH and task.slot is not None:
+                pool.trials.finishes.append((group, task.slot))
+            elif task.row is not None:
+                pool.trials.launches.append((group, task.row))
+        elif task.kind is Kind.FINISH:
+            actions += pool.trials.finish_ended(task, outcome, pool.trust, now)
+        else:
+            actions += pool.trials.protection_ended(task, outcome, pool.trust, now)
+        self._withdraw_if_out(pool, actions)
+
+    def _lost_for_trial(self, query: Query) -> None:
+        pool = self._fleet.pools.get(query.pool)
+        if pool is not None:
+            pool.trials.own_lost(query)
+        query.trial = None
+
+    def _compare_with_given(self, query: Query, task: Task, outcome: Outcome, actions: list[Action]) -> None:
+        """The query was answered while this task was out; what it brings should have been the same."""
+        given, query.given = query.given, None
+        if isinstance(outcome, Arrived) and given is not None:
+            pool = self._fleet.pools.get(query.pool)
+            if given is not task and pool is not None and not pool.pool.proved:
+                actions.append(Compare(task, given, query.slot))
+            given = task
+        if query.in_flight:
+            query.given = given
 
     def _give_up_launches(self, pool: PoolState, actions: list[Action]) -> None:
         """There is no protection any more: who has nothing else to wait for has failed."""
@@ -451,15 +585,22 @@ class Scheduler:
         assert query is not None
         if not task.lost:
             query.in_flight -= 1
+        if query.given is not None:
+            self._compare_with_given(query, task, outcome, actions)
         if isinstance(outcome, Rejected):
             query.avoid -= task.place.only
         if isinstance(outcome, Arrived):
+            query.refused = outcome.error
             pool = self._fleet.pools.get(query.pool)
+            pairs: list[Compare] = []
             if pool is not None:
                 pool.latency.add(now - task.sent_at)
                 pool.unreachable_since = math.inf
+                if query.trial is not None and pool.trust is not None:
+                    pairs = pool.trials.own_arrived(query, task, outcome.raw, pool.trust, now)
             if query.open:
                 self._answer(query, Source.HEDGED if task.hedge else Source.DEPLOYED, task, actions)
+            actions += pairs
             if group is not None and not group.done:
                 if outcome.raw:
                     group.member_arrived(task)
@@ -489,6 +630,8 @@ class Scheduler:
             self._rebuild_if_due(query, now, actions)
         elif group is not None and not group.done:
             self._review(group, actions)
+        elif query.trial is not None and not query.in_flight:
+            self._lost_for_trial(query)
 
     def _copy_is_simply_gone(self, query: Query, outcome: Outcome, now: float, actions: list[Action]) -> bool:
         """A copy has failed. Whether something else goes on for its query, or has ended before it."""
@@ -512,6 +655,11 @@ class Scheduler:
             pool = self._fleet.pools.get(task.endpoint.pool)
             if pool is not None:
                 pool.backup_latency.add(now - task.sent_at)
+        if group.on_trial:
+            self._trial_ended(task, outcome, now, actions)
+            return
+        if group.trust is not None and not group.trust.proved:
+            self._note_use(task, group, outcome, now, actions)
         if group.done:
             return
         if isinstance(outcome, Arrived):
@@ -529,12 +677,37 @@ class Scheduler:
         else:
             self._protection_lost(group, task.row, actions)
 
+    def _note_use(self, task: Task, group: CodingGroup, outcome: Outcome, now: float, actions: list[Action]) -> None:
+        """Whether a protection in use brings anything: one that fails every group is taken out."""
+        trust = group.trust
+        assert trust is not None
+        if group.begun_at < trust.since or isinstance(outcome, Rejected):
+            return
+        if isinstance(outcome, Failed):
+            trust.failed(outcome.reason, now)
+        elif outcome.covers is None or outcome.covers:
+            trust.arrived()
+        elif not any(member is not None and member.refused for member in group.members):
+            trust.failed("it answered for no member of its group", now)
+        pool = self._fleet.pools.get(task.endpoint.pool)
+        if pool is not None:
+            self._withdraw_if_out(pool, actions)
+
     def _finish_done(self, task: Task, outcome: Outcome, now: float, actions: list[Action]) -> None:
-        query = task.query
+        query, group = task.query, task.group
         assert query is not None
+        if group is not None and group.on_trial:
+            self._trial_ended(task, outcome, now, actions)
+            return
         if not task.lost:
             query.finishes_pending -= 1
+        if group is not None and group.trust is not None and not group.trust.proved:
+            self._note_finish(group.trust, outcome, now)
         if not query.open:
+            return
+        if group is not None and not group.usable:
+            query.finish_attempts = MAX_FINISHES
+            self._review(group, actions)
             return
         if isinstance(outcome, Arrived):
             self._answer(query, Source.RECONSTRUCTED, task, actions)
@@ -547,6 +720,14 @@ class Scheduler:
             query.finish_attempts = MAX_FINISHES
         if not self._queue_finish(query) and query.group is not None:
             self._review(query.group, actions)
+
+    @staticmethod
+    def _note_finish(trust: Trust, outcome: Outcome, now: float) -> None:
+        """What cannot be decoded or finished anywhere is the protection's failure as well."""
+        if isinstance(outcome, Arrived):
+            trust.decoded()
+        elif isinstance(outcome, Failed) and not outcome.retry:
+            trust.failed(outcome.reason, now, decoding=True)
 
     def _queue_finish(self, query: Query) -> bool:
         pool = self._fleet.pools.get(query.pool)
@@ -567,7 +748,9 @@ class Scheduler:
             return False
         elsewhere = pool.has_elsewhere(query)
         if isinstance(outcome, Failed):
-            if not outcome.retry or not self._may_retry(query, task, outcome.cause, elsewhere, now):
+            if not outcome.retry or (not pool.pool.repeatable and outcome.cause is not Cause.UNREACHABLE):
+                return False
+            if not self._may_retry(query, task, outcome.cause, elsewhere, now):
                 return False
             assert query.deadline_at is not None
             query.choosy_until = min(now + pool.reconstruct_after_s, (now + query.deadline_at) / 2)
@@ -638,9 +821,13 @@ class Scheduler:
         """Its endpoint is gone. What it was for is asked for elsewhere; where there is no elsewhere it may yet come."""
         query, group = task.query, task.group
         pool = self._fleet.pools.get(task.endpoint.pool)
-        if task.kind is Kind.DEPLOYED:
+        if group is not None and group.on_trial:
+            task.lost = True
+            if pool is not None:
+                pool.trials.drop(group)
+        elif task.kind is Kind.DEPLOYED:
             assert query is not None
-            if pool is not None and pool.deployed:
+            if pool is not None and pool.deployed and pool.pool.repeatable:
                 task.lost = True
                 query.in_flight -= 1
                 self._deployed_failed(task, query, GONE, now, actions)
@@ -676,6 +863,9 @@ class Scheduler:
     def _rebuild_what_is_due(self, group: CodingGroup, now: float, actions: list[Action]) -> None:
         if group.unanswered == 0 or not group.covers:
             return
+        if not group.usable:  # any more
+            self._review(group, actions)
+            return
         recoverable = group.recoverable()
         for query in [*group.open_members()]:
             if query.slot in recoverable:
@@ -707,7 +897,7 @@ class Scheduler:
                 self._fail(query, Reason.FAILED, actions)
 
     def _may_be_rebuilt(self, query: Query, group: CodingGroup) -> bool:
-        if query.exact and not group.code.lossless:
+        if not group.usable or (query.exact and not group.code.lossless):
             return False
         if group.code.family == "backup":  # its answers are ready
             return True
@@ -779,6 +969,8 @@ class Scheduler:
 
     def _answer(self, query: Query, source: Source, task: Task | None, actions: list[Action]) -> None:
         self.answered[source._value_] += 1
+        if query.in_flight:
+            query.given = task
         actions.append(Answer(query, source, task))
         self._close(query, actions)
 
@@ -799,6 +991,8 @@ class Scheduler:
                 pool.late.pop(query.id, None)
                 pool.hedges.pop(query.id, None)
         query.state = QueryState.DONE
+        if query.trial is not None and not query.in_flight:
+            self._lost_for_trial(query)
         self._live.pop(query.id, None)
         group = query.group
         query.group = query.last_failure = None  # no cycles: nothing is left to the garbage collector
@@ -828,6 +1022,8 @@ class Scheduler:
                 health.pause(now + self.policy.reject_pause_s)
             elif outcome.retry:
                 health.failed(now)
+            else:
+                health.undecided()
         place.line.count(before, health.condition)
         if health.resumes_at > now:
             place.line.park(place)
@@ -875,6 +1071,8 @@ class Scheduler:
                     "late": len(pool.late),
                     "queued_protections": sum(not group.done for group, _ in pool.protections),
                     "reconstruct_after_s": pool.reconstruct_after_s,
+                    "trust": None if pool.trust is None or pool.code is None else pool.trust.told(),
+                    "copies": pool.repeats.told(),
                     "group_wait_s": pool.group_wait_s,
                 }
                 for name, pool in self._fleet.pools.items()

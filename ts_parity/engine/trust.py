@@ -99,7 +99,8 @@ class Trust:
         self._compared = self._agreed = self._unknown = 0
         """Since the present trial began."""
         self._drift = 0.0
-        self._failures = 0
+        self._failures = self._undecoded = 0
+        """In a row."""
 
     @property
     def in_use(self) -> bool:
@@ -142,15 +143,25 @@ class Trust:
         """A group has brought something."""
         self._failures = 0
 
-    def failed(self, why: str, now: float, counted: bool = False) -> None:
-        """A group has brought nothing."""
+    def decoded(self) -> None:
+        """And an answer could be made of it."""
+        self._undecoded = 0
+
+    def failed(self, why: str, now: float, counted: bool = False, decoding: bool = False) -> None:
+        """A group has brought nothing; or, `decoding`, nothing that an answer could be made of."""
         if not counted:
             self.counts[Finding.FAILED] += 1
-        self._failures += 1
-        if self._failures >= FAILURES and self.standing is not Standing.OUT and not self.proved:
-            self._take_out(
-                f"{self._failures} of {self._failures} groups in a row brought nothing; the last: {why}", now
-            )
+        if decoding:
+            self._undecoded += 1
+        else:
+            self._failures += 1
+        if max(self._failures, self._undecoded) >= FAILURES and self.standing is not Standing.OUT and not self.proved:
+            self._take_out(f"{FAILURES} of {FAILURES} groups in a row brought nothing; the last: {why}", now)
+
+    def withdraw(self, reason: str, now: float) -> None:
+        """It is taken out for what it did not do itself."""
+        if self.standing is not Standing.OUT and not self.proved:
+            self._take_out(reason, now)
 
     def told(self) -> dict[str, object]:
         """For status."""
@@ -204,7 +215,7 @@ class Trust:
     def _begin_trial(self, now: float) -> None:
         self.standing, self.reason, self.since = Standing.ON_TRIAL, "", now
         self._allowed = allowed_agreement(UNREPORTED if self._reported is None else self._reported)
-        self._compared = self._agreed = self._unknown = self._failures = 0
+        self._compared = self._agreed = self._unknown = self._failures = self._undecoded = 0
         self._drift = 0.0
 
     def _take_out(self, reason: str, now: float) -> None:

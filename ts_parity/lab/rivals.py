@@ -94,7 +94,7 @@ def make_fleet(
     hosts = range(deployed) if shared else range(deployed, count)
     if code is not None:
         endpoints += [Endpoint(f"m{i}/p", f"m{i}", POOL, n % rows, places) for n, i in enumerate(hosts)]
-    return Fleet(tuple(instances), tuple(endpoints), (Pool(POOL, code),))
+    return Fleet(tuple(instances), tuple(endpoints), (Pool(POOL, code, proved=True),))
 
 
 @dataclass(frozen=True)

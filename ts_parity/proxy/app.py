@@ -29,7 +29,7 @@ from ts_parity.proxy.plan import Plan, Wanted, make_plan
 from ts_parity.proxy.reports import InstanceReport
 from ts_parity.proxy.server import Server
 from ts_parity.proxy.service import Service
-from ts_parity.proxy.status import health, status_json
+from ts_parity.proxy.status import health, status_json, trust_problems
 from ts_parity.proxy.upstream import Address, Upstream
 
 log = logging.getLogger(__name__)
@@ -68,14 +68,16 @@ class StreamedPools:
 class Proxy:
     """One proxy. `start`, then `drain` (or `run` for both), then `close`. Everything happens on one event loop."""
 
-    def __init__(self, settings: Settings, process: int | None = None) -> None:
+    def __init__(self, settings: Settings, process: int | None = None, proved: bool = False) -> None:
         """Raise ConfigError if the default answer or a certificate cannot be used. Needs a running event loop.
 
         `process`: which one of `settings.processes` it is. It shares port and places with the others, and the admin
-        port is their parent's.
+        port is their parent's. `proved`: protections are used without a trial, for tests of what comes after it.
         """
         self.settings = settings
         self._process = process
+        self._proved = proved
+        self._distrusted: list[str] = []
         self.url = self.admin_url = ""
         default = settings.read_default_answer()
         tls, to_instances = client_side(settings), instance_side(settings)
@@ -184,6 +186,7 @@ class Proxy:
     def _adopt(self) -> None:
         settings = self.settings
         wanted = Wanted(settings.instances, settings.code, settings.k, self._streamed.reasons(time.monotonic()))
+        wanted = replace(wanted, models=settings.models, proved=self._proved)
         if self._process is not None:
             wanted = replace(wanted, process=self._process, processes=settings.processes)
         plan = make_plan(self._reports, wanted)
@@ -198,6 +201,17 @@ class Proxy:
         # The service first: it must not send the driver to a pool that the engine has dropped.
         self._service.change_fleet(plan, self._addresses)
         self.driver.change_fleet(plan, self._addresses)
+
+    def _tell_trust(self) -> None:
+        """Once each, when a protection or second copies are taken out, and when they are back."""
+        problems = trust_problems(self.scheduler.snapshot())
+        for problem in problems:
+            if problem not in self._distrusted:
+                log.warning("%s", problem)
+        for problem in self._distrusted:
+            if problem not in problems:
+                log.info("no longer: %s", problem)
+        self._distrusted = problems
 
     def _read_addresses(self) -> None:
         """Keys in files are renewed by TorchServe every hour, so they are read again each time."""
@@ -225,6 +239,7 @@ class Proxy:
             self._look_asked.clear()
             for tls in self._tls:
                 tls.renew()
+            self._tell_trust()
             try:
                 await self.discover()
             except Exception:

@@ -38,6 +38,14 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         "management_token_file, places, tls_ca, tls_verify, tls_certificate, tls_key. May be given many times; "
         "replaces the instances of file and environment",
     )
+    serve.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        metavar="NAME[,key=value]...",
+        help="what must be said of a model; keys: version, repeatable. May be given many times; replaces the models "
+        "of file and environment",
+    )
     serve.add_argument("--ready-file", type=Path, metavar="FILE", help="written (JSON) when the proxy accepts requests")
     serve.add_argument("--log-level", default="warning", choices=["debug", "info", "warning", "error"])
     add_flags(serve)
@@ -58,7 +66,7 @@ def _add_admin(parser: argparse.ArgumentParser) -> None:
 
 def run_serve(args: argparse.Namespace) -> int:
     """Until drained. Exit codes: 0 drained, 1 cut, 2 usage, 3 could not start."""
-    settings = load_settings(args.config, os.environ, given_flags(args), args.endpoint)
+    settings = load_settings(args.config, os.environ, given_flags(args), args.endpoint, args.model)
     logging.basicConfig(
         level=args.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )

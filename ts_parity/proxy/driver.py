@@ -22,7 +22,9 @@ from ts_parity.engine import (
     Action,
     Answer,
     Arrived,
+    Compare,
     Failed,
+    Finding,
     Kind,
     Outcome,
     Query,
@@ -35,6 +37,7 @@ from ts_parity.engine import (
 )
 from ts_parity.errors import DeadlineExceeded, DecodeError, Overloaded, TsParityError, Unavailable, WireError
 from ts_parity.proxy.access import ERROR, LEFT, Facts
+from ts_parity.proxy.comparison import Answers, Comparison
 from ts_parity.proxy.messages import Reply, Request
 from ts_parity.proxy.metrics import Metrics
 from ts_parity.proxy.operations import (
@@ -104,6 +107,7 @@ class Driver:
         self._addresses: Mapping[str, Address] = {}
         self._ids = itertools.count(1)
         self._loop = asyncio.get_running_loop()
+        self._answers: dict[str, Answers] = {}
         self._waiting: dict[int, Callable[[Delivered], None]] = {}
         self._in_flight = 0
         self._streams: set[asyncio.Task[None]] = set()
@@ -140,6 +144,7 @@ class Driver:
     def change_fleet(self, plan: Plan, addresses: Mapping[str, Address]) -> None:
         """Adopt a new plan; the engine hears of it only if its fleet is another one."""
         changed = plan.fleet != self._plan.fleet
+        self._answers = {name: self._answers.get(name, Answers()) for name in plan.pools}
         # First, since the actions that follow speak of the new endpoints.
         self._plan, self._addresses = plan, addresses
         if changed:
@@ -184,6 +189,8 @@ class Driver:
             if self._manners.noting:
                 delivered.facts = _facts(action.query, action.source, action.task, self._loop.time())
             self._deliver(action.query, delivered)
+        elif isinstance(action, Compare):
+            self._compare(action)
         else:
             self._refuse(action.query, action.reason, action.task)
 
@@ -197,6 +204,22 @@ class Driver:
             self._ended(task, Failed(str(error), retry=False))
         except Exception:
             self._broken(task)
+
+    def _compare(self, pair: Compare) -> None:
+        """What it costs is bounded by the bodies that are compared; see `comparison`."""
+        query = pair.own.query
+        assert query is not None
+        answers = self._answers.get(query.pool)
+        comparison = Comparison(Finding.UNKNOWN, "its pool is gone")
+        if answers is not None:
+            try:
+                comparison = _compared(pair, answers)
+            except Exception:  # the clients have their answers already
+                log.exception("two answers of %s could not be compared", query.pool)
+                comparison = Comparison(Finding.UNKNOWN, "internal error of the proxy")
+        of = "copy" if pair.other.kind is Kind.DEPLOYED else "protection"
+        self._metrics.comparisons.add(query.pool, of, comparison.finding.value)
+        self._obey(self.scheduler.compared(pair, comparison.finding, comparison.why, self._loop.time()))
 
     def _answer(self, query: Query, source: Source, task: Task | None) -> Delivered:
         if task is None:
@@ -388,6 +411,24 @@ def _asked(query: Query) -> str | None:
     return ", ".join(f"{instance}/{query.pool}" for instance in sorted(query.avoid)) or None
 
 
+def _compared(pair: Compare, answers: Answers) -> Comparison:
+    own, other, lossless = pair.own.value, pair.other.value, True
+    if not isinstance(own, Value) or not isinstance(other, Value) or own.reply is None or other.reply is None:
+        return Comparison(Finding.UNKNOWN, "a streamed answer cannot be compared")
+    reply = other.reply
+    if pair.other.kind is not Kind.DEPLOYED:
+        assert pair.other.group is not None
+        lossless = pair.other.group.code.lossless
+    if pair.other.kind is Kind.PROTECTION:
+        part = None if other.frame is None else other.frame.slots[pair.slot]
+        if part is None:
+            return Comparison(Finding.FAILED, "it left a member of its group out")
+        reply = slot_reply(other, pair.slot)
+    if pair.other.kind is not Kind.DEPLOYED and reply.status >= 400 and own.reply.status < 400:
+        return Comparison(Finding.FAILED, f"it answered {reply.status}: {reply.body[:200].decode('utf-8', 'replace')}")
+    return answers.compare(own.reply, reply, lossless)
+
+
 def _protection_work(task: Task, target: Target) -> float:
     """In deployed inferences: as measured, else one for a parity model and one for each query of a backup."""
     group = task.group
@@ -402,7 +443,8 @@ def _decode(task: Task) -> Array:
     group, slot = task.group, task.slot
     assert group is not None
     assert slot is not None
-    have, protections = _values(group.have), _values(group.protections)
+    others = {member: own for member, own in group.have.items() if member != slot}  # on trial, it may have arrived
+    have, protections = _values(others), _values(group.protections)
     roundoff = max(value.roundoff for value in (*have.values(), *protections.values()))
     return cast(Code, group.code).decode(slot, _raws(have), _raws(protections), group.covers, roundoff)
 

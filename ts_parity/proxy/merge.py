@@ -111,6 +111,7 @@ _ADDED = {
 _COUNTS = ("sent", "answered", "failed")
 # From best to worst: what one process finds wrong is worth knowing.
 _HEALTH = ("in", "trial", "out")
+_STANDINGS = ("in use", "on trial", "out")
 
 
 def merge_status(parts: Sequence[Json]) -> Json:
@@ -149,12 +150,20 @@ def _merge(key: str, values: list[Any]) -> Any:
         return any(known)
     if key == "health":
         return max(known, key=lambda health: _HEALTH.index(health) if health in _HEALTH else -1)
+    if key in ("trust", "copies"):
+        return _merge_trust(known)
     if isinstance(first, dict):
         # A process that has no code for a pool says None, and why: the first one's word is taken for both.
         return values[0] if key == "code" else {k: _merge(k, [v[k] for v in known if k in v]) for k in _keys(known)}
     if isinstance(first, list):
         return _merge_lists(known)
     return values[0]
+
+
+def _merge_trust(told: list[Json]) -> Json:
+    """Each process compares for itself: what they counted is added up, and the one that thinks worst is believed."""
+    worst = max(told, key=lambda one: (_STANDINGS.index(one.get("state", _STANDINGS[0])), bool(one["reason"])))
+    return {key: sum(one[key] for one in told) if isinstance(worst[key], int) else worst[key] for key in worst}
 
 
 def _merge_lists(lists: list[list[Any]]) -> list[Any]:

@@ -108,6 +108,11 @@ class Metrics(Collector):
             "Work sent, in deployed inferences: a query 1, a parity query 1, a backup 1 per member.",
             ["kind"],
         )
+        self.comparisons = Counts(
+            "ts_parity_comparisons",
+            "Answers compared with the deployed model's own, of its protection or of second copies, by finding.",
+            ["pool", "of", "finding"],
+        )
         self.decode_failures = Counts("ts_parity_decode_failures", "Raw outputs that could not be decoded.")
         self.finish_failures = Counts("ts_parity_finish_failures", "Rebuilt outputs that no worker made an answer of.")
         self.passed_through = Counts(
@@ -124,6 +129,7 @@ class Metrics(Collector):
         yield self.query_seconds.family()
         yield self.tasks.family()
         yield self.work.family()
+        yield self.comparisons.family()
         yield self.decode_failures.family()
         yield self.finish_failures.family()
         yield self.passed_through.family()

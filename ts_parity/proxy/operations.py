@@ -14,7 +14,7 @@ from typing import final
 import numpy as np
 
 from ts_parity.codes import Family
-from ts_parity.engine import ARRIVED, ARRIVED_RAW, Arrived, Failed, Outcome
+from ts_parity.engine import ARRIVED, ARRIVED_ERROR, ARRIVED_RAW, Arrived, Failed, Outcome
 from ts_parity.errors import MalformedFrame, MalformedTail
 from ts_parity.proxy.messages import (
     BODILESS,
@@ -136,7 +136,7 @@ def read_prediction(result: Reply | Unreachable) -> tuple[Outcome, Value]:
         return failure, Value(result)
     described = header(result.controls, RAW)
     if described is None or result.status in BODILESS:  # no body, no tail
-        return ARRIVED, Value(result)
+        return ARRIVED if result.status < 400 else ARRIVED_ERROR, Value(result)
     try:
         tail = find_tail(result.body, described)
     except MalformedTail as error:

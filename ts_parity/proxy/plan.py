@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ts_parity.codes import Code, Family
-from ts_parity.config import AUTO, InstanceSettings
+from ts_parity.config import AUTO, InstanceSettings, ModelSettings
 from ts_parity.engine import Endpoint, Fleet, Instance, Pool
 from ts_parity.proxy.operations import Target
 from ts_parity.proxy.reports import REFUSED, InstanceReport, ModelReport
@@ -30,6 +30,10 @@ class PoolPlan:
     reason: str
     partial: bool
     verdicts: tuple[str, ...]
+    repeatable: bool = True
+    """Asked twice, it says the same and is none the worse, as far as is known."""
+    agreement: float | None = None
+    """What the protection's report promises, the least of its rows."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,12 @@ class Wanted:
     uncoded: Mapping[str, str] = field(default_factory=dict)
     process: int = 0
     processes: int = 1
+    models: tuple[ModelSettings, ...] = ()
+    proved: bool = False
+    """Protections are used without a trial: for tests of what comes after it."""
+
+    def repeatable(self, model: str, version: str) -> bool:
+        return all(given.repeatable for given in self.models if given.name == model and given.version in ("", version))
 
     def share(self, places: int, instance: str) -> int:
         """Of the places of an instance, or of a model on it, those that are this process's."""
@@ -97,7 +107,7 @@ def make_plan(reports: Sequence[InstanceReport], wanted: Wanted) -> Plan:
         pools[name] = pool
         for host, member, row in [*((h, m, None) for h, m in used), *rows]:
             places = wanted.share(member.places, host)
-            endpoint = Endpoint(f"{host}/{member.model}/{member.version}", host, name, row, places)
+            endpoint = Endpoint(f"{host}/{member.model}/{member.version}", host, name, row, places, member.running)
             endpoints.append(endpoint)
             cost = member.described.cost if member.described is not None else None
             targets[endpoint.name] = Target(host, member.model, member.version, member.described is not None, cost)
@@ -105,7 +115,7 @@ def make_plan(reports: Sequence[InstanceReport], wanted: Wanted) -> Plan:
         fleet=Fleet(
             _instances(up, endpoints, wanted),
             tuple(endpoints),
-            tuple(Pool(pool.name, pool.code, pool.partial) for pool in pools.values()),
+            tuple(_engine_pool(pool, wanted) for pool in pools.values()),
         ),
         problems=tuple(dict.fromkeys(problems)),
         pools=pools,
@@ -115,6 +125,10 @@ def make_plan(reports: Sequence[InstanceReport], wanted: Wanted) -> Plan:
         protections=frozenset(m.model for _, m in protections),
         up=tuple(report.name for report in up),
     )
+
+
+def _engine_pool(pool: PoolPlan, wanted: Wanted) -> Pool:
+    return Pool(pool.name, pool.code, pool.partial, pool.repeatable, pool.agreement, wanted.proved)
 
 
 def share(places: int, process: int, processes: int) -> int:
@@ -154,8 +168,10 @@ def _protect(
     """The pool with its code, the protection endpoints with their rows, and what is wrong."""
     candidates, problems = _matching(pool, members, protections)
     code, reason = _agreed_code(candidates, wanted)
+    model, _, version = pool.rpartition("/")
+    once = _only_once(model, version, members, wanted)
     if code is not None:
-        reason = _obstacle(pool, code, members, wanted)
+        reason = once or _obstacle(pool, code, members, wanted)
         code = None if reason else code
     if code is None and candidates:
         problems.append(f"{pool} is not coded: {reason}")
@@ -167,8 +183,20 @@ def _protect(
     rows = [(host, m, row) for host, m, row in chosen if m.ready]
     partial = bool(chosen) and all(m.described is not None and m.described.partial for _, m, _ in chosen)
     verdicts = tuple(dict.fromkeys(m.described.verdict if m.described else "not wrapped" for _, m in members))
-    model, _, version = pool.rpartition("/")
-    return PoolPlan(pool, model, version, code, reason, partial, verdicts), rows, problems
+    told = [m.described.agreement for _, m, _ in chosen if m.described is not None]
+    agreement = min((share for share in told if share is not None), default=None)
+    plan = PoolPlan(pool, model, version, code, reason, partial, verdicts, not once, agreement)
+    return plan, rows, problems
+
+
+def _only_once(model: str, version: str, members: Sequence[Member], wanted: Wanted) -> str:
+    """Why a query must be run once only and nothing may stand in for its answer, or an empty text."""
+    if not wanted.repeatable(model, version):
+        return "the configuration says that it is not repeatable"
+    for host, m in members:
+        if m.described is not None and not m.described.repeatable:
+            return f"it is not repeatable: {m.described.reason or 'no reason given'} ({host})"
+    return ""
 
 
 def _matching(pool: str, members: Sequence[Member], protections: Sequence[Member]) -> tuple[list[Member], list[str]]:
@@ -181,6 +209,8 @@ def _matching(pool: str, members: Sequence[Member], protections: Sequence[Member
             continue
         if m.described is not None and m.described.verdict == REFUSED:
             problems.append(f"{host}: {m.model} {m.version} is not used: it refuses groups: {m.described.reason}")
+        elif m.described is not None and not m.described.repeatable:
+            problems.append(f"{host}: {m.model} {m.version} is not used: it is not repeatable: {m.described.reason}")
         elif protects.weights and weights and protects.weights not in weights:
             problems.append(
                 f"{host}: {m.model} {m.version} is not used: it was made for other weights of {pool} "

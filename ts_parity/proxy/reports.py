@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ts_parity.codes import Code, Family, make_code
@@ -44,7 +44,7 @@ class Protects:
 
 @dataclass(frozen=True)
 class Described:
-    """What a wrapped archive publishes. The last five are set for protections only."""
+    """What a wrapped archive publishes. The last six are set for protections only."""
 
     role: str
     weights: str | None = None
@@ -52,12 +52,16 @@ class Described:
     reason: str = ""
     output: str = ""
     """Shape and dtype of the raw output, as text to compare; empty where unknown."""
+    repeatable: bool = True
+    """False: its handler was found to say something else when it is asked again, or to keep what it was asked."""
     code: Code | None = None
     row: int = 0
     partial: bool = False
     protects: Protects | None = None
     cost: float | None = None
     """Of a full group, in deployed inferences; None if it was not measured."""
+    agreement: float | None = None
+    """With the deployed model's own decisions, as its report says; None if it was not measured."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,9 @@ class ModelReport:
     ready: int
     batch_size: int
     pids: tuple[str, ...] = ()
+    """Its worker processes, each by what is another when it is started or registered anew."""
+    running: frozenset[str] = frozenset()
+    """Those of them that are READY."""
     described: Described | None = None
     silent: bool = False
     problem: str = ""
@@ -111,10 +118,16 @@ def read_model(entry: Any, default_version: str) -> ModelReport:
             default=version == default_version,
             ready=sum(worker["status"] == "READY" for worker in workers),
             batch_size=max(1, batch_size),
-            pids=tuple(sorted(f"{worker.get('id')}/{worker.get('pid')}" for worker in workers)),
+            pids=tuple(sorted(_worker(worker) for worker in workers)),
+            running=frozenset(_worker(worker) for worker in workers if worker["status"] == "READY"),
         )
     except UNREADABLE as error:
         raise BadDescribe(f"its describe is not TorchServe's: {_said(error)}") from None
+
+
+def _worker(entry: Mapping[str, Any]) -> str:
+    """Process ids come again, in containers above all, so the time when it was started stands beside."""
+    return "/".join(_text(entry.get(part))[:80] for part in ("id", "pid", "startTime") if entry.get(part) is not None)
 
 
 def read_name(given: Any) -> str:
@@ -158,6 +171,7 @@ def read_described(ours: Mapping[str, Any]) -> Described:
         verdict=_text(ours.get("verdict", "")),
         reason=_text(ours.get("reason") or ""),
         output=_text(f"{output.get('dtype')}{output.get('shape')}") if isinstance(output, Mapping) else "",
+        repeatable=ours.get("repeatable") is not False,
     )
     return described if role == DEPLOYED else _read_protection(ours, described)
 
@@ -188,6 +202,18 @@ def _read_protection(ours: Mapping[str, Any], common: Described) -> Described:
         raise BadDescribe(f"its describe as a protection is incomplete: {_said(error)}") from None
     if not 0 <= row < code.r:
         raise BadDescribe(f"it says it is row {row} of {code.r}")
-    return Described(
-        common.role, common.weights, common.verdict, common.reason, common.output, code, row, partial, protected, cost
+    return replace(
+        common,
+        code=code,
+        row=row,
+        partial=partial,
+        protects=protected,
+        cost=cost,
+        agreement=_share(ours.get("agreement")),
     )
+
+
+def _share(given: Any) -> float | None:
+    """What is no share is as good as not said."""
+    number = isinstance(given, int | float) and not isinstance(given, bool)
+    return float(given) if number and 0.0 <= given <= 1.0 else None

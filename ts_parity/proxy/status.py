@@ -10,6 +10,7 @@ from typing import Any
 
 from ts_parity import __version__
 from ts_parity.config import InstanceSettings
+from ts_parity.engine import Standing
 from ts_parity.proxy.plan import Plan, PoolPlan
 from ts_parity.proxy.reports import InstanceReport
 
@@ -29,11 +30,23 @@ def status_json(
     return {
         "version": __version__,
         **state,
-        "problems": list(plan.problems),
+        "problems": [*plan.problems, *trust_problems(engine)],
         "pools": {name: _pool(plan, pool, engine) for name, pool in plan.pools.items()},
         "instances": [_instance(plan, report, instances) for report in reports],
         "engine": engine,
     }
+
+
+def trust_problems(engine: Mapping[str, Any]) -> list[str]:
+    """Protections and second copies that have been taken out for what they, or the deployed instances, answered."""
+    problems = []
+    for name, pool in engine["pools"].items():
+        trust = pool.get("trust")
+        if pool["copies"]["reason"]:
+            problems.append(f"{name}: {pool['copies']['reason']}")
+        elif trust is not None and trust["state"] == Standing.OUT.value:
+            problems.append(str(trust["reason"]))
+    return problems
 
 
 def health(plan: Plan, draining: bool) -> tuple[int, Json]:
@@ -88,6 +101,9 @@ def _pool(plan: Plan, pool: PoolPlan, engine: Mapping[str, Any]) -> Json:
         else {"name": code.name, "k": code.k, "r": code.r, "family": code.family.value, "partial": pool.partial},
         "reason": pool.reason,
         "verdicts": list(pool.verdicts),
+        "repeatable": pool.repeatable,
+        "trust": live.get("trust"),
+        "copies": live.get("copies"),
         "waiting": live.get("waiting", 0),
         "reconstruct_after_s": live.get("reconstruct_after_s"),
         "endpoints": [
