@@ -25,8 +25,8 @@ COMPILED = [
     *(
         f"proxy/{name}"
         for name in (
-            "connections", "driver", "heads", "messages", "metrics", "operations", "outbox", "reading", "server",
-            "service", "upstream",
+            "buffers", "connections", "driver", "heads", "messages", "metrics", "operations", "outbox", "reading",
+            "server", "service", "upstream",
         )
     ),
 ]  # fmt: skip

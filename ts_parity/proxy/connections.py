@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from httptools import HttpParserError, HttpResponseParser
 
 from ts_parity.config import UNIX
+from ts_parity.proxy.buffers import BodyBuffer
 from ts_parity.proxy.certificates import Tls
 from ts_parity.proxy.heads import PlainAnswer, read_answer
 from ts_parity.proxy.messages import (
@@ -22,6 +23,7 @@ from ts_parity.proxy.messages import (
     HOP,
     LENGTH,
     MAX_HEAD_BYTES,
+    MAX_HEADERS,
     Reply,
     meaning,
     split_controls,
@@ -113,7 +115,8 @@ class Connection:
     def __init__(self, origin: Origin) -> None:
         self._origin = origin
         self._transport = cast(asyncio.Transport, None)
-        self._parser = HttpResponseParser(self)
+        self._parser: HttpResponseParser | None = None
+        """Made when it is needed: most answers are read without."""
         self._listener: Listener | None = None
         self._stream: Stream | None = None
         self._plain: PlainAnswer | None = None
@@ -126,12 +129,13 @@ class Connection:
         """An answer has begun that nobody asked for: what follows could be taken for the answer to somebody else."""
         self._ended: tuple[Reply | None, bool] | None = None
         """The answer is read to its end: the reply (None: it was a stream), and whether the connection can be kept."""
+        self._body = BodyBuffer()
         self._reset()
 
     def _reset(self) -> None:
         self._phrase = b""
         self._headers: list[tuple[str, str]] = []
-        self._pieces: list[bytes] = []
+        self._body.drop()
         self._received = 0
         self._status = 0
         self._until_close = False
@@ -194,20 +198,19 @@ class Connection:
         if self._received > self._at_most:
             self._fail(f"its answer is over {self._at_most:.0f} bytes")
         elif self._plain is not None:
-            self._pieces.append(data)
+            self._body.add(data)
             if self._received >= self._plain.end + self._plain.length:
-                self._complete_plain(self._plain)
+                self._complete_plain(self._plain, self._body.take())
         elif fresh and not self._for_head and (plain := read_answer(data)) is not None:
-            self._pieces.append(data)
             if self._received >= plain.end + plain.length:
-                self._complete_plain(plain)
+                self._complete_plain(plain, data)
             else:
+                self._body.add(data)
                 self._plain = plain
         else:
             self._parse(data)
 
-    def _complete_plain(self, plain: PlainAnswer) -> None:
-        data = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+    def _complete_plain(self, plain: PlainAnswer, data: bytes) -> None:
         end = plain.end + plain.length
         self._plain = None
         body = data[plain.end : end]
@@ -218,6 +221,8 @@ class Connection:
     def _parse(self, data: bytes) -> None:
         """Nobody is told before the parser is done: who is told may send on this very connection."""
         trouble = ""
+        if self._parser is None:
+            self._parser = HttpResponseParser(self)
         try:
             self._parser.feed_data(data)
         except HttpParserError as error:
@@ -254,6 +259,9 @@ class Connection:
         if self._until_close and error is None:
             self._complete(self._reply(), keep=False)
         self._fail(str(error) or type(error).__name__ if error is not None else "it closed the connection")
+        # Parser and connection would keep each other, and what they hold, until a collector runs.
+        self._parser = None
+        self._reset()
 
     def _fail(self, reason: str) -> None:
         listener, stream = self._listener, self._stream
@@ -273,9 +281,13 @@ class Connection:
         self._phrase += phrase
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers.append((name.decode("latin-1"), value.decode("latin-1")))
+        if len(self._headers) < MAX_HEADERS:
+            self._headers.append((name.decode("latin-1"), value.decode("latin-1")))
+        elif self._stream is None:
+            self._unclear = f"it has over {MAX_HEADERS} headers"
 
     def on_headers_complete(self) -> None:
+        assert self._parser is not None
         self._status = self._parser.get_status_code()
         if self._status < 200 or self._stray:
             return
@@ -305,7 +317,7 @@ class Connection:
         if self._stream is not None:
             self._stream.feed(piece)
             return
-        self._pieces.append(piece)
+        self._body.add(piece)
         if self._gathers:
             self._gathered += len(piece)
             if self._gathered > _GATHERED_BYTES:
@@ -313,9 +325,8 @@ class Connection:
 
     def _begin_stream(self) -> None:
         stream = Stream(self._status, self._phrase.decode("latin-1"), self._end_to_end()[0], self)
-        for piece in self._pieces:
-            stream.feed(piece)
-        self._pieces = []
+        if self._gathered:
+            stream.feed(self._body.take())
         self._stream = stream
 
     def on_message_complete(self) -> None:
@@ -326,13 +337,14 @@ class Connection:
             self._reset()
             self._received = received
             return
+        assert self._parser is not None
         self._ended = (None if self._stream is not None else self._reply(), self._parser.should_keep_alive())
 
     def _end_to_end(self) -> tuple[Headers, Headers]:
         return split_controls(without_hop_by_hop(tuple(self._headers)))
 
     def _reply(self) -> Reply:
-        body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        body = self._body.take()
         headers, controls = self._end_to_end()
         return Reply(self._status, self._phrase.decode("latin-1"), headers, body, None, controls)
 
@@ -340,7 +352,7 @@ class Connection:
         """`reply`: None at the end of a stream."""
         listener, stream = self._listener, self._stream
         self._listener = self._stream = None
-        self._pieces = []
+        self._body.drop()
         self._until_close = False
         if self._paused:
             self.resume()

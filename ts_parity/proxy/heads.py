@@ -19,6 +19,7 @@ from ts_parity.proxy.messages import (
     HOST,
     LENGTH,
     MAX_HEAD_BYTES,
+    MAX_HEADERS,
     NAMES_OTHERS,
     NO_BODY,
     meaning,
@@ -124,7 +125,7 @@ def read_request(data: bytes, start: int = 0) -> PlainRequest | None:
     end = data.find(b"\r\n\r\n", start)
     if end < 0 or end - start > MAX_HEAD_BYTES:
         return None
-    lines = data[start:end].split(b"\r\n")
+    lines = data[start:end].split(b"\r\n", MAX_HEADERS + 1)
     first = _requests.get(lines[0])
     if first is None:
         match = _REQUEST_LINE.fullmatch(lines[0])
@@ -149,7 +150,7 @@ def read_answer(data: bytes) -> PlainAnswer | None:
     end = data.find(b"\r\n\r\n")
     if end < 0 or end > MAX_HEAD_BYTES:
         return None
-    lines = data[:end].split(b"\r\n")
+    lines = data[:end].split(b"\r\n", MAX_HEADERS + 1)
     first = _statuses.get(lines[0])
     if first is None:
         match = _STATUS_LINE.fullmatch(lines[0])
@@ -174,6 +175,8 @@ def _read_lines(lines: list[bytes]) -> tuple[Headers, Headers, bytes, int, int] 
     kept: list[bytes] = []
     seen, length = 0, -1
     del lines[0]
+    if len(lines) > MAX_HEADERS:
+        return None
     for line in lines:
         known = _lines.get(line)
         if known is None:

@@ -14,6 +14,10 @@ from ts_parity.wire import CONTROL_PREFIX, Headers
 
 MAX_HEAD_BYTES: Final = 65536
 """Of a request line or status line and its headers."""
+MAX_HEADERS: Final = 200
+"""In one head. Each costs some 160 bytes beside its own, so a head of tiny ones would take twelve times its size.
+Apache, Tomcat, Envoy and hyper take 100; what a mesh adds behind such a server has room here.
+"""
 REQUEST_ID: Final = "x-request-id"
 # RFC 9110, 7.6.1: these speak of one connection and are not passed on. Nor is what asks for another protocol, for it
 # can change where the receiver looks for the end of the message: Netty, under TorchServe, waits for eight bytes more

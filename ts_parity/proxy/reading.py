@@ -7,16 +7,18 @@ limits; knows nothing of sockets, time, or what becomes of a request.
 
 from __future__ import annotations
 
-from typing import Protocol, final
+from typing import Final, Protocol, final
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
+from ts_parity.proxy.buffers import BodyBuffer
 from ts_parity.proxy.heads import PlainRequest, read_request
 from ts_parity.proxy.messages import (
     EXPECT,
     HOP,
     LENGTH,
     MAX_HEAD_BYTES,
+    MAX_HEADERS,
     NAMES_OTHERS,
     REQUEST_ID,
     Reply,
@@ -30,6 +32,11 @@ from ts_parity.proxy.messages import (
     without_hop_by_hop,
 )
 
+_HEADER_BYTES: Final = 160
+"""What a header takes beside its own bytes: a pair and two strings."""
+_OVERHEAD_BYTES: Final = 65536
+"""Chunk headers may be more than the body up to here; beyond it reading would cost far more than what is read."""
+
 
 class Taker(Protocol):
     """Whoever wants the requests. Each that begins is told of whole later, or the reader is refused or let go."""
@@ -38,18 +45,36 @@ class Taker(Protocol):
     def waits(self) -> None:
         """The client says that it waits for a word before it sends its body; it may send it all the same."""
 
-    def asks(self, request: Request, keep: bool, old: bool) -> None:
-        """`keep`: the connection may go on after it. `old`: HTTP/1.0, no chunks and no interim answers."""
+    def asks(self, request: Request, size: int, keep: bool, old: bool) -> None:
+        """`size`: about what it takes in memory. `keep`: the connection may go on after it. `old`: HTTP/1.0, no chunks
+        and no interim answers.
+        """
+
+
+@final
+class _Nobody:
+    """Takes the place of a taker that is gone, so that it is not kept alive."""
+
+    def begins(self) -> None: ...
+    def waits(self) -> None: ...
+    def asks(self, request: Request, size: int, keep: bool, old: bool) -> None: ...
+
+
+_NOBODY: Final = _Nobody()
 
 
 @final
 class RequestReader:
-    """`feed` it. When `refusal` is set, nothing more can be read: that is the last answer on this connection."""
+    """`feed` it. When `refusal` is set, nothing more can be read: that is the last answer on this connection. While its
+    taker has set `full` it reads no further than the request it is at; what is left waits for `resume`. In the end, or
+    when its client has left, `drop` what it holds.
+    """
 
     def __init__(self, taker: Taker, max_body_bytes: int) -> None:
         self._taker = taker
         self._max_body_bytes = max_body_bytes
-        self._parser = HttpRequestParser(self)
+        self._parser: HttpRequestParser | None = None
+        """Made when it is needed, for most connections never."""
         self._plain: PlainRequest | None = None
         """The head of a request whose body is still coming, if it was read without the parser."""
         self._clean = True
@@ -57,6 +82,9 @@ class RequestReader:
         self._changing = False
         """A second parser is told of a head that is known already."""
         self._unfinished = 0
+        self._body = BodyBuffer()
+        self._rest = b""
+        self.full = False
         self.in_head = False
         self.in_body = False
         self.stopped = False
@@ -66,8 +94,7 @@ class RequestReader:
     def _reset(self) -> None:
         self._target = b""
         self._headers: list[tuple[str, str]] = []
-        self._pieces: list[bytes] = []
-        self._head_bytes = self._body_bytes = 0
+        self._head_bytes = self._length = self._body_bytes = self._overhead = 0
         self.refusal: Reply | None = None
         self.expects = False
         """The client waits for a word before it sends its body."""
@@ -80,72 +107,112 @@ class RequestReader:
         return header(headers, REQUEST_ID)
 
     def feed(self, data: bytes) -> None:
-        if self._plain is not None:
-            self._take_body(self._plain, data)
-        elif self._clean:
-            self._take(data, 0)
-        else:
-            self._parse(data)
+        self._rest = self._rest + data if self._rest else data
+        self.resume()
+
+    def resume(self) -> None:
+        data, self._rest = self._rest, b""
+        at, size = 0, len(data)
+        while at < size and not self._deaf():
+            if self.full:
+                self._rest = data[at:]
+                return
+            if self._plain is not None:
+                at = self._take_body(self._plain, data, at)
+            elif self._clean:
+                at = self._take(data, at)
+            else:
+                at = self._parse(data, at)
+
+    def stop(self) -> None:
+        """Nothing more is wanted."""
+        self.stopped = True
+        self._rest = b""
+        self._body.drop()
+
+    def drop(self) -> None:
+        """The same, and nobody is kept alive: reference cycles would wait for a collector that an idle process never
+        runs, with all that hangs on them.
+        """
+        self.stop()
+        self._taker = _NOBODY
+        self._parser = self._plain = None
+        self._reset()
 
     # ---- without the parser ----------------------------------------------------------------------------------------
 
-    def _take(self, data: bytes, at: int) -> None:
-        """Requests of the plain shape; from the first other one on it is the parser's."""
-        size = len(data)
-        while at < size and not self.stopped:
-            plain = read_request(data, at)
-            if plain is None or plain.length > self._max_body_bytes:
-                self._parse(data[at:] if at else data)
-                return
-            self._taker.begins()
-            end = plain.end + plain.length
-            if end > size:
-                self._plain, self.in_body = plain, True
-                self._body_bytes = size - plain.end
-                self._pieces.append(data[plain.end :])
-                return
-            self._asks(plain, data[plain.end : end])
-            at = end
+    # Each takes what it can of the data from `at` on, and says where what it left begins.
 
-    def _take_body(self, plain: PlainRequest, data: bytes) -> None:
-        missing = plain.length - self._body_bytes
-        self._body_bytes += len(data)
-        if len(data) < missing:
-            self._pieces.append(data)
-            return
-        self._pieces.append(data if len(data) == missing else data[:missing])
-        body = b"".join(self._pieces)
-        self._plain, self.in_body = None, False
-        self._pieces = []
-        self._asks(plain, body)
-        if len(data) > missing:
-            self._take(data, missing)
+    def _take(self, data: bytes, at: int) -> int:
+        """A request of the plain shape, or what the parser makes of it."""
+        plain = read_request(data, at)
+        if plain is None or plain.length > self._max_body_bytes:
+            return self._parse(data, at)
+        self._taker.begins()
+        end = plain.end + plain.length
+        self._head_bytes = plain.end - at
+        if end <= len(data):
+            self._asks(plain, data[plain.end : end])
+            return end
+        self._plain, self.in_body = plain, True
+        self._body_bytes = len(data) - plain.end
+        self._body.add(data[plain.end :])
+        return len(data)
+
+    def _take_body(self, plain: PlainRequest, data: bytes, at: int) -> int:
+        end = at + plain.length - self._body_bytes
+        whole = end <= len(data)
+        piece = data if at == 0 and end >= len(data) else data[at:end]
+        self._body_bytes += len(piece)
+        self._body.add(piece)
+        if whole:
+            self._plain, self.in_body = None, False
+            self._asks(plain, self._body.take())
+        return at + len(piece)
 
     def _asks(self, plain: PlainRequest, body: bytes) -> None:
         request = Request(plain.method, plain.target, plain.headers, body, plain.block, plain.controls)
-        self._taker.asks(request, plain.keep, False)
+        size = self._head_bytes + len(body) + _HEADER_BYTES * len(plain.headers)
+        self._taker.asks(request, size, plain.keep, False)
 
     # ---- with it ---------------------------------------------------------------------------------------------------
 
-    def _parse(self, data: bytes) -> None:
-        had_begun, had_body = self.in_head, self._body_bytes
-        received = len(data)
+    def _parse(self, data: bytes, at: int) -> int:
+        end = self._next_stop(data, at)
+        piece = data if at == 0 and end == len(data) else data[at:end]
+        taken = len(piece)
+        had_begun, was_in_body, had_body = self.in_head, self.in_body, self._body_bytes
         self._clean = False
         try:
-            while data and not self._deaf():
-                data = self._feed_parser(data)
+            taken = self._feed_parser(piece)
         except HttpParserError as error:
             self.refusal = _not_http(str(error))
         # A header (or a trailer) without an end is not told of: the parser gathers it.
         stuck = (self.in_head and had_begun) or (self.in_body and self._body_bytes == had_body)
-        self._unfinished = self._unfinished + received if stuck else 0
+        self._unfinished = self._unfinished + taken if stuck else 0
         if self._unfinished > MAX_HEAD_BYTES and self.refusal is None:
             self.refusal = _long_head()
+        if was_in_body and self.in_body and self.refusal is None:
+            self._overhead += taken - (self._body_bytes - had_body)
+            if self._overhead > max(_OVERHEAD_BYTES, self._body_bytes):
+                self.refusal = _not_http("a body that is mostly chunk headers")
         # Line breaks before a request say nothing, so between two of them the parser remembers nothing.
         self._clean = self.refusal is None and not self.in_head and not self.in_body
+        return at + taken
 
-    def _feed_parser(self, data: bytes) -> bytes:
-        """-> what is still to be fed."""
+    def _next_stop(self, data: bytes, at: int) -> int:
+        """The parser cannot be halted, so it is given no more than what ends one request, or few: a head and a body in
+        chunks end with an empty line, any other body after its length.
+        """
+        if self.in_body and self._length:
+            return min(len(data), at + self._length - self._body_bytes)
+        empty_line = data.find(b"\r\n\r\n", at)
+        return len(data) if empty_line < 0 else empty_line + 4
+
+    def _feed_parser(self, data: bytes) -> int:
+        """-> how much of it was taken."""
+        if self._parser is None:
+            self._parser = HttpRequestParser(self)
         try:
             self._parser.feed_data(data)
         except HttpParserUpgrade as upgrade:
@@ -156,8 +223,8 @@ class RequestReader:
                 self._changing = True
                 self._parser.feed_data(_framing_only(self._headers))
                 self._changing = False
-            return data[upgrade.args[0] :]
-        return b""
+            return int(upgrade.args[0])
+        return len(data)
 
     # The parser's calls. At the end they fall on deaf ears, for it may have gone on to the next request.
 
@@ -181,16 +248,19 @@ class RequestReader:
         if not self.in_body:
             # Latin-1 gives every byte back as it was, as TorchServe reads it too.
             self._headers.append((name.decode("latin-1"), value.decode("latin-1")))
+            if len(self._headers) > MAX_HEADERS:
+                self.refusal = _many_headers()
         elif self._head_bytes > MAX_HEAD_BYTES:  # trailers are no headers, and go nowhere
             self.refusal = _long_head()
 
     def on_headers_complete(self) -> None:
-        if self._deaf() or self._changing:
+        parser = self._parser
+        if self._deaf() or self._changing or parser is None:
             return
         self.in_head, self.in_body = False, True
         self._taker.begins()
-        version = self._parser.get_http_version()
-        self._method, self._old = self._parser.get_method().decode("latin-1"), version == "1.0"
+        version = parser.get_http_version()
+        self._method, self._old = parser.get_method().decode("latin-1"), version == "1.0"
         length, expects, codings, closes = 0, "", [], False
         for name, value in self._headers:
             flags = meaning(name)
@@ -202,7 +272,8 @@ class RequestReader:
                 closes = closes or "close" in [token.strip().lower() for token in value.split(",")]
             elif flags & HOP and name.lower() == "transfer-encoding":
                 codings.append(value.strip(" ").lower())
-        self._keep = self._parser.should_keep_alive() and not closes
+        self._keep = parser.should_keep_alive() and not closes
+        self._length = length
         if self._head_bytes > MAX_HEAD_BYTES:
             self.refusal = _long_head()
         elif version not in ("1.0", "1.1"):
@@ -226,18 +297,20 @@ class RequestReader:
         if self._body_bytes > self._max_body_bytes:
             self.refusal = too_large()
         else:
-            self._pieces.append(piece)
+            self._body.add(piece)
 
     def on_message_complete(self) -> None:
-        if self._deaf() or (self._parser.should_upgrade() and not self._changing):
+        parser = self._parser
+        if self._deaf() or parser is None or (parser.should_upgrade() and not self._changing):
             return
         self.in_body = False
-        body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        body = self._body.take()
+        size = self._head_bytes + len(body) + _HEADER_BYTES * len(self._headers)
         headers, controls = split_controls(without_hop_by_hop(tuple(self._headers)))
         request = Request(self._method, self._target.decode("latin-1"), headers, body, None, controls)
         keep, old = self._keep, self._old
         self._reset()
-        self._taker.asks(request, keep, old)
+        self._taker.asks(request, size, keep, old)
 
 
 def _framing_only(headers: list[tuple[str, str]]) -> bytes:
@@ -252,3 +325,7 @@ def _not_http(what: str) -> Reply:
 
 def _long_head() -> Reply:
     return torchserve_error(431, "BadRequestException", f"headers of over {MAX_HEAD_BYTES} bytes")
+
+
+def _many_headers() -> Reply:
+    return torchserve_error(431, "BadRequestException", f"over {MAX_HEADERS} headers")

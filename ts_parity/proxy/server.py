@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import select
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ log = logging.getLogger(__name__)
 _PIPELINED: Final = 16
 _PIPELINED_BYTES: Final = 65536
 _SWEEP_S: Final = 1.0
+# A socket that is not read tells nothing of an end behind what it holds; the kernel does, if asked (Linux).
+_ENDED: Final[int] = getattr(select, "POLLRDHUP", 0)
 # A refused request may still be on its way: closing at once would reset the connection before the answer is read.
 _LINGER_S: Final = 2.0
 # A connection is closed when what was written has gone; TLS, when both sides have said so too.
@@ -144,8 +147,20 @@ class Server:
         now = loop.time()
         for connection in [*self.connections]:
             connection.check(now)
+        self._look_for_ends()
         if self.access is not None:
             self.access.flush()
+
+    def _look_for_ends(self) -> None:
+        """Who has left behind more requests than are read ahead is not noticed by reading."""
+        held_back = {connection.descriptor: connection for connection in self.connections if connection.held_back}
+        if not held_back:
+            return
+        poll = select.poll()
+        for descriptor in held_back:
+            poll.register(descriptor, _ENDED)
+        for descriptor, _ in poll.poll(0):
+            held_back[descriptor].ended()
 
 
 @final
@@ -154,13 +169,15 @@ class Turn:
     left, or answers twice, does no harm. `on_leave` is called if the client goes before.
     """
 
-    __slots__ = ("_connection", "asked_at", "facts", "keep", "old", "on_leave", "refusal", "request")
+    __slots__ = ("_connection", "asked_at", "facts", "keep", "old", "on_leave", "refusal", "request", "size")
 
     def __init__(
-        self, connection: _Connection, request: Request, keep: bool, old: bool, refusal: Reply | None = None
+        self, connection: _Connection, request: Request, keep: bool, old: bool, size: int, refusal: Reply | None = None
     ) -> None:
         self._connection: _Connection | None = connection
         self.request = request
+        self.size = size
+        """About what it takes in memory."""
         self.keep = keep
         self.old = old
         """HTTP/1.0: no chunks, and it closes unless asked not to."""
@@ -208,7 +225,7 @@ class _Connection:
         """The client does not take what is written to it."""
         self._room: asyncio.Future[None] | None = None
         """For a stream that waits until it does."""
-        self._held_back = False
+        self.held_back = False
         """Nothing is read, because enough is waiting for its answer."""
         self._done = False
         """Nothing more is read: the client is told so, or has left."""
@@ -220,8 +237,9 @@ class _Connection:
         self._unwritten = 0
 
     def _stop_reading(self) -> None:
-        self._done = self._reader.stopped = True
-        self._held_back = False
+        self._done = True
+        self._reader.stop()
+        self.held_back = False
 
     # ---- the transport's side --------------------------------------------------------------------------------------
 
@@ -233,6 +251,7 @@ class _Connection:
 
     def connection_lost(self, error: Exception | None) -> None:
         self._stop_reading()
+        self._reader.drop()
         self._server.connections.discard(self)
         self._make_room()
         self._drop_queue()
@@ -272,9 +291,12 @@ class _Connection:
     def data_received(self, data: bytes) -> None:
         if self._done:
             return
+        had_head = self._reader.in_head
+        self._reader.feed(data)
+        self._has_read(had_head)
+
+    def _has_read(self, had_head: bool) -> None:
         reader = self._reader
-        had_head = reader.in_head
-        reader.feed(data)
         if reader.stopped:
             return
         if reader.refusal is not None:
@@ -285,12 +307,33 @@ class _Connection:
             self._give_up_at = self._loop.time() + self._server.patience.body_s
         elif reader.in_head and not had_head:
             self._give_up_at = self._loop.time() + self._server.patience.head_s
-        if self._queue and not self._held_back and self._is_full():
-            self._held_back = True
-            self._transport.pause_reading()
 
     def _is_full(self) -> bool:
         return len(self._queue) > _PIPELINED or self._queued_bytes > _PIPELINED_BYTES
+
+    def _hold_back(self) -> None:
+        """Nothing more is read until there is room."""
+        self.held_back = self._reader.full = True
+        if not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def _read_on(self) -> None:
+        """First what had been received already, which may be more than there is room for."""
+        self.held_back = self._reader.full = False
+        had_head = self._reader.in_head
+        self._reader.resume()
+        self._has_read(had_head)
+        if not self.held_back and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    @property
+    def descriptor(self) -> int:
+        return int(self._transport.get_extra_info("socket").fileno())
+
+    def ended(self) -> None:
+        """The client has said goodbye, or is gone, behind what has not been read: read to there, and take nothing."""
+        self._stop_reading()
+        self._transport.resume_reading()
 
     def check(self, now: float) -> None:
         """Whether the client has used up its patience."""
@@ -299,7 +342,7 @@ class _Connection:
             return
         reading = not self._done and (self._reader.in_head or self._reader.in_body)
         answering = (self._turn is not None or len(self._queue) > 0) and not reading
-        if now < self._give_up_at or answering or self._held_back:  # then it is we who do not read
+        if now < self._give_up_at or answering or self.held_back:  # then it is we who do not read
             return
         if not reading:
             self._leave(now)
@@ -344,9 +387,11 @@ class _Connection:
         if self._turn is None and not self._queue:  # else when those before it are answered
             self._go_on()
 
-    def asks(self, request: Request, keep: bool, old: bool) -> None:
+    def asks(self, request: Request, size: int, keep: bool, old: bool) -> None:
         self._counted = False
-        self._ask(Turn(self, request, keep, old))
+        self._ask(Turn(self, request, keep, old, size))
+        if self._queue and not self.held_back and self._is_full():
+            self._hold_back()
 
     def _go_on(self) -> None:
         """A client that asks first (curl does, for large bodies) is told to go on only if its body will be taken."""
@@ -361,7 +406,7 @@ class _Connection:
         self._counted = False
         if reply.body:  # TorchServe's own refusals without one have no id either
             reply = identified(reply, self._reader.request_id)
-        self._ask(Turn(self, _NOTHING, False, False, reply))
+        self._ask(Turn(self, _NOTHING, False, False, 0, reply))
 
     # ---- answers ---------------------------------------------------------------------------------------------------
 
@@ -376,7 +421,7 @@ class _Connection:
         if self._server.access is not None:
             turn.asked_at = self._loop.time()
         self._queue.append(turn)
-        self._queued_bytes += len(turn.request.body)
+        self._queued_bytes += turn.size
         if self._turn is None:
             self._advance()
 
@@ -388,13 +433,12 @@ class _Connection:
         try:
             while self._turn is None and self._queue and not self._full:
                 self._turn = turn = self._queue.popleft()
-                self._queued_bytes -= len(turn.request.body)
+                self._queued_bytes -= turn.size
                 self._put_question(turn)
         finally:
             self._advancing = False
-        if self._held_back and not self._is_full() and not self._transport.is_closing():
-            self._held_back = False
-            self._transport.resume_reading()
+        if self.held_back and not self._is_full() and not self._transport.is_closing():
+            self._read_on()
 
     def _put_question(self, turn: Turn) -> None:
         if turn.refusal is not None:

@@ -10,12 +10,16 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Protocol
 
+from ts_parity.proxy.buffers import BodyBuffer
 from ts_parity.proxy.messages import BrokenStream
 from ts_parity.wire import Headers
 
 # So much of a stream may wait for its reader; then nothing more is read.
 _AHEAD_BYTES = 1 << 18
 _AHEAD = 16
+# Chunks are handed on as they came, until so many wait; then they are gathered, since tiny ones would cost far more
+# than their bytes.
+_SINGLY = 256
 
 
 class Tap(Protocol):
@@ -35,6 +39,7 @@ class Stream:
         self.headers = headers
         self._connection = connection
         self._pieces: list[bytes] = []
+        self._gathered = BodyBuffer()
         self.held = 0
         """Bytes that wait for the reader."""
         self._ended = False
@@ -42,7 +47,10 @@ class Stream:
         self._news = asyncio.Event()
 
     def feed(self, piece: bytes) -> None:
-        self._pieces.append(piece)
+        if len(self._pieces) < _SINGLY:
+            self._pieces.append(piece)
+        else:
+            self._gathered.add(piece)
         self.held += len(piece)
         if self.held > _AHEAD_BYTES:
             self._connection.pause()
@@ -56,6 +64,8 @@ class Stream:
         while True:
             while self._pieces:
                 pieces, self._pieces, self.held = self._pieces, [], 0
+                if gathered := self._gathered.take():
+                    pieces.append(gathered)
                 self._connection.resume()
                 for piece in pieces:
                     yield piece
