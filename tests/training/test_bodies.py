@@ -10,24 +10,7 @@ from PIL import Image
 
 from ts_parity.errors import ArchiveError, TrainingError
 from ts_parity.training import bodies as bodies_module
-from ts_parity.training.bodies import list_bodies, read_labels
-
-
-@pytest.fixture
-def folder(tmp_path):
-    for name in ("dog/b.jpg", "cat/a.png", "dog/c.txt", "dog/.hidden"):
-        file = tmp_path / "bodies" / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(name.encode())
-    return tmp_path / "bodies"
-
-
-@pytest.fixture
-def arrays(tmp_path):
-    file = tmp_path / "set.npz"
-    images = np.arange(3 * 4 * 5, dtype=np.uint8).reshape(3, 4, 5)
-    np.savez(file, x=images, y=np.array([2, 0, 1]), boxes=np.eye(3, 4))
-    return file
+from ts_parity.training.bodies import list_bodies
 
 
 def contents(bodies):
@@ -92,46 +75,18 @@ def test_what_is_no_source_of_bodies_says_what_would_be(folder, arrays, tmp_path
         list_bodies(arrays / "boxes", "png")[0].read()
 
 
-def test_labels_by_folder_by_table_and_by_array(folder, arrays, tmp_path):
-    bodies = list_bodies(folder)
-    assert read_labels("folders", folder, bodies).tolist() == [0, 1, 1]
-    table = tmp_path / "labels.csv"
-    table.write_text("file,label\ncat/a.png,7\nbodies/dog/b.jpg,3\ndog/c.txt,4\nmore,1\n")
-    assert read_labels(table, folder, bodies).tolist() == [7, 3, 4]
-    table.write_text("file,x1,y1,x2,y2\ncat/a.png,0,0,1,1\ndog/b.jpg,0.5,0,1,1\ndog/c.txt,0,0,2,2\n")
-    assert read_labels(table, folder, bodies).tolist() == [[0, 0, 1, 1], [0.5, 0, 1, 1], [0, 0, 2, 2]]
-    rows = list_bodies(arrays / "x", "npy")
-    assert read_labels(arrays / "y", arrays, [rows[2], rows[0]]).tolist() == [1, 2]
-    assert read_labels(arrays / "boxes", arrays, rows).shape == (3, 4)
-
-
 @pytest.mark.parametrize(
-    ("text", "why"),
-    [
-        ("name,label\n", "expected the header file,label"),
-        ("file,label\ncat/a.png,two\n", "line 2: expected file,label with a class index"),
-        ("file,label\ncat/a.png\n", "line 2"),
-        ("file,label\ncat/a.png,2\n", "no label for 2 of 3 bodies, such as dog/b.jpg"),
-        ("file,label\ncat/a.png,1\ndog/b.jpg,1,2\ndog/c.txt,1\n", "equally many numbers"),
-    ],
+    "left", [".ipynb_checkpoints/x.json", "__MACOSX/dog/._b.jpg", "dog/.git/x", "dog/Thumbs.db", "desktop.ini"]
 )
-def test_labels_that_do_not_fit(folder, tmp_path, text, why):
-    table = tmp_path / "labels.csv"
-    table.write_text(text)
-    with pytest.raises(TrainingError, match=why):
-        read_labels(table, folder, list_bodies(folder))
-
-
-def test_labels_that_are_not_there(folder, arrays, tmp_path):
-    with pytest.raises(TrainingError, match="cannot read the labels"):
-        read_labels(tmp_path / "none.csv", folder, list_bodies(folder))
-    with pytest.raises(TrainingError, match="do not belong to the bodies"):
-        read_labels(arrays / "y", folder, list_bodies(folder))
-    loose = tmp_path / "loose"
-    loose.mkdir()
-    (loose / "a.png").write_bytes(b"")
-    with pytest.raises(TrainingError, match="lies in no folder"):
-        read_labels("folders", loose, list_bodies(loose))
+def test_what_tools_leave_behind_is_no_body(folder, tmp_path, left):
+    expected = [body.name for body in list_bodies(folder)]
+    (folder / left).parent.mkdir(parents=True, exist_ok=True)
+    (folder / left).write_bytes(b"x")
+    assert [body.name for body in list_bodies(folder)] == expected
+    with zipfile.ZipFile(tmp_path / "bodies.zip", "w") as written:
+        for file in folder.rglob("*"):
+            written.write(file, file.relative_to(tmp_path))
+    assert [body.name for body in list_bodies(tmp_path / "bodies.zip" / "bodies")] == expected
 
 
 def test_bodies_that_expand_without_end(tmp_path, monkeypatch):

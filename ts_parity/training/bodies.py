@@ -1,17 +1,15 @@
-"""Request bodies: what clients send, from a folder, a zip, an .npz of arrays or a file of JSON lines; and their labels.
+"""Request bodies: what clients send, from a folder, a zip, an .npz of arrays or a file of JSON lines.
 
-Bodies need no labels; labels, where there are some, only score. Knows files and formats. Knows nothing of handlers or
-models: what a body means is the handler's business.
+Knows files and formats. Knows nothing of handlers or models: what a body means is the handler's business.
 """
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import mimetypes
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -22,8 +20,6 @@ from ts_parity.torchserve.mar import LARGEST_FILE, check_expansion, opened_zip, 
 from ts_parity.training import FORMATS
 from ts_parity.wire import Array
 
-FOLDERS = "folders"
-"""Labels from folder names: a body's class is the place of its folder's name among all of them, sorted."""
 _CONTENT_TYPES = {
     "png": "image/png",
     "npy": "application/octet-stream",
@@ -50,7 +46,7 @@ def list_bodies(source: Path, body_format: str | None = None) -> list[Body]:
 
     `body_format`: how a row of an .npz array becomes a body, one of FORMATS.
     """
-    file, inside = _split(source)
+    file, inside = split_source(source)
     if file.is_dir():
         bodies = _from_folder(file)
     elif file.suffix == ".npz":
@@ -68,25 +64,7 @@ def list_bodies(source: Path, body_format: str | None = None) -> list[Body]:
     return bodies
 
 
-def read_labels(labels: Path, source: Path, bodies: Sequence[Body]) -> Array:
-    """-> (n,) class indices, or (n, m) numbers (boxes), one row for each body of `source` that is listed.
-
-    `labels` is a CSV with a header (file,label or file,x1,y1,x2,y2), an array FILE.npz/ARRAY in the order of the
-    bodies, or the word `folders`. Raise TrainingError for what is missing or wrong.
-    """
-    if str(labels) == FOLDERS:
-        return _labels_of_folders(bodies)
-    file, inside = _split(labels)
-    if file.suffix == ".npz":
-        by_row = _array(file, inside, "--labels")
-        rows = [int(body.name) for body in bodies if body.name.isdigit()]
-        if len(rows) != len(bodies) or max(rows, default=0) >= len(by_row):
-            raise TrainingError(f"{labels} has {len(by_row)} labels, which do not belong to the bodies of {source}")
-        return np.asarray(by_row[rows])
-    return _labels_of_csv(file, bodies, source)
-
-
-def _split(source: Path) -> tuple[Path, str]:
+def split_source(source: Path) -> tuple[Path, str]:
     """FILE.zip/FOLDER and FILE.npz/ARRAY -> the file, and what is inside it."""
     for parent in (source, *source.parents):
         if parent.is_file():
@@ -95,8 +73,18 @@ def _split(source: Path) -> tuple[Path, str]:
 
 
 def _from_folder(folder: Path) -> list[Body]:
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
-    return [Body(p.relative_to(folder).as_posix(), mimetypes.guess_type(p.name)[0], p.read_bytes) for p in files]
+    files = {p.relative_to(folder): p for p in folder.rglob("*") if p.is_file()}
+    return [
+        Body(name.as_posix(), mimetypes.guess_type(name.name)[0], files[name].read_bytes)
+        for name in sorted(files)
+        if _is_meant(PurePosixPath(name.as_posix()))
+    ]
+
+
+def _is_meant(name: PurePosixPath) -> bool:
+    """Not what editors, notebooks and file managers leave behind: hidden files and folders, and the like."""
+    leftover = any(part.startswith(".") or part == "__MACOSX" for part in name.parts)
+    return not leftover and name.name not in ("Thumbs.db", "desktop.ini")
 
 
 def _from_zip(file: Path, inside: str) -> list[Body]:
@@ -105,7 +93,7 @@ def _from_zip(file: Path, inside: str) -> list[Body]:
     names = sorted(
         name
         for name in opened.namelist()
-        if name.startswith(prefix) and not name.endswith("/") and not PurePosixPath(name).name.startswith(".")
+        if name.startswith(prefix) and not name.endswith("/") and _is_meant(PurePosixPath(name.removeprefix(prefix)))
     )
 
     def reader(name: str) -> Callable[[], bytes]:
@@ -128,7 +116,7 @@ def _from_lines(file: Path) -> list[Body]:
 
 
 def _from_array(file: Path, name: str, body_format: str | None) -> list[Body]:
-    array = _array(file, name, "--inputs")
+    array = read_array(file, name, "--inputs")
     if body_format is None:
         raise TrainingError(
             f"{file} holds arrays: say how a row becomes a request body with --body {'|'.join(FORMATS)}"
@@ -141,7 +129,7 @@ def _from_array(file: Path, name: str, body_format: str | None) -> list[Body]:
     return [Body(str(row), _CONTENT_TYPES[body_format], reader(row)) for row in range(len(array))]
 
 
-def _array(file: Path, name: str, option: str) -> Array:
+def read_array(file: Path, name: str, option: str) -> Array:
     try:
         with np.load(file, allow_pickle=False) as opened:
             if not name and len(opened.files) == 1:
@@ -180,41 +168,3 @@ _WRITERS: dict[str, Callable[[Array], bytes]] = {
     "raw": lambda row: np.ascontiguousarray(row).tobytes(),
     "json": lambda row: json.dumps(row.tolist()).encode(),
 }
-
-
-def _labels_of_folders(bodies: Sequence[Body]) -> Array:
-    folders = [PurePosixPath(body.name).parent.as_posix() for body in bodies]
-    loose = [body.name for body, folder in zip(bodies, folders, strict=True) if folder == "."]
-    if loose:
-        raise TrainingError(f"--labels folders: {loose[0]} lies in no folder that could name its class")
-    classes = {folder: index for index, folder in enumerate(sorted(set(folders)))}
-    return np.array([classes[folder] for folder in folders])
-
-
-def _labels_of_csv(file: Path, bodies: Sequence[Body], source: Path) -> Array:
-    by_name: dict[str, list[float]] = {}
-    try:
-        with open(file, newline="", encoding="utf-8") as opened:
-            rows = csv.reader(opened)
-            if (next(rows, None) or [""])[0] != "file":
-                raise TrainingError(f"{file}: expected the header file,label (or file and several numbers)")
-            for line, row in enumerate(rows, start=2):
-                try:
-                    by_name[row[0]] = [float(cell) for cell in row[1:]]
-                    if len(row) < 2 or (len(row) == 2 and not row[1].strip().isdigit()):
-                        raise ValueError
-                except (ValueError, IndexError):
-                    raise TrainingError(
-                        f"{file} line {line}: expected file,label with a class index (or several numbers), got {row}"
-                    ) from None
-    except OSError as error:
-        raise TrainingError(f"cannot read the labels: {error}") from None
-    # Names may be given relative to the CSV, as seen from its folder, or to the bodies' own folder.
-    names = [(body.name, f"{source.name}/{body.name}") for body in bodies]
-    missing = [own for own, outer in names if own not in by_name and outer not in by_name]
-    if missing:
-        raise TrainingError(f"{file} has no label for {len(missing)} of {len(bodies)} bodies, such as {missing[0]}")
-    found = [by_name[outer] if outer in by_name else by_name[own] for own, outer in names]
-    if len({len(row) for row in found}) > 1:
-        raise TrainingError(f"{file}: all bodies need equally many numbers")
-    return np.array([row[0] for row in found], dtype=np.int64) if len(found[0]) == 1 else np.array(found)

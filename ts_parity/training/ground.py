@@ -14,8 +14,9 @@ import numpy as np
 
 from ts_parity.training import TrainSettings
 from ts_parity.training.architectures import DEPLOYED, Called, Shapes, make_called
-from ts_parity.training.bodies import Body, list_bodies, read_labels
+from ts_parity.training.bodies import Body, list_bodies
 from ts_parity.training.data import Observations, observe
+from ts_parity.training.labels import doubts, read_labels
 from ts_parity.wire import Array
 from ts_parity.worker.offline import OfflineHandler
 
@@ -39,6 +40,8 @@ class Ground:
     scored_rows: Array
     scored_on: str
     labels: Array | None
+    doubts: tuple[str, ...] = ()
+    """About the labels, for the report."""
 
     def deployed(self) -> Called:
         """The deployed model, called as its handler calls it; a copy that does not learn."""
@@ -48,26 +51,29 @@ class Ground:
 def prepare(
     handler: OfflineHandler, settings: TrainSettings, bodies: Sequence[Body], work: Path, bar: Observing
 ) -> Ground:
-    """Run every body through the handler and divide what was seen.
+    """Run every body through the handler and divide what was seen. Labels are read first: a body may take long.
 
     Scored are bodies no model has learned from: those given for it, or the held-out share (which the deployed model may
     have learned from). Raise TrainingError and NotCodable as `observe` does.
     """
+    source, others = settings.inputs, bodies
+    if settings.score is not None:
+        source, others = settings.score, list_bodies(settings.score, settings.body)
+    every_label = None if settings.labels is None else read_labels(settings.labels, source, others, bodies)
     seen = _observe(handler, bodies, work / "seen", bar, "deployed model")
     order = np.random.default_rng(settings.seed).permutation(len(seen))
     held = max(2, int(len(seen) * HELD_OUT))
     learn, choose = order[held:], order[:held]
     if settings.score is not None:
-        source, others = settings.score, list_bodies(settings.score, settings.body)
         scored = _observe(handler, others, work / "scored", bar, "scoring")
         rows, told = np.arange(len(scored)), f"{len(scored)} bodies of {source.name}"
     else:
-        source, others, scored = settings.inputs, list(bodies), seen
+        scored = seen
         rows, told = choose, f"{len(choose)} held-out bodies of {source.name}"
-    kept = [others[int(i)] for i in scored.kept]
-    labels = None if settings.labels is None else read_labels(settings.labels, source, kept)
+    labels = None if every_label is None else every_label[scored.kept]
     shapes = Shapes(tuple(seen.inputs.shape[1:]), tuple(seen.outputs.shape[1:]))
-    return Ground(handler.model, seen, shapes, learn, choose, scored, rows, told, labels)
+    doubtful = [] if labels is None else doubts(labels, scored.outputs)
+    return Ground(handler.model, seen, shapes, learn, choose, scored, rows, told, labels, tuple(doubtful))
 
 
 def _observe(handler: OfflineHandler, bodies: Sequence[Body], folder: Path, bar: Observing, what: str) -> Observations:

@@ -152,7 +152,7 @@ class _Job:
             made = [self._candidate(ground, packer, candidate) for candidate in candidates]
         report = {
             "refused_bodies": list(ground.seen.refused[:20]),
-            "warnings": _warnings(ground.seen.outputs, candidates),
+            "warnings": [*ground.doubts, *_warnings(ground.seen.outputs, candidates)],
             "knobs": {**asdict(self.knobs), "vary": list(self.knobs.vary)},
             "held_out": HELD_OUT,
             "scored_on": ground.scored_on,

@@ -1,0 +1,151 @@
+"""Labels of request bodies: from a table, an array, or the names of folders. They only score.
+
+Knows how people write tables (Excel too) and what a class index means. Knows nothing of handlers or models.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from ts_parity.errors import TrainingError
+from ts_parity.training.bodies import Body, read_array, split_source
+from ts_parity.wire import Array
+
+FOLDERS = "folders"
+"""Labels from folder names: a body's class is the place of its folder's name among all of them, sorted."""
+_BYTE_ORDER_MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
+_SEPARATORS = (",", ";", "\t")
+_SEEN_ALL = 20
+"""So many bodies for each class: then one that none of them has is probably missing."""
+_WORTH_TELLING = 0.2
+"""Accuracy that other names for the classes would bring, from which on the labels are doubted."""
+
+
+def read_labels(labels: Path, source: Path, bodies: Sequence[Body], inputs: Sequence[Body] = ()) -> Array:
+    """-> (n,) class indices, or (n, m) numbers (boxes), one row for each of `bodies`, which come from `source`.
+
+    `labels` is a CSV with a header (file,label or file,x1,y1,x2,y2), an array FILE.npz/ARRAY in the order of the
+    bodies, or the word `folders`: then all of `inputs` (none: of `bodies`) say which classes there are, since a part of
+    them, kept back to be scored, may lack one. Raise TrainingError for what is missing or wrong.
+    """
+    if str(labels) == FOLDERS:
+        return _of_folders(bodies, inputs or bodies)
+    file, inside = split_source(labels)
+    if file.suffix == ".npz":
+        by_row = read_array(file, inside, "--labels")
+        rows = [int(body.name) for body in bodies if body.name.isdigit()]
+        if len(rows) != len(bodies) or max(rows, default=0) >= len(by_row):
+            raise TrainingError(f"{labels} has {len(by_row)} labels, which do not belong to the bodies of {source}")
+        return np.asarray(by_row[rows])
+    return _of_table(file, bodies, source)
+
+
+def doubts(labels: Array, outputs: Array) -> list[str]:
+    """What does not fit together of class indices (n,) and the deployed raw outputs (n, ...), for the report."""
+    said = outputs.reshape(len(outputs), -1)
+    if labels.ndim != 1 or said.shape[1] < 2:
+        return []
+    classes, found = said.shape[1], np.unique(labels)
+    told = []
+    if found[-1] >= classes or found[0] < 0:
+        told.append(
+            f"the labels have class {found[-1] if found[-1] >= classes else found[0]}, the model {classes} outputs"
+        )
+    elif len(found) < classes and len(labels) >= _SEEN_ALL * classes:
+        told.append(f"the scored bodies have {len(found)} classes, the model {classes} outputs")
+    answers = said.argmax(1)
+    accuracy = float((answers == labels).mean())
+    renamed = sum(int(np.bincount(answers[labels == each]).max()) for each in found) / len(labels)
+    commonest = float(np.bincount(answers).max()) / len(labels)
+    if renamed - accuracy > _WORTH_TELLING and renamed - commonest > _WORTH_TELLING:
+        told.append(
+            f"the deployed model is right about {accuracy:.1%} of the labels, and would be about {renamed:.1%} if its "
+            "classes had other numbers: are the labels in the order of its outputs?"
+        )
+    return told
+
+
+def _of_folders(bodies: Sequence[Body], inputs: Sequence[Body]) -> Array:
+    scored, named = _folders(bodies), set(_folders(inputs))
+    loose = [body.name for body, folder in zip(bodies, scored, strict=True) if folder == "."]
+    if loose:
+        raise TrainingError(f"--labels folders: {loose[0]} lies in no folder that could name its class")
+    strange = sorted(set(scored) - named)
+    if strange and named & set(scored):
+        raise TrainingError(
+            f"--labels folders: --score has the folder {strange[0]}, which --inputs has not; a class is the place of "
+            "its folder among those of --inputs, so both need the same ones"
+        )
+    # Inputs in other folders, or in none, say nothing of classes.
+    order = sorted(set(scored) if strange else named - {"."})
+    return np.array([order.index(folder) for folder in scored])
+
+
+def _folders(bodies: Sequence[Body]) -> list[str]:
+    return [PurePosixPath(body.name).parent.as_posix() for body in bodies]
+
+
+def _of_table(file: Path, bodies: Sequence[Body], source: Path) -> Array:
+    by_name = _read_table(file)
+    # Names may be given relative to the CSV, as seen from its folder, or to the bodies' own folder.
+    names = [(body.name, f"{source.name}/{body.name}") for body in bodies]
+    missing = [own for own, outer in names if own not in by_name and outer not in by_name]
+    if missing:
+        raise TrainingError(f"{file} has no label for {len(missing)} of {len(bodies)} bodies, such as {missing[0]}")
+    found = [by_name[outer] if outer in by_name else by_name[own] for own, outer in names]
+    if len({len(row) for row in found}) > 1:
+        raise TrainingError(f"{file}: all bodies need equally many numbers")
+    return np.array([row[0] for row in found], dtype=np.int64) if len(found[0]) == 1 else np.array(found)
+
+
+def _read_table(file: Path) -> dict[str, list[float]]:
+    text = _read_text(file)
+    head = text.split("\n", 1)[0]
+    separator = max(_SEPARATORS, key=head.count)
+    by_name: dict[str, list[float]] = {}
+    rows = csv.reader(io.StringIO(text), delimiter=separator)
+    try:
+        if (next(rows, None) or [""])[0].strip().lower() != "file":
+            raise TrainingError(f"{file}: expected the header file,label (or file and several numbers)")
+        for row in rows:
+            if any(cell.strip() for cell in row):
+                by_name[row[0].strip()] = _numbers(row, separator, f"{file} line {rows.line_num}")
+    except csv.Error as error:
+        raise TrainingError(f"{file} is no CSV: line {rows.line_num}: {error}") from None
+    return by_name
+
+
+def _numbers(row: Sequence[str], separator: str, where: str) -> list[float]:
+    # Where commas stand in numbers, Excel separates cells by semicolons.
+    cells = [cell.strip().replace(",", ".") if separator != "," else cell.strip() for cell in row[1:]]
+    try:
+        numbers = [float(cell) for cell in cells]
+        if not numbers or not np.isfinite(numbers).all() or (len(cells) == 1 and not cells[0].isdecimal()):
+            raise ValueError
+    except ValueError:
+        raise TrainingError(
+            f"{where}: expected file,label with a class index (or several numbers), got {[*row]}"
+        ) from None
+    return numbers
+
+
+def _read_text(file: Path) -> str:
+    """As Excel and others write it: UTF-8 or UTF-16 with a byte order mark, UTF-8, or what Windows calls ANSI."""
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise TrainingError(f"cannot read the labels: {error}") from None
+    marked = next((encoding for mark, encoding in _BYTE_ORDER_MARKS if data.startswith(mark)), None)
+    for encoding in (marked,) if marked else ("utf-8", "cp1252"):
+        try:
+            text = data.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        if "\0" not in text:
+            return text
+    raise TrainingError(f"{file} is not text in {marked or 'UTF-8 or Windows-1252'}; save it as UTF-8")
