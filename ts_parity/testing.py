@@ -116,6 +116,8 @@ class FakeModel:
     protects: tuple[str, str, str | None] = ("linear", "1.0", "sha256:f")
     secret: str = ""
     ready: bool = True
+    warms_up: str = ""
+    """Until its first prediction it is not READY: "loading" says its description, "unavailable" answers 503 instead."""
     pid: int = 100
     script: deque[Canned] = field(default_factory=deque)
     """Answers used up one by one, before the model is asked."""
@@ -298,6 +300,7 @@ class FakeTorchServe:
         async with self._worker(model):
             await self._thawed.wait()
             await asyncio.sleep(model.latency_s)
+            model.warms_up = ""
             if model.script:
                 return await _play(http, model.script.popleft())
             return _work(model, request)
@@ -331,6 +334,8 @@ class FakeTorchServe:
             versions = [m for m in versions if m.version == segments[2]]
         if not versions:
             return _error(404, "ModelNotFoundException", f"Model not found: {segments[1]}")
+        if any(m.warms_up == "unavailable" for m in versions):
+            return _response(503, b"not ready yet")
         entries = [_describe(m) for m in versions]
         if http.query.get("customized") == "true":
             self.describes += 1
@@ -352,7 +357,7 @@ class FakeTorchServe:
 
 
 def _describe(model: FakeModel) -> dict[str, Any]:
-    status = "READY" if model.ready else "LOADING"
+    status = "READY" if model.ready and not model.warms_up else "LOADING"
     return {
         "modelName": model.name,
         "modelVersion": model.version,

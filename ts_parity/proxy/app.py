@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import math
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import fields, replace
@@ -36,6 +37,8 @@ log = logging.getLogger(__name__)
 
 # While something is amiss the fleet is looked at this often: a worker is back after about two seconds.
 _ATTENTIVE_S = 1.0
+# Requests for models that nobody is known to serve have it looked at once, but not more often than this.
+_BETWEEN_LOOKS_S = 0.2
 # A client that was accepted before a drain may have sent a request that is still on its way; it gets its answer.
 _ON_ITS_WAY_S = 0.1
 _STREAMED = "its answers are streamed, and what is streamed cannot be decoded"
@@ -90,7 +93,7 @@ class Proxy:
             settings.secret, _default_reply(default, settings), settings.task_timeout_s, noting=access is not None
         )
         self.driver = Driver(self.scheduler, self.upstream, self.metrics, manners, self._stop_coding)
-        self._service = Service(self.driver, self.upstream, self.metrics, settings.group_by)
+        self._service = Service(self.driver, self.upstream, self.metrics, settings.group_by, self._look_now)
         self._server = Server(self._service.answer, settings.max_body_bytes, access=access, tls=tls)
         self._admin = Admin(self.status, self.health, self.drain, self.metrics.exposition)
         self._discovery = Discovery(settings.instances, self.upstream, settings.describe_timeout_s)
@@ -100,6 +103,9 @@ class Proxy:
         self._addresses: dict[str, Address] = {}
         self._watch: asyncio.Task[None] | None = None
         self._look_asked = asyncio.Event()
+        self._looking = asyncio.Lock()
+        self._next_look: asyncio.Task[None] | None = None
+        self._looked_at = -math.inf
         self._drain_asked = asyncio.Event()
         self._cut = asyncio.Event()
         self._started_at = time.monotonic()
@@ -158,9 +164,10 @@ class Proxy:
         self.drain()
 
     async def close(self) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
-            await asyncio.gather(self._watch, return_exceptions=True)
+        looks = [task for task in (self._watch, self._next_look) if task is not None]
+        for task in looks:
+            task.cancel()
+        await asyncio.gather(*looks, return_exceptions=True)
         await self._server.close()
         await self.driver.close()
         await self._admin.close()
@@ -168,8 +175,24 @@ class Proxy:
 
     async def discover(self) -> None:
         """Look at the fleet now."""
-        self._reports = await self._discovery.look()
-        self._adopt()
+        async with self._looking:
+            self._next_look = None  # who asks from now on wants another
+            self._reports = await self._discovery.look()
+            self._adopt()
+            self._looked_at = asyncio.get_running_loop().time()
+
+    def _look_now(self) -> asyncio.Task[None]:
+        """A look that begins soon, after this: shared by all who ask before it does."""
+        if self._next_look is None:
+            self._next_look = asyncio.get_running_loop().create_task(self._look_soon())
+        return self._next_look
+
+    async def _look_soon(self) -> None:
+        await asyncio.sleep(max(0.0, self._looked_at + _BETWEEN_LOOKS_S - asyncio.get_running_loop().time()))
+        try:
+            await self.discover()
+        except Exception:
+            log.exception("the fleet could not be looked at; the last plan stays")
 
     def status(self) -> dict[str, Any]:
         state = {

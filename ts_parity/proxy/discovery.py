@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -40,6 +41,8 @@ _UNTESTED_S = 30.0
 # Each unanswered describe stays in TorchServe's queue until its worker thaws, so the pauses between them grow.
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
+# A worker that was READY is back by itself after two seconds or so; if not, it is like one that never was.
+_COLD_AFTER_S = 10.0
 _LONGEST_TOKEN = 512
 # Bytes of an answer: a hundred models, or a thousand workers, take a tenth of it.
 _AT_MOST = 4 << 20
@@ -48,12 +51,15 @@ _GONE = frozenset({502, 503, 504})
 
 
 class _Silence(TsParityError):
-    """No usable answer. `refused`: nobody is listening. `answered`: somebody is, but said something else."""
+    """No usable answer. `refused`: nobody is listening. `answered`: somebody is, but said something else. `fronted`: a
+    gateway says that nobody is.
+    """
 
-    def __init__(self, message: str, refused: bool = False, answered: bool = False) -> None:
+    def __init__(self, message: str, refused: bool = False, answered: bool = False, fronted: bool = False) -> None:
         super().__init__(message)
         self.refused = refused
         self.answered = answered
+        self.fronted = fronted
 
 
 class _WrongPort(TsParityError):
@@ -85,6 +91,7 @@ class Discovery:
         self._timeout_s = timeout_s
         self._last: dict[str, InstanceReport] = {}
         self._knows_ping: set[str] = set()
+        self._ready_at: dict[tuple[str, str, str], float] = {}
         self._said: dict[tuple[str, str, str], _Said] = {}
         # Who gave no answer -> until when it is left alone, and the pause after that.
         self._silences: dict[tuple[str, str, str], tuple[float, float]] = {}
@@ -97,22 +104,36 @@ class Discovery:
         """Whatever this instance says or does is its own problem: it must not keep the others from being seen."""
         name = instance.name
         problems: list[str] = []
+        undescribed: list[str] = []
         try:
             address = Address(instance.management, instance.management_key())
-            models = await self._models(name, address, problems)
+            models = await self._models(name, address, problems, undescribed)
             if models:  # else nothing will be sent there
                 await self._check_inference(instance)
         except (ConfigError, _WrongPort) as error:
-            report = InstanceReport(name, False, problem=str(error))
+            report = InstanceReport(name, False, problem=str(error), lost=self._hosted(name))
         except _Silence as error:
             report = self._unheard(name, instance, error)
         except Exception as error:
             log.exception("%s: its description could not be read", name)
             report = self._unheard(name, instance, _Silence(f"{type(error).__name__}: it cannot be read"))
         else:
-            report = InstanceReport(name, True, models, "; ".join(problems))
+            report = InstanceReport(name, True, models, "; ".join(problems), tuple(undescribed))
+            self._forget(name, models)
         self._last[name] = report
         return report
+
+    def _hosted(self, name: str) -> tuple[ModelReport, ...]:
+        """When it was last up."""
+        last = self._last.get(name)
+        return () if last is None else last.models if last.up else last.lost
+
+    def _forget(self, name: str, models: Sequence[ModelReport]) -> None:
+        """What was said of models that it has no more."""
+        keys = {(name, model.model, model.version) for model in models}
+        for memory in (self._said, self._silences, self._ready_at):
+            for key in [key for key in memory if key[0] == name and key not in keys]:
+                del memory[key]
 
     def _unheard(self, name: str, instance: InstanceSettings, error: _Silence) -> InstanceReport:
         """Nobody listening: it is down. No answer in time: frozen or slow, so what it said last still stands."""
@@ -120,7 +141,8 @@ class Discovery:
         what = str(error) if error.answered else f"gave no answer ({error})"
         problem = f"its management API at {instance.management} {what}"
         if error.refused or last is None or not last.up:
-            return InstanceReport(name, False, problem=f"{problem}; not used, asked again regularly")
+            problem += "; not used, asked again regularly"
+            return InstanceReport(name, False, problem=problem, lost=self._hosted(name), fronted=error.fronted)
         return replace(last, problem=f"{problem}; used as last seen")
 
     async def _check_inference(self, instance: InstanceSettings) -> None:
@@ -130,7 +152,10 @@ class Discovery:
         """
         if instance.name in self._knows_ping:
             return
-        address = Address(instance.inference, instance.inference_token())
+        try:
+            address = Address(instance.inference, instance.inference_token())
+        except ConfigError:  # said where the key is needed
+            return
         result = await self._upstream.exchange(
             address, Request("GET", "/ping?from=ts_parity", (), b""), self._timeout_s, _AT_MOST
         )
@@ -143,13 +168,16 @@ class Discovery:
             raise _WrongPort(f"{where} answered 404 to GET /ping.{question}")
         self._knows_ping.add(instance.name)
 
-    async def _models(self, instance: str, address: Address, problems: list[str]) -> tuple[ModelReport, ...]:
+    async def _models(
+        self, instance: str, address: Address, problems: list[str], undescribed: list[str]
+    ) -> tuple[ModelReport, ...]:
+        """`problems` and `undescribed` are added to."""
         names = await self._names(address, problems)
         turns = asyncio.Semaphore(_AT_ONCE)
 
         async def in_turn(name: str) -> list[ModelReport]:
             async with turns:
-                return await self._versions(instance, address, name, problems)
+                return await self._versions(instance, address, name, problems, undescribed)
 
         reports = await asyncio.gather(*(in_turn(name) for name in names))
         return tuple(model for models in reports for model in models)
@@ -178,7 +206,9 @@ class Discovery:
                 break
         return [*names][: _PAGE * _MAX_PAGES]
 
-    async def _versions(self, instance: str, address: Address, model: str, problems: list[str]) -> list[ModelReport]:
+    async def _versions(
+        self, instance: str, address: Address, model: str, problems: list[str], undescribed: list[str]
+    ) -> list[ModelReport]:
         path = f"/models/{quote(model, safe='')}"
         try:
             entries = await self._get(address, f"{path}/all")
@@ -191,12 +221,23 @@ class Discovery:
             problems.append(f"{model} is not used: {error}")
             return []
         except _Silence as error:
-            if not error.answered:
+            if not error.answered and not error.fronted:
                 raise
+            undescribed.append(model)
             # Unregistered between the two questions, or one model in trouble: the others need not suffer.
             log.info("%s: no describe of %s: it %s", instance, model, error)
             return []
+        models = [self._with_warmth(instance, model) for model in models]
         return list(await asyncio.gather(*(self._with_described(instance, address, m) for m in models)))
+
+    def _with_warmth(self, instance: str, model: ModelReport) -> ModelReport:
+        key = (instance, model.model, model.version)
+        now = asyncio.get_running_loop().time()
+        if model.ready:
+            self._ready_at[key] = now
+            return model
+        cold = bool(model.pids) and now - self._ready_at.get(key, -math.inf) >= _COLD_AFTER_S
+        return replace(model, cold=cold)
 
     async def _with_described(self, instance: str, address: Address, model: ModelReport) -> ModelReport:
         key = (instance, model.model, model.version)
@@ -230,7 +271,7 @@ class Discovery:
         if isinstance(result, Stream):
             result = await self._whole(result)
         if result.status in _GONE and from_gateway(result):
-            raise _Silence(f"a gateway answered {result.status}: {excerpt(result.body)}", refused=True)
+            raise _Silence(f"a gateway answered {result.status}: {excerpt(result.body)}", refused=True, fronted=True)
         if meant_for_worker and result.status != 200 and classify(result) is None:
             return []
         return _json(result)

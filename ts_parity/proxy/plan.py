@@ -7,7 +7,7 @@ it should be becomes a problem, a sentence for log and status, and the fleet ser
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ts_parity.codes import Code, Family
@@ -51,6 +51,14 @@ class Plan:
     protections: frozenset[str] = frozenset()
     """Names of protections, which are not for clients."""
     up: tuple[str, ...] = ()
+    serving: frozenset[str] = frozenset()
+    """Pools with a READY worker."""
+    cold: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Pool -> instances that have it and may become READY for it by a prediction only."""
+    missing: frozenset[str] = frozenset()
+    """Models, and pools, that only instances that are down had when they were last up."""
+    fronted: tuple[str, ...] = ()
+    """Instances that are down by the word of a gateway."""
 
 
 @dataclass(frozen=True)
@@ -121,9 +129,17 @@ def make_plan(reports: Sequence[InstanceReport], wanted: Wanted) -> Plan:
         pools=pools,
         targets=targets,
         versions=versions,
-        hosts=_hosts([m for m in members if not m[1].is_protection]),
+        hosts=_hosts(up, {m.model for _, m in protections}),
         protections=frozenset(m.model for _, m in protections),
         up=tuple(report.name for report in up),
+        serving=frozenset(endpoint.pool for endpoint in endpoints if endpoint.row is None),
+        cold={
+            pool_name(model, version): hosts
+            for (model, version), all_members in deployed.items()
+            if (hosts := tuple(host for host, m in all_members if m.cold))
+        },
+        missing=_missing(reports),
+        fronted=tuple(report.name for report in reports if report.fronted),
     )
 
 
@@ -330,11 +346,23 @@ def _versions(members: Sequence[Member]) -> tuple[dict[str, str], list[str]]:
     return chosen, problems
 
 
-def _hosts(members: Sequence[Member]) -> dict[str, tuple[str, ...]]:
+def _hosts(up: Sequence[InstanceReport], protections: Collection[str]) -> dict[str, tuple[str, ...]]:
     hosts: dict[str, dict[str, None]] = {}
-    for host, m in members:
-        hosts.setdefault(m.model, {})[host] = None
+    for report in up:
+        deployed = [m.model for m in report.models if not m.is_protection]
+        for model in [*deployed, *(name for name in report.undescribed if name not in protections)]:
+            hosts.setdefault(model, {})[report.name] = None
     return {model: tuple(names) for model, names in hosts.items()}
+
+
+def _missing(reports: Sequence[InstanceReport]) -> frozenset[str]:
+    """What an instance that is up has no more was unregistered there; one that is down may come back with it."""
+    lost = [m for report in reports for m in report.lost if not m.is_protection]
+    here = [m for report in reports if report.up for m in report.models]
+    undescribed = {name for report in reports for name in report.undescribed}
+    models = {m.model for m in lost} - {m.model for m in here} - undescribed
+    pools = {pool_name(m.model, m.version) for m in lost} - {pool_name(m.model, m.version) for m in here}
+    return frozenset(models | {pool for pool in pools if pool.rpartition("/")[0] not in undescribed})
 
 
 def _code(model: ModelReport) -> Code | None:

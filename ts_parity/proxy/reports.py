@@ -84,6 +84,8 @@ class ModelReport:
     described: Described | None = None
     silent: bool = False
     problem: str = ""
+    cold: bool = False
+    """It has workers and none was READY here yet, or for long: perhaps it becomes so by its first prediction."""
 
     @property
     def places(self) -> int:
@@ -102,6 +104,12 @@ class InstanceReport:
     up: bool
     models: tuple[ModelReport, ...] = ()
     problem: str = ""
+    undescribed: tuple[str, ...] = ()
+    """Models in its list of which it would not say more."""
+    lost: tuple[ModelReport, ...] = ()
+    """What it hosted when it was last up, while it is down."""
+    fronted: bool = False
+    """It is down by the word of a gateway before it: that one may not know better than a prediction would."""
 
 
 def read_model(entry: Any, default_version: str) -> ModelReport:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 import math
+from asyncio import Future, TimerHandle, get_running_loop
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
 
 from ts_parity.engine import Query, Source
-from ts_parity.errors import BadClientRequest, Unavailable
+from ts_parity.errors import BadClientRequest, DeadlineExceeded, Unavailable
 from ts_parity.proxy.access import ERROR, PASSED, Facts
 from ts_parity.proxy.driver import RETRY_AFTER_S, Delivered, Driver
 from ts_parity.proxy.messages import (
@@ -30,9 +31,10 @@ from ts_parity.proxy.messages import (
 from ts_parity.proxy.metrics import Metrics
 from ts_parity.proxy.operations import Ask
 from ts_parity.proxy.plan import Plan, pool_name
+from ts_parity.proxy.reports import REFUSED
 from ts_parity.proxy.routes import Prediction, model_named, prediction
 from ts_parity.proxy.streams import Stream
-from ts_parity.proxy.upstream import Address, Result, Upstream, from_gateway
+from ts_parity.proxy.upstream import Address, Exchange, Result, Upstream, from_gateway
 from ts_parity.wire import DEADLINE_MS, EXACT, SOURCE, Headers
 
 log = logging.getLogger(__name__)
@@ -40,6 +42,9 @@ log = logging.getLogger(__name__)
 # TorchServe itself speaks to handlers with these: they decide which of its functions runs.
 _ALWAYS_GROUP_BY = ("explain", "describe")
 _MAX_DEADLINE_S = 24 * 3600.0
+# So long a request for an unknown model waits for the instances to say what they host.
+_LOOK_S = 1.0
+_WARMED_EVERY_S = 10.0
 
 
 class Streamed(NamedTuple):
@@ -64,13 +69,26 @@ class Asker(Protocol):
 class Service:
     """The proxy's answer to everything, given a plan of the fleet."""
 
-    def __init__(self, driver: Driver, upstream: Upstream, metrics: Metrics, group_by: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        upstream: Upstream,
+        metrics: Metrics,
+        group_by: tuple[str, ...],
+        look: Callable[[], Future[None]],
+    ) -> None:
+        """`look` looks at the fleet now: what it gives back is done when `change_fleet` has been told."""
         self._driver = driver
         self._upstream = upstream
         self._metrics = metrics
         self._group_by = frozenset((*_ALWAYS_GROUP_BY, *(name.lower() for name in group_by)))
+        self._look = look
+        self._loop = get_running_loop()
         self._plan = Plan()
         self._addresses: Mapping[str, Address] = {}
+        self._probed: set[str] = set()
+        """Instances that are not known to serve, and have a request all the same, one at a time."""
+        self._warmed_at: dict[str, float] = {}
 
     def change_fleet(self, plan: Plan, addresses: Mapping[str, Address]) -> None:
         self._plan, self._addresses = plan, addresses
@@ -88,19 +106,88 @@ class Service:
         path, _, query_string = request.target.partition("?")
         asked = prediction(request.method, path)
         pool = None if asked is None else self._pool(asked)
-        if asked is not None and pool is not None:
+        if asked is not None and pool is not None and pool in self._plan.serving:
             self._predict(pool, asked, request, exact, deadline_s, asker)
             return
         model = asked.model if asked is not None else model_named(path, query_string)
-        if model is not None and model in self._plan.protections and model not in self._plan.hosts:
-            asker.answer(_own(torchserve_error(404, "ModelNotFoundException", f"Model not found: {model}"), request))
-            return
-        self._pass_through(_Passing(request, model, asker))
+        passing = _Passing(request, model, asker, asked, exact, deadline_s)
+        if model is None or (asked is None and model in self._plan.hosts):
+            self._pass_through(passing)
+        elif not self._is_refused(passing):
+            self._after_a_look(passing)
 
     def _pool(self, asked: Prediction) -> str | None:
         version = asked.version or self._plan.versions.get(asked.model)
         pool = None if version is None else pool_name(asked.model, version)
         return pool if pool in self._plan.pools else None
+
+    # ---- models that nobody is known to serve ----------------------------------------------------------------------
+
+    def _is_refused(self, passing: _Passing) -> bool:
+        """A protection is not for clients, and a model whose instances are all down is not unknown."""
+        model, asked, plan = passing.model, passing.asked, self._plan
+        assert model is not None
+        if model in plan.protections and model not in plan.hosts:
+            not_found = torchserve_error(404, "ModelNotFoundException", f"Model not found: {model}")
+            passing.asker.answer(_own(not_found, passing.request))
+            return True
+        pool = pool_name(model, asked.version) if asked is not None and asked.version else None
+        if model in plan.missing or pool in plan.missing:
+            self._metrics.passed_through.add("unavailable")
+            cause = "; ".join(self._plan.problems)
+            passing.asker.facts = Facts(ERROR, None, pool, cause=cause)
+            error = Unavailable(f"no instance that serves {pool or model} can be reached", RETRY_AFTER_S)
+            passing.asker.answer(_own(error_reply(error), passing.request))
+            return True
+        return False
+
+    def _after_a_look(self, passing: _Passing) -> None:
+        """It may have been registered, or become READY, since the last look: a client that did so need not pause. An
+        instance that is slow to say what it has holds nobody up for long.
+        """
+        look = self._look()
+        timer = self._loop.call_later(_LOOK_S, self._looked, passing)
+        look.add_done_callback(lambda _: self._looked(passing))
+        passing.asker.on_leave = passing.leave
+        passing.timer = timer
+
+    def _looked(self, passing: _Passing) -> None:
+        if passing.timer is None:
+            return
+        passing.timer.cancel()
+        passing.timer = None
+        asked = passing.asked
+        pool = None if asked is None else self._pool(asked)
+        if asked is None or pool is None:
+            if not self._is_refused(passing):
+                self._pass_through(passing)
+            return
+        if pool not in self._plan.serving:
+            for host in self._plan.cold.get(pool, ()):
+                if host not in self._probed:
+                    self._pass_to(passing, host, probes=True)
+                    return
+        self._predict(pool, asked, passing.request, passing.exact, passing.deadline_s, passing.asker)
+
+    def _warm(self, pool: str, request: Request) -> None:
+        """Once in a while a copy of a query, for whose answer nobody waits, goes where it may be what READY needs."""
+        if REFUSED in self._plan.pools[pool].verdicts:
+            return
+        now = self._loop.time()
+        for host in self._plan.cold[pool]:
+            if host not in self._probed and now >= self._warmed_at.get(host, -math.inf) + _WARMED_EVERY_S:
+                self._warmed_at[host] = now
+                self._probed.add(host)
+                self._upstream.send(self._addresses[host], request, partial(self._warmed, host))
+
+    def _warmed(self, host: str, result: Result) -> None:
+        self._probed.discard(host)
+        if isinstance(result, Stream):
+            result.leave()
+        elif isinstance(result, Reply) and result.status < 300:
+            self._look()
+
+    # ---- predictions ------------------------------------------------------------------------------------------------
 
     def _predict(
         self, pool: str, asked: Prediction, request: Request, exact: bool, deadline_s: float | None, asker: Asker
@@ -111,6 +198,8 @@ class Service:
         client = partial(_give, asker, request)
         query = self._driver.predict(pool, Ask(request, asked.extra), key, client, exact, deadline_s)
         asker.on_leave = partial(self._leave, asker, query)
+        if self._plan.cold and pool in self._plan.cold:
+            self._warm(pool, request)
 
     def _leave(self, asker: Asker, query: Query) -> None:
         asker.facts = self._driver.abandon(query)
@@ -131,27 +220,55 @@ class Service:
 
     def _pass_through(self, passing: _Passing) -> None:
         instance = self._candidate(passing.model, passing.tried)
-        if instance is None:
+        if instance is not None:
+            self._pass_to(passing, instance)
+        elif passing.page is not None:
+            passing.asker.answer(passing.page)
+        else:
             self._metrics.passed_through.add("unavailable")
             # Why is for operators: problems name addresses, and say what the operating system said.
             tried, cause = passing.tried, passing.cause or "; ".join(self._plan.problems)
             passing.asker.facts = Facts(ERROR, ", ".join(tried) or None, attempts=len(tried), cause=cause)
             error = Unavailable("no instance can be reached", RETRY_AFTER_S)
             passing.asker.answer(_own(error_reply(error), passing.request))
-            return
+
+    def _pass_to(self, passing: _Passing, instance: str, probes: bool = False) -> None:
         passing.instance = instance
         passing.asker.facts = Facts(PASSED, instance)
+        passing.probes = probes or instance not in self._plan.up
+        if passing.probes:
+            self._probed.add(instance)
         exchange = self._upstream.send(self._addresses[instance], passing.request, partial(self._passed, passing))
-        passing.asker.on_leave = exchange.cancel
+        passing.asker.on_leave = partial(self._left, passing, exchange)
+        if passing.asked is not None:  # a prediction has a deadline, whoever carries it out
+            given = passing.deadline_s
+            wait_s = self._driver.scheduler.policy.deadline_s if given is None else given
+            passing.timer = self._loop.call_later(wait_s, self._late, passing, exchange)
+
+    def _late(self, passing: _Passing, exchange: Exchange) -> None:
+        passing.is_late = True
+        exchange.late()
+
+    def _left(self, passing: _Passing, exchange: Exchange) -> None:
+        passing.leave()
+        if passing.probes:
+            self._probed.discard(passing.instance)
+        exchange.cancel()
 
     def _passed(self, passing: _Passing, result: Result) -> None:
         answer: Answered
+        passing.leave()
+        if passing.probes:
+            self._probed.discard(passing.instance)
         if isinstance(result, Reply):
-            if from_gateway(result) and self._candidate(passing.model, [*passing.tried, passing.instance]):
+            if from_gateway(result):
                 # As for a prediction: the instance behind it is in trouble, and another may not be.
                 passing.failed(f"{result.status} from a gateway")
+                passing.page = result
                 self._pass_through(passing)
                 return
+            if passing.asked is not None and result.status < 300:
+                self._look()  # somebody does serve it
             self._metrics.passed_through.add("answered")
             answer = result
         elif isinstance(result, Stream):
@@ -161,6 +278,12 @@ class Service:
             passing.failed(result.reason)
             self._pass_through(passing)  # nothing was run, so this is not a second attempt
             return
+        elif passing.is_late:
+            self._metrics.passed_through.add("failed")
+            passing.failed("no answer before the deadline")
+            passing.asker.facts = Facts(ERROR, passing.instance, attempts=len(passing.tried), cause=passing.cause)
+            error = DeadlineExceeded(f"no prediction of {passing.model} arrived before the deadline")
+            answer = _own(error_reply(error), passing.request)
         else:
             self._metrics.passed_through.add("failed")
             passing.failed(result.reason)
@@ -172,33 +295,63 @@ class Service:
         passing.asker.answer(answer)
 
     def _candidate(self, model: str | None, tried: Sequence[str]) -> str | None:
-        """The least busy one not tried yet, of those that host the model, or of all that are up."""
+        """The least busy one not tried yet, of those that host the model, or of all that are up. If none is, one that
+        only a gateway says is down; but no more than a request at a time.
+        """
         hosts = self._plan.hosts.get(model, ()) if model is not None else ()
         best, least = None, 0
         for name in hosts or self._plan.up:
             busy = self._upstream.busy(self._addresses[name])
             if (best is None or busy < least) and name not in tried:
                 best, least = name, busy
+        if best is None and not self._plan.up:
+            return next((name for name in self._plan.fronted if name not in self._probed and name not in tried), None)
         return best
 
 
 class _Passing:
     """A request that is passed through, and who has refused the connection so far."""
 
-    __slots__ = ("asker", "cause", "instance", "model", "request", "tried")
+    __slots__ = (
+        "asked", "asker", "cause", "deadline_s", "exact", "instance", "is_late", "model", "page", "probes", "request",
+        "timer", "tried",
+    )  # fmt: skip
 
-    def __init__(self, request: Request, model: str | None, asker: Asker) -> None:
+    def __init__(
+        self,
+        request: Request,
+        model: str | None,
+        asker: Asker,
+        asked: Prediction | None,
+        exact: bool,
+        deadline_s: float | None,
+    ) -> None:
         self.request = request
         self.model = model
         self.asker = asker
+        self.asked = asked
+        self.exact = exact
+        self.deadline_s = deadline_s
         self.instance = ""
+        self.is_late = False
+        self.probes = False
+        """Its instance is not known to serve, so it is the only one there."""
         self.tried: list[str] = []
         self.cause = ""
         """What went wrong first."""
+        self.page: Reply | None = None
+        """What a gateway said, for want of a better answer."""
+        self.timer: TimerHandle | None = None
+        """Of its wait for a look at the fleet, then of its deadline."""
 
     def failed(self, reason: str) -> None:
         self.tried.append(self.instance)
         self.cause = self.cause or f"{self.instance}: {reason}"
+
+    def leave(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
 
 
 def _own(reply: Reply, request: Request) -> Reply:

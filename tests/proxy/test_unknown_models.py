@@ -1,0 +1,202 @@
+"""Requests for models that no instance is known to serve: gone, just registered, or READY only after a prediction."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.proxy.conftest import MakeFleet, nothing_left, until
+from ts_parity.proxy import discovery
+from ts_parity.testing import Canned, FakeModel, FakeTorchServe, protection
+
+PATHS = ("/predictions/linear", "/predictions/linear/1.0", "/explanations/linear", "/v1/models/linear:predict")
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_a_model_whose_instances_are_all_gone_is_not_unknown(make_fleet: MakeFleet, path: str) -> None:
+    """503 with Retry-After, not the 404 of an instance that never had it; and nobody is told of addresses."""
+    deployed, parity = FakeTorchServe(FakeModel()), FakeTorchServe(protection())
+    fleet = await make_fleet(deployed, parity)
+    await deployed.stop()
+    await fleet.proxy.discover()
+    answer = await fleet.client.post(path, b"[1, 2]")
+    assert (answer.status, answer.get("retry-after")) == (503, "1")
+    assert answer.json()["type"] == "ServiceUnavailableException"
+    assert "127.0.0.1" not in answer.json()["message"]
+    assert parity.received == []
+    assert (await fleet.client.post("/predictions/nobody", b"[1, 2]")).status == 404
+
+
+async def test_a_version_whose_instances_are_gone_is_not_unknown_either(make_fleet: MakeFleet) -> None:
+    old, new = FakeTorchServe(FakeModel()), FakeTorchServe(FakeModel(version="2.0"))
+    fleet = await make_fleet(old, new)
+    await new.stop()
+    await fleet.proxy.discover()
+    assert (await fleet.post("/predictions/linear/2.0")).status == 503
+    assert (await fleet.post("/predictions/linear/3.0")).status == 404
+    assert (await fleet.post("/predictions/linear")).status == 200
+
+
+async def test_what_was_unregistered_while_management_answers_is_forgotten(make_fleet: MakeFleet) -> None:
+    instance, other = FakeTorchServe(FakeModel()), FakeTorchServe(protection())
+    fleet = await make_fleet(instance, other)
+    instance.models.clear()
+    await fleet.proxy.discover()
+    assert (await fleet.post()).status == 404
+    await instance.stop()
+    await fleet.proxy.discover()
+    assert (await fleet.post()).status == 404
+
+
+async def test_gone_for_several_looks_is_still_not_unknown(make_fleet: MakeFleet) -> None:
+    instance = FakeTorchServe(FakeModel())
+    fleet = await make_fleet(instance, FakeTorchServe(protection()))
+    ports = [int(url.rpartition(":")[2]) for url in (instance.inference, instance.management)]
+    await instance.stop()
+    for _ in range(3):
+        await fleet.proxy.discover()
+        assert (await fleet.post()).status == 503
+    await instance.start(*ports)
+    await fleet.proxy.discover()
+    assert (await fleet.post()).status == 200
+
+
+async def test_what_has_just_been_registered_is_served_at_once(make_fleet: MakeFleet) -> None:
+    """On whichever instance, by the default path, the version's, and those that are passed through."""
+    instances = [FakeTorchServe(protection()) for _ in range(3)]
+    fleet = await make_fleet(*instances)
+    for number, path in enumerate(("/predictions/{}", "/predictions/{}/1.0", "/explanations/{}")):
+        for instance in instances:
+            name = f"m{number}{instances.index(instance)}"
+            instance.models.append(FakeModel(name=name))
+            answer = await fleet.client.post(path.format(name), b"[1, 2]")
+            assert (answer.status, answer.json()) == (200, [5.0, 11.0])
+
+
+async def test_what_was_loading_and_is_ready_is_served_at_once(make_fleet: MakeFleet) -> None:
+    instance = FakeTorchServe(FakeModel(ready=False))
+    fleet = await make_fleet(instance)
+    instance.models[0].ready = True
+    answer = await fleet.post()
+    assert (answer.status, answer.get("x-ts-parity")) == (200, "deployed")
+
+
+async def test_a_scaled_model_is_served_at_once(make_fleet: MakeFleet) -> None:
+    instance = FakeTorchServe(FakeModel())
+    fleet = await make_fleet(instance)
+    instance.models[0].workers = 0
+    await fleet.proxy.discover()
+    assert (await fleet.post()).status == 503
+    instance.models[0].workers = 1
+    assert (await fleet.post()).status == 200
+
+
+async def test_a_crowd_that_asks_for_nobody_costs_few_looks(make_fleet: MakeFleet) -> None:
+    instance = FakeTorchServe(FakeModel(), FakeModel(name="other"))
+    fleet = await make_fleet(instance)
+    looks: list[int] = []
+    look = fleet.proxy._discovery.look
+
+    async def counted() -> object:
+        looks.append(1)
+        return await look()
+
+    fleet.proxy._discovery.look = counted
+    answers = await asyncio.gather(*(fleet.post("/predictions/nobody") for _ in range(100)))
+    assert {answer.status for answer in answers} == {404}
+    assert len(looks) <= 3
+
+
+async def test_an_instance_that_hangs_holds_up_nobody_who_asks_for_the_unknown(
+    make_fleet: MakeFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ts_parity.proxy.service._LOOK_S", 0.05)
+    hanging, good = FakeTorchServe(FakeModel()), FakeTorchServe(FakeModel())
+    fleet = await make_fleet(hanging, good, describe_timeout_s=60.0)
+    hanging.managed = Canned(hold_s=60.0)
+    assert (await asyncio.wait_for(fleet.post("/predictions/nobody"), 10)).status == 404
+
+
+async def test_who_leaves_while_the_fleet_is_looked_at_is_not_asked_for(make_fleet: MakeFleet) -> None:
+    instance = FakeTorchServe(FakeModel())
+    fleet = await make_fleet(instance)
+    await fleet.proxy._looking.acquire()
+    _, writer = await asyncio.open_connection(fleet.client.host, fleet.client.port)
+    writer.write(b"POST /predictions/nobody HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\n\r\nx")
+    await until(lambda: fleet.proxy._server.in_flight == 1, "the request to come in")
+    writer.close()
+    await until(lambda: fleet.proxy._server.in_flight == 0, "the client to be gone")
+    fleet.proxy._looking.release()
+    await fleet.proxy._look_now()
+    assert instance.received == []
+
+
+@pytest.mark.parametrize("how", ["loading", "unavailable"])
+async def test_a_fleet_that_is_ready_after_its_first_prediction_only(make_fleet: MakeFleet, how: str) -> None:
+    """One query at a time and instance is let through; after its answer all are."""
+    instances = [FakeTorchServe(FakeModel(warms_up=how)) for _ in range(2)]
+    fleet = await make_fleet(*instances)
+    assert (await fleet.post()).status == 200
+    await until(lambda: "linear/1.0" in fleet.proxy.plan.serving, "the model to be found READY")
+    assert [answer.status for answer in await fleet.posts(4)] == [200] * 4
+    await until(lambda: nothing_left(fleet.proxy), "everything to be let go")
+
+
+async def test_a_little_traffic_is_let_through_and_the_rest_told_to_come_again(make_fleet: MakeFleet) -> None:
+    instance = FakeTorchServe(FakeModel(warms_up="loading", latency_s=0.3))
+    fleet = await make_fleet(instance)
+    answers = await fleet.posts(5)
+    assert sorted(answer.status for answer in answers) == [200, 503, 503, 503, 503]
+    assert len(instance.received) == 1
+
+
+async def test_a_let_through_query_has_its_deadline(make_fleet: MakeFleet) -> None:
+    instance = FakeTorchServe(FakeModel(warms_up="loading"))
+    fleet = await make_fleet(instance)
+    instance.freeze()
+    answer = await fleet.post(x_ts_parity_deadline_ms="50")
+    assert (answer.status, answer.json()["type"]) == (504, "DeadlineExceededException")
+    assert fleet.proxy._service._probed == set()
+
+
+async def test_a_management_api_behind_a_gateway_that_waits_for_the_first_prediction(make_fleet: MakeFleet) -> None:
+    instance = FakeTorchServe(FakeModel())
+    instance.managed = Canned(503, "", (), b"not ready yet")
+    fleet = await make_fleet(instance)
+    assert fleet.proxy.plan.up == ()
+    assert (await fleet.post()).status == 200
+    instance.managed = None
+    await until(lambda: fleet.proxy.plan.up != (), "the instance to be found")
+
+
+async def test_beside_others_a_cold_instance_is_warmed_by_a_copy(make_fleet: MakeFleet) -> None:
+    """Nobody waits for it, and one copy is all it gets for a while."""
+    cold = FakeTorchServe(FakeModel(warms_up="loading"))
+    cold.freeze()
+    fleet = await make_fleet(FakeTorchServe(FakeModel()), cold)
+    assert [(await fleet.post()).status for _ in range(5)] == [200] * 5
+    assert len(cold.received) == 1
+    cold.thaw()
+    await until(lambda: len(fleet.proxy.plan.fleet.endpoints) == 2, "the warm instance to join")
+
+
+async def test_a_refused_model_is_warmed_by_no_copy(make_fleet: MakeFleet) -> None:
+    """It may keep state: what it is asked twice may not be what its client wanted."""
+    cold = FakeTorchServe(FakeModel(warms_up="loading"))
+    fleet = await make_fleet(FakeTorchServe(FakeModel(verdict="refused")), cold)
+    assert (await fleet.post()).status == 200
+    assert cold.received == []
+
+
+async def test_a_worker_that_was_ready_is_cold_only_after_a_while(
+    make_fleet: MakeFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    instance = FakeTorchServe(FakeModel())
+    fleet = await make_fleet(instance)
+    instance.models[0].warms_up = "loading"
+    await fleet.proxy.discover()
+    assert (await fleet.post()).status == 503
+    assert instance.received == []
+    monkeypatch.setattr(discovery, "_COLD_AFTER_S", 0.0)
+    assert (await fleet.post()).status == 200
