@@ -185,7 +185,10 @@ class Settings:
     default_answer: str = _setting("", "file with the answer to give at the deadline instead of 504")
     default_answer_type: str = _setting("application/json", "content type of the default answer")
     access_log: str = _setting("", "file that gets a JSON line for each request; -: standard error")
-    drain_s: float = _setting(30.0, "requests in flight get this long to finish after the first SIGTERM", "s", 0)
+    drain_delay_s: float = _setting(
+        0.0, "after the first SIGTERM /readyz is 503 for so long before connections are refused; for balancers", "s", 0
+    )
+    drain_s: float = _setting(30.0, "requests in flight get this long to finish after that", "s", 0)
     discovery_interval_s: float = _setting(5.0, "the fleet is looked at this often", "s", 0.05)
     describe_timeout_s: float = _setting(2.0, "a management request without an answer by then has failed", "s", 0.01)
     connect_timeout_s: float = _setting(2.0, "an instance that accepts no connection by then is unreachable", "s", 0.01)

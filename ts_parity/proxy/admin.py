@@ -28,7 +28,7 @@ async def _nothing_to_wait_for() -> None:
 
 
 class Admin:
-    """Listening ports for operators and their tools. `refresh` is waited for before a question is answered."""
+    """Listening ports for operators and their tools. `refresh` is waited for before status or metrics are told."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class Admin:
         return _json(200, {"status": "alive"})
 
     async def _on_health(self, _: web.Request) -> web.Response:
-        await self._refresh()
+        """At once: whoever probes gives up soon, and a process that is slow to report makes no other less ready."""
         return _json(*self._health())
 
     async def _on_metrics(self, _: web.Request) -> web.Response:

@@ -145,7 +145,7 @@ class Proxy:
         return self._drain_asked.is_set()
 
     def drain(self) -> None:
-        """Stop accepting, finish what is in flight, end."""
+        """Say that this proxy is not to be asked any more, then stop accepting, finish what is in flight, end."""
         self._drain_asked.set()
 
     def look_again(self) -> None:
@@ -277,12 +277,15 @@ class Proxy:
 
     async def _drained(self) -> int:
         log.info("draining: %d requests in flight", self._server.in_flight)
+        self._server.draining = True
+        with contextlib.suppress(asyncio.TimeoutError):  # balancers take a while to notice that it is not ready
+            await asyncio.wait_for(self._cut.wait(), self.settings.drain_delay_s)
         await self._server.stop_accepting()
         waits = [asyncio.ensure_future(self._nobody_asks()), asyncio.ensure_future(self._cut.wait())]
         await asyncio.wait(waits, timeout=self.settings.drain_s, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()
-        left = self._server.in_flight
+        left = self._server.unanswered
         if left:
             log.warning("drain: cut %d requests", left)
         return 1 if left else 0
@@ -292,7 +295,7 @@ class Proxy:
         while True:
             await self._server.idle()
             await asyncio.sleep(_ON_ITS_WAY_S)
-            if not self._server.in_flight:
+            if not self._server.unanswered:
                 return
 
 

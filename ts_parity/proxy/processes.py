@@ -112,7 +112,7 @@ class Supervisor:
         return self._drain_asked.is_set()
 
     def drain(self) -> None:
-        """All stop accepting, finish what is in flight, and end."""
+        """All say that they are not to be asked any more, stop accepting, finish what is in flight, and end."""
         self._drain_asked.set()
         self._tell_all(b"drain")
 
@@ -218,9 +218,10 @@ class Supervisor:
         return 1 if any(seat.code for seat in self._seats) else 0
 
     async def _kill_stuck(self) -> None:
-        """Children end by themselves after drain_s, or soon after a cut; but one may be frozen."""
+        """Children end by themselves after so long, or soon after a cut; but one may be frozen."""
+        patience_s = self.settings.drain_delay_s + self.settings.drain_s
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._cut_asked.wait(), self.settings.drain_s)
+            await asyncio.wait_for(self._cut_asked.wait(), patience_s)
         await asyncio.sleep(_GRACE_S)
         for seat in self._seats:
             if seat.child is not None:

@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 # Requests of one connection that are read ahead while the first is being answered.
 _PIPELINED: Final = 16
 _PIPELINED_BYTES: Final = 65536
+_BACKLOG: Final = 1024
 _SWEEP_S: Final = 1.0
 # A socket that is not read tells nothing of an end behind what it holds; the kernel does, if asked (Linux).
 _ENDED: Final[int] = getattr(select, "POLLRDHUP", 0)
@@ -66,7 +67,7 @@ class Patience:
 
 
 class Server:
-    """One listening port. Create, `start`, and in the end `stop_accepting`, wait for `idle`, `close`."""
+    """One listening port. Create, `start`; in the end set `draining`, `stop_accepting`, wait for `idle`, `close`."""
 
     def __init__(
         self,
@@ -82,6 +83,7 @@ class Server:
         self.patience = patience
         self.tls = tls
         self.draining = False
+        """Connections end with their next answer, which says so; new ones are accepted all the same."""
         self.connections: set[_Connection] = set()
         self.outbox = Outbox()
         self.in_flight = 0
@@ -98,7 +100,7 @@ class Server:
                 lambda: cast(asyncio.Protocol, _Connection(self, loop)),
                 host,
                 port,
-                backlog=1024,
+                backlog=_BACKLOG,
                 reuse_port=reuse_port,
                 ssl=listening(self.tls) if self.tls is not None else None,
                 ssl_handshake_timeout=self.patience.handshake_s if self.tls is not None else None,
@@ -110,10 +112,23 @@ class Server:
         return int(listener.sockets[0].getsockname()[1])
 
     async def stop_accepting(self) -> None:
-        """No new connections; connections that are open end with their next answer."""
+        """No new connections, but those that the kernel has made already, and would reset, are accepted first."""
         self.draining = True
-        if self._listener is not None:
-            self._listener.close()
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            waiting = select.poll()
+            for listening in listener.sockets:  # type: ignore[attr-defined]
+                waiting.register(listening.fileno(), select.POLLIN)
+            for _ in range(_BACKLOG):
+                if not waiting.poll(0):
+                    break
+                await asyncio.sleep(0)
+            listener.close()
+
+    @property
+    def unanswered(self) -> int:
+        """Requests in flight, and clients that have not taken their answer yet."""
+        return self.in_flight + sum(connection.has_unwritten for connection in self.connections)
 
     async def idle(self) -> None:
         """Wait until no request is in flight. For one at a time."""
@@ -368,6 +383,10 @@ class _Connection:
         self._give_up_at = now + _GOODBYE_S
         self._server.outbox.flush(self._transport)
         self._transport.close()
+
+    @property
+    def has_unwritten(self) -> bool:
+        return self._turn is None and self._transport.get_write_buffer_size() > 0
 
     def cut(self) -> asyncio.Task[None] | None:
         """-> what is still to be waited for."""
