@@ -18,9 +18,11 @@ from ts_parity.engine import (
     Answer,
     Arrived,
     Cause,
+    Compare,
     Endpoint,
     Fail,
     Failed,
+    Finding,
     Fleet,
     Instance,
     Kind,
@@ -75,6 +77,8 @@ class Run:
     actions: list[Action] = field(default_factory=list)
     tasks: list[Task] = field(default_factory=list)
     unfinished: int = 0
+    compared: list[tuple[int, str, str]] = field(default_factory=list)
+    """(query, the kind of task it was compared with, the finding)."""
 
     def sends(self, what: int | str) -> list[tuple[float, str]]:
         return [(at, endpoint) for at, sent, endpoint in self.sent if sent == str(what)]
@@ -133,6 +137,7 @@ def scenario(
     policy: Mapping[str, Any] | None = None,
     slow: Mapping[str, tuple[float, float]] | None = None,
     dead: Mapping[str, tuple[float, float]] | None = None,
+    findings: Sequence[str] = (),
     until: float = 100.0,
     **shape: Any,
 ) -> Run:
@@ -141,11 +146,12 @@ def scenario(
     Several rows with one name are taken in turn. `shape` is passed to `fleet`. `exact` lists the queries that refuse
     rebuilt answers; `abandons` and `deadlines` map queries to instants; `keys` maps queries to group keys; `slow` maps
     endpoints to an instant and the service time that deployed tasks have there from then on. `dead` maps instances to
-    when they die and when they are back: what they had is lost, and meanwhile they accept no connection.
+    when they die and when they are back: what they had is lost, and meanwhile they accept no connection. With
+    `proved=False` (of `fleet`) protections are on trial first; `findings` are what is found by comparisons, in turn.
     """
     settings = {"reconstruct_after_s": 0.05, "group_wait_s": 0.02, "deadline_s": 1.0, **(policy or {})}
     run = Run(Scheduler(fleet(**shape), Policy(**settings)))
-    world = _World(run, list(tasks), service, slow or {}, dead or {})
+    world = _World(run, list(tasks), service, slow or {}, dead or {}, findings)
     queries = [
         Query(i, POOL, (keys or {}).get(i, "same"), (deadlines or {}).get(i), i in exact) for i in range(len(arrivals))
     ]
@@ -167,12 +173,14 @@ class _World:
         service: float,
         slow: Mapping[str, tuple[float, float]],
         dead: Mapping[str, tuple[float, float]],
+        findings: Sequence[str],
     ) -> None:
         self._run = run
         self._table = [(str(what), seconds, outcome) for what, seconds, outcome in table]
         self._service = service
         self._slow = slow
         self._dead = dead
+        self._findings = findings
         self._heap: list[tuple[float, int, Query | Task, str | None]] = []
         self._order = 0
 
@@ -214,6 +222,17 @@ class _World:
             elif isinstance(action, Fail):
                 assert action.query.id not in run.failures
                 run.failures[action.query.id] = (action.reason.value, at)
+        for action in actions:
+            if isinstance(action, Compare):
+                self._compare(action, now)
+
+    def _compare(self, pair: Compare, now: float) -> None:
+        run, query = self._run, pair.own.query
+        assert query is not None
+        number = len(run.compared)
+        finding = self._findings[number] if number < len(self._findings) else "agreed"
+        run.compared.append((query.id, pair.other.kind.value, finding))
+        self._obey(run.scheduler.compared(pair, Finding(finding), "as written", now), now)
 
     def _start(self, task: Task, now: float) -> None:
         name = _name(task)

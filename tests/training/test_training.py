@@ -123,6 +123,7 @@ def test_what_is_packed_answers_as_it_was_trained(model, bodies, tmp_path, kind,
     assert (packed.weights() != deployed.weights()) == own_form
     assert 0.3 < made["agreement"] <= 1.0
     assert packed.section["cost"] == made["cost"] > 0
+    assert packed.section["agreement"] == made["agreement"]
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
 
 

@@ -246,7 +246,7 @@ class PoolState:
         self.trials = Trials()
         self.repeats = Repeats()
         self.protecting = False
-        """Its protection was in use when last looked."""
+        """Whether its protection is in use; looked at when anything has been found out about it."""
         self._trusted_code: Code | None = None
         self._seen: dict[str, None] = {}
         """Worker processes that were there when its protection was last put on trial, or since."""

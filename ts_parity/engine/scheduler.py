@@ -314,7 +314,7 @@ class Scheduler:
         if query.release_at == math.inf:  # the first dispatch; a rejected query comes here again, in its group already
             query.release_at = now + pool.reconstruct_after_s
             if pool.code is not None and pool.rows and query.key is not None:
-                if not pool.protected:
+                if not pool.protecting:
                     self._try_protection(pool, query, place.domain, now)
                 elif pool.launches_late:
                     query.launch_at = now + pool.launch_after_s
@@ -530,6 +530,8 @@ class Scheduler:
 
     def _send_hedges(self, pool: PoolState, now: float, actions: list[Action]) -> None:
         """Second copies, on idle places only. Without a token the copy is not made; the query itself is untouched."""
+        if not pool.may_copy(now):  # any more
+            pool.hedges.clear()
         for query in [*pool.hedges.values()]:
             if query.in_flight:
                 place = pool.endpoint_for_hedge(query, now)
@@ -702,7 +704,7 @@ class Scheduler:
         if not task.lost:
             query.finishes_pending -= 1
         if group is not None and group.trust is not None and not group.trust.proved:
-            self._note_finish(group.trust, outcome, now)
+            self._note_finish(group.trust, query, outcome, now, actions)
         if not query.open:
             return
         if group is not None and not group.usable:
@@ -721,13 +723,15 @@ class Scheduler:
         if not self._queue_finish(query) and query.group is not None:
             self._review(query.group, actions)
 
-    @staticmethod
-    def _note_finish(trust: Trust, outcome: Outcome, now: float) -> None:
+    def _note_finish(self, trust: Trust, query: Query, outcome: Outcome, now: float, actions: list[Action]) -> None:
         """What cannot be decoded or finished anywhere is the protection's failure as well."""
+        pool = self._fleet.pools.get(query.pool)
         if isinstance(outcome, Arrived):
             trust.decoded()
         elif isinstance(outcome, Failed) and not outcome.retry:
             trust.failed(outcome.reason, now, decoding=True)
+            if pool is not None:
+                self._withdraw_if_out(pool, actions)
 
     def _queue_finish(self, query: Query) -> bool:
         pool = self._fleet.pools.get(query.pool)

@@ -106,6 +106,7 @@ def wrap_parity(
     parity_model: str | Path | None = None,
     protects: Protects | None = None,
     cost: float | None = None,
+    agreement: float | None = None,
     samples: Sequence[Sample | str | Path] = (),
     secret: str | None = None,
     declaration: Mapping[str, str] | None = None,
@@ -117,6 +118,7 @@ def wrap_parity(
     that the handler loads it as its own), or `parity_model`, a TorchScript file beside it; `exact` needs neither.
     `partial`: it was trained with empty slots, so groups of fewer than k may use it; taken as read of backups only.
     `protects` is the archive's own model unless given. `cost`: of a full group, in deployed inferences, where measured.
+    `agreement`: how often its rebuilt decisions are the deployed model's own, where measured; proxies hold it to that.
     """
     source = _wrappable(archive)
     built = make_code(code, k, r, None if coefficients is None else tuple(tuple(map(float, c)) for c in coefficients))
@@ -128,6 +130,8 @@ def wrap_parity(
     section["partial"] = built.family is Family.BACKUP if partial is None else partial
     if cost is not None:
         section["cost"] = float(cost)
+    if agreement is not None:
+        section["agreement"] = float(agreement)
     replaced: dict[str, Path] = {}
     if serialized_file is not None and source.serialized_file is not None:
         replaced[source.serialized_file] = Path(serialized_file)

@@ -187,12 +187,13 @@ class _Job:
             for seed in range(self.settings.seed, self.settings.seed + self.settings.seeds)
         ]
         scores = [self._scores(ground, code, models, seed) for seed, models in enumerate(trained)]
-        best = trained[max(range(len(scores)), key=lambda i: scores[i]["agreement"])]
+        chosen = max(range(len(scores)), key=lambda i: scores[i]["agreement"])
+        best, agreement = trained[chosen], scores[chosen]["agreement"]
         cost = self._cost(ground, code, best[0])
-        archives = [
-            packer.protection(code, row, best[min(row, len(best) - 1)].network, self._name(candidate, row), cost.cost)
-            for row in range(code.r)
-        ]
+        archives = []
+        for row in range(code.r):
+            network, name = best[min(row, len(best) - 1)].network, self._name(candidate, row)
+            archives.append(packer.protection(code, row, network, name, cost.cost, agreement))
         return {**_told(code, architecture), **over_seeds(scores), **asdict(cost), "archives": archives}
 
     def _exact(self, packer: Packer, candidate: Candidate, cost: float | None = None) -> list[str]:

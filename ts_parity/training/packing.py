@@ -46,7 +46,15 @@ class Packer:
         with _samples(self.bodies) as samples:
             return wrap_deployed(self.settings.archive, self.out, samples=samples, secret=self.settings.secret).name
 
-    def protection(self, code: Code, row: int, network: nn.Module | None, name: str, cost: float | None) -> str:
+    def protection(
+        self,
+        code: Code,
+        row: int,
+        network: nn.Module | None,
+        name: str,
+        cost: float | None,
+        agreement: float | None = None,
+    ) -> str:
         """The archive of one row of a code; no network: the deployed model itself. -> its file name.
 
         In the form in which the user's handler loads its own model, where that works; else as TorchScript beside it.
@@ -62,6 +70,7 @@ class Packer:
                 "samples": samples,
                 "secret": self.settings.secret,
                 "cost": cost,
+                "agreement": agreement,
             }
             source = self.settings.archive
             if network is None:

@@ -280,6 +280,7 @@ class Worker:
                 "coefficients": [list(row) for row in protection.code.coefficients],
                 "partial": protection.partial,
                 "cost": protection.cost,
+                "agreement": protection.agreement,
                 "protects": {name: protection.protects.get(name) for name in ("model", "version", "weights")},
             }
         return description

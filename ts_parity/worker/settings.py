@@ -19,7 +19,9 @@ DEPLOYED = "deployed"
 PARITY = "parity"
 _EXAMPLE = "ts_parity:\n  role: {role}\n  handler: my_handler.py"
 _COMMON = frozenset({"role", "handler", "model", "call", "samples", "secret"})
-_PARITY_ONLY = frozenset({"code", "k", "r", "row", "coefficients", "partial", "parity_model", "protects", "cost"})
+_PARITY_ONLY = frozenset(
+    {"code", "k", "r", "row", "coefficients", "partial", "parity_model", "protects", "cost", "agreement"}
+)
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Protection:
     protects: Mapping[str, Any]
     cost: float | None = None
     """Of a full group, in deployed inferences, as measured by training."""
+    agreement: float | None = None
+    """With the deployed model's own decisions, as measured by training."""
 
     @property
     def is_backup(self) -> bool:
@@ -110,7 +114,12 @@ def _protection(section: Mapping[str, Any]) -> Protection:
     cost = section.get("cost")
     if cost is not None and (not isinstance(cost, (int, float)) or isinstance(cost, bool) or not 0 < cost < math.inf):
         raise ConfigError(f"ts_parity: cost is what a group costs in deployed inferences, not {cost!r}")
-    return Protection(code, row, partial, parity_model, protects, cost)
+    agreement = section.get("agreement")
+    if agreement is not None and (
+        not isinstance(agreement, (int, float)) or isinstance(agreement, bool) or not 0 <= agreement <= 1
+    ):
+        raise ConfigError(f"ts_parity: agreement is a share between 0 and 1, not {agreement!r}")
+    return Protection(code, row, partial, parity_model, protects, cost, agreement)
 
 
 def _samples(entries: Any) -> list[Sample]:

@@ -1,0 +1,173 @@
+"""Protections on trial, in virtual time: they are run beside, answer nobody, and take nothing from anybody."""
+
+from dataclasses import replace
+
+import pytest
+
+from ts_parity.engine import Arrived, Compare, Policy, Query, Scheduler, Send
+from ts_parity.engine.trials import MOST
+from ts_parity.engine.trust import TRIAL
+from ts_parity.scenarios import OUTCOMES, POOL, fleet, scenario
+
+NEVER = 1000.0
+PACE = [0.05 * n for n in range(60)]
+"""Slow enough that places are idle between them."""
+
+
+def on_trial(**more):
+    return scenario(**{"arrivals": PACE, "proved": False, **more})
+
+
+def trust(run):
+    [pool] = run.scheduler.pools()
+    return pool.trust
+
+
+@pytest.mark.parametrize(("code", "k"), [("exact", 1), ("exact", 2), ("student", 1), ("sum", 2), ("concat", 2)])
+@pytest.mark.parametrize("launch", ["group", "late"])
+def test_a_trial_ends_after_enough_comparisons(code, k, launch):
+    run = on_trial(code=code, k=k, policy={"launch": launch, "group_wait_s": 0.2})
+    assert trust(run).in_use
+    assert len(run.compared) >= TRIAL
+    assert {kind for _, kind, _ in run.compared} == {"finish" if code in ("sum", "concat") else "protection"}
+    assert {source for source, _ in run.answers.values()} == {"deployed"}
+    assert run.nothing_left_over()
+
+
+@pytest.mark.parametrize("code", ["exact", "sum"])
+def test_nobody_is_answered_by_a_protection_on_trial(code):
+    run = on_trial(code=code, arrivals=[0.0, 0.0], tasks=[(0, NEVER, "never")], deployed=3)
+    assert run.sends("parity 0"), "it is run"
+    assert run.failures == {0: ("deadline", 1.0)}
+    assert run.answers == {1: ("deployed", 0.010)}
+
+
+def test_every_query_is_served_as_if_there_were_no_protection():
+    plain = scenario(arrivals=PACE, code=None)
+    tried = on_trial(code="exact")
+    assert {n: at for n, (_, at) in tried.answers.items()} == {n: at for n, (_, at) in plain.answers.items()}
+
+
+def test_every_member_of_a_parity_group_is_decoded_as_if_its_output_were_missing():
+    run = on_trial(code="sum", arrivals=[0.0, 0.0])
+    assert run.sends("finish 0")
+    assert run.sends("finish 1")
+    assert [query for query, _, _ in run.compared] == [0, 1]
+
+
+def test_both_rows_of_a_backup_are_tried():
+    run = on_trial(code="exact", k=2, r=2, arrivals=[0.0, 0.0])
+    assert sorted(query for query, _, _ in run.compared) == [0, 0, 1, 1]
+
+
+def test_a_machine_that_serves_is_left_to_its_queries():
+    """One machine hosts model and student; while it is busy the student is not run."""
+    run = on_trial(code="exact", k=1, deployed=1, shared=True, arrivals=[0.0, 0.0, 0.0])
+    assert run.sends("parity 0")[0] == (0.030, "p0.0"), "after the last query"
+    assert {source for source, _ in run.answers.values()} == {"deployed"}
+    assert [at for _, at in run.answers.values()] == [0.010, 0.020, 0.030]
+
+
+def test_a_contradiction_takes_it_out_and_it_is_run_no_more():
+    run = on_trial(code="exact", k=1, findings=["agreed", "differed"])
+    assert not trust(run).in_use
+    assert len(run.compared) == 2
+    assert len(run.sends("parity 0")) == 2
+
+
+def test_it_is_tried_again_after_a_pause():
+    run = on_trial(code="exact", k=1, findings=["differed"], arrivals=[0.0, *(40 + at for at in PACE)], until=200.0)
+    assert trust(run).in_use, "the second trial is twice as long"
+    assert len(run.compared) >= 2 * TRIAL
+
+
+def test_a_rescued_query_is_compared_with_its_own_late_answer():
+    late = len(PACE)
+    run = on_trial(code="exact", k=1, arrivals=[*PACE, 4.0], tasks=[(late, 0.3, "ok")])
+    assert run.answers[late] == ("reconstructed", 4.05)
+    assert run.compared[-1] == (late, "protection", "agreed")
+
+
+@pytest.mark.parametrize("code", ["exact", "sum"])
+def test_a_rescued_query_that_was_answered_wrongly_ends_it(code):
+    late = len(PACE)
+    findings = ["agreed"] * 2 * late
+    first = on_trial(code=code, k=2, arrivals=[*PACE, 4.0, 4.0], tasks=[(late, 0.3, "ok")], findings=findings)
+    kind = "protection" if code == "exact" else "finish"
+    assert first.compared[-1] == (late, kind, "agreed")
+    findings[len(first.compared) - 1] = "differed"
+    run = on_trial(code=code, k=2, arrivals=[*PACE, 4.0, 4.0], tasks=[(late, 0.3, "ok")], findings=findings)
+    assert trust(run).in_use == (code == "sum"), "an approximate one may differ now and then"
+
+
+def test_second_copies_are_compared_with_their_originals():
+    hedge = {"hedge_ratio": 1.0, "hedge_after_s": 0.02}
+    run = scenario(code=None, proved=False, arrivals=[0.0], tasks=[(0, 0.05, "ok")], policy=hedge)
+    assert run.answers == {0: ("hedged", 0.03)}
+    assert run.compared == [(0, "deployed", "agreed")]
+
+
+def test_a_fleet_whose_copies_differ_is_not_hedged():
+    hedge = {"hedge_ratio": 1.0, "hedge_after_s": 0.02}
+    slow = [(n, 0.05, "ok") for n in range(60)]
+    run = scenario(code=None, proved=False, arrivals=PACE, tasks=slow, policy=hedge, findings=["differed"] * 60)
+    assert 2 <= len(run.compared) <= 3, "one more was on its way"
+    assert run.scheduler.sent["hedge"] == len(run.compared)
+    assert len(run.answers) == len(PACE)
+
+
+def test_copies_that_differ_take_the_protection_out_too():
+    hedge = {"hedge_ratio": 1.0, "hedge_after_s": 0.02}
+    late = [(n, 0.045, "ok") for n in range(30, 60)]
+    findings = ["agreed"] * TRIAL + ["differed"] * 40
+    run = on_trial(code="exact", k=1, tasks=late, policy=hedge, findings=findings)
+    assert not trust(run).in_use
+
+
+@pytest.mark.parametrize("outcome", ["fail", "fatal"])
+def test_a_protection_that_fails_every_group_is_out(outcome):
+    run = on_trial(code="exact", k=1, tasks=[("parity 0", 0.001, outcome)] * 100)
+    assert "10 of 10 groups in a row brought nothing" in trust(run).reason
+    assert len(run.sends("parity 0")) == 10
+    assert {source for source, _ in run.answers.values()} == {"deployed"}
+
+
+def test_what_is_held_for_a_trial_is_bounded():
+    """A protection that is frozen holds so many groups on trial, and no more; then they are given up."""
+    scheduler = Scheduler(fleet(deployed=50, code="exact", k=2, protections=50, proved=False), Policy(deadline_s=1.0))
+    [pool] = scheduler.pools()
+    held = 0
+    for number in range(400):
+        now = number * 0.01
+        actions = scheduler.query_arrived(Query(number, POOL, "same"), now)
+        for action in actions:
+            if isinstance(action, Send) and action.task.query is not None:
+                actions += scheduler.task_done(action.task, Arrived(), now)
+        held = max(held, len(pool.trials._running))
+        assert not any(isinstance(action, Compare) for action in actions)
+    assert held == MOST
+    assert pool.trust.told()["failed"] >= MOST, "no answer in time is a failure"
+
+
+def test_a_query_that_is_not_repeatable_is_tried_once():
+    parts = fleet(deployed=3, code=None)
+    [pool] = parts.pools
+    once = replace(parts, pools=(replace(pool, repeatable=False),))
+    for cause, tried in (("fail", 1), ("unreachable", 2)):
+        scheduler = Scheduler(once, Policy(hedge_ratio=1.0, hedge_after_s=0.01))
+        [sent] = scheduler.query_arrived(Query(0, POOL, "same"), 0.0)
+        actions = scheduler.task_done(sent.task, OUTCOMES[cause], 0.001)
+        assert sum(isinstance(action, Send) for action in actions) == tried - 1
+        assert scheduler.open_queries() == tried - 1
+
+
+def test_a_protection_that_can_never_be_decoded_is_out():
+    """Its groups arrive, as far as anybody can see; but no answer can be made of them."""
+    start = len(PACE)
+    arrivals = [*PACE, *(5.0 + 0.1 * n for n in range(30))]
+    late = [(n, 0.07, "ok") for n in range(start, start + 30)]
+    finishes = [(f"finish {n}", 0.001, "fatal") for n in range(start, start + 30)]
+    run = on_trial(code="sum", k=2, arrivals=arrivals, tasks=[*late, *finishes])
+    assert "10 of 10 groups in a row brought nothing" in trust(run).reason
+    assert {source for source, _ in run.answers.values()} == {"deployed"}
+    assert run.nothing_left_over()
