@@ -171,3 +171,31 @@ def test_a_protection_that_can_never_be_decoded_is_out():
     assert "10 of 10 groups in a row brought nothing" in trust(run).reason
     assert {source for source, _ in run.answers.values()} == {"deployed"}
     assert run.nothing_left_over()
+
+
+def test_an_endpoint_that_is_out_comes_back_where_there_are_no_second_copies():
+    """Where there are, it is tried by one; a model that must be run once has none."""
+    hedge = {"hedge_ratio": 1.0, "hedge_after_s": 10.0, "failures_until_out": 1, "out_s": 1.0}
+    parts = fleet(deployed=2, code=None)
+    [pool] = parts.pools
+    for changed in (replace(pool, repeatable=False), pool):
+        scheduler = Scheduler(replace(parts, pools=(changed,)), Policy(**hedge))
+        asked = set()
+        for number in range(40):
+            now = 0.1 * number
+            while scheduler.next_deadline() <= now:
+                scheduler.tick(scheduler.next_deadline())
+            queue = scheduler.query_arrived(Query(number, POOL, "same"), now)
+            for action in queue:
+                if isinstance(action, Send):
+                    ill = now < 0.5 and action.task.endpoint.name == "d0"
+                    queue += scheduler.task_done(action.task, OUTCOMES["fail" if ill else "ok"], now)
+                    asked |= {action.task.endpoint.name} if now > 2.5 else set()
+        assert asked == {"d0", "d1"}
+
+
+def test_a_frozen_worker_does_not_hold_up_a_trial():
+    """Its queries' own answers come no more; their groups make room for others after a while."""
+    frozen = [(n, NEVER, "never") for n in range(8)]
+    run = on_trial(code="exact", k=1, deployed=12, tasks=frozen, policy={"deadline_s": 30.0}, until=20.0)
+    assert trust(run).in_use

@@ -111,6 +111,7 @@ async def test_a_protection_from_old_weights_answers_nobody(
     problems = fleet.proxy.status()["problems"]
     assert any("rebuilt answers differed from the deployed model's own" in problem for problem in problems), problems
     told = await fleet.admin.get("/metrics")
+    assert b'ts_parity_protection_in_use{pool="linear/1.0"} 0.0' in told.body
     assert b'ts_parity_comparisons_total{finding="differed",of="protection",pool="linear/1.0"}' in told.body
 
 

@@ -18,7 +18,7 @@ from ts_parity.engine.health import Condition, Health
 from ts_parity.engine.lateness import LatencyWindow
 from ts_parity.engine.policy import GapMeter, LoadMeter, Policy
 from ts_parity.engine.trials import Trials
-from ts_parity.engine.trust import Repeats, Trust
+from ts_parity.engine.trust import QUIET_S, Repeats, Trust
 
 SEEN: Final = 1000
 _NO_DOMAINS: Mapping[str, int] = {}
@@ -493,14 +493,15 @@ class PoolState:
 
     def endpoint_for_trial(self, group: CodingGroup, row: int | None, now: float) -> EndpointState | None:
         """For a protection on trial, or a finish (no row): only where it takes nothing from anybody. A machine that
-        serves deployed models too must be half idle.
+        serves deployed models too must be half idle; but a trial that has gone on for long takes any free place.
         """
         line = self.deployed if row is None else self.rows.get(row)
         chosen = line.choose(now, domains=group.domains) if line is not None else None
         if chosen is None or not chosen.has_place():
             return None
         host = chosen.host
-        return chosen if not host.serves or 2 * host.in_flight <= host.instance.places else None
+        long = self.trust is not None and now - self.trust.since > QUIET_S
+        return chosen if not host.serves or long or 2 * host.in_flight <= host.instance.places else None
 
     def endpoint_for_finish(self, query: Query, now: float) -> EndpointState | None:
         """Any endpoint with the user's code will do, but not where a task of this query is stuck already.

@@ -197,8 +197,8 @@ class Scheduler:
         if pair.other.kind is Kind.DEPLOYED:
             if min(pair.own.sent_at, pair.other.sent_at) >= pool.repeats.since:
                 pool.repeats.compared(finding, why, now)
-                if pool.repeats.reason and pool.trust is not None:
-                    pool.trust.withdraw(pool.repeats.reason, now)
+                if pool.repeats.reason:
+                    self._contradicted(pool, now)
         elif group is not None and group.trust is not None and group.begun_at >= group.trust.since:
             group.trust.compared(finding, why, now)
         self._withdraw_if_out(pool, actions)
@@ -423,6 +423,15 @@ class Scheduler:
             self.sent["late"] += group.size
             self._send(Kind.PROTECTION, place, None, group, None, place.endpoint.row, now, actions)
 
+    @staticmethod
+    def _contradicted(pool: PoolState, now: float) -> None:
+        """There are no second copies any more: who was to come back by one is tried by a query."""
+        if pool.trust is not None:
+            pool.trust.withdraw(pool.repeats.reason, now)
+        for place in [*pool.deployed.trials.values()]:
+            place.health.clean = True
+            place.host.judge()
+
     def _withdraw_if_out(self, pool: PoolState, actions: list[Action]) -> None:
         """A protection that is not in use any more stands in for nobody: who has nothing else to wait for has failed.
         What of it is still under way is of no use when it arrives.
@@ -447,7 +456,8 @@ class Scheduler:
         trust.try_again_if_due(now)
         if not trust.on_trial:
             return
-        trials.drop_overdue(now - self.policy.deadline_s, trust, now)
+        soon = max(1.0, 4.0 * pool.reconstruct_after_s)
+        trials.drop_overdue(now - self.policy.deadline_s, now - soon, trust, now)
         group = trials.group_for(query.key)
         if group is None:
             if not trials.may_begin:
@@ -1040,8 +1050,10 @@ class Scheduler:
 
     def _probes(self, place: EndpointState) -> bool:
         """Whether it comes back by a second copy of some query, so that none has to wait for what it does."""
-        out = place.health.condition is not Condition.IN
-        return out and self.policy.hedge_ratio > 0 and place.endpoint.row is None
+        if place.health.condition is Condition.IN or self.policy.hedge_ratio == 0 or place.endpoint.row is not None:
+            return False
+        pool = self._fleet.pools.get(place.endpoint.pool)
+        return pool is not None and pool.pool.repeatable and not pool.repeats.reason
 
     def _was_slow(self, task: Task, now: float) -> bool:
         pool = self._fleet.pools.get(task.endpoint.pool)

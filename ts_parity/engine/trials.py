@@ -135,10 +135,13 @@ class Trials:
             self.drop(group)
         return pairs
 
-    def drop_overdue(self, before: float, trust: Trust, now: float) -> None:
-        """Give up on groups that began before this instant: their protection is frozen, or a member's own worker."""
+    def drop_overdue(self, before: float, own_before: float, trust: Trust, now: float) -> None:
+        """Give up on groups that began before these instants: their protection is frozen; or only a member's own worker
+        is, which is no failure of the protection, and they must not stand in the way of others.
+        """
         for group in [*self._running]:
-            if group.begun_at < before:
+            waits_for_own = group.sealed and not group.pending_rows
+            if group.begun_at < (own_before if waits_for_own else before):
                 if group.pending_rows and not any(waiting is group for waiting, _ in self.launches):
                     trust.failed("no answer in time", now)
                 self.drop(group)

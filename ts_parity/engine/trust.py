@@ -220,7 +220,7 @@ class Trust:
 
     def _take_out(self, reason: str, now: float) -> None:
         self.standing = Standing.OUT
-        self.reason = f"{self.name}: {reason}; tried again after {self._pause_s:.0f} s"
+        self.reason = f"{self.name}: {' '.join(reason.split())}; tried again after {self._pause_s:.0f} s"
         self.until = now + self._pause_s
         self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
 

@@ -15,6 +15,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from ts_parity.engine import Standing
+
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 # From a small model's millisecond to TorchServe's own patience; fine where tails are decided.
 _SECONDS: Final = (
@@ -145,8 +147,14 @@ class Metrics(Collector):
         release = GaugeMetricFamily(
             "ts_parity_reconstruct_after_seconds", "In force now; see reconstruct_after_s.", labels=["pool"]
         )
+        in_use = GaugeMetricFamily(
+            "ts_parity_protection_in_use", "1: rebuilt answers may be given; 0: on trial or out.", labels=["pool"]
+        )
         for name, pool in snapshot["pools"].items():
+            if pool["trust"] is not None:
+                in_use.add_metric([name], float(pool["trust"]["state"] == Standing.IN_USE.value))
             waiting.add_metric([name], pool["waiting"])
             release.add_metric([name], pool["reconstruct_after_s"])
         yield waiting
         yield release
+        yield in_use
