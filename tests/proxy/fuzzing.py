@@ -431,7 +431,7 @@ def _differs(heard: Message, sent: Message) -> str:
 
 def _target(sent: Message) -> bytes:
     """Predictions are sent to the version that was meant; everything else as it stands."""
-    method, target = sent.first[0].decode(), sent.first[1].decode()
+    method, target = sent.first[0].decode(), sent.first[1].decode("latin-1")
     path, _, query = target.partition("?")
     asked = prediction(method, path)
     if asked is None or asked.model != "linear" or asked.version not in (None, "", "1.0"):

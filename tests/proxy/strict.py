@@ -15,7 +15,7 @@ Headers = tuple[tuple[bytes, bytes], ...]
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 # "recipients MAY instead parse on whitespace-delimited word boundaries" (3), of which spaces are the plainest.
-_REQUEST_LINE = re.compile(rb"(%b) +([\x21-\x7e]+) +(?:HTTP|RTSP|ICE)/(1\.[01])" % _TOKEN)
+_REQUEST_LINE = re.compile(rb"(%b) +([\x21-\x7e\x80-\xff]+) +HTTP/(1\.[01])" % _TOKEN)
 # Answers come from one's own instances: where only their sender errs and all read alike, they are read. "A client
 # SHOULD ignore the reason-phrase content" (4); the protocol's name and version say nothing that the framing does not.
 _STATUS_LINE = re.compile(rb"(?:HTTP|RTSP|ICE)/(0\.9|1\.[01]|2\.0) ([1-9][0-9]{2})(?: ([^\r\n]*))?")
@@ -110,6 +110,7 @@ def read_answer(data: bytes, method: bytes, closed: bool) -> tuple[Message | Non
 def _read_request(data: bytes, at: int) -> tuple[Message, int]:
     first, headers, at = _head(data, at, _REQUEST_LINE)
     message = Message((first[1], first[2]), first[3], headers, b"")
+    _addressed(message)
     lengths = _lengths(message)
     codings = message.tokens(b"transfer-encoding")
     if codings:
@@ -124,6 +125,17 @@ def _read_request(data: bytes, at: int) -> tuple[Message, int]:
     if until > len(data):
         raise _More
     return message._replace(body=data[at:until]), until
+
+
+def _addressed(message: Message) -> None:
+    """Of one host (3.2), and of something it can have (3.2.1, 3.2.2); tunnels and echoes are not for instances."""
+    hosts = message.values(b"host")
+    if len(hosts) > 1 or (not hosts and message.version == b"1.1"):
+        raise _Bad
+    if hosts and (not hosts[0] or re.search(rb"[^!$%&'()*+\-.0-9:;=A-Z_a-z~\[\]]", hosts[0])):
+        raise _Bad
+    if not re.match(rb"/|https?://", message.first[1]) or message.first[0] in (b"CONNECT", b"TRACE"):
+        raise _Bad
 
 
 def _read_body_of_answer(

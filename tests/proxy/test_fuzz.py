@@ -124,8 +124,8 @@ async def test_answers_that_were_read_wrongly_once(data: bytes, clean: bool) -> 
 
 def test_the_reference_reads_what_is_good() -> None:
     data = (
-        b"\r\nPOST /a HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc"
-        b"PUT /b HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1;x=y\r\nd\r\n2\r\nef\r\n0\r\nT: 1\r\n\r\n"
+        b"\r\nPOST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nabc"
+        b"PUT /b HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n1;x=y\r\nd\r\n2\r\nef\r\n0\r\nT: 1\r\n\r\n"
         b"GET /c HTTP/1.0\r\nA:  b \r\n\r\nGET /never HTTP/1.1\r\n\r\n"
     )
     found, end = read_requests(data)
@@ -141,14 +141,18 @@ def test_the_reference_reads_what_is_good() -> None:
     [
         b"GET /a\r\nHost: h\r\n\r\n",
         b"GET /a HTTP/1.1\nHost: h\n\n",
-        b"GET /a HTTP/1.1\r\nA: b\r\n c\r\n\r\n",
-        b"GET /a HTTP/1.1\r\nA : b\r\n\r\n",
-        b"GET /a HTTP/1.1\r\nA: b\rc\r\n\r\n",
-        b"POST /a HTTP/1.1\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\nabc",
-        b"POST /a HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-        b"POST /a HTTP/1.1\r\nTransfer-Encoding: chunked, gzip\r\n\r\n0\r\n\r\n",
-        b"POST /a HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0x1\r\na\r\n0\r\n\r\n",
-        b"POST /a HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nab\r\n0\r\n\r\n",
+        b"GET /a HTTP/1.1\r\n\r\n",
+        b"GET /a HTTP/1.1\r\nHost: h\r\nHost: h\r\n\r\n",
+        b"POST /a RTSP/1.0\r\nHost: h\r\n\r\n",
+        b"GET a HTTP/1.1\r\nHost: h\r\n\r\n",
+        b"GET /a HTTP/1.1\r\nHost: h\r\nA: b\r\n c\r\n\r\n",
+        b"GET /a HTTP/1.1\r\nHost: h\r\nA : b\r\n\r\n",
+        b"GET /a HTTP/1.1\r\nHost: h\r\nA: b\rc\r\n\r\n",
+        b"POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\nabc",
+        b"POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST /a HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked, gzip\r\n\r\n0\r\n\r\n",
+        b"POST /a HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n0x1\r\na\r\n0\r\n\r\n",
+        b"POST /a HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nab\r\n0\r\n\r\n",
     ],
 )
 def test_the_reference_refuses_what_is_not(data: bytes) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from ts_parity.proxy.heads import read_answer, read_request
 from ts_parity.proxy.messages import HOP_BY_HOP, SEC_WEBSOCKET, Request
 from ts_parity.proxy.outbox import Outbox
+from ts_parity.proxy.request_line import trouble
 from ts_parity.proxy.upstream import Address, Origin, _serialized
 
 HOST = b"Host: h\r\n"
@@ -65,7 +66,8 @@ def judged_answer(data: bytes) -> tuple[Judge, HttpResponseParser]:
 
 LINES = st.sampled_from(
     [
-        HOST, b"host: a:1\r\n", b"Content-Length: 3\r\n", b"content-length:0\r\n", b"Content-Length: +3\r\n",
+        HOST, HOST, b"Host: a/b\r\n", b"Host:\r\n",
+        b"host: a:1\r\n", b"Content-Length: 3\r\n", b"content-length:0\r\n", b"Content-Length: +3\r\n",
         b"Content-Length: 3, 3\r\n", b"Content-Length:\r\n", b"Transfer-Encoding: chunked\r\n", b"X: \r\n",
         b"X:  a b \r\n",
         b"X:\ta\tb\t\r\n", b"X: a\rb\r\n", b"X: a\x00b\r\n", b"X: gr\xfcn\r\n", b"X : a\r\n", b" folded\r\n", b"X\r\n",
@@ -76,6 +78,7 @@ LINES = st.sampled_from(
         b": no name\r\n", b"Proxy-Connection: close\r\n", b"Content-Length: 99999999999999999999\r\n",
     ]
 )  # fmt: skip
+ONLY_ASCII = bytes(byte if byte < 0x80 else ord("x") for byte in range(256))
 NOISE = st.binary(max_size=12)
 HEADERS = st.lists(st.one_of(LINES, LINES, LINES, NOISE), max_size=8).map(b"".join)
 REQUEST_LINES = st.one_of(
@@ -83,6 +86,7 @@ REQUEST_LINES = st.one_of(
         [
             b"GET / HTTP/1.1\r\n", b"POST /a%20b?c=d HTTP/1.1\r\n", b"OPTIONS * HTTP/1.1\r\n", b"get / HTTP/1.1\r\n",
             b"GET http://h/x HTTP/1.1\r\n", b"GET / HTTP/1.0\r\n", b"GET /\xfc HTTP/1.1\r\n", b"GET  / HTTP/1.1\r\n",
+            b"GET /a/../.. HTTP/1.1\r\n", b"GET /%00 HTTP/1.1\r\n", b"GET /?%zz HTTP/1.1\r\n",
             b"CONNECT h:1 HTTP/1.1\r\n", b"PUT /x# HTTP/1.1\r\n", b"GET / HTTP/1.1 \r\n", b"\r\nGET / HTTP/1.1\r\n",
         ]
     ),
@@ -108,10 +112,16 @@ def test_a_plain_request_is_what_the_parser_reads(line: bytes, headers: bytes) -
     plain = read_request(data)
     if plain is None:
         return
+    assert read_request(data[: plain.end - 1]) is None
+    # llhttp takes no bytes beyond ASCII in a target.
+    data = line.translate(ONLY_ASCII) + headers + b"\r\n"
     judge, parser = judged_request(data[: plain.end])
     assert judge.heads == 1, "the head ends where the parser says"
     assert judged_request(data[: plain.end - 1])[0].heads == 0
-    assert (plain.method, plain.target) == (parser.get_method().decode(), judge.target.decode("latin-1"))
+    target = plain.target.encode("latin-1").translate(ONLY_ASCII)
+    assert (plain.method, target) == (parser.get_method().decode(), judge.target)
+    hosts = [value for name, value in judge.headers if name.lower() == "host"]
+    assert trouble(plain.target, hosts, old=False) == ""
     assert (list(plain.headers), list(plain.controls)) == judge.end_to_end()
     assert plain.keep == judge.keep
     assert parser.get_http_version() == "1.1"
@@ -166,6 +176,11 @@ def test_what_goes_on_as_bytes_says_what_its_headers_say(line: bytes, headers: b
         b"GET / HTTP/1.1\r\nHost: h\r\nA: b\r\n c\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost : h\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: h\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: h\r\nHost: h\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: h/x\r\n\r\n",
+        b"GET /%zz HTTP/1.1\r\nHost: h\r\n\r\n",
+        b"GET /x\x7f HTTP/1.1\r\nHost: h\r\n\r\n",
     ],
 )
 def test_what_is_odd_is_left_to_the_parser(head: bytes) -> None:

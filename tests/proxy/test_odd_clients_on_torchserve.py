@@ -93,7 +93,6 @@ HEADERS = {
     "mixed case": headers(("x-mixed-Case", "1"), ("X-MIXED-CASE", "2"), ("X-Mixed-Case", "3")),
     "repeated": headers(("X-Twice", "1"), ("X-Twice", "2"), ("Cookie", "a=1"), ("Cookie", "b=2")),
     "repeated in two spellings": headers(("Accept", "x"), ("accept", "y")),
-    "two hosts": headers(("Host", "other.example")),
     "spaces around a value": line(b"X-A:   1  2   "),
     "tabs around a value": line(b"X-A:\t1\t2\t"),
     "no space": line(b"X-A:1"),
@@ -211,11 +210,32 @@ async def test_a_stream_for_http_1_0_ends_with_the_connection(pair: Pair) -> Non
         assert answer.body + await reader.read() == b"onetwothree"
 
 
-async def test_no_host(pair: Pair) -> None:
-    await pair.same_on_the_wire(request("POST", "/predictions/witness", b"hi", host=None), hidden=("host",))
+NO_ONE_HOST = {
+    "none": request("POST", "/predictions/witness", b"hi", host=None),
+    "two": headers(("Host", "other.example")),
+    "the same twice": headers(("Host", "fleet.example")),
+    "empty": request("POST", "/predictions/witness", b"hi", host=("Host", "")),
+    "a list": request("POST", "/predictions/witness", b"hi", host=("Host", "a, b")),
+    "with a path": request("POST", "/predictions/witness", b"hi", host=("Host", "fleet.example/x")),
+    "another than in the target": request("POST", "http://other.example/predictions/witness", b"hi"),
+}
 
 
-@pytest.mark.parametrize("host", [("host", "fleet.example"), ("HOST", "fleet.example:80"), ("Host", "")])
+@pytest.mark.parametrize("name", NO_ONE_HOST)
+async def test_a_request_that_does_not_name_one_host_is_refused(pair: Pair, name: str) -> None:
+    """TorchServe takes them all, but for the last; its handlers would be told one of two hosts, or none."""
+    (direct,) = await ask(pair.direct, NO_ONE_HOST[name])
+    (proxied,) = await ask(pair.proxied, NO_ONE_HOST[name])
+    assert (direct.status, proxied.status, proxied.get("connection")) == (
+        404 if "target" in name else 200,
+        400,
+        "close",
+    )
+
+
+@pytest.mark.parametrize(
+    "host", [("host", "fleet.example"), ("HOST", "fleet.example:80"), ("Host", "[::1]:80"), ("Host", "a_b-c.")]
+)
 async def test_hosts(pair: Pair, host: tuple[str, str]) -> None:
     await pair.same_on_the_wire(request("POST", "/predictions/witness", b"hi", host=host))
 

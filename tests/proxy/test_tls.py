@@ -106,13 +106,13 @@ def read_to_the_end(secure: ssl.SSLSocket) -> bytes:
 @pytest.mark.parametrize("old", [False, True])
 async def test_a_connection_that_is_closed_says_so(authority: Authority, old: bool) -> None:
     def talk(secure: ssl.SSLSocket) -> bytes:
-        secure.sendall(b"GET / HTTP/1.%d\r\nConnection: close\r\n\r\n" % (not old))
+        secure.sendall(b"GET / HTTP/1.%d\r\nHost: h\r\nConnection: close\r\n\r\n" % (not old))
         return read_to_the_end(secure)
 
     async with secured(authority) as (server, _, writer):
         answer = await blocking(authority, port_of(writer), talk)
         assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
-        assert answer.endswith(b"GET / 0 ")
+        assert answer.endswith(b"GET / 1 ")
         await until(lambda: len(server.connections) == 1, "the connection to go")
 
 

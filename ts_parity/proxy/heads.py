@@ -1,9 +1,10 @@
 """Heads of the plain shape, read without a parser.
 
 Nearly every head comes whole in one packet, is framed by one length, and consists of lines that have been seen before;
-so what a line means is remembered. Whatever is not of that shape, or not surely, is None here and goes to llhttp, which
-is the judge of everything odd. What is read here is a strict subset of what llhttp reads, and read the same (tested
-against it). Knows bytes; knows nothing of sockets.
+so what a line means is remembered. Whatever is not of that shape, or not surely, is None here and goes to llhttp, the
+judge of everything odd. What is read here is a strict subset of what llhttp reads, and read the same (tested against
+it). Bytes beyond ASCII in a target are the exception: TorchServe takes them, llhttp does not. Knows bytes; knows
+nothing of sockets.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ from ts_parity.proxy.messages import (
     NO_BODY,
     meaning,
 )
+from ts_parity.proxy.request_line import host_is_sound, target_is_sound
 from ts_parity.wire import Headers
 
 _ODD: Final = 1024
 _CLOSE: Final = 2048
 """Flags beside those of `messages`: a header that needs the parser; the connection ends with this message."""
-_REQUEST_LINE: Final = re.compile(rb"(GET|POST|PUT|PATCH|DELETE|OPTIONS|HEAD) (/[!-~]*) HTTP/1\.1")
+_REQUEST_LINE: Final = re.compile(rb"(GET|POST|PUT|PATCH|DELETE|OPTIONS|HEAD) (/[!-~\x80-\xff]*) HTTP/1\.1")
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.1 ([2-9][0-9][0-9]) ([ -~]*)")
 _TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _VALUE: Final = rb"(?:[!-~\x80-\xff](?:[ -~\t\x80-\xff]*[!-~\x80-\xff])?)?"
@@ -52,7 +54,7 @@ class _Name:
         self.text = text
         self.flags = flags
         self.lines = 0
-        self.peculiar = bool(flags & (NAMES_OTHERS | EXPECT | HOP | _ODD | _CLOSE))
+        self.peculiar = bool(flags & (NAMES_OTHERS | EXPECT | HOP | HOST | _ODD | _CLOSE))
         """What it means depends on its value."""
 
 
@@ -65,8 +67,8 @@ _FRAMING: Final = frozenset({"transfer-encoding", "upgrade", "proxy-connection"}
 
 @final
 class PlainRequest:
-    """`headers` are those for the other end, `controls` those for the proxy; `block` is `headers` as bytes, if they can
-    go on as they came.
+    """`headers` are those for the other end, `controls` those for the proxy; `block` is `headers` as bytes, fit to go
+    on, with a length.
     """
 
     __slots__ = ("block", "controls", "end", "headers", "keep", "length", "method", "target")
@@ -77,7 +79,7 @@ class PlainRequest:
         target: str,
         headers: Headers,
         controls: Headers,
-        block: bytes | None,
+        block: bytes,
         length: int,
         keep: bool,
         end: int,
@@ -131,7 +133,9 @@ def read_request(data: bytes, start: int = 0) -> PlainRequest | None:
         match = _REQUEST_LINE.fullmatch(lines[0])
         if match is None:
             return None
-        first = (match[1].decode(), match[2].decode())
+        first = (match[1].decode(), match[2].decode("latin-1"))  # as TorchServe reads it
+        if not target_is_sound(first[1]):
+            return None
         if len(lines[0]) <= _LONGEST:
             if len(_requests) >= _ROOM:
                 _requests.clear()
@@ -139,9 +143,11 @@ def read_request(data: bytes, start: int = 0) -> PlainRequest | None:
     read = _read_lines(lines)
     if read is None:
         return None
-    headers, controls, kept, length, seen = read
-    # A host that is missing is added on the way. A length is added here, so that nothing else can say where it ends.
-    block = None if not seen & HOST else kept if length >= 0 else kept + NO_BODY
+    headers, controls, block, length, seen = read
+    if not seen & HOST:
+        return None
+    if length < 0:  # nothing else is to say where it ends
+        block += NO_BODY
     return PlainRequest(first[0], first[1], headers, controls, block, max(length, 0), not seen & _CLOSE, end + 4)
 
 
@@ -185,9 +191,9 @@ def _read_lines(lines: list[bytes]) -> tuple[Headers, Headers, bytes, int, int] 
                 return None
         pair, flags = known
         if flags:
-            seen |= flags
-            if flags & _ODD:
+            if flags & _ODD or flags & seen & HOST:
                 return None
+            seen |= flags
             if flags & CONTROL:
                 controls.append(pair)
                 continue
@@ -251,6 +257,8 @@ def _with_any_name(line: bytes) -> tuple[tuple[str, str], int] | None:
         flags |= _CLOSE if said == "close" else 0 if said == "keep-alive" else _ODD
     elif flags & EXPECT or name.lower() in _FRAMING:
         flags |= _ODD
+    elif flags & HOST:
+        flags |= 0 if host_is_sound(value) else _ODD
     elif flags & LENGTH:
         flags |= 0 if value.isdigit() and value.isascii() and len(value) <= _MOST_DIGITS else _ODD
     return (name, value), flags

@@ -258,6 +258,7 @@ def too_large() -> Reply:
 _PHRASES = {
     400: "Bad Request",
     404: "Not Found",
+    405: "Method Not Allowed",
     500: "Internal Server Error",
     502: "Bad Gateway",
     503: "Service Unavailable",

@@ -1,12 +1,13 @@
 """A client's bytes in, requests out, or the reason why there will be none.
 
 `heads` reads what is plain, httptools the rest (llhttp, strict: conflicting lengths, bare line feeds and folded headers
-are refused; what it would still let pass and another reader might take otherwise is refused here). Knows bytes and
-limits; knows nothing of sockets, time, or what becomes of a request.
+are refused; what it would still let pass and another reader might take otherwise is refused here, and in
+`request_line`). Knows bytes and limits; knows nothing of sockets, time, or what becomes of a request.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Final, Protocol, final
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
@@ -16,6 +17,7 @@ from ts_parity.proxy.heads import PlainRequest, read_request
 from ts_parity.proxy.messages import (
     EXPECT,
     HOP,
+    HOST,
     LENGTH,
     MAX_HEAD_BYTES,
     MAX_HEADERS,
@@ -31,6 +33,12 @@ from ts_parity.proxy.messages import (
     torchserve_error,
     without_hop_by_hop,
 )
+from ts_parity.proxy.request_line import REFUSED_METHODS, trouble
+
+# llhttp reads RTSP and ICE as well, and does not say so.
+_REQUEST_LINE: Final = re.compile(rb"[!-~]+ +([!-~\x80-\xff]+) +HTTP/[^\n]*\n")
+_LINE_BREAKS: Final = re.compile(rb"[\r\n]+")
+_BEYOND_ASCII: Final = bytes(byte if byte < 0x80 else ord("x") for byte in range(256))
 
 _HEADER_BYTES: Final = 160
 """What a header takes beside its own bytes: a pair and two strings."""
@@ -85,6 +93,9 @@ class RequestReader:
         self._body = BodyBuffer()
         self._rest = b""
         self.full = False
+        self._line = b""
+        """The request line, as it came."""
+        self._in_line = False
         self.in_head = False
         self.in_body = False
         self.stopped = False
@@ -92,7 +103,7 @@ class RequestReader:
         self._reset()
 
     def _reset(self) -> None:
-        self._target = b""
+        self._target = ""
         self._headers: list[tuple[str, str]] = []
         self._head_bytes = self._length = self._body_bytes = self._overhead = 0
         self.refusal: Reply | None = None
@@ -184,7 +195,7 @@ class RequestReader:
         had_begun, was_in_body, had_body = self.in_head, self.in_body, self._body_bytes
         self._clean = False
         try:
-            taken = self._feed_parser(piece)
+            taken = self._feed_parser(self._with_line(piece))
         except HttpParserError as error:
             self.refusal = _not_http(str(error))
         # A header (or a trailer) without an end is not told of: the parser gathers it.
@@ -201,13 +212,30 @@ class RequestReader:
         return at + taken
 
     def _next_stop(self, data: bytes, at: int) -> int:
-        """The parser cannot be halted, so it is given no more than what ends one request, or few: a head and a body in
-        chunks end with an empty line, any other body after its length.
+        """The parser cannot be halted, so it is never given the end of one request and the beginning of another: a body
+        with a length ends there, everything else with an empty line.
         """
         if self.in_body and self._length:
             return min(len(data), at + self._length - self._body_bytes)
+        breaks = _LINE_BREAKS.match(data, at)
+        if breaks is not None:  # perhaps the second half of such an end
+            return breaks.end()
         empty_line = data.find(b"\r\n\r\n", at)
         return len(data) if empty_line < 0 else empty_line + 4
+
+    def _with_line(self, data: bytes) -> bytes:
+        """Keep the request line, if this is of it. -> `data` as the parser can read it: TorchServe takes targets beyond
+        ASCII, llhttp does not.
+        """
+        if not self.in_head and not self.in_body and data[0] not in b"\r\n":
+            self._line, self._in_line = b"", True
+        if not self._in_line:
+            return data
+        end = data.find(b"\n") + 1
+        part = data[:end] if end else data
+        self._line += part
+        self._in_line = not end
+        return data if part.isascii() else part.translate(_BEYOND_ASCII) + data[len(part) :]
 
     def _feed_parser(self, data: bytes) -> int:
         """-> how much of it was taken."""
@@ -238,7 +266,6 @@ class RequestReader:
 
     def on_url(self, url: bytes) -> None:
         if not self._deaf() and not self._changing:
-            self._target += url
             self._head_bytes += len(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -261,11 +288,15 @@ class RequestReader:
         self._taker.begins()
         version = parser.get_http_version()
         self._method, self._old = parser.get_method().decode("latin-1"), version == "1.0"
-        length, expects, codings, closes = 0, "", [], False
+        length, expects, hosts, codings, closes = 0, "", [], [], False
+        line = _REQUEST_LINE.fullmatch(self._line)
+        self._target = "" if line is None else line[1].decode("latin-1")  # as TorchServe reads it
         for name, value in self._headers:
             flags = meaning(name)
             if flags & LENGTH:
                 length = int(value)
+            elif flags & HOST:
+                hosts.append(value)
             elif flags & EXPECT:
                 expects = value.strip().lower()
             elif flags & NAMES_OTHERS:
@@ -276,8 +307,12 @@ class RequestReader:
         self._length = length
         if self._head_bytes > MAX_HEAD_BYTES:
             self.refusal = _long_head()
-        elif version not in ("1.0", "1.1"):
-            self.refusal = _not_http(f"version {version}")
+        elif line is None or version not in ("1.0", "1.1"):
+            self.refusal = _not_http(f"the version in {self._line[-20:].strip().decode('latin-1')!r}")
+        elif self._method in REFUSED_METHODS:
+            self.refusal = _not_allowed()
+        elif wrong := trouble(self._target, hosts, self._old):
+            self.refusal = _not_http(wrong)
         elif codings and (codings != ["chunked"] or self._old):
             self.refusal = _not_http(f"a body in the transfer encoding {', '.join(codings)}")
         elif length > self._max_body_bytes:
@@ -307,7 +342,7 @@ class RequestReader:
         body = self._body.take()
         size = self._head_bytes + len(body) + _HEADER_BYTES * len(self._headers)
         headers, controls = split_controls(without_hop_by_hop(tuple(self._headers)))
-        request = Request(self._method, self._target.decode("latin-1"), headers, body, None, controls)
+        request = Request(self._method, self._target, headers, body, None, controls)
         keep, old = self._keep, self._old
         self._reset()
         self._taker.asks(request, size, keep, old)
@@ -321,6 +356,11 @@ def _framing_only(headers: list[tuple[str, str]]) -> bytes:
 
 def _not_http(what: str) -> Reply:
     return torchserve_error(400, "BadRequestException", f"not HTTP as it should be: {what}")
+
+
+def _not_allowed() -> Reply:
+    text = "Requested method is not allowed, please refer to API document."
+    return torchserve_error(405, "MethodNotAllowedException", text)
 
 
 def _long_head() -> Reply:
