@@ -336,6 +336,83 @@ async def test_an_answer_that_nobody_asked_for_is_given_to_nobody(stray: bytes) 
         assert [answer.body for answer in answers] == [b"ok"] * 3
 
 
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n"
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [
+        PLAIN.replace(b"ok", b"no"),
+        CHUNKED + b"\r\n",
+        b"HTTP/1.1 200 OK\r\n\r\nuntil the end",
+        b"2\r\nno\r\n0\r\n\r\n",
+        b"\x00\x01",
+        b"HTTP/1.1 100 Continue\r\n\r\n",
+    ],
+)
+async def test_what_follows_the_last_chunk_goes_to_nobody(behind: bytes) -> None:
+    """It was appended to the body that the client got; nor is that connection used again."""
+    async with Instance(CHUNKED + b"\r\n" + behind, PLAIN) as instance:
+        stream = await instance.get()
+        assert isinstance(stream, Stream)
+        assert b"".join([piece async for piece in stream]) == b"ok"
+        answer = await instance.get()
+        assert (answer.body, instance.connections) == (b"ok", 2)
+
+
+@pytest.mark.parametrize("status", [b"200 OK", b"503 Busy"], ids=["streamed", "gathered"])
+async def test_trailers_are_no_headers(status: bytes) -> None:
+    """They came late, from whoever made the body, and were given to the client as if the instance had said them."""
+    trailers = b"Set-Cookie: a=b\r\nX-T: 1\r\n\r\n"
+    async with Instance(CHUNKED.replace(b"200 OK", status) + trailers, PLAIN) as instance:
+        answer = await instance.get()
+        assert answer.headers == ()
+        assert (b"".join([piece async for piece in answer]) if isinstance(answer, Stream) else answer.body) == b"ok"
+        assert (await instance.get()).body == b"ok"
+        assert instance.connections == 1
+
+
+@pytest.mark.parametrize("upgrade", [b"", b"Connection: upgrade\r\nUpgrade: x\r\n"])
+async def test_an_instance_does_not_change_the_protocol(upgrade: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    async with Instance(b"HTTP/1.1 101 Switching Protocols\r\n" + upgrade + b"\r\n\x00\x01" + PLAIN, PLAIN) as instance:
+        assert isinstance(await instance.get(), Unreachable)
+        assert (await instance.get()).body == b"ok"
+    assert not caplog.records, "an exception must not be what ends the connection"
+
+
+async def test_interim_answers_without_end_are_none() -> None:
+    async with Instance(b"HTTP/1.1 102 Processing\r\n\r\n" * 4000, PLAIN) as instance:
+        assert isinstance(await instance.get(), Unreachable)
+        assert (await instance.get()).body == b"ok"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"Content-Length: 2\r\nContent-Length: 3\r\n",
+        b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n",
+        b"Content-Length: +2\r\n",
+        b"Content-Length: 2, 2\r\n",
+        b"Transfer-Encoding: identity, chunked\r\n",
+        b"Content-Length: 2\r\nX: y\r\n z\r\n",
+        b"Content-Length: 2\r\nX : y\r\n",
+        b"Content-Length: 2\r\nX: \x00\r\n",
+    ],
+)
+async def test_an_answer_that_two_parsers_could_read_differently_is_none(head: bytes) -> None:
+    async with Instance(b"HTTP/1.1 200 OK\r\n" + head + b"\r\nok", PLAIN) as instance:
+        assert isinstance(await instance.get(), Unreachable)
+        assert (await instance.get()).body == b"ok"
+
+
+@pytest.mark.parametrize("status", [b"204 No Content", b"304 Not Modified"])
+async def test_a_body_where_there_can_be_none_goes_to_nobody(status: bytes) -> None:
+    async with Instance(b"HTTP/1.1 " + status + b"\r\nContent-Length: 2\r\n\r\nno", PLAIN) as instance:
+        assert (await instance.get()).body == b""
+        assert (await instance.get()).body == b"ok"
+        assert instance.connections == 2
+
+
 async def test_an_idle_connection_that_was_closed_costs_nothing() -> None:
     """The instance closes as we write: nothing was run, and another connection is tried."""
     async with Instance(PLAIN, None, PLAIN) as instance:

@@ -258,6 +258,46 @@ def test_a_protection_cannot_cover_a_slot_that_was_empty():
     assert read_protection(group_reply(frame), "parity", 2, frozenset({0}))[0] == Arrived(covers=frozenset({0}))
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        Part((("a\r\nb", "1"),), b"F(x)"),
+        Part((("X-A", "1\r\nTransfer-Encoding: chunked"),), b"F(x)"),
+        Part((("X-A", "1\n"),), b"F(x)"),
+        Part((("X-A", "a\x00b"),), b"F(x)"),
+        Part((("X-A", "\x1b[2J"),), b"F(x)"),
+        Part((("X-A", "\u20ac"),), b"F(x)"),
+        Part((("X A", "1"),), b"F(x)"),
+        Part((("X-A:", "1"),), b"F(x)"),
+        Part((("", "1"),), b"F(x)"),
+        Part((("X-\xfc", "1"),), b"F(x)"),
+        Part((("X-A", "y" * 9000),), b"F(x)"),
+        Part((), b"F(x)", 200, "OK\r\nX-A: 1"),
+        Part((), b"F(x)", 99),
+        Part((), b"F(x)", 301),
+    ],
+    ids=lambda part: repr(part)[:60],
+)
+def test_a_slot_that_could_not_have_been_written_protects_nobody(part):
+    """A worker's words, not a frontend's: they could end a header, or a head, where the worker likes."""
+    outcome, _ = read_protection(group_reply(Frame((part, Part((), b"F(y)")))), "backup", 2, frozenset({0, 1}))
+    assert outcome == Arrived(covers=frozenset({1}))
+
+
+def test_what_a_slot_says_of_its_framing_or_its_connection_counts_for_nothing():
+    own = (
+        ("Content-Length", "99"), ("content-length", "1"), ("Transfer-Encoding", "chunked"),
+        ("Connection", "close, x-hop"), ("X-Hop", "1"), ("Upgrade", "h2c"), ("Keep-Alive", "1"), ("Trailer", "X"),
+        ("Sec-WebSocket-Accept", "1"),
+        ("x-ts-parity-raw", "v=1"), ("x-ts-parity", "deployed"), ("X-Mine", "1"),
+    )  # fmt: skip
+    _, value = read_protection(group_reply(Frame((Part(own, b"F(x)"),))), "backup", 1, frozenset({0}))
+    frontends = (("x-request-id", "1"), ("Pragma", "no-cache"))
+    assert slot_reply(value, 0).headers == (("X-Mine", "1"), *frontends, ("content-length", "4"))
+    _, value = read_protection(group_reply(Frame((Part(own, b"F(x)", 204),))), "backup", 1, frozenset({0}))
+    assert slot_reply(value, 0) == Reply(204, "", (("X-Mine", "1"), *frontends), b"")
+
+
 def test_a_backups_slot_is_an_ordinary_answer():
     frame = Frame((Part((("x-mine", "1"), ("Pragma", "mine"), ("connection", "close")), b"F(x)", 201, "Made"), None))
     outcome, value = read_protection(group_reply(frame), "backup", 2, frozenset({0}))

@@ -12,7 +12,7 @@ import socket
 from typing import Protocol, cast, final
 from urllib.parse import urlsplit
 
-from httptools import HttpParserError, HttpResponseParser
+from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from ts_parity.config import UNIX
 from ts_parity.proxy.buffers import BodyBuffer
@@ -227,6 +227,8 @@ class Connection:
             self._parser.feed_data(data)
         except HttpParserError as error:
             trouble = f"its answer is not HTTP: {error}"
+        except HttpParserUpgrade:
+            trouble = "it changes the protocol, which nobody asked for"
         if self._unclear:
             self._fail(self._unclear)
             return
@@ -281,9 +283,11 @@ class Connection:
         self._phrase += phrase
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._status:
+            return  # trailers are no headers, and go nowhere
         if len(self._headers) < MAX_HEADERS:
             self._headers.append((name.decode("latin-1"), value.decode("latin-1")))
-        elif self._stream is None:
+        else:
             self._unclear = f"it has over {MAX_HEADERS} headers"
 
     def on_headers_complete(self) -> None:
@@ -314,6 +318,8 @@ class Connection:
             self._until_close = not sized and not bodiless
 
     def on_body(self, piece: bytes) -> None:
+        if self._ended is not None:
+            return  # of an answer that nobody asked for, behind the end of the one that was
         if self._stream is not None:
             self._stream.feed(piece)
             return

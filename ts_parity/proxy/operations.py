@@ -6,6 +6,7 @@ nothing of sockets, time or which endpoint is chosen.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -49,6 +50,8 @@ from ts_parity.wire import (
 )
 
 _FRAME_HEADERS: Headers = (("Content-Type", FRAME_TYPE),)
+_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,256}")
+_VALUE = re.compile(r"[\t -~\x80-\xff]{0,8192}")
 # Of TorchServe's own headers on the reply to a group, these would stand on an ordinary answer too.
 _FRONTEND_HEADERS = frozenset({"x-request-id", "pragma", "cache-control", "expires"})
 
@@ -174,12 +177,22 @@ def read_protection(result: Reply | Unreachable, family: str, k: int, sent: froz
         return Failed(str(error), retry=False), Value()
     if frame.k != k:
         return Failed(f"the answer to a group of {k} is a frame of {frame.k} slots", retry=False), Value()
-    covers = frozenset(i for i, part in enumerate(frame.slots) if part and 200 <= part.status < 300) & sent
+    covers = frozenset(i for i, part in enumerate(frame.slots) if part and _is_answer(part)) & sent
     if family == Family.PARITY and frame.raw is None:
         return Failed("no parity output in the answer to a group request", retry=False), Value()
     if frame.raw is not None and not np.isfinite(frame.raw).all():
         return Failed("the parity output is not finite (NaN or infinity)", retry=False), Value()
     return Arrived(covers=covers), Value(result, frame)
+
+
+def _is_answer(part: Part) -> bool:
+    """Good, and fit to be written as it is: a frontend would have refused to write names and values that are none."""
+    return 200 <= part.status < 300 and _are_headers(part.headers) and _VALUE.fullmatch(part.phrase) is not None
+
+
+@lru_cache(256)
+def _are_headers(headers: Headers) -> bool:
+    return all(_NAME.fullmatch(name) and _VALUE.fullmatch(value) for name, value in headers)
 
 
 def read_finish(result: Reply | Unreachable) -> tuple[Outcome, Value]:
@@ -204,7 +217,9 @@ def slot_reply(value: Value, slot: int) -> Reply:
         for name, text in value.reply.headers
         if name.lower() in _FRONTEND_HEADERS and name.lower() not in taken
     )
-    own = tuple(pair for pair in own if pair[0].lower() != "content-length")
+    own = tuple(pair for pair in own if not meaning(pair[0]) & LENGTH)
+    if part.status in BODILESS:
+        return Reply(part.status, part.phrase, (*own, *frontend), b"")
     headers = (*own, *frontend, ("content-length", str(len(part.body))))
     return Reply(part.status, part.phrase, headers, part.body)
 
