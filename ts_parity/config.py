@@ -110,6 +110,11 @@ class Settings:
         "", "PEM file with a certificate and what follows it in its chain: the inference port speaks https only"
     )
     tls_key: str = _setting("", "PEM file with its private key, not encrypted; both are read again when they change")
+    vouch: bool = _setting(
+        False,
+        "show the instances' keys (token, token_file) for every client, also for one that brings a key of its own, "
+        "which nobody checks then; off: only for clients that bring none",
+    )
     admin_host: str = _setting("127.0.0.1", "address the admin port listens on; it speaks plain http")
     admin_port: int = _setting(8090, "admin port (status, metrics, health, drain); 0: a free one", "port", 0, 65536)
     admin_token: str = _setting("", "key without which the admin port takes no action, such as a drain", secret=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 
 import pytest
@@ -217,3 +218,39 @@ async def test_a_key_per_instance(make_fleet: MakeFleet) -> None:
     finally:
         await one.stop()
         await two.stop()
+
+
+@pytest.mark.parametrize("vouch", [False, True])
+async def test_a_clients_own_key_is_the_instances_to_judge(make_fleet: MakeFleet, vouch: bool) -> None:
+    """It was replaced by the proxy's, so that a wrong key got a 200. `vouch` asks for just that."""
+    async with FakeTorchServe(FakeModel(), token="right", management_token="m") as instance:
+        given = (parse_endpoint(f"{instance.endpoint},token=right,management_token=m"),)
+        fleet = await make_fleet(given=given, vouch=vouch)
+        paths = ("/predictions/linear", "/predictions/linear/1.0", "/explanations/linear", "/ping")
+        for key, status in ((None, 200), ("Bearer right", 200), ("Bearer wrong", 400), ("", 400), ("Basic x", 400)):
+            for path in paths:
+                shown = () if key is None else (("Authorization", key),)
+                for extra in ((), (("Connection", "x"),)):  # read with the parser
+                    answer = await fleet.client.post(path, b"[1, 2]", (*shown, *extra))
+                    assert answer.status == (200 if vouch else status), (key, path)
+                    assert vouch or status == 200 or answer.json()["type"] == "InvalidKeyException"
+                assert [value for name, value in instance.received[-1].headers if name.lower() == "authorization"] == [
+                    "Bearer right" if vouch or key is None else key
+                ]
+
+
+async def test_a_wrong_key_buys_no_rebuilt_answer(make_fleet: MakeFleet) -> None:
+    """A group goes to the parity instance with the proxy's key, so a query with a key of its own is in none."""
+    models = (FakeModel(), FakeModel(), protection())
+    instances = [FakeTorchServe(model, token="right", management_token="m") for model in models]
+    async with contextlib.AsyncExitStack() as stack:
+        for instance in instances:
+            await stack.enter_async_context(instance)
+        keys = ",token=right,management_token=m"
+        fleet = await make_fleet(given=tuple(parse_endpoint(instance.endpoint + keys) for instance in instances))
+        answers = await fleet.posts(4, Authorization="Bearer wrong")
+        assert [answer.status for answer in answers] == [400] * 4
+        assert {operation for instance in instances for operation in instance.operations()} == {"plain"}
+        assert instances[2].received == []
+        assert [answer.status for answer in await fleet.posts(4)] == [200] * 4
+        assert "group" in instances[2].operations()

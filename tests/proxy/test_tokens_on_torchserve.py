@@ -54,9 +54,9 @@ ROUTES = [
 
 @pytest.mark.parametrize("clients", [(), (bearer("wrong"),)], ids=["none", "wrong"])
 async def test_the_proxys_key_opens_what_a_clients_would(instance: TorchServeInstance, clients: tuple) -> None:
-    """Whatever the client brings: every instance has keys of its own, so at most one could be right."""
+    """For clients that bring none; with `vouch`, whatever they bring."""
     key = inference_key(instance)
-    async with proxy_before(instance, token=key) as proxy:
+    async with proxy_before(instance, token=key, vouch=bool(clients)) as proxy:
         for case, _ in ROUTES:
             direct = Case(case.status, case.method, case.path, case.body, (bearer(key),))
             through = Case(case.status, case.method, case.path, case.body, clients)
@@ -85,6 +85,19 @@ async def test_without_a_key_of_its_own_the_proxy_passes_on_what_torchserve_says
         pair = Pair(instance.inference_url, proxy.url, proxy)
         for case, status in ROUTES:
             await pair.same(Case(status, case.method, case.path, case.body, clients, case.marked))
+
+
+@pytest.mark.parametrize("right", [False, True])
+async def test_torchserve_judges_the_key_that_a_client_brings(instance: TorchServeInstance, right: bool) -> None:
+    """Though the proxy has one."""
+    key = inference_key(instance)
+    async with proxy_before(instance, token=key) as proxy:
+        pair = Pair(instance.inference_url, proxy.url, proxy)
+        for case, status in ROUTES:
+            shown = (bearer(key if right else "wrong"),)
+            await pair.same(
+                Case(case.status if right else status, case.method, case.path, case.body, shown, case.marked)
+            )
 
 
 async def test_without_a_key_of_its_own_the_proxy_passes_on_the_clients(instance: TorchServeInstance) -> None:

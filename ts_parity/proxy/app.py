@@ -246,7 +246,7 @@ class Proxy:
                 log.warning("%s: %s; its last key is used", instance.name, error)
                 last = self._addresses.get(instance.name)
                 token = last.token if last is not None else ""
-            addresses[instance.name] = Address(instance.inference, token)
+            addresses[instance.name] = Address(instance.inference, token, self.settings.vouch)
         self._addresses = addresses
 
     def _stop_coding(self, pool: str) -> None:

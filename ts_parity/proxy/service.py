@@ -18,11 +18,13 @@ from ts_parity.errors import BadClientRequest, DeadlineExceeded, Unavailable
 from ts_parity.proxy.access import ERROR, PASSED, Facts
 from ts_parity.proxy.driver import RETRY_AFTER_S, Delivered, Driver
 from ts_parity.proxy.messages import (
+    AUTHORIZATION,
     REQUEST_ID,
     Chunks,
     Reply,
     Request,
     error_reply,
+    has,
     header,
     identified,
     torchserve_error,
@@ -193,8 +195,10 @@ class Service:
         self, pool: str, asked: Prediction, request: Request, exact: bool, deadline_s: float | None, asker: Asker
     ) -> None:
         code = self._plan.pools[pool].code
-        # The answer to HEAD has no body, so there is no raw output behind it and nothing to rebuild.
-        key = None if code is None or request.method == "HEAD" else self._key(asked, request)
+        # The answer to HEAD has no body, so there is no raw output behind it and nothing to rebuild. And a client whose
+        # key TorchServe is to judge gets TorchServe's answer: a rebuilt one would be had with the proxy's.
+        uncoded = code is None or request.method == "HEAD" or self._is_judged(request)
+        key = None if uncoded else self._key(asked, request)
         client = partial(_give, asker, request)
         query = self._driver.predict(pool, Ask(request, asked.extra), key, client, exact, deadline_s)
         asker.on_leave = partial(self._leave, asker, query)
@@ -203,6 +207,9 @@ class Service:
 
     def _leave(self, asker: Asker, query: Query) -> None:
         asker.facts = self._driver.abandon(query)
+
+    def _is_judged(self, request: Request) -> bool:
+        return has(request.headers, AUTHORIZATION) and any(each.judges(request) for each in self._addresses.values())
 
     def _key(self, asked: Prediction, request: Request) -> Hashable:
         """Queries share a group only if the model computes the same function for them. (TorchServe drops the query

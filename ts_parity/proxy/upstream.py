@@ -46,10 +46,15 @@ _OF_GATEWAYS: Final = frozenset({301, 302, 303, 307, 308, 404, 408, 429})
 
 @dataclass(frozen=True)
 class Address:
-    """Where an API of an instance is, and its key."""
+    """Where an API of an instance is, and its key. `vouch`: it is shown for clients that bring one, too."""
 
     url: str
     token: str = ""
+    vouch: bool = False
+
+    def judges(self, request: Request) -> bool:
+        """Whether the instance is to judge the client's own key."""
+        return bool(self.token) and not self.vouch and has(request.headers, AUTHORIZATION)
 
 
 @dataclass(frozen=True)
@@ -226,7 +231,7 @@ class Upstream:
         if origin is None:
             url = address.url
             origin = self._origins[url] = Origin(url, self._outbox, self._connect_timeout_s, self._tls.get(url))
-        data = _serialized(request, address.token, origin)
+        data = _serialized(request, "" if address.judges(request) else address.token, origin)
         late_at = loop.time() + timeout_s
         exchange = Exchange(under_way, origin, data, request.method == "HEAD", late_at, done, at_most)
         if self._timer is None and under_way is self._under_way:
@@ -308,9 +313,9 @@ def error_fields(reply: Reply) -> tuple[str, str]:
 
 
 def _serialized(request: Request, token: str, origin: Origin) -> list[bytes]:
+    """`token`, if any, takes the place of the client's."""
     method, target, body, block = request.method, request.target, request.body, request.block
     if block is not None and not (token and has(request.headers, AUTHORIZATION)):
-        # Every instance makes its own keys, so a client's could fit one of them at most.
         key = b"\r\nAuthorization: Bearer " + token.encode("latin-1", "replace") if token else b""
         data = b"%b %b%b HTTP/1.1\r\n%b%b\r\n\r\n" % (
             method.encode(), origin.prefix.encode(), target.encode("latin-1"), block, key,
@@ -322,7 +327,7 @@ def _serialized(request: Request, token: str, origin: Origin) -> list[bytes]:
 
 
 def _adapted(request: Request, token: str, origin: Origin) -> Headers:
-    """With a host, the right length, and the instance's own key."""
+    """With a host, the right length, and the instance's own key if there is one."""
     headers = []
     has_host = sized = False
     # `Expect` was for the proxy and has been answered.
