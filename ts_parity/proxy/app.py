@@ -281,21 +281,24 @@ class Proxy:
         with contextlib.suppress(asyncio.TimeoutError):  # balancers take a while to notice that it is not ready
             await asyncio.wait_for(self._cut.wait(), self.settings.drain_delay_s)
         await self._server.stop_accepting()
-        waits = [asyncio.ensure_future(self._nobody_asks()), asyncio.ensure_future(self._cut.wait())]
-        await asyncio.wait(waits, timeout=self.settings.drain_s, return_when=asyncio.FIRST_COMPLETED)
-        for wait in waits:
-            wait.cancel()
-        left = self._server.unanswered
+        quiet, cut = asyncio.ensure_future(self._nobody_asks()), asyncio.ensure_future(self._cut.wait())
+        await asyncio.wait({quiet, cut}, timeout=self.settings.drain_s, return_when=asyncio.FIRST_COMPLETED)
+        left = 0 if quiet.done() else self._server.unanswered
+        quiet.cancel()
+        cut.cancel()
         if left:
             log.warning("drain: cut %d requests", left)
         return 1 if left else 0
 
     async def _nobody_asks(self) -> None:
-        """Nothing is in flight, and nothing has come in for a moment on the connections that are open."""
+        """Nothing is in flight, and nothing has come in for a moment on the connections that are open; now they are
+        closed, before anything else can come.
+        """
         while True:
             await self._server.idle()
             await asyncio.sleep(_ON_ITS_WAY_S)
             if not self._server.unanswered:
+                await self._server.close()
                 return
 
 
