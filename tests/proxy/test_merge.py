@@ -11,7 +11,6 @@ from ts_parity.proxy.merge import (
     Families,
     exposition,
     gauge,
-    merge_health,
     merge_metrics,
     merge_status,
     outlasting_metrics,
@@ -179,13 +178,6 @@ def test_the_engines_counts_outlast_a_process():
     assert merged["requests_in_flight"] == 1
     assert merged["engine"]["answered"] == {"deployed": 6}
     assert merge_status([]) == {}
-
-
-def test_one_process_that_can_serve_is_enough():
-    ill = (503, {"status": "unhealthy", "reason": "no instance"})
-    assert merge_health([ill, (200, {"status": "healthy"})]) == (200, {"status": "healthy"})
-    assert merge_health([ill, ill]) == ill
-    assert merge_health([]) == (503, {"status": "unhealthy", "reason": "no process runs"})
 
 
 def test_of_trust_the_worst_is_believed_and_counts_are_added():

@@ -279,6 +279,14 @@ class Failed(NamedTuple):
     cause: Cause = Cause.ERROR
 
 
+class HealthChange(NamedTuple):
+    """An endpoint was taken out, or is back (`out` is False). `reason`: why it was taken out."""
+
+    endpoint: str
+    out: bool
+    reason: str
+
+
 class Rejected(NamedTuple):
     """The instance had no place after all (its queue is full, or others use it too). Nothing was run."""
 

@@ -71,8 +71,8 @@ class EndpointState:
     """An endpoint, how many of its places are taken, and its health."""
 
     __slots__ = (
-        "endpoint", "health", "host", "in_flight", "last_sent", "line", "machine_places", "name", "only", "share",
-        "tasks",
+        "ejections", "endpoint", "failures", "health", "host", "in_flight", "last_sent", "line", "machine_places",
+        "name", "only", "share", "tasks", "why",
     )  # fmt: skip
 
     def __init__(self, endpoint: Endpoint, host: InstanceState, policy: Policy) -> None:
@@ -89,6 +89,9 @@ class EndpointState:
         self.machine_places: float = 0.0
         """With so many tasks in flight, its instance takes no more of this endpoint's; inf: it always does."""
         self.health = Health(policy.failures_until_out, policy.out_s)
+        self.failures = self.ejections = 0
+        self.why = ""
+        """It is out, if it is."""
         self.describe(endpoint, host)
 
     def describe(self, endpoint: Endpoint, host: InstanceState) -> None:

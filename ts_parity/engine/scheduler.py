@@ -11,7 +11,7 @@ ignored or used for a neighbour. What is still queued here is dropped without a 
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from typing import Final
 
@@ -24,6 +24,7 @@ from ts_parity.engine.events import (
     Fail,
     Failed,
     Fleet,
+    HealthChange,
     Kind,
     Outcome,
     Query,
@@ -43,6 +44,7 @@ from ts_parity.engine.trust import Finding, Standing, Trust
 
 GONE: Final = Failed("its endpoint is gone", cause=Cause.GONE)
 MAX_FINISHES: Final = 2
+MOST_CHANGES: Final = 64
 LONGEST_REST_S: Final = 1.0
 """Where every instance refuses connections, a query asks again after twice the time before, and at least this often."""
 
@@ -73,6 +75,8 @@ class Scheduler:
         self.sent: Counter[str] = Counter()
         self.answered: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
+        self.changes: deque[HealthChange] = deque(maxlen=MOST_CHANGES)
+        """For whoever tells people. Taken from the left; what nobody takes is forgotten."""
 
     # ---- events ------------------------------------------------------------------------------------------------
 
@@ -1024,20 +1028,23 @@ class Scheduler:
             slow = self.policy.slow_factor and task.kind is Kind.DEPLOYED and self._was_slow(task, now)
             if health.untroubled and not slow:
                 return
-            before = health.condition
+            before, why = health.condition, f"its answers come over {self.policy.slow_factor:g} times later than usual"
             if slow:
                 pool = self._fleet.pools[task.endpoint.pool]
                 health.was_slow(now, self.policy.slow_until_out, pool.may_take_out())
             else:
                 health.succeeded()
         else:
-            before = health.condition
+            before, why = health.condition, ""
             if isinstance(outcome, Rejected):
                 health.pause(now + self.policy.reject_pause_s)
             elif outcome.retry:
+                why = outcome.reason
+                place.failures += 1
                 health.failed(now)
             else:
                 health.undecided()
+        self._note_change(place, before, why)
         place.line.count(before, health.condition)
         if health.resumes_at > now:
             place.line.park(place)
@@ -1047,6 +1054,18 @@ class Scheduler:
             if not health.clean and not self._probes(place):
                 self._timers.arm(now + self.policy.out_s, Timer.RESUME, place)
         place.host.judge()
+
+    def _note_change(self, place: EndpointState, before: Condition, why: str) -> None:
+        """Told once when it is taken out and once when it is back, however many trials are between."""
+        after = place.health.condition
+        if after is Condition.OUT:
+            place.why = why or place.why
+        if (before is Condition.IN) is not (after is Condition.IN):
+            out = after is not Condition.IN
+            place.ejections += out
+            self.changes.append(HealthChange(place.name, out, place.why))
+        if after is Condition.IN:
+            place.why = ""
 
     def _probes(self, place: EndpointState) -> bool:
         """Whether it comes back by a second copy of some query, so that none has to wait for what it does."""
@@ -1094,7 +1113,14 @@ class Scheduler:
                 for name, pool in self._fleet.pools.items()
             },
             "endpoints": {
-                name: {"in_flight": state.in_flight, "health": state.health.condition.value}
+                name: {
+                    "pool": state.endpoint.pool,
+                    "in_flight": state.in_flight,
+                    "health": state.health.condition.value,
+                    "why_out": state.why,
+                    "failures": state.failures,
+                    "ejections": state.ejections,
+                }
                 for name, state in self._fleet.endpoints.items()
             },
         }

@@ -28,12 +28,14 @@ async def _nothing_to_wait_for() -> None:
 
 
 class Admin:
-    """Listening ports for operators and their tools. `refresh` is waited for before status or metrics are told."""
+    """Listening ports for operators and their tools. `refresh` is waited for before status or metrics are told; not
+    for health: whoever probes gives up soon, and a process that is slow to report makes no other less ready.
+    """
 
     def __init__(
         self,
         status: Callable[[], Json],
-        health: Callable[[], tuple[int, Json]],
+        health: Callable[[], Json],
         drain: Callable[[], None],
         exposition: Callable[[], bytes],
         refresh: Callable[[], Awaitable[None]] = _nothing_to_wait_for,
@@ -69,7 +71,7 @@ class Admin:
     async def _listen(self, app: web.Application, host: str, port: int) -> int:
         app.router.add_get("/health", self._on_health)
         app.router.add_get("/livez", self._on_livez)
-        app.router.add_get("/readyz", self._on_health)
+        app.router.add_get("/readyz", self._on_readyz)
         app.router.add_get("/metrics", self._on_metrics)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
         self._runners.append(runner)
@@ -89,8 +91,15 @@ class Admin:
         return _json(200, {"status": "alive"})
 
     async def _on_health(self, _: web.Request) -> web.Response:
-        """At once: whoever probes gives up soon, and a process that is slow to report makes no other less ready."""
-        return _json(*self._health())
+        said = self._health()
+        return _json(200 if said["status"] == "healthy" else 503, said)
+
+    async def _on_readyz(self, _: web.Request) -> web.Response:
+        """Another proxy would see the same instances, and one that is out comes back by being asked: so a proxy whose
+        instances all fail is ready as long as they are there.
+        """
+        said = self._health()
+        return _json(200 if said["status"] in ("healthy", "degraded") else 503, said)
 
     async def _on_metrics(self, _: web.Request) -> web.Response:
         await self._refresh()

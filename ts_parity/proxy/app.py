@@ -203,8 +203,8 @@ class Proxy:
         }
         return status_json(self.plan, self._reports, self.settings.instances, self.scheduler.snapshot(), state)
 
-    def health(self) -> tuple[int, dict[str, Any]]:
-        return health(self.plan, self.draining)
+    def health(self) -> dict[str, Any]:
+        return health(self.plan, self.draining, self.scheduler.snapshot())
 
     def _adopt(self) -> None:
         settings = self.settings

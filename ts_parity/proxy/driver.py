@@ -25,6 +25,7 @@ from ts_parity.engine import (
     Compare,
     Failed,
     Finding,
+    HealthChange,
     Kind,
     Outcome,
     Query,
@@ -330,6 +331,9 @@ class Driver:
                 self._metrics.finish_failures.add()
         if not self._closed:
             self._obey(self.scheduler.task_done(task, outcome, self._loop.time()))
+            changes = self.scheduler.changes
+            while changes:
+                _tell_change(changes.popleft())
 
     async def _stream(self, task: Task, stream: Stream) -> None:
         outcome: Outcome = Failed("internal error of the proxy", retry=False)
@@ -388,6 +392,13 @@ _OUTCOMES: Mapping[type[Unavailable], str] = {
     DeadlineExceeded: "deadline",
     Unavailable: "unavailable",
 }
+
+
+def _tell_change(change: HealthChange) -> None:
+    if change.out:
+        log.warning("%s is taken out: %s; it is tried again regularly", change.endpoint, change.reason)
+    else:
+        log.warning("%s is back; it had been taken out: %s", change.endpoint, change.reason)
 
 
 def _facts(query: Query, source: Source, task: Task | None, now: float) -> Facts:

@@ -107,6 +107,7 @@ class _Told(Collector):
 _ADDED = {
     *("requests_in_flight", "clients", "tasks"),
     *("in_flight", "open_queries", "retry_tokens", "waiting", "open_groups", "late", "queued_protections", "places"),
+    *("failures", "ejections"),
 }
 _COUNTS = ("sent", "answered", "failed")
 # From best to worst: what one process finds wrong is worth knowing.
@@ -124,13 +125,13 @@ def outlasting_status(status: Json) -> Json:
     return {"engine": {name: status["engine"].get(name, {}) for name in _COUNTS}}
 
 
-def merge_health(parts: Sequence[tuple[int, Json]]) -> tuple[int, Json]:
-    """One process that can serve is enough."""
-    for code, said in parts:
-        if code == 200:
-            return code, said
-    reasons = dict.fromkeys(str(said.get("reason", "")) for _, said in parts)
-    return 503, {"status": "unhealthy", "reason": "; ".join(reasons) or "no process runs"}
+def merge_health(parts: Sequence[Json]) -> Json:
+    """The best of all: a process that can serve is enough."""
+    best = [said for status in ("healthy", "degraded") for said in parts if said["status"] == status]
+    if best:
+        return best[0]
+    reasons = dict.fromkeys(str(said.get("reason", "")) for said in parts)
+    return {"status": "unhealthy", "reason": "; ".join(reasons) or "no process runs"}
 
 
 def _merge(key: str, values: list[Any]) -> Any:
@@ -148,6 +149,8 @@ def _merge(key: str, values: list[Any]) -> Any:
         return round(sum(known) / len(known), 3)
     if key == "up":
         return any(known)
+    if key == "why_out":
+        return next(filter(None, known), "")
     if key == "health":
         return max(known, key=lambda health: _HEALTH.index(health) if health in _HEALTH else -1)
     if key in ("trust", "copies"):

@@ -158,3 +158,24 @@ class Metrics(Collector):
         yield waiting
         yield release
         yield in_use
+        yield from _of_endpoints(snapshot["endpoints"])
+
+
+def _of_endpoints(endpoints: Mapping[str, Mapping[str, Any]]) -> Iterable[Metric]:
+    """As many label values as the fleet has endpoints now; those of one that is gone go with it."""
+    labels = ["pool", "endpoint"]
+    out = GaugeMetricFamily("ts_parity_endpoint_out", "1: taken out, for /status says what; 0: in.", labels=labels)
+    busy = GaugeMetricFamily("ts_parity_endpoint_in_flight", "Tasks in flight at an endpoint.", labels=labels)
+    failures = CounterMetricFamily(
+        "ts_parity_endpoint_failures",
+        "Tasks that it failed; see failures_until_out.",
+        labels=labels,
+    )
+    ejections = CounterMetricFamily("ts_parity_endpoint_ejections", "Times that it was taken out.", labels=labels)
+    for name, endpoint in endpoints.items():
+        values = [endpoint["pool"], name]
+        out.add_metric(values, float(endpoint["health"] != "in"))
+        busy.add_metric(values, endpoint["in_flight"])
+        failures.add_metric(values, endpoint["failures"])
+        ejections.add_metric(values, endpoint["ejections"])
+    yield from (out, busy, failures, ejections)

@@ -153,9 +153,9 @@ class Supervisor:
         ours = {key: own[key] for key in ("state", "uptime_s", "processes")}
         return {**own, **merged, **ours, "problems": [*problems, *merged.get("problems", [])]}
 
-    def health(self) -> tuple[int, Json]:
+    def health(self) -> Json:
         if self.draining:
-            return 503, {"status": "draining", "reason": "this proxy is being stopped"}
+            return {"status": "draining", "reason": "this proxy is being stopped"}
         return merge_health([seat.child.health() for seat in self._seats if seat.child is not None])
 
     def exposition(self) -> bytes:
@@ -283,11 +283,12 @@ class Child:
     def age_s(self) -> float:
         return asyncio.get_running_loop().time() - self._started_at
 
-    def health(self) -> tuple[int, Json]:
+    def health(self) -> Json:
         if not self.listens or self.silent:
-            return 503, {"reason": f"the process with pid {self.pid} {'is silent' if self.listens else 'is starting'}"}
-        code, said = self.said["health"]
-        return code, said
+            how = "is silent" if self.listens else "is starting"
+            return {"status": "unhealthy", "reason": f"the process with pid {self.pid} {how}"}
+        said: Json = self.said["health"]
+        return said
 
     def tell(self, word: bytes) -> None:
         send(self._writer, word)

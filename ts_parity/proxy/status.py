@@ -30,7 +30,7 @@ def status_json(
     return {
         "version": __version__,
         **state,
-        "problems": [*plan.problems, *trust_problems(engine)],
+        "problems": [*plan.problems, *trust_problems(engine), *endpoint_problems(engine)],
         "pools": {name: _pool(plan, pool, engine) for name, pool in plan.pools.items()},
         "instances": [_instance(plan, report, instances) for report in reports],
         "engine": engine,
@@ -49,14 +49,33 @@ def trust_problems(engine: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def health(plan: Plan, draining: bool) -> tuple[int, Json]:
-    """200 only if a prediction could be had here and now, and this proxy wants to be asked."""
+def endpoint_problems(engine: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{name} is taken out: {endpoint['why_out']}; it is tried again regularly"
+        for name, endpoint in engine["endpoints"].items()
+        if endpoint["health"] != "in"
+    ]
+
+
+def health(plan: Plan, draining: bool, engine: Mapping[str, Any]) -> Json:
+    """`healthy`: each model has a deployed endpoint that is in. `degraded`: one has not, and what can be is rebuilt.
+    `unhealthy`: none has a READY worker. `draining`: this proxy does not want to be asked.
+    """
     if draining:
-        return 503, {"status": "draining", "reason": "this proxy is being stopped"}
-    if any(endpoint.row is None for endpoint in plan.fleet.endpoints):
-        return 200, {"status": "healthy"}
-    reason = "; ".join(plan.problems) or "no instance hosts a model"
-    return 503, {"status": "unhealthy", "reason": f"no deployed model has a READY worker: {reason}"}
+        return {"status": "draining", "reason": "this proxy is being stopped"}
+    deployed: dict[str, list[str]] = {}
+    for endpoint in plan.fleet.endpoints:
+        if endpoint.row is None:
+            deployed.setdefault(endpoint.pool, []).append(endpoint.name)
+    if not deployed:
+        reason = "; ".join(plan.problems) or "no instance hosts a model"
+        return {"status": "unhealthy", "reason": f"no deployed model has a READY worker: {reason}"}
+    states = engine["endpoints"]
+    for pool, names in deployed.items():
+        known = [states[name] for name in names if name in states]
+        if known and all(state["health"] != "in" for state in known):
+            return {"status": "degraded", "reason": f"{pool}: all that serve it are taken out: {known[0]['why_out']}"}
+    return {"status": "healthy"}
 
 
 def status_table(status: Mapping[str, Any]) -> str:
