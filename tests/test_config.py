@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from ts_parity.cli import main
 from ts_parity.config import (
     InstanceSettings,
     ModelSettings,
@@ -113,7 +114,7 @@ MISTAKES = [
     ({"flags": {"max_attempts": "0"}}, r"--max-attempts must be a whole number of at least 1, not '0'"),
     ({"flags": {"processes": "0"}}, r"--processes must be a whole number of at least 1, not '0'"),
     ({"flags": {"max_attempts": "1.5"}}, r"not '1.5'"),
-    ({"flags": {"deadline_s": "nan"}}, r"--deadline-s must be a number of at least 0, not 'nan'"),
+    ({"flags": {"deadline_s": "nan"}}, r"--deadline-s must be a number of at least 0.001, not 'nan'"),
     ({"flags": {"deadline_s": "inf"}}, r"not 'inf'"),
     ({"flags": {"group_wait_s": "x"}}, r"at least 0, or 'auto', not 'x'"),
     (
@@ -223,3 +224,41 @@ def test_what_must_be_said_of_models(tmp_path: Path):
     path.write_text("model = 3\n")
     with pytest.raises(ConfigError, match=r"models are tables \[\[model\]\]"):
         load_settings(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "told"),
+    [
+        ("code", "summ", "--code must be auto, none, sum, concat, student or exact, not 'summ'; did you mean 'sum'"),
+        ("code", "", "--code must be auto, none"),
+        ("launch", "early", "--launch must be group or late, not 'early'"),
+        ("balance", "leest", "--balance must be least or round_robin, not 'leest'; did you mean 'least'"),
+        ("deadline_s", "0", "--deadline-s must be a number of at least 0.001, not '0'"),
+        ("deadline_s", "-1", "--deadline-s must be a number of at least 0.001"),
+        ("deadline_s", "nan", "--deadline-s must be a number"),
+        ("deadline_s", "inf", "--deadline-s must be a number"),
+    ],
+)
+def test_what_no_proxy_could_use_is_refused_with_what_is_allowed(name: str, given: str, told: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_settings(flags={name: given}, endpoints=ENDPOINT)
+    assert told in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (("serve", "--hedge-ration", "0.1"), "; did you mean --hedge-ratio?"),
+        (("serve", "--hedge-ration=0.1"), "; did you mean --hedge-ratio?"),
+        (("status", "--jsn"), "; did you mean --json?"),
+        (("drain", "--hedge-ratio", "1"), ""),
+        (("serve", "--port", "1", "more"), ""),
+    ],
+)
+def test_a_flag_that_is_none_gets_the_suggestion_that_a_file_gets(
+    words: tuple[str, ...], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    assert capsys.readouterr().err.endswith(f"{hint}\n")
+    assert bool(hint) is ("did you mean" in hint)

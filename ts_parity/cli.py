@@ -7,6 +7,7 @@ they run. Exit codes: 0 done, 1 failed, 2 usage, 3 could not start, 4 out of rea
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -61,7 +62,20 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
             joined[-1] = f"--token={word}"
         else:
             joined.append(word)
-    return build_parser().parse_args(joined)
+    parser = build_parser()
+    args, unknown = parser.parse_known_args(joined)
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{_suggestion(parser, joined, unknown)}")
+    return args
+
+
+def _suggestion(parser: argparse.ArgumentParser, words: Sequence[str], unknown: Sequence[str]) -> str:
+    """For the first option that is none, as for a setting that is none in a file."""
+    commands = next(action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    command = next((commands[word] for word in words if word in commands), parser)
+    option = next((word.partition("=")[0] for word in unknown if word.startswith("--")), "")
+    near = difflib.get_close_matches(option, command._option_string_actions, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

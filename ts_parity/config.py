@@ -35,9 +35,16 @@ CODES = ("sum", "concat", "student", "exact")
 
 
 def _setting(
-    default: Any, text: str, unit: str = "", least: float | None = None, below: float = math.inf, secret: bool = False
+    default: Any,
+    text: str,
+    unit: str = "",
+    least: float | None = None,
+    below: float = math.inf,
+    secret: bool = False,
+    words: tuple[str, ...] = (),
 ) -> Any:
-    meta = {"help": text, "unit": unit, "least": least, "below": below, "secret": secret}
+    """`words`: all that a text may be."""
+    meta = {"help": text, "unit": unit, "least": least, "below": below, "secret": secret, "words": words}
     return field(default=default, metadata=meta)
 
 
@@ -121,7 +128,11 @@ class Settings:
     metrics_address: str = _setting(
         "", "HOST:PORT of a second port for what may only be read: /metrics, /health, /livez and /readyz"
     )
-    code: str = _setting(AUTO, "auto: what the protections say; none: no coding; or the name of the code to use")
+    code: str = _setting(
+        AUTO,
+        "auto: what the protections say; none: no coding; or the name of the code to use",
+        words=(AUTO, "none", *CODES),
+    )
     k: int | None = _setting(None, "use only protections of this group size; auto: as they are", "queries", 1, 65)
     secret: str = _setting("", "secret sent with every operation; the archives must declare the same", secret=True)
     group_by: tuple[str, ...] = _setting(
@@ -144,7 +155,9 @@ class Settings:
         False, "seal a group at once when, at the present rate of arrivals, no other member would come in time"
     )
     launch: str = _setting(
-        "group", "when a backup (student, exact) is launched: with its group, or late: only for queries late by then"
+        "group",
+        "when a backup (student, exact) is launched: with its group, or late: only for queries late by then",
+        words=("group", "late"),
     )
     launch_after_s: float | None = _setting(
         None, "late launch this long after the query was sent; auto: a quantile of latency, later under load", "s", 0
@@ -177,8 +190,14 @@ class Settings:
         0, "so many more than its places an instance gets when all are busy and only its reply seems late", "queries", 0
     )
     max_out: float = _setting(0.34, "share of a pool's endpoints that slowness may take out at one time", "", 0, 1)
-    balance: str = _setting("least", "least: outstanding; round_robin: looks at nothing, to compare with")
-    deadline_s: float = _setting(30.0, "a query without a prediction by then gets 504 or the default answer", "s", 0)
+    balance: str = _setting(
+        "least",
+        "least: outstanding; round_robin: looks at nothing, to compare with",
+        words=("least", "round_robin"),
+    )
+    deadline_s: float = _setting(
+        30.0, "a query without a prediction by then gets 504 or the default answer", "s", 0.001
+    )
     max_waiting: int = _setting(1000, "queries that may wait for a place, per model; then 503", "queries", 1)
     max_wait_s: float = _setting(10.0, "new queries get 503 while the oldest has waited this long", "s", 0)
     retry_ratio: float = _setting(0.1, "retries allowed per query, on average", "", 0)
@@ -492,6 +511,11 @@ def _convert(item: Field[Any], value: Any, where: str) -> Any:
         return _number(item, value, where, int if kind.startswith("int") else float)
     if not isinstance(value, str):
         raise ConfigError(f"{where} must be a text, not {value!r}")
+    words = item.metadata["words"]
+    if words and value not in words:
+        near = difflib.get_close_matches(value, words, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"{where} must be {', '.join(words[:-1])} or {words[-1]}, not {value!r}{hint}")
     return value
 
 

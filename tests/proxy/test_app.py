@@ -145,6 +145,22 @@ async def test_a_port_that_is_taken_is_a_start_error(make_fleet: MakeFleet) -> N
             await make_fleet(FakeTorchServe(FakeModel()), port=taken.getsockname()[1])
 
 
+@pytest.mark.parametrize(
+    ("host", "why"),
+    [
+        ("203.0.113.1", "this machine has no such address; give one of its own, or 0.0.0.0 for all"),
+        ("nobody.invalid", "no address is known by the name 'nobody.invalid'"),
+    ],
+)
+async def test_an_address_that_is_not_ours_is_no_reason_for_another_port(
+    make_fleet: MakeFleet, host: str, why: str
+) -> None:
+    with pytest.raises(StartError, match=rf"cannot listen on {host}:0: {why}"):
+        await make_fleet(FakeTorchServe(FakeModel()), host=host)
+    with pytest.raises(StartError, match=rf"cannot listen on {host}:0: {why}"):
+        await make_fleet(FakeTorchServe(FakeModel()), admin_host=host)
+
+
 async def test_a_request_on_its_way_when_a_drain_begins_is_answered(make_fleet: MakeFleet) -> None:
     fleet = await make_fleet(FakeTorchServe(FakeModel()))
     ask = b"POST /predictions/linear HTTP/1.1\r\nHost: h\r\nContent-Length: 6\r\n\r\n[1, 2]"
@@ -269,7 +285,7 @@ async def test_status_command(make_fleet: MakeFleet, capsys: pytest.CaptureFixtu
     args = parse("status", "--admin", fleet.proxy.admin_url)
     assert await asyncio.to_thread(args.run, args) == 0
     table = capsys.readouterr().out
-    assert "linear/1.0  sum k=2 r=1  2         1" in table
+    assert "linear/1.0  sum k=2 r=1  in use  codable  2         1" in table
     args = parse("status", "--admin", fleet.proxy.admin_url, "--json")
     await asyncio.to_thread(args.run, args)
     assert json.loads(capsys.readouterr().out)["state"] == "serving"

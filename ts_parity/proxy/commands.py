@@ -85,10 +85,13 @@ def run_serve(args: argparse.Namespace) -> int:
 
 
 def run_status(args: argparse.Namespace) -> int:
+    import shutil
+
     from ts_parity.proxy.status import status_table
 
     status = _ask(args.admin, "/status")
-    print(json.dumps(status, indent=2) if args.json else status_table(status))
+    width = shutil.get_terminal_size((120, 24)).columns
+    print(json.dumps(status, indent=2) if args.json else status_table(status, width))
     return 0
 
 

@@ -8,8 +8,10 @@ how long a client may take.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import select
+import socket
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -51,6 +53,11 @@ _LINGER_S: Final = 2.0
 # A connection is closed when what was written has gone; TLS, when both sides have said so too.
 _GOODBYE_S: Final = 30.0
 _AHEAD_BYTES: Final = 65536
+_NOT_LISTENING: Final = {
+    errno.EADDRINUSE: "another program listens there; choose another port",
+    errno.EADDRNOTAVAIL: "this machine has no such address; give one of its own, or 0.0.0.0 for all",
+    errno.EACCES: "not allowed, as ports below 1024 mostly are; choose another port",
+}
 _NOTHING: Final = Request("", "", (), b"")
 
 
@@ -612,7 +619,11 @@ class _Connection:
 
 
 def cannot_listen(host: str, port: int, error: OSError) -> StartError:
-    return StartError(f"cannot listen on {host}:{port}: {error.strerror or error}; choose another port")
+    if isinstance(error, socket.gaierror):
+        why = f"no address is known by the name {host!r}"
+    else:
+        why = _NOT_LISTENING.get(error.errno or 0) or f"{error.strerror or error}; choose another port"
+    return StartError(f"cannot listen on {host}:{port}: {why}")
 
 
 def _status_line(status: int, phrase: str) -> str:

@@ -5,6 +5,7 @@ Pure: plan, reports and counters in, plain values out.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from ts_parity.proxy.reports import InstanceReport
 
 Json = dict[str, Any]
 
+_POOL = ("pool", "code", "trust", "verdict", "deployed", "protections", "waiting", "reconstruct_after")
 _PROCESS = ("process", "pid", "state", "uptime_s", "requests_in_flight", "answered", "restarts")
 
 
@@ -78,31 +80,60 @@ def health(plan: Plan, draining: bool, engine: Mapping[str, Any]) -> Json:
     return {"status": "healthy"}
 
 
-def status_table(status: Mapping[str, Any]) -> str:
-    """The same for people."""
-    lines = [f"ts-parity {status['version']}, {status['state']}, up {status['uptime_s']:.0f} s"]
+def status_table(status: Mapping[str, Any], width: int = 120) -> str:
+    """The same for people, at most `width` columns wide."""
+    lines = _wrapped(f"ts-parity {status['version']}, {status['state']}, up {status['uptime_s']:.0f} s", "", width)
     if "processes" in status:
-        lines += ["", *_columns([_PROCESS, *(tuple(_cell(p[key]) for key in _PROCESS) for p in status["processes"])])]
-    rows = [("pool", "code", "deployed", "protections", "waiting", "reconstruct_after")]
-    for name, pool in status["pools"].items():
-        code = pool["code"]
-        rows.append(
-            (
-                name,
-                f"{code['name']} k={code['k']} r={code['r']}" if code else f"none: {pool['reason']}",
-                str(sum(endpoint["row"] is None for endpoint in pool["endpoints"])),
-                str(sum(endpoint["row"] is not None for endpoint in pool["endpoints"])),
-                str(pool["waiting"]),
-                f"{pool['reconstruct_after_s'] * 1000:.1f} ms" if pool["reconstruct_after_s"] is not None else "",
-            )
-        )
-    lines += ["", *_columns(rows)]
-    places = [("instance", "up", "places", "domain")]
-    places += [(i["name"], "yes" if i["up"] else "no", str(i["places"]), i["domain"]) for i in status["instances"]]
-    lines += ["", *_columns(places)]
+        rows = [_PROCESS, *(tuple(_cell(p[key]) for key in _PROCESS) for p in status["processes"])]
+        lines += ["", *_columns(rows, width)]
+    pools = [_POOL, *(_pool_row(name, pool) for name, pool in status["pools"].items())]
+    lines += ["", *_columns(pools, width, [_pool_notes(pool) for pool in status["pools"].values()])]
+    endpoints = [endpoint for pool in status["pools"].values() for endpoint in pool["endpoints"]]
+    instances = [("instance", "state", "places", "domain")]
+    for instance in status["instances"]:
+        name, domain = instance["name"], instance["domain"]
+        instances.append((name, _state(instance, endpoints), str(instance["places"]), domain if domain != name else ""))
+    lines += ["", *_columns(instances, width)]
     if status["problems"]:
-        lines += ["", "problems:", *(f"  - {problem}" for problem in status["problems"])]
+        lines += ["", "problems:"]
+        lines += [line for problem in status["problems"] for line in _wrapped(problem, "  - ", width)]
     return "\n".join(lines)
+
+
+def _pool_row(name: str, pool: Mapping[str, Any]) -> tuple[str, ...]:
+    code, endpoints, after_s = pool["code"], pool["endpoints"], pool["reconstruct_after_s"]
+    return (
+        name,
+        f"{code['name']} k={code['k']} r={code['r']}" if code else "none",
+        pool["trust"]["state"] if pool.get("trust") else "",
+        ", ".join(dict.fromkeys(pool["verdicts"])),
+        _how_many([endpoint for endpoint in endpoints if endpoint["row"] is None]),
+        _how_many([endpoint for endpoint in endpoints if endpoint["row"] is not None]),
+        str(pool["waiting"]),
+        f"{after_s * 1000:.1f} ms" if after_s is not None else "",
+    )
+
+
+def _pool_notes(pool: Mapping[str, Any]) -> list[str]:
+    """What a word in the row is too short for."""
+    notes = [] if pool["code"] else [f"not coded: {pool['reason']}"]
+    if pool.get("trust") and pool["trust"]["reason"]:
+        notes.append(f"{pool['trust']['state']}: {pool['trust']['reason']}")
+    if pool.get("copies") and pool["copies"]["reason"]:
+        notes.append(f"no second copies: {pool['copies']['reason']}")
+    return notes
+
+
+def _how_many(endpoints: Sequence[Mapping[str, Any]]) -> str:
+    are_in = sum(endpoint.get("health", "in") == "in" for endpoint in endpoints)
+    return f"{len(endpoints)}" if are_in == len(endpoints) else f"{are_in} of {len(endpoints)} in"
+
+
+def _state(instance: Mapping[str, Any], endpoints: Sequence[Mapping[str, Any]]) -> str:
+    if not instance["up"]:
+        return "down"
+    states = {e.get("health", "in") for e in endpoints if e["instance"] == instance["name"]}
+    return next((state for state in ("out", "trial") if state in states), "in")
 
 
 def _cell(value: Any) -> str:
@@ -155,6 +186,24 @@ def _instance(plan: Plan, report: InstanceReport, instances: Sequence[InstanceSe
     }
 
 
-def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
+def _columns(rows: Sequence[tuple[str, ...]], width: int, notes: Sequence[Sequence[str]] = ()) -> list[str]:
+    """A heading and rows, each with its notes below; where the screen is too narrow for that, a paragraph a row."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    fits = sum(widths) + 2 * len(widths) - 2 <= width
+    lines = []
+    for number, row in enumerate(rows):
+        if fits:
+            cells = (cell.ljust(wide) for cell, wide in zip(row, widths, strict=True))
+            lines.append("  ".join(cells).rstrip())
+        elif number:
+            told = [f"{name} {cell}" for name, cell in zip(rows[0][1:], row[1:], strict=True) if cell]
+            lines += [*_wrapped(f"{rows[0][0]} {row[0]}", "", width), *_wrapped("; ".join(told), "    ", width)]
+        below = notes[number - 1] if number and notes else ()
+        lines += [line for note in below for line in _wrapped(note, "    ", width)]
+    return lines
+
+
+def _wrapped(text: str, before: str, width: int) -> list[str]:
+    return textwrap.wrap(
+        text, max(width, 20), initial_indent=before, subsequent_indent=" " * len(before), break_on_hyphens=False
+    )
