@@ -304,3 +304,37 @@ def test_serve_without_instances_is_a_usage_error():
     args = parse("serve")
     with pytest.raises(ConfigError, match="no instances"):
         args.run(args)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", ["1", "2"])
+async def test_signals_that_are_no_end_cut_nothing(tmp_path: Path, processes: str) -> None:
+    """SIGHUP looks at the fleet and the log's file again, SIGUSR1 at the file, SIGUSR2 at nothing; SIGQUIT drains."""
+    file, moved = tmp_path / "access.jsonl", tmp_path / "access.1"
+    async with FakeTorchServe(FakeModel()) as instance:
+        process = Process(tmp_path)
+        ready = await process.start(
+            instance.endpoint, processes=processes, access_log=str(file), discovery_interval_s="600"
+        )
+        client, admin = Client(ready["url"]), Client(ready["admin_url"])
+        instance.models.append(FakeModel(name="later"))
+        process.process.send_signal(signal.SIGHUP)
+        while "later/1.0" not in (await admin.get("/status")).json()["pools"]:
+            await asyncio.sleep(0.01)
+        instance.freeze()
+        asked = asyncio.ensure_future(client.post("/predictions/linear", b"[1, 2]"))
+        await until(lambda: len(instance.received) == 1, "the query to be in flight")
+        for number in (signal.SIGUSR2, signal.SIGHUP, signal.SIGUSR1):
+            file.rename(moved)
+            process.process.send_signal(number)
+            if number != signal.SIGUSR2:
+                await until(file.exists, "the log to be opened anew")
+            else:
+                moved.rename(file)
+        process.process.send_signal(signal.SIGQUIT)
+        await draining(admin)
+        instance.thaw()
+        assert (await asked).status == 200
+        code, stderr = await process.end()
+    assert (code, "Traceback" in stderr) == (0, False)
+    assert [json.loads(line)["status"] for line in file.read_text().splitlines()] == [200]
