@@ -218,7 +218,7 @@ class Proxy:
                 log.warning("%s", problem)
         for problem in self.plan.problems:
             if problem not in plan.problems:
-                log.info("no longer: %s", problem)
+                log.warning("no longer: %s", problem)
         self._read_addresses()
         self.plan = plan
         # The service first: it must not send the driver to a pool that the engine has dropped.
@@ -233,7 +233,7 @@ class Proxy:
                 log.warning("%s", problem)
         for problem in self._distrusted:
             if problem not in problems:
-                log.info("no longer: %s", problem)
+                log.warning("no longer: %s", problem)
         self._distrusted = problems
 
     def _read_addresses(self) -> None:

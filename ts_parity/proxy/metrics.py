@@ -164,7 +164,11 @@ class Metrics(Collector):
 def _of_endpoints(endpoints: Mapping[str, Mapping[str, Any]]) -> Iterable[Metric]:
     """As many label values as the fleet has endpoints now; those of one that is gone go with it."""
     labels = ["pool", "endpoint"]
-    out = GaugeMetricFamily("ts_parity_endpoint_out", "1: taken out, for /status says what; 0: in.", labels=labels)
+    out = GaugeMetricFamily(
+        "ts_parity_endpoint_out",
+        "1: taken out, and /status says why; 0: in. With several processes, in how many of them.",
+        labels=labels,
+    )
     busy = GaugeMetricFamily("ts_parity_endpoint_in_flight", "Tasks in flight at an endpoint.", labels=labels)
     failures = CounterMetricFamily(
         "ts_parity_endpoint_failures",
