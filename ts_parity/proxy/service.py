@@ -137,7 +137,7 @@ class Service:
         if model in plan.missing or pool in plan.missing:
             self._metrics.passed_through.add("unavailable")
             cause = "; ".join(self._plan.problems)
-            passing.asker.facts = Facts(ERROR, None, pool, cause=cause)
+            passing.asker.facts = Facts(ERROR, None, pool or model, cause=cause)
             error = Unavailable(f"no instance that serves {pool or model} can be reached", RETRY_AFTER_S)
             passing.asker.answer(_own(error_reply(error), passing.request))
             return True
