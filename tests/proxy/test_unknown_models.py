@@ -98,9 +98,9 @@ async def test_a_crowd_that_asks_for_nobody_costs_few_looks(make_fleet: MakeFlee
     looks: list[int] = []
     look = fleet.proxy._discovery.look
 
-    async def counted() -> object:
+    async def counted(may_ask: bool) -> object:
         looks.append(1)
-        return await look()
+        return await look(may_ask)
 
     fleet.proxy._discovery.look = counted
     answers = await asyncio.gather(*(fleet.post("/predictions/nobody") for _ in range(100)))

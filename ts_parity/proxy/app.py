@@ -168,16 +168,17 @@ class Proxy:
         for task in looks:
             task.cancel()
         await asyncio.gather(*looks, return_exceptions=True)
+        await self._discovery.close()
         await self._server.close()
         await self.driver.close()
         await self._admin.close()
         await self.upstream.close()
 
-    async def discover(self) -> None:
-        """Look at the fleet now."""
+    async def discover(self, may_ask: bool = True) -> None:
+        """Look at the fleet now. `may_ask`: its workers what they are, too."""
         async with self._looking:
             self._next_look = None  # who asks from now on wants another
-            self._reports = await self._discovery.look()
+            self._reports = await self._discovery.look(may_ask)
             self._adopt()
             self._looked_at = asyncio.get_running_loop().time()
 
@@ -190,7 +191,7 @@ class Proxy:
     async def _look_soon(self) -> None:
         await asyncio.sleep(max(0.0, self._looked_at + _BETWEEN_LOOKS_S - asyncio.get_running_loop().time()))
         try:
-            await self.discover()
+            await self.discover(may_ask=False)
         except Exception:
             log.exception("the fleet could not be looked at; the last plan stays")
 

@@ -10,18 +10,17 @@ import json
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 from ts_parity.config import UNIX, InstanceSettings
 from ts_parity.errors import ConfigError, TsParityError
 from ts_parity.proxy.messages import BrokenStream, Reply, Request
+from ts_parity.proxy.questions import Key, NoAnswer, Questions, Said
 from ts_parity.proxy.reports import (
     UNREADABLE,
-    UNTESTED,
     BadDescribe,
-    Described,
     InstanceReport,
     ModelReport,
     read_customized,
@@ -37,15 +36,15 @@ _PAGE = 100
 _MAX_PAGES = 100
 # An instance with hundreds of models is asked about so many at a time, or the questions would time out in its queue.
 _AT_ONCE = 8
-_UNTESTED_S = 30.0
-# Each unanswered describe stays in TorchServe's queue until its worker thaws, so the pauses between them grow.
-_FIRST_PAUSE_S = 0.5
-_LONGEST_PAUSE_S = 30.0
 # A worker that was READY is back by itself after two seconds or so; if not, it is like one that never was.
 _COLD_AFTER_S = 10.0
 _LONGEST_TOKEN = 512
 # Bytes of an answer: a hundred models, or a thousand workers, take a tenth of it.
 _AT_MOST = 4 << 20
+# A worker may be busy, or frozen; TorchServe itself gives a turn 120 s.
+_QUESTION_S = 130.0
+# A look waits so long for the answers to what it asks; the first one, before which nobody is served, a little longer.
+_ANSWERS_S = 1.0
 # A gateway's words for a refused connection.
 _GONE = frozenset({502, 503, 504})
 
@@ -66,24 +65,8 @@ class _WrongPort(TsParityError):
     """Another API is at this address. The message says so whole."""
 
 
-@dataclass(frozen=True)
-class _Said:
-    """What an archive said of itself. A describe costs a worker's turn, so each set of worker processes is asked once;
-    but one that has not been tested yet may come to another verdict while it serves.
-    """
-
-    pids: tuple[str, ...]
-    described: Described | None
-    problem: str
-    at: float
-
-    def still_true(self, pids: tuple[str, ...], now: float) -> bool:
-        untested = self.described is not None and self.described.verdict == UNTESTED
-        return pids == self.pids and not (untested and now - self.at >= _UNTESTED_S)
-
-
 class Discovery:
-    """Remembers, per instance, the last report and what wrapped archives said of themselves."""
+    """Remembers, per instance, the last report; what wrapped archives said of themselves is in `questions`."""
 
     def __init__(self, instances: Sequence[InstanceSettings], upstream: Upstream, timeout_s: float) -> None:
         self._instances = instances
@@ -92,13 +75,23 @@ class Discovery:
         self._last: dict[str, InstanceReport] = {}
         self._knows_ping: set[str] = set()
         self._ready_at: dict[tuple[str, str, str], float] = {}
-        self._said: dict[tuple[str, str, str], _Said] = {}
-        # Who gave no answer -> until when it is left alone, and the pause after that.
-        self._silences: dict[tuple[str, str, str], tuple[float, float]] = {}
+        self._questions = Questions(self._describe, self._is_idle)
 
-    async def look(self) -> list[InstanceReport]:
-        """One report per instance, in the order of the configuration."""
-        return list(await asyncio.gather(*(self._report(instance) for instance in self._instances)))
+    async def look(self, may_ask: bool = True) -> list[InstanceReport]:
+        """One report per instance, in the order of the configuration. Without `may_ask` no worker is asked what it is:
+        somebody waits for this look, and perhaps for that very worker.
+        """
+        wait_s = min(self._timeout_s, _ANSWERS_S) if self._last else self._timeout_s
+        reports = await asyncio.gather(*(self._report(instance) for instance in self._instances))
+        return await self._questions.settle(reports, wait_s, may_ask)
+
+    async def close(self) -> None:
+        """Nobody waits for answers any more."""
+        await self._questions.close()
+
+    def _is_idle(self, name: str) -> bool:
+        given = next(each for each in self._instances if each.name == name)
+        return not self._upstream.busy(Address(given.inference))
 
     async def _report(self, instance: InstanceSettings) -> InstanceReport:
         """Whatever this instance says or does is its own problem: it must not keep the others from being seen."""
@@ -131,9 +124,8 @@ class Discovery:
     def _forget(self, name: str, models: Sequence[ModelReport]) -> None:
         """What was said of models that it has no more."""
         keys = {(name, model.model, model.version) for model in models}
-        for memory in (self._said, self._silences, self._ready_at):
-            for key in [key for key in memory if key[0] == name and key not in keys]:
-                del memory[key]
+        for key in [key for key in self._ready_at if key[0] == name and key not in keys]:
+            del self._ready_at[key]
 
     def _unheard(self, name: str, instance: InstanceSettings, error: _Silence) -> InstanceReport:
         """Nobody listening: it is down. No answer in time: frozen or slow, so what it said last still stands."""
@@ -227,8 +219,7 @@ class Discovery:
             # Unregistered between the two questions, or one model in trouble: the others need not suffer.
             log.info("%s: no describe of %s: it %s", instance, model, error)
             return []
-        models = [self._with_warmth(instance, model) for model in models]
-        return list(await asyncio.gather(*(self._with_described(instance, address, m) for m in models)))
+        return [self._with_warmth(instance, model) for model in models]
 
     def _with_warmth(self, instance: str, model: ModelReport) -> ModelReport:
         key = (instance, model.model, model.version)
@@ -239,33 +230,26 @@ class Discovery:
         cold = bool(model.pids) and now - self._ready_at.get(key, -math.inf) >= _COLD_AFTER_S
         return replace(model, cold=cold)
 
-    async def _with_described(self, instance: str, address: Address, model: ModelReport) -> ModelReport:
-        key = (instance, model.model, model.version)
-        said = self._said.get(key)
-        now = asyncio.get_running_loop().time()
-        if said is not None and said.still_true(model.pids, now):
-            return replace(model, described=said.described, problem=said.problem)
-        quiet_until, pause = self._silences.get(key, (0.0, _FIRST_PAUSE_S))
-        if not model.ready or now < quiet_until:
-            # Nobody there to answer. A worker that is being restarted, or is frozen, will be what it was.
-            return _as_before(model, said)
-        path = f"/models/{quote(model.model, safe='')}/{quote(model.version, safe='')}?customized=true"
+    async def _describe(self, key: Key) -> Said:
+        """What the archive says of itself, whenever its worker has a turn for it. Raise NoAnswer."""
+        instance, model, version = key
+        path = f"/models/{quote(model, safe='')}/{quote(version, safe='')}?customized=true"
         try:
+            given = next(each for each in self._instances if each.name == instance)
+            address = Address(given.management, given.management_key())
             entries = await self._get(address, path, meant_for_worker=True)
-            described, problem = read_customized(entries[0] if entries else None), ""
+            return Said(read_customized(entries[0] if entries else None))
         except BadDescribe as error:
-            described, problem = None, f"{error}; treated as if it were not wrapped"
-        except _Silence as error:
-            log.info("%s: %s did not answer describe: %s", instance, key[1], error)
-            self._silences[key] = (now + pause, min(2 * pause, _LONGEST_PAUSE_S))
-            return _as_before(model, said)
-        self._silences.pop(key, None)
-        self._said[key] = _Said(model.pids, described, problem, now)
-        return replace(model, described=described, problem=problem)
+            return Said(None, f"{error}; treated as if it were not wrapped")
+        except UNREADABLE as error:
+            return Said(None, f"{type(error).__name__} in its describe; treated as if it were not wrapped")
+        except (_Silence, ConfigError) as error:
+            raise NoAnswer(str(error)) from None
 
     async def _get(self, address: Address, target: str, meant_for_worker: bool = False) -> Any:
         """The JSON of a 200. Raise _Silence; but an error from a handler that knows no describe is an empty answer."""
-        result = await self._upstream.exchange(address, Request("GET", target, (), b""), self._timeout_s, _AT_MOST)
+        timeout_s = _QUESTION_S if meant_for_worker else self._timeout_s
+        result = await self._upstream.exchange(address, Request("GET", target, (), b""), timeout_s, _AT_MOST)
         if isinstance(result, Unreachable):
             raise _Silence(result.reason, result.refused)
         if isinstance(result, Stream):
@@ -289,12 +273,6 @@ class Discovery:
         finally:
             stream.leave()
         return Reply(stream.status, stream.phrase, stream.headers, body)
-
-
-def _as_before(model: ModelReport, said: _Said | None) -> ModelReport:
-    if said is None:
-        return replace(model, silent=model.ready > 0)
-    return replace(model, described=said.described, problem=said.problem)
 
 
 def _json(reply: Reply) -> Any:

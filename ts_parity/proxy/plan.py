@@ -173,6 +173,11 @@ def _answering(pool: str, members: Sequence[Member]) -> tuple[list[Member], list
         problems += [f"{host}: {pool} did not answer describe; not used until it does" for host in silent]
         used = [(host, m) for host, m in used if not m.silent]
     else:
+        # Whoever is sent to a worker that may be busy with our question would wait for it; others are not.
+        free = [(host, m) for host, m in used if not m.asked]
+        asked = [host for host, m in used if m.asked] if free else []
+        problems += [f"{host}: {pool} has not answered describe yet; others serve meanwhile" for host in asked]
+        used = free or used
         silent = [host for host, m in used if m.silent]
         problems += [f"{host}: {pool} did not answer describe; served as if it were not wrapped" for host in silent]
     return used, problems

@@ -68,8 +68,8 @@ class Described:
 class ModelReport:
     """One model and version on one instance.
 
-    `described` is None for an archive that is not wrapped. `silent`: it did not answer whether it is. `problem`: it
-    answered something that cannot be used.
+    `described` is None for an archive that is not wrapped. `silent`: it has not said whether it is; `asked`: its worker
+    may be busy with that question. `problem`: it answered something that cannot be used.
     """
 
     model: str
@@ -83,6 +83,7 @@ class ModelReport:
     """Those of them that are READY."""
     described: Described | None = None
     silent: bool = False
+    asked: bool = False
     problem: str = ""
     cold: bool = False
     """It has workers and none was READY here yet, or for long: perhaps it becomes so by its first prediction."""

@@ -173,7 +173,7 @@ class Service:
 
     def _warm(self, pool: str, request: Request) -> None:
         """Once in a while a copy of a query, for whose answer nobody waits, goes where it may be what READY needs."""
-        if REFUSED in self._plan.pools[pool].verdicts:
+        if REFUSED in self._plan.pools[pool].verdicts or not self._plan.pools[pool].repeatable:
             return
         now = self._loop.time()
         for host in self._plan.cold[pool]:
@@ -272,7 +272,10 @@ class Service:
                 # As for a prediction: the instance behind it is in trouble, and another may not be.
                 passing.failed(f"{result.status} from a gateway")
                 passing.page = result
-                self._pass_through(passing)
+                if self._may_be_repeated(passing.model):
+                    self._pass_through(passing)
+                else:
+                    passing.asker.answer(result)
                 return
             if passing.asked is not None and result.status < 300:
                 self._look()  # somebody does serve it
@@ -300,6 +303,10 @@ class Service:
             passing.asker.facts = Facts(ERROR, passing.instance, attempts=attempts, cause=passing.cause)
             answer = _own(reply, passing.request)
         passing.asker.answer(answer)
+
+    def _may_be_repeated(self, model: str | None) -> bool:
+        """A gateway does not say whether the instance behind it has run what was asked."""
+        return all(pool.repeatable for pool in self._plan.pools.values() if pool.model == model)
 
     def _candidate(self, model: str | None, tried: Sequence[str]) -> str | None:
         """The least busy one not tried yet, of those that host the model, or of all that are up. If none is, one that

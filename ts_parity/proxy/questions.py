@@ -1,0 +1,205 @@
+"""What archives say of themselves: whom to ask, when, and what to believe until they have answered.
+
+Nothing that TorchServe's own description shows tells a wrapped archive from any other, so a worker must be asked. That
+costs one of its turns: a handler that is not wrapped may take it for a request, and run for seconds. So each set of
+worker processes is asked once; of several instances of a model one first, and the others only if it turns out to be
+wrapped; while it is idle, and never while a question is unanswered. Knows reports and times; how to ask is given.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+
+from ts_parity.errors import TsParityError
+from ts_parity.proxy.reports import UNTESTED, Described, InstanceReport, ModelReport
+
+log = logging.getLogger(__name__)
+
+Key = tuple[str, str, str]
+"""Instance, model and version."""
+
+# One that has not been tested yet may come to another verdict while it serves.
+_UNTESTED_S = 30.0
+# TorchServe keeps a question until a worker takes it, so one whose connection was lost may be under way all the same.
+_FIRST_PAUSE_S = 30.0
+_LONGEST_PAUSE_S = 600.0
+# An unanswered question keeps the same model's other instances from being asked for so long: it may be frozen. Less
+# where one is left to serve even so.
+_IN_TURN_S = 10.0
+_IN_TURN_OF_MANY_S = 2.0
+# One that is never idle is asked all the same.
+_BUSY_S = 10.0
+
+
+class NoAnswer(TsParityError):
+    """The question may have been lost, or be waiting still."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """`described` is None for an archive that is not wrapped; `problem`: for one that cannot be understood."""
+
+    described: Described | None
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class _Known:
+    said: Said
+    pids: tuple[str, ...]
+    at: float
+
+    def still_true(self, pids: tuple[str, ...], now: float) -> bool:
+        described = self.said.described
+        untested = described is not None and described.verdict == UNTESTED
+        return pids == self.pids and not (untested and now - self.at >= _UNTESTED_S)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    task: asyncio.Task[None]
+    pids: tuple[str, ...]
+    at: float
+    idle: bool
+    """Nothing of ours was under way there: what is sent now would wait behind the question."""
+
+
+class Questions:
+    """Remembers who was asked, and what they said."""
+
+    def __init__(self, ask: Callable[[Key], Awaitable[Said]], idle: Callable[[str], bool]) -> None:
+        """`ask` raises NoAnswer. `idle`: whether nothing is under way at the instance of that name."""
+        self._ask = ask
+        self._idle = idle
+        self._known: dict[Key, _Known] = {}
+        self._asked: dict[Key, _Asked] = {}
+        self._seen_at: dict[Key, float] = {}
+        self._lost: dict[Key, tuple[float, float]] = {}
+        """Who gave no answer -> until when it is left alone, and the pause after that."""
+
+    async def close(self) -> None:
+        tasks = [asked.task for asked in self._asked.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def settle(
+        self, reports: Sequence[InstanceReport], wait_s: float, may_ask: bool = True
+    ) -> list[InstanceReport]:
+        """The reports with what is known of each model. `wait_s`: for the answers to what is asked now."""
+        now = asyncio.get_running_loop().time()
+        until = now + wait_s
+        self._forget(reports)
+        waiting: set[asyncio.Task[None]] = set()
+        while may_ask:
+            waiting |= self._ask_around(reports, now)
+            if not waiting:
+                break
+            done, waiting = await asyncio.wait(waiting, timeout=until - now, return_when=asyncio.FIRST_COMPLETED)
+            now = asyncio.get_running_loop().time()
+            if not done or now >= until:
+                break
+        wrapped, bare = self._verdicts(reports)
+        return [
+            replace(report, models=tuple(self._filled(report.name, m, bare - wrapped) for m in report.models))
+            if report.up
+            else report
+            for report in reports
+        ]
+
+    def _ask_around(self, reports: Sequence[InstanceReport], now: float) -> set[asyncio.Task[None]]:
+        """-> the questions that are asked now."""
+        wrapped, bare = self._verdicts(reports)
+        pending = self._pending(reports, now)
+        tasks: set[asyncio.Task[None]] = set()
+        for report in reports:
+            for model in report.models if report.up else ():
+                key, kind = (report.name, model.model, model.version), (model.model, model.version)
+                if not self._is_due(key, model, now):
+                    continue
+                if kind not in wrapped and (kind in pending or (kind in bare and not self._was_wrapped(key))):
+                    continue
+                idle = self._idle(report.name)
+                if not idle and now - self._seen_at.setdefault(key, now) < _BUSY_S:
+                    continue
+                task = asyncio.get_running_loop().create_task(self._question(key, model.pids))
+                self._asked[key] = _Asked(task, model.pids, now, idle)
+                pending.add(kind)
+                tasks.add(task)
+        return tasks
+
+    def _pending(self, reports: Sequence[InstanceReport], now: float) -> set[tuple[str, str]]:
+        """Models and versions of which no other instance is to be asked yet."""
+        ready = Counter((m.model, m.version) for report in reports if report.up for m in report.models if m.ready)
+        asked = Counter(key[1:] for key in self._asked)
+        return {
+            key[1:]
+            for key, question in self._asked.items()
+            if now - question.at < (_IN_TURN_OF_MANY_S if ready[key[1:]] - asked[key[1:]] > 1 else _IN_TURN_S)
+        }
+
+    def _is_due(self, key: Key, model: ModelReport, now: float) -> bool:
+        known = self._known.get(key)
+        if not model.ready or key in self._asked or (known is not None and known.still_true(model.pids, now)):
+            return False
+        return now >= self._lost.get(key, (-math.inf, 0.0))[0]
+
+    async def _question(self, key: Key, pids: tuple[str, ...]) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            said = await self._ask(key)
+        except NoAnswer as error:
+            log.info("%s: %s did not answer describe: %s", key[0], key[1], error)
+            pause_s = self._lost.get(key, (0.0, _FIRST_PAUSE_S))[1]
+            self._lost[key] = (loop.time() + pause_s, min(2 * pause_s, _LONGEST_PAUSE_S))
+        else:
+            self._known[key] = _Known(said, pids, loop.time())
+            self._lost.pop(key, None)
+        finally:
+            asked = self._asked.get(key)
+            if asked is not None and asked.task is asyncio.current_task():
+                del self._asked[key]
+
+    def _was_wrapped(self, key: Key) -> bool:
+        known = self._known.get(key)
+        return known is not None and known.said.described is not None
+
+    def _verdicts(self, reports: Sequence[InstanceReport]) -> tuple[set[tuple[str, str]], set[tuple[str, str]]]:
+        """-> the models and versions of which one is wrapped, and those of which one is not."""
+        wrapped, bare = set(), set()
+        for report in reports:
+            for model in report.models if report.up else ():
+                known = self._known.get((report.name, model.model, model.version))
+                if known is not None and known.pids == model.pids:
+                    if known.said.described is not None or known.said.problem:
+                        wrapped.add((model.model, model.version))
+                    else:
+                        bare.add((model.model, model.version))
+        return wrapped, bare
+
+    def _filled(self, instance: str, model: ModelReport, bare: set[tuple[str, str]]) -> ModelReport:
+        """A worker that is being restarted, or is frozen, will be what it was."""
+        key = (instance, model.model, model.version)
+        known, asked = self._known.get(key), self._asked.get(key)
+        if known is not None:
+            return replace(model, described=known.said.described, problem=known.said.problem)
+        if (model.model, model.version) in bare:
+            return model
+        return replace(model, silent=model.ready > 0, asked=asked is not None and asked.idle)
+
+    def _forget(self, reports: Sequence[InstanceReport]) -> None:
+        """Models that an instance has no more, and questions to workers that are gone. One that is down may be back."""
+        up = {report.name for report in reports if report.up}
+        pids = {(report.name, model.model, model.version): model.pids for report in reports for model in report.models}
+        for key, asked in [*self._asked.items()]:
+            if key[0] in up and pids.get(key) != asked.pids:
+                asked.task.cancel()
+                del self._asked[key]
+        for memory in (self._known, self._lost, self._seen_at):
+            for key in [key for key in memory if key[0] in up and key not in pids]:
+                del memory[key]
