@@ -7,6 +7,7 @@ from collections import Counter, deque
 import pytest
 
 from tests.proxy.conftest import MakeFleet, nothing_left, until
+from ts_parity.config import ModelSettings
 from ts_parity.proxy.app import StreamedPools
 from ts_parity.testing import Canned, FakeModel, FakeTorchServe, protection
 
@@ -80,6 +81,17 @@ async def test_what_is_passed_through_goes_elsewhere_too(make_fleet: MakeFleet) 
     assert {answer.status for answer in answers} == {200}
     instances[1].models[0].script = Forever([PAGES["nginx"]])
     assert (await fleet.client.post("/explanations/linear", b"[1, 2]")).status == 502
+
+
+async def test_what_may_not_be_repeated_is_asked_of_one_instance(make_fleet: MakeFleet) -> None:
+    """A gateway does not say whether the instance behind it has run what was asked."""
+    instances = [FakeTorchServe(FakeModel()) for _ in range(2)]
+    fleet = await make_fleet(*instances, models=(ModelSettings("linear", repeatable=False),))
+    for instance in instances:
+        instance.models[0].script = Forever([PAGES["nginx"]])
+    for path in ("/predictions/linear", "/explanations/linear"):
+        assert (await fleet.client.post(path, b"[1, 2]")).status == 502
+    assert sum(len(instance.received) for instance in instances) == 2
 
 
 @pytest.mark.parametrize("page", ["envoy", "nginx", "a timeout", "in chunks"])
