@@ -199,3 +199,17 @@ def test_a_frozen_worker_does_not_hold_up_a_trial():
     frozen = [(n, NEVER, "never") for n in range(8)]
     run = on_trial(code="exact", k=1, deployed=12, tasks=frozen, policy={"deadline_s": 30.0}, until=20.0)
     assert trust(run).in_use
+
+
+def test_nothing_is_held_for_a_model_that_nobody_serves_any_more():
+    parts = fleet(deployed=1, code="sum", k=2, proved=False)
+    scheduler = Scheduler(parts, Policy(group_wait_s=0.01))
+    [own] = scheduler.query_arrived(Query(0, POOL, "same"), 0.0)
+    [tried] = scheduler.tick(0.01)
+    scheduler.task_done(own.task, Arrived(raw=True), 0.02)
+    without = replace(parts, endpoints=tuple(e for e in parts.endpoints if e.row is not None))
+    scheduler.endpoints_changed(without, 0.03)
+    assert scheduler.task_done(tried.task, Arrived(), 0.04) == []
+    [pool] = scheduler.pools()
+    assert not pool.trials._running
+    assert scheduler.in_flight() == 0

@@ -154,6 +154,8 @@ class Scheduler:
         self._unblock()
         for pool in self._fleet.pools.values():
             pool.renew_trust(now)
+            if not pool.deployed:  # nobody is left to be compared with
+                pool.trials.clear()
             self._withdraw_if_out(pool, actions)
         for pool in [*gone, *self._fleet.pools.values()]:
             if pool in gone or not pool.deployed:
