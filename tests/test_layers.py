@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "ts_parity"
 LEVELS = [
     {"arguments", "errors", "config", "startup"},
     {"wire"},
-    {"codes"},
+    {"codes", "exclusion"},
     {"engine"},
     {"proxy", "worker", "torchserve"},
     {"training"},

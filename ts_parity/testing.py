@@ -115,6 +115,7 @@ class FakeModel:
     partial: bool = True
     protects: tuple[str, str, str | None] = ("linear", "1.0", "sha256:f")
     secret: str = ""
+    never_code: dict[str, Any] | None = None
     ready: bool = True
     warms_up: str = ""
     """Until its first prediction it is not READY: "loading" says its description, "unavailable" answers 503 instead."""
@@ -143,6 +144,8 @@ class FakeModel:
             "input": None,
             "output": self.output or {"shape": [size], "dtype": "float32"},
         }
+        if self.never_code is not None:
+            ours["never_code"] = self.never_code
         if self.role == "parity":
             model, version, weights = self.protects
             ours |= {"code": self.code, "k": self.k, "r": self.r, "row": self.row, "partial": self.partial}

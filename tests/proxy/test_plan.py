@@ -10,6 +10,7 @@ import pytest
 from ts_parity.codes import make_code
 from ts_parity.config import InstanceSettings, ModelSettings
 from ts_parity.engine import Instance
+from ts_parity.exclusion import NeverCode
 from ts_parity.proxy.plan import Plan, Wanted, by_number, make_plan, share
 from ts_parity.proxy.reports import (
     BadDescribe,
@@ -418,3 +419,20 @@ def test_of_several_reports_the_most_modest_is_believed():
     assert read_described({**GOOD, "agreement": 0.93}).agreement == 0.93
     for nonsense in (True, "0.9", 7, -1.0, None, float("nan")):
         assert read_described({**GOOD, "agreement": nonsense}).agreement is None
+
+
+def test_what_any_archive_declares_is_never_coded():
+    """The deployed archive may not be wrapped, so a protection's declaration counts for the pool."""
+    assert only(plan_of(deployed(), parity())).never_code is None
+    types, keys = NeverCode(content_types=("a/b",)), NeverCode(keys=("path",))
+    bare = deployed(described=None)
+    assert only(plan_of(bare, parity(code="exact", never_code=keys))).never_code == keys
+    wrapped = deployed(described=replace(WRAPPED, never_code=types))
+    assert only(plan_of(wrapped, parity(never_code=keys))).never_code == types | keys
+
+
+def test_a_declaration_of_what_is_never_coded_is_read_or_refused():
+    ours = {"wire": 1, "role": "deployed", "never_code": {"keys": ["path"]}}
+    assert read_described(ours).never_code == NeverCode(keys=("path",))
+    with pytest.raises(BadDescribe, match="never_code"):
+        read_described({**ours, "never_code": "path"})

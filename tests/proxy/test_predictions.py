@@ -254,3 +254,19 @@ async def test_a_wrong_key_buys_no_rebuilt_answer(make_fleet: MakeFleet) -> None
         assert instances[2].received == []
         assert [answer.status for answer in await fleet.posts(4)] == [200] * 4
         assert "group" in instances[2].operations()
+
+
+@pytest.mark.parametrize("code", ["sum", "exact"])
+@pytest.mark.parametrize("launch", ["group", "late"])
+async def test_what_is_declared_as_never_coded_is_not(make_fleet: MakeFleet, code: str, launch: str) -> None:
+    """A body that names a file of the instance: no protection hears of it, whatever its code and launch."""
+    if (code, launch) == ("sum", "late"):
+        pytest.skip("parity models are launched with their group")
+    declared = {"content_types": ["application/json"], "keys": []}
+    instances = coded(code=code, never_code=declared)
+    instances[0].models[0].latency_s = instances[1].models[0].latency_s = 0.05
+    fleet = await make_fleet(*instances, launch=launch, reconstruct_after_s=0.001)
+    answers = await fleet.posts(4)
+    assert [answer.json() for answer in answers] == [linear(n) for n in range(4)]
+    assert {answer.get("x-ts-parity") for answer in answers} == {"deployed"}
+    assert all("group" not in each.operations() and "raw" not in each.operations() for each in instances)

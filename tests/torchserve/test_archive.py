@@ -24,6 +24,7 @@ import yaml
 
 from ts_parity.cli import main as run_cli
 from ts_parity.errors import ArchiveError, CodeError, ConfigError
+from ts_parity.exclusion import NeverCode
 from ts_parity.torchserve import commands, mar
 from ts_parity.torchserve.archive import (
     Protects,
@@ -498,6 +499,22 @@ class TestWorkerZip:
     @pytest.mark.parametrize("role", ["deployed", "parity"])
     def test_the_shim_is_the_handler_in_the_repository(self, role: str) -> None:
         assert (ROOT / "handlers" / f"{role}_handler.py").read_text() == shim(role)
+
+
+class TestNeverCode:
+    def test_it_is_written_kept_and_replaced(self, digits: Path, tmp_path: Path) -> None:
+        words = ["--never-code", "path", "--never-code", "text/uri-list"]
+        assert run_cli(["package", "--archive", str(digits), "--out", str(tmp_path / "a.mar"), *words]) == 0
+        section = read_archive(tmp_path / "a.mar").section
+        assert section is not None
+        assert section["never_code"] == {"content_types": ["text/uri-list"], "keys": ["path"]}
+        again = read_archive(wrap_parity(tmp_path / "a.mar", tmp_path, "p", code="exact", k=2)).section
+        assert again is not None
+        assert again["never_code"] == section["never_code"]
+        other = wrap_deployed(tmp_path / "a.mar", tmp_path, "b", never_code=NeverCode(keys=("url",)))
+        changed = read_archive(other).section
+        assert changed is not None
+        assert changed["never_code"] == {"content_types": [], "keys": ["url"]}
 
 
 @pytest.mark.slow

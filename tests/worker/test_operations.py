@@ -587,3 +587,19 @@ def test_an_untested_worker_answers_batches_plainly(serve: Serve) -> None:
     assert [first, second] == expected
     assert finished.status == 200
     assert worker.ask(vector(1), "raw").raw is not None
+
+
+@pytest.mark.parametrize("code", ["sum", "exact"])
+def test_a_body_that_is_never_coded_is_refused(serve: Serve, code: str) -> None:
+    """Should a proxy send one all the same. Describe says what is declared."""
+    declared = {"content_types": ["text/uri-list"], "keys": ["path"]}
+    worker = serve("overrides_steps", {"role": "parity", "code": code, "k": 2, "partial": True, "never_code": declared})
+    assert worker.describe()["ts_parity"]["never_code"] == declared
+    assert worker.group(vector(1), vector(2)).status == 200
+    for part in (Part((), b'{"path": "x"}'), Part((("content-type", "text/uri-list"),), vector(2))):
+        refused = worker.group(vector(1), part)
+        assert refused.status == 500
+        assert "never_code" in json.loads(refused.body)["message"]
+    assert "never_code" not in serve("overrides_steps", {}).describe()["ts_parity"]
+    with pytest.raises(ConfigError, match="ts_parity: never_code"):
+        serve("overrides_steps", {"never_code": ["path"]})

@@ -6,6 +6,8 @@ it should be becomes a problem, a sentence for log and status, and the fleet ser
 
 from __future__ import annotations
 
+import functools
+import operator
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +15,7 @@ from dataclasses import dataclass, field
 from ts_parity.codes import Code, Family
 from ts_parity.config import AUTO, InstanceSettings, ModelSettings
 from ts_parity.engine import Endpoint, Fleet, Instance, Pool
+from ts_parity.exclusion import NeverCode
 from ts_parity.proxy.operations import Target
 from ts_parity.proxy.reports import REFUSED, InstanceReport, ModelReport
 
@@ -34,6 +37,8 @@ class PoolPlan:
     """Asked twice, it says the same and is none the worse, as far as is known."""
     agreement: float | None = None
     """What the protection's report promises, the least of its rows."""
+    never_code: NeverCode | None = None
+    """Bodies that no protection may answer, as the archives of the pool and its protections declare."""
 
 
 @dataclass(frozen=True)
@@ -206,7 +211,9 @@ def _protect(
     verdicts = tuple(dict.fromkeys(m.described.verdict if m.described else "not wrapped" for _, m in members))
     told = [m.described.agreement for _, m, _ in chosen if m.described is not None]
     agreement = min((share for share in told if share is not None), default=None)
-    plan = PoolPlan(pool, model, version, code, reason, partial, verdicts, not once, agreement)
+    plan = PoolPlan(
+        pool, model, version, code, reason, partial, verdicts, not once, agreement, _never(members, candidates)
+    )
     return plan, rows, problems
 
 
@@ -218,6 +225,11 @@ def _only_once(model: str, version: str, members: Sequence[Member], wanted: Want
         if m.described is not None and not m.described.repeatable:
             return f"it is not repeatable: {m.described.reason or 'no reason given'} ({host})"
     return ""
+
+
+def _never(*groups: Sequence[Member]) -> NeverCode | None:
+    declared = [m.described.never_code for members in groups for _, m in members if m.described is not None]
+    return functools.reduce(operator.or_, [each for each in declared if each is not None], NeverCode()) or None
 
 
 def _matching(pool: str, members: Sequence[Member], protections: Sequence[Member]) -> tuple[list[Member], list[str]]:

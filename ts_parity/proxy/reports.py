@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ts_parity.codes import Code, Family, make_code
-from ts_parity.errors import CodeError, TsParityError
+from ts_parity.errors import CodeError, ConfigError, TsParityError
+from ts_parity.exclusion import NeverCode, read_never_code
 from ts_parity.wire import VERSION
 
 DEPLOYED = "deployed"
@@ -54,6 +55,7 @@ class Described:
     """Shape and dtype of the raw output, as text to compare; empty where unknown."""
     repeatable: bool = True
     """False: its handler was found to say something else when it is asked again, or to keep what it was asked."""
+    never_code: NeverCode | None = None
     code: Code | None = None
     row: int = 0
     partial: bool = False
@@ -174,6 +176,12 @@ def read_described(ours: Mapping[str, Any]) -> Described:
         raise BadDescribe(f"its role is {_text(role)!r}, neither {DEPLOYED} nor {PARITY}")
     weights = ours.get("weights")
     output = ours.get("output")
+    never_code = None
+    if "never_code" in ours:
+        try:
+            never_code = read_never_code(ours["never_code"])
+        except ConfigError as error:  # which bodies may be coded is not known then
+            raise BadDescribe(_text(error)) from None
     described = Described(
         role=role,
         weights=_text(weights) if weights else None,
@@ -181,6 +189,7 @@ def read_described(ours: Mapping[str, Any]) -> Described:
         reason=_text(ours.get("reason") or ""),
         output=_text(f"{output.get('dtype')}{output.get('shape')}") if isinstance(output, Mapping) else "",
         repeatable=ours.get("repeatable") is not False,
+        never_code=never_code,
     )
     return described if role == DEPLOYED else _read_protection(ours, described)
 

@@ -194,11 +194,13 @@ class Service:
     def _predict(
         self, pool: str, asked: Prediction, request: Request, exact: bool, deadline_s: float | None, asker: Asker
     ) -> None:
-        code = self._plan.pools[pool].code
+        plan = self._plan.pools[pool]
         # The answer to HEAD has no body, so there is no raw output behind it and nothing to rebuild. And a client whose
         # key TorchServe is to judge gets TorchServe's answer: a rebuilt one would be had with the proxy's.
-        uncoded = code is None or request.method == "HEAD" or self._is_judged(request)
+        uncoded = plan.code is None or request.method == "HEAD" or self._is_judged(request)
         key = None if uncoded else self._key(asked, request)
+        if key is not None and plan.never_code is not None and plan.never_code.covers(request.headers, request.body):
+            key = None
         client = partial(_give, asker, request)
         query = self._driver.predict(pool, Ask(request, asked.extra), key, client, exact, deadline_s)
         asker.on_leave = partial(self._leave, asker, query)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ts_parity.config import CODES
 from ts_parity.errors import ConfigError, ManagementError
+from ts_parity.exclusion import declared_never_code
 
 if TYPE_CHECKING:
     from ts_parity.torchserve.management import ManagementClient
@@ -48,6 +49,14 @@ def _add_package(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     parser.add_argument("--content-type", metavar="TYPE", help="the content type that clients send such bodies with")
     parser.add_argument("--model", metavar="PATH", help="where the handler keeps its model object, if it is not found")
     parser.add_argument("--call", metavar="METHOD", help="the method of it that is the model call, if it is not found")
+    parser.add_argument(
+        "--never-code",
+        action="append",
+        default=[],
+        metavar="TYPE|KEY",
+        help="bodies that mean something only where they are answered, such as a path of a file, and are therefore "
+        "never coded: a content type (text/uri-list, image/*), or a JSON key or form field (path); may be repeated",
+    )
     parser.add_argument(
         "--response-timeout-s",
         type=int,
@@ -111,6 +120,7 @@ def run_package(args: argparse.Namespace) -> int:
         "samples": [Sample(file, args.content_type) for file in args.sample],
         "secret": args.secret or os.environ.get(SECRET_VARIABLE) or None,
         "declaration": {key: value for key, value in (("model", args.model), ("call", args.call)) if value},
+        "never_code": declared_never_code(args.never_code),
         "response_timeout_s": args.response_timeout_s,
     }
     if args.role == "deployed":

@@ -27,6 +27,7 @@ import yaml
 import ts_parity
 from ts_parity.codes import Family, make_code
 from ts_parity.errors import ArchiveError
+from ts_parity.exclusion import NeverCode
 from ts_parity.torchserve.mar import (
     MANIFEST,
     SECTION,
@@ -58,7 +59,7 @@ _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-.]*")  # what torch-model-arc
 _DECLARABLE = ("model", "call")
 _ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest a zip knows: the same contents are the same bytes on every day
 # What a worker needs of this package. torch and PyYAML it has from TorchServe, numpy from torch's users.
-_WORKER_FILES = ("__init__.py", "errors.py", "wire.py", "codes.py")
+_WORKER_FILES = ("__init__.py", "errors.py", "wire.py", "codes.py", "exclusion.py")
 
 
 @dataclass(frozen=True)
@@ -77,16 +78,18 @@ def wrap_deployed(
     samples: Sequence[Sample | str | Path] = (),
     secret: str | None = None,
     declaration: Mapping[str, str] | None = None,
+    never_code: NeverCode | None = None,
     response_timeout_s: int | None = None,
 ) -> Path:
     """Wrap for the deployed role. -> the new archive: `out` if that ends in .mar, else a file in the folder `out`.
 
     `declaration` may say where the model object is (`model`) and which method of it is the model call (`call`).
+    `never_code`: which bodies are never coded.
     `response_timeout_s`: for an archive with a config YAML, and this one has one, TorchServe heeds the responseTimeout
     written there only, 120 s if none is: not the instance's default, nor what a registration says.
     """
     source = _wrappable(archive)
-    section = _section("deployed", source, samples, secret, declaration)
+    section = _section("deployed", source, samples, secret, declaration, never_code)
     config = _config_text(source, section, response_timeout_s)
     return _write(source, out, model_name or source.model_name, section, config, samples, {})
 
@@ -110,6 +113,7 @@ def wrap_parity(
     samples: Sequence[Sample | str | Path] = (),
     secret: str | None = None,
     declaration: Mapping[str, str] | None = None,
+    never_code: NeverCode | None = None,
     response_timeout_s: int | None = None,
 ) -> Path:
     """Wrap for the parity role: protection `row` of the r of a code. -> the new archive, as in `wrap_deployed`.
@@ -125,7 +129,7 @@ def wrap_parity(
     if not 0 <= row < r:
         raise ArchiveError(f"row counts the r = {r} protections from 0, so it cannot be {row}")
     _check_parity_files(source, code, not built.lossless, serialized_file, parity_model)
-    section = _section("parity", source, samples, secret, declaration)
+    section = _section("parity", source, samples, secret, declaration, never_code)
     section |= {"code": code, "k": k, "r": r, "row": row, "coefficients": [list(c) for c in built.coefficients]}
     section["partial"] = built.family is Family.BACKUP if partial is None else partial
     if cost is not None:
@@ -191,6 +195,7 @@ def _section(
     samples: Sequence[Sample | str | Path],
     secret: str | None,
     declaration: Mapping[str, str] | None,
+    never_code: NeverCode | None,
 ) -> dict[str, Any]:
     before = source.section or {}
     declared = {**{key: before[key] for key in _DECLARABLE if key in before}, **(declaration or {})}
@@ -204,6 +209,10 @@ def _section(
     listed = [_sample_entry(name, sample) for name, sample in _named_samples(samples)] or before.get("samples")
     if listed:
         section["samples"] = listed
+    if never_code:
+        section["never_code"] = never_code.as_json()
+    elif before.get("never_code"):
+        section["never_code"] = before["never_code"]
     if secret or before.get("secret"):
         section["secret"] = secret or before["secret"]
     return section

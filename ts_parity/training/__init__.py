@@ -23,7 +23,8 @@ class TrainSettings:
     `inputs` and `score` (bodies no model has seen) are folders, zips (FILE.zip/FOLDER), arrays (FILE.npz/ARRAY) or JSON
     lines; `labels`, used only to score, a CSV, an array or the word `folders`. Every one of `codes` is made with every
     one of `ks`, and each trained with `seeds` seeds from `seed` on. `architecture` None: the deployed model's own for
-    parity models, a built-in one sized by `budget` for students. `out` is a new folder.
+    parity models, a built-in one sized by `budget` for students. `never_code`: content types, and keys of bodies, that
+    no protection may answer. `out` is a new folder.
     """
 
     archive: Path
@@ -48,6 +49,7 @@ class TrainSettings:
     precision: str | None = None
     name: str | None = None
     secret: str | None = None
+    never_code: tuple[str, ...] = ()
     force: bool = False
     progress: bool = True
 

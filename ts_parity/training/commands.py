@@ -77,6 +77,13 @@ def _add_train(subparsers: Any) -> None:
     parser.add_argument("--devices", type=int, default=1, help="how many of them learn together, default %(default)s")
     parser.add_argument("--precision", help="32-true, bf16-mixed, 16-mixed; default: bf16-mixed on cuda, else 32-true")
     parser.add_argument("--name", help="model name of the protection, default <model>-parity")
+    parser.add_argument(
+        "--never-code",
+        action="append",
+        default=[],
+        metavar="TYPE|KEY",
+        help="bodies that no protection may answer, as for package: a content type, or a JSON key or form field",
+    )
     parser.add_argument("--secret", help="the fleet's shared secret, written into the archives")
     parser.add_argument("--force", action="store_true", help="replace --out if it exists, throw unfinished work away")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
@@ -98,7 +105,7 @@ def run_train(args: argparse.Namespace) -> int:
     from ts_parity.training import train
 
     chosen = {key: value for key, value in vars(args).items() if key not in ("run", "json")}
-    for name, default in (("codes", ("sum",)), ("ks", (2,)), ("vary", None)):
+    for name, default in (("codes", ("sum",)), ("ks", (2,)), ("vary", None), ("never_code", ())):
         chosen[name] = tuple(chosen[name]) if chosen[name] else default
     report = train(TrainSettings(**chosen))
     print(json.dumps(report, indent=2) if args.json else report_text(report, args.out))

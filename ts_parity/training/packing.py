@@ -19,6 +19,7 @@ from torch import nn
 
 from ts_parity.codes import Code
 from ts_parity.errors import ArchiveError, NotCodable, TrainingError
+from ts_parity.exclusion import declared_never_code
 from ts_parity.torchserve.archive import Archive, Sample, extract_archive, wrap_deployed, wrap_parity
 from ts_parity.torchserve.mar import opened_zip
 from ts_parity.training import TrainSettings
@@ -44,7 +45,9 @@ class Packer:
     def deployed(self) -> str:
         """The wrapped deployed archive. -> its file name."""
         with _samples(self.bodies) as samples:
-            return wrap_deployed(self.settings.archive, self.out, samples=samples, secret=self.settings.secret).name
+            never_code = declared_never_code(self.settings.never_code)
+            source, secret = self.settings.archive, self.settings.secret
+            return wrap_deployed(source, self.out, samples=samples, secret=secret, never_code=never_code).name
 
     def protection(
         self,
@@ -69,6 +72,7 @@ class Packer:
                 "partial": True,
                 "samples": samples,
                 "secret": self.settings.secret,
+                "never_code": declared_never_code(self.settings.never_code),
                 "cost": cost,
                 "agreement": agreement,
             }

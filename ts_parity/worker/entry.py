@@ -191,12 +191,20 @@ class Worker:
             return self._deployed.raw(context, request, socket)
         # A parity worker has the user's code as well, and is often the idler one.
         if operation == OP_FINISH and not isinstance(self._groups, BackupGroups):
-            return self._deployed.finish(context, _frame(request), request.id)
+            return self._deployed.finish(context, self._coded(request), request.id)
         if operation == OP_GROUP and self._groups is not None:
-            return self._framed(self._groups.answer(context, _frame(request), request.id))
+            return self._framed(self._groups.answer(context, self._coded(request), request.id))
         if operation in (OP_FINISH, OP_GROUP):
             raise WrongOperation(f"operation {operation} is not for an endpoint of role {self._settings.role}")
         raise WrongOperation(f"unknown operation {operation!r} in {OP}")
+
+    def _coded(self, request: Request) -> Frame:
+        """The request's frame. What is never coded should not come here; whoever sends it all the same is refused."""
+        frame = _frame(request)
+        never = self._settings.never_code
+        if never and any(part is not None and never.covers(*part[:2]) for part in frame.slots):
+            raise NotCodable("the model's archive declares such a body as one that is never coded (never_code)")
+        return frame
 
     def _framed(self, frame: Frame) -> Answer:
         body = pack_frame(frame)
@@ -270,6 +278,8 @@ class Worker:
             "input": verdict.input,
             "output": verdict.output,
         }
+        if self._settings.never_code:
+            description["never_code"] = self._settings.never_code.as_json()
         protection = self._settings.protection
         if protection is not None:
             description |= {

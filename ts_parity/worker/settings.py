@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ts_parity.codes import Code, Family, make_code
 from ts_parity.errors import CodeError, ConfigError
+from ts_parity.exclusion import NeverCode, read_never_code
 
 DEPLOYED = "deployed"
 PARITY = "parity"
 _EXAMPLE = "ts_parity:\n  role: {role}\n  handler: my_handler.py"
-_COMMON = frozenset({"role", "handler", "model", "call", "samples", "secret"})
+_COMMON = frozenset({"role", "handler", "model", "call", "samples", "secret", "never_code"})
 _PARITY_ONLY = frozenset(
     {"code", "k", "r", "row", "coefficients", "partial", "parity_model", "protects", "cost", "agreement"}
 )
@@ -62,6 +63,7 @@ class Settings:
     samples: tuple[Sample, ...] = ()
     secret: str | None = None
     protection: Protection | None = None
+    never_code: NeverCode = field(default_factory=NeverCode)
 
 
 def read_settings(config: Mapping[str, Any] | None, role: str) -> Settings:
@@ -87,6 +89,7 @@ def read_settings(config: Mapping[str, Any] | None, role: str) -> Settings:
         tuple(_samples(section.get("samples"))),
         _string(section, "secret"),
         _protection(section) if role == PARITY else None,
+        _never_code(section.get("never_code")),
     )
 
 
@@ -120,6 +123,13 @@ def _protection(section: Mapping[str, Any]) -> Protection:
     ):
         raise ConfigError(f"ts_parity: agreement is a share between 0 and 1, not {agreement!r}")
     return Protection(code, row, partial, parity_model, protects, cost, agreement)
+
+
+def _never_code(told: Any) -> NeverCode:
+    try:
+        return NeverCode() if told is None else read_never_code(told)
+    except ConfigError as error:
+        raise ConfigError(f"ts_parity: {error}") from None
 
 
 def _samples(entries: Any) -> list[Sample]:
