@@ -4,6 +4,7 @@ import copy
 import errno
 import io
 import json
+import re
 import zipfile
 from xml.etree import ElementTree
 
@@ -164,6 +165,57 @@ def test_exact_needs_no_training(model, bodies, tmp_path):
     assert (packed.section["code"], packed.section["k"]) == ("exact", 3)
     assert made["agreement"] == 1.0
     assert "archives" not in report, "a backup needs nothing of the deployed workers"
+
+
+STATE = """
+import os
+import time
+import numpy as np
+import torch
+from net import Net
+
+class Handler:
+    def initialize(self, context):
+        folder = context.system_properties["model_dir"]
+        self.model = Net()
+        self.model.load_state_dict(torch.load(os.path.join(folder, context.manifest["model"]["serializedFile"])))
+        self.model.eval()
+        self.before = torch.zeros(8)
+        self.turns = 0
+    def handle(self, data, context):
+        x = torch.from_numpy(np.frombuffer(bytes(data[0]["body"]), np.float32).copy()).reshape(1, 8)
+        {act}
+"""
+
+
+def keeping(act, tmp_path):
+    weights, handler = serialised("eager", net()), STATE.replace("{act}", act)
+    return write_archive(tmp_path / "vec.mar", handler, name="vec", serialized=weights, files={"net.py": NET})
+
+
+@pytest.mark.parametrize(
+    ("act", "why"),
+    [
+        ("self.turns += 1; return [{'turn': self.turns}]", "keeps something between requests"),
+        ("x = x + self.before; self.before = x[0]; return self.model(x).tolist()", "keeps something between requests"),
+        ("self.turns = max(self.turns, float(x[0, 0])); return [self.turns]", "keeps something|fresh copy"),
+        ("return (self.model(x) + torch.rand(3)).tolist()", r"draws random numbers \(torch\)"),
+    ],
+    ids=["conversation", "recurrent", "sticky", "dice"],
+)
+@pytest.mark.parametrize("codes", [("exact",), pytest.param(("student",), marks=pytest.mark.slow)])
+def test_what_is_not_repeatable_is_not_protected(tmp_path, bodies, act, why, codes):
+    """`exact` would lose nothing, were it not for the state; and no network can learn what has two answers."""
+    with pytest.raises(NotCodable, match="no protection of this handler can be believed") as error:
+        run(keeping(act, tmp_path), bodies, tmp_path, codes=codes)
+    assert not (tmp_path / "out").exists()
+    assert re.search(why, str(error.value)), error.value
+
+
+def test_times_in_answers_are_told_and_no_obstacle(tmp_path, bodies):
+    archive = keeping("return [{'scores': self.model(x)[0].tolist(), 'at': time.time_ns()}]", tmp_path)
+    report = run(archive, bodies, tmp_path, codes=("exact",))
+    assert report["warnings"] == ["every answer differs from every other at at, and so does a rebuilt one"]
 
 
 def observations(archive, bodies, tmp_path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import io
 import json
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -515,7 +514,7 @@ NOT_REPEATABLE = [
     ("remembers_input", "keeps something between requests"),
     ("dices", "write self.model.eval() where"),
     ("explores", "drew random numbers (random)"),
-    ("drops_out", "keeps something between requests|differ|not deterministic"),
+    ("drops_out", "draws random numbers (torch)"),
 ]
 
 
@@ -526,7 +525,7 @@ def test_samples_show_what_is_not_repeatable(serve: Serve, handler: str, why: st
     worker = _proven(serve, handler, _vectors, section)
     described = worker.describe()["ts_parity"]
     assert (described["verdict"], described["repeatable"]) == ("refused", False), described["reason"]
-    assert re.search(re.escape(why) if "|" not in why else why, described["reason"])
+    assert why in described["reason"]
     assert worker.ask(vector(1), "raw").raw is None
     if section:
         assert worker.group(vector(1), vector(2)).status == 500

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from ts_parity import __version__
 from ts_parity.codes import Code, Family, make_code
-from ts_parity.errors import CodeError, TrainingError, TsParityError
+from ts_parity.errors import CodeError, NotCodable, NotRepeatable, TrainingError, TsParityError
 from ts_parity.torchserve.archive import Archive, extract_archive, read_archive
 from ts_parity.training import TrainSettings
 from ts_parity.training.architectures import (
@@ -46,6 +46,7 @@ from ts_parity.training.ground import HELD_OUT, Ground, prepare
 from ts_parity.training.packing import Packer
 from ts_parity.training.page import page
 from ts_parity.training.recommend import recommend
+from ts_parity.training.repeats import check_repeatable
 from ts_parity.training.workshop import workshop
 from ts_parity.wire import Array
 from ts_parity.worker.offline import OfflineHandler
@@ -133,6 +134,7 @@ class _Job:
             "machine": f"{platform.machine()}, {platform.system()}, {torch.get_num_threads()} threads",
             "device": str(self.fabric.device),
         }
+        varying = self._check_repeatable(any(candidate.code.lossless for candidate in candidates))
         if self.settings.score is not None or any(not candidate.code.lossless for candidate in candidates):
             report |= self._learn(candidates)
         else:
@@ -140,12 +142,31 @@ class _Job:
             report["candidates"] = [
                 _unscored(candidate.code, self._exact(packer, candidate)) for candidate in candidates
             ]
+        if varying:
+            report.setdefault("warnings", []).append(
+                f"every answer differs from every other at {', '.join(varying)}, and so does a rebuilt one"
+            )
         report["seconds"] = round(time.monotonic() - started, 1)
         return report
 
+    def _check_repeatable(self, lossless: bool) -> list[str]:
+        """Raise NotCodable: what answers one body in two ways cannot be learned from, nor stand in for itself."""
+        scored = self.bodies if self.settings.score is None else list_bodies(self.settings.score, self.settings.body)
+        try:
+            return check_repeatable(self.extracted, self._gpu, scored, *(() if lossless else (FEWEST_BODIES,)))
+        except NotRepeatable as refusal:
+            raise NotCodable(f"no protection of this handler can be believed: {refusal}") from None
+        except TsParityError:
+            raise
+        except Exception as error:  # whatever user code raises while it loads
+            raise _unloadable(error) from error
+
+    @property
+    def _gpu(self) -> int | None:
+        return self.fabric.device.index if self.fabric.device.type == "cuda" else None
+
     def _learn(self, candidates: Sequence[Candidate]) -> dict[str, Any]:
-        gpu = self.fabric.device.index if self.fabric.device.type == "cuda" else None
-        with _loaded(self.extracted, gpu) as handler:
+        with _loaded(self.extracted, self._gpu) as handler:
             ground = prepare(handler, self.settings, self.bodies, self.work, self._bar)
             _check_enough(len(ground.seen), candidates)
             packer = self._packer([self.bodies[int(i)] for i in ground.seen.kept[:2]])
@@ -273,11 +294,15 @@ def _loaded(folder: Path, gpu: int | None) -> OfflineHandler:
     except TsParityError:
         raise
     except Exception as error:  # whatever user code raises while it loads
-        raise TrainingError(f"the archive's handler could not be loaded: {type(error).__name__}: {error}") from error
+        raise _unloadable(error) from error
+
+
+def _unloadable(error: Exception) -> TrainingError:
+    return TrainingError(f"the archive's handler could not be loaded: {type(error).__name__}: {error}")
 
 
 def _unscored(code: Code, archives: list[str]) -> dict[str, Any]:
-    """What is known of `exact` without running a body: that it loses nothing."""
+    """What is known of `exact` once the handler has proved repeatable: that it loses nothing."""
     return {**_told(code, ITSELF), "agreement": 1.0, "seeds": 0, "archives": archives}
 
 

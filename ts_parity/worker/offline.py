@@ -24,7 +24,7 @@ from ts_parity.errors import ArchiveError, NotCodable
 from ts_parity.wire import Array, Headers, Part
 from ts_parity.worker.answers import Answer, run
 from ts_parity.worker.boundary import Boundary, Record, load_entry_point
-from ts_parity.worker.repeatable import Once, Seen
+from ts_parity.worker.repeatable import Seen
 from ts_parity.worker.requests import Request, request_of
 from ts_parity.worker.selftest import judge_deployed, record_many
 from ts_parity.worker.verdict import Verdict
@@ -103,20 +103,16 @@ class OfflineHandler:
     def judge(self, requests: list[Request]) -> Verdict:
         """The same self-test as in a worker."""
         verdict = Verdict()
-        fresh: list[OfflineHandler] = []
-
-        def another() -> Once:
-            with without_modules_of(self.folder):
-                fresh.append(OfflineHandler(self.folder, self._gpu_id))
-            return fresh[0].once
-
-        try:
-            with self._inside():
-                judge_deployed(self.boundary, verdict, self._context, requests, another)
-        finally:
-            for handler in fresh:
-                handler.close()
+        with self._inside():
+            judge_deployed(self.boundary, verdict, self._context, requests, lambda: self.another().once)
         return verdict
+
+    def another(self) -> OfflineHandler:
+        """A fresh object of the same handler, with modules of its own."""
+        with without_modules_of(self.folder):
+            made = OfflineHandler(self.folder, self._gpu_id)
+            made.close()  # of modules there is nothing left to forget after this
+        return made
 
     def once(self, request: Request) -> Seen:
         """One ordinary run, as `repeatable` looks at it."""

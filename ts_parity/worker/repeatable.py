@@ -21,7 +21,7 @@ from ts_parity.wire import Array
 from ts_parity.worker.answers import Answer
 from ts_parity.worker.requests import Request
 from ts_parity.worker.sites import functions_in
-from ts_parity.worker.verdict import close, differing
+from ts_parity.worker.verdict import differing, same_raw
 
 _SHOWN = 60
 
@@ -85,7 +85,7 @@ def check_repeats(once: Once, samples: Sequence[Request], fresh: Callable[[], On
     if varying:
         again, _ = _runs(fresh(), samples, order)
         for before, position, where in varying:
-            _check_state(where, *((run[before].answer, run[position].answer) for run in (seen, again)))
+            _check_state(where, rolled, *((run[before].answer, run[position].answer) for run in (seen, again)))
     return [seen[first[index]] for index in range(len(samples))]
 
 
@@ -116,24 +116,22 @@ def _runs(once: Once, samples: Sequence[Request], order: Sequence[int]) -> tuple
 def _check_raw(sample: Request, one: Seen, other: Seen) -> None:
     if (one.raw is None) != (other.raw is None):
         raise NotRepeatable(f"{sample.id} reached the model once, and not when it was run again")
-    if one.raw is not None and other.raw is not None and not close(one.raw, other.raw):
+    if not same_raw(one.raw, other.raw):
         raise NotRepeatable(
             "the model is not deterministic, or keeps something between requests: one request run again gave another "
             "raw output"
         )
 
 
-def _check_state(where: str, one: tuple[Answer, Answer], other: tuple[Answer, Answer]) -> None:
-    """Answers to one request at two positions, of one handler and of a fresh one."""
+def _check_state(where: str, rolled: set[str], one: tuple[Answer, Answer], other: tuple[Answer, Answer]) -> None:
+    """Answers to one request at two positions, of one handler and of a fresh one. The dice fell alike in both."""
     within = {place: (a, b) for place, a, b in differing(*one)}
     across = {place for earlier, later in zip(one, other, strict=True) for place, _, _ in differing(earlier, later)}
     if where in across:
         return
     a, b = (repr(value)[:_SHOWN] for value in within[where])
-    raise NotRepeatable(
-        f"the handler keeps something between requests: run again, one request was answered with {b} in place of {a} "
-        f"at {where}"
-    )
+    why = f"draws random numbers ({', '.join(sorted(rolled))})" if rolled else "keeps something between requests"
+    raise NotRepeatable(f"the handler {why}: run again, one request was answered with {b} in place of {a} at {where}")
 
 
 def _heeds_mode(part: torch.nn.Module) -> bool:

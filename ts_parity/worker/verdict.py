@@ -85,6 +85,13 @@ def close(one: Array, other: Array, tolerance: float = CLOSE) -> bool:
     return bool(np.allclose(one, other, rtol=0.0, atol=tolerance * max(scale, 1e-6)))
 
 
+def same_raw(one: Array | None, other: Array | None) -> bool:
+    """Are these what two runs of one request may give? What is not a number stays so."""
+    if one is None or other is None:
+        return one is other
+    return one.shape == other.shape and (bool(np.array_equal(one, other, equal_nan=True)) or close(one, other))
+
+
 def same_answer(expected: Answer, repeated: Answer, got: Answer) -> bool:
     """Is `got` the answer `expected`? What differs between two ordinary runs (times, ids) need not agree."""
     if expected.status != got.status or not _agree(expected.headers, repeated.headers, got.headers):
