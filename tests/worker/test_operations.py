@@ -214,15 +214,20 @@ def _student() -> tuple[dict[str, torch.Tensor], dict[str, bytes]]:
 def test_a_student_answers_in_the_models_place(
     serve: Serve, handler: str, packed: dict[str, Any], bodies: Any, batches: bool
 ) -> None:
-    """Groups, alone or (second time) as a proven batch, and plain requests: as the handler would with those weights."""
+    """Groups, slot by slot or (where samples have proven it) as a batch, and plain requests: as the handler would with
+    those weights.
+    """
     state, files = _student()
     parts = [bodies(seed) for seed in range(3)]
     expected = _unwrapped(serve, handler, {**packed, "weights": state}, parts)
     own = _unwrapped(serve, handler, packed, parts)
     assert [reply.body for reply in expected] != [reply.body for reply in own]
     section = {"role": "parity", "code": "student", "k": 3, "parity_model": "student.pt"}
-    worker = serve(handler, section, files=files, **packed)
-    for _ in range(2):
+    for start in (
+        lambda: serve(handler, section, files=files, **packed),
+        lambda: _proven(serve, handler, bodies, section, files=files, **packed),
+    ):
+        worker = start()
         slots = worker.group(*parts).frame.slots
         for slot, ordinary in zip(slots, expected, strict=True):
             assert slot is not None

@@ -122,9 +122,9 @@ class BackupGroups:
     """The backup family: the user's own entry point runs on each slot.
 
     `entry` is that of the user's handler with whatever model answers here: its own one, or a student in its place; then
-    `boundary` is None, for no model of the user's is to be looked at. `may_batch`: slots may run as one batch, once
-    that is proven to answer alike. It rounds differently, so a lossless code goes without on a CPU, where a batch saves
-    next to nothing and bytes can stay identical.
+    `boundary` is None, for no model of the user's is to be looked at. `may_batch`: slots may run as one batch where
+    samples have shown that it answers alike. It rounds differently, so a lossless code goes without on a CPU, where a
+    batch saves next to nothing and bytes can stay identical.
     """
 
     def __init__(
@@ -176,10 +176,7 @@ class BackupGroups:
         together = self._together(context, requests) if self._may_batch and self.verdict.batched else None
         if together is not None:
             return together
-        alone = {slot: self._alone(context, request) for slot, request in requests.items()}
-        if self._may_batch and self.verdict.batched is None and len({answer.body for answer in alone.values()}) > 1:
-            self._judge_batch(context, requests, alone)
-        return alone
+        return {slot: self._alone(context, request) for slot, request in requests.items()}
 
     def _judge_batch(self, context: Any, requests: dict[int, Request], alone: Mapping[int, Answer]) -> None:
         together = self._together(context, requests)
