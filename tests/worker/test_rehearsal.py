@@ -25,7 +25,7 @@ class Dies:
 
     def handle(self, data, context):
         with open("/proc/self/cmdline") as words:
-            if "rehearsal" in words.read():
+            if "ts_parity.worker.rehearsal" in words.read():
                 os._exit(3)
         return ["fine"] * len(data)
 """
