@@ -132,6 +132,14 @@ def test_another_protocol_is_refused_wherever_it_begins(line: bytes, before: byt
     assert len(counts) == 1
 
 
+def test_a_request_that_is_not_all_there_is_waited_for() -> None:
+    """Wherever it stops: not refused, and not taken for a whole one."""
+    for whole in (b"GET /a HTTP/1.1\r\nHost:\th\r\nX:\r\n\r\n", b"POST /a HTTP/1.1\r\n" + CHUNKED):
+        for at in range(len(whole)):
+            assert read([whole[:at]]) == ([], None), whole[:at]
+        assert [request.target for request in read([whole])[0]] == ["/a"]
+
+
 @pytest.mark.parametrize("chunked", [False, True])
 async def test_bytes_beyond_ascii_go_on_as_they_are(make_fleet: MakeFleet, chunked: bool) -> None:
     async with Recorder() as recorder, FakeTorchServe() as management:
