@@ -22,9 +22,9 @@ import sys
 import ts_parity.cli as cli
 
 class Parser:
-    def parse_args(self, words):
+    def parse_known_args(self, words):
         import argparse
-        return argparse.Namespace(run=run)
+        return argparse.Namespace(run=run), []
 
 def run(args):
     {}
@@ -96,6 +96,14 @@ def test_a_proxy_serves_and_drains_with_closed_descriptors(tmp_path: Path, close
     process.terminate()
     assert process.wait(60) == 0
     assert ready.exists()
+
+
+@pytest.mark.slow
+def test_a_ready_file_that_cannot_be_written_is_no_traceback(tmp_path: Path) -> None:
+    command = [*SERVE, "--ready-file", str(tmp_path / "no" / "such")]
+    ran = subprocess.run(command, capture_output=True, timeout=60)
+    assert ran.returncode == 3
+    assert ran.stderr.decode().endswith(f"cannot write '{tmp_path}/no/such': No such file or directory\n")
 
 
 @pytest.mark.slow

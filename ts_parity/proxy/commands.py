@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ts_parity.config import ENV_PREFIX, add_flags, given_flags, load_settings
-from ts_parity.errors import ConfigError, TsParityError
+from ts_parity.errors import ConfigError, StartError, TsParityError
 
 TOKEN_VARIABLE = f"{ENV_PREFIX}ADMIN_TOKEN"
 
@@ -108,8 +108,11 @@ def _announce(proxy: Proxy | Supervisor, ready_file: Path | None) -> None:
         ready = {"url": proxy.url, "admin_url": proxy.admin_url, "pid": os.getpid()}
         # Whoever waits for the file must never see half of it.
         partial = ready_file.with_name(ready_file.name + ".partial")
-        partial.write_text(json.dumps(ready) + "\n", encoding="utf-8")
-        partial.replace(ready_file)
+        try:
+            partial.write_text(json.dumps(ready) + "\n", encoding="utf-8")
+            partial.replace(ready_file)
+        except OSError as error:
+            raise StartError(f"--ready-file: cannot write {str(ready_file)!r}: {error.strerror}") from None
 
 
 def _ask(admin: str, path: str, action: dict[str, str] | None = None) -> dict[str, Any]:
