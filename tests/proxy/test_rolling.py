@@ -60,6 +60,7 @@ async def test_connections_that_the_kernel_has_made_are_answered(make_fleet: Mak
     assert await drained == 0
 
 
+@pytest.mark.slow
 async def test_a_client_that_takes_its_answer_slowly_gets_all_of_it(make_fleet: MakeFleet) -> None:
     """Its request is not in flight any more, its answer is."""
     instance = FakeTorchServe(FakeModel())
