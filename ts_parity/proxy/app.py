@@ -22,6 +22,7 @@ from ts_parity.proxy import signals
 from ts_parity.proxy.access import AccessLog
 from ts_parity.proxy.admin import Admin
 from ts_parity.proxy.certificates import client_side, instance_side
+from ts_parity.proxy.descriptors import client_limit, open_files
 from ts_parity.proxy.discovery import Discovery
 from ts_parity.proxy.driver import Driver, Manners
 from ts_parity.proxy.messages import Reply
@@ -86,7 +87,7 @@ class Proxy:
         tls, to_instances = client_side(settings), instance_side(settings)
         self._tls = [*to_instances.values(), *([tls] if tls is not None else [])]
         self.scheduler = Scheduler(Fleet((), (), ()), policy_of(settings, default is not None))
-        self.metrics = Metrics(self.scheduler.snapshot)
+        self.metrics = Metrics(self.scheduler.snapshot, lambda: self._server.clients())
         self.upstream = Upstream(settings.connect_timeout_s, settings.task_timeout_s, to_instances)
         self._access = access = _open_access_log(settings.access_log)
         manners = Manners(
@@ -202,7 +203,10 @@ class Proxy:
             "requests_in_flight": self._server.in_flight,
             "held": self.driver.left_over(),
         }
-        return status_json(self.plan, self._reports, self.settings.instances, self.scheduler.snapshot(), state)
+        status = status_json(self.plan, self._reports, self.settings.instances, self.scheduler.snapshot(), state)
+        if self._server.problem:
+            status["problems"].append(self._server.problem)
+        return status
 
     def health(self) -> dict[str, Any]:
         return health(self.plan, self.draining, self.scheduler.snapshot())
@@ -222,6 +226,8 @@ class Proxy:
                 log.warning("no longer: %s", problem)
         self._read_addresses()
         self.plan = plan
+        places = sum(endpoint.places for endpoint in plan.fleet.endpoints)
+        self._server.limit = client_limit(open_files(), places, len(settings.instances))
         # The service first: it must not send the driver to a pool that the engine has dropped.
         self._service.change_fleet(plan, self._addresses)
         self.driver.change_fleet(plan, self._addresses)

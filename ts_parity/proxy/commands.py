@@ -73,6 +73,7 @@ def run_serve(args: argparse.Namespace) -> int:
     import asyncio
 
     from ts_parity.proxy.app import Proxy, use_uvloop
+    from ts_parity.proxy.descriptors import raise_limit
     from ts_parity.proxy.processes import Supervisor
 
     async def life() -> int:
@@ -80,6 +81,7 @@ def run_serve(args: argparse.Namespace) -> int:
             return await Supervisor(settings).run(lambda all_of_them: _announce(all_of_them, args.ready_file))
         return await Proxy(settings).run(lambda proxy: _announce(proxy, args.ready_file))
 
+    raise_limit()
     use_uvloop()
     return asyncio.run(life())
 

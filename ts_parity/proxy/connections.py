@@ -7,6 +7,7 @@ what an answer means.
 from __future__ import annotations
 
 import asyncio
+import errno
 import math
 import socket
 from typing import Protocol, cast, final
@@ -34,6 +35,9 @@ from ts_parity.proxy.streams import Stream
 from ts_parity.wire import Headers
 
 _BACKLOG_PAUSE_S = 0.01
+# No descriptor is left, here or in the whole system: not the instance's fault, and one will be free soon.
+_NONE_LEFT = (errno.EMFILE, errno.ENFILE)
+_NONE_LEFT_PAUSE_S = 0.05
 _STREAMS = "ts_stream_next"
 """TorchServe's header on what a handler streams."""
 _GATHERED_BYTES = 65536
@@ -71,8 +75,18 @@ class Origin:
     async def connection(self) -> Connection:
         """A new one. Raise OSError (ssl.SSLError is one) or asyncio.TimeoutError."""
         made = Connection(self)
-        await asyncio.wait_for(self._connect(made), self._connect_timeout_s)
+        await asyncio.wait_for(self._connect_when_possible(made), self._connect_timeout_s)
         return made
+
+    async def _connect_when_possible(self, made: Connection) -> None:
+        while True:
+            try:
+                await self._connect(made)
+                return
+            except OSError as error:
+                if error.errno not in _NONE_LEFT:
+                    raise
+            await asyncio.sleep(_NONE_LEFT_PAUSE_S)
 
     async def _connect(self, made: Connection) -> None:
         loop = asyncio.get_running_loop()

@@ -92,8 +92,14 @@ class Durations:
 class Metrics(Collector):
     """Counters and histograms, and the gauges that `snapshot` (the engine's) holds at the moment of asking."""
 
-    def __init__(self, snapshot: Callable[[], Mapping[str, Any]]) -> None:
+    def __init__(
+        self,
+        snapshot: Callable[[], Mapping[str, Any]],
+        clients: Callable[[], tuple[int, int, int, int]] = lambda: (0, 0, 0, 0),
+    ) -> None:
+        """`clients`: connections now and at most; clients refused, and idle ones closed, for want of room."""
         self._snapshot = snapshot
+        self._clients = clients
         self.queries = Counts(
             "ts_parity_queries",
             "Queries that ended, by the source of the answer (none: no prediction) and how they ended.",
@@ -135,6 +141,17 @@ class Metrics(Collector):
         yield self.decode_failures.family()
         yield self.finish_failures.family()
         yield self.passed_through.family()
+        now, most, refused, closed = self._clients()
+        yield GaugeMetricFamily("ts_parity_client_connections", "Clients that are connected.", value=now)
+        yield GaugeMetricFamily(
+            "ts_parity_client_connections_limit", "As many as the limit of open files leaves for them.", value=most
+        )
+        turned_away = CounterMetricFamily(
+            "ts_parity_clients_turned_away", "Clients over that limit: refused, or closed while idle.", labels=["how"]
+        )
+        turned_away.add_metric(["refused"], refused)
+        turned_away.add_metric(["closed"], closed)
+        yield turned_away
         yield from self._gauges()
 
     def _gauges(self) -> Iterable[Metric]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import heapq
 import logging
 import select
 import socket
@@ -20,6 +21,7 @@ from typing import Any, Final, cast, final
 from ts_parity.errors import StartError
 from ts_parity.proxy.access import ERROR, LEFT, REFUSED, STATUS_LEFT, AccessLog, Facts
 from ts_parity.proxy.certificates import Tls, listening
+from ts_parity.proxy.descriptors import ClientLimit, client_limit, open_files
 from ts_parity.proxy.messages import (
     BODILESS,
     LENGTH,
@@ -33,6 +35,7 @@ from ts_parity.proxy.messages import (
     header,
     identified,
     torchserve_error,
+    with_header,
 )
 from ts_parity.proxy.outbox import Outbox
 from ts_parity.proxy.reading import RequestReader
@@ -44,7 +47,6 @@ log = logging.getLogger(__name__)
 # Requests of one connection that are read ahead while the first is being answered.
 _PIPELINED: Final = 16
 _PIPELINED_BYTES: Final = 65536
-_BACKLOG: Final = 1024
 _SWEEP_S: Final = 1.0
 # A socket that is not read tells nothing of an end behind what it holds; the kernel does, if asked (Linux).
 _ENDED: Final[int] = getattr(select, "POLLRDHUP", 0)
@@ -58,6 +60,11 @@ _NOT_LISTENING: Final = {
     errno.EADDRNOTAVAIL: "this machine has no such address; give one of its own, or 0.0.0.0 for all",
     errno.EACCES: "not allowed, as ports below 1024 mostly are; choose another port",
 }
+# A client that has just connected, or has just had its answer, is about to ask: it is not idle yet.
+_SETTLED_S: Final = 1.0
+# One in so many of those that are idle make room together, as in nginx, so that not each newcomer looks at them all.
+_TOGETHER: Final = 32
+_CROWDED_S: Final = 60.0
 _NOTHING: Final = Request("", "", (), b"")
 
 
@@ -92,6 +99,12 @@ class Server:
         self.draining = False
         """Connections end with their next answer, which says so; new ones are accepted all the same."""
         self.connections: set[_Connection] = set()
+        self.limit: ClientLimit = client_limit(open_files(), 0, 0)
+        self.refused = self.closed_idle = 0
+        """Clients over the limit, and those that made room for others."""
+        self.problem = ""
+        """While there are, or lately were, more clients than there is room for."""
+        self._crowded_until = 0.0
         self.outbox = Outbox()
         self.in_flight = 0
         self._listener: asyncio.AbstractServer | None = None
@@ -107,7 +120,7 @@ class Server:
                 lambda: cast(asyncio.Protocol, _Connection(self, loop)),
                 host,
                 port,
-                backlog=_BACKLOG,
+                backlog=self.limit.burst,
                 reuse_port=reuse_port,
                 ssl=listening(self.tls) if self.tls is not None else None,
                 ssl_handshake_timeout=self.patience.handshake_s if self.tls is not None else None,
@@ -126,7 +139,7 @@ class Server:
             waiting = select.poll()
             for listening in listener.sockets:  # type: ignore[attr-defined]
                 waiting.register(listening.fileno(), select.POLLIN)
-            for _ in range(_BACKLOG):
+            for _ in range(self.limit.burst):
                 if not waiting.poll(0):
                     break
                 await asyncio.sleep(0)
@@ -169,9 +182,35 @@ class Server:
         now = loop.time()
         for connection in [*self.connections]:
             connection.check(now)
+        if self.problem and now >= self._crowded_until:
+            log.info("no longer: %s", self.problem)
+            self.problem = ""
         self._look_for_ends()
         if self.access is not None:
             self.access.flush()
+
+    def clients(self) -> tuple[int, int, int, int]:
+        """-> connections now, and at most; clients refused, and closed, because they were too many."""
+        return len(self.connections), self.limit.connections, self.refused, self.closed_idle
+
+    def make_room(self, newcomer: _Connection) -> None:
+        """One more than there is room for: those that have been idle for longest go, or it does."""
+        now = asyncio.get_running_loop().time()
+        self._crowded_until = now + _CROWDED_S
+        if not self.problem:
+            self.problem = (
+                f"more clients than the {self.limit.connections} connections that {self.limit.files} open files leave "
+                "for them: idle ones are closed, others refused; raise the limit (ulimit -n, LimitNOFILE)"
+            )
+            log.warning("%s", self.problem)
+        idle = [connection for connection in self.connections if connection.is_idle(now)]
+        for connection in heapq.nsmallest(1 + len(idle) // _TOGETHER, idle, key=lambda one: one.since):
+            self.closed_idle += 1
+            self.connections.discard(connection)
+            connection.abort()
+        if not idle:
+            self.refused += 1
+            newcomer.turn_away(linger=len(self.connections) <= self.limit.connections + self.limit.burst // 2)
 
     def _look_for_ends(self) -> None:
         """Who has left behind more requests than are read ahead is not noticed by reading."""
@@ -251,7 +290,9 @@ class _Connection:
         """Nothing is read, because enough is waiting for its answer."""
         self._done = False
         """Nothing more is read: the client is told so, or has left."""
-        self._give_up_at = loop.time() + server.patience.head_s
+        self.since = loop.time()
+        """When it came, or had its last answer."""
+        self._give_up_at = self.since + server.patience.head_s
         self._counted = False
         """The request that is being read counts as in flight already."""
         self._closes_when_written = False
@@ -270,6 +311,8 @@ class _Connection:
         self._server.connections.add(self)
         if self._server.tls is not None:
             self._transport.set_write_buffer_limits(_AHEAD_BYTES)  # as without TLS, where its default is half a MB
+        if len(self._server.connections) > self._server.limit.connections:
+            self._server.make_room(self)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._stop_reading()
@@ -356,6 +399,21 @@ class _Connection:
         """The client has said goodbye, or is gone, behind what has not been read: read to there, and take nothing."""
         self._stop_reading()
         self._transport.resume_reading()
+
+    def is_idle(self, now: float) -> bool:
+        busy = self._turn is not None or len(self._queue) > 0 or self._reader.in_head or self._reader.in_body
+        return not busy and not self._done and not self._full and now >= self.since + _SETTLED_S
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    def turn_away(self, linger: bool) -> None:
+        """Too many are there. `linger`: until it has read that, if it is sending already."""
+        reply = torchserve_error(503, "ServiceUnavailableException", "this proxy has too many connections")
+        self._refuse(with_header(reply, "Retry-After", "1"))
+        if not linger:
+            self._close(self._loop.time())
+            self._give_up_at = self._loop.time() + _LINGER_S
 
     def check(self, now: float) -> None:
         """Whether the client has used up its patience."""
@@ -494,7 +552,8 @@ class _Connection:
             self._drop_queue()
             self._end()
             return
-        self._give_up_at = self._loop.time() + self._server.patience.idle_s
+        self.since = self._loop.time()
+        self._give_up_at = self.since + self._server.patience.idle_s
         if self._queue:
             self._advance()
         elif self._reader.expects:
