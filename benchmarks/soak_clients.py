@@ -18,7 +18,9 @@ from soak_instances import BLANKS, cut, outputs
 KEEP_ALIVE, PIPELINED, SINGLE, LEAVING = "keep-alive", "pipelined", "single", "leaving"
 # How often a connection is of each kind, and how many requests it makes at most.
 SESSIONS = {KEEP_ALIVE: (0.25, 100), PIPELINED: (0.15, 60), SINGLE: (0.4, 1), LEAVING: (0.2, 4)}
-LEAVES = ("mid-head", "mid-body", "waiting", "mid-answer")
+LEAVES = ("mid-head", "mid-headers", "mid-body", "mid-chunks", "waiting", "pipelining", "mid-answer")
+# What was dear once: a head of tiny headers, a body of tiny chunks, and more requests than are read ahead.
+TINY_HEADERS, TINY_CHUNKS, TOO_MANY = 150, 8000, 60
 # Path, whether it goes through the engine, whether it is streamed, and how often.
 ROUTES = {
     "coded": (b"/predictions/linear", True, False, 0.6),
@@ -167,7 +169,17 @@ class Visit(asyncio.Protocol):
         load.counts[f"left {leave}"] += 1
         route = chance.choice(["streamed", "passed streamed"] if leave == "mid-answer" else ["coded", "passed"])
         head, body = request(chance, load.number(), route, False, 1.0 if leave == "mid-body" else 0.0)
-        if leave == "mid-head":
+        if leave == "mid-headers":
+            self._transport.write(head[:-2] + b"a: b\r\n" * chance.randrange(TINY_HEADERS))
+        elif leave == "mid-chunks":
+            chunked, _ = request(chance, load.number(), route, False, 1.0)
+            self._transport.write(chunked + b"2\r\n[1\r\n" * chance.randrange(TINY_CHUNKS))
+        elif leave == "pipelining":
+            count = chance.randrange(17, TOO_MANY)
+            load.counts["left whole, engine" if ROUTES[route][1] else "left whole, passed"] += count
+            asked = [request(chance, load.number(), route, False) for _ in range(count)]
+            self._transport.write(b"".join(head + body for head, body in asked))
+        elif leave == "mid-head":
             self._transport.write(head[: chance.randrange(1, len(head) - 1)])
         elif leave == "mid-body":
             self._transport.write(head + body[: chance.randrange(len(body) - 1)])

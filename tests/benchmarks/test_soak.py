@@ -30,8 +30,11 @@ def test_everybody_misbehaved(books):
     """Otherwise the soak would prove little."""
     for what in (
         "left mid-head",
+        "left mid-headers",
         "left mid-body",
+        "left mid-chunks",
         "left waiting",
+        "left pipelining",
         "left mid-answer",
         "broken off",
         "source reconstructed",
