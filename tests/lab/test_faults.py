@@ -60,7 +60,7 @@ async def until(condition, seconds=60.0):
 @pytest.mark.slow
 async def test_a_spell_freezes_and_thaws(worker):
     injector = Injector(lookup=lambda instance: [worker.pid])
-    run = asyncio.create_task(injector.run([Fault(0.0, 0, FREEZE, 0.2)], time.monotonic()))
+    run = asyncio.create_task(injector.run([Fault(0.0, 0, FREEZE, 2.0)], time.monotonic()))
     await until(lambda: stopped(worker))
     await run
     await until(lambda: not stopped(worker))

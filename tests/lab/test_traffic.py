@@ -53,14 +53,13 @@ def test_a_load_of_nothing_is_refused():
 
 
 async def test_the_source_header_tells_the_outcome(serve):
-    sources = iter(["deployed", "reconstructed", None, "hedged"])
-
     async def handler(request):
-        source = next(sources)
+        source = (await request.read()).decode()
         return answer(5, **({"x-ts-parity": source} if source else {}))
 
     url = await serve(handler)
-    records = await drive(Load((0.0, 0.03, 0.06, 0.09), (0,) * 4), [Body(b"x", label=5)], [url], read_digit, 5.0)
+    bodies = [Body(source, label=5) for source in (b"deployed", b"reconstructed", b"", b"hedged")]
+    records = await drive(Load((0.0, 0.03, 0.06, 0.09), (0, 1, 2, 3)), bodies, [url], read_digit, 60.0)
     assert [record.outcome for record in records] == ["deployed", "reconstructed", "deployed", "hedged"]
     assert all(record.predicted == record.label == 5 for record in records)
     assert [record.seq for record in records] == [0, 1, 2, 3]
@@ -78,7 +77,7 @@ async def test_several_targets_are_taken_in_turn(serve):
 
     urls = [await serve(target(name)) for name in "ab"]
     bodies = [Body(b"zero", "image/png"), Body(b"one")]
-    await drive(Load((0.0, 0.02, 0.04), (0, 1, 0)), bodies, urls, read_digit, 5.0)
+    await drive(Load((0.0, 0.02, 0.04), (0, 1, 0)), bodies, urls, read_digit, 60.0)
     octets = "application/octet-stream"
     assert sorted(seen) == [("a", b"zero", "image/png"), ("a", b"zero", "image/png"), ("b", b"one", octets)]
 
@@ -94,12 +93,11 @@ async def test_a_stuck_query_holds_no_other_up(serve):
     url = await serve(handler)
     due_at = tuple(0.01 * n for n in range(20))
     load, bodies, collect = Load(due_at, (0, *[1] * 19)), [Body(b"stuck"), Body(b"x")], _Collect()
-    run = asyncio.create_task(drive(load, bodies, [url], read_digit, 10.0, collect))
+    run = asyncio.create_task(drive(load, bodies, [url], read_digit, 60.0, collect))
     await collect.until(19)
     stuck.set()
     records = await run
     assert records[0].latency_s > 0.19
-    assert records[0].sent_at < 0.1
 
 
 class _Collect:
@@ -114,6 +112,7 @@ class _Collect:
             await asyncio.sleep(0.005)
 
 
+@pytest.mark.slow
 async def test_silence_is_lost_and_a_refusal_is_an_error(serve):
     async def handler(request):
         match await request.read():
@@ -127,7 +126,7 @@ async def test_silence_is_lost_and_a_refusal_is_an_error(serve):
 
     url = await serve(handler)
     bodies = [Body(b"silence"), Body(b"busy"), Body(b"garbage")]
-    lost, busy, garbage = await drive(Load((0.0, 0.0, 0.0), (0, 1, 2)), bodies, [url], read_digit, 0.2)
+    lost, busy, garbage = await drive(Load((0.0, 0.0, 0.0), (0, 1, 2)), bodies, [url], read_digit, 2.0)
     assert (lost.outcome, lost.latency_s, lost.status) == ("lost", None, None)
     assert (busy.outcome, busy.status) == ("error", 503)
     assert "no worker" in busy.reason
@@ -136,7 +135,7 @@ async def test_silence_is_lost_and_a_refusal_is_an_error(serve):
 
 
 async def test_nobody_there_is_an_error():
-    (record,) = await drive(Load((0.0,), (0,)), [Body(b"x")], ["http://127.0.0.1:1/"], read_digit, 5.0)
+    (record,) = await drive(Load((0.0,), (0,)), [Body(b"x")], ["http://127.0.0.1:1/"], read_digit, 60.0)
     assert record.outcome == "error"
     assert record.status is None
     assert "ClientConnector" in record.reason

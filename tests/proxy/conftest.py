@@ -124,6 +124,23 @@ async def until(condition: Callable[[], bool], what: str, timeout_s: float = PAT
         await asyncio.sleep(0.005)
 
 
+class Clock:
+    """The loop's own, which a test can put forward: whatever waits for a time by then happens now."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._real, self._ahead_s = loop.time, 0.0
+        loop.time = lambda: self._real() + self._ahead_s  # type: ignore[method-assign]
+
+    def advance(self, seconds: float) -> None:
+        """By less than PATIENCE_S in all, or whatever the test waits for is given up too."""
+        self._ahead_s += seconds
+
+
+@pytest.fixture
+async def clock() -> Clock:
+    return Clock(asyncio.get_running_loop())
+
+
 def nothing_left(proxy: Proxy) -> bool:
     """No client, no task, no group, no place taken."""
     snapshot: dict[str, Any] = proxy.scheduler.snapshot()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.proxy.conftest import PATIENCE_S, Client, Fleet, MakeFleet, Raw, read_answer, until
+from tests.proxy.conftest import PATIENCE_S, Client, Clock, Fleet, MakeFleet, Raw, read_answer, until
 from ts_parity.config import Settings
 from ts_parity.engine import Policy
 from ts_parity.errors import ConfigError, StartError, TsParityError
@@ -123,14 +123,17 @@ async def code_of(fleet: Fleet) -> object:
     return (await fleet.admin.get("/status")).json()["pools"]["linear/1.0"]["code"]
 
 
-async def test_a_group_whose_code_is_gone_is_not_sent_to_another_codes_endpoint(make_fleet: MakeFleet) -> None:
+async def test_a_group_whose_code_is_gone_is_not_sent_to_another_codes_endpoint(
+    make_fleet: MakeFleet, clock: Clock
+) -> None:
     instances = coded()
-    fleet = await make_fleet(*instances, group_wait_s=0.3, reconstruct_after_s=0.3)
+    fleet = await make_fleet(*instances, group_wait_s=20.0, reconstruct_after_s=20.0)
     instances[0].freeze()
     waiting = asyncio.ensure_future(fleet.post(x=(1, 2)))
     await until(lambda: len(instances[0].received) == 1, "the query to be sent")
     instances[2].models[:] = [protection(k=3, name="other")]
     await fleet.proxy.discover()
+    clock.advance(20.0)
     await until(lambda: fleet.proxy.metrics.tasks.value("protection", "failed") == 1, "the group to fail")
     assert "group" not in instances[2].operations()
     instances[0].thaw()

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tests.proxy.conftest import Fleet, MakeFleet, nothing_left, until
+from tests.proxy.conftest import PATIENCE_S, Fleet, MakeFleet, nothing_left, until
 from ts_parity.testing import Canned, FakeModel, FakeTorchServe, protection
 
 HEAD = b"POST /predictions/linear HTTP/1.1\r\nHost: h\r\nContent-Length: 6\r\n%s\r\n"
@@ -62,8 +62,8 @@ async def test_while_its_query_waits_for_a_place(make_fleet: MakeFleet) -> None:
 async def test_while_its_task_is_in_flight(make_fleet: MakeFleet) -> None:
     """The work goes on: the neighbour, whose own instance is frozen, is rebuilt from the leaver's output."""
     instances = coded()
-    instances[0].models[0].latency_s = 0.15
-    fleet = await make_fleet(*instances, group_wait_s=1.0)
+    fleet = await make_fleet(*instances, group_wait_s=PATIENCE_S)
+    instances[0].freeze()
     leaver = await connect(fleet, HEAD % b"" + b"[1, 2]")
     await until(lambda: len(instances[0].received) == 1, "the first query to be sent")
     instances[1].freeze()
@@ -71,6 +71,7 @@ async def test_while_its_task_is_in_flight(make_fleet: MakeFleet) -> None:
     await until(lambda: len(instances[1].received) == 1, "the second query to be sent")
     leaver.close()
     await until(lambda: fleet.proxy.scheduler.answered["abandoned"] == 1, "the client's leave to be noticed")
+    instances[0].thaw()
     answer = await stays
     assert (answer.json(), answer.get("x-ts-parity")) == ([11.0, 25.0], "reconstructed")
     await everything_gone(fleet)
@@ -80,7 +81,7 @@ async def test_while_its_answer_is_being_rebuilt(make_fleet: MakeFleet) -> None:
     instances = coded()
     fleet = await make_fleet(*instances)
     instances[0].freeze()
-    instances[2].models[0].latency_s = 0.15
+    instances[2].freeze()
     writer = await connect(fleet, HEAD % b"" + b"[1, 2]")
     await until(lambda: "group" in instances[2].operations(), "the protection to be sent")
     writer.close()

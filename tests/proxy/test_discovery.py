@@ -20,13 +20,13 @@ from ts_parity.testing import Canned, FakeModel, FakeTorchServe, protection
 
 @pytest.fixture
 async def upstream() -> AsyncIterator[Upstream]:
-    upstream = Upstream(connect_timeout_s=0.5, task_timeout_s=5)
+    upstream = Upstream(connect_timeout_s=60.0, task_timeout_s=60.0)
     yield upstream
     await upstream.close()
 
 
-def discovery_of(instance: FakeTorchServe, upstream: Upstream, more: str = "") -> Discovery:
-    return Discovery((parse_endpoint(instance.endpoint + more),), upstream, timeout_s=0.2)
+def discovery_of(instance: FakeTorchServe, upstream: Upstream, more: str = "", timeout_s: float = 60.0) -> Discovery:
+    return Discovery((parse_endpoint(instance.endpoint + more),), upstream, timeout_s)
 
 
 async def test_everything_an_instance_hosts_is_found(upstream: Upstream) -> None:
@@ -71,7 +71,7 @@ async def test_a_worker_that_is_being_restarted_is_what_it_was(upstream: Upstrea
 
 async def test_a_frozen_worker_is_silent_and_then_speaks(upstream: Upstream) -> None:
     async with FakeTorchServe(FakeModel()) as instance:
-        discovery = discovery_of(instance, upstream)
+        discovery = discovery_of(instance, upstream, timeout_s=0.2)
         instance.freeze()
         (report,) = await discovery.look()
         assert (report.models[0].silent, report.models[0].described) == (True, None)
@@ -115,7 +115,7 @@ async def test_keys_are_sent_and_a_wrong_one_is_reported(upstream: Upstream) -> 
 async def test_another_port_than_managements_is_named_in_one_line(upstream: Upstream) -> None:
     async with FakeTorchServe(FakeModel()) as instance:
         given = parse_endpoint(f"{instance.inference},management={instance.inference}")
-        (report,) = await Discovery((given,), upstream, 0.2).look()
+        (report,) = await Discovery((given,), upstream, 60.0).look()
     port = instance.inference.rpartition(":")[2]
     assert not report.up
     assert report.problem == (
@@ -130,7 +130,7 @@ async def test_another_port_than_inference_is_named_and_not_used(upstream: Upstr
         port = metrics.management.rpartition(":")[2]
         metrics.managed = Canned.error(404, "ResourceNotFoundException", "Requested resource is not found")
         given = parse_endpoint(f"{metrics.management},management={instance.management}")
-        discovery = Discovery((given,), upstream, 0.2)
+        discovery = Discovery((given,), upstream, 60.0)
         (report,) = await discovery.look()
         assert not report.up
         assert report.problem == (

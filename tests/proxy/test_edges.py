@@ -50,7 +50,7 @@ async def test_who_takes_a_connection_and_closes_it_at_once_has_run_nothing(rese
 
     server = await asyncio.start_server(slam, "127.0.0.1", 0)
     address = Address(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
-    upstream = Upstream(connect_timeout_s=1.0, task_timeout_s=30.0)
+    upstream = Upstream(connect_timeout_s=60.0, task_timeout_s=60.0)
     results: list[Result] = []
     for n in range(20):
         upstream.send(address, ASKED, results.append)
@@ -71,7 +71,7 @@ async def test_what_was_cancelled_while_a_connection_was_made_is_not_sent() -> N
 
     server = await asyncio.start_server(hear, "127.0.0.1", 0)
     address = Address(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
-    upstream = Upstream(connect_timeout_s=1.0, task_timeout_s=30.0)
+    upstream = Upstream(connect_timeout_s=60.0, task_timeout_s=60.0)
     results: list[Result] = []
     for turns in range(6):  # of the loop, in which the connection is being made
         exchange = upstream.send(address, ASKED, results.append)
@@ -99,19 +99,19 @@ async def test_what_was_cancelled_at_once_is_not_sent_on_a_connection_that_is_op
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     address = Address(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
-    upstream = Upstream(connect_timeout_s=1.0, task_timeout_s=30.0)
+    upstream = Upstream(connect_timeout_s=60.0, task_timeout_s=60.0)
     for _ in range(2):
-        assert isinstance(await upstream.exchange(address, ASKED, 5.0), Reply)
+        assert isinstance(await upstream.exchange(address, ASKED, 60.0), Reply)
     upstream.send(address, ASKED, lambda result: None).cancel()
-    assert isinstance(await upstream.exchange(address, ASKED, 5.0), Reply)
+    assert isinstance(await upstream.exchange(address, ASKED, 60.0), Reply)
     assert len(heard) == 3
     await upstream.close()
     server.close()
 
 
 async def test_a_host_that_cannot_be_one_is_unreachable() -> None:
-    upstream = Upstream(connect_timeout_s=1.0, task_timeout_s=30.0)
-    result = await upstream.exchange(Address("http://a..b:8080"), ASKED, 5.0)
+    upstream = Upstream(connect_timeout_s=60.0, task_timeout_s=60.0)
+    result = await upstream.exchange(Address("http://a..b:8080"), ASKED, 60.0)
     assert isinstance(result, Unreachable)
     assert result.refused
     await upstream.close()

@@ -273,7 +273,7 @@ class Instance:
     async def __aenter__(self) -> "Instance":
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         self.address = Address(f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}")
-        self.upstream = Upstream(connect_timeout_s=1.0, task_timeout_s=5.0)
+        self.upstream = Upstream(connect_timeout_s=60.0, task_timeout_s=60.0)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -291,7 +291,7 @@ class Instance:
                 writer.write(said)
         writer.close()
 
-    async def get(self, method: str = "GET", timeout_s: float = 5.0):
+    async def get(self, method: str = "GET", timeout_s: float = 60.0):
         request = Request(method, "/x", (("Host", "h"),), b"")
         return await self.upstream.exchange(self.address, request, timeout_s)
 

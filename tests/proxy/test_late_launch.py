@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
-from tests.proxy.conftest import Fleet, MakeFleet, nothing_left, until
+from tests.proxy.conftest import Clock, Fleet, MakeFleet, Raw, nothing_left, until
 from tests.proxy.test_predictions import linear, protection
 from ts_parity.engine import Action, Answer, Query, Scheduler, Send, Task, scheduler
 from ts_parity.testing import FakeModel, FakeTorchServe
 
-LATE = {"launch": "late", "launch_after_s": 0.03, "reconstruct_after_s": 0.03}
+LATE = {"launch": "late", "launch_after_s": 10.0, "reconstruct_after_s": 10.0}
 
 
 def shared(count: int = 3, code: str = "student") -> list[FakeTorchServe]:
     return [FakeTorchServe(FakeModel(role=None), protection(code=code)) for _ in range(count)]
 
 
-async def test_a_late_query_is_answered_by_the_student_on_another_instance(make_fleet: MakeFleet) -> None:
+async def put_forward(fleet: Fleet, clock: Clock, asked: asyncio.Future[list[Raw]]) -> list[Raw]:
+    """When all but one have their answer, that one is late."""
+    await until(lambda: fleet.proxy.driver.left_over()["clients"] == 1, "all but one to be answered")
+    clock.advance(10.0)
+    return await asked
+
+
+async def test_a_late_query_is_answered_by_the_student_on_another_instance(make_fleet: MakeFleet, clock: Clock) -> None:
     instances = shared()
     fleet = await make_fleet(*instances, **LATE)
     in_time = await fleet.posts(3)
     assert {answer.get("x-ts-parity") for answer in in_time} == {"deployed"}
     assert all("group" not in instance.operations() for instance in instances)
     instances[0].freeze()
-    answers = await fleet.posts(3)
+    answers = await put_forward(fleet, clock, asyncio.ensure_future(fleet.posts(3)))
     assert [answer.json() for answer in answers] == [linear(n) for n in range(3)]
     assert sorted(answer.get("x-ts-parity") or "" for answer in answers) == ["deployed", "deployed", "reconstructed"]
     instances[0].thaw()
@@ -33,11 +41,12 @@ async def test_a_late_query_is_answered_by_the_student_on_another_instance(make_
     assert sum(instance.operations().count("group") for instance in instances) == 1
 
 
-async def test_who_refuses_approximate_answers_waits_or_is_hedged(make_fleet: MakeFleet) -> None:
+async def test_who_refuses_approximate_answers_waits_or_is_hedged(make_fleet: MakeFleet, clock: Clock) -> None:
     instances = shared()
-    fleet = await make_fleet(*instances, **LATE, hedge_ratio=1.0, hedge_after_s=0.05)
+    fleet = await make_fleet(*instances, **LATE, hedge_ratio=1.0, hedge_after_s=10.0)
     instances[0].freeze()
-    answers = await fleet.posts(3, x_ts_parity_exact="1")
+    asked = asyncio.ensure_future(fleet.posts(3, x_ts_parity_exact="1"))
+    answers = await put_forward(fleet, clock, asked)
     assert [answer.json() for answer in answers] == [linear(n) for n in range(3)]
     assert sorted(answer.get("x-ts-parity") or "" for answer in answers) == ["deployed", "deployed", "hedged"]
     instances[0].thaw()
@@ -71,14 +80,14 @@ async def record(fleet: Fleet) -> Recording:
 
 
 @pytest.mark.skipif(not scheduler.__file__.endswith(".py"), reason="compiled, the driver takes no other scheduler")
-async def test_a_live_run_replays_to_the_same_actions(make_fleet: MakeFleet) -> None:
+async def test_a_live_run_replays_to_the_same_actions(make_fleet: MakeFleet, clock: Clock) -> None:
     """The simulator drives the same object: what the proxy's scheduler decided, a fresh one decides again."""
     instances = shared()
     fleet = await make_fleet(*instances, **LATE, hedge_ratio=0.5)
     recording = await record(fleet)
     await fleet.posts(5)
     instances[1].freeze()
-    await fleet.posts(4)
+    await put_forward(fleet, clock, asyncio.ensure_future(fleet.posts(4)))
     instances[1].thaw()
     await fleet.posts(3)
     await until(lambda: nothing_left(fleet.proxy), "everything to be let go")

@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from tests.proxy.conftest import Client, MakeFleet, nothing_left, until
+from tests.proxy.conftest import PATIENCE_S, Client, Clock, MakeFleet, nothing_left, until
 from ts_parity.config import parse_endpoint
 from ts_parity.testing import Canned, FakeModel, FakeTorchServe, protection
 
@@ -22,7 +22,7 @@ def coded(**settings: object) -> list[FakeTorchServe]:
 
 
 async def test_an_answer_that_arrives_goes_out_as_it_is(make_fleet: MakeFleet) -> None:
-    fleet = await make_fleet(*coded(), reconstruct_after_s=1.0)
+    fleet = await make_fleet(*coded(), reconstruct_after_s=PATIENCE_S)
     direct = await make_fleet(FakeTorchServe(FakeModel(role=None)))
     answer, plain = await fleet.post(), await direct.post()
     assert answer.status_line == "HTTP/1.1 200 "
@@ -85,25 +85,30 @@ async def test_exact_is_a_backup_with_nothing_to_finish(make_fleet: MakeFleet) -
     assert set(deployed[0].operations() + deployed[1].operations()) == {"plain"}
 
 
-async def test_a_client_may_refuse_rebuilt_answers(make_fleet: MakeFleet) -> None:
+async def test_a_client_may_refuse_rebuilt_answers(make_fleet: MakeFleet, clock: Clock) -> None:
     instances = coded()
     fleet = await make_fleet(*instances)
     instances[0].freeze()
-    answers = await fleet.posts(2, x_ts_parity_exact="1", x_ts_parity_deadline_ms="200")
+    asked = asyncio.ensure_future(fleet.posts(2, x_ts_parity_exact="1", x_ts_parity_deadline_ms="20000"))
+    await until(lambda: fleet.proxy.driver.left_over()["clients"] == 1, "the other to be answered")
+    clock.advance(20.0)
+    answers = await asked
     assert sorted(answer.status for answer in answers) == [200, 504]
     assert all(answer.get("x-ts-parity") in (None, "deployed") for answer in answers)
 
 
-async def test_both_members_frozen(make_fleet: MakeFleet) -> None:
+async def test_both_members_frozen(make_fleet: MakeFleet, clock: Clock) -> None:
     """R = 1 and two lost: each gets a clear error at its deadline, and nothing is left behind."""
     instances = coded()
     fleet = await make_fleet(*instances)
     instances[0].freeze()
     instances[1].freeze()
-    loop = asyncio.get_running_loop()
-    begun = loop.time()
-    answers = await fleet.posts(2, x_ts_parity_deadline_ms="200")
-    assert 0.2 <= loop.time() - begun < 2.0
+    asked = asyncio.ensure_future(fleet.posts(2, x_ts_parity_deadline_ms="20000"))
+    await until(lambda: fleet.proxy.driver.left_over()["clients"] == 2, "both to be in")
+    await until(lambda: "group" in instances[2].operations(), "their group to be sent")
+    assert not asked.done()
+    clock.advance(20.0)
+    answers = await asked
     for answer in answers:
         assert answer.status == 504
         assert answer.json()["type"] == "DeadlineExceededException"
@@ -133,23 +138,24 @@ async def test_a_lone_query_is_protected_by_a_group_that_is_not_full(make_fleet:
 
 async def test_queries_that_differ_in_what_the_model_computes_share_no_group(make_fleet: MakeFleet) -> None:
     instances = coded()
-    fleet = await make_fleet(*instances, group_by=("x-top-k",), group_wait_s=0.3, reconstruct_after_s=1.0)
+    fleet = await make_fleet(*instances, group_by=("x-top-k",), group_wait_s=0.3, reconstruct_after_s=PATIENCE_S)
     await asyncio.gather(fleet.post(x_top_k="1"), fleet.post(x_top_k="2"))
     assert "group" not in instances[2].operations()
     await asyncio.gather(fleet.post("/predictions/linear/1.0/a"), fleet.post("/predictions/linear/1.0/b"))
     assert "group" not in instances[2].operations()
 
 
-async def test_overload_is_said_at_once(make_fleet: MakeFleet) -> None:
+async def test_overload_is_said_at_once(make_fleet: MakeFleet, clock: Clock) -> None:
     instance = FakeTorchServe(FakeModel())
     fleet = await make_fleet(instance, max_waiting=1)
     instance.freeze()
-    waiting = [asyncio.ensure_future(fleet.post(x_ts_parity_deadline_ms="400")) for _ in range(2)]
+    waiting = [asyncio.ensure_future(fleet.post(x_ts_parity_deadline_ms="8000")) for _ in range(2)]
     await until(lambda: fleet.proxy.driver.left_over()["clients"] == 2, "both to be in")
     answer = await fleet.post()
     assert answer.status == 503
     assert answer.json()["type"] == "ServiceUnavailableException"
     assert answer.get("retry-after") == "1"
+    clock.advance(8.0)
     assert [late.status for late in await asyncio.gather(*waiting)] == [504, 504]
 
 
@@ -178,7 +184,7 @@ async def test_a_full_instance_is_left_alone_and_the_query_goes_elsewhere(make_f
 
 async def test_the_worker_gets_the_clients_path_and_headers(make_fleet: MakeFleet) -> None:
     instances = coded()
-    fleet = await make_fleet(*instances, reconstruct_after_s=1.0)
+    fleet = await make_fleet(*instances, reconstruct_after_s=PATIENCE_S)
     await fleet.post("/predictions/linear/1.0/some/path%20x?q=1", X_Odd="kept")
     received = [r for instance in instances[:2] for r in instance.received]
     assert [r.target for r in received] == ["/predictions/linear/1.0/some/path%20x?q=1"]
