@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import json
 import logging
@@ -164,20 +165,24 @@ async def test_more_idle_clients_than_open_files(tmp_path: Path) -> None:
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)),
             stderr=asyncio.subprocess.PIPE,
         )
-        await until(ready.exists, "the proxy to be ready")
-        urls = json.loads(ready.read_text())
-        client, admin = Client(urls["url"]), Client(urls["admin_url"])
-        crowd = [await asyncio.open_connection(client.host, client.port) for _ in range(70)]
-        statuses = []
-        while 200 not in statuses[-3:]:  # at the latest when one of the crowd has been idle for a second
-            statuses.append((await client.post("/predictions/linear", b"[1, 2]")).status)
-        assert set(statuses) <= {200, 503}
-        assert (await admin.get("/health")).status == 200
-        problems = (await admin.get("/status")).json()["problems"]
-        assert sum("open files leave" in problem for problem in problems) == 1
-        for _, writer in crowd:
-            writer.close()
-        process.terminate()
+        try:
+            await until(ready.exists, "the proxy to be ready")
+            urls = json.loads(ready.read_text())
+            client, admin = Client(urls["url"]), Client(urls["admin_url"])
+            crowd = [await asyncio.open_connection(client.host, client.port) for _ in range(70)]
+            statuses = []
+            while 200 not in statuses[-3:]:  # at the latest when one of the crowd has been idle for a second
+                # Of very many that come at once, some may be sending still when they are told and cut off.
+                with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+                    statuses.append((await client.post("/predictions/linear", b"[1, 2]")).status)
+            assert set(statuses) <= {200, 503}
+            assert (await admin.get("/health")).status == 200
+            problems = (await admin.get("/status")).json()["problems"]
+            assert sum("open files leave" in problem for problem in problems) == 1
+            for _, writer in crowd:
+                writer.close()
+        finally:
+            process.terminate()
         _, stderr = await process.communicate()
     assert process.returncode == 0
     assert stderr.decode().count("open files leave") == 1
