@@ -19,7 +19,8 @@ COMPILED = [
     *(
         f"engine/{name}"
         for name in (
-            "events", "fleet", "group", "health", "lateness", "policy", "scheduler", "timers", "trials", "trust",
+            "admission", "events", "fleet", "group", "health", "lateness", "policy", "scheduler", "timers", "trials",
+            "trust",
         )
     ),
     *(

@@ -198,7 +198,8 @@ class World:
 
     def step(self, what, pick, seconds):
         if what == "arrive":
-            query = Query(len(self.queries), "m", pick % 3 or None, exact=pick % 7 == 0)
+            deadline_at = self.now + (0.0, 0.05, 0.3)[pick % 3] if pick % 5 == 0 else None
+            query = Query(len(self.queries), "m", pick % 3 or None, deadline_at, exact=pick % 7 == 0)
             self.queries.append(query)
             self.obey(self.scheduler.query_arrived(query, self.now))
         elif what == "wait":

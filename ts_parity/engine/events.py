@@ -148,7 +148,7 @@ class Query:
         "armed_at", "arrived_at", "attempts", "avoid", "choosy_until", "deadline_at", "displaced", "domain", "exact",
         "excused", "finish_attempts", "finishes_pending", "first_cause", "forgiven", "given", "group", "hedge_at", "id",
         "in_flight", "key", "last_failure", "late", "launch_at", "owes", "payload", "pool", "refused", "release_at",
-        "released", "rests_until", "slot", "state", "trial", "trial_slot",
+        "released", "rests_until", "slot", "stale_at", "start_by", "state", "trial", "trial_slot",
     )  # fmt: skip
 
     def __init__(
@@ -209,6 +209,10 @@ class Query:
         self.trial_slot = -1
         self.refused = False
         """Its own answer was an error of the handler's: a protection that refuses it too has not failed."""
+        self.start_by = math.inf
+        """While it waits for its first place: sent at this instant or later, it cannot be answered in time."""
+        self.stale_at = math.inf
+        """While it waits for its first place: from then on the queue behind it is a standing one."""
 
     @property
     def open(self) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Hashable, Iterable, Mapping
 from itertools import chain
 from typing import Final
 
+from ts_parity.engine.admission import STANDING, PatienceMeter, last_start
 from ts_parity.engine.events import Code, Endpoint, Fleet, Instance, Pool, Query, Task
 from ts_parity.engine.group import CodingGroup
 from ts_parity.engine.health import Condition, Health
@@ -254,7 +255,11 @@ class PoolState:
         self._seen: dict[str, None] = {}
         """Worker processes that were there when its protection was last put on trial, or since."""
         self.gap = GapMeter()
+        self.patience = PatienceMeter()
+        self.pressed_until = -math.inf
+        """Until then the newest goes first, since one that waited has run out of time."""
         self.load = LoadMeter()
+        self.deployed_places = 1
         self.places = 0
         """Of all its endpoints; of a deployed model and its protections on one machine, the larger number."""
         self._policy = policy
@@ -367,6 +372,7 @@ class PoolState:
         self.deployed = Line(rows.pop(None, ()))
         self.rows = {row: Line(states) for row, states in rows.items() if row is not None}
         domains = self._domains = len({state.domain for state in self.deployed.everyone})
+        self.deployed_places = max(1, sum(state.endpoint.places for state in self.deployed.everyone))
         states = (state for line in (self.deployed, *self.rows.values()) for state in line.everyone)
         shares = {state.endpoint.instance: state for state in states}
         self.places = sum(min(state.share.places, state.host.instance.places) for state in shares.values())
@@ -392,8 +398,34 @@ class PoolState:
                 return group
         return None
 
+    def judge_time(self, query: Query) -> None:
+        """By when a query that waits must be sent, and for how long the queue behind it may be taken for a burst."""
+        query.start_by = query.stale_at = math.inf
+        if query.release_at < math.inf or query.in_flight or query.late:  # it was sent before, or helped otherwise
+            return
+        assert query.deadline_at is not None
+        usual_s, arrived_at = self.latency.median, query.arrived_at
+        query.start_by = start_by = last_start(query.deadline_at, usual_s)
+        leaves_at = arrived_at + self.patience.patience_s - usual_s
+        query.stale_at = arrived_at + STANDING * ((start_by if start_by < leaves_at else leaves_at) - arrived_at)
+
+    def is_hopeless(self, query: Query, now: float) -> bool:
+        if now < query.start_by:
+            return False
+        self.judge_time(query)  # what is usual may have changed since
+        return now >= query.start_by
+
+    def left_waiting(self, query: Query, now: float) -> None:
+        """Its client left."""
+        before = self.patience.patience_s
+        self.patience.left(now - query.arrived_at)
+        if before == math.inf and self.patience.patience_s < math.inf:
+            for other in self.waiting:
+                self.judge_time(other)
+
     def to_the_front(self, query: Query) -> None:
-        """It waits for any place, before all others."""
+        """It waits for any place, before all others, however long."""
+        query.start_by = query.stale_at = math.inf
         self.waiting.appendleft(query)
         self.waiting_count += 1
 

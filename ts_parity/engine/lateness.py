@@ -55,6 +55,8 @@ class LatencyWindow:
         self._due = FEW
         self._sorted: list[float] = []
         self._known: dict[float, float] = {}
+        self.median = 0.0
+        """0 as long as nothing is known."""
 
     def add(self, latency_s: float) -> None:
         self._latencies.append(latency_s)
@@ -75,6 +77,7 @@ class LatencyWindow:
             self._unsorted = 0
             self._sorted = sorted(self._latencies)
             self._known.clear()
+            self.median = _at(self._sorted, 0.5)
         self._due = FEW if len(self._latencies) < RECENT else RECENT // 2
 
     def _has_changed(self) -> bool:
@@ -84,7 +87,7 @@ class LatencyWindow:
         """
         recent = sorted(self._recent)
         slower = _at(recent, 0.4) > _at(self._sorted, 0.8)
-        return slower or _at(recent, 0.75) * FASTER < _at(self._sorted, 0.5)
+        return slower or _at(recent, 0.75) * FASTER < self.median
 
     def quantile(self, share: float) -> float | None:
         """None until there are enough latencies to know anything."""

@@ -96,8 +96,8 @@ class Scheduler:
             self._hedges.deposit()
         if pool is None or not pool.deployed:
             self._fail(query, Reason.NO_ENDPOINT, actions)
-        elif pool.waiting_count >= self.policy.max_waiting:
-            self._fail(query, Reason.OVERLOADED, actions)
+        elif pool.waiting_count and not self._may_wait(pool, query, now, actions):
+            self._turn_away(query, Reason.OVERLOADED, actions)
         else:
             pool.waiting.append(query)
             pool.waiting_count += 1
@@ -143,6 +143,9 @@ class Scheduler:
         actions: list[Action] = []
         if query.open and query.id in self._live:
             self.answered["abandoned"] += 1
+            pool = self._fleet.pools.get(query.pool)
+            if pool is not None and query.state is QueryState.WAITING:
+                pool.left_waiting(query, now)
             self._close(query, actions)
             self._pump(now, actions)
         return actions
@@ -262,14 +265,26 @@ class Scheduler:
         while waiting:
             # Where an operator has capped an instance, pools compete: a crowd in one must not keep the others out.
             pool = waiting[0] if len(waiting) == 1 else min(waiting, key=_share_taken)
-            query = _head(pool)
-            place = pool.endpoint_for_query(query, now)
-            if place is None:
-                waiting.remove(pool)
-                continue
-            pool.waiting.popleft()
-            pool.waiting_count -= 1
-            self._dispatch(pool, query, place, now, actions)
+            query = pool.waiting[0]
+            newest = now > query.stale_at or (now < pool.pressed_until and query.start_by < math.inf)
+            if newest:
+                query = pool.waiting[-1]
+            # One that has just arrived is sent if there is a place, or nobody would learn when all goes faster again.
+            if now >= query.start_by and now > query.arrived_at and pool.is_hopeless(query, now):
+                self._refuse_late(pool, query, now, actions)
+            else:
+                place = pool.endpoint_for_query(query, now)
+                if place is None:
+                    waiting.remove(pool)
+                    continue
+                if newest:
+                    pool.waiting.pop()
+                else:
+                    pool.waiting.popleft()
+                pool.waiting_count -= 1
+                if now - query.arrived_at > pool.patience.leave_after_s:
+                    pool.patience.stayed(now - query.arrived_at)
+                self._dispatch(pool, query, place, now, actions)
             if not pool.waiting_count:
                 waiting.remove(pool)
         for pool in pools:
@@ -279,6 +294,33 @@ class Scheduler:
                 self._send_protections(pool, now, actions)
             if (pool.trials.launches or pool.trials.finishes) and not pool.waiting_count and not pool.retries:
                 self._send_trials(pool, now, actions)
+
+    def _may_wait(self, pool: PoolState, query: Query, now: float, actions: list[Action]) -> bool:
+        """Whether one more may join those that wait. Where the newest goes first, the oldest makes room for it."""
+        full = pool.waiting_count >= self.policy.max_waiting
+        usual_s = pool.latency.median
+        starts_at = now + pool.waiting_count * usual_s / pool.deployed_places
+        oldest = pool.waiting[0]
+        if now <= oldest.stale_at and (now >= pool.pressed_until or oldest.start_by == math.inf):  # in order of arrival
+            assert query.deadline_at is not None
+            return not full and starts_at < query.deadline_at - usual_s
+        if full or starts_at >= oldest.start_by:
+            self._refuse_late(pool, oldest, now, actions)
+        return True
+
+    def _refuse_late(self, pool: PoolState, query: Query, now: float, actions: list[Action]) -> None:
+        """It has waited in vain, and is told so before its time is up: another service may still help its client."""
+        assert query.deadline_at is not None
+        pool.pressed_until = max(pool.pressed_until, now + (now - query.arrived_at))
+        pool.patience.stayed(now - query.arrived_at)
+        self._turn_away(query, Reason.OVERLOADED if now < query.deadline_at else Reason.DEADLINE, actions)
+
+    def _turn_away(self, query: Query, reason: Reason, actions: list[Action]) -> None:
+        """No prediction will come in time."""
+        if self.policy.default_answer:
+            self._answer(query, Source.DEFAULT, None, actions)
+        else:
+            self._fail(query, reason, actions)
 
     def _send_retries(self, pool: PoolState, now: float, actions: list[Action]) -> None:
         self._retries.pass_time(now)
@@ -938,6 +980,10 @@ class Scheduler:
             at = query.release_at
         if query.state is QueryState.WAITING and not query.attempts and not query.in_flight:
             at = min(at, query.arrived_at + self.policy.max_wait_s)
+            pool = self._fleet.pools.get(query.pool)
+            if pool is not None:
+                pool.judge_time(query)
+                at = min(at, max(query.arrived_at, query.start_by))
         query.armed_at = at
         self._timers.arm(at, Timer.QUERY, query)
 
@@ -949,19 +995,24 @@ class Scheduler:
 
     def _query_due(self, query: Query, now: float, actions: list[Action]) -> None:
         assert query.deadline_at is not None
+        pool = self._fleet.pools.get(query.pool)
         if (
             query.state is QueryState.WAITING
             and not query.attempts
             and not query.in_flight
             and now >= query.arrived_at + self.policy.max_wait_s
         ):
+            if pool is not None:
+                pool.patience.stayed(now - query.arrived_at)
             self._fail(query, Reason.OVERLOADED, actions)
             return
-        pool = self._fleet.pools.get(query.pool)
         if pool is not None and now >= query.launch_at:
             self._launch(pool, query)
         if pool is not None and now >= query.hedge_at:
             pool.hedges[query.id] = query
+        if pool is not None and query.state is QueryState.WAITING and pool.is_hopeless(query, now):
+            self._refuse_late(pool, query, now, actions)
+            return
         query.launch_at = math.inf if now >= query.launch_at else query.launch_at
         query.hedge_at = math.inf if now >= query.hedge_at else query.hedge_at
         if query.choosy_until and now >= query.choosy_until:

@@ -134,6 +134,10 @@ class Scenario:
     costs: Costs = field(default_factory=Costs)
     proxies: int = 1
     worker_batch: int = 1
+    deadline: float = math.inf
+    """What each client asks for; inf: nothing but the policy's."""
+    patience: float = math.inf
+    """So long after its query a client leaves, which the proxy is not told before."""
     warm_up: float = 0.02
     """Share of the queries at the beginning that is not measured."""
 
@@ -145,6 +149,8 @@ class Result:
     latencies: list[float] = field(default_factory=list)
     answered: dict[str, int] = field(default_factory=dict)
     failed: int = 0
+    abandoned: int = 0
+    """Their clients left."""
     unanswered: int = 0
     """Still waiting when everything else had ended: on a machine that is frozen for ever."""
     work: float = 0.0
@@ -228,7 +234,7 @@ class _Run:
         self._rng = np.random.default_rng(seed)
         self._schedulers = [Scheduler(scenario.fleet, scenario.policy) for _ in range(scenario.proxies)]
         self._workers = self._make_workers(scenario)
-        self._heap: list[tuple[float, int, Task, Outcome | None]] = []
+        self._heap: list[tuple[float, int, Task | Query, Outcome | None]] = []
         self._order = count()
         self._service: list[float] = []
         self._uniform: list[float] = []
@@ -268,6 +274,10 @@ class _Run:
                 self._obey(scheduler, scheduler.tick(due_at), due_at, "tick", None)
             elif arrival_at <= event_at:
                 query = Query(arrived, self._pool, "key")
+                if scenario.deadline < inf:
+                    query.deadline_at = arrival_at + scenario.deadline
+                if scenario.patience < inf:
+                    heapq.heappush(heap, (arrival_at + scenario.patience, next(self._order), query, None))
                 scheduler = one or schedulers[arrived % len(schedulers)]
                 self._obey(scheduler, scheduler.query_arrived(query, arrival_at), arrival_at, "arrived", query)
                 arrived += 1
@@ -276,18 +286,28 @@ class _Run:
                 arrival_at = next(arrivals, inf) if arrived < scenario.queries else inf
             else:
                 now, _, task, outcome = heapq.heappop(heap)
+                if isinstance(task, Query):
+                    if task.open:
+                        self._leaves(one or schedulers[task.id % len(schedulers)], task, now)
+                    continue
                 if outcome is None:
                     self._next_run(self._workers[task.endpoint.instance], now)
                     continue
                 scheduler = one or self._owner.pop(id(task))
                 self._obey(scheduler, scheduler.task_done(task, outcome, now), now, "done", task)
         self._result.queries = arrived
-        self._result.unanswered = max(0, arrived - self._skip) - len(self._result.latencies) - self._result.failed
+        ended = len(self._result.latencies) + self._result.failed + self._result.abandoned
+        self._result.unanswered = max(0, arrived - self._skip) - ended
         for scheduler in schedulers:
             for kind, number in scheduler.sent.items():
                 name = str(getattr(kind, "value", kind))
                 self._result.sent[name] = self._result.sent.get(name, 0) + number
         return self._result
+
+    def _leaves(self, scheduler: Scheduler, query: Query, now: float) -> None:
+        if query.id >= self._skip:
+            self._result.abandoned += 1
+        self._obey(scheduler, scheduler.query_abandoned(query, now), now, "left", query)
 
     def _obey(self, scheduler: Scheduler, actions: list[Action], now: float, what: str, subject: object) -> None:
         if self._on_event is not None:
