@@ -26,6 +26,7 @@ from ts_parity.training.commands import report_text
 from ts_parity.training.data import observe
 from ts_parity.training.fit import Knobs, Material, Progress, check_batches, fit
 from ts_parity.training.goals import Goal, draw_present
+from ts_parity.training.job import _of_decisions
 from ts_parity.worker.encoders import combine_by
 from ts_parity.worker.offline import OfflineHandler
 
@@ -105,6 +106,14 @@ def bodies(tmp_path):
 def run(model, bodies, tmp_path, **more):
     settings = {"steps": 60, "progress": False, "out": tmp_path / "out", **more}
     return train(TrainSettings(archive=model, inputs=bodies, **settings))
+
+
+def test_an_archive_promises_no_agreement_that_a_proxy_would_measure_otherwise():
+    """A proxy compares decisions; the five best, a box or the sign of a single number are something else."""
+    classes, single = np.zeros((4, 1, 3)), np.zeros((4, 1, 1))
+    assert _of_decisions(0.9, classes, "top1") == 0.9
+    assert [_of_decisions(0.9, classes, metric) for metric in ("top5", "iou")] == [None, None]
+    assert _of_decisions(0.9, single, "top1") is None
 
 
 @pytest.mark.slow

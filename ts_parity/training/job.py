@@ -209,7 +209,8 @@ class _Job:
         ]
         scores = [self._scores(ground, code, models, seed) for seed, models in enumerate(trained)]
         chosen = max(range(len(scores)), key=lambda i: scores[i]["agreement"])
-        best, agreement = trained[chosen], scores[chosen]["agreement"]
+        best = trained[chosen]
+        agreement = _of_decisions(scores[chosen]["agreement"], ground.seen.outputs, self.settings.metric)
         cost = self._cost(ground, code, best[0])
         archives = []
         for row in range(code.r):
@@ -274,6 +275,13 @@ class _Job:
 
     def _bar(self, what: str, total: int, unit: str = "body") -> Any:
         return tqdm(total=total, desc=what, disable=not self.settings.progress, file=sys.stderr, unit=unit)
+
+
+def _of_decisions(agreement: float, outputs: Array, metric: str) -> float | None:
+    """What a proxy will find live, as far as it was measured here: a share of equal decisions, the best of several
+    classes. Boxes, the five best, and a single number are compared otherwise there, so nothing is promised of them.
+    """
+    return agreement if metric == "top1" and outputs[0].size > 1 else None
 
 
 def _warnings(outputs: Array, candidates: Sequence[Candidate]) -> list[str]:
