@@ -43,6 +43,7 @@ OUTCOMES: Mapping[str, Outcome] = {
     "fail": Failed("worker died"),
     "fatal": Failed("refused", retry=False),
     "unreachable": Failed("connection refused", cause=Cause.UNREACHABLE),
+    "killed": Failed("500 Worker died.", cause=Cause.WORKER_DIED),
     "lost": Failed("it closed the connection", cause=Cause.LOST),
     "reject": Rejected(),
 }

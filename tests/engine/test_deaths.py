@@ -319,3 +319,120 @@ def test_endpoints_that_come_and_go_lose_nothing():
         actions = scheduler.task_done(task, Arrived() if task.endpoint.name != "d0" else Failed("gone"), 22.0)
         answered |= {action.query.id for action in actions if isinstance(action, Answer)}
     assert answered == set(range(number))
+
+
+# ---- queries that kill their workers -------------------------------------------------------------------------------
+
+
+def test_a_query_that_kills_its_workers_is_sent_to_two_at_most():
+    rows = [(0, 0.001, "killed")] + [("retry 0", 0.001, "killed")] * 9
+    run = scenario(arrivals=[0.0], code=None, deployed=9, tasks=rows, policy={"max_attempts": 9})
+    assert len(run.sends(0)) == 2
+    assert run.failures == {0: ("failed", 0.002)}
+    assert run.nothing_left_over()
+
+
+def test_whoever_was_in_the_same_batch_has_one_more_attempt_whatever_the_budget():
+    """A worker with a batch of 32 dies of one of them: 31 are innocent."""
+    rows = [(n, 0.005, "killed") for n in range(32)] + [("retry 7", 0.001, "killed")]
+    run = scenario(arrivals=[0.0] * 32, code=None, deployed=3, places=64, tasks=rows, policy={"retry_burst": 1.0})
+    assert set(run.failures) == {7}
+    assert len(run.answers) == 31
+
+
+def test_after_a_worker_has_died_nothing_but_one_attempt_is_made():
+    """Whatever else fails then: the attempts that are left are for others."""
+    rows = [(0, 0.001, "killed"), ("retry 0", 0.001, "fail")]
+    run = scenario(arrivals=[0.0], code=None, deployed=9, tasks=rows, policy={"max_attempts": 9})
+    assert len(run.sends(0)) == 2
+    assert run.failures == {0: ("failed", 0.002)}
+
+
+@pytest.mark.parametrize("nothing_run", ["reject", "unreachable"])
+def test_who_has_run_nothing_cannot_have_been_killed(nothing_run):
+    rows = [(0, 0.001, "killed"), ("retry 0", 0.001, nothing_run)]
+    run = scenario(arrivals=[0.0], code=None, deployed=9, tasks=rows)
+    assert len(run.sends(0)) == 3
+    assert set(run.answers) == {0}
+
+
+HEDGED = {"hedge_ratio": 1.0, "hedge_after_s": 0.03}
+
+
+def test_a_second_copy_is_the_one_more():
+    rows = [(0, 0.040, "killed"), ("hedge 0", 0.020, "killed")]
+    run = scenario(arrivals=[0.0], code=None, deployed=5, tasks=rows, policy=HEDGED)
+    assert (len(run.sends(0)), len(run.sends("hedge 0"))) == (1, 1)
+    assert run.failures == {0: ("failed", 0.050)}
+
+
+@pytest.mark.parametrize("copy", ["fail", "reject"])
+def test_a_second_copy_that_does_not_kill_leaves_the_one_more(copy):
+    rows = [(0, 0.040, "killed"), ("hedge 0", 0.020, copy)]
+    run = scenario(arrivals=[0.0], code=None, deployed=5, tasks=rows, policy=HEDGED)
+    assert [at for at, _ in run.sends(0)] == [0.0, 0.050]
+    assert set(run.answers) == {0}
+
+
+def test_no_second_copy_is_made_of_what_may_kill():
+    rows = [(0, 0.010, "killed"), ("retry 0", 0.300, "ok")]
+    run = scenario(arrivals=[0.0], code=None, deployed=5, tasks=rows, policy=HEDGED)
+    assert run.sends("hedge 0") == []
+    assert run.answers == {0: ("deployed", 0.310)}
+
+
+@pytest.mark.parametrize("code", ["sum", "student", "exact"])
+def test_a_protection_that_has_it_is_the_one_more(code):
+    """Both are sent together, and both die of query 0; its neighbour is innocent."""
+    rows = [(0, 0.010, "killed"), ("parity 0", 0.020, "killed"), (1, 0.200, "ok")]
+    run = scenario(arrivals=[0.0, 0.0], code=code, tasks=rows)
+    assert len(run.sends(0)) == 1
+    assert len(run.sends("parity 0")) == 1
+    assert run.failures == {0: ("failed", 0.020)}
+    assert run.answers == {1: ("deployed", 0.200)}
+    assert run.nothing_left_over()
+
+
+@pytest.mark.parametrize("code", ["sum", "student"])
+def test_a_protection_that_survives_it_leaves_the_one_more(code):
+    """An innocent query in a batch with a killer: its group's protection fails for some other reason."""
+    rows = [(0, 0.010, "killed"), ("parity 0", 0.020, "fail")]
+    run = scenario(arrivals=[0.0, 0.0], code=code, tasks=rows)
+    assert [at for at, _ in run.sends(0)] == [0.0, 0.020]
+    assert set(run.answers) == {0, 1}
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_an_innocent_query_is_rebuilt_or_tried_again(exact):
+    rows = [(0, 0.015, "killed"), ("parity 0", 0.030, "ok")]
+    run = scenario(arrivals=[0.0, 0.0], code="student", tasks=rows, exact=[0] if exact else [])
+    assert run.answers[0] == (("deployed", 0.040) if exact else ("reconstructed", 0.030))
+
+
+@pytest.mark.parametrize("code", ["sum", "student"])
+def test_a_protection_that_waits_for_a_place_goes_without_it(code):
+    """The protection's only machine is busy with another group; query 2 kills its worker meanwhile."""
+    rows = [("parity 0", 0.100, "ok"), (2, 0.010, "killed"), ("retry 2", 0.5, "ok"), (3, 0.300, "ok")]
+    run = scenario(arrivals=[0.0, 0.0, 0.001, 0.001], code=code, tasks=rows)
+    second = [task for task in run.tasks if task.kind is Kind.PROTECTION][1]
+    assert second.group.sent[0] == frozenset({1})
+    assert len(run.sends(2)) == 2
+    assert run.answers[2] == ("deployed", pytest.approx(0.511))
+    assert run.answers[3][0] == ("deployed" if code == "sum" else "reconstructed") or code == "sum"
+    assert run.nothing_left_over()
+
+
+def test_a_protection_for_full_groups_only_is_not_asked_with_one_less():
+    rows = [("parity 0", 0.100, "ok"), (2, 0.010, "killed"), ("retry 2", 0.5, "ok"), (3, 0.300, "ok")]
+    run = scenario(arrivals=[0.0, 0.0, 0.001, 0.001], tasks=rows, partial=False)
+    assert len(run.sends("parity 0")) == 1
+    assert run.answers[3] == ("deployed", pytest.approx(0.301))
+    assert run.nothing_left_over()
+
+
+def test_no_late_backup_of_what_may_kill():
+    rows = [(0, 0.010, "killed"), ("retry 0", 0.300, "ok")]
+    late = {"launch": "late", "launch_after_s": 0.05}
+    run = scenario(arrivals=[0.0], code="student", k=1, tasks=rows, policy=late)
+    assert run.sends("parity 0") == []
+    assert run.answers == {0: ("deployed", 0.310)}

@@ -1,4 +1,4 @@
-"""The seven promises at the top of engine/group.py, on random fleets and random interleavings."""
+"""The eight promises at the top of engine/group.py, on random fleets and random interleavings."""
 
 import gc
 import math
@@ -97,6 +97,7 @@ OUTCOMES = (
     Rejected(),
     Failed("x", cause=Cause.LOST),
     Failed("x", cause=Cause.UNREACHABLE),
+    Failed("x", cause=Cause.WORKER_DIED),
 )
 STEPS = st.lists(
     st.tuples(
@@ -296,7 +297,7 @@ def test_the_promises(fleet, policy, steps):
     assert world.scheduler.sent["retry"] <= allowed + 1e-9
     allowed = (policy.hedge_burst + policy.hedge_ratio * len(world.queries)) if policy.hedge_ratio else 0
     assert world.scheduler.sent["hedge"] <= allowed + 1e-9
-    # 6: nothing is left
+    # 7: nothing is left
     assert world.scheduler.open_queries() == world.scheduler.in_flight() == 0
     assert world.scheduler.next_deadline() == math.inf
     for pool in world.scheduler.pools():
@@ -309,7 +310,7 @@ def test_the_promises(fleet, policy, steps):
         assert all(group.done for group, _ in (*pool.trials.launches, *pool.trials.finishes))
         assert all(group.done for group, _ in pool.protections)
         assert not any(query.open for query in pool.finishes)
-    # 7: the same events at the same times give the same actions
+    # 8: the same events at the same times give the same actions
     assert play(fleet, policy, steps).log == world.log
 
 

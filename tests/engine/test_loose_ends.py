@@ -40,6 +40,7 @@ OUTCOMES = [
     Failed("bad", False),
     Failed("closed", cause=Cause.LOST),
     Failed("nobody", cause=Cause.UNREACHABLE),
+    Failed("killed", cause=Cause.WORKER_DIED),
     Rejected(),
 ]
 FINDINGS = [Finding.AGREED] * 8 + [Finding.DIFFERED, Finding.UNKNOWN, Finding.FAILED]
@@ -88,6 +89,8 @@ class World:
         self.now = 0.5
         self.queries, self.flying, self.ended = [], [], {}
         self.own = Counter()
+        self.again = Counter()
+        """Tasks sent with a query of which a worker may have died."""
         self.shorten_trials()
 
     def shorten_trials(self):
@@ -105,6 +108,10 @@ class World:
                 continue
             task = action.task
             self.flying.append(task)
+            for query in self.had(task):
+                if query.kills:
+                    self.again[query.id] += 1
+                    assert self.again[query.id] <= 1, "what may kill workers runs once more, in whatever form"
             if task.kind is Kind.DEPLOYED and not task.hedge:
                 self.own[task.query.id] += 1
                 assert self.own[task.query.id] - task.query.excused <= self.policy.max_attempts
@@ -168,7 +175,19 @@ class World:
         outcome = self.chance.choice(OUTCOMES)
         if isinstance(outcome, Rejected) and task.kind is Kind.DEPLOYED and not task.hedge:
             self.own[task.query.id] -= 1
+        nothing_run = isinstance(outcome, Rejected) or getattr(outcome, "cause", None) is Cause.UNREACHABLE
+        if nothing_run and task.query is not None:
+            self.again[task.query.id] = 0
         self.obey(self.scheduler.task_done(task, outcome, self.now))
+
+    @staticmethod
+    def had(task):
+        """The queries whose bodies a task brings."""
+        if task.kind is not Kind.PROTECTION:
+            return [task.query]
+        return [
+            member for member in task.group.members if member is not None and member.slot in task.group.sent[task.row]
+        ]
 
     def step(self):
         chance, what = self.chance, self.chance.choice(STEPS)

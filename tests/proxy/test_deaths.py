@@ -77,3 +77,15 @@ async def test_an_instance_whose_management_is_silent_is_not_gone(make_fleet):
 
 def nothing_left_but(proxy, tasks):
     return proxy.driver.left_over()["tasks"] == tasks
+
+
+@pytest.mark.parametrize("status", [500, 507])
+async def test_a_query_that_kills_its_worker_is_sent_to_two_at_most(make_fleet, status):
+    killer = Canned.error(status, "InternalServerException", "Worker died.")
+    instances = [many_places() for _ in range(4)]
+    for instance in instances:
+        instance.models[0].script.extend([killer] * 4)
+    fleet = await make_fleet(*instances, max_attempts=4)
+    answer = await fleet.post()
+    assert (answer.status, answer.json()["message"]) == (status, "Worker died.")
+    assert sum(len(instance.received) for instance in instances) == 2

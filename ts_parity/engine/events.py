@@ -55,6 +55,8 @@ class Cause(Enum):
     """Its endpoint is no longer there: scaled to nothing, unregistered, or its instance is down."""
     LOST = "lost"
     """The connection broke: whatever the instance had is lost with it."""
+    WORKER_DIED = "worker died"
+    """Perhaps of this very query."""
 
 
 class Code(Protocol):
@@ -146,9 +148,10 @@ class Query:
 
     __slots__ = (
         "armed_at", "arrived_at", "attempts", "avoid", "choosy_until", "deadline_at", "displaced", "domain", "exact",
-        "excused", "finish_attempts", "finishes_pending", "first_cause", "forgiven", "given", "group", "hedge_at", "id",
-        "in_flight", "key", "last_failure", "late", "launch_at", "owes", "payload", "pool", "refused", "release_at",
-        "released", "rests_until", "slot", "stale_at", "start_by", "state", "trial", "trial_slot",
+        "excused", "finish_attempts", "finishes_pending", "first_cause", "forgiven", "given", "group", "hedge_at",
+        "id", "in_flight", "key", "kills", "last_chance", "last_failure", "late", "launch_at", "owes", "payload",
+        "pool", "refused", "release_at", "released", "rests_until", "slot", "stale_at", "start_by", "state", "trial",
+        "trial_slot",
     )  # fmt: skip
 
     def __init__(
@@ -192,6 +195,10 @@ class Query:
         self.last_failure: Task | None = None
         self.finishes_pending = 0
         self.finish_attempts = 0
+        self.kills = 0
+        """Workers that died while they had it."""
+        self.last_chance = False
+        """One has, and it has been sent once more since: never again."""
         self.domain = ""
         """Failure domain of its last own task."""
         self.released = False

@@ -379,6 +379,10 @@ class PoolState:
         # With fewer domains than k a group cannot be spread over k of them; it is spread as evenly as it can be.
         self._per_domain = math.ceil(self.code.k / domains) if self.code is not None and domains else 1
 
+    def may_launch(self, group: CodingGroup, row: int) -> bool:
+        """Whether there is a protection for this row, and one that takes the group as it is by now."""
+        return bool(self.rows.get(row)) and bool(group.sendable()) and (not group.barred or self.pool.partial)
+
     @property
     def can_finish(self) -> bool:
         """Whether anybody has the user's code, so that a rebuilt output can become an answer."""

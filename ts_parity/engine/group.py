@@ -23,8 +23,9 @@ What is promised (tests/engine/test_invariants.py checks each on random interlea
   5. Retries and second copies never exceed their budgets, and a second copy is sent only to an idle instance while no
      query waits. What an instance's death takes with it is no retry: a query that found nobody there goes elsewhere for
      nothing, and so does, once, one whose connection broke.
-  6. Memory is bounded by the work waiting and in flight: when all is done, nothing is left.
-  7. The same events at the same times give the same actions.
+  6. A query that a worker may have died of is sent at most once more, protections, second copies and finishes included.
+  7. Memory is bounded by the work waiting and in flight: when all is done, nothing is left.
+  8. The same events at the same times give the same actions.
 
 A late event is normal and is ignored. An event that makes no sense raises and changes nothing.
 """
@@ -44,12 +45,14 @@ class CodingGroup:
     """Members by slot, what has arrived, and what is still to come."""
 
     __slots__ = (
+        "barred",
         "begun_at",
         "closes_at",
         "code",
         "covers",
         "domains",
         "done",
+        "flying",
         "have",
         "id",
         "key",
@@ -58,6 +61,7 @@ class CodingGroup:
         "pending_rows",
         "protections",
         "sealed",
+        "sent",
         "size",
         "trust",
         "unanswered",
@@ -89,6 +93,12 @@ class CodingGroup:
         self.protections: dict[int, Task] = {}
         self.covers: dict[int, frozenset[int]] = {}
         self.pending_rows: set[int] = set()
+        self.barred: set[int] = set()
+        """Slots whose query may have killed a worker: no protection gets it any more."""
+        self.sent: dict[int, frozenset[int]] = {}
+        """Row -> the slots whose queries were sent to its protection."""
+        self.flying = 0
+        """Protections in flight."""
         self.sealed = False
         self.done = False
 
@@ -110,6 +120,14 @@ class CodingGroup:
     def present(self) -> frozenset[int]:
         """The slots that have a member."""
         return frozenset(range(self.size))
+
+    def sendable(self) -> frozenset[int]:
+        """The slots whose queries a protection that is sent now gets."""
+        return self.present - self.barred if self.barred else self.present
+
+    def protection_sent(self, row: int) -> None:
+        self.sent[row] = self.sendable()
+        self.flying += 1
 
     def open_members(self) -> Iterator[Query]:
         return (query for query in self.members if query is not None and query.state is not QueryState.DONE)
@@ -134,7 +152,7 @@ class CodingGroup:
         self.pending_rows.discard(task.row)
         if not self.done:
             self.protections[task.row] = task
-            self.covers[task.row] = self.present if covers is None else covers & self.present
+            self.covers[task.row] = self.sent[task.row] if covers is None else covers & self.sent[task.row]
 
     def recoverable(self) -> frozenset[int]:
         """The slots that could be answered now from what has arrived."""
@@ -156,7 +174,7 @@ class CodingGroup:
             if query is not None and query.slot != slot and (query.in_flight > 0 or query.state is QueryState.WAITING)
         )
         rows = self.pending_rows if self.sealed else set(range(self.code.r))
-        covers = dict.fromkeys(rows, self.present) | self.covers
+        covers = {row: self.sent.get(row, self.sendable()) for row in rows} | self.covers
         return bool(covers) and slot in self.code.recoverable(frozenset(self.have) | coming, covers)
 
     def member_done(self) -> None:

@@ -120,12 +120,17 @@ class Scheduler:
             self._unblock()
         self._in_flight -= 1
         self._note_health(task, outcome, now)
+        died = isinstance(outcome, Failed) and outcome.cause is Cause.WORKER_DIED
+        if died:
+            self._suspect_queries(task)
         if task.kind is Kind.DEPLOYED:
             self._deployed_done(task, outcome, now, actions)
         elif task.kind is Kind.PROTECTION:
             self._protection_done(task, outcome, now, actions)
         else:
             self._finish_done(task, outcome, now, actions)
+        if died:
+            self._review_suspects(task, actions)
         self._pump(now, actions)
         return actions
 
@@ -355,6 +360,8 @@ class Scheduler:
         query.state = QueryState.RUNNING
         query.attempts += 1
         query.in_flight += 1
+        if query.kills:
+            query.last_chance = True
         query.avoid = query.avoid | place.only if query.avoid else place.only
         query.domain = place.domain
         pool.load.add(pool.in_flight() + pool.waiting_count, pool.places)
@@ -374,7 +381,8 @@ class Scheduler:
         self._send(Kind.DEPLOYED, place, query, query.group, query.slot, None, now, actions)
         if sealed is not None:
             self._seal(sealed, actions)
-        if pool.deployed.trials and self.policy.hedge_ratio and not pool.waiting_count and not pool.retries:
+        spare = self.policy.hedge_ratio and not query.kills and not pool.waiting_count and not pool.retries
+        if pool.deployed.trials and spare:
             probe = pool.endpoint_for_probe(query, now) if pool.may_copy(now) else None
             if probe is not None and self._hedges.take():
                 self._send_copy(query, probe, now, actions)
@@ -414,7 +422,7 @@ class Scheduler:
             return
         shed = pool.load.value > self.policy.shed_load and pool.shares_machines
         for row in range(0 if shed else group.code.r):
-            if pool.rows.get(row):
+            if pool.may_launch(group, row):
                 group.pending_rows.add(row)
                 pool.protections.append((group, row))
                 pool.protections_blocked = False
@@ -433,6 +441,7 @@ class Scheduler:
                 if len(held) >= len(pool.rows):  # every row is busy; the rest of the queue need not be asked
                     break
                 continue
+            group.protection_sent(row)
             self._send(Kind.PROTECTION, place, None, group, None, row, now, actions)
         pool.protections.extendleft(reversed(held))
         pool.protections_blocked = bool(held)
@@ -441,7 +450,9 @@ class Scheduler:
         """A backup for a query that is late: it waits for a place with the other late ones."""
         due, query.launch_at = query.launch_at, math.inf
         code = pool.code
-        if query.late or query.group is not None or code is None or not pool.protected or query.key is None:
+        if query.late or query.kills or query.group is not None or query.key is None:
+            return
+        if code is None or not pool.protected:
             return
         if not query.exact or code.lossless:
             query.late = True
@@ -469,6 +480,7 @@ class Scheduler:
             group.sealed = True
             group.pending_rows.add(place.endpoint.row)
             self.sent["late"] += group.size
+            group.protection_sent(place.endpoint.row)
             self._send(Kind.PROTECTION, place, None, group, None, place.endpoint.row, now, actions)
 
     @staticmethod
@@ -532,6 +544,7 @@ class Scheduler:
                 trials.drop(group)
             place = None if group.done else pool.endpoint_for_trial(group, row, now)
             if place is not None:
+                group.protection_sent(row)
                 self._send(Kind.PROTECTION, place, None, group, None, row, now, actions)
             if place is not None or group.done:
                 trials.launches.remove((group, row))
@@ -702,7 +715,8 @@ class Scheduler:
         elif query.displaced and query.group is not None:
             self._review(query.group, actions)
         elif isinstance(outcome, Rejected):
-            self._give_up_on_own_task(query, now, actions)
+            if not (query.displaced and self._queue_again(query)):
+                self._give_up_on_own_task(query, now, actions)
         else:
             return False
         return True
@@ -711,6 +725,8 @@ class Scheduler:
         group = task.group
         assert group is not None
         assert task.row is not None
+        if not task.lost:
+            group.flying -= 1
         if isinstance(outcome, Arrived):
             pool = self._fleet.pools.get(task.endpoint.pool)
             if pool is not None:
@@ -730,7 +746,7 @@ class Scheduler:
             return
         elif isinstance(outcome, Rejected):
             pool = self._fleet.pools.get(task.endpoint.pool)
-            if pool is None or not pool.rows.get(task.row):
+            if pool is None or not pool.may_launch(group, task.row):
                 self._protection_lost(group, task.row, actions)
             else:
                 pool.protections.appendleft((group, task.row))
@@ -793,8 +809,9 @@ class Scheduler:
 
     def _queue_finish(self, query: Query) -> bool:
         pool = self._fleet.pools.get(query.pool)
-        if pool is None or not pool.can_finish or query.finish_attempts >= MAX_FINISHES:
+        if pool is None or not self._may_be_finished(query, pool):
             return False
+        query.last_chance = query.kills > 0
         query.finishes_pending += 1
         pool.finishes.append(query)
         return True
@@ -825,8 +842,53 @@ class Scheduler:
                 query.choosy_until = query.rests_until = now + rest_s
         else:
             query.attempts -= 1
+            query.last_chance = False
         choosy = now < query.choosy_until and self.policy.balance != "round_robin" and elsewhere
         return self._queue_again(query, choosy or now < query.rests_until)
+
+    def _suspect_queries(self, task: Task) -> None:
+        """A worker died of a query it had, perhaps, and the same body would kill the next. So none of them is copied or
+        put into a protection's group any more, and it runs at most once more: see `_may_run`.
+        """
+        group = task.group
+        if task.query is not None:
+            suspects = [task.query]
+        else:
+            assert group is not None
+            assert task.row is not None
+            slots = group.sent[task.row]
+            group.barred |= slots
+            had = [member for slot, member in enumerate(group.members) if slot in slots]
+            suspects = [member for member in had if member is not None and member.open]
+        for query in suspects:
+            query.kills += 1
+            query.hedge_at = math.inf
+            if query.group is not None:
+                query.group.barred.add(query.slot)
+            elif group is not None and task.slot is not None:
+                group.barred.add(task.slot)
+            pool = self._fleet.pools.get(query.pool)
+            if pool is not None:
+                pool.hedges.pop(query.id, None)
+                query.late = pool.late.pop(query.id, None) is None and query.late
+                if query.trial is not None:
+                    pool.trials.drop(query.trial)
+        if group is not None:
+            pool = self._fleet.pools.get(task.endpoint.pool)
+            for queued, row in [] if pool is None else [*pool.protections]:
+                if pool is not None and queued is group and not pool.may_launch(group, row):
+                    pool.protections.remove((group, row))
+                    group.pending_rows.discard(row)
+
+    def _review_suspects(self, task: Task, actions: list[Action]) -> None:
+        """Something may have been taken from them that they had waited for."""
+        query = task.query
+        if task.group is not None and not task.group.done:
+            self._review(task.group, actions)
+            return
+        alone = query is not None and query.group is None and query.state is QueryState.RUNNING
+        if query is not None and alone and not (query.in_flight or query.late):
+            self._fail(query, Reason.FAILED, actions)
 
     def _may_retry(self, query: Query, task: Task, cause: Cause, elsewhere: bool, now: float) -> bool:
         """Whether a failed query is tried again, now or as soon as the budget allows.
@@ -835,12 +897,19 @@ class Scheduler:
         says nothing of the query: where nothing was run it never counts, and a connection that breaks is forgiven once.
         Without a token the query waits for one, if somebody healthy is there and its time allows: it loses nothing.
         """
-        excused = cause in (Cause.UNREACHABLE, Cause.GONE) or (cause is Cause.LOST and not query.forgiven)
+        excused = cause in (Cause.UNREACHABLE, Cause.GONE, Cause.WORKER_DIED)
+        excused = excused or (cause is Cause.LOST and not query.forgiven)
         if cause is Cause.LOST:
             query.forgiven = True
+        elif cause is Cause.UNREACHABLE:
+            query.last_chance = False
         if excused and not task.hedge:
             query.excused += 1
         if query.attempts - query.excused >= self.policy.max_attempts:
+            return False
+        if query.kills and not _may_run(query):
+            # What else has it may still kill or answer; if it does neither, its own second attempt is due.
+            query.displaced = query.kills == 1 and not query.last_chance
             return False
         if excused:
             self.sent["moved"] += 1
@@ -859,7 +928,7 @@ class Scheduler:
     def _queue_again(self, query: Query, choosy: bool = False) -> bool:
         """At the head of those that wait for any place; or, if it may not have just any now, in a line beside it."""
         pool = self._fleet.pools.get(query.pool)
-        if pool is None or not pool.deployed:
+        if pool is None or not pool.deployed or (query.kills and not _may_run(query)):
             return False
         query.state = QueryState.WAITING
         query.displaced = False
@@ -897,7 +966,8 @@ class Scheduler:
             assert group is not None
             assert task.row is not None
             task.lost = True
-            if pool is not None and pool.rows.get(task.row):
+            group.flying -= 1
+            if pool is not None and pool.may_launch(group, task.row):
                 pool.protections.appendleft((group, task.row))
             else:
                 self._protection_lost(group, task.row, actions)
@@ -956,6 +1026,8 @@ class Scheduler:
             if not (self._may_be_rebuilt(query, group) and group.could_recover(query.slot)):
                 if query.displaced and self._queue_again(query):  # its backup ran first, and failed
                     continue
+                if query.displaced and query.kills == 1 and group.flying:  # not before that has ended
+                    continue
                 self._fail(query, Reason.FAILED, actions)
 
     def _may_be_rebuilt(self, query: Query, group: CodingGroup) -> bool:
@@ -964,7 +1036,12 @@ class Scheduler:
         if group.code.family == "backup":  # its answers are ready
             return True
         pool = self._fleet.pools.get(query.pool)
-        return pool is not None and pool.can_finish and query.finish_attempts < MAX_FINISHES
+        return pool is not None and self._may_be_finished(query, pool)
+
+    def _may_be_finished(self, query: Query, pool: PoolState) -> bool:
+        if query.kills and (query.state is QueryState.WAITING or query.displaced or not _may_run(query)):
+            return False  # it runs at most once more, and that is its own attempt
+        return pool.can_finish and query.finish_attempts < MAX_FINISHES
 
     def _arm_query(self, query: Query) -> None:
         """One timer a query: for what comes next."""
@@ -1177,6 +1254,15 @@ class Scheduler:
                 for name, state in self._fleet.endpoints.items()
             },
         }
+
+
+def _may_run(query: Query) -> bool:
+    """Whether a query that may be what its workers died of is sent once more: only after the first, only once, and not
+    while anybody else still has it. So it kills two workers at most, unless more had it when the first died.
+    """
+    group = query.group
+    others = query.in_flight + query.finishes_pending + (0 if group is None else group.flying)
+    return not query.kills or (query.kills == 1 and not query.last_chance and not others)
 
 
 def _head(pool: PoolState) -> Query:

@@ -277,7 +277,12 @@ class Driver:
             # A group waits in the queue under its code; meanwhile other protections may have been registered.
             if task.group.code != self._code(task.endpoint.pool):
                 raise DecodeError("the group's code is no longer the pool's")
-            members = [None if member is None else cast(Ask, member.payload) for member in task.group.members]
+            assert task.row is not None
+            sent = task.group.sent[task.row]
+            members = [
+                cast(Ask, member.payload) if member is not None and slot in sent else None
+                for slot, member in enumerate(task.group.members)
+            ]
             self._metrics.work.add(task.kind._value_, by=_protection_work(task, target))
             return group_request(members, target, secret)
         assert task.query is not None
@@ -474,7 +479,8 @@ def _read(task: Task, result: Reply | Unreachable) -> tuple[Outcome, Value]:
     if task.kind is Kind.FINISH:
         return read_finish(result)
     assert task.group is not None
-    return read_protection(result, task.group.code.family, task.group.code.k, task.group.present)
+    assert task.row is not None
+    return read_protection(result, task.group.code.family, task.group.code.k, task.group.sent[task.row])
 
 
 def _error(query: Query, reason: Reason) -> Unavailable:

@@ -271,7 +271,9 @@ def classify(reply: Reply) -> Failed | Rejected | None:
         return Rejected() if kind == "ServiceUnavailableException" else None
     if kind != "InternalServerException":
         return None
-    if status == 507 or message == "Worker died.":
+    if message == "Worker died.":
+        return Failed(f"{status} {message}", cause=Cause.WORKER_DIED)
+    if status == 507:
         return Failed(f"{status} {message}")
     return None
 
