@@ -19,8 +19,8 @@ COMPILED = [
     *(
         f"engine/{name}"
         for name in (
-            "admission", "events", "fleet", "group", "health", "lateness", "policy", "scheduler", "timers", "trials",
-            "trust",
+            "admission", "events", "fleet", "group", "health", "lateness", "outliers", "policy", "scheduler", "timers",
+            "trials", "trust",
         )
     ),
     *(

@@ -14,6 +14,7 @@ from typing import Any
 
 from ts_parity.codes import make_code
 from ts_parity.engine import (
+    ARRIVED_ERROR,
     Action,
     Answer,
     Arrived,
@@ -40,6 +41,7 @@ POOL = "model"
 OUTCOMES: Mapping[str, Outcome] = {
     "ok": Arrived(raw=True),
     "plain": Arrived(raw=False),
+    "error": ARRIVED_ERROR,
     "fail": Failed("worker died"),
     "fatal": Failed("refused", retry=False),
     "unreachable": Failed("connection refused", cause=Cause.UNREACHABLE),
@@ -73,6 +75,8 @@ class Run:
     scheduler: Scheduler
     answers: dict[int, tuple[str, float]] = field(default_factory=dict)
     failures: dict[int, tuple[str, float]] = field(default_factory=dict)
+    errors: list[int] = field(default_factory=list)
+    """Queries whose answer was an error of the handler."""
     sent: list[tuple[float, str, str]] = field(default_factory=list)
     """(time, what, endpoint): what is a query's number, "parity 0" or "finish 0" as in the table."""
     actions: list[Action] = field(default_factory=list)
@@ -108,6 +112,7 @@ def fleet(
     shared: bool = False,
     partial: bool = True,
     proved: bool = True,
+    repeatable: bool = True,
 ) -> Fleet:
     """Instances d0, d1 .. with the deployed model and p0.0 (row 0, number 0) .. with protections.
 
@@ -122,7 +127,7 @@ def fleet(
             if not shared:
                 instances.append(Instance(name, places, name))
             endpoints.append(Endpoint(name, host, POOL, row, places))
-    pool = Pool(POOL, make_code(code, k, r) if code else None, partial, proved=proved)
+    pool = Pool(POOL, make_code(code, k, r) if code else None, partial, proved=proved, repeatable=repeatable)
     return Fleet(tuple(instances), tuple(endpoints), (pool,))
 
 
@@ -138,6 +143,7 @@ def scenario(
     policy: Mapping[str, Any] | None = None,
     slow: Mapping[str, tuple[float, float]] | None = None,
     dead: Mapping[str, tuple[float, float]] | None = None,
+    erring: Mapping[str, tuple[float, float]] | None = None,
     findings: Sequence[str] = (),
     until: float = 100.0,
     **shape: Any,
@@ -147,12 +153,13 @@ def scenario(
     Several rows with one name are taken in turn. `shape` is passed to `fleet`. `exact` lists the queries that refuse
     rebuilt answers; `abandons` and `deadlines` map queries to instants; `keys` maps queries to group keys; `slow` maps
     endpoints to an instant and the service time that deployed tasks have there from then on. `dead` maps instances to
-    when they die and when they are back: what they had is lost, and meanwhile they accept no connection. With
+    when they die and when they are back: what they had is lost, and meanwhile they accept no connection. `erring` maps
+    endpoints to when they begin and when they cease to answer whatever they get with an error, in 1 ms. With
     `proved=False` (of `fleet`) protections are on trial first; `findings` are what is found by comparisons, in turn.
     """
     settings = {"reconstruct_after_s": 0.05, "group_wait_s": 0.02, "deadline_s": 1.0, **(policy or {})}
     run = Run(Scheduler(fleet(**shape), Policy(**settings)))
-    world = _World(run, list(tasks), service, slow or {}, dead or {}, findings)
+    world = _World(run, list(tasks), service, slow or {}, dead or {}, erring or {}, findings)
     queries = [
         Query(i, POOL, (keys or {}).get(i, "same"), (deadlines or {}).get(i), i in exact) for i in range(len(arrivals))
     ]
@@ -174,6 +181,7 @@ class _World:
         service: float,
         slow: Mapping[str, tuple[float, float]],
         dead: Mapping[str, tuple[float, float]],
+        erring: Mapping[str, tuple[float, float]],
         findings: Sequence[str],
     ) -> None:
         self._run = run
@@ -182,6 +190,8 @@ class _World:
         self._slow = slow
         self._dead = dead
         self._findings = findings
+        self._erring = erring
+        self._errors: set[int] = set()
         self._heap: list[tuple[float, int, Query | Task, str | None]] = []
         self._order = 0
 
@@ -220,6 +230,8 @@ class _World:
             elif isinstance(action, Answer):
                 assert action.query.id not in run.answers
                 run.answers[action.query.id] = (action.source.value, at)
+                if action.task is not None and action.task.id in self._errors:
+                    run.errors.append(action.query.id)
             elif isinstance(action, Fail):
                 assert action.query.id not in run.failures
                 run.failures[action.query.id] = (action.reason.value, at)
@@ -242,6 +254,11 @@ class _World:
         usual = 0.001 if task.kind is Kind.FINISH else self._service
         since, slower = self._slow.get(task.endpoint.name, (float("inf"), usual))
         seconds, outcome = self._script(name, slower if now >= since and task.kind is Kind.DEPLOYED else usual)
+        errs_at, ceases_at = self._erring.get(task.endpoint.name, (math.inf, math.inf))
+        if task.kind is Kind.DEPLOYED and errs_at <= now < ceases_at:
+            seconds, outcome = 0.001, "error"
+        if outcome == "error":
+            self._errors.add(task.id)
         dies_at, back_at = self._dead.get(task.endpoint.instance, (math.inf, math.inf))
         if dies_at <= now < back_at:
             self.at(now + 0.001, task, "unreachable")

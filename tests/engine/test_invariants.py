@@ -92,6 +92,7 @@ OUTCOMES = (
     Arrived(True),
     Arrived(True),
     Arrived(False),
+    Arrived(error=True),
     Failed("x"),
     Failed("x", False),
     Rejected(),

@@ -35,6 +35,8 @@ OUTCOMES = [
     Arrived(True),
     Arrived(True),
     Arrived(False),
+    Arrived(error=True),
+    Arrived(error=True),
     Failed("died"),
     Failed("died"),
     Failed("bad", False),

@@ -150,7 +150,8 @@ class Query:
         "armed_at", "arrived_at", "attempts", "avoid", "choosy_until", "deadline_at", "displaced", "domain", "exact",
         "excused", "finish_attempts", "finishes_pending", "first_cause", "forgiven", "given", "group", "hedge_at",
         "id", "in_flight", "key", "kills", "last_chance", "last_failure", "late", "launch_at", "owes", "payload",
-        "pool", "refused", "release_at", "released", "rests_until", "slot", "stale_at", "start_by", "state", "trial",
+        "pool", "refused", "release_at", "released", "rests_until", "set_aside", "slot", "stale_at", "start_by",
+        "state", "trial",
         "trial_slot",
     )  # fmt: skip
 
@@ -195,6 +196,8 @@ class Query:
         self.last_failure: Task | None = None
         self.finishes_pending = 0
         self.finish_attempts = 0
+        self.set_aside: Task | None = None
+        """A suspect endpoint answered it with an error, and whose fault that is will be seen."""
         self.kills = 0
         """Workers that died while they had it."""
         self.last_chance = False

@@ -17,6 +17,7 @@ from ts_parity.engine.events import Code, Endpoint, Fleet, Instance, Pool, Query
 from ts_parity.engine.group import CodingGroup
 from ts_parity.engine.health import Condition, Health
 from ts_parity.engine.lateness import LatencyWindow
+from ts_parity.engine.outliers import ErrorRecord
 from ts_parity.engine.policy import GapMeter, LoadMeter, Policy
 from ts_parity.engine.trials import Trials
 from ts_parity.engine.trust import QUIET_S, Repeats, Trust
@@ -73,7 +74,7 @@ class EndpointState:
 
     __slots__ = (
         "ejections", "endpoint", "failures", "health", "host", "in_flight", "last_sent", "line", "machine_places",
-        "name", "only", "share", "tasks", "why",
+        "name", "only", "record", "share", "tasks", "why",
     )  # fmt: skip
 
     def __init__(self, endpoint: Endpoint, host: InstanceState, policy: Policy) -> None:
@@ -93,6 +94,7 @@ class EndpointState:
         self.failures = self.ejections = 0
         self.why = ""
         """It is out, if it is."""
+        self.record = ErrorRecord()
         self.describe(endpoint, host)
 
     def describe(self, endpoint: Endpoint, host: InstanceState) -> None:
@@ -364,6 +366,25 @@ class PoolState:
         count = len(self.deployed)
         out = 1 + self.deployed.out
         return out <= self._policy.max_out * count and self.load.value * count < BEARABLE * (count - out)
+
+    def may_convict(self, place: EndpointState) -> bool:
+        """Whether errors may take it out: there is another above suspicion, and the others can bear the load, unless it
+        fails so much that it bears nothing itself.
+        """
+        others = [state for state in self.deployed.everyone if state is not place]
+        count, fit = len(others) + 1, sum(state.health.condition is Condition.IN for state in others)
+        if not any(s.health.condition is Condition.IN and not s.record.suspect for s in others):
+            return False
+        return place.record.share > 0.5 or self.load.value * count < BEARABLE * fit
+
+    def peers_of(self, place: EndpointState) -> tuple[float, float]:
+        """How often the others have answered, and how often with an error."""
+        others = [state.record for state in self.deployed.everyone if state is not place]
+        return sum(record.answers for record in others), sum(record.errors for record in others)
+
+    def suspects(self) -> frozenset[str]:
+        """Instances whose errors may be their own."""
+        return frozenset(state.endpoint.instance for state in self.deployed.everyone if state.record.suspect)
 
     def set_endpoints(self, members: Iterable[EndpointState]) -> None:
         rows: dict[int | None, list[EndpointState]] = {}

@@ -87,6 +87,12 @@ class Health:
         if self.condition is Condition.TRIAL:
             self.condition = Condition.OUT
 
+    def convicted(self, now: float) -> None:
+        """It answers with errors of its own: out at once, from its trial too."""
+        self.clean = self.untroubled = False
+        self.condition = Condition.IN
+        self._take_out(now)
+
     def was_slow(self, now: float, until_out: int, may_take_out: bool) -> None:
         """It answered, but far later than its peers do. A slow trial keeps it out."""
         self.clean = self.untroubled = False

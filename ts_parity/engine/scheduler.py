@@ -667,8 +667,14 @@ class Scheduler:
             pool = self._fleet.pools.get(query.pool)
             pairs: list[Compare] = []
             if pool is not None:
-                pool.latency.add(now - task.sent_at)
                 pool.unreachable_since = math.inf
+                if outcome.error or query.set_aside is not None:
+                    if self._weigh_error(task, query, outcome, pool, now):
+                        return
+                else:
+                    task.place.record.answered()
+                if not outcome.error:  # an error's speed says nothing of what is usual
+                    pool.latency.add(now - task.sent_at)
                 if query.trial is not None and pool.trust is not None:
                     pairs = pool.trials.own_arrived(query, task, outcome.raw, pool.trust, now)
             if query.open:
@@ -682,6 +688,53 @@ class Scheduler:
                     self._review(group, actions)
         elif not task.lost:
             self._deployed_failed(task, query, outcome, now, actions)
+
+    def _weigh_error(self, task: Task, query: Query, outcome: Arrived, pool: PoolState, now: float) -> bool:
+        """Learn whose fault errors are; see `outliers`. -> whether this answer is set aside until a peer has spoken."""
+        place, first = task.place, query.set_aside
+        suspect = place.record.erred(*pool.peers_of(place)) if outcome.error else False
+        if not outcome.error:
+            place.record.answered()
+        if first is not None:
+            query.set_aside = None
+            if first.place is place:
+                return False
+            if outcome.error:
+                self._acquit(first.place, now)
+            elif first.place.record.proved() and pool.may_convict(first.place):
+                before = first.place.health.condition
+                first.place.health.convicted(now)
+                self._health_changed(first.place, before, "it answers with errors what its peers answer well", now)
+            return False
+        if not suspect or not query.open:
+            return False
+        if not query.in_flight and query.state is not QueryState.WAITING:
+            if not self._may_ask_a_peer(query, pool, now):
+                return False
+            assert query.deadline_at is not None
+            query.choosy_until = min(now + pool.reconstruct_after_s, (now + query.deadline_at) / 2)
+            self._queue_again(query, choosy=True)
+        query.set_aside = task
+        return True
+
+    def _may_ask_a_peer(self, query: Query, pool: PoolState, now: float) -> bool:
+        """It has an answer, if a doubtful one: so only at once, and within the budget."""
+        query.avoid |= pool.suspects()
+        if query.kills or not pool.pool.repeatable or not pool.has_elsewhere(query):
+            return False
+        self._retries.pass_time(now)
+        queue = any(other.owes for other_pool in self._fleet.pools.values() for other in other_pool.retries.values())
+        if queue or self._retries.wait_s(0) or query.attempts - query.excused >= self.policy.max_attempts:
+            return False
+        self._pay(query)
+        return True
+
+    def _acquit(self, place: EndpointState, now: float) -> None:
+        place.record.clear()
+        before = place.health.condition
+        if before is not Condition.IN:
+            place.health.succeeded()
+            self._health_changed(place, before, "", now)
 
     def _deployed_failed(
         self, task: Task, query: Query, outcome: Failed | Rejected, now: float, actions: list[Action]
@@ -1123,6 +1176,9 @@ class Scheduler:
         self._close(query, actions)
 
     def _fail(self, query: Query, reason: Reason, actions: list[Action]) -> None:
+        if query.set_aside is not None:  # a doubtful answer is one
+            self._answer(query, Source.HEDGED if query.set_aside.hedge else Source.DEPLOYED, query.set_aside, actions)
+            return
         self.failed[reason._value_] += 1
         actions.append(Fail(query, reason, query.last_failure))
         self._close(query, actions)
@@ -1143,7 +1199,7 @@ class Scheduler:
             self._lost_for_trial(query)
         self._live.pop(query.id, None)
         group = query.group
-        query.group = query.last_failure = None  # no cycles: nothing is left to the garbage collector
+        query.group = query.last_failure = query.set_aside = None  # no cycles: nothing is left to the garbage collector
         if group is not None:
             group.member_done()
             if waited and not group.done:  # its own answer, which a neighbour may have waited for, comes no more
@@ -1155,6 +1211,11 @@ class Scheduler:
         place = task.place
         health = place.health
         if isinstance(outcome, Arrived):
+            if outcome.error and place.record.suspect and task.kind is Kind.DEPLOYED:
+                if health.condition is Condition.TRIAL:  # it goes on when a peer has answered the query, or later
+                    health.pause(now + self.policy.out_s)
+                    self._health_changed(place, Condition.TRIAL, "", now)
+                return
             slow = self.policy.slow_factor and task.kind is Kind.DEPLOYED and self._was_slow(task, now)
             if health.untroubled and not slow:
                 return
@@ -1174,6 +1235,10 @@ class Scheduler:
                 health.failed(now)
             else:
                 health.undecided()
+        self._health_changed(place, before, why, now)
+
+    def _health_changed(self, place: EndpointState, before: Condition, why: str, now: float) -> None:
+        health = place.health
         self._note_change(place, before, why)
         place.line.count(before, health.condition)
         if health.resumes_at > now:

@@ -39,7 +39,7 @@ from ts_parity.engine import (
 from ts_parity.errors import DeadlineExceeded, DecodeError, Overloaded, TsParityError, Unavailable, WireError
 from ts_parity.proxy.access import ERROR, LEFT, Facts
 from ts_parity.proxy.comparison import Answers, Comparison
-from ts_parity.proxy.messages import Reply, Request
+from ts_parity.proxy.messages import AUTHORIZATION, Reply, Request, has
 from ts_parity.proxy.metrics import Metrics
 from ts_parity.proxy.operations import (
     Ask,
@@ -55,7 +55,7 @@ from ts_parity.proxy.operations import (
 )
 from ts_parity.proxy.plan import Plan
 from ts_parity.proxy.streams import Pipe, Stream
-from ts_parity.proxy.upstream import Address, Result, Unreachable, Upstream, classify
+from ts_parity.proxy.upstream import Address, Result, Unreachable, Upstream, classify, key_refused
 from ts_parity.wire import Array
 
 log = logging.getLogger(__name__)
@@ -314,10 +314,21 @@ class Driver:
         outcome: Outcome
         try:
             outcome, task.value = _read(task, result)
+            if isinstance(result, Reply) and result.status == 400 and key_refused(result) and self._gave_the_key(task):
+                outcome = Failed("400 it refuses the key that it was configured with")
         except Exception:
             self._broken(task)
             return
         self._ended(task, outcome)
+
+    def _gave_the_key(self, task: Task) -> bool:
+        """Whether a key that was refused was the proxy's own. A client's own is judged, and that is its answer."""
+        target = self._plan.targets.get(task.endpoint.name)
+        address = None if target is None else self._addresses.get(target.instance)
+        if address is None or not address.token:
+            return False
+        ask = None if task.query is None or task.kind is not Kind.DEPLOYED else cast(Ask, task.query.payload)
+        return ask is None or not has(ask.request.headers, AUTHORIZATION)
 
     def _broken(self, task: Task) -> None:
         """Not a failure of the instance but of this program. The place must come back all the same."""

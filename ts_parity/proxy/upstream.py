@@ -41,6 +41,9 @@ _SMALL_BODY: Final = 65536
 _EXPIRES: Final = "Thu, 01 Jan 1970 00:00:00 UTC"
 _CACHE_CONTROL: Final = "no-cache; no-store, must-revalidate, private"
 # What gateways say of the instance, besides every 5xx: redirects, "no such route", timeouts, a limit of requests.
+_INSTANCE_GONE: Final = frozenset({502, 503, 504})
+# What TorchServe's frontend itself says where a model, a version or the route is not there.
+_NOT_FOUND: Final = frozenset({"ModelNotFoundException", "ModelVersionNotFoundException", "ResourceNotFoundException"})
 _OF_GATEWAYS: Final = frozenset({301, 302, 303, 307, 308, 404, 408, 429})
 
 
@@ -263,10 +266,15 @@ def classify(reply: Reply) -> Failed | Rejected | None:
     if status < 300:
         return None
     if from_gateway(reply):
-        return Failed(f"{status} from a gateway, not from TorchServe: {excerpt(reply.body)}")
-    if status not in (500, 503, 507):
+        # "Bad gateway" and the like are how a sidecar says that the instance behind it is gone with what it had.
+        cause = Cause.LOST if status in _INSTANCE_GONE else Cause.ERROR
+        return Failed(f"{status} from a gateway, not from TorchServe: {excerpt(reply.body)}", cause=cause)
+    if status not in (404, 500, 503, 507):
         return None
     kind, message = error_fields(reply)
+    if status == 404:
+        # Only models that an instance was seen to have are asked of it.
+        return Failed(f"{status} {message}") if kind in _NOT_FOUND else None
     if status == 503:
         return Rejected() if kind == "ServiceUnavailableException" else None
     if kind != "InternalServerException":
@@ -276,6 +284,11 @@ def classify(reply: Reply) -> Failed | Rejected | None:
     if status == 507:
         return Failed(f"{status} {message}")
     return None
+
+
+def key_refused(reply: Reply) -> bool:
+    """Whether the key was not the instance's. Nothing was run."""
+    return reply.status == 400 and error_fields(reply)[0] == "InvalidKeyException"
 
 
 def from_gateway(reply: Reply) -> bool:
