@@ -282,6 +282,14 @@ def test_a_query_whose_own_task_fails_waits_for_its_copy():
     assert run.answers == {0: ("hedged", 0.050)}
 
 
+def test_a_copy_is_not_compared_with_a_stream_that_is_under_way():
+    scheduler = Scheduler(fleet(deployed=3, code=None, proved=False), Policy(hedge_ratio=1.0, hedge_after_s=0.05))
+    [own] = scheduler.query_arrived(Query(0, POOL, "same"), 0.0)
+    [copy] = [action for action in scheduler.tick(0.05) if isinstance(action, Send)]
+    scheduler.answer_started(own.task, 0.06)
+    assert scheduler.task_done(copy.task, Arrived(), 0.07) == []
+
+
 def test_a_second_copy_waits_until_the_backup_has_had_its_time():
     """Backups take 4 ms and are launched after 20: a copy goes out at 24, not at the usual quantile of 10 ms."""
     policy = {"hedge_ratio": 1.0, "launch_after_s": 0.02, "reconstruct_after_s": 0.02, "deadline_s": 50.0}

@@ -585,7 +585,7 @@ class Scheduler:
         given, query.given = query.given, None
         if isinstance(outcome, Arrived) and given is not None:
             pool = self._fleet.pools.get(query.pool)
-            if given is not task and pool is not None and not pool.pool.proved:
+            if given is not task and given.done and pool is not None and not pool.pool.proved:  # no stream under way
                 actions.append(Compare(task, given, query.slot))
             given = task
         if query.in_flight:
