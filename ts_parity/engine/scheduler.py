@@ -167,11 +167,11 @@ class Scheduler:
             self._withdraw_if_out(pool, actions)
         for pool in [*gone, *self._fleet.pools.values()]:
             if pool in gone or not pool.deployed:
+                pool.trials.clear()
                 for query in [*pool.waiting, *pool.retries.values()]:
                     if query.state is QueryState.WAITING:
                         self._fail(query, Reason.NO_ENDPOINT, actions)
         for pool in gone:
-            pool.trials.clear()
             for group, row in pool.protections:
                 self._protection_lost(group, row, actions)
             self._give_up_launches(pool, actions)
