@@ -39,7 +39,7 @@ from ts_parity.engine import (
 from ts_parity.errors import DeadlineExceeded, DecodeError, Overloaded, TsParityError, Unavailable, WireError
 from ts_parity.proxy.access import ERROR, LEFT, Facts
 from ts_parity.proxy.comparison import Answers, Comparison
-from ts_parity.proxy.messages import AUTHORIZATION, Reply, Request, has
+from ts_parity.proxy.messages import Reply, Request
 from ts_parity.proxy.metrics import Metrics
 from ts_parity.proxy.operations import (
     Ask,
@@ -328,7 +328,7 @@ class Driver:
         if address is None or not address.token:
             return False
         ask = None if task.query is None or task.kind is not Kind.DEPLOYED else cast(Ask, task.query.payload)
-        return ask is None or not has(ask.request.headers, AUTHORIZATION)
+        return ask is None or not address.judges(ask.request)
 
     def _broken(self, task: Task) -> None:
         """Not a failure of the instance but of this program. The place must come back all the same."""
