@@ -174,7 +174,7 @@ class CodingGroup:
             if query is not None and query.slot != slot and (query.in_flight > 0 or query.state is QueryState.WAITING)
         )
         rows = self.pending_rows if self.sealed else set(range(self.code.r))
-        covers = {row: self.sent.get(row, self.sendable()) for row in rows} | self.covers
+        covers = {row: self.sent[row] if row in self.sent else self.sendable() for row in rows} | self.covers
         return bool(covers) and slot in self.code.recoverable(frozenset(self.have) | coming, covers)
 
     def member_done(self) -> None:
