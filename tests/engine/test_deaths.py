@@ -65,6 +65,12 @@ def test_a_query_that_breaks_every_connection_is_given_up():
     assert run.actions[-1].query.first_cause == "d0: it closed the connection"
 
 
+@pytest.mark.parametrize(("outcome", "again"), [("lost", False), ("killed", False), ("unreachable", True)])
+def test_with_one_attempt_nothing_is_run_twice(outcome, again):
+    run = scenario(arrivals=[0.0], code=None, tasks=[(0, 0.001, outcome)], policy={"max_attempts": 1})
+    assert (set(run.answers) == {0}) == again
+
+
 def test_who_finds_nobody_asks_again_until_somebody_is_back():
     """All three die with 24 queries and are back after two seconds; nobody has asked them without pause."""
     dead = {f"d{n}": (0.05, 2.0) for n in range(3)}

@@ -952,6 +952,8 @@ class Scheduler:
         """
         excused = cause in (Cause.UNREACHABLE, Cause.GONE, Cause.WORKER_DIED)
         excused = excused or (cause is Cause.LOST and not query.forgiven)
+        if self.policy.max_attempts == 1 and cause is not Cause.UNREACHABLE:
+            excused = False  # nothing that may have been run is to run twice
         if cause is Cause.LOST:
             query.forgiven = True
         elif cause is Cause.UNREACHABLE:
