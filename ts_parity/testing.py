@@ -251,6 +251,9 @@ class FakeTorchServe:
     def thaw(self) -> None:
         self._thawed.set()
 
+    def renew_keys(self, token: str = "", management_token: str = "") -> None:
+        self._token, self._management_token = token, management_token
+
     def operations(self) -> list[str]:
         """The operations asked for so far; an ordinary request is "plain"."""
         return [request.header(OP) or "plain" for request in self.received]

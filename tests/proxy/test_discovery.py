@@ -107,8 +107,8 @@ async def test_keys_are_sent_and_a_wrong_one_is_reported(upstream: Upstream) -> 
     async with FakeTorchServe(FakeModel(), management_token="m") as instance:
         (wrong,) = await discovery_of(instance, upstream, ",management_token=x").look()
         (right,) = await discovery_of(instance, upstream, ",management_token=m").look()
-    assert right.up
-    assert not wrong.up
+    assert (right.up, right.locked) == (True, False)
+    assert (wrong.up, wrong.locked, wrong.models) == (True, True, ())
     assert "Token Authorization failed" in wrong.problem
 
 

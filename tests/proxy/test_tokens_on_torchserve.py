@@ -108,6 +108,18 @@ async def test_without_a_key_of_its_own_the_proxy_passes_on_the_clients(instance
             await pair.same(Case(case.status, case.method, case.path, case.body, key, case.marked))
 
 
+async def test_without_a_management_key_torchserve_judges_each_request(
+    make_fleet: MakeFleet, instance: TorchServeInstance
+) -> None:
+    """Nothing is known of what it hosts then."""
+    given = (InstanceSettings(instance.inference_url, instance.management_url, "here"),)
+    fleet = await make_fleet(given=given, describe_timeout_s=5.0)
+    pair = Pair(instance.inference_url, fleet.proxy.url, fleet.proxy)
+    for case, status in ROUTES:
+        for key, expected in ((inference_key(instance), case.status), ("wrong", status)):
+            await pair.same(Case(expected, case.method, case.path, case.body, (bearer(key),), marked=False))
+
+
 async def test_undecoded_input_is_the_same(instance: TorchServeInstance) -> None:
     """The handler of an instance with `decode_input_request=false` gets the bytes of a JSON body."""
     async with proxy_before(instance) as proxy:

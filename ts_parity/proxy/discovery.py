@@ -47,22 +47,35 @@ _QUESTION_S = 130.0
 _ANSWERS_S = 1.0
 # A gateway's words for a refused connection.
 _GONE = frozenset({502, 503, 504})
+_WRONG_KEY = "InvalidKeyException"
 
 
 class _Silence(TsParityError):
-    """No usable answer. `refused`: nobody is listening. `answered`: somebody is, but said something else. `fronted`: a
-    gateway says that nobody is.
+    """No usable answer. `refused`: nobody is listening. `answered`: somebody is, but said something else;
+    `locked`: that it wants another key. `fronted`: a gateway says that nobody is.
     """
 
-    def __init__(self, message: str, refused: bool = False, answered: bool = False, fronted: bool = False) -> None:
+    def __init__(
+        self,
+        message: str,
+        refused: bool = False,
+        answered: bool = False,
+        fronted: bool = False,
+        locked: bool = False,
+    ) -> None:
         super().__init__(message)
         self.refused = refused
         self.answered = answered
         self.fronted = fronted
+        self.locked = locked
 
 
 class _WrongPort(TsParityError):
     """Another API is at this address. The message says so whole."""
+
+
+class _Locked(TsParityError):
+    """The management API wants a key that we have not. The message says so whole."""
 
 
 class Discovery:
@@ -74,6 +87,7 @@ class Discovery:
         self._timeout_s = timeout_s
         self._last: dict[str, InstanceReport] = {}
         self._knows_ping: set[str] = set()
+        self._keys: dict[str, str] = {}
         self._ready_at: dict[tuple[str, str, str], float] = {}
         self._questions = Questions(self._describe, self._is_idle)
 
@@ -99,14 +113,17 @@ class Discovery:
         problems: list[str] = []
         undescribed: list[str] = []
         try:
-            address = Address(instance.management, instance.management_key())
+            address = Address(instance.management, self._key(instance, problems))
             models = await self._models(name, address, problems, undescribed)
             if models:  # else nothing will be sent there
                 await self._check_inference(instance)
-        except (ConfigError, _WrongPort) as error:
+        except _WrongPort as error:
             report = InstanceReport(name, False, problem=str(error), lost=self._hosted(name))
+        except _Locked as error:
+            report = self._locked(name, "; ".join([*problems, str(error)]))
         except _Silence as error:
             report = self._unheard(name, instance, error)
+            report = replace(report, problem="; ".join([*problems, report.problem]))
         except Exception as error:
             log.exception("%s: its description could not be read", name)
             report = self._unheard(name, instance, _Silence(f"{type(error).__name__}: it cannot be read"))
@@ -115,6 +132,21 @@ class Discovery:
             self._forget(name, models)
         self._last[name] = report
         return report
+
+    def _key(self, instance: InstanceSettings, problems: list[str]) -> str:
+        """TorchServe writes its key file anew, and removes it: the last key may still be right, or none be needed."""
+        try:
+            self._keys[instance.name] = instance.management_key()
+        except ConfigError as error:
+            problems.append(str(error))
+        return self._keys.get(instance.name, "")
+
+    def _locked(self, name: str, problem: str) -> InstanceReport:
+        """It is up, and a client's own key may open what ours does not."""
+        last = self._last.get(name)
+        if last is not None and last.up and last.models:
+            return replace(last, problem=f"{problem}; used as last seen", locked=True)
+        return InstanceReport(name, True, problem=f"{problem}; requests are only passed through to it", locked=True)
 
     def _hosted(self, name: str) -> tuple[ModelReport, ...]:
         """When it was last up."""
@@ -184,6 +216,8 @@ class Discovery:
                 given = [entry["modelName"] for entry in listing["models"]]
                 page = str(listing.get("nextPageToken") or "")[:_LONGEST_TOKEN]
             except _Silence as error:
+                if error.locked:
+                    raise _Locked(_no_list(address, str(error))) from None
                 if error.answered:
                     raise _WrongPort(f"{_no_list(address, str(error))}; not used, asked again regularly") from None
                 raise
@@ -215,6 +249,8 @@ class Discovery:
         except _Silence as error:
             if not error.answered and not error.fronted:
                 raise
+            if error.locked:
+                raise _Locked(_no_list(address, str(error))) from None
             undescribed.append(model)
             # Unregistered between the two questions, or one model in trouble: the others need not suffer.
             log.info("%s: no describe of %s: it %s", instance, model, error)
@@ -236,14 +272,14 @@ class Discovery:
         path = f"/models/{quote(model, safe='')}/{quote(version, safe='')}?customized=true"
         try:
             given = next(each for each in self._instances if each.name == instance)
-            address = Address(given.management, given.management_key())
+            address = Address(given.management, self._key(given, []))
             entries = await self._get(address, path, meant_for_worker=True)
             return Said(read_customized(entries[0] if entries else None))
         except BadDescribe as error:
             return Said(None, f"{error}; treated as if it were not wrapped")
         except UNREADABLE as error:
             return Said(None, f"{type(error).__name__} in its describe; treated as if it were not wrapped")
-        except (_Silence, ConfigError) as error:
+        except _Silence as error:
             raise NoAnswer(str(error)) from None
 
     async def _get(self, address: Address, target: str, meant_for_worker: bool = False) -> Any:
@@ -279,7 +315,7 @@ def _json(reply: Reply) -> Any:
     if reply.status != 200:
         kind, message = error_fields(reply)
         said = f": {excerpt(message.encode())}" if kind not in ("", "ResourceNotFoundException") else ""
-        raise _Silence(f"answered {reply.status}{said}", answered=True)
+        raise _Silence(f"answered {reply.status}{said}", answered=True, locked=kind == _WRONG_KEY)
     try:
         return json.loads(reply.body)
     except (ValueError, RecursionError):

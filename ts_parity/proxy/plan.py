@@ -64,6 +64,8 @@ class Plan:
     """Models, and pools, that only instances that are down had when they were last up."""
     fronted: tuple[str, ...] = ()
     """Instances that are down by the word of a gateway."""
+    locked: tuple[str, ...] = ()
+    """Instances that are up and do not tell us what they host: any model may be there."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,7 @@ def make_plan(reports: Sequence[InstanceReport], wanted: Wanted) -> Plan:
         },
         missing=_missing(reports),
         fronted=tuple(report.name for report in reports if report.fronted),
+        locked=tuple(report.name for report in reports if report.locked),
     )
 
 
@@ -373,7 +376,11 @@ def _hosts(up: Sequence[InstanceReport], protections: Collection[str]) -> dict[s
 
 
 def _missing(reports: Sequence[InstanceReport]) -> frozenset[str]:
-    """What an instance that is up has no more was unregistered there; one that is down may come back with it."""
+    """What an instance that is up has no more was unregistered there; one that is down may come back with it. Nothing
+    is, as far as we know, while one that is up does not say what it has.
+    """
+    if any(report.locked for report in reports):
+        return frozenset()
     lost = [m for report in reports for m in report.lost if not m.is_protection]
     here = [m for report in reports if report.up for m in report.models]
     undescribed = {name for report in reports for name in report.undescribed}

@@ -113,6 +113,8 @@ class InstanceReport:
     """What it hosted when it was last up, while it is down."""
     fronted: bool = False
     """It is down by the word of a gateway before it: that one may not know better than a prediction would."""
+    locked: bool = False
+    """Its management API asks for another key, so what it hosts is not known, or known as it was before."""
 
 
 def read_model(entry: Any, default_version: str) -> ModelReport:

@@ -36,7 +36,7 @@ from ts_parity.proxy.plan import Plan, pool_name
 from ts_parity.proxy.reports import REFUSED
 from ts_parity.proxy.routes import Prediction, model_named, prediction
 from ts_parity.proxy.streams import Stream
-from ts_parity.proxy.upstream import Address, Exchange, Result, Upstream, from_gateway
+from ts_parity.proxy.upstream import Address, Exchange, Result, Upstream, error_fields, from_gateway
 from ts_parity.wire import DEADLINE_MS, EXACT, SOURCE, Headers
 
 log = logging.getLogger(__name__)
@@ -47,6 +47,7 @@ _MAX_DEADLINE_S = 24 * 3600.0
 # So long a request for an unknown model waits for the instances to say what they host.
 _LOOK_S = 1.0
 _WARMED_EVERY_S = 10.0
+_NOT_RUN = frozenset({"InvalidKeyException", "ModelNotFoundException", "ModelVersionNotFoundException"})
 
 
 class Streamed(NamedTuple):
@@ -169,6 +170,9 @@ class Service:
                 if host not in self._probed:
                     self._pass_to(passing, host, probes=True)
                     return
+            if self._plan.locked:
+                self._pass_through(passing)
+                return
         self._predict(pool, asked, passing.request, passing.exact, passing.deadline_s, passing.asker)
 
     def _warm(self, pool: str, request: Request) -> None:
@@ -279,6 +283,11 @@ class Service:
                 else:
                     passing.asker.answer(result)
                 return
+            if passing.instance in self._plan.locked and _was_not_run(result):
+                passing.failed(f"{result.status} {error_fields(result)[0]}")
+                passing.page = passing.page or result
+                self._pass_through(passing)
+                return
             if passing.asked is not None and result.status < 300:
                 self._look()  # somebody does serve it
             self._metrics.passed_through.add("answered")
@@ -311,10 +320,10 @@ class Service:
         return all(pool.repeatable for pool in self._plan.pools.values() if pool.model == model)
 
     def _candidate(self, model: str | None, tried: Sequence[str]) -> str | None:
-        """The least busy one not tried yet, of those that host the model, or of all that are up. If none is, one that
-        only a gateway says is down; but no more than a request at a time.
+        """The least busy one not tried yet, of those that host the model, or may, or of all that are up. If none is,
+        one that only a gateway says is down; but no more than a request at a time.
         """
-        hosts = self._plan.hosts.get(model, ()) if model is not None else ()
+        hosts = () if model is None else self._plan.hosts.get(model, ()) or self._plan.locked
         best, least = None, 0
         for name in hosts or self._plan.up:
             busy = self._upstream.busy(self._addresses[name])
@@ -368,6 +377,11 @@ class _Passing:
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
+
+
+def _was_not_run(reply: Reply) -> bool:
+    """It is another instance's key, or another has the model."""
+    return reply.status in (400, 404) and error_fields(reply)[0] in _NOT_RUN
 
 
 def _own(reply: Reply, request: Request) -> Reply:

@@ -60,8 +60,9 @@ def endpoint_problems(engine: Mapping[str, Any]) -> list[str]:
 
 
 def health(plan: Plan, draining: bool, engine: Mapping[str, Any]) -> Json:
-    """`healthy`: each model has a deployed endpoint that is in. `degraded`: one has not, and what can be is rebuilt.
-    `unhealthy`: none has a READY worker. `draining`: this proxy does not want to be asked.
+    """`healthy`: each model has a deployed endpoint that is in. `degraded`: one has not, and what can be is rebuilt;
+    or nobody says what is deployed. `unhealthy`: none has a READY worker. `draining`: this proxy does not want to be
+    asked.
     """
     if draining:
         return {"status": "draining", "reason": "this proxy is being stopped"}
@@ -69,6 +70,8 @@ def health(plan: Plan, draining: bool, engine: Mapping[str, Any]) -> Json:
     for endpoint in plan.fleet.endpoints:
         if endpoint.row is None:
             deployed.setdefault(endpoint.pool, []).append(endpoint.name)
+    if not deployed and plan.locked:
+        return {"status": "degraded", "reason": f"all is only passed through: {'; '.join(plan.problems)}"}
     if not deployed:
         reason = "; ".join(plan.problems) or "no instance hosts a model"
         return {"status": "unhealthy", "reason": f"no deployed model has a READY worker: {reason}"}
