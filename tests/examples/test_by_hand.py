@@ -63,4 +63,6 @@ def test_the_commands_of_the_readme_work_as_they_stand(tmp_path):
     assert "x-ts-parity: deployed" in answer.lower()
     assert '"digit"' in answer
     assert re.search(r"deployed \d$", answer, re.MULTILINE)  # curl leaves no newline before it
-    assert re.search(r"digits/1\.0 +sum k=2 r=1 +2 +1", said), said[-3000:]
+    first, last = said.split("verdict", 2)[1:]
+    assert re.search(r"digits/1\.0 +sum k=2 r=1 +on trial +\w+ +2 +1", first), said[-3000:]
+    assert re.search(r"digits/1\.0 +sum k=2 r=1 +in use +\w+ +2 +1", last), said[-3000:]
