@@ -100,6 +100,25 @@ def test_a_rescued_query_that_was_answered_wrongly_ends_it(code):
     assert trust(run).in_use == (code == "sum"), "an approximate one may differ now and then"
 
 
+@pytest.mark.parametrize("launch", ["group", "late"])
+def test_a_protection_in_use_is_compared_when_it_came_too_late_as_well(launch):
+    """Its query had its own answer before, and nobody needs the other; but who gets the next one wants it right."""
+    last = len(PACE)
+    policy = {"launch": launch, "launch_after_s": 0.02, "reconstruct_after_s": 0.02}
+    slow = [(last, 0.025, "ok"), ("parity 0", 0.001, "ok")] if launch == "late" else []
+    run = on_trial(code="exact", k=1, arrivals=[*PACE, 4.0], tasks=slow, policy=policy)
+    assert run.answers[last][0] == "deployed"
+    assert run.compared[-1] == (last, "protection", "agreed")
+    assert run.nothing_left_over()
+
+
+def test_such_comparisons_are_few():
+    """Ten a second, however many queries there are."""
+    run = on_trial(code="exact", k=1, arrivals=[0.005 * n for n in range(1000)], deployed=8)
+    assert trust(run).in_use
+    assert len(run.compared) <= TRIAL + MOST + 50 + 1
+
+
 def test_second_copies_are_compared_with_their_originals():
     hedge = {"hedge_ratio": 1.0, "hedge_after_s": 0.02}
     run = scenario(code=None, proved=False, arrivals=[0.0], tasks=[(0, 0.05, "ok")], policy=hedge)

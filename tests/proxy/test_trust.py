@@ -140,11 +140,24 @@ async def test_weights_that_change_and_nobody_says_so(make_fleet: MakeFleet) -> 
     await until(lambda: nothing_left(fleet.proxy), "what is left of the trial")
     for instance in members[:2]:
         instance.models[0].matrix = STALE
-    members[0].freeze()
-    assert "reconstructed" in sources(await fleet.posts(2))
-    members[0].thaw()
+        instance.freeze()
+    assert sources(await fleet.posts(2)) == {"reconstructed"}
+    for instance in members[:2]:
+        instance.thaw()
     await until(lambda: state(fleet) == "out", "the late answer to be compared")
     assert "1 of " in trust(fleet)["reason"]
+
+
+async def test_weights_that_change_while_nothing_is_late(make_fleet: MakeFleet) -> None:
+    """The protection's answers come although nobody needs them: they give it away before anybody gets one."""
+    members = instances("exact")
+    fleet = await make_fleet(*members, **{**GROUP, "reconstruct_after_s": 5.0})
+    await through_its_trial(fleet)
+    for instance in members[:2]:
+        instance.models[0].matrix = STALE
+    while state(fleet) == "in use":
+        assert sources(await fleet.posts(2)) == {"deployed"}
+    assert state(fleet) == "out"
 
 
 async def test_a_worker_that_is_not_reported_for_a_while_changes_nothing(make_fleet: MakeFleet) -> None:

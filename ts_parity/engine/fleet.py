@@ -251,6 +251,8 @@ class PoolState:
         """In its protection, the last it had: one that is not reported for a while comes back as what it was."""
         self.trials = Trials()
         self.repeats = Repeats()
+        self.watch_at = -math.inf
+        """When the next answer that comes too late for anybody is compared."""
         self.protecting = False
         """Whether its protection is in use; looked at when anything has been found out about it."""
         self._trusted_code: Code | None = None

@@ -58,6 +58,7 @@ class CodingGroup:
         "key",
         "members",
         "on_trial",
+        "own",
         "pending_rows",
         "protections",
         "sealed",
@@ -98,6 +99,8 @@ class CodingGroup:
         self.sent: dict[int, frozenset[int]] = {}
         """Row -> the slots whose queries were sent to its protection."""
         self.flying = 0
+        self.own: tuple[int, Task] | None = None
+        """A member's slot and its own answer, to be compared with what is still in flight; see `Scheduler._watch`."""
         """Protections in flight."""
         self.sealed = False
         self.done = False
@@ -189,6 +192,8 @@ class CodingGroup:
         self.have.clear()
         self.protections.clear()
         self.covers.clear()
+        if not self.flying:
+            self.own = None
 
     def __repr__(self) -> str:
         slots = []

@@ -45,6 +45,8 @@ from ts_parity.engine.trust import Finding, Standing, Trust
 GONE: Final = Failed("its endpoint is gone", cause=Cause.GONE)
 MAX_FINISHES: Final = 2
 MOST_CHANGES: Final = 64
+WATCH_S: Final = 0.1
+"""A comparison takes up to milliseconds; ten a second find what has changed and cost nobody anything."""
 LONGEST_REST_S: Final = 1.0
 """Where every instance refuses connections, a query asks again after twice the time before, and at least this often."""
 
@@ -677,6 +679,8 @@ class Scheduler:
                     pool.latency.add(now - task.sent_at)
                 if query.trial is not None and pool.trust is not None:
                     pairs = pool.trials.own_arrived(query, task, outcome.raw, pool.trust, now)
+                elif query.group is not None and not outcome.error:
+                    pairs = self._watch(query.group, pool, query.slot, task, now)
             if query.open:
                 self._answer(query, Source.HEDGED if task.hedge else Source.DEPLOYED, task, actions)
             actions += pairs
@@ -789,6 +793,8 @@ class Scheduler:
             return
         if group.trust is not None and not group.trust.proved:
             self._note_use(task, group, outcome, now, actions)
+        if group.own is not None:
+            self._watched(group, task, outcome, now, actions)
         if group.done:
             return
         if isinstance(outcome, Arrived):
@@ -821,6 +827,33 @@ class Scheduler:
         pool = self._fleet.pools.get(task.endpoint.pool)
         if pool is not None:
             self._withdraw_if_out(pool, actions)
+
+    @staticmethod
+    def _watch(group: CodingGroup, pool: PoolState, slot: int, task: Task, now: float) -> list[Compare]:
+        """A member's own answer has come first, or in time. What a backup says of it is of no use to anybody any more,
+        but it says what the backup is worth, before a client has its word for it.
+        """
+        trust = group.trust
+        if trust is None or trust.proved or group.code.family != "backup" or now < pool.watch_at:
+            return []
+        for row, protection in group.protections.items():
+            if slot in group.covers[row]:
+                pool.watch_at = now + WATCH_S
+                return [Compare(task, protection, slot)]
+        group.own = (slot, task)
+        return []
+
+    def _watched(self, group: CodingGroup, task: Task, outcome: Outcome, now: float, actions: list[Action]) -> None:
+        assert group.own is not None
+        slot, own = group.own
+        pool = self._fleet.pools.get(task.endpoint.pool)
+        answered = isinstance(outcome, Arrived) and (outcome.covers is None or slot in outcome.covers)
+        if answered and pool is not None and now >= pool.watch_at:
+            pool.watch_at = now + WATCH_S
+            actions.append(Compare(own, task, slot))
+            group.own = None
+        if not group.flying:
+            group.own = None
 
     def _finish_done(self, task: Task, outcome: Outcome, now: float, actions: list[Action]) -> None:
         query, group = task.query, task.group
