@@ -51,6 +51,25 @@ def test_a_client_without_names_and_one_with_two() -> None:
     assert "evil.example" in refusal(make_mocked_request("GET", "/health", two), "", "")
 
 
+def test_nobody_is_asked_in_the_name_of_another() -> None:
+    """A target with a name of its own counts for more than Host."""
+    asked = make_mocked_request("GET", "http://evil.example/status", {"Host": "localhost"})
+    assert "anybody else's name" in refusal(asked, "", "")
+
+
+async def test_what_is_not_http_is_told_to_its_sender_alone(
+    make_fleet: MakeFleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each such request left a traceback in the log."""
+    fleet = await make_fleet(FakeTorchServe(FakeModel()))
+    for line in (b"GET /status HTTP/1.1\r\nHost: a", b"GET http://[::/ HTTP/1.1", b"PRI * HTTP/2.0", b"\xff"):
+        assert (await fleet.admin.send(line + b"\r\nHost: a\r\n\r\n")).status == 400
+    assert (await fleet.admin.get("/nothing")).status == 404
+    refused = await fleet.admin.get("/drain")
+    assert (refused.status, refused.get("allow")) == (405, "POST")
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 @pytest.mark.parametrize(
     ("headers", "token", "why"),
     [

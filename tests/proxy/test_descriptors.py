@@ -18,7 +18,7 @@ import pytest
 from tests.proxy.conftest import Client, MakeFleet, read_answer, until
 from tests.proxy.test_app import RUN
 from tests.proxy.test_http import PLAIN, Instance, by, echo
-from ts_parity.proxy.descriptors import ClientLimit, client_limit
+from ts_parity.proxy.descriptors import ADMIN_CONNECTIONS, ClientLimit, client_limit
 from ts_parity.proxy.messages import Reply, Request
 from ts_parity.proxy.server import Server, Turn
 from ts_parity.testing import FakeModel, FakeTorchServe
@@ -28,7 +28,7 @@ GET = b"GET /%d HTTP/1.1\r\nHost: h\r\n\r\n"
 
 @pytest.mark.parametrize(
     ("files", "places", "instances", "connections", "burst"),
-    [(64, 6, 3, 20, 8), (1024, 100, 10, 816, 64), (65536, 100, 10, 64368, 1024), (64, 500, 100, 8, 8)],
+    [(64, 6, 3, 12, 8), (1024, 100, 10, 808, 64), (65536, 100, 10, 64360, 1024), (64, 500, 100, 8, 8)],
 )
 def test_clients_get_what_is_left(files: int, places: int, instances: int, connections: int, burst: int) -> None:
     assert client_limit(files, places, instances) == ClientLimit(connections, burst, files)
@@ -153,6 +153,22 @@ async def test_status_and_metrics_tell(make_fleet: MakeFleet) -> None:
     assert 'ts_parity_clients_turned_away_total{how="refused"} 1.0' in text
 
 
+async def test_idle_clients_of_the_admin_port_have_a_limit_too(make_fleet: MakeFleet) -> None:
+    """It knew none, and they could take all open files there are. Who asks stays, and who comes is heard."""
+    fleet = await make_fleet(FakeTorchServe(FakeModel()))
+    busy, asking = await asyncio.open_connection(fleet.admin.host, fleet.admin.port)
+    crowd = []
+    for _ in range(10):
+        asking.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert (await read_answer(busy)).status == 200
+        crowd += [await asyncio.open_connection(fleet.admin.host, fleet.admin.port) for _ in range(4)]
+        assert (await fleet.admin.get("/health")).status == 200
+    gone = [await reader.read() for reader, _ in crowd[: len(crowd) - ADMIN_CONNECTIONS]]
+    assert gone == [b""] * len(gone)
+    for _, writer in [*crowd, (busy, asking)]:
+        writer.close()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no such limit")
 async def test_more_idle_clients_than_open_files(tmp_path: Path) -> None:
@@ -170,6 +186,7 @@ async def test_more_idle_clients_than_open_files(tmp_path: Path) -> None:
             urls = json.loads(ready.read_text())
             client, admin = Client(urls["url"]), Client(urls["admin_url"])
             crowd = [await asyncio.open_connection(client.host, client.port) for _ in range(70)]
+            crowd += [await asyncio.open_connection(admin.host, admin.port) for _ in range(70)]
             statuses = []
             while 200 not in statuses[-3:]:  # at the latest when one of the crowd has been idle for a second
                 # Of very many that come at once, some may be sending still when they are told and cut off.

@@ -5,21 +5,26 @@ Knows HTTP, a few questions and who may ask them; the answers come from the appl
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import ipaddress
 import json
+import logging
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from aiohttp import web
-from aiohttp.typedefs import Handler
+from aiohttp.http_exceptions import HttpProcessingError
 
 from ts_parity.config import Settings, host_and_port
+from ts_parity.proxy.descriptors import ADMIN_CONNECTIONS
 from ts_parity.proxy.metrics import CONTENT_TYPE
 from ts_parity.proxy.server import cannot_listen
 
 Json = dict[str, Any]
+Route = Callable[[], Awaitable[web.Response]]
+
 _HOST = re.compile(r"(\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[^\[\]@:/]*))(:\d*)?")
 
 
@@ -45,69 +50,128 @@ class Admin:
         self._drain = drain
         self._exposition = exposition
         self._refresh = refresh
-        self._runners: list[web.AppRunner] = []
+        self._runners: list[web.ServerRunner] = []
 
     async def start(self, settings: Settings) -> int:
         """-> the admin port. Raise StartError."""
+        reads = {
+            "/health": self._on_health,
+            "/livez": self._on_livez,
+            "/readyz": self._on_readyz,
+            "/metrics": self._on_metrics,
+        }
         if settings.metrics_address:
             # Its own address is the permission: whoever reaches it may read, by whatever name.
-            await self._listen(web.Application(), *host_and_port(settings.metrics_address))
+            await self._listen(_Door(reads, {}), *host_and_port(settings.metrics_address))
+        door = _Door({**reads, "/status": self._on_status}, {"/drain": self._on_drain}, self._refusal(settings))
+        return await self._listen(door, settings.admin_host, settings.admin_port)
+
+    @staticmethod
+    def _refusal(settings: Settings) -> Callable[[web.BaseRequest], str]:
         name, token = settings.admin_host.lower(), settings.admin_token
-
-        @web.middleware
-        async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
-            refused = refusal(request, name, token)
-            return await handler(request) if not refused else _json(403, {"status": "refused", "reason": refused})
-
-        app = web.Application(middlewares=[guarded])
-        app.router.add_get("/status", self._on_status)
-        app.router.add_post("/drain", self._on_drain)
-        return await self._listen(app, settings.admin_host, settings.admin_port)
+        return lambda request: refusal(request, name, token)
 
     async def close(self) -> None:
         for runner in self._runners:
             await runner.cleanup()
 
-    async def _listen(self, app: web.Application, host: str, port: int) -> int:
-        app.router.add_get("/health", self._on_health)
-        app.router.add_get("/livez", self._on_livez)
-        app.router.add_get("/readyz", self._on_readyz)
-        app.router.add_get("/metrics", self._on_metrics)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
+    async def _listen(self, door: _Door, host: str, port: int) -> int:
+        runner = web.ServerRunner(door, shutdown_timeout=0.5)
         self._runners.append(runner)
         await runner.setup()
         try:
-            await web.TCPSite(runner, host, port).start()
+            await web.TCPSite(runner, host, port, backlog=ADMIN_CONNECTIONS).start()
         except OSError as error:
             raise cannot_listen(host, port, error) from None
         return int(runner.addresses[0][1])
 
-    async def _on_status(self, _: web.Request) -> web.Response:
+    async def _on_status(self) -> web.Response:
         await self._refresh()
         return _json(200, self._status())
 
-    async def _on_livez(self, _: web.Request) -> web.Response:
+    async def _on_livez(self) -> web.Response:
         """Only that somebody answers: a new start would mend nothing that is wrong with the fleet, or with a drain."""
         return _json(200, {"status": "alive"})
 
-    async def _on_health(self, _: web.Request) -> web.Response:
+    async def _on_health(self) -> web.Response:
         said = self._health()
         return _json(200 if said["status"] == "healthy" else 503, said)
 
-    async def _on_readyz(self, _: web.Request) -> web.Response:
+    async def _on_readyz(self) -> web.Response:
         """Another proxy would see the same instances, and one that is out comes back by being asked: so a proxy whose
         instances all fail is ready as long as they are there.
         """
         said = self._health()
         return _json(200 if said["status"] in ("healthy", "degraded") else 503, said)
 
-    async def _on_metrics(self, _: web.Request) -> web.Response:
+    async def _on_metrics(self) -> web.Response:
         await self._refresh()
         return web.Response(body=self._exposition(), headers={"Content-Type": CONTENT_TYPE})
 
-    async def _on_drain(self, _: web.Request) -> web.Response:
+    async def _on_drain(self) -> web.Response:
         self._drain()
         return _json(202, {"status": "draining"})
+
+
+class _Door(web.Server):
+    """A port with so few connections that they never take the open files of others: the one that has asked nothing for
+    longest makes room.
+    """
+
+    def __init__(
+        self,
+        reads: Mapping[str, Route],
+        actions: Mapping[str, Route],
+        refused: Callable[[web.BaseRequest], str] = lambda _: "",
+    ) -> None:
+        super().__init__(self._answer, access_log=None, logger=_log())
+        self._reads = reads
+        self._actions = actions
+        self._refused = refused
+        self._open: dict[asyncio.BaseProtocol, asyncio.Transport] = {}
+        """In the order in which they came or last asked."""
+        self._asking: set[asyncio.BaseProtocol] = set()
+
+    def connection_made(self, handler: Any, transport: asyncio.Transport) -> None:
+        super().connection_made(handler, transport)
+        self._open[handler] = transport
+        if len(self._open) > ADMIN_CONNECTIONS:
+            quiet = next((one for one in self._open if one not in self._asking), next(iter(self._open)))
+            self._open.pop(quiet).abort()
+
+    def connection_lost(self, handler: Any, exc: BaseException | None = None) -> None:
+        super().connection_lost(handler, exc)
+        self._open.pop(handler, None)
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        asking = request.protocol
+        if asking in self._open:
+            self._open[asking] = self._open.pop(asking)
+        self._asking.add(asking)
+        try:
+            return await self._answered(request)
+        finally:
+            self._asking.discard(asking)
+
+    async def _answered(self, request: web.BaseRequest) -> web.Response:
+        if refused := self._refused(request):
+            return _json(403, {"status": "refused", "reason": refused})
+        path = request.path
+        for methods, routes in ((("GET", "HEAD"), self._reads), (("POST",), self._actions)):
+            if path in routes:
+                if request.method in methods:
+                    return await routes[path]()
+                allowed = ", ".join(methods)
+                return _json(405, {"status": "refused", "reason": f"{path} takes {allowed}"}, {"Allow": allowed})
+        return _json(404, {"status": "not found", "reason": f"there are {', '.join([*self._reads, *self._actions])}"})
+
+
+def _log() -> logging.Logger:
+    """Requests that are not HTTP are told to who sent them, which is enough; our own mistakes are logged."""
+    log = logging.getLogger(f"{__name__}.http")
+    if not log.filters:
+        log.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError)))
+    return log
 
 
 def refusal(request: web.BaseRequest, name: str, token: str) -> str:
@@ -119,6 +183,8 @@ def refusal(request: web.BaseRequest, name: str, token: str) -> str:
     shown = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
     if token and hmac.compare_digest(shown, f"Bearer {token}".encode()):
         return ""
+    if not request.raw_path.startswith("/"):
+        return "no answer in anybody else's name: ask for a path"
     for host in request.headers.getall("Host", ()):
         if not _is_ours(host, name):
             return f"no answer by the name {host!r}: ask by IP address, as localhost, or by a name without dots"
@@ -150,5 +216,5 @@ def _is_ours(host: str, name: str) -> bool:
     return True
 
 
-def _json(status: int, value: Json) -> web.Response:
-    return web.json_response(value, status=status, dumps=lambda v: json.dumps(v, indent=2) + "\n")
+def _json(status: int, value: Json, headers: dict[str, str] | None = None) -> web.Response:
+    return web.json_response(value, status=status, headers=headers, dumps=lambda v: json.dumps(v, indent=2) + "\n")
