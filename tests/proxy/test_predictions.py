@@ -200,6 +200,26 @@ async def test_unversioned_requests_go_to_the_default_version(make_fleet: MakeFl
     assert (await fleet.post("/predictions/linear/1.0")).json() == [5.0, 11.0]
 
 
+@pytest.mark.parametrize("protected", [False, True])
+async def test_a_version_that_no_client_asked_for_is_named_where_it_matters(
+    make_fleet: MakeFleet, protected: bool
+) -> None:
+    """TorchServe's metrics label what has none as "default"; but a group never mixes two versions."""
+    same, other = FakeTorchServe(FakeModel()), FakeTorchServe(FakeModel(default=False), FakeModel(version="0.1"))
+    more = [FakeTorchServe(FakeModel()), *([FakeTorchServe(protection())] if protected else [])]
+    fleet = await make_fleet(same, other, *more)
+    for _ in range(4):
+        assert [answer.status for answer in await fleet.posts(3)] == [200] * 3
+    versioned = "/predictions/linear/1.0"
+    asked = {request.target for request in same.received + more[0].received}
+    assert asked == {versioned if protected else "/predictions/linear"}
+    assert {request.target for request in other.received} == {versioned}
+    for instance in fleet.instances:
+        instance.received.clear()
+    await fleet.post(versioned)
+    assert {request.target for instance in fleet.instances for request in instance.received} <= {versioned}
+
+
 async def test_the_secret_goes_with_every_operation(make_fleet: MakeFleet) -> None:
     models = [FakeModel(secret="s"), FakeModel(secret="s"), protection(secret="s")]
     instances = [FakeTorchServe(model) for model in models]

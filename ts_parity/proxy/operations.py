@@ -58,13 +58,16 @@ _FRONTEND_HEADERS = frozenset({"x-request-id", "pragma", "cache-control", "expir
 
 @final
 class Ask:
-    """A query's payload: the client's request less control headers, and what followed the version in its path."""
+    """A query's payload: the client's request less control headers, and what followed the version in its path.
+    `unversioned`: there was none.
+    """
 
-    __slots__ = ("cause", "extra", "request")
+    __slots__ = ("cause", "extra", "request", "unversioned")
 
-    def __init__(self, request: Request, extra: str) -> None:
+    def __init__(self, request: Request, extra: str, unversioned: bool = False) -> None:
         self.request = request
         self.extra = extra
+        self.unversioned = unversioned
         self.cause: str | None = None
         """Why its first attempt failed, if it did: for the log."""
 
@@ -79,6 +82,8 @@ class Target:
     wrapped: bool
     cost: float | None = None
     """Of a full group, for a protection where it was measured, in deployed inferences."""
+    default: bool = False
+    """The instance takes a request without a version for one of this, and nothing is coded that relies on it."""
 
 
 @final
@@ -112,7 +117,8 @@ class Value:
 def prediction_request(ask: Ask, target: Target, raw: bool, secret: str) -> Request:
     """The client's own request. With `raw`, the worker is asked for the model's raw output behind the answer."""
     request = ask.request
-    path = prediction_target(target.model, target.version, ask.extra, request.query_string)
+    version = "" if ask.unversioned and target.default else target.version
+    path = prediction_target(target.model, version, ask.extra, request.query_string)
     if not raw:
         return Request(request.method, path, request.headers, request.body, request.block)
     block = request.block

@@ -125,7 +125,8 @@ def make_plan(reports: Sequence[InstanceReport], wanted: Wanted) -> Plan:
             endpoint = Endpoint(f"{host}/{member.model}/{member.version}", host, name, row, places, member.running)
             endpoints.append(endpoint)
             cost = member.described.cost if member.described is not None else None
-            targets[endpoint.name] = Target(host, member.model, member.version, member.described is not None, cost)
+            wrapped, default = member.described is not None, member.default and pool.code is None
+            targets[endpoint.name] = Target(host, member.model, member.version, wrapped, cost, default)
     return Plan(
         fleet=Fleet(
             _instances(up, endpoints, wanted),

@@ -73,14 +73,17 @@ def _model_named(path: str, query_string: str) -> str | None:
 
 
 def prediction_target(model: str, version: str, extra: str = "", query_string: str = "") -> str:
-    """The path to send. With a version it means the same on every instance, whatever their defaults are."""
+    """The path to send. With a version it means the same on every instance, whatever their defaults are. Without one,
+    an empty text, TorchServe's own metrics count it as what its client has asked for.
+    """
     path = _path(model, version)
     return f"{path}{extra}?{query_string}" if query_string else path + extra
 
 
 @lru_cache(_REMEMBERED)
 def _path(model: str, version: str) -> str:
-    return f"/predictions/{quote(model, safe='')}/{quote(version, safe='')}"
+    unversioned = f"/predictions/{quote(model, safe='')}"
+    return f"{unversioned}/{quote(version, safe='')}" if version else unversioned
 
 
 def url_path(extra: str) -> str:

@@ -206,7 +206,9 @@ class Service:
         if key is not None and plan.never_code is not None and plan.never_code.covers(request.headers, request.body):
             key = None
         client = partial(_give, asker, request)
-        query = self._driver.predict(pool, Ask(request, asked.extra), key, client, exact, deadline_s)
+        query = self._driver.predict(
+            pool, Ask(request, asked.extra, asked.version is None), key, client, exact, deadline_s
+        )
         asker.on_leave = partial(self._leave, asker, query)
         if self._plan.cold and pool in self._plan.cold:
             self._warm(pool, request)

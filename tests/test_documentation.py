@@ -1,0 +1,89 @@
+"""What README and docs name exists, and the numbers they promise are those in the code."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from ts_parity.cli import build_parser
+from ts_parity.engine import trust
+from ts_parity.proxy import access, app, descriptors, discovery, processes, reading, server, service
+from ts_parity.proxy.messages import MAX_HEAD_BYTES, MAX_HEADERS
+from ts_parity.torchserve import mar
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "examples").rglob("README.md"))]
+BEHAVIOUR = " ".join((ROOT / "docs/behaviour.md").read_text().split())
+
+
+def commands() -> dict[str, set[str]]:
+    """Subcommand -> its options."""
+    (subparsers,) = [action for action in build_parser()._actions if hasattr(action, "choices") and action.choices]
+    return {name: set(parser._option_string_actions) for name, parser in subparsers.choices.items()}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_in_the_docs_have_the_options_they_are_given(page: Path) -> None:
+    known = commands()
+    text = page.read_text().replace("\\\n", " ")
+    for words in re.findall(r"(?:^ +|`)ts-parity ([^`\n]+)", text, re.MULTILINE):
+        command, *rest = shlex.split(words, comments=True)
+        assert command in known, words
+        for word in rest:
+            if word in ("&&", "|", ">", "&"):
+                break
+            if word.startswith("--"):
+                assert word.partition("=")[0] in known[command], words
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs/behaviour.md"], ids=lambda page: page.name)
+def test_settings_fields_and_metrics_that_the_docs_name_are_in_the_code(page: Path) -> None:
+    code = "".join(file.read_text() for file in (ROOT / "ts_parity").rglob("*.py"))
+    code += "max_request_size startupTimeout token_expiration_min model_version"  # TorchServe's own
+    code += "latency_ms"  # a handler's
+    code += "tcp_migrate_req"  # the kernel's
+    for span in re.findall(r"`([^`\n]+)`", page.read_text()):
+        for name in re.findall(r"\b[a-z]+(?:_[a-z]+)+\b", span):
+            named = name in code or name.removesuffix("_total") in code
+            family = name.removeprefix("ts_parity_")
+            assert named or family in code, f"{page.name} speaks of {name}"
+
+
+PATIENCE = server.Patience()
+PROMISES = [
+    f"over {PATIENCE.head_s:.0f} s for its headers, or stops for {PATIENCE.body_s:.0f} s in a body",
+    f"an idle connection is closed after {PATIENCE.idle_s:.0f} s",
+    f"slow with its handshake ({PATIENCE.handshake_s:.0f} s)",
+    f"takes nothing of its answer for {PATIENCE.body_s:.0f} s",
+    f"headers of over {MAX_HEAD_BYTES >> 10} KB",
+    f"over {MAX_HEADERS} headers in one head",
+    f"whose chunk headers are over {reading._OVERHEAD_BYTES >> 10} KB",
+    f"read ahead up to {server._PIPELINED} requests or {server._PIPELINED_BYTES >> 10} KB",
+    f"at most every {app._BETWEEN_LOOKS_S} s, for at most {service._LOOK_S:.0f} s",
+    f"a copy of a query goes there every {service._WARMED_EVERY_S:.0f} s",
+    f"never yet or for {discovery._COLD_AFTER_S:.0f} s",
+    f"says what cannot be read, or over {discovery._AT_MOST >> 20} MB",
+    f"for about {trust.TRIAL} early queries",
+    f"On trial again after {trust.FIRST_PAUSE_S:.0f} s, later {trust.LONGEST_PAUSE_S / 60:.0f} min",
+    f"tried again after {trust.LONGEST_PAUSE_S / 60:.0f} min",
+    "started again after {:.0f}, {:.0f}, {:.0f}, {:.0f}, then every {:.0f} s".format(*processes.PAUSES_S),
+    f"waits for `drain_delay_s` + `drain_s` + {processes._GRACE_S:.0f} s".replace("waits", "must wait"),
+    f"to {descriptors._ENOUGH:,} at most",
+    f"a sixteenth of the limit, 8 to {descriptors._BURST:,}",
+    f"expand to {mar._MOST_EXPANSION} times its size (and over {mar._ALWAYS_FINE >> 20} MB)",
+    f"a manifest or config over {mar.LARGEST_TEXT >> 20} MB",
+    f"a table of contents over {mar._LARGEST_DIRECTORY >> 20} MB",
+    f"{access.STATUS_LEFT}: it left before",
+    {2.0: "its connection is read for two seconds more"}[server._LINGER_S],
+    {10: "a protection brings nothing ten times in a row"}[trust.FAILURES],
+    {2: "after two differing second copies there are no more"}[trust.CONTRADICTIONS],
+    {600.0: "served plainly for ten minutes"}[app._FIRST_UNCODED_S],
+]
+
+
+@pytest.mark.parametrize("promise", PROMISES)
+def test_the_numbers_of_the_page_are_those_of_the_code(promise: str) -> None:
+    assert promise in BEHAVIOUR
