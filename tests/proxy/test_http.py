@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.proxy.conftest import PATIENCE_S, read_answer, until
-from ts_parity.proxy.messages import MAX_HEAD_BYTES, Reply, Request
+from ts_parity.proxy.messages import MAX_HEAD_BYTES, BrokenStream, Reply, Request
 from ts_parity.proxy.server import Patience, Server, Turn
 from ts_parity.proxy.streams import Stream
 from ts_parity.proxy.upstream import Address, Unreachable, Upstream
@@ -297,6 +297,30 @@ class Instance:
 
 
 PLAIN = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+@pytest.mark.parametrize("end", [b"0\r\nX: ", b"0\r\n", b"2;x="], ids=["one trailer", "trailers", "an extension"])
+async def test_what_an_instance_says_beside_its_body_has_an_end(end: bytes) -> None:
+    """The parser gathers a trailer until it ends, and tells nobody: one instance could fill the memory."""
+    flood = (b"x: y\r\n" if end == b"0\r\n" else b"x" * 8) * 5000
+
+    async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n" + end)
+        with suppress(ConnectionError):
+            while True:
+                writer.write(flood)
+                await writer.drain()
+
+    instance = await asyncio.start_server(say, "127.0.0.1", 0)
+    upstream = Upstream(60.0, 60.0)
+    address = Address(f"http://127.0.0.1:{instance.sockets[0].getsockname()[1]}")
+    answer = await upstream.exchange(address, Request("GET", "/x", (("Host", "h"),), b""), 60.0)
+    assert isinstance(answer, Stream)
+    with pytest.raises(BrokenStream, match="over 65536 bytes"):
+        assert [piece async for piece in answer] == [b"ab"]
+    await upstream.close()
+    instance.close()
 
 
 async def test_a_connection_is_used_again() -> None:

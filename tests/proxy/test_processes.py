@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -221,6 +222,28 @@ async def test_signals_to_a_process_alone(make_processes: MakeFleet) -> None:
     now = await fleet.pids()
     assert (now[0], now[1] != pids[1]) == (pids[0], True)
     assert await fleet.answered() == 16
+
+
+@pytest.mark.slow
+async def test_a_process_stopped_while_it_starts_has_cut_nothing(make_processes: MakeFleet) -> None:
+    """A stop that a service manager sends to all of them made the exit code 1."""
+    fleet = await make_processes(FakeTorchServe(FakeModel()), pauses_s=(0.0, 30.0))
+    seat = fleet.supervisor._seats[0]
+    first = seat.child
+    assert first is not None
+    first.kill()
+    await until(lambda: seat.child is not None and seat.child is not first, "another in its place")
+    assert seat.child is not None
+    assert not seat.child.listens
+    os.kill(seat.child.pid, signal.SIGTERM)
+    fleet.supervisor.drain()
+    assert await fleet.life == 0
+
+
+@pytest.mark.slow
+def test_what_takes_long_to_import_comes_after_a_stop_can_be_remembered() -> None:
+    code = "import sys, ts_parity.proxy.child; print('ts_parity.proxy.app' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 
 @pytest.mark.slow

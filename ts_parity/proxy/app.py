@@ -310,11 +310,13 @@ class Proxy:
 
 
 async def unless(asked: asyncio.Event, starting: Coroutine[Any, Any, None]) -> bool:
-    """-> whether the start was finished; it is given up when somebody asks for the end before. Raise what it raises."""
+    """-> whether the start was finished; it is given up when somebody asks for the end before. Raise what it raises
+    unless that was asked: a stop may have reached children first.
+    """
     start, end = asyncio.ensure_future(starting), asyncio.ensure_future(asked.wait())
     await asyncio.wait({start, end}, return_when=asyncio.FIRST_COMPLETED)
     end.cancel()
-    if not start.done():
+    if not start.done() or asked.is_set():
         start.cancel()
         await asyncio.gather(start, return_exceptions=True)
         return False

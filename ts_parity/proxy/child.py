@@ -18,13 +18,15 @@ import pickle
 import signal
 import socket
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ts_parity import startup
 from ts_parity.config import Settings
 from ts_parity.errors import TsParityError
 from ts_parity.proxy import signals
-from ts_parity.proxy.app import Proxy, use_uvloop
+
+if TYPE_CHECKING:
+    from ts_parity.proxy.app import Proxy
 
 log = logging.getLogger(__name__)
 
@@ -53,11 +55,16 @@ async def receive(reader: asyncio.StreamReader) -> bytes | None:
 
 def main() -> int:
     startup.prepare()
+    # Only now, for this takes a while, in which a SIGTERM would end the process as if something were wrong.
+    from ts_parity.proxy.app import use_uvloop
+
     use_uvloop()
     return asyncio.run(_life(socket.socket(fileno=sys.stdin.fileno())))
 
 
 async def _life(to_parent: socket.socket) -> int:
+    from ts_parity.proxy.app import Proxy
+
     reader, writer = await asyncio.open_unix_connection(sock=to_parent)
     introduced = await receive(reader)
     if introduced is None:

@@ -156,6 +156,8 @@ class Connection:
         self._gathers = False
         """An error in chunks that is no handler's stream: a page, wanted whole if it is not long."""
         self._gathered = 0
+        self._unfinished = 0
+        """Bytes since the last of its body: the parser gathers a trailer that has no end, and tells nobody."""
         self._unclear = ""
         """Why nobody can say where the answer ends."""
 
@@ -237,6 +239,7 @@ class Connection:
         trouble = ""
         if self._parser is None:
             self._parser = HttpResponseParser(self)
+        self._unfinished += len(data)
         try:
             self._parser.feed_data(data)
         except HttpParserError as error:
@@ -258,6 +261,8 @@ class Connection:
             self.abort()
         elif not self._status and self._received > MAX_HEAD_BYTES:
             self._fail(f"its headers are over {MAX_HEAD_BYTES} bytes")
+        elif self._status and self._unfinished > MAX_HEAD_BYTES:
+            self._fail(f"it says over {MAX_HEAD_BYTES} bytes between two pieces of its body, or behind it")
 
     def eof_received(self) -> None:
         """The transport closes, and says so by `connection_lost`."""
@@ -334,6 +339,7 @@ class Connection:
     def on_body(self, piece: bytes) -> None:
         if self._ended is not None:
             return  # of an answer that nobody asked for, behind the end of the one that was
+        self._unfinished = 0
         if self._stream is not None:
             self._stream.feed(piece)
             return

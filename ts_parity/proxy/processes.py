@@ -186,7 +186,9 @@ class Supervisor:
         while True:
             lived_s = 0.0
             if seat.child is not None:
-                seat.code, lived_s = await seat.child.ended(), seat.child.age_s
+                ended, lived_s = await seat.child.ended(), seat.child.age_s
+                # One that has accepted nothing, stopped while it started say, has cut nothing however it ended.
+                seat.code = ended if seat.child.listens else 0
                 await seat.empty()
             if self.draining:
                 return
