@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
+import numpy as np
 import pytest
 
 from tests.proxy.conftest import MakeFleet, nothing_left, until
+from ts_parity.config import ModelSettings
 from ts_parity.proxy import discovery
 from ts_parity.testing import Canned, FakeModel, FakeTorchServe, protection
 
@@ -187,6 +189,47 @@ async def test_a_refused_model_is_warmed_by_no_copy(make_fleet: MakeFleet) -> No
     fleet = await make_fleet(FakeTorchServe(FakeModel(verdict="refused")), cold)
     assert (await fleet.post()).status == 200
     assert cold.received == []
+
+
+async def test_a_body_that_is_never_coded_warms_nobody(make_fleet: MakeFleet) -> None:
+    """What it names may be somewhere else there, or nowhere."""
+    cold = FakeTorchServe(FakeModel(warms_up="loading"))
+    fleet = await make_fleet(FakeTorchServe(FakeModel(never_code={"content_types": ["text/uri-list"]})), cold)
+    assert (
+        await fleet.client.post("/predictions/linear", b"[1, 2]", (("Content-Type", "text/uri-list"),))
+    ).status == 200
+    assert cold.received == []
+    assert (await fleet.post()).status == 200
+    await until(lambda: len(cold.received) == 1, "an ordinary body to be copied")
+
+
+async def test_what_the_operator_calls_not_repeatable_warms_nobody(make_fleet: MakeFleet) -> None:
+    cold = FakeTorchServe(FakeModel(warms_up="loading", role=None))
+    given = (ModelSettings("linear", repeatable=False),)
+    fleet = await make_fleet(FakeTorchServe(FakeModel(role=None)), cold, models=given)
+    assert (await fleet.post()).status == 200
+    assert cold.received == []
+
+
+async def test_instances_that_contradict_each_other_warm_nobody(
+    make_fleet: MakeFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Second copies have shown it; a third one would be no better."""
+    monkeypatch.setattr(discovery, "_COLD_AFTER_S", 0.0)
+    one, other = (FakeTorchServe(FakeModel(role=None, matrix=np.eye(2) * n)) for n in (1, 2))
+    fleet = await make_fleet(one, other, proved=False, hedge_ratio=1.0, hedge_after_s=0.01)
+    for slow in (one, other):
+        slow.freeze()
+        await fleet.posts(2)
+        slow.thaw()
+        await until(lambda: nothing_left(fleet.proxy), "both copies to end")
+    assert fleet.proxy.status()["pools"]["linear/1.0"]["copies"]["reason"]
+    one.models[0].warms_up = "loading"
+    await fleet.proxy.discover()
+    assert fleet.proxy.plan.cold == {"linear/1.0": (fleet.proxy.settings.instances[0].name,)}
+    asked = len(one.received)
+    assert (await fleet.post()).status == 200
+    assert len(one.received) == asked
 
 
 async def test_a_worker_that_was_ready_is_cold_only_after_a_while(

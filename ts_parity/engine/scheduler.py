@@ -243,6 +243,11 @@ class Scheduler:
         self._pump(now, actions)
         return actions
 
+    def may_copy(self, pool: str, now: float) -> bool:
+        """Whether a query of this pool may be run once more."""
+        state = self._fleet.pools.get(pool)
+        return state is not None and state.may_copy(now)
+
     def next_deadline(self) -> float:
         """When `tick` must be called next, unless an event comes first; inf: never."""
         return self._timers.earliest()

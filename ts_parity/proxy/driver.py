@@ -142,6 +142,10 @@ class Driver:
             self._obey(self.scheduler.query_abandoned(query, self._loop.time()))
         return facts
 
+    def may_copy(self, pool: str) -> bool:
+        """Whether one more run of a query does no harm and says the same, as far as is known."""
+        return self.scheduler.may_copy(pool, self._loop.time())
+
     def change_fleet(self, plan: Plan, addresses: Mapping[str, Address]) -> None:
         """Adopt a new plan; the engine hears of it only if its fleet is another one."""
         changed = plan.fleet != self._plan.fleet

@@ -177,7 +177,10 @@ class Service:
 
     def _warm(self, pool: str, request: Request) -> None:
         """Once in a while a copy of a query, for whose answer nobody waits, goes where it may be what READY needs."""
-        if REFUSED in self._plan.pools[pool].verdicts or not self._plan.pools[pool].repeatable:
+        plan, never = self._plan.pools[pool], self._plan.pools[pool].never_code
+        if REFUSED in plan.verdicts or not self._driver.may_copy(pool):
+            return
+        if never is not None and never.covers(request.headers, request.body):
             return
         now = self._loop.time()
         for host in self._plan.cold[pool]:
