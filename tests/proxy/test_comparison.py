@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import math
 import string
 from typing import Any
 
@@ -47,6 +49,22 @@ EQUAL: list[tuple[Any, Any, Finding]] = [
     ({"label": "cat", "request_id": "a"}, {"label": "cat", "request_id": "b"}, AGREED),
     ({"request_id": "a"}, {"request_id": "b"}, UNKNOWN),
     ({"label": "cat", "inference_time_ms": 1.2}, {"label": "cat", "inference_time_ms": 9.7}, AGREED),
+    ({"label": "cat", "score": "93.41%"}, {"label": "cat", "score": "93.42%"}, AGREED),
+    ({"label": "cat", "score": "93.41%"}, {"label": "cat", "score": "39.41%"}, DIFFERED),
+    ("tensor([0.1234, 2.0])", "tensor([0.1234, 2.0001])", AGREED),
+    ("cat 7", "cat 8", DIFFERED),
+    ([["cat", 0.99], ["dog", 0.00100]], [["cat", 0.99], ["dog", 0.00101]], AGREED),
+    ([["cat", 0.99], ["dog", 0.001]], [["cat", 0.99], ["dog", 0.011]], DIFFERED),
+    ([{"box": [0.00100, 0.5], "score": 0.9}], [{"box": [0.00102, 0.5], "score": 0.9}], AGREED),
+    ({"score": 900.0, "box": [0.0001]}, {"score": 900.0, "box": [0.0002]}, DIFFERED),
+    ([["cat", 0.4001], ["dog", 0.4]], [["dog", 0.4001], ["cat", 0.4]], AGREED),
+    ([["cat", 0.6], ["dog", 0.4]], [["dog", 0.6], ["cat", 0.4]], DIFFERED),
+    ([["cat", 0.6], ["dog", 0.4]], [["dog", 0.4], ["cat", 0.6]], DIFFERED),
+    (gzip.compress(b"[0.5]", mtime=1), gzip.compress(b"[0.5]", mtime=2), AGREED),
+    (gzip.compress(b"[0.5]", mtime=1), gzip.compress(b"[0.50001]", mtime=2), AGREED),
+    (gzip.compress(b"[0.5]", mtime=1), gzip.compress(b"[0.7]", mtime=2), DIFFERED),
+    (gzip.compress(bytes(LARGEST + 1), mtime=1), gzip.compress(bytes(LARGEST + 2), mtime=2), UNKNOWN),
+    (b"\x1f\x8bno gzip", b"\x1f\x8bno gzip either", DIFFERED),
     (b"cat 0.93001", b"cat 0.93002", AGREED),
     (b"cat 0.93", b"cat 0.12", DIFFERED),
     (b"cat 7", b"cat 8", DIFFERED),
@@ -85,6 +103,9 @@ DECISIONS: list[tuple[Any, Any, Finding]] = [
     ([0.42], [0.97], DIFFERED),
     ([[0.1, 0.9], [0.8, 0.2]], [[0.3, 0.7], [0.6, 0.4]], AGREED),
     ([[0.1, 0.9], [0.8, 0.2]], [[0.3, 0.7], [0.4, 0.6]], DIFFERED),
+    ([math.nan, math.nan], [0.9, 0.1], DIFFERED),
+    ({"cat": math.nan, "dog": 0.1}, {"cat": 0.1, "dog": 0.2}, DIFFERED),
+    (math.nan, 0.5, DIFFERED),
     ([], None, UNKNOWN),
     ({"a": {"b": 0.5, "c": None}}, {"a": {"b": 0.6, "c": 0.5}}, UNKNOWN),
     (b"\x89PNG\0a", b"\x89PNG\0b", UNKNOWN),
@@ -147,6 +168,28 @@ def test_a_header_that_never_was_belongs_to_the_run() -> None:
     answers = Answers()
     for _ in range(30):
         assert answers.compare(reply(b"", x_host="ts1"), reply(b"", x_host="ts2"), lossless=True).finding is AGREED
+
+
+@pytest.mark.parametrize("lossless", [False, True])
+@pytest.mark.parametrize("body", [b"", {}, None, b"\n"])
+def test_where_the_body_says_nothing_the_headers_decide(body: Any, lossless: bool) -> None:
+    """A handler may put its whole answer into a header."""
+    answers = Answers()
+    found = answers.compare(reply(body, x_class="3", x_time="7"), reply(body, x_class="7", x_time="9"), lossless)
+    assert (found.finding, "x-class" in found.why) == (UNKNOWN, True), "perhaps it is the run's"
+    found = answers.compare(reply(body, x_class="3", x_time="7"), reply(body, x_class="3", x_time="9"), lossless)
+    assert found.finding is AGREED
+    found = answers.compare(reply(body, x_class="3"), reply(body, x_class="7"), lossless)
+    assert (found.finding, found.why) == (DIFFERED, "header x-class: 3 and 7")
+    assert answers.compare(reply(body, x_p="0.93001"), reply(body, x_p="0.93002"), lossless).finding is AGREED
+    found = answers.compare(reply(body, x_p="0.93"), reply(body, x_p="0.97"), lossless)
+    assert found.finding is (DIFFERED if lossless else AGREED)
+
+
+def test_a_label_of_one_letter_is_no_number() -> None:
+    answers = Answers()
+    assert answers.compare(reply("x", x_label="E"), reply("x", x_label="E"), lossless=True).finding is AGREED
+    assert answers.compare(reply("x", x_label="E"), reply("x", x_label="-"), lossless=True).finding is DIFFERED
 
 
 JSON = st.recursive(

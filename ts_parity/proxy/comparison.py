@@ -9,12 +9,15 @@ is unknown and says why; equal bytes always agree.
     status                    equal                                    equal
     two errors                unknown: errors prove nothing            the same
     JSON numbers              whole ones equal, others to 1e-3         lists and dicts of them: the same largest
-    JSON strings, keys        equal                                    equal; of a ranked list, the first
+    JSON keys                 equal                                    equal
+    JSON strings              equal but for the digits of numbers      equal
+    ranked lists              equal, whatever comes first of a tie     the same first
     a number alone            to 1e-3                                  to a tenth
     other text                equal but for the digits of numbers      equal
+    gzip                      what is in it                            what is in it
     other bytes               equal                                    unknown, unless equal
     content type, encoding    equal                                    equal
-    other headers             equal where they ever were, see Answers  not looked at
+    other headers             equal where they ever were, see Answers  not looked at, unless there is no body
 
 Pure. Knows replies. Knows nothing of queries, and nothing of what follows from a finding.
 """
@@ -24,7 +27,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 from ts_parity.engine import Finding
@@ -57,8 +61,16 @@ _OF_THE_RUN: Final = frozenset(
     }
 )
 # Values that differ from answer to answer by their nature: numbers (times), instants, ids.
-_VARYING: Final = re.compile(r"[\d.,:+\-eE\s]+(ms|s|us)?|[0-9a-fA-F-]{16,}|\d{4}-\d\d-\d\d[T ].*|\w{3}, \d\d \w{3} .*")
-_DECIMAL: Final = re.compile(rb"([-+]?\d+\.\d*(?:[eE][-+]?\d+)?|[-+]?\d+[eE][-+]?\d+)")
+_MADE_ANEW: Final = re.compile(r"[0-9a-fA-F-]{16,}|\d{4}-\d\d-\d\d[T ].*|\w{3}, \d\d \w{3} .*")
+_NUMBER: Final = re.compile(r"(?=.*\d)[\d.,:+\-eE\s]+(ms|s|us)?")
+# Headers whose numbers and texts tell of the run, where there is nothing else to go by.
+_NAMES_THE_RUN: Final = re.compile(
+    r"time|latency|duration|elapsed|took|trace|uuid|host|server|instance|worker|node|pod|queue|memory|[-_]?(id|ms|us|ns)$"
+)
+_NOTHING: Final = frozenset({b"", b"{}", b"[]", b"null", b'""', b"[{}]", b"[null]"})
+"""Bodies that say nothing, whatever was asked."""
+_GZIP: Final = b"\x1f\x8b"
+_DECIMAL: Final = re.compile(r"([-+]?\d+\.\d*(?:[eE][-+]?\d+)?|[-+]?\d+[eE][-+]?\d+)")
 _NO_JSON: Final = object()
 
 
@@ -68,12 +80,15 @@ class Comparison(NamedTuple):
 
 
 AGREES: Final = Comparison(Finding.AGREED)
+_TOO_LARGE: Final = Comparison(Finding.UNKNOWN, f"over {LARGEST} bytes, which is too much to compare")
 
 
 class Answers:
     """The answers of one pool, as far as they must be remembered: which headers were ever the same in two of them.
 
-    A header that never was (an instance's name, say) belongs to the run; one that was belongs to the answer.
+    A header that never was (an instance's name, say) belongs to the run; one that was belongs to the answer. Where the
+    bodies are empty, the headers are all there is: numbers count there too, and while one never was the same,
+    nobody can say whether the answers agree.
     """
 
     def __init__(self) -> None:
@@ -82,15 +97,21 @@ class Answers:
     def compare(self, own: Reply, other: Reply, lossless: bool) -> Comparison:
         """`own`: the deployed model's; the order makes no difference but for what is remembered."""
         comparison = compare(own, other, lossless)
-        if not lossless or comparison.finding is not Finding.AGREED:
+        empty = own.body.strip() in _NOTHING and other.body.strip() in _NOTHING
+        if comparison.finding is not Finding.AGREED or not (lossless or empty):
             return comparison
-        mine, others = _texts(own), _texts(other)
-        self._steady.update([name for name in mine if mine[name] == others.get(name)][:MOST_HEADERS])
-        if len(self._steady) > MOST_HEADERS:
-            self._steady.clear()
+        mine, others = _texts(own, empty), _texts(other, empty)
+        differing = []
         for name in sorted(mine.keys() | others.keys()):
-            if name in self._steady and mine.get(name) != others.get(name):
+            if not (name in mine and name in others and _same_text(mine[name], others[name], lossless)):
+                differing.append(name)
+            elif len(self._steady) < MOST_HEADERS:
+                self._steady.add(name)
+        for name in differing:
+            if name in self._steady:
                 return _differs(f"header {name}", mine.get(name), others.get(name))
+        if empty and differing:
+            return Comparison(Finding.UNKNOWN, f"their bodies are empty, and header {differing[0]} was never the same")
         return comparison
 
 
@@ -107,28 +128,58 @@ def compare(one: Reply, other: Reply, lossless: bool) -> Comparison:
             return _differs(name, _kind(one, name), _kind(other, name))
     if one.body == other.body:
         return AGREES
-    if max(len(one.body), len(other.body)) > LARGEST:
-        if lossless and not (_is_text(one.body) and _is_text(other.body)):
-            return _differs("body", f"{len(one.body)} bytes", f"{len(other.body)} bytes")
-        return Comparison(Finding.UNKNOWN, f"over {LARGEST} bytes, which is too much to compare")
-    values = _json(one.body), _json(other.body)
+    if one.body.startswith(_GZIP) and other.body.startswith(_GZIP):  # it holds the time when it was made
+        parts = _unzip(one.body), _unzip(other.body)
+        return _TOO_LARGE if max(map(len, parts)) > LARGEST else _compare_bodies(*parts, lossless)
+    return _compare_bodies(one.body, other.body, lossless)
+
+
+def _compare_bodies(one: bytes, other: bytes, lossless: bool) -> Comparison:
+    if max(len(one), len(other)) > LARGEST:
+        if lossless and not (_is_text(one) and _is_text(other)):
+            return _differs("body", f"{len(one)} bytes", f"{len(other)} bytes")
+        return _TOO_LARGE
+    if one == other:
+        return AGREES
+    values = _json(one), _json(other)
     if _NO_JSON in values:
-        return _compare_bytes(one.body, other.body, lossless)
+        return _compare_bytes(one, other, lossless)
     return _equal(*values) if lossless else _same_decision(*values)
+
+
+def _unzip(body: bytes) -> bytes:
+    """As far as it is looked at; what is no gzip after all stays as it is."""
+    try:
+        return zlib.decompressobj(31).decompress(body, LARGEST + 1)
+    except zlib.error:
+        return body
 
 
 def _kind(reply: Reply, name: str) -> str:
     return (reply.header(name) or "").lower().replace(" ", "")
 
 
-def _texts(reply: Reply) -> dict[str, str]:
-    """The headers that may say something of the answer."""
+def _texts(reply: Reply, empty: bool) -> dict[str, str]:
+    """The headers that may say something of the answer. Numbers beside a body are run times, nearly always."""
     texts: dict[str, str] = {}
     for name, value in reply.headers:
         lower = name.lower()
-        if lower not in _PASSING and lower not in _TYPES and not _VARYING.fullmatch(value):
+        if lower in _PASSING or lower in _TYPES or _MADE_ANEW.fullmatch(value):
+            continue
+        if not (_NAMES_THE_RUN.search(lower) if empty else _NUMBER.fullmatch(value)):
             texts[lower] = value
     return texts
+
+
+def _same_text(one: str, other: str, lossless: bool) -> bool:
+    """Equal but for the digits of numbers with a point; whole ones count things or name classes."""
+    if one == other:
+        return True
+    mine, others = _DECIMAL.split(one), _DECIMAL.split(other)
+    if mine[::2] != others[::2]:
+        return False
+    numbers = [(float(a), float(b)) for a, b in zip(mine[1::2], others[1::2], strict=True)]
+    return all(_near(a, b, 0.0) if lossless else _similar(a, b) for a, b in numbers)
 
 
 def _differs(what: str, one: object, other: object) -> Comparison:
@@ -154,12 +205,14 @@ def _equal(one: Any, other: Any) -> Comparison:
             a, b = _of_the_answer(a), _of_the_answer(b)
             if a.keys() != b.keys():
                 return _differs(f"keys{_at(path)}", sorted(a.keys() - b.keys()), sorted(b.keys() - a.keys()))
-            scale = _scale(a.values(), b.values())
-            pairs += [(a[key], b[key], f"{path}.{key}", scale) for key in reversed(a)]
+            scale = max(scale, _scale(a.values(), b.values()))
+            pairs += [(a[key], b[key], f"{path}.{key}", _below(scale, a[key])) for key in reversed(a)]
         elif isinstance(a, list) and isinstance(b, list):
             if len(a) != len(b):
                 return _differs(f"length{_at(path)}", len(a), len(b))
-            scale = _scale(a, b)
+            if _is_ranking(a) and _is_ranking(b):
+                a, b = sorted(a, key=_labels), sorted(b, key=_labels)
+            scale = max(scale, _scale(a, b, *map(_parts, a), *map(_parts, b)))  # [label, score] each, say
             pairs += [(x, y, f"{path}[{n}]", scale) for n, (x, y) in enumerate(zip(a, b, strict=True))][::-1]
         elif _is_number(a) and _is_number(b) and (isinstance(a, float) or isinstance(b, float)):
             looked_at += 1
@@ -167,6 +220,8 @@ def _equal(one: Any, other: Any) -> Comparison:
                 return _differs(f"number{_at(path)}", a, b)
         else:
             looked_at += 1
+            if isinstance(a, str) and isinstance(b, str) and _same_text(a, b, True):
+                continue
             if type(a) is not type(b) or a != b:
                 return _differs(f"value{_at(path)}", a, b)
     if not looked_at and one != other:
@@ -194,6 +249,23 @@ def _scale(*groups: Any) -> float:
     return min(1.0, largest)
 
 
+def _below(scale: float, value: Any) -> float:
+    """Of a field: what stands in a list or dict of its own has nothing to do with the numbers beside that."""
+    return 0.0 if isinstance(value, dict | list) else scale
+
+
+def _parts(item: Any) -> Iterable[Any]:
+    if isinstance(item, dict):
+        return item.values()
+    return item if isinstance(item, list) else ()
+
+
+def _labels(item: Any) -> str:
+    """What a ranked item is called: all of it but its score."""
+    named = sorted(item.items()) if isinstance(item, dict) else item
+    return json.dumps([part for part in named if not isinstance(part[1] if isinstance(item, dict) else part, float)])
+
+
 def _near(a: float, b: float, scale: float) -> bool:
     if a == b or (a != a and b != b):
         return True
@@ -213,10 +285,7 @@ def _compare_bytes(one: bytes, other: bytes, lossless: bool) -> Comparison:
             return AGREES if one.split() == other.split() else _differs("text", one[:40], other[:40])
         return Comparison(Finding.UNKNOWN, "the answers are neither JSON nor text, so there is no decision to compare")
     if _is_text(one) and _is_text(other):
-        mine, others = _DECIMAL.split(one), _DECIMAL.split(other)
-        if mine[::2] == others[::2] and all(
-            _near(float(a), float(b), 0.0) for a, b in zip(mine[1::2], others[1::2], strict=True)
-        ):
+        if _same_text(one.decode(), other.decode(), True):
             return AGREES
         return _differs("text", one[:40], other[:40])
     return _differs("body", f"{len(one)} bytes", f"{len(other)} bytes")
@@ -262,21 +331,21 @@ def _decision(value: Any) -> Any:
     if isinstance(value, dict):
         fields = _of_the_answer(value)
         if len(fields) > 1 and all(_is_number(score) for score in fields.values()) and _any_float(fields.values()):
-            return max(fields, key=lambda label: (_rank(fields[label]), label))
+            if any(score != score for score in fields.values()):
+                return "NaN"
+            return max(fields, key=lambda label: (fields[label], label))
         parts = {key: part for key in sorted(fields) if (part := _decision(fields[key])) is not None}
         return tuple(parts.items()) or None
     if isinstance(value, list):
         if len(value) > 1 and all(_is_number(score) for score in value) and _any_float(value):
-            return max(range(len(value)), key=lambda index: _rank(value[index]))
+            if any(score != score for score in value):
+                return "NaN"
+            return max(range(len(value)), key=lambda index: value[index])
         if _is_ranking(value):
             return _decision(value[0])
         parts_of_list = tuple(_decision(item) for item in value)
         return parts_of_list if any(part is not None for part in parts_of_list) else None
     return None
-
-
-def _rank(score: float) -> float:
-    return -math.inf if score != score else score
 
 
 def _any_float(values: Any) -> bool:
