@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives import serialization
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from tests.proxy.authority import Authority
 from tests.proxy.conftest import Client
@@ -23,8 +26,22 @@ PAIRS: list[tuple[Callable[[Authority], tuple[str, str]], str]] = [
     (lambda a: (a.issue()[0], str(a.folder)), "tls_key: cannot read .*: Is a directory"),
     (lambda a: (a.issue()[0], a.issue()[1]), "tls_key: .*2.key' is not the key of the certificate in .*1.pem'"),
     (lambda a: (a.write("x", b"nonsense"), a.issue()[1]), "no PEM certificate in .*x'"),
+    (lambda a: weak(a), "OpenSSL takes none so weak as .*weak.pem' and .*weak.key': ee key too small"),
     (lambda a: (a.issue()[0], encrypted(a, a.issue()[1])), "tls_key: .* is encrypted, and there is nobody to ask"),
 ]
+
+
+def weak(authority: Authority) -> tuple[str, str]:
+    """As in TorchServe's own examples, whose Java takes it."""
+    key = rsa.generate_private_key(65537, 1024)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "h")])
+    day, later = datetime(2020, 1, 1), datetime(2040, 1, 1)
+    made = x509.CertificateBuilder(name, name, key.public_key(), 1, day, later).sign(key, hashes.SHA256())
+    pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    return (
+        authority.write("weak.pem", made.public_bytes(pem)),
+        authority.write("weak.key", key.private_bytes(pem, pkcs8, serialization.NoEncryption())),
+    )
 
 
 def encrypted(authority: Authority, key: str) -> str:

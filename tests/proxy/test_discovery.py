@@ -134,11 +134,28 @@ async def test_another_port_than_inference_is_named_and_not_used(upstream: Upstr
         (report,) = await discovery.look()
         assert not report.up
         assert report.problem == (
-            f"127.0.0.1:{port} answered 404 to GET /ping. Is {port} the inference port? (TorchServe's default is 8080.)"
+            f"127.0.0.1:{port} answered 404 to GET /ping. Is {port} the inference port? "
+            "(TorchServe's default is 8080.); not used, asked again regularly"
         )
         metrics.managed = Canned(404, "Not Found", (), b"a gateway that knows predictions only")
         (report,) = await discovery.look()
         assert report.up
+
+
+@pytest.mark.parametrize("said", [Canned.own(200, b"{"), Canned.error(500, "InternalServerException", "oops")])
+async def test_what_served_before_serves_on_whatever_its_management_says(upstream: Upstream, said: Canned) -> None:
+    async with FakeTorchServe(FakeModel()) as instance:
+        discovery = discovery_of(instance, upstream)
+        (before,) = await discovery.look()
+        instance.managed = said
+        for _ in range(2):
+            (report,) = await discovery.look()
+            assert (report.up, report.models, report.locked) == (True, before.models, False)
+            assert report.problem.endswith("used as last seen")
+            assert report.problem.count("as last seen") == 1
+        instance.managed = None
+        (after,) = await discovery.look()
+        assert after == before
 
 
 MALFORMED = {

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
-from tests.proxy.conftest import Fleet, MakeFleet, Raw
+from tests.proxy.conftest import PATIENCE_S, Fleet, MakeFleet, Raw
 from ts_parity.config import parse_endpoint
+from ts_parity.proxy import service
 from ts_parity.testing import FakeModel, FakeTorchServe, protection
 
 
@@ -33,6 +35,18 @@ async def test_without_a_management_key_torchserve_judges_each_request(make_flee
     assert [(each.status, each.json()["type"]) for each in (wrong, none)] == [(400, "InvalidKeyException")] * 2
     missing = await ask(fleet, "t", "/predictions/nobody")
     assert (missing.status, missing.json()["type"]) == (404, "ModelNotFoundException")
+
+
+async def test_nobody_waits_for_a_look_that_can_tell_nothing(
+    make_fleet: MakeFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each such request waited for up to 0.2 s."""
+    instance = locked(FakeModel())
+    fleet = await make_fleet(instance, describe_timeout_s=1e6)
+    monkeypatch.setattr(service, "_LOOK_S", 1e6)
+    instance.management_pause_s = 1e6
+    for _ in range(3):
+        assert (await asyncio.wait_for(ask(fleet, "t"), PATIENCE_S)).status == 200
 
 
 async def test_such_a_fleet_is_told_of_and_ready(make_fleet: MakeFleet) -> None:

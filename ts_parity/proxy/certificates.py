@@ -143,6 +143,9 @@ def _trust(context: ssl.SSLContext, file: Path, alone: bool) -> None:
             raise ConfigError(f"tls_ca: no PEM certificate in {str(file)!r}") from None
 
 
+_TOO_WEAK = ("EE_KEY_TOO_SMALL", "CA_KEY_TOO_SMALL", "CA_MD_TOO_WEAK")
+
+
 class _Encrypted(Exception):
     pass
 
@@ -164,6 +167,11 @@ def _load_pair(context: ssl.SSLContext, certificate: str, key: str) -> None:
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
             raise ConfigError(f"tls_key: {key!r} is not the key of the certificate in {certificate!r}") from None
+        if error.reason in _TOO_WEAK:
+            raise ConfigError(
+                f"tls_certificate, tls_key: OpenSSL takes none so weak as {certificate!r} and {key!r}: "
+                f"{error.reason.lower().replace('_', ' ')}"
+            ) from None
         raise ConfigError(
             f"tls_certificate, tls_key: no PEM certificate in {certificate!r}, or no PEM key in {key!r}"
         ) from None

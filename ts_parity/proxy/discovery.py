@@ -118,9 +118,16 @@ class Discovery:
             if models:  # else nothing will be sent there
                 await self._check_inference(instance)
         except _WrongPort as error:
-            report = InstanceReport(name, False, problem=str(error), lost=self._hosted(name))
+            problem = "; ".join([*problems, str(error)])
+            report = self._as_last_seen(name, problem) or InstanceReport(
+                name, False, problem=f"{problem}; not used, asked again regularly", lost=self._hosted(name)
+            )
         except _Locked as error:
-            report = self._locked(name, "; ".join([*problems, str(error)]))
+            problem = "; ".join([*problems, str(error)])
+            report = self._as_last_seen(name, problem) or InstanceReport(
+                name, True, problem=f"{problem}; requests are only passed through to it"
+            )
+            report = replace(report, locked=True)  # a client's own key may open what ours does not
         except _Silence as error:
             report = self._unheard(name, instance, error)
             report = replace(report, problem="; ".join([*problems, report.problem]))
@@ -141,12 +148,12 @@ class Discovery:
             problems.append(str(error))
         return self._keys.get(instance.name, "")
 
-    def _locked(self, name: str, problem: str) -> InstanceReport:
-        """It is up, and a client's own key may open what ours does not."""
+    def _as_last_seen(self, name: str, problem: str) -> InstanceReport | None:
+        """What served a moment ago need not be ill because its management API is."""
         last = self._last.get(name)
-        if last is not None and last.up and last.models:
-            return replace(last, problem=f"{problem}; used as last seen", locked=True)
-        return InstanceReport(name, True, problem=f"{problem}; requests are only passed through to it", locked=True)
+        if last is None or not last.up or not last.models:
+            return None
+        return replace(last, problem=f"{problem}; used as last seen", locked=False)
 
     def _hosted(self, name: str) -> tuple[ModelReport, ...]:
         """When it was last up."""
@@ -219,10 +226,10 @@ class Discovery:
                 if error.locked:
                     raise _Locked(_no_list(address, str(error))) from None
                 if error.answered:
-                    raise _WrongPort(f"{_no_list(address, str(error))}; not used, asked again regularly") from None
+                    raise _WrongPort(_no_list(address, str(error))) from None
                 raise
             except UNREADABLE:
-                raise _WrongPort(f"{_no_list(address, 'answered')}; not used, asked again regularly") from None
+                raise _WrongPort(_no_list(address, "answered")) from None
             for name in given:
                 try:
                     names[read_name(name)] = None

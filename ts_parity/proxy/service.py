@@ -117,7 +117,11 @@ class Service:
         if model is None or (asked is None and model in self._plan.hosts):
             self._pass_through(passing)
         elif not self._is_refused(passing):
-            self._after_a_look(passing)
+            if self._plan.locked:  # a look would tell no more of those: nobody waits for it
+                self._look()
+                self._pass_through(passing)
+            else:
+                self._after_a_look(passing)
 
     def _pool(self, asked: Prediction) -> str | None:
         version = asked.version or self._plan.versions.get(asked.model)
