@@ -203,7 +203,8 @@ class Sticky(FakeModel):
 class Dice(FakeModel):
     """A model left in training mode: dropout, seeded so that the test has no luck."""
 
-    def __post_init__(self) -> None:
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
         self.dice = np.random.default_rng(self.pid)
 
     def answer(self, body: bytes) -> Any:
@@ -221,6 +222,7 @@ async def test_handlers_that_keep_state_or_throw_dice_are_not_protected(
     fleet = await make_fleet(*deployed, FakeTorchServe(backup), **GROUP)
     await through_its_trial(fleet)
     assert state(fleet) == "out"
+    assert "rebuilt answers differed from the deployed model's own" in trust(fleet)["reason"]
 
 
 async def test_a_threshold_that_moves_later_takes_the_protection_out(make_fleet: MakeFleet) -> None:
