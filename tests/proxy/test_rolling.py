@@ -60,6 +60,28 @@ async def test_connections_that_the_kernel_has_made_are_answered(make_fleet: Mak
     assert await drained == 0
 
 
+@pytest.mark.parametrize("after", [0, 3], ids=["in one go", "more behind them"])
+async def test_what_was_pipelined_before_is_answered(make_fleet: MakeFleet, after: int) -> None:
+    """The first answer said goodbye, and the others never came. What comes later is not waited for."""
+    instance = FakeTorchServe(FakeModel(workers=8))
+    fleet = await make_fleet(instance)
+    reader, writer = await asyncio.open_connection(fleet.client.host, fleet.client.port)
+    instance.freeze()
+    writer.write(ASK * 4)
+    await until(lambda: fleet.proxy._server.in_flight == 4, "them to be read")
+    fleet.proxy.drain()
+    drained = asyncio.ensure_future(fleet.proxy._drained())
+    await until(lambda: fleet.proxy._server.draining, "the drain to begin")
+    instance.thaw()
+    answers = [await read_answer(reader)]
+    writer.write(ASK * after)
+    answers += [await read_answer(reader) for _ in range(3)]
+    assert [(answer.status, answer.get("connection")) for answer in answers] == [(200, None)] * 3 + [(200, "close")]
+    assert await reader.read() == b""
+    writer.close()
+    assert await drained == 0
+
+
 @pytest.mark.slow
 async def test_a_client_that_takes_its_answer_slowly_gets_all_of_it(make_fleet: MakeFleet) -> None:
     """Its request is not in flight any more, its answer is."""

@@ -279,6 +279,8 @@ class _Connection:
         self._queued_bytes = 0
         self._turn: Turn | None = None
         """Whose answer is being made or written."""
+        self._last: Turn | None = None
+        """Whose answer ends the connection, since it has been read when a drain began."""
         self._advancing = False
         self._streaming: asyncio.Task[None] | None = None
         self._streamed_bytes = 0
@@ -323,7 +325,7 @@ class _Connection:
         if self._counted:
             self._counted = False
             self._server.ends()
-        turn, self._turn = self._turn, None
+        turn, self._turn, self._last = self._turn, None, None
         if turn is not None:
             self._server.ends()
             turn.leave()
@@ -560,7 +562,12 @@ class _Connection:
             self._go_on()
 
     def _keeps(self, turn: Turn) -> bool:
-        return turn.keep and not self._server.draining
+        """What has been read when a drain begins is answered; the last of it says that it is the last."""
+        if not self._server.draining or not turn.keep:
+            return turn.keep
+        if self._last is None:
+            self._last = self._queue[-1] if self._queue else turn
+        return turn is not self._last
 
     def _write(self, reply: Reply, turn: Turn) -> bool:
         """-> whether the connection goes on."""
