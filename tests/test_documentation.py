@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
+import textwrap
 from pathlib import Path
 
 import pytest
 
 from ts_parity.cli import build_parser
+from ts_parity.config import load_settings
 from ts_parity.engine import trust
 from ts_parity.proxy import access, app, descriptors, discovery, processes, reading, server, service
 from ts_parity.proxy.messages import MAX_HEAD_BYTES, MAX_HEADERS
@@ -50,6 +52,16 @@ def test_settings_fields_and_metrics_that_the_docs_name_are_in_the_code(page: Pa
             named = name in code or name.removesuffix("_total") in code
             family = name.removeprefix("ts_parity_")
             assert named or family in code, f"{page.name} speaks of {name}"
+
+
+def test_the_configuration_that_the_page_shows_is_one(tmp_path: Path) -> None:
+    text = (ROOT / "docs/behaviour.md").read_text()
+    (block,) = re.findall(r"(?:^    .*\n|^\n)+(?=^Without `tls_ca`)", text, re.MULTILINE)
+    file = tmp_path / "ts-parity.toml"
+    file.write_text(textwrap.dedent(block))
+    https, unix = load_settings(file, {}, {}).instances
+    assert (https.management, https.tls_ca) == ("https://ts1:8444", "/etc/ts-parity/fleet-ca.pem")
+    assert unix.inference == "unix:/run/torchserve/inference.sock"
 
 
 PATIENCE = server.Patience()
