@@ -1,5 +1,6 @@
 """Which bodies are never coded: found in whatever way a handler might read the key, and in doubt excluded."""
 
+import gzip
 import json
 
 import pytest
@@ -23,6 +24,10 @@ MULTIPART = (("content-type", "multipart/form-data; boundary=b"),)
         (JSON, b'{"p\\u0061th": "/data/1.png"}'),
         (JSON, '{"path": 1}'.encode("utf-16")),
         (JSON, '{"path": 1}'.encode("utf-16-be")),
+        (JSON, '{"path": 1}'.encode("utf-32")),
+        (JSON, '{"p\\u0061th": 1}'.encode("utf-16")),
+        ((), b"{'path': '/data/1.png'}"),  # as ast.literal_eval reads it
+        ((*JSON, ("Content-Encoding", "gzip")), gzip.compress(b'{"path": 1}')),
         (FORM, b"a=1&path=%2Fdata%2F1.png"),
         (FORM, b"p%61th=x"),
         (FORM, b"path="),
@@ -42,6 +47,7 @@ def test_a_key_is_found(headers, body):
         (JSON, b""),
         (FORM, b"xpath=1&a=path"),
         ((), bytes(range(256)) * 9),
+        ((*JSON, ("Content-Encoding", "identity")), b"{}"),
     ],
 )
 def test_what_is_no_such_key_is_coded(headers, body):
@@ -52,6 +58,8 @@ def test_a_key_that_is_not_ascii_is_found_however_it_is_written():
     declared = NeverCode(keys=("größe",))
     assert declared.covers(JSON, json.dumps({"größe": 1}).encode())
     assert declared.covers(JSON, json.dumps({"größe": 1}, ensure_ascii=False).encode())
+    for encoding in ("utf-16", "utf-32-be"):
+        assert declared.covers(JSON, json.dumps({"größe": 1}, ensure_ascii=False).encode(encoding))
 
 
 def test_content_types():

@@ -23,9 +23,9 @@ if TYPE_CHECKING:  # it would import numpy, and commands that only parse come by
 
 _FORM = "application/x-www-form-urlencoded"
 _MULTIPART = "multipart/"
-_ENCODINGS = ("utf-8", "utf-16-le", "utf-16-be")  # what Python's json reads
 _HIDDEN = re.compile(rb"\\u00[2-7]")
 """An ASCII character written as an escape: nobody needs to, and a key could hide behind it."""
+_WIDE = ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be")
 _PART_TYPE = re.compile(rb"(?i)^content-type:[ \t]*([^\r\n;]+)", re.MULTILINE)
 
 
@@ -44,7 +44,11 @@ class NeverCode:
         kinds = [value.partition(";")[0].strip().lower() for value in told]
         if self.content_types and any(self._names(part) for kind in kinds for part in _kinds(kind, body)):
             return True
-        return bool(self.keys) and any(self._has_key(kind, body) for kind in kinds or [""])
+        if not self.keys:
+            return False
+        if _is_encoded(headers):  # whoever decodes it may find anything
+            return True
+        return any(self._has_key(kind, body) for kind in kinds or [""])
 
     def as_json(self) -> dict[str, list[str]]:
         return {"content_types": list(self.content_types), "keys": list(self.keys)}
@@ -65,6 +69,8 @@ class NeverCode:
 
     def _has_key(self, kind: str, body: bytes) -> bool:
         if any(needle in body for needle in _needles(self.keys)) or _HIDDEN.search(body):
+            return True
+        if b"\0" in body and self._has_key("", body.replace(b"\0", b"")):  # UTF-16 or UTF-32, which json reads too
             return True
         if kind.startswith(_MULTIPART):
             return any(b"name=%b" % key.encode() in body for key in self.keys)
@@ -98,8 +104,18 @@ def _texts(told: Mapping[str, Any], name: str) -> tuple[str, ...]:
 
 @lru_cache(64)
 def _needles(keys: tuple[str, ...]) -> tuple[bytes, ...]:
-    quoted = [text for key in keys for text in (json.dumps(key), json.dumps(key, ensure_ascii=False))]
-    return tuple(dict.fromkeys(text.encode(encoding) for text in quoted for encoding in _ENCODINGS))
+    quoted = [text for key in keys for text in (json.dumps(key), json.dumps(key, ensure_ascii=False), f"'{key}'")]
+    wide = [text for text in quoted if not text.isascii()]  # ASCII is found in UTF-16 once its zeros are gone
+    encoded = [text.encode() for text in quoted]
+    encoded += [text.encode(encoding) for text in wide for encoding in _WIDE]
+    without_zeros = [needle.replace(b"\0", b"") for needle in encoded]
+    return tuple(dict.fromkeys((*encoded, *without_zeros)))
+
+
+def _is_encoded(headers: Headers) -> bool:
+    return any(
+        name.lower() == "content-encoding" and value.strip().lower() not in ("", "identity") for name, value in headers
+    )
 
 
 def _kinds(kind: str, body: bytes) -> list[str]:
