@@ -65,6 +65,11 @@ EQUAL: list[tuple[Any, Any, Finding]] = [
     (gzip.compress(b"[0.5]", mtime=1), gzip.compress(b"[0.7]", mtime=2), DIFFERED),
     (gzip.compress(bytes(LARGEST + 1), mtime=1), gzip.compress(bytes(LARGEST + 2), mtime=2), UNKNOWN),
     (b"\x1f\x8bno gzip", b"\x1f\x8bno gzip either", DIFFERED),
+    (
+        {"label": "cat", "hostname": "ts1", "worker_pid": 7},
+        {"label": "cat", "hostname": "ts2", "worker_pid": 8},
+        AGREED,
+    ),
     (b"cat 0.93001", b"cat 0.93002", AGREED),
     (b"cat 0.93", b"cat 0.12", DIFFERED),
     (b"cat 7", b"cat 8", DIFFERED),

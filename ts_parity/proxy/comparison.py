@@ -57,7 +57,9 @@ _OF_THE_RUN: Final = frozenset(
     {
         *("requestid", "reqid", "traceid", "uuid", "timestamp", "createdat", "inferencetime", "inferencetimems"),
         *("inferencems", "latency", "latencyms", "elapsed", "elapsedms", "processingtime", "processingtimems"),
-        *("durationms", "tookms"),
+        *("durationms", "tookms", "responsetime", "responsetimems", "executiontime", "predictiontime", "servertime"),
+        *("starttime", "endtime", "totaltime", "responseid", "correlationid", "spanid"),
+        *("hostname", "podname", "nodename", "servedby", "instanceid", "workerid", "workerpid", "pid", "gpuid"),
     }
 )
 # Values that differ from answer to answer by their nature: numbers (times), instants, ids.
