@@ -28,7 +28,7 @@ GET = b"GET /%d HTTP/1.1\r\nHost: h\r\n\r\n"
 
 @pytest.mark.parametrize(
     ("files", "places", "instances", "connections", "burst"),
-    [(64, 6, 3, 12, 8), (1024, 100, 10, 808, 64), (65536, 100, 10, 64360, 1024), (64, 500, 100, 8, 8)],
+    [(64, 6, 3, 16, 8), (1024, 100, 10, 812, 64), (65536, 100, 10, 64364, 1024), (64, 500, 100, 8, 8)],
 )
 def test_clients_get_what_is_left(files: int, places: int, instances: int, connections: int, burst: int) -> None:
     assert client_limit(files, places, instances) == ClientLimit(connections, burst, files)

@@ -130,8 +130,10 @@ def _ask(admin: str, path: str, action: dict[str, str] | None = None) -> dict[st
     except urllib.error.HTTPError as error:
         raise TsParityError(f"{url}: {_reason(error)}") from None
     except (urllib.error.URLError, TimeoutError, ValueError) as error:
+        why = error.reason if isinstance(error, urllib.error.URLError) else error
+        said_so = why.strerror if isinstance(why, OSError) else None
         raise TsParityError(
-            f"no {path[1:]} from {url}: {error}; is the proxy running, and is this its admin port?"
+            f"no {path[1:]} from {url}: {said_so or why}; is the proxy running, and is this its admin port?"
         ) from None
 
 

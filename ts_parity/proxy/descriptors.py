@@ -17,7 +17,7 @@ _ENOUGH = 65536
 """Connections that one process could serve; some systems' hard limit is a thousand million."""
 ADMIN_CONNECTIONS = 8
 """At a time, at each of the admin's ports, and so many again that wait there: probes and scrapers, not a crowd."""
-_OWN = 32
+_OWN = 20 + ADMIN_CONNECTIONS
 """Standard streams, the loop's own, listening sockets, logs, certificates while they are read, and the admin port's."""
 _FOR_AN_INSTANCE = 2
 """Beside its places: for what is asked of its management address, and for a request that is passed through."""
