@@ -436,7 +436,8 @@ def _target(sent: Message) -> bytes:
     asked = prediction(method, path)
     if asked is None or asked.model != "linear" or asked.version not in (None, "", "1.0"):
         return sent.first[1]
-    return prediction_target(asked.model, "1.0", asked.extra, query).encode()
+    version = "" if asked.version is None else "1.0"  # nothing is coded here, so the instance's own default will do
+    return prediction_target(asked.model, version, asked.extra, query).encode()
 
 
 def _is_neighbours(request: Message) -> bool:
