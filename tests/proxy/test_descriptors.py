@@ -18,7 +18,7 @@ import pytest
 from tests.proxy.conftest import Client, MakeFleet, read_answer, until
 from tests.proxy.test_app import RUN
 from tests.proxy.test_http import PLAIN, Instance, by, echo
-from ts_parity.proxy.descriptors import ADMIN_CONNECTIONS, ClientLimit, client_limit
+from ts_parity.proxy.descriptors import ClientLimit, client_limit
 from ts_parity.proxy.messages import Reply, Request
 from ts_parity.proxy.server import Server, Turn
 from ts_parity.testing import FakeModel, FakeTorchServe
@@ -28,7 +28,7 @@ GET = b"GET /%d HTTP/1.1\r\nHost: h\r\n\r\n"
 
 @pytest.mark.parametrize(
     ("files", "places", "instances", "connections", "burst"),
-    [(64, 6, 3, 16, 8), (1024, 100, 10, 812, 64), (65536, 100, 10, 64364, 1024), (64, 500, 100, 8, 8)],
+    [(64, 6, 3, 16, 8), (1024, 100, 10, 756, 64), (65536, 100, 10, 64308, 1024), (64, 500, 100, 8, 8)],
 )
 def test_clients_get_what_is_left(files: int, places: int, instances: int, connections: int, burst: int) -> None:
     assert client_limit(files, places, instances) == ClientLimit(connections, burst, files)
@@ -153,9 +153,15 @@ async def test_status_and_metrics_tell(make_fleet: MakeFleet) -> None:
     assert 'ts_parity_clients_turned_away_total{how="refused"} 1.0' in text
 
 
-async def test_idle_clients_of_the_admin_port_have_a_limit_too(make_fleet: MakeFleet) -> None:
+async def test_idle_clients_of_the_admin_port_have_a_limit_too(
+    make_fleet: MakeFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It knew none, and they could take all open files there are. Who asks stays, and who comes is heard."""
     fleet = await make_fleet(FakeTorchServe(FakeModel()))
+    assert [answer.status for answer in await asyncio.gather(*(fleet.admin.get("/health") for _ in range(50)))] == [
+        200
+    ] * 50
+    monkeypatch.setattr(fleet.proxy._admin._runners[0].server, "limit", 8)
     busy, asking = await asyncio.open_connection(fleet.admin.host, fleet.admin.port)
     crowd = []
     for _ in range(10):
@@ -163,7 +169,7 @@ async def test_idle_clients_of_the_admin_port_have_a_limit_too(make_fleet: MakeF
         assert (await read_answer(busy)).status == 200
         crowd += [await asyncio.open_connection(fleet.admin.host, fleet.admin.port) for _ in range(4)]
         assert (await fleet.admin.get("/health")).status == 200
-    gone = [await reader.read() for reader, _ in crowd[: len(crowd) - ADMIN_CONNECTIONS]]
+    gone = [await reader.read() for reader, _ in crowd[: len(crowd) - 8]]
     assert gone == [b""] * len(gone)
     for _, writer in [*crowd, (busy, asking)]:
         writer.close()

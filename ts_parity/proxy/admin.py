@@ -18,7 +18,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from ts_parity.config import Settings, host_and_port
-from ts_parity.proxy.descriptors import ADMIN_CONNECTIONS
+from ts_parity.proxy.descriptors import admin_limit, open_files
 from ts_parity.proxy.metrics import CONTENT_TYPE
 from ts_parity.proxy.server import cannot_listen
 
@@ -80,7 +80,7 @@ class Admin:
         self._runners.append(runner)
         await runner.setup()
         try:
-            await web.TCPSite(runner, host, port, backlog=ADMIN_CONNECTIONS).start()
+            await web.TCPSite(runner, host, port, backlog=door.limit).start()
         except OSError as error:
             raise cannot_listen(host, port, error) from None
         return int(runner.addresses[0][1])
@@ -125,6 +125,7 @@ class _Door(web.Server):
         refused: Callable[[web.BaseRequest], str] = lambda _: "",
     ) -> None:
         super().__init__(self._answer, access_log=None, logger=_log())
+        self.limit = admin_limit(open_files())
         self._reads = reads
         self._actions = actions
         self._refused = refused
@@ -135,7 +136,7 @@ class _Door(web.Server):
     def connection_made(self, handler: Any, transport: asyncio.Transport) -> None:
         super().connection_made(handler, transport)
         self._open[handler] = transport
-        if len(self._open) > ADMIN_CONNECTIONS:
+        if len(self._open) > self.limit:
             quiet = next((one for one in self._open if one not in self._asking), next(iter(self._open)))
             self._open.pop(quiet).abort()
 

@@ -15,10 +15,10 @@ if sys.platform != "win32":
 
 _ENOUGH = 65536
 """Connections that one process could serve; some systems' hard limit is a thousand million."""
-ADMIN_CONNECTIONS = 8
-"""At a time, at each of the admin's ports, and so many again that wait there: probes and scrapers, not a crowd."""
-_OWN = 20 + ADMIN_CONNECTIONS
-"""Standard streams, the loop's own, listening sockets, logs, certificates while they are read, and the admin port's."""
+_OWN = 20
+"""Standard streams, the loop's own, listening sockets, logs, certificates while they are read."""
+_ADMIN = 64
+"""Probes, scrapers and operators at a time: more than there are, even if all come at once."""
 _FOR_AN_INSTANCE = 2
 """Beside its places: for what is asked of its management address, and for a request that is passed through."""
 _BURST = 1024
@@ -53,10 +53,15 @@ def open_files() -> int:
     return _ENOUGH if soft == resource.RLIM_INFINITY else soft
 
 
+def admin_limit(files: int) -> int:
+    """Connections that the admin port keeps at a time, and how many may wait there."""
+    return max(8, min(files // 16, _ADMIN))
+
+
 def client_limit(files: int, places: int, instances: int) -> ClientLimit:
     """What is left for clients before `instances` with so many places in all. An eighth at least, however many those
     are: a proxy without clients would be of no use.
     """
     burst = max(8, min(files // 16, _BURST))
-    left = files - _OWN - burst - places - _FOR_AN_INSTANCE * instances
+    left = files - _OWN - admin_limit(files) - burst - places - _FOR_AN_INSTANCE * instances
     return ClientLimit(max(left, files // 8), burst, files)
