@@ -132,6 +132,21 @@ async def test_weights_that_change_while_it_is_in_use(make_fleet: MakeFleet) -> 
     assert state(fleet) == "out"
 
 
+async def test_a_model_that_is_missing_for_a_moment_is_looked_at_at_once(make_fleet: MakeFleet) -> None:
+    """It is being registered anew, and until that is known its protection answers for the model of before."""
+    members = instances("exact")
+    fleet = await make_fleet(*members, **GROUP, discovery_interval_s="600")
+    await through_its_trial(fleet)
+    assert state(fleet) == "in use"
+    for instance in members[:2]:
+        instance.models[0].matrix, instance.models[0].pid = STALE, 500
+    missing = Canned.error(404, "ModelNotFoundException", "Model not found: linear")
+    members[0].models[0].script += [missing]
+    members[1].models[0].script += [missing]
+    await fleet.posts(1)
+    await until(lambda: state(fleet) == "on trial", "the fleet to be looked at")
+
+
 async def test_weights_that_change_and_nobody_says_so(make_fleet: MakeFleet) -> None:
     """The first rescued query's own late answer gives it away."""
     members = instances("exact")

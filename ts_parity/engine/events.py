@@ -55,6 +55,8 @@ class Cause(Enum):
     """Its endpoint is no longer there: scaled to nothing, unregistered, or its instance is down."""
     LOST = "lost"
     """The connection broke: whatever the instance had is lost with it."""
+    MISSING = "missing"
+    """The instance does not have the model that it was seen to have, so nothing was run: it may be registered anew."""
     WORKER_DIED = "worker died"
     """Perhaps of this very query."""
 

@@ -43,6 +43,7 @@ from ts_parity.engine.timers import Timer, Timers
 from ts_parity.engine.trust import Finding, Standing, Trust
 
 GONE: Final = Failed("its endpoint is gone", cause=Cause.GONE)
+NOTHING_RAN: Final = (Cause.UNREACHABLE, Cause.MISSING)
 MAX_FINISHES: Final = 2
 MOST_CHANGES: Final = 64
 WATCH_S: Final = 0.1
@@ -918,7 +919,7 @@ class Scheduler:
             return False
         elsewhere = pool.has_elsewhere(query)
         if isinstance(outcome, Failed):
-            if not outcome.retry or (not pool.pool.repeatable and outcome.cause is not Cause.UNREACHABLE):
+            if not outcome.retry or (not pool.pool.repeatable and outcome.cause not in NOTHING_RAN):
                 return False
             if not self._may_retry(query, task, outcome.cause, elsewhere, now):
                 return False

@@ -93,7 +93,7 @@ class Proxy:
         manners = Manners(
             settings.secret, _default_reply(default, settings), settings.task_timeout_s, noting=access is not None
         )
-        self.driver = Driver(self.scheduler, self.upstream, self.metrics, manners, self._stop_coding)
+        self.driver = Driver(self.scheduler, self.upstream, self.metrics, manners, self._stop_coding, self._look_now)
         self._service = Service(self.driver, self.upstream, self.metrics, settings.group_by, self._look_now)
         self._server = Server(self._service.answer, settings.max_body_bytes, access=access, tls=tls)
         self._admin = Admin(self.status, self.health, self.drain, self.metrics.exposition)

@@ -22,6 +22,7 @@ from ts_parity.engine import (
     Action,
     Answer,
     Arrived,
+    Cause,
     Compare,
     Failed,
     Finding,
@@ -97,13 +98,17 @@ class Driver:
         metrics: Metrics,
         manners: Manners,
         on_streaming: Callable[[str], None],
+        on_missing: Callable[[], object],
     ) -> None:
-        """`on_streaming` is told the name of a pool whose answer came in chunks although it was to be coded."""
+        """`on_streaming` is told the name of a pool whose answer came in chunks although it was to be coded;
+        `on_missing`, that an instance lacks a model that it was seen to have.
+        """
         self.scheduler = scheduler
         self._upstream = upstream
         self._metrics = metrics
         self._manners = manners
         self._on_streaming = on_streaming
+        self._on_missing = on_missing
         self._plan = Plan()
         self._addresses: Mapping[str, Address] = {}
         self._ids = itertools.count(1)
@@ -349,6 +354,8 @@ class Driver:
                 ask.cause = ask.cause or f"{task.endpoint.name}: {outcome.reason}"
             if task.kind is Kind.FINISH:
                 self._metrics.finish_failures.add()
+            if outcome.cause is Cause.MISSING:  # what is registered there next may have other weights
+                self._on_missing()
         if not self._closed:
             self._obey(self.scheduler.task_done(task, outcome, self._loop.time()))
             changes = self.scheduler.changes

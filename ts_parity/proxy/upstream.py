@@ -274,7 +274,7 @@ def classify(reply: Reply) -> Failed | Rejected | None:
     kind, message = error_fields(reply)
     if status == 404:
         # Only models that an instance was seen to have are asked of it.
-        return Failed(f"{status} {message}") if kind in _NOT_FOUND else None
+        return Failed(f"{status} {message}", cause=Cause.MISSING) if kind in _NOT_FOUND else None
     if status == 503:
         return Rejected() if kind == "ServiceUnavailableException" else None
     if kind != "InternalServerException":
