@@ -21,6 +21,16 @@ def test_an_instance_dies_and_nobody_notices_whatever_its_places(places, code):
     assert run.nothing_left_over()
 
 
+@pytest.mark.parametrize("dead", [{}, {"d0": (0.05, 0.3)}])
+def test_all_places_are_used_however_many_there_are(dead):
+    """Three times 256 queries at a time, before one of three has died and been back for long, and after."""
+    waves = [0.0] * 768 + [5.0 + 0.001 * n for n in range(1000)] + [10.0] * 768
+    run = scenario(arrivals=waves, code=None, deployed=3, places=256, service=0.1, dead=dead)
+    for at in (0.0, 10.0):
+        assert sum(sent == at for sent, _, _ in run.sent) == 768
+    assert len(run.answers) == len(waves)
+
+
 def test_it_dies_again_and_again_under_load():
     """A query every 2 ms on 4 instances of 8 places; one dies for 100 ms, four times."""
     arrivals = [n * 0.002 for n in range(1000)]

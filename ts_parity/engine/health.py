@@ -13,6 +13,7 @@ from typing import Final
 MAX_OUT_S: Final = 30.0
 WARM: Final = 64
 """Tasks at a time from which a slow start is over."""
+NO_LIMIT: Final = 1 << 30
 
 
 class Condition(Enum):
@@ -51,8 +52,8 @@ class Health:
         self.resumes_at = 0.0
         self.only_slow = False
         """It is out for answering slowly: better than nothing when everybody else is busy."""
-        self.ramp = WARM
-        """Tasks it may have in flight, if its places allow it; `WARM` is no limit."""
+        self.ramp = NO_LIMIT
+        """Tasks it may have in flight, if its places allow it."""
         self.clean = True
         """Its last answer came, and in time."""
         self.untroubled = True
@@ -66,14 +67,14 @@ class Health:
     def succeeded(self) -> None:
         if self.condition is not Condition.IN:
             self.ramp = 1
-        elif self.ramp < WARM:
-            self.ramp += 1
+        elif self.ramp < NO_LIMIT:
+            self.ramp = self.ramp + 1 if self.ramp < WARM else NO_LIMIT
         self._failures = self._slow = 0
         self._returns = 0
         self.condition = Condition.IN
         self.resumes_at = 0.0
         self.clean = True
-        self.untroubled = self.ramp >= WARM
+        self.untroubled = self.ramp == NO_LIMIT
 
     def failed(self, now: float) -> None:
         self.clean = self.untroubled = False
