@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.proxy.conftest import MakeFleet
 from ts_parity import testing
 from ts_parity.config import parse_endpoint
 from ts_parity.proxy.discovery import Discovery
@@ -193,7 +194,16 @@ async def test_what_one_instance_says_is_its_own_problem(upstream: Upstream, nam
 
 @pytest.mark.parametrize(
     "change",
-    [{"batchSize": float("inf")}, {"batchSize": 10**3000}, {"workers": None}, {"modelVersion": "\ud800"}, None],
+    [
+        {"batchSize": float("inf")},
+        {"batchSize": 10**3000},
+        {"workers": None},
+        {"modelVersion": "\ud800"},
+        None,
+        {"modelName": "linear"},
+        {"modelName": "odd/1"},
+        {"modelVersion": "1/0"},
+    ],
 )
 async def test_one_models_description_costs_that_model_only(
     upstream: Upstream, change: Any, monkeypatch: pytest.MonkeyPatch
@@ -209,6 +219,20 @@ async def test_one_models_description_costs_that_model_only(
     assert report.up
     assert [model.model for model in report.models] == ["linear"]
     assert "odd" in report.problem
+
+
+async def test_a_version_that_is_listed_twice_is_one(make_fleet: MakeFleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of one name would be two endpoints of one name, and no plan for anybody."""
+    describe = testing._json
+
+    def twice(status: int, value: Any) -> Any:
+        return describe(status, value * 2 if isinstance(value, list) else value)
+
+    monkeypatch.setattr(testing, "_json", twice)
+    fleet = await make_fleet(FakeTorchServe(FakeModel()))
+    assert [endpoint.places for endpoint in fleet.proxy.plan.fleet.endpoints] == [1]
+    assert any("a version twice" in problem for problem in fleet.proxy.plan.problems)
+    assert (await fleet.post()).status == 200
 
 
 async def test_pages_without_end_end(upstream: Upstream) -> None:

@@ -262,7 +262,13 @@ class Discovery:
             # Unregistered between the two questions, or one model in trouble: the others need not suffer.
             log.info("%s: no describe of %s: it %s", instance, model, error)
             return []
-        return [self._with_warmth(instance, model) for model in models]
+        own: dict[str, ModelReport] = {}
+        for report in models:
+            if report.model == model:
+                own.setdefault(report.version, report)
+        if len(own) < len(models):
+            problems.append(f"its describe of {model} holds another model, or a version twice; that is not used")
+        return [self._with_warmth(instance, report) for report in own.values()]
 
     def _with_warmth(self, instance: str, model: ModelReport) -> ModelReport:
         key = (instance, model.model, model.version)

@@ -144,9 +144,11 @@ def _worker(entry: Mapping[str, Any]) -> str:
 
 
 def read_name(given: Any) -> str:
-    """A model's name or a version (YAML may have made a number of it), fit for logs and terminals. Raise ValueError."""
+    """A model's name or a version (YAML may have made a number of it), fit for logs, terminals and as a part of a path.
+    Raise ValueError.
+    """
     given = str(given) if isinstance(given, (int, float)) else given
-    if not isinstance(given, str) or not 0 < len(given) <= _LONGEST_NAME or not given.isprintable():
+    if not isinstance(given, str) or not 0 < len(given) <= _LONGEST_NAME or not given.isprintable() or "/" in given:
         raise ValueError(f"{ascii(given)[:80]} is no name")
     return given
 
