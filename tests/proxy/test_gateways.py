@@ -17,6 +17,11 @@ PAGES = {
     "nginx": Canned(502, "Bad Gateway", HTML, b"<html><h1>502 Bad Gateway</h1></html>"),
     "a timeout": Canned(504, "Gateway Timeout", (), b"upstream request timeout"),
     "its own JSON": Canned(503, "", (("content-type", "application/json"),), b'{"code": 503, "message": "no"}'),
+    "in TorchServe's shape": Canned(
+        500, "", (("content-type", "application/json"),), b'{"code": 500, "type": "UpstreamException", "message": "no"}'
+    ),
+    "a limit": Canned(429, "Too Many Requests", (("retry-after", "1"),), b""),
+    "nothing": Canned(503),
     "no such route": Canned(404, "Not Found", (), b"default backend - 404"),
     "in chunks": Canned(502, "Bad Gateway", HTML, chunks=(b"<html>upstream ", b"error</html>")),
     "in chunks and long": Canned(502, "Bad Gateway", HTML, chunks=(b"x" * 50_000,) * 3),

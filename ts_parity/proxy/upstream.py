@@ -44,6 +44,10 @@ _CACHE_CONTROL: Final = "no-cache; no-store, must-revalidate, private"
 _INSTANCE_GONE: Final = frozenset({502, 503, 504})
 # What TorchServe's frontend itself says where a model, a version or the route is not there.
 _NOT_FOUND: Final = frozenset({"ModelNotFoundException", "ModelVersionNotFoundException", "ResourceNotFoundException"})
+# What it says with a status that a gateway may have made as well.
+_ITS_ERRORS: Final = _NOT_FOUND | {
+    "InternalServerException", "RequestTimeoutException", "ServiceUnavailableException", "WorkflowNotFoundException",
+}  # fmt: skip
 _OF_GATEWAYS: Final = frozenset({301, 302, 303, 307, 308, 404, 408, 429})
 
 
@@ -295,7 +299,7 @@ def from_gateway(reply: Reply) -> bool:
     """An error that TorchServe did not write: a sidecar or a load balancer speaks of the instance behind it."""
     if reply.status < 500 and reply.status not in _OF_GATEWAYS:
         return False
-    return not _bears_its_mark(reply) and not error_fields(reply)[0]
+    return not _bears_its_mark(reply) and error_fields(reply)[0] not in _ITS_ERRORS
 
 
 def excerpt(body: bytes) -> str:
