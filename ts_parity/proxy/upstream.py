@@ -40,7 +40,7 @@ _SMALL_BODY: Final = 65536
 # should have a comma.
 _EXPIRES: Final = "Thu, 01 Jan 1970 00:00:00 UTC"
 _CACHE_CONTROL: Final = "no-cache; no-store, must-revalidate, private"
-# What gateways say of the instance, besides every 5xx: redirects, "no such route", timeouts, a limit of requests.
+# How gateways say that nobody is there any more.
 _INSTANCE_GONE: Final = frozenset({502, 503, 504})
 # What TorchServe's frontend itself says where a model, a version or the route is not there.
 _NOT_FOUND: Final = frozenset({"ModelNotFoundException", "ModelVersionNotFoundException", "ResourceNotFoundException"})
@@ -48,6 +48,7 @@ _NOT_FOUND: Final = frozenset({"ModelNotFoundException", "ModelVersionNotFoundEx
 _ITS_ERRORS: Final = _NOT_FOUND | {
     "InternalServerException", "RequestTimeoutException", "ServiceUnavailableException", "WorkflowNotFoundException",
 }  # fmt: skip
+# What gateways say of the instance, besides every 5xx: redirects, "no such route", timeouts, a limit of requests.
 _OF_GATEWAYS: Final = frozenset({301, 302, 303, 307, 308, 404, 408, 429})
 
 
