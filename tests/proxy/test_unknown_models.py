@@ -51,6 +51,39 @@ async def test_what_was_unregistered_while_management_answers_is_forgotten(make_
     assert (await fleet.post()).status == 404
 
 
+@pytest.mark.parametrize("looks", [False, True])
+async def test_another_version_takes_over_and_no_client_notices(make_fleet: MakeFleet, looks: bool) -> None:
+    """The new default is set and the old version unregistered beside the proxy, while predictions run and wait."""
+    instances = [FakeTorchServe(FakeModel()) for _ in range(2)]
+    fleet = await make_fleet(*instances, FakeTorchServe(protection()))
+    assert fleet.proxy.plan.pools["linear/1.0"].code is not None
+    for instance in instances:
+        instance.freeze()
+    running = asyncio.ensure_future(fleet.posts(6))
+    await until(lambda: all(instance.received for instance in instances), "two to run, and four to wait")
+    for instance in instances:
+        instance.models[0] = FakeModel(version="2.0", matrix=np.eye(2, dtype=np.float32))
+    if looks:
+        await fleet.proxy.discover(may_ask=False)
+    for instance in instances:
+        instance.thaw()
+    assert {answer.status for answer in await running} == {200}
+    assert (await fleet.post()).json() == [1.0, 2.0]
+    assert (await fleet.post("/predictions/linear/1.0")).status == 404
+    await until(lambda: nothing_left(fleet.proxy), "everything to be let go")
+
+
+async def test_what_all_have_lost_is_asked_of_them_once_more_at_most(
+    make_fleet: MakeFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Management says that it is there, and predictions are told that it is not: so is the client, after one look."""
+    instance = FakeTorchServe(FakeModel())
+    fleet = await make_fleet(instance)
+    monkeypatch.setattr(instance, "_find", lambda name, version: None)
+    assert (await fleet.post()).status == 404
+    assert len(instance.received) <= fleet.proxy.settings.max_attempts
+
+
 async def test_gone_for_several_looks_is_still_not_unknown(make_fleet: MakeFleet) -> None:
     instance = FakeTorchServe(FakeModel())
     fleet = await make_fleet(instance, FakeTorchServe(protection()))

@@ -68,11 +68,13 @@ RETRY_AFTER_S = 1.0
 class Delivered:
     """What a client gets. `source` is None for an error: an instance's, which is passed on, or the proxy's own."""
 
-    __slots__ = ("answer", "facts", "source")
+    __slots__ = ("answer", "facts", "missing", "source")
 
     def __init__(self, answer: Reply | Pipe | Unavailable, source: Source | None) -> None:
         self.answer = answer
         self.source = source
+        self.missing = False
+        """The error says that nobody has this version any more; and no worker has died of the query."""
         self.facts: Facts | None = None
         """For the access log, if there is one."""
 
@@ -264,6 +266,8 @@ class Driver:
             delivered = Delivered(value.reply, None)
         else:
             delivered = Delivered(_error(query, reason), None)
+        if not query.kills:
+            delivered.missing = reason is Reason.NO_ENDPOINT or delivered.answer.status == 404
         if self._manners.noting:
             delivered.facts = _failure(query, ERROR, task)
             delivered.facts.cause = delivered.facts.cause or reason._value_

@@ -165,6 +165,9 @@ class Service:
         passing.timer = None
         asked = passing.asked
         pool = None if asked is None else self._pool(asked)
+        if passing.lost is not None and pool == passing.lost[0]:  # all is as before
+            _give(passing.asker, passing.request, passing.lost[1])
+            return
         if asked is None or pool is None:
             if not self._is_refused(passing):
                 self._pass_through(passing)
@@ -177,7 +180,8 @@ class Service:
             if self._plan.locked:
                 self._pass_through(passing)
                 return
-        self._predict(pool, asked, passing.request, passing.exact, passing.deadline_s, passing.asker)
+        once = passing.lost is not None
+        self._predict(pool, asked, passing.request, passing.exact, passing.deadline_s, passing.asker, once)
 
     def _warm(self, pool: str, request: Request) -> None:
         """Once in a while a copy of a query, for whose answer nobody waits, goes where it may be what READY needs."""
@@ -203,8 +207,16 @@ class Service:
     # ---- predictions ------------------------------------------------------------------------------------------------
 
     def _predict(
-        self, pool: str, asked: Prediction, request: Request, exact: bool, deadline_s: float | None, asker: Asker
+        self,
+        pool: str,
+        asked: Prediction,
+        request: Request,
+        exact: bool,
+        deadline_s: float | None,
+        asker: Asker,
+        once: bool = False,
     ) -> None:
+        """`once`: what becomes of it is its answer, even if the model has gone meanwhile."""
         plan = self._plan.pools[pool]
         # The answer to HEAD has no body, so there is no raw output behind it and nothing to rebuild. And a client whose
         # key TorchServe is to judge gets TorchServe's answer: a rebuilt one would be had with the proxy's.
@@ -212,13 +224,37 @@ class Service:
         key = None if uncoded else self._key(asked, request)
         if key is not None and plan.never_code is not None and plan.never_code.covers(request.headers, request.body):
             key = None
-        client = partial(_give, asker, request)
+        if once or not plan.repeatable:
+            client = partial(_give, asker, request)
+        else:
+            ends_at = None if deadline_s is None else self._loop.time() + deadline_s
+            client = partial(self._give_or_look, pool, asked, request, exact, ends_at, asker)
         query = self._driver.predict(
             pool, Ask(request, asked.extra, asked.version is None), key, client, exact, deadline_s
         )
-        asker.on_leave = partial(self._leave, asker, query)
+        if query.open:
+            asker.on_leave = partial(self._leave, asker, query)
         if self._plan.cold and pool in self._plan.cold:
             self._warm(pool, request)
+
+    def _give_or_look(
+        self,
+        pool: str,
+        asked: Prediction,
+        request: Request,
+        exact: bool,
+        ends_at: float | None,
+        asker: Asker,
+        delivered: Delivered,
+    ) -> None:
+        """Its version may have gone under it, and another may be the default by now: then it is asked anew, once."""
+        left_s = None if ends_at is None else ends_at - self._loop.time()
+        if not delivered.missing or (left_s is not None and left_s <= 0):
+            _give(asker, request, delivered)
+            return
+        passing = _Passing(request, asked.model, asker, asked, exact, left_s)
+        passing.lost = pool, delivered
+        self._after_a_look(passing)
 
     def _leave(self, asker: Asker, query: Query) -> None:
         asker.facts = self._driver.abandon(query)
@@ -347,8 +383,8 @@ class _Passing:
     """A request that is passed through, and who has refused the connection so far."""
 
     __slots__ = (
-        "asked", "asker", "cause", "deadline_s", "exact", "instance", "is_late", "model", "page", "probes", "request",
-        "timer", "tried",
+        "asked", "asker", "cause", "deadline_s", "exact", "instance", "is_late", "lost", "model", "page", "probes",
+        "request", "timer", "tried",
     )  # fmt: skip
 
     def __init__(
@@ -375,6 +411,8 @@ class _Passing:
         """What went wrong first."""
         self.page: Reply | None = None
         """What a gateway said, for want of a better answer."""
+        self.lost: tuple[str, Delivered] | None = None
+        """The pool that was gone when its turn came, and what it would have been told."""
         self.timer: TimerHandle | None = None
         """Of its wait for a look at the fleet, then of its deadline."""
 
