@@ -1,0 +1,94 @@
+"""Every example's README, typed as it stands: its commands work, and print what it says they print.
+
+Fenced `sh` (or `bash`) blocks are the commands, one shell for all of a README. Fenced `text` blocks are what must be
+printed, in this order, line by line; `...` stands for anything within a line, and one space for any number of them.
+"""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+READMES = sorted((ROOT / "examples").glob("*/README.md"))
+LIMIT_S = 500  # for what hangs; each takes well under a minute on a machine that is not busy
+
+typed = pytest.mark.skipif(shutil.which("curl") is None, reason="the READMEs use curl, which is not installed")
+
+
+def test_there_are_examples():
+    assert {"digits"} <= {readme.parent.name for readme in READMES}
+
+
+def fenced(text, *languages):
+    return re.findall(rf"^```(?:{'|'.join(languages)})\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def unmet(expected, said):
+    """The first expected line that is not printed after the ones before it; None if all are."""
+    at = 0
+    for line in filter(None, map(str.strip, expected.splitlines())):
+        words = (".*?".join(map(re.escape, word.split("..."))) for word in line.split())
+        found = re.compile("[ \t]+".join(words), re.IGNORECASE).search(said, at)
+        if found is None:
+            return line
+        at = found.end()
+    return None
+
+
+def test_what_a_readme_promises_is_looked_for_in_order():
+    said = "verdict\ndigits/1.0   sum k=2   in use  81%\nHTTP/1.1 200 \nx-ts-parity: deployed\n"
+    assert unmet("digits/1.0 sum k=2 in use ...\nx-ts-parity: deployed", said) is None
+    assert unmet("x-ts-parity: deployed\nHTTP/1.1 200", said) == "HTTP/1.1 200"
+    assert unmet("digits/1.0 sum k=3", said) == "digits/1.0 sum k=3"
+
+
+def free_ports(count):
+    """Starts of `count` runs of five free ports."""
+    starts, candidate = [], 20000 + os.getpid() % 20000
+    while len(starts) < count:
+        try:
+            for port in range(candidate, candidate + 5):
+                with socket.socket() as trial:
+                    trial.bind(("127.0.0.1", port))
+            starts.append(str(candidate))
+        except OSError:
+            pass
+        candidate += 5
+    return starts
+
+
+@typed
+@pytest.mark.torchserve
+@pytest.mark.slow
+@pytest.mark.parametrize("readme", READMES, ids=lambda readme: readme.parent.name)
+def test_the_commands_of_a_readme_work_as_they_stand(readme, tmp_path):
+    blocks, promised = fenced(readme.read_text(), "sh", "bash"), fenced(readme.read_text(), "text")
+    assert len(blocks) >= 4
+    assert any("x-ts-parity:" in block for block in promised), "a README shows whose answers came"
+    ports = dict(zip(("ONE", "TWO", "THREE", "PROXY", "ADMIN"), free_ports(5), strict=True))
+    environment = {**os.environ, **ports, "WORK": str(tmp_path), "TRAIN_OPTIONS": "--steps 300"}
+    environment["OMP_NUM_THREADS"] = "1"  # two threads that wait for each other stand still on a busy machine
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    script = tmp_path / "typed.sh"
+    script.write_text("set -euo pipefail\n" + "\n".join(blocks))
+    with open(tmp_path / "output", "w+") as output:
+        shell = subprocess.Popen(
+            ["bash", str(script)], cwd=ROOT, env=environment, stdout=output, stderr=output, start_new_session=True
+        )
+        try:
+            code = shell.wait(timeout=LIMIT_S)
+        finally:
+            os.killpg(shell.pid, signal.SIGKILL)
+            shell.wait()
+        output.seek(0)
+        said = output.read()
+    assert code == 0, said[-3000:]
+    missing = unmet("\n".join(promised), said)
+    assert missing is None, f"not printed: {missing}\n{said[-5000:]}"
