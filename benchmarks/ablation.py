@@ -19,6 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from tables import markdown, renew
+from ts_parity.arguments import count
 from ts_parity.lab.compare import World, row_of
 from ts_parity.lab.simulate import Spells
 
@@ -67,8 +68,8 @@ def sections(document: dict[str, Any]) -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--queries", type=int, default=60_000)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--queries", type=count(), default=60_000)
+    parser.add_argument("--seeds", type=count(), default=5)
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--tables", action="store_true")
     args = parser.parse_args()

@@ -31,6 +31,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from tables import renew
+from ts_parity.arguments import count, number
 from ts_parity.codes import Code, Family, make_code
 from ts_parity.training.architectures import DEPLOYED, Called, Shaped, Shapes, cnn, folded, make_called, multiplications
 from ts_parity.training.augment import vary
@@ -360,15 +361,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of the datasets")
     parser.add_argument("--sets", nargs="+", choices=list(PLANS), default=list(PLANS))
     parser.add_argument("--only", nargs="+", metavar="CODE:K", help="such as sum:2 student:4; default: all")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, help="instead of each plan's own")
+    parser.add_argument("--seeds", nargs="+", type=count(0), default=[0, 1, 2])
+    parser.add_argument("--steps", type=count(), help="instead of each plan's own")
     tried = parser.add_argument_group("to try other things", "their rows go to an --out of their own")
-    tried.add_argument("--rate", type=float, default=RATE, help="peak learning rate, default %(default)s")
-    tried.add_argument("--output-loss", type=float, default=Knobs().output_loss, help="default %(default)s")
-    tried.add_argument("--empty", type=float, default=Knobs().empty, help="default %(default)s")
+    tried.add_argument("--rate", type=number(above=0), default=RATE, help="peak learning rate, default %(default)s")
+    tried.add_argument("--output-loss", type=number(least=0), default=Knobs().output_loss, help="default %(default)s")
+    tried.add_argument("--empty", type=number(least=0, most=1), default=Knobs().empty, help="default %(default)s")
     tried.add_argument("--architecture", help="of what is trained, as for ts-parity train")
-    tried.add_argument("--copies", type=int, help="varied copies of each image")
-    parser.add_argument("--bodies", type=int, help="learn from so many images only: a row of the curve")
+    tried.add_argument("--copies", type=count(0), help="varied copies of each image")
+    parser.add_argument("--bodies", type=count(), help="learn from so many images only: a row of the curve")
     parser.add_argument("--precision", default="bf16-mixed", help="of training, default %(default)s; or 32-true")
     parser.add_argument(
         "--quick", action="store_true", help="a minute, one seed; writes to --out only if that is given"

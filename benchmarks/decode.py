@@ -14,6 +14,7 @@ import timeit
 
 import numpy as np
 
+from ts_parity.arguments import count
 from ts_parity.codes import make_code
 
 TARGET_US = 20.0
@@ -35,7 +36,7 @@ def one_case(k: int, r: int, classes: int) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--classes", type=int, default=1000)
+    parser.add_argument("--classes", type=count(), default=1000)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     rows = [{"k": k, "r": r, "decode_us": round(one_case(k, r, args.classes), 2)} for k in (2, 3, 4) for r in (1, 2)]

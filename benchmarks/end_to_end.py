@@ -23,6 +23,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ts_parity.arguments import count, number
 from ts_parity.lab.demo import DEPLOYED, INSTANCES, MODEL, DemoSettings, make_models, read_bodies, read_digit
 from ts_parity.lab.records import Record
 from ts_parity.lab.relay import LateRelay
@@ -101,11 +102,11 @@ def row_of(late: float, records: list[Record], report: dict) -> dict:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--late", nargs="+", type=float, default=[0.01, 0.05, 0.10])
-    parser.add_argument("--queries", type=int, default=4500, help="whole passes over the 450 scans, if a multiple")
+    parser.add_argument("--late", nargs="+", type=number(least=0, below=1), default=[0.01, 0.05, 0.10])
+    parser.add_argument("--queries", type=count(), default=4500, help="whole passes over the 450 scans, if a multiple")
     parser.add_argument("--code", default="sum")
-    parser.add_argument("--k", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--k", type=count(), default=2)
+    parser.add_argument("--seed", type=count(0), default=0)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="ts-parity-end-to-end-") as scratch, ExitStack() as stack:

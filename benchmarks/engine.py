@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 
+from ts_parity.arguments import count
 from ts_parity.engine import Arrived, Policy, Query, Scheduler, Send
 from ts_parity.scenarios import POOL, fleet
 
@@ -61,8 +62,8 @@ def one_run(policy: Policy, queries: int, seed: int) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--queries", type=int, default=20_000)
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--queries", type=count(), default=20_000)
+    parser.add_argument("--runs", type=count(), default=5)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     results = [measured(name, args) for name in POLICIES]

@@ -22,6 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tables import markdown, renew
+from ts_parity.arguments import count
 from ts_parity.engine import Kind, Send
 from ts_parity.lab.compare import World
 from ts_parity.lab.rivals import arrange
@@ -105,7 +106,7 @@ def sections(document: dict[str, Any]) -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=count(), default=5)
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     cells = [(trouble, name, shape) for trouble in OUTAGES for name, shape in POLICIES]

@@ -71,6 +71,7 @@ from overhead_proxies import (
     serve_aiohttp,
 )
 from tables import markdown, renew
+from ts_parity.arguments import count
 
 RESULTS = Path(__file__).parent / "results" / "overhead.json"
 DOCS = Path(__file__).parent.parent / "docs" / "benchmarks.md"
@@ -281,23 +282,23 @@ def _compared(row: Row, nginx: Row | None, direct: Row | None) -> Row:
 def half_load(endpoints: list[str], arms: Sequence[Arm], plan: Plan, bench: Bench) -> list[Row]:
     rows = []
     compared = half_arms(arms, bench.build)
-    for count in (1, 2):
-        direct = [endpoint.partition(",")[0] for endpoint in endpoints[:count]]
+    for used in (1, 2):
+        direct = [endpoint.partition(",")[0] for endpoint in endpoints[:used]]
         capacity = _capacity([url + PREDICT for url in direct], plan, bench)
-        seconds = plan.half_seconds / count
+        seconds = plan.half_seconds / used
         slices: dict[Arm, list[Answers]] = {arm: [] for arm in compared}
         for seed in range(plan.seeds):
             for arm in rotated(compared, seed):
-                bench.bar.set_description(f"half of capacity, {count}, seed {seed}, {arm.name}")
+                bench.bar.set_description(f"half of capacity, {used}, seed {seed}, {arm.name}")
                 load = Slice((), capacity / 2, HALF_WARM_S, seconds, seed, HALF_BYTES)
                 try:
-                    slices[arm].append(_slice(arm, load, endpoints[:count], direct, bench))
+                    slices[arm].append(_slice(arm, load, endpoints[:used], direct, bench))
                 except NotServing as error:
                     bench.gave_up(arm, error)
                 bench.bar.update()
         for arm, answers in slices.items():
             if len(answers) == plan.seeds:
-                rows.append(half_row(arm, answers, slices[DIRECT], count, capacity / 2))
+                rows.append(half_row(arm, answers, slices[DIRECT], used, capacity / 2))
     return rows
 
 
@@ -668,11 +669,11 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a trial of everything; what it measures is not kept")
     parser.add_argument("--only", nargs="+", default=[], metavar="ARM", help="these, direct and nginx; not kept")
     parser.add_argument("--upstream", nargs="+", default=UPSTREAMS, choices=UPSTREAMS, help="these parts; not kept")
-    parser.add_argument("--seconds", type=int, help="of a cell with trivial instances; wrk knows whole ones only")
-    parser.add_argument("--rounds", type=int, help="of the cells with trivial instances")
-    parser.add_argument("--connections", type=int, nargs="+")
-    parser.add_argument("--bodies", type=int, nargs="+", help="with trivial instances")
-    parser.add_argument("--seeds", type=int, help="at half of the capacity")
+    parser.add_argument("--seconds", type=count(), help="of a cell with trivial instances; wrk knows whole ones only")
+    parser.add_argument("--rounds", type=count(), help="of the cells with trivial instances")
+    parser.add_argument("--connections", type=count(), nargs="+")
+    parser.add_argument("--bodies", type=count(), nargs="+", help="with trivial instances")
+    parser.add_argument("--seeds", type=count(), help="at half of the capacity")
     parser.add_argument("--out", type=Path, help="keep the results here, whatever was measured")
     parser.add_argument("--tables", action="store_true", help="renew the tables of the docs, run nothing")
     parser.add_argument("--play", choices=CODES, help=argparse.SUPPRESS)

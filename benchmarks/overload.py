@@ -25,6 +25,7 @@ import numpy as np
 
 from tables import markdown as markdown_table
 from tables import renew
+from ts_parity.arguments import count
 from ts_parity.engine import Policy
 from ts_parity.lab.records import Record
 from ts_parity.lab.rivals import make_fleet
@@ -121,7 +122,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=count(), default=3)
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--tables", action="store_true", help="renew the table of docs/policy.md, run nothing")
     args = parser.parse_args()

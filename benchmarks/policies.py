@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from tables import markdown as markdown_table
 from tables import renew
+from ts_parity.arguments import count, number
 from ts_parity.lab.compare import World, markdown, row_of
 from ts_parity.lab.rivals import NAMES
 from ts_parity.lab.simulate import Outage, Spells
@@ -202,10 +203,10 @@ def target_table(document: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenarios", nargs="+", choices=list(SCENARIOS), default=list(SCENARIOS))
-    parser.add_argument("--loads", nargs="+", type=float, help="default: each scenario's own")
+    parser.add_argument("--loads", nargs="+", type=number(above=0), help="default: each scenario's own")
     parser.add_argument("--policies", nargs="+", metavar="NAME", help="default: all")
-    parser.add_argument("--queries", type=int, default=500_000)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--queries", type=count(), default=500_000)
+    parser.add_argument("--seeds", type=count(), default=5)
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--tables", action="store_true", help="renew the tables of docs/policy.md, run nothing")
     args = parser.parse_args()

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tables import markdown, renew
+from ts_parity.arguments import count
 from ts_parity.lab.compare import World
 from ts_parity.lab.rivals import arrange
 from ts_parity.lab.simulate import Spells, simulate
@@ -54,8 +55,8 @@ def sections(document: dict[str, Any]) -> dict[str, str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--queries", type=int, default=100_000)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--queries", type=count(), default=100_000)
+    parser.add_argument("--seeds", type=count(), default=5)
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     rows = []

@@ -39,6 +39,7 @@ from tqdm import tqdm
 from overhead_proxies import build_of, environment, imported_from
 from soak_clients import ROUTES, Load, all_at_once
 from tables import markdown, renew
+from ts_parity.arguments import count
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "soak.json"
@@ -453,20 +454,20 @@ def sections(document: dict[str, Any]) -> dict[str, str]:
 
 
 def _did(books: Books) -> dict[str, int]:
-    rows = {f"clients: {name}": count for name, count in sorted(books.clients.items()) if name != "faults"}
+    rows = {f"clients: {name}": times for name, times in sorted(books.clients.items()) if name != "faults"}
     merged: dict[str, int] = {}
-    for name, count in books.upstream.items():
+    for name, times in books.upstream.items():
         if name != "open":
             what = "instances: " + re.sub(", (deployed|protection|finish|passed), (used|new)$", "", name)
-            merged[what] = merged.get(what, 0) + count
+            merged[what] = merged.get(what, 0) + times
     return {**rows, **dict(sorted(merged.items()))}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=1_000_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--connections", type=int, default=64)
+    parser.add_argument("--requests", type=count(), default=1_000_000)
+    parser.add_argument("--seed", type=count(0), default=0)
+    parser.add_argument("--connections", type=count(), default=64)
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--tables", action="store_true", help="renew the tables of docs/benchmarks.md, run nothing")
     args = parser.parse_args()

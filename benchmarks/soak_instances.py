@@ -26,6 +26,7 @@ from typing import Any, cast
 import httptools
 import numpy as np
 
+from ts_parity.arguments import count
 from ts_parity.errors import error_body
 from ts_parity.testing import FakeModel, FakeTorchServe, protection
 from ts_parity.wire import FRAME_TYPE, Frame, Part, pack_frame, unpack_frame
@@ -275,9 +276,9 @@ async def serve(seed: int, together: int, reply_bytes: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--together", type=int, default=0)
-    parser.add_argument("--reply-bytes", type=int, default=0)
+    parser.add_argument("--seed", type=count(0), default=0)
+    parser.add_argument("--together", type=count(0), default=0)
+    parser.add_argument("--reply-bytes", type=count(0), default=0)
     args = parser.parse_args()
     import uvloop
 

@@ -1,6 +1,8 @@
 """Numbers on command lines: what is none is refused, and the message says what is allowed."""
 
 import argparse
+import ast
+from pathlib import Path
 
 import pytest
 
@@ -26,6 +28,10 @@ def test_limits():
         (count(), "0", "must be a whole number of at least 1, not '0'"),
         (count(), "1.5", "must be a whole number of at least 1, not '1.5'"),
         (count(0, most=3), "4", "must be a whole number of at least 0 and at most 3, not '4'"),
+        (count(), "9" * 400, f"must be a whole number of at least 1 and at most 1e\\+15, not '{'9' * 40}...'"),
+        (count(), "9" * 5000, f"must be a whole number of at least 1, not '{'9' * 40}...'"),
+        (number(least=0), "1e300", r"must be a number of at least 0 and at most 1e\+15, not '1e300'"),
+        (number(above=0), "1e-300", "must be a number of at least 1e-09, not '1e-300'"),
     ):
         with pytest.raises(argparse.ArgumentTypeError, match=f"^{why}$"):
             kind(text)
@@ -47,6 +53,20 @@ SERVICE = "--service-log=/nowhere.csv"
         *(["plan", SERVICE, "--workers=2", "--rate", bad] for bad in ("nan", "0", "inf", "-3")),
         *(["plan", SERVICE, "--workers=2", "--rate=1", flag, "nan"] for flag in ("--max-work", "--max-loss", "--p999")),
         ["plan", SERVICE, "--workers=2", "--rate=1", "--max-work", "30"],
+        *(["train", flag, bad] for flag in ("--budget", "--rate") for bad in ("nan", "inf", "0", "-1", "1e999", "x")),
+        *(
+            ["train", flag, bad]
+            for flag in ("--k", "--r", "--steps", "--seeds", "--devices")
+            for bad in ("0", "-1", "nan", "1.5", "9" * 400)
+        ),
+        ["train", "--seed", "-1"],
+        *(["package", flag, bad] for flag in ("--k", "--r", "--response-timeout-s") for bad in ("0", "-1", "nan")),
+        ["package", "--row", "-1"],
+        *(
+            ["register", flag, bad]
+            for flag in ("--workers", "--batch-size", "--max-batch-delay-ms")
+            for bad in ("-1", "x")
+        ),
         ["demo", "--rate", "nan"],
         ["demo", "--queries", "0"],
     ],
@@ -61,3 +81,20 @@ def test_no_command_takes_a_number_that_is_none(words, capsys):
     assert code == 2
     assert "must be" in said or "must have" in said or "is meant" in said
     assert "Traceback" not in said
+
+
+ROOT = Path(__file__).parent.parent
+GUARD = ROOT / "ts_parity/torchserve/guard.py"  # a script of the standard library alone, started by us
+
+
+def test_no_flag_takes_numbers_as_python_does():
+    """`int` and `float` let nan, -1 and 1e999 through; `count()` and `number()` say what a flag allows."""
+    files = {*ROOT.glob("ts_parity/**/*.py"), *ROOT.glob("benchmarks/*.py"), *ROOT.glob("examples/**/*.py")} - {GUARD}
+    found = [
+        f"{file.relative_to(ROOT)}:{node.value.lineno}"
+        for file in sorted(files)
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.keyword) and node.arg == "type" and isinstance(node.value, ast.Name)
+        if node.value.id in ("int", "float")
+    ]
+    assert not found, "give these flags type=ts_parity.arguments.count() or number()"

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from ts_parity.arguments import LARGEST
 from ts_parity.errors import ConfigError
 
 UNIX = "unix:"
@@ -536,15 +537,17 @@ def _truth(value: Any, where: str) -> bool:
 def _number(item: Field[Any], value: Any, where: str, kind: type[int] | type[float]) -> float:
     least, below = item.metadata["least"], item.metadata["below"]
     word = "a whole number" if kind is int else "a number"
-    allowed = f"{word} of at least {least}" + (f" and below {below}" if below != math.inf else "")
-    if str(item.type).endswith("| None"):
-        allowed += f", or {AUTO!r}"
     try:
         # Booleans are numbers to Python and never meant as such; "1.5" is no whole number, nor is 1.5.
         number = math.nan if isinstance(value, bool) or (kind is int and isinstance(value, float)) else kind(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not (least <= number < below):
+    if not (least <= number < min(below, LARGEST)):
+        if LARGEST <= number < math.inf:
+            below = min(below, LARGEST)
+        allowed = f"{word} of at least {least}" + (f" and below {below:g}" if below != math.inf else "")
+        if str(item.type).endswith("| None"):
+            allowed += f", or {AUTO!r}"
         raise ConfigError(f"{where} must be {allowed}, not {value!r}")
     return number
 

@@ -22,6 +22,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch.nn import functional
 
+from ts_parity.arguments import count
+
 TEST = 450  # of 1,797 scans
 STEPS = 800
 BATCH = 128
@@ -74,7 +76,7 @@ def write_bodies(folder: Path, pixels, labels) -> list:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=count(0), default=0)
     args = parser.parse_args()
 
     pixels, labels, seen, unseen = load_scans(args.seed)

@@ -109,7 +109,8 @@ def _add_world(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--service-log",
         type=Path,
-        help="draw service times from an access log or records (JSON lines), or a .csv of seconds; each may be .gz",
+        help="draw service times from an access log or records (JSON lines), or a table of seconds; gzip or not, -: "
+        "standard input",
     )
     parser.add_argument("--domains", type=count(), help="failure domains; default: each machine its own")
     parser.add_argument("--proxies", type=count(), default=1, help="proxies that see only their own traffic")
@@ -256,12 +257,13 @@ def _extra(policy: str, args: argparse.Namespace) -> int:
 
 def _world(args: argparse.Namespace) -> World:
     from ts_parity.lab.compare import World, service_from
+    from ts_parity.lab.latencies import read_instants
     from ts_parity.lab.simulate import Service, Spells
 
     share, positive = number(above=0, below=1), number(above=0)
     slow = _spell(args.slow, "--slow SHARE:MEAN:FACTOR", (share, positive, _factor))
     net = _spell(args.net, "--net SHARE:MEAN", (share, positive)) or (0.0, 0.0)
-    trace = () if args.trace is None else _instants(args.trace)
+    trace = () if args.trace is None else tuple(read_instants(args.trace))
     service, unit = (Service(), 1.0) if args.service_log is None else service_from(args.service_log)
     return World(
         load=args.load,
@@ -295,20 +297,3 @@ def _spell(text: str | None, what: str, limits: Sequence[Callable[[str], float]]
 def _factor(text: str) -> float:
     """How many times slower; inf freezes."""
     return math.inf if text in ("inf", "infinity") else number(least=1)(text)
-
-
-def _instants(file: Path) -> tuple[float, ...]:
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--trace {file}: {error}") from None
-    instants = []
-    for at, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                instants.append(number(least=0)(line))
-            except argparse.ArgumentTypeError as error:
-                raise ConfigError(f"--trace {file}, line {at} {error}") from None
-    if not instants:
-        raise ConfigError(f"--trace {file} holds no instants")
-    return tuple(sorted(instants))

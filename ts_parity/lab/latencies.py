@@ -1,4 +1,5 @@
-"""Service times out of a latency log: a proxy's access log, the lab's records (both JSON lines), or a CSV.
+"""Service times out of a latency log: a proxy's access log, the lab's records (both JSON lines), or a CSV; and instants
+out of a trace.
 
 Knows lines and what may stand on them; whatever may not is named with its line. Knows nothing of what the times are
 for.
@@ -7,62 +8,99 @@ for.
 from __future__ import annotations
 
 import csv
-import gzip
 import json
 import math
+import re
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from ts_parity.arguments import LARGEST
 from ts_parity.errors import ConfigError
+from ts_parity.lab.lines import read_lines, shown
 from ts_parity.lab.records import ANSWERED
+
+_JSON = (".json", ".jsonl", ".ndjson")
+_TABLE = (".csv", ".tsv")
+_SHOWN = 60
+
+Numbered = Iterator[tuple[int, str]]
+"""The lines of a file that are not blank, each with its number."""
 
 
 def read_latencies(file: Path) -> list[float]:
-    """Seconds, each positive and finite, of all queries that were answered. A `.gz` is read as what it holds.
+    """Seconds, each positive and finite, of all queries that were answered. `-`: standard input.
 
     Raise ConfigError, with the line, for what is no latency log.
     """
-    table = file.name.removesuffix(".gz").endswith(".csv")
-    found = []
-    try:
-        with _opened(file) as lines:
-            for number, value in _last_cells(lines) if table else _logged(lines, file):
-                found.append(_seconds(value, number, file))
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"cannot read latencies from {file}: {error}") from None
+    lines = _numbered(file, "latencies from")
+    first = next(lines, (0, ""))
+    every = chain([first], lines) if first[0] else lines
+    table = _is_table(file, first[1])
+    values = _last_cells(every, file) if table else _logged(every, file)
+    found = [_seconds(value, number, file) for number, value in values]
     if not found:
-        raise ConfigError(f"{file} holds no latencies of answered queries")
+        raise ConfigError(f"{shown(file)} holds no latencies of answered queries")
     return found
 
 
-def _opened(file: Path) -> TextIO:
-    if file.suffix == ".gz":
-        return gzip.open(file, "rt", encoding="utf-8-sig", newline="")
-    return open(file, encoding="utf-8-sig", newline="")
+def read_instants(file: Path) -> list[float]:
+    """Of arrivals, one a line, in ascending order. Raise ConfigError, with the line, for what is none."""
+    found = []
+    for number, line in _numbered(file, "--trace"):
+        instant = float(line) if _is_number(line) else math.nan
+        if not (0 <= instant <= LARGEST):
+            raise ConfigError(
+                f"--trace {shown(file)}, line {number} must be a number of at least 0, not {_quoted(line.strip())}"
+            )
+        found.append(instant)
+    if not found:
+        raise ConfigError(f"--trace {shown(file)} holds no instants")
+    return sorted(found)
 
 
-def _last_cells(lines: TextIO) -> Iterator[tuple[int, Any]]:
-    """The last column of a CSV, whose first row may be a head."""
-    rows = csv.reader(lines)
-    first = True
-    for row in rows:
-        if not any(cell.strip() for cell in row):
-            continue
-        if not (first and not _is_number(row[-1])):
-            yield rows.line_num, row[-1]
-        first = False
+def _numbered(file: Path, what: str) -> Numbered:
+    return ((number, line) for number, line in enumerate(read_lines(file, what), 1) if line.strip())
 
 
-def _logged(lines: TextIO, file: Path) -> Iterator[tuple[int, Any]]:
+def _is_table(file: Path, first: str) -> bool:
+    """By its name, or, where that does not tell, by what stands on its first line."""
+    ends = [suffix.lower() for suffix in file.suffixes if suffix != ".gz"][-1:]
+    return ends[0] in _TABLE if ends and ends[0] in _JSON + _TABLE else not first.lstrip().startswith("{")
+
+
+def _last_cells(lines: Numbered, file: Path) -> Iterator[tuple[int, Any]]:
+    """The last column of a CSV, whose first row, if it has no number, is a head."""
+    begun: list[int] = []
+    """Numbers of the lines of the present row: a cell in quotes may have several."""
+
+    def told() -> Iterator[str]:
+        for number, line in lines:
+            begun.append(number)
+            yield line
+
+    texts = told()
+    first = next(texts, "")
+    rows = csv.reader(chain([first], texts), delimiter=next((mark for mark in ";\t" if mark in first), ","))
+    head = True
+    try:
+        for row in rows:
+            if any(cell.strip() for cell in row) and not (head and not any(map(_is_number, row))):
+                yield begun[0], row[-1]
+            head = False
+            begun.clear()
+    except csv.Error as error:
+        raise ConfigError(f"line {begun[0]} of {shown(file)} is no row of a CSV: {error}") from None
+
+
+def _logged(lines: Numbered, file: Path) -> Iterator[tuple[int, Any]]:
     """The deployed model's own times of an access log, or the latencies of answered records."""
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, line in lines:
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise ConfigError(f"line {number} of {file} is not JSON, or is cut: {error}") from None
+            raise ConfigError(f"line {number} of {shown(file)} is not JSON, or is cut: {error}") from None
         if isinstance(entry, dict) and "service_s" in entry:
             if entry["service_s"] is not None:
                 yield number, entry["service_s"]
@@ -70,21 +108,30 @@ def _logged(lines: TextIO, file: Path) -> Iterator[tuple[int, Any]]:
             if entry["outcome"] in ANSWERED and entry["latency_s"] is not None:
                 yield number, entry["latency_s"]
         else:
-            raise ConfigError(f"line {number} of {file} is neither a line of an access log nor a query record")
+            raise ConfigError(f"line {number} of {shown(file)} is neither a line of an access log nor a query record")
 
 
 def _seconds(value: Any, number: int, file: Path) -> float:
     seconds = math.nan
     if isinstance(value, str | int | float) and not isinstance(value, bool) and _is_number(value):
         seconds = float(value)
-    if not (0 < seconds < math.inf):
-        raise ConfigError(f"line {number} of {file} is not a positive, finite number of seconds: {value!r}")
+    if not (0 < seconds <= LARGEST):
+        raise ConfigError(
+            f"line {number} of {shown(file)} is not a positive, finite number of seconds: {_quoted(value)}"
+        )
     return seconds
 
 
+def _quoted(value: Any) -> str:
+    """Short: it stands in a message."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+
+
 def _is_number(text: str | int | float) -> bool:
+    """`0213` is none here: what is left of a decimal comma where commas divide columns."""
     try:
         float(text)
     except (ValueError, OverflowError):
         return False
-    return True
+    return not (isinstance(text, str) and re.match(r"\s*0\d", text))

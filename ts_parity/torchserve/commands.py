@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ts_parity.arguments import count
 from ts_parity.config import CODES
 from ts_parity.errors import ConfigError, ManagementError
 from ts_parity.exclusion import declared_never_code
@@ -59,16 +60,18 @@ def _add_package(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     )
     parser.add_argument(
         "--response-timeout-s",
-        type=int,
+        type=count(),
         metavar="S",
         help="responseTimeout to write into a config YAML that has none; TorchServe takes 120 s then, whatever the "
         "instance's default is",
     )
     protection = parser.add_argument_group("role parity")
     protection.add_argument("--code", choices=CODES, help="how the group is protected")
-    protection.add_argument("--k", type=int, help="queries to a coding group")
-    protection.add_argument("--r", type=int, default=1, help="protections to a coding group; default: %(default)s")
-    protection.add_argument("--row", type=int, default=0, help="which of the r this is, from 0; default: %(default)s")
+    protection.add_argument("--k", type=count(), help="queries to a coding group")
+    protection.add_argument("--r", type=count(), default=1, help="protections to a coding group; default: %(default)s")
+    protection.add_argument(
+        "--row", type=count(0), default=0, help="which of the r this is, from 0; default: %(default)s"
+    )
     protection.add_argument(
         "--parity-model", type=Path, metavar="FILE.pt", help="a parity model or student in TorchScript"
     )
@@ -106,9 +109,11 @@ def _add_register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
         help="that instance's management key, one for each --management in the same order; "
         f"or set {TOKEN_VARIABLE} for a single one",
     )
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="default: %(default)s")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="default: what the archive says, else 1")
-    parser.add_argument("--max-batch-delay-ms", type=int, metavar="MS", help="default: what the archive says, else 100")
+    parser.add_argument("--workers", type=count(0), default=1, metavar="N", help="default: %(default)s")
+    parser.add_argument("--batch-size", type=count(), metavar="N", help="default: what the archive says, else 1")
+    parser.add_argument(
+        "--max-batch-delay-ms", type=count(0), metavar="MS", help="default: what the archive says, else 100"
+    )
     parser.set_defaults(run=run_register)
 
 

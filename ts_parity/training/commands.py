@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ts_parity.arguments import count, number
 from ts_parity.config import CODES
 from ts_parity.errors import TrainingError
 from ts_parity.training import FORMATS, METRICS, VARIATIONS, TrainSettings
@@ -41,11 +42,11 @@ def _add_train(subparsers: Any) -> None:
     parser.add_argument(
         "--k",
         action="append",
-        type=int,
+        type=count(),
         dest="ks",
         help="queries per coding group, may be given several times; default 2",
     )
-    parser.add_argument("--r", type=int, default=1, help="protections per coding group, default %(default)s")
+    parser.add_argument("--r", type=count(), default=1, help="protections per coding group, default %(default)s")
     parser.add_argument("--body", choices=FORMATS, help="how a row of an .npz array becomes a request body")
     parser.add_argument("--score", type=Path, help="bodies no model has seen, to score on, as --inputs")
     parser.add_argument(
@@ -62,19 +63,23 @@ def _add_train(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--budget",
-        type=float,
+        type=number(above=0),
         default=1.0,
         help="of a student: cost of a group relative to one deployed inference, default %(default)s",
     )
     parser.add_argument(
         "--vary", action="append", choices=VARIATIONS, help="variations of the inputs to learn from; may be repeated"
     )
-    parser.add_argument("--steps", type=int, help="training steps per network")
-    parser.add_argument("--rate", type=float, help="peak learning rate")
-    parser.add_argument("--seed", type=int, default=0, help="default %(default)s")
-    parser.add_argument("--seeds", type=int, default=1, help="train with this many seeds and pack the best, default 1")
+    parser.add_argument("--steps", type=count(), help="training steps per network")
+    parser.add_argument("--rate", type=number(above=0), help="peak learning rate")
+    parser.add_argument("--seed", type=count(0), default=0, help="default %(default)s")
+    parser.add_argument(
+        "--seeds", type=count(), default=1, help="train with this many seeds and pack the best, default 1"
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1; default: cuda if there is one")
-    parser.add_argument("--devices", type=int, default=1, help="how many of them learn together, default %(default)s")
+    parser.add_argument(
+        "--devices", type=count(), default=1, help="how many of them learn together, default %(default)s"
+    )
     parser.add_argument("--precision", help="32-true, bf16-mixed, 16-mixed; default: bf16-mixed on cuda, else 32-true")
     parser.add_argument("--name", help="model name of the protection, default <model>-parity")
     parser.add_argument(
