@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,57 @@ def test_everybody_has_the_same_machines_unless_told(capsys):
     assert rows == {"none": 2, "hedge": 2, "ours": 2, "parm": 3, "coded": 3}
     assert main([*words, "--extra", "1", "--policy", "hedge"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["workers"] == 3
+
+
+def test_what_too_few_answers_stand_behind_is_marked(tmp_path, capsys):
+    """Simulated or in the log: what is rarer than that, nobody has seen."""
+    words = ["simulate", "--policy", "none", "--seeds", "1"]
+    assert main([*words, "--queries", "6000"]) == 0
+    said = capsys.readouterr()
+    assert said.out.splitlines()[1].count("~") == 1
+    assert said.err.splitlines()[-1] == (
+        "~: may be too low, for only 5,880 answers stand behind it, and it takes 46,050 for p99.99."
+    )
+    log = tmp_path / "log.csv"
+    log.write_text("0.02\n0.03\n" * 100)
+    assert main([*words, "--queries", "6000", "--service-log", str(log)]) == 0
+    said = capsys.readouterr()
+    assert said.out.splitlines()[1].count("~") == 3
+    assert "only 200 answers stand behind it, and it takes 459 for p99 and 4,603 for p99.9 and 46,050" in said.err
+    assert main([*words, "--queries", "2000", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["doubtful"] == ["p999", "p9999"]
+
+
+def test_an_overloaded_fleet_is_called_so(capsys):
+    words = ["simulate", "--policy", "none", "--seeds", "1", "--queries", "500", "--workers", "2"]
+    assert main([*words, "--load", "2"]) == 0
+    assert "overloaded: 2 machines would have to be busy 200% of the time" in capsys.readouterr().err
+    assert main([*words, "--load", "0.8", "--slow", "0.5:10:5"]) == 0
+    assert "busy 133% of the time" in capsys.readouterr().err
+    assert World(load=0.8, spells=Spells(0.5, 10.0, math.inf)).busy == 1.6
+
+
+def test_a_trace_has_a_rate(tmp_path, capsys):
+    """In seconds where there is a log, whose mean service time is known; the first arrival is the beginning."""
+    log, trace = tmp_path / "log.csv", tmp_path / "trace"
+    log.write_text("0.02\n" * 10)
+    trace.write_text("\n".join(str(1.7e9 + 0.1 * n) for n in range(201)))
+    words = ["--workers", "2", "--seeds", "1", "--service-log", str(log), "--trace", str(trace), "--json"]
+    assert main(["simulate", "--policy", "none", *words]) == 0
+    row = json.loads(capsys.readouterr().out)[0]
+    assert (row["load"], row["queries"]) == (pytest.approx(0.1), 201)
+    assert main(["plan", *words]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"][0]["load"] == pytest.approx(0.1)
+    assert main(["plan", *words, "--rate", "5"]) == 2
+    assert "--trace says when queries come" in capsys.readouterr().err
+    trace.write_text("1\n1\n")
+    assert main(["simulate", *words]) == 2
+    assert "no two different instants" in capsys.readouterr().err
+
+
+def test_what_cannot_be_had_is_said_before_anything_has_run(capsys):
+    assert main(["simulate", "--policy", "none", "--policy", "coded", "--code", "concat", "--k", "3"]) != 0
+    assert "concat" in capsys.readouterr().err
 
 
 def test_the_command_prints_a_table_or_json_and_draws(tmp_path, capsys):

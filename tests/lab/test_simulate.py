@@ -10,7 +10,18 @@ import pytest
 from ts_parity.engine import Arrived, Query, Scheduler, Send
 from ts_parity.errors import ConfigError
 from ts_parity.lab.rivals import NAMES, arrange
-from ts_parity.lab.simulate import Arrivals, Costs, Outage, Scenario, Service, Spells, measured, simulate
+from ts_parity.lab.simulate import (
+    Arrivals,
+    Costs,
+    Outage,
+    Scenario,
+    Service,
+    Spells,
+    doubtful,
+    measured,
+    needed,
+    simulate,
+)
 
 
 def scenario(name="none", load=0.5, queries=20_000, **more):
@@ -160,3 +171,34 @@ def test_measured_is_the_mean_of_the_seeds():
     row = measured(run, (1, 2))
     assert row["p999"] == pytest.approx(sum(each) / 2, abs=1e-3)
     assert (row["p999_low"], row["p999_high"]) == (round(min(each), 3), round(max(each), 3))
+    assert row["samples"] == 2940
+    assert row["p50_low"] <= row["p50"] <= row["p50_high"]
+
+
+def test_what_no_answer_stands_behind_is_not_told():
+    frozen = scenario(queries=50, outages=tuple(Outage(f"m{i}", 0.0) for i in range(15)))
+    row = measured(frozen, (0,))
+    assert (row["p50"], row["p999_low"], row["samples"]) == (None, None, 0)
+    assert row["unanswered"] == 49
+
+
+def test_so_many_samples_a_percentile_takes():
+    """With 99 % confidence one of them at least is beyond it."""
+    assert [needed(share) for share in (0.99, 0.999, 0.9999)] == [459, 4603, 46050]
+    assert doubtful(46_050) == []
+    assert doubtful(4_602) == ["p999", "p9999"]
+    assert doubtful(458) == ["p99", "p999", "p9999"]
+
+
+def test_work_is_told_by_what_it_was_for():
+    run = scenario("coded", load=0.6, queries=3000, extra=3, spells=Spells(0.04, 100, 5))
+    result = simulate(run, 0)
+    assert set(result.work_of) == {"deployed", "copy", "protection", "finish"}
+    assert sum(result.work_of.values()) == pytest.approx(result.work)
+    row = measured(run, (0,))
+    # Full groups: a query in four costs a parity model's answer.
+    assert 0.25 <= row["work_protection"] < 0.29
+    assert row["work_copy"] > 0
+    batched = replace(run, worker_batch=4)
+    result = simulate(batched, 0)
+    assert sum(result.work_of.values()) == pytest.approx(result.work)

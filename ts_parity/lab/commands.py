@@ -105,7 +105,7 @@ def _add_world(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--burst", type=number(least=1), default=1.0, help="so many times the rate for a tenth of the time"
     )
-    parser.add_argument("--trace", type=Path, help="arrival instants, one a line")
+    parser.add_argument("--trace", type=Path, help="arrival instants, one a line; in seconds with --service-log")
     parser.add_argument(
         "--service-log",
         type=Path,
@@ -152,7 +152,8 @@ def run_plan(args: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
-    from ts_parity.lab.plan import Limits, choices, make_plan, overloaded, plan_page, plan_table, read_candidates
+    from ts_parity.lab.compare import overloaded
+    from ts_parity.lab.plan import Limits, choices, make_plan, plan_page, plan_table, read_candidates
 
     _needs_what_is_true(args)
     if args.admin is not None:
@@ -160,7 +161,7 @@ def run_plan(args: argparse.Namespace) -> int:
     world = _world(args)
     if args.rate is not None:
         world = replace(world, load=args.rate * world.unit / world.workers)
-    if world.load >= 1:
+    if world.busy >= 1:
         raise OutOfReach(overloaded(world))
     candidates = [] if args.report is None else read_candidates(args.report)
     loss = None if args.max_loss is None else args.max_loss / 100
@@ -182,7 +183,10 @@ def _needs_what_is_true(args: argparse.Namespace) -> None:
         for what, given in (
             ("--service-log FILE: how long your model takes", args.service_log is not None),
             ("--workers N or --admin URL: how many machines serve it", args.workers or args.admin),
-            ("--rate QUERIES_PER_SECOND or --load SHARE: how much is asked of them", args.rate or args.load),
+            (
+                "--rate QUERIES_PER_SECOND or --load SHARE (or --trace FILE): how much is asked of them",
+                args.rate or args.load or args.trace,
+            ),
         )
         if not given
     ]
@@ -190,6 +194,8 @@ def _needs_what_is_true(args: argparse.Namespace) -> None:
         raise ConfigError("a plan is for your own fleet; give " + "; ".join(missing))
     if args.rate and args.load:
         raise ConfigError("--rate and --load say the same in two ways: give one of them")
+    if args.trace and (args.rate or args.load):
+        raise ConfigError("--trace says when queries come: leave --rate and --load out")
     if args.workers and args.admin:
         raise ConfigError("--workers and --admin say the same in two ways: give one of them")
 
@@ -224,28 +230,34 @@ def _workers_of(admin: str) -> int:
 def run_simulate(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from ts_parity.lab.compare import latencies_of, plot, row_of, table
-    from ts_parity.lab.rivals import NAMES
+    from ts_parity.lab.compare import doubts, latencies_of, overloaded, plot, row_of, table
+    from ts_parity.lab.rivals import arrange
 
     world = _world(args)
     names = args.policy or ["none", "hedge", "parm", "coded", "ours"]
-    for name in names:
-        if name not in NAMES:  # before anything has run
-            raise ConfigError(f"there is no policy {name!r}; there are {', '.join(NAMES)}")
+    shapes = {name: _shape(name, args) for name in names}
+    for name, shape in shapes.items():
+        arrange(name, world.workers, **shape)  # what cannot be had is said before anything has run
     seeds = range(args.seeds)
     rows, shown = [], {}
     with tqdm(total=len(names) * len(seeds) * world.queries, unit="query", unit_scale=True, file=sys.stderr) as bar:
         for name in names:
             bar.set_description(name)
-            shape = {"extra": _extra(name, args), "code": args.code, "k": args.k, "domains": args.domains}
-            shape["cost"] = args.cost if name in ("ours", "approximate") else 1.0
-            rows.append(row_of(world, name, seeds, bar.update, **shape))
+            rows.append(row_of(world, name, seeds, bar.update, **shapes[name]))
             if args.plot is not None:
-                shown[name] = latencies_of(world, name, seeds[0], **shape).latencies
+                shown[name] = latencies_of(world, name, seeds[0], **shapes[name]).latencies
     if args.plot is not None:
         plot(shown, args.plot, f"load {world.load:g}, {world.workers} workers")
     print(json.dumps(rows, indent=1) if args.json else table(rows))
+    for note in (overloaded(world) if world.busy >= 1 else "", doubts(rows)):
+        if note:
+            print(note, file=sys.stderr)
     return 0
+
+
+def _shape(policy: str, args: argparse.Namespace) -> dict[str, Any]:
+    cost = args.cost if policy in ("ours", "approximate") else 1.0
+    return {"extra": _extra(policy, args), "code": args.code, "k": args.k, "domains": args.domains, "cost": cost}
 
 
 def _extra(policy: str, args: argparse.Namespace) -> int:
@@ -257,16 +269,16 @@ def _extra(policy: str, args: argparse.Namespace) -> int:
 
 def _world(args: argparse.Namespace) -> World:
     from ts_parity.lab.compare import World, service_from
-    from ts_parity.lab.latencies import read_instants
+    from ts_parity.lab.latencies import rate_of, read_instants
     from ts_parity.lab.simulate import Service, Spells
 
     share, positive = number(above=0, below=1), number(above=0)
-    slow = _spell(args.slow, "--slow SHARE:MEAN:FACTOR", (share, positive, _factor))
+    slow = _spell(args.slow, "--slow SHARE:MEAN:FACTOR", (share, number(least=0.01), _factor))
     net = _spell(args.net, "--net SHARE:MEAN", (share, positive)) or (0.0, 0.0)
-    trace = () if args.trace is None else tuple(read_instants(args.trace))
     service, unit = (Service(), 1.0) if args.service_log is None else service_from(args.service_log)
+    trace = () if args.trace is None else _from_zero(read_instants(args.trace), unit)
     return World(
-        load=args.load,
+        load=rate_of(trace) / args.workers if trace else args.load,
         workers=args.workers,
         queries=args.queries,
         service=service,
@@ -279,6 +291,10 @@ def _world(args: argparse.Namespace) -> World:
         proxies=args.proxies,
         unit=unit,
     )
+
+
+def _from_zero(instants: Sequence[float], unit: float) -> tuple[float, ...]:
+    return tuple((instant - instants[0]) / unit for instant in instants)
 
 
 def _spell(text: str | None, what: str, limits: Sequence[Callable[[str], float]]) -> tuple[float, ...]:

@@ -5,6 +5,7 @@ Knows scenarios and rivals. Knows nothing of command lines.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,22 @@ from typing import Any
 
 from ts_parity.lab.latencies import read_latencies
 from ts_parity.lab.rivals import Arrangement, arrange
-from ts_parity.lab.simulate import Arrivals, Outage, Result, Scenario, Service, Spells, measured, simulate
+from ts_parity.lab.simulate import (
+    PERCENTILES,
+    Arrivals,
+    Outage,
+    Result,
+    Scenario,
+    Service,
+    Spells,
+    doubtful,
+    measured,
+    needed,
+    simulate,
+)
+
+COMFORTABLE = 0.7
+"""Load up to which a queue stays short; what an overloaded fleet is told to grow to."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +51,12 @@ class World:
     proxies: int = 1
     unit: float = 1.0
 
+    @property
+    def busy(self) -> float:
+        """The share of the time that the workers would have to be busy, on average. From 1 on queues grow for ever."""
+        lost = 0.0 if self.spells is None else self.spells.share * (1.0 - 1.0 / self.spells.factor)
+        return self.load / (1.0 - lost)
+
     def scenario(self, arrangement: Arrangement) -> Scenario:
         """Load 1 is what `workers` machines can do, however many the arrangement has."""
         rate = self.load * self.workers
@@ -53,6 +75,16 @@ class World:
         )
 
 
+def overloaded(world: World) -> str:
+    """What to say of a fleet that more is asked of than it can do: no policy makes up for machines."""
+    needed_now, at_ease = world.busy * world.workers, world.busy * world.workers / COMFORTABLE
+    return (
+        f"This fleet is overloaded: {world.workers} machines would have to be busy {world.busy:.0%} of the time, so "
+        f"queries would wait longer and longer, whatever the policy. It needs at least {math.floor(needed_now) + 1} "
+        f"machines, and {math.ceil(at_ease)} for a load of {COMFORTABLE:g}."
+    )
+
+
 def row_of(
     world: World,
     name: str,
@@ -60,9 +92,13 @@ def row_of(
     progress: Callable[[int], object] | None = None,
     **arrangement: Any,
 ) -> dict[str, Any]:
-    """One policy in this world: the flat object that is kept and printed."""
+    """One policy in this world: the object that is kept and printed. `doubtful` names the percentiles that too few
+    answers stand behind, simulated or in the log.
+    """
     made = arrange(name, world.workers, **arrangement)
     scenario = world.scenario(made)
+    told = measured(scenario, seeds, progress)
+    told["samples"] = min(told["samples"], len(world.service.samples) or told["samples"])
     return {
         "policy": name,
         "code": made.code.name if made.code is not None else None,
@@ -73,18 +109,24 @@ def row_of(
         "load": world.load,
         "seeds": len(seeds),
         "queries": scenario.queries,
-        **_in_unit(measured(scenario, seeds, progress), world.unit),
+        **_in_unit(told, world.unit),
+        "doubtful": doubtful(told["samples"]),
     }
 
 
-def _in_unit(row: Mapping[str, float], unit: float) -> dict[str, float]:
-    return {name: round(value * unit, 6) if name.startswith("p") else value for name, value in row.items()}
+def _in_unit(row: Mapping[str, Any], unit: float) -> dict[str, Any]:
+    return {
+        name: round(value * unit, 6) if name.startswith("p") and value is not None else value
+        for name, value in row.items()
+    }
 
 
 def latencies_of(world: World, name: str, seed: int, **arrangement: Any) -> Result:
     return simulate(world.scenario(arrange(name, world.workers, **arrangement)), seed)
 
 
+DOUBTFUL = "~"
+NAMED = {"p50": "p50", "p99": "p99", "p999": "p99.9", "p9999": "p99.99"}
 _COLUMNS = (
     ("policy", "policy", "{}"), ("code", "code", "{}"), ("k", "k", "{}"), ("machines", "workers", "{}"),
     ("load", "load", "{:.2f}"), ("p50", "p50", "{:.2f}"), ("p99", "p99", "{:.2f}"), ("p99.9", "p999", "{:.2f}"),
@@ -95,9 +137,25 @@ _COLUMNS = (
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     cells = [[head for head, _, _ in _COLUMNS]]
-    cells += [["-" if row[key] is None else form.format(row[key]) for _, key, form in _COLUMNS] for row in rows]
+    cells += [[_cell(row, key, form) for _, key, form in _COLUMNS] for row in rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(_COLUMNS))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in cells)
+
+
+def _cell(row: Mapping[str, Any], key: str, form: str) -> str:
+    if row[key] is None:
+        return "-"
+    return DOUBTFUL * (key in row.get("doubtful", ())) + form.format(row[key])
+
+
+def doubts(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What DOUBTFUL means, if there is any."""
+    few = {name for row in rows for name in row.get("doubtful", ())}
+    if not few:
+        return ""
+    least = min(row["samples"] for row in rows)
+    told = " and ".join(f"{needed(share):,} for {NAMED[name]}" for name, share in PERCENTILES.items() if name in few)
+    return f"{DOUBTFUL}: may be too low, for only {least:,} answers stand behind it, and it takes {told}."
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -11,7 +11,7 @@ import csv
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,14 @@ def read_instants(file: Path) -> list[float]:
     if not found:
         raise ConfigError(f"--trace {shown(file)} holds no instants")
     return sorted(found)
+
+
+def rate_of(instants: Sequence[float]) -> float:
+    """Per unit of their time. Raise ConfigError."""
+    span = instants[-1] - instants[0]
+    if span <= 0:
+        raise ConfigError("--trace holds no two different instants, so it has no rate")
+    return (len(instants) - 1) / span
 
 
 def _numbered(file: Path, what: str) -> Numbered:

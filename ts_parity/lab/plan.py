@@ -23,8 +23,6 @@ ALIKE = 1.05
 
 
 _TOO_HIGH = "p99.9 too high"
-_COMFORTABLE = 0.7
-"""Load up to which a queue stays short; what an overloaded fleet is told to grow to."""
 
 
 @dataclass(frozen=True)
@@ -128,16 +126,6 @@ def _choose(rows: Sequence[dict[str, Any]], plain: dict[str, Any]) -> dict[str, 
     best = min(row["p999"] for row in fitting)
     close = [row for row in fitting if row["p999"] <= ALIKE * best]
     return min(close, key=lambda row: (row["extra_machines"], row["work"], row["loss"]))
-
-
-def overloaded(world: World) -> str:
-    """What to say of a fleet that more is asked of than it can do: no policy makes up for machines."""
-    least, enough = math.floor(world.load * world.workers) + 1, math.ceil(world.load * world.workers / _COMFORTABLE)
-    return (
-        f"This fleet is overloaded: {world.workers} machines would have to be busy {world.load:.0%} of the time, so "
-        f"queries would wait longer and longer, whatever the policy. It needs at least {least} machines, and {enough} "
-        f"for a load of {_COMFORTABLE:g}."
-    )
 
 
 def named(row: Mapping[str, Any]) -> str:

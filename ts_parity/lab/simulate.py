@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
+from typing import Any
 
 import numpy as np
 
@@ -154,6 +155,8 @@ class Result:
     unanswered: int = 0
     """Still waiting when everything else had ended: on a machine that is frozen for ever."""
     work: float = 0.0
+    work_of: dict[str, float] = field(default_factory=dict)
+    """The same by what was run: `deployed`, `copy` (second copies), `protection`, `finish`."""
     queries: int = 0
     records: list[Record] | None = None
     sent: dict[str, int] = field(default_factory=dict)
@@ -357,7 +360,9 @@ class _Run:
                 self._next_run(worker, now)
             return
         begins = now if now > worker.busy_until else worker.busy_until
+        before = self._result.work
         ends = self._runs(worker, begins, self._cost(task))
+        self._worked(task, self._result.work - before)
         worker.busy_until = ends
         self._reply(task, ends)
 
@@ -369,10 +374,17 @@ class _Run:
             return
         costs = [self._cost(task) for _, task in taken]
         saved = self.scenario.costs.batch_saves
+        before = self._result.work
         ends = self._runs(worker, now, max(costs) + (1 - saved) * (sum(costs) - max(costs)))
-        for _, task in taken:
+        work = self._result.work - before
+        for (_, task), cost in zip(taken, costs, strict=True):
+            self._worked(task, work * cost / sum(costs))
             self._reply(task, ends)
         heapq.heappush(self._heap, (ends, next(self._order), taken[0][1], None))
+
+    def _worked(self, task: Task, work: float) -> None:
+        kind, of = "copy" if task.hedge else task.kind._value_, self._result.work_of
+        of[kind] = of.get(kind, 0.0) + work
 
     def _reply(self, task: Task, ends: float) -> None:
         if self.scenario.net_share:
@@ -421,22 +433,47 @@ class _Run:
 
 def measured(
     scenario: Scenario, seeds: Sequence[int], progress: Callable[[int], object] | None = None
-) -> dict[str, float]:
-    """Means over seeds of the percentiles, work and shares; `p999_low` and `p999_high` are the extremes of p99.9."""
+) -> dict[str, Any]:
+    """Means over seeds of percentiles, work and shares; `p99_low` and `p99_high`, and so on, are the extremes.
+
+    `samples`: the fewest answers there are behind a seed's percentiles. A percentile of no answers is None.
+    """
     results = [simulate(replace(scenario), seed, progress=progress) for seed in seeds]
-    row = {name: _mean([r.percentile(share) for r in results]) for name, share in PERCENTILES.items()}
-    extremes = [r.percentile(0.999) for r in results]
+    row: dict[str, Any] = {}
+    for name, share in PERCENTILES.items():
+        each = [r.percentile(share) for r in results]
+        known = not any(math.isnan(value) for value in each)
+        row[name] = _mean(each) if known else None
+        row[f"{name}_low"], row[f"{name}_high"] = (round(min(each), 3), round(max(each), 3)) if known else (None, None)
     return {
         **row,
-        "p999_low": round(min(extremes), 3),
-        "p999_high": round(max(extremes), 3),
+        "samples": min(len(r.latencies) for r in results),
         "work": _mean([r.work_per_query for r in results]),
+        **{
+            f"work_{kind}": _mean([r.work_of.get(kind, 0.0) / max(1, r.queries) for r in results], 5)
+            for kind in WORK_KINDS
+        },
         "reconstructed": _mean([r.reconstructed for r in results], 5),
         "unanswered": float(sum(r.failed + r.unanswered for r in results)),
     }
 
 
 PERCENTILES = {"p50": 0.5, "p99": 0.99, "p999": 0.999, "p9999": 0.9999}
+WORK_KINDS = ("copy", "protection", "finish")
+"""Of the work, what is there beside the deployed model's own answers."""
+CONFIDENCE = 0.99
+
+
+def needed(share: float) -> int:
+    """So many samples that one of them at least is beyond this percentile, with CONFIDENCE: 459 for p99, 4,603 for
+    p99.9, 46,050 for p99.99. With fewer, the percentile may lie above all that was seen.
+    """
+    return math.ceil(math.log(1 - CONFIDENCE) / math.log(share))
+
+
+def doubtful(samples: int) -> list[str]:
+    """The percentiles that so many samples do not support."""
+    return [name for name, share in PERCENTILES.items() if samples < needed(share)]
 
 
 def _mean(values: Sequence[float], digits: int = 3) -> float:
