@@ -25,7 +25,7 @@ def test_labels_by_folder_by_table_and_by_array(folder, arrays, tmp_path):
     ("text", "why"),
     [
         ("name,label\n", "expected the header file,label"),
-        ("file,label\ncat/a.png,two\n", "line 2: expected file,label with a class index"),
+        ("file,label\ncat/a.png,two\n", "line 2: expected file,label with a class index or numbers"),
         ("file,label\ncat/a.png\n", "line 2"),
         ("file,label\ncat/a.png,2\n", "no label for 2 of 3 bodies, such as dog/b.jpg"),
         ("file,label\ncat/a.png,1\ndog/b.jpg,1,2\ndog/c.txt,1\n", "equally many numbers"),
@@ -107,6 +107,15 @@ def test_what_is_no_table_is_said_in_one_line(folder, tmp_path, data, why):
     with pytest.raises(TrainingError, match=why) as refused:
         read_labels(table, folder, list_bodies(folder))
     assert "\n" not in str(refused.value)
+
+
+def test_labels_of_numbers(folder, tmp_path):
+    """A regressor's: fractions, and below 0."""
+    table = tmp_path / "labels.csv"
+    table.write_text("file,label\ncat/a.png,-7.5\ndog/b.jpg,3\ndog/c.txt,1e3\n")
+    assert read_labels(table, folder, list_bodies(folder)).tolist() == [-7.5, 3, 1000]
+    table.write_text("file,label\ncat/a.png,1.0\ndog/b.jpg,0.0\ndog/c.txt,2\n")
+    assert read_labels(table, folder, list_bodies(folder)).dtype == np.int64, "class indices as pandas writes them"
 
 
 def test_labels_that_do_not_fit_the_model_are_doubted():

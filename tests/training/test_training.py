@@ -27,6 +27,7 @@ from ts_parity.training.data import observe
 from ts_parity.training.fit import Knobs, Material, Progress, check_batches, fit
 from ts_parity.training.goals import Goal, draw_present
 from ts_parity.training.job import _of_decisions
+from ts_parity.training.meaning import Meaning
 from ts_parity.worker.encoders import combine_by
 from ts_parity.worker.offline import OfflineHandler
 
@@ -111,9 +112,9 @@ def run(model, bodies, tmp_path, **more):
 def test_an_archive_promises_no_agreement_that_a_proxy_would_measure_otherwise():
     """A proxy compares decisions; the five best, a box or the sign of a single number are something else."""
     classes, single = np.zeros((4, 1, 3)), np.zeros((4, 1, 1))
-    assert _of_decisions(0.9, classes, "top1") == 0.9
-    assert [_of_decisions(0.9, classes, metric) for metric in ("top5", "iou")] == [None, None]
-    assert _of_decisions(0.9, single, "top1") is None
+    assert _of_decisions({"score": 0.9, "agreement": 0.9}, classes) == 0.9
+    assert _of_decisions({"score": 0.9}, classes) is None
+    assert _of_decisions({"score": 0.9, "agreement": 0.9}, single) is None
 
 
 @pytest.mark.slow
@@ -159,7 +160,7 @@ def test_two_rows_and_labels(model, bodies, tmp_path):
     [made] = report["candidates"]
     assert made["archives"] == ["vec-parity-0.mar", "vec-parity-1.mar"]
     assert made["members"].keys() == {"1", "2"}
-    assert made["two_erased"].keys() == {"agreement", "error", "A_d"}
+    assert made["two_erased"].keys() == {"score", "agreement", "error", "A_d"}
     assert made["A_o"]["0.10"] == pytest.approx(0.9 * made["A_a"] + 0.1 * made["A_d"], abs=1e-4)
     assert made["A_o_default"]["0.10"] == pytest.approx(0.9 * made["A_a"] + 0.1 * made["A_default"], abs=1e-4)
     text = report_text(report, tmp_path / "out")
@@ -268,8 +269,11 @@ def test_a_perfect_parity_model_has_no_loss():
     goal = Goal(make_code("sum", 3, 2), row=1)
     targets, present = torch.randn(4, 3, 1, 5), torch.ones(4, 3)
     said = torch.einsum("k,gk...->g...", torch.tensor(goal.coefficients), targets)
-    for classes in (True, False):
-        loss = [float(goal.loss(each, targets, present, torch.tensor(1.0), 0.2, classes)) for each in (said, said + 1)]
+    for metric in ("accuracy", "mae"):
+        loss = [
+            float(goal.loss(each, targets, present, torch.tensor(1.0), 0.2, Meaning(metric)))
+            for each in (said, said + 1)
+        ]
         assert loss[0] == pytest.approx(0, abs=1e-6)
         assert loss[1] > 0.1
 
@@ -490,13 +494,14 @@ def test_boxes_are_learned_by_squared_error_and_scored_by_overlap(bodies, tmp_pa
             box = network(torch.from_numpy(np.frombuffer(file.read_bytes(), np.float32).copy())[None])[0]
         lines.append(",".join([file.name, *(f"{value:.6f}" for value in box.tolist())]))
     labels.write_text("\n".join(lines))
-    report = run(archive, bodies, tmp_path, labels=labels, metric="iou", steps=300)
+    report = run(archive, bodies, tmp_path, labels=labels, steps=300)
     [made] = report["candidates"]
-    assert report["knobs"]["classes"] is False
+    assert report["outputs"] == {"kind": "box", "why": "labels of two corners in order"}
     assert made["metric"] == "iou"
     assert made["A_a"] == pytest.approx(1.0, abs=1e-3)
     assert 0.3 < made["A_d"] < 1.0
-    assert made["A_d"] == pytest.approx(made["agreement"], abs=0.01), "the truth is the model's own here"
+    assert made["A_d"] == pytest.approx(made["score"], abs=0.01), "the truth is the model's own here"
+    assert "agreement" not in made
     assert 0 <= made["A_default"] < 1
 
 

@@ -51,7 +51,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Choice:
-    """One thing that could be run. `loss_each`: of accuracy on a rebuilt answer."""
+    """One thing that could be run. `loss_each`: on a rebuilt answer, as a share of `loss_of`."""
 
     policy: str
     extra: int
@@ -59,6 +59,7 @@ class Choice:
     code: str = "sum"
     k: int = 1
     cost: float = 1.0
+    loss_of: str = "accuracy"
 
 
 def read_candidates(folder: Path) -> list[dict[str, Any]]:
@@ -77,14 +78,15 @@ def choices(workers: int, extra: int, candidates: Sequence[Mapping[str, Any]]) -
     if extra:
         made += [Choice("equal", extra), Choice("hedge", extra)]
     for candidate in candidates:
-        lost = float(candidate.get("drop", 1.0 - candidate["agreement"]))
-        k, cost = int(candidate["k"]), float(candidate["cost"])
+        # Reports of older versions name the loss otherwise.
+        lost = float(candidate.get("loss", candidate.get("drop", 1.0 - candidate.get("agreement", 1.0))))
+        k, cost, of = int(candidate["k"]), float(candidate["cost"]), candidate.get("loss_of", "accuracy")
         if candidate["family"] == "parity" and candidate["r"] == 1:
-            made.append(Choice("coded", math.ceil(workers / k), max(0.0, lost), candidate["code"], k, cost))
+            made.append(Choice("coded", math.ceil(workers / k), max(0.0, lost), candidate["code"], k, cost, of))
         elif candidate["family"] == "backup":
-            made.append(Choice("ours", 0, max(0.0, lost), candidate["code"], k, cost / k))
+            made.append(Choice("ours", 0, max(0.0, lost), candidate["code"], k, cost / k, of))
             if extra:
-                made.append(Choice("ours", extra, max(0.0, lost), candidate["code"], k, cost / k))
+                made.append(Choice("ours", extra, max(0.0, lost), candidate["code"], k, cost / k, of))
     return made
 
 
@@ -104,7 +106,11 @@ def make_plan(
         row = row_of(world, choice.policy, seeds, progress, **shape)
         if choice.policy in ("coded", "ours"):
             row |= {"code": choice.code, "k": choice.k, "cost": choice.cost}
-        row |= {"extra_machines": choice.extra, "loss": row["reconstructed"] * choice.loss_each}
+        row |= {
+            "extra_machines": choice.extra,
+            "loss": row["reconstructed"] * choice.loss_each,
+            "loss_of": choice.loss_of,
+        }
         rows.append(row)
     plain = rows[0]
     for row in rows:
@@ -153,7 +159,11 @@ def _sentence(
     if chosen is plain:
         why = "within these limits nothing is clearly better" if any(row["broken"] for row in rows) else "it is enough"
         return f"Run nothing: {why}; p99.9 is {_time(plain['p999'], world)}."
-    loss = f"{100 * chosen['loss']:.3f} points of overall accuracy lost" if chosen["loss"] else "no accuracy lost"
+    loss = (
+        f"{100 * chosen['loss']:.3f} points of {chosen['loss_of']} lost over all answers"
+        if chosen["loss"]
+        else "nothing lost"
+    )
     return (
         f"Run {named(chosen)}: p99.9 {_time(chosen['p999'], world)} against {_time(plain['p999'], world)} without, "
         f"{chosen['work'] - plain['work']:+.1%} of work, {loss} ({chosen['reconstructed']:.2%} of the answers rebuilt)."

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-METRICS = ("top1", "top5", "iou")
-"""How an answer is scored: the best class, five best classes, or a box's intersection over union."""
+from ts_parity.training.figures import FIGURES
+
+METRICS = tuple(FIGURES)
+"""How an answer is scored: by its best class, its five best, its set of labels, the overlap of its box, its direction,
+or how far its numbers are off. See `meaning`."""
 FORMATS = ("png", "npy", "raw", "json")
 """How a row of an .npz array becomes a request body."""
 VARIATIONS = ("none", "shift", "flip", "mix")
@@ -21,10 +24,10 @@ class TrainSettings:
     """What `ts-parity train` is asked to do.
 
     `inputs` and `score` (bodies no model has seen) are folders, zips (FILE.zip/FOLDER), arrays (FILE.npz/ARRAY) or JSON
-    lines; `labels`, used only to score, a CSV, an array or the word `folders`. Every one of `codes` is made with every
-    one of `ks`, and each trained with `seeds` seeds from `seed` on. `architecture` None: the deployed model's own for
-    parity models, a built-in one sized by `budget` for students. `never_code`: content types, and keys of bodies, that
-    no protection may answer. `out` is a new folder.
+    lines; `labels`, used only to score, a CSV, an array or the word `folders`. `metric` None: found from outputs and
+    labels. Every one of `codes` is made with every one of `ks`, and each trained with `seeds` seeds from `seed` on.
+    `architecture` None: the deployed model's own for parity models, a built-in one sized by `budget` for students.
+    `never_code`: content types, and keys of bodies, that no protection may answer. `out` is a new folder.
     """
 
     archive: Path
@@ -36,7 +39,7 @@ class TrainSettings:
     labels: Path | None = None
     score: Path | None = None
     body: str | None = None
-    metric: str = "top1"
+    metric: str | None = None
     architecture: str | None = None
     budget: float = 1.0
     vary: tuple[str, ...] | None = None

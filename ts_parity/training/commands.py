@@ -11,6 +11,7 @@ from ts_parity.arguments import count, number
 from ts_parity.config import CODES
 from ts_parity.errors import TrainingError
 from ts_parity.training import FORMATS, METRICS, VARIATIONS, TrainSettings
+from ts_parity.training.figures import FIGURES, Figure
 
 
 def add_parsers(subparsers: Any) -> None:
@@ -52,10 +53,14 @@ def _add_train(subparsers: Any) -> None:
     parser.add_argument(
         "--labels",
         type=Path,
-        help="used only to score: a CSV with the header file,label, FILE.npz/ARRAY, or folders (the name of each "
-        "body's folder, in sorted order)",
+        help="used only to score: a CSV with the header file,label (a class index, a number, or several numbers), "
+        "FILE.npz/ARRAY, or folders (the name of each body's folder, in sorted order)",
     )
-    parser.add_argument("--metric", choices=METRICS, default="top1", help="how answers are scored, default %(default)s")
+    parser.add_argument(
+        "--metric",
+        choices=METRICS,
+        help="how answers are scored; default: found from the outputs, the labels, and answers",
+    )
     parser.add_argument(
         "--architecture",
         help="of what is trained: deployed (its weights a start), deployed-fresh, mlp, cnn, resnet18 (each with :WIDTH "
@@ -133,15 +138,20 @@ def run_report(args: argparse.Namespace) -> int:
 
 
 def report_text(report: dict[str, Any], out: Path) -> str:
+    figure = FIGURES[report.get("metric") or "accuracy"]
     lines = []
     if "scored_on" in report:
         lines.append(f"scored on {report['scored_on']}, {report['scored_groups']} groups, every slot erased once")
-    lines += _table(report["candidates"])
+        lines.append(taken_for(report))
+    lines += _table(report["candidates"], figure)
     for candidate in report["candidates"]:
-        lines += _details(candidate)
-    if "A_o_default" in report["candidates"][0]:
-        default = report["candidates"][0]["A_o_default"]
-        lines.append(f"  one default answer: {', '.join(f'{default[f]:.2%} at f={float(f):.0%}' for f in _SHOWN)}")
+        lines += _details(candidate, figure)
+    if (default := _overall(report["candidates"][0], figure, "_default")) is not None:
+        lines.append(f"  one default answer: {default}")
+    for beside in report.get("beside", []):
+        lines.append(
+            f"  beside them: {beside['code']} k={beside['k']} would lose nothing at a cost of {beside['cost']:.2f}"
+        )
     lines += [f"warning: {what}" for what in report.get("warnings", [])]
     lines += [f"not made: {why}" for why in report.get("refused", [])]
     if refused := report.get("refused_bodies"):
@@ -154,53 +164,64 @@ def report_text(report: dict[str, Any], out: Path) -> str:
     return "\n".join(lines)
 
 
+def taken_for(report: dict[str, Any]) -> str:
+    """What the outputs were taken for, and how to say otherwise."""
+    outputs, metric = report["outputs"], report["metric"]
+    figure = FIGURES[metric]
+    unit = f", in the outputs' unit (their spread is {report['spread']:.4g})" if figure.error else ""
+    return (
+        f"outputs taken for {outputs['kind']} ({outputs['why']}), scored by {figure.own}{unit}; --metric says otherwise"
+    )
+
+
 _SHOWN = ("0.01", "0.05", "0.10")
-_COLUMNS = ("code", "k", "r", "A_a", "A_d", "loss", "agreement", "cost", "architecture")
 
 
-def _table(candidates: list[dict[str, Any]]) -> list[str]:
-    rows = [list(_COLUMNS), *(_row(candidate) for candidate in candidates)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
+def _table(candidates: list[dict[str, Any]], figure: Figure) -> list[str]:
+    letter = "E" if figure.error else "A"
+    heads = ["code", "k", "r", f"{letter}_a", f"{letter}_d", "loss", figure.own, "cost", "architecture"]
+    rows = [heads, *(_row(candidate, figure, letter) for candidate in candidates)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def _row(candidate: dict[str, Any]) -> list[str]:
-    def percent(name: str) -> str:
-        if name not in candidate:
-            return "-"
-        spread = candidate.get(f"{name}_spread")
-        return f"{candidate[name]:.2%}" + (f" ± {100 * spread:.2f}" if spread else "")
+def _row(candidate: dict[str, Any], figure: Figure, letter: str) -> list[str]:
+    def told(name: str) -> str:
+        return figure.told(candidate[name], candidate.get(f"{name}_spread")) if name in candidate else "-"
 
-    lost = f"{100 * candidate['drop']:.2f}" if "drop" in candidate else f"{100 * (1 - candidate['agreement']):.2f}"
     cost = candidate.get("cost")
     return [
         candidate["code"],
         str(candidate["k"]),
         str(candidate["r"]),
-        percent("A_a"),
-        percent("A_d"),
-        lost,
-        percent("agreement"),
+        told(f"{letter}_a"),
+        told(f"{letter}_d"),
+        f"{100 * candidate['loss']:.2f}",
+        told("score"),
         "-" if cost is None else f"{cost:.2f}",
         candidate["architecture"],
     ]
 
 
-def _details(candidate: dict[str, Any]) -> list[str]:
+def _overall(candidate: dict[str, Any], figure: Figure, of: str = "") -> str | None:
+    values = candidate.get(f"{'E' if figure.error else 'A'}_o{of}")
+    return None if values is None else ", ".join(f"{figure.told(values[f])} at f={float(f):.0%}" for f in _SHOWN)
+
+
+def _details(candidate: dict[str, Any], figure: Figure) -> list[str]:
     name = f"{candidate['code']} k={candidate['k']}"
     lines = []
-    if "A_o" in candidate:
-        shares = ", ".join(f"{candidate['A_o'][f]:.2%} at f={float(f):.0%}" for f in _SHOWN)
-        lines.append(f"  {name}: A_o, overall: {shares}")
+    if (overall := _overall(candidate, figure)) is not None:
+        lines.append(f"  {name}: {'E' if figure.error else 'A'}_o, overall: {overall}")
     if candidate["family"] == "parity":
-        partial = {members: scores["agreement"] for members, scores in candidate.get("members", {}).items()}
-        told = ", ".join(f"{agreement:.2%} of {members}" for members, agreement in partial.items())
-        lines.append(f"  {name}: agreement in groups by their number of members: {told}")
+        partial = {members: scores["score"] for members, scores in candidate.get("members", {}).items()}
+        told = ", ".join(f"{figure.told(score)} of {members}" for members, score in partial.items())
+        lines.append(f"  {name}: {figure.own} in groups by their number of members: {told}")
     if candidate["code"] == "student" and candidate["cost"] > 1.25 * candidate["multiplications"]:
         lines.append(
             f"  {name}: {candidate['multiplications']:.2f} deployed inferences by multiplications, "
             f"{candidate['cost']:.2f} by the clock: networks this small spend their time on overhead"
         )
     if "two_erased" in candidate:
-        lines.append(f"  {name}: with two slots erased, agreement {candidate['two_erased']['agreement']:.2%}")
+        lines.append(f"  {name}: with two slots erased, {figure.own} {figure.told(candidate['two_erased']['score'])}")
     return lines

@@ -1,19 +1,19 @@
 """What a rebuilt answer is worth: one pure function from outputs to numbers, and the mean of several of its results.
 
-Used by training, the command line, benchmarks and tests alike. Knows codes, arrays and ways to score. Knows nothing of
-models, files or how the outputs were made.
+Used by training, the command line, benchmarks and tests alike. Knows codes, arrays and what outputs mean. Knows nothing
+of models, files or how the outputs were made.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ts_parity.codes import Code, Family
-from ts_parity.training import METRICS
+from ts_parity.training.meaning import CLASSES, Meaning
 from ts_parity.wire import Array
 
 SHARES = (0.0, 0.01, 0.02, 0.05, 0.10, 0.20)
@@ -25,44 +25,129 @@ backup its output for each slot (groups, k, *output)."""
 
 
 def evaluate(
-    code: Code, outputs: Array, protections: Protections, labels: Array | None = None, metric: str = "top1"
+    code: Code, outputs: Array, protections: Protections, labels: Array | None = None, meaning: Meaning = CLASSES
 ) -> dict[str, Any]:
     """Erase every slot once and compare what is decoded with what the deployed model said, and with the truth.
 
-    outputs (groups, k, *output): the deployed raw outputs. labels: (groups, k) class indices, or (groups, k, 4) boxes
-    for metric `iou`. -> agreement, A_d (with labels) and error of rebuilt answers: for full groups at the top, per
-    number of members present in `members`, and for a parity code of r = 2 with two slots erased in `two_erased`.
-    `agreement` is the score against the deployed model's own answer, A_a and A_d are scores against the labels;
-    `A_default` is what one constant answer would score, and `A_o_default` the overall accuracy with it. `error` is
-    the root mean square error of rebuilt outputs in units of the deployed outputs' own spread.
+    outputs (groups, k, *output): the deployed raw outputs. labels: (groups, k) class indices, or (groups, k, numbers).
+    meaning: of the outputs; by default they are scores of classes.
+
+    -> `score`: of rebuilt answers against the deployed model's own, by the `metric`; called `agreement` as well if
+    that is what it is. `A_a` and `A_d`: of own and of rebuilt answers against the labels; of an error `E_a` and `E_d`,
+    in the outputs' unit. For full groups these stand at the top, per number of members present in `members`, and for a
+    parity code of r = 2 with two slots erased in `two_erased`. `A_default` is what one constant answer would score,
+    `A_o` and `A_o_default` the overall accuracy at shares f (of an error `E_default`, `E_o`, `E_o_default`).
+
+    `error` is the root mean square error of rebuilt outputs in units of the deployed outputs' own spread. `loss` is
+    what a rebuilt answer loses, as a share that can be compared between metrics: of accuracy where labels are known
+    (`drop`), else of agreement; of numbers of their variance. `loss_of` says in words of what.
     """
-    score = _SCORES[metric]
-    full = _scores(code, outputs, protections[code.k], labels, code.k, 1, score)
-    result: dict[str, Any] = {"metric": metric, **full}
-    result["members"] = {
-        str(m): _scores(code, outputs, rows, labels, m, 1, score) for m, rows in sorted(protections.items())
-    }
-    if code.r > 1 and code.family is Family.PARITY:
-        result["two_erased"] = _scores(code, outputs, protections[code.k], labels, code.k, 2, score)
-    if labels is not None:
-        a_a = float(score(outputs, labels).mean())
-        default = _default_score(labels, outputs, metric)
-        result |= {"A_a": round(a_a, 5), "drop": round(a_a - full["A_d"], 5), "A_default": round(default, 5)}
-        result["A_o"] = {f"{f:.2f}": round((1 - f) * a_a + f * full["A_d"], 5) for f in SHARES}
-        result["A_o_default"] = {f"{f:.2f}": round((1 - f) * a_a + f * default, 5) for f in SHARES}
-    return result
+    return _Scored(code, outputs, protections, labels, meaning).result()
+
+
+class _Scored:
+    """What the scores of one candidate share."""
+
+    def __init__(
+        self, code: Code, outputs: Array, protections: Protections, labels: Array | None, meaning: Meaning
+    ) -> None:
+        self.code = code
+        self.outputs = outputs
+        self.protections = protections
+        self.meaning = meaning
+        self.said = meaning.answers(outputs)
+        self.truth = None if labels is None else meaning.truths(labels)
+        self.spread = meaning.spread(outputs)
+        self.letter = "E" if meaning.figure.error else "A"
+
+    def result(self) -> dict[str, Any]:
+        code, meaning = self.code, self.meaning
+        full = self._scores(code.k, 1)
+        result: dict[str, Any] = {"metric": meaning.metric, **full, **self._loss(full)}
+        result["members"] = {str(m): self._scores(m, 1) for m in sorted(self.protections)}
+        if code.r > 1 and code.family is Family.PARITY:
+            result["two_erased"] = self._scores(code.k, 2)
+        if meaning.figure.error:
+            result["spread"] = round(float(np.sqrt(np.square(self.spread).mean())), 5)
+        return result if self.truth is None else {**result, **self._overall(full)}
+
+    def _scores(self, members: int, erased: int) -> dict[str, float]:
+        """`erased` of the slots of groups with so many members, in every way there is."""
+        meaning = self.meaning
+        agreed, right, squares = [], [], []
+        for slot, rebuilt in self._rebuilt(members, erased):
+            agreed.append(meaning.scores(rebuilt, self.said[:, slot], 1))
+            difference = (rebuilt - self.outputs[:, slot]).reshape(len(rebuilt), -1)
+            squares.append(float(np.square(difference / self.spread).mean()))
+            if self.truth is not None:
+                right.append(meaning.scores(rebuilt, self.truth[:, slot], 1))
+        score = round(meaning.figure_of(np.stack(agreed)), 5)
+        scores = {"score": score, **({"agreement": score} if meaning.metric == "accuracy" else {})}
+        scores["error"] = round(float(np.sqrt(np.mean(squares))), 5)
+        if self.truth is not None:
+            scores[f"{self.letter}_d"] = round(meaning.figure_of(np.stack(right)), 5)
+        return scores
+
+    def _rebuilt(self, members: int, erased: int) -> Iterator[tuple[int, Array]]:
+        """Every slot that was erased, with what is decoded for it: (groups, *output)."""
+        code, rows = self.code, self.protections[members]
+        for lost in itertools.combinations(range(members), min(erased, members)):
+            have = {other: self.outputs[:, other] for other in range(members) if other not in lost}
+            for slot in lost:
+                if code.family is Family.BACKUP:
+                    yield slot, rows[0][:, slot]
+                    continue
+                # Unchecked: of a group with an outlier a proxy would decode nothing, and these are many groups at once.
+                total, _ = code.combined(slot, have, rows, dict.fromkeys(rows, frozenset(range(members))))
+                yield slot, total
+
+    def _loss(self, full: Mapping[str, float]) -> dict[str, Any]:
+        meaning, figure = self.meaning, self.meaning.figure
+        if not figure.error:
+            if self.truth is None:
+                return {"loss": round(1.0 - full["score"], 5), "loss_of": figure.own}
+            return {"loss": round(self._own() - full["A_d"], 5), "loss_of": figure.true}
+        if self.truth is None:
+            return {"loss": round(full["error"] ** 2, 5), "loss_of": "the outputs' variance"}
+        spread = meaning.spread(self.truth)
+        lost = [
+            meaning.lost_variance(rebuilt, self.truth[:, slot], spread, 1)
+            for slot, rebuilt in self._rebuilt(self.code.k, 1)
+        ]
+        own = meaning.lost_variance(self.outputs, self.truth, spread)
+        return {"loss": round(float(np.mean(lost)) - own, 5), "loss_of": "the labels' variance"}
+
+    def _overall(self, full: Mapping[str, float]) -> dict[str, Any]:
+        assert self.truth is not None
+        letter, own, default = self.letter, self._own(), self.meaning.default(self.truth)
+        rebuilt = full[f"{letter}_d"]
+        drop = {"drop": round(own - rebuilt, 5)} if letter == "A" else {}
+        return {
+            f"{letter}_a": round(own, 5),
+            **drop,
+            f"{letter}_default": round(default, 5),
+            f"{letter}_o": {f"{f:.2f}": round(self.meaning.mixed(own, rebuilt, f), 5) for f in SHARES},
+            f"{letter}_o_default": {f"{f:.2f}": round(self.meaning.mixed(own, default, f), 5) for f in SHARES},
+        }
+
+    def _own(self) -> float:
+        assert self.truth is not None
+        return self.meaning.figure_of(self.meaning.scores(self.outputs, self.truth))
 
 
 def over_seeds(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Several results of `evaluate` for one candidate: the mean of every number; of `agreement`, `A_d` and `drop` also
-    their spread (standard deviation over seeds; 0 for one).
+    """Several results of `evaluate` for one candidate: the mean of every number; of what is reported first also the
+    spread (standard deviation over seeds; 0 for one).
     """
     mean = _mean(results)
-    for name in ("agreement", "A_d", "drop"):
+    for name in _SPREAD_TOLD:
         if name in mean:
             values = [float(result[name]) for result in results]
             mean[f"{name}_spread"] = round(float(np.std(values, ddof=1)), 5) if len(values) > 1 else 0.0
     return {**mean, "seeds": len(results)}
+
+
+_SPREAD_TOLD = ("score", "agreement", "A_d", "E_d", "drop", "loss")
 
 
 def _mean(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -76,96 +161,3 @@ def _mean(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         else:
             mean[name] = value
     return mean
-
-
-Score = Callable[[Array, Array], Array]
-"""(..., *output) and the truth (labels, or another model's outputs) -> (...) numbers from 0 to 1."""
-
-
-def _scores(
-    code: Code, outputs: Array, rows: Mapping[int, Array], labels: Array | None, members: int, erased: int, score: Score
-) -> dict[str, float]:
-    spread = float(outputs.std()) or 1.0
-    agreed, right, squares = [], [], []
-    for lost in itertools.combinations(range(members), min(erased, members)):
-        for slot in lost:
-            rebuilt = _rebuilt(code, outputs, rows, members, lost, slot)
-            agreed.append(score(rebuilt, outputs[:, slot]))
-            squares.append(float(((rebuilt - outputs[:, slot]) ** 2).mean()))
-            if labels is not None:
-                right.append(score(rebuilt, labels[:, slot]))
-    scores = {
-        "agreement": round(float(np.mean(agreed)), 5),
-        "error": round(float(np.sqrt(np.mean(squares))) / spread, 5),
-    }
-    if labels is not None:
-        scores["A_d"] = round(float(np.mean(right)), 5)
-    return scores
-
-
-def _rebuilt(
-    code: Code, outputs: Array, rows: Mapping[int, Array], members: int, lost: Sequence[int], slot: int
-) -> Array:
-    if code.family is Family.BACKUP:
-        return rows[0][:, slot]
-    have = {other: outputs[:, other] for other in range(members) if other not in lost}
-    # Unchecked: of a group with an outlier a proxy would decode nothing, and these are many groups at once.
-    total, _ = code.combined(slot, have, rows, dict.fromkeys(rows, frozenset(range(members))))
-    return total
-
-
-def _top1(outputs: Array, truth: Array) -> Array:
-    return np.asarray(_classes(outputs) == _as_classes(outputs, truth))
-
-
-def _top5(outputs: Array, truth: Array) -> Array:
-    flat = _flat(outputs)
-    best = np.argpartition(flat, -min(5, flat.shape[-1]), axis=-1)[..., -5:]
-    return np.asarray((best == _as_classes(outputs, truth)[..., None]).any(-1))
-
-
-def _iou(outputs: Array, truth: Array) -> Array:
-    """Boxes as two corners (x1, y1, x2, y2), in any order of corners."""
-    one, other = _corners(_flat(outputs)), _corners(_flat(truth))
-    low, high = np.maximum(one[..., :2], other[..., :2]), np.minimum(one[..., 2:], other[..., 2:])
-    shared = np.prod(np.clip(high - low, 0, None), axis=-1)
-    areas = [np.prod(box[..., 2:] - box[..., :2], axis=-1) for box in (one, other)]
-    return np.asarray(shared / np.maximum(areas[0] + areas[1] - shared, 1e-12))
-
-
-_SCORES: dict[str, Score] = {"top1": _top1, "top5": _top5, "iou": _iou}
-assert set(_SCORES) == set(METRICS)
-
-
-def _corners(boxes: Array) -> Array:
-    pairs = boxes.reshape(*boxes.shape[:-1], 2, 2)
-    return np.concatenate([pairs.min(-2), pairs.max(-2)], axis=-1)
-
-
-def _as_classes(outputs: Array, truth: Array) -> Array:
-    """The truth is class indices already, or outputs of another model."""
-    same = truth.ndim == outputs.ndim and truth.shape[-1] == outputs.shape[-1] and truth.dtype.kind == "f"
-    return _classes(truth) if same else truth
-
-
-def _classes(outputs: Array) -> Array:
-    """(n, ..., *output) -> (n, ...): the class of each output; an output of one number is a class by its sign."""
-    flat = _flat(outputs)
-    if flat.shape[-1] == 1:
-        return np.asarray(flat[..., 0] > 0)
-    return np.asarray(flat.argmax(-1))
-
-
-def _flat(outputs: Array) -> Array:
-    # A raw output is (1, classes) as most handlers' models give it, or (classes,) without a batch axis.
-    axes = 2 if outputs.ndim > 2 and outputs.shape[-2] == 1 else 1
-    return outputs.reshape(*outputs.shape[: outputs.ndim - axes], -1)
-
-
-def _default_score(labels: Array, outputs: Array, metric: str) -> float:
-    """What the best constant answer scores: the most frequent class (or five of them), or the mean box."""
-    if metric == "iou":
-        mean = np.broadcast_to(labels.reshape(-1, labels.shape[-1]).mean(0), labels.shape)
-        return float(_iou(mean, labels).mean())
-    counts = np.sort(np.unique(labels, return_counts=True)[1])[::-1]
-    return float(counts[: 5 if metric == "top5" else 1].sum() / labels.size)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import nn
 from ts_parity.errors import NotCodable, TrainingError
 from ts_parity.training.augment import vary
 from ts_parity.training.goals import Goal, draw_groups, draw_present
+from ts_parity.training.meaning import CLASSES, Meaning
 from ts_parity.wire import Array
 
 
@@ -43,15 +44,15 @@ class Knobs:
     The paper uses the squared error alone; what is wanted is that the rebuilt prediction says what F said."""
     vary: tuple[str, ...] = ()
     """Variations of the inputs, see `augment`; the deployed model says what they mean, at the cost of running it."""
-    classes: bool = True
-    """The outputs are scores of classes. Otherwise (boxes, regression) the loss is the squared error alone."""
     checks: int = 20
-    """How often the held-out agreement is taken and a checkpoint written; the best weights are kept."""
+    """How often the held-out score is taken and a checkpoint written; the best weights are kept."""
 
 
 @dataclass(frozen=True)
 class Material:
     """What is learned from. `learn` and `choose` are indices into inputs (n, *given) and outputs (n, *said).
+
+    `meaning`: of the outputs; it decides by which loss they are learned, and which weights are the best.
 
     `deployed` is asked only for variations: (m, *given) -> (m, *said).
     """
@@ -61,13 +62,14 @@ class Material:
     learn: Array
     choose: Array
     deployed: nn.Module | None = None
+    meaning: Meaning = CLASSES
 
 
 @dataclass
 class Progress:
-    """Told after each check: step, loss, held-out agreement. Made anew by whoever shows it."""
+    """Told after each check: step, loss, held-out score. Made anew by whoever shows it."""
 
-    told: Callable[[int, float, float], None] = lambda step, loss, agreement: None
+    told: Callable[[int, float, float], None] = lambda step, loss, score: None
 
 
 @dataclass
@@ -90,7 +92,7 @@ def fit(
     checkpoint: Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, torch.Tensor]:
-    """-> the weights of best held-out agreement, on the CPU. `model`: (G, *given) -> (G, *said), left as it ends.
+    """-> the weights of best held-out score, on the CPU. `model`: (G, *given) -> (G, *said), left as it ends.
 
     A `checkpoint` that exists is gone on from, if it was made with the same arguments (TrainingError otherwise); it is
     written at every check. Raise TrainingError if the loss is not finite.
@@ -100,7 +102,9 @@ def fit(
     dice = torch.Generator().manual_seed(seed * 1000 + fabric.global_rank)
     held = draw_groups(material.choose, goal.k, np.random.default_rng(seed), max(1, 2 * len(material.choose) // goal.k))
     outputs = torch.from_numpy(np.ascontiguousarray(material.outputs)).float().to(fabric.device)  # (n, *said)
-    spread = outputs.std().clamp_min(1e-6)
+    meaning = _chosen_by(material.meaning)
+    spread = torch.from_numpy(meaning.spread(material.outputs, 1)).float().to(fabric.device)
+    spread = spread.reshape(outputs.shape[1:]) if meaning.has_units else spread
     deployed = None if material.deployed is None else fabric.to_device(material.deployed).eval()
     optimizer = torch.optim.AdamW(model.parameters(), lr=knobs.peak_rate, weight_decay=knobs.weight_decay)
     network, optimizer = fabric.setup(model, optimizer)
@@ -122,7 +126,7 @@ def fit(
                 targets = deployed(varied).float().reshape(targets.shape)
             inputs = varied.reshape(inputs.shape)
         said = network(goal.encode(inputs, present)).float()  # (G, *said)
-        loss = goal.loss(said, targets, present, spread, knobs.output_loss, knobs.classes)
+        loss = goal.loss(said, targets, present, spread, knobs.output_loss, meaning)
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"the loss is {loss.item()} at step {state.step}: the deployed outputs may be too large"
@@ -132,12 +136,13 @@ def fit(
         optimizer.step()
         schedule.step()
         if state.step % every == 0 or state.step == knobs.steps:
-            agreement = held_out_agreement(network, material.inputs, outputs, held, goal, knobs.classes)
-            if agreement > state.best:
-                state.best, state.best_weights = agreement, _on_cpu(model.state_dict())
+            score = held_out_score(network, material.inputs, outputs, held, goal, meaning)
+            goodness = -score if meaning.figure.error else score
+            if goodness >= state.best:  # of equals the later, whose rate is lower
+                state.best, state.best_weights = goodness, _on_cpu(model.state_dict())
             saved.write(state, rng, dice)
             if progress is not None:
-                progress.told(state.step, float(loss.detach()), agreement)
+                progress.told(state.step, float(loss.detach()), score)
     model.load_state_dict(state.best_weights)
     model.eval()
     return state.best_weights
@@ -160,20 +165,19 @@ def run_network(
     return torch.cat(said).numpy()
 
 
-def held_out_agreement(
-    network: nn.Module, inputs: torch.Tensor, outputs: torch.Tensor, groups: Array, goal: Goal, classes: bool = True
+def held_out_score(
+    network: nn.Module, inputs: torch.Tensor, outputs: torch.Tensor, groups: Array, goal: Goal, meaning: Meaning
 ) -> float:
-    """How often a rebuilt prediction is the deployed model's own, every slot erased once; for outputs that are no
-    classes, 1 less the mean squared error in units of the outputs' variance.
-    """
+    """What rebuilt predictions score against the deployed model's own, every slot erased once."""
     said = torch.from_numpy(run_network(network, inputs, groups, goal)).to(outputs.device)
     targets = outputs[torch.from_numpy(groups).to(outputs.device)]  # (G, k, *said)
-    rebuilt = goal.rebuilt(said, targets)
-    if not classes:
-        return 1.0 - float((rebuilt - targets).square().mean() / targets.var().clamp_min(1e-12))
-    if targets.shape[-1] == 1:
-        return float(((rebuilt > 0) == (targets > 0)).float().mean())
-    return float((rebuilt.argmax(-1) == targets.argmax(-1)).float().mean())
+    rebuilt = goal.rebuilt(said, targets).cpu().numpy()
+    return meaning.figure_of(meaning.scores(rebuilt, meaning.answers(targets.cpu().numpy())))
+
+
+def _chosen_by(meaning: Meaning) -> Meaning:
+    """Of few classes the five best are always right, and tell no weights from others."""
+    return replace(meaning, metric="accuracy") if meaning.metric == "top5" else meaning
 
 
 def check_batches(model: nn.Module, inputs: torch.Tensor, outputs: Array) -> None:

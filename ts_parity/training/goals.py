@@ -13,8 +13,12 @@ import torch
 from torch.nn import functional
 
 from ts_parity.codes import Code, Family
+from ts_parity.training.meaning import PROBABILITIES, SHARES, Meaning
 from ts_parity.wire import Array
 from ts_parity.worker.encoders import check_images, tile
+
+SMALLEST = 1e-6
+"""Probability whose logarithm is taken for that of 0."""
 
 
 @dataclass(frozen=True)
@@ -49,33 +53,50 @@ class Goal:
         present: torch.Tensor,
         spread: torch.Tensor,
         output_loss: float,
-        classes: bool = True,
+        meaning: Meaning,
     ) -> torch.Tensor:
         """Said (G, *output), targets (G, k, *output), present (G, k); spread: of the deployed outputs.
 
-        With the neighbours' true outputs, slot i is rebuilt as F(x_i) + (said - wanted) / c_i. For classes, every
-        slot's rebuilt prediction is compared with what F said (divergence), and the sum itself with what it should be
-        (squared error, in units of the spread); for other outputs the latter alone, which is the paper's loss.
+        With the neighbours' true outputs, slot i is rebuilt as F(x_i) + (said - wanted) / c_i. For classes and labels,
+        every slot's rebuilt prediction is compared with what F said (divergence), and the sum itself with what it
+        should be (squared error, in units of the spread); for other outputs the latter alone, the paper's loss.
         """
         row = torch.tensor(self.coefficients, device=said.device)
         wanted = (_wide(row * present, targets) * targets).sum(1)
         error = said - wanted  # (G, *output)
         squared = (error / spread).square().mean()
-        if not classes:
-            return squared
         rebuilt = targets + error.unsqueeze(1) / _wide(row.unsqueeze(0), targets)
-        divergence = functional.kl_div(
-            rebuilt.log_softmax(-1), targets.log_softmax(-1), reduction="none", log_target=True
-        ).sum(-1)
-        while divergence.ndim > 2:
-            divergence = divergence.mean(-1)
-        return output_loss * squared + (divergence * present).sum() / present.sum()
+        divergence = _divergence(rebuilt, targets, meaning, alone=self.k == 1)
+        if divergence is None:
+            return squared
+        return output_loss * squared + (divergence.flatten(2).mean(-1) * present).sum() / present.sum()
 
     def rebuilt(self, said: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Every slot of full groups erased once: (G, k, *output)."""
         row = torch.tensor(self.coefficients, device=said.device)
         error = said - (_wide(row.unsqueeze(0), targets) * targets).sum(1)
         return targets + error.unsqueeze(1) / _wide(row.unsqueeze(0), targets)
+
+
+def _divergence(rebuilt: torch.Tensor, targets: torch.Tensor, meaning: Meaning, alone: bool) -> torch.Tensor | None:
+    """(G, k, *output) each -> (G, k, ...) of predictions from what F said; None where there is no such thing: numbers,
+    and probabilities rebuilt from a sum (not `alone`), which may be below 0.
+    """
+    bounded = meaning.bounds in (PROBABILITIES, SHARES)
+    if meaning.kind not in ("classes", "labels") or (bounded and not alone):
+        return None
+    axis = meaning.axis if targets.ndim > 2 else -1
+    if meaning.kind == "classes" and targets.ndim > 2 and targets.shape[axis] > 1:
+        said, wanted = (
+            (each + SMALLEST).log() if meaning.bounds == PROBABILITIES else each.log_softmax(axis)
+            for each in (rebuilt, targets)
+        )
+        return functional.kl_div(said, wanted, reduction="none", log_target=True).sum(axis).unsqueeze(-1)
+    if bounded:
+        return functional.binary_cross_entropy(
+            rebuilt.clamp(SMALLEST, 1 - SMALLEST), targets, reduction="none"
+        ).unsqueeze(-1)
+    return functional.binary_cross_entropy_with_logits(rebuilt, targets.sigmoid(), reduction="none").unsqueeze(-1)
 
 
 def _wide(weights: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

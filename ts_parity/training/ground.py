@@ -17,11 +17,14 @@ from ts_parity.training.architectures import DEPLOYED, Called, Shapes, make_call
 from ts_parity.training.bodies import Body, list_bodies
 from ts_parity.training.data import Observations, observe
 from ts_parity.training.labels import doubts, read_labels
+from ts_parity.training.meaning import Meaning, find_meaning
 from ts_parity.wire import Array
 from ts_parity.worker.offline import OfflineHandler
 
 HELD_OUT = 0.15
 """Share of bodies that choose the best weights, and score the report unless others are given for that."""
+_ANSWERS = 20
+"""Of the handler, looked at where its outputs leave a doubt of what they mean."""
 
 Observing = Callable[[str, int], Any]
 """(what, how many) -> a progress bar: a context manager with `update`."""
@@ -40,6 +43,7 @@ class Ground:
     scored_rows: Array
     scored_on: str
     labels: Array | None
+    meaning: Meaning
     doubts: tuple[str, ...] = ()
     """About the labels, for the report."""
 
@@ -72,8 +76,14 @@ def prepare(
         rows, told = choose, f"{len(choose)} held-out bodies of {source.name}"
     labels = None if every_label is None else every_label[scored.kept]
     shapes = Shapes(tuple(seen.inputs.shape[1:]), tuple(seen.outputs.shape[1:]))
-    doubtful = [] if labels is None else doubts(labels, scored.outputs)
-    return Ground(handler.model, seen, shapes, learn, choose, scored, rows, told, labels, tuple(doubtful))
+
+    def answers() -> list[bytes]:
+        some = [others[int(i)] for i in scored.kept[:_ANSWERS]]
+        return [handler.answer(handler.request(body.read(), body.content_type)).body for body in some]
+
+    meaning = find_meaning(settings.metric, scored.outputs, labels, answers)
+    doubtful = doubts(labels, scored.outputs) if labels is not None and meaning.kind == "classes" else []
+    return Ground(handler.model, seen, shapes, learn, choose, scored, rows, told, labels, meaning, tuple(doubtful))
 
 
 def _observe(handler: OfflineHandler, bodies: Sequence[Body], folder: Path, bar: Observing, what: str) -> Observations:

@@ -11,7 +11,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ from ts_parity.training.evaluate import evaluate, over_seeds
 from ts_parity.training.fit import Knobs, Material, Progress, check_batches, run_network
 from ts_parity.training.goals import Goal, draw_groups
 from ts_parity.training.ground import HELD_OUT, Ground, prepare
+from ts_parity.training.meaning import Meaning
 from ts_parity.training.packing import Packer
 from ts_parity.training.page import page
 from ts_parity.training.recommend import recommend
@@ -129,7 +130,7 @@ class _Job:
             "deployed": asdict(self.archive.protects()),
             "bodies": len(self.bodies),
             "seed": self.settings.seed,
-            "metric": self.settings.metric,
+            "budget": self.settings.budget,
             "torch": torch.__version__,
             "machine": f"{platform.machine()}, {platform.system()}, {torch.get_num_threads()} threads",
             "device": str(self.fabric.device),
@@ -170,7 +171,13 @@ class _Job:
             ground = prepare(handler, self.settings, self.bodies, self.work, self._bar)
             _check_enough(len(ground.seen), candidates)
             packer = self._packer([self.bodies[int(i)] for i in ground.seen.kept[:2]])
+            self._tell(ground.meaning)
             made = [self._candidate(ground, packer, candidate) for candidate in candidates]
+            beside = [
+                self._beside(ground, k)
+                for k in self.settings.ks
+                if all(k != c["k"] for c in made if c["code"] == "exact")
+            ]
         report = {
             "refused_bodies": list(ground.seen.refused[:20]),
             "warnings": [*ground.doubts, *_warnings(ground.seen.outputs, candidates)],
@@ -178,8 +185,11 @@ class _Job:
             "held_out": HELD_OUT,
             "scored_on": ground.scored_on,
             "scored_groups": SCORED_GROUPS,
+            "metric": ground.meaning.metric,
+            "outputs": {"kind": ground.meaning.kind, "why": ground.meaning.why},
             **{name: made[0][name] for name in _SHARED if name in made[0]},
             "candidates": made,
+            "beside": beside,
         }
         if any(candidate.code.family is Family.PARITY for candidate in candidates):
             report["archives"] = {"deployed": packer.deployed()}
@@ -208,9 +218,9 @@ class _Job:
             for seed in range(self.settings.seed, self.settings.seed + self.settings.seeds)
         ]
         scores = [self._scores(ground, code, models, seed) for seed, models in enumerate(trained)]
-        chosen = max(range(len(scores)), key=lambda i: scores[i]["agreement"])
+        chosen = min(range(len(scores)), key=lambda i: scores[i]["loss"])
         best = trained[chosen]
-        agreement = _of_decisions(scores[chosen]["agreement"], ground.seen.outputs, self.settings.metric)
+        agreement = _of_decisions(scores[chosen], ground.seen.outputs)
         cost = self._cost(ground, code, best[0])
         archives = []
         for row in range(code.r):
@@ -235,12 +245,14 @@ class _Job:
         finished, checkpoint = self.work / f"{label}.weights", self.work / f"{label}.checkpoint"
         if not finished.exists():
             deployed = ground.deployed() if self.knobs.vary else None
-            material = Material(ground.seen.inputs, ground.seen.outputs, ground.learn, ground.choose, deployed)
+            seen = ground.seen
+            material = Material(seen.inputs, seen.outputs, ground.learn, ground.choose, deployed, ground.meaning)
             with self._bar(label, self.knobs.steps, "step") as bar:
 
-                def told(step: int, loss: float, agreement: float) -> None:
+                def told(step: int, loss: float, score: float) -> None:
                     bar.update(step - bar.n)
-                    bar.set_postfix(loss=f"{loss:.3f}", agreement=f"{agreement:.3f}")
+                    figure = ground.meaning.figure
+                    bar.set_postfix_str(f"loss={loss:.3f}, {figure.own}={figure.told(score)}")
 
                 weights = launch(self.fabric, model, material, goal, self.knobs, dice, checkpoint, Progress(told))
             torch.save(weights, finished)
@@ -256,7 +268,20 @@ class _Job:
         groups = draw_groups(ground.scored_rows, code.k, dice, SCORED_GROUPS)
         protections = said(code, models, ground.scored.inputs, groups)
         labels = None if ground.labels is None else ground.labels[groups]
-        return evaluate(code, ground.scored.outputs[groups], protections, labels, self.settings.metric)
+        return evaluate(code, ground.scored.outputs[groups], protections, labels, ground.meaning)
+
+    def _beside(self, ground: Ground, k: int) -> dict[str, Any]:
+        """What `exact` would cost, which nobody asked for: the others are compared with it."""
+        code = make_code("exact", k)
+        cost = self._cost(ground, code, ground.deployed().to(self.fabric.device))
+        return {**_told(code, ITSELF), "metric": ground.meaning.metric, "loss": 0.0, **asdict(cost)}
+
+    def _tell(self, meaning: Meaning) -> None:
+        """Before hours are spent on it."""
+        if self.settings.progress:
+            print(
+                f"outputs are taken for {meaning.kind} and scored by {meaning.metric}: {meaning.why}", file=sys.stderr
+            )
 
     def _cost(self, ground: Ground, code: Code, model: Called) -> Cost:
         deployed = ground.deployed().to(self.fabric.device)
@@ -277,11 +302,11 @@ class _Job:
         return tqdm(total=total, desc=what, disable=not self.settings.progress, file=sys.stderr, unit=unit)
 
 
-def _of_decisions(agreement: float, outputs: Array, metric: str) -> float | None:
+def _of_decisions(scores: Mapping[str, Any], outputs: Array) -> float | None:
     """What a proxy will find live, as far as it was measured here: a share of equal decisions, the best of several
     classes. Boxes, the five best, and a single number are compared otherwise there, so nothing is promised of them.
     """
-    return agreement if metric == "top1" and outputs[0].size > 1 else None
+    return float(scores["agreement"]) if "agreement" in scores and outputs[0].size > 1 else None
 
 
 def _warnings(outputs: Array, candidates: Sequence[Candidate]) -> list[str]:
@@ -311,11 +336,11 @@ def _unloadable(error: Exception) -> TrainingError:
 
 def _unscored(code: Code, archives: list[str]) -> dict[str, Any]:
     """What is known of `exact` once the handler has proved repeatable: that it loses nothing."""
-    return {**_told(code, ITSELF), "agreement": 1.0, "seeds": 0, "archives": archives}
+    return {**_told(code, ITSELF), "agreement": 1.0, "loss": 0.0, "seeds": 0, "archives": archives}
 
 
 ITSELF = "the deployed model itself"
-_SHARED = ("A_a", "A_default")
+_SHARED = ("A_a", "A_default", "E_a", "E_default", "spread")
 
 
 def said(code: Code, models: Sequence[nn.Module], inputs: torch.Tensor, groups: Array) -> dict[int, dict[int, Array]]:
@@ -342,7 +367,7 @@ def _told(code: Code, architecture: str) -> dict[str, Any]:
 
 
 def _knobs(settings: TrainSettings) -> Knobs:
-    knobs = Knobs(classes=settings.metric != "iou")
+    knobs = Knobs()
     if settings.steps is not None:
         if settings.steps < 1:
             raise TrainingError(f"--steps must be at least 1, not {settings.steps}")

@@ -27,7 +27,8 @@ _WORTH_TELLING = 0.2
 
 
 def read_labels(labels: Path, source: Path, bodies: Sequence[Body], inputs: Sequence[Body] = ()) -> Array:
-    """-> (n,) class indices, or (n, m) numbers (boxes), one row for each of `bodies`, which come from `source`.
+    """-> (n,) class indices, (n,) numbers, or (n, m) numbers (boxes), one row for each of `bodies`, which come from
+    `source`. Whole numbers come as integers.
 
     `labels` is a CSV with a header (file,label or file,x1,y1,x2,y2), an array FILE.npz/ARRAY in the order of the
     bodies, or the word `folders`: then all of `inputs` (none: of `bodies`) say which classes there are, since a part of
@@ -100,7 +101,9 @@ def _of_table(file: Path, bodies: Sequence[Body], source: Path) -> Array:
     found = [by_name[outer] if outer in by_name else by_name[own] for own, outer in names]
     if len({len(row) for row in found}) > 1:
         raise TrainingError(f"{file}: all bodies need equally many numbers")
-    return np.array([row[0] for row in found], dtype=np.int64) if len(found[0]) == 1 else np.array(found)
+    numbers = np.array(found)
+    numbers = numbers[:, 0] if numbers.shape[1] == 1 else numbers
+    return numbers.astype(np.int64) if (numbers == np.rint(numbers)).all() else numbers
 
 
 def _read_table(file: Path) -> dict[str, list[float]]:
@@ -125,12 +128,10 @@ def _numbers(row: Sequence[str], separator: str, where: str) -> list[float]:
     cells = [cell.strip().replace(",", ".") if separator != "," else cell.strip() for cell in row[1:]]
     try:
         numbers = [float(cell) for cell in cells]
-        if not numbers or not np.isfinite(numbers).all() or (len(cells) == 1 and not cells[0].isdecimal()):
+        if not numbers or not np.isfinite(numbers).all():
             raise ValueError
     except ValueError:
-        raise TrainingError(
-            f"{where}: expected file,label with a class index (or several numbers), got {[*row]}"
-        ) from None
+        raise TrainingError(f"{where}: expected file,label with a class index or numbers, got {[*row]}") from None
     return numbers
 
 

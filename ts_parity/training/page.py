@@ -10,6 +10,8 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ts_parity.training.figures import FIGURES, Figure
+from ts_parity.training.meaning import Meaning
 from ts_parity.training.recommend import extra_work, loss
 
 COLOURS = {"sum": "#c44536", "concat": "#e0a030", "student": "#2a6f97", "exact": "#3a7d44"}
@@ -26,8 +28,10 @@ def page(report: Mapping[str, Any]) -> str:
     title = f"What a rebuilt answer of {deployed['model']} {deployed['version']} is worth"
     figures = []
     if scored:
-        figures.append(("Overall accuracy against the share of rebuilt answers", _svg(lambda a: _overall(a, scored))))
-        figures.append(("Rebuilt answers against k", _svg(lambda a: _against_k(a, scored))))
+        figures += [
+            (f"{_overall_name(scored[0])} against the share of rebuilt answers", _svg(lambda a: _overall(a, scored))),
+            ("Rebuilt answers against k", _svg(lambda a: _against_k(a, scored))),
+        ]
     priced = [c for c in scored if extra_work(c) is not None]
     if priced:
         figures.append(("The frontier: what a group costs, and what its rebuilt answers are worth", _svg(
@@ -38,12 +42,33 @@ def page(report: Mapping[str, Any]) -> str:
     return _PAGE.format(title=html.escape(title), body="\n".join(body))
 
 
+def _figure(candidate: Candidate) -> Figure:
+    return FIGURES[candidate["metric"]]
+
+
+def _scale(candidate: Candidate) -> float:
+    """Shares are shown in percent, errors in their unit."""
+    return 1.0 if _figure(candidate).error else 100.0
+
+
+def _labelled(candidate: Candidate) -> bool:
+    return "A_d" in candidate or "E_d" in candidate
+
+
 def _value(candidate: Candidate) -> float:
-    return float(candidate["A_d"] if "A_d" in candidate else candidate["agreement"])
+    """What rebuilt answers score: against labels where there are some."""
+    return float(next(candidate[name] for name in ("A_d", "E_d", "score") if name in candidate))
 
 
 def _what(candidates: Sequence[Candidate]) -> str:
-    return "A_d, accuracy of rebuilt answers" if "A_d" in candidates[0] else "agreement with the deployed model"
+    figure, labelled = _figure(candidates[0]), _labelled(candidates[0])
+    name = f"{figure.true} of rebuilt answers" if labelled else f"{figure.own} with the deployed model's own"
+    return f"{name} (in the outputs' unit)" if figure.error else f"{name} (%)"
+
+
+def _overall_name(candidate: Candidate) -> str:
+    figure = _figure(candidate)
+    return f"Overall {figure.true if _labelled(candidate) else figure.own}"
 
 
 def _label(candidate: Candidate) -> str:
@@ -52,47 +77,51 @@ def _label(candidate: Candidate) -> str:
 
 def _overall(axes: Any, candidates: Sequence[Candidate]) -> None:
     first = candidates[0]
-    available = float(first.get("A_a", 1.0))
+    scale, error = _scale(first), _figure(first).error
+    available = float(first.get("E_a", 0.0) if error else first.get("A_a", 1.0))
+
+    def mixed(other: float) -> list[float]:
+        return [scale * Meaning(metric=first["metric"]).mixed(available, other, f) for f in F]
+
     for c in candidates:
         style = {2: "-", 3: "--", 4: ":"}.get(c["k"], "-.")
-        axes.plot(
-            [100 * f for f in F], [100 * ((1 - f) * available + f * _value(c)) for f in F], style,
-            color=COLOURS[c["code"]], label=_label(c),
-        )  # fmt: skip
-    if "A_default" in first:
-        default = float(first["A_default"])
-        axes.plot(
-            [100 * f for f in F], [100 * ((1 - f) * available + f * default) for f in F], color="#888888",
-            label="a default answer",
-        )  # fmt: skip
-        lowest = min(0.8 * available + 0.2 * _value(c) for c in candidates)
-        axes.set_ylim(bottom=100 * (lowest - 0.5 * (available - lowest) - 0.005))
+        axes.plot([100 * f for f in F], mixed(_value(c)), style, color=COLOURS[c["code"]], label=_label(c))
+    default = first.get("E_default" if error else "A_default")
+    if default is not None:
+        axes.plot([100 * f for f in F], mixed(float(default)), color="#888888", label="a default answer")
+        furthest = max((mixed(_value(c))[-1] for c in candidates), key=lambda value: abs(value - scale * available))
+        room = 1.5 * (furthest - scale * available) + (0.02 if error else -0.005) * scale * max(available, 0.1)
+        axes.set_ylim(**{"top" if error else "bottom": scale * available + room})
     axes.set_xlabel("f, share of answers that are rebuilt (%)")
-    axes.set_ylabel("A_o (%)" if "A_d" in first else "overall agreement (%)")
+    axes.set_ylabel(f"{_overall_name(first)}" + ("" if error else " (%)"))
     axes.legend(fontsize=8)
 
 
 def _against_k(axes: Any, candidates: Sequence[Candidate]) -> None:
+    scale = _scale(candidates[0])
     for code in dict.fromkeys(c["code"] for c in candidates):
         mine = sorted((c for c in candidates if c["code"] == code), key=lambda c: int(c["k"]))
-        spread = [100 * float(c.get("A_d_spread", c.get("agreement_spread", 0.0))) for c in mine]
+        spread = [
+            scale * float(next((c[n] for n in ("A_d_spread", "E_d_spread", "score_spread") if n in c), 0.0))
+            for c in mine
+        ]
         axes.errorbar(
-            [c["k"] for c in mine], [100 * _value(c) for c in mine], yerr=spread, marker="o", capsize=3,
+            [c["k"] for c in mine], [scale * _value(c) for c in mine], yerr=spread, marker="o", capsize=3,
             color=COLOURS[code], label=code,
         )  # fmt: skip
     axes.set_xticks(sorted({c["k"] for c in candidates}))
     axes.set_xlabel("k, queries to a coding group")
-    axes.set_ylabel(f"{_what(candidates)} (%)")
+    axes.set_ylabel(_what(candidates))
     axes.legend(fontsize=8)
 
 
 def _frontier(axes: Any, candidates: Sequence[Candidate]) -> None:
+    scale = _scale(candidates[0])
     for c in candidates:
-        axes.scatter(
-            c["cost"], 100 * _value(c), color=COLOURS[c["code"]], marker=MARKERS.get(c["k"], "x"), s=40, label=_label(c)
-        )
+        marker = MARKERS.get(c["k"], "x")
+        axes.scatter(c["cost"], scale * _value(c), color=COLOURS[c["code"]], marker=marker, s=40, label=_label(c))
     axes.set_xlabel("T(group) / T(1), cost of a group in deployed inferences")
-    axes.set_ylabel(f"{_what(candidates)} (%)")
+    axes.set_ylabel(_what(candidates))
     axes.set_xlim(left=0)
     axes.legend(fontsize=8)
 
@@ -116,15 +145,21 @@ def _svg(draw: Callable[[Any], None]) -> str:
 
 
 def _table(candidates: Sequence[Candidate]) -> str:
+    figure = FIGURES[candidates[0].get("metric", "accuracy")]
+    own, rebuilt = ("E_a", "E_d") if figure.error else ("A_a", "A_d")
+
+    def told(name: str) -> Callable[[Candidate], str]:
+        return lambda c: figure.told(c[name], c.get(f"{name}_spread")) if name in c else ""
+
     columns: list[tuple[str, Callable[[Candidate], str]]] = [
         ("code", lambda c: str(c["code"])),
         ("k", lambda c: str(c["k"])),
         ("r", lambda c: str(c["r"])),
         ("architecture", lambda c: str(c["architecture"])),
-        ("A_a", lambda c: _percent(c.get("A_a"))),
-        ("A_d", lambda c: _percent(c.get("A_d"), c.get("A_d_spread"))),
+        (own, told(own)),
+        (rebuilt, told(rebuilt)),
         ("loss", lambda c: f"{100 * loss(c):.2f}"),
-        ("agreement", lambda c: _percent(c["agreement"], c.get("agreement_spread"))),
+        (figure.own, told("score")),
         ("cost of a group", lambda c: "" if c.get("cost") is None else f"{c['cost']:.2f}"),
         ("extra work", lambda c: "" if extra_work(c) is None else f"{extra_work(c):.0%}"),
         ("seeds", lambda c: str(c["seeds"])),
@@ -134,22 +169,31 @@ def _table(candidates: Sequence[Candidate]) -> str:
     return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
 
 
-def _percent(value: Any, spread: Any = None) -> str:
-    if value is None:
-        return ""
-    return f"{100 * float(value):.2f} %" + (f" ± {100 * float(spread):.2f}" if spread else "")
-
-
 def _notes(report: Mapping[str, Any]) -> str:
     told = [f"Scored on {report['scored_on']}, {report['scored_groups']} groups."] if "scored_on" in report else []
     told.append(f"Machine: {report['machine']}, {report['device']}; torch {report['torch']}; seed {report['seed']}.")
-    told.append(
-        "A_a: accuracy of the deployed model's own answers; A_d: of rebuilt ones, every slot erased once; loss: points "
-        "lost on a rebuilt answer; cost: the time of a group's protection in deployed inferences on this device, "
-        "preprocessing left out; extra work: per query."
-    )
+    if "outputs" in report:
+        figure = FIGURES[report["metric"]]
+        told.append(f"The outputs are taken for {report['outputs']['kind']}: {report['outputs']['why']}.")
+        told.append(_legend(figure, report["candidates"][0]))
+    told += [
+        f"{c['code']} with k={c['k']}, which was not asked for, would lose nothing at a cost of {c['cost']:.2f}."
+        for c in report.get("beside", [])
+    ]
     told += [*report.get("warnings", []), *report.get("refused", [])]
     return "".join(f'<p class="note">{html.escape(line)}</p>' for line in told)
+
+
+def _legend(figure: Figure, candidate: Candidate) -> str:
+    letter, truth = "E" if figure.error else "A", figure.true
+    known = f"{letter}_a: {truth} of the deployed model's own answers, {letter}_d: of rebuilt ones; " if _labelled(
+        candidate) else ""  # fmt: skip
+    unit = f"in the outputs' unit, and their spread is {candidate['spread']:.4g}; " if figure.error else ""
+    return (
+        f"{known}{figure.own}: of rebuilt answers against the deployed model's own, every slot erased once; {unit}"
+        f"loss: of a rebuilt answer, in points of {candidate['loss_of']}; cost: the time of a group's protection in "
+        "deployed inferences on this device, preprocessing left out; extra work: per query."
+    )
 
 
 _PAGE = """<!doctype html>

@@ -1,4 +1,4 @@
-"""One plain sentence: which of the trained candidates to use, by a rule that is stated with it.
+"""One plain sentence: which of the trained candidates to use, if any, by rules that are stated with it.
 
 Pure: a report in, text out. What it cannot know is how many answers will be late; the simulator's job is that.
 """
@@ -8,54 +8,127 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ts_parity.training.figures import FIGURES
+
 SMALL_LOSS = 0.01
 """A point on rebuilt answers: with 2 % of answers late it is 0.02 points of all."""
+MOST_LOSS = 0.10
+"""What loses more is never recommended: one rebuilt answer in ten would be worse than the late one."""
+AS_CHEAP = 1.25
+"""`exact`, whose work is at most this many times that of a trained code, does as well: it loses nothing."""
+FEW_BODIES = 2000
+
+Candidate = Mapping[str, Any]
 
 
-def loss(candidate: Mapping[str, Any]) -> float:
-    """What a rebuilt answer loses: accuracy where labels are known, else agreement with the deployed model."""
-    return float(candidate["drop"]) if "drop" in candidate else 1.0 - float(candidate["agreement"])
+def loss(candidate: Candidate) -> float:
+    """What a rebuilt answer loses, as a share of what `loss_of` says."""
+    return float(candidate["loss"])
 
 
-def extra_work(candidate: Mapping[str, Any]) -> float | None:
+def extra_work(candidate: Candidate) -> float | None:
     """Per query, in deployed inferences."""
     cost = candidate.get("cost")
     return None if cost is None else float(cost) * int(candidate["r"]) / int(candidate["k"])
 
 
 def recommend(report: Mapping[str, Any]) -> str:
-    """Of the candidates that lose at most SMALL_LOSS the one that adds least work; if none does, the least loser."""
-    measured = [c for c in report["candidates"] if extra_work(c) is not None]
-    if not measured:
+    """Of what loses at most SMALL_LOSS, that which adds least work; `exact` and second copies are compared with."""
+    made = [c for c in report["candidates"] if extra_work(c) is not None]
+    if not made:
         return "exact loses nothing; what it costs was not measured (give --score or train another code beside it)."
-    small = [c for c in measured if loss(c) <= SMALL_LOSS]
-    chosen = min(small, key=lambda c: (extra_work(c), loss(c))) if small else min(measured, key=loss)
-    sentence = f"Take {_named(chosen)}: {_price(chosen)}"
-    others = [c for c in measured if c is not chosen]
+    compared = [*made, *report.get("beside", [])]
+    usable = [c for c in compared if loss(c) <= MOST_LOSS]
+    chosen = _choose(usable) if usable else None
+    sentences = [_none_of(made) if chosen is None else _take(chosen, compared)]
+    trained = [c for c in made if c["code"] != "exact"]
+    if trained and all(loss(c) > SMALL_LOSS for c in trained):
+        sentences.append(
+            f"No trained protection loses less than {SMALL_LOSS:.0%}; to try: {', '.join(_to_try(report, trained))}."
+        )
+    sentences.append(_COPIES)
+    return " ".join(sentences)
+
+
+_COPIES = (
+    "Second copies of late queries (serve --hedge-ratio 0.05) lose nothing and need no protection: `ts-parity plan` "
+    "says whether they are enough for your traffic."
+)
+
+
+def _choose(usable: Sequence[Candidate]) -> Candidate:
+    small = [c for c in usable if loss(c) <= SMALL_LOSS]
+    if not small:
+        return min(usable, key=loss)
+    cheapest = min(small, key=lambda c: (_work(c), loss(c)))
+    exact = [c for c in small if c["code"] == "exact" and _work(c) <= AS_CHEAP * _work(cheapest)]
+    return min(exact, key=_work) if exact else cheapest
+
+
+def _take(chosen: Candidate, compared: Sequence[Candidate]) -> str:
+    told = f"{_named(chosen)}: {_price(chosen)}"
+    others = [c for c in compared if c is not chosen]
     if others:
         other = _contrast(chosen, others)
-        sentence += f"; {_named(other)} {_price(other)}"
-    if not small:
-        sentence += (
-            f". No candidate loses less than {SMALL_LOSS:.0%}: more steps, more bodies or a larger --budget may help"
-        )
-    return sentence + "."
+        told += f"; {_named(other)} {_price(other)}"
+    # A sum costs machines of its own: it has to be worth more than what loses nothing and needs none.
+    return f"Where second copies are not enough, take {told}." if chosen["family"] == "parity" else f"Take {told}."
 
 
-def _contrast(chosen: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+def _none_of(made: Sequence[Candidate]) -> str:
+    best = min(made, key=loss)
+    told = f"Take none of these: the best, {_named(best)}, {_price(best)}"
+    return f"{told}; what loses more than {MOST_LOSS:.0%} is never recommended."
+
+
+def _contrast(chosen: Candidate, others: Sequence[Candidate]) -> Candidate:
     """The cheapest of the better ones, else the best of the rest."""
     better = [c for c in others if loss(c) < loss(chosen)]
-    return min(better, key=lambda c: extra_work(c) or 0.0) if better else min(others, key=loss)
+    return min(better, key=_work) if better else min(others, key=loss)
 
 
-def _named(candidate: Mapping[str, Any]) -> str:
+def _to_try(report: Mapping[str, Any], trained: Sequence[Candidate]) -> list[str]:
+    tips = []
+    if all(c["code"] != "student" for c in trained):
+        tips.append("--code student")
+    elif "budget" in report:
+        tips.append(f"--budget {2 * report['budget']:g}")
+    if min(int(c["k"]) for c in trained) > 2:
+        tips.append("--k 2")
+    if "knobs" in report:
+        tips.append(f"--steps {4 * report['knobs']['steps']}")
+    if report.get("bodies", FEW_BODIES) < FEW_BODIES:
+        tips.append(f"more bodies (these were {report['bodies']})")
+    if all(c["loss_of"] == "agreement" for c in trained):
+        tips.append("--labels (where your model is unsure, another answer is no worse)")
+    return tips or ["another --architecture"]
+
+
+def _work(candidate: Candidate) -> float:
+    return extra_work(candidate) or 0.0
+
+
+def _named(candidate: Candidate) -> str:
     return f"{candidate['code']} with k={candidate['k']}" + (f", r={candidate['r']}" if candidate["r"] > 1 else "")
 
 
-def _price(candidate: Mapping[str, Any]) -> str:
-    lost, work = loss(candidate), extra_work(candidate)
-    what = "of accuracy" if "drop" in candidate else "of agreement"
-    told = (
-        "loses nothing on rebuilt answers" if lost <= 0 else f"loses {100 * lost:.2f} points {what} on rebuilt answers"
+def _price(candidate: Candidate) -> str:
+    return f"{_lost(candidate)} and adds {_work(candidate):.0%} of work"
+
+
+def _lost(candidate: Candidate) -> str:
+    figure, lost = FIGURES[candidate["metric"]], loss(candidate)
+    if candidate["code"] == "exact" or (lost <= 0 and not figure.error):
+        return "loses nothing on rebuilt answers"
+    if not figure.error:
+        return f"loses {100 * lost:.2f} points of {candidate['loss_of']} on rebuilt answers"
+    share = f"{max(0.0, lost):.2%} of {candidate['loss_of']}"
+    if "E_d" in candidate:
+        return (
+            f"has a {figure.true} of {candidate['E_d']:.4g} on rebuilt answers, where the deployed model's own have "
+            f"{candidate['E_a']:.4g} (that loses {share})"
+        )
+    return (
+        f"is off by {candidate['score']:.4g} on rebuilt answers ({figure.own}; the outputs' spread is "
+        f"{candidate['spread']:.4g}, so that loses {share})"
     )
-    return f"{told} and adds {work:.0%} of work"
