@@ -11,6 +11,7 @@ from ts_parity.cli import main
 from ts_parity.engine import Source
 from ts_parity.errors import ConfigError
 from ts_parity.lab.compare import World, markdown, row_of, service_from, table
+from ts_parity.lab.history import End, read_history
 from ts_parity.lab.records import Record, write_records
 from ts_parity.lab.simulate import Service, Spells
 
@@ -190,3 +191,90 @@ def test_the_command_prints_a_table_or_json_and_draws(tmp_path, capsys):
 def test_what_a_command_line_may_not_ask_for(arguments, why, capsys):
     assert main(["simulate", "--queries", "100", *arguments]) == 2
     assert why in capsys.readouterr().err
+
+
+# ---- histories -----------------------------------------------------------------------------------------------------
+
+
+def entry(n, at, outcome="deployed", service_s=0.02, waited_s=0.0, latency_s=None, **more):
+    """A line of an access log, n-th query of its process, `at` seconds past the minute."""
+    line = {
+        "version": 2, "at": f"2026-11-27T03:00:{at:09.6f}Z", "status": 200, "outcome": outcome, "pool": "m/1.0",
+        "endpoint": "a/m/1.0", "attempts": 1, "waited_s": waited_s, "service_s": service_s, "cause": None,
+        "latency_s": latency_s or (service_s or 0.05) + waited_s, "query": f"p-{n}", "others": [],
+    }  # fmt: skip
+    return {**line, **more}
+
+
+def late(n, at, service_s, **more):
+    line = {"version": 2, "task": "arrived", "at": f"2026-11-27T03:00:{at:09.6f}Z", "query": f"p-{n}", "pool": "m/1.0"}
+    return {**line, "endpoint": "a/m/1.0", "waited_s": 0.0, "service_s": service_s, "at_least_s": None, **more}
+
+
+def out(at_least_s=0.05, endpoint="a/m/1.0", waited_s=0.0, failed=False):
+    return {"endpoint": endpoint, "waited_s": waited_s, "at_least_s": at_least_s, "failed": failed}
+
+
+def history_of(folder, *entries, model=None):
+    file = folder / "access.jsonl"
+    file.write_text("".join(json.dumps(each) + "\n" for each in entries))
+    return read_history(file, model)
+
+
+def test_a_rescued_querys_own_task_counts_with_the_time_it_took(tmp_path):
+    rescued = entry(2, 1.0, "reconstructed", None, others=[out()])
+    history = history_of(tmp_path, entry(1, 0.5), rescued, late(2, 1.0, 0.6), entry(3, 2.0))
+    assert [(round(t.sent_at, 3), t.took_s, t.end) for t in history.served] == [
+        (0.0, 0.02, End.ANSWERED), (0.5, 0.6, End.ANSWERED), (1.5, 0.02, End.ANSWERED),
+    ]  # fmt: skip
+    assert history.arrivals == pytest.approx((0.0, 0.5, 1.5))
+
+
+def test_one_that_never_ended_took_at_least_as_long_as_its_process_was_heard_of(tmp_path):
+    rescued = entry(1, 1.0, "hedged", 0.02, waited_s=0.03, endpoint="b/m/1.0", others=[out()])
+    history = history_of(tmp_path, rescued, entry(2, 4.0), entry(1, 50.0, query="other-1"))
+    assert [(t.endpoint[0], round(t.took_s, 6), t.end) for t in history.served] == [
+        ("a", 3.02, End.UNKNOWN), ("b", 0.02, End.ANSWERED), ("a", 0.02, End.ANSWERED), ("a", 0.02, End.ANSWERED),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("outcome", ["reconstructed", "hedged", "default"])
+def test_a_log_that_hides_the_slow_answers_is_refused_with_what_to_do(outcome, tmp_path):
+    old = {
+        key: value for key, value in entry(2, 1.0, outcome, None).items() if key not in ("version", "query", "others")
+    }
+    fine = {**old, "outcome": "deployed", "service_s": 0.02}
+    with pytest.raises(ConfigError, match=rf"line 2 of .* was answered otherwise \({outcome}\), .*record anew"):
+        history_of(tmp_path, fine, old)
+    write_records(tmp_path / "records.jsonl", [Record(0, 0.0, 0.0, 0.1, outcome, 200)])
+    with pytest.raises(ConfigError, match="query records do not say how long the model itself took"):
+        read_history(tmp_path / "records.jsonl")
+    assert len(history_of(tmp_path, fine).served) == 1  # nothing is missing here
+    left = {**fine, "outcome": "left", "status": 499, "service_s": None, "latency_s": 5.0}
+    assert [task.end for task in history_of(tmp_path, fine, left).served] == [End.ANSWERED, End.UNKNOWN]
+
+
+def test_errors_and_what_is_passed_through_say_nothing_of_service_times(tmp_path):
+    passed = {**entry(9, 0.1, "passed", None), "pool": None, "query": None}
+    failed = entry(2, 0.3, others=[out(0.1, "b/m/1.0", failed=True)], waited_s=0.2)
+    history = history_of(tmp_path, passed, entry(1, 0.2, status=500, service_s=0.001), failed, entry(3, 0.4))
+    assert [task.end for task in history.served] == [End.FAILED, End.ANSWERED, End.ANSWERED]
+    assert (len(history.arrivals), history.errors) == (3, 1)
+
+
+def test_a_log_of_several_versions_needs_to_be_told_which(tmp_path):
+    new = entry(2, 1.0, pool="m/2.0", endpoint="a/m/2.0")
+    with pytest.raises(
+        ConfigError, match=r"several models or versions; .* --model: m/1.0 \(1 tasks\), m/2.0 \(1 tasks\)"
+    ):
+        history_of(tmp_path, entry(1, 0.0), new)
+    assert history_of(tmp_path, entry(1, 0.0), new, model="m/2.0").served[0].endpoint == "a/m/2.0"
+    with pytest.raises(ConfigError, match=r"holds no queries of x; it has m/1\.0, m/2\.0"):
+        history_of(tmp_path, entry(1, 0.0), new, model="x")
+
+
+def test_a_clock_that_is_set_back_and_files_in_any_order(tmp_path):
+    set_back = [entry(n, at) for n, at in ((1, 10.0), (2, 11.0), (3, 5.0), (4, 6.0))]
+    assert history_of(tmp_path, *set_back).arrivals == pytest.approx((0.0, 1.0, 1.0, 2.0))
+    rotated = [entry(n, at) for n, at in ((3, 12.0), (4, 13.0), (1, 10.0), (2, 11.0), (2, 11.0))]
+    assert history_of(tmp_path, *rotated).arrivals == pytest.approx((0.0, 1.0, 2.0, 3.0))

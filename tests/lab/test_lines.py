@@ -11,7 +11,8 @@ import pytest
 
 from ts_parity.cli import main
 from ts_parity.errors import ConfigError
-from ts_parity.lab.latencies import read_instants, read_latencies
+from ts_parity.lab.history import read_history
+from ts_parity.lab.latencies import read_instants
 from ts_parity.lab.lines import STDIN, read_lines
 
 LOG = '{"service_s": 0.5}\n{"service_s": 1.5}\n'
@@ -28,7 +29,7 @@ def test_a_log_is_what_its_bytes_say(text, ends, encoding, packed, tmp_path):
     """Whatever its name: what comes through a pipe has none."""
     file = tmp_path / "log"
     file.write_bytes(packed(text.replace("\n", ends).encode(encoding)))
-    assert read_latencies(file) == [0.5, 1.5]
+    assert read_history(file).times == (0.5, 1.5)
 
 
 def test_a_pipe_and_standard_input_are_files_like_others(tmp_path, monkeypatch):
@@ -36,10 +37,10 @@ def test_a_pipe_and_standard_input_are_files_like_others(tmp_path, monkeypatch):
     os.mkfifo(pipe)
     writer = threading.Thread(target=pipe.write_text, args=(LOG,))
     writer.start()
-    assert read_latencies(pipe) == [0.5, 1.5]
+    assert read_history(pipe).times == (0.5, 1.5)
     writer.join()
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(gzip.compress(CSV.encode()))))
-    assert read_latencies(STDIN) == [0.5, 1.5]
+    assert read_history(STDIN).times == (0.5, 1.5)
 
 
 def test_bytes_that_are_no_text_spoil_no_line_but_their_own(tmp_path):
@@ -48,7 +49,7 @@ def test_bytes_that_are_no_text_spoil_no_line_but_their_own(tmp_path):
     with pytest.raises(
         ConfigError, match=r"line 3 of .*log.csv is not a positive, finite number of seconds: '\\\\xff'"
     ):
-        read_latencies(file)
+        read_history(file)
 
 
 @pytest.mark.parametrize(
@@ -79,12 +80,12 @@ def test_bytes_that_are_no_text_spoil_no_line_but_their_own(tmp_path):
 def test_what_is_no_log_is_told_by_file_and_line(name, data, why, tmp_path):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(ConfigError, match=why):
-        read_latencies(tmp_path / name)
+        read_history(tmp_path / name)
 
 
 def test_a_folder_is_no_log(tmp_path):
     with pytest.raises(ConfigError, match=r"cannot read latencies from .*: Is a directory"):
-        read_latencies(tmp_path)
+        read_history(tmp_path)
     with pytest.raises(ConfigError, match="cannot read latencies from nowhere: No such file or directory"):
         list(read_lines(Path("nowhere"), "latencies from"))
 

@@ -15,7 +15,8 @@ import pytest
 from tests.proxy.conftest import Fleet, MakeFleet, until
 from ts_parity.errors import ConfigError
 from ts_parity.lab.compare import service_from
-from ts_parity.proxy.access import AccessLog, Facts
+from ts_parity.lab.history import End, read_history
+from ts_parity.proxy.access import VERSION, AccessLog, Facts
 from ts_parity.testing import Canned, FakeModel, FakeTorchServe, protection
 
 
@@ -222,6 +223,64 @@ async def test_a_streamed_answer_has_one_line_when_it_has_ended(make_fleet: Make
     assert (await fleet.post()).body == b"onethree"
     (line,) = await lines(fleet, file, 1)
     assert (line["status"], line["bytes"], line["outcome"]) == (200, 8, "deployed")
+
+
+async def test_what_ends_after_its_query_has_a_line_of_its_own(make_fleet: MakeFleet, tmp_path: Path) -> None:
+    """The very tasks that are slow: rebuilt answers, and copies, come before theirs."""
+    file = tmp_path / "access.jsonl"
+    instances = coded()
+    fleet = await make_fleet(*instances, access_log=str(file))
+    await fleet.posts(2)
+    instances[0].freeze()
+    await fleet.posts(2)
+    rescued = next(line for line in await lines(fleet, file, 4) if line["outcome"] == "reconstructed")
+    where = f"{instances[0].inference.removeprefix('http://')}/linear/1.0"
+    (out,) = rescued["others"]
+    assert (out["endpoint"], out["failed"]) == (where, False)
+    assert out["at_least_s"] > 0
+    assert all(line["others"] == [] for line in read(file) if line is not rescued and line["query"] != rescued["query"])
+    before = read_history(file)
+    assert [task.endpoint for task in before.served if task.end is End.UNKNOWN] == [where]
+    instances[0].thaw()
+    *_, late = await lines(fleet, file, 5)
+    assert {line["version"] for line in read(file)} == {VERSION}
+    assert (late["task"], late["query"], late["pool"], late["endpoint"]) == (
+        "arrived", rescued["query"], "linear/1.0", where,
+    )  # fmt: skip
+    assert late["service_s"] > out["at_least_s"]
+    history = read_history(file)
+    assert len(history.arrivals) == 4
+    assert [task.end for task in history.served] == [End.ANSWERED] * 4
+    assert late["service_s"] in [task.took_s for task in history.served]
+
+
+async def test_attempts_that_failed_stand_on_their_querys_line(make_fleet: MakeFleet, tmp_path: Path) -> None:
+    file = tmp_path / "access.jsonl"
+    instances = [FakeTorchServe(FakeModel()), FakeTorchServe(FakeModel())]
+    fleet = await make_fleet(*instances, access_log=str(file))
+    instances[0].models[0].script.append(Canned.worker_died())
+    for _ in range(2):
+        assert (await fleet.post()).status == 200
+    written = await lines(fleet, file, 2)
+    (failed,) = [other for line in written for other in line["others"]]
+    assert (failed["endpoint"], failed["failed"]) == (
+        f"{instances[0].inference.removeprefix('http://')}/linear/1.0",
+        True,
+    )
+    assert sorted(task.end.value for task in read_history(file).served) == ["answered", "answered", "failed"]
+
+
+async def test_what_fails_after_its_client_has_left_has_a_line_too(make_fleet: MakeFleet, tmp_path: Path) -> None:
+    file = tmp_path / "access.jsonl"
+    instance = FakeTorchServe(FakeModel())
+    fleet = await make_fleet(instance, access_log=str(file))
+    instance.freeze()
+    assert (await fleet.post(x_ts_parity_deadline_ms="30")).status == 504
+    await instance.stop()
+    gone, late = await lines(fleet, file, 2)
+    assert (late["task"], late["query"], late["service_s"]) == ("failed", gone["query"], None)
+    assert late["at_least_s"] > gone["others"][0]["at_least_s"] > 0
+    assert late["cause"]
 
 
 async def test_a_plan_can_be_made_of_it(make_fleet: MakeFleet, tmp_path: Path) -> None:

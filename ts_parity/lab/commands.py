@@ -112,6 +112,9 @@ def _add_world(parser: argparse.ArgumentParser) -> None:
         help="draw service times from an access log or records (JSON lines), or a table of seconds; gzip or not, -: "
         "standard input",
     )
+    parser.add_argument(
+        "--model", metavar="NAME[/VERSION]", help="whose service times, if the log is of several models"
+    )
     parser.add_argument("--domains", type=count(), help="failure domains; default: each machine its own")
     parser.add_argument("--proxies", type=count(), default=1, help="proxies that see only their own traffic")
     parser.add_argument("--queries", type=count(), default=100_000, help="default %(default)s")
@@ -275,7 +278,7 @@ def _world(args: argparse.Namespace) -> World:
     share, positive = number(above=0, below=1), number(above=0)
     slow = _spell(args.slow, "--slow SHARE:MEAN:FACTOR", (share, number(least=0.01), _factor))
     net = _spell(args.net, "--net SHARE:MEAN", (share, positive)) or (0.0, 0.0)
-    service, unit = (Service(), 1.0) if args.service_log is None else service_from(args.service_log)
+    service, unit = (Service(), 1.0) if args.service_log is None else service_from(args.service_log, args.model)
     trace = () if args.trace is None else _from_zero(read_instants(args.trace), unit)
     return World(
         load=rate_of(trace) / args.workers if trace else args.load,

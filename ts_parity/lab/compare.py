@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ts_parity.lab.latencies import read_latencies
+from ts_parity.lab.history import End, read_history
 from ts_parity.lab.rivals import Arrangement, arrange
 from ts_parity.lab.simulate import (
     PERCENTILES,
@@ -202,8 +202,9 @@ def plot(results: Mapping[str, Sequence[float]], file: Path, title: str) -> None
     pyplot.close(figure)
 
 
-def service_from(file: Path) -> tuple[Service, float]:
+def service_from(file: Path, model: str | None = None) -> tuple[Service, float]:
     """-> the service times of a latency log in units of their mean, and that mean in seconds. Raise ConfigError."""
-    seconds = read_latencies(file)
+    history = read_history(file, model)
+    seconds = [*history.times, *(task.took_s for task in history.served if task.end is End.ANSWERED)]
     mean = sum(seconds) / len(seconds)
     return Service(samples=tuple(value / mean for value in seconds)), mean

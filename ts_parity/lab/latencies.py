@@ -1,14 +1,11 @@
-"""Service times out of a latency log: a proxy's access log, the lab's records (both JSON lines), or a CSV; and instants
-out of a trace.
+"""Numbers out of text: seconds out of a table, instants out of a trace.
 
-Knows lines and what may stand on them; whatever may not is named with its line. Knows nothing of what the times are
-for.
+Knows lines and what may stand on them; what may not is named with its line. Knows nothing of what the times are for.
 """
 
 from __future__ import annotations
 
 import csv
-import json
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -19,7 +16,6 @@ from typing import Any
 from ts_parity.arguments import LARGEST
 from ts_parity.errors import ConfigError
 from ts_parity.lab.lines import read_lines, shown
-from ts_parity.lab.records import ANSWERED
 
 _JSON = (".json", ".jsonl", ".ndjson")
 _TABLE = (".csv", ".tsv")
@@ -29,26 +25,10 @@ Numbered = Iterator[tuple[int, str]]
 """The lines of a file that are not blank, each with its number."""
 
 
-def read_latencies(file: Path) -> list[float]:
-    """Seconds, each positive and finite, of all queries that were answered. `-`: standard input.
-
-    Raise ConfigError, with the line, for what is no latency log.
-    """
-    lines = _numbered(file, "latencies from")
-    first = next(lines, (0, ""))
-    every = chain([first], lines) if first[0] else lines
-    table = _is_table(file, first[1])
-    values = _last_cells(every, file) if table else _logged(every, file)
-    found = [_seconds(value, number, file) for number, value in values]
-    if not found:
-        raise ConfigError(f"{shown(file)} holds no latencies of answered queries")
-    return found
-
-
 def read_instants(file: Path) -> list[float]:
     """Of arrivals, one a line, in ascending order. Raise ConfigError, with the line, for what is none."""
     found = []
-    for number, line in _numbered(file, "--trace"):
+    for number, line in numbered(file, "--trace"):
         instant = float(line) if _is_number(line) else math.nan
         if not (0 <= instant <= LARGEST):
             raise ConfigError(
@@ -68,17 +48,18 @@ def rate_of(instants: Sequence[float]) -> float:
     return (len(instants) - 1) / span
 
 
-def _numbered(file: Path, what: str) -> Numbered:
+def numbered(file: Path, what: str) -> Numbered:
+    """Raise ConfigError, saying that `what` cannot be read."""
     return ((number, line) for number, line in enumerate(read_lines(file, what), 1) if line.strip())
 
 
-def _is_table(file: Path, first: str) -> bool:
+def is_table(file: Path, first: str) -> bool:
     """By its name, or, where that does not tell, by what stands on its first line."""
     ends = [suffix.lower() for suffix in file.suffixes if suffix != ".gz"][-1:]
     return ends[0] in _TABLE if ends and ends[0] in _JSON + _TABLE else not first.lstrip().startswith("{")
 
 
-def _last_cells(lines: Numbered, file: Path) -> Iterator[tuple[int, Any]]:
+def last_cells(lines: Numbered, file: Path) -> Iterator[tuple[int, Any]]:
     """The last column of a CSV, whose first row, if it has no number, is a head."""
     begun: list[int] = []
     """Numbers of the lines of the present row: a cell in quotes may have several."""
@@ -102,32 +83,16 @@ def _last_cells(lines: Numbered, file: Path) -> Iterator[tuple[int, Any]]:
         raise ConfigError(f"line {begun[0]} of {shown(file)} is no row of a CSV: {error}") from None
 
 
-def _logged(lines: Numbered, file: Path) -> Iterator[tuple[int, Any]]:
-    """The deployed model's own times of an access log, or the latencies of answered records."""
-    for number, line in lines:
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"line {number} of {shown(file)} is not JSON, or is cut: {error}") from None
-        if isinstance(entry, dict) and "service_s" in entry:
-            if entry["service_s"] is not None:
-                yield number, entry["service_s"]
-        elif isinstance(entry, dict) and "outcome" in entry and "latency_s" in entry:
-            if entry["outcome"] in ANSWERED and entry["latency_s"] is not None:
-                yield number, entry["latency_s"]
-        else:
-            raise ConfigError(f"line {number} of {shown(file)} is neither a line of an access log nor a query record")
-
-
-def _seconds(value: Any, number: int, file: Path) -> float:
-    seconds = math.nan
+def seconds(value: Any, number: int, file: Path) -> float:
+    """Raise ConfigError if it is not a positive, finite number of them."""
+    found = math.nan
     if isinstance(value, str | int | float) and not isinstance(value, bool) and _is_number(value):
-        seconds = float(value)
-    if not (0 < seconds <= LARGEST):
+        found = float(value)
+    if not (0 < found <= LARGEST):
         raise ConfigError(
             f"line {number} of {shown(file)} is not a positive, finite number of seconds: {_quoted(value)}"
         )
-    return seconds
+    return found
 
 
 def _quoted(value: Any) -> str:

@@ -1,5 +1,9 @@
 """The access log: one JSON line for each request, for people, for their tools, and for `ts-parity plan --service-log`.
 
+A query that something else answered (a protection, a second copy, an error of the proxy's) leaves its own task behind,
+which says how slow the deployed model was: it has a second line when that ends. Without these lines exactly the slow
+answers would be missing.
+
 Lines are gathered and written about once a second, whole, by appending; so several processes may share a file, and one
 that was moved away by a log rotation is made anew. Knows lines and files; is told what happened by server and driver.
 """
@@ -10,13 +14,19 @@ import contextlib
 import json
 import logging
 import os
+import secrets
 import stat
 import sys
 import time
-from typing import Any, final
+from collections.abc import Sequence
+from typing import Any, NamedTuple, final
 
 log = logging.getLogger(__name__)
 
+VERSION = 2
+"""Of the lines. 1, without this field, had no line for a task that ended after its query."""
+TASK = "task"
+"""The field that only such a line has."""
 PASSED = "passed"
 ERROR = "error"
 REFUSED = "refused"
@@ -27,11 +37,28 @@ _MOST_BYTES = 1 << 22
 """So much is gathered at most before it is written, whatever the time."""
 
 
+class Other(NamedTuple):
+    """A task of a query that has not answered it: it failed, or (`failed` False) was still out."""
+
+    endpoint: str
+    waited_s: float
+    """From the query's arrival to when it was sent."""
+    at_least_s: float
+    """How long it took to fail, or had been out."""
+    failed: bool
+
+    def described(self) -> dict[str, Any]:
+        times = {"waited_s": _rounded(self.waited_s), "at_least_s": _rounded(self.at_least_s)}
+        return {"endpoint": self.endpoint, **times, "failed": self.failed}
+
+
 @final
 class Facts:
     """How a request was answered, beyond what the client sees. Times in seconds; None where there is none."""
 
-    __slots__ = ("attempts", "cause", "endpoint", "group", "outcome", "pool", "service_s", "waited_s")
+    __slots__ = (
+        "attempts", "cause", "endpoint", "group", "others", "outcome", "pool", "query", "service_s", "waited_s",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -60,6 +87,8 @@ class Facts:
         """That task's own time, if it was the deployed model's."""
         self.cause = cause
         """What went wrong first."""
+        self.query: int | None = None
+        self.others: Sequence[Other] = ()
 
 
 class AccessLog:
@@ -68,6 +97,8 @@ class AccessLog:
     def __init__(self, path: str) -> None:
         """Raise OSError if the file cannot be written."""
         self._path = path
+        # Numbers of queries begin anew with each process, and process ids in each container.
+        self._id = secrets.token_hex(4)
         self._lines: list[str] = []
         self._size = 0
         self._torn = False
@@ -88,9 +119,9 @@ class AccessLog:
         answer_id: str | None,
         facts: Facts,
     ) -> None:
-        asked_at = time.time() - latency_s
         line: dict[str, Any] = {
-            "at": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(asked_at)) + f".{int(asked_at % 1 * 1000):03d}Z",
+            "at": _instant(time.time() - latency_s),
+            "version": VERSION,
             "client": client,
             "method": method,
             "target": target,
@@ -104,10 +135,31 @@ class AccessLog:
             "group": facts.group,
             "endpoint": facts.endpoint,
             "attempts": facts.attempts,
-            "waited_s": None if facts.waited_s is None else round(facts.waited_s, 6),
-            "service_s": None if facts.service_s is None else round(facts.service_s, 6),
+            "waited_s": _rounded(facts.waited_s),
+            "service_s": _rounded(facts.service_s),
             "cause": facts.cause,
+            "query": None if facts.query is None else f"{self._id}-{facts.query}",
+            "others": [other.described() for other in facts.others],
         }
+        self._append(line)
+
+    def add_task(self, query: int, pool: str, other: Other, cause: str | None) -> None:
+        """A task of the deployed model has ended whose query had been answered, or given up, before."""
+        line = {
+            "at": _instant(time.time() - other.at_least_s),
+            "version": VERSION,
+            TASK: "failed" if other.failed else "arrived",
+            "query": f"{self._id}-{query}",
+            "pool": pool,
+            "endpoint": other.endpoint,
+            "waited_s": _rounded(other.waited_s),
+            "service_s": None if other.failed else _rounded(other.at_least_s),
+            "at_least_s": _rounded(other.at_least_s) if other.failed else None,
+            "cause": cause,
+        }
+        self._append(line)
+
+    def _append(self, line: dict[str, Any]) -> None:
         text = json.dumps(line) + "\n"
         self._lines.append(text)
         self._size += len(text)
@@ -187,6 +239,14 @@ class AccessLog:
             new = self._open()
             os.close(self._descriptor)
             self._descriptor = new
+
+
+def _instant(at: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at)) + f".{int(at % 1 * 1_000_000):06d}Z"
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 6)
 
 
 def _ends_within_a_line(path: str) -> bool:

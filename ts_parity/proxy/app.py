@@ -90,9 +90,7 @@ class Proxy:
         self.metrics = Metrics(self.scheduler.snapshot, lambda: self._server.clients())
         self.upstream = Upstream(settings.connect_timeout_s, settings.task_timeout_s, to_instances)
         self._access = access = _open_access_log(settings.access_log)
-        manners = Manners(
-            settings.secret, _default_reply(default, settings), settings.task_timeout_s, noting=access is not None
-        )
+        manners = Manners(settings.secret, _default_reply(default, settings), settings.task_timeout_s, access)
         self.driver = Driver(self.scheduler, self.upstream, self.metrics, manners, self._stop_coding, self._look_now)
         self._service = Service(self.driver, self.upstream, self.metrics, settings.group_by, self._look_now)
         self._server = Server(self._service.answer, settings.max_body_bytes, access=access, tls=tls)

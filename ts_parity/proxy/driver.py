@@ -38,7 +38,7 @@ from ts_parity.engine import (
     Task,
 )
 from ts_parity.errors import DeadlineExceeded, DecodeError, Overloaded, TsParityError, Unavailable, WireError
-from ts_parity.proxy.access import ERROR, LEFT, Facts
+from ts_parity.proxy.access import ERROR, LEFT, AccessLog, Facts, Other
 from ts_parity.proxy.comparison import Answers, Comparison
 from ts_parity.proxy.messages import Reply, Request
 from ts_parity.proxy.metrics import Metrics
@@ -86,8 +86,8 @@ class Manners:
     secret: str = ""
     default_answer: Reply | None = None
     task_timeout_s: float = 130.0
-    noting: bool = False
-    """Whether somebody wants to know the facts behind each answer."""
+    access: AccessLog | None = None
+    """Gets the facts behind each answer, and what comes after it."""
 
 
 class Driver:
@@ -118,6 +118,8 @@ class Driver:
         self._answers: dict[str, Answers] = {}
         self._waiting: dict[int, Callable[[Delivered], None]] = {}
         self._in_flight = 0
+        self._own: dict[int, Task] = {}
+        """The deployed model's tasks in flight, if there is a log."""
         self._streams: set[asyncio.Task[None]] = set()
         self._todo: deque[Action] = deque()
         self._obeying = False
@@ -143,7 +145,7 @@ class Driver:
 
     def abandon(self, query: Query) -> Facts | None:
         """The client left. -> what the log wants to know of its query."""
-        facts = _failure(query, LEFT, query.last_failure) if self._manners.noting else None
+        facts = None if self._manners.access is None else self._failure(query, LEFT, query.last_failure)
         if self._waiting.pop(query.id, None) is not None:
             self._metrics.queries.add("none", "abandoned")
             self._obey(self.scheduler.query_abandoned(query, self._loop.time()))
@@ -198,8 +200,8 @@ class Driver:
             self._send(action.task)
         elif isinstance(action, Answer):
             delivered = self._answer(action.query, action.source, action.task)
-            if self._manners.noting:
-                delivered.facts = _facts(action.query, action.source, action.task, self._loop.time())
+            if self._manners.access is not None:
+                delivered.facts = self._facts(action.query, action.source, action.task)
             self._deliver(action.query, delivered)
         elif isinstance(action, Compare):
             self._compare(action)
@@ -208,6 +210,8 @@ class Driver:
 
     def _send(self, task: Task) -> None:
         self._in_flight += 1
+        if self._manners.access is not None and task.kind is Kind.DEPLOYED:
+            self._own[task.id] = task
         try:
             request = self._request(task)
             address = self._addresses[self._plan.targets[task.endpoint.name].instance]
@@ -268,8 +272,8 @@ class Driver:
             delivered = Delivered(_error(query, reason), None)
         if not query.kills:
             delivered.missing = reason is Reason.NO_ENDPOINT or delivered.answer.status == 404
-        if self._manners.noting:
-            delivered.facts = _failure(query, ERROR, task)
+        if self._manners.access is not None:
+            delivered.facts = self._failure(query, ERROR, task)
             delivered.facts.cause = delivered.facts.cause or reason._value_
         self._deliver(query, delivered)
 
@@ -351,6 +355,8 @@ class Driver:
     def _ended(self, task: Task, outcome: Outcome) -> None:
         self._in_flight -= 1
         self._metrics.tasks.add(task.kind._value_, _NAMES[type(outcome)])
+        if self._manners.access is not None and task.kind is Kind.DEPLOYED:
+            self._note_end(task, outcome, self._manners.access)
         if isinstance(outcome, Failed):
             log.info("%r failed: %s", task, outcome.reason)
             if task.query is not None:
@@ -400,6 +406,50 @@ class Driver:
             await pipe.put(str(error))
             return Failed(str(error), retry=False)
 
+    # ---- for the access log ----------------------------------------------------------------------------------------
+
+    def _note_end(self, task: Task, outcome: Outcome, access: AccessLog) -> None:
+        """What its query's line cannot say: how long a task took that fails, or that ends when the query has."""
+        self._own.pop(task.id, None)
+        query = task.query
+        assert query is not None
+        failed = isinstance(outcome, Failed)
+        if isinstance(outcome, Rejected) or isinstance(task.value, Pipe) or (query.open and not failed):
+            return
+        other = _other(task, self._loop.time(), failed)
+        if not query.open:
+            access.add_task(query.id, query.pool, other, outcome.reason if isinstance(outcome, Failed) else None)
+            return
+        ask = cast(Ask, query.payload)
+        ask.failed = [*(ask.failed or ()), other]
+
+    def _facts(self, query: Query, source: Source, task: Task | None) -> Facts:
+        now, cause = self._loop.time(), cast(Ask, query.payload).cause
+        if task is None:
+            facts = Facts(source._value_, _asked(query), query.pool, None, query.attempts, None, None, cause)
+        else:
+            service_s = now - task.sent_at if task.kind is Kind.DEPLOYED else None
+            group = None if task.group is None else task.group.id
+            waited_s = max(0.0, task.sent_at - query.arrived_at)
+            where = task.endpoint.name
+            facts = Facts(source._value_, where, query.pool, group, query.attempts, waited_s, service_s, cause)
+        return self._with_others(facts, query, task, now)
+
+    def _failure(self, query: Query, outcome: str, task: Task | None) -> Facts:
+        """`task`: its last attempt, if that has ended."""
+        where = _asked(query) if task is None else task.endpoint.name
+        cause = cast(Ask, query.payload).cause
+        facts = Facts(outcome, where, query.pool, None, query.attempts, None, None, cause)
+        return self._with_others(facts, query, task, self._loop.time())
+
+    def _with_others(self, facts: Facts, query: Query, task: Task | None, now: float) -> Facts:
+        facts.query = query.id
+        facts.others = cast(Ask, query.payload).failed or ()
+        if query.in_flight:  # seldom: it was answered otherwise, or its answer is a stream
+            out = [other for other in self._own.values() if other.query is query and other is not task]
+            facts.others = [*facts.others, *(_other(other, now, False) for other in out)]
+        return facts
+
     # ---- time ------------------------------------------------------------------------------------------------------
 
     def _arm(self) -> None:
@@ -432,20 +482,9 @@ def _tell_change(change: HealthChange) -> None:
         log.warning("%s is back; it had been taken out: %s", change.endpoint, change.reason)
 
 
-def _facts(query: Query, source: Source, task: Task | None, now: float) -> Facts:
-    cause = cast(Ask, query.payload).cause
-    if task is None:
-        return Facts(source._value_, _asked(query), query.pool, None, query.attempts, None, None, cause)
-    service_s = now - task.sent_at if task.kind is Kind.DEPLOYED else None
-    group = None if task.group is None else task.group.id
-    waited_s = max(0.0, task.sent_at - query.arrived_at)
-    return Facts(source._value_, task.endpoint.name, query.pool, group, query.attempts, waited_s, service_s, cause)
-
-
-def _failure(query: Query, outcome: str, task: Task | None) -> Facts:
-    """`task`: its last attempt, if that has ended."""
-    where = _asked(query) if task is None else task.endpoint.name
-    return Facts(outcome, where, query.pool, None, query.attempts, None, None, cast(Ask, query.payload).cause)
+def _other(task: Task, now: float, failed: bool) -> Other:
+    assert task.query is not None
+    return Other(task.endpoint.name, max(0.0, task.sent_at - task.query.arrived_at), now - task.sent_at, failed)
 
 
 def _asked(query: Query) -> str | None:

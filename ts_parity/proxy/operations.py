@@ -17,6 +17,7 @@ import numpy as np
 from ts_parity.codes import Family
 from ts_parity.engine import ARRIVED, ARRIVED_ERROR, ARRIVED_RAW, Arrived, Failed, Outcome
 from ts_parity.errors import MalformedFrame, MalformedTail
+from ts_parity.proxy.access import Other
 from ts_parity.proxy.messages import (
     BODILESS,
     LENGTH,
@@ -62,7 +63,7 @@ class Ask:
     `unversioned`: there was none.
     """
 
-    __slots__ = ("cause", "extra", "request", "unversioned")
+    __slots__ = ("cause", "extra", "failed", "request", "unversioned")
 
     def __init__(self, request: Request, extra: str, unversioned: bool = False) -> None:
         self.request = request
@@ -70,6 +71,8 @@ class Ask:
         self.unversioned = unversioned
         self.cause: str | None = None
         """Why its first attempt failed, if it did: for the log."""
+        self.failed: list[Other] | None = None
+        """Its attempts that failed, if somebody logs them."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,255 @@
+"""What was seen of a fleet, out of a log: an access log of the proxy, the lab's records (both JSON lines), or a CSV.
+
+Knows lines and what may stand on them; whatever may not is named with its line. Knows nothing of what it is good for.
+
+Where a protection or a second copy answered, the deployed model did not, and what it took is the very thing to know.
+An access log of version 2 has it: on a line of its own when the task has ended, else as a time it took at least. A log
+without it is refused: it shows a fleet without its slow answers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ts_parity.errors import ConfigError
+from ts_parity.lab.latencies import Numbered, is_table, last_cells, numbered, seconds
+from ts_parity.lab.lines import shown
+from ts_parity.lab.records import ANSWERED
+
+DEPLOYED, HEDGED, DEFAULT, RECONSTRUCTED = "deployed", "hedged", "default", "reconstructed"
+OTHERWISE = (RECONSTRUCTED, HEDGED, DEFAULT)
+"""Answered by something else than the query's own task, which goes on."""
+_BACK_S = 0.05
+"""A process writes lines in the order in which requests ended; farther back than this, its clock was set."""
+REMEDY = (
+    "record anew with this release, whose access log has a line more for each such task, or with a proxy that protects "
+    "nothing (--code none, and no --hedge-ratio)"
+)
+
+
+class End(Enum):
+    ANSWERED = "answered"
+    FAILED = "failed"
+    """It took so long to fail: the instance was gone, or not in time."""
+    UNKNOWN = "unknown"
+    """It was out for at least so long; then nobody looked any more."""
+
+
+class Served(NamedTuple):
+    """One task of the deployed model. Seconds; `sent_at` counts from the first arrival."""
+
+    endpoint: str
+    sent_at: float
+    took_s: float
+    end: End
+
+    @property
+    def ends_at(self) -> float:
+        return self.sent_at + self.took_s
+
+
+@dataclass(frozen=True)
+class History:
+    """`times`: how long answers took of which nobody says where and when. `arrivals`, ascending, begin at 0."""
+
+    times: tuple[float, ...] = ()
+    served: tuple[Served, ...] = ()
+    arrivals: tuple[float, ...] = ()
+    errors: int = 0
+    """Queries that got an error; how fast says nothing."""
+
+    @property
+    def duration_s(self) -> float:
+        return max([*self.arrivals[-1:], *(task.ends_at for task in self.served)], default=0.0)
+
+
+def read_history(file: Path, model: str | None = None) -> History:
+    """Of one `model` (NAME or NAME/VERSION), where there are several. `-`: standard input.
+
+    Raise ConfigError, with the line, for what is no such log.
+    """
+    lines = numbered(file, "latencies from")
+    first = next(lines, (0, ""))
+    every = chain([first], lines) if first[0] else lines
+    if is_table(file, first[1]):
+        history = History(tuple(seconds(value, number, file) for number, value in last_cells(every, file)))
+    else:
+        history = _Reader(file, model).read(every)
+    if not history.times and not any(task.end is End.ANSWERED for task in history.served):
+        raise ConfigError(f"{shown(file)} holds no latencies of answered queries")
+    return history
+
+
+class _Clock:
+    """One process's lines. Its wall clock may be set back; the files of a rotated log may come in any order."""
+
+    def __init__(self) -> None:
+        self.ahead_s = 0.0
+        """What has been set back so far."""
+        self._query = -1
+        self._last_at = -math.inf
+        self.ended_at = -math.inf
+        """The last that was heard of it."""
+
+    def at(self, said: float, took_s: float, query: int | None) -> float:
+        """-> the instant that a line gives, on a clock that never goes back. `query`: its number, if it is its line."""
+        ends_at = said + took_s + self.ahead_s
+        if query is not None and query > self._query and ends_at < self._last_at - _BACK_S:
+            self.ahead_s += self._last_at - ends_at
+            ends_at = self._last_at
+        if query is not None:
+            self._query, self._last_at = query, ends_at
+        self.ended_at = max(self.ended_at, ends_at)
+        return ends_at - took_s
+
+
+class _Reader:
+    def __init__(self, file: Path, model: str | None) -> None:
+        self._file = file
+        self._model = model
+        self._number = 0
+        self._times: list[float] = []
+        self._served: dict[str, list[Served]] = {}
+        self._arrivals: dict[str, list[float]] = {}
+        self._errors: dict[str, int] = {}
+        self._clocks: dict[str, _Clock] = {}
+        self._out: dict[tuple[str, str], tuple[str, Served]] = {}
+        """By query and endpoint: tasks that were still out when their query ended, each with its pool."""
+        self._seen: set[str] = set()
+        """Lines that name their query: the same file may have been put together twice."""
+
+    def read(self, lines: Numbered) -> History:
+        for self._number, line in lines:
+            self._line(line)
+        for (query, _), (owner, task) in self._out.items():
+            ended_at = self._clocks[_process(query)].ended_at
+            self._served.setdefault(owner, []).append(
+                Served(task.endpoint, task.sent_at, max(task.took_s, ended_at - task.sent_at), End.UNKNOWN)
+            )
+        pool = self._chosen()
+        served, arrivals = self._served.get(pool, []), sorted(self._arrivals.get(pool, []))
+        begins_at = min([*arrivals[:1], *(task.sent_at for task in served)], default=0.0)
+        return History(
+            tuple(self._times),
+            tuple(Served(t.endpoint, t.sent_at - begins_at, t.took_s, t.end) for t in sorted(served, key=_by_time)),
+            tuple(at - begins_at for at in arrivals),
+            self._errors.get(pool, 0),
+        )
+
+    def _chosen(self) -> str:
+        pools = sorted(self._served, key=lambda name: -len(self._served[name]))
+        fitting = [name for name in pools if self._model in (None, name, name.rpartition("/")[0])]
+        if self._model is not None and not fitting:
+            raise ConfigError(
+                f"{shown(self._file)} holds no queries of {self._model}; it has {', '.join(pools) or 'none'}"
+            )
+        if len(fitting) > 1:
+            counts = ", ".join(f"{name} ({len(self._served[name])} tasks)" for name in fitting)
+            raise ConfigError(f"{shown(self._file)} is of several models or versions; say which with --model: {counts}")
+        return fitting[0] if fitting else ""
+
+    def _line(self, line: str) -> None:
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise self._wrong(f"is not JSON, or is cut: {error}") from None
+        if not isinstance(entry, dict):
+            entry = {}
+        try:
+            if "task" in entry:
+                self._task(entry)
+            elif "service_s" in entry:
+                self._query(entry)
+            elif "outcome" in entry and "latency_s" in entry:
+                self._record(entry)
+            else:
+                raise self._wrong("is neither a line of an access log nor a query record")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise self._wrong(f"is not as an access log has it: {error!r}") from None
+
+    def _record(self, entry: dict[str, Any]) -> None:
+        if entry["outcome"] in OTHERWISE:
+            raise self._blind(entry["outcome"], "query records do not say how long the model itself took")
+        if entry["outcome"] in ANSWERED and entry["latency_s"] is not None:
+            self._times.append(self._positive(entry["latency_s"]))
+
+    def _query(self, entry: dict[str, Any]) -> None:
+        outcome, version = entry.get("outcome"), entry.get("version")
+        if version is None and outcome in OTHERWISE:
+            raise self._blind(outcome, "this log, of an earlier release, does not say how long the model itself took")
+        service_s = None if entry["service_s"] is None else self._positive(entry["service_s"])
+        if entry.get("at") is None or entry.get("pool") is None or entry.get("latency_s") is None:
+            if service_s is not None:  # somebody's own lines
+                self._times.append(service_s)
+            return
+        name = str(entry.get("query") or "")
+        if name and name in self._seen:
+            return
+        self._seen.add(name)
+        pool, latency_s = entry["pool"], float(entry["latency_s"])
+        clock = self._clocks.setdefault(_process(name), _Clock())
+        number = int(name.rpartition("-")[2]) if name else None
+        arrived_at = clock.at(_instant(entry["at"]), latency_s, number)
+        self._arrivals.setdefault(pool, []).append(arrived_at)
+        served = self._served.setdefault(pool, [])
+        if entry["status"] >= 400:
+            self._errors[pool] = self._errors.get(pool, 0) + 1
+        elif service_s is not None:
+            sent_at = arrived_at + float(entry["waited_s"] or 0.0)
+            served.append(Served(entry["endpoint"], sent_at, service_s, End.ANSWERED))
+        for other in entry.get("others") or ():
+            end = End.FAILED if other["failed"] else End.UNKNOWN
+            sent_at, took_s = arrived_at + float(other["waited_s"]), max(0.0, float(other["at_least_s"]))
+            task = Served(other["endpoint"], sent_at, took_s, end)
+            if end is End.FAILED:
+                served.append(task)
+            elif f"{name} {task.endpoint}" not in self._seen:
+                self._out[name, task.endpoint] = (pool, task)
+        if version is None and outcome in ("left", "error") and entry.get("cause") in (None, "deadline"):
+            where = entry.get("endpoint") or ""
+            if where and "," not in where:  # its task went on, and all there is to know is that it was out so long
+                served.append(Served(where, arrived_at, latency_s, End.UNKNOWN))
+
+    def _task(self, entry: dict[str, Any]) -> None:
+        """A task that ended after its query."""
+        name, endpoint = entry["query"], entry["endpoint"]
+        if f"{name} {endpoint}" in self._seen:
+            return
+        self._seen.add(f"{name} {endpoint}")
+        self._out.pop((name, endpoint), None)
+        arrived = entry["service_s"] is not None
+        took_s = self._positive(entry["service_s"] if arrived else entry["at_least_s"])
+        sent_at = self._clocks.setdefault(_process(name), _Clock()).at(_instant(entry["at"]), took_s, None)
+        task = Served(endpoint, sent_at, took_s, End.ANSWERED if arrived else End.FAILED)
+        self._served.setdefault(entry["pool"], []).append(task)
+
+    def _positive(self, value: Any) -> float:
+        return seconds(value, self._number, self._file)
+
+    def _wrong(self, why: str) -> ConfigError:
+        return ConfigError(f"line {self._number} of {shown(self._file)} {why}")
+
+    def _blind(self, outcome: str, why: str) -> ConfigError:
+        return self._wrong(f"was answered otherwise ({outcome}), and {why}: the slow answers are missing. {REMEDY}")
+
+
+def _by_time(task: Served) -> float:
+    return task.sent_at
+
+
+def _process(query: str) -> str:
+    """Which process has written the line of this query."""
+    return query.rpartition("-")[0]
+
+
+def _instant(text: str) -> float:
+    return datetime.fromisoformat(text.removesuffix("Z") + "+00:00").timestamp()
