@@ -1,18 +1,41 @@
 """The planner: what it compares, what its limits forbid, and that it says so when nothing is worth it."""
 
+import http.server
 import json
+import re
+import shlex
+import threading
+from dataclasses import fields
 from xml.etree import ElementTree
 
 import pytest
 
 from tests.proxy.conftest import make_fleet  # noqa: F401 - a fixture
-from ts_parity.cli import main
+from ts_parity import __version__
+from ts_parity.cli import main, parsed
+from ts_parity.config import given_flags, load_settings
+from ts_parity.engine import Policy
 from ts_parity.errors import ConfigError
-from ts_parity.lab.commands import _share_of_work
+from ts_parity.lab.commands import _share_of_work, _workers_of
 from ts_parity.lab.compare import World
-from ts_parity.lab.plan import Limits, choices, make_plan, plan_page, plan_table, read_candidates
+from ts_parity.lab.page import command, spread
+from ts_parity.lab.plan import (
+    Limits,
+    _choose,
+    _sentence,
+    choices,
+    left_out,
+    make_plan,
+    plan_page,
+    plan_table,
+    read_candidates,
+    read_report,
+)
+from ts_parity.lab.rivals import PATIENT, arrange, serve_flags
 from ts_parity.lab.simulate import Spells
+from ts_parity.proxy.app import policy_of
 from ts_parity.testing import FakeModel, FakeTorchServe
+from ts_parity.training.recommend import extra_work
 
 STUDENT = {
     "code": "student", "family": "backup", "k": 4, "r": 1, "cost": 1.0, "drop": 0.01, "agreement": 0.97,
@@ -128,10 +151,200 @@ def test_candidates_without_a_cost_are_left_out(tmp_path):
         read_candidates(tmp_path)
 
 
+def test_what_is_not_compared_is_said(tmp_path):
+    (tmp_path / "report.json").write_text(json.dumps({"candidates": [STUDENT, {**SUM, "r": 2}, {**SUM, "cost": None}]}))
+    assert left_out(read_report(tmp_path)) == [
+        "sum k=4 r=2: only protections with r = 1 are simulated",
+        "sum k=4 r=1: what it costs was not measured (train it with --score)",
+    ]
+
+
+def test_what_was_measured_beside_the_trained_is_compared_too(tmp_path):
+    beside = {"code": "exact", "family": "backup", "k": 4, "r": 1, "cost": 2.0, "loss": 0.0}
+    (tmp_path / "report.json").write_text(json.dumps({"candidates": [STUDENT], "beside": [beside]}))
+    plan = make_plan(World(queries=300), read_candidates(tmp_path), Limits(), (0,))
+    assert [row["code"] for row in plan["rows"]] == [None, None, "student", "exact"]
+    assert "`ts-parity package --role parity --code exact --k 4`" in plan["rows"][3]["set_up"]
+
+
+def test_what_the_training_report_never_recommends_is_not_recommended_here():
+    """Unless a loss is allowed in so many words."""
+    plan = make_plan(World(queries=300), [SUM], Limits(machines=3), (0,))
+    assert plan["rows"][-1]["broken"] == ["20% lost on a rebuilt answer"]
+    assert Limits(machines=3, loss=0.5).broken_by(plan["rows"][-1], plan["rows"][0]) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        ({"cost": float("nan")}, "candidate 2: cost must be a positive, finite number, not nan"),
+        ({"cost": -1.0}, "candidate 2: cost must be"),
+        ({"cost": "1"}, "candidate 2: cost must be"),
+        ({"k": 0}, "candidate 2: k must be a whole number from 1 to 64, not 0"),
+        ({"k": 2.5}, "candidate 2: k must be"),
+        ({"r": True}, "candidate 2: r must be"),
+        ({"code": "xor"}, "candidate 2: there is no code 'xor'"),
+    ],
+)
+def test_a_report_with_what_is_no_number_is_refused(wrong, why, tmp_path):
+    (tmp_path / "report.json").write_text(json.dumps({"candidates": [STUDENT, {**SUM, **wrong}]}))
+    with pytest.raises(ConfigError, match=f"cannot read the training report .*report.json: {why}"):
+        read_report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "null", '{"candidates": 5}', '{"candidates": [5]}', '{"candidates": [{}]}', "["]
+)
+def test_what_is_no_report_is_refused(text, tmp_path):
+    (tmp_path / "report.json").write_text(text)
+    with pytest.raises(ConfigError, match="cannot read the training report"):
+        read_report(tmp_path)
+
+
+@pytest.mark.parametrize("choice", choices(12, 3, [STUDENT, SUM, {**STUDENT, "code": "exact"}]), ids=str)
+def test_serve_takes_the_flags_and_does_what_was_simulated(choice):
+    """But for patience: nobody gives up in a simulation."""
+    unit, made = 0.02, arrange(choice.policy, 12, **choice.shape())
+    words = shlex.split(command({"serve": serve_flags(made, unit)}).replace("\\\n", " "))
+    args = parsed(words[1:])
+    settings = load_settings(flags=given_flags(args), endpoints=args.endpoint)
+    assert settings.code == (made.code.name if made.code else "none")
+    assert settings.k == (made.code.k if made.code else None)
+    served, patience = policy_of(settings, default_answer=False), {*PATIENT} - {"reconstruct_cold_s"}
+    for name in {item.name for item in fields(Policy)} - patience:
+        simulated, usual = getattr(made.policy, name), getattr(Policy(), name)
+        if made.code is None and not made.policy.hedge_ratio:
+            simulated = usual if name == "reconstruct_cold_s" else simulated
+        scaled = simulated * unit if name.endswith("_s") and simulated != usual else simulated
+        assert getattr(served, name) == (pytest.approx(scaled, rel=1e-3) if isinstance(scaled, float) else scaled), name
+
+
+@pytest.mark.slow
+def test_work_is_the_reports_where_every_query_is_protected_and_is_explained_where_it_is_not():
+    world = World(load=0.6, queries=12_000)
+    candidates = [{**STUDENT, "cost": 1.3, "multiplications": 1.0}, SUM]
+    plan = make_plan(world, candidates, Limits(machines=3), (0,))
+    rows = {row["policy"]: row for row in plan["rows"]}
+    coded, ours = rows["coded"], rows["ours"]
+    assert coded["work_protection"] == pytest.approx(extra_work(SUM), rel=0.05)
+    assert coded["work"] - rows["none"]["work"] == pytest.approx(
+        sum(coded[f"work_{kind}"] for kind in ("protection", "copy", "finish")), abs=0.01
+    )
+    members = float(re.search(r"groups have (\S+) queries on average", coded["work_told"])[1])
+    assert SUM["cost"] / members == pytest.approx(coded["work_protection"], rel=0.03)
+    assert ours["work_reported"] == pytest.approx(1.3 / 4)
+    assert ours["work_protection"] < 0.3 * ours["work_reported"]
+    assert (
+        "A group costs 1.30 deployed inferences by the clock, 1.00 counted in multiplications, which is 32.5%"
+        in (ours["work_told"])
+    )
+    assert f"only late queries get one, {ours['launched_late']:.1%} of all" in ours["work_told"]
+    assert ours["work_protection"] == pytest.approx(ours["launched_late"] * 1.3 / 4, rel=0.1)
+
+
+def row(p999, low=None, high=None, **more):
+    """As much of one as choosing needs."""
+    return {
+        "policy": "none", "code": None, "k": None, "extra_machines": 0, "workers": 2, "seeds": 3, "p50": 1.0,
+        "p999": p999, "p999_low": low or p999, "p999_high": high or p999, "work": 1.0, "loss": 0.0, "broken": [],
+        "loss_each": 0.0, "reconstructed": 0.0, "loss_of": "accuracy", "doubtful": [], "samples": 10**6, **more,
+    }  # fmt: skip
+
+
+HEDGE = {"policy": "hedge"}
+
+
+def test_a_target_that_is_just_met_is_met():
+    """It need not be clearly better than doing nothing, which does not meet it."""
+    plain, hedge = row(1.01, broken=["p99.9 too high"]), row(0.99, **HEDGE)
+    assert _choose([plain, hedge], plain) is hedge
+    assert _choose([row(1.01), hedge], plain := row(1.01)) is plain
+
+
+def test_what_the_seeds_do_not_agree_on_may_be_chance():
+    world = World()
+    for high, chance in ((4.0, False), (6.0, True)):
+        plain, hedge = row(8.0, 5.0, 9.0), row(3.0, 2.0, high, **HEDGE)
+        told = _sentence(hedge, plain, world, [plain, hedge], Limits())
+        assert f"p99.9 3.00 service times (2.00 to {high:.2f}) against 8.00 service times (5.00 to 9.00)" in told
+        assert ("may be chance" in told) is chance
+
+
+def test_a_long_tail_is_not_called_enough():
+    world, rows = World(), [row(30.0), row(30.0, **HEDGE)]
+    assert "Run nothing: nothing of what was compared is clearly better; p99.9 is 30.00" in _sentence(
+        rows[0], rows[0], world, rows, Limits()
+    )
+    assert "Run nothing: it is enough" in _sentence(rows[0], rows[0], world, rows, Limits(p999=40.0))
+    rows = [row(None), row(None, **HEDGE)]
+    assert _choose(rows, rows[0]) is rows[0]
+    assert "p99.9 is -." in _sentence(rows[0], rows[0], world, rows, Limits())
+
+
+def test_too_few_answers_are_marked():
+    assert spread(row(3.0, 2.0, 4.0, doubtful=["p999"]), "p999", World()) == "~3.00 service times (2.00 to 4.00)"
+    assert spread(row(3.0, seeds=1), "p999", World(unit=0.02)) == "3000.0 ms"
+
+
+def test_the_page_says_what_it_was_made_from_and_what_to_type(tmp_path, capsys):
+    (tmp_path / "report.json").write_text(json.dumps({"candidates": [STUDENT], "deployed": {"model": "<b>net"}}))
+    log, page = tmp_path / "log.csv", tmp_path / "plan.html"
+    log.write_text("\n".join(str(0.02 + 0.0001 * (n % 50)) for n in range(500)))
+    words = ["plan", "--queries", "600", "--seeds", "2", "--report", str(tmp_path), "--service-log", str(log)]
+    words += ["--workers", "4", "--rate", "100", "--domains", "2", "--max-work", "20%", "--p999", "0.1"]
+    assert main([*words, "--html", str(page)]) == 0
+    assert "ts-parity serve --endpoint http://HOST:8080" in capsys.readouterr().out
+    root = ElementTree.fromstring(page.read_text().split("\n", 1)[1])
+    told = " ".join("".join(root.itertext()).split())
+    for said in (
+        f"{log}: 500 service times; mean 22.5 ms, median 22.4 ms, p99 24.9 ms, longest 24.9 ms",
+        "100 queries/s, a load of 0.56",
+        "600 queries with each of the seeds 0, 1",
+        f"{tmp_path}: of <b>net, 1 protections",
+        "at most no machines more, 20% more work, a p99.9 of 100 ms",
+        f"by ts_parity {__version__}",
+        "means over 2 seeds, and the lowest and highest of them",
+        "ts-parity serve --endpoint http://HOST:8080 \\ --code ",
+        "2 failure domains.",
+        "once in the log's 500 answers",
+        "~: may be too low, for only 500 answers stand behind it, and it takes 4,603 for p99.9.",
+    ):
+        assert said in told
+    assert re.search(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", told)
+    assert root.find(".//meta[@name='viewport']") is not None
+    assert len(root.findall(".//span[@class='between']")) == 9
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (b"[]", "no status of a proxy there"),
+        (b'{"pools": 5}', "no status of a proxy there"),
+        (b'{"pools": {"m": {}}}', "no status of a proxy there"),
+        (b"\xff", "no status of a proxy there"),
+        (b'{"pools": {"m": {"endpoints": []}}}', "no endpoint serves m just now"),
+        (b'{"pools": {}}', "it serves 0 models"),
+    ],
+)
+def test_what_is_no_proxy_is_told(said, why):
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(said)))
+            self.end_headers()
+            self.wfile.write(said)
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.handle_request).start()
+        with pytest.raises(ConfigError, match=why):
+            _workers_of(f"http://127.0.0.1:{server.server_port}")
+
+
 async def test_a_running_proxy_says_how_many_machines_serve(make_fleet):  # noqa: F811
     import asyncio
-
-    from ts_parity.lab.commands import _workers_of
 
     fleet = await make_fleet(*(FakeTorchServe(FakeModel(role=None)) for _ in range(3)))
     assert await asyncio.to_thread(_workers_of, fleet.proxy.admin_url) == 3

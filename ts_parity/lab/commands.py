@@ -156,9 +156,12 @@ def run_plan(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from ts_parity.lab.compare import overloaded
-    from ts_parity.lab.plan import Limits, choices, make_plan, plan_page, plan_table, read_candidates
+    from ts_parity.lab.page import plan_page, plan_text
+    from ts_parity.lab.plan import Limits, candidates_of, choices, left_out, make_plan, read_report
 
     _needs_what_is_true(args)
+    report = {"candidates": []} if args.report is None else read_report(args.report)
+    candidates = candidates_of(report)
     if args.admin is not None:
         args.workers = _workers_of(args.admin)
     world = _world(args)
@@ -166,17 +169,61 @@ def run_plan(args: argparse.Namespace) -> int:
         world = replace(world, load=args.rate * world.unit / world.workers)
     if world.busy >= 1:
         raise OutOfReach(overloaded(world))
-    candidates = [] if args.report is None else read_candidates(args.report)
     loss = None if args.max_loss is None else args.max_loss / 100
     limits = Limits(args.max_work, loss, args.p999, args.extra)
     seeds = range(args.seeds)
     total = len(choices(world.workers, limits.machines, candidates)) * len(seeds) * world.queries
     with tqdm(total=total, unit="query", unit_scale=True, file=sys.stderr) as bar:
-        plan = make_plan(world, candidates, limits, seeds, bar.update)
+        plan = make_plan(world, candidates, limits, seeds, bar.update, args.domains)
+    plan |= {"inputs": _inputs(args, world, report), "left_out": left_out(report)}
     if args.html is not None:
         args.html.write_text(plan_page(plan, world), encoding="utf-8")
-    print(json.dumps(plan, indent=1) if args.json else f"{plan_table(plan, world)}\n\n{plan['sentence']}")
+    print(json.dumps(plan, indent=1) if args.json else plan_text(plan, world))
     return 0 if plan["reached"] else OutOfReach.exit_code
+
+
+def _inputs(args: argparse.Namespace, world: World, report: dict[str, Any]) -> dict[str, str]:
+    """What a plan was made from, so that somebody else can make it again, or see why theirs differs."""
+    import time
+
+    from ts_parity import __version__
+    from ts_parity.lab.lines import shown
+
+    samples = sorted(world.service.samples)
+    ranks = {name: samples[int(share * (len(samples) - 1))] for name, share in (("median", 0.5), ("p99", 0.99))}
+    told = ", ".join(f"{name} {1000 * value * world.unit:.1f} ms" for name, value in ranks.items())
+    told = f"{len(samples):,} service times; mean {1000 * world.unit:.1f} ms, {told}, longest " + (
+        f"{1000 * samples[-1] * world.unit:.1f} ms"
+    )
+    made = {
+        "latency log": f"{shown(args.service_log)}: {told}",
+        "machines": str(world.workers) + (f", as {args.admin} says" if args.admin else ""),
+        "asked of them": f"{world.load * world.workers / world.unit:.4g} queries/s, a load of {world.load:.2f}"
+        + (f"; as in {shown(args.trace)}" if args.trace else ""),
+        "limits": _limits_told(args),
+        "simulated": f"{len(world.trace) or world.queries:,} queries with each of the seeds "
+        f"{', '.join(map(str, range(args.seeds)))}",
+    }
+    if args.report is not None:
+        made["training report"] = f"{args.report}: {_report_told(report)}"
+    made["made"] = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()) + f" by ts_parity {__version__}"
+    return made
+
+
+def _limits_told(args: argparse.Namespace) -> str:
+    told = [f"{args.extra} machines more"] if args.extra else ["no machines more"]
+    told += [] if args.max_work is None else [f"{args.max_work:.0%} more work"]
+    told += [] if args.max_loss is None else [f"{args.max_loss:g} points lost"]
+    told += [] if args.p999 is None else [f"a p99.9 of {1000 * args.p999:g} ms"]
+    return "at most " + ", ".join(told)
+
+
+def _report_told(report: dict[str, Any]) -> str:
+    deployed = report.get("deployed") or {}
+    told = [f"of {deployed['model']} {deployed.get('version', '')}".rstrip()] if "model" in deployed else []
+    told += [f"by ts_parity {report['package']}"] if "package" in report else []
+    told += [f"on {report['machine']}, {report.get('device', 'cpu')}"] if "machine" in report else []
+    return ", ".join([*told, f"{len(report['candidates'])} protections"])
 
 
 def _needs_what_is_true(args: argparse.Namespace) -> None:
@@ -216,18 +263,21 @@ def _share_of_work(text: str) -> float:
 
 def _workers_of(admin: str) -> int:
     """How many endpoints serve the (only) deployed model behind a running proxy."""
-    import urllib.error
+    import http.client
     import urllib.request
 
     try:
         with urllib.request.urlopen(f"{admin.rstrip('/')}/status", timeout=10) as answer:
             pools = json.load(answer)["pools"]
-    except (urllib.error.URLError, TimeoutError, ValueError, KeyError) as error:
+        counts = {name: sum(e["row"] is None for e in pool["endpoints"]) for name, pool in pools.items()}
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"--admin {admin}: no status of a proxy there: {error}") from None
-    counts = {name: sum(e["row"] is None for e in pool["endpoints"]) for name, pool in pools.items()}
     if len(counts) != 1:
         raise ConfigError(f"--admin {admin}: it serves {len(counts)} models ({', '.join(counts)}); give --workers")
-    return next(iter(counts.values()))
+    [workers] = counts.values()
+    if not workers:
+        raise ConfigError(f"--admin {admin}: no endpoint serves {next(iter(counts))} just now; give --workers")
+    return workers
 
 
 def run_simulate(args: argparse.Namespace) -> int:

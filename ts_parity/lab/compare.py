@@ -148,9 +148,9 @@ def _cell(row: Mapping[str, Any], key: str, form: str) -> str:
     return DOUBTFUL * (key in row.get("doubtful", ())) + form.format(row[key])
 
 
-def doubts(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What DOUBTFUL means, if there is any."""
-    few = {name for row in rows for name in row.get("doubtful", ())}
+def doubts(rows: Sequence[Mapping[str, Any]], shown: Sequence[str] = tuple(PERCENTILES)) -> str:
+    """What DOUBTFUL means, if any of what is shown is that."""
+    few = {name for row in rows for name in row.get("doubtful", ()) if name in shown}
     if not few:
         return ""
     least = min(row["samples"] for row in rows)

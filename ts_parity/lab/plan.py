@@ -1,26 +1,36 @@
 """What to run: every policy, code and k for one's own fleet, traffic and accuracy report, and which is worth it.
 
-Knows rows of the simulator, the training report and limits. Runs nothing itself but the simulator.
+Knows rows of the simulator, the training report and limits. Runs nothing itself but the simulator. How it is shown
+stands in `page`.
 """
 
 from __future__ import annotations
 
-import html
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ts_parity.config import CODES
 from ts_parity.errors import ConfigError
 from ts_parity.lab.compare import World, row_of
+from ts_parity.lab.page import named, plan_page, plan_table, spread, time_told
+from ts_parity.lab.rivals import arrange, serve_flags
+from ts_parity.training.recommend import MOST_LOSS, extra_work
+
+__all__ = [
+    "Limits", "candidates_of", "choices", "left_out", "make_plan", "plan_page", "plan_table", "read_candidates",
+    "read_report",
+]  # fmt: skip
 
 WORTH = 0.97
 """What is not at least this much better at p99.9 than doing nothing is not worth having."""
 ALIKE = 1.05
 """Of choices this close at p99.9, the one with the fewest machines is taken, then the least work and loss."""
-
+CALM = 3.0
+"""A p99.9 of at most so many medians is no tail to speak of."""
 
 _TOO_HIGH = "p99.9 too high"
 
@@ -28,7 +38,8 @@ _TOO_HIGH = "p99.9 too high"
 @dataclass(frozen=True)
 class Limits:
     """What the user allows; None: anything. `work` beyond that of no protection, `loss` of overall accuracy, in shares;
-    `p999` in the world's unit; `machines` more than the workers.
+    `p999` in the world's unit; `machines` more than the workers. Without a word on loss, what the training report would
+    never recommend is not allowed.
     """
 
     work: float | None = None
@@ -44,32 +55,97 @@ class Limits:
             broken.append(f"{row['work'] - plain['work']:.0%} more work")
         if self.loss is not None and row["loss"] > self.loss:
             broken.append(f"{100 * row['loss']:.3f} points lost")
-        if self.p999 is not None and row["p999"] > self.p999:
+        elif row["loss_each"] > MOST_LOSS and self.loss is None:
+            broken.append(f"{row['loss_each']:.0%} lost on a rebuilt answer")
+        if row["unanswered"]:
+            broken.append(f"{row['unanswered']:.0f} queries never answered")
+        if self.p999 is not None and _tail(row) > self.p999:
             broken.append(_TOO_HIGH)
         return broken
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One thing that could be run. `loss_each`: on a rebuilt answer, as a share of `loss_of`."""
+    """One thing that could be run. `candidate`: the protection it needs, as the training report has it."""
 
     policy: str
     extra: int
-    loss_each: float = 0.0
-    code: str = "sum"
-    k: int = 1
-    cost: float = 1.0
-    loss_of: str = "accuracy"
+    candidate: Mapping[str, Any] = field(default_factory=dict)
+
+    def shape(self) -> dict[str, Any]:
+        """For `arrange`: the cost is a parity model's answer, or that of one query in a backup's group."""
+        if not self.candidate:
+            return {"extra": self.extra}
+        k, cost = int(self.candidate["k"]), float(self.candidate["cost"])
+        each = cost / k if self.candidate["family"] == "backup" else cost
+        return {"extra": self.extra, "code": self.candidate["code"], "k": k, "cost": each}
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """The report that `ts-parity train` left in a folder. Raise ConfigError, naming what is wrong in it."""
+    file = folder / "report.json"
+    try:
+        report = json.loads(file.read_text(encoding="utf-8"))
+        for number, candidate in enumerate([*report["candidates"], *report.get("beside", ())], 1):
+            try:
+                _check(candidate)
+            except KeyError as error:
+                raise ValueError(f"candidate {number} has no {error}") from None
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"candidate {number}: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read the training report {file}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ConfigError(f"cannot read the training report {file}: {error}") from None
+    made: dict[str, Any] = report
+    return made
 
 
 def read_candidates(folder: Path) -> list[dict[str, Any]]:
-    """The trained candidates of a report folder. Raise ConfigError."""
-    file = folder / "report.json"
-    try:
-        candidates: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["candidates"]
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"cannot read the training report {file}: {error!r}") from None
-    return [candidate for candidate in candidates if candidate.get("cost")]
+    return candidates_of(read_report(folder))
+
+
+def candidates_of(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Those that can be compared, and what was measured beside them."""
+    return [candidate for candidate in [*report["candidates"], *report.get("beside", ())] if not _why_not(candidate)]
+
+
+def left_out(report: Mapping[str, Any]) -> list[str]:
+    """The others, each with the reason."""
+    return [f"{c['code']} k={c['k']} r={c['r']}: {_why_not(c)}" for c in report["candidates"] if _why_not(c)]
+
+
+def _why_not(candidate: Mapping[str, Any]) -> str:
+    if candidate.get("cost") is None:
+        return "what it costs was not measured (train it with --score)"
+    if candidate["family"] == "parity" and candidate["r"] != 1:
+        return "only protections with r = 1 are simulated"
+    return ""
+
+
+def _check(candidate: Any) -> None:
+    """Raise KeyError, TypeError or ValueError."""
+    if candidate["code"] not in CODES or candidate["family"] not in ("parity", "backup"):
+        raise ValueError(f"there is no code {candidate['code']!r} of the family {candidate['family']!r}")
+    for name in ("k", "r"):
+        if not isinstance(candidate[name], int) or isinstance(candidate[name], bool) or not 1 <= candidate[name] <= 64:
+            raise ValueError(f"{name} must be a whole number from 1 to 64, not {candidate[name]!r}")
+    cost = candidate.get("cost")
+    if cost is not None and not (_is_number(cost) and cost > 0):
+        raise ValueError(f"cost must be a positive, finite number, not {cost!r}")
+    if not _is_number(_loss_each(candidate)):
+        raise ValueError(f"what a rebuilt answer loses must be a finite number, not {_loss_each(candidate)}")
+
+
+def _loss_each(candidate: Mapping[str, Any]) -> float:
+    """Of a rebuilt answer, as a share. Reports of older versions name it otherwise."""
+    if "loss" not in candidate and "agreement" in candidate:
+        return float(candidate.get("drop", 1.0 - candidate["agreement"]))
+    return float(candidate["loss"])
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def choices(workers: int, extra: int, candidates: Sequence[Mapping[str, Any]]) -> list[Choice]:
@@ -78,15 +154,12 @@ def choices(workers: int, extra: int, candidates: Sequence[Mapping[str, Any]]) -
     if extra:
         made += [Choice("equal", extra), Choice("hedge", extra)]
     for candidate in candidates:
-        # Reports of older versions name the loss otherwise.
-        lost = float(candidate.get("loss", candidate.get("drop", 1.0 - candidate.get("agreement", 1.0))))
-        k, cost, of = int(candidate["k"]), float(candidate["cost"]), candidate.get("loss_of", "accuracy")
         if candidate["family"] == "parity" and candidate["r"] == 1:
-            made.append(Choice("coded", math.ceil(workers / k), max(0.0, lost), candidate["code"], k, cost, of))
+            made.append(Choice("coded", math.ceil(workers / int(candidate["k"])), candidate))
         elif candidate["family"] == "backup":
-            made.append(Choice("ours", 0, max(0.0, lost), candidate["code"], k, cost / k, of))
+            made.append(Choice("ours", 0, candidate))
             if extra:
-                made.append(Choice("ours", extra, max(0.0, lost), candidate["code"], k, cost / k, of))
+                made.append(Choice("ours", extra, candidate))
     return made
 
 
@@ -96,48 +169,83 @@ def make_plan(
     limits: Limits,
     seeds: Sequence[int],
     progress: Callable[[int], object] | None = None,
+    domains: int | None = None,
 ) -> dict[str, Any]:
-    """-> `rows` of all choices, each with what it breaks, `recommended` (its index), `sentence`, and `reached`: whether
-    what is recommended is within the limits.
+    """-> `rows` of all choices, each with what it breaks and the flags of `serve` that do it, `recommended` (its
+    index), `sentence`, and `reached`: whether what is recommended is within the limits.
     """
-    rows = []
-    for choice in choices(world.workers, limits.machines, candidates):
-        shape = {"extra": choice.extra, "code": choice.code, "k": choice.k, "cost": choice.cost}
-        row = row_of(world, choice.policy, seeds, progress, **shape)
-        if choice.policy in ("coded", "ours"):
-            row |= {"code": choice.code, "k": choice.k, "cost": choice.cost}
-        row |= {
-            "extra_machines": choice.extra,
-            "loss": row["reconstructed"] * choice.loss_each,
-            "loss_of": choice.loss_of,
-        }
-        rows.append(row)
+    rows = [
+        _row(world, choice, seeds, progress, domains) for choice in choices(world.workers, limits.machines, candidates)
+    ]
     plain = rows[0]
     for row in rows:
         row["broken"] = limits.broken_by(row, plain)
+        row["work_told"] = work_told(row, plain)
     chosen = _choose(rows, plain)
     return {
         "rows": rows,
         "recommended": rows.index(chosen),
         "sentence": _sentence(chosen, plain, world, rows, limits),
         "reached": not chosen["broken"],
+        "assumed": assumed(world, domains),
+        "unseen": unseen(world, candidates),
     }
 
 
+def _row(
+    world: World, choice: Choice, seeds: Sequence[int], progress: Callable[[int], object] | None, domains: int | None
+) -> dict[str, Any]:
+    shape, candidate = choice.shape() | {"domains": domains}, choice.candidate
+    row = row_of(world, choice.policy, seeds, progress, **shape)
+    lost = max(0.0, _loss_each(candidate)) if candidate else 0.0
+    return row | {
+        "extra_machines": choice.extra,
+        "loss_each": lost,
+        "loss": row["reconstructed"] * lost,
+        "loss_of": _loss_of(candidate),
+        "group_cost": candidate.get("cost"),
+        "group_multiplications": candidate.get("multiplications"),
+        "work_reported": extra_work(candidate) if candidate else None,
+        "serve": serve_flags(arrange(choice.policy, world.workers, **shape), world.unit),
+        "set_up": _set_up(choice, world.workers),
+    }
+
+
+def _loss_of(candidate: Mapping[str, Any]) -> str:
+    return str(candidate.get("loss_of") or ("agreement" if "drop" not in candidate and candidate else "accuracy"))
+
+
+def _set_up(choice: Choice, workers: int) -> str:
+    """What must be registered where before the flags do anything."""
+    more = f" on {choice.extra} machines more" if choice.extra else ""
+    if not choice.candidate:
+        return f"Register the model{more} too." if more else "Nothing is to be registered."
+    code, k = choice.candidate["code"], choice.candidate["k"]
+    archive = ", ".join(map(str, choice.candidate.get("archives", ()))) or "the protection's archive"
+    if code == "exact" and "archives" not in choice.candidate:
+        archive = f"the archive that `ts-parity package --role parity --code exact --k {k}` makes"
+    if choice.policy == "coded":
+        return (
+            f"Register {archive}{more}, which serve nothing else, and the deployed archive of the same folder on the "
+            f"{workers} that serve."
+        )
+    where = f"every machine, and both{more}" if more else "every machine"
+    return f"Register {archive} beside the model on {where}."
+
+
+def _tail(row: Mapping[str, Any]) -> float:
+    return math.inf if row["p999"] is None else float(row["p999"])
+
+
 def _choose(rows: Sequence[dict[str, Any]], plain: dict[str, Any]) -> dict[str, Any]:
-    """None is kept to if nothing within the limits is clearly better."""
-    fitting = [row for row in rows if not row["broken"] and row["p999"] < WORTH * plain["p999"]]
+    """None is kept to if nothing within the limits is clearly better, unless it is not within them itself."""
+    most = math.inf if plain["broken"] else WORTH * _tail(plain)
+    fitting = [row for row in rows if not row["broken"] and _tail(row) < most]
     if not fitting:
         return plain
-    best = min(row["p999"] for row in fitting)
-    close = [row for row in fitting if row["p999"] <= ALIKE * best]
+    best = min(map(_tail, fitting))
+    close = [row for row in fitting if _tail(row) <= ALIKE * best]
     return min(close, key=lambda row: (row["extra_machines"], row["work"], row["loss"]))
-
-
-def named(row: Mapping[str, Any]) -> str:
-    code = f" with {row['code']} k={row['k']}" if row["code"] else ""
-    more = f" on {row['extra_machines']} machines more" if row["extra_machines"] else ""
-    return f"{row['policy']}{code}{more}"
 
 
 def _sentence(
@@ -148,96 +256,101 @@ def _sentence(
     limits: Limits,
 ) -> str:
     if chosen["broken"] and limits.p999 is not None:
-        best = min(rows, key=lambda row: float(row["p999"]))
+        best = min(rows, key=_tail)
         others = [why for why in best["broken"] if why != _TOO_HIGH]
         price = f" ({'; '.join(others)})" if others else ""
         return (
-            f"Nothing reaches a p99.9 of {_time(limits.p999, world)} within these limits. The lowest is "
-            f"{_time(best['p999'], world)}, with {named(best)}{price}; without protection it is "
-            f"{_time(plain['p999'], world)}."
+            f"Nothing reaches a p99.9 of {time_told(limits.p999, world)} within these limits. The lowest is "
+            f"{_told(best, world)}, with {named(best)}{price}; without protection it is {_told(plain, world)}."
         )
     if chosen is plain:
-        why = "within these limits nothing is clearly better" if any(row["broken"] for row in rows) else "it is enough"
-        return f"Run nothing: {why}; p99.9 is {_time(plain['p999'], world)}."
-    loss = (
-        f"{100 * chosen['loss']:.3f} points of {chosen['loss_of']} lost over all answers"
-        if chosen["loss"]
-        else "nothing lost"
-    )
-    return (
-        f"Run {named(chosen)}: p99.9 {_time(chosen['p999'], world)} against {_time(plain['p999'], world)} without, "
+        return f"Run nothing: {_why_nothing(plain, rows, limits)}; p99.9 is {_told(plain, world)}."
+    what = f"points of {chosen['loss_of']} lost over all answers"
+    loss = f"{100 * chosen['loss']:.3f} {what}" if chosen["loss"] else "nothing lost"
+    sentence = (
+        f"Run {named(chosen)}: p99.9 {_told(chosen, world)} against {_told(plain, world)} without, "
         f"{chosen['work'] - plain['work']:+.1%} of work, {loss} ({chosen['reconstructed']:.2%} of the answers rebuilt)."
     )
+    if plain["seeds"] > 1 and chosen["p999_high"] >= plain["p999_low"]:
+        sentence += " The seeds do not agree on it, so this may be chance: more --queries or --seeds would tell."
+    return sentence
 
 
-def _time(value: float, world: World) -> str:
-    return f"{value:.2f} service times" if world.unit == 1.0 else f"{1000 * value:.1f} ms"
+def _why_nothing(plain: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], limits: Limits) -> str:
+    if any(row["broken"] for row in rows):
+        return "within these limits nothing is clearly better"
+    calm = plain["p999"] is not None and plain["p999"] <= CALM * plain["p50"]
+    return "it is enough" if calm or limits.p999 is not None else "nothing of what was compared is clearly better"
 
 
-def plan_table(plan: Mapping[str, Any], world: World) -> str:
-    cells = [["", "what", "machines", "p50", "p99", "p99.9", "work", "rebuilt", "loss", "not allowed"]]
-    for index, row in enumerate(plan["rows"]):
-        cells.append(
-            [
-                "->" if index == plan["recommended"] else "",
-                named(row),
-                str(row["workers"]),
-                *(_time(row[name], world).removesuffix(" service times") for name in ("p50", "p99", "p999")),
-                f"{row['work']:.3f}",
-                f"{row['reconstructed']:.2%}",
-                f"{100 * row['loss']:.3f}",
-                "; ".join(row["broken"]),
-            ]
-        )
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in cells)
+def _told(row: Mapping[str, Any], world: World) -> str:
+    return f"{spread(row, 'p999', world)}"
 
 
-def plan_page(plan: Mapping[str, Any], world: World) -> str:
-    """The plan as one HTML file that needs nothing else."""
-    rows: Sequence[Mapping[str, Any]] = plan["rows"]
-    largest = max(row["p999"] for row in rows)
-    lines = []
-    for index, row in enumerate(rows):
-        kind = "take" if index == plan["recommended"] else "no" if row["broken"] else "may"
-        width = 100 * row["p999"] / largest
-        cells = [
-            html.escape(named(row)), str(row["workers"]), _time(row["p99"], world), _time(row["p999"], world),
-            f'<div class="bar {kind}" style="width: {width:.1f}%"></div>', f"{row['work']:.3f}",
-            f"{row['reconstructed']:.2%}", f"{100 * row['loss']:.3f}", html.escape("; ".join(row["broken"])),
-        ]  # fmt: skip
-        lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    heads = ["what", "machines", "p99", "p99.9", "", "work", "rebuilt", "points lost", "not allowed"]
-    head = "".join(f"<th>{name}</th>" for name in heads)
-    told = f"Load {world.load:.2f} of {world.workers} machines; {world.queries:,} queries a seed."
-    return _PAGE.format(
-        sentence=html.escape(plan["sentence"]), head=head, rows="\n".join(lines), told=html.escape(told)
+def work_told(row: Mapping[str, Any], plain: Mapping[str, Any]) -> str:
+    """Where a row's work comes from, and why it is another figure than the training report's."""
+    if row["code"] is None:
+        return f"Second copies {row['work_copy']:+.1%}." if row["work_copy"] else ""
+    counted = row["group_multiplications"]
+    by = "by the clock" + ("" if counted is None else f", {counted:.2f} counted in multiplications")
+    said = (
+        f"A group costs {row['group_cost']:.2f} deployed inferences {by}, which is {row['work_reported']:.1%} for each "
+        f"of k = {row['k']} if every query is protected; so says the training report"
     )
+    if row["policy"] == "ours":
+        here = f"here only late queries get one, {row['launched_late']:.1%} of all"
+    else:
+        members = 1 / row["launched"] if row["launched"] else 0.0
+        here = f"here every group gets one, and groups have {members:.2f} queries on average"
+    parts = [f"protections {row['work_protection']:+.1%}", f"second copies {row['work_copy']:+.1%}"]
+    parts += [f"finishes {row['work_finish']:+.1%}"] if row["work_finish"] else []
+    own = row["work"] - row["work_protection"] - row["work_copy"] - row["work_finish"] - plain["work"]
+    parts += [f"the model's own {own:+.1%} (slow machines are passed over)"] if abs(own) >= 0.001 else []
+    return f"{said}; {here}. Of work: {', '.join(parts)}."
 
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8"/>
-<title>What to run</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
-.say {{ font-size: 1.15rem; border-left: 4px solid #2a6f97; padding-left: .8rem; }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100%; }}
-th, td {{ padding: .3rem .6rem; text-align: left; border-bottom: 1px solid #ddd; white-space: nowrap; }}
-td:nth-child(5) {{ width: 30%; }}
-.bar {{ height: .8rem; background: #9bb8c9; }} .bar.take {{ background: #2a6f97; }} .bar.no {{ background: #ddd; }}
-.note {{ color: #666; }}
-</style>
-</head>
-<body>
-<h1>What to run</h1>
-<p class="say">{sentence}</p>
-<table>
-<tr>{head}</tr>
-{rows}
-</table>
-<p class="note">{told} Bars: p99.9. Work: per query, in deployed inferences.</p>
-</body>
-</html>
-"""
+def assumed(world: World, domains: int | None) -> list[str]:
+    """What is taken for true of the fleet, and is not known."""
+    arrivals = (
+        "Queries come as in the trace."
+        if world.trace
+        else f"Queries come at random at one rate all the time{_of_arrivals(world)}; days have hours that are busier."
+    )
+    slow = (
+        f"Machines have spells of slowness, {world.spells.share:.1%} of the time, {world.spells.factor:g} times "
+        f"slower, {time_told(world.spells.mean * world.unit, world)} long on average, as --slow has it."
+        if world.spells is not None
+        else "How long an inference takes does not depend on the machine, nor on how long the one before took."
+    )
+    return [
+        "All machines are equally fast, and run one query at a time.",
+        slow,
+        arrivals,
+        "Each machine fails and is slow by itself." if domains is None else f"{domains} failure domains.",
+        "Clients wait for ever: no deadline and no limit of the queue turns a query away.",
+        "Protections cost and lose what the training report says, whose machine, device and bodies are others than "
+        "yours, perhaps; all are in use, though the first queries are for their trial.",
+        "The proxy and the network take no time beyond what is in the log.",
+    ]
+
+
+def _of_arrivals(world: World) -> str:
+    told = [] if world.arrival_cv == 1.0 else [f"gaps of cv {world.arrival_cv:g}"]
+    told += [] if world.burst == 1.0 else [f"bursts of {world.burst:g} times as many for a tenth of the time"]
+    return f" ({', '.join(told)})" if told else ""
+
+
+def unseen(world: World, candidates: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What cannot be in these figures."""
+    told = []
+    if world.service.samples:
+        told.append(f"What happens more seldom than once in the log's {len(world.service.samples):,} answers.")
+    told += [
+        "Machines that die, are restarted or are rolled out, and what a cold one takes.",
+        "What else the machines do: other models, other proxies, preparing a body that is larger than usual.",
+    ]
+    if candidates:
+        told.append("Whether the protection fits into the memory of the machines beside the model.")
+    else:
+        told.append("What a trained protection would do: give --report.")
+    return told

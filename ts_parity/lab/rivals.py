@@ -6,7 +6,7 @@ times or of how a run is made. Times are in units of the mean service time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from ts_parity.codes import Code, make_code
@@ -78,6 +78,28 @@ def arrange(
     policy = Policy(**{**PATIENT, **plan.settings, **changes})
     fleet = make_fleet(plan.deployed, plan.protections, plan.shared, built, places, domains)
     return Arrangement(name, fleet, policy, Costs(group=cost, batch_saves=saves), built)
+
+
+_NOT_SERVED = ("deadline_s", "max_wait_s", "max_waiting", "default_answer")
+"""Of the policy: how patient clients are is no part of an arrangement; here they are endlessly so."""
+
+
+def serve_flags(arrangement: Arrangement, unit: float) -> list[str]:
+    """What `ts-parity serve` is to be given to do the same. `unit`: a service time in seconds."""
+    code, policy, usual = arrangement.code, arrangement.policy, Policy()
+    flags = ["--code", "none"] if code is None else ["--code", code.name, "--k", str(code.k)]
+    for name in (item.name for item in fields(Policy) if item.name not in _NOT_SERVED):
+        value = getattr(policy, name)
+        if name == "reconstruct_cold_s" and code is None and not policy.hedge_ratio:
+            continue  # nothing is ever late then
+        if value != getattr(usual, name):
+            told = _told(value * unit if name.endswith("_s") else value)
+            flags += [f"--{name.replace('_', '-')}", told]
+    return flags
+
+
+def _told(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def make_fleet(

@@ -436,7 +436,8 @@ def measured(
 ) -> dict[str, Any]:
     """Means over seeds of percentiles, work and shares; `p99_low` and `p99_high`, and so on, are the extremes.
 
-    `samples`: the fewest answers there are behind a seed's percentiles. A percentile of no answers is None.
+    `samples`: the fewest answers there are behind a seed's percentiles. A percentile of no answers is None. `launched`:
+    protections per query; `launched_late`: of the queries, those that got one because they were late.
     """
     results = [simulate(replace(scenario), seed, progress=progress) for seed in seeds]
     row: dict[str, Any] = {}
@@ -453,6 +454,8 @@ def measured(
             f"work_{kind}": _mean([r.work_of.get(kind, 0.0) / max(1, r.queries) for r in results], 5)
             for kind in WORK_KINDS
         },
+        "launched": _mean([r.sent.get("protection", 0) / max(1, r.queries) for r in results], 5),
+        "launched_late": _mean([r.sent.get("late", 0) / max(1, r.queries) for r in results], 5),
         "reconstructed": _mean([r.reconstructed for r in results], 5),
         "unanswered": float(sum(r.failed + r.unanswered for r in results)),
     }
