@@ -87,6 +87,9 @@ TRAINING = [
 ]
 DEMO = [*PROXY, *TORCHSERVE, *TRAINING, "scikit-learn>=1.3"]
 DEV = [
+    # Handlers of the tests serve with these; the package itself never imports them.
+    "onnxruntime>=1.17",
+    "onnx>=1.16",
     "trustme>=1.1",
     "pytest>=8.0",
     "pytest-asyncio>=0.24",

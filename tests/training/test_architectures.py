@@ -82,7 +82,7 @@ def test_what_cannot_learn_says_why():
         make_called(DEPLOYED, lambda x: x, call_of(IMAGES), IMAGES)
     with pytest.raises(NotCodable, match="no parameters to learn"):
         make_called(DEPLOYED, torch.nn.ReLU(), call_of(IMAGES), IMAGES)
-    with pytest.raises(NotCodable, match="called with one: use --architecture deployed"):
+    with pytest.raises(NotCodable, match="2 floating tensors"):
         make_called("cnn", deployed(), call_of(IMAGES, mask=torch.ones(1)), IMAGES)
 
 

@@ -231,7 +231,8 @@ def test_times_in_answers_are_told_and_no_obstacle(tmp_path, bodies):
 def observations(archive, bodies, tmp_path):
     extract_archive(archive, tmp_path / "x")
     with OfflineHandler(tmp_path / "x") as handler:
-        return observe(handler, list_bodies(bodies), tmp_path / "seen"), copy.deepcopy(handler.model)
+        seen = observe(handler, list_bodies(bodies), tmp_path / "seen")
+        return seen, copy.deepcopy(handler.model_of(seen.call))
 
 
 def shapes_of(seen):

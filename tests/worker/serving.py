@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import struct
 import sys
@@ -53,6 +54,8 @@ def make_folder(
     state = weights or network().state_dict()
     torch.save(state, folder / "weights.pt")
     torch.jit.save(scripted(state), folder / "script.pt")
+    for name, written in FOREIGN.get(handler, {}).items():
+        (folder / name).write_bytes(written(state))
     model: dict[str, Any] = {"modelName": "vectors", "modelVersion": "1.0", "handler": f"{handler}.py"}
     model["serializedFile"] = "weights.pt" if eager else "script.pt"
     if eager:
@@ -70,6 +73,37 @@ def make_folder(
     (folder / "MAR-INF").mkdir()
     (folder / "MAR-INF" / "MANIFEST.json").write_text(json.dumps({"model": model}))
     return folder
+
+
+def onnx_file(state: dict[str, torch.Tensor]) -> bytes:
+    """The tests' model for ONNX Runtime."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    matrix, bias = state["head.weight"].numpy().T.copy(), state["head.bias"].numpy()
+    graph = helper.make_graph(
+        [helper.make_node("Gemm", ["x", "matrix", "bias"], ["scores"])],
+        "linear",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", len(matrix)])],
+        [helper.make_tensor_value_info("scores", onnx.TensorProto.FLOAT, ["n", len(bias)])],
+        [numpy_helper.from_array(matrix, "matrix"), numpy_helper.from_array(bias, "bias")],
+    )
+    # What every runtime since 2021 reads.
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    written: bytes = made.SerializeToString()
+    return written
+
+
+def estimator_file(state: dict[str, torch.Tensor]) -> bytes:
+    """The tests' model as a fitted estimator of scikit-learn, pickled."""
+    from sklearn.linear_model import LinearRegression
+
+    fitted = LinearRegression()
+    fitted.coef_, fitted.intercept_ = state["head.weight"].numpy(), state["head.bias"].numpy()
+    return pickle.dumps(fitted)
+
+
+FOREIGN = {"onnx_session": {"model.onnx": onnx_file}, "estimator": {"model.pkl": estimator_file}}
 
 
 def pack(folder: Path, name: str) -> Path:

@@ -26,7 +26,7 @@ def test_inputs_outputs_and_answers(tmp_path: Path) -> None:
         assert torch.equal(model_input(handler.capture(request)), inputs)
         assert record.raw is not None
         assert handler.answer(request) == answer == handler.finish(request, record.raw)
-        np.testing.assert_allclose(handler.model(inputs).detach(), record.raw)
+        np.testing.assert_allclose(handler.model_of(record.calls[0])(inputs).detach(), record.raw)
         verdict = handler.judge([request, handler.request(vector(2))])
         assert (verdict.state.value, verdict.batched) == ("codable", True)
         batch, answers = handler.record_batch([request, handler.request(vector(2))])

@@ -58,6 +58,9 @@ CODABLE = [
     ("own_status", {}, _vectors, False),
     ("output_container", {}, _vectors, True),
     ("png_in", {}, _png, True),
+    ("onnx_session", {}, _vectors, True),
+    ("estimator", {}, _vectors, True),
+    ("keeps_function", {}, _vectors, True),
 ]
 IDS = [f"{name}{'-eager' if packed else ''}" for name, packed, _, _ in CODABLE]
 

@@ -115,15 +115,15 @@ def make_called(
 
     `architecture`: deployed (a copy, its weights a start), deployed-fresh (the same with new weights), a built-in NAME
     or NAME:WIDTH (WIDTH 1 is its usual size), or file.py:function. `budget`: the built-in network, if no width is
-    given, is made as wide as k of its inferences cost at most `budget` deployed ones, counted in multiplications.
+    given, is made as wide as k of its inferences cost at most `budget` deployed ones, counted in multiplications; they
+    cannot be counted in a model that is no torch module, and then it has its usual size.
     Raise TrainingError or NotCodable.
     """
     if architecture in (DEPLOYED, FRESH):
         return Called(_copy_of(deployed, fresh=architecture == FRESH), call, shapes)
-    _check_call(call, architecture)
     simple = ModelCall(call.site, "__call__", (model_input(call),), {})
     make, width = _maker(architecture, shapes)
-    if width is None and budget is not None:
+    if width is None and budget is not None and isinstance(deployed, nn.Module):
         one = multiplications(Called(deployed, call, shapes), shapes)
         width = _affordable(lambda w: Called(Shaped(make(w), shapes), simple, shapes), shapes, budget * one / k)
     return Called(Shaped(make(1.0 if width is None else width), shapes), simple, shapes)
@@ -164,7 +164,10 @@ def _affordable(make: Callable[[float], nn.Module], shapes: Shapes, limit: float
 def _copy_of(deployed: Any, fresh: bool) -> nn.Module:
     """A copy whose every parameter learns. Raise NotCodable if there is nothing to train."""
     if not isinstance(deployed, nn.Module):
-        raise NotCodable(f"the model is a {type(deployed).__name__}, not a torch module; it cannot be trained")
+        raise NotCodable(
+            f"the model is a {type(deployed).__name__}, not a torch module, so no copy of it can learn: use "
+            "--architecture mlp, cnn, resnet18 or file.py:function"
+        )
     network = copy.deepcopy(deployed)
     parameters = list(network.parameters())
     if not parameters:
@@ -186,14 +189,6 @@ def _reset(network: nn.Module) -> None:
         )
     for module in owners:
         module.reset_parameters()  # type: ignore[operator]
-
-
-def _check_call(call: ModelCall, architecture: str) -> None:
-    if len(call.args) + len(call.kwargs) != 1:
-        raise NotCodable(
-            f"the handler calls its model with {len(call.args) + len(call.kwargs)} arguments, and --architecture "
-            f"{architecture} is called with one: use --architecture {DEPLOYED}"
-        )
 
 
 def _maker(architecture: str, shapes: Shapes) -> tuple[Callable[[float], nn.Module], float | None]:

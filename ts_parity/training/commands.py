@@ -217,9 +217,10 @@ def _details(candidate: dict[str, Any], figure: Figure) -> list[str]:
         partial = {members: scores["score"] for members, scores in candidate.get("members", {}).items()}
         told = ", ".join(f"{figure.told(score)} of {members}" for members, score in partial.items())
         lines.append(f"  {name}: {figure.own} in groups by their number of members: {told}")
-    if candidate["code"] == "student" and candidate["cost"] > 1.25 * candidate["multiplications"]:
+    counted = candidate.get("multiplications")
+    if candidate["code"] == "student" and counted is not None and candidate["cost"] > 1.25 * counted:
         lines.append(
-            f"  {name}: {candidate['multiplications']:.2f} deployed inferences by multiplications, "
+            f"  {name}: {counted:.2f} deployed inferences by multiplications, "
             f"{candidate['cost']:.2f} by the clock: networks this small spend their time on overhead"
         )
     if "two_erased" in candidate:

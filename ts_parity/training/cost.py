@@ -21,20 +21,22 @@ ROUNDS, WARM = 30, 5
 
 @dataclass(frozen=True)
 class Cost:
-    """`cost`: T(group) / T(1), the median of alternating pairs; `multiplications`: the same counted, not timed."""
+    """`cost`: T(group) / T(1), the median of alternating pairs; `multiplications`: the same counted, not timed, if the
+    deployed model is one whose multiplications can be counted.
+    """
 
     cost: float
     group_ms: float
     one_ms: float
-    multiplications: float
+    multiplications: float | None
 
 
 @torch.inference_mode()
-def measure(deployed: nn.Module, model: nn.Module, goal: Goal, inputs: torch.Tensor, multiplications: float) -> Cost:
+def measure(deployed: nn.Module, model: nn.Module, goal: Goal, inputs: torch.Tensor, counted: float | None) -> Cost:
     """Inputs (k, *given) of one group. As the worker does it: a parity model answers once, after encoding; a student
     the k as a batch; the deployed model itself too on CUDA, but one by one on a CPU.
     """
-    device = next(model.parameters()).device
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     group, one = inputs.to(device), inputs[:1].to(device)
     full = torch.ones(1, goal.k, device=device)
     deployed.eval()
@@ -52,7 +54,7 @@ def measure(deployed: nn.Module, model: nn.Module, goal: Goal, inputs: torch.Ten
         cost=round(statistics.median(g / o for g, o in pairs), 3),
         group_ms=round(1000 * statistics.median(g for g, _ in pairs), 3),
         one_ms=round(1000 * statistics.median(o for _, o in pairs), 3),
-        multiplications=round(multiplications, 3),
+        multiplications=None if counted is None else round(counted, 3),
     )
 
 

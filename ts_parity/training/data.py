@@ -18,7 +18,7 @@ import torch
 from ts_parity.errors import NotCodable, TrainingError, TsParityError
 from ts_parity.training.bodies import Body
 from ts_parity.wire import Array
-from ts_parity.worker.encoders import model_input
+from ts_parity.worker.encoders import check_other_arguments, model_input
 from ts_parity.worker.offline import OfflineHandler
 from ts_parity.worker.watches import ModelCall
 
@@ -78,10 +78,11 @@ _INDEX = "index.json"
 
 @dataclass(frozen=True)
 class _Seen:
-    """One body: what the model was given and said, or why there is nothing."""
+    """One body: what the model was given and said and how it was called, or why there is nothing."""
 
     given: torch.Tensor | None = None
     raw: Array | None = None
+    call: ModelCall | None = None
     problem: str = ""
 
 
@@ -107,7 +108,7 @@ def _run_together(handler: OfflineHandler, bodies: Sequence[Body]) -> list[_Seen
         return None
     if given.shape[:1] != (rows,) or record.raw.shape[:1] != (rows,):
         return None
-    return [_Seen(given[i : i + 1], record.raw[i : i + 1]) for i in range(rows)]
+    return [_Seen(given[i : i + 1], record.raw[i : i + 1], record.calls[0]) for i in range(rows)]
 
 
 def _run_alone(handler: OfflineHandler, body: Body) -> _Seen:
@@ -118,7 +119,7 @@ def _run_alone(handler: OfflineHandler, body: Body) -> _Seen:
     except Exception as error:  # user code's own way of refusing a body; TorchServe would answer 503
         return _Seen(problem=f"{type(error).__name__}: {error}")
     if record.raw is not None and answer.status < 400:
-        return _Seen(model_input(record.calls[0]).detach().cpu(), record.raw)
+        return _Seen(model_input(record.calls[0]).detach().cpu(), record.raw, record.calls[0])
     if record.raw is None and record.refusal and answer.status < 400:
         raise NotCodable(f"this handler cannot be protected by a trained model: {record.refusal}")
     return _Seen(problem=f"status {answer.status}")
@@ -133,6 +134,7 @@ class _Store:
     kept: list[int] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)
     first: str = ""
+    call: ModelCall | None = None
     inputs: Array | None = None
     outputs: Array | None = None
 
@@ -143,11 +145,13 @@ class _Store:
             return
         given, raw = seen.given.numpy(), seen.raw
         if self.inputs is None or self.outputs is None:
-            self.first = body.name
+            self.first, self.call = body.name, seen.call
             self.folder.mkdir(parents=True, exist_ok=True)
             self.inputs = self._new("inputs.npy", given)
             self.outputs = self._new("outputs.npy", raw)
         self._check_alike(body, given, raw)
+        if self.call is not None and seen.call is not None:
+            check_other_arguments(self.call, seen.call)
         self.inputs[len(self.kept)], self.outputs[len(self.kept)] = given, raw
         self.kept.append(number)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from ts_parity.training import TrainSettings
 from ts_parity.training.architectures import DEPLOYED, Called, Shapes, make_called
@@ -48,7 +49,9 @@ class Ground:
     """About the labels, for the report."""
 
     def deployed(self) -> Called:
-        """The deployed model, called as its handler calls it; a copy that does not learn."""
+        """The deployed model, called as its handler calls it; of a torch module a copy that does not learn."""
+        if not isinstance(self.model, nn.Module):
+            return Called(self.model, self.seen.call, self.shapes)
         return make_called(DEPLOYED, self.model, self.seen.call, self.shapes).requires_grad_(False).eval()
 
 
@@ -83,7 +86,8 @@ def prepare(
 
     meaning = find_meaning(settings.metric, scored.outputs, labels, answers)
     doubtful = doubts(labels, scored.outputs) if labels is not None and meaning.kind == "classes" else []
-    return Ground(handler.model, seen, shapes, learn, choose, scored, rows, told, labels, meaning, tuple(doubtful))
+    model = handler.model_of(seen.call)
+    return Ground(model, seen, shapes, learn, choose, scored, rows, told, labels, meaning, tuple(doubtful))
 
 
 def _observe(handler: OfflineHandler, bodies: Sequence[Body], folder: Path, bar: Observing, what: str) -> Observations:

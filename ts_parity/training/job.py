@@ -39,7 +39,7 @@ from ts_parity.training.architectures import (
 from ts_parity.training.bodies import Body, list_bodies
 from ts_parity.training.cost import Cost, measure
 from ts_parity.training.devices import launch, make_fabric
-from ts_parity.training.evaluate import evaluate, over_seeds
+from ts_parity.training.evaluate import Protections, evaluate, over_seeds
 from ts_parity.training.fit import Knobs, Material, Progress, check_batches, run_network
 from ts_parity.training.goals import Goal, draw_groups
 from ts_parity.training.ground import HELD_OUT, Ground, prepare
@@ -209,9 +209,8 @@ class _Job:
                 **asdict(cost),
                 "archives": self._exact(packer, candidate, cost.cost),
             }
-        architecture = candidate.architecture or (
-            DEPLOYED if code.family is Family.PARITY else usual_architecture(ground.shapes)
-        )
+        copies = code.family is Family.PARITY and isinstance(ground.model, nn.Module)
+        architecture = candidate.architecture or (DEPLOYED if copies else usual_architecture(ground.shapes))
         rows = range(code.r if code.family is Family.PARITY else 1)  # the r instances of a backup run one network
         trained = [
             [self._row(ground, candidate, architecture, row, seed) for row in rows]
@@ -266,9 +265,13 @@ class _Job:
     def _scores(self, ground: Ground, code: Code, models: Sequence[nn.Module], seed: int) -> dict[str, Any]:
         dice = np.random.default_rng(self.settings.seed + 1 + seed)
         groups = draw_groups(ground.scored_rows, code.k, dice, SCORED_GROUPS)
-        protections = said(code, models, ground.scored.inputs, groups)
+        outputs = ground.scored.outputs[groups]
+        if code.lossless:  # it says what the deployed model has said
+            protections: Protections = {members: {0: outputs} for members in range(1, code.k + 1)}
+        else:
+            protections = said(code, models, ground.scored.inputs, groups)
         labels = None if ground.labels is None else ground.labels[groups]
-        return evaluate(code, ground.scored.outputs[groups], protections, labels, ground.meaning)
+        return evaluate(code, outputs, protections, labels, ground.meaning)
 
     def _beside(self, ground: Ground, k: int) -> dict[str, Any]:
         """What `exact` would cost, which nobody asked for: the others are compared with it."""
@@ -286,7 +289,9 @@ class _Job:
     def _cost(self, ground: Ground, code: Code, model: Called) -> Cost:
         deployed = ground.deployed().to(self.fabric.device)
         runs = 1 if code.family is Family.PARITY else code.k
-        counted = runs * multiplications(model, ground.shapes) / multiplications(deployed, ground.shapes)
+        counted = None
+        if isinstance(ground.model, nn.Module):
+            counted = runs * multiplications(model, ground.shapes) / multiplications(deployed, ground.shapes)
         return measure(deployed, model, Goal(code), ground.seen.inputs[: code.k], counted)
 
     def _packer(self, bodies: Sequence[Body]) -> Packer:

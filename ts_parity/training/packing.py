@@ -29,6 +29,7 @@ from ts_parity.wire import Array
 from ts_parity.worker.encoders import model_input
 from ts_parity.worker.offline import OfflineHandler
 from ts_parity.worker.outputs import take
+from ts_parity.worker.standin import CALL
 from ts_parity.worker.watches import ModelCall
 
 
@@ -81,7 +82,7 @@ class Packer:
                 return wrap_parity(source, self.out, name, **options).name
             call = _call(self.work, self.bodies[0])
             if isinstance(network, Shaped):
-                call = ModelCall(call.site, call.method, (model_input(call),), {})
+                call = ModelCall(call.site, CALL, (model_input(call),), {})
             expected = _answer(network, call)
             own = Path(scratch) / "own"
             if _save_as_deployed(self.archive, self.work, network, call, own):

@@ -21,9 +21,10 @@ from ts.model_loader import TsModelLoader
 
 from ts_parity.errors import NotCodable
 from ts_parity.wire import Array
+from ts_parity.worker.kinds import calls_of
 from ts_parity.worker.outputs import Container, take
 from ts_parity.worker.sites import Search, Site
-from ts_parity.worker.standin import CALL, MODEL_CALLS, StandIn, dismiss, unwrap
+from ts_parity.worker.standin import CALL, StandIn, dismiss, unwrap
 from ts_parity.worker.watches import (
     Giving,
     ModelCall,
@@ -88,7 +89,7 @@ class Boundary:
         self.entry = entry
         self._search = Search(entry)
         self._model = model
-        self._calls = frozenset({call}) if call else MODEL_CALLS
+        self._calls = frozenset({call}) if call else None
         self._container: Container | None = None
 
     def plain(self, data: Any, context: Any) -> Any:
@@ -163,11 +164,15 @@ class Boundary:
 
     def compute(self, call: ModelCall) -> Any:
         """Let the user's own model compute a call that was captured here, perhaps with other inputs. -> its output."""
+        model = self.called(call)
+        run = model if call.method == CALL else getattr(model, call.method)
+        return run(*call.args, **call.kwargs)
+
+    def called(self, call: ModelCall) -> Any:
+        """The model object whose call was captured here."""
         for site in self.sites():
             if site.path == call.site:
-                model = site.get()
-                run = model if call.method == CALL else getattr(model, call.method)
-                return run(*call.args, **call.kwargs)
+                return site.get()
         raise NotCodable(f"the model object that was at {call.site} is no longer there")
 
     @contextmanager
@@ -208,15 +213,18 @@ def finite(raw: Array) -> Array:
 
 
 @contextmanager
-def _watched(watch: Watching, sites: Sequence[Site], calls: frozenset[str]) -> Iterator[None]:
-    """Stand-ins at every site of a model while it lasts; one per object, so that aliases stay aliases."""
+def _watched(watch: Watching, sites: Sequence[Site], calls: frozenset[str] | None) -> Iterator[None]:
+    """Stand-ins at every site of a model while it lasts; one per object, so that aliases stay aliases.
+
+    `calls`: the methods that are model calls, where the archive declares them; None: those of the object's kind.
+    """
     stand_ins: dict[int, StandIn] = {}
     armed: list[tuple[Site, StandIn]] = []
     try:
         for site in sites:
             real = site.get()
             if id(real) not in stand_ins:
-                stand_ins[id(real)] = StandIn(real, watch.at(site.path, real), calls)
+                stand_ins[id(real)] = StandIn(real, watch.at(site.path, real), calls or calls_of(real))
             site.put(stand_ins[id(real)])
             armed.append((site, stand_ins[id(real)]))
         yield

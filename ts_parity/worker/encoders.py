@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn import functional
 
 from ts_parity.codes import Code
 from ts_parity.errors import NotCodable
+from ts_parity.worker.leaves import floating_tensor, holds_integers, in_place_of, is_numbers, same
 from ts_parity.worker.watches import ModelCall
 
 Place = tuple[Any, ...]
@@ -84,21 +85,23 @@ def check_images(shape: tuple[int, ...]) -> None:
 
 def model_input(call: ModelCall) -> torch.Tensor:
     """The one floating tensor of a call. Raise NotCodable if there is none, or more."""
-    place = _input_place([call])
-    tensor = dict(_leaves(call))[place]
-    assert isinstance(tensor, torch.Tensor)
-    return tensor
+    return _tensor_at(call, _input_place([call]))
+
+
+def check_other_arguments(one: ModelCall, other: ModelCall) -> None:
+    """Raise NotCodable unless two calls differ in their input alone, which is all that a network learns from."""
+    _input_place([one, other])
 
 
 def with_input(call: ModelCall, tensor: torch.Tensor) -> ModelCall:
-    """The same call with another tensor in the place of its one floating input."""
-    arguments = _replaced({"args": call.args, "kwargs": call.kwargs}, _input_place([call]), tensor)
-    return ModelCall(call.site, call.method, arguments["args"], arguments["kwargs"])
+    """The same call with another tensor's numbers in the place of its one floating input, held as those were."""
+    return _with(call, _input_place([call]), tensor)
 
 
 def input_shapes(call: ModelCall) -> tuple[Shape, ...]:
     """Shapes and dtypes of a call's tensors. Slots of one group agree in them."""
-    return tuple((tuple(leaf.shape), leaf.dtype) for _, leaf in _leaves(call) if isinstance(leaf, torch.Tensor))
+    tensors = (leaf if isinstance(leaf, torch.Tensor) else floating_tensor(leaf) for _, leaf in _leaves(call))
+    return tuple((tuple(tensor.shape), tensor.dtype) for tensor in tensors if tensor is not None)
 
 
 def odd_ones_out(calls: Mapping[int, ModelCall]) -> dict[int, str]:
@@ -122,7 +125,7 @@ def not_finite_ones(calls: Mapping[int, ModelCall]) -> dict[int, str]:
     return {
         slot: "the model's input is not finite (NaN or infinity), which cannot be coded with others"
         for slot, call in calls.items()
-        if not bool(torch.isfinite(dict(_leaves(call))[place]).all())
+        if not bool(torch.isfinite(_tensor_at(call, place)).all())
     }
 
 
@@ -133,12 +136,20 @@ def encode(calls: Sequence[ModelCall | None], code: Code, row: int = 0) -> Model
     """
     present = [call for call in calls if call is not None]
     place = _input_place(present)
-    leaves = [None if call is None else dict(_leaves(call)) for call in calls]
-    inputs = [None if leaf is None else leaf[place] for leaf in leaves]
-    first = present[0]
-    combined = combine_by(code, row, inputs)
-    arguments = _replaced({"args": first.args, "kwargs": first.kwargs}, place, combined)
-    return ModelCall(first.site, first.method, arguments["args"], arguments["kwargs"])
+    inputs = [None if call is None else _tensor_at(call, place) for call in calls]
+    return _with(present[0], place, combine_by(code, row, inputs))
+
+
+def _tensor_at(call: ModelCall, place: Place) -> torch.Tensor:
+    tensor = floating_tensor(dict(_leaves(call))[place])
+    assert tensor is not None
+    return tensor
+
+
+def _with(call: ModelCall, place: Place, tensor: torch.Tensor) -> ModelCall:
+    held = in_place_of(dict(_leaves(call))[place], tensor)
+    arguments = _replaced({"args": call.args, "kwargs": call.kwargs}, place, held)
+    return replace(call, args=arguments["args"], kwargs=arguments["kwargs"])
 
 
 def _input_place(calls: Sequence[ModelCall]) -> Place:
@@ -148,9 +159,9 @@ def _input_place(calls: Sequence[ModelCall]) -> Place:
     leaves = [dict(_leaves(call)) for call in calls]
     first = leaves[0]
     if any(set(other) != set(first) for other in leaves[1:]):
-        raise NotCodable("the model was called with different arguments in the slots of one group")
-    floating = [place for place, leaf in first.items() if _is_floating(leaf)]
-    constant = {place for place in first if len(calls) > 1 and all(_same(first[place], o[place]) for o in leaves[1:])}
+        raise NotCodable("the model was called with different arguments for different requests")
+    floating = [place for place, leaf in first.items() if floating_tensor(leaf) is not None]
+    constant = {place for place in first if len(calls) > 1 and all(same(first[place], o[place]) for o in leaves[1:])}
     for place, leaf in first.items():
         _check_other(place, leaf, place in constant, len(calls))
     if len(floating) == 1:
@@ -166,15 +177,15 @@ def _input_place(calls: Sequence[ModelCall]) -> Place:
 
 
 def _check_other(place: Place, leaf: Any, constant: bool, slots: int) -> None:
-    if _is_floating(leaf) or constant:
+    if constant or floating_tensor(leaf) is not None:
         return
-    if isinstance(leaf, (torch.Tensor, np.ndarray)):
+    if dtype := holds_integers(leaf):
         raise NotCodable(
-            f"the model was called with a {leaf.dtype} tensor at {_where(place)}: integers (token ids, indices) are "
+            f"the model was called with a {dtype} tensor at {_where(place)}: integers (token ids, indices) are "
             "never added, only floating inputs can be coded with sum"
         )
     if slots > 1:
-        raise NotCodable(f"the model's argument {_where(place)} differs between the slots of one group")
+        raise NotCodable(f"the model's argument {_where(place)} differs from request to request")
 
 
 def _leaves(call: ModelCall) -> Iterator[tuple[Place, Any]]:
@@ -185,7 +196,7 @@ def _leaves(call: ModelCall) -> Iterator[tuple[Place, Any]]:
 
 
 def _walk(value: Any, place: Place) -> Iterator[tuple[Place, Any]]:
-    if type(value) in (list, tuple):
+    if type(value) in (list, tuple) and not is_numbers(value):
         for index, child in enumerate(value):
             yield from _walk(child, (*place, index))
     elif type(value) is dict:
@@ -202,22 +213,6 @@ def _replaced(value: Any, place: Place, new: torch.Tensor) -> Any:
     if isinstance(value, dict):
         return {name: _replaced(child, tuple(rest), new) if name == key else child for name, child in value.items()}
     return type(value)(_replaced(child, tuple(rest), new) if i == key else child for i, child in enumerate(value))
-
-
-def _is_floating(leaf: Any) -> bool:
-    return isinstance(leaf, torch.Tensor) and leaf.is_floating_point()
-
-
-def _same(one: Any, other: Any) -> bool:
-    if one is other:
-        return True
-    if type(one) is not type(other):
-        return False
-    if isinstance(one, torch.Tensor):
-        return one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)
-    if isinstance(one, np.ndarray):
-        return bool(np.array_equal(one, other))
-    return bool(one == other)
 
 
 def _where(place: Place) -> str:

@@ -15,12 +15,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
 import ts
 from ts.context import Context
 from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 from ts.utils.util import get_yaml_config
 
-from ts_parity.errors import ArchiveError, NotCodable
+from ts_parity.errors import ArchiveError
 from ts_parity.wire import Array, Headers, Part
 from ts_parity.worker.answers import Answer, run
 from ts_parity.worker.boundary import Boundary, Record, load_entry_point
@@ -119,15 +120,12 @@ class OfflineHandler:
         record, answer = self.record(request, keep_inputs=False)
         return Seen(answer, record.raw, record.models)
 
-    @property
-    def model(self) -> Any:
-        """The user's model object. Raise NotCodable unless there is exactly one."""
-        models = self.boundary.models
-        if len(models) != 1:
-            raise NotCodable(
-                f"{len(models)} model objects were found at the entry point; declare the right one with model:"
-            )
-        return models[0]
+    def model_of(self, call: ModelCall) -> Any:
+        """The user's model object behind a call; of its own method that is kept as a function, the module itself."""
+        model = self.boundary.called(call)
+        owner = getattr(model, "__self__", None)
+        is_forward = isinstance(owner, torch.nn.Module) and model in (owner.forward, owner.__call__)
+        return owner if is_forward else model
 
     def replaced(self, model: Any) -> AbstractContextManager[None]:
         """While it lasts, the handler runs with this model in place of its own."""

@@ -16,6 +16,7 @@ import torch
 
 from ts_parity.errors import NotCodable
 from ts_parity.wire import MAX_DIMENSIONS, Array
+from ts_parity.worker.leaves import is_numbers
 
 _WIRE_DTYPES = {
     torch.float16: torch.float32,
@@ -61,11 +62,12 @@ def take(output: Any) -> tuple[Array, Container]:
 
 
 def floating_leaf(output: Any) -> torch.Tensor:
-    """The one floating tensor in an output, gradients and all: `take`, for training. Raise NotCodable without one."""
+    """The one floating tensor in an output, gradients and all: `take`, for training. Raise NotCodable without one.
+
+    Of a model that is no torch module, its array as a tensor.
+    """
     found = _first_floating(output)
-    if found is None:
-        raise NotCodable(f"no floating tensor to learn from in the model's output of type {type(output).__name__}")
-    return found
+    return torch.from_numpy(take(output)[0]) if found is None else found
 
 
 def _first_floating(output: Any) -> torch.Tensor | None:
@@ -86,7 +88,7 @@ def _node(value: Any, where: str, leaves: list[_Leaf]) -> Callable[[Array], Any]
         return _grown(_numpy_leaf(value, where), leaves)
     if isinstance(value, float):
         return _grown(_Leaf(where, lambda: "float", lambda: np.array(value), float), leaves)
-    if isinstance(value, list) and _is_numbers(value):
+    if isinstance(value, list) and is_numbers(value):
         return _grown(_list_leaf(value, where), leaves)
     if isinstance(value, int):
         raise NotCodable(f"the model's output holds an integer at {where or 'its root'}: integers are never coded")
@@ -170,11 +172,6 @@ def _list_leaf(value: list[Any], where: str) -> _Leaf:
     except ValueError:
         raise NotCodable(f"the model's output holds a ragged list at {where or 'its root'}") from None
     return _Leaf(where, lambda: f"list {array.shape}", lambda: array, lambda raw: raw.tolist())
-
-
-def _is_numbers(value: list[Any]) -> bool:
-    numbers = list(_numbers(value))
-    return bool(numbers) and all(isinstance(number, (int, float)) for number in numbers)
 
 
 def _numbers(value: Any) -> Iterator[Any]:

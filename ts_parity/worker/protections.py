@@ -18,7 +18,7 @@ from ts_parity.errors import MalformedFrame, NotCodable, TsParityError
 from ts_parity.wire import Array, Frame, Part
 from ts_parity.worker.answers import Answer, BadAnswer, Streamed, error_answer, failed, run
 from ts_parity.worker.boundary import Boundary, EntryPoint, finite
-from ts_parity.worker.encoders import encode, not_finite_ones, odd_ones_out
+from ts_parity.worker.encoders import encode, model_input, not_finite_ones, odd_ones_out
 from ts_parity.worker.operations import slot_request
 from ts_parity.worker.outputs import take
 from ts_parity.worker.repeatable import Dice, Once, Seen, check_repeats, check_seen
@@ -239,11 +239,13 @@ class ScriptedModel:
         self._device = device
         floating = (p.dtype for p in self._module.parameters() if p.is_floating_point())
         self._dtype = next(floating, torch.float32)
+        _, *arguments = self._module.forward.schema.arguments
+        self._takes_one_tensor = len(arguments) == 1 and isinstance(arguments[0].type, torch.TensorType)
 
     def __call__(self, call: ModelCall) -> Any:
-        if len(call.args) + len(call.kwargs) == 1:
-            # A network of another architecture does not know by what name user code passes the one argument.
-            return self._module(self._moved(*call.args, *call.kwargs.values()))
+        if self._takes_one_tensor:
+            # A network of another architecture does not know by what names, or in what, user code passes its input.
+            return self._module(self._moved(model_input(call)))
         args = tuple(self._moved(value) for value in call.args)
         return self._module(*args, **{name: self._moved(value) for name, value in call.kwargs.items()})
 

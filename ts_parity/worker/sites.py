@@ -1,11 +1,12 @@
 """Where the user's model object is: every place that user code may read it from, found anew for each call.
 
 A site is one reference that can be exchanged and put back: an entry of an instance's, a module's or a container's
-dictionary, a slot, a closure's cell. Knows Python objects and what a torch module is; knows nothing of calls.
+dictionary, a slot, a closure's cell. Knows Python objects; what a model is, `kinds` knows; knows nothing of calls.
 
 Only what the entry point can reach is looked at: the owner of a bound method and the globals that its code names, never
-a global picked for its name (a decoy singleton may sit beside the object that is served). Modules are not entered: the
-top-most one is the model. Classes are never changed.
+a global picked for its name (a decoy singleton may sit beside the object that is served). Modules, sessions and
+estimators are not entered: the top-most one is the model. The user's own helpers are: what they keep is the model, if
+they keep one. Classes are never changed.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any, Protocol
 import torch
 
 from ts_parity.errors import NotCodable
+from ts_parity.worker.kinds import FUNCTIONS, Rank, rank_of
 from ts_parity.worker.standin import unwrap
 
 MAX_DEPTH = 5
@@ -31,12 +33,15 @@ MAX_ITEMS = 64
 MAX_OBJECTS = 1000
 
 _GLOBAL_ACCESS = frozenset({"LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME"})
+_STORED = frozenset({"STORE_GLOBAL"})
 _PLAIN_VALUES = frozenset(
     {bool, int, float, complex, str, bytes, bytearray, tuple, set, frozenset, type, torch.device, torch.dtype}
-    | {torch.Tensor, torch.nn.Parameter, types.FunctionType, types.MethodType, types.BuiltinFunctionType}
-    | {types.ModuleType}
+    | {torch.Tensor, torch.nn.Parameter, types.ModuleType}
 )
-_OPAQUE = frozenset(sys.stdlib_module_names) | {"builtins", "numpy", "PIL", "torch", "torchvision", "ts", "cv2"}
+_OPAQUE = frozenset(sys.stdlib_module_names) | {
+    *("builtins", "numpy", "PIL", "torch", "torchvision", "ts", "cv2", "scipy", "pandas", "tokenizers"),
+    *("onnxruntime", "sklearn", "xgboost", "lightgbm", "catboost", "keras", "tensorflow"),
+}
 
 
 class Site(Protocol):
@@ -119,6 +124,22 @@ class Cell:
     put_back = put
 
 
+@dataclass(eq=False)
+class _Found:
+    """A site of what may be a model, and what it was found inside of, if that may be one too."""
+
+    site: Site
+    value: Any
+    rank: Rank
+    outer: _Found | None
+
+    def around(self) -> Iterator[_Found]:
+        outer = self.outer
+        while outer is not None:
+            yield outer
+            outer = outer.outer
+
+
 class Search:
     """Finds the sites of an entry point. What its code names is worked out once; what is there, at each call."""
 
@@ -127,32 +148,47 @@ class Search:
         self._class_attributes = _class_attributes(self._owner)
         functions = functions_of(entry)
         self._module: dict[str, Any] = functions[0].__globals__ if functions else {}
-        names = {(id(f.__globals__), name): f.__globals__ for f in functions for name in global_names(f.__code__)}
         # A name may get its value later: singletons are often made by the first request.
-        self._globals = [(space, name) for (_, name), space in names.items() if _may_change(space.get(name))]
-        self._cells = [
-            Cell(f"{function.__name__}.{name}", cell)
-            for function in functions
-            for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+        names = {(id(f.__globals__), name): f.__globals__ for f in functions for name in global_names(f.__code__)}
+        stored = {(id(f.__globals__), name) for f in functions for name in global_names(f.__code__, _STORED)}
+        self._globals = [
+            (space, name)
+            for (where, name), space in names.items()
+            if (where, name) in stored or _may_change(space.get(name))
         ]
+        self._cells = [cell for function in functions for cell in _cells(function)]
 
     def sites(self) -> list[Site]:
-        """Every site of a model object that can be reached now.
+        """Every site of a model object that can be reached now, of the surest kind that is found.
 
-        Modules without weights (transforms, losses) count only where nothing with weights is found.
+        Of two models one inside the other, the inner one counts if it is the surer or both are models: then the outer
+        one is a helper of the user's. Of two callables the outer one.
         """
-        found: list[Site] = []
+        found = self._found()
+        models = [each for each in found if each.rank is Rank.MODEL]
+        if models:
+            helpers = {id(outer.value) for each in models for outer in each.around()}
+            return [each.site for each in models if id(each.value) not in helpers]
+        return [each.site for each in found if each.outer is None]
+
+    def _found(self) -> list[_Found]:
+        found: list[_Found] = []
         seen: set[int] = set()
-        queue = [(site, 1) for site in self._roots()]
-        for site, depth in queue:  # grows while it is walked: nearest first
+        queue: list[tuple[Site, int, _Found | None]] = [(site, 1, None) for site in self._roots()]
+        for site, depth, outer in queue:  # grows while it is walked: nearest first
             value = _healed(site)
-            if isinstance(value, torch.nn.Module):
-                found.append(site)
-            elif depth < MAX_DEPTH and len(seen) < MAX_OBJECTS and id(value) not in seen and _may_hold(value):
+            rank = None if self._is_own(value) else rank_of(value)
+            if rank is not None:
+                outer = _Found(site, value, rank, outer)
+                found.append(outer)
+            if depth < MAX_DEPTH and len(seen) < MAX_OBJECTS and id(value) not in seen and _may_hold(value):
                 seen.add(id(value))
-                queue += [(child, depth + 1) for child in _children(value, site.path)]
-        weighty = [site for site in found if has_weights(site.get())]
-        return weighty or found
+                queue += [(child, depth + 1, outer) for child in _children(value, site.path)]
+        return found
+
+    def _is_own(self, value: Any) -> bool:
+        """The handler itself and its methods are what is watched, not what it calls."""
+        return self._owner is not None and (value is self._owner or getattr(value, "__self__", None) is self._owner)
 
     def declared(self, path: str) -> list[Site]:
         """The declared site, and every other one that holds the same object."""
@@ -197,13 +233,6 @@ class Search:
             if name in space:
                 yield Item(name, space, name)
         yield from self._cells
-
-
-def has_weights(model: Any) -> bool:
-    """A frozen script holds its weights as constants, so a script always counts."""
-    if isinstance(model, torch.jit.ScriptModule):
-        return True
-    return next(model.parameters(), None) is not None or next(model.buffers(), None) is not None
 
 
 def owner_of(entry: Any) -> Any:
@@ -252,14 +281,23 @@ def _children(value: Any, path: str) -> Iterator[Site]:
     elif isinstance(value, MutableSequence):
         if len(value) <= MAX_ITEMS:
             yield from (Item(f"{path}[{i}]", value, i) for i, child in enumerate(value) if not _is_plain(child))
+    elif isinstance(value, types.FunctionType):
+        yield from _cells(value, path)
+    elif isinstance(value, types.MethodType):
+        yield from _children(value.__self__, f"{path}.__self__")
     else:
         attributes = getattr(value, "__dict__", {})
         yield from (Item(f"{path}.{n}", attributes, n) for n, child in list(attributes.items()) if not _is_plain(child))
         yield from (Slot(f"{path}.{name}", value, name) for name in _slots(type(value)))
 
 
+def _cells(function: types.FunctionType, path: str = "") -> list[Site]:
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    return [Cell(f"{path or function.__name__}.{name}", cell) for name, cell in cells]
+
+
 def _is_plain(value: Any) -> bool:
-    """Most values are numbers, texts and functions; they are passed over before anything is made of them."""
+    """Most values are numbers and texts; they are passed over before anything is made of them."""
     return value is None or type(value) in _PLAIN_VALUES
 
 
@@ -276,7 +314,7 @@ def _class_attributes(owner: Any) -> list[str]:
     if not hasattr(owner, "__dict__"):
         return []
     classes = [cls for cls in type(owner).__mro__ if cls.__module__.partition(".")[0] not in _OPAQUE]
-    return [name for cls in classes for name, value in vars(cls).items() if isinstance(value, torch.nn.Module)]
+    return [name for cls in classes for name, value in vars(cls).items() if rank_of(value) is Rank.MODEL]
 
 
 def _attribute_site(owner: Any, name: str, path: str = "") -> Site:
@@ -303,23 +341,24 @@ def _healed(site: Site) -> Any:
 
 
 def _may_hold(value: Any) -> bool:
-    cls = type(value)
-    if isinstance(value, (dict, list, types.SimpleNamespace)):
+    if isinstance(value, (dict, list, types.SimpleNamespace, types.FunctionType)):
         return True
-    if isinstance(value, (type, types.ModuleType, types.FunctionType, types.MethodType)):
+    if isinstance(value, types.MethodType):
+        value = value.__self__
+    if isinstance(value, (type, types.ModuleType, torch.nn.Module, types.BuiltinFunctionType)):
         return False
-    return cls.__module__.partition(".")[0] not in _OPAQUE
+    return type(value).__module__.partition(".")[0] not in _OPAQUE
 
 
 def _may_change(value: Any) -> bool:
-    return not isinstance(value, (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType))
+    return not isinstance(value, (type, types.ModuleType, *FUNCTIONS))
 
 
-def global_names(code: types.CodeType) -> set[str]:
+def global_names(code: types.CodeType, access: frozenset[str] = _GLOBAL_ACCESS) -> set[str]:
     """The globals that a function's code, and the code of functions inside it, reads or writes."""
-    names = {str(step.argval) for step in dis.get_instructions(code) if step.opname in _GLOBAL_ACCESS}
+    names = {str(step.argval) for step in dis.get_instructions(code) if step.opname in access}
     inner = (constant for constant in code.co_consts if isinstance(constant, types.CodeType))
-    return names.union(*(global_names(constant) for constant in inner))
+    return names.union(*(global_names(constant, access) for constant in inner))
 
 
 def _plain_function(member: Any) -> types.FunctionType | None:

@@ -45,9 +45,9 @@ class StandIn:
 
     def __getattribute__(self, name: str) -> Any:
         real = _read(self, "_ts_parity_real")
+        value = getattr(real, name)
         if name in _read(self, "_ts_parity_calls"):
             return functools.partial(_called, self, name)
-        value = getattr(real, name)
         if isinstance(value, types.MethodType) and value.__self__ is real:
             return _chaining(self, real, value)
         watch = _read(self, "_ts_parity_watch")

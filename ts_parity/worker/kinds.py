@@ -1,0 +1,87 @@
+"""What counts as a model object, and by which of its methods it is called.
+
+Torch modules, sessions of ONNX Runtime, estimators in scikit-learn's manner (XGBoost's, LightGBM's and Keras' are such)
+and plain callables. Libraries are known by their objects' manner and never imported. Knows Python objects; knows
+nothing of where they are kept or of what a call does.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from enum import IntEnum
+from typing import Any
+
+import torch
+
+from ts_parity.worker.standin import CALL, MODEL_CALLS
+
+ESTIMATOR_CALLS = frozenset(
+    {"predict_proba", "predict_log_proba", "decision_function", "predict", "inplace_predict", "predict_on_batch"}
+)
+SESSION_CALLS = frozenset({"run"})
+FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinFunctionType)
+_TRANSFORMS = frozenset({"torchvision", "PIL", "numpy", "cv2", "builtins", "logging"})
+"""Their callables prepare inputs or speak to people."""
+
+
+class Rank(IntEnum):
+    """How sure it is that an object is a model: of what is found, the surest kind alone is taken."""
+
+    MODEL = 0
+    CALLABLE = 1
+    """Might be one: a module without weights (a transform, a loss), a function, an object that can be called."""
+
+
+def rank_of(value: Any) -> Rank | None:
+    """None: it can be no model."""
+    if isinstance(value, torch.nn.Module):
+        return Rank.MODEL if has_weights(value) else None if _prepares(value) else Rank.CALLABLE
+    if isinstance(value, type):
+        return None
+    if isinstance(value, (types.MethodType, types.BuiltinMethodType)):
+        owner = value.__self__
+        if isinstance(owner, types.ModuleType) or owner is None:
+            return Rank.CALLABLE
+        kept_of_model = value.__name__ in calls_of(owner) and rank_of(owner) is Rank.MODEL
+        return Rank.MODEL if kept_of_model else Rank.CALLABLE
+    if _is_session(value) or _estimator_calls(value):
+        return Rank.MODEL
+    return Rank.CALLABLE if _is_called(value) else None
+
+
+def calls_of(value: Any) -> frozenset[str]:
+    """The methods that are model calls; of an unknown object, calling it."""
+    if isinstance(value, torch.nn.Module):
+        return MODEL_CALLS | _estimator_calls(value)
+    if _is_session(value):
+        return SESSION_CALLS
+    if calls := _estimator_calls(value):
+        return calls | {CALL} if _is_called(value) else calls
+    return frozenset({CALL})
+
+
+def has_weights(model: Any) -> bool:
+    """A frozen script holds its weights as constants, so a script always counts."""
+    if isinstance(model, torch.jit.ScriptModule):
+        return True
+    return next(model.parameters(), None) is not None or next(model.buffers(), None) is not None
+
+
+def _is_session(value: Any) -> bool:
+    return callable(getattr(type(value), "run", None)) and callable(getattr(type(value), "get_inputs", None))
+
+
+def _estimator_calls(value: Any) -> frozenset[str]:
+    kind = type(value)  # the class says it without running a property of the object
+    return frozenset(name for name in ESTIMATOR_CALLS if callable(getattr(kind, name, None)))
+
+
+def _is_called(value: Any) -> bool:
+    if isinstance(value, (*FUNCTIONS, functools.partial)):
+        return True
+    return any("__call__" in vars(cls) for cls in type(value).__mro__) and not _prepares(value)
+
+
+def _prepares(value: Any) -> bool:
+    return type(value).__module__.partition(".")[0] in _TRANSFORMS

@@ -1,0 +1,97 @@
+"""The numbers of one argument of a model call as a tensor, and back: tensors, arrays, lists of numbers, data frames.
+
+A model that is no torch module is given what its library takes. Knows containers of numbers; knows nothing of calls or
+codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+_FLOATING = (np.float16, np.float32, np.float64)
+
+
+def floating_tensor(leaf: Any) -> torch.Tensor | None:
+    """None unless it holds floating numbers. A list of which only some are whole is floating, as JSON writes 1.0 as 1.
+
+    Arrays and tensors are not copied.
+    """
+    if isinstance(leaf, torch.Tensor):
+        return leaf if leaf.is_floating_point() else None
+    array = _array(leaf)
+    if array is None or array.dtype not in _FLOATING:
+        return None
+    return torch.from_numpy(np.ascontiguousarray(array) if array.flags.writeable else array.copy())
+
+
+def holds_integers(leaf: Any) -> str | None:
+    """The dtype of what holds numbers that are not floating; None for anything else."""
+    if isinstance(leaf, torch.Tensor):
+        return None if leaf.is_floating_point() else str(leaf.dtype)
+    array = _array(leaf)
+    return None if array is None or array.dtype in _FLOATING else str(array.dtype)
+
+
+def in_place_of(leaf: Any, tensor: torch.Tensor) -> Any:
+    """The tensor's numbers held as `leaf` holds its own."""
+    if isinstance(leaf, torch.Tensor):
+        return tensor
+    array = tensor.detach().cpu().numpy()
+    if isinstance(leaf, np.ndarray):
+        return array.astype(leaf.dtype, copy=False)
+    if is_numbers(leaf):
+        return array.tolist()
+    index = leaf.index if len(leaf.index) == len(array) else None  # a batch of other rows has an index of its own
+    return type(leaf)(array, columns=leaf.columns, index=index)
+
+
+def is_numbers(value: Any) -> bool:
+    """A list of numbers, or of such lists."""
+    if not isinstance(value, list):
+        return False
+    found = False
+    for number in _numbers(value):
+        if type(number) not in (int, float):
+            return False
+        found = True
+    return found
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equal in kind and value."""
+    if one is other:
+        return True
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)
+    if isinstance(one, np.ndarray):
+        return bool(np.array_equal(one, other))
+    if hasattr(one, "to_numpy"):
+        return bool(one.equals(other))
+    return bool(one == other)
+
+
+def _array(leaf: Any) -> Any:
+    if isinstance(leaf, np.ndarray):
+        return leaf
+    if is_numbers(leaf):
+        try:
+            return np.array(leaf)
+        except ValueError:  # ragged
+            return None
+    if hasattr(leaf, "to_numpy") and hasattr(leaf, "columns"):
+        return leaf.to_numpy()
+    return None
+
+
+def _numbers(value: Any) -> Iterator[Any]:
+    if isinstance(value, list):
+        for child in value:
+            yield from _numbers(child)
+    else:
+        yield value
