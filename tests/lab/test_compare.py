@@ -119,20 +119,20 @@ def test_everybody_has_the_same_machines_unless_told(capsys):
 
 def test_what_too_few_answers_stand_behind_is_marked(tmp_path, capsys):
     """Simulated or in the log: what is rarer than that, nobody has seen."""
-    words = ["simulate", "--policy", "none", "--seeds", "1"]
-    assert main([*words, "--queries", "6000"]) == 0
+    words = ["simulate", "--policy", "none", "--seeds", "1", "--queries", "500"]
+    assert main(words) == 0
     said = capsys.readouterr()
-    assert said.out.splitlines()[1].count("~") == 1
+    assert said.out.splitlines()[1].count("~") == 2
     assert said.err.splitlines()[-1] == (
-        "~: may be too low, for only 5,880 answers stand behind it, and it takes 46,050 for p99.99."
+        "~: may be too low, for only 490 answers stand behind it, and it takes 4,603 for p99.9 and 46,050 for p99.99."
     )
     log = tmp_path / "log.csv"
     log.write_text("0.02\n0.03\n" * 100)
-    assert main([*words, "--queries", "6000", "--service-log", str(log)]) == 0
+    assert main([*words, "--service-log", str(log)]) == 0
     said = capsys.readouterr()
     assert said.out.splitlines()[1].count("~") == 3
     assert "only 200 answers stand behind it, and it takes 459 for p99 and 4,603 for p99.9 and 46,050" in said.err
-    assert main([*words, "--queries", "2000", "--json"]) == 0
+    assert main([*words, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["doubtful"] == ["p999", "p9999"]
 
 
@@ -163,9 +163,12 @@ def test_a_trace_has_a_rate(tmp_path, capsys):
     assert "no two different instants" in capsys.readouterr().err
 
 
-def test_what_cannot_be_had_is_said_before_anything_has_run(capsys):
-    assert main(["simulate", "--policy", "none", "--policy", "coded", "--code", "concat", "--k", "3"]) != 0
-    assert "concat" in capsys.readouterr().err
+def test_what_cannot_be_had_is_said_before_anything_has_run(tmp_path, capsys):
+    out = tmp_path / "out"
+    for words in (["simulate", "--policy", "none", "--policy", "coded"], ["demo", "--out", str(out)]):
+        assert main([*words, "--code", "concat", "--k", "3"]) != 0
+        assert "code concat has k of 2 or 4, not 3" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_the_command_prints_a_table_or_json_and_draws(tmp_path, capsys):

@@ -299,7 +299,7 @@ def test_the_page_says_what_it_was_made_from_and_what_to_type(tmp_path, capsys):
     for said in (
         f"{log}: 500 service times; mean 22.5 ms, median 22.4 ms, p99 24.9 ms, longest 24.9 ms",
         "100 queries/s, a load of 0.56",
-        "600 queries with each of the seeds 0, 1",
+        "600 queries, 6 s of traffic, with each of the seeds 0, 1",
         f"{tmp_path}: of <b>net, 1 protections",
         "at most no machines more, 20% more work, a p99.9 of 100 ms",
         f"by ts_parity {__version__}",

@@ -189,6 +189,7 @@ def _inputs(args: argparse.Namespace, world: World, report: dict[str, Any]) -> d
     from ts_parity import __version__
     from ts_parity.lab.lines import shown
 
+    queries, rate = len(world.trace) or world.queries, world.load * world.workers / world.unit
     samples = sorted(world.service.samples)
     ranks = {name: samples[int(share * (len(samples) - 1))] for name, share in (("median", 0.5), ("p99", 0.99))}
     told = ", ".join(f"{name} {1000 * value * world.unit:.1f} ms" for name, value in ranks.items())
@@ -198,10 +199,10 @@ def _inputs(args: argparse.Namespace, world: World, report: dict[str, Any]) -> d
     made = {
         "latency log": f"{shown(args.service_log)}: {told}",
         "machines": str(world.workers) + (f", as {args.admin} says" if args.admin else ""),
-        "asked of them": f"{world.load * world.workers / world.unit:.4g} queries/s, a load of {world.load:.2f}"
+        "asked of them": f"{rate:.4g} queries/s, a load of {world.load:.2f}"
         + (f"; as in {shown(args.trace)}" if args.trace else ""),
         "limits": _limits_told(args),
-        "simulated": f"{len(world.trace) or world.queries:,} queries with each of the seeds "
+        "simulated": f"{queries:,} queries, {queries / rate:,.0f} s of traffic, with each of the seeds "
         f"{', '.join(map(str, range(args.seeds)))}",
     }
     if args.report is not None:

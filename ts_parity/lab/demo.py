@@ -28,6 +28,7 @@ from typing import Any
 from tqdm import tqdm
 
 import ts_parity
+from ts_parity.codes import make_code
 from ts_parity.config import CODES
 from ts_parity.errors import ConfigError, StartError
 from ts_parity.lab.faults import Fault, FaultPlan, Injector, make_schedule
@@ -91,6 +92,7 @@ def run_demo(settings: DemoSettings, say: Say) -> dict[str, Any]:
         raise ConfigError(f"the demo has --code {', '.join(CODES)}, not {settings.code}")
     if settings.queries < 1 or settings.rate <= 0:
         raise ConfigError("--queries and --rate must be positive")
+    make_code(settings.code, settings.k)  # which says what is wrong, before minutes have gone by
     settings.out.mkdir(parents=True, exist_ok=True)
     say("1/5  training the deployed model and its protection")
     data, archives, report = make_models(settings)

@@ -15,7 +15,7 @@ from typing import Any
 
 from ts_parity.config import CODES
 from ts_parity.errors import ConfigError
-from ts_parity.lab.compare import World, row_of
+from ts_parity.lab.compare import COMFORTABLE, World, row_of
 from ts_parity.lab.page import named, plan_page, plan_table, spread, time_told
 from ts_parity.lab.rivals import arrange, serve_flags
 from ts_parity.training.recommend import MOST_LOSS, extra_work
@@ -322,7 +322,7 @@ def assumed(world: World, domains: int | None) -> list[str]:
         if world.spells is not None
         else "How long an inference takes does not depend on the machine, nor on how long the one before took."
     )
-    return [
+    told = [
         "All machines are equally fast, and run one query at a time.",
         slow,
         arrivals,
@@ -332,6 +332,9 @@ def assumed(world: World, domains: int | None) -> list[str]:
         "yours, perhaps; all are in use, though the first queries are for their trial.",
         "The proxy and the network take no time beyond what is in the log.",
     ]
+    if world.busy > COMFORTABLE:
+        told.append(f"The load of {world.busy:.2f} lasts as long as was simulated; queues would be longer after more.")
+    return told
 
 
 def _of_arrivals(world: World) -> str:
