@@ -12,8 +12,11 @@ COMPILED_READY := $(COMPILED)/.ready
 demo: $(READY)
 	$(BIN)/ts-parity demo --out demo-out $(ARGS)
 
+# Three at once on two cores, for most tests wait; ARGS="-n 0" for one after the other.
+AT_ONCE := -n 3 --dist loadfile
+
 test: check
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(AT_ONCE) $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff check .
@@ -78,7 +81,7 @@ $(COMPILED_READY): $(READY) setup.py $(shell find ts_parity -name '*.py')
 test-compiled: $(COMPILED_READY)
 	rm -rf $(COMPILED)/tests
 	cp -r tests benchmarks pyproject.toml $(COMPILED)
-	cd $(COMPILED) && PYTHONPATH=. ../../$(BIN)/python -m pytest tests/engine tests/proxy -m "not torchserve" $(ARGS)
+	cd $(COMPILED) && PYTHONPATH=. ../../$(BIN)/python -m pytest $(AT_ONCE) tests/engine tests/proxy -m "not torchserve" $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info demo-out

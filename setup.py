@@ -94,6 +94,7 @@ DEV = [
     "pytest>=8.0",
     "pytest-asyncio>=0.24",
     "pytest-timeout>=2.2",
+    "pytest-xdist>=3.5",
     "hypothesis>=6.100",
     "ruff>=0.6",
     "mypy>=1.11",

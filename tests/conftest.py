@@ -17,12 +17,19 @@ from hypothesis import HealthCheck, settings
 from ts_parity.torchserve.configuration import InstanceOptions
 from ts_parity.torchserve.launcher import TorchServeInstance, launch_fleet, stop_fleet
 
+# What is printed depends on how wide the terminal is. And two threads of one test that wait for each other stand still
+# on a busy machine.
+os.environ.update({"COLUMNS": "120", "OMP_NUM_THREADS": "1"})
+
 # The default suite is the same on every run. `--hypothesis-profile dice` throws new ones, as `make fuzz` does.
 # No limits in time: a busy machine is not a fault.
 UNHURRIED: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("fixed", derandomize=True, **UNHURRIED)
 settings.register_profile("dice", print_blob=True, **UNHURRIED)
 settings.load_profile("fixed")
+
+UNHURRIED_S = 500.0
+"""For what hangs, and within pytest's own limit."""
 
 TINY_HANDLER = '''\
 """Answers a body with itself. Needs no model and no torch."""
@@ -87,7 +94,10 @@ class TorchServeFactory:
     def fleet(self, archives: Sequence[Sequence[str | os.PathLike[str]]], **options: Any) -> list[TorchServeInstance]:
         """One instance per entry, started side by side, each with the archives of its entry."""
         chosen = InstanceOptions(**options)
-        instances = [TorchServeInstance(each, chosen, name=f"instance {i}") for i, each in enumerate(archives)]
+        instances = [
+            TorchServeInstance(each, chosen, name=f"instance {i}", start_timeout_s=UNHURRIED_S)
+            for i, each in enumerate(archives)
+        ]
         launch_fleet(instances)
         self._started += instances
         return instances

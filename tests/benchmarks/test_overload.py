@@ -1,27 +1,10 @@
 """The overload benchmark: one cell of each kind of client, and the table made of its rows."""
 
-import importlib.util
-import sys
-from pathlib import Path
+import asyncio
 
+import overload
+import overload_torchserve as real
 import pytest
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
-
-def load(name):
-    """A script beside its helpers, which it imports by their names."""
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-    return module
-
-
-overload = load("overload")
 
 pytestmark = pytest.mark.slow
 
@@ -48,3 +31,17 @@ def test_the_table_has_a_line_for_each_kind_of_client_and_fleet():
         for load in overload.LOADS
     ]
     assert overload.table(rows).count("50%, 100, 200") == len(rows)
+
+
+@pytest.mark.torchserve
+def test_before_a_real_torchserve_every_query_gets_one_answer(torchserve_factory, tmp_path):
+    """How many of them come in time is the benchmark's business: a busy machine changes it."""
+    instance = torchserve_factory([real.archive(tmp_path)], workers=real.WORKERS)
+    cases = [real.Case(knows, 1.0, 3.0, overloaded_s=1.5, quiet_s=0.5) for knows in (True, False)]
+    outcomes = asyncio.run(real.run(instance, cases))
+    for case, outcome in zip(cases, outcomes, strict=True):
+        assert outcome.statuses.keys() <= {"200", "503", "504", "left"}
+        asked = round(3 * outcome.capacity * 1.5) + round(outcome.capacity / 2 * 0.5)
+        assert sum(outcome.statuses.values()) == asked
+        assert outcome.statuses["200"] > 0
+        assert f"| {case.name} | 3 |" in real.table(outcomes)

@@ -161,7 +161,7 @@ def free_port() -> int:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("haproxy") is None, reason="needs HAProxy")
-@pytest.mark.parametrize(("processes", "stops"), [("1", 20), ("2", 10)])
+@pytest.mark.parametrize(("processes", "stops"), [("1", 6), ("2", 4)])
 async def test_two_proxies_behind_haproxy_are_stopped_in_turn_and_nobody_notices(
     tmp_path: Path, processes: str, stops: int
 ) -> None:
