@@ -203,9 +203,9 @@ p, li, dl {{ max-width: 60rem; }}
 .say {{ font-size: 1.15rem; border-left: 4px solid #2a6f97; padding-left: .8rem; }}
 pre {{ background: #f3f3f3; padding: .8rem; white-space: pre-wrap; overflow-wrap: anywhere; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100%; }}
-th, td {{ padding: .4rem .7rem; text-align: left; border-bottom: 1px solid #ddd; vertical-align: top; }}
-td {{ white-space: nowrap; }} td:nth-child(6) {{ width: 25%; min-width: 6rem; vertical-align: middle; }}
-td:last-child {{ white-space: normal; }}
+th, td {{ padding: .4rem .6rem; text-align: left; border-bottom: 1px solid #ddd; vertical-align: top; }}
+td {{ white-space: nowrap; }} td:nth-child(6) {{ width: 25%; min-width: 5rem; vertical-align: middle; }}
+td:first-child, td:last-child {{ white-space: normal; }}
 .between {{ display: block; color: #666; font-size: .85rem; }}
 .track {{ position: relative; height: .9rem; }}
 .bar {{ height: 100%; background: #9bb8c9; }}
@@ -215,7 +215,7 @@ tr.no {{ color: #767676; }} .bar.no {{ background: #ddd; }}
 .note {{ color: #666; font-size: .9rem; }}
 dl {{ display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1.2rem; margin: 0; }}
 dt {{ color: #666; }} dd {{ margin: 0; overflow-wrap: anywhere; }} ul {{ margin: 0; padding-left: 1.2rem; }}
-@media (max-width: 60rem) {{
+@media (max-width: 64rem) {{
   tr:first-child, td.none {{ display: none; }}
   table, tbody, tr, td {{ display: block; width: auto; }}
   tr {{ border: 1px solid #ddd; margin: 0 0 .8rem; padding: .5rem .7rem; }} tr.take {{ border-color: #2a6f97; }}
