@@ -175,6 +175,12 @@ def test_measured_is_the_mean_of_the_seeds():
     assert row["p50_low"] <= row["p50"] <= row["p50_high"]
 
 
+def test_spells_without_end_are_no_loop_without_end():
+    """A run of 1e12 service times on a slow machine sees some 1e12 spells of others go by."""
+    result = simulate(scenario(queries=300, spells=Spells(0.5, 0.5, 1e12)), 0)
+    assert len(result.latencies) + result.failed == 294
+
+
 def test_what_no_answer_stands_behind_is_not_told():
     frozen = scenario(queries=50, outages=tuple(Outage(f"m{i}", 0.0) for i in range(15)))
     row = measured(frozen, (0,))

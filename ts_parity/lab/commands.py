@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 SET_ASIDE = ("parm", "coded", "approximate")
 """Policies whose protections stand on machines of their own."""
+PLOTS = (".png", ".svg", ".pdf", ".jpg")
 MOST_WORK = 3.0
 """Extra work, as a share, above which a percentage was surely meant: two copies of everything are 1."""
 
@@ -287,6 +288,8 @@ def run_simulate(args: argparse.Namespace) -> int:
     from ts_parity.lab.compare import doubts, latencies_of, overloaded, plot, row_of, table
     from ts_parity.lab.rivals import arrange
 
+    if args.plot is not None and args.plot.suffix.lower() not in PLOTS:
+        raise ConfigError(f"--plot must end in {', '.join(PLOTS)}, not {str(args.plot)!r}")
     world = _world(args)
     names = args.policy or ["none", "hedge", "parm", "coded", "ours"]
     shapes = {name: _shape(name, args) for name in names}

@@ -188,21 +188,31 @@ class _Worker:
         self.slow = 1.0
 
 
+_FORGOTTEN = 100
+"""So many spells later it is as likely to be slow as at first. Each is a step, and there may be no end of them."""
+
+
 class _Spell:
     """Alternates between usual and slow; asked only at instants that never go back."""
 
-    __slots__ = ("_mean_fast", "_mean_slow", "_rng", "factor", "slow", "until")
+    __slots__ = ("_mean_fast", "_mean_slow", "_rng", "_share", "factor", "slow", "until")
 
     def __init__(self, spells: Spells, rng: np.random.Generator) -> None:
         self._rng = rng
         self.factor = spells.factor
+        self._share = spells.share
         self._mean_slow = spells.mean
         self._mean_fast = spells.mean * (1 - spells.share) / spells.share
-        self.slow = bool(rng.random() < spells.share)
-        self.until = rng.exponential(self._mean_slow if self.slow else self._mean_fast)
+        self._begin(0.0)
+
+    def _begin(self, now: float) -> None:
+        self.slow = bool(self._rng.random() < self._share)
+        self.until = now + self._rng.exponential(self._mean_slow if self.slow else self._mean_fast)
 
     def at(self, now: float) -> tuple[bool, float]:
         """-> whether it is slow now, and until when it stays so."""
+        if now - self.until > _FORGOTTEN * (self._mean_slow + self._mean_fast):
+            self._begin(now)  # lengths are exponential: so much later nothing depends on what was
         while now >= self.until:
             self.slow = not self.slow
             self.until += self._rng.exponential(self._mean_slow if self.slow else self._mean_fast)
