@@ -506,6 +506,39 @@ def test_boxes_are_learned_by_squared_error_and_scored_by_overlap(bodies, tmp_pa
     assert 0 <= made["A_default"] < 1
 
 
+@pytest.mark.slow
+def test_a_regressor_is_learned_and_reported_in_its_own_unit(bodies, tmp_path):
+    """One output far from 0, labels that are numbers: nothing of it is agreement, and the student is not far off."""
+    prices = NET.replace("torch.nn.Linear(16, 3)", "torch.nn.Linear(16, 1)").replace(
+        "return self.layers(x)", "return 150 + 77 * (x[:, :1] + self.layers(x))"
+    )
+    scope = {}
+    exec(prices, scope)
+    torch.manual_seed(0)
+    handler = HANDLER.replace("{load}", EAGER).replace("{finish}", "return [price for [price] in out.tolist()]")
+    weights = serialised("eager", scope["Net"]())
+    archive = write_archive(tmp_path / "vec.mar", handler, name="vec", serialized=weights, files={"net.py": prices})
+    labels = tmp_path / "labels.csv"
+    true = {f.name: 150 + 77 * np.frombuffer(f.read_bytes(), np.float32)[0] for f in sorted(bodies.iterdir())}
+    labels.write_text("file,label\n" + "".join(f"{name},{price:.3f}\n" for name, price in true.items()))
+    report = run(archive, bodies, tmp_path, codes=("student",), architecture="mlp", steps=400)
+    [made] = report["candidates"]
+    assert report["outputs"] == {"kind": "numbers", "why": "one output"}
+    assert made["metric"] == "mae"
+    assert 30 < made["spread"] < 110
+    assert 1 < made["score"] < 40
+    text, page = report_text(report, tmp_path / "out"), (tmp_path / "out" / "report.html").read_text()
+    assert f"{made['score']:.4g}" in text
+    assert "agreement" not in text + page + json.dumps(report)
+    labelled = run(archive, bodies, tmp_path, codes=("student",), architecture="mlp", labels=labels, out=tmp_path / "b")
+    [made] = labelled["candidates"]
+    assert made["E_a"] < made["E_default"]
+    text, page = report_text(labelled, tmp_path / "b"), (tmp_path / "b" / "report.html").read_text()
+    assert f"E_o, overall: {made['E_o']['0.01']:.4g} at f=1%" in text
+    assert "agreement" not in text + page + json.dumps(labelled)
+    ElementTree.fromstring(page.split("\n", 1)[1])
+
+
 @pytest.mark.parametrize(
     ("run_model", "rows", "why"),
     [

@@ -48,6 +48,7 @@ from ts_parity.training.packing import Packer
 from ts_parity.training.page import page
 from ts_parity.training.recommend import recommend
 from ts_parity.training.repeats import check_repeatable
+from ts_parity.training.scaling import scaled
 from ts_parity.training.workshop import workshop
 from ts_parity.wire import Array
 from ts_parity.worker.offline import OfflineHandler
@@ -239,6 +240,9 @@ class _Job:
         model = make_called(
             architecture, ground.model, ground.seen.call, ground.shapes, self.settings.budget, candidate.code.k
         )
+        if isinstance(model.network, Shaped) and ".py:" not in architecture:  # a user's own is called as documented
+            observed = ground.meaning, ground.seen.inputs, ground.seen.outputs
+            model.network.network = scaled(model.network.network, ground.shapes, goal, *observed)
         if architecture in (DEPLOYED, FRESH) or self.knobs.vary:
             check_batches(ground.deployed(), ground.seen.inputs, ground.seen.outputs)
         finished, checkpoint = self.work / f"{label}.weights", self.work / f"{label}.checkpoint"
