@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -125,6 +126,22 @@ def make_archive(tmp_path: Path) -> Callable[..., Path]:
         return write_archive(tmp_path / "archives" / f"{name}.mar", handler, **more)
 
     return make
+
+
+def free_ports(count: int, run: int = 1) -> list[int]:
+    """The first of each of `count` runs of ports that nobody has, for servers that cannot choose one themselves.
+
+    From below those that the kernel hands out, or another test's connection takes one before its server does.
+    """
+    found: list[int] = []
+    candidate = 20000 + os.getpid() * 97 % 12000  # tests that run at once begin apart
+    while len(found) < count:
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            for port in range(candidate, candidate + run):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            found.append(candidate)
+        candidate += run
+    return found
 
 
 def torchserve_processes(root: int | None = None) -> list[psutil.Process]:

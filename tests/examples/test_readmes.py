@@ -8,12 +8,13 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.conftest import free_ports
 
 ROOT = Path(__file__).parent.parent.parent
 READMES = sorted((ROOT / "examples").glob("*/README.md"))
@@ -49,21 +50,6 @@ def test_what_a_readme_promises_is_looked_for_in_order():
     assert unmet("digits/1.0 sum k=3", said) == "digits/1.0 sum k=3"
 
 
-def free_ports(count):
-    """Starts of `count` runs of five free ports."""
-    starts, candidate = [], 20000 + os.getpid() % 20000
-    while len(starts) < count:
-        try:
-            for port in range(candidate, candidate + 5):
-                with socket.socket() as trial:
-                    trial.bind(("127.0.0.1", port))
-            starts.append(str(candidate))
-        except OSError:
-            pass
-        candidate += 5
-    return starts
-
-
 @typed
 @pytest.mark.torchserve
 @pytest.mark.slow
@@ -72,7 +58,7 @@ def test_the_commands_of_a_readme_work_as_they_stand(readme, tmp_path):
     blocks, promised = fenced(readme.read_text(), "sh", "bash"), fenced(readme.read_text(), "text")
     assert len(blocks) >= 4
     assert any("x-ts-parity:" in block for block in promised), "a README shows whose answers came"
-    ports = dict(zip(("ONE", "TWO", "THREE", "PROXY", "ADMIN"), free_ports(5), strict=True))
+    ports = dict(zip(("ONE", "TWO", "THREE", "PROXY", "ADMIN"), map(str, free_ports(5, run=5)), strict=True))
     environment = {**os.environ, **ports, "WORK": str(tmp_path), "TRAIN_OPTIONS": "--steps 300"}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     script = tmp_path / "typed.sh"

@@ -13,11 +13,12 @@ import asyncio
 import contextlib
 import json
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Collection
 from pathlib import Path
+
+from tests.conftest import free_ports
 
 RECORDED = Path(__file__).with_name("corpus_nginx.json")
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
@@ -259,7 +260,7 @@ async def passed_on(port: int, recorder: Recorder, data: bytes, quiet_s: float =
 async def nginx(upstreams: list[str]) -> AsyncIterator[list[int]]:
     """A real one on free ports, one before each of these addresses, its heads as large as ours may be. -> the ports."""
     with tempfile.TemporaryDirectory() as folder:
-        ports = _free_ports(len(upstreams))
+        ports = free_ports(len(upstreams))
         process = _start_nginx(folder, ports, upstreams)
         try:
             for port in ports:
@@ -285,14 +286,6 @@ def _start_nginx(folder: str, ports: list[int], upstreams: list[str]) -> subproc
         f"proxy_http_version 1.1; proxy_set_header Host $http_host;\n{servers}\n}}\n"
     )
     return subprocess.Popen([NGINX, "-p", folder, "-c", f"{folder}/nginx.conf", "-e", f"{folder}/log"])
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 async def _listening(port: int) -> None:
