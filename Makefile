@@ -10,7 +10,7 @@ COMPILED_READY := $(COMPILED)/.ready
 .PHONY: demo test test-compiled check format bench accuracy policies overhead soak fuzz compiled clean
 
 demo: $(READY)
-	$(BIN)/ts-parity demo --out demo-out $(ARGS)
+	$(BIN)/ts-parity demo --out demo-out --force $(ARGS)
 
 # Three at once on two cores, for most tests wait; ARGS="-n 0" for one after the other.
 AT_ONCE := -n 3 --dist loadfile

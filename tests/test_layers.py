@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "ts_parity"
 
 LEVELS = [
-    {"arguments", "errors", "config", "startup"},
+    {"arguments", "errors", "config", "output", "startup"},
     {"wire"},
     {"codes", "exclusion"},
     {"engine"},

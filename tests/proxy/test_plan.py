@@ -134,11 +134,6 @@ UNCODED = {
         (deployed(), deployed(described=None), parity()),
         "code sum needs wrapped archives, and that of i1 is not",
     ),
-    "codes disagree": (
-        (deployed(), parity(), parity("p2", code="exact")),
-        "its protections disagree (sum with k=2 r=1, exact with k=2 r=1); set code and k",
-    ),
-    "ks disagree": ((deployed(), parity(), parity("p2", k=3)), "its protections disagree"),
 }
 
 
@@ -152,6 +147,30 @@ def test_what_cannot_be_coded_is_served_plainly_and_says_why(case: str):
     assert all(endpoint.row is None for endpoint in plan.fleet.endpoints)
     assert plan.fleet.endpoints
     assert plan.protections  # still not for clients
+
+
+SEVERAL = {
+    "what promises most": (
+        (deployed(), parity("p1", agreement=0.9), parity("p2", code="student", agreement=0.95)),
+        "p2",
+    ),
+    "what loses nothing": ((deployed(), parity("p1", agreement=0.9), parity("p2", code="exact")), "p2"),
+    "the smaller k of equals": ((deployed(), parity("p1", k=3), parity("p2")), "p2"),
+    "what is ready": ((deployed(), parity("p1"), parity("p2", code="exact", ready=0)), "p1"),
+    "what can be used": ((deployed(described=None), parity("p1", agreement=0.99), parity("p2", code="student")), "p2"),
+}
+
+
+@pytest.mark.parametrize("case", SEVERAL)
+def test_of_several_protections_one_is_used_and_the_operator_is_told(case: str):
+    """While one takes the other's place both are registered: that is no time to be without."""
+    models, used = SEVERAL[case]
+    plan, backwards = plan_of(*models), plan_of(models[0], *reversed(models[1:]))
+    assert only(plan).code == only(backwards).code is not None
+    assert [e.name.split("/")[1] for e in plan.fleet.endpoints if e.row is not None] == [used]
+    [problem] = [problem for problem in plan.problems if "several codes" in problem]
+    assert f"{only(plan).code.name} with k={only(plan).code.k} r=1 is used" in problem
+    assert "set code and k" in problem
 
 
 @pytest.mark.parametrize("model", [deployed(described=None), deployed(described=REFUSED)])
@@ -270,7 +289,8 @@ def test_a_protection_whose_model_has_another_name_is_told_so():
     plan = plan_of(alias, parity())
     assert plan.problems == (
         "i1: digits_parity 1.0 is not used: it protects digits 1.0, and no instance serves that model; "
-        "prod-sizes-20260101 1.0 has these weights: register it under the name that is protected",
+        "prod-sizes-20260101 1.0 has these weights: make the protection again with --protects prod-sizes-20260101/1.0, "
+        "or register the model under the name that is protected",
     )
     assert "weights" not in plan_of(deployed(model="other", described=OTHER), parity()).problems[0]
     twins = plan_of(alias, deployed(model="canary"), parity())

@@ -573,12 +573,51 @@ class TestPackageCommand:
         assert run(*common, "--sample", str(ROOT / "LICENSE"), "--content-type", "text/plain") == 0
         assert run(*common, "--role", "parity", "--code", "exact", "--k", "2") == 0
         printed = capsys.readouterr().out.split()
-        assert printed == [str(tmp_path / "digits.mar"), str(tmp_path / "digits-parity.mar")]
+        assert printed == [str(tmp_path / "digits.mar"), str(tmp_path / "digits-2.1-exact-k2.mar")]
         deployed, parity = (read_archive(path).section for path in printed)
         assert deployed is not None
         assert parity is not None
         assert deployed["samples"] == [{"file": "ts_parity_samples/0_LICENSE", "content_type": "text/plain"}]
         assert (parity["code"], parity["k"], parity["secret"]) == ("exact", 2, "from the environment")
+
+    def test_no_two_protections_have_one_name(self, make_archive: MakeArchive, tmp_path: Path) -> None:
+        """Of other versions, codes, k, r or rows: TorchServe and a model store tell them apart by nothing else."""
+        (tmp_path / "model.pt").write_bytes(b"")
+        made = [("exact", "2"), ("exact", "3"), ("sum", "2"), ("sum", "3"), ("student", "2")]
+        for version in ("1.0", "2.0", "a/b c"):
+            archive = str(make_archive("fashion", serialized=b"", version=version))
+            for code, k in made:
+                for r, row in (("1", "0"), ("2", "0"), ("2", "1")):
+                    words = ["--role", "parity", "--code", code, "--k", k, "--r", r, "--row", row]
+                    model = ("--parity-model", str(tmp_path / "model.pt")) if code != "exact" else ()
+                    assert run("package", "--archive", archive, "--out", str(tmp_path / "out"), *words, *model) == 0
+        archives = [read_archive(path) for path in (tmp_path / "out").iterdir()]
+        assert len(archives) == len({archive.model_name for archive in archives}) == 3 * 5 * 3
+        assert {"fashion-2.0-sum-k3", "fashion-1.0-exact-k2-r2-row1"} < {archive.model_name for archive in archives}
+        assert all(archive.path.stem == archive.model_name for archive in archives)
+
+    @pytest.mark.parametrize(
+        ("given", "protects", "name"),
+        [
+            ("prod-20260101", ("prod-20260101", "2.1"), "prod-20260101-2.1-exact-k2"),
+            ("prod/3", ("prod", "3"), "prod-3-exact-k2"),
+        ],
+    )
+    def test_what_is_registered_under_another_name(
+        self, digits: Path, tmp_path: Path, given: str, protects: tuple[str, str], name: str
+    ) -> None:
+        words = ("--role", "parity", "--code", "exact", "--k", "2", "--protects", given)
+        assert run("package", "--archive", str(digits), "--out", str(tmp_path), *words) == 0
+        section = read_archive(tmp_path / f"{name}.mar").section
+        assert section is not None
+        weights = read_archive(digits).weights()
+        assert section["protects"] == {"model": protects[0], "version": protects[1], "weights": weights}
+
+    @pytest.mark.parametrize("given", ["/", "/1.0", "prod/", "prod/1/2"])
+    def test_what_names_no_model_cannot_be_protected(self, digits: Path, tmp_path: Path, given: str) -> None:
+        words = ("--role", "parity", "--code", "exact", "--k", "2", "--protects", given)
+        with pytest.raises(ConfigError, match="is NAME or NAME/VERSION, not"):
+            run("package", "--archive", str(digits), "--out", str(tmp_path), *words)
 
     def test_the_commands_module_is_cheap_to_import(self) -> None:
         heavy = "{'numpy', 'torch', 'requests', 'yaml', 'aiohttp', 'psutil'}"

@@ -16,7 +16,7 @@ from lightning_fabric import Fabric
 from tests.conftest import write_archive
 from ts_parity.cli import main as run_cli
 from ts_parity.codes import make_code
-from ts_parity.errors import NotCodable, TrainingError
+from ts_parity.errors import ConfigError, NotCodable, TrainingError
 from ts_parity.torchserve.archive import extract_archive, read_archive
 from ts_parity.training import TrainSettings, train
 from ts_parity.training import fit as fit_module
@@ -158,14 +158,14 @@ def test_two_rows_and_labels(model, bodies, tmp_path):
     labels.write_text("file,label\n" + rows)
     report = run(model(), bodies, tmp_path, r=2, labels=labels)
     [made] = report["candidates"]
-    assert made["archives"] == ["vec-parity-0.mar", "vec-parity-1.mar"]
+    assert made["archives"] == ["vec-1.0-sum-k2-r2-row0.mar", "vec-1.0-sum-k2-r2-row1.mar"]
     assert made["members"].keys() == {"1", "2"}
     assert made["two_erased"].keys() == {"score", "agreement", "error", "A_d"}
     assert made["A_o"]["0.10"] == pytest.approx(0.9 * made["A_a"] + 0.1 * made["A_d"], abs=1e-4)
     assert made["A_o_default"]["0.10"] == pytest.approx(0.9 * made["A_a"] + 0.1 * made["A_default"], abs=1e-4)
     text = report_text(report, tmp_path / "out")
     assert "with two slots erased" in text
-    assert "vec-parity-1.mar" in text
+    assert "vec-1.0-sum-k2-r2-row1.mar" in text
 
 
 def test_exact_needs_no_training(model, bodies, tmp_path):
@@ -175,6 +175,15 @@ def test_exact_needs_no_training(model, bodies, tmp_path):
     assert (packed.section["code"], packed.section["k"]) == ("exact", 3)
     assert made["agreement"] == 1.0
     assert "archives" not in report, "a backup needs nothing of the deployed workers"
+
+
+def test_a_model_that_is_registered_under_another_name(model, bodies, tmp_path):
+    report = run(model(), bodies, tmp_path, codes=("exact",), protects="prod/7")
+    [name] = report["candidates"][0]["archives"]
+    assert name == "prod-7-exact-k2.mar"
+    protects = read_archive(tmp_path / "out" / name).section["protects"]
+    assert (protects["model"], protects["version"]) == ("prod", "7")
+    assert report["deployed"] == protects
 
 
 STATE = """
@@ -304,7 +313,7 @@ def test_what_cannot_be_trained_says_why_and_leaves_nothing(model, bodies, tmp_p
         run(archive, tmp_path / "empty", tmp_path)
     assert nothing_in(tmp_path / "out")
     (tmp_path / "out").mkdir()
-    with pytest.raises(TrainingError, match="--force"):
+    with pytest.raises(ConfigError, match="out is there already; give another, or --force to replace it"):
         run(archive, bodies, tmp_path)
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".unfinished")]
 
@@ -368,7 +377,7 @@ def test_every_code_with_every_k_and_what_cannot_be(model, bodies, tmp_path):
     exact = report["candidates"][-1]
     assert (exact["drop"], exact["agreement"], exact["multiplications"]) == (0, 1.0, 5.0)
     names = {name for c in report["candidates"] for name in c["archives"]}
-    assert names == {f"vec-parity-{code}-k{k}.mar" for code, k in made}
+    assert names == {f"vec-1.0-{code}-k{k}.mar" for code, k in made}
     assert {file.name for file in (tmp_path / "out").glob("*.mar")} == names | {report["archives"]["deployed"]}
     text = report_text(report, tmp_path / "out")
     assert report["recommendation"] in text

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ts_parity import output
 from ts_parity.arguments import count, number
 from ts_parity.config import CODES
 from ts_parity.errors import ConfigError, OutOfReach
@@ -46,6 +47,7 @@ def _add_demo(subparsers: Any) -> None:
     parser.add_argument("--steps", type=count(), help="training steps of the parity model")
     parser.add_argument("--example", type=Path, metavar="DIR", help="the digits example, if not in a checkout")
     parser.add_argument("--keep", action="store_true", help="leave the coded service running until Ctrl-C")
+    output.add_force(parser)
     parser.add_argument("--json", action="store_true", help="print summary.json on stdout, the rest on stderr")
     parser.set_defaults(run=run_demo_command)
 
@@ -55,10 +57,11 @@ def run_demo_command(args: argparse.Namespace) -> int:
 
     from ts_parity.lab.demo import DemoSettings, run_demo
 
+    output.check_free(args.out, args.force)
     # TorchServe's handlers warn about every accelerator they do not find; that is no news here.
     logging.getLogger().setLevel(logging.ERROR)
     talk = sys.stderr if args.json else sys.stdout
-    chosen = {key: value for key, value in vars(args).items() if key not in ("run", "json")}
+    chosen = {key: value for key, value in vars(args).items() if key not in ("run", "json", "force")}
     summary = run_demo(DemoSettings(**chosen), lambda text: print(text, file=talk, flush=True))
     if args.json:
         print(json.dumps(summary, indent=2))
@@ -93,6 +96,7 @@ def _add_simulate(subparsers: Any) -> None:
         "--cost", type=number(above=0), default=0.25, help="of a student's answer, in deployed inferences"
     )
     parser.add_argument("--plot", type=Path, help="write a plot of the latency distributions, of the first seed")
+    output.add_force(parser)
     parser.add_argument("--json", action="store_true")
     parser.set_defaults(run=run_simulate)
 
@@ -147,6 +151,7 @@ def _add_plan(subparsers: Any) -> None:
     parser.add_argument("--p999", type=number(above=0), metavar="T", help="p99.9 at most this, in seconds")
     parser.add_argument("--extra", type=count(0), default=0, help="at most so many more machines, default %(default)s")
     parser.add_argument("--html", type=Path, help="write a page")
+    output.add_force(parser)
     parser.add_argument("--json", action="store_true")
     parser.set_defaults(run=run_plan)
 
@@ -161,6 +166,7 @@ def run_plan(args: argparse.Namespace) -> int:
     from ts_parity.lab.plan import Limits, candidates_of, choices, left_out, make_plan, read_report
 
     _needs_what_is_true(args)
+    output.check_free(args.html, args.force, "--html")
     report = {"candidates": []} if args.report is None else read_report(args.report)
     candidates = candidates_of(report)
     if args.admin is not None:
@@ -178,7 +184,8 @@ def run_plan(args: argparse.Namespace) -> int:
         plan = make_plan(world, candidates, limits, seeds, bar.update, args.domains)
     plan |= {"inputs": _inputs(args, world, report), "left_out": left_out(report)}
     if args.html is not None:
-        args.html.write_text(plan_page(plan, world), encoding="utf-8")
+        with output.written(args.html) as page:
+            page.write_text(plan_page(plan, world), encoding="utf-8")
     print(json.dumps(plan, indent=1) if args.json else plan_text(plan, world))
     return 0 if plan["reached"] else OutOfReach.exit_code
 
@@ -288,6 +295,7 @@ def run_simulate(args: argparse.Namespace) -> int:
     from ts_parity.lab.compare import doubts, latencies_of, overloaded, plot, row_of, table
     from ts_parity.lab.rivals import arrange
 
+    output.check_free(args.plot, args.force, "--plot")
     if args.plot is not None and args.plot.suffix.lower() not in PLOTS:
         raise ConfigError(f"--plot must end in {', '.join(PLOTS)}, not {str(args.plot)!r}")
     world = _world(args)
@@ -304,7 +312,8 @@ def run_simulate(args: argparse.Namespace) -> int:
             if args.plot is not None:
                 shown[name] = latencies_of(world, name, seeds[0], **shapes[name]).latencies
     if args.plot is not None:
-        plot(shown, args.plot, f"load {world.load:g}, {world.workers} workers")
+        with output.written(args.plot) as file:
+            plot(shown, file, f"load {world.load:g}, {world.workers} workers")
     print(json.dumps(rows, indent=1) if args.json else table(rows))
     for note in (overloaded(world) if world.busy >= 1 else "", doubts(rows)):
         if note:

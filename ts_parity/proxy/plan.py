@@ -11,6 +11,7 @@ import operator
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from ts_parity.codes import Code, Family
 from ts_parity.config import AUTO, InstanceSettings, ModelSettings
@@ -197,14 +198,21 @@ def _protect(
 ) -> tuple[PoolPlan, list[tuple[str, ModelReport, int]], list[str]]:
     """The pool with its code, the protection endpoints with their rows, and what is wrong."""
     candidates, problems = _matching(pool, members, protections)
-    code, reason = _agreed_code(candidates, wanted)
+    offered, reason = _offered(candidates, wanted)
     model, _, version = pool.rpartition("/")
     once = _only_once(model, version, members, wanted)
-    if code is not None:
-        reason = once or _obstacle(pool, code, members, wanted)
-        code = None if reason else code
+    obstacles = [once or _obstacle(pool, each, members, wanted) for each in offered]
+    code = next((each for each, obstacle in zip(offered, obstacles, strict=True) if not obstacle), None)
+    if code is None:
+        reason = next(iter(obstacles), reason)
     if code is None and candidates:
         problems.append(f"{pool} is not coded: {reason}")
+    elif code is not None and len(offered) > 1:
+        others = ", ".join(_in_words(each) for each in offered if each != code)
+        problems.append(
+            f"{pool} has protections of several codes: {_in_words(code)} is used, {others} is not; set code and k, or "
+            "unregister what is not wanted"
+        )
     chosen = [(host, m, _row(m)) for host, m in candidates if code is not None and _code(m) == code]
     if code is not None:
         missing = sorted(set(range(code.r)) - {row for _, m, row in chosen if m.ready})
@@ -258,20 +266,33 @@ def _matching(pool: str, members: Sequence[Member], protections: Sequence[Member
     return matching, problems
 
 
-def _agreed_code(candidates: Sequence[Member], wanted: Wanted) -> tuple[Code | None, str]:
+def _offered(candidates: Sequence[Member], wanted: Wanted) -> tuple[list[Code], str]:
+    """The codes that may be used, the one to be preferred first; if there is none, why."""
     if wanted.code == "none":
-        return None, "coding is switched off (code = none)"
+        return [], "coding is switched off (code = none)"
     codes = list(dict.fromkeys(code for _, m in candidates if (code := _code(m)) is not None))
     if not codes:
-        return None, NO_PROTECTION
+        return [], NO_PROTECTION
     fitting = [c for c in codes if wanted.code in (AUTO, c.name) and wanted.k in (None, c.k)]
-    offered = ", ".join(f"{c.name} with k={c.k} r={c.r}" for c in codes)
     if not fitting:
         asked = f"code = {wanted.code}" + (f", k = {wanted.k}" if wanted.k is not None else "")
-        return None, f"the protections are {offered}, the configuration asks for {asked}"
-    if len(fitting) > 1:
-        return None, f"its protections disagree ({offered}); set code and k, or unregister the others"
-    return fitting[0], ""
+        return [], f"the protections are {', '.join(map(_in_words, codes))}, the configuration asks for {asked}"
+    return sorted(fitting, key=lambda code: _preference(code, candidates)), ""
+
+
+def _preference(code: Code, candidates: Sequence[Member]) -> tuple[Any, ...]:
+    """To sort by: what can be used now, then what promises most, then what loses fewest with one protection. While one
+    protection takes another's place both are there, and all proxies must choose alike.
+    """
+    own = [m for _, m in candidates if _code(m) == code]
+    complete = {_row(m) for m in own if m.ready} == set(range(code.r))
+    told = [m.described.agreement for m in own if m.described is not None and m.described.agreement is not None]
+    promised = 1.0 if code.lossless else min(told, default=0.0)
+    return (not complete, -promised, code.k, code.name, code.r, code.coefficients)
+
+
+def _in_words(code: Code) -> str:
+    return f"{code.name} with k={code.k} r={code.r}"
 
 
 def _obstacle(pool: str, code: Code, members: Sequence[Member], wanted: Wanted) -> str:
@@ -316,14 +337,17 @@ def _elsewhere(weights: str | None, deployed: Mapping[tuple[str, str], Sequence[
     so the operator is told and nothing is taken for granted.
     """
     twins = [
-        f"{model} {version}"
+        (model, version)
         for (model, version), members in deployed.items()
         if weights and any(m.described is not None and m.described.weights == weights for _, m in members)
     ]
     if not twins:
         return ""
     have = "has" if len(twins) == 1 else "have"
-    return f"; {' and '.join(twins)} {have} these weights: register it under the name that is protected"
+    return (
+        f"; {' and '.join(map(' '.join, twins))} {have} these weights: make the protection again with --protects "
+        f"{'/'.join(twins[0])}, or register the model under the name that is protected"
+    )
 
 
 def _instances(up: Sequence[InstanceReport], endpoints: Sequence[Endpoint], wanted: Wanted) -> tuple[Instance, ...]:

@@ -18,6 +18,7 @@ from ts_parity.errors import ArchiveError
 from ts_parity.torchserve.mar import Archive, Protects, extract_archive, fingerprint, read_archive
 from ts_parity.torchserve.wrapping import (
     Sample,
+    protection_name,
     shim,
     worker_zip_bytes,
     wrap_deployed,
@@ -34,6 +35,7 @@ __all__ = [
     "Protects",
     "wrap_deployed",
     "wrap_parity",
+    "protection_name",
     "worker_zip_bytes",
     "shim",
 ]

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ts_parity import output
 from ts_parity.arguments import count
 from ts_parity.config import CODES
 from ts_parity.errors import ConfigError, ManagementError
@@ -37,7 +38,11 @@ def _add_package(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     parser.add_argument("--archive", required=True, type=Path, metavar="X.mar", help="the model's own archive")
     parser.add_argument("--role", choices=("deployed", "parity"), default="deployed", help="default: %(default)s")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder (or .mar file) to write to")
-    parser.add_argument("--name", help="the model's name; default: as it is, with -parity added for that role")
+    output.add_force(parser)
+    parser.add_argument(
+        "--name",
+        help="the model's name; default: as it is; of a protection MODEL-VERSION-CODE-kK, such as resnet-1.0-exact-k2",
+    )
     parser.add_argument("--secret", help=f"ask for this secret before any operation of ours; or set {SECRET_VARIABLE}")
     parser.add_argument(
         "--sample",
@@ -71,6 +76,11 @@ def _add_package(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     protection.add_argument("--r", type=count(), default=1, help="protections to a coding group; default: %(default)s")
     protection.add_argument(
         "--row", type=count(0), default=0, help="which of the r this is, from 0; default: %(default)s"
+    )
+    protection.add_argument(
+        "--protects",
+        metavar="NAME[/VERSION]",
+        help="the deployed model as the instances know it, if it is registered under another name than its manifest's",
     )
     protection.add_argument(
         "--parity-model", type=Path, metavar="FILE.pt", help="a parity model or student in TorchScript"
@@ -127,10 +137,11 @@ def run_package(args: argparse.Namespace) -> int:
         "declaration": {key: value for key, value in (("model", args.model), ("call", args.call)) if value},
         "never_code": declared_never_code(args.never_code),
         "response_timeout_s": args.response_timeout_s,
+        "replace": args.force,
     }
     if args.role == "deployed":
-        if args.code or args.k or args.parity_model or args.serialized_file:
-            raise ConfigError("--code, --k and parity models are for --role parity; the deployed role serves any code")
+        if args.code or args.k or args.parity_model or args.serialized_file or args.protects:
+            raise ConfigError("--code, --k, --protects and parity models are for --role parity")
         written = wrap_deployed(args.archive, args.out, args.name, **common)
     else:
         if not args.code or not args.k:
@@ -138,7 +149,7 @@ def run_package(args: argparse.Namespace) -> int:
         written = wrap_parity(
             args.archive,
             args.out,
-            args.name or f"{read_archive(args.archive).model_name}-parity",
+            args.name,
             code=args.code,
             k=args.k,
             r=args.r,
@@ -146,6 +157,7 @@ def run_package(args: argparse.Namespace) -> int:
             partial=args.partial,
             serialized_file=args.serialized_file,
             parity_model=args.parity_model,
+            protects=read_archive(args.archive).protects(args.protects),
             **common,
         )
     print(written)

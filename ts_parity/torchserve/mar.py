@@ -23,7 +23,7 @@ from typing import Any
 
 import yaml
 
-from ts_parity.errors import ArchiveError
+from ts_parity.errors import ArchiveError, ConfigError
 
 MANIFEST = "MAR-INF/MANIFEST.json"
 SECTION = "ts_parity"
@@ -114,9 +114,14 @@ class Archive:
                 digest.update(block)
         return f"sha256:{digest.hexdigest()}"
 
-    def protects(self) -> Protects:
-        """What a protection made from this archive would protect."""
-        return Protects(self.model_name, self.model_version, self.weights())
+    def protects(self, registered_as: str | None = None) -> Protects:
+        """What a protection made from this archive would protect; `registered_as`, NAME or NAME/VERSION, where that is
+        not what the manifest says. Raise ConfigError.
+        """
+        model, slash, version = (registered_as or self.model_name).partition("/")
+        if not model or "/" in version or (slash and not version):
+            raise ConfigError(f"a protected model is NAME or NAME/VERSION, not {registered_as!r}")
+        return Protects(model, version or self.model_version, self.weights())
 
     def _named(self, key: str) -> str | None:
         return str(self.model[key]) if self.model.get(key) else None

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import re
 import shutil
 import zipfile
@@ -25,6 +24,7 @@ from typing import Any
 import yaml
 
 import ts_parity
+from ts_parity import output
 from ts_parity.codes import Family, make_code
 from ts_parity.errors import ArchiveError
 from ts_parity.exclusion import NeverCode
@@ -80,8 +80,10 @@ def wrap_deployed(
     declaration: Mapping[str, str] | None = None,
     never_code: NeverCode | None = None,
     response_timeout_s: int | None = None,
+    replace: bool = True,
 ) -> Path:
     """Wrap for the deployed role. -> the new archive: `out` if that ends in .mar, else a file in the folder `out`.
+    Without `replace` a file that is there stays, and ConfigError is raised.
 
     `declaration` may say where the model object is (`model`) and which method of it is the model call (`call`).
     `never_code`: which bodies are never coded.
@@ -91,13 +93,13 @@ def wrap_deployed(
     source = _wrappable(archive)
     section = _section("deployed", source, samples, secret, declaration, never_code)
     config = _config_text(source, section, response_timeout_s)
-    return _write(source, out, model_name or source.model_name, section, config, samples, {})
+    return _write(source, out, model_name or source.model_name, section, config, samples, {}, replace)
 
 
 def wrap_parity(
     archive: str | Path,
     out: str | Path,
-    model_name: str,
+    model_name: str | None = None,
     *,
     code: str,
     k: int,
@@ -115,9 +117,11 @@ def wrap_parity(
     declaration: Mapping[str, str] | None = None,
     never_code: NeverCode | None = None,
     response_timeout_s: int | None = None,
+    replace: bool = True,
 ) -> Path:
     """Wrap for the parity role: protection `row` of the r of a code. -> the new archive, as in `wrap_deployed`.
 
+    `model_name`: `protection_name` unless given.
     The parity model or student is either `serialized_file`, which takes the place of the user's own (under its name, so
     that the handler loads it as its own), or `parity_model`, a TorchScript file beside it; `exact` needs neither.
     `partial`: it was trained with empty slots, so groups of fewer than k may use it; taken as read of backups only.
@@ -145,7 +149,14 @@ def wrap_parity(
     whom = protects or source.protects()
     section["protects"] = {"model": whom.model, "version": whom.version, "weights": whom.weights}
     config = _config_text(source, section, response_timeout_s)
-    return _write(source, out, model_name, section, config, samples, replaced)
+    name = model_name or protection_name(whom, code, k, r, row)
+    return _write(source, out, name, section, config, samples, replaced, replace)
+
+
+def protection_name(protects: Protects, code: str, k: int, r: int = 1, row: int = 0) -> str:
+    """A name that no two protections of one fleet share: TorchServe tells models apart by nothing else."""
+    name = f"{protects.model}-{protects.version}-{code}-k{k}" + (f"-r{r}-row{row}" if r > 1 else "")
+    return re.sub(r"[^A-Za-z0-9_\-.]", "-", name)
 
 
 def worker_zip_bytes() -> bytes:
@@ -250,6 +261,7 @@ def _write(
     config: str,
     samples: Sequence[Sample | str | Path],
     files: Mapping[str, Path],
+    replace: bool,
 ) -> Path:
     """The user's entries as they are, then ours. `files` replaces or adds entries from files on disk."""
     if not _MODEL_NAME.fullmatch(model_name):
@@ -266,7 +278,8 @@ def _write(
     }
     replaced = {*added, *texts, WORKER_ZIP, *(SHIMS.values() if source.role else ())}
     target = _target(out, model_name)
-    with _replacing(target) as unfinished, zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED) as written:
+    output.check_free(target, replace)
+    with output.written(target) as unfinished, zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED) as written:
         with open_zip(source.path) as original:
             for entry in original.infolist():
                 if entry.filename not in replaced and not _old_sample(entry.filename, samples):
@@ -340,18 +353,6 @@ def _copy(original: zipfile.ZipFile, entry: zipfile.ZipInfo, written: zipfile.Zi
 def _target(out: str | Path, model_name: str) -> Path:
     out = Path(out)
     return out if out.suffix == ".mar" and not out.is_dir() else out / f"{model_name}.mar"
-
-
-@contextlib.contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
-    """A path to write to; it becomes `target` when all went well, and vanishes otherwise."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}.unfinished")
-    try:
-        yield unfinished
-        os.replace(unfinished, target)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 _SHIM = '''"""The {role} role: what `torch-model-archiver --handler` is given in place of your own handler.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ts_parity.output import check_free
 from ts_parity.training.figures import FIGURES
 
 METRICS = tuple(FIGURES)
@@ -27,7 +28,8 @@ class TrainSettings:
     lines; `labels`, used only to score, a CSV, an array or the word `folders`. `metric` None: found from outputs and
     labels. Every one of `codes` is made with every one of `ks`, and each trained with `seeds` seeds from `seed` on.
     `architecture` None: the deployed model's own for parity models, a built-in one sized by `budget` for students.
-    `never_code`: content types, and keys of bodies, that no protection may answer. `out` is a new folder.
+    `never_code`: content types, and keys of bodies, that no protection may answer. `protects`: NAME or NAME/VERSION
+    under which the model is registered, if not its own. `out` is a new folder.
     """
 
     archive: Path
@@ -51,6 +53,7 @@ class TrainSettings:
     devices: int = 1
     precision: str | None = None
     name: str | None = None
+    protects: str | None = None
     secret: str | None = None
     never_code: tuple[str, ...] = ()
     force: bool = False
@@ -60,9 +63,11 @@ class TrainSettings:
 def train(settings: TrainSettings) -> dict[str, Any]:
     """Make the protections. -> the report that is also written to `out`/report.json, with a page report.html beside it.
 
-    Raise TrainingError, NotCodable, ArchiveError or CodeError, each saying what was wrong and what to do; then there is
-    no `out`. What was finished before an interruption is kept beside it, and the same settings go on from there.
+    Raise ConfigError, TrainingError, NotCodable, ArchiveError or CodeError, each saying what was wrong and what to do;
+    then there is no `out`. What was finished before an interruption is kept beside it, and the same settings go on from
+    there.
     """
+    check_free(settings.out, settings.force)
     from ts_parity.training.job import run
 
     return run(settings)

@@ -86,7 +86,14 @@ def _add_train(subparsers: Any) -> None:
         "--devices", type=count(), default=1, help="how many of them learn together, default %(default)s"
     )
     parser.add_argument("--precision", help="32-true, bf16-mixed, 16-mixed; default: bf16-mixed on cuda, else 32-true")
-    parser.add_argument("--name", help="model name of the protection, default <model>-parity")
+    parser.add_argument(
+        "--name", help="model name of the protection; default MODEL-VERSION-CODE-kK, such as resnet-1.0-sum-k2"
+    )
+    parser.add_argument(
+        "--protects",
+        metavar="NAME[/VERSION]",
+        help="the deployed model as the instances know it, if it is registered under another name than its manifest's",
+    )
     parser.add_argument(
         "--never-code",
         action="append",
@@ -158,7 +165,8 @@ def report_text(report: dict[str, Any], out: Path) -> str:
         lines.append(f"bodies the handler refused: {len(refused)}, such as {'; '.join(refused[:3])}")
     lines += ["", report["recommendation"], ""]
     if "archives" in report:
-        lines.append(f"deployed archive  {out / report['archives']['deployed']}")
+        deployed = out / report["archives"]["deployed"]
+        lines.append(f"deployed archive  {deployed} (your own, wrapped: register it in place of yours)")
     lines += [f"parity archive    {out / name}" for c in report["candidates"] for name in c["archives"]]
     lines.append(f"page with plots   {out / 'report.html'}")
     return "\n".join(lines)

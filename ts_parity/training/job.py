@@ -21,10 +21,10 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ts_parity import __version__
+from ts_parity import __version__, output
 from ts_parity.codes import Code, Family, make_code
 from ts_parity.errors import CodeError, NotCodable, NotRepeatable, TrainingError, TsParityError
-from ts_parity.torchserve.archive import Archive, extract_archive, read_archive
+from ts_parity.torchserve.archive import Archive, extract_archive, protection_name, read_archive
 from ts_parity.training import TrainSettings
 from ts_parity.training.architectures import (
     DEPLOYED,
@@ -72,8 +72,6 @@ class Candidate:
 def run(settings: TrainSettings) -> dict[str, Any]:
     """See `training.train`."""
     candidates, refused = _candidates(settings)
-    if settings.out.exists() and not settings.force:
-        raise TrainingError(f"{settings.out} exists; choose another --out, or --force to replace it")
     archive = read_archive(settings.archive)
     bodies = list_bodies(settings.inputs, settings.body)
     if any(not candidate.code.lossless for candidate in candidates):
@@ -85,9 +83,7 @@ def run(settings: TrainSettings) -> dict[str, Any]:
         made = work / "made"
         (made / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         (made / "report.html").write_text(page(report), encoding="utf-8")
-        if settings.out.exists():
-            shutil.rmtree(settings.out)
-        made.rename(settings.out)
+        output.moved(made, settings.out)
     return report
 
 
@@ -116,6 +112,7 @@ class _Job:
     def __init__(self, settings: TrainSettings, archive: Archive, bodies: Sequence[Body], work: Path) -> None:
         self.settings = settings
         self.archive = archive
+        self.protects = archive.protects(settings.protects)
         self.bodies = bodies
         self.work = work
         self.extracted = work / "archive"
@@ -128,7 +125,7 @@ class _Job:
         extract_archive(self.settings.archive, self.extracted)
         report: dict[str, Any] = {
             "package": __version__,
-            "deployed": asdict(self.archive.protects()),
+            "deployed": asdict(self.protects),
             "bodies": len(self.bodies),
             "seed": self.settings.seed,
             "budget": self.settings.budget,
@@ -299,13 +296,15 @@ class _Job:
         return measure(deployed, model, Goal(code), ground.seen.inputs[: code.k], counted)
 
     def _packer(self, bodies: Sequence[Body]) -> Packer:
-        return Packer(self.settings, self.archive, self.extracted, bodies, self.work / "made")
+        return Packer(self.settings, self.archive, self.protects, self.extracted, bodies, self.work / "made")
 
     def _name(self, candidate: Candidate, row: int) -> str:
-        base = self.settings.name or f"{self.archive.model_name}-parity"
-        if len(self.settings.codes) * len(self.settings.ks) > 1:
-            base += f"-{candidate.code.name}-k{candidate.code.k}"
-        return base if candidate.code.r == 1 else f"{base}-{row}"
+        code = candidate.code
+        if self.settings.name is None:
+            return protection_name(self.protects, code.name, code.k, code.r, row)
+        several = len(self.settings.codes) * len(self.settings.ks) > 1
+        base = f"{self.settings.name}-{code.name}-k{code.k}" if several else self.settings.name
+        return base if code.r == 1 else f"{base}-row{row}"
 
     def _bar(self, what: str, total: int, unit: str = "body") -> Any:
         return tqdm(total=total, desc=what, disable=not self.settings.progress, file=sys.stderr, unit=unit)

@@ -20,7 +20,7 @@ from torch import nn
 from ts_parity.codes import Code
 from ts_parity.errors import ArchiveError, NotCodable, TrainingError
 from ts_parity.exclusion import declared_never_code
-from ts_parity.torchserve.archive import Archive, Sample, extract_archive, wrap_deployed, wrap_parity
+from ts_parity.torchserve.archive import Archive, Protects, Sample, extract_archive, wrap_deployed, wrap_parity
 from ts_parity.torchserve.mar import opened_zip
 from ts_parity.training import TrainSettings
 from ts_parity.training.architectures import Shaped
@@ -39,6 +39,7 @@ class Packer:
 
     settings: TrainSettings
     archive: Archive
+    protects: Protects
     work: Path
     bodies: Sequence[Body]
     out: Path
@@ -76,6 +77,7 @@ class Packer:
                 "never_code": declared_never_code(self.settings.never_code),
                 "cost": cost,
                 "agreement": agreement,
+                "protects": self.protects,
             }
             source = self.settings.archive
             if network is None:

@@ -1,0 +1,58 @@
+"""What commands write: nothing is overwritten unless that was asked for, and nothing half written is left behind.
+
+Knows paths. Knows nothing of what is written. A file that other programs wait for, such as `--ready-file`, is no result
+and is always written anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ts_parity.errors import ConfigError
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
+
+
+def add_force(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--force", action="store_true", help="replace what is there already")
+
+
+def check_free(path: Path | None, force: bool, option: str = "--out") -> None:
+    """Raise ConfigError if `path` is taken and must stay. To be asked before the work that is to be written."""
+    if path is not None and not force and os.path.lexists(path):
+        raise ConfigError(f"{option} {path} is there already; give another, or --force to replace it")
+
+
+@contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """A path to write a file to; it becomes `path` when all went well, and vanishes otherwise."""
+    unfinished = path.with_name(f".{os.getpid()}.unfinished.{path.name}")  # the suffix stays: plots go by it
+    try:
+        if path.is_dir():
+            raise ConfigError(f"{path} is a folder; give the name of a file")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield unfinished
+        os.replace(unfinished, path)
+    except OSError as error:
+        if error.errno not in _FULL and str(error.filename) not in map(str, (unfinished, path, *path.parents)):
+            raise
+        what = f"{error.filename} is no folder" if isinstance(error, FileExistsError) else error.strerror
+        raise ConfigError(f"cannot write {path}: {what}") from None
+    finally:
+        with suppress(OSError):
+            unfinished.unlink()
+
+
+def moved(folder: Path, path: Path) -> None:
+    """A finished folder becomes `path`, in place of what is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+    folder.rename(path)
