@@ -11,15 +11,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import lzma
 import math
 import stat
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 
@@ -40,7 +42,13 @@ _ALWAYS_FINE, _MOST_EXPANSION = 256 << 20, 200
 """What a zip may expand to: the first in bytes, or beyond it the second times its own size. Weights hardly shrink."""
 _LARGEST_CONFIG = 100_000
 """Nodes of a config YAML, aliases followed."""
-_UTF8_FLAG = 0x800
+_ENCRYPTED, _SIZES_BEHIND, _UTF8_FLAG = 0x1, 0x8, 0x800
+"""Flags of an entry. The second: its checksum and sizes come after its data, since it was written to a pipe."""
+_READ_FLAGS = _ENCRYPTED | _SIZES_BEHIND | _UTF8_FLAG
+_LOCAL = b"PK\3\4"
+_LOCAL_HEADER = struct.Struct("<6sHH4xLLLHH")
+"""What stands before an entry's data: flags, method, checksum, packed size, size, lengths of name and extra fields."""
+_ZIP64, _LARGEST_NARROW = 1, 0xFFFFFFFF
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
@@ -141,6 +149,7 @@ def read_archive(path: str | Path) -> Archive:
     path = Path(path)
     with open_zip(path) as archive:
         files = tuple(sorted(_checked_names(archive, path)))
+        _check_headers(archive, path)
         check_expansion(path, sum(entry.file_size for entry in archive.infolist()))
         manifest = _manifest(archive, path)
         config_file = manifest["model"].get("configFile")
@@ -239,7 +248,7 @@ def zip_errors(path: str | Path | None) -> Iterator[None]:
     """Everything zipfile may complain about becomes an ArchiveError."""
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError) as error:
         raise ArchiveError(f"{path} is not a whole .mar (a zip file): {error}") from None
 
 
@@ -269,7 +278,14 @@ def opened_zip(path: Path) -> zipfile.ZipFile:
         end = zipfile._EndRecData(file)  # type: ignore[attr-defined]
     if end is not None and end[zipfile._ECD_SIZE] > _LARGEST_DIRECTORY:  # type: ignore[attr-defined]
         raise ArchiveError(f"{path} has a table of contents of over {_megabytes(_LARGEST_DIRECTORY)}; it is refused")
-    archive = zipfile.ZipFile(path)
+    try:
+        with zip_errors(path):
+            archive = zipfile.ZipFile(path)
+    except (
+        ValueError,
+        struct.error,
+    ) as error:  # a name that is not the UTF-8 it is said to be, an offset before the start
+        raise ArchiveError(f"{path} is not a whole .mar (a zip file): {error}") from None
     for entry in archive.infolist():
         entry.filename = _meant(entry)
     archive.NameToInfo = {entry.filename: entry for entry in archive.infolist()}
@@ -277,39 +293,50 @@ def opened_zip(path: Path) -> zipfile.ZipFile:
 
 
 def _meant(entry: zipfile.ZipInfo) -> str:
-    """An entry's name as Java reads it, without a leading `./`: UTF-8, whether the zip says so or not. The zip commands
-    of Linux and macOS do not, and zipfile takes such names for code page 437.
+    """An entry's name as Java reads it: UTF-8, whether the zip says so or not. The zip commands of Linux and macOS do
+    not, and zipfile takes such names for code page 437. `./`, `a//b` and `a/./b` are what they are to a file system.
+    The extra field with another name (0x7075) is nothing to Java.
     """
     name = entry.orig_filename
     if not entry.flag_bits & _UTF8_FLAG:
         with contextlib.suppress(UnicodeDecodeError):
             name = name.encode("cp437").decode("utf-8")
-    name = name.partition("\0")[0]
-    while name.startswith("./") and len(name) > 2:
-        name = name[2:].lstrip("/")
-    return name
+    plain = "/".join(part for part in name.split("/") if part not in ("", "."))
+    if not plain:
+        return name
+    return ("/" if name.startswith("/") else "") + plain + ("/" if name.endswith("/") else "")
+
+
+def _name_bytes(entry: zipfile.ZipInfo) -> bytes:
+    return entry.orig_filename.encode("utf-8" if entry.flag_bits & _UTF8_FLAG else "cp437")
 
 
 def _checked_names(archive: zipfile.ZipFile, path: Path) -> Iterator[str]:
     seen: set[str] = set()
+    folders: set[str] = set()
     for entry in archive.infolist():
         name = entry.filename
-        parts = PurePosixPath(name).parts
+        parts, is_folder = PurePosixPath(name).parts, name.endswith("/")
         if name.startswith("/") or ".." in parts:
             raise ArchiveError(f"{path} holds {name!r}, a path that leads out of the archive; it is refused whole")
         if stat.S_ISLNK(entry.external_attr >> 16):
             raise ArchiveError(f"{path} holds the symbolic link {name!r}; put the file itself into it")
-        if entry.flag_bits & 1:
+        if entry.flag_bits & _ENCRYPTED:
             raise ArchiveError(f"{path} is encrypted ({name!r}); TorchServe cannot read it either")
         if entry.compress_type not in _METHODS:
             raise ArchiveError(f"{path}: {name!r} is packed by a method that TorchServe cannot read; use deflate")
-        if not (entry.flag_bits & _UTF8_FLAG or _is_utf8(entry.orig_filename.encode("cp437"))):
+        if not (entry.flag_bits & _UTF8_FLAG or _is_utf8(_name_bytes(entry))):
             raise ArchiveError(f"{path}: the name {name!r} is not UTF-8, so TorchServe cannot read it; rename the file")
+        if "\0" in name or not (parts or is_folder):
+            raise ArchiveError(f"{path} holds {name!r}, which cannot be the name of a file; pack it again")
         if name in seen:
             raise ArchiveError(f"{path} holds {name!r} twice; pack it again")
         seen.add(name)
-        if not entry.is_dir():
+        folders.update("/".join(parts[:depth]) for depth in range(1, len(parts) + is_folder))
+        if not is_folder:
             yield name
+    if both := sorted(folders & seen):
+        raise ArchiveError(f"{path} holds {both[0]!r} as a file and as a folder; pack it again")
 
 
 def _is_utf8(data: bytes) -> bool:
@@ -320,13 +347,86 @@ def _is_utf8(data: bytes) -> bool:
     return True
 
 
+def _check_headers(archive: zipfile.ZipFile, path: Path) -> None:
+    """Raise ArchiveError unless TorchServe reads the same files. It reads a zip as a stream, header by header from the
+    first byte to the first that is none, and never looks at the table of contents that zipfile goes by.
+    """
+    at = 0
+    with zip_errors(path), open(path, "rb") as file:
+        for entry in sorted(archive.infolist(), key=lambda entry: entry.header_offset):
+            if entry.header_offset != at:
+                what = "begins with something else than a file" if at == 0 else f"has a gap before {entry.filename!r}"
+                raise ArchiveError(f"{path} {what}, where TorchServe stops reading; pack it again")
+            at = _after(file, entry, path)
+        file.seek(at)
+        if file.read(4) == _LOCAL[:4]:
+            raise ArchiveError(
+                f"{path} holds a file that is not in its table of contents and that TorchServe reads; pack it again"
+            )
+
+
+def _after(file: BinaryIO, entry: zipfile.ZipInfo, path: Path) -> int:
+    """Where the next header is. Raise ArchiveError if this entry's says something else than the table of contents."""
+    file.seek(entry.header_offset)
+    header = file.read(_LOCAL_HEADER.size)
+    if len(header) < _LOCAL_HEADER.size or not header.startswith(_LOCAL):
+        raise zipfile.BadZipFile(f"no header of {entry.filename!r} where its table of contents says")
+    flags, method, crc, packed, size, name_length, extra_length = map(int, _LOCAL_HEADER.unpack(header)[1:])
+    name, extra = file.read(name_length), file.read(extra_length)
+    told = (entry.CRC, entry.compress_size, entry.file_size)
+    behind = bool(flags & _SIZES_BEHIND)
+    if behind and method == zipfile.ZIP_STORED:
+        raise ArchiveError(
+            f"{path}: {entry.filename!r} is stored without compression and has its size behind it, which TorchServe "
+            "cannot read; pack it into a file instead of a pipe, or use deflate"
+        )
+    same = name == _name_bytes(entry) and method == entry.compress_type
+    same = same and flags & _READ_FLAGS == entry.flag_bits & _READ_FLAGS
+    start = entry.header_offset + _LOCAL_HEADER.size + name_length + extra_length
+    end = start + entry.compress_size
+    if behind:
+        length = _descriptor(file, end, told)
+        same, end = same and length > 0, end + length
+    else:
+        size, packed = _large_sizes(extra) or (size, packed)
+        same = same and (crc, packed, size) == told
+    if not same:
+        raise ArchiveError(
+            f"{path}: what stands at {entry.filename!r} is not what the table of contents says, and TorchServe goes by "
+            "the former; pack it again"
+        )
+    return end
+
+
+def _descriptor(file: BinaryIO, at: int, told: tuple[int, int, int]) -> int:
+    """The length of the checksum and sizes behind an entry's data, as Java reads them; 0 if they are not these."""
+    file.seek(at)
+    found = file.read(4 + 4 + 8 + 8)
+    wide = max(told[1:]) > _LARGEST_NARROW
+    sizes = struct.pack("<LQQ" if wide else "<LLL", *told)
+    marked = b"PK\7\x08" + sizes
+    return next((len(form) for form in (marked, sizes) if found.startswith(form)), 0)
+
+
+def _large_sizes(extra: bytes) -> tuple[int, int] | None:
+    """Size and packed size in a header's zip64 field, if it has one."""
+    while len(extra) >= 4:
+        kind, length = struct.unpack_from("<HH", extra)
+        if kind == _ZIP64 and 16 <= length <= len(extra) - 4:
+            size, packed = struct.unpack_from("<QQ", extra, 4)
+            return size, packed
+        extra = extra[4 + length :]
+    return None
+
+
 def _manifest(archive: zipfile.ZipFile, path: Path) -> dict[str, Any]:
     if MANIFEST not in archive.namelist():
         raise ArchiveError(
             f"{path} has no {MANIFEST}: it is a zip but no model archive; make one with torch-model-archiver"
         )
     try:
-        manifest = json.loads(_text(read_entry(archive, MANIFEST, LARGEST_TEXT), f"{path}: {MANIFEST}"))
+        text = _text(read_entry(archive, MANIFEST, LARGEST_TEXT), f"{path}: {MANIFEST}")
+        manifest = json.loads(text, parse_float=str)  # version 1.10 is not 1.1
     except (ValueError, RecursionError) as error:
         raise ArchiveError(f"{path}: {MANIFEST} is not JSON: {error}") from None
     model = manifest.get("model") if isinstance(manifest, dict) else None

@@ -341,11 +341,12 @@ def _old_sample(name: str, samples: Sequence[Sample | str | Path]) -> bool:
 
 
 def _copy(original: zipfile.ZipFile, entry: zipfile.ZipInfo, written: zipfile.ZipFile) -> None:
-    if entry.is_dir():
-        written.writestr(entry, b"")
-        return
     kept = zipfile.ZipInfo(entry.filename, entry.date_time)
     kept.compress_type, kept.external_attr, kept.file_size = entry.compress_type, entry.external_attr, entry.file_size
+    if entry.is_dir():
+        if entry.filename.strip("./"):  # the archive's own folder needs no entry
+            written.writestr(kept, b"")
+        return
     with original.open(entry) as reading, written.open(kept, "w") as writing:
         shutil.copyfileobj(reading, writing, 1 << 20)
 
