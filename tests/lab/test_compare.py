@@ -51,8 +51,8 @@ def test_service_times_from_logs(tmp_path):
     assert service_from(records)[1] == pytest.approx(0.2)
     file = tmp_path / "log.csv"
     file.write_text("at,seconds\n1,0.5\n2,1.5\n")
-    service, unit = service_from(file)
-    assert (service.samples, unit) == ((0.5, 1.5), 1.0)
+    service, unit, seen = service_from(file)
+    assert (service.samples, unit, seen) == ((0.5, 1.5), 1.0, None)
     told = row_of(World(load=0.1, queries=2000, service=service, unit=20.0), "none", (0,), extra=0)
     assert 8 <= told["p50"] <= 32
     for text in ("at,seconds\n", "at,seconds\n1,-2\n", "at,seconds\n1,x\n"):
@@ -92,7 +92,7 @@ def test_what_is_wrong_in_a_log_is_named_by_its_line(name, text, why, tmp_path):
 
 def test_blank_lines_marks_and_compression_are_no_obstacle(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n" + GOOD + "\n" + GOOD, encoding="utf-8-sig")
-    assert service_from(tmp_path / "a.jsonl") == (Service(samples=(1.0, 1.0)), 0.5)
+    assert service_from(tmp_path / "a.jsonl") == (Service(samples=(1.0, 1.0)), 0.5, None)
     with gzip.open(tmp_path / "a.csv.gz", "wt") as file:
         file.write("seconds\n0.5\n\n1.5\n")
     assert service_from(tmp_path / "a.csv.gz")[1] == 1.0
@@ -275,6 +275,14 @@ def test_a_log_of_several_versions_needs_to_be_told_which(tmp_path):
     assert history_of(tmp_path, entry(1, 0.0), new, model="m/2.0").served[0].endpoint == "a/m/2.0"
     with pytest.raises(ConfigError, match=r"holds no queries of x; it has m/1\.0, m/2\.0"):
         history_of(tmp_path, entry(1, 0.0), new, model="x")
+
+
+def test_processes_side_by_side_have_a_share_of_the_places_each(tmp_path):
+    times = [("p", 1, 0.0), ("q", 1, 0.1), ("p", 2, 9.0), ("q", 2, 9.1), ("r", 1, 10.0)]
+    lines = [entry(n, at, query=f"{process}-{n}", places=4 if process == "r" else 2) for process, n, at in times]
+    assert history_of(tmp_path, *lines).places == {"a/m/1.0": 4}
+    assert history_of(tmp_path, *lines[:4]).places == {"a/m/1.0": 4}
+    assert history_of(tmp_path, lines[0], lines[2]).places == {"a/m/1.0": 2}
 
 
 def test_a_clock_that_is_set_back_and_files_in_any_order(tmp_path):

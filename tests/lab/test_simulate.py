@@ -105,6 +105,23 @@ def test_an_outage_loses_nothing(kind):
     assert result.percentile(0.999) < 2.0
 
 
+def test_a_machine_of_several_places_runs_as_many_at_once_and_is_frozen_as_a_whole():
+    made = arrange("none", 1, places=4)
+    run = Scenario(
+        made.fleet, made.policy, Arrivals(0.0, trace=(0.0, 0.1, 0.2, 0.3, 0.4)), 5, Service(cv=1e-9), places=4
+    )
+    run = replace(run, warm_up=0.0, outages=(Outage("m0", 1.25, 10.0),))
+    assert sorted(round(x, 2) for x in simulate(run, 0).latencies) == [1.0, 1.0, 1.0, 11.0, 11.6]
+
+
+def test_a_machine_that_dies_takes_what_it_has_with_it():
+    made = arrange("none", 2)
+    run = Scenario(made.fleet, made.policy, Arrivals(0.0, trace=(0.0, 0.9)), 2, Service(cv=1e-9), warm_up=0.0)
+    run = replace(run, outages=(Outage("m0", 0.5, 1.0, "dead"), Outage("m1", 1.0, 10.0, "slow", 5.0)))
+    # The first is sent to m1 at 0.5, which is slow for the second half of it: 0.5 + 0.5 + 2.5.
+    assert simulate(run, 0).latencies[0] == pytest.approx(3.5, abs=1e-3)
+
+
 def test_a_worker_that_batches_saves_what_it_is_said_to():
     alone = scenario(workers=1, load=3.0, queries=2000, worker_batch=4, policy={})
     fleet = replace(

@@ -290,7 +290,7 @@ async def test_a_plan_can_be_made_of_it(make_fleet: MakeFleet, tmp_path: Path) -
     await fleet.posts(3)
     await fleet.client.get("/ping")
     written = await lines(fleet, file, 4)
-    service, mean = service_from(file)
+    service, mean, _ = service_from(file)
     times = [line["service_s"] for line in written if line["service_s"] is not None]
     assert len(times) == len(service.samples) == 3
     assert mean == pytest.approx(sum(times) / 3)

@@ -135,7 +135,9 @@ def _add_plan(subparsers: Any) -> None:
     )
     parser.add_argument("--workers", type=count(), help="machines that serve; or --admin")
     parser.add_argument("--admin", metavar="URL", help="a running proxy's admin port: takes --workers from its fleet")
-    parser.add_argument("--rate", type=number(above=0), help="queries per second; or --load")
+    parser.add_argument(
+        "--rate", type=number(above=0), help="queries per second; or --load; default: as they came in the access log"
+    )
     parser.add_argument("--load", type=number(above=0), help="of what the workers can do")
     _add_world(parser)
     parser.add_argument("--report", type=Path, metavar="DIR", help="the folder that `ts-parity train` wrote")
@@ -172,8 +174,10 @@ def run_plan(args: argparse.Namespace) -> int:
     if args.admin is not None:
         args.workers = _workers_of(args.admin)
     world = _world(args)
+    if args.rate is None and args.load is None and not world.trace:
+        raise ConfigError(f"{args.service_log} does not say when queries came; give {_HOW_MUCH}")
     if args.rate is not None:
-        world = replace(world, load=args.rate * world.unit / world.workers)
+        world = replace(world, load=args.rate * world.unit / (world.workers * world.places))
     if world.busy >= 1:
         raise OutOfReach(overloaded(world))
     loss = None if args.max_loss is None else args.max_loss / 100
@@ -197,7 +201,7 @@ def _inputs(args: argparse.Namespace, world: World, report: dict[str, Any]) -> d
     from ts_parity import __version__
     from ts_parity.lab.lines import shown
 
-    queries, rate = len(world.trace) or world.queries, world.load * world.workers / world.unit
+    queries, rate = len(world.trace) or world.queries, world.rate / world.unit
     samples = sorted(world.service.samples)
     ranks = {name: samples[int(share * (len(samples) - 1))] for name, share in (("median", 0.5), ("p99", 0.99))}
     told = ", ".join(f"{name} {1000 * value * world.unit:.1f} ms" for name, value in ranks.items())
@@ -208,7 +212,10 @@ def _inputs(args: argparse.Namespace, world: World, report: dict[str, Any]) -> d
         "latency log": f"{shown(args.service_log)}: {told}",
         "machines": str(world.workers) + (f", as {args.admin} says" if args.admin else ""),
         "asked of them": f"{rate:.4g} queries/s, a load of {world.load:.2f}"
-        + (f"; as in {shown(args.trace)}" if args.trace else ""),
+        + (f"; as in {shown(args.trace or args.service_log)}" if world.trace else "; Poisson arrivals"),
+        "spells": "unknown: the log does not say who answered, and when; service times are drawn one by one"
+        if world.seen is None
+        else world.seen.told_in_words(),
         "limits": _limits_told(args),
         "simulated": f"{queries:,} queries, {queries / rate:,.0f} s of traffic, with each of the seeds "
         f"{', '.join(map(str, range(args.seeds)))}",
@@ -235,6 +242,9 @@ def _report_told(report: dict[str, Any]) -> str:
     return ", ".join([*told, f"{len(report['candidates'])} protections"])
 
 
+_HOW_MUCH = "--rate QUERIES_PER_SECOND or --load SHARE (or --trace FILE): how much is asked of them"
+
+
 def _needs_what_is_true(args: argparse.Namespace) -> None:
     """A plan made of defaults would be a plan for somebody else's fleet."""
     missing = [
@@ -242,10 +252,7 @@ def _needs_what_is_true(args: argparse.Namespace) -> None:
         for what, given in (
             ("--service-log FILE: how long your model takes", args.service_log is not None),
             ("--workers N or --admin URL: how many machines serve it", args.workers or args.admin),
-            (
-                "--rate QUERIES_PER_SECOND or --load SHARE (or --trace FILE): how much is asked of them",
-                args.rate or args.load or args.trace,
-            ),
+            (_HOW_MUCH, args.rate or args.load or args.trace or args.service_log is not None),
         )
         if not given
     ]
@@ -341,10 +348,15 @@ def _world(args: argparse.Namespace) -> World:
     share, positive = number(above=0, below=1), number(above=0)
     slow = _spell(args.slow, "--slow SHARE:MEAN:FACTOR", (share, number(least=0.01), _factor))
     net = _spell(args.net, "--net SHARE:MEAN", (share, positive)) or (0.0, 0.0)
-    service, unit = (Service(), 1.0) if args.service_log is None else service_from(args.service_log, args.model)
+    service, unit, seen = Service(), 1.0, None
+    if args.service_log is not None:
+        service, unit, seen = service_from(args.service_log, args.model)
     trace = () if args.trace is None else _from_zero(read_instants(args.trace), unit)
+    if seen is not None and not trace and args.load is None and args.rate is None and len(seen.arrivals) > 1:
+        trace = _from_zero(seen.arrivals, unit)
+    places = 1 if seen is None else seen.places
     return World(
-        load=rate_of(trace) / args.workers if trace else args.load,
+        load=rate_of(trace) / (args.workers * places) if trace else args.load,
         workers=args.workers,
         queries=args.queries,
         service=service,
@@ -356,6 +368,8 @@ def _world(args: argparse.Namespace) -> World:
         trace=trace,
         proxies=args.proxies,
         unit=unit,
+        places=places,
+        seen=seen,
     )
 
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ts_parity.lab.history import End, read_history
+from ts_parity.lab.history import read_history
 from ts_parity.lab.rivals import Arrangement, arrange
 from ts_parity.lab.simulate import (
     PERCENTILES,
@@ -26,6 +26,7 @@ from ts_parity.lab.simulate import (
     needed,
     simulate,
 )
+from ts_parity.lab.spells import ObservedFleet, seen_in
 
 COMFORTABLE = 0.7
 """Load up to which a queue stays short; what an overloaded fleet is told to grow to."""
@@ -49,29 +50,47 @@ class World:
     burst: float = 1.0
     trace: tuple[float, ...] = ()
     proxies: int = 1
+    places: int = 1
+    """So many tasks a worker runs at once."""
     unit: float = 1.0
+    seen: ObservedFleet | None = None
+    """Whose spells are replayed, where and when they were."""
 
     @property
     def busy(self) -> float:
         """The share of the time that the workers would have to be busy, on average. From 1 on queues grow for ever."""
         lost = 0.0 if self.spells is None else self.spells.share * (1.0 - 1.0 / self.spells.factor)
+        lost += 0.0 if self.seen is None else self.seen.lost
         return self.load / (1.0 - lost)
+
+    @property
+    def rate(self) -> float:
+        """Queries per unit of time."""
+        return self.load * self.workers * self.places
 
     def scenario(self, arrangement: Arrangement) -> Scenario:
         """Load 1 is what `workers` machines can do, however many the arrangement has."""
-        rate = self.load * self.workers
+        rate = self.rate
+        queries = len(self.trace) or self.queries
+        outages = [*self.outages]
+        if self.seen is not None:
+            until_s = self.unit * (self.trace[-1] if self.trace else queries / rate)
+            machines = [instance.name for instance in arrangement.fleet.instances]
+            outages += (in_units(outage, self.unit) for outage in self.seen.outages(machines, until_s))
         return Scenario(
             arrangement.fleet,
             arrangement.policy,
             Arrivals(rate, self.arrival_cv, self.burst, trace=self.trace),
-            len(self.trace) or self.queries,
+            queries,
             self.service,
             self.spells,
-            self.outages,
+            tuple(outages),
             self.net_share,
             self.net_mean,
             arrangement.costs,
             self.proxies,
+            self.places,
+            0.0 if self.seen is None else self.seen.clock_s / self.unit,
         )
 
 
@@ -95,7 +114,7 @@ def row_of(
     """One policy in this world: the object that is kept and printed. `doubtful` names the percentiles that too few
     answers stand behind, simulated or in the log.
     """
-    made = arrange(name, world.workers, **arrangement)
+    made = arrange(name, world.workers, places=world.places, **arrangement)
     scenario = world.scenario(made)
     told = measured(scenario, seeds, progress)
     told["samples"] = min(told["samples"], len(world.service.samples) or told["samples"])
@@ -122,7 +141,7 @@ def _in_unit(row: Mapping[str, Any], unit: float) -> dict[str, Any]:
 
 
 def latencies_of(world: World, name: str, seed: int, **arrangement: Any) -> Result:
-    return simulate(world.scenario(arrange(name, world.workers, **arrangement)), seed)
+    return simulate(world.scenario(arrange(name, world.workers, places=world.places, **arrangement)), seed)
 
 
 DOUBTFUL = "~"
@@ -202,9 +221,16 @@ def plot(results: Mapping[str, Sequence[float]], file: Path, title: str) -> None
     pyplot.close(figure)
 
 
-def service_from(file: Path, model: str | None = None) -> tuple[Service, float]:
-    """-> the service times of a latency log in units of their mean, and that mean in seconds. Raise ConfigError."""
+def in_units(outage: Outage, unit: float) -> Outage:
+    return replace(outage, at=outage.at / unit, lasts=outage.lasts / unit)
+
+
+def service_from(file: Path, model: str | None = None) -> tuple[Service, float, ObservedFleet | None]:
+    """-> the service times of a latency log in units of their mean, and that mean in seconds; if the log says where and
+    when, without the spells, which come third. Raise ConfigError.
+    """
     history = read_history(file, model)
-    seconds = [*history.times, *(task.took_s for task in history.served if task.end is End.ANSWERED)]
+    seen = seen_in(history) if history.served else None
+    seconds = [*history.times, *(seen.usual if seen is not None else ())]
     mean = sum(seconds) / len(seconds)
-    return Service(samples=tuple(value / mean for value in seconds)), mean
+    return Service(samples=tuple(value / mean for value in seconds)), mean, seen

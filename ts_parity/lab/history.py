@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 from itertools import chain
@@ -26,6 +27,7 @@ from ts_parity.lab.records import ANSWERED
 DEPLOYED, HEDGED, DEFAULT, RECONSTRUCTED = "deployed", "hedged", "default", "reconstructed"
 OTHERWISE = (RECONSTRUCTED, HEDGED, DEFAULT)
 """Answered by something else than the query's own task, which goes on."""
+MILLISECOND = 0.001
 _BACK_S = 0.05
 """A process writes lines in the order in which requests ended; farther back than this, its clock was set."""
 REMEDY = (
@@ -64,6 +66,10 @@ class History:
     arrivals: tuple[float, ...] = ()
     errors: int = 0
     """Queries that got an error; how fast says nothing."""
+    places: Mapping[str, int] = field(default_factory=dict)
+    """By endpoint, where it is known: how many tasks it may have at once."""
+    clock_s: float = 0.0
+    """What the proxy's clock counts in; 0: exact."""
 
     @property
     def duration_s(self) -> float:
@@ -95,8 +101,9 @@ class _Clock:
         """What has been set back so far."""
         self._query = -1
         self._last_at = -math.inf
-        self.ended_at = -math.inf
-        """The last that was heard of it."""
+        self.begun_at, self.ended_at = math.inf, -math.inf
+        """The first and the last that was heard of it."""
+        self.places: dict[str, int] = {}
 
     def at(self, said: float, took_s: float, query: int | None) -> float:
         """-> the instant that a line gives, on a clock that never goes back. `query`: its number, if it is its line."""
@@ -106,7 +113,7 @@ class _Clock:
             ends_at = self._last_at
         if query is not None:
             self._query, self._last_at = query, ends_at
-        self.ended_at = max(self.ended_at, ends_at)
+        self.begun_at, self.ended_at = min(self.begun_at, ends_at), max(self.ended_at, ends_at)
         return ends_at - took_s
 
 
@@ -122,6 +129,8 @@ class _Reader:
         self._clocks: dict[str, _Clock] = {}
         self._out: dict[tuple[str, str], tuple[str, Served]] = {}
         """By query and endpoint: tasks that were still out when their query ended, each with its pool."""
+        self._counted = self._whole = 0
+        """Queries that took whole milliseconds: an event loop like uvloop's counts these."""
         self._seen: set[str] = set()
         """Lines that name their query: the same file may have been put together twice."""
 
@@ -141,7 +150,18 @@ class _Reader:
             tuple(Served(t.endpoint, t.sent_at - begins_at, t.took_s, t.end) for t in sorted(served, key=_by_time)),
             tuple(at - begins_at for at in arrivals),
             self._errors.get(pool, 0),
+            self._places(),
+            MILLISECOND if self._whole > 0.99 * self._counted > 0 else 0.0,
         )
+
+    def _places(self) -> dict[str, int]:
+        """Processes side by side have a share each; one after the other, each has all."""
+        found: dict[str, int] = {}
+        for one in self._clocks.values():
+            beside = [other for other in self._clocks.values() if other.begun_at <= one.ended_at <= other.ended_at]
+            for endpoint in one.places:
+                found[endpoint] = max(found.get(endpoint, 0), sum(other.places.get(endpoint, 0) for other in beside))
+        return found
 
     def _chosen(self) -> str:
         pools = sorted(self._served, key=lambda name: -len(self._served[name]))
@@ -196,6 +216,8 @@ class _Reader:
             return
         self._seen.add(name)
         pool, latency_s = entry["pool"], float(entry["latency_s"])
+        self._counted += 1
+        self._whole += abs(1000 * latency_s - round(1000 * latency_s)) < 1e-3
         clock = self._clocks.setdefault(_process(name), _Clock())
         number = int(name.rpartition("-")[2]) if name else None
         arrived_at = clock.at(_instant(entry["at"]), latency_s, number)
@@ -206,6 +228,8 @@ class _Reader:
         elif service_s is not None:
             sent_at = arrived_at + float(entry["waited_s"] or 0.0)
             served.append(Served(entry["endpoint"], sent_at, service_s, End.ANSWERED))
+            if entry.get("places"):
+                clock.places[entry["endpoint"]] = int(entry["places"])
         for other in entry.get("others") or ():
             end = End.FAILED if other["failed"] else End.UNKNOWN
             sent_at, took_s = arrived_at + float(other["waited_s"]), max(0.0, float(other["at_least_s"]))

@@ -49,6 +49,7 @@ def arrange(
     cost: float = 1.0,
     saves: float = 0.0,
     domains: int | None = None,
+    places: int = 1,
     **changes: Any,
 ) -> Arrangement:
     """The arrangement of this name: `workers` deployed machines and, where it uses them, `extra` more.
@@ -67,14 +68,14 @@ def arrange(
 
     `cost`: of a parity model's answer, or of one query in a backup; `saves`: what each further query of a backup's
     group saves, from 0 (k cost k) to 1 (k cost one). `code`: of `parm` and `coded` any, of `ours` a backup (else a
-    student). `changes`: to the policy. Raise ConfigError.
+    student). `places`: how many tasks a machine runs at once. `changes`: to the policy. Raise ConfigError.
     """
     plan = _plan(name, workers, extra, code, k)
     if plan is None:
         raise ConfigError(f"there is no policy {name!r}; there are {', '.join(NAMES)}")
     built = None if plan.code is None else make_code(*plan.code)
-    # A round robin binds at once; machines have queues of their own then.
-    places = UNBOUNDED if name == "round_robin" else 1
+    if name == "round_robin":  # it binds at once; machines have queues of their own then
+        places = UNBOUNDED
     policy = Policy(**{**PATIENT, **plan.settings, **changes})
     fleet = make_fleet(plan.deployed, plan.protections, plan.shared, built, places, domains)
     return Arrangement(name, fleet, policy, Costs(group=cost, batch_saves=saves), built)

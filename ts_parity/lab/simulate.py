@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -78,6 +79,10 @@ class Outage:
     kind: str = "frozen"
     factor: float = 5.0
 
+    @property
+    def ends_at(self) -> float:
+        return self.at + self.lasts
+
 
 @dataclass(frozen=True)
 class Arrivals:
@@ -134,6 +139,10 @@ class Scenario:
     net_mean: float = 0.0
     costs: Costs = field(default_factory=Costs)
     proxies: int = 1
+    places: int = 1
+    """So many tasks a machine runs at once."""
+    clock: float = 0.0
+    """What the proxies' clock counts in; 0: exact."""
     worker_batch: int = 1
     deadline: float = math.inf
     """What each client asks for; inf: nothing but the policy's."""
@@ -174,18 +183,49 @@ class Result:
 
 
 class _Worker:
-    """One TorchServe: a queue, and one run at a time (of up to `batch` tasks)."""
+    """One TorchServe: a queue, and as many runs at a time as it has places, or one (of up to `batch` tasks)."""
 
-    __slots__ = ("busy_until", "name", "outages", "queue", "running", "slow", "spell")
+    __slots__ = ("deaths", "free_at", "name", "outages", "queue", "running", "spell")
 
-    def __init__(self, name: str, spell: _Spell | None, outages: Sequence[Outage]) -> None:
+    def __init__(self, name: str, spell: _Spell | None, outages: Sequence[Outage], places: int) -> None:
         self.name = name
         self.spell = spell
-        self.outages = [outage for outage in outages if outage.worker == name]
-        self.busy_until = 0.0
+        self.outages = deque(outage for outage in outages if outage.kind != "dead")
+        self.deaths = deque(outage for outage in outages if outage.kind == "dead")
+        self.free_at = [0.0] * places
+        """When each place is free again: a heap."""
         self.queue: list[tuple[int, Task]] = []
         self.running = False
-        self.slow = 1.0
+
+    def dies_at(self, now: float) -> float:
+        """When it is dead from then on or, if it is now, the present. Asked only at instants that never go back."""
+        deaths = self.deaths
+        while deaths and deaths[0].ends_at <= now:
+            deaths.popleft()
+        return max(now, deaths[0].at) if deaths else math.inf
+
+    def through(self, begins: float, takes: float) -> tuple[float, float]:
+        """-> when a run of this much work ends that begins then, and how long it is busy with it; frozen, it is not.
+
+        Asked only for runs that begin one after the other.
+        """
+        outages = self.outages
+        while outages and outages[0].ends_at <= begins:
+            outages.popleft()
+        at, busy = begins, 0.0
+        for outage in outages:
+            if outage.at >= at + takes:
+                break
+            if outage.at > at:
+                takes, busy, at = takes - (outage.at - at), busy + outage.at - at, outage.at
+            if outage.kind == "frozen":
+                at = max(at, outage.ends_at)
+                continue
+            lasts = max(0.0, outage.ends_at - at)
+            if takes * outage.factor <= lasts:
+                return at + takes * outage.factor, busy + takes * outage.factor
+            takes, busy, at = takes - lasts / outage.factor, busy + lasts, at + lasts
+        return at + takes, busy + takes
 
 
 _FORGOTTEN = 100
@@ -232,6 +272,7 @@ def simulate(
 
 _ARRIVED = Arrived(raw=True)
 _DEAD = Failed("dead", cause=Cause.UNREACHABLE)
+_KILLED = Failed("it died", cause=Cause.LOST)
 
 
 class _Run:
@@ -261,6 +302,9 @@ class _Run:
     def _make_workers(self, scenario: Scenario) -> dict[str, _Worker]:
         spells: dict[str, _Spell] = {}
         workers = {}
+        outages: dict[str, list[Outage]] = {}
+        for outage in sorted(scenario.outages, key=lambda outage: outage.at):
+            outages.setdefault(outage.worker, []).append(outage)
         for instance in scenario.fleet.instances:
             spell = None
             if scenario.spells is not None and scenario.spells.share > 0:
@@ -268,7 +312,7 @@ class _Run:
                 if key not in spells:
                     spells[key] = _Spell(scenario.spells, self._rng)
                 spell = spells[key]
-            workers[instance.name] = _Worker(instance.name, spell, scenario.outages)
+            workers[instance.name] = _Worker(instance.name, spell, outages.get(instance.name, ()), scenario.places)
         return workers
 
     def go(self) -> Result:
@@ -286,13 +330,15 @@ class _Run:
                     break
                 self._obey(scheduler, scheduler.tick(due_at), due_at, "tick", None)
             elif arrival_at <= event_at:
-                query = Query(arrived, self._pool, "key")
+                query = Query(arrived, self._pool, "key", payload=arrival_at)
                 if scenario.deadline < inf:
                     query.deadline_at = arrival_at + scenario.deadline
                 if scenario.patience < inf:
                     heapq.heappush(heap, (arrival_at + scenario.patience, next(self._order), query, None))
                 scheduler = one or schedulers[arrived % len(schedulers)]
-                self._obey(scheduler, scheduler.query_arrived(query, arrival_at), arrival_at, "arrived", query)
+                self._obey(
+                    scheduler, scheduler.query_arrived(query, self._read(arrival_at)), arrival_at, "arrived", query
+                )
                 arrived += 1
                 if self._progress is not None and arrived % 1000 == 0:
                     self._progress(1000)
@@ -307,7 +353,7 @@ class _Run:
                     self._next_run(self._workers[task.endpoint.instance], now)
                     continue
                 scheduler = one or self._owner.pop(id(task))
-                self._obey(scheduler, scheduler.task_done(task, outcome, now), now, "done", task)
+                self._obey(scheduler, scheduler.task_done(task, outcome, self._read(now)), now, "done", task)
         self._result.queries = arrived
         ended = len(self._result.latencies) + self._result.failed + self._result.abandoned
         self._result.unanswered = max(0, arrived - self._skip) - ended
@@ -317,10 +363,15 @@ class _Run:
                 self._result.sent[name] = self._result.sent.get(name, 0) + number
         return self._result
 
+    def _read(self, now: float) -> float:
+        """The proxies' clock."""
+        clock = self.scenario.clock
+        return math.floor(now / clock) * clock if clock else now
+
     def _leaves(self, scheduler: Scheduler, query: Query, now: float) -> None:
         if query.id >= self._skip:
             self._result.abandoned += 1
-        self._obey(scheduler, scheduler.query_abandoned(query, now), now, "left", query)
+        self._obey(scheduler, scheduler.query_abandoned(query, self._read(now)), now, "left", query)
 
     def _obey(self, scheduler: Scheduler, actions: list[Action], now: float, what: str, subject: object) -> None:
         if self._on_event is not None:
@@ -339,7 +390,7 @@ class _Run:
         query, result = action.query, self._result
         if query.id < self._skip:
             return
-        latency = now - query.arrived_at
+        latency = now - query.payload
         if action.source is Source.RECONSTRUCTED:
             latency += self.scenario.costs.decode
         result.latencies.append(latency)
@@ -360,20 +411,25 @@ class _Run:
 
     def _start(self, task: Task, now: float) -> None:
         worker = self._workers[task.endpoint.instance]
-        for outage in worker.outages:
-            if outage.kind == "dead" and outage.at <= now < outage.at + outage.lasts:
-                heapq.heappush(self._heap, (now, next(self._order), task, _DEAD))
-                return
+        dies_at = worker.dies_at(now)
+        if dies_at == now:
+            heapq.heappush(self._heap, (now, next(self._order), task, _DEAD))
+            return
         if self.scenario.worker_batch > 1:
             worker.queue.append((next(self._order), task))
             if not worker.running:
                 self._next_run(worker, now)
             return
-        begins = now if now > worker.busy_until else worker.busy_until
+        free_at = worker.free_at[0]
+        begins = now if now > free_at else free_at
         before = self._result.work
         ends = self._runs(worker, begins, self._cost(task))
         self._worked(task, self._result.work - before)
-        worker.busy_until = ends
+        if dies_at < ends:
+            heapq.heapreplace(worker.free_at, dies_at)
+            heapq.heappush(self._heap, (dies_at, next(self._order), task, _KILLED))
+            return
+        heapq.heapreplace(worker.free_at, ends)
         self._reply(task, ends)
 
     def _next_run(self, worker: _Worker, now: float) -> None:
@@ -422,23 +478,19 @@ class _Run:
         if not self._service:
             self._service = self.scenario.service.draw(self._rng, BLOCK)
         takes = self._service.pop() * cost
-        for outage in worker.outages:
-            if outage.at <= begins < outage.at + outage.lasts:
-                if outage.kind == "slow":
-                    takes *= outage.factor
-                elif outage.kind == "frozen":
-                    begins = outage.at + outage.lasts
-            elif outage.kind == "frozen" and begins < outage.at < begins + takes:
-                takes += outage.lasts
         if worker.spell is not None:
             slow, until = worker.spell.at(begins)
             if slow and worker.spell.factor == math.inf:
                 begins = until
             elif slow:
                 takes *= worker.spell.factor
-        if begins + takes < math.inf:
+        if worker.outages:
+            ends, takes = worker.through(begins, takes)
+        else:
+            ends = begins + takes
+        if ends < math.inf:
             self._result.work += takes
-        return begins + takes
+        return ends
 
 
 def measured(

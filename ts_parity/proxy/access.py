@@ -57,7 +57,8 @@ class Facts:
     """How a request was answered, beyond what the client sees. Times in seconds; None where there is none."""
 
     __slots__ = (
-        "attempts", "cause", "endpoint", "group", "others", "outcome", "pool", "query", "service_s", "waited_s",
+        "attempts", "cause", "endpoint", "group", "others", "outcome", "places", "pool", "query", "service_s",
+        "waited_s",
     )  # fmt: skip
 
     def __init__(
@@ -87,6 +88,8 @@ class Facts:
         """That task's own time, if it was the deployed model's."""
         self.cause = cause
         """What went wrong first."""
+        self.places: int | None = None
+        """How many tasks the endpoint may have at once, as far as this process may use them."""
         self.query: int | None = None
         self.others: Sequence[Other] = ()
 
@@ -138,6 +141,7 @@ class AccessLog:
             "waited_s": _rounded(facts.waited_s),
             "service_s": _rounded(facts.service_s),
             "cause": facts.cause,
+            "places": facts.places,
             "query": None if facts.query is None else f"{self._id}-{facts.query}",
             "others": [other.described() for other in facts.others],
         }

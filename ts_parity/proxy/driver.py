@@ -11,6 +11,7 @@ import asyncio
 import itertools
 import logging
 import math
+import time
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
@@ -118,8 +119,10 @@ class Driver:
         self._answers: dict[str, Answers] = {}
         self._waiting: dict[int, Callable[[Delivered], None]] = {}
         self._in_flight = 0
-        self._own: dict[int, Task] = {}
-        """The deployed model's tasks in flight, if there is a log."""
+        self._own: dict[int, tuple[Task, float]] = {}
+        """The deployed model's tasks in flight, if there is a log, and when they were sent: by a finer clock than the
+        loop's, which counts milliseconds. A quantile that half of the answers reach at once is none.
+        """
         self._streams: set[asyncio.Task[None]] = set()
         self._todo: deque[Action] = deque()
         self._obeying = False
@@ -211,7 +214,7 @@ class Driver:
     def _send(self, task: Task) -> None:
         self._in_flight += 1
         if self._manners.access is not None and task.kind is Kind.DEPLOYED:
-            self._own[task.id] = task
+            self._own[task.id] = (task, time.monotonic())
         try:
             request = self._request(task)
             address = self._addresses[self._plan.targets[task.endpoint.name].instance]
@@ -410,13 +413,16 @@ class Driver:
 
     def _note_end(self, task: Task, outcome: Outcome, access: AccessLog) -> None:
         """What its query's line cannot say: how long a task took that fails, or that ends when the query has."""
-        self._own.pop(task.id, None)
+        _, sent_at = self._own.pop(task.id)
         query = task.query
         assert query is not None
-        failed = isinstance(outcome, Failed)
-        if isinstance(outcome, Rejected) or isinstance(task.value, Pipe) or (query.open and not failed):
+        failed, took_s = isinstance(outcome, Failed), time.monotonic() - sent_at
+        if isinstance(outcome, Rejected) or isinstance(task.value, Pipe):
             return
-        other = _other(task, self._loop.time(), failed)
+        if query.open and not failed:
+            cast(Ask, query.payload).service_s = took_s
+            return
+        other = _other(task, took_s, failed)
         if not query.open:
             access.add_task(query.id, query.pool, other, outcome.reason if isinstance(outcome, Failed) else None)
             return
@@ -424,30 +430,35 @@ class Driver:
         ask.failed = [*(ask.failed or ()), other]
 
     def _facts(self, query: Query, source: Source, task: Task | None) -> Facts:
-        now, cause = self._loop.time(), cast(Ask, query.payload).cause
+        ask = cast(Ask, query.payload)
+        cause = ask.cause
         if task is None:
             facts = Facts(source._value_, _asked(query), query.pool, None, query.attempts, None, None, cause)
         else:
-            service_s = now - task.sent_at if task.kind is Kind.DEPLOYED else None
+            service_s = None
+            if task.kind is Kind.DEPLOYED:  # a streamed answer begins before its task ends
+                service_s = self._loop.time() - task.sent_at if ask.service_s is None else ask.service_s
             group = None if task.group is None else task.group.id
             waited_s = max(0.0, task.sent_at - query.arrived_at)
             where = task.endpoint.name
             facts = Facts(source._value_, where, query.pool, group, query.attempts, waited_s, service_s, cause)
-        return self._with_others(facts, query, task, now)
+            facts.places = task.endpoint.places if task.kind is Kind.DEPLOYED else None
+        return self._with_others(facts, query, task)
 
     def _failure(self, query: Query, outcome: str, task: Task | None) -> Facts:
         """`task`: its last attempt, if that has ended."""
         where = _asked(query) if task is None else task.endpoint.name
         cause = cast(Ask, query.payload).cause
         facts = Facts(outcome, where, query.pool, None, query.attempts, None, None, cause)
-        return self._with_others(facts, query, task, self._loop.time())
+        return self._with_others(facts, query, task)
 
-    def _with_others(self, facts: Facts, query: Query, task: Task | None, now: float) -> Facts:
+    def _with_others(self, facts: Facts, query: Query, task: Task | None) -> Facts:
         facts.query = query.id
         facts.others = cast(Ask, query.payload).failed or ()
         if query.in_flight:  # seldom: it was answered otherwise, or its answer is a stream
-            out = [other for other in self._own.values() if other.query is query and other is not task]
-            facts.others = [*facts.others, *(_other(other, now, False) for other in out)]
+            now = time.monotonic()
+            out = [(other, at) for other, at in self._own.values() if other.query is query and other is not task]
+            facts.others = [*facts.others, *(_other(other, now - at, False) for other, at in out)]
         return facts
 
     # ---- time ------------------------------------------------------------------------------------------------------
@@ -482,9 +493,9 @@ def _tell_change(change: HealthChange) -> None:
         log.warning("%s is back; it had been taken out: %s", change.endpoint, change.reason)
 
 
-def _other(task: Task, now: float, failed: bool) -> Other:
+def _other(task: Task, at_least_s: float, failed: bool) -> Other:
     assert task.query is not None
-    return Other(task.endpoint.name, max(0.0, task.sent_at - task.query.arrived_at), now - task.sent_at, failed)
+    return Other(task.endpoint.name, max(0.0, task.sent_at - task.query.arrived_at), at_least_s, failed)
 
 
 def _asked(query: Query) -> str | None:

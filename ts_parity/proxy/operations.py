@@ -63,7 +63,7 @@ class Ask:
     `unversioned`: there was none.
     """
 
-    __slots__ = ("cause", "extra", "failed", "request", "unversioned")
+    __slots__ = ("cause", "extra", "failed", "request", "service_s", "unversioned")
 
     def __init__(self, request: Request, extra: str, unversioned: bool = False) -> None:
         self.request = request
@@ -73,6 +73,8 @@ class Ask:
         """Why its first attempt failed, if it did: for the log."""
         self.failed: list[Other] | None = None
         """Its attempts that failed, if somebody logs them."""
+        self.service_s: float | None = None
+        """How long the task took that answered it, likewise."""
 
 
 @dataclass(frozen=True)
