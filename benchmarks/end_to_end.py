@@ -24,7 +24,16 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ts_parity.arguments import count, number
-from ts_parity.lab.demo import DEPLOYED, INSTANCES, MODEL, DemoSettings, make_models, read_bodies, read_digit
+from ts_parity.lab.demo import (
+    DEPLOYED,
+    INSTANCES,
+    MODEL,
+    DemoSettings,
+    find_example,
+    make_models,
+    read_bodies,
+    read_digit,
+)
 from ts_parity.lab.records import Record
 from ts_parity.lab.relay import LateRelay
 from ts_parity.lab.report import summarize
@@ -111,7 +120,7 @@ def main() -> int:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="ts-parity-end-to-end-") as scratch, ExitStack() as stack:
         settings = DemoSettings(out=Path(scratch), code=args.code, k=args.k, seed=args.seed)
-        data, archives, report = make_models(settings)
+        data, archives, report = make_models(settings, find_example(settings))
         served = [archives["deployed"]] * DEPLOYED + [archives["parity"]] * (INSTANCES - DEPLOYED)
         # A batch size, hence several places: a late answer goes on taking its place while the worker is free.
         options = InstanceOptions(

@@ -37,7 +37,7 @@ def test_limits():
             kind(text)
 
 
-SERVICE = "--service-log=/nowhere.csv"
+SERVICE = "--service-log=/dev/null"
 
 
 @pytest.mark.parametrize(
@@ -73,12 +73,8 @@ SERVICE = "--service-log=/nowhere.csv"
     ids=" ".join,
 )
 def test_no_command_takes_a_number_that_is_none(words, capsys):
-    try:
-        code = main(words)
-    except SystemExit as ended:
-        code = ended.code
+    assert main(words) == 2
     said = capsys.readouterr().err
-    assert code == 2
     assert "must be" in said or "must have" in said or "is meant" in said
     assert "Traceback" not in said
 

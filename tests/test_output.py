@@ -27,8 +27,8 @@ def files(folder: Path) -> dict[str, bytes]:
         ["package", "--archive", "{archive}", "--out", "{archive}"],
         ["package", "--archive", "{archive}", "--role", "parity", "--code", "exact", "--k", "2", "--out", "{taken}"],
         ["train", "--archive", "{archive}", "--inputs", "{folder}", "--code", "exact", "--out", "{folder}"],
-        ["simulate", "--plot", "{taken}"],
-        ["plan", "--service-log", "{folder}", "--workers", "2", "--rate", "1", "--html", "{taken}"],
+        ["simulate", "--plot", "{plot}"],
+        ["plan", "--service-log", "{taken}", "--workers", "2", "--rate", "1", "--html", "{taken}"],
         ["demo", "--out", "{folder}"],
     ],
     ids=lambda words: f"{words[0]} {words[-1]}",
@@ -39,8 +39,10 @@ def test_no_command_overwrites_unless_forced(
     folder = tmp_path / "folder"
     folder.mkdir()
     taken = folder / "taken.mar"
-    taken.write_bytes(b"precious")
-    names = {"archive": make_archive(), "taken": taken, "folder": folder}
+    plot = folder / "taken.png"
+    for file in (taken, plot):
+        file.write_bytes(b"precious")
+    names = {"archive": make_archive(), "taken": taken, "plot": plot, "folder": folder}
     before = files(tmp_path)
     assert main([word.format(**names) for word in words]) == 2
     told = capsys.readouterr().err

@@ -62,10 +62,10 @@ def test_a_reader_that_leaves_does_not_stop_the_work(flush: str) -> None:
 def test_a_full_disk_is_told() -> None:
     """Not at the first line that is lost, for there is work to do; but it is no success."""
     ran = run("print('x', flush=True)", "> /dev/full")
-    assert (ran.returncode, ran.stderr) == (1, b"done\nts-parity: standard output: No space left on device\n")
+    assert (ran.returncode, ran.stderr) == (3, b"done\nts-parity: standard output: No space left on device\n")
     assert run("print('x')", "2> /dev/full").returncode == 0
     helped = subprocess.run(f"{sys.executable} -m ts_parity.cli --help > /dev/full", shell=True, capture_output=True)
-    assert (helped.returncode, helped.stderr) == (1, b"ts-parity: standard output: No space left on device\n")
+    assert (helped.returncode, helped.stderr) == (3, b"ts-parity: standard output: No space left on device\n")
 
 
 @pytest.mark.slow
@@ -100,10 +100,11 @@ def test_a_proxy_serves_and_drains_with_closed_descriptors(tmp_path: Path, close
 
 @pytest.mark.slow
 def test_a_ready_file_that_cannot_be_written_is_no_traceback(tmp_path: Path) -> None:
-    command = [*SERVE, "--ready-file", str(tmp_path / "no" / "such")]
+    (tmp_path / "ready.partial").mkdir()
+    command = [*SERVE, "--ready-file", str(tmp_path / "ready")]
     ran = subprocess.run(command, capture_output=True, timeout=60)
     assert ran.returncode == 3
-    assert ran.stderr.decode().endswith(f"cannot write '{tmp_path}/no/such': No such file or directory\n")
+    assert ran.stderr.decode().endswith(f"cannot write '{tmp_path}/ready': Is a directory\n")
 
 
 @pytest.mark.slow

@@ -1,13 +1,168 @@
-"""Numbers on command lines: what argparse is given as `type`, so that each flag says what it allows.
+"""Command lines: how their help looks, what is said of a wrong one, and what argparse is given as `type`.
 
-`float("nan")` and `int("1e9")` are traps that every command has; here they are met once. Knows texts and limits.
+`float("nan")`, `int("1e9")` and a file that is not there are traps that every command has; here they are met once,
+before anything heavy is imported. Knows texts, limits and paths. Knows nothing of what a command does.
 """
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import math
-from collections.abc import Callable
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+from urllib.parse import urlsplit
+
+from ts_parity.errors import EXIT_CODES, ConfigError
+
+_CODES = "Exit codes: " + ", ".join(f"{code} {what.partition(':')[0]}" for code, what in EXIT_CODES.items()) + "."
+
+
+class Parser(argparse.ArgumentParser):
+    """Its help begins with `examples` (whole command lines) and tells every default; what is wrong with a command line
+    is a ConfigError of one line.
+    """
+
+    def __init__(self, *args: Any, examples: Sequence[str] = (), **options: Any) -> None:
+        options.setdefault("formatter_class", _Help)
+        super().__init__(*args, **options)
+        self._examples = examples
+
+    def error(self, message: str) -> NoReturn:
+        message = re.sub(r"^argument (\S+):( must)?", lambda found: found[1] + (found[2] or ":"), message)
+        wrong = re.search(r"unrecognized arguments: (--[^ =]+)", message)
+        if wrong and (near := difflib.get_close_matches(wrong[1], self._option_string_actions, n=1)):
+            message += f"; did you mean {near[0]}?"
+        raise ConfigError(message if "did you mean" in message else f"{message}; {self.prog} --help says more")
+
+    def format_help(self) -> str:
+        top = self._get_formatter()
+        top.add_usage(self._short_usage(), [], [])
+        top.add_text(self.description)
+        options = self._get_formatter()
+        for group in self._action_groups:
+            if all(isinstance(action, argparse._HelpAction) for action in group._group_actions):
+                continue  # who reads this knows it
+            options.start_section(group.title)
+            options.add_text(group.description)
+            options.add_arguments(group._group_actions)
+            options.end_section()
+        options.add_text(self.epilog or _CODES)
+        examples = "".join(f"  {line}\n" for line in self._examples)
+        return "\n".join(
+            filter(None, [top.format_help(), examples and f"examples:\n{examples}", options.format_help()])
+        )
+
+    def format_usage(self) -> str:
+        return f"usage: {self._short_usage()}\n"
+
+    def _short_usage(self) -> str:
+        """What must be given. The rest is in the help, and would be a screen of brackets here."""
+        needed = [self.prog.replace("%", "%%")]
+        for action in self._actions:
+            if action.required and not isinstance(action, argparse._SubParsersAction):
+                name = str(action.metavar or action.dest.upper())
+                needed.append(" ".join([*action.option_strings[-1:], name]) + (" ..." if action.nargs == "+" else ""))
+        commands = any(isinstance(action, argparse._SubParsersAction) for action in self._actions)
+        return " ".join([*needed, "COMMAND [OPTION ...]" if commands else "[OPTION ...]"])
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            choices = [str(choice) for choice in action.choices]
+            near = difflib.get_close_matches(str(value), choices, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(choices)}"
+            raise argparse.ArgumentError(action, f"{value!r} is unknown; {hint}")
+
+
+class _Help(argparse.HelpFormatter):
+    """Tells the default of every option that has one, unless its text does."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text, default = action.help or "", action.default
+        given = default is not None and default is not False and default not in ([], argparse.SUPPRESS)
+        return f"{text} (default: %(default)s)" if given and "default" not in text else text
+
+
+def existing(what: str = "file") -> Callable[[str], Path]:
+    """A path that is there and can be read: a "file", a "folder", or a "file or folder"."""
+    return lambda text: _readable(Path(text), what)
+
+
+def source(text: str) -> Path:
+    """A file, a folder, or something inside of a file: FILE.zip/FOLDER."""
+    path = Path(text)
+    outer = next((each for each in path.parents if _is(each, os.path.isfile)), path)
+    _readable(outer, "file or folder")
+    return path
+
+
+def address(text: str) -> str:
+    """http://HOST:PORT of a program to talk to."""
+    try:
+        parts = urlsplit(text)
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and not parts.query:
+            return text.rstrip("/")
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"must be like http://HOST:PORT, not {text!r}")
+
+
+def to_write(what: str = "file") -> Callable[[str], Path]:
+    """A path that can probably be written: a "file" in a folder that is there, or a "folder" that is there or can be
+    made.
+    """
+
+    def checked(text: str) -> Path:
+        path = Path(text)
+        if not text or (what == "file" and _is(path, os.path.isdir)):
+            raise argparse.ArgumentTypeError(f"{text!r} is {'a folder' if text else 'no path'}, give a {what} to write")
+        made = (path.parent,) if what == "file" else (path, *path.parents)
+        above = next((each for each in made if _is(each, os.path.lexists)), path.parent)
+        if not _is(above, os.path.isdir):
+            told = "is not a folder" if _is(above, os.path.lexists) else "is not there; make it first"
+            raise argparse.ArgumentTypeError(f"cannot write {text!r}: {str(above)!r} {told}")
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise argparse.ArgumentTypeError(f"cannot write {text!r}: no permission to write in {str(above)!r}")
+        return path
+
+    return checked
+
+
+def _readable(path: Path, what: str) -> Path:
+    if not _is(path, os.path.exists):
+        near = _neighbour(path)
+        raise argparse.ArgumentTypeError(f"there is no {what} {str(path)!r}{near and f'; did you mean {near!r}?'}")
+    found = "folder" if _is(path, os.path.isdir) else "file"
+    if found not in what:
+        raise argparse.ArgumentTypeError(f"{str(path)!r} is a {found}, give a {what}")
+    if not os.access(path, os.R_OK):
+        raise argparse.ArgumentTypeError(f"no permission to read {str(path)!r}")
+    return path
+
+
+def _is(path: Path, asked: Callable[[Path], bool]) -> bool:
+    """Also of a path that no file can have."""
+    try:
+        return asked(path)
+    except (OSError, ValueError):
+        return False
+
+
+def _neighbour(path: Path) -> str:
+    """What is nearly called so: of `path`, or of the folder that lacks."""
+    lacking = next(each for each in (path, *path.parents) if each == each.parent or _is(each.parent, os.path.isdir))
+    try:
+        near = difflib.get_close_matches(lacking.name, os.listdir(lacking.parent), n=1)
+    except OSError:
+        return ""
+    return str(lacking.with_name(near[0])) if near else ""
+
 
 LARGEST, SMALLEST = 1e15, 1e-9
 """No count, time or share beyond these can be meant here, and what is made of them still fits where it goes: the square

@@ -1,20 +1,23 @@
-"""The command `ts-parity`: finds the subcommand, maps errors to exit codes, and nothing else.
+"""The command `ts-parity`: finds the subcommand, maps errors to one line and an exit code, and nothing else.
 
 Each room keeps its own subcommands in its `commands` module; importing those is cheap, what they need is imported when
-they run. Exit codes: 0 done, 1 failed, 2 usage, 3 could not start, 4 out of reach.
+they run. Exit codes are in `errors`. What is longer than a line, such as a user's traceback, goes to a file.
 """
 
 from __future__ import annotations
 
 import argparse
-import difflib
+import errno
 import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from ts_parity import __version__, startup
-from ts_parity.errors import ConfigError, OutOfReach, StartError, TsParityError
+from ts_parity.arguments import Parser
+from ts_parity.errors import EXIT_CODES, FAILED, INTERRUPTED, OUTSIDE, WRONG_INPUT, TsParityError
 
 Run = Callable[[argparse.Namespace], int]
 
@@ -42,10 +45,24 @@ EXTRAS = {
 }
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+# What the system says of a path that a command was given, and of itself.
+WRONG_PATH = (
+    errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP,
+    errno.EROFS,
+)  # fmt: skip
+SYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN)
+
+
+def build_parser() -> Parser:
+    parser = Parser(
         prog="ts-parity",
         description="Erasure-coded predictions for TorchServe: late, frozen or dead workers no longer make your tail.",
+        examples=(
+            "ts-parity train --archive resnet.mar --inputs bodies/ --out protected/",
+            "ts-parity serve --endpoint http://10.0.0.1:8080 --endpoint http://10.0.0.2:8080",
+            "ts-parity COMMAND --help",
+        ),
+        epilog=f"Exit codes, of every command: {'; '.join(f'{code} {what}' for code, what in EXIT_CODES.items())}.",
     )
     parser.add_argument("--version", action="version", version=f"ts-parity {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -65,17 +82,10 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
     parser = build_parser()
     args, unknown = parser.parse_known_args(joined)
     if unknown:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}{_suggestion(parser, joined, unknown)}")
+        commands = next(action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+        command: Parser = next((commands[word] for word in joined if word in commands), parser)
+        command.error(f"unrecognized arguments: {' '.join(unknown)}")
     return args
-
-
-def _suggestion(parser: argparse.ArgumentParser, words: Sequence[str], unknown: Sequence[str]) -> str:
-    """For the first option that is none, as for a setting that is none in a file."""
-    commands = next(action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    command = next((commands[word] for word in words if word in commands), parser)
-    option = next((word.partition("=")[0] for word in unknown if word.startswith("--")), "")
-    near = difflib.get_close_matches(option, command._option_string_actions, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -90,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         code = ended.code
     error = startup.unprinted()
-    return code if error is None else code or _fail(f"standard output: {error.strerror}", 1)
+    return code if error is None else code or _fail(f"standard output: {error.strerror}", OUTSIDE)
 
 
 def _run(argv: Sequence[str]) -> int:
@@ -102,26 +112,55 @@ def _run(argv: Sequence[str]) -> int:
             startup.let_sigterm_end()
         run: Run = args.run
         return run(args)
-    except ConfigError as error:
-        return _fail(str(error), 2)
-    except StartError as error:
-        return _fail(str(error), 3)
-    except OutOfReach as error:
-        return _fail(str(error), OutOfReach.exit_code)
     except TsParityError as error:
-        return _fail(str(error), 1)
+        return _fail(str(error), error.exit_code, error.__cause__)
     except ModuleNotFoundError as error:
         extra = EXTRAS.get((error.name or "").split(".")[0])
         if extra is None:
-            raise
-        return _fail(f"this command needs {error.name}: pip install 'ts-parity[{extra}]'", 3)
+            return _unexpected(error)
+        return _fail(f"this command needs {error.name}: pip install 'ts-parity[{extra}]'", OUTSIDE)
+    except MemoryError:
+        return _fail("there is not enough memory", OUTSIDE)
+    except OSError as error:
+        if error.errno in WRONG_PATH and error.filename is not None:
+            return _fail(f"{str(error.filename)!r}: {error.strerror}", WRONG_INPUT)
+        if error.errno in SYSTEM:
+            return _fail(f"{error.strerror}{'' if error.filename is None else f': {str(error.filename)!r}'}", OUTSIDE)
+        return _unexpected(error)
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
+    except Exception as error:
+        return _unexpected(error)
 
 
-def _fail(message: str, code: int) -> int:
-    print(f"ts-parity: {message}", file=sys.stderr)
+def _unexpected(error: Exception) -> int:
+    return _fail(
+        f"a fault of ts_parity {__version__}, please report it: {type(error).__name__}: {error}", FAILED, error
+    )
+
+
+def _fail(message: str, code: int, cause: BaseException | None = None) -> int:
+    """One line to the screen. A file gets what is more: other lines, and the traceback of a `cause` that is foreign."""
+    first, *more = message.splitlines() or [""]
+    if cause is not None:
+        more += traceback.format_exception(cause)
+    kept = f" (more in {_keep([message, *more])})" if more else ""
+    print(f"ts-parity: {first}{kept}", file=sys.stderr)
     return code
+
+
+def _keep(lines: Sequence[str]) -> str:
+    """-> the name of a file with these lines; standard error if none can be written."""
+    text = "".join(line if line.endswith("\n") else f"{line}\n" for line in lines)
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="ts-parity-", suffix=".log", delete=False, encoding="utf-8", errors="backslashreplace"
+        ) as file:
+            file.write(text)
+    except OSError:
+        print(text, end="", file=sys.stderr)
+        return "the lines above"
+    return file.name
 
 
 if __name__ == "__main__":

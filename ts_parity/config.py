@@ -295,17 +295,92 @@ def parse_model(text: str) -> ModelSettings:
     return _model(_options(text, "name", "--model"), f"--model {text!r}")
 
 
+# What --help says of each setting, in a line of 80 columns: which settings a reader looks for together, and what they
+# are about. docs/settings.md says the rest.
+BRIEFLY = {
+    "endpoints": {
+        "vouch": "show our keys for clients with keys of their own",
+        "discovery_interval_s": "how often the fleet is looked at",
+        "describe_timeout_s": "a management request has failed by then",
+        "connect_timeout_s": "an instance is unreachable by then",
+        "task_timeout_s": "a task has failed by then",
+    },
+    "listening and TLS": {
+        "host": "address of the inference port; 0.0.0.0 for all",
+        "port": "inference port; 0: a free one",
+        "processes": "proxies on the one port",
+        "tls_certificate": "PEM file with a chain: speak https only",
+        "tls_key": "PEM file with its key, not encrypted",
+        "max_body_bytes": "larger requests are refused with 413",
+    },
+    "codes": {
+        "code": f"{', '.join((AUTO, 'none', *CODES))}",
+        "k": "use only protections of this group size",
+        "secret": "sent with every operation of ours",
+        "group_by": "headers that change what the model computes",
+        "group_wait_s": "a group is sealed as it is after this long",
+        "seal_early": "seal it when no other member would come in time",
+    },
+    "policy: rebuilt answers": {
+        "reconstruct_after_s": "how long a query waits for its own answer",
+        "reconstruct_quantile": "the quantile of latency that auto takes",
+        "reconstruct_cold_s": "stands in for it until latencies are known",
+        "launch": "backups: group, or late, for late queries only",
+        "launch_after_s": "late launch this long after the query was sent",
+        "launch_quantile": "the quantile of latency that auto takes",
+        "launch_stretch": "by how much later a launch is at full load",
+        "launch_waiting": "launch for queries that wait so long for a place",
+        "shed_load": "share of places taken that stops protections",
+    },
+    "policy: second copies and retries": {
+        "hedge_ratio": "second copies allowed per query; 0: none",
+        "hedge_burst": "second copies allowed at once",
+        "hedge_after_s": "second copy this long after the query was sent",
+        "hedge_quantile": "the quantile of latency that auto takes",
+        "retry_ratio": "retries allowed per query",
+        "retry_burst": "retries allowed at once",
+        "max_attempts": "tasks one query may cost",
+    },
+    "policy: slow and failing endpoints": {
+        "slow_factor": "take out what is so many times slower; 0: never",
+        "slow_until_out": "slow answers in a row that take one out",
+        "age_factor": "pass over what is late so many times; 0: never",
+        "spare_places": "tasks beyond its places, if its reply seems late",
+        "max_out": "share of a pool that slowness may take out",
+        "balance": "least (outstanding) or round_robin",
+        "failures_until_out": "failures in a row that take an endpoint out",
+        "out_s": "how long it is left alone, at first",
+        "reject_pause_s": "how long a full instance is left alone",
+    },
+    "limits": {
+        "deadline_s": "a query gets 504 or the default answer by then",
+        "max_waiting": "queries that may wait, per model; then 503",
+        "max_wait_s": "503 while the oldest has waited this long",
+        "default_answer": "file with an answer to give instead of 504",
+        "default_answer_type": "its content type",
+    },
+    "operations": {
+        "admin_host": "address of the admin port",
+        "admin_port": "status, metrics, health, drain; 0: a free one",
+        "admin_token": "key without which the admin port takes no action",
+        "metrics_address": "HOST:PORT of a second port, only to be read",
+        "access_log": "file for a JSON line a request; -: stderr",
+        "drain_delay_s": "/readyz is 503 so long before a drain begins",
+        "drain_s": "how long requests in flight may take to finish",
+    },
+}
+
+
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """One flag per setting; a flag that is not given is None, so that it does not win over file or environment."""
-    for item in _FIELDS.values():
-        unit = f" [{item.metadata['unit']}]" if item.metadata["unit"] else ""
-        shown = "" if item.metadata["secret"] else f" (default: {_show(item.default)})"
-        parser.add_argument(
-            "--" + item.name.replace("_", "-"),
-            dest=item.name,
-            metavar="VALUE",
-            help=(item.metadata["help"] + unit + shown).replace("%", "%%"),
-        )
+    """One flag per setting, with its default in place of a value; a flag that is not given is None, so that it does not
+    win over file or environment.
+    """
+    groups = {group.title: group for group in parser._action_groups}
+    for title, briefly in BRIEFLY.items():
+        group = groups.get(title) or parser.add_argument_group(title)
+        for name, text in briefly.items():
+            default = "KEY" if _FIELDS[name].metadata["secret"] else _show(_FIELDS[name].default)
+            group.add_argument(f"--{name.replace('_', '-')}", dest=name, metavar=default, help=text.replace("%", "%%"))
 
 
 def given_flags(args: argparse.Namespace) -> dict[str, str]:

@@ -1,4 +1,5 @@
-"""Every error of the package. One that can reach a client knows its HTTP status and the `type` it is reported as.
+"""Every error of the package. One that can reach a client knows its HTTP status and the `type` it is reported as; one
+that ends a command knows the exit code.
 
 Knows nothing of where errors are raised or how they are sent.
 """
@@ -7,22 +8,50 @@ from __future__ import annotations
 
 import json
 
+FAILED, WRONG_INPUT, OUTSIDE, OUT_OF_REACH, INTERRUPTED = 1, 2, 3, 4, 130
+EXIT_CODES = {
+    0: "done",
+    FAILED: "failed: requests were cut or lost, or a fault of ts_parity itself",
+    WRONG_INPUT: "wrong input: a flag, a setting, a file, an archive, a body",
+    OUTSIDE: "something outside: a port in use, a program that does not answer or refuses, a full disk, no package",
+    OUT_OF_REACH: "out of reach: a target that nothing meets, a model that cannot be coded",
+    INTERRUPTED: "interrupted",
+}
+"""What each exit code of `ts-parity` means, whatever the command."""
+
 
 class TsParityError(Exception):
-    """Base of all errors raised on purpose here. `status` and `kind` are what a client of the proxy would see."""
+    """Base of all errors raised on purpose here. `status` and `kind` are what a client of the proxy would see, and
+    `exit_code` what a command ends with.
+    """
 
     status = 500
     kind = "InternalServerException"
+    exit_code = FAILED
 
 
 class ConfigError(TsParityError):
     """A setting, flag or file is wrong. The message says which one, what it was and what is allowed."""
 
+    exit_code = WRONG_INPUT
+
 
 class OutOfReach(TsParityError):
     """What was asked for cannot be had: an overloaded fleet, or a target that nothing meets."""
 
-    exit_code = 4
+    exit_code = OUT_OF_REACH
+
+
+class Unreachable(TsParityError):
+    """A program that a command talks to does not answer, or refuses."""
+
+    exit_code = OUTSIDE
+
+
+class Exhausted(TsParityError):
+    """The machine has too little of something: space on a disk, memory."""
+
+    exit_code = OUTSIDE
 
 
 class WireError(TsParityError):
@@ -43,6 +72,8 @@ class MalformedTail(WireError):
 class CodeError(TsParityError):
     """A code with impossible parameters: sizes, coefficients, or an encoder that does not exist for them."""
 
+    exit_code = WRONG_INPUT
+
 
 class DecodeError(TsParityError):
     """The outputs at hand cannot give the wanted prediction: an unrecoverable pattern, or shapes that disagree."""
@@ -50,6 +81,8 @@ class DecodeError(TsParityError):
 
 class NotCodable(TsParityError):
     """A handler, model or output that cannot be coded. The message is the reason operators see in describe."""
+
+    exit_code = OUT_OF_REACH
 
 
 class NotRepeatable(NotCodable):
@@ -59,8 +92,10 @@ class NotRepeatable(NotCodable):
 class ArchiveError(TsParityError):
     """A model archive that cannot be read, wrapped or packed."""
 
+    exit_code = WRONG_INPUT
 
-class ManagementError(TsParityError):
+
+class ManagementError(Unreachable):
     """TorchServe's management API refused or did not answer."""
 
     def __init__(self, message: str, upstream_status: int | None = None) -> None:
@@ -71,9 +106,13 @@ class ManagementError(TsParityError):
 class StartError(TsParityError):
     """A TorchServe instance did not come up. The message quotes what its log said."""
 
+    exit_code = OUTSIDE
+
 
 class TrainingError(TsParityError):
     """Training cannot go on: too few bodies, an output that cannot be coded, an unusable model."""
+
+    exit_code = WRONG_INPUT
 
 
 class Unavailable(TsParityError):

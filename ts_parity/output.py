@@ -14,12 +14,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ts_parity.errors import ConfigError
+from ts_parity.errors import ConfigError, Exhausted
 
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
-def add_force(parser: argparse.ArgumentParser) -> None:
+def add_force(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--force", action="store_true", help="replace what is there already")
 
 
@@ -40,7 +40,9 @@ def written(path: Path) -> Iterator[Path]:
         yield unfinished
         os.replace(unfinished, path)
     except OSError as error:
-        if error.errno not in _FULL and str(error.filename) not in map(str, (unfinished, path, *path.parents)):
+        if error.errno in _FULL:
+            raise Exhausted(f"cannot write {path}: {error.strerror}") from None
+        if error.errno != errno.EROFS and str(error.filename) not in map(str, (unfinished, path, *path.parents)):
             raise
         what = f"{error.filename} is no folder" if isinstance(error, FileExistsError) else error.strerror
         raise ConfigError(f"cannot write {path}: {what}") from None

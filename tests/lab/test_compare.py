@@ -188,7 +188,7 @@ def test_the_command_prints_a_table_or_json_and_draws(tmp_path, capsys):
         (["--slow", "4:100:5"], "--slow SHARE:MEAN:FACTOR"),
         (["--net", "0.1"], "--net SHARE:MEAN"),
         (["--slow", "0.1:5:x"], "--slow SHARE:MEAN:FACTOR must be a number of at least 1, not 'x'"),
-        (["--trace", "/nowhere"], "--trace /nowhere"),
+        (["--trace", "/nowhere"], "--trace: there is no file '/nowhere'"),
         (["--plot", "tail.txt"], "--plot must end in .png, .svg, .pdf, .jpg, not 'tail.txt'"),
     ],
 )

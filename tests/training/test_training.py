@@ -16,7 +16,7 @@ from lightning_fabric import Fabric
 from tests.conftest import write_archive
 from ts_parity.cli import main as run_cli
 from ts_parity.codes import make_code
-from ts_parity.errors import ConfigError, NotCodable, TrainingError
+from ts_parity.errors import ConfigError, Exhausted, NotCodable, TrainingError
 from ts_parity.torchserve.archive import extract_archive, read_archive
 from ts_parity.training import TrainSettings, train
 from ts_parity.training import fit as fit_module
@@ -440,7 +440,7 @@ def test_no_space_on_the_disk_loses_nothing_finished(model, bodies, tmp_path, mo
         raise full
 
     monkeypatch.setattr(fit_module._Checkpoint, "write", write)
-    with pytest.raises(TrainingError, match=r"no space left on the disk .* free some space"):
+    with pytest.raises(Exhausted, match=r"no space left on the disk .* free some space"):
         run(model(), bodies, tmp_path, steps=2)
     assert (tmp_path / "out.unfinished" / "seen" / "index.json").exists()
 

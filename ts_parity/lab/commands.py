@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ts_parity import output
-from ts_parity.arguments import count, number
+from ts_parity.arguments import address, count, existing, number, to_write
 from ts_parity.config import CODES
-from ts_parity.errors import ConfigError, OutOfReach
+from ts_parity.errors import ConfigError, OutOfReach, Unreachable
 
 if TYPE_CHECKING:
     from ts_parity.lab.compare import World
@@ -37,18 +37,27 @@ def _add_demo(subparsers: Any) -> None:
         help="see the whole thing work on real TorchServe while workers are frozen and killed",
         description="Train, package, serve and break a fleet of six TorchServe instances; compare round robin, the "
         "proxy without coding, and the coded proxy under the same load and the same faults.",
+        examples=("ts-parity demo", "ts-parity demo --code exact --queries 2000 --keep"),
     )
-    parser.add_argument("--out", type=Path, default=Path("demo-out"), help="default %(default)s")
-    parser.add_argument("--code", default="sum", choices=CODES, help="default %(default)s")
-    parser.add_argument("--k", type=count(), default=2, help="queries per coding group, default %(default)s")
-    parser.add_argument("--queries", type=count(), default=10_500, help="per arm, default %(default)s")
-    parser.add_argument("--rate", type=number(above=0), default=200.0, help="queries per second, default %(default)s")
-    parser.add_argument("--seed", type=count(0), default=0, help="default %(default)s")
-    parser.add_argument("--steps", type=count(), help="training steps of the parity model")
-    parser.add_argument("--example", type=Path, metavar="DIR", help="the digits example, if not in a checkout")
-    parser.add_argument("--keep", action="store_true", help="leave the coded service running until Ctrl-C")
-    output.add_force(parser)
-    parser.add_argument("--json", action="store_true", help="print summary.json on stdout, the rest on stderr")
+    load = parser.add_argument_group("load and code")
+    load.add_argument("--code", default="sum", choices=CODES, help="how groups are protected")
+    load.add_argument("--k", type=count(), default=2, metavar="N", help="queries per coding group")
+    load.add_argument("--queries", type=count(), default=10_500, metavar="N", help="per arm")
+    load.add_argument("--rate", type=number(above=0), default=200.0, metavar="RATE", help="queries per second")
+    load.add_argument("--seed", type=count(0), default=0, metavar="N", help="of all dice")
+    load.add_argument(
+        "--steps", type=count(), metavar="N", help="training steps of the parity model; default: as train has"
+    )
+    shown = parser.add_argument_group("files, and what is printed")
+    shown.add_argument(
+        "--out", type=to_write("folder"), default=Path("demo-out"), metavar="DIR", help="models, logs and results"
+    )
+    shown.add_argument(
+        "--example", type=existing("folder"), metavar="DIR", help="the digits example, if not in a checkout"
+    )
+    output.add_force(shown)
+    shown.add_argument("--keep", action="store_true", help="leave the coded service running until Ctrl-C")
+    shown.add_argument("--json", action="store_true", help="print summary.json on stdout, the rest on stderr")
     parser.set_defaults(run=run_demo_command)
 
 
@@ -75,55 +84,95 @@ def _add_simulate(subparsers: Any) -> None:
         help="see what policies would do for a fleet, in virtual time",
         description="Drive the proxy's own engine through a simulated fleet and compare policies. Times are in mean "
         "service times of the deployed model; latencies are told in seconds with --service-log.",
+        examples=(
+            "ts-parity simulate --workers 12 --load 0.6",
+            "ts-parity simulate --policy none --policy coded --k 2 --slow 0.04:100:5 --plot tail.png",
+        ),
     )
-    parser.add_argument(
-        "--policy", action="append", metavar="NAME", help="may be repeated; default: none, hedge, parm, coded, ours"
+    fleet = parser.add_argument_group("fleet and policies")
+    fleet.add_argument(
+        "--policy",
+        action="append",
+        metavar="NAME",
+        help="may be repeated; default: none, hedge, parm, coded, ours",
     )
-    parser.add_argument("--workers", type=count(), default=12, help="machines that serve, default %(default)s")
-    _add_world(parser)
-    parser.add_argument(
+    fleet.add_argument("--workers", type=count(), default=12, metavar="N", help="machines that serve")
+    fleet.add_argument(
         "--extra",
         type=count(0),
+        metavar="N",
         help="machines more, for every policy that can use them; default: none, save what parm and coded cannot do "
         "without, a machine for each k workers",
     )
-    parser.add_argument(
-        "--load", type=number(above=0), default=0.6, help="of what the workers can do, default %(default)s"
+    fleet.add_argument("--load", type=number(above=0), default=0.6, metavar="SHARE", help="of what the workers can do")
+    fleet.add_argument("--code", default="sum", choices=CODES, help="of parm and coded")
+    fleet.add_argument("--k", type=count(), default=4, metavar="N", help="queries to a coding group")
+    fleet.add_argument(
+        "--cost",
+        type=number(above=0),
+        default=0.25,
+        metavar="COST",
+        help="of a student's answer, in deployed inferences",
     )
-    parser.add_argument("--code", default="sum", choices=CODES, help="of parm and coded, default %(default)s")
-    parser.add_argument("--k", type=count(), default=4, help="queries to a coding group, default %(default)s")
-    parser.add_argument(
-        "--cost", type=number(above=0), default=0.25, help="of a student's answer, in deployed inferences"
+    _add_world(parser)
+    _add_shown(parser).add_argument(
+        "--plot", type=_picture, metavar="FILE.png", help="write a plot of the latency distributions, of the first seed"
     )
-    parser.add_argument("--plot", type=Path, help="write a plot of the latency distributions, of the first seed")
-    output.add_force(parser)
-    parser.add_argument("--json", action="store_true")
     parser.set_defaults(run=run_simulate)
 
 
+def _log(text: str) -> Path:
+    """A file, or - for standard input."""
+    return Path(text) if text == "-" else existing()(text)
+
+
+def _picture(text: str) -> Path:
+    file = to_write()(text)
+    if file.suffix.lower() not in PLOTS:
+        raise argparse.ArgumentTypeError(f"must end in {', '.join(PLOTS)}, not {text!r}")
+    return file
+
+
 def _add_world(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--slow", metavar="SHARE:MEAN:FACTOR", help="spells of slowness, such as 0.04:100:5; inf freezes"
-    )
-    parser.add_argument("--net", metavar="SHARE:MEAN", help="replies that are late on the way, such as 0.02:5")
-    parser.add_argument("--gaps-cv", type=number(above=0), default=1.0, help="of the gaps between arrivals; 1: Poisson")
-    parser.add_argument(
-        "--burst", type=number(least=1), default=1.0, help="so many times the rate for a tenth of the time"
-    )
-    parser.add_argument("--trace", type=Path, help="arrival instants, one a line; in seconds with --service-log")
-    parser.add_argument(
+    world = parser.add_argument_group("what happens to it")
+    world.add_argument(
         "--service-log",
-        type=Path,
+        type=_log,
+        metavar="FILE",
         help="draw service times from an access log or records (JSON lines), or a table of seconds; gzip or not, -: "
         "standard input",
     )
-    parser.add_argument(
-        "--model", metavar="NAME[/VERSION]", help="whose service times, if the log is of several models"
+    world.add_argument("--model", metavar="NAME[/VERSION]", help="whose service times, if the log is of several models")
+    world.add_argument(
+        "--trace", type=_log, metavar="FILE", help="arrival instants, one a line; in seconds with --service-log"
     )
-    parser.add_argument("--domains", type=count(), help="failure domains; default: each machine its own")
-    parser.add_argument("--proxies", type=count(), default=1, help="proxies that see only their own traffic")
-    parser.add_argument("--queries", type=count(), default=100_000, help="default %(default)s")
-    parser.add_argument("--seeds", type=count(), default=3, help="default %(default)s")
+    world.add_argument(
+        "--slow", metavar="SHARE:MEAN:FACTOR", help="spells of slowness, such as 0.04:100:5; inf freezes"
+    )
+    world.add_argument("--net", metavar="SHARE:MEAN", help="replies that are late on the way, such as 0.02:5")
+    world.add_argument(
+        "--gaps-cv", type=number(above=0), default=1.0, metavar="CV", help="of the gaps between arrivals; 1: Poisson"
+    )
+    world.add_argument(
+        "--burst",
+        type=number(least=1),
+        default=1.0,
+        metavar="TIMES",
+        help="so many times the rate for a tenth of the time",
+    )
+    world.add_argument("--domains", type=count(), metavar="N", help="failure domains; default: each machine its own")
+    world.add_argument(
+        "--proxies", type=count(), default=1, metavar="N", help="proxies that see only their own traffic"
+    )
+    world.add_argument("--queries", type=count(), default=100_000, metavar="N", help="of each policy and seed")
+    world.add_argument("--seeds", type=count(), default=3, metavar="N", help="how many times, each with other dice")
+
+
+def _add_shown(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    shown = parser.add_argument_group("what is printed")
+    shown.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    output.add_force(shown)
+    return shown
 
 
 def _add_plan(subparsers: Any) -> None:
@@ -132,29 +181,40 @@ def _add_plan(subparsers: Any) -> None:
         help="say what to run for a fleet, its traffic and its accuracy report",
         description="Compare every policy, code and k on your own latencies, rate and training report, within your "
         "limits, and say what to run, what it costs and what it gains, or that nothing is worth it.",
+        examples=(
+            "ts-parity plan --service-log requests.jsonl --rate 120 --workers 12 --report protected/",
+            "ts-parity plan --service-log requests.jsonl --rate 120 --workers 12 --p999 0.2 --max-work 30%",
+        ),
     )
-    parser.add_argument("--workers", type=count(), help="machines that serve; or --admin")
-    parser.add_argument("--admin", metavar="URL", help="a running proxy's admin port: takes --workers from its fleet")
-    parser.add_argument(
-        "--rate", type=number(above=0), help="queries per second; or --load; default: as they came in the access log"
+    fleet = parser.add_argument_group("your fleet and its traffic")
+    fleet.add_argument("--workers", type=count(), metavar="N", help="machines that serve; or --admin")
+    fleet.add_argument(
+        "--admin", type=address, metavar="URL", help="a running proxy's admin port: takes --workers from its fleet"
     )
-    parser.add_argument("--load", type=number(above=0), help="of what the workers can do")
-    _add_world(parser)
-    parser.add_argument("--report", type=Path, metavar="DIR", help="the folder that `ts-parity train` wrote")
-    parser.add_argument(
+    fleet.add_argument(
+        "--rate",
+        type=number(above=0),
+        metavar="RATE",
+        help="queries per second; or --load; default: as they came in the access log",
+    )
+    fleet.add_argument("--load", type=number(above=0), metavar="SHARE", help="of what the workers can do")
+    fleet.add_argument(
+        "--report", type=existing("folder"), metavar="DIR", help="the folder that `ts-parity train` wrote"
+    )
+    limits = parser.add_argument_group("your limits")
+    limits.add_argument(
         "--max-work",
         type=_share_of_work,
         metavar="SHARE",
         help="at most so much extra work, such as 0.3 or 30%%, of what the deployed model does alone",
     )
-    parser.add_argument(
+    limits.add_argument(
         "--max-loss", type=number(least=0, most=100), metavar="POINTS", help="at most so many points of accuracy"
     )
-    parser.add_argument("--p999", type=number(above=0), metavar="T", help="p99.9 at most this, in seconds")
-    parser.add_argument("--extra", type=count(0), default=0, help="at most so many more machines, default %(default)s")
-    parser.add_argument("--html", type=Path, help="write a page")
-    output.add_force(parser)
-    parser.add_argument("--json", action="store_true")
+    limits.add_argument("--p999", type=number(above=0), metavar="T", help="p99.9 at most this, in seconds")
+    limits.add_argument("--extra", type=count(0), default=0, metavar="N", help="at most so many more machines")
+    _add_world(parser)
+    _add_shown(parser).add_argument("--html", type=to_write(), metavar="FILE", help="write a page")
     parser.set_defaults(run=run_plan)
 
 
@@ -283,11 +343,11 @@ def _workers_of(admin: str) -> int:
     import urllib.request
 
     try:
-        with urllib.request.urlopen(f"{admin.rstrip('/')}/status", timeout=10) as answer:
+        with urllib.request.urlopen(f"{admin}/status", timeout=10) as answer:
             pools = json.load(answer)["pools"]
         counts = {name: sum(e["row"] is None for e in pool["endpoints"]) for name, pool in pools.items()}
     except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"--admin {admin}: no status of a proxy there: {error}") from None
+        raise Unreachable(f"--admin {admin}: no status of a proxy there: {error}") from None
     if len(counts) != 1:
         raise ConfigError(f"--admin {admin}: it serves {len(counts)} models ({', '.join(counts)}); give --workers")
     [workers] = counts.values()
@@ -303,8 +363,6 @@ def run_simulate(args: argparse.Namespace) -> int:
     from ts_parity.lab.rivals import arrange
 
     output.check_free(args.plot, args.force, "--plot")
-    if args.plot is not None and args.plot.suffix.lower() not in PLOTS:
-        raise ConfigError(f"--plot must end in {', '.join(PLOTS)}, not {str(args.plot)!r}")
     world = _world(args)
     names = args.policy or ["none", "hedge", "parm", "coded", "ours"]
     shapes = {name: _shape(name, args) for name in names}

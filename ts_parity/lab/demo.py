@@ -93,9 +93,10 @@ def run_demo(settings: DemoSettings, say: Say) -> dict[str, Any]:
     if settings.queries < 1 or settings.rate <= 0:
         raise ConfigError("--queries and --rate must be positive")
     make_code(settings.code, settings.k)  # which says what is wrong, before minutes have gone by
+    example = find_example(settings)
     settings.out.mkdir(parents=True, exist_ok=True)
     say("1/5  training the deployed model and its protection")
-    data, archives, report = make_models(settings)
+    data, archives, report = make_models(settings, example)
     archives["student"], student = make_student(settings, archives["plain"], data)
     bodies = read_bodies(data)
     load_s = settings.queries / settings.rate
@@ -137,11 +138,15 @@ def run_demo(settings: DemoSettings, say: Say) -> dict[str, Any]:
     return summary
 
 
-def make_models(settings: DemoSettings) -> tuple[Path, dict[str, Path], dict[str, Any]]:
-    """-> the example's data, the archives (plain, deployed, parity), the training report."""
+def find_example(settings: DemoSettings) -> Path:
     example = settings.example or Path(ts_parity.__file__).resolve().parent.parent / "examples" / "digits"
     if not (example / "train_digits.py").is_file():
         raise ConfigError(f"no example in {example}: run the demo in a checkout, or say where it is with --example DIR")
+    return example
+
+
+def make_models(settings: DemoSettings, example: Path) -> tuple[Path, dict[str, Path], dict[str, Any]]:
+    """-> the example's data, the archives (plain, deployed, parity), the training report."""
     data = settings.out / "digits"
     shutil.rmtree(data, ignore_errors=True)
     command = [sys.executable, str(example / "train_digits.py"), "--out", str(data), "--seed", str(settings.seed)]

@@ -12,8 +12,9 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ts_parity.arguments import address, existing, to_write
 from ts_parity.config import ENV_PREFIX, add_flags, given_flags, load_settings
-from ts_parity.errors import ConfigError, StartError, TsParityError
+from ts_parity.errors import StartError, Unreachable
 
 TOKEN_VARIABLE = f"{ENV_PREFIX}ADMIN_TOKEN"
 
@@ -22,50 +23,85 @@ if TYPE_CHECKING:
     from ts_parity.proxy.processes import Supervisor
 
 
-def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    serve = subparsers.add_parser(
-        "serve",
-        help="run the proxy in front of TorchServe instances",
-        description="Run the proxy. Roles, codes, places and shapes are discovered from the instances.",
+def add_parsers(subparsers: argparse._SubParsersAction[Any]) -> None:
+    _add_serve(subparsers)
+    status = subparsers.add_parser(
+        "status",
+        help="show what a running proxy knows about its fleet",
+        description="Codes, verdicts, endpoints and problems of a running proxy's fleet.",
+        examples=("ts-parity status", "ts-parity status --admin http://10.0.0.5:8090 --json"),
     )
-    serve.add_argument("--config", type=Path, metavar="FILE", help="TOML file; see docs/settings.md")
-    serve.add_argument(
-        "--endpoint",
-        action="append",
-        default=[],
-        metavar="URL[,key=value]...",
-        help="an instance's inference address; keys: management, domain, token, token_file, management_token, "
-        "management_token_file, places, tls_ca, tls_verify, tls_certificate, tls_key. May be given many times; "
-        "replaces the instances of file and environment",
-    )
-    serve.add_argument(
-        "--model",
-        action="append",
-        default=[],
-        metavar="NAME[,key=value]...",
-        help="what must be said of a model; keys: version, repeatable. May be given many times; replaces the models "
-        "of file and environment",
-    )
-    serve.add_argument("--ready-file", type=Path, metavar="FILE", help="written (JSON) when the proxy accepts requests")
-    serve.add_argument("--log-level", default="warning", choices=["debug", "info", "warning", "error"])
-    add_flags(serve)
-    serve.set_defaults(run=run_serve, drains=True)
-    status = subparsers.add_parser("status", help="show what a running proxy knows about its fleet")
     _add_admin(status)
     status.add_argument("--json", action="store_true", help="print the JSON instead of a table")
     status.set_defaults(run=run_status)
-    drain = subparsers.add_parser("drain", help="let a running proxy finish what is in flight, and end")
+    drain = subparsers.add_parser(
+        "drain",
+        help="let a running proxy finish what is in flight, and end",
+        description="The proxy stops accepting, finishes what is in flight, and ends.",
+        examples=("ts-parity drain", "ts-parity drain --admin http://127.0.0.1:8090 --token KEY"),
+    )
     _add_admin(drain)
     drain.add_argument("--token", metavar="KEY", help=f"its admin_token; or set {TOKEN_VARIABLE}")
     drain.set_defaults(run=run_drain)
 
 
+def _add_serve(subparsers: argparse._SubParsersAction[Any]) -> None:
+    serve = subparsers.add_parser(
+        "serve",
+        help="run the proxy in front of TorchServe instances",
+        description="Run the proxy. Roles, codes, places and shapes are discovered from the instances. Values shown "
+        "are the defaults; docs/settings.md says all of each. Settings may stand in a TOML file (--config) or in the "
+        "environment (TS_PARITY_PORT=8080) too; flags win.",
+        examples=(
+            "ts-parity serve --endpoint http://10.0.0.1:8080 --endpoint http://10.0.0.2:8080",
+            "ts-parity serve --endpoint http://ts1:8080,management=http://ts1:9081,domain=rack1",
+            "ts-parity serve --config fleet.toml --port 8443 --access-log requests.jsonl",
+        ),
+    )
+    endpoints = serve.add_argument_group(
+        "endpoints",
+        "Keys of --endpoint: management, domain, token, token_file, management_token, management_token_file, places, "
+        "tls_ca, tls_verify, tls_certificate, tls_key; of --model: version, repeatable. Both replace those of file and "
+        "environment.",
+    )
+    endpoints.add_argument(
+        "--endpoint",
+        action="append",
+        default=[],
+        metavar="URL[,KEY=VALUE]",
+        help="an inference address, once for each instance",
+    )
+    endpoints.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        metavar="NAME[,KEY=VALUE]",
+        help="what must be said of a model, once for each",
+    )
+    add_flags(serve)
+    operations = next(group for group in serve._action_groups if group.title == "operations")
+    operations.add_argument("--config", type=existing(), metavar="FILE", help="TOML file with settings")
+    operations.add_argument(
+        "--ready-file", type=to_write(), metavar="FILE", help="written (JSON) when requests are accepted"
+    )
+    operations.add_argument(
+        "--log-level",
+        default="warning",
+        choices=["debug", "info", "warning", "error"],
+        metavar="warning",
+        help="or debug, info, error: what is logged by default",
+    )
+    serve.set_defaults(run=run_serve, drains=True)
+
+
 def _add_admin(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--admin", default="http://127.0.0.1:8090", metavar="URL", help="the proxy's admin address")
+    parser.add_argument(
+        "--admin", type=address, default="http://127.0.0.1:8090", metavar="URL", help="the proxy's admin address"
+    )
 
 
 def run_serve(args: argparse.Namespace) -> int:
-    """Until drained. Exit codes: 0 drained, 1 cut, 2 usage, 3 could not start."""
+    """Until drained. -> 0 drained, 1 cut."""
     settings = load_settings(args.config, os.environ, given_flags(args), args.endpoint, args.model)
     logging.basicConfig(
         level=args.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -118,21 +154,19 @@ def _announce(proxy: Proxy | Supervisor, ready_file: Path | None) -> None:
 
 
 def _ask(admin: str, path: str, action: dict[str, str] | None = None) -> dict[str, Any]:
-    """Read, or with `action`'s headers do something. Raise TsParityError, or ConfigError for an odd address."""
-    if not admin.startswith(("http://", "https://")):
-        raise ConfigError(f"--admin must be like http://HOST:PORT, not {admin!r}")
-    url = admin.rstrip("/") + path
+    """Read, or with `action`'s headers do something. Raise Unreachable."""
+    url = admin + path
     request = urllib.request.Request(url, None if action is None else b"", action or {})
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:
             said: dict[str, Any] = json.load(answer)
             return said
     except urllib.error.HTTPError as error:
-        raise TsParityError(f"{url}: {_reason(error)}") from None
+        raise Unreachable(f"{url}: {_reason(error)}") from None
     except (urllib.error.URLError, TimeoutError, ValueError) as error:
         why = error.reason if isinstance(error, urllib.error.URLError) else error
         said_so = why.strerror if isinstance(why, OSError) else None
-        raise TsParityError(
+        raise Unreachable(
             f"no {path[1:]} from {url}: {said_so or why}; is the proxy running, and is this its admin port?"
         ) from None
 

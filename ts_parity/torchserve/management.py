@@ -280,7 +280,7 @@ def _refusal(answer: requests.Response, what: str, url: str) -> ManagementError:
         told = answer.json()
         kind, message = str(told.get("type", "")), str(told.get("message", "")).strip()
     except (ValueError, AttributeError):
-        kind, message = "", answer.text.strip()[:200]
+        kind, message = "", " ".join(answer.text.split())[:200]
     hint = _hint(answer.status_code, kind, message)
     said = message or f"no message, {answer.reason or 'no reason'}"
     return ManagementError(

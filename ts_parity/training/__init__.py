@@ -18,6 +18,8 @@ or how far its numbers are off. See `meaning`."""
 FORMATS = ("png", "npy", "raw", "json")
 """How a row of an .npz array becomes a request body."""
 VARIATIONS = ("none", "shift", "flip", "mix")
+FOLDERS = "folders"
+"""Labels from folder names: a body's class is the place of its folder's name among all of them, sorted."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,12 @@ def train(settings: TrainSettings) -> dict[str, Any]:
     there.
     """
     check_free(settings.out, settings.force)
+    from ts_parity.training.order import checked
+
+    order = checked(settings)
     from ts_parity.training.job import run
 
-    return run(settings)
+    return run(order)
 
 
 __all__ = ["FORMATS", "METRICS", "VARIATIONS", "TrainSettings", "train"]

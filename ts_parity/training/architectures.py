@@ -129,6 +129,23 @@ def make_called(
     return Called(Shaped(make(1.0 if width is None else width), shapes), simple, shapes)
 
 
+def check_architecture(architecture: str | None) -> None:
+    """Raise TrainingError, before anything is run, for a name that there is not."""
+    if architecture is None or architecture in (DEPLOYED, FRESH):
+        return
+    if ".py:" in architecture:
+        _function(architecture)
+        return
+    name, _, number = architecture.partition(":")
+    if name not in BUILT_IN:
+        raise TrainingError(
+            f"--architecture {architecture} is unknown; there are {DEPLOYED}, {FRESH}, {', '.join(BUILT_IN)} (each "
+            "with :WIDTH if wanted) and file.py:function"
+        )
+    if number and not (re.fullmatch(r"\d+(\.\d+)?", number) and float(number) > 0):
+        raise TrainingError(f"--architecture {architecture}: the width is a number above 0, 1 its usual size")
+
+
 def usual_architecture(shapes: Shapes) -> str:
     """For a student of which nothing else was said."""
     return "cnn" if shapes.is_image else "mlp"
@@ -192,37 +209,43 @@ def _reset(network: nn.Module) -> None:
 
 
 def _maker(architecture: str, shapes: Shapes) -> tuple[Callable[[float], nn.Module], float | None]:
+    check_architecture(architecture)
     if ".py:" in architecture:
         return _users(architecture, shapes), None
     name, _, number = architecture.partition(":")
-    if name not in BUILT_IN:
-        raise TrainingError(
-            f"--architecture {architecture} is unknown; there are {DEPLOYED}, {FRESH}, {', '.join(BUILT_IN)} (each "
-            "with :WIDTH if wanted) and file.py:function"
-        )
-    if number and not re.fullmatch(r"\d+(\.\d+)?", number):
-        raise TrainingError(f"--architecture {architecture}: the width is a number, 1 its usual size")
     make, one_input, outputs = BUILT_IN[name], shapes.one_input, math.prod(shapes.one_output)
     if name != "mlp" and not shapes.is_image:
         raise TrainingError(f"--architecture {name} is for images, not for a model input of {one_input}; try mlp")
     return lambda width: make(one_input, outputs, width), float(number) if number else None
 
 
-def _users(architecture: str, shapes: Shapes) -> Callable[[float], nn.Module]:
-    """file.py:function, called as function(one input's shape, number of outputs, width)."""
+def _function(architecture: str) -> Callable[..., Any]:
+    """file.py:function, loaded."""
     name, _, function = architecture.rpartition(":")
     file = Path(name)
     spec = importlib.util.spec_from_file_location(f"ts_parity_architecture_{file.stem}", file)
     if not file.is_file() or spec is None or spec.loader is None:
         raise TrainingError(f"--architecture {architecture}: there is no file {file}")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    make = getattr(module, function, None)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # user code
+        raise TrainingError(f"--architecture {architecture}: {type(error).__name__}: {error}") from error
+    make: Any = getattr(module, function, None)
     if not callable(make):
         raise TrainingError(f"--architecture {architecture}: {file} has no function {function}")
+    return make  # type: ignore[no-any-return]
+
+
+def _users(architecture: str, shapes: Shapes) -> Callable[[float], nn.Module]:
+    """file.py:function, called as function(one input's shape, number of outputs, width)."""
+    make = _function(architecture)
 
     def checked(width: float) -> nn.Module:
-        made = make(shapes.one_input, math.prod(shapes.one_output), width)
+        try:
+            made = make(shapes.one_input, math.prod(shapes.one_output), width)
+        except Exception as error:  # user code
+            raise TrainingError(f"--architecture {architecture}: {type(error).__name__}: {error}") from error
         if not isinstance(made, nn.Module):
             raise TrainingError(f"--architecture {architecture} returned a {type(made).__name__}, not a torch module")
         return made

@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ts_parity.arguments import count, number
+from ts_parity.arguments import count, existing, number, source, to_write
 from ts_parity.config import CODES
 from ts_parity.errors import TrainingError
-from ts_parity.training import FORMATS, METRICS, VARIATIONS, TrainSettings
+from ts_parity.training import FOLDERS, FORMATS, METRICS, VARIATIONS, TrainSettings
 from ts_parity.training.figures import FIGURES, Figure
 
 
@@ -26,85 +26,115 @@ def _add_train(subparsers: Any) -> None:
         description="Distil parity models and students on the deployed model's raw outputs, taken through the "
         "archive's own handler, and write archives ready to register and a report of what rebuilt answers are worth. "
         "An interrupted run is gone on with by the same command.",
+        examples=(
+            "ts-parity train --archive resnet.mar --inputs bodies/ --out protected/",
+            "ts-parity train --archive resnet.mar --inputs bodies/ --code student --k 4 --out protected/",
+            "ts-parity train --archive m.mar --inputs set.npz/x_train --body png --score set.npz/x_test \\\n"
+            "      --labels set.npz/y_test --code sum --code student --k 2 --k 4 --out protected/",
+        ),
     )
-    parser.add_argument("--archive", type=Path, required=True, help="the deployed model's .mar")
-    parser.add_argument(
+    given = parser.add_argument_group("what is given, and where to")
+    given.add_argument(
+        "--archive", type=existing(), required=True, metavar="X.mar", help="the deployed model's archive"
+    )
+    given.add_argument(
         "--inputs",
-        type=Path,
+        type=source,
         required=True,
-        help="bodies: a folder of files, FILE.zip or FILE.zip/FOLDER, FILE.npz/ARRAY with --body, or FILE.jsonl",
+        metavar="BODIES",
+        help="a folder of files, FILE.zip or FILE.zip/FOLDER, FILE.npz/ARRAY with --body, or FILE.jsonl",
     )
-    parser.add_argument(
-        "--out", type=Path, required=True, help="a new folder for archives, report.json and report.html"
+    given.add_argument("--body", choices=FORMATS, help="how a row of an .npz array becomes a request body")
+    given.add_argument(
+        "--out",
+        type=to_write("folder"),
+        required=True,
+        metavar="DIR",
+        help="a new folder for archives, report.json and report.html",
     )
-    parser.add_argument(
-        "--code", action="append", choices=CODES, dest="codes", help="may be given several times; default sum"
+    given.add_argument("--force", action="store_true", help="replace --out if it exists, throw unfinished work away")
+    codes = parser.add_argument_group("codes")
+    codes.add_argument(
+        "--code", action="append", choices=CODES, dest="codes", help="may be given several times; default: sum"
     )
-    parser.add_argument(
+    codes.add_argument(
         "--k",
         action="append",
         type=count(),
         dest="ks",
-        help="queries per coding group, may be given several times; default 2",
+        metavar="N",
+        help="queries per coding group, may be given several times; default: 2",
     )
-    parser.add_argument("--r", type=count(), default=1, help="protections per coding group, default %(default)s")
-    parser.add_argument("--body", choices=FORMATS, help="how a row of an .npz array becomes a request body")
-    parser.add_argument("--score", type=Path, help="bodies no model has seen, to score on, as --inputs")
-    parser.add_argument(
+    codes.add_argument("--r", type=count(), default=1, metavar="N", help="protections per coding group")
+    scores = parser.add_argument_group("scores")
+    scores.add_argument("--score", type=source, metavar="BODIES", help="bodies no model has seen, to score on")
+    scores.add_argument(
         "--labels",
-        type=Path,
+        type=_labels,
+        metavar="FILE",
         help="used only to score: a CSV with the header file,label (a class index, a number, or several numbers), "
         "FILE.npz/ARRAY, or folders (the name of each body's folder, in sorted order)",
     )
-    parser.add_argument(
+    scores.add_argument(
         "--metric",
         choices=METRICS,
         help="how answers are scored; default: found from the outputs, the labels, and answers",
     )
-    parser.add_argument(
+    learning = parser.add_argument_group("learning")
+    learning.add_argument(
         "--architecture",
+        metavar="NAME",
         help="of what is trained: deployed (its weights a start), deployed-fresh, mlp, cnn, resnet18 (each with :WIDTH "
         "if wanted) or file.py:function; default: deployed for parity models, one sized by --budget for students",
     )
-    parser.add_argument(
+    learning.add_argument(
         "--budget",
         type=number(above=0),
         default=1.0,
-        help="of a student: cost of a group relative to one deployed inference, default %(default)s",
+        metavar="COST",
+        help="of a student: cost of a group relative to one deployed inference",
     )
-    parser.add_argument(
+    learning.add_argument(
         "--vary", action="append", choices=VARIATIONS, help="variations of the inputs to learn from; may be repeated"
     )
-    parser.add_argument("--steps", type=count(), help="training steps per network")
-    parser.add_argument("--rate", type=number(above=0), help="peak learning rate")
-    parser.add_argument("--seed", type=count(0), default=0, help="default %(default)s")
-    parser.add_argument(
-        "--seeds", type=count(), default=1, help="train with this many seeds and pack the best, default 1"
+    learning.add_argument("--steps", type=count(), metavar="N", help="training steps per network; default: 2000")
+    learning.add_argument("--rate", type=number(above=0), metavar="RATE", help="peak learning rate; default: 0.003")
+    learning.add_argument("--seed", type=count(0), default=0, metavar="N", help="of all dice")
+    learning.add_argument(
+        "--seeds", type=count(), default=1, metavar="N", help="train with this many seeds and pack the best"
     )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1; default: cuda if there is one")
-    parser.add_argument(
-        "--devices", type=count(), default=1, help="how many of them learn together, default %(default)s"
+    learning.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1; default: cuda if there is one")
+    learning.add_argument("--devices", type=count(), default=1, metavar="N", help="how many of them learn together")
+    learning.add_argument(
+        "--precision",
+        metavar="NAME",
+        help="32-true, bf16-mixed, 16-mixed; default: bf16-mixed on cuda, else 32-true",
     )
-    parser.add_argument("--precision", help="32-true, bf16-mixed, 16-mixed; default: bf16-mixed on cuda, else 32-true")
-    parser.add_argument(
-        "--name", help="model name of the protection; default MODEL-VERSION-CODE-kK, such as resnet-1.0-sum-k2"
+    made = parser.add_argument_group("the archives, and what is printed")
+    made.add_argument(
+        "--name",
+        metavar="NAME",
+        help="model name of the protection; default: MODEL-VERSION-CODE-kK, such as resnet-1.0-sum-k2",
     )
-    parser.add_argument(
+    made.add_argument(
         "--protects",
         metavar="NAME[/VERSION]",
         help="the deployed model as the instances know it, if it is registered under another name than its manifest's",
     )
-    parser.add_argument(
+    made.add_argument(
         "--never-code",
         action="append",
         default=[],
         metavar="TYPE|KEY",
         help="bodies that no protection may answer, as for package: a content type, or a JSON key or form field",
     )
-    parser.add_argument("--secret", help="the fleet's shared secret, written into the archives")
-    parser.add_argument("--force", action="store_true", help="replace --out if it exists, throw unfinished work away")
-    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    made.add_argument("--secret", metavar="KEY", help="the fleet's shared secret, written into the archives")
+    made.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.set_defaults(run=run_train)
+
+
+def _labels(text: str) -> Path:
+    return Path(text) if text == FOLDERS else source(text)
 
 
 def _add_report(subparsers: Any) -> None:
@@ -112,9 +142,11 @@ def _add_report(subparsers: Any) -> None:
         "report",
         help="print what training found",
         description="Print the table of a folder that `ts-parity train` wrote; report.html in it has the plots.",
+        examples=("ts-parity report protected/", "ts-parity report protected/ --json"),
     )
-    parser.add_argument("dir", type=Path, metavar="DIR", help="the folder given to train as --out")
-    parser.add_argument("--json", action="store_true", help="print report.json")
+    given = parser.add_argument_group("what, and how")
+    given.add_argument("dir", type=existing("folder"), metavar="DIR", help="the folder given to train as --out")
+    given.add_argument("--json", action="store_true", help="print report.json")
     parser.set_defaults(run=run_report)
 
 
@@ -138,7 +170,7 @@ def run_report(args: argparse.Namespace) -> int:
         raise TrainingError(
             f"cannot read {file}: {error.strerror}; DIR is the folder given to train as --out"
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise TrainingError(f"{file} is not a training report of this version: {error!r}") from None
     print(shown)
     return 0

@@ -12,7 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,15 @@ from tqdm import tqdm
 
 from ts_parity import __version__, output
 from ts_parity.codes import Code, Family, make_code
-from ts_parity.errors import CodeError, NotCodable, NotRepeatable, TrainingError, TsParityError
-from ts_parity.torchserve.archive import Archive, extract_archive, protection_name, read_archive
+from ts_parity.errors import NotCodable, NotRepeatable, TrainingError, TsParityError
+from ts_parity.torchserve.archive import Archive, extract_archive, protection_name
 from ts_parity.training import TrainSettings
 from ts_parity.training.architectures import (
     DEPLOYED,
     FRESH,
     Called,
     Shaped,
+    check_architecture,
     folded,
     make_called,
     multiplications,
@@ -44,6 +45,7 @@ from ts_parity.training.fit import Knobs, Material, Progress, check_batches, run
 from ts_parity.training.goals import Goal, draw_groups
 from ts_parity.training.ground import HELD_OUT, Ground, prepare
 from ts_parity.training.meaning import Meaning
+from ts_parity.training.order import FEWEST_BODIES, Candidate, Order, check_enough
 from ts_parity.training.packing import Packer
 from ts_parity.training.page import page
 from ts_parity.training.recommend import recommend
@@ -54,56 +56,21 @@ from ts_parity.wire import Array
 from ts_parity.worker.offline import OfflineHandler
 
 SCORED_GROUPS = 2000
-FEWEST_BODIES = 20
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """One code and k to be made."""
-
-    code: Code
-    architecture: str | None
-
-    @property
-    def label(self) -> str:
-        return f"{self.code.name}-k{self.code.k}" + (f"-r{self.code.r}" if self.code.r > 1 else "")
-
-
-def run(settings: TrainSettings) -> dict[str, Any]:
+def run(order: Order) -> dict[str, Any]:
     """See `training.train`."""
-    candidates, refused = _candidates(settings)
-    archive = read_archive(settings.archive)
-    bodies = list_bodies(settings.inputs, settings.body)
-    if any(not candidate.code.lossless for candidate in candidates):
-        _check_enough(len(bodies), candidates)
-    with workshop(settings, bodies) as work:
-        report = _Job(settings, archive, bodies, work).run(candidates)
-        report["refused"] = refused
+    settings = order.settings
+    check_architecture(settings.architecture)
+    with workshop(settings, order.bodies) as work:
+        report = _Job(settings, order.archive, order.bodies, work).run(order.candidates)
+        report["refused"] = list(order.refused)
         report["recommendation"] = recommend(report)
         made = work / "made"
         (made / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         (made / "report.html").write_text(page(report), encoding="utf-8")
         output.moved(made, settings.out)
     return report
-
-
-def _candidates(settings: TrainSettings) -> tuple[list[Candidate], list[str]]:
-    """Every code with every k, and why some of these cannot be. Raise CodeError if none can."""
-    made, refused = [], []
-    for name in dict.fromkeys(settings.codes):
-        for k in dict.fromkeys(settings.ks):
-            try:
-                made.append(Candidate(make_code(name, k, settings.r), settings.architecture))
-            except CodeError as error:
-                refused.append(str(error))
-    if not made:
-        raise CodeError("; ".join(refused) or "no code was asked for")
-    return made, refused
-
-
-def _check_enough(bodies: int, candidates: Sequence[Candidate]) -> None:
-    if bodies < max(FEWEST_BODIES, 4 * max(candidate.code.k for candidate in candidates)):
-        raise TrainingError(f"{bodies} usable bodies are too few; give some hundreds at least")
 
 
 class _Job:
@@ -167,7 +134,7 @@ class _Job:
     def _learn(self, candidates: Sequence[Candidate]) -> dict[str, Any]:
         with _loaded(self.extracted, self._gpu) as handler:
             ground = prepare(handler, self.settings, self.bodies, self.work, self._bar)
-            _check_enough(len(ground.seen), candidates)
+            check_enough(len(ground.seen), candidates)
             packer = self._packer([self.bodies[int(i)] for i in ground.seen.kept[:2]])
             self._tell(ground.meaning)
             made = [self._candidate(ground, packer, candidate) for candidate in candidates]

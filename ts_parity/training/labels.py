@@ -13,11 +13,10 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from ts_parity.errors import TrainingError
+from ts_parity.training import FOLDERS
 from ts_parity.training.bodies import Body, read_array, split_source
 from ts_parity.wire import Array
 
-FOLDERS = "folders"
-"""Labels from folder names: a body's class is the place of its folder's name among all of them, sorted."""
 _BYTE_ORDER_MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 _SEPARATORS = (",", ";", "\t")
 _SEEN_ALL = 20

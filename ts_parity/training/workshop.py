@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ts_parity import __version__
-from ts_parity.errors import TrainingError
+from ts_parity.errors import Exhausted, TrainingError
 from ts_parity.torchserve.archive import fingerprint
 from ts_parity.training import TrainSettings
 from ts_parity.training.bodies import Body
@@ -41,10 +41,10 @@ def workshop(settings: TrainSettings, bodies: Sequence[Body]) -> Iterator[Path]:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        raise TrainingError(
+        raise Exhausted(
             f"no space left on the disk of {work}; what is finished is kept there: free some space (about twice the "
             "size of all model inputs is needed) and give the same command again"
-        ) from error
+        ) from None
     except Exception:
         if not (work / "seen" / "index.json").exists():
             shutil.rmtree(work, ignore_errors=True)

@@ -1,0 +1,211 @@
+"""A hundred and more wrong command lines: each gets one line that names what is wrong, and its kind's exit code."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import zipfile
+from collections.abc import Iterator
+from dataclasses import fields
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import write_archive
+from ts_parity import errors
+from ts_parity.arguments import Parser
+from ts_parity.cli import build_parser, main
+from ts_parity.config import BRIEFLY, Settings
+from ts_parity.errors import EXIT_CODES
+
+ROOT = Path(__file__).parents[1]
+
+
+def cases() -> Iterator[tuple[int, str, str]]:
+    for line in Path(__file__).with_name("wrong_command_lines.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            code, told, words = (part.strip() for part in line.split("|"))
+            yield int(code), told, words
+
+
+@pytest.fixture(scope="module")
+def ports() -> Iterator[dict[str, str]]:
+    """A port that is in use, and one of a web server that is neither a proxy nor TorchServe."""
+
+    class Web(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(404)
+
+        do_POST = do_GET
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    web = HTTPServer(("127.0.0.1", 0), Web)
+    threading.Thread(target=web.serve_forever, daemon=True).start()
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        yield {"{busy}": str(busy.getsockname()[1]), "{web}": str(web.server_port)}
+    web.shutdown()
+    web.server_close()
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder in which the command lines are given, and a temporary folder of their own."""
+    folder = tmp_path / "here"
+    for name in ("bodies/a.json", "bodies/b.json", "bodies/c.json", "old/report.html", "plain.txt", "empty.txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("" if name == "empty.txt" else "{}")
+    (folder / "empty").mkdir()
+    write_archive(folder / "tiny.mar")
+    (folder / "cut.mar").write_bytes((folder / "tiny.mar").read_bytes()[:-40])
+    with zipfile.ZipFile(folder / "nameless.mar", "w") as archive:
+        archive.writestr("MAR-INF/MANIFEST.json", '{"model": {"modelName": "x"}}')
+    with zipfile.ZipFile(folder / "bodies.zip", "w") as archive:
+        archive.writestr("a.json", "{}")
+    buffer = io.BytesIO()
+    np.savez(buffer, x=np.zeros((30, 4, 4)))
+    (folder / "set.npz").write_bytes(buffer.getvalue())
+    (folder / "broken.npz").write_bytes(buffer.getvalue()[:-50])
+    for name, text in {
+        "half.json": '{"inference": ',
+        "half.jsonl": '{"a": 1}\n{"a": \n',
+        "ca.pem": "-----BEGIN CERTIFICATE-----\nnone\n-----END CERTIFICATE-----\n",
+        "fleet.toml": "deadline = 2\n",
+        "words.txt": "0.5\nsoon\n",
+        "nan.csv": "seconds\n0.5\nnan\n",
+        "log.csv": "0.02\n" * 50,
+        "wrong-report/report.json": '{"candidates": [{}]}',
+        "list-report/report.json": "[1, 2]",
+        "old-report/report.json": "{not json",
+    }.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    (folder / "latin.txt").write_bytes("größe".encode("latin-1"))
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def no_proxy_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that gets as far as serving was given a command line that should have been refused."""
+
+    def accepted(*_: object) -> None:
+        raise AssertionError("it serves")
+
+    monkeypatch.setattr("ts_parity.proxy.commands._announce", accepted)
+    # These change the process, which is the tests' own.
+    monkeypatch.setattr("ts_parity.proxy.app.use_uvloop", lambda: None)
+    monkeypatch.setattr("ts_parity.proxy.descriptors.raise_limit", lambda: None)
+    monkeypatch.setattr("logging.basicConfig", lambda **_: None)
+    monkeypatch.setattr("logging.Logger.setLevel", lambda *_: None)
+
+
+def all_files(folder: Path) -> set[str]:
+    return {str(file.relative_to(folder)) for file in folder.rglob("*")}
+
+
+@pytest.mark.parametrize(("code", "told", "line"), list(cases()), ids=lambda value: str(value)[:60])
+def test_a_wrong_command_line(
+    code: int, told: str, line: str, here: Path, ports: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, port in ports.items():
+        told, line = told.replace(name, port), line.replace(name, port)
+    before = all_files(here.parent)
+    ended = main(shlex.split(line))
+    said = capsys.readouterr()
+    assert ended == code, said.err
+    assert told in said.err
+    assert said.err.startswith("ts-parity: ")
+    assert said.err.count("\n") == 1, "one line"
+    assert "Traceback" not in said.err
+    assert not said.out
+    assert all_files(here.parent) == before, "nothing is left behind"
+
+
+def test_there_are_a_hundred_of_them_and_every_command_has_some() -> None:
+    lines = [shlex.split(line)[:1] for _, _, line in cases()]
+    assert len(lines) >= 100
+    for command in commands():
+        assert lines.count([command]) >= 2, command
+
+
+def commands() -> dict[str, Parser]:
+    (subparsers,) = [action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction)]
+    return dict(subparsers.choices)
+
+
+@pytest.mark.parametrize("command", commands())
+def test_help(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Examples come first, their options exist, options are in groups, and every default is told."""
+    monkeypatch.setenv("COLUMNS", "80")
+    parser = commands()[command]
+    text = parser.format_help()
+    examples, _, options = text.partition("\nexamples:\n")[2].partition("\n\n")
+    for line in examples.splitlines():
+        assert line.startswith((f"  ts-parity {command}", "      --"))
+        for word in shlex.split(line.rstrip("\\")):
+            assert not word.startswith("--") or word in parser._option_string_actions
+    assert len(parser._actions) < 5 or "\noptions:\n" not in f"\n{options}", "each option is in a group with a title"
+    for action in parser._actions:
+        assert action.help, action.dest
+        if action.default not in (None, [], argparse.SUPPRESS) and action.default is not False:
+            told = " ".join(options.partition(f"\n  {action.option_strings[-1]} ")[2].split("\n  --")[0].split())
+            assert str(action.default) in told, action.dest
+    assert "Exit codes: 0 done, 1 failed, 2 wrong input, 3 something outside, 4 out of reach" in " ".join(text.split())
+
+
+def test_serve_has_two_screens_of_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert commands()["serve"].format_help().count("\n") <= 2 * 50
+    briefly = [name for names in BRIEFLY.values() for name in names]
+    assert sorted(briefly) == sorted(item.name for item in fields(Settings) if item.name not in ("instances", "models"))
+
+
+def test_exit_codes_are_documented() -> None:
+    text = " ".join((ROOT / "docs/behaviour.md").read_text().split())
+    helped = " ".join(build_parser().format_help().split())
+    for code, meaning in EXIT_CODES.items():
+        assert f"| {code} | {meaning} |" in text
+        assert f"{code} {meaning}" in helped
+    codes = {name: each.exit_code for name, each in vars(errors).items() if hasattr(each, "exit_code")}
+    assert set(codes.values()) <= set(EXIT_CODES)
+    assert codes["ConfigError"] == codes["ArchiveError"] == codes["TrainingError"] == 2
+
+
+NO_TORCH = "raise ImportError('torch was imported')\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--help",
+        "train --help",
+        "train --archive no.mar --inputs bodies --out made",
+        "train --archive tiny.mar --inputs bodies --out made",
+        "train --archive plain.txt --inputs bodies --out made",
+        "package --archive no.mar --out made",
+        "report no",
+        "demo --example no",
+        "plan --service-log no.csv",
+    ],
+)
+def test_what_is_wrong_is_found_before_torch_is_imported(line: str, here: Path) -> None:
+    (here / "torch.py").write_text(NO_TORCH)
+    environment = {**os.environ, "PYTHONPATH": f"{here}:{ROOT}"}
+    command = [sys.executable, "-m", "ts_parity.cli", *shlex.split(line)]
+    ran = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert "torch was imported" not in ran.stderr
+    assert ran.returncode == (0 if "--help" in line else 2), ran.stderr

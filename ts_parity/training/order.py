@@ -1,0 +1,70 @@
+"""What a training job is asked for, checked as far as it can be before torch is imported: that takes seconds, and a
+misspelt name need not wait for it.
+
+Knows settings, archives and bodies as files. Runs nothing of what is inside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ts_parity.codes import Code, make_code
+from ts_parity.errors import CodeError, TrainingError
+from ts_parity.torchserve.archive import Archive, read_archive
+from ts_parity.training import TrainSettings
+from ts_parity.training.bodies import Body, list_bodies
+
+FEWEST_BODIES = 20
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One code and k to be made."""
+
+    code: Code
+    architecture: str | None
+
+    @property
+    def label(self) -> str:
+        return f"{self.code.name}-k{self.code.k}" + (f"-r{self.code.r}" if self.code.r > 1 else "")
+
+
+@dataclass(frozen=True)
+class Order:
+    """A job that can begin. `refused`: why some of what was asked for cannot be made."""
+
+    settings: TrainSettings
+    archive: Archive
+    bodies: Sequence[Body]
+    candidates: Sequence[Candidate]
+    refused: Sequence[str]
+
+
+def checked(settings: TrainSettings) -> Order:
+    """Raise CodeError, TrainingError or ArchiveError for what is wrong with it."""
+    candidates, refused = _candidates(settings)
+    archive = read_archive(settings.archive)
+    bodies = list_bodies(settings.inputs, settings.body)
+    if any(not candidate.code.lossless for candidate in candidates):
+        check_enough(len(bodies), candidates)
+    return Order(settings, archive, bodies, candidates, refused)
+
+
+def _candidates(settings: TrainSettings) -> tuple[list[Candidate], list[str]]:
+    """Every code with every k, and why some of these cannot be. Raise CodeError if none can."""
+    made, refused = [], []
+    for name in dict.fromkeys(settings.codes):
+        for k in dict.fromkeys(settings.ks):
+            try:
+                made.append(Candidate(make_code(name, k, settings.r), settings.architecture))
+            except CodeError as error:
+                refused.append(str(error))
+    if not made:
+        raise CodeError("; ".join(refused) or "no code was asked for")
+    return made, refused
+
+
+def check_enough(bodies: int, candidates: Sequence[Candidate]) -> None:
+    if bodies < max(FEWEST_BODIES, 4 * max(candidate.code.k for candidate in candidates)):
+        raise TrainingError(f"{bodies} usable bodies are too few; give some hundreds at least")
