@@ -60,7 +60,11 @@ def test_bytes_that_are_no_text_spoil_no_line_but_their_own(tmp_path):
             gzip.compress(b"0.5\n" * 50_000, mtime=0)[:-30],
             "cannot read latencies from .*a.csv.gz.*: Compressed file",
         ),
-        ("a.gz", gzip.compress(bytes(range(256)), mtime=0)[:12] + b"\xff" * 50, "cannot read latencies from .*a.gz.*: Error -3"),
+        (
+            "a.gz",
+            gzip.compress(bytes(range(256)), mtime=0)[:12] + b"\xff" * 50,
+            "cannot read latencies from .*a.gz.*: Error -3",
+        ),
         ("a.csv", b'0.5\n"0.5\n1.5\n' + b"9" * 200_000, "line 2 of .*a.csv is no row of a CSV: field larger than"),
         ("a.csv", b"s\n0,0213\n", "line 2 of .* is not a positive, finite number of seconds: '0213'"),
         ("a.csv", b"s\n" + b"9" * 100_000, "line 2 of .*: '9999.*9[.]{3}$"),
