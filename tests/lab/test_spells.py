@@ -61,6 +61,16 @@ def test_a_machine_that_is_a_little_slow_for_long_is_seen_and_chance_is_not():
     assert fleet_of(*two, quiet_too=quiet(but=[(5.0, 5.2)], seconds=100)).spells == {"a": ()}
 
 
+def test_what_stands_still_together_is_seen_although_each_is_only_rather_late():
+    """A pause of the whole machine, or of the proxy: it is not chance that all were late at the same time."""
+    held = [Served(name, 5.0, 0.045, End.ANSWERED) for name in "abcdefgh"]
+    rest = [task for name in "abcdefgh" for task in quiet(name, but=[(5.0, 5.045)])]
+    fleet = fleet_of(*held, quiet_too=rest)
+    kinds = {name: [spell.kind for spell in spells] for name, spells in fleet.spells.items()}
+    assert kinds == {name: ["frozen"] for name in "abcdefgh"}
+    assert fleet_of(*held[:2], quiet_too=rest).told()["frozen"] == 0
+
+
 def test_failures_in_a_row_are_a_machine_that_is_dead():
     failed = [Served("a", 5.0 + 0.1 * n, 0.001, End.FAILED) for n in range(4)]
     (spell,) = fleet_of(*failed, quiet_too=quiet(but=[(5.0, 5.4)])).spells["a"]

@@ -64,8 +64,6 @@ class History:
     times: tuple[float, ...] = ()
     served: tuple[Served, ...] = ()
     arrivals: tuple[float, ...] = ()
-    errors: int = 0
-    """Queries that got an error; how fast says nothing."""
     places: Mapping[str, int] = field(default_factory=dict)
     """By endpoint, where it is known: how many tasks it may have at once."""
     clock_s: float = 0.0
@@ -125,7 +123,6 @@ class _Reader:
         self._times: list[float] = []
         self._served: dict[str, list[Served]] = {}
         self._arrivals: dict[str, list[float]] = {}
-        self._errors: dict[str, int] = {}
         self._clocks: dict[str, _Clock] = {}
         self._out: dict[tuple[str, str], tuple[str, Served]] = {}
         """By query and endpoint: tasks that were still out when their query ended, each with its pool."""
@@ -149,7 +146,6 @@ class _Reader:
             tuple(self._times),
             tuple(Served(t.endpoint, t.sent_at - begins_at, t.took_s, t.end) for t in sorted(served, key=_by_time)),
             tuple(at - begins_at for at in arrivals),
-            self._errors.get(pool, 0),
             self._places(),
             MILLISECOND if self._whole > 0.99 * self._counted > 0 else 0.0,
         )
@@ -223,9 +219,7 @@ class _Reader:
         arrived_at = clock.at(_instant(entry["at"]), latency_s, number)
         self._arrivals.setdefault(pool, []).append(arrived_at)
         served = self._served.setdefault(pool, [])
-        if entry["status"] >= 400:
-            self._errors[pool] = self._errors.get(pool, 0) + 1
-        elif service_s is not None:
+        if service_s is not None and entry["status"] < 400:  # how fast errors are says nothing
             sent_at = arrived_at + float(entry["waited_s"] or 0.0)
             served.append(Served(entry["endpoint"], sent_at, service_s, End.ANSWERED))
             if entry.get("places"):

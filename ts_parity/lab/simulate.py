@@ -142,7 +142,9 @@ class Scenario:
     places: int = 1
     """So many tasks a machine runs at once."""
     clock: float = 0.0
-    """What the proxies' clock counts in; 0: exact."""
+    """What the proxies' clock counts in; 0: exact. Their timers are up to two counts late: one since the clock was
+    read, one since they sleep for whole counts.
+    """
     worker_batch: int = 1
     deadline: float = math.inf
     """What each client asks for; inf: nothing but the policy's."""
@@ -298,6 +300,7 @@ class _Run:
         self._skip = int(scenario.warm_up * scenario.queries)
         self._pool = scenario.fleet.pools[0].name
         self._owner: dict[int, Scheduler] = {}
+        self._deadline = self._timer_at = math.inf
 
     def _make_workers(self, scenario: Scenario) -> dict[str, _Worker]:
         spells: dict[str, _Spell] = {}
@@ -324,11 +327,12 @@ class _Run:
         while True:
             event_at = heap[0][0] if heap else inf
             scheduler = one or min(schedulers, key=Scheduler.next_deadline)
-            due_at = scheduler.next_deadline()
+            deadline = scheduler.next_deadline()
+            due_at = self._fires_at(deadline) if scenario.clock else deadline
             if due_at <= arrival_at and due_at <= event_at:
                 if due_at == inf:
                     break
-                self._obey(scheduler, scheduler.tick(due_at), due_at, "tick", None)
+                self._obey(scheduler, scheduler.tick(max(deadline, self._read(due_at))), due_at, "tick", None)
             elif arrival_at <= event_at:
                 query = Query(arrived, self._pool, "key", payload=arrival_at)
                 if scenario.deadline < inf:
@@ -367,6 +371,12 @@ class _Run:
         """The proxies' clock."""
         clock = self.scenario.clock
         return math.floor(now / clock) * clock if clock else now
+
+    def _fires_at(self, deadline: float) -> float:
+        if deadline != self._deadline:
+            self._deadline = deadline
+            self._timer_at = deadline + 2 * self.scenario.clock * float(self._rng.random())
+        return self._timer_at
 
     def _leaves(self, scheduler: Scheduler, query: Query, now: float) -> None:
         if query.id >= self._skip:
