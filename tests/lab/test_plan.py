@@ -1,5 +1,6 @@
 """The planner: what it compares, what its limits forbid, and that it says so when nothing is worth it."""
 
+import argparse
 import http.server
 import json
 import re
@@ -16,7 +17,7 @@ from ts_parity.cli import main, parsed
 from ts_parity.config import given_flags, load_settings
 from ts_parity.engine import Policy
 from ts_parity.errors import ConfigError, TsParityError
-from ts_parity.lab.commands import _share_of_work, _workers_of
+from ts_parity.lab.commands import _duration, _share_of_work, _workers_of
 from ts_parity.lab.compare import World
 from ts_parity.lab.page import command, spread
 from ts_parity.lab.plan import (
@@ -139,6 +140,22 @@ def test_extra_work_may_be_a_percentage_and_is_asked_about(capsys):
     assert _share_of_work("0.3") == _share_of_work("30%") == 0.3
     assert main(["plan", "--max-work", "30"]) == 2
     assert "30 is 30 times the work of the deployed model; if 30 % is meant, write 0.3" in capsys.readouterr().err
+    assert main(["plan", "--max-work", "2"]) == 2
+    assert "if 2 % is meant, write 0.02, else 200%" in capsys.readouterr().err
+    assert _share_of_work("200%") == 2.0
+
+
+def test_a_target_may_have_its_unit_and_is_asked_about(tmp_path, capsys):
+    assert [_duration(text) for text in ("200ms", "0.2s", "0.2")] == [0.2, 0.2, 0.2]
+    for text in ("ms", "200 m", "nans", "-1ms", "0"):
+        with pytest.raises(argparse.ArgumentTypeError, match="must be a number above 0"):
+            _duration(text)
+    log = tmp_path / "log.csv"
+    log.write_text("0.02\n" * 100)
+    assert main(["plan", "--service-log", str(log), "--workers", "2", "--rate", "10", "--p999", "200"]) == 2
+    assert "--p999 is 200 seconds, where an inference takes 20 ms; if 200 ms are meant, write 200ms" in (
+        capsys.readouterr().err
+    )
 
 
 def test_candidates_without_a_cost_are_left_out(tmp_path):

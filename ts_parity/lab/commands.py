@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 SET_ASIDE = ("parm", "coded", "approximate")
 """Policies whose protections stand on machines of their own."""
 PLOTS = (".png", ".svg", ".pdf", ".jpg")
-MOST_WORK = 3.0
-"""Extra work, as a share, above which a percentage was surely meant: two copies of everything are 1."""
+MOST_WORK = 1.0
+"""Extra work, as a share, above which a percentage was surely meant: a copy of everything is 1."""
+MOST_TAIL = 1000.0
+"""A p99.9 of more mean service times than that was surely meant in milliseconds."""
 
 
 def add_parsers(subparsers: Any) -> None:
@@ -211,7 +213,7 @@ def _add_plan(subparsers: Any) -> None:
     limits.add_argument(
         "--max-loss", type=number(least=0, most=100), metavar="POINTS", help="at most so many points of accuracy"
     )
-    limits.add_argument("--p999", type=number(above=0), metavar="T", help="p99.9 at most this, in seconds")
+    limits.add_argument("--p999", type=_duration, metavar="T", help="p99.9 at most this, such as 200ms, or seconds")
     limits.add_argument("--extra", type=count(0), default=0, metavar="N", help="at most so many more machines")
     _add_world(parser)
     _add_shown(parser).add_argument("--html", type=to_write(), metavar="FILE", help="write a page")
@@ -240,6 +242,11 @@ def run_plan(args: argparse.Namespace) -> int:
         world = replace(world, load=args.rate * world.unit / (world.workers * world.places))
     if world.busy >= 1:
         raise OutOfReach(overloaded(world))
+    if args.p999 is not None and args.p999 > MOST_TAIL * world.unit:
+        raise ConfigError(
+            f"--p999 is {args.p999:g} seconds, where an inference takes {1000 * world.unit:.3g} ms; "
+            f"if {args.p999:g} ms are meant, write {args.p999:g}ms"
+        )
     loss = None if args.max_loss is None else args.max_loss / 100
     limits = Limits(args.max_work, loss, args.p999, args.extra)
     seeds = range(args.seeds)
@@ -332,9 +339,16 @@ def _share_of_work(text: str) -> float:
     share = number(least=0)(text.removesuffix("%")) / (100 if percent else 1)
     if not percent and share > MOST_WORK:
         raise argparse.ArgumentTypeError(
-            f"{text} is {share:g} times the work of the deployed model; if {share:g} % is meant, write {share / 100:g}"
+            f"{text} is {share:g} times the work of the deployed model; "
+            f"if {share:g} % is meant, write {share / 100:g}, else {share:.0%}"
         )
     return share
+
+
+def _duration(text: str) -> float:
+    """Seconds; or with their unit, s or ms."""
+    unit = next((unit for unit in ("ms", "s") if text.endswith(unit)), "")
+    return number(above=0)(text.removesuffix(unit)) / (1000 if unit == "ms" else 1)
 
 
 def _workers_of(admin: str) -> int:
