@@ -220,8 +220,7 @@ def test_what_is_no_report_is_refused(text, tmp_path):
 def test_serve_takes_the_flags_and_does_what_was_simulated(choice):
     """But for patience: nobody gives up in a simulation."""
     unit, made = 0.02, arrange(choice.policy, 12, **choice.shape())
-    words = shlex.split(command({"serve": serve_flags(made, unit)}).replace("\\\n", " "))
-    args = parsed(words[1:])
+    args = parsed(shlex.split(command({"serve": serve_flags(made, unit)}))[1:])
     settings = load_settings(flags=given_flags(args), endpoints=args.endpoint)
     assert settings.code == (made.code.name if made.code else "none")
     assert settings.k == (made.code.k if made.code else None)
@@ -319,13 +318,14 @@ def test_the_page_says_what_it_was_made_from_and_what_to_type(tmp_path, capsys):
         "at most no machines more, 20% more work, a p99.9 of 100 ms",
         f"by ts_parity {__version__}",
         "means over 2 seeds, and the lowest and highest of them",
-        "ts-parity serve --endpoint http://HOST:8080 \\ --code ",
+        "ts-parity serve --endpoint http://HOST:8080 --code ",
         "2 failure domains.",
         "once in the log's 500 answers",
         "~: may be too low, for only 500 answers stand behind it, and it takes 4,603 for p99.9.",
     ):
         assert said in told
     assert re.search(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", told)
+    assert parsed(shlex.split(root.find(".//pre").text)[1:]).endpoint == ["http://HOST:8080"]
     assert root.find(".//meta[@name='viewport']") is not None
     assert len(root.findall(".//span[@class='between']")) == 9
 
