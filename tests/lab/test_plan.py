@@ -293,6 +293,11 @@ def test_a_long_tail_is_not_called_enough():
     rows = [row(None), row(None, **HEDGE)]
     assert _choose(rows, rows[0]) is rows[0]
     assert "p99.9 is -." in _sentence(rows[0], rows[0], world, rows, Limits())
+    rows[1] = row(3.0, **HEDGE)
+    assert _choose(rows, rows[0]) is rows[1]
+    assert "p99.9 3.00 service times (3.00 to 3.00) against - without" in _sentence(
+        rows[1], rows[0], world, rows, Limits()
+    )
 
 
 def test_too_few_answers_are_marked():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import html
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ts_parity.lab.compare import DOUBTFUL, World, doubts
@@ -176,7 +176,7 @@ def _legend(rows: Sequence[Mapping[str, Any]], world: World) -> str:
     )
 
 
-def _pairs(pairs: Any) -> str:
+def _pairs(pairs: Iterable[tuple[str, str]]) -> str:
     return "<dl>" + "".join(f"<dt>{_text(name)}</dt><dd>{_text(told)}</dd>" for name, told in pairs) + "</dl>"
 
 
@@ -184,8 +184,8 @@ def _list(lines: Sequence[str]) -> str:
     return "<ul>" + "".join(f"<li>{_text(line)}</li>" for line in lines) + "</ul>"
 
 
-def _text(text: object) -> str:
-    return html.escape(str(text))
+def _text(text: str) -> str:
+    return html.escape(text)
 
 
 _PAGE = """<!doctype html>

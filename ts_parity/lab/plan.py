@@ -255,23 +255,24 @@ def _sentence(
     rows: Sequence[Mapping[str, Any]],
     limits: Limits,
 ) -> str:
+    now, least = spread(plain, "p999", world), spread(chosen, "p999", world)
     if chosen["broken"] and limits.p999 is not None:
         best = min(rows, key=_tail)
         others = [why for why in best["broken"] if why != _TOO_HIGH]
         price = f" ({'; '.join(others)})" if others else ""
         return (
             f"Nothing reaches a p99.9 of {time_told(limits.p999, world)} within these limits. The lowest is "
-            f"{_told(best, world)}, with {named(best)}{price}; without protection it is {_told(plain, world)}."
+            f"{spread(best, 'p999', world)}, with {named(best)}{price}; without protection it is {now}."
         )
     if chosen is plain:
-        return f"Run nothing: {_why_nothing(plain, rows, limits)}; p99.9 is {_told(plain, world)}."
+        return f"Run nothing: {_why_nothing(plain, rows, limits)}; p99.9 is {now}."
     what = f"points of {chosen['loss_of']} lost over all answers"
     loss = f"{100 * chosen['loss']:.3f} {what}" if chosen["loss"] else "nothing lost"
     sentence = (
-        f"Run {named(chosen)}: p99.9 {_told(chosen, world)} against {_told(plain, world)} without, "
-        f"{chosen['work'] - plain['work']:+.1%} of work, {loss} ({chosen['reconstructed']:.2%} of the answers rebuilt)."
+        f"Run {named(chosen)}: p99.9 {least} against {now} without, {chosen['work'] - plain['work']:+.1%} of work, "
+        f"{loss} ({chosen['reconstructed']:.2%} of the answers rebuilt)."
     )
-    if plain["seeds"] > 1 and chosen["p999_high"] >= plain["p999_low"]:
+    if plain["seeds"] > 1 and plain["p999"] is not None and chosen["p999_high"] >= plain["p999_low"]:
         sentence += " The seeds do not agree on it, so this may be chance: more --queries or --seeds would tell."
     return sentence
 
@@ -281,10 +282,6 @@ def _why_nothing(plain: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], li
         return "within these limits nothing is clearly better"
     calm = plain["p999"] is not None and plain["p999"] <= CALM * plain["p50"]
     return "it is enough" if calm or limits.p999 is not None else "nothing of what was compared is clearly better"
-
-
-def _told(row: Mapping[str, Any], world: World) -> str:
-    return f"{spread(row, 'p999', world)}"
 
 
 def work_told(row: Mapping[str, Any], plain: Mapping[str, Any]) -> str:
