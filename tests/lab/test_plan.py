@@ -24,6 +24,7 @@ from ts_parity.lab.plan import (
     Limits,
     _choose,
     _sentence,
+    assumed,
     choices,
     left_out,
     make_plan,
@@ -31,9 +32,11 @@ from ts_parity.lab.plan import (
     plan_table,
     read_candidates,
     read_report,
+    unseen,
 )
 from ts_parity.lab.rivals import PATIENT, arrange, serve_flags
-from ts_parity.lab.simulate import Spells
+from ts_parity.lab.simulate import Outage, Service, Spells
+from ts_parity.lab.spells import ObservedFleet
 from ts_parity.proxy.app import policy_of
 from ts_parity.testing import FakeModel, FakeTorchServe
 from ts_parity.training.recommend import extra_work
@@ -298,6 +301,24 @@ def test_a_long_tail_is_not_called_enough():
     assert "p99.9 3.00 service times (3.00 to 3.00) against - without" in _sentence(
         rows[1], rows[0], world, rows, Limits()
     )
+
+
+def test_what_is_taken_for_true_depends_on_what_the_log_said():
+    spells = {"a": (Outage("", 10.0, 5.0), Outage("", 30.0, 5.0)), "b": ()}
+    seen = ObservedFleet((1.0,), spells, (), 100.0, places=2)
+    world = World(load=0.8, places=2, service=Service(samples=(1.0,) * 7), seen=seen)
+    told, blind = " ".join(assumed(world, None)), " ".join(unseen(world, [STUDENT]))
+    assert "run 2 queries at a time" in told
+    assert "frozen or dead as the log has seen it" in told
+    assert "The load of 0.84 lasts as long as was simulated" in told
+    assert "once in the log's 7 answers" in blind
+    assert "than the 2 that the log has seen in 100 s" in blind
+    told, blind = " ".join(assumed(World(spells=Spells(0.1, 5, 3)), 3)), " ".join(unseen(World(), []))
+    assert "10.0% of the time, 3 times slower, 5.00 service times long on average" in told
+    assert "3 failure domains." in told
+    assert "the log does not say which machine was slow when" in blind
+    assert "give --report" in blind
+    assert World(seen=ObservedFleet((1.0,), {"a": (Outage("", 0.0, 100.0),)}, (), 100.0)).busy == pytest.approx(600)
 
 
 def test_too_few_answers_are_marked():

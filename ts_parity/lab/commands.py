@@ -250,7 +250,8 @@ def run_plan(args: argparse.Namespace) -> int:
     loss = None if args.max_loss is None else args.max_loss / 100
     limits = Limits(args.max_work, loss, args.p999, args.extra)
     seeds = range(args.seeds)
-    total = len(choices(world.workers, limits.machines, candidates)) * len(seeds) * world.queries
+    each = len(world.trace) or world.queries
+    total = len(choices(world.workers, limits.machines, candidates)) * len(seeds) * each
     with tqdm(total=total, unit="query", unit_scale=True, file=sys.stderr) as bar:
         plan = make_plan(world, candidates, limits, seeds, bar.update, args.domains)
     plan |= {"inputs": _inputs(args, world, report), "left_out": left_out(report)}

@@ -30,6 +30,8 @@ from ts_parity.lab.spells import ObservedFleet, seen_in
 
 COMFORTABLE = 0.7
 """Load up to which a queue stays short; what an overloaded fleet is told to grow to."""
+_MOST_LOST = 0.999
+"""Of a fleet's time in spells: one that does nothing at all has no load."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class World:
         """The share of the time that the workers would have to be busy, on average. From 1 on queues grow for ever."""
         lost = 0.0 if self.spells is None else self.spells.share * (1.0 - 1.0 / self.spells.factor)
         lost += 0.0 if self.seen is None else self.seen.lost
-        return self.load / (1.0 - lost)
+        return self.load / (1.0 - min(lost, _MOST_LOST))
 
     @property
     def rate(self) -> float:

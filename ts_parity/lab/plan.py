@@ -309,19 +309,14 @@ def work_told(row: Mapping[str, Any], plain: Mapping[str, Any]) -> str:
 def assumed(world: World, domains: int | None) -> list[str]:
     """What is taken for true of the fleet, and is not known."""
     arrivals = (
-        "Queries come as in the trace."
+        "Queries come at the instants of the trace, or of the log."
         if world.trace
         else f"Queries come at random at one rate all the time{_of_arrivals(world)}; days have hours that are busier."
     )
-    slow = (
-        f"Machines have spells of slowness, {world.spells.share:.1%} of the time, {world.spells.factor:g} times "
-        f"slower, {time_told(world.spells.mean * world.unit, world)} long on average, as --slow has it."
-        if world.spells is not None
-        else "How long an inference takes does not depend on the machine, nor on how long the one before took."
-    )
+    at_once = "one query" if world.places == 1 else f"{world.places} queries"
     told = [
-        "All machines are equally fast, and run one query at a time.",
-        slow,
+        f"All machines are equally fast, and run {at_once} at a time.",
+        *_of_slowness(world),
         arrivals,
         "Each machine fails and is slow by itself." if domains is None else f"{domains} failure domains.",
         "Clients wait for ever: no deadline and no limit of the queue turns a query away.",
@@ -332,6 +327,21 @@ def assumed(world: World, domains: int | None) -> list[str]:
     if world.busy > COMFORTABLE:
         told.append(f"The load of {world.busy:.2f} lasts as long as was simulated; queues would be longer after more.")
     return told
+
+
+def _of_slowness(world: World) -> list[str]:
+    told = []
+    if world.seen is not None:
+        told.append(
+            "Machines are slow, frozen or dead as the log has seen it, over and over again; those beyond the log's "
+            "have the spells of others, at other times."
+        )
+    if world.spells is not None:
+        told.append(
+            f"Machines have spells of slowness, {world.spells.share:.1%} of the time, {world.spells.factor:g} times "
+            f"slower, {time_told(world.spells.mean * world.unit, world)} long on average, as --slow has it."
+        )
+    return told or ["How long an inference takes depends neither on the machine nor on how long the one before took."]
 
 
 def _of_arrivals(world: World) -> str:
@@ -345,10 +355,17 @@ def unseen(world: World, candidates: Sequence[Mapping[str, Any]]) -> list[str]:
     told = []
     if world.service.samples:
         told.append(f"What happens more seldom than once in the log's {len(world.service.samples):,} answers.")
-    told += [
-        "Machines that die, are restarted or are rolled out, and what a cold one takes.",
-        "What else the machines do: other models, other proxies, preparing a body that is larger than usual.",
-    ]
+    if world.seen is None:
+        told.append(
+            "Machines that stand still, die or are restarted: the log does not say which machine was slow when."
+        )
+    else:
+        spells = sum(map(len, world.seen.spells.values()))
+        told.append(
+            f"Spells that are longer or more seldom than the {spells} that the log has seen in "
+            f"{world.seen.duration_s:.0f} s, and what a machine takes that comes back cold."
+        )
+    told.append("What else the machines do: other models, other proxies, bodies that are larger than usual.")
     if candidates:
         told.append("Whether the protection fits into the memory of the machines beside the model.")
     else:
