@@ -48,6 +48,10 @@ SERVICE = "--service-log=/dev/null"
             for flag in ("--load", "--gaps-cv", "--burst", "--cost", "--queries", "--seeds", "--workers", "--k")
             for bad in ("nan", "inf", "0", "-1")
         ),
+        *(
+            ["simulate", flag, "9" * 12]
+            for flag in ("--workers", "--extra", "--domains", "--proxies", "--queries", "--seeds")
+        ),
         *(["simulate", "--net", bad] for bad in ("0.02:nan", "nan:5", "0:5", "1:5", "0.02:inf", "0.02", "0.02:5:1")),
         *(["simulate", "--slow", bad] for bad in ("0.04:100:nan", "0.04:inf:5", "0.04:100:0.5", "0.04:100")),
         *(["plan", SERVICE, "--workers=2", "--rate", bad] for bad in ("nan", "0", "inf", "-3")),

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 SET_ASIDE = ("parm", "coded", "approximate")
 """Policies whose protections stand on machines of their own."""
+MOST_MACHINES, MOST_QUERIES, MOST_SEEDS = 10_000, 100_000_000, 1000
+"""More than that would fill a machine's memory, or its days."""
 PLOTS = (".png", ".svg", ".pdf", ".jpg")
 MOST_WORK = 1.0
 """Extra work, as a share, above which a percentage was surely meant: a copy of everything is 1."""
@@ -98,10 +100,10 @@ def _add_simulate(subparsers: Any) -> None:
         metavar="NAME",
         help="may be repeated; default: none, hedge, parm, coded, ours",
     )
-    fleet.add_argument("--workers", type=count(), default=12, metavar="N", help="machines that serve")
+    fleet.add_argument("--workers", type=count(most=MOST_MACHINES), default=12, metavar="N", help="machines that serve")
     fleet.add_argument(
         "--extra",
-        type=count(0),
+        type=count(0, MOST_MACHINES),
         metavar="N",
         help="machines more, for every policy that can use them; default: none, save what parm and coded cannot do "
         "without, a machine for each k workers",
@@ -149,9 +151,13 @@ def _add_world(parser: argparse.ArgumentParser) -> None:
         "--trace", type=_log, metavar="FILE", help="arrival instants, one a line; in seconds with --service-log"
     )
     world.add_argument(
-        "--slow", metavar="SHARE:MEAN:FACTOR", help="spells of slowness, such as 0.04:100:5; inf freezes"
+        "--slow",
+        metavar="SHARE:MEAN:FACTOR",
+        help="spells of slowness, MEAN service times long, such as 0.04:100:5; inf freezes",
     )
-    world.add_argument("--net", metavar="SHARE:MEAN", help="replies that are late on the way, such as 0.02:5")
+    world.add_argument(
+        "--net", metavar="SHARE:MEAN", help="replies that are late on the way by MEAN service times, such as 0.02:5"
+    )
     world.add_argument(
         "--gaps-cv", type=number(above=0), default=1.0, metavar="CV", help="of the gaps between arrivals; 1: Poisson"
     )
@@ -162,12 +168,22 @@ def _add_world(parser: argparse.ArgumentParser) -> None:
         metavar="TIMES",
         help="so many times the rate for a tenth of the time",
     )
-    world.add_argument("--domains", type=count(), metavar="N", help="failure domains; default: each machine its own")
     world.add_argument(
-        "--proxies", type=count(), default=1, metavar="N", help="proxies that see only their own traffic"
+        "--domains", type=count(most=MOST_MACHINES), metavar="N", help="failure domains; default: each machine its own"
     )
-    world.add_argument("--queries", type=count(), default=100_000, metavar="N", help="of each policy and seed")
-    world.add_argument("--seeds", type=count(), default=3, metavar="N", help="how many times, each with other dice")
+    world.add_argument(
+        "--proxies",
+        type=count(most=MOST_MACHINES),
+        default=1,
+        metavar="N",
+        help="proxies that see only their own traffic",
+    )
+    world.add_argument(
+        "--queries", type=count(most=MOST_QUERIES), default=100_000, metavar="N", help="of each policy and seed"
+    )
+    world.add_argument(
+        "--seeds", type=count(most=MOST_SEEDS), default=3, metavar="N", help="how many times, each with other dice"
+    )
 
 
 def _add_shown(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -185,11 +201,11 @@ def _add_plan(subparsers: Any) -> None:
         "limits, and say what to run, what it costs and what it gains, or that nothing is worth it.",
         examples=(
             "ts-parity plan --service-log requests.jsonl --rate 120 --workers 12 --report protected/",
-            "ts-parity plan --service-log requests.jsonl --rate 120 --workers 12 --p999 0.2 --max-work 30%",
+            "ts-parity plan --service-log requests.jsonl --rate 120 --workers 12 --p999 200ms --max-work 30%",
         ),
     )
     fleet = parser.add_argument_group("your fleet and its traffic")
-    fleet.add_argument("--workers", type=count(), metavar="N", help="machines that serve; or --admin")
+    fleet.add_argument("--workers", type=count(most=MOST_MACHINES), metavar="N", help="machines that serve; or --admin")
     fleet.add_argument(
         "--admin", type=address, metavar="URL", help="a running proxy's admin port: takes --workers from its fleet"
     )
@@ -214,7 +230,9 @@ def _add_plan(subparsers: Any) -> None:
         "--max-loss", type=number(least=0, most=100), metavar="POINTS", help="at most so many points of accuracy"
     )
     limits.add_argument("--p999", type=_duration, metavar="T", help="p99.9 at most this, such as 200ms, or seconds")
-    limits.add_argument("--extra", type=count(0), default=0, metavar="N", help="at most so many more machines")
+    limits.add_argument(
+        "--extra", type=count(0, MOST_MACHINES), default=0, metavar="N", help="at most so many more machines"
+    )
     _add_world(parser)
     _add_shown(parser).add_argument("--html", type=to_write(), metavar="FILE", help="write a page")
     parser.set_defaults(run=run_plan)
