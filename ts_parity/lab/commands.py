@@ -367,7 +367,12 @@ def _share_of_work(text: str) -> float:
 def _duration(text: str) -> float:
     """Seconds; or with their unit, s or ms."""
     unit = next((unit for unit in ("ms", "s") if text.endswith(unit)), "")
-    return number(above=0)(text.removesuffix(unit)) / (1000 if unit == "ms" else 1)
+    try:
+        return number(above=0)(text.removesuffix(unit)) / (1000 if unit == "ms" else 1)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"must be a time above 0, such as 200ms or 0.2 (seconds), not {text!r}"
+        ) from None
 
 
 def _workers_of(admin: str) -> int:
