@@ -104,7 +104,10 @@ def test_the_command_reads_a_report_and_a_log(tmp_path, capsys):
     assert main([*arguments, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"][0]["policy"] == "none"
     assert main([*arguments, "--p999", "0.001"]) == 4
-    assert "Nothing reaches a p99.9 of 1.0 ms" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "Nothing reaches a p99.9 of 1.0 ms" in out
+    assert "->" not in out  # what does not do is not pointed at, nor is there a command line for it
+    assert "ts-parity serve" not in out
 
 
 def test_an_overloaded_fleet_is_said_to_be_one(tmp_path, capsys):

@@ -67,7 +67,7 @@ def plan_table(plan: Mapping[str, Any], world: World) -> str:
     for index, row in enumerate(plan["rows"]):
         cells.append(
             [
-                "->" if index == plan["recommended"] else "",
+                "->" if index == plan["recommended"] and plan["reached"] else "",
                 named(row),
                 str(row["workers"]),
                 *(_mark(row, name) + time_told(row[name], world).removesuffix(" service times") for name in _SHOWN),
@@ -129,7 +129,7 @@ def _rows(plan: Mapping[str, Any], world: World) -> str:
     largest = max((row["p999_high"] or 0.0 for row in plan["rows"]), default=0.0) or 1.0
     lines = ["<tr>" + "".join(f"<th>{name}</th>" for name in _COLUMNS) + "</tr>"]
     for index, row in enumerate(plan["rows"]):
-        kind = "take" if index == plan["recommended"] else "no" if row["broken"] else "may"
+        kind = "take" if index == plan["recommended"] and plan["reached"] else "no" if row["broken"] else "may"
         cells = [
             _text(named(row)), str(row["workers"]), *(_time_cell(row, name, world) for name in _SHOWN),
             _bar(row, largest, kind), f"{row['work']:.3f}", f"{row['reconstructed']:.2%}", f"{100 * row['loss']:.3f}",
