@@ -203,7 +203,7 @@ pre {{ background: #f3f3f3; padding: .8rem; white-space: pre-wrap; overflow-wrap
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100%; }}
 th, td {{ padding: .4rem .6rem; text-align: left; border-bottom: 1px solid #ddd; vertical-align: top; }}
 td {{ white-space: nowrap; }} td:nth-child(6) {{ width: 25%; min-width: 5rem; vertical-align: middle; }}
-td:first-child, td:last-child {{ white-space: normal; }}
+td:first-child, td:last-child {{ white-space: normal; }} td:first-child {{ min-width: 10rem; }}
 .between {{ display: block; color: #666; font-size: .85rem; }}
 .track {{ position: relative; height: .9rem; }}
 .bar {{ height: 100%; background: #9bb8c9; }}
@@ -218,7 +218,7 @@ dt {{ color: #666; }} dd {{ margin: 0; overflow-wrap: anywhere; }} ul {{ margin:
   table, tbody, tr, td {{ display: block; width: auto; }}
   tr {{ border: 1px solid #ddd; margin: 0 0 .8rem; padding: .5rem .7rem; }} tr.take {{ border-color: #2a6f97; }}
   td {{ border: 0; padding: .1rem 0; display: flex; justify-content: space-between; gap: 1rem; white-space: normal; }}
-  td:nth-child(6) {{ width: auto; }} td:nth-child(6) .track {{ flex: 1; }}
+  td:nth-child(6), td:first-child {{ width: auto; min-width: 0; }} td:nth-child(6) .track {{ flex: 1; }}
   td::before {{ content: attr(data-head); color: #666; font-weight: 400; }}
   td:first-child::before, td:nth-child(6)::before {{ content: none; }}
   td:first-child {{ font-size: 1.05rem; font-weight: 600; }}

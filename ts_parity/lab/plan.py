@@ -318,7 +318,7 @@ def assumed(world: World, domains: int | None) -> list[str]:
         f"All machines are equally fast, and run {at_once} at a time.",
         *_of_slowness(world),
         arrivals,
-        "Each machine fails and is slow by itself." if domains is None else f"{domains} failure domains.",
+        *_of_domains(world, domains),
         "Clients wait for ever: no deadline and no limit of the queue turns a query away.",
         "Protections cost and lose what the training report says, whose machine, device and bodies are others than "
         "yours, perhaps; all are in use, though the first queries are for their trial.",
@@ -327,6 +327,12 @@ def assumed(world: World, domains: int | None) -> list[str]:
     if world.busy > COMFORTABLE:
         told.append(f"The load of {world.busy:.2f} lasts as long as was simulated; queues would be longer after more.")
     return told
+
+
+def _of_domains(world: World, domains: int | None) -> list[str]:
+    if domains is not None:
+        return [f"{domains} failure domains."]
+    return ["Each machine is slow by itself."] if world.seen is None else []
 
 
 def _of_slowness(world: World) -> list[str]:
@@ -364,6 +370,9 @@ def unseen(world: World, candidates: Sequence[Mapping[str, Any]]) -> list[str]:
         told.append(
             f"Spells that are longer or more seldom than the {spells} that the log has seen in "
             f"{world.seen.duration_s:.0f} s, and what a machine takes that comes back cold."
+        )
+        told.append(
+            "How far one day is from another: spells are the log's with every seed, so seeds lie closer together."
         )
     told.append("What else the machines do: other models, other proxies, bodies that are larger than usual.")
     if candidates:
