@@ -154,7 +154,7 @@ def test_extra_work_may_be_a_percentage_and_is_asked_about(capsys):
 def test_a_target_may_have_its_unit_and_is_asked_about(tmp_path, capsys):
     assert [_duration(text) for text in ("200ms", "0.2s", "0.2")] == [0.2, 0.2, 0.2]
     for text in ("ms", "200 m", "nans", "-1ms", "0"):
-        with pytest.raises(argparse.ArgumentTypeError, match=f"must be a time above 0, .* not {text!r}"):
+        with pytest.raises(argparse.ArgumentTypeError, match=f"must be a number above 0 .* not {text!r}"):
             _duration(text)
     log = tmp_path / "log.csv"
     log.write_text("0.02\n" * 100)

@@ -370,9 +370,7 @@ def _duration(text: str) -> float:
     try:
         return number(above=0)(text.removesuffix(unit)) / (1000 if unit == "ms" else 1)
     except argparse.ArgumentTypeError:
-        raise argparse.ArgumentTypeError(
-            f"must be a time above 0, such as 200ms or 0.2 (seconds), not {text!r}"
-        ) from None
+        raise argparse.ArgumentTypeError(f"must be a number above 0 (seconds, or as in 200ms), not {text!r}") from None
 
 
 def _workers_of(admin: str) -> int:
