@@ -33,13 +33,14 @@ from tqdm import tqdm
 from tables import renew
 from ts_parity.arguments import count, number
 from ts_parity.codes import Code, Family, make_code
-from ts_parity.training.architectures import DEPLOYED, Called, Shaped, Shapes, cnn, folded, make_called, multiplications
+from ts_parity.training.architectures import DEPLOYED, Called, Shaped, Shapes, cnn, folded, has_width, make_called
 from ts_parity.training.augment import vary
 from ts_parity.training.cost import measure
 from ts_parity.training.evaluate import evaluate, over_seeds
 from ts_parity.training.fit import Knobs, Material, Progress, fit, run_network
 from ts_parity.training.goals import Goal, draw_groups
 from ts_parity.training.job import said
+from ts_parity.training.sizing import affordable_width, multiplications
 from ts_parity.worker.watches import ModelCall
 
 RESULTS = Path(__file__).parent / "results" / "accuracy.json"
@@ -214,7 +215,14 @@ def rows_of(name: str, args: argparse.Namespace, kept: list[dict]) -> None:
             architecture = args.architecture or ("cnn" if code.family is Family.BACKUP else DEPLOYED)
             shapes = Shapes(tuple(data.train.shape[1:]), (1, CLASSES))
             call = ModelCall("self.model", "__call__", (data.train[0],), {})
-            model = make_called(architecture, network, call, shapes, budget=1.0, k=k)
+
+            def make(width: float, of: tuple = (architecture, network, call, shapes)) -> Called:
+                return make_called(*of, width)
+
+            runs, width = k if code.family is Family.BACKUP else 1, 1.0
+            if has_width(architecture):
+                width = affordable_width(make, deployed, shapes, runs, 1.0, torch.device("cpu"))
+            model = make(width)
             label = f"{name} {code_name} k={k} seed {seed}"
             started = time.monotonic()
             with tqdm(total=knobs.steps, desc=label, unit="step") as bar:
@@ -231,7 +239,6 @@ def rows_of(name: str, args: argparse.Namespace, kept: list[dict]) -> None:
             dice = np.random.default_rng(seed)
             groups = draw_groups(np.arange(len(data.test)), k, dice, len(data.test) // k)
             scores = evaluate(code, test_outputs[groups], said(code, [model], data.test, groups), labels[groups])
-            runs = k if code.family is Family.BACKUP else 1
             kept.append(
                 {
                     **key,
@@ -256,7 +263,7 @@ def rows_of(name: str, args: argparse.Namespace, kept: list[dict]) -> None:
 
 def _cost(deployed: nn.Module, model: nn.Module, code: Code, inputs: torch.Tensor, shapes: Shapes) -> dict:
     runs = code.k if code.family is Family.BACKUP else 1
-    cost = measure(deployed, model, Goal(code), inputs, runs * _share(model, deployed, shapes))
+    cost = measure(deployed, model, Goal(code), inputs, runs * _share(model, deployed, shapes), torch.device("cpu"))
     return {"cost": cost.cost, "multiplications": cost.multiplications}
 
 

@@ -59,6 +59,7 @@ def write_archive(
     serialized: bytes | None = None,
     files: Mapping[str, str | bytes] | None = None,
     config: str | None = None,
+    model_file: str | None = None,
 ) -> Path:
     """A .mar as torch-model-archiver would write it, without starting one: handler text in, archive out."""
     name = name or path.stem
@@ -71,6 +72,8 @@ def write_archive(
     if serialized is not None:
         model["serializedFile"] = f"{name}.pt"
         contents[f"{name}.pt"] = serialized
+    if model_file is not None:
+        model["modelFile"] = model_file
     if config is not None:
         model["configFile"] = "model-config.yaml"
         contents["model-config.yaml"] = config

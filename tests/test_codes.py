@@ -228,7 +228,13 @@ def test_what_is_not_finite_is_not_decoded(bad):
         code.decode(0, {1: -largest}, {0: largest}, covers)
 
 
-def test_another_dtype_than_the_groups_is_not_decoded():
+def test_a_parity_model_may_answer_in_another_dtype_than_the_deployed_model():
+    """Which learned in float32 what a float64 model says: the result is a float64, known as well as a float32 is."""
     code, covers = make_code("sum", 2), {0: frozenset({0, 1})}
-    with pytest.raises(DecodeError, match="float32 and"):
-        code.decode(0, {1: np.ones(2, np.float32)}, {0: np.ones(2, np.float64)}, covers)
+    for deployed, parity in ((np.float64, np.float32), (np.float32, np.float64)):
+        decoded = code.decode(0, {1: np.ones(2, deployed)}, {0: np.full(2, 3.0, parity)}, covers)
+        assert (decoded.dtype, decoded.tolist()) == (np.float64, [2.0, 2.0])
+        with pytest.raises(DecodeError, match="so large that their rounding"):
+            code.decode(0, {1: np.full(1, 1e9, deployed)}, {0: np.full(1, 1e9 + 5, parity)}, covers)
+    with pytest.raises(DecodeError, match="of shapes"):
+        code.decode(0, {1: np.ones(2)}, {0: np.ones(3)}, covers)

@@ -75,25 +75,26 @@ class Code:
     ) -> Array:
         """Rebuild slot's raw output.
 
-        `have` maps slots to raw outputs and `protections` maps rows to parity outputs, all of one shape and dtype.
-        Raise DecodeError if the pattern is not recoverable, shapes or dtypes disagree, or the other outputs are so much
-        larger that their rounding hides this one. `roundoff`: that of the coarsest dtype any of them was computed in,
-        if that is coarser than the one they come in. Among several solutions the one that amplifies the parity models'
-        errors least is used.
+        `have` maps slots to raw outputs and `protections` maps rows to parity outputs, all of one shape. The result is
+        in the finest of their dtypes: a float64 model's parity model answers in float32, as a rule.
+        Raise DecodeError if the pattern is not recoverable, shapes disagree, or the other outputs are so much larger
+        that their rounding hides this one. `roundoff`: that of the coarsest dtype any of them was computed in, if that
+        is coarser than the one they come in. Among several solutions the one that amplifies the parity models' errors
+        least is used.
         """
         _weights(self, slot, frozenset(have), _pattern(covers))  # whether it can be decoded at all comes first
         outputs = [*have.values(), *protections.values()]
         first = outputs[0]
         for other in outputs:
-            if (other.shape, other.dtype) != (first.shape, first.dtype):
+            if other.shape != first.shape:
                 raise DecodeError(
-                    f"cannot decode slot {slot}: raw outputs of shapes {first.shape} {first.dtype} and "
-                    f"{other.shape} {other.dtype} in one group"
+                    f"cannot decode slot {slot}: raw outputs of shapes {first.shape} and {other.shape} in one group"
                 )
         total, size = self.combined(slot, have, protections, covers)
-        _check_known(slot, total, size, max(roundoff, ROUNDOFF[first.dtype.name]))
+        coarsest = min(outputs, key=lambda output: output.itemsize).dtype
+        _check_known(slot, total, size, max(roundoff, ROUNDOFF[coarsest.name]))
         with np.errstate(over="ignore"):
-            decoded: Array = total.astype(first.dtype)
+            decoded: Array = total.astype(max(outputs, key=lambda output: output.itemsize).dtype)
         if not np.isfinite(decoded).all():
             raise DecodeError(f"cannot decode slot {slot}: what is left is not finite")
         return decoded

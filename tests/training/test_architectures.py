@@ -1,6 +1,7 @@
 """Networks of any width that fit the deployed model's shapes, and what is said of those that do not."""
 
 import copy
+import re
 
 import numpy as np
 import pytest
@@ -15,9 +16,9 @@ from ts_parity.training.architectures import (
     Shapes,
     folded,
     make_called,
-    multiplications,
     usual_architecture,
 )
+from ts_parity.training.sizing import NARROWEST, affordable_width, multiplications
 from ts_parity.worker.watches import ModelCall
 
 IMAGES = Shapes((1, 3, 32, 32), (1, 10))
@@ -57,10 +58,18 @@ def test_a_budget_is_kept_in_multiplications_and_used(k):
                                      torch.nn.Flatten(), torch.nn.Linear(64, 10)), IMAGES)  # fmt: skip
     one = multiplications(Called(big, call_of(IMAGES), IMAGES), IMAGES)
     assert one == 64 * 27 * 1024 + 640
-    student = make_called("cnn", big, call_of(IMAGES), IMAGES, budget=2.0, k=k)
-    assert 0.8 * 2.0 * one < k * multiplications(student, IMAGES) <= 2.0 * one
-    with pytest.raises(TrainingError, match="no built-in network is small enough"):
-        make_called("cnn", big, call_of(IMAGES), IMAGES, budget=1e-5, k=k)
+
+    def student(width):
+        return make_called("cnn", big, call_of(IMAGES), IMAGES, width)
+
+    def width(budget):
+        return affordable_width(student, Called(big, call_of(IMAGES), IMAGES), IMAGES, k, budget, torch.device("cpu"))
+
+    assert 0.8 * 2.0 * one < k * multiplications(student(width(2.0)), IMAGES) <= 2.0 * one
+    with pytest.raises(TrainingError, match=r"too small: .* in multiplications. Give --budget (\S+) or more") as error:
+        width(1e-5)
+    enough = float(re.search(r"--budget (\S+) or more", str(error.value))[1])
+    assert width(enough) >= NARROWEST
 
 
 def test_a_copy_of_the_deployed_model_learns_and_leaves_it_alone():
@@ -106,8 +115,8 @@ def test_the_users_own_function(tmp_path):
         "def wrong(one_input, outputs, width):\n"
         "    return 7\n"
     )
-    model = make_called(f"{file}:make", deployed(), call_of(IMAGES), IMAGES, budget=1.0, k=4)
-    assert 4 * multiplications(model, IMAGES) <= 30720, "sized by the budget as the built-in ones are"
+    wide, narrow = (make_called(f"{file}:make", deployed(), call_of(IMAGES), IMAGES, width) for width in (1.0, 0.1))
+    assert multiplications(narrow, IMAGES) < multiplications(wide, IMAGES)
     with pytest.raises(TrainingError, match="returned a int, not a torch module"):
         make_called(f"{file}:wrong", deployed(), call_of(IMAGES), IMAGES)
     with pytest.raises(TrainingError, match="has no function other"):

@@ -18,7 +18,7 @@ from ts_parity.cli import main as run_cli
 from ts_parity.codes import make_code
 from ts_parity.errors import ConfigError, Exhausted, NotCodable, TrainingError
 from ts_parity.torchserve.archive import extract_archive, read_archive
-from ts_parity.training import TrainSettings, train
+from ts_parity.training import TrainSettings, job, train
 from ts_parity.training import fit as fit_module
 from ts_parity.training.architectures import DEPLOYED, Shapes, make_called
 from ts_parity.training.bodies import list_bodies
@@ -408,8 +408,6 @@ def test_an_interrupted_run_goes_on_where_it_was_and_ends_the_same(model, bodies
     with pytest.raises(KeyboardInterrupt):
         run(archive, bodies, tmp_path)
     assert not (tmp_path / "out").exists()
-    with pytest.raises(TrainingError, match=r"other settings .steps was 60"):
-        run(archive, bodies, tmp_path, steps=80)
     observed = (tmp_path / "out.unfinished" / "seen" / "index.json").stat().st_mtime_ns
     report = run(archive, bodies, tmp_path)
     assert written[7] == written[6] + 3, "it went on, it did not begin again"
@@ -423,11 +421,59 @@ def test_an_interrupted_run_goes_on_where_it_was_and_ends_the_same(model, bodies
     assert ours == theirs
 
 
+@pytest.mark.slow
+def test_what_cannot_be_done_is_said_before_any_work_and_corrected_settings_go_on(model, bodies, tmp_path, capsys):
+    """A budget that nothing meets; then the one that is named. And what was finished under other settings is kept."""
+    archive = model()
+    student = {"codes": ("student",), "ks": (4,)}
+    with pytest.raises(TrainingError, match=r"--budget 0.1 is too small") as refused:
+        run(archive, bodies, tmp_path, budget=0.1, **student)
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".unfinished")]
+    enough = float(re.search(r"Give --budget (\S+) or more", str(refused.value))[1])
+
+    def stopped(*args):
+        raise TrainingError("as asked")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(job, "measure", stopped)
+        with pytest.raises(TrainingError, match="as asked"):
+            run(archive, bodies, tmp_path, budget=enough, **student)
+    work = tmp_path / "out.unfinished"
+    assert f"what is finished is in {work}" in capsys.readouterr().err
+    kept = [*work.glob("*.weights"), work / "seen" / "index.json"]
+    assert len(kept) == 2
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(job, "measure", stopped)
+        with pytest.raises(TrainingError, match="as asked"):
+            run(archive, bodies, tmp_path, budget=2 * enough, steps=20, **student)
+    assert len([*work.glob("*.weights")]) == 2, "of two settings; neither is thrown away"
+    assert all(file.exists() for file in kept)
+    (bodies / "000.bin").write_bytes(bytes(32))
+    with pytest.raises(TrainingError, match=r"unfinished work with other inputs, .* \(--force does\)"):
+        run(archive, bodies, tmp_path, budget=enough, **student)
+    [made] = run(archive, bodies, tmp_path, budget=enough, force=True, **student)["candidates"]
+    assert made["multiplications"] <= enough
+
+
+def test_a_student_of_the_smallest_model_needs_no_budget(bodies, tmp_path):
+    """Nothing is as cheap as a single layer of eight inputs: the student is as small as makes sense, and the report
+    says what it costs.
+    """
+    single = NET.replace("torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3)", "torch.nn.Linear(8, 3)")
+    scope = {}
+    exec(single, scope)
+    weights = serialised("eager", scope["Net"]())
+    handler = HANDLER.replace("{load}", EAGER).replace("{finish}", SCORES)
+    archive = write_archive(tmp_path / "vec.mar", handler, name="vec", serialized=weights, files={"net.py": single})
+    [made] = run(archive, bodies, tmp_path, codes=("student",), ks=(4,), steps=5)["candidates"]
+    assert made["multiplications"] > 1.0
+
+
 def test_force_throws_unfinished_work_away(model, bodies, tmp_path):
     left = tmp_path / "out.unfinished"
     left.mkdir()
     (left / "job.json").write_text('{"steps": 1}')
-    with pytest.raises(TrainingError, match="interrupted run with other settings"):
+    with pytest.raises(TrainingError, match=r"unfinished work with other package and archive and inputs and score"):
         run(model(), bodies, tmp_path, codes=("exact",))
     run(model(), bodies, tmp_path, codes=("exact",), force=True)
     assert (tmp_path / "out" / "report.json").exists()

@@ -16,11 +16,14 @@ import torch
 from PIL import Image
 
 from tests.worker.serving import Ask, InProcess, Reply, finish_ask, group_ask, linear, network, scripted, vector
+from ts_parity.codes import make_code
 from ts_parity.errors import ConfigError
-from ts_parity.wire import OP, Part
+from ts_parity.wire import OP, OP_RAW, ROUNDOFF, Part
 from ts_parity.worker.answers import Answer
 from ts_parity.worker.operations import MAX_RESPONSE_SIZE, max_response_size
+from ts_parity.worker.protections import ScriptedModel
 from ts_parity.worker.verdict import alike
+from ts_parity.worker.watches import ModelCall
 
 Serve = Callable[..., InProcess]
 
@@ -610,3 +613,61 @@ def test_a_body_that_is_never_coded_is_refused(serve: Serve, code: str) -> None:
     assert "never_code" not in serve("overrides_steps", {}).describe()["ts_parity"]
     with pytest.raises(ConfigError, match="ts_parity: never_code"):
         serve("overrides_steps", {"never_code": ["path"]})
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_script_beside_the_handler_is_given_its_own_dtype(tmp_path: Path, dtype: torch.dtype, frozen: bool) -> None:
+    """Also if it is frozen, so that its weights are constants among others (None, where a layer has no bias)."""
+    net = torch.nn.Sequential(torch.nn.Conv1d(1, 2, 3, bias=False), torch.nn.Flatten(), torch.nn.Linear(4, 3)).eval()
+    script = torch.jit.trace(net.to(dtype), torch.zeros(1, 1, 4, dtype=dtype))
+    torch.jit.save(torch.jit.freeze(script) if frozen else script, tmp_path / "other.pt")
+    model = ScriptedModel(str(tmp_path / "other.pt"), torch.device("cpu"))
+    for given in (torch.float16, torch.float32, torch.float64):
+        said = model(ModelCall("self.model", "__call__", (torch.ones(1, 1, 4, dtype=given),), {}))
+        assert said.dtype == dtype
+
+
+CASTS = """
+import numpy as np
+import torch
+from ts.torch_handler.base_handler import BaseHandler
+
+class Casts(BaseHandler):
+    def initialize(self, context):
+        super().initialize(context)
+        self.model = self.model.to(torch.DTYPE)
+    def preprocess(self, data):
+        rows = [np.frombuffer(bytes(row["body"]), dtype=np.float32).copy() for row in data]
+        return torch.from_numpy(np.stack(rows)).to(torch.DTYPE)
+    def postprocess(self, output):
+        return [{"scores": row.tolist(), "total": float(row.sum())} for row in output]
+"""
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_models_of_every_float_dtype_are_coded(serve: Serve, dtype: str) -> None:
+    """Raw outputs travel, are added, and are finished in the model's own dtype; `exact` is the same bit by bit."""
+    made = {"files": {"casts.py": CASTS.replace("DTYPE", dtype).encode()}, "eager": True}
+    deployed = serve("casts", {"role": "deployed"}, **made)
+    for seed in (3, 4):  # without samples, two live requests are watched first
+        deployed.ask(vector(seed), OP_RAW)
+    plain = [deployed.ask(vector(seed)).body for seed in (1, 2)]
+    answers = [deployed.ask(vector(seed), OP_RAW) for seed in (1, 2)]
+    assert [answer.ordinary_body for answer in answers] == plain
+    own, other = (answer.raw for answer in answers)
+    assert own is not None
+    assert other is not None
+    assert own.dtype.name == ("float64" if dtype == "float64" else "float32")
+    assert deployed.finish(vector(1), own).body == plain[0]
+    exact = serve("casts", {"role": "parity", "code": "exact", "k": 2}, **made)
+    slots = exact.group(vector(1), vector(2)).frame.slots
+    assert [slot.body for slot in slots if slot is not None] == plain
+    parity = serve("casts", {"role": "parity", "code": "sum", "k": 2, "partial": True}, **made)
+    frame = parity.group(vector(1), vector(2)).frame
+    assert frame.covers == {0, 1}
+    assert frame.computed_in == ("" if dtype == "float64" else dtype)
+    assert frame.raw is not None
+    decoded = make_code("sum", 2).decode(0, {1: other}, {0: frame.raw}, {0: frame.covers}, ROUNDOFF[dtype])
+    bias = network().head.bias.detach().numpy()  # a model of sums would say it twice
+    np.testing.assert_allclose(decoded + bias, own, atol=16 * ROUNDOFF[dtype] * float(np.abs(own).max()))

@@ -45,7 +45,7 @@ class TrainSettings:
     body: str | None = None
     metric: str | None = None
     architecture: str | None = None
-    budget: float = 1.0
+    budget: float | None = None
     vary: tuple[str, ...] | None = None
     steps: int | None = None
     rate: float | None = None

@@ -6,6 +6,7 @@ shapes. Knows nothing of codes, losses or archives.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib.util
 import itertools
@@ -19,16 +20,13 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torch.utils.flop_counter import FlopCounterMode
 
 from ts_parity.errors import NotCodable, TrainingError
-from ts_parity.worker.encoders import model_input, with_input
+from ts_parity.worker.encoders import in_dtype, model_input, with_input
 from ts_parity.worker.outputs import floating_leaf
 from ts_parity.worker.watches import ModelCall
 
 DEPLOYED, FRESH = "deployed", "deployed-fresh"
-NARROWEST = 1 / 64
-"""A student for a small budget is not made narrower than this share of the built-in network's own width."""
 
 
 @dataclass(frozen=True)
@@ -58,21 +56,48 @@ class Shapes:
 class Called(nn.Module):
     """A network and the user's way of calling it: (n, *given) -> (n, *said), both with a batch axis of 1 if it has one.
 
-    `network` is what is packed.
+    It learns in float32, whatever the deployed model serves in. `network` is what is packed.
     """
 
     def __init__(self, network: nn.Module, call: ModelCall, shapes: Shapes) -> None:
         super().__init__()
         self.network = network
-        self._call = call
+        self._call = in_dtype(call, torch.float32)
         self._shapes = shapes
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        shapes = self._shapes
-        call = with_input(self._call, inputs.flatten(0, 1) if shapes.batch_axis else inputs)
-        run: Any = self.network if call.method == "__call__" else getattr(self.network, call.method)
-        said = floating_leaf(run(*call.args, **call.kwargs)).float()
-        return said.reshape(-1, *shapes.said)
+        like = next(self.network.parameters(), torch.empty(0))
+        return _answers(self.network, self._call, self._shapes, inputs.to(like.device, like.dtype))
+
+    def train(self, mode: bool = True) -> Called:
+        self.training = mode
+        with contextlib.suppress(NotImplementedError):  # an exported program is in one mode for ever
+            self.network.train(mode)
+        return self
+
+
+class Deployed:
+    """The deployed model as its handler calls it: (n, *given) -> (n, *said). It is asked, neither changed nor moved.
+
+    So nothing is wanted of it but answers: it may be frozen, quantized, compiled. Inputs go to it in the dtype and to
+    the device of its handler's own call.
+    """
+
+    def __init__(self, model: Any, call: ModelCall, shapes: Shapes) -> None:
+        self._model = getattr(model, "_orig_mod", model)  # of torch.compile: compiling again for every shape takes long
+        self._call = call
+        self._shapes = shapes
+
+    @torch.no_grad()
+    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+        own = model_input(self._call)
+        return _answers(self._model, self._call, self._shapes, inputs.to(own.device, own.dtype)).to(inputs.device)
+
+
+def _answers(model: Any, call: ModelCall, shapes: Shapes, inputs: torch.Tensor) -> torch.Tensor:
+    call = with_input(call, inputs.flatten(0, 1) if shapes.batch_axis else inputs)
+    run: Any = model if call.method == "__call__" else getattr(model, call.method)
+    return floating_leaf(run(*call.args, **call.kwargs)).float().reshape(-1, *shapes.said)
 
 
 class Shaped(nn.Module):
@@ -108,25 +133,23 @@ def folded(model: nn.Module) -> nn.Module:
     return nn.Sequential(*layers)
 
 
-def make_called(
-    architecture: str, deployed: Any, call: ModelCall, shapes: Shapes, budget: float | None = None, k: int = 1
-) -> Called:
+def make_called(architecture: str, deployed: Any, call: ModelCall, shapes: Shapes, width: float = 1.0) -> Called:
     """The network of this name, ready to learn.
 
     `architecture`: deployed (a copy, its weights a start), deployed-fresh (the same with new weights), a built-in NAME
-    or NAME:WIDTH (WIDTH 1 is its usual size), or file.py:function. `budget`: the built-in network, if no width is
-    given, is made as wide as k of its inferences cost at most `budget` deployed ones, counted in multiplications; they
-    cannot be counted in a model that is no torch module, and then it has its usual size.
+    or NAME:WIDTH (WIDTH 1 is its usual size), or file.py:function. `width`: of a network whose name says none.
     Raise TrainingError or NotCodable.
     """
     if architecture in (DEPLOYED, FRESH):
         return Called(_copy_of(deployed, fresh=architecture == FRESH), call, shapes)
+    make, named = _maker(architecture, shapes)
     simple = ModelCall(call.site, "__call__", (model_input(call),), {})
-    make, width = _maker(architecture, shapes)
-    if width is None and budget is not None and isinstance(deployed, nn.Module):
-        one = multiplications(Called(deployed, call, shapes), shapes)
-        width = _affordable(lambda w: Called(Shaped(make(w), shapes), simple, shapes), shapes, budget * one / k)
-    return Called(Shaped(make(1.0 if width is None else width), shapes), simple, shapes)
+    return Called(Shaped(make(width if named is None else named), shapes), simple, shapes)
+
+
+def has_width(architecture: str) -> bool:
+    """Whether its width is still to be chosen."""
+    return ".py:" in architecture or architecture in BUILT_IN
 
 
 def check_architecture(architecture: str | None) -> None:
@@ -151,46 +174,23 @@ def usual_architecture(shapes: Shapes) -> str:
     return "cnn" if shapes.is_image else "mlp"
 
 
-def multiplications(model: nn.Module, shapes: Shapes) -> float:
-    """Multiplications of one inference, as counted by torch in the operators that it ran. At least 1."""
-    counter = FlopCounterMode(display=False)
-    parameter = next(model.parameters(), None)
-    inputs = torch.zeros(1, *shapes.given, device=None if parameter is None else parameter.device)
-    was_training = model.training
-    model.eval()
-    with counter, torch.no_grad():
-        model(inputs)
-    model.train(was_training)
-    return max(1.0, counter.get_total_flops() / 2)
-
-
-def _affordable(make: Callable[[float], nn.Module], shapes: Shapes, limit: float) -> float:
-    """The largest width whose cost stays within the limit, by bisection: cost grows with width."""
-    low, high = NARROWEST, 16.0
-    if multiplications(make(low), shapes) > limit:
-        raise TrainingError(
-            f"no built-in network is small enough for this budget ({limit:,.0f} multiplications a query): give a "
-            "larger --budget, or an --architecture of your own"
-        )
-    for _ in range(24):
-        middle = math.sqrt(low * high)
-        low, high = (middle, high) if multiplications(make(middle), shapes) <= limit else (low, middle)
-    return low
-
-
 def _copy_of(deployed: Any, fresh: bool) -> nn.Module:
-    """A copy whose every parameter learns. Raise NotCodable if there is nothing to train."""
+    """A copy in float32 whose every parameter learns. Raise NotCodable if there is nothing to train."""
+    deployed = getattr(deployed, "_orig_mod", deployed)  # what torch.compile was given
     if not isinstance(deployed, nn.Module):
         raise NotCodable(
             f"the model is a {type(deployed).__name__}, not a torch module, so no copy of it can learn: use "
             "--architecture mlp, cnn, resnet18 or file.py:function"
         )
-    network = copy.deepcopy(deployed)
-    parameters = list(network.parameters())
-    if not parameters:
-        raise NotCodable("the deployed model has no parameters to learn (a frozen TorchScript module, perhaps)")
-    for parameter in parameters:
-        parameter.detach_().requires_grad_(True)  # a copied TorchScript module's parameters are not leaves
+    if not any(parameter.is_floating_point() for parameter in deployed.parameters()):
+        raise NotCodable(
+            "the deployed model has no parameters to learn (it is frozen or quantized, perhaps): use --architecture "
+            "mlp, cnn, resnet18 or file.py:function"
+        )
+    network = copy.deepcopy(deployed).float()
+    for parameter in network.parameters():
+        if parameter.is_floating_point():
+            parameter.detach_().requires_grad_(True)  # a copied TorchScript module's parameters are not leaves
     if fresh:
         _reset(network)
     return network

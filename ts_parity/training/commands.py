@@ -90,9 +90,9 @@ def _add_train(subparsers: Any) -> None:
     learning.add_argument(
         "--budget",
         type=number(above=0),
-        default=1.0,
         metavar="COST",
-        help="of a student: cost of a group relative to one deployed inference",
+        help="of a built-in network: what a group of it may cost, in deployed inferences, by multiplications or, where "
+        "they cannot be counted, by time; default: 1, or what the narrowest network costs if that is more",
     )
     learning.add_argument(
         "--vary", action="append", choices=VARIATIONS, help="variations of the inputs to learn from; may be repeated"

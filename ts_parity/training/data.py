@@ -20,6 +20,7 @@ from ts_parity.training.bodies import Body
 from ts_parity.wire import Array
 from ts_parity.worker.encoders import check_other_arguments, model_input
 from ts_parity.worker.offline import OfflineHandler
+from ts_parity.worker.outputs import to_array
 from ts_parity.worker.watches import ModelCall
 
 MAX_REFUSED = 0.05
@@ -32,7 +33,8 @@ TOGETHER = 64
 class Observations:
     """What the deployed model did with n bodies.
 
-    `inputs` (n, *one input), `outputs` (n, *one raw output): each as the handler made it, a batch axis of 1 included.
+    `inputs` (n, *one input), `outputs` (n, *one raw output): each as the handler made it, a batch axis of 1 included;
+    what is half precision there is float32 here.
     `kept`: which of the bodies these are. `call` is one of the model calls, to be repeated with other inputs.
     """
 
@@ -67,10 +69,35 @@ def observe(
     kept = np.array(index["kept"])
     inputs = np.load(folder / "inputs.npy", mmap_mode="r+")[: len(kept)]
     outputs = np.load(folder / "outputs.npy")[: len(kept)]
-    first = bodies[int(kept[0])]
-    # A call holds live objects and cannot be kept on disk.
-    call = handler.capture(handler.request(first.read(), first.content_type))
+    call = _captured(handler, bodies[int(kept[0])])  # it holds live objects and cannot be kept on disk
     return Observations(torch.from_numpy(inputs), outputs, kept, call, tuple(index["refused"]))
+
+
+def glance(handler: OfflineHandler, bodies: Sequence[Body], wanted: int) -> Observations | None:
+    """The same of the first few bodies that are answered alike, kept nowhere; None if none is answered.
+
+    Raise NotCodable if the handler cannot be coded at all.
+    """
+    seen: dict[int, tuple[Array, Array]] = {}
+    for number, body in enumerate(bodies):
+        each = _run_alone(handler, body)
+        if each.given is None or each.raw is None:
+            continue
+        pair = to_array(each.given), each.raw
+        if any([part.shape for part in pair] != [part.shape for part in other] for other in seen.values()):
+            break  # which bodies these are is said when all are observed
+        seen[number] = pair
+        if len(seen) == wanted:
+            break
+    if not seen:
+        return None
+    inputs, outputs = (np.stack(part) for part in zip(*seen.values(), strict=True))
+    call = _captured(handler, bodies[min(seen)])
+    return Observations(torch.from_numpy(inputs), outputs, np.array([*seen]), call)
+
+
+def _captured(handler: OfflineHandler, body: Body) -> ModelCall:
+    return handler.capture(handler.request(body.read(), body.content_type))
 
 
 _INDEX = "index.json"
@@ -100,7 +127,7 @@ def _run_together(handler: OfflineHandler, bodies: Sequence[Body]) -> list[_Seen
     """None: something was wrong with one of them; alone, each gets its own answer."""
     try:
         record, answers = handler.record_batch([handler.request(b.read(), b.content_type) for b in bodies])
-        given = model_input(record.calls[0]).detach().cpu() if record.raw is not None else None
+        given = model_input(record.calls[0]).detach() if record.raw is not None else None
     except Exception:
         return None
     rows = len(bodies)
@@ -119,7 +146,7 @@ def _run_alone(handler: OfflineHandler, body: Body) -> _Seen:
     except Exception as error:  # user code's own way of refusing a body; TorchServe would answer 503
         return _Seen(problem=f"{type(error).__name__}: {error}")
     if record.raw is not None and answer.status < 400:
-        return _Seen(model_input(record.calls[0]).detach().cpu(), record.raw, record.calls[0])
+        return _Seen(model_input(record.calls[0]).detach(), record.raw, record.calls[0])
     if record.raw is None and record.refusal and answer.status < 400:
         raise NotCodable(f"this handler cannot be protected by a trained model: {record.refusal}")
     return _Seen(problem=f"status {answer.status}")
@@ -143,7 +170,7 @@ class _Store:
             self.refused.append((body.name, seen.problem))
             self._check_refused(final=False)
             return
-        given, raw = seen.given.numpy(), seen.raw
+        given, raw = to_array(seen.given), seen.raw
         if self.inputs is None or self.outputs is None:
             self.first, self.call = body.name, seen.call
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from ts_parity.training import TrainSettings
-from ts_parity.training.architectures import DEPLOYED, Called, Shapes, make_called
+from ts_parity.training.architectures import Deployed, Shapes
 from ts_parity.training.bodies import Body, list_bodies
 from ts_parity.training.data import Observations, observe
 from ts_parity.training.labels import doubts, read_labels
@@ -48,11 +47,8 @@ class Ground:
     doubts: tuple[str, ...] = ()
     """About the labels, for the report."""
 
-    def deployed(self) -> Called:
-        """The deployed model, called as its handler calls it; of a torch module a copy that does not learn."""
-        if not isinstance(self.model, nn.Module):
-            return Called(self.model, self.seen.call, self.shapes)
-        return make_called(DEPLOYED, self.model, self.seen.call, self.shapes).requires_grad_(False).eval()
+    def deployed(self) -> Deployed:
+        return Deployed(self.model, self.seen.call, self.shapes)
 
 
 def prepare(

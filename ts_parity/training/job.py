@@ -34,14 +34,13 @@ from ts_parity.training.architectures import (
     check_architecture,
     folded,
     make_called,
-    multiplications,
-    usual_architecture,
 )
 from ts_parity.training.bodies import Body, list_bodies
 from ts_parity.training.cost import Cost, measure
+from ts_parity.training.deciding import Deciding, first_sight, sight_of, substitutes
 from ts_parity.training.devices import launch, make_fabric
 from ts_parity.training.evaluate import Protections, evaluate, over_seeds
-from ts_parity.training.fit import Knobs, Material, Progress, check_batches, run_network
+from ts_parity.training.fit import Knobs, Material, Progress, run_network
 from ts_parity.training.goals import Goal, draw_groups
 from ts_parity.training.ground import HELD_OUT, Ground, prepare
 from ts_parity.training.meaning import Meaning
@@ -51,6 +50,7 @@ from ts_parity.training.page import page
 from ts_parity.training.recommend import recommend
 from ts_parity.training.repeats import check_repeatable
 from ts_parity.training.scaling import scaled
+from ts_parity.training.sizing import USUAL_BUDGET, Model, multiplications
 from ts_parity.training.workshop import workshop
 from ts_parity.wire import Array
 from ts_parity.worker.offline import OfflineHandler
@@ -85,6 +85,7 @@ class _Job:
         self.extracted = work / "archive"
         self.fabric = make_fabric(settings)
         self.knobs = _knobs(settings)
+        self.deciding = Deciding(settings, self.knobs, self.fabric.device, work)
 
     def run(self, candidates: Sequence[Candidate]) -> dict[str, Any]:
         started = time.monotonic()
@@ -95,7 +96,7 @@ class _Job:
             "deployed": asdict(self.protects),
             "bodies": len(self.bodies),
             "seed": self.settings.seed,
-            "budget": self.settings.budget,
+            "budget": self.settings.budget or USUAL_BUDGET,
             "torch": torch.__version__,
             "machine": f"{platform.machine()}, {platform.system()}, {torch.get_num_threads()} threads",
             "device": str(self.fabric.device),
@@ -133,11 +134,16 @@ class _Job:
 
     def _learn(self, candidates: Sequence[Candidate]) -> dict[str, Any]:
         with _loaded(self.extracted, self._gpu) as handler:
+            if (sight := first_sight(handler, self.bodies)) is not None:
+                for candidate in candidates:
+                    self.deciding.decided(candidate, sight)
             ground = prepare(handler, self.settings, self.bodies, self.work, self._bar)
             check_enough(len(ground.seen), candidates)
+            sight = sight_of(ground.model, ground.seen)
+            decided = [self.deciding.decided(candidate, sight) for candidate in candidates]
             packer = self._packer([self.bodies[int(i)] for i in ground.seen.kept[:2]])
             self._tell(ground.meaning)
-            made = [self._candidate(ground, packer, candidate) for candidate in candidates]
+            made = [self._candidate(ground, packer, candidate) for candidate in decided]
             beside = [
                 self._beside(ground, k)
                 for k in self.settings.ks
@@ -145,7 +151,11 @@ class _Job:
             ]
         report = {
             "refused_bodies": list(ground.seen.refused[:20]),
-            "warnings": [*ground.doubts, *_warnings(ground.seen.outputs, candidates)],
+            "warnings": [
+                *ground.doubts,
+                *_warnings(ground.seen.outputs, decided),
+                *substitutes(candidates, decided),
+            ],
             "knobs": {**asdict(self.knobs), "vary": list(self.knobs.vary)},
             "held_out": HELD_OUT,
             "scored_on": ground.scored_on,
@@ -164,9 +174,8 @@ class _Job:
         """Train it with every seed, score it, and pack the best of them."""
         code = candidate.code
         if code.lossless:
-            deployed = ground.deployed().to(self.fabric.device)
-            scores = [self._scores(ground, code, [deployed], 0)]
-            cost = self._cost(ground, code, deployed)
+            scores = [self._scores(ground, code, [], 0)]
+            cost = self._cost(ground, code, ground.deployed())
             return {
                 **_told(code, ITSELF),
                 **over_seeds(scores),
@@ -174,11 +183,9 @@ class _Job:
                 **asdict(cost),
                 "archives": self._exact(packer, candidate, cost.cost),
             }
-        copies = code.family is Family.PARITY and isinstance(ground.model, nn.Module)
-        architecture = candidate.architecture or (DEPLOYED if copies else usual_architecture(ground.shapes))
         rows = range(code.r if code.family is Family.PARITY else 1)  # the r instances of a backup run one network
         trained = [
-            [self._row(ground, candidate, architecture, row, seed) for row in rows]
+            [self._row(ground, candidate, row, seed) for row in rows]
             for seed in range(self.settings.seed, self.settings.seed + self.settings.seeds)
         ]
         scores = [self._scores(ground, code, models, seed) for seed, models in enumerate(trained)]
@@ -190,26 +197,25 @@ class _Job:
         for row in range(code.r):
             network, name = best[min(row, len(best) - 1)].network, self._name(candidate, row)
             archives.append(packer.protection(code, row, network, name, cost.cost, agreement))
-        return {**_told(code, architecture), **over_seeds(scores), **asdict(cost), "archives": archives}
+        told = _told(code, str(candidate.architecture))
+        return {**told, **over_seeds(scores), **asdict(cost), "archives": archives}
 
     def _exact(self, packer: Packer, candidate: Candidate, cost: float | None = None) -> list[str]:
         code = candidate.code
         return [packer.protection(code, row, None, self._name(candidate, row), cost) for row in range(code.r)]
 
-    def _row(self, ground: Ground, candidate: Candidate, architecture: str, row: int, seed: int) -> Called:
-        """One trained network, from its finished weights if an interrupted run left them."""
+    def _row(self, ground: Ground, candidate: Candidate, row: int, seed: int) -> Called:
+        """One trained network, from its finished weights if an earlier run left them."""
         goal, label = Goal(candidate.code, row), f"{candidate.label}-row{row}-seed{seed}"
         dice = seed * 100 + row
         torch.manual_seed(dice)
-        model = make_called(
-            architecture, ground.model, ground.seen.call, ground.shapes, self.settings.budget, candidate.code.k
-        )
-        if isinstance(model.network, Shaped) and ".py:" not in architecture:  # a user's own is called as documented
+        model = make_called(str(candidate.architecture), ground.model, ground.seen.call, ground.shapes, candidate.width)
+        if isinstance(model.network, Shaped) and ".py:" not in str(candidate.architecture):  # a user's own is as it is
             observed = ground.meaning, ground.seen.inputs, ground.seen.outputs
             model.network.network = scaled(model.network.network, ground.shapes, goal, *observed)
-        if architecture in (DEPLOYED, FRESH) or self.knobs.vary:
-            check_batches(ground.deployed(), ground.seen.inputs, ground.seen.outputs)
-        finished, checkpoint = self.work / f"{label}.weights", self.work / f"{label}.checkpoint"
+        key = self.deciding.key(candidate, row, seed, (ground.meaning.metric, ground.meaning.bounds))
+        kept = self.work / f"{label}-{key}"
+        finished, checkpoint = kept.with_suffix(".weights"), kept.with_suffix(".checkpoint")
         if not finished.exists():
             deployed = ground.deployed() if self.knobs.vary else None
             seen = ground.seen
@@ -234,7 +240,7 @@ class _Job:
         dice = np.random.default_rng(self.settings.seed + 1 + seed)
         groups = draw_groups(ground.scored_rows, code.k, dice, SCORED_GROUPS)
         outputs = ground.scored.outputs[groups]
-        if code.lossless:  # it says what the deployed model has said
+        if code.lossless:  # it says what the deployed model has said, which was found repeatable
             protections: Protections = {members: {0: outputs} for members in range(1, code.k + 1)}
         else:
             protections = said(code, models, ground.scored.inputs, groups)
@@ -244,7 +250,7 @@ class _Job:
     def _beside(self, ground: Ground, k: int) -> dict[str, Any]:
         """What `exact` would cost, which nobody asked for: the others are compared with it."""
         code = make_code("exact", k)
-        cost = self._cost(ground, code, ground.deployed().to(self.fabric.device))
+        cost = self._cost(ground, code, ground.deployed())
         return {**_told(code, ITSELF), "metric": ground.meaning.metric, "loss": 0.0, **asdict(cost)}
 
     def _tell(self, meaning: Meaning) -> None:
@@ -254,13 +260,14 @@ class _Job:
                 f"outputs are taken for {meaning.kind} and scored by {meaning.metric}: {meaning.why}", file=sys.stderr
             )
 
-    def _cost(self, ground: Ground, code: Code, model: Called) -> Cost:
-        deployed = ground.deployed().to(self.fabric.device)
+    def _cost(self, ground: Ground, code: Code, model: Model) -> Cost:
+        deployed = ground.deployed()
         runs = 1 if code.family is Family.PARITY else code.k
-        counted = None
-        if isinstance(ground.model, nn.Module):
-            counted = runs * multiplications(model, ground.shapes) / multiplications(deployed, ground.shapes)
-        return measure(deployed, model, Goal(code), ground.seen.inputs[: code.k], counted)
+        own, one = (multiplications(each, ground.shapes) for each in (model, deployed))
+        counted = None if own is None or one is None else runs * own / one
+        if code.lossless:
+            counted = float(runs)
+        return measure(deployed, model, Goal(code), ground.seen.inputs[: code.k], counted, self.fabric.device)
 
     def _packer(self, bodies: Sequence[Body]) -> Packer:
         return Packer(self.settings, self.archive, self.protects, self.extracted, bodies, self.work / "made")

@@ -20,10 +20,11 @@ FEWEST_BODIES = 20
 
 @dataclass(frozen=True)
 class Candidate:
-    """One code and k to be made."""
+    """One code and k to be made. `architecture`: as asked for, later as decided; `width`: where that says none."""
 
     code: Code
     architecture: str | None
+    width: float = 1.0
 
     @property
     def label(self) -> str:

@@ -5,6 +5,7 @@ Knows serialised files and archives. Knows nothing of losses or scores.
 
 from __future__ import annotations
 
+import copy
 import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -13,11 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from ts_parity.codes import Code
+from ts_parity.codes import OWN_ROUNDINGS, Code
 from ts_parity.errors import ArchiveError, NotCodable, TrainingError
 from ts_parity.exclusion import declared_never_code
 from ts_parity.torchserve.archive import Archive, Protects, Sample, extract_archive, wrap_deployed, wrap_parity
@@ -25,11 +25,12 @@ from ts_parity.torchserve.mar import opened_zip
 from ts_parity.training import TrainSettings
 from ts_parity.training.architectures import Shaped
 from ts_parity.training.bodies import Body
-from ts_parity.wire import Array
-from ts_parity.worker.encoders import model_input
+from ts_parity.wire import ROUNDOFF, Array
+from ts_parity.worker.encoders import in_dtype, model_input
 from ts_parity.worker.offline import OfflineHandler
 from ts_parity.worker.outputs import take
 from ts_parity.worker.standin import CALL
+from ts_parity.worker.verdict import CLOSE, close
 from ts_parity.worker.watches import ModelCall
 
 
@@ -82,7 +83,7 @@ class Packer:
             source = self.settings.archive
             if network is None:
                 return wrap_parity(source, self.out, name, **options).name
-            call = _call(self.work, self.bodies[0])
+            call = in_dtype(_call(self.work, self.bodies[0]), torch.float32)  # as it was trained
             if isinstance(network, Shaped):
                 call = ModelCall(call.site, CALL, (model_input(call),), {})
             expected = _answer(network, call)
@@ -104,8 +105,10 @@ def _samples(bodies: Sequence[Body]) -> Iterator[list[Sample]]:
     """Bodies as files, which may have come from within a zip or an array."""
     with tempfile.TemporaryDirectory(prefix="ts-parity-samples-") as scratch:
         samples = []
-        for body in bodies:
-            path = Path(scratch) / PurePosixPath(body.name).name
+        for number, body in enumerate(bodies):
+            # Bodies of several folders may have the same name.
+            path = Path(scratch) / str(number) / PurePosixPath(body.name).name
+            path.parent.mkdir()
             path.write_bytes(body.read())
             samples.append(Sample(path, body.content_type))
         yield samples
@@ -133,7 +136,11 @@ def _save_as_deployed(archive: Archive, work: Path, network: nn.Module, call: Mo
     if _is_torchscript(original):
         if call.method not in ("__call__", "forward"):
             return False
-        torch.jit.save(_as_script(network, call), str(file))
+        script = _as_script(network, call)
+        if isinstance(network, torch.jit.ScriptModule):
+            script = copy.deepcopy(network)
+            _take_dtypes(script, torch.jit.load(str(original), map_location="cpu"))  # type: ignore[no-untyped-call]
+        torch.jit.save(script, str(file))
         return True
     try:
         saved = torch.load(original, map_location="cpu", weights_only=True)
@@ -141,8 +148,15 @@ def _save_as_deployed(archive: Archive, work: Path, network: nn.Module, call: Mo
         return False
     if not isinstance(saved, dict) or saved.keys() != network.state_dict().keys():
         return False
-    torch.save(network.state_dict(), file)
+    torch.save({name: value.to(saved[name].dtype) for name, value in network.state_dict().items()}, file)
     return True
+
+
+def _take_dtypes(network: nn.Module, original: nn.Module) -> None:
+    """The handler calls what it loads in the dtype of its own weights."""
+    dtypes = {name: value.dtype for name, value in original.state_dict().items()}
+    for name, value in (*network.named_parameters(), *network.named_buffers()):
+        value.data = value.data.to(dtypes.get(name, value.dtype))
 
 
 def _is_torchscript(file: Path) -> bool:
@@ -177,8 +191,9 @@ def _loads_as(packed: Path, body: Body, expected: Array) -> bool:
                 record, _ = handler.record(handler.request(body.read(), body.content_type))
         except (ArchiveError, NotCodable, RuntimeError, ValueError, KeyError, AttributeError, TypeError, OSError):
             return False
-    return record.raw is not None and _same(record.raw, expected)
+    return record.raw is not None and _same(record.raw, expected, ROUNDOFF.get(record.computed_in, 0.0))
 
 
-def _same(one: Array, other: Array) -> bool:
-    return one.shape == other.shape and np.allclose(one, other, rtol=1e-4, atol=1e-4)
+def _same(one: Array, other: Array, roundoff: float = 0.0) -> bool:
+    """`roundoff`: of the dtype in which one of them was computed, layer by layer."""
+    return close(one, other, max(CLOSE, OWN_ROUNDINGS * roundoff))

@@ -6,12 +6,12 @@ Knows settings and folders. Knows nothing of what is made in them.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,15 @@ from ts_parity import __version__
 from ts_parity.errors import Exhausted, TrainingError
 from ts_parity.torchserve.archive import fingerprint
 from ts_parity.training import TrainSettings
-from ts_parity.training.bodies import Body
+from ts_parity.training.bodies import Body, list_bodies
 
 
 @contextmanager
 def workshop(settings: TrainSettings, bodies: Sequence[Body]) -> Iterator[Path]:
-    """The folder of unfinished work; gone when all is done, or when nothing in it is worth keeping."""
+    """The folder of unfinished work; gone when all is done, or when nothing in it is worth keeping.
+
+    A run with other settings finds in it what these settings make no difference to.
+    """
     work = settings.out.with_name(f"{settings.out.name}.unfinished")
     wanted = _identity(settings, bodies)
     if (work / "job.json").exists():
@@ -36,7 +39,7 @@ def workshop(settings: TrainSettings, bodies: Sequence[Body]) -> Iterator[Path]:
         (work / "made").mkdir()
         yield work
     except KeyboardInterrupt:
-        print(f"interrupted; what is finished is in {work}, the same command goes on from there", file=sys.stderr)
+        print(f"interrupted; what is finished is in {work}: the same command goes on from there", file=sys.stderr)
         raise
     except OSError as error:
         if error.errno != errno.ENOSPC:
@@ -48,26 +51,41 @@ def workshop(settings: TrainSettings, bodies: Sequence[Body]) -> Iterator[Path]:
     except Exception:
         if not (work / "seen" / "index.json").exists():
             shutil.rmtree(work, ignore_errors=True)
+        else:
+            print(f"what is finished is in {work}: a run with other settings goes on from there", file=sys.stderr)
         raise
     shutil.rmtree(work)
 
 
 def _identity(settings: TrainSettings, bodies: Sequence[Body]) -> dict[str, Any]:
-    """What must be the same for unfinished work to be of use."""
-    told = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in ("progress", "force", "out")}
-    told |= {"archive": fingerprint(settings.archive), "bodies": len(bodies), "package": __version__}
-    identity: dict[str, Any] = json.loads(json.dumps(told, default=str))
-    return identity
+    """What all unfinished work depends on. What learned weights depend on besides is in their files' names."""
+    scored = [] if settings.score is None else list_bodies(settings.score, settings.body)
+    return {
+        "package": __version__,
+        "archive": fingerprint(settings.archive),
+        "inputs": _contents(bodies),
+        "score": _contents(scored),
+    }
+
+
+def _contents(bodies: Sequence[Body]) -> str:
+    digest = hashlib.sha256()
+    for body in bodies:
+        content = hashlib.sha256(body.read()).hexdigest()
+        digest.update(f"{body.name}\0{body.content_type}\0{content}\0".encode("utf-8", "surrogateescape"))
+    return f"{len(bodies)} bodies, {digest.hexdigest()}"
 
 
 def _check_same(work: Path, wanted: dict[str, Any], force: bool) -> None:
-    before = json.loads((work / "job.json").read_text())
+    try:
+        before = json.loads((work / "job.json").read_text(encoding="utf-8"))
+    except ValueError:  # the disk was full
+        before = {}
     differing = [name for name in wanted if before.get(name) != wanted[name]]
     if differing and not force:
-        was = ", ".join(f"{name} was {before.get(name)}" for name in differing)
         raise TrainingError(
-            f"{work} holds an interrupted run with other settings ({was}); give those to go on with it, or --force to "
-            "throw it away"
+            f"{work} holds unfinished work with other {' and '.join(differing)}, which is of no use here: delete that "
+            "folder (--force does), or give another --out"
         )
     if differing:
         shutil.rmtree(work)

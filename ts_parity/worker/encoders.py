@@ -98,6 +98,21 @@ def with_input(call: ModelCall, tensor: torch.Tensor) -> ModelCall:
     return _with(call, _input_place([call]), tensor)
 
 
+def in_dtype(call: ModelCall, dtype: torch.dtype | None, device: torch.device | None = None) -> ModelCall:
+    """The same call with every floating tensor in this dtype, and every tensor on this device. None: as they are."""
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return value.to(device or value.device, dtype if dtype and value.is_floating_point() else value.dtype)
+        if type(value) in (list, tuple):
+            return type(value)(map(moved, value))
+        if type(value) is dict:
+            return {name: moved(child) for name, child in value.items()}
+        return value
+
+    return ModelCall(call.site, call.method, moved(call.args), moved(call.kwargs))
+
+
 def input_shapes(call: ModelCall) -> tuple[Shape, ...]:
     """Shapes and dtypes of a call's tensors. Slots of one group agree in them."""
     tensors = (leaf if isinstance(leaf, torch.Tensor) else floating_tensor(leaf) for _, leaf in _leaves(call))

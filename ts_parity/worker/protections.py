@@ -18,7 +18,7 @@ from ts_parity.errors import MalformedFrame, NotCodable, TsParityError
 from ts_parity.wire import Array, Frame, Part
 from ts_parity.worker.answers import Answer, BadAnswer, Streamed, error_answer, failed, run
 from ts_parity.worker.boundary import Boundary, EntryPoint, finite
-from ts_parity.worker.encoders import encode, model_input, not_finite_ones, odd_ones_out
+from ts_parity.worker.encoders import encode, in_dtype, model_input, not_finite_ones, odd_ones_out
 from ts_parity.worker.operations import slot_request
 from ts_parity.worker.outputs import take
 from ts_parity.worker.repeatable import Dice, Once, Seen, check_repeats, check_seen
@@ -237,22 +237,24 @@ class ScriptedModel:
     def __init__(self, file: str, device: torch.device) -> None:
         self._module = torch.jit.load(file, map_location=device).eval()  # type: ignore[no-untyped-call]
         self._device = device
-        floating = (p.dtype for p in self._module.parameters() if p.is_floating_point())
-        self._dtype = next(floating, torch.float32)
+        self._dtype = _dtype_of(self._module)
         _, *arguments = self._module.forward.schema.arguments
         self._takes_one_tensor = len(arguments) == 1 and isinstance(arguments[0].type, torch.TensorType)
 
     def __call__(self, call: ModelCall) -> Any:
         if self._takes_one_tensor:
             # A network of another architecture does not know by what names, or in what, user code passes its input.
-            return self._module(self._moved(model_input(call)))
-        args = tuple(self._moved(value) for value in call.args)
-        return self._module(*args, **{name: self._moved(value) for name, value in call.kwargs.items()})
+            return self._module(model_input(call).to(device=self._device, dtype=self._dtype))
+        call = in_dtype(call, self._dtype, self._device)
+        return self._module(*call.args, **call.kwargs)
 
-    def _moved(self, value: Any) -> Any:
-        if not isinstance(value, torch.Tensor):
-            return value
-        return value.to(self._device, self._dtype if value.is_floating_point() else value.dtype)
+
+def _dtype_of(script: Any) -> torch.dtype | None:
+    """Of its first floating weight; None if it has none. A frozen script holds its weights as constants."""
+    nodes = (node for node in script.graph.findAllNodes("prim::Constant") if node.hasAttribute("value"))
+    constants = (node.t("value") for node in nodes if node.kindOf("value") == "t")
+    weights = (*script.parameters(), *script.buffers(), *(value for value in constants if value.ndim))
+    return next((weight.dtype for weight in weights if weight.is_floating_point()), None)
 
 
 def _slot_error(slot: int, error: Exception) -> Answer:

@@ -1,0 +1,171 @@
+"""Which network learns for each candidate: decided from a first look at the handler, before any body is observed.
+
+So what cannot be done is said before any work. Knows handlers, architectures and prices. Knows nothing of learning.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ts_parity.codes import Family
+from ts_parity.errors import NotCodable
+from ts_parity.training import TrainSettings
+from ts_parity.training.architectures import (
+    DEPLOYED,
+    FRESH,
+    Called,
+    Deployed,
+    Shaped,
+    Shapes,
+    folded,
+    has_width,
+    make_called,
+    usual_architecture,
+)
+from ts_parity.training.bodies import Body
+from ts_parity.training.data import Observations, glance
+from ts_parity.training.fit import Knobs, check_batches
+from ts_parity.training.goals import Goal
+from ts_parity.training.order import Candidate
+from ts_parity.training.sizing import affordable_width
+from ts_parity.wire import Array
+from ts_parity.worker.offline import OfflineHandler
+from ts_parity.worker.watches import ModelCall
+
+LOOKED_AT = 20
+"""Bodies that may be refused before the first look is given up; observing all of them will say what is wrong."""
+
+
+@dataclass(frozen=True)
+class Sight:
+    """The deployed model and what it did with a few bodies, as in `Observations`."""
+
+    model: Any
+    call: ModelCall
+    inputs: torch.Tensor
+    outputs: Array
+
+    @property
+    def shapes(self) -> Shapes:
+        return Shapes(tuple(self.inputs.shape[1:]), tuple(self.outputs.shape[1:]))
+
+    @property
+    def deployed(self) -> Deployed:
+        return Deployed(self.model, self.call, self.shapes)
+
+
+def first_sight(handler: OfflineHandler, bodies: Sequence[Body]) -> Sight | None:
+    """The model and two bodies' worth of what it does; None if the handler refuses whatever is tried."""
+    seen = glance(handler, bodies[:: max(1, len(bodies) // LOOKED_AT)], 2)
+    return None if seen is None else sight_of(handler.model_of(seen.call), seen)
+
+
+def sight_of(model: Any, seen: Observations) -> Sight:
+    return Sight(model, seen.call, seen.inputs[:4], seen.outputs[:4])
+
+
+@dataclass(frozen=True)
+class Deciding:
+    """`work`: where a width that was measured is kept, since measured again it would be another."""
+
+    settings: TrainSettings
+    knobs: Knobs
+    device: torch.device
+    work: Path
+
+    def decided(self, candidate: Candidate, sight: Sight) -> Candidate:
+        """With the architecture and the width that it will have. Raise TrainingError or NotCodable if it cannot be."""
+        code = candidate.code
+        if code.lossless:
+            return candidate
+        goal = Goal(code)
+        goal.encode(sight.inputs[:1].expand(goal.k, *sight.shapes.given)[None], torch.ones(1, goal.k))
+        if self.knobs.vary:
+            check_batches(sight.deployed, sight.inputs, sight.outputs)
+        candidate = replace(candidate, architecture=self._architecture(candidate, sight))
+        return replace(candidate, width=self._width(candidate, sight))
+
+    def _architecture(self, candidate: Candidate, sight: Sight) -> str:
+        asked = candidate.architecture
+        if asked is None and candidate.code.family is Family.BACKUP:
+            return usual_architecture(sight.shapes)
+        if asked not in (None, DEPLOYED, FRESH):
+            return asked
+        try:
+            self._check_learning(asked or DEPLOYED, sight)
+        except NotCodable as refusal:
+            if asked is not None:
+                raise NotCodable(f"--architecture {asked}: {refusal}; try {usual_architecture(sight.shapes)}") from None
+            return usual_architecture(sight.shapes)
+        return asked or DEPLOYED
+
+    def _check_learning(self, architecture: str, sight: Sight) -> None:
+        """Raise NotCodable unless a copy of the deployed model can learn, many groups at once."""
+        copied = make_called(architecture, sight.model, sight.call, sight.shapes)
+        if self.settings.devices > 1 and any(isinstance(part, torch.jit.ScriptModule) for part in copied.modules()):
+            raise NotCodable("a TorchScript model cannot be sent to several processes: train it with --devices 1")
+        check_batches(copied.eval() if architecture == DEPLOYED else sight.deployed, sight.inputs, sight.outputs)
+        with torch.enable_grad():
+            if not copied(sight.inputs).requires_grad:
+                raise NotCodable("the deployed model computes without gradients, so a copy of it cannot learn")
+
+    def _width(self, candidate: Candidate, sight: Sight) -> float:
+        assert candidate.architecture is not None
+
+        def make(width: float) -> Called:
+            return make_called(architecture, sight.model, sight.call, sight.shapes, width)
+
+        def served(width: float) -> Called:
+            model = make(width).to(self.device).eval()
+            if isinstance(model.network, Shaped):
+                folded(model.network)
+            return model
+
+        architecture = candidate.architecture
+        if not has_width(architecture):
+            make(1.0)
+            return 1.0
+        kept = self.work / f"{candidate.label}-{self.key(candidate)}.width"
+        if kept.exists():
+            return float(kept.read_text())
+        runs = 1 if candidate.code.family is Family.PARITY else candidate.code.k
+        width = affordable_width(served, sight.deployed, sight.shapes, runs, self.settings.budget, self.device)
+        kept.write_text(f"{width!r}\n")
+        return width
+
+    def key(self, candidate: Candidate, row: int = 0, seed: int = 0, meaning: tuple[str, ...] = ()) -> str:
+        """Of what is learned: the same for everything that makes a difference to it, another for anything else."""
+        source = Path((candidate.architecture or "").rpartition(":")[0])
+        settings = self.settings
+        told = {
+            **asdict(candidate),
+            "row": row,
+            "seeds": (settings.seed, seed),
+            "knobs": asdict(self.knobs),
+            "meaning": meaning,
+            "budget": settings.budget if has_width(candidate.architecture or "") else None,
+            "on": (self.device.type, settings.devices, settings.precision),
+            "file": source.read_text(encoding="utf-8", errors="replace") if source.is_file() else None,
+        }
+        return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def substitutes(candidates: Sequence[Candidate], decided: Sequence[Candidate]) -> list[str]:
+    """For the report: where another network learns than a copy of the deployed one."""
+    others = {
+        after.architecture
+        for before, after in zip(candidates, decided, strict=True)
+        if before.architecture is None and after.code.family is Family.PARITY and after.architecture != DEPLOYED
+    }
+    return [
+        f"a copy of the deployed model cannot learn (it is frozen, quantized or no torch module, perhaps), so its "
+        f"parity model is a network of another kind, {each}"
+        for each in sorted(map(str, others))
+    ]

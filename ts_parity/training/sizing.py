@@ -1,0 +1,135 @@
+"""How wide a network may be for its price: by multiplications where torch can count them, else by the clock.
+
+Knows models as functions of a batch of inputs, shapes and clocks. Knows nothing of codes, archives or learning.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from ts_parity.errors import TrainingError
+from ts_parity.training.architectures import Shapes
+
+NARROWEST, WIDEST = 1 / 64, 16.0
+"""Widths that are tried, in shares of the built-in network's own."""
+USUAL_BUDGET = 1.0
+"""A group costs one deployed inference."""
+AS_SMALL_AS_ANY = 1.1
+"""Networks that take so little more time than the narrowest spend it on overhead: narrower saves nothing."""
+ROUNDS, WARM = 30, 5
+SIZING_ROUNDS, SIZING_STEPS = 10, 8
+
+Model = Callable[[torch.Tensor], Any]
+"""(n, *given) -> (n, *said)."""
+
+_UNCOUNTED = ("rnn", "lstm", "gru", "mkldnn", "multi_head", "encoder_layer", "pack_mm", "int_mm", "fft")
+"""Parts of the names of operators in aten that multiply and that torch's counter does not know."""
+
+
+def multiplications(model: Model, shapes: Shapes) -> float | None:
+    """Multiplications of one inference, counted in the operators that it ran. None: they cannot be counted."""
+    counter, watch = FlopCounterMode(display=False), _Uncounted()
+    learning = isinstance(model, nn.Module) and model.training
+    if isinstance(model, nn.Module):
+        model.eval()
+    with counter, watch, torch.no_grad():
+        model(torch.zeros(1, *shapes.given))
+    if isinstance(model, nn.Module):
+        model.train(learning)
+    counted = counter.get_total_flops()
+    return None if watch.seen or not counted else counted / 2
+
+
+class _Uncounted(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notices operators that may multiply and are not counted: quantized ones, a compiled library's, a fused layer."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        own = func.namespace in ("aten", "prim", "prims")
+        self.seen |= not own or any(part in func.__name__ for part in _UNCOUNTED)
+        return func(*args, **(kwargs or {}))
+
+
+def affordable_width(
+    make: Callable[[float], Model],
+    deployed: Model,
+    shapes: Shapes,
+    runs: int,
+    budget: float | None,
+    device: torch.device,
+) -> float:
+    """The largest width at which `runs` inferences cost at most `budget` deployed ones.
+
+    `budget` None: about one; where not even the narrowest network is so cheap, as wide as costs no more time than that.
+    Raise TrainingError, with the least budget that is possible, if there is no such width.
+    """
+    one = multiplications(deployed, shapes)
+    if one is not None:
+
+        def counted(width: float) -> float:
+            return runs * (multiplications(make(width), shapes) or math.inf) / one
+
+        if (width := widest(counted, budget or USUAL_BUDGET)) is not None:
+            return width
+        if budget is not None:
+            raise _too_small(budget, counted(NARROWEST), "multiplications")
+
+    inputs = torch.zeros(runs, *shapes.given, device=device)
+
+    def timed(width: float) -> float:
+        model = make(width)
+        pairs = paired(lambda: model(inputs), lambda: deployed(inputs[:1]), device, SIZING_ROUNDS)
+        return statistics.median(group / one for group, one in pairs)
+
+    least = timed(NARROWEST)
+    if budget is not None and least > budget:
+        raise _too_small(budget, least, "time")
+    return widest(timed, budget or max(USUAL_BUDGET, AS_SMALL_AS_ANY * least), SIZING_STEPS) or NARROWEST
+
+
+def widest(cost: Callable[[float], float], limit: float, steps: int = 24) -> float | None:
+    """The largest width whose cost stays within the limit, by bisection: cost grows with width. None: there is none."""
+    low, high = NARROWEST, WIDEST
+    if cost(low) > limit:
+        return None
+    for _ in range(steps):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if cost(middle) <= limit else (low, middle)
+    return low
+
+
+def paired(
+    group: Callable[[], object], one: Callable[[], object], device: torch.device, rounds: int = ROUNDS
+) -> list[tuple[float, float]]:
+    """Seconds of both, one after the other, over and over: what else the machine does strikes both alike."""
+    return [(_seconds(group, device), _seconds(one, device)) for _ in range(rounds + WARM)][WARM:]
+
+
+def _too_small(budget: float, least: float, of: str) -> TrainingError:
+    enough = math.ceil(10 * least) / 10
+    return TrainingError(
+        f"--budget {budget:g} is too small: a group of even the narrowest network costs {least:.2g} deployed "
+        f"inferences in {of}. Give --budget {enough:g} or more, an --architecture of your own, or --code exact"
+    )
+
+
+def _seconds(run: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
