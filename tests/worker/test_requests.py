@@ -22,6 +22,12 @@ def test_a_body_of_a_type() -> None:
     }
 
 
+def test_the_fields_of_a_form_may_hold_any_letters() -> None:
+    kind = (("content-type", "application/x-www-form-urlencoded"),)
+    data = request_of(Part(kind, "text=gr%C3%B6%C3%9Fer+%26+ä&bad=%ff&empty=".encode()), "7").data
+    assert data == {"text": "größer & ä".encode(), "bad": "\ufffd".encode(), "empty": b""}
+
+
 def test_control_headers_are_not_passed_on() -> None:
     request = request_of(Part((("X-TS-Parity-Op", "raw"), ("url_path", "a/b")), b""), "7")
     assert request.headers == {"body": {"content-type": ""}, "url_path": "a/b"}

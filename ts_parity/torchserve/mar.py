@@ -229,11 +229,11 @@ def _megabytes(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"
 
 
-def read_entry(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
+def read_entry(archive: zipfile.ZipFile, entry: str | zipfile.ZipInfo, limit: int) -> bytes:
     """A file of the zip, whole. Raise ArchiveError if it is not there, or is larger than `limit`, whatever it says."""
-    path = archive.filename
+    path, name = archive.filename, entry if isinstance(entry, str) else entry.filename
     try:
-        with zip_errors(path), archive.open(name) as file:
+        with zip_errors(path), archive.open(entry) as file:
             # A size is asked for, as without one zipfile expands everything before it looks at what was promised.
             data = file.read(limit + 1)
     except KeyError:

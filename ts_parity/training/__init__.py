@@ -27,11 +27,12 @@ class TrainSettings:
     """What `ts-parity train` is asked to do.
 
     `inputs` and `score` (bodies no model has seen) are folders, zips (FILE.zip/FOLDER), arrays (FILE.npz/ARRAY) or JSON
-    lines; `labels`, used only to score, a CSV, an array or the word `folders`. `metric` None: found from outputs and
-    labels. Every one of `codes` is made with every one of `ks`, and each trained with `seeds` seeds from `seed` on.
-    `architecture` None: the deployed model's own for parity models, a built-in one sized by `budget` for students.
-    `never_code`: content types, and keys of bodies, that no protection may answer. `protects`: NAME or NAME/VERSION
-    under which the model is registered, if not its own. `out` is a new folder.
+    lines, sent as `content_type` if that is given (see `forms`); `labels`, used only to score, a CSV, an array or the
+    word `folders`. `metric` None: found from outputs and labels. Every one of `codes` is made with every one of `ks`,
+    and each trained with `seeds` seeds from `seed` on. `architecture` None: the deployed model's own for parity models,
+    a built-in one sized by `budget` for students. `never_code`: content types, and keys of bodies, that no protection
+    may answer. `protects`: NAME or NAME/VERSION under which the model is registered, if not its own. `out` is a new
+    folder.
     """
 
     archive: Path
@@ -43,6 +44,7 @@ class TrainSettings:
     labels: Path | None = None
     score: Path | None = None
     body: str | None = None
+    content_type: str | None = None
     metric: str | None = None
     architecture: str | None = None
     budget: float | None = None

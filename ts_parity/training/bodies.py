@@ -10,15 +10,17 @@ import json
 import mimetypes
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from ts_parity.errors import TrainingError
 from ts_parity.torchserve.mar import LARGEST_FILE, check_expansion, opened_zip, read_entry
-from ts_parity.training import FORMATS
+from ts_parity.training import FORMATS, TrainSettings
+from ts_parity.training.forms import Body, Sending, of_files, of_line, sending
 from ts_parity.wire import Array
+
+__all__ = ["Body", "bodies_of", "list_bodies", "read_array", "split_source"]
 
 _CONTENT_TYPES = {
     "png": "image/png",
@@ -26,33 +28,28 @@ _CONTENT_TYPES = {
     "raw": "application/octet-stream",
     "json": "application/json",
 }
+_JSON = sending("application/json")
+_LINES = (".jsonl", ".ndjson")
 _HINT = (
     "give a folder of files, a zip (FILE.zip or FILE.zip/FOLDER), an array of an .npz (FILE.npz/ARRAY with --body), or "
     "JSON lines (FILE.jsonl); each file, row or line is one request body"
 )
 
 
-@dataclass(frozen=True)
-class Body:
-    """One request body, and the content type that a client would send with it. `read` gives its bytes."""
-
-    name: str
-    content_type: str | None
-    read: Callable[[], bytes]
-
-
-def list_bodies(source: Path, body_format: str | None = None) -> list[Body]:
+def list_bodies(source: Path, body_format: str | None = None, content_type: str | None = None) -> list[Body]:
     """Every body of `source`, in name order or in the order of the file. Raise TrainingError if there is none.
 
-    `body_format`: how a row of an .npz array becomes a body, one of FORMATS.
+    `body_format`: how a row of an .npz array becomes a body, one of FORMATS. `content_type`: what clients send, where
+    names of files do not tell; for forms see `forms`.
     """
+    how = None if content_type is None else sending(content_type)
     file, inside = split_source(source)
     if file.is_dir():
         bodies = _from_folder(file)
     elif file.suffix == ".npz":
         bodies = _from_array(file, inside, body_format)
-    elif file.suffix in (".jsonl", ".ndjson"):
-        bodies = _from_lines(file)
+    elif file.suffix in _LINES:
+        bodies = _from_lines(file, how)
     elif zipfile.is_zipfile(file):
         bodies = _from_zip(file, inside)
     else:
@@ -61,7 +58,12 @@ def list_bodies(source: Path, body_format: str | None = None) -> list[Body]:
         raise TrainingError(f"--body {body_format} is for an .npz of arrays; {source} holds bodies as they are")
     if not bodies:
         raise TrainingError(f"--inputs {source} holds no files; {_HINT}")
-    return bodies
+    return bodies if how is None or file.suffix in _LINES else of_files(bodies, how)
+
+
+def bodies_of(settings: TrainSettings, source: Path) -> list[Body]:
+    """As the settings say what they are."""
+    return list_bodies(source, settings.body, settings.content_type)
 
 
 def split_source(source: Path) -> tuple[Path, str]:
@@ -90,28 +92,30 @@ def _is_meant(name: PurePosixPath) -> bool:
 def _from_zip(file: Path, inside: str) -> list[Body]:
     opened = opened_zip(file)  # stays open as long as a body refers to it
     prefix = f"{inside}/" if inside else ""
-    names = sorted(
-        name
-        for name in opened.namelist()
-        if name.startswith(prefix) and not name.endswith("/") and _is_meant(PurePosixPath(name.removeprefix(prefix)))
-    )
 
-    def reader(name: str) -> Callable[[], bytes]:
-        return lambda: read_entry(opened, name, LARGEST_FILE)
+    def reader(entry: zipfile.ZipInfo) -> Callable[[], bytes]:
+        return lambda: read_entry(opened, entry, LARGEST_FILE)
 
-    return [Body(name.removeprefix(prefix), mimetypes.guess_type(name)[0], reader(name)) for name in names]
+    # By entry, not by name: a zip may hold one name twice, and both are bodies.
+    entries = [entry for entry in opened.infolist() if entry.filename.startswith(prefix) and not entry.is_dir()]
+    named = [(entry.filename.removeprefix(prefix), entry) for entry in entries]
+    return [
+        Body(name, mimetypes.guess_type(name)[0], reader(entry))
+        for name, entry in sorted(named, key=lambda pair: pair[0])
+        if _is_meant(PurePosixPath(name))
+    ]
 
 
-def _from_lines(file: Path) -> list[Body]:
+def _from_lines(file: Path, how: Sending | None) -> list[Body]:
     bodies = []
     for number, line in enumerate(file.read_bytes().splitlines(), start=1):
         if not line.strip():
             continue
         try:
-            json.loads(line)
+            value = json.loads(line)
         except ValueError as error:
             raise TrainingError(f"{file} line {number} is not JSON: {error}") from None
-        bodies.append(Body(f"{number}", "application/json", lambda line=line: line))  # type: ignore[misc]
+        bodies.append(of_line(number, line, value, how or _JSON))
     return bodies
 
 

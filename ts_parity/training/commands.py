@@ -46,6 +46,12 @@ def _add_train(subparsers: Any) -> None:
     )
     given.add_argument("--body", choices=FORMATS, help="how a row of an .npz array becomes a request body")
     given.add_argument(
+        "--content-type",
+        metavar="TYPE",
+        help="what clients send the bodies as, where file names do not tell. multipart/form-data: each folder is one "
+        "request, its files the parts; with ; name=PART each file is one, its only part PART",
+    )
+    given.add_argument(
         "--out",
         type=to_write("folder"),
         required=True,

@@ -14,7 +14,7 @@ import numpy as np
 
 from ts_parity.training import TrainSettings
 from ts_parity.training.architectures import Deployed, Shapes
-from ts_parity.training.bodies import Body, list_bodies
+from ts_parity.training.bodies import Body, bodies_of
 from ts_parity.training.data import Observations, observe
 from ts_parity.training.labels import doubts, read_labels
 from ts_parity.training.meaning import Meaning, find_meaning
@@ -61,7 +61,7 @@ def prepare(
     """
     source, others = settings.inputs, bodies
     if settings.score is not None:
-        source, others = settings.score, list_bodies(settings.score, settings.body)
+        source, others = settings.score, bodies_of(settings, settings.score)
     every_label = None if settings.labels is None else read_labels(settings.labels, source, others, bodies)
     seen = _observe(handler, bodies, work / "seen", bar, "deployed model")
     order = np.random.default_rng(settings.seed).permutation(len(seen))

@@ -35,7 +35,7 @@ from ts_parity.training.architectures import (
     folded,
     make_called,
 )
-from ts_parity.training.bodies import Body, list_bodies
+from ts_parity.training.bodies import Body, bodies_of
 from ts_parity.training.cost import Cost, measure
 from ts_parity.training.deciding import Deciding, first_sight, sight_of, substitutes
 from ts_parity.training.devices import launch, make_fabric
@@ -118,7 +118,7 @@ class _Job:
 
     def _check_repeatable(self, lossless: bool) -> list[str]:
         """Raise NotCodable: what answers one body in two ways cannot be learned from, nor stand in for itself."""
-        scored = self.bodies if self.settings.score is None else list_bodies(self.settings.score, self.settings.body)
+        scored = self.bodies if self.settings.score is None else bodies_of(self.settings, self.settings.score)
         try:
             return check_repeatable(self.extracted, self._gpu, scored, *(() if lossless else (FEWEST_BODIES,)))
         except NotRepeatable as refusal:

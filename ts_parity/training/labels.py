@@ -116,7 +116,10 @@ def _read_table(file: Path) -> dict[str, list[float]]:
             raise TrainingError(f"{file}: expected the header file,label (or file and several numbers)")
         for row in rows:
             if any(cell.strip() for cell in row):
-                by_name[row[0].strip()] = _numbers(row, separator, f"{file} line {rows.line_num}")
+                name, where = row[0].strip(), f"{file} line {rows.line_num}"
+                numbers = _numbers(row, separator, where)
+                if by_name.setdefault(name, numbers) != numbers:
+                    raise TrainingError(f"{where}: {name} had another label before; names include their folders")
     except csv.Error as error:
         raise TrainingError(f"{file} is no CSV: line {rows.line_num}: {error}") from None
     return by_name

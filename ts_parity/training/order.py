@@ -13,7 +13,7 @@ from ts_parity.codes import Code, make_code
 from ts_parity.errors import CodeError, TrainingError
 from ts_parity.torchserve.archive import Archive, read_archive
 from ts_parity.training import TrainSettings
-from ts_parity.training.bodies import Body, list_bodies
+from ts_parity.training.bodies import Body, bodies_of
 
 FEWEST_BODIES = 20
 
@@ -46,7 +46,7 @@ def checked(settings: TrainSettings) -> Order:
     """Raise CodeError, TrainingError or ArchiveError for what is wrong with it."""
     candidates, refused = _candidates(settings)
     archive = read_archive(settings.archive)
-    bodies = list_bodies(settings.inputs, settings.body)
+    bodies = bodies_of(settings, settings.inputs)
     if any(not candidate.code.lossless for candidate in candidates):
         check_enough(len(bodies), candidates)
     return Order(settings, archive, bodies, candidates, refused)

@@ -19,7 +19,7 @@ from ts_parity import __version__
 from ts_parity.errors import Exhausted, TrainingError
 from ts_parity.torchserve.archive import fingerprint
 from ts_parity.training import TrainSettings
-from ts_parity.training.bodies import Body, list_bodies
+from ts_parity.training.bodies import Body, bodies_of
 
 
 @contextmanager
@@ -59,7 +59,7 @@ def workshop(settings: TrainSettings, bodies: Sequence[Body]) -> Iterator[Path]:
 
 def _identity(settings: TrainSettings, bodies: Sequence[Body]) -> dict[str, Any]:
     """What all unfinished work depends on. What learned weights depend on besides is in their files' names."""
-    scored = [] if settings.score is None else list_bodies(settings.score, settings.body)
+    scored = [] if settings.score is None else bodies_of(settings, settings.score)
     return {
         "package": __version__,
         "archive": fingerprint(settings.archive),

@@ -55,8 +55,9 @@ def _parameters(content_type: str, body: bytes) -> Iterator[tuple[str, bytearray
     if content_type.lower().startswith("multipart/form-data"):
         yield from _form_parts(content_type, body)
     elif mime.lower() == _FORM:
-        for name, value in urllib.parse.parse_qsl(body, keep_blank_values=True):
-            yield name.decode("utf-8", "replace"), bytearray(value), ""
+        # As text: of bytes parse_qsl takes ASCII only. The frontend reads UTF-8 too, and puts a sign for what is none.
+        for name, value in urllib.parse.parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True):
+            yield name, bytearray(value.encode()), ""
     else:
         yield "body", bytearray(body), mime
 
