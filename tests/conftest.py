@@ -60,6 +60,7 @@ def write_archive(
     files: Mapping[str, str | bytes] | None = None,
     config: str | None = None,
     model_file: str | None = None,
+    suffix: str = ".pt",
 ) -> Path:
     """A .mar as torch-model-archiver would write it, without starting one: handler text in, archive out."""
     name = name or path.stem
@@ -70,8 +71,8 @@ def write_archive(
     }
     contents: dict[str, str | bytes] = {f"{name}_handler.py": handler, **(files or {})}
     if serialized is not None:
-        model["serializedFile"] = f"{name}.pt"
-        contents[f"{name}.pt"] = serialized
+        model["serializedFile"] = f"{name}{suffix}"
+        contents[f"{name}{suffix}"] = serialized
     if model_file is not None:
         model["modelFile"] = model_file
     if config is not None:

@@ -1,4 +1,4 @@
-"""An ordinary image handler: a JPEG or PNG in, as a body or as a form's part `data`; names of classes out, the best first."""
+"""An ordinary image handler: a JPEG or PNG in, as a body or as a part `data`; names of classes out, the best first."""
 
 import io
 
