@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import os
 import shlex
@@ -209,3 +210,115 @@ def test_what_is_wrong_is_found_before_torch_is_imported(line: str, here: Path) 
     ran = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert "torch was imported" not in ran.stderr
     assert ran.returncode == (0 if "--help" in line else 2), ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "told"),
+    [
+        ("TS_PARITY_PROT", "80", "unknown setting 'prot'; did you mean 'port'?"),
+        ("TS_PARITY_PORT", "http", "port must be a whole number"),
+        ("TS_PARITY_DEADLINE_S", "nan", "deadline_s must be a number"),
+        ("TS_PARITY_ENDPOINTS", "http://h:1 nonsense", "must be like http://HOST:PORT"),
+        ("TS_PARITY_MODELS", "m,repeatable=perhaps", "repeatable must be true or false"),
+    ],
+)
+def test_a_wrong_variable(
+    variable: str, text: str, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(variable, text)
+    assert main(["serve", "--endpoint", "http://h:1"][: 1 if "ENDPOINTS" in variable else 3]) == 2
+    said = capsys.readouterr().err
+    assert told in said
+    assert said.count("\n") == 1
+
+
+HANDLER = """
+import json, logging, torch
+{load}
+class Handler:
+    initialized = False
+    def initialize(self, context):
+        self.model = torch.nn.Linear(3, 4)
+        self.initialized = True
+    def handle(self, data, context):
+        print("hello from the handler")
+        {run}
+        with torch.no_grad():
+            return self.model(torch.tensor([row["body"] for row in data])).tolist()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("load", "run", "told", "kept"),
+    [
+        ("raise ValueError('odd\\nand long')", "", "could not be loaded: ValueError: odd (more in", "and long"),
+        ("import no_such_module", "", "No module named 'no_such_module'", "Traceback"),
+        ("raise SystemExit(5)", "", "RuntimeError: it called sys.exit(5)", "Traceback"),
+        ("", "raise KeyError('each')", "the handler refused", "raise KeyError('each')"),
+        ("", "logging.getLogger('x').error('logged'); return 5", "the handler refused", "logged"),
+    ],
+)
+def test_what_a_users_handler_says_goes_to_a_file(
+    load: str, run: str, told: str, kept: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its tracebacks, what it logs, and what it prints: standard output is for the report, as JSON perhaps."""
+    write_archive(here / "odd.mar", HANDLER.format(load=load, run=run or "pass"))
+    for number in range(20):
+        (here / "bodies" / f"{number}.json").write_text("[1.0, 2.0, 3.0]")
+    assert main(shlex.split("train --archive odd.mar --inputs bodies --out made --code student --steps 2 --json")) == 2
+    said = capsys.readouterr()
+    assert not said.out
+    [line] = [line for line in said.err.splitlines() if line.startswith("ts-parity: ")]
+    assert told in line
+    assert "Traceback" not in said.err
+    [file] = (here.parent / "tmp").glob("ts-parity-*.log")
+    assert line.endswith(f" (more in {file})")
+    assert kept in file.read_text()
+    assert ("hello from the handler" in file.read_text()) is not bool(load)
+    assert {"made", "made.unfinished"}.isdisjoint(all_files(here))
+
+
+@pytest.mark.slow
+def test_a_fault_of_ours_goes_to_a_file_too(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr("ts_parity.torchserve.archive.wrap_deployed", broken)
+    assert main(["package", "--archive", "tiny.mar", "--out", "made"]) == 1
+    said = capsys.readouterr().err
+    assert "a fault of ts_parity" in said
+    assert "please report it: ZeroDivisionError: ours (more in " in said
+    [file] = (here.parent / "tmp").glob("ts-parity-*.log")
+    assert 'raise ZeroDivisionError("ours")' in file.read_text()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), 3, "No space left on device"),
+        (PermissionError(errno.EACCES, "Permission denied", "there"), 2, "'there': Permission denied"),
+        (OSError(errno.EROFS, "Read-only file system", "there"), 2, "'there': Read-only file system"),
+        (MemoryError(), 3, "there is not enough memory"),
+        (ModuleNotFoundError("no", name="torch"), 3, "this command needs torch: pip install 'ts-parity[training]'"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_what_the_machine_lacks(
+    error: BaseException,
+    code: int,
+    told: str,
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def lacking(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("ts_parity.torchserve.archive.wrap_deployed", lacking)
+    assert main(["package", "--archive", "tiny.mar", "--out", "made"]) == code
+    said = capsys.readouterr().err
+    assert told in said
+    assert said.count("\n") == bool(told)

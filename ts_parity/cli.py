@@ -10,7 +10,6 @@ import argparse
 import errno
 import os
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -18,6 +17,7 @@ from importlib import import_module
 from ts_parity import __version__, startup
 from ts_parity.arguments import Parser
 from ts_parity.errors import EXIT_CODES, FAILED, INTERRUPTED, OUTSIDE, WRONG_INPUT, TsParityError
+from ts_parity.output import Aside
 
 Run = Callable[[argparse.Namespace], int]
 
@@ -113,7 +113,7 @@ def _run(argv: Sequence[str]) -> int:
         run: Run = args.run
         return run(args)
     except TsParityError as error:
-        return _fail(str(error), error.exit_code, error.__cause__)
+        return _fail(str(error), error.exit_code, error.__cause__, error.aside)
     except ModuleNotFoundError as error:
         extra = EXTRAS.get((error.name or "").split(".")[0])
         if extra is None:
@@ -139,28 +139,16 @@ def _unexpected(error: Exception) -> int:
     )
 
 
-def _fail(message: str, code: int, cause: BaseException | None = None) -> int:
+def _fail(message: str, code: int, cause: BaseException | None = None, aside: Aside | None = None) -> int:
     """One line to the screen. A file gets what is more: other lines, and the traceback of a `cause` that is foreign."""
     first, *more = message.splitlines() or [""]
+    aside = aside or Aside()
+    if more or cause is not None:
+        aside.write(f"{message}\n")
     if cause is not None:
-        more += traceback.format_exception(cause)
-    kept = f" (more in {_keep([message, *more])})" if more else ""
-    print(f"ts-parity: {first}{kept}", file=sys.stderr)
+        aside.write("".join(traceback.format_exception(cause)))
+    print(f"ts-parity: {first}{aside.name and f' (more in {aside.name})'}", file=sys.stderr)
     return code
-
-
-def _keep(lines: Sequence[str]) -> str:
-    """-> the name of a file with these lines; standard error if none can be written."""
-    text = "".join(line if line.endswith("\n") else f"{line}\n" for line in lines)
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", prefix="ts-parity-", suffix=".log", delete=False, encoding="utf-8", errors="backslashreplace"
-        ) as file:
-            file.write(text)
-    except OSError:
-        print(text, end="", file=sys.stderr)
-        return "the lines above"
-    return file.name
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ Knows nothing of where errors are raised or how they are sent.
 from __future__ import annotations
 
 import json
+from typing import Any
 
 FAILED, WRONG_INPUT, OUTSIDE, OUT_OF_REACH, INTERRUPTED = 1, 2, 3, 4, 130
 EXIT_CODES = {
@@ -28,6 +29,8 @@ class TsParityError(Exception):
     status = 500
     kind = "InternalServerException"
     exit_code = FAILED
+    aside: Any = None
+    """An `output.Aside` that has more of it."""
 
 
 class ConfigError(TsParityError):

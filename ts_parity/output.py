@@ -1,4 +1,5 @@
-"""What commands write: nothing is overwritten unless that was asked for, and nothing half written is left behind.
+"""What commands write: nothing is overwritten unless that was asked for, and nothing half written is left behind. What
+does not belong on the screen, such as tracebacks of users' handlers, goes to a file aside.
 
 Knows paths. Knows nothing of what is written. A file that other programs wait for, such as `--ready-file`, is no result
 and is always written anew.
@@ -8,11 +9,16 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
+import logging
 import os
 import shutil
+import sys
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
+from typing import Any
 
 from ts_parity.errors import ConfigError, Exhausted
 
@@ -58,3 +64,39 @@ def moved(folder: Path, path: Path) -> None:
     else:
         path.unlink(missing_ok=True)
     folder.rename(path)
+
+
+class Aside(io.TextIOBase):
+    """A file in the temporary folder, made when there is something to write: its `name` is empty before."""
+
+    def __init__(self) -> None:
+        self.name = ""
+        self._file: Any = None
+
+    def write(self, text: str, /) -> int:
+        file = self._file
+        if file is None:
+            try:
+                file = tempfile.NamedTemporaryFile(  # noqa: SIM115 (others go on writing)
+                    "w", prefix="ts-parity-", suffix=".log", delete=False, encoding="utf-8", errors="backslashreplace"
+                )
+                self.name = file.name
+            except OSError:
+                file, self.name = sys.stderr, "the lines above"
+            self._file = file
+        file.write(text)
+        file.flush()
+        return len(text)
+
+
+@contextmanager
+def users_code_speaks(aside: Aside) -> Iterator[None]:
+    """What user code prints and logs goes aside: standard output is for results."""
+    kept, handler = logging.root.handlers, logging.StreamHandler(aside)
+    handler.setLevel(logging.WARNING)
+    logging.root.handlers = [handler]
+    try:
+        with redirect_stdout(aside):
+            yield
+    finally:
+        logging.root.handlers = kept

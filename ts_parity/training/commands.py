@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
+from ts_parity import output
 from ts_parity.arguments import count, existing, number, source, to_write
 from ts_parity.config import CODES
-from ts_parity.errors import TrainingError
+from ts_parity.errors import TrainingError, TsParityError
 from ts_parity.training import FOLDERS, FORMATS, METRICS, VARIATIONS, TrainSettings
 from ts_parity.training.figures import FIGURES, Figure
 
@@ -162,7 +164,15 @@ def run_train(args: argparse.Namespace) -> int:
     chosen = {key: value for key, value in vars(args).items() if key not in ("run", "json")}
     for name, default in (("codes", ("sum",)), ("ks", (2,)), ("vary", None), ("never_code", ())):
         chosen[name] = tuple(chosen[name]) if chosen[name] else default
-    report = train(TrainSettings(**chosen))
+    aside = output.Aside()
+    try:
+        with output.users_code_speaks(aside):
+            report = train(TrainSettings(**chosen))
+    except TsParityError as error:
+        error.aside = aside
+        raise
+    if aside.name:
+        print(f"ts-parity: what the handler printed and logged is in {aside.name}", file=sys.stderr)
     print(json.dumps(report, indent=2) if args.json else report_text(report, args.out))
     return 0
 

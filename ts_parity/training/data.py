@@ -18,6 +18,7 @@ import torch
 from ts_parity.errors import NotCodable, TrainingError, TsParityError
 from ts_parity.training.bodies import Body
 from ts_parity.wire import Array
+from ts_parity.worker.answers import BadAnswer
 from ts_parity.worker.encoders import check_other_arguments, model_input
 from ts_parity.worker.offline import OfflineHandler
 from ts_parity.worker.outputs import to_array
@@ -141,6 +142,8 @@ def _run_together(handler: OfflineHandler, bodies: Sequence[Body]) -> list[_Seen
 def _run_alone(handler: OfflineHandler, body: Body) -> _Seen:
     try:
         record, answer = handler.record(handler.request(body.read(), body.content_type))
+    except BadAnswer as error:  # TorchServe would answer 503
+        return _Seen(problem=str(error))
     except TsParityError:
         raise
     except Exception as error:  # user code's own way of refusing a body; TorchServe would answer 503

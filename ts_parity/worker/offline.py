@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -153,6 +154,10 @@ def working_in(folder: Path) -> Iterator[None]:
     os.chdir(folder)
     try:
         yield
+    except SystemExit as ended:
+        if ended.code == 128 + signal.SIGTERM:  # no doing of theirs
+            raise
+        raise RuntimeError(f"it called sys.exit({ended.code!r})") from ended
     finally:
         os.chdir(before)
 
