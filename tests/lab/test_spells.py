@@ -129,6 +129,13 @@ def test_a_task_beyond_the_places_begins_when_another_has_ended():
     assert (fleet.spells, max(fleet.usual)) == ({"a": ()}, 0.06)
 
 
+def test_a_log_is_replayed_in_whole_rounds():
+    seen = ObservedFleet((1.0,), {"a": ()}, (), 100.0)
+    world = World(0.5, 2, 250, seen=seen)
+    assert (world.asked, replace(world, queries=40).asked, replace(world, queries=20).asked) == (200, 100, 20)
+    assert replace(world, trace=(1.0, 2.0)).asked == 2
+
+
 def test_it_says_how_often_how_long_and_how_many_at_once():
     spells = {"a": (Outage("", 10.0, 5.0), Outage("", 30.0, 5.0)), "b": (Outage("", 12.0, 2.0, "slow"),)}
     fleet = ObservedFleet((0.5, 1.5), spells, (0.0, 50.0), 100.0)

@@ -268,8 +268,7 @@ def run_plan(args: argparse.Namespace) -> int:
     loss = None if args.max_loss is None else args.max_loss / 100
     limits = Limits(args.max_work, loss, args.p999, args.extra)
     seeds = range(args.seeds)
-    each = len(world.trace) or world.queries
-    total = len(choices(world.workers, limits.machines, candidates)) * len(seeds) * each
+    total = len(choices(world.workers, limits.machines, candidates)) * len(seeds) * world.asked
     with tqdm(total=total, unit="query", unit_scale=True, file=sys.stderr) as bar:
         plan = make_plan(world, candidates, limits, seeds, bar.update, args.domains)
     plan |= {"inputs": _inputs(args, world, report), "left_out": left_out(report)}
@@ -287,7 +286,7 @@ def _inputs(args: argparse.Namespace, world: World, report: dict[str, Any]) -> d
     from ts_parity import __version__
     from ts_parity.lab.lines import shown
 
-    queries, rate = len(world.trace) or world.queries, world.rate / world.unit
+    queries, rate = world.asked, world.rate / world.unit
     samples = sorted(world.service.samples)
     ranks = {name: samples[int(share * (len(samples) - 1))] for name, share in (("median", 0.5), ("p99", 0.99))}
     told = ", ".join(f"{name} {1000 * value * world.unit:.1f} ms" for name, value in ranks.items())
@@ -406,7 +405,7 @@ def run_simulate(args: argparse.Namespace) -> int:
         arrange(name, world.workers, **shape)  # what cannot be had is said before anything has run
     seeds = range(args.seeds)
     rows, shown = [], {}
-    with tqdm(total=len(names) * len(seeds) * world.queries, unit="query", unit_scale=True, file=sys.stderr) as bar:
+    with tqdm(total=len(names) * len(seeds) * world.asked, unit="query", unit_scale=True, file=sys.stderr) as bar:
         for name in names:
             bar.set_description(name)
             rows.append(row_of(world, name, seeds, bar.update, **shapes[name]))

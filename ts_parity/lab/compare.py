@@ -28,6 +28,8 @@ from ts_parity.lab.simulate import (
 )
 from ts_parity.lab.spells import ObservedFleet, seen_in
 
+LONGEST_ROUND = 3.0
+"""Times the queries that were asked for: so many more are simulated to end a log."""
 COMFORTABLE = 0.7
 """Load up to which a queue stays short; what an overloaded fleet is told to grow to."""
 _MOST_LOST = 0.999
@@ -70,10 +72,21 @@ class World:
         """Queries per unit of time."""
         return self.load * self.workers * self.places
 
+    @property
+    def asked(self) -> int:
+        """So many queries are simulated: those of the trace; else `queries`, in whole rounds through what was seen, for
+        the end of a log is worth as much as its beginning. A log that is far longer than asked for is not ended.
+        """
+        if self.trace or self.seen is None:
+            return len(self.trace) or self.queries
+        a_round = self.rate * self.seen.duration_s / self.unit
+        rounds = max(1, round(self.queries / a_round))
+        return round(rounds * a_round) if a_round <= LONGEST_ROUND * self.queries else self.queries
+
     def scenario(self, arrangement: Arrangement) -> Scenario:
         """Load 1 is what `workers` machines can do, however many the arrangement has."""
         rate = self.rate
-        queries = len(self.trace) or self.queries
+        queries = self.asked
         outages = [*self.outages]
         if self.seen is not None:
             until_s = self.unit * (self.trace[-1] if self.trace else queries / rate)
