@@ -1,5 +1,7 @@
 """Instances that die with what they have: no client notices while others can bear it. In virtual time."""
 
+from dataclasses import replace
+
 import pytest
 
 from ts_parity.engine import Answer, Arrived, Fail, Failed, Fleet, Kind, Policy, Query, Scheduler, Send, Source
@@ -224,6 +226,15 @@ def test_what_an_endpoint_had_goes_elsewhere_when_it_is_scaled_to_nothing(places
     assert scheduler.open_queries() == len(tasks) - len(left)
 
 
+def with_workers(whole, workers, *names):
+    """Of the endpoints with these names, or of all."""
+    endpoints = tuple(
+        replace(e, workers=frozenset({workers}) if workers else frozenset()) if e.name in names or not names else e
+        for e in whole.endpoints
+    )
+    return replace(whole, endpoints=endpoints)
+
+
 def test_should_it_answer_all_the_same_it_is_as_good_as_any_other():
     whole = fleet(deployed=2, code=None)
     scheduler = Scheduler(whole, Policy())
@@ -246,6 +257,54 @@ def test_where_nobody_else_is_it_is_waited_for():
     assert (new.query.id, new.endpoint.name) == (0, "d1")
     assert scheduler.task_done(old, Failed("Worker scaled down."), 2.1) == []
     assert len(scheduler.task_done(new, Arrived(), 2.2)) == 1
+
+
+@pytest.mark.parametrize(("workers", "taken"), [("new", False), ("old", True), ("", True)])
+def test_what_comes_back_with_other_workers_has_all_its_places(workers, taken):
+    """It was registered anew, and TorchServe never answers what it had of the old one. With one place to a model, it
+    would be no use for as long as a task may take.
+    """
+    whole = with_workers(fleet(deployed=2, code=None), "old")
+    scheduler = Scheduler(whole, Policy(deadline_s=300.0))
+    tasks = [sends(scheduler.query_arrived(Query(n, POOL), 0.0))[0] for n in range(2)]
+    lost = next(task for task in tasks if task.endpoint.name == "d0")
+    other = next(task for task in tasks if task is not lost)
+    assert scheduler.endpoints_changed(without(whole, "d0"), 1.0) == [], "d1 has no place"
+    [moved] = sends(scheduler.task_done(other, Arrived(), 1.1))
+    scheduler.task_done(moved, Arrived(), 1.2)
+    scheduler.endpoints_changed(with_workers(whole, workers, "d0"), 2.0)
+    sent = sends(scheduler.query_arrived(Query(2, POOL), 3.0)) + sends(scheduler.query_arrived(Query(3, POOL), 3.0))
+    assert {task.endpoint.name for task in sent} == ({"d1"} if taken else {"d0", "d1"})
+    open_tasks = [lost, *sent]  # whatever becomes of what was lost
+    while open_tasks:
+        open_tasks += sends(scheduler.task_done(open_tasks.pop(0), Arrived(), 130.0))
+    assert (scheduler.open_queries(), scheduler.in_flight()) == (0, 0)
+
+
+def test_what_nobody_else_could_serve_is_asked_again_of_the_same_model_registered_anew():
+    whole = with_workers(fleet(deployed=1, code=None), "old")
+    scheduler = Scheduler(whole, Policy(deadline_s=30.0))
+    [lost] = sends(scheduler.query_arrived(Query(0, POOL), 0.0))
+    assert scheduler.endpoints_changed(without(whole, "d0"), 1.0) == []
+    [new] = sends(scheduler.endpoints_changed(with_workers(whole, "new"), 2.0))
+    assert (new.query.id, new.endpoint.name) == (0, "d0")
+    assert len(scheduler.task_done(new, Arrived(), 2.1)) == 1
+    assert scheduler.task_done(lost, Failed("no answer in time"), 130.0) == []
+    assert (scheduler.open_queries(), scheduler.in_flight()) == (0, 0)
+
+
+def test_a_protection_registered_anew_has_its_places_too():
+    whole = with_workers(fleet(deployed=2), "old")
+    scheduler = Scheduler(whole, Policy(reconstruct_after_s=0.05, deadline_s=30.0))
+    sent = [task for n in (0, 1) for task in sends(scheduler.query_arrived(Query(n, POOL, "k"), 0.0))]
+    [lost] = [task for task in sent if task.kind is Kind.PROTECTION]
+    scheduler.endpoints_changed(without(whole, lost.endpoint.name), 1.0)
+    for task in sent:
+        if task is not lost:
+            scheduler.task_done(task, Arrived(), 1.1)
+    scheduler.endpoints_changed(with_workers(whole, "new", lost.endpoint.name), 2.0)
+    again = [task for n in (2, 3) for task in sends(scheduler.query_arrived(Query(n, POOL, "k"), 3.0))]
+    assert [task.endpoint.name for task in again if task.kind is Kind.PROTECTION] == [lost.endpoint.name]
 
 
 def test_a_second_copy_left_behind_is_simply_gone():

@@ -135,6 +135,22 @@ async def test_only_who_is_idle_is_asked_unless_it_never_is(monkeypatch: pytest.
     assert fleet.asked == ["i1", "i0"]
 
 
+async def test_one_that_is_not_used_until_it_has_answered_is_asked_however_busy_its_instance_is() -> None:
+    """Its model was registered anew, and what TorchServe had of the old one is never answered, so that the instance
+    would look busy for as long as a task may take. Meanwhile another may go the same way.
+    """
+    fleet = Fleet(2, i0=WRAPPED, i1=WRAPPED)
+    await fleet.look(wait_s=5)
+    fleet.asked.clear()
+    known = fleet.models.pop("i0")
+    reports = [InstanceReport("i0", True), *(InstanceReport(name, True, (m,)) for name, m in fleet.models.items())]
+    await fleet.questions.settle(reports, 0.01)
+    fleet.models["i0"], fleet.busy = replace(known, pids=("new",)), {"i0"}
+    told = await fleet.look(wait_s=5)
+    assert fleet.asked == ["i0"]
+    assert told["i0"].described is not None
+
+
 async def test_a_look_for_which_a_client_waits_asks_nobody() -> None:
     fleet = Fleet(1, i0=WRAPPED)
     told = await fleet.look(may_ask=False)

@@ -133,6 +133,14 @@ class EndpointState:
         if not full:
             self.line.settle(self)
 
+    def part(self) -> None:
+        """Another has its name and machine now. What is in flight here takes none of its places."""
+        alone = InstanceState(self.host.instance)
+        alone.in_flight = self.in_flight
+        self.host.in_flight -= self.in_flight
+        self.host = alone
+        PoolShare().add(self)
+
     def free_place(self, task: Task) -> None:
         host, share = self.host, self.share
         self.in_flight -= 1
@@ -592,6 +600,9 @@ class FleetState:
         self.endpoints: dict[str, EndpointState] = {}
         self._left: dict[str, EndpointState] = {}
         """Endpoints that are gone with work in flight: should they come back, it is still on their places."""
+        self._parted: list[EndpointState] = []
+        """Those that came back with other workers only: most likely their model was registered anew, and TorchServe
+        never answers what it had of the old one."""
         self._shares: dict[tuple[str, str], PoolShare] = {}
         self.pools: dict[str, PoolState] = {}
 
@@ -609,7 +620,8 @@ class FleetState:
 
     def left_behind(self) -> list[Task]:
         """What is in flight on endpoints that are gone."""
-        return [task for state in self._left.values() for task in state.tasks.values() if not task.lost]
+        gone = [*self._left.values(), *self._parted]
+        return [task for state in gone for task in state.tasks.values() if not task.lost]
 
     def _update_instances(self, fleet: Fleet) -> None:
         listed = {instance.name: instance for instance in fleet.instances}
@@ -630,6 +642,10 @@ class FleetState:
             host.endpoints = []
         for endpoint in fleet.endpoints:
             state = known.get(endpoint.name)
+            if state is not None and endpoint.name in self._left and _is_another(state.endpoint, endpoint):
+                state.part()
+                self._parted.append(state)
+                state = None
             if state is None or state.endpoint.instance != endpoint.instance:
                 state = EndpointState(endpoint, self.instances[endpoint.instance], self._policy)
             state.describe(endpoint, self.instances[endpoint.instance])
@@ -641,6 +657,7 @@ class FleetState:
         for host in self.instances.values():
             host.clean = all(state.health.clean for state in host.endpoints)
         self._left = {name: s for name, s in known.items() if name not in self.endpoints and s.in_flight}
+        self._parted = [state for state in self._parted if state.in_flight]
 
     @staticmethod
     def _check(fleet: Fleet) -> None:
@@ -653,6 +670,11 @@ class FleetState:
                 raise ValueError(f"endpoint {endpoint.name} is on instance {endpoint.instance}, which is not listed")
             if endpoint.pool not in pools:
                 raise ValueError(f"endpoint {endpoint.name} belongs to pool {endpoint.pool}, which is not listed")
+
+
+def _is_another(before: Endpoint, now: Endpoint) -> bool:
+    """None of the workers it has was there before, as far as they are known."""
+    return bool(before.workers and now.workers) and before.workers.isdisjoint(now.workers)
 
 
 def least_outstanding(

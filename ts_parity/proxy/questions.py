@@ -96,8 +96,10 @@ class Questions:
         until = now + wait_s
         self._forget(reports)
         waiting: set[asyncio.Task[None]] = set()
+        # Where others are wrapped, one that has not said what it is has been sent nothing, whatever its instance does.
+        known_before, _ = self._verdicts(reports)
         while may_ask:
-            waiting |= self._ask_around(reports, now)
+            waiting |= self._ask_around(reports, known_before, now)
             if not waiting:
                 break
             done, waiting = await asyncio.wait(waiting, timeout=until - now, return_when=asyncio.FIRST_COMPLETED)
@@ -112,8 +114,10 @@ class Questions:
             for report in reports
         ]
 
-    def _ask_around(self, reports: Sequence[InstanceReport], now: float) -> set[asyncio.Task[None]]:
-        """-> the questions that are asked now."""
+    def _ask_around(
+        self, reports: Sequence[InstanceReport], known_before: set[tuple[str, str]], now: float
+    ) -> set[asyncio.Task[None]]:
+        """-> the questions that are asked now. `known_before`: the models that were known to be wrapped."""
         wrapped, bare = self._verdicts(reports)
         pending = self._pending(reports, now)
         tasks: set[asyncio.Task[None]] = set()
@@ -124,7 +128,8 @@ class Questions:
                     continue
                 if kind not in wrapped and (kind in pending or (kind in bare and not self._was_wrapped(key))):
                     continue
-                idle = self._idle(report.name)
+                unused = kind in known_before and key not in self._known
+                idle = unused or self._idle(report.name)
                 if not idle and now - self._seen_at.setdefault(key, now) < _BUSY_S:
                     continue
                 task = asyncio.get_running_loop().create_task(self._question(key, model.pids))
