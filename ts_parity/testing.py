@@ -12,8 +12,8 @@ import json
 import ssl
 import uuid
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -124,6 +124,10 @@ class FakeModel:
     """Answers used up one by one, before the model is asked."""
     mute_describe: bool = False
     """A handler that answers `?customized=true` with an error, as handlers that know no describe do."""
+    url: str = ""
+    """What it was registered from; its name with .mar if empty."""
+    loads: bool = True
+    """False: in a model store, an archive whose workers do not start."""
 
     def described(self) -> dict[str, Any] | None:
         """What a wrapped archive would publish, as TorchServe's customizedMetadata."""
@@ -205,6 +209,15 @@ class FakeTorchServe:
         self.describes = 0
         self.managed: Canned | None = None
         """What the management port answers instead, whatever it is asked."""
+        self.store: dict[str, FakeModel] = {}
+        """Archives that can be registered, by file name."""
+        self.model_api = True
+        self.changes: list[str] = []
+        """What was asked of the management port other than to describe, such as "DELETE /models/linear/1.0"."""
+        self.before_change: Callable[[str], Canned | None] = lambda change: None
+        """Called with each of these; what it returns is the answer, and nothing is changed."""
+        self.after_change: Callable[[str], Canned | None] = lambda change: None
+        """Called when it has been done; what it returns is the answer all the same."""
         self.management_pause_s = 0.0
         """How long the management port thinks about each answer."""
         self.inference = self.management = ""
@@ -218,6 +231,7 @@ class FakeTorchServe:
         self._thawed = asyncio.Event()
         self._thawed.set()
         self._workers: dict[tuple[str, str], asyncio.Semaphore] = {}
+        self._pid = 1000
 
     async def __aenter__(self) -> FakeTorchServe:
         await self.start()
@@ -331,6 +345,13 @@ class FakeTorchServe:
         if self._management_token and http.headers.get("Authorization") != f"Bearer {self._management_token}":
             return _error(400, "InvalidKeyException", "Token Authorization failed. Token either incorrect, expired")
         segments = [unquote(segment) for segment in http.path.split("/")[1:]]
+        if http.method != "GET":
+            self.changes.append(f"{http.method} {http.path_qs}")
+            change = self.changes[-1]
+            if (refusal := self.before_change(change)) is not None:
+                return await _play(http, refusal)
+            done = self._change(http, segments)
+            return done if (other := self.after_change(change)) is None else await _play(http, other)
         if segments == ["models"]:
             return self._list(int(http.query.get("limit", "100")), int(http.query.get("next_page_token", "0")))
         versions = [m for m in self.models if m.name == segments[1]]
@@ -352,6 +373,56 @@ class FakeTorchServe:
             entries[0]["customizedMetadata"] = versions[0].described()
         return _json(200, entries)
 
+    def _change(self, http: web.Request, segments: list[str]) -> web.Response:
+        """Register, make the default, unregister: with TorchServe's answers."""
+        if http.method in ("POST", "DELETE") and not self.model_api:
+            return _error(
+                405, "MethodNotAllowedException", "Requested method is not allowed, please refer to API document."
+            )
+        if http.method == "POST":
+            return self._register(http.query)
+        name, version = segments[1], segments[2] if len(segments) > 2 else None
+        versions = [model for model in self.models if model.name == name]
+        if not versions:
+            return _error(404, "ModelNotFoundException", f"Model not found: {name}")
+        model = next((m for m in versions if (m.default if version is None else m.version == version)), None)
+        if http.method == "PUT":
+            if model is None:
+                return _error(
+                    404, "ModelVersionNotFoundException", f"Model version {version} does not exist for model {name}"
+                )
+            for each in versions:
+                each.default = each is model
+            return _json(200, {"status": f'Default version successfully updated for model "{name}" to "{version}"'})
+        if model is None:
+            return _error(
+                404, "ModelVersionNotFoundException", f"Model version: {version} does not exist for model: {name}"
+            )
+        if model.default and len(versions) > 1:
+            return _error(403, "InvalidModelVersionException", f"Cannot remove default version for model {name}")
+        self.models = [each for each in self.models if each is not model]
+        return _json(200, {"status": f'Model "{name}" unregistered'})
+
+    def _register(self, query: Mapping[str, str]) -> web.Response:
+        url = query["url"]
+        if url not in self.store:
+            return _error(404, "ModelNotFoundException", f"Model not found at: {url}")
+        found = self.store[url]
+        name = query.get("model_name", found.name)
+        versions = [model for model in self.models if model.name == name]
+        if any(model.version == found.version for model in versions):
+            message = f"Model version {found.version} is already registered for model {name}"
+            return _error(409, "ConflictStatusException", message)
+        if not found.loads:
+            message = f"Failed to start workers for model {name} version: {found.version}"
+            return _error(500, "InternalServerException", message)
+        workers, self._pid = int(query.get("initial_workers", "0")), self._pid + 100
+        made = replace(found, name=name, url=url, workers=workers, default=not versions, pid=self._pid)
+        made.batch_size = int(query.get("batch_size", found.batch_size))
+        self.models = [*self.models, made]
+        message = f'Model "{name}" Version: {made.version} registered with {workers} initial workers'
+        return _json(200, {"status": message})
+
     def _list(self, limit: int, start: int) -> web.Response:
         names = list(dict.fromkeys(m.name for m in self.models))
         page: dict[str, Any] = {
@@ -367,7 +438,7 @@ def _describe(model: FakeModel) -> dict[str, Any]:
     return {
         "modelName": model.name,
         "modelVersion": model.version,
-        "modelUrl": f"{model.name}.mar",
+        "modelUrl": model.url or f"{model.name}.mar",
         "runtime": "python",
         "minWorkers": model.workers,
         "maxWorkers": model.workers,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import threading
@@ -15,6 +16,7 @@ import requests
 from tests.conftest import BROKEN_HANDLER, TorchServeFactory, write_archive
 from ts_parity.cli import parsed
 from ts_parity.errors import ConfigError, ManagementError
+from ts_parity.testing import FakeModel, FakeTorchServe
 from ts_parity.torchserve import commands
 from ts_parity.torchserve.launcher import TorchServeInstance
 from ts_parity.torchserve.management import ManagementClient, ModelDescription, Worker, token_from_key_file
@@ -101,7 +103,7 @@ class TestAgainstTorchServe:
         for url in ("nowhere.mar", "/etc/nowhere.mar", "../nowhere.mar"):
             with pytest.raises(ManagementError, match="plain file name inside the instance's own model store"):
                 client.register(url)
-        with pytest.raises(ManagementError, match="unregister it first"):
+        with pytest.raises(ManagementError, match="--replace it, unregister it first"):
             client.register("tiny.mar")
         with pytest.raises(ManagementError, match="GET /models lists the models"):
             client.describe("nobody")
@@ -135,12 +137,12 @@ class TestAgainstTorchServe:
     def test_the_register_command(
         self, fleet: list[TorchServeInstance], tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        """Both instances, each with its own key; the archive's path is given, its name in the store is what counts."""
+        """Both instances, each with its own key."""
         archive = write_archive(tmp_path / "by_hand.mar")
         tokens = [part for instance in fleet for part in ("--token", str(instance.token()))]
         urls = [part for instance in fleet for part in ("--management", instance.management_url)]
-        args = parsed(["register", str(archive), *urls, *tokens, "--batch-size", "2"])
-        with pytest.raises(ManagementError, match="only from its own model store"):
+        args = parsed(["register", "by_hand.mar", *urls, *tokens, "--batch-size", "2"])
+        with pytest.raises(ManagementError, match=r"inside the instance's own model store. What was done is undone"):
             args.run(args)
         for instance in fleet:
             instance.add_archive(archive)
@@ -149,7 +151,51 @@ class TestAgainstTorchServe:
         for instance in fleet:
             with instance.management() as client:
                 assert client.describe("by_hand").batch_size == 2
-                client.unregister("by_hand")
+        args = parsed(["unregister", "by_hand", *urls, *tokens])
+        assert args.run(args) == 0
+        for instance in fleet:
+            with instance.management() as client:
+                assert [model.name for model in client.models()] == ["tiny"]
+
+    async def test_the_fake_answers_as_torchserve_does(self, fleet: list[TorchServeInstance], tmp_path: Path) -> None:
+        fake = FakeTorchServe()
+        for version in ("1.0", "2.0"):
+            archive = fleet[0].add_archive(
+                write_archive(tmp_path / f"more-{version}.mar", name="more", version=version)
+            )
+            fake.store[archive] = FakeModel("more", version)
+        broken = fleet[0].add_archive(write_archive(tmp_path / "broken.mar", BROKEN_HANDLER))
+        fake.store[broken] = FakeModel("broken", loads=False)
+        register = "/models?initial_workers=1&synchronous=true&url="
+        asked = [
+            ("POST", f"{register}more-1.0.mar"),
+            ("POST", f"{register}more-1.0.mar"),
+            ("POST", f"{register}more-1.0.mar&model_name=other"),
+            ("POST", f"{register}nowhere.mar"),
+            ("POST", f"{register}{broken}"),
+            ("POST", f"{register}more-2.0.mar"),
+            ("GET", "/models/more/9"),
+            ("PUT", "/models/more/9/set-default"),
+            ("PUT", "/models/nobody/9/set-default"),
+            ("DELETE", "/models/more/1.0"),
+            ("PUT", "/models/more/2.0/set-default"),
+            ("DELETE", "/models/more/1.0"),
+            ("DELETE", "/models/more/1.0"),
+            ("DELETE", "/models/more"),
+            ("DELETE", "/models/more"),
+            ("DELETE", "/models/other/1.0"),
+        ]
+        async with fake:
+            for method, path in asked:
+                answers = [
+                    await asyncio.to_thread(requests.request, method, url + path, headers=headers, timeout=60)
+                    for url, headers in (
+                        (fleet[0].management_url, {"Authorization": f"Bearer {fleet[0].token()}"}),
+                        (fake.management, {}),
+                    )
+                ]
+                real, ours = ((answer.status_code, answer.json()) for answer in answers)
+                assert ours == real, (method, path)
 
 
 def test_register_wants_a_token_for_each_instance(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,23 +1,31 @@
-"""The commands `package` and `register`: an archive is wrapped for its role, and made known to running instances.
+"""The commands `package`, `register` and `unregister`: an archive is wrapped for its role, and made known to running
+instances.
 
-Parses, calls, prints: the work is in `archive` and `management`, imported when a command runs.
+Parses, calls, prints: the work is in `archive`, `rollout` and `management`, imported when a command runs.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ts_parity import output
 from ts_parity.arguments import address, count, existing, to_write
 from ts_parity.config import CODES
-from ts_parity.errors import ConfigError, ManagementError
+from ts_parity.errors import ArchiveError, ConfigError
 from ts_parity.exclusion import declared_never_code
 
 if TYPE_CHECKING:
     from ts_parity.torchserve.management import ManagementClient
+    from ts_parity.torchserve.rollout import Hosted, Source, Step
 
 SECRET_VARIABLE = "TS_PARITY_SECRET"
 TOKEN_VARIABLE = "TS_PARITY_MANAGEMENT_TOKEN"
@@ -26,6 +34,7 @@ TOKEN_VARIABLE = "TS_PARITY_MANAGEMENT_TOKEN"
 def add_parsers(subparsers: argparse._SubParsersAction[Any]) -> None:
     _add_package(subparsers)
     _add_register(subparsers)
+    _add_unregister(subparsers)
 
 
 def _add_package(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -121,17 +130,59 @@ def archive_to_write(text: str) -> Path:
 def _add_register(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser = subparsers.add_parser(
         "register",
-        help="register archives with running TorchServe instances",
-        description="Register archives and wait until their workers are ready. TorchServe opens a local archive only "
-        "from its own model store: copy it there first, or give an http(s) address. The instances must run with "
-        "--enable-model-api.",
+        help="register archives with running TorchServe instances, or replace what they serve",
+        description="Register archives on every instance given and wait until their workers are ready. What will be "
+        "done where is said first; if a step fails, or Ctrl-C comes, what was done is undone. TorchServe opens a local "
+        "archive only from its own model store: copy it there first, or give an http(s) address. The instances must "
+        "run with --enable-model-api.",
         examples=(
-            "ts-parity register --management http://10.0.0.1:8081 resnet.mar",
-            "ts-parity register --management http://10.0.0.9:8081 --workers 2 https://store/resnet-parity.mar",
+            "ts-parity register --management http://10.0.0.1:8081 protected/resnet.mar",
+            "ts-parity register --management http://10.0.0.1:8081 --replace --dry-run protected/resnet.mar",
+            "ts-parity register --management http://10.0.0.9:8081 --workers 2 https://store/resnet-1.0-exact-k2.mar",
         ),
     )
     given = parser.add_argument_group("what, and where")
-    given.add_argument("archives", nargs="+", metavar="ARCHIVE", help="a file in the model store, or an address")
+    given.add_argument(
+        "archives",
+        nargs="+",
+        metavar="ARCHIVE",
+        help="the file that was copied into the model stores (what is registered is compared with it), the name of a "
+        "file in them, or an address",
+    )
+    _add_instances(given)
+    given.add_argument(
+        "--replace",
+        action="store_true",
+        help="take the place of the version that is the default: without a gap, if the new one has another version; "
+        "else one instance after another is without it while it loads",
+    )
+    served = parser.add_argument_group("how it is served")
+    served.add_argument("--workers", type=count(0), metavar="N", help="default: what is replaced has, else 1")
+    served.add_argument("--batch-size", type=count(), metavar="N", help="default: what the archive says, else 1")
+    served.add_argument(
+        "--max-batch-delay-ms", type=count(0), metavar="MS", help="default: what the archive says, else 100"
+    )
+    parser.set_defaults(run=run_register)
+
+
+def _add_unregister(subparsers: argparse._SubParsersAction[Any]) -> None:
+    parser = subparsers.add_parser(
+        "unregister",
+        help="unregister models from running TorchServe instances",
+        description="Unregister models on every instance given that has them, one instance after another. What will be "
+        "done where is said first.",
+        examples=(
+            "ts-parity unregister --management http://10.0.0.9:8081 resnet-1.0-sum-k2",
+            "ts-parity unregister --management http://10.0.0.1:8081 --dry-run resnet/1.0",
+        ),
+    )
+    given = parser.add_argument_group("what, and where")
+    given.add_argument("models", nargs="+", metavar="NAME[/VERSION]", help="the version, where there are several")
+    _add_instances(given)
+    parser.set_defaults(run=run_unregister)
+
+
+def _add_instances(given: argparse._ArgumentGroup) -> None:
     given.add_argument(
         "--management",
         action="append",
@@ -148,13 +199,14 @@ def _add_register(subparsers: argparse._SubParsersAction[Any]) -> None:
         help="that instance's management key, one for each --management in the same order; "
         f"or set {TOKEN_VARIABLE} for a single one",
     )
-    served = parser.add_argument_group("how it is served")
-    served.add_argument("--workers", type=count(0), default=1, metavar="N", help="worker processes")
-    served.add_argument("--batch-size", type=count(), metavar="N", help="default: what the archive says, else 1")
-    served.add_argument(
-        "--max-batch-delay-ms", type=count(0), metavar="MS", help="default: what the archive says, else 100"
+    given.add_argument(
+        "--tls-ca",
+        type=existing("file or folder"),
+        metavar="PATH",
+        help="PEM file, or folder of such files, with the certificates to trust at https addresses",
     )
-    parser.set_defaults(run=run_register)
+    given.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+    given.add_argument("--json", action="store_true", help="print the steps, and which were done, as JSON")
 
 
 def run_package(args: argparse.Namespace) -> int:
@@ -195,33 +247,118 @@ def run_package(args: argparse.Namespace) -> int:
 
 
 def run_register(args: argparse.Namespace) -> int:
-    """Register every archive with every instance; stop at the first refusal."""
-    from ts_parity.torchserve.management import ManagementClient
+    from ts_parity.torchserve.rollout import Asked, plan_registration
 
-    for url, token in zip(args.management, _tokens(args.management, args.token), strict=True):
-        with ManagementClient(url, token) as management:
-            for archive in args.archives:
-                print(f"{url}: {_register(management, archive, args)}")
+    sources = [_source(given, args.replace) for given in args.archives]
+    known = [(each.archive.model_name, each.archive.model_version) for each in sources if each.archive is not None]
+    if len(known) > len(set(known)) or len(sources) > len({each.url for each in sources}):
+        raise ConfigError("two of these archives have one name and version: a TorchServe takes one of them")
+    asked = Asked(args.workers, args.batch_size, args.max_batch_delay_ms)
+    return _roll_out(args, lambda fleet: plan_registration(fleet, sources, asked, args.replace))
+
+
+def run_unregister(args: argparse.Namespace) -> int:
+    from ts_parity.torchserve.rollout import plan_unregistration
+
+    for name in args.models:
+        model, slash, version = name.partition("/")
+        if not model or "/" in version or (slash and not version):
+            raise ConfigError(f"a model is NAME or NAME/VERSION, not {name!r}")
+    return _roll_out(args, lambda fleet: plan_unregistration(fleet, list(dict.fromkeys(args.models))))
+
+
+def _source(given: str, replace: bool) -> Source:
+    """What TorchServe is to be told, and the archive that it should find there."""
+    from ts_parity.torchserve.archive import read_archive
+    from ts_parity.torchserve.rollout import Source
+
+    if given.startswith(("http://", "https://")):
+        if replace:
+            raise ConfigError(
+                f"--replace looks into the archive: copy it into the model stores, and give that file, not {given}"
+            )
+        return Source(given)
+    path = Path(given)
+    if path.name == given:
+        archive = None
+        with contextlib.suppress(ArchiveError):  # it is the name of a file elsewhere, which need not be here
+            archive = read_archive(path)
+        if archive is None and replace:
+            raise ConfigError(
+                f"--replace looks into the archive: give the file {given} that was copied into the model stores"
+            )
+        return Source(given, archive)
+    if not path.is_file():
+        raise ConfigError(f"there is no file {given}; one that is in the model stores only is given by its name alone")
+    archive = read_archive(path)
+    if archive.section is None:
+        raise ConfigError(
+            f"TorchServe would read {path.name} from its own model store, and whether that is {path} cannot be seen "
+            f"from outside, since the archive is not wrapped: copy it there and give its name alone, {path.name}"
+        )
+    return Source(path.name, archive)
+
+
+def _roll_out(args: argparse.Namespace, plan: Callable[[list[Hosted]], list[Step]]) -> int:
+    """Look at the instances, say what will be done, and do it."""
+    from ts_parity.torchserve.rollout import Rollout, look
+
+    steps: list[Step] = []
+    error = ""
+    with contextlib.ExitStack() as stack:
+        clients = {client.url: stack.enter_context(client) for client in _clients(args)}
+        rollout = Rollout(clients, said=_silent if args.json else print, told=_tell)
+        try:
+            steps = plan([look(client) for client in clients.values()])
+            if args.dry_run:
+                for step in [] if args.json else steps:
+                    print(step.text)
+                return 0
+            for step in steps:
+                _tell(f"to do: {step.text}")
+            with _terminated_by_exception():
+                rollout.carry_out(steps)
+        except BaseException as failure:
+            error = str(failure) or type(failure).__name__
+            raise
+        finally:
+            if args.json:
+                told = [{**step.as_json(), "done": step in rollout.done} for step in steps]
+                result = {"dry_run": args.dry_run, "steps": told, "undone": rollout.undone, "error": error}
+                print(json.dumps(result, indent=2))
     return 0
 
 
-def _register(management: ManagementClient, archive: str, args: argparse.Namespace) -> str:
-    remote = archive.startswith(("http://", "https://"))
+def _clients(args: argparse.Namespace) -> list[ManagementClient]:
+    from ts_parity.torchserve.management import ManagementClient
+
+    urls = args.management
+    if len(urls) > len(set(urls)):
+        raise ConfigError(f"--management {next(url for url in urls if urls.count(url) > 1)} is given twice")
+    tls_ca = None if args.tls_ca is None else str(args.tls_ca)
+    tokens = _tokens(urls, args.token)
+    return [ManagementClient(url, token, tls_ca=tls_ca) for url, token in zip(urls, tokens, strict=True)]
+
+
+@contextlib.contextmanager
+def _terminated_by_exception() -> Iterator[None]:
+    """SIGTERM undoes what was done, as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
-        return management.register(
-            archive if remote else Path(archive).name,
-            batch_size=args.batch_size,
-            max_batch_delay_ms=args.max_batch_delay_ms,
-            initial_workers=args.workers,
-        )
-    except ManagementError as error:
-        if remote or error.upstream_status not in (400, 404):
-            raise
-        raise ManagementError(
-            f"{error}. TorchServe opens {Path(archive).name} only from its own model store (model_store in its "
-            "config.properties, or --model-store): is it there?",
-            error.upstream_status,
-        ) from None
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _silent(text: str) -> None:
+    """With --json the result is one object."""
 
 
 def _tokens(urls: list[str], tokens: list[str]) -> list[str | None]:

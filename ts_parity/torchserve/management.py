@@ -70,13 +70,17 @@ class ModelName:
 
 
 class ManagementClient:
-    """`url` is the management address, such as http://127.0.0.1:8081; `token` the management key of that instance."""
+    """`url` is the management address, such as http://127.0.0.1:8081; `token` the management key of that instance;
+    `tls_ca` a PEM file, or a folder of such, with the certificates to trust in place of the usual ones.
+    """
 
-    def __init__(self, url: str, token: str | None = None, timeout_s: float = 10.0) -> None:
+    def __init__(self, url: str, token: str | None = None, timeout_s: float = 10.0, tls_ca: str | None = None) -> None:
         self.url = url.rstrip("/")
         self._timeout_s = timeout_s
         self._session = requests.Session()
         self._session.trust_env = False  # proxies and .netrc are for the world outside, not for the fleet
+        if tls_ca is not None:
+            self._session.verify = tls_ca
         if token:
             self._session.headers["Authorization"] = f"Bearer {token}"
 
@@ -214,6 +218,11 @@ class ManagementClient:
             raise ManagementError(
                 f"{self.url} did not answer {method} {path} within {timeout_s:g} s; is the instance loading or frozen?"
             ) from None
+        except requests.exceptions.SSLError as error:
+            raise ManagementError(
+                f"the management address {self.url} is not to be trusted ({_cause(error)}); give the certificate that "
+                "vouches for it with --tls-ca"
+            ) from None
         except requests.RequestException as error:
             raise ManagementError(
                 f"cannot reach the management address {self.url} ({_cause(error)}); is TorchServe running there, and "
@@ -282,7 +291,7 @@ def _refusal(answer: requests.Response, what: str, url: str) -> ManagementError:
     except (ValueError, AttributeError):
         kind, message = "", " ".join(answer.text.split())[:200]
     hint = _hint(answer.status_code, kind, message)
-    said = message or f"no message, {answer.reason or 'no reason'}"
+    said = " ".join(message.split()) or f"no message, {answer.reason or 'no reason'}"
     return ManagementError(
         f"{url} refused {what} ({answer.status_code}): {said}{hint and '; ' + hint}", answer.status_code
     )
@@ -303,7 +312,7 @@ def _hint(status: int, kind: str, message: str) -> str:
     if status == 404:
         return "GET /models lists the models registered there, GET /models/NAME/all the versions of one"
     if status == 409:
-        return "that version is registered already: unregister it first or pack the archive with another --version"
+        return "that version is registered already: --replace it, unregister it first, or pack another --version"
     if status == 403:
         return "set another version as the default first"
     if status == 500 and "start workers" in message.lower():
