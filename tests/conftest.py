@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import socket
 import zipfile
@@ -157,6 +158,14 @@ def torchserve_processes(root: int | None = None) -> list[psutil.Process]:
             if "guard.py" in line or "org.pytorch.serve" in line or "model_service_worker" in line:
                 found.append(process)
     return found
+
+
+@pytest.fixture(autouse=True)
+def the_level_of_logging_stays() -> Iterator[None]:
+    """Some commands set it, and a later test of this process would wait in vain for what is logged."""
+    before = logging.root.level
+    yield
+    logging.root.setLevel(before)
 
 
 @pytest.fixture(scope="session", autouse=True)

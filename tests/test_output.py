@@ -111,3 +111,11 @@ def test_a_finished_folder_takes_the_place_of_what_is_there(there: str, tmp_path
     moved(made, out)
     assert [path.name for path in out.iterdir()] == ["made"]
     assert [path.name for path in other.iterdir()] == ["other"]
+
+
+def test_an_empty_folder_is_free(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    check_free(tmp_path / "out", force=False)
+    (tmp_path / "out" / "kept").touch()
+    with pytest.raises(ConfigError, match="is there already"):
+        check_free(tmp_path / "out", force=False)

@@ -30,9 +30,18 @@ def add_force(parser: argparse._ActionsContainer) -> None:
 
 
 def check_free(path: Path | None, force: bool, option: str = "--out") -> None:
-    """Raise ConfigError if `path` is taken and must stay. To be asked before the work that is to be written."""
-    if path is not None and not force and os.path.lexists(path):
+    """Raise ConfigError if `path` is taken and must stay. To be asked before the work that is to be written. An empty
+    folder holds nothing that could be lost.
+    """
+    if path is not None and not force and os.path.lexists(path) and not _is_empty_folder(path):
         raise ConfigError(f"{option} {path} is there already; give another, or --force to replace it")
+
+
+def _is_empty_folder(path: Path) -> bool:
+    try:
+        return path.is_dir() and not any(path.iterdir())
+    except OSError:
+        return False
 
 
 @contextmanager
