@@ -6,7 +6,9 @@ import json
 import pytest
 
 
-@pytest.mark.parametrize("script", ["accuracy", "ablation", "outages", "overhead", "policies", "simulator", "soak"])
+@pytest.mark.parametrize(
+    "script", ["accuracy", "ablation", "foretold", "outages", "overhead", "policies", "simulator", "soak"]
+)
 def test_the_docs_say_what_was_measured(script):
     module = importlib.import_module(script)
     document = json.loads(module.RESULTS.read_text())

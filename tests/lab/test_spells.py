@@ -15,7 +15,7 @@ from ts_parity.engine import Kind, Send
 from ts_parity.lab.compare import World, service_from
 from ts_parity.lab.history import End, History, Served
 from ts_parity.lab.rivals import Arrangement, arrange
-from ts_parity.lab.simulate import Outage, Service, Spells, simulate
+from ts_parity.lab.simulate import Outage, Service, simulate
 from ts_parity.lab.spells import ObservedFleet, as_samples, seen_in
 
 USUAL_S = 0.02
@@ -204,14 +204,19 @@ class Log:
         self._lines.close()
 
 
-def one_at_a_time(machines: int, until: float) -> tuple[Outage, ...]:
+def one_at_a_time(machines: int, until: int) -> tuple[Outage, ...]:
     """Freezes of 30 service times, one machine after the other."""
-    return tuple(Outage(f"m{n % machines}", at, 30.0) for n, at in enumerate(range(300, int(until), 370)))
+    return tuple(Outage(f"m{n % machines}", at, 30.0) for n, at in enumerate(range(300, until, 370)))
+
+
+def slow_in_turn(machines: int, until: float) -> tuple[Outage, ...]:
+    """Five times slower for 100 service times, one machine after the other."""
+    return tuple(Outage(f"m{n % machines}", at, 100.0, "slow", 5.0) for n, at in enumerate(range(150, until, 250)))
 
 
 WORLDS = {
     "two machines, frozen in turn": World(0.5, 2, 10_000, outages=one_at_a_time(2, 10_000)),
-    "six machines, slow in spells": World(0.4, 6, 10_000, spells=Spells(0.04, 100, 5)),
+    "six machines, slow in turn": World(0.4, 6, 10_000, outages=slow_in_turn(6, 4200)),
     "service times that differ widely": World(0.4, 6, 10_000, Service(cv=1.0)),
 }
 

@@ -320,9 +320,10 @@ def _spells_of(trouble: str, held: list[Served], limits: _Lateness) -> list[_Spe
     if trouble == _DEAD:
         return [_SpellSeen(_DEAD, held[0].sent_at, max(task.ends_at for task in held))]
     took = [task.took_s for task in held]
+    inner = took[1:-1] if len(took) > 3 else took  # the spell began within the first, and ended within the last
     one_by_one = all(later.sent_at >= task.ends_at - 1e-3 for task, later in pairwise(held))
-    if len(held) >= RUN and one_by_one and max(took) <= ALIKE * min(took):
-        factor = sum(took) / (len(took) * limits.median)
+    if len(held) >= RUN and one_by_one and max(inner) <= ALIKE * min(inner):
+        factor = sum(inner) / (len(inner) * limits.median)
         return [_SpellSeen(_SLOW, held[0].sent_at, held[-1].ends_at, factor, ended=held[-1].end is End.ANSWERED)]
     spells: list[_SpellSeen] = []
     for task in held:
