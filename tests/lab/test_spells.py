@@ -112,6 +112,18 @@ def test_machines_that_were_not_seen_get_what_others_had_at_another_time():
     assert all(0 <= outage.at < 250 for outage in made)
 
 
+def test_every_seed_begins_elsewhere_in_the_log_all_machines_together():
+    seen = ObservedFleet((1.0,), {"a": (Outage("", 10.0, 5.0),), "b": (Outage("", 12.0, 5.0),)}, (), 100.0)
+    world = World(0.5, 2, 200, unit=0.5, seen=seen)
+    assert world.scenario(arranged("none", 2)) == world.scenario(arranged("none", 2), 0)
+    begun = [
+        {outage.worker: outage.at for outage in world.scenario(arranged("none", 2), seed).outages} for seed in (0, 1, 2)
+    ]
+    assert begun[0] == {"m0": 20.0, "m1": 24.0}
+    assert all(spells["m1"] - spells["m0"] == pytest.approx(4.0) for spells in begun)
+    assert len({round(spells["m0"], 3) for spells in begun}) == 3
+
+
 def test_one_place_of_several_may_be_late_alone_and_all_are_late_together():
     """While one task is out, others come and go as usual: that is the task's own matter, or its place's."""
     alone = Served("a", 5.0, 0.6, End.ANSWERED)

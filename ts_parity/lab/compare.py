@@ -83,15 +83,17 @@ class World:
         rounds = max(1, round(self.queries / a_round))
         return round(rounds * a_round) if a_round <= LONGEST_ROUND * self.queries else self.queries
 
-    def scenario(self, arrangement: Arrangement) -> Scenario:
-        """Load 1 is what `workers` machines can do, however many the arrangement has."""
+    def scenario(self, arrangement: Arrangement, seed: int = 0) -> Scenario:
+        """Load 1 is what `workers` machines can do, however many the arrangement has. With each seed but 0 a log's
+        spells begin elsewhere in it, so that the seeds differ in more than in the usual service times.
+        """
         rate = self.rate
         queries = self.asked
         outages = [*self.outages]
         if self.seen is not None:
             until_s = self.unit * (self.trace[-1] if self.trace else queries / rate)
             machines = [instance.name for instance in arrangement.fleet.instances]
-            outages += (in_units(outage, self.unit) for outage in self.seen.outages(machines, until_s))
+            outages += (in_units(outage, self.unit) for outage in self.seen.outages(machines, until_s, seed))
         return Scenario(
             arrangement.fleet,
             arrangement.policy,
@@ -131,7 +133,7 @@ def row_of(
     """
     made = arrange(name, world.workers, places=world.places, **arrangement)
     scenario = world.scenario(made)
-    told = measured(scenario, seeds, progress)
+    told = measured(lambda seed: world.scenario(made, seed), seeds, progress)
     told["samples"] = min(told["samples"], len(world.service.samples) or told["samples"])
     return {
         "policy": name,
@@ -156,7 +158,7 @@ def _in_unit(row: Mapping[str, Any], unit: float) -> dict[str, Any]:
 
 
 def latencies_of(world: World, name: str, seed: int, **arrangement: Any) -> Result:
-    return simulate(world.scenario(arrange(name, world.workers, places=world.places, **arrangement)), seed)
+    return simulate(world.scenario(arrange(name, world.workers, places=world.places, **arrangement), seed), seed)
 
 
 DOUBTFUL = "~"

@@ -371,9 +371,7 @@ def unseen(world: World, candidates: Sequence[Mapping[str, Any]]) -> list[str]:
             f"Spells that are longer or more seldom than the {spells} that the log has seen in "
             f"{world.seen.duration_s:.0f} s, and what a machine takes that comes back cold."
         )
-        told.append(
-            "How far one day is from another: spells are the log's with every seed, so seeds lie closer together."
-        )
+        told.append("How far one day is from another: seeds differ in where in the log its spells begin, and no more.")
     told.append("What else the machines do: other models, other proxies, bodies that are larger than usual.")
     if candidates:
         told.append("Whether the protection fits into the memory of the machines beside the model.")

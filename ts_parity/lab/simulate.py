@@ -11,7 +11,7 @@ import heapq
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
@@ -504,14 +504,18 @@ class _Run:
 
 
 def measured(
-    scenario: Scenario, seeds: Sequence[int], progress: Callable[[int], object] | None = None
+    scenario: Scenario | Callable[[int], Scenario],
+    seeds: Sequence[int],
+    progress: Callable[[int], object] | None = None,
 ) -> dict[str, Any]:
-    """Means over seeds of percentiles, work and shares; `p99_low` and `p99_high`, and so on, are the extremes.
+    """Of a scenario, or of one for each seed: means over seeds of percentiles, work and shares; `p99_low`, `p99_high`
+    and so on are the extremes.
 
     `samples`: the fewest answers there are behind a seed's percentiles. A percentile of no answers is None. `launched`:
     protections per query; `launched_late`: of the queries, those that got one because they were late.
     """
-    results = [simulate(replace(scenario), seed, progress=progress) for seed in seeds]
+    made = [scenario if isinstance(scenario, Scenario) else scenario(seed) for seed in seeds]
+    results = [simulate(each, seed, progress=progress) for each, seed in zip(made, seeds, strict=True)]
     row: dict[str, Any] = {}
     for name, share in PERCENTILES.items():
         each = [r.percentile(share) for r in results]

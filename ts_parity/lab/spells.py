@@ -95,8 +95,9 @@ class ObservedFleet:
         share = f"{told['share_in_spells']:.1%} of the time, at most {told['most_at_once']} at once"
         return f"replayed from {where}: {kinds}, of {1000 * told['mean_spell_s']:.0f} ms on average; {share}"
 
-    def outages(self, machines: Sequence[str], until_s: float) -> Iterator[Outage]:
-        """The spells, machine by machine, over and over until then.
+    def outages(self, machines: Sequence[str], until_s: float, begun: int = 0) -> Iterator[Outage]:
+        """The spells, machine by machine, over and over until then; `begun`: 0 at the log's beginning, any other number
+        somewhere within it, all machines together.
 
         Machines beyond those that were seen get what others had, at another time: each at its own, lest two are slow
         together that have nothing to do with each other.
@@ -107,7 +108,7 @@ class ObservedFleet:
             if not spells:
                 continue
             # Fractions of the golden ratio never come close to each other.
-            ahead_s = self.duration_s * ((index // len(seen)) * 0.618034 % 1.0)
+            ahead_s = self.duration_s * ((index // len(seen) + begun) * 0.618034 % 1.0)
             for round_ in range(-1, math.ceil(until_s / self.duration_s)):
                 for spell in spells:
                     at = spell.at + ahead_s + round_ * self.duration_s
