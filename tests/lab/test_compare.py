@@ -267,6 +267,20 @@ def test_errors_and_what_is_passed_through_say_nothing_of_service_times(tmp_path
     assert len(history.arrivals) == 3
 
 
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        {"latency_s": float("nan")}, {"waited_s": float("inf")}, {"waited_s": -1.0}, {"latency_s": "x"}, {"at": "noon"},
+        {"others": [out(float("nan"))]}, {"others": [{"endpoint": "a"}]}, {"others": 7}, {"query": "p"},
+        {"status": None},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_every_number_of_a_line_counts(spoilt, tmp_path):
+    with pytest.raises(ConfigError, match=r"line 2 of .*access\.jsonl is not"):
+        history_of(tmp_path, entry(1, 0.1), {**entry(2, 0.2), **spoilt})
+
+
 def test_a_log_of_several_versions_needs_to_be_told_which(tmp_path):
     new = entry(2, 1.0, pool="m/2.0", endpoint="a/m/2.0")
     with pytest.raises(

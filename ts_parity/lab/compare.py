@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ts_parity.lab.history import read_history
+from ts_parity.lab.history import End, read_history
 from ts_parity.lab.rivals import Arrangement, arrange
 from ts_parity.lab.simulate import (
     PERCENTILES,
@@ -247,7 +247,8 @@ def service_from(file: Path, model: str | None = None) -> tuple[Service, float, 
     when, without the spells, which come third. Raise ConfigError.
     """
     history = read_history(file, model)
-    seen = seen_in(history) if history.served else None
+    known = any(task.end is End.ANSWERED for task in history.served)
+    seen = seen_in(history) if known else None
     seconds = [*history.times, *(seen.usual if seen is not None else ())]
     mean = sum(seconds) / len(seconds)
     return Service(samples=tuple(value / mean for value in seconds)), mean, seen

@@ -211,7 +211,7 @@ class _Reader:
         if name and name in self._seen:
             return
         self._seen.add(name)
-        pool, latency_s = entry["pool"], float(entry["latency_s"])
+        pool, latency_s = entry["pool"], self._duration(entry["latency_s"])
         self._counted += 1
         self._whole += abs(1000 * latency_s - round(1000 * latency_s)) < 1e-3
         clock = self._clocks.setdefault(_process(name), _Clock())
@@ -220,13 +220,13 @@ class _Reader:
         self._arrivals.setdefault(pool, []).append(arrived_at)
         served = self._served.setdefault(pool, [])
         if service_s is not None and entry["status"] < 400:  # how fast errors are says nothing
-            sent_at = arrived_at + float(entry["waited_s"] or 0.0)
-            served.append(Served(entry["endpoint"], sent_at, service_s, End.ANSWERED))
+            sent_at = arrived_at + self._duration(entry["waited_s"])
+            served.append(Served(str(entry["endpoint"]), sent_at, service_s, End.ANSWERED))
             if entry.get("places"):
                 clock.places[entry["endpoint"]] = int(entry["places"])
         for other in entry.get("others") or ():
             end = End.FAILED if other["failed"] else End.UNKNOWN
-            sent_at, took_s = arrived_at + float(other["waited_s"]), max(0.0, float(other["at_least_s"]))
+            sent_at, took_s = arrived_at + self._duration(other["waited_s"]), self._duration(other["at_least_s"])
             task = Served(other["endpoint"], sent_at, took_s, end)
             if end is End.FAILED:
                 served.append(task)
@@ -249,6 +249,10 @@ class _Reader:
         sent_at = self._clocks.setdefault(_process(name), _Clock()).at(_instant(entry["at"]), took_s, None)
         task = Served(endpoint, sent_at, took_s, End.ANSWERED if arrived else End.FAILED)
         self._served.setdefault(entry["pool"], []).append(task)
+
+    def _duration(self, value: Any) -> float:
+        """None is no time at all."""
+        return self._positive(value) if value else 0.0
 
     def _positive(self, value: Any) -> float:
         return seconds(value, self._number, self._file)
