@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ts_parity.engine import Finding
-from ts_parity.proxy.comparison import LARGEST, Answers, compare
+from ts_parity.proxy.comparison import LARGEST, Answers, compare, off_by
 from ts_parity.proxy.messages import Reply
 
 AGREED, DIFFERED, UNKNOWN = Finding.AGREED, Finding.DIFFERED, Finding.UNKNOWN
@@ -126,6 +126,43 @@ def test_the_same_decision(one: Any, other: Any, finding: Finding) -> None:
     assert found.finding is finding
     assert bool(found.why) == (finding is not AGREED)
     assert compare(reply(other), reply(one), lossless=False).finding is finding
+
+
+NUMBERS: list[tuple[Any, Any, Finding]] = [
+    (100.0, 104.0, AGREED),
+    (100.0, 106.0, DIFFERED),
+    (0.2, 4.9, AGREED),
+    (151, 155, AGREED),  # a handler that rounds
+    ({"price": 100.0, "currency": "EUR"}, {"price": 104.0, "currency": "EUR"}, AGREED),
+    ({"price": 100.0, "currency": "EUR"}, {"price": 100.0, "currency": "USD"}, DIFFERED),
+    ([10.0, 20.0, 110.0, 120.0], [12.0, 26.0, 108.0, 118.0], AGREED),  # by 3.5 on average
+    ([10.0, 20.0, 110.0, 120.0], [12.0, 40.0, 108.0, 118.0], DIFFERED),
+    ([1.0, 9.0], [9.0, 1.0], DIFFERED),
+    ([9.0, 1.0], [9.0], DIFFERED),
+    (math.nan, 1.0, DIFFERED),
+    (10**400, 1.5, DIFFERED),
+    (5_000_000.0, 5_000_100.0, AGREED),  # the last digits of what is large
+    ("high", "high", AGREED),
+    ("high", "low", DIFFERED),
+]
+
+
+@pytest.mark.parametrize(("one", "other", "finding"), NUMBERS)
+def test_numbers_agree_within_what_their_archive_says(one: Any, other: Any, finding: Finding) -> None:
+    """Of a box or a price nothing is the largest; how far off it usually is was measured in training."""
+    found = compare(reply(one), reply(other), lossless=False, tolerance=5.0)
+    assert found.finding is finding
+    assert compare(reply(other), reply(one), lossless=False, tolerance=5.0).finding is finding
+    assert compare(reply(one), reply(other), lossless=True, tolerance=5.0) == compare(reply(one), reply(other), True)
+
+
+def test_how_far_off_numbers_are() -> None:
+    assert off_by(b"[1.0, 2.0]", b"[4.0, 6.0]") == pytest.approx(math.sqrt(12.5))
+    assert off_by(b"[1.0, 2.0]", b"[4.0]") is None
+    assert off_by(b'"cat"', b'"cat"') is None
+    assert off_by(b"no JSON", b"1.0") is None
+    found = compare(reply(100.0), reply(112.0), lossless=False, tolerance=5.0)
+    assert found.why == "numbers: off by 12, where 5 is usual"
 
 
 @pytest.mark.parametrize("lossless", [False, True])

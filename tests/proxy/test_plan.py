@@ -441,6 +441,15 @@ def test_of_several_reports_the_most_modest_is_believed():
         assert read_described({**GOOD, "agreement": nonsense}).agreement is None
 
 
+def test_of_several_tolerances_the_largest_counts():
+    plan = plan_of(deployed(), parity(code="student", tolerance=4.5), parity(code="student", tolerance=9.0))
+    assert only(plan).tolerance == 9.0
+    assert only(plan_of(deployed(), parity(code="student"))).tolerance is None
+    assert read_described({**GOOD, "tolerance": 4.5}).tolerance == 4.5
+    for nonsense in (True, "0.9", 0, -1.0, None, float("nan"), float("inf")):
+        assert read_described({**GOOD, "tolerance": nonsense}).tolerance is None
+
+
 def test_what_any_archive_declares_is_never_coded():
     """The deployed archive may not be wrapped, so a protection's declaration counts for the pool."""
     assert only(plan_of(deployed(), parity())).never_code is None

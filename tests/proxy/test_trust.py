@@ -93,6 +93,25 @@ async def test_a_protection_that_agrees_is_used_after_its_trial(
     await until(lambda: trust(fleet)["agreed"] == agreed + 1, "the late answer to be compared")
 
 
+@pytest.mark.parametrize(("promised", "standing"), [({}, "in use"), ({"agreement": 0.9, "tolerance": 0.5}, "out")])
+async def test_numbers_twice_as_large_agree_with_no_tolerance(
+    make_fleet: MakeFleet, promised: dict[str, Any], standing: str
+) -> None:
+    """The same of them is the largest, which is no decision where they are no scores; only the archive knows."""
+    fleet = await make_fleet(*instances("student", matrix=STALE, **promised), **GROUP)
+    await through_its_trial(fleet)
+    assert state(fleet) == standing
+    if standing == "out":
+        assert "numbers: off by" in trust(fleet)["reason"]
+
+
+async def test_a_student_of_numbers_within_its_tolerance_is_used(make_fleet: MakeFleet) -> None:
+    near = FakeModel().matrix + np.float32(0.1)
+    fleet = await make_fleet(*instances("student", matrix=near, agreement=0.9, tolerance=0.5), **GROUP)
+    await through_its_trial(fleet)
+    assert state(fleet) == "in use"
+
+
 @pytest.mark.parametrize("code", CODES)
 @pytest.mark.parametrize("mode", [GROUP, LATE], ids=["group", "late"])
 async def test_a_protection_from_old_weights_answers_nobody(

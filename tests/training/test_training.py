@@ -26,7 +26,6 @@ from ts_parity.training.commands import report_text
 from ts_parity.training.data import observe
 from ts_parity.training.fit import Knobs, Material, Progress, check_batches, fit
 from ts_parity.training.goals import Goal, draw_present
-from ts_parity.training.job import _of_decisions
 from ts_parity.training.meaning import Meaning
 from ts_parity.worker.encoders import combine_by
 from ts_parity.worker.offline import OfflineHandler
@@ -107,14 +106,6 @@ def bodies(tmp_path):
 def run(model, bodies, tmp_path, **more):
     settings = {"steps": 60, "progress": False, "out": tmp_path / "out", **more}
     return train(TrainSettings(archive=model, inputs=bodies, **settings))
-
-
-def test_an_archive_promises_no_agreement_that_a_proxy_would_measure_otherwise():
-    """A proxy compares decisions; the five best, a box or the sign of a single number are something else."""
-    classes, single = np.zeros((4, 1, 3)), np.zeros((4, 1, 1))
-    assert _of_decisions({"score": 0.9, "agreement": 0.9}, classes) == 0.9
-    assert _of_decisions({"score": 0.9}, classes) is None
-    assert _of_decisions({"score": 0.9, "agreement": 0.9}, single) is None
 
 
 @pytest.mark.slow
@@ -582,15 +573,21 @@ def test_a_regressor_is_learned_and_reported_in_its_own_unit(bodies, tmp_path):
     assert made["metric"] == "mae"
     assert 30 < made["spread"] < 110
     assert 1 < made["score"] < 40
+    packed = read_archive(tmp_path / "out" / made["archives"][0]).section
+    assert made["promised"] == {"agreement": packed["agreement"], "tolerance": packed["tolerance"]}
+    assert packed["agreement"] == pytest.approx(0.9, abs=0.05), "of its answers, compared as a proxy will"
+    assert made["score"] < packed["tolerance"] < 4 * made["score"]
     text, page = report_text(report, tmp_path / "out"), (tmp_path / "out" / "report.html").read_text()
     assert f"{made['score']:.4g}" in text
-    assert "agreement" not in text + page + json.dumps(report)
+    assert "agreement" not in text + page
+    assert "agreement" not in made
     labelled = run(archive, bodies, tmp_path, codes=("student",), architecture="mlp", labels=labels, out=tmp_path / "b")
     [made] = labelled["candidates"]
     assert made["E_a"] < made["E_default"]
     text, page = report_text(labelled, tmp_path / "b"), (tmp_path / "b" / "report.html").read_text()
     assert f"E_o, overall: {made['E_o']['0.01']:.4g} at f=1%" in text
-    assert "agreement" not in text + page + json.dumps(labelled)
+    assert "agreement" not in text + page
+    assert not {"agreement", "A_a", "A_d"} & made.keys()
     ElementTree.fromstring(page.split("\n", 1)[1])
 
 

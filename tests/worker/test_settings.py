@@ -47,6 +47,11 @@ def test_a_parity_section() -> None:
         ({"ts_parity": {**PARITY, "coefficients": ["ab"]}}, "parity", "coefficients must be r rows"),
         ({"ts_parity": {**PARITY, "partial": "yes"}}, "parity", "partial must be true or false"),
         ({"ts_parity": {**PARITY, "protects": 1}}, "parity", "protects must have"),
+        (
+            {"ts_parity": {**PARITY, "tolerance": 0}},
+            "parity",
+            "tolerance is how far off its numbers usually are, not 0",
+        ),
         ({"ts_parity": {"handler": "h", "samples": "a"}}, "deployed", "samples must be a list"),
         ({"ts_parity": {"handler": "h", "samples": [{"path": "a"}]}}, "deployed", "a sample is a file name"),
     ],

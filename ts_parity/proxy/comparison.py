@@ -13,11 +13,15 @@ is unknown and says why; equal bytes always agree.
     JSON strings              equal but for the digits of numbers      equal
     ranked lists              equal, whatever comes first of a tie     the same first
     a number alone            to 1e-3                                  to a tenth
+    numbers, with a tolerance -                                        to that; the rest as if equal
     other text                equal but for the digits of numbers      equal
     gzip                      what is in it                            what is in it
     other bytes               equal                                    unknown, unless equal
     content type, encoding    equal                                    equal
     other headers             equal where they ever were, see Answers  not looked at, unless there is no body
+
+A protection whose model says numbers, a box or an embedding decides nothing. Its archive says how far off it usually is
+(`tolerance`, the root mean square over all numbers of an answer), and then nothing else is asked of the numbers.
 
 Pure. Knows replies. Knows nothing of queries, and nothing of what follows from a finding.
 """
@@ -96,9 +100,9 @@ class Answers:
     def __init__(self) -> None:
         self._steady: set[str] = set()
 
-    def compare(self, own: Reply, other: Reply, lossless: bool) -> Comparison:
+    def compare(self, own: Reply, other: Reply, lossless: bool, tolerance: float | None = None) -> Comparison:
         """`own`: the deployed model's; the order makes no difference but for what is remembered."""
-        comparison = compare(own, other, lossless)
+        comparison = compare(own, other, lossless, tolerance)
         empty = own.body.strip() in _NOTHING and other.body.strip() in _NOTHING
         if comparison.finding is not Finding.AGREED or not (lossless or empty):
             return comparison
@@ -117,7 +121,7 @@ class Answers:
         return comparison
 
 
-def compare(one: Reply, other: Reply, lossless: bool) -> Comparison:
+def compare(one: Reply, other: Reply, lossless: bool, tolerance: float | None = None) -> Comparison:
     """Symmetric, and a reply agrees with itself, unless it is an error."""
     if one.status >= 400 and other.status >= 400:
         return Comparison(Finding.UNKNOWN, f"both are errors ({one.status} and {other.status})")
@@ -132,11 +136,22 @@ def compare(one: Reply, other: Reply, lossless: bool) -> Comparison:
         return AGREES
     if one.body.startswith(_GZIP) and other.body.startswith(_GZIP):  # it holds the time when it was made
         parts = _unzip(one.body), _unzip(other.body)
-        return _TOO_LARGE if max(map(len, parts)) > LARGEST else _compare_bodies(*parts, lossless)
-    return _compare_bodies(one.body, other.body, lossless)
+        return _TOO_LARGE if max(map(len, parts)) > LARGEST else _compare_bodies(*parts, lossless, tolerance)
+    return _compare_bodies(one.body, other.body, lossless, tolerance)
 
 
-def _compare_bodies(one: bytes, other: bytes, lossless: bool) -> Comparison:
+def off_by(one: bytes, other: bytes) -> float | None:
+    """How far the numbers of two answers are apart (root mean square); None if they hold none, or else differ too.
+
+    What a tolerance is made from, and compared with.
+    """
+    differences = _differences(_json(one), _json(other))
+    if isinstance(differences, Comparison) or not differences:
+        return None
+    return math.sqrt(sum(difference * difference for difference in differences) / len(differences))
+
+
+def _compare_bodies(one: bytes, other: bytes, lossless: bool, tolerance: float | None) -> Comparison:
     if max(len(one), len(other)) > LARGEST:
         if lossless and not (_is_text(one) and _is_text(other)):
             return _differs("body", f"{len(one)} bytes", f"{len(other)} bytes")
@@ -146,7 +161,9 @@ def _compare_bodies(one: bytes, other: bytes, lossless: bool) -> Comparison:
     values = _json(one), _json(other)
     if _NO_JSON in values:
         return _compare_bytes(one, other, lossless)
-    return _equal(*values) if lossless else _same_decision(*values)
+    if lossless:
+        return _equal(*values)
+    return _same_decision(*values) if tolerance is None else _within(*values, tolerance)
 
 
 def _unzip(body: bytes) -> bytes:
@@ -229,6 +246,51 @@ def _equal(one: Any, other: Any) -> Comparison:
     if not looked_at and one != other:
         return Comparison(Finding.UNKNOWN, "nothing in them tells of the input")
     return AGREES
+
+
+def _within(one: Any, other: Any, tolerance: float) -> Comparison:
+    differences = _differences(one, other)
+    if isinstance(differences, Comparison):
+        return differences
+    if not differences:
+        return _same_decision(one, other)
+    off = math.sqrt(sum(difference * difference for difference in differences) / len(differences))
+    if off <= tolerance or _equal(one, other).finding is Finding.AGREED:
+        return AGREES
+    return Comparison(Finding.DIFFERED, f"numbers: off by {off:.3g}, where {tolerance:.3g} is usual")
+
+
+def _differences(one: Any, other: Any) -> list[float] | Comparison:
+    """Of all numbers, whole ones too (a handler may round); or what else is different."""
+    pairs: list[tuple[Any, Any, str]] = [(one, other, "")]
+    differences: list[float] = []
+    while pairs:
+        a, b, path = pairs.pop()
+        if isinstance(a, dict) and isinstance(b, dict):
+            a, b = _of_the_answer(a), _of_the_answer(b)
+            if a.keys() != b.keys():
+                return _differs(f"keys{_at(path)}", sorted(a.keys() - b.keys()), sorted(b.keys() - a.keys()))
+            pairs += [(a[key], b[key], f"{path}.{key}") for key in reversed(a)]
+        elif isinstance(a, list) and isinstance(b, list):
+            if len(a) != len(b):
+                return _differs(f"length{_at(path)}", len(a), len(b))
+            pairs += [(x, y, f"{path}[{n}]") for n, (x, y) in enumerate(zip(a, b, strict=True))][::-1]
+        elif _is_number(a) and _is_number(b):
+            difference = 0.0 if a == b or (a != a and b != b) else abs(_as_float(a) - _as_float(b))
+            differences.append(difference if difference == difference else math.inf)
+        elif isinstance(a, str) and isinstance(b, str):
+            if not _same_text(a, b, False):
+                return _differs(f"value{_at(path)}", a, b)
+        elif type(a) is not type(b) or a != b:
+            return _differs(f"value{_at(path)}", a, b)
+    return differences
+
+
+def _as_float(number: float) -> float:
+    try:
+        return float(number)
+    except OverflowError:  # a whole number that no float can hold
+        return math.inf
 
 
 def _of_the_answer(fields: dict[str, Any]) -> dict[str, Any]:

@@ -232,7 +232,7 @@ class Driver:
         comparison = Comparison(Finding.UNKNOWN, "its pool is gone")
         if answers is not None:
             try:
-                comparison = _compared(pair, answers)
+                comparison = _compared(pair, answers, self._plan.pools[query.pool].tolerance)
             except Exception:  # the clients have their answers already
                 log.exception("two answers of %s could not be compared", query.pool)
                 comparison = Comparison(Finding.UNKNOWN, "internal error of the proxy")
@@ -503,7 +503,7 @@ def _asked(query: Query) -> str | None:
     return ", ".join(f"{instance}/{query.pool}" for instance in sorted(query.avoid)) or None
 
 
-def _compared(pair: Compare, answers: Answers) -> Comparison:
+def _compared(pair: Compare, answers: Answers, tolerance: float | None) -> Comparison:
     own, other, lossless = pair.own.value, pair.other.value, True
     if not isinstance(own, Value) or not isinstance(other, Value) or own.reply is None or other.reply is None:
         return Comparison(Finding.UNKNOWN, "a streamed answer cannot be compared")
@@ -518,7 +518,7 @@ def _compared(pair: Compare, answers: Answers) -> Comparison:
         reply = slot_reply(other, pair.slot)
     if pair.other.kind is not Kind.DEPLOYED and reply.status >= 400 and own.reply.status < 400:
         return Comparison(Finding.FAILED, f"it answered {reply.status}: {reply.body[:200].decode('utf-8', 'replace')}")
-    return answers.compare(own.reply, reply, lossless)
+    return answers.compare(own.reply, reply, lossless, tolerance)
 
 
 def _protection_work(task: Task, target: Target) -> float:

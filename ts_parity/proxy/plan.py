@@ -38,6 +38,8 @@ class PoolPlan:
     """Asked twice, it says the same and is none the worse, as far as is known."""
     agreement: float | None = None
     """What the protection's report promises, the least of its rows."""
+    tolerance: float | None = None
+    """How far off its protection's answers usually are, where they are numbers: the largest that its rows tell."""
     never_code: NeverCode | None = None
     """Bodies that no protection may answer, as the archives of the pool and its protections declare."""
 
@@ -223,8 +225,20 @@ def _protect(
     verdicts = tuple(dict.fromkeys(m.described.verdict if m.described else "not wrapped" for _, m in members))
     told = [m.described.agreement for _, m, _ in chosen if m.described is not None]
     agreement = min((share for share in told if share is not None), default=None)
+    off = [m.described.tolerance for _, m, _ in chosen if m.described is not None]
+    tolerance = max((each for each in off if each is not None), default=None)
     plan = PoolPlan(
-        pool, model, version, code, reason, partial, verdicts, not once, agreement, _never(members, candidates)
+        pool,
+        model,
+        version,
+        code,
+        reason,
+        partial,
+        verdicts,
+        not once,
+        agreement,
+        tolerance,
+        _never(members, candidates),
     )
     return plan, rows, problems
 

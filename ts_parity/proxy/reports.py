@@ -45,7 +45,7 @@ class Protects:
 
 @dataclass(frozen=True)
 class Described:
-    """What a wrapped archive publishes. The last six are set for protections only."""
+    """What a wrapped archive publishes. The last seven are set for protections only."""
 
     role: str
     weights: str | None = None
@@ -64,6 +64,8 @@ class Described:
     """Of a full group, in deployed inferences; None if it was not measured."""
     agreement: float | None = None
     """With the deployed model's own decisions, as its report says; None if it was not measured."""
+    tolerance: float | None = None
+    """How far off its answers usually are, where they are numbers."""
 
 
 @dataclass(frozen=True)
@@ -232,6 +234,7 @@ def _read_protection(ours: Mapping[str, Any], common: Described) -> Described:
         protects=protected,
         cost=cost,
         agreement=_share(ours.get("agreement")),
+        tolerance=_positive(ours.get("tolerance")),
     )
 
 
@@ -239,3 +242,8 @@ def _share(given: Any) -> float | None:
     """What is no share is as good as not said."""
     number = isinstance(given, int | float) and not isinstance(given, bool)
     return float(given) if number and 0.0 <= given <= 1.0 else None
+
+
+def _positive(given: Any) -> float | None:
+    number = isinstance(given, int | float) and not isinstance(given, bool)
+    return float(given) if number and 0.0 < given < math.inf else None

@@ -112,6 +112,7 @@ def wrap_parity(
     protects: Protects | None = None,
     cost: float | None = None,
     agreement: float | None = None,
+    tolerance: float | None = None,
     samples: Sequence[Sample | str | Path] = (),
     secret: str | None = None,
     declaration: Mapping[str, str] | None = None,
@@ -127,6 +128,7 @@ def wrap_parity(
     `partial`: it was trained with empty slots, so groups of fewer than k may use it; taken as read of backups only.
     `protects` is the archive's own model unless given. `cost`: of a full group, in deployed inferences, where measured.
     `agreement`: how often its rebuilt decisions are the deployed model's own, where measured; proxies hold it to that.
+    `tolerance`: for answers that are numbers, how far off one may be to agree; in the answer's own unit.
     """
     source = _wrappable(archive)
     built = make_code(code, k, r, None if coefficients is None else tuple(tuple(map(float, c)) for c in coefficients))
@@ -140,6 +142,8 @@ def wrap_parity(
         section["cost"] = float(cost)
     if agreement is not None:
         section["agreement"] = float(agreement)
+    if tolerance is not None:
+        section["tolerance"] = float(tolerance)
     replaced: dict[str, Path] = {}
     if serialized_file is not None and source.serialized_file is not None:
         replaced[source.serialized_file] = Path(serialized_file)

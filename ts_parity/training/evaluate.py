@@ -89,17 +89,7 @@ class _Scored:
         return scores
 
     def _rebuilt(self, members: int, erased: int) -> Iterator[tuple[int, Array]]:
-        """Every slot that was erased, with what is decoded for it: (groups, *output)."""
-        code, rows = self.code, self.protections[members]
-        for lost in itertools.combinations(range(members), min(erased, members)):
-            have = {other: self.outputs[:, other] for other in range(members) if other not in lost}
-            for slot in lost:
-                if code.family is Family.BACKUP:
-                    yield slot, rows[0][:, slot]
-                    continue
-                # Unchecked: of a group with an outlier a proxy would decode nothing, and these are many groups at once.
-                total, _ = code.combined(slot, have, rows, dict.fromkeys(rows, frozenset(range(members))))
-                yield slot, total
+        return rebuilt_slots(self.code, self.outputs, self.protections[members], members, erased)
 
     def _loss(self, full: Mapping[str, float]) -> dict[str, Any]:
         meaning, figure = self.meaning, self.meaning.figure
@@ -133,6 +123,21 @@ class _Scored:
     def _own(self) -> float:
         assert self.truth is not None
         return self.meaning.figure_of(self.meaning.scores(self.outputs, self.truth))
+
+
+def rebuilt_slots(
+    code: Code, outputs: Array, rows: Mapping[int, Array], members: int, erased: int
+) -> Iterator[tuple[int, Array]]:
+    """Every slot that was erased, with what is decoded for it: (groups, *output). Arguments as in `evaluate`."""
+    for lost in itertools.combinations(range(members), min(erased, members)):
+        have = {other: outputs[:, other] for other in range(members) if other not in lost}
+        for slot in lost:
+            if code.family is Family.BACKUP:
+                yield slot, rows[0][:, slot]
+                continue
+            # Unchecked: of a group with an outlier a proxy would decode nothing, and these are many groups at once.
+            total, _ = code.combined(slot, have, rows, dict.fromkeys(rows, frozenset(range(members))))
+            yield slot, total
 
 
 def over_seeds(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

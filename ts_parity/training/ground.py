@@ -32,7 +32,9 @@ Observing = Callable[[str, int], Any]
 
 @dataclass(frozen=True)
 class Ground:
-    """`learn` and `choose` are rows of `seen`, `scored_rows` of `scored`; `labels` belong to the rows of `scored`."""
+    """`learn` and `choose` are rows of `seen`, `scored_rows` of `scored`, to whose rows `labels` and `scored_bodies`
+    belong.
+    """
 
     model: Any
     seen: Observations
@@ -40,6 +42,7 @@ class Ground:
     learn: Array
     choose: Array
     scored: Observations
+    scored_bodies: Sequence[Body]
     scored_rows: Array
     scored_on: str
     labels: Array | None
@@ -75,15 +78,18 @@ def prepare(
         rows, told = choose, f"{len(choose)} held-out bodies of {source.name}"
     labels = None if every_label is None else every_label[scored.kept]
     shapes = Shapes(tuple(seen.inputs.shape[1:]), tuple(seen.outputs.shape[1:]))
+    scored_bodies = [others[int(i)] for i in scored.kept]
 
     def answers() -> list[bytes]:
-        some = [others[int(i)] for i in scored.kept[:_ANSWERS]]
+        some = scored_bodies[:_ANSWERS]
         return [handler.answer(handler.request(body.read(), body.content_type)).body for body in some]
 
     meaning = find_meaning(settings.metric, scored.outputs, labels, answers)
     doubtful = doubts(labels, scored.outputs) if labels is not None and meaning.kind == "classes" else []
     model = handler.model_of(seen.call)
-    return Ground(model, seen, shapes, learn, choose, scored, rows, told, labels, meaning, tuple(doubtful))
+    return Ground(
+        model, seen, shapes, learn, choose, scored, scored_bodies, rows, told, labels, meaning, tuple(doubtful)
+    )
 
 
 def _observe(handler: OfflineHandler, bodies: Sequence[Body], folder: Path, bar: Observing, what: str) -> Observations:

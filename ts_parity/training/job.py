@@ -11,7 +11,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from ts_parity.training.bodies import Body, bodies_of
 from ts_parity.training.cost import Cost, measure
 from ts_parity.training.deciding import Deciding, first_sight, sight_of, substitutes
 from ts_parity.training.devices import launch, make_fabric
-from ts_parity.training.evaluate import Protections, evaluate, over_seeds
+from ts_parity.training.evaluate import Protections, evaluate, over_seeds, rebuilt_slots
 from ts_parity.training.fit import Knobs, Material, Progress, run_network
 from ts_parity.training.goals import Goal, draw_groups
 from ts_parity.training.ground import HELD_OUT, Ground, prepare
@@ -47,6 +47,7 @@ from ts_parity.training.meaning import Meaning
 from ts_parity.training.order import FEWEST_BODIES, Candidate, Order, check_enough
 from ts_parity.training.packing import Packer
 from ts_parity.training.page import page
+from ts_parity.training.promise import COMPARED, Promise, promise
 from ts_parity.training.recommend import recommend
 from ts_parity.training.repeats import check_repeatable
 from ts_parity.training.scaling import scaled
@@ -143,7 +144,7 @@ class _Job:
             decided = [self.deciding.decided(candidate, sight) for candidate in candidates]
             packer = self._packer([self.bodies[int(i)] for i in ground.seen.kept[:2]])
             self._tell(ground.meaning)
-            made = [self._candidate(ground, packer, candidate) for candidate in decided]
+            made = [self._candidate(handler, ground, packer, candidate) for candidate in decided]
             beside = [
                 self._beside(ground, k)
                 for k in self.settings.ks
@@ -170,7 +171,9 @@ class _Job:
             report["archives"] = {"deployed": packer.deployed()}
         return report
 
-    def _candidate(self, ground: Ground, packer: Packer, candidate: Candidate) -> dict[str, Any]:
+    def _candidate(
+        self, handler: OfflineHandler, ground: Ground, packer: Packer, candidate: Candidate
+    ) -> dict[str, Any]:
         """Train it with every seed, score it, and pack the best of them."""
         code = candidate.code
         if code.lossless:
@@ -191,14 +194,14 @@ class _Job:
         scores = [self._scores(ground, code, models, seed) for seed, models in enumerate(trained)]
         chosen = min(range(len(scores)), key=lambda i: scores[i]["loss"])
         best = trained[chosen]
-        agreement = _of_decisions(scores[chosen], ground.seen.outputs)
+        promised = self._promise(handler, ground, code, best, scores[chosen])
         cost = self._cost(ground, code, best[0])
         archives = []
         for row in range(code.r):
             network, name = best[min(row, len(best) - 1)].network, self._name(candidate, row)
-            archives.append(packer.protection(code, row, network, name, cost.cost, agreement))
-        told = _told(code, str(candidate.architecture))
-        return {**told, **over_seeds(scores), **asdict(cost), "archives": archives}
+            archives.append(packer.protection(code, row, network, name, cost.cost, promised))
+        told = {"promised": asdict(promised), "archives": archives}
+        return {**_told(code, str(candidate.architecture)), **over_seeds(scores), **asdict(cost), **told}
 
     def _exact(self, packer: Packer, candidate: Candidate, cost: float | None = None) -> list[str]:
         code = candidate.code
@@ -260,6 +263,28 @@ class _Job:
                 f"outputs are taken for {meaning.kind} and scored by {meaning.metric}: {meaning.why}", file=sys.stderr
             )
 
+    def _promise(
+        self,
+        handler: OfflineHandler,
+        ground: Ground,
+        code: Code,
+        models: Sequence[nn.Module],
+        scores: Mapping[str, Any],
+    ) -> Promise:
+        """Of classes a proxy will find what was scored; all else is finished and compared."""
+        meaning, scored = ground.meaning, ground.scored
+        if meaning.metric == "accuracy" and scored.outputs[0].size > 1:
+            return Promise(float(scores["agreement"]))
+        groups = draw_groups(ground.scored_rows, code.k, np.random.default_rng(self.settings.seed), COMPARED)
+        rows = said(code, models, scored.inputs, groups)[code.k]
+
+        def rebuilt() -> Iterator[tuple[int, Array]]:
+            for slot, raw in rebuilt_slots(code, scored.outputs[groups], rows, code.k, 1):
+                for group in range(slot, len(groups), code.k):
+                    yield int(groups[group, slot]), raw[group].astype(scored.outputs.dtype)
+
+        return promise(handler, ground.scored_bodies, rebuilt, meaning.kind in ("numbers", "box", "embedding"))
+
     def _cost(self, ground: Ground, code: Code, model: Model) -> Cost:
         deployed = ground.deployed()
         runs = 1 if code.family is Family.PARITY else code.k
@@ -282,13 +307,6 @@ class _Job:
 
     def _bar(self, what: str, total: int, unit: str = "body") -> Any:
         return tqdm(total=total, desc=what, disable=not self.settings.progress, file=sys.stderr, unit=unit)
-
-
-def _of_decisions(scores: Mapping[str, Any], outputs: Array) -> float | None:
-    """What a proxy will find live, as far as it was measured here: a share of equal decisions, the best of several
-    classes. Boxes, the five best, and a single number are compared otherwise there, so nothing is promised of them.
-    """
-    return float(scores["agreement"]) if "agreement" in scores and outputs[0].size > 1 else None
 
 
 def _warnings(outputs: Array, candidates: Sequence[Candidate]) -> list[str]:

@@ -25,6 +25,7 @@ from ts_parity.torchserve.mar import opened_zip
 from ts_parity.training import TrainSettings
 from ts_parity.training.architectures import Shaped
 from ts_parity.training.bodies import Body
+from ts_parity.training.promise import NOTHING_PROMISED, Promise
 from ts_parity.wire import ROUNDOFF, Array
 from ts_parity.worker.encoders import in_dtype, model_input
 from ts_parity.worker.offline import OfflineHandler
@@ -59,7 +60,7 @@ class Packer:
         network: nn.Module | None,
         name: str,
         cost: float | None,
-        agreement: float | None = None,
+        promised: Promise = NOTHING_PROMISED,
     ) -> str:
         """The archive of one row of a code; no network: the deployed model itself. -> its file name.
 
@@ -77,7 +78,8 @@ class Packer:
                 "secret": self.settings.secret,
                 "never_code": declared_never_code(self.settings.never_code),
                 "cost": cost,
-                "agreement": agreement,
+                "agreement": promised.agreement,
+                "tolerance": promised.tolerance,
                 "protects": self.protects,
             }
             source = self.settings.archive

@@ -291,6 +291,7 @@ class Worker:
                 "partial": protection.partial,
                 "cost": protection.cost,
                 "agreement": protection.agreement,
+                "tolerance": protection.tolerance,
                 "protects": {name: protection.protects.get(name) for name in ("model", "version", "weights")},
             }
         return description

@@ -21,7 +21,7 @@ PARITY = "parity"
 _EXAMPLE = "ts_parity:\n  role: {role}\n  handler: my_handler.py"
 _COMMON = frozenset({"role", "handler", "model", "call", "samples", "secret", "never_code"})
 _PARITY_ONLY = frozenset(
-    {"code", "k", "r", "row", "coefficients", "partial", "parity_model", "protects", "cost", "agreement"}
+    {"code", "k", "r", "row", "coefficients", "partial", "parity_model", "protects", "cost", "agreement", "tolerance"}
 )
 
 
@@ -46,6 +46,8 @@ class Protection:
     """Of a full group, in deployed inferences, as measured by training."""
     agreement: float | None = None
     """With the deployed model's own decisions, as measured by training."""
+    tolerance: float | None = None
+    """How far off its answers usually are, where they are numbers and no decisions."""
 
     @property
     def is_backup(self) -> bool:
@@ -122,7 +124,12 @@ def _protection(section: Mapping[str, Any]) -> Protection:
         not isinstance(agreement, (int, float)) or isinstance(agreement, bool) or not 0 <= agreement <= 1
     ):
         raise ConfigError(f"ts_parity: agreement is a share between 0 and 1, not {agreement!r}")
-    return Protection(code, row, partial, parity_model, protects, cost, agreement)
+    tolerance = section.get("tolerance")
+    if tolerance is not None and (
+        not isinstance(tolerance, (int, float)) or isinstance(tolerance, bool) or not 0 < tolerance < math.inf
+    ):
+        raise ConfigError(f"ts_parity: tolerance is how far off its numbers usually are, not {tolerance!r}")
+    return Protection(code, row, partial, parity_model, protects, cost, agreement, tolerance)
 
 
 def _never_code(told: Any) -> NeverCode:

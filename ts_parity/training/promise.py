@@ -1,0 +1,72 @@
+"""What an archive promises its proxy: how often its answers will be found to agree, and how far off numbers may be.
+
+A proxy compares finished answers, not raw outputs, so that is done here too, with the proxy's own comparison. Knows
+handlers and scores. Knows nothing of networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ts_parity.engine import Finding
+from ts_parity.errors import TsParityError
+from ts_parity.proxy.comparison import compare, off_by
+from ts_parity.proxy.messages import Reply
+from ts_parity.training.bodies import Body
+from ts_parity.wire import Array
+from ts_parity.worker.answers import Answer
+from ts_parity.worker.offline import OfflineHandler
+
+COMPARED = 200
+"""Rebuilt answers that are finished by the handler; fewer than `FEWEST` prove nothing."""
+FEWEST = 20
+USUAL = 0.9
+"""Share of rebuilt answers that are off by no more than the tolerance; of random ones a third would be, at most."""
+_NOTHING = 1e-9
+
+
+@dataclass(frozen=True)
+class Promise:
+    """`agreement`: share of answers that will be found to agree; None: it was not measured, and the proxy will see."""
+
+    agreement: float | None = None
+    tolerance: float | None = None
+
+
+NOTHING_PROMISED = Promise()
+
+
+def promise(
+    handler: OfflineHandler, bodies: Sequence[Body], rebuilt: Callable[[], Iterator[tuple[int, Array]]], numbers: bool
+) -> Promise:
+    """`rebuilt`: pairs of an index into `bodies` and the raw output that was decoded for it. `numbers`: the outputs are
+    no decisions, so their answers are compared by how far off they are.
+    """
+    pairs = [pair for index, raw in rebuilt() if (pair := _answers(handler, bodies[index], raw)) is not None]
+    if len(pairs) < FEWEST:
+        return NOTHING_PROMISED
+    tolerance = None
+    if numbers:
+        off = [each for own, other in pairs if (each := off_by(own.body, other.body)) is not None]
+        tolerance = max(float(f"{np.quantile(off, USUAL):.3g}"), _NOTHING) if len(off) >= FEWEST else None
+    findings = [compare(_reply(own), _reply(other), False, tolerance).finding for own, other in pairs]
+    known = [finding is Finding.AGREED for finding in findings if finding in (Finding.AGREED, Finding.DIFFERED)]
+    agreement = round(float(np.mean(known)), 4) if len(known) >= FEWEST else None
+    return Promise(agreement, tolerance)
+
+
+def _answers(handler: OfflineHandler, body: Body, raw: Array) -> tuple[Answer, Answer] | None:
+    request = handler.request(body.read(), body.content_type)
+    try:
+        return handler.answer(request), handler.finish(request, raw)
+    except TsParityError:
+        return None
+    except Exception:  # whatever user code raises at an output that its model never gave
+        return None
+
+
+def _reply(answer: Answer) -> Reply:
+    return Reply(answer.status, answer.phrase or "", answer.header_pairs, answer.body)
