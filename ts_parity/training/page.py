@@ -28,12 +28,12 @@ def page(report: Mapping[str, Any]) -> str:
     title = f"What a rebuilt answer of {deployed['model']} {deployed['version']} is worth"
     figures = []
     if scored:
-        figures += [
-            (f"{_overall_name(scored[0])} against the share of rebuilt answers", _svg(lambda a: _overall(a, scored))),
-            ("Rebuilt answers against k", _svg(lambda a: _against_k(a, scored))),
-        ]
+        name = f"{_overall_name(scored[0])} against the share of rebuilt answers"
+        figures.append((name, _svg(lambda a: _overall(a, scored))))
+    if len(scored) > 1:  # a single dot shows nothing that the table does not say
+        figures.append(("Rebuilt answers against k", _svg(lambda a: _against_k(a, scored))))
     priced = [c for c in scored if extra_work(c) is not None]
-    if priced:
+    if len(priced) > 1:
         figures.append(("The frontier: what a group costs, and what its rebuilt answers are worth", _svg(
             lambda a: _frontier(a, priced))))  # fmt: skip
     body = [f"<h1>{html.escape(title)}</h1>", f'<p class="say">{html.escape(report["recommendation"])}</p>']
@@ -61,9 +61,9 @@ def _value(candidate: Candidate) -> float:
 
 
 def _what(candidates: Sequence[Candidate]) -> str:
-    figure, labelled = _figure(candidates[0]), _labelled(candidates[0])
-    name = f"{figure.true} of rebuilt answers" if labelled else f"{figure.own} with the deployed model's own"
-    return f"{name} (in the outputs' unit)" if figure.error else f"{name} (%)"
+    figure = _figure(candidates[0])
+    name = figure.true if _labelled(candidates[0]) else figure.own
+    return f"{name} of rebuilt answers" + ("" if figure.error else " (%)")
 
 
 def _overall_name(candidate: Candidate) -> str:

@@ -122,11 +122,11 @@ def _lost(candidate: Candidate) -> str:
         return "loses nothing on rebuilt answers"
     if not figure.error:
         return f"loses {100 * lost:.2f} points of {candidate['loss_of']} on rebuilt answers"
-    share = f"{max(0.0, lost):.2%} of {candidate['loss_of']}"
+    share = f"{lost:.2%} of {candidate['loss_of']}" if lost > 0 else "nothing"
     if "E_d" in candidate:
         return (
-            f"has a {figure.true} of {candidate['E_d']:.4g} on rebuilt answers, where the deployed model's own have "
-            f"{candidate['E_a']:.4g} (that loses {share})"
+            f"loses {share} on rebuilt answers (their {figure.true} is {candidate['E_d']:.4g}, that of the deployed "
+            f"model's own {candidate['E_a']:.4g})"
         )
     return (
         f"is off by {candidate['score']:.4g} on rebuilt answers ({figure.own}; the outputs' spread is "
