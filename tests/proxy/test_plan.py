@@ -154,6 +154,10 @@ SEVERAL = {
         (deployed(), parity("p1", agreement=0.9), parity("p2", code="student", agreement=0.95)),
         "p2",
     ),
+    "what is least off": (
+        (deployed(), parity("p1", agreement=0.91, tolerance=9.0), parity("p2", k=3, agreement=0.9, tolerance=4.0)),
+        "p2",
+    ),
     "what loses nothing": ((deployed(), parity("p1", agreement=0.9), parity("p2", code="exact")), "p2"),
     "the smaller k of equals": ((deployed(), parity("p1", k=3), parity("p2")), "p2"),
     "what is ready": ((deployed(), parity("p1"), parity("p2", code="exact", ready=0)), "p1"),

@@ -89,6 +89,10 @@ def test_what_the_handler_answers_tells_where_outputs_leave_a_doubt():
     assert found(LONG, answers=LONG[:20, 0].tolist()).metric == "cosine"
     top = [[[int(i), float(row[i])] for i in row.argsort()[-5:]] for row in LONG[:20, 0]]
     assert found(LONG, answers=top).metric == "accuracy"
+    tags = [[f"tag {i}" for i in np.flatnonzero(row > 0)] for row in LOGITS[:20, 0]]
+    assert found(LOGITS, answers=tags).metric == "labels"
+    assert found(LOGITS, answers=[{"tags": each, "model": "v3"} for each in tags]).metric == "labels"
+    assert found(LOGITS, answers=[["cat", "dog", "fox"]] * 20).metric == "accuracy", "always the three best"
     peaked = LONG.copy()
     peaked[np.arange(N), 0, DICE.integers(0, 128, N)] += 9
     assert found(peaked, answers=peaked[:20, 0].tolist()).metric == "accuracy", "one class stands out in each"

@@ -302,7 +302,9 @@ def _preference(code: Code, candidates: Sequence[Member]) -> tuple[Any, ...]:
     complete = {_row(m) for m in own if m.ready} == set(range(code.r))
     told = [m.described.agreement for m in own if m.described is not None and m.described.agreement is not None]
     promised = 1.0 if code.lossless else min(told, default=0.0)
-    return (not complete, -promised, code.k, code.name, code.r, code.coefficients)
+    # Nine in ten answers of numbers are within their tolerance, whose ever it is; so it is the tolerance that tells.
+    off = max((m.described.tolerance or 0.0 for m in own if m.described is not None), default=0.0)
+    return (not complete, off, -promised, code.k, code.name, code.r, code.coefficients)
 
 
 def _in_words(code: Code) -> str:

@@ -18,6 +18,7 @@ overrules them all. In this order:
     outputs between 0 and 1                                          labels     labels
     one output is always the largest, and their spreads differ much  numbers    mae
     many outputs, as far below their mean as above, answered as such embedding  cosine
+    several outputs, and answers that list now more and now fewer    labels     labels
     anything else                                                    classes    accuracy
 
 Knows arrays and JSON. Knows nothing of codes, models or files.
@@ -298,6 +299,8 @@ def _by_outputs(shown: Meaning, outputs: Array, answers: Callable[[], Sequence[b
         return replace(shown, metric="mae", why="one output is always the largest, and their spreads differ much")
     if not places and size >= _LONG and _are_symmetric(flat) and _give_all(answers(), size):
         return replace(shown, metric="cosine", why=f"{size} outputs are answered as they are")
+    if not places and _list_more_or_fewer(answers()):
+        return replace(shown, metric="labels", why="the handler answers with now more and now fewer labels")
     return replace(shown, why="the largest of several outputs decides")
 
 
@@ -336,6 +339,24 @@ def _decide(answers: Sequence[bytes]) -> bool:
     if any(len(seen) == 2 for seen in whole.values()):
         return True
     return bool(values) and len(whole) == len(values) and all(len(seen) == 1 for seen in values.values())
+
+
+def _list_more_or_fewer(answers: Sequence[bytes]) -> bool:
+    lengths: dict[str, set[int]] = {}
+    for answer in answers:
+        for where, length in _lists_of_labels(_json(answer)):
+            lengths.setdefault(where, set()).add(length)
+    return any(len(seen) > 1 for seen in lengths.values())
+
+
+def _lists_of_labels(value: Any, where: str = "") -> Iterator[tuple[str, int]]:
+    parts = (
+        list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
+    )
+    if isinstance(value, list) and not any(isinstance(part, float | list | dict) for part in value):
+        yield where, len(value)
+    for key, part in parts:
+        yield from _lists_of_labels(part, f"{where}.{key}")
 
 
 def _give_all(answers: Sequence[bytes], size: int) -> bool:
