@@ -102,7 +102,8 @@ class Deciding:
             self._check_learning(asked or DEPLOYED, sight)
         except NotCodable as refusal:
             if asked is not None:
-                raise NotCodable(f"--architecture {asked}: {refusal}; try {usual_architecture(sight.shapes)}") from None
+                other = "" if "use --architecture" in str(refusal) else f"; use {usual_architecture(sight.shapes)}"
+                raise NotCodable(f"--architecture {asked}: {refusal}{other}") from None
             return usual_architecture(sight.shapes)
         return asked or DEPLOYED
 
