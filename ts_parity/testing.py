@@ -360,6 +360,9 @@ class FakeTorchServe:
             versions = [m for m in versions if m.default]
         elif segments[2] != "all":
             versions = [m for m in versions if m.version == segments[2]]
+        if not versions and any(m.name == segments[1] for m in self.models):
+            message = f"Model version: {segments[2]} does not exist for model: {segments[1]}"
+            return _error(404, "ModelVersionNotFoundException", message)
         if not versions:
             return _error(404, "ModelNotFoundException", f"Model not found: {segments[1]}")
         if any(m.warms_up == "unavailable" for m in versions):
