@@ -17,7 +17,7 @@ import pytest
 from tests.conftest import free_ports
 
 ROOT = Path(__file__).parent.parent.parent
-READMES = sorted((ROOT / "examples").glob("*/README.md"))
+READMES = [ROOT / "README.md", *sorted((ROOT / "examples").glob("*/README.md"))]
 LIMIT_S = 500  # for what hangs; each takes well under a minute on a machine that is not busy
 
 typed = pytest.mark.skipif(shutil.which("curl") is None, reason="the READMEs use curl, which is not installed")
@@ -53,7 +53,7 @@ def test_what_a_readme_promises_is_looked_for_in_order():
 @typed
 @pytest.mark.torchserve
 @pytest.mark.slow
-@pytest.mark.parametrize("readme", READMES, ids=lambda readme: readme.parent.name)
+@pytest.mark.parametrize("readme", READMES, ids=lambda readme: str(readme.relative_to(ROOT)))
 def test_the_commands_of_a_readme_work_as_they_stand(readme, tmp_path):
     blocks, promised = fenced(readme.read_text(), "sh", "bash"), fenced(readme.read_text(), "text")
     assert len(blocks) >= 4
