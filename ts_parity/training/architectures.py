@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import importlib.util
 import itertools
 import math
@@ -17,24 +18,50 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ts_parity.errors import NotCodable, TrainingError
-from ts_parity.worker.encoders import in_dtype, model_input, with_input
+from ts_parity.training.inputs import Calls, Column, Inputs
+from ts_parity.training.joining import Join, Way
+from ts_parity.training.narrowing import narrowed
+from ts_parity.training.reading import InputPart, Reader, Reading, parts_of
+from ts_parity.wire import Array
+from ts_parity.worker.encoders import in_dtype, tensors, with_tensors
 from ts_parity.worker.outputs import floating_leaf
 from ts_parity.worker.watches import ModelCall
 
-DEPLOYED, FRESH = "deployed", "deployed-fresh"
+DEPLOYED, FRESH, NARROWER = "deployed", "deployed-fresh", "narrower"
+BAG, TRANSFORMER = "bag", "transformer"
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """Of one query: the model's input and raw output, as the handler makes them (a batch axis of 1 included)."""
+    """Of one query: the model's input and raw output, as the handler makes them (a batch axis of 1 included).
+
+    `column`: the input is this one of a call's tensors, and the others are always the same. `calls`: it is not one
+    floating tensor of one shape, and these are all that were seen; then `given` is empty.
+    """
 
     given: tuple[int, ...]
     said: tuple[int, ...]
+    column: int = 0
+    calls: Calls | None = None
+
+    @classmethod
+    def of(cls, inputs: Inputs, outputs: Array, column: int = 0) -> Shapes:
+        said = tuple(outputs.shape[1:])
+        if isinstance(inputs, Calls):
+            return cls((), said, calls=inputs)
+        return cls(tuple(inputs.shape[1:]), said, column)
+
+    @functools.cached_property
+    def parts(self) -> tuple[InputPart, ...]:
+        """What each tensor of the calls is. Raise NotCodable where there is nothing to learn from."""
+        assert self.calls is not None
+        return parts_of(self.calls.columns, self.said[:1] == (1,))
 
     @property
     def batch_axis(self) -> bool:
@@ -54,20 +81,28 @@ class Shapes:
 
 
 class Called(nn.Module):
-    """A network and the user's way of calling it: (n, *given) -> (n, *said), both with a batch axis of 1 if it has one.
+    """A network and the user's way of calling it: inputs of n queries -> (n, *said). `network` is what is packed.
 
-    It learns in float32, whatever the deployed model serves in. `network` is what is packed.
+    `plain`: not the user's way after all, but the tensors of the call, one after the other. It learns in float32,
+    whatever the deployed model serves in.
     """
 
-    def __init__(self, network: nn.Module, call: ModelCall, shapes: Shapes) -> None:
+    def __init__(self, network: nn.Module, call: ModelCall, shapes: Shapes, plain: bool = False) -> None:
         super().__init__()
         self.network = network
-        self._call = in_dtype(call, torch.float32)
+        self.plain = plain
+        call = in_dtype(call, torch.float32)
+        self._asking = _Asking(network, plain_call(call) if plain else call, shapes)
         self._shapes = shapes
+        self._joins: Join | None = None
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+    def forward(self, inputs: Inputs) -> torch.Tensor:
+        return self.bound(inputs)()
+
+    def bound(self, inputs: Inputs) -> Callable[[], torch.Tensor]:
+        """The inputs are made ready; what is called then is the network alone."""
         like = next(self.network.parameters(), torch.empty(0))
-        return _answers(self.network, self._call, self._shapes, inputs.to(like.device, like.dtype))
+        return self._asking.bound(inputs, lambda given, own: _put(given, like.device, like.dtype))
 
     def train(self, mode: bool = True) -> Called:
         self.training = mode
@@ -77,27 +112,108 @@ class Called(nn.Module):
 
 
 class Deployed:
-    """The deployed model as its handler calls it: (n, *given) -> (n, *said). It is asked, neither changed nor moved.
+    """The deployed model as its handler calls it: inputs of n queries -> (n, *said). It is asked, not changed or moved.
 
     So nothing is wanted of it but answers: it may be frozen, quantized, compiled. Inputs go to it in the dtype and to
     the device of its handler's own call.
     """
 
     def __init__(self, model: Any, call: ModelCall, shapes: Shapes) -> None:
-        self._model = getattr(model, "_orig_mod", model)  # of torch.compile: compiling again for every shape takes long
-        self._call = call
-        self._shapes = shapes
+        model = getattr(model, "_orig_mod", model)  # of torch.compile: compiling again for every shape takes long
+        self._asking = _Asking(model, call, shapes)
 
     @torch.no_grad()
-    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
-        own = model_input(self._call)
-        return _answers(self._model, self._call, self._shapes, inputs.to(own.device, own.dtype)).to(inputs.device)
+    def __call__(self, inputs: Inputs) -> torch.Tensor:
+        return self.bound(inputs)().to(inputs.device)
+
+    def bound(self, inputs: Inputs) -> Callable[[], torch.Tensor]:
+        return self._asking.bound(inputs, lambda given, own: _put(given, own.device, own.dtype))
 
 
-def _answers(model: Any, call: ModelCall, shapes: Shapes, inputs: torch.Tensor) -> torch.Tensor:
-    call = with_input(call, inputs.flatten(0, 1) if shapes.batch_axis else inputs)
-    run: Any = model if call.method == "__call__" else getattr(model, call.method)
-    return floating_leaf(run(*call.args, **call.kwargs)).float().reshape(-1, *shapes.said)
+Moved = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""(a tensor, the call's own in its place) -> the tensor where and in what it is wanted."""
+
+
+def _put(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    return tensor.to(device, dtype if tensor.is_floating_point() and dtype.is_floating_point else tensor.dtype)
+
+
+class _Asking:
+    """One model, called as in this call with the tensors of others."""
+
+    def __init__(self, model: Any, call: ModelCall, shapes: Shapes) -> None:
+        self._model = model
+        self._call = call
+        self._shapes = shapes
+        self._joins: Join | None = None
+
+    def bound(self, inputs: Inputs, moved: Moved) -> Callable[[], torch.Tensor]:
+        own = tensors(self._call)
+        if isinstance(inputs, torch.Tensor):
+            given = inputs.flatten(0, 1) if self._shapes.batch_axis else inputs
+            place, like = [*own.items()][self._shapes.column]
+            call = with_tensors(self._call, {place: moved(given, like)})
+            return lambda: self._said(call)
+        alone = Join(Way.ALONE, self._shapes.parts)  # one call is never tried in other ways: it may be counted or timed
+        return self._bound(inputs, alone if len(inputs) == 1 else self._join(inputs, moved), moved)
+
+    def _bound(self, inputs: Calls, join: Join, moved: Moved) -> Callable[[], torch.Tensor]:
+        together, own = join.together(inputs), tensors(self._call)
+        calls = []
+        for rows in together:
+            joined = zip(own.items(), join.joined(inputs[rows]), strict=True)
+            calls.append(with_tensors(self._call, {place: moved(each, like) for (place, like), each in joined}))
+        back = torch.from_numpy(np.argsort(np.concatenate(together)))
+        return lambda: torch.cat([self._said(call) for call in calls])[back]
+
+    def _said(self, call: ModelCall) -> torch.Tensor:
+        run: Any = self._model if call.method == "__call__" else getattr(self._model, call.method)
+        return floating_leaf(run(*call.args, **call.kwargs)).float().reshape(-1, *self._shapes.said)
+
+    def _join(self, inputs: Calls, moved: Moved) -> Join:
+        """The fastest way to make one call of several that this model answers as it answers them alone."""
+        if self._joins is None:
+            ways = [Join(way, self._shapes.parts) for way in Way]
+            self._joins = next(j for j in ways if j.way is Way.ALONE or self._answers_alike(j, inputs, moved))
+        return self._joins
+
+    def _answers_alike(self, join: Join, inputs: Calls, moved: Moved) -> bool:
+        some = inputs.spread(4)
+        some = Calls(some.columns, np.concatenate([some.rows, some.rows[:1]]), some.device)
+        learning = isinstance(self._model, nn.Module) and self._model.training
+        if learning:
+            self._model.eval()
+        try:
+            with torch.no_grad():
+                ways = join, Join(Way.ALONE, self._shapes.parts)
+                together, alone = (self._bound(some, each, moved)() for each in ways)
+        except Exception:  # what a model says to inputs of another form is up to it
+            return False
+        finally:
+            if learning:
+                self._model.train()
+        return torch.allclose(together, alone, rtol=1e-3, atol=1e-3 * float(alone.abs().max()))
+
+
+@dataclass(frozen=True)
+class GivenTensor:
+    """For the user's own function: one tensor of each call, as its network will be given it.
+
+    `shape` has None for a side that differs from call to call; `largest` is the largest number (id) that was seen.
+    """
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int | None, ...]
+    largest: float
+
+    @classmethod
+    def of(cls, column: Column) -> GivenTensor:
+        first = column.shapes[0]
+        alike = (column.shapes == first).all(axis=0)
+        shape = tuple(int(side) if same else None for side, same in zip(first, alike, strict=True))
+        largest = float(column.flat.max()) if column.flat.numel() else 0.0
+        return cls(column.name, column.flat.dtype, shape, largest)
 
 
 class Shaped(nn.Module):
@@ -106,10 +222,12 @@ class Shaped(nn.Module):
     def __init__(self, network: nn.Module, shapes: Shapes) -> None:
         super().__init__()
         self.network = network
+        self._column = shapes.column
         self._one_input = shapes.one_input
         self._one_output = shapes.one_output
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+        inputs = tensors[self._column]
         said: torch.Tensor = self.network(inputs.reshape(-1, *self._one_input).float()).reshape(-1, *self._one_output)
         # A handler that calls its model with a single query gets a single output.
         return said[0] if inputs.dim() == len(self._one_input) else said
@@ -133,23 +251,37 @@ def folded(model: nn.Module) -> nn.Module:
     return nn.Sequential(*layers)
 
 
-def make_called(architecture: str, deployed: Any, call: ModelCall, shapes: Shapes, width: float = 1.0) -> Called:
+def make_called(
+    architecture: str, deployed: Any, call: ModelCall, shapes: Shapes, width: float = 1.0
+) -> Called | Reading:
     """The network of this name, ready to learn.
 
-    `architecture`: deployed (a copy, its weights a start), deployed-fresh (the same with new weights), a built-in NAME
-    or NAME:WIDTH (WIDTH 1 is its usual size), or file.py:function. `width`: of a network whose name says none.
+    `architecture`: deployed (a copy, its weights a start), deployed-fresh (the same with new weights), narrower (of the
+    same class), a built-in NAME or NAME:WIDTH (WIDTH 1 is its usual size), or file.py:function. `width`: of a network
+    whose name says none.
     Raise TrainingError or NotCodable.
     """
     if architecture in (DEPLOYED, FRESH):
         return Called(_copy_of(deployed, fresh=architecture == FRESH), call, shapes)
-    make, named = _maker(architecture, shapes)
-    simple = ModelCall(call.site, "__call__", (model_input(call),), {})
-    return Called(Shaped(make(width if named is None else named), shapes), simple, shapes)
+    make, named = _maker(architecture, deployed, call, shapes)
+    return make(width if named is None else named)
 
 
 def has_width(architecture: str) -> bool:
     """Whether its width is still to be chosen."""
-    return ".py:" in architecture or architecture in BUILT_IN
+    return ".py:" in architecture or architecture in (NARROWER, *BUILT_IN, *READERS)
+
+
+def widest(architecture: str | None) -> float:
+    """Times its usual width. The deployed class is not made wider than it is; and a larger table of rows that are seen
+    now and then learns nothing more, and learns it slowly.
+    """
+    return {BAG: 1.0, TRANSFORMER: 4.0, NARROWER: 1.0}.get(architecture or "", 16.0)
+
+
+def plain_call(call: ModelCall) -> ModelCall:
+    """With the tensors of this one alone, one after the other."""
+    return ModelCall(call.site, "__call__", tuple(tensors(call).values()), {})
 
 
 def check_architecture(architecture: str | None) -> None:
@@ -160,10 +292,11 @@ def check_architecture(architecture: str | None) -> None:
         _function(architecture)
         return
     name, _, number = architecture.partition(":")
-    if name not in BUILT_IN:
+    if name not in (NARROWER, *BUILT_IN, *READERS):
         raise TrainingError(
-            f"--architecture {architecture} is unknown; there are {DEPLOYED}, {FRESH}, {', '.join(BUILT_IN)} (each "
-            "with :WIDTH if wanted) and file.py:function"
+            f"--architecture {architecture} is unknown; there are {DEPLOYED}, {FRESH}, {NARROWER}, "
+            f"{', '.join(BUILT_IN)}, for ids and several inputs {', '.join(READERS)} (each but the first two with "
+            ":WIDTH if wanted), and file.py:function"
         )
     if number and not (re.fullmatch(r"\d+(\.\d+)?", number) and float(number) > 0):
         raise TrainingError(f"--architecture {architecture}: the width is a number above 0, 1 its usual size")
@@ -171,6 +304,8 @@ def check_architecture(architecture: str | None) -> None:
 
 def usual_architecture(shapes: Shapes) -> str:
     """For a student of which nothing else was said."""
+    if shapes.calls is not None:
+        return BAG
     return "cnn" if shapes.is_image else "mlp"
 
 
@@ -208,15 +343,31 @@ def _reset(network: nn.Module) -> None:
         module.reset_parameters()  # type: ignore[operator]
 
 
-def _maker(architecture: str, shapes: Shapes) -> tuple[Callable[[float], nn.Module], float | None]:
+def _maker(
+    architecture: str, deployed: Any, call: ModelCall, shapes: Shapes
+) -> tuple[Callable[[float], Called | Reading], float | None]:
+    """-> a network of any width, and the width if it is a part of the name."""
     check_architecture(architecture)
     if ".py:" in architecture:
-        return _users(architecture, shapes), None
+        users = _users(architecture, shapes)
+        return lambda width: Called(users(width), call, shapes, plain=True), None
     name, _, number = architecture.partition(":")
-    make, one_input, outputs = BUILT_IN[name], shapes.one_input, math.prod(shapes.one_output)
-    if name != "mlp" and not shapes.is_image:
-        raise TrainingError(f"--architecture {name} is for images, not for a model input of {one_input}; try mlp")
-    return lambda width: make(one_input, outputs, width), float(number) if number else None
+    own = float(number) if number else None
+    if name == NARROWER:
+        return _narrower(deployed, call, shapes), own
+    if shapes.calls is not None:
+        if name not in READERS:
+            raise TrainingError(
+                f"--architecture {name} is for one floating input of one shape; this model is given "
+                f"{', '.join(column.name for column in shapes.calls.columns)}: try {', '.join(READERS)}, {DEPLOYED}"
+            )
+        return lambda width: Reading(Reader(shapes.parts, shapes.said, width, READERS[name]), shapes.said), own
+    one_input, outputs = shapes.one_input, math.prod(shapes.one_output)
+    if name in READERS or (name != "mlp" and not shapes.is_image):
+        kind = "ids" if name in READERS else "images"
+        raise TrainingError(f"--architecture {name} is for {kind}, not for a model input of {one_input}; try mlp")
+    make = BUILT_IN[name]
+    return lambda width: Called(Shaped(make(one_input, outputs, width), shapes), call, shapes, plain=True), own
 
 
 def _function(architecture: str) -> Callable[..., Any]:
@@ -237,18 +388,47 @@ def _function(architecture: str) -> Callable[..., Any]:
     return make  # type: ignore[no-any-return]
 
 
+def _narrower(deployed: Any, call: ModelCall, shapes: Shapes) -> Callable[[float], Called]:
+    """The deployed class, narrower, where it still runs so."""
+    deployed = getattr(deployed, "_orig_mod", deployed)
+    if not isinstance(deployed, nn.Module):
+        raise NotCodable(f"the model is a {type(deployed).__name__}, not a torch module that could be made narrower")
+    outer = {*shapes.said, math.prod(shapes.said), *shapes.given, math.prod(shapes.given)}
+    if shapes.calls is not None:
+        numbers = [column for column in shapes.calls.columns if column.flat.is_floating_point()]
+        outer |= {int(side) for column in numbers for side in column.shapes[0]}
+
+    def make(width: float) -> Called:
+        made = Called(narrowed(deployed, width, frozenset(outer)), call, shapes)
+        try:
+            with torch.no_grad():
+                made.eval()(torch.zeros(1, *shapes.given) if shapes.calls is None else shapes.calls[:1])
+            made.train()
+        except Exception as error:  # user code that has its sizes written down elsewhere
+            raise NotCodable(
+                f"the deployed network does not run with narrower layers ({type(error).__name__}: {error}): write it "
+                "down as --architecture file.py:function"
+            ) from None
+        return made
+
+    return make
+
+
 def _users(architecture: str, shapes: Shapes) -> Callable[[float], nn.Module]:
-    """file.py:function, called as function(one input's shape, number of outputs, width)."""
+    """file.py:function, called as function(one input's shape, number of outputs, width); for a model of ids or several
+    tensors with a list of GivenTensor in place of the shape.
+    """
     make = _function(architecture)
+    given = shapes.one_input if shapes.calls is None else [GivenTensor.of(column) for column in shapes.calls.columns]
 
     def checked(width: float) -> nn.Module:
         try:
-            made = make(shapes.one_input, math.prod(shapes.one_output), width)
+            made = make(given, math.prod(shapes.one_output), width)
         except Exception as error:  # user code
             raise TrainingError(f"--architecture {architecture}: {type(error).__name__}: {error}") from error
         if not isinstance(made, nn.Module):
             raise TrainingError(f"--architecture {architecture} returned a {type(made).__name__}, not a torch module")
-        return made
+        return made if shapes.calls is not None else Shaped(made, shapes)
 
     return checked
 
@@ -309,6 +489,8 @@ def resnet18(one_input: tuple[int, ...], outputs: int, width: float) -> nn.Modul
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(entering, outputs))
 
 
+READERS = {BAG: 0, TRANSFORMER: 2}
+"""Names of built-in networks for ids and several inputs, and how many blocks of attention they have."""
 BUILT_IN: dict[str, Callable[[tuple[int, ...], int, float], nn.Module]] = {
     "mlp": mlp,
     "cnn": cnn,

@@ -92,8 +92,9 @@ def _add_train(subparsers: Any) -> None:
     learning.add_argument(
         "--architecture",
         metavar="NAME",
-        help="of what is trained: deployed (its weights a start), deployed-fresh, mlp, cnn, resnet18 (each with :WIDTH "
-        "if wanted) or file.py:function; default: deployed for parity models, one sized by --budget for students",
+        help="of what is trained: deployed (its weights a start), deployed-fresh, narrower (of its class), mlp, cnn, "
+        "resnet18, for ids bag, transformer (each with :WIDTH if wanted) or file.py:function; default: deployed for "
+        "parity models, one that fits the inputs, sized by --budget, for students",
     )
     learning.add_argument(
         "--budget",

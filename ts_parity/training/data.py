@@ -9,19 +9,20 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from ts_parity.codes import Code
 from ts_parity.errors import NotCodable, TrainingError, TsParityError
 from ts_parity.training.bodies import Body
+from ts_parity.training.inputs import Given, Inputs, Writer, alike_in_kind, columns_of, inputs_of, read_columns
 from ts_parity.wire import Array
 from ts_parity.worker.answers import BadAnswer
-from ts_parity.worker.encoders import check_other_arguments, model_input
+from ts_parity.worker.encoders import check_one_input, check_other_arguments, encode, odd_ones_out, tensors, where
 from ts_parity.worker.offline import OfflineHandler
-from ts_parity.worker.outputs import to_array
 from ts_parity.worker.watches import ModelCall
 
 MAX_REFUSED = 0.05
@@ -34,19 +35,56 @@ TOGETHER = 64
 class Observations:
     """What the deployed model did with n bodies.
 
-    `inputs` (n, *one input), `outputs` (n, *one raw output): each as the handler made it, a batch axis of 1 included;
-    what is half precision there is float32 here.
-    `kept`: which of the bodies these are. `call` is one of the model calls, to be repeated with other inputs.
+    `inputs`, and `outputs` (n, *one raw output): each as the handler made it, a batch axis of 1 included; what is half
+    precision there is float32 here. `kept`: which of the bodies these are. `call` is one of the model calls, to be
+    repeated with other inputs.
     """
 
-    inputs: torch.Tensor
+    inputs: Inputs
     outputs: Array
     kept: Array
     call: ModelCall
+    column: int = 0
+    """Which of a call's tensors `inputs` are, where they are one."""
     refused: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.kept)
+
+    def examples(self) -> list[int]:
+        """A few rows that stand for all: of texts one of middle length, a short one and a long one."""
+        if isinstance(self.inputs, torch.Tensor):
+            return [*range(min(2, len(self)))]
+        short, middle, long = (self.inputs.spread(3).rows.tolist() * 3)[:3]
+        return list(dict.fromkeys((middle, short, long)))
+
+
+def some_calls(handler: OfflineHandler, bodies: Sequence[Body], count: int = 8) -> list[ModelCall]:
+    """The model calls of a few bodies, from the first to the last; what the handler refuses is passed over."""
+    calls = []
+    for at in np.linspace(0, len(bodies) - 1, min(count, len(bodies))).astype(int):
+        body = bodies[int(at)]
+        try:
+            calls.append(handler.capture(handler.request(body.read(), body.content_type)))
+        except Exception:  # user code's own way of refusing; what is wrong with it shows when all are observed
+            continue
+    return calls
+
+
+def not_encodable(code: Code, calls: Sequence[ModelCall]) -> str | None:
+    """Why no group of such calls can be encoded, with what can be done instead; None if it can, or nothing is known."""
+    if not calls:
+        return None
+    group = dict(enumerate([calls[slot % len(calls)] for slot in range(code.k)]))
+    try:
+        check_one_input(calls)
+        for other in calls[1:]:
+            if why := next(iter(odd_ones_out({0: calls[0], 1: other}).values()), None):
+                raise NotCodable(f"{why}: lengths differ from request to request; take code student or exact")
+        encode([*group.values()], code)
+    except NotCodable as refusal:
+        return f"code {code.name} with k = {code.k}: {refusal}"
+    return None
 
 
 def observe(
@@ -68,10 +106,10 @@ def observe(
         progress(len(bodies))
     index = json.loads((folder / _INDEX).read_text())
     kept = np.array(index["kept"])
-    inputs = np.load(folder / "inputs.npy", mmap_mode="r+")[: len(kept)]
+    inputs, column = inputs_of(read_columns(folder, index["given"]))
     outputs = np.load(folder / "outputs.npy")[: len(kept)]
     call = _captured(handler, bodies[int(kept[0])])  # it holds live objects and cannot be kept on disk
-    return Observations(torch.from_numpy(inputs), outputs, kept, call, tuple(index["refused"]))
+    return Observations(inputs, outputs, kept, call, column, tuple(index["refused"]))
 
 
 def glance(handler: OfflineHandler, bodies: Sequence[Body], wanted: int) -> Observations | None:
@@ -79,22 +117,23 @@ def glance(handler: OfflineHandler, bodies: Sequence[Body], wanted: int) -> Obse
 
     Raise NotCodable if the handler cannot be coded at all.
     """
-    seen: dict[int, tuple[Array, Array]] = {}
+    seen: dict[int, tuple[Given, Array]] = {}
     for number, body in enumerate(bodies):
         each = _run_alone(handler, body)
         if each.given is None or each.raw is None:
             continue
-        pair = to_array(each.given), each.raw
-        if any([part.shape for part in pair] != [part.shape for part in other] for other in seen.values()):
+        first, raw = next(iter(seen.values()), (each.given, each.raw))
+        if raw.shape != each.raw.shape or not alike_in_kind(each.given, first):
             break  # which bodies these are is said when all are observed
-        seen[number] = pair
+        seen[number] = each.given, each.raw
         if len(seen) == wanted:
             break
     if not seen:
         return None
-    inputs, outputs = (np.stack(part) for part in zip(*seen.values(), strict=True))
+    given, outputs = zip(*seen.values(), strict=True)
+    inputs, column = inputs_of(columns_of(given))
     call = _captured(handler, bodies[min(seen)])
-    return Observations(torch.from_numpy(inputs), outputs, np.array([*seen]), call)
+    return Observations(inputs, np.stack(outputs), np.array([*seen]), call, column)
 
 
 def _captured(handler: OfflineHandler, body: Body) -> ModelCall:
@@ -104,11 +143,18 @@ def _captured(handler: OfflineHandler, body: Body) -> ModelCall:
 _INDEX = "index.json"
 
 
+def given_to(call: ModelCall) -> Given:
+    """What is half precision there is float32 here."""
+    halves = (torch.float16, torch.bfloat16)
+    each = ((where(place), tensor.detach().cpu()) for place, tensor in tensors(call).items())
+    return tuple((name, tensor.float() if tensor.dtype in halves else tensor) for name, tensor in each)
+
+
 @dataclass(frozen=True)
 class _Seen:
     """One body: what the model was given and said and how it was called, or why there is nothing."""
 
-    given: torch.Tensor | None = None
+    given: Given | None = None
     raw: Array | None = None
     call: ModelCall | None = None
     problem: str = ""
@@ -118,25 +164,33 @@ def _runs(handler: OfflineHandler, bodies: Sequence[Body]) -> Iterator[tuple[ran
     """Bodies in chunks, together where the handler is proven to treat a batch like single requests."""
     requests = [handler.request(body.read(), body.content_type) for body in bodies[:2]]
     together = TOGETHER if len(bodies) > 2 and handler.judge(requests).batched else 1
+    alone = _shapes(given_to(handler.capture(requests[0]))) if together > 1 else []
     for start in range(0, len(bodies), together):
         chunk = range(start, min(start + together, len(bodies)))
-        results = _run_together(handler, [bodies[i] for i in chunk]) if together > 1 else None
+        results = _run_together(handler, [bodies[i] for i in chunk], alone) if together > 1 else None
         yield chunk, results or [_run_alone(handler, bodies[i]) for i in chunk]
 
 
-def _run_together(handler: OfflineHandler, bodies: Sequence[Body]) -> list[_Seen] | None:
-    """None: something was wrong with one of them; alone, each gets its own answer."""
+def _shapes(given: Given) -> list[tuple[int, ...]]:
+    return [tuple(tensor.shape) for _, tensor in given]
+
+
+def _run_together(handler: OfflineHandler, bodies: Sequence[Body], alone: list[tuple[int, ...]]) -> list[_Seen] | None:
+    """None: something was wrong with one of them; alone, each gets its own answer. Or they are padded to the longest,
+    so that a row is not what the model is given for that body `alone` (these shapes, of one that was).
+    """
     try:
         record, answers = handler.record_batch([handler.request(b.read(), b.content_type) for b in bodies])
-        given = model_input(record.calls[0]).detach() if record.raw is not None else None
     except Exception:
         return None
-    rows = len(bodies)
-    if given is None or record.raw is None or any(answer.status >= 400 for answer in answers):
+    rows, raw = len(bodies), record.raw
+    if raw is None or raw.shape[:1] != (rows,) or any(answer.status >= 400 for answer in answers):
         return None
-    if given.shape[:1] != (rows,) or record.raw.shape[:1] != (rows,):
+    given = given_to(record.calls[0])
+    if [(rows, *shape[1:]) for shape in alone] != _shapes(given) or any(shape[:1] != (1,) for shape in alone):
         return None
-    return [_Seen(given[i : i + 1], record.raw[i : i + 1], record.calls[0]) for i in range(rows)]
+    each = [tuple((name, tensor[i : i + 1]) for name, tensor in given) for i in range(rows)]
+    return [_Seen(one, raw[i : i + 1], record.calls[0]) for i, one in enumerate(each)]
 
 
 def _run_alone(handler: OfflineHandler, body: Body) -> _Seen:
@@ -149,78 +203,65 @@ def _run_alone(handler: OfflineHandler, body: Body) -> _Seen:
     except Exception as error:  # user code's own way of refusing a body; TorchServe would answer 503
         return _Seen(problem=f"{type(error).__name__}: {error}")
     if record.raw is not None and answer.status < 400:
-        return _Seen(model_input(record.calls[0]).detach(), record.raw, record.calls[0])
+        return _Seen(given_to(record.calls[0]), record.raw, record.calls[0])
     if record.raw is None and record.refusal and answer.status < 400:
         raise NotCodable(f"this handler cannot be protected by a trained model: {record.refusal}")
     return _Seen(problem=f"status {answer.status}")
 
 
-@dataclass
 class _Store:
-    """Two growing arrays on disk, and which bodies their rows belong to."""
+    """What was given and said, growing on disk, and which bodies the rows belong to."""
 
-    folder: Path
-    total: int
-    kept: list[int] = field(default_factory=list)
-    refused: list[tuple[str, str]] = field(default_factory=list)
-    first: str = ""
-    call: ModelCall | None = None
-    inputs: Array | None = None
-    outputs: Array | None = None
+    def __init__(self, folder: Path, total: int) -> None:
+        self._folder = folder
+        self._total = total
+        self._given = Writer(folder)
+        self._kept: list[int] = []
+        self._refused: list[tuple[str, str]] = []
+        self._first = ""
+        self._call: ModelCall | None = None
+        self._outputs: Array | None = None
 
     def add(self, number: int, body: Body, seen: _Seen) -> None:
         if seen.given is None or seen.raw is None:
-            self.refused.append((body.name, seen.problem))
+            self._refused.append((body.name, seen.problem))
             self._check_refused(final=False)
             return
-        given, raw = to_array(seen.given), seen.raw
-        if self.inputs is None or self.outputs is None:
-            self.first, self.call = body.name, seen.call
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.inputs = self._new("inputs.npy", given)
-            self.outputs = self._new("outputs.npy", raw)
-        self._check_alike(body, given, raw)
-        if self.call is not None and seen.call is not None:
-            check_other_arguments(self.call, seen.call)
-        self.inputs[len(self.kept)], self.outputs[len(self.kept)] = given, raw
-        self.kept.append(number)
+        self._given.add(body.name, seen.given)
+        if self._outputs is None:
+            self._first, self._call = body.name, seen.call
+            shape = (self._total, *seen.raw.shape)
+            self._outputs = np.lib.format.open_memmap(self._folder / "outputs.npy", "w+", seen.raw.dtype, shape)
+        self._check_alike(body, seen.raw, self._outputs)
+        if self._call is not None and seen.call is not None:
+            check_other_arguments(self._call, seen.call)
+        self._outputs[len(self._kept)] = seen.raw
+        self._kept.append(number)
 
     def finish(self) -> None:
         self._check_refused(final=True)
-        if not self.kept:
+        if not self._kept:
             raise TrainingError("the handler answered none of the bodies")
-        for array in (self.inputs, self.outputs):
-            assert isinstance(array, np.memmap)
-            array.flush()
-        (self.folder / _INDEX).write_text(
-            json.dumps({"kept": self.kept, "refused": [": ".join(each) for each in self.refused]})
-        )
-
-    def _new(self, name: str, one: Array) -> Array:
-        made: Array = np.lib.format.open_memmap(self.folder / name, "w+", one.dtype, (self.total, *one.shape))
-        return made
+        assert isinstance(self._outputs, np.memmap)
+        self._outputs.flush()
+        refused = [": ".join(each) for each in self._refused]
+        told = {"kept": self._kept, "refused": refused, "given": self._given.finish()}
+        (self._folder / _INDEX).write_text(json.dumps(told))
 
     def _check_refused(self, final: bool) -> None:
-        if len(self.refused) <= MAX_REFUSED * self.total:
+        if len(self._refused) <= MAX_REFUSED * self._total:
             return
-        reasons = Counter(why for _, why in self.refused).most_common(3)
+        reasons = Counter(why for _, why in self._refused).most_common(3)
         named = ", ".join(f"{why} ({count} times)" for why, count in reasons)
         raise TrainingError(
-            f"the handler refused {len(self.refused)} of {self.total} bodies{'' if final else ' so far'} (at most "
-            f"{MAX_REFUSED:.0%} may be): {named}; such as {', '.join(name for name, _ in self.refused[:3])}"
+            f"the handler refused {len(self._refused)} of {self._total} bodies{'' if final else ' so far'} (at most "
+            f"{MAX_REFUSED:.0%} may be): {named}; such as {', '.join(name for name, _ in self._refused[:3])}"
         )
 
-    def _check_alike(self, body: Body, given: Array, raw: Array) -> None:
-        assert self.inputs is not None
-        assert self.outputs is not None
-        if given.shape != self.inputs.shape[1:] or given.dtype != self.inputs.dtype:
+    def _check_alike(self, body: Body, raw: Array, others: Array) -> None:
+        if raw.shape != others.shape[1:]:
             raise TrainingError(
-                f"{body.name} gives a model input of {given.dtype} {given.shape}, {self.first} one of "
-                f"{self.inputs.dtype} {self.inputs.shape[1:]}: a code needs inputs of one shape"
-            )
-        if raw.shape != self.outputs.shape[1:]:
-            raise TrainingError(
-                f"{body.name} gives a raw output of {raw.shape}, {self.first} one of {self.outputs.shape[1:]}"
+                f"{body.name} gives a raw output of {raw.shape}, {self._first} one of {others.shape[1:]}"
             )
         if not np.isfinite(raw).all():
             raise TrainingError(f"{body.name}: the deployed model's output is not finite (NaN or infinity)")

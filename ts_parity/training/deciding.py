@@ -5,6 +5,7 @@ So what cannot be done is said before any work. Knows handlers, architectures an
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -28,17 +29,22 @@ from ts_parity.training.architectures import (
     has_width,
     make_called,
     usual_architecture,
+    widest,
 )
 from ts_parity.training.bodies import Body
 from ts_parity.training.data import Observations, glance
 from ts_parity.training.fit import Knobs, check_batches
 from ts_parity.training.goals import Goal
+from ts_parity.training.inputs import Inputs
 from ts_parity.training.order import Candidate
+from ts_parity.training.reading import Reading
 from ts_parity.training.sizing import affordable_width
 from ts_parity.wire import Array
 from ts_parity.worker.offline import OfflineHandler
 from ts_parity.worker.watches import ModelCall
 
+SEEN_FIRST = 8
+"""Bodies of the first look: enough to see whether their lengths differ, as a rule."""
 LOOKED_AT = 20
 """Bodies that may be refused before the first look is given up; observing all of them will say what is wrong."""
 
@@ -49,12 +55,13 @@ class Sight:
 
     model: Any
     call: ModelCall
-    inputs: torch.Tensor
+    inputs: Inputs
     outputs: Array
+    column: int = 0
 
-    @property
+    @functools.cached_property
     def shapes(self) -> Shapes:
-        return Shapes(tuple(self.inputs.shape[1:]), tuple(self.outputs.shape[1:]))
+        return Shapes.of(self.inputs, self.outputs, self.column)
 
     @property
     def deployed(self) -> Deployed:
@@ -62,13 +69,14 @@ class Sight:
 
 
 def first_sight(handler: OfflineHandler, bodies: Sequence[Body]) -> Sight | None:
-    """The model and two bodies' worth of what it does; None if the handler refuses whatever is tried."""
-    seen = glance(handler, bodies[:: max(1, len(bodies) // LOOKED_AT)], 2)
+    """The model and a few bodies' worth of what it does; None if the handler refuses whatever is tried."""
+    seen = glance(handler, bodies[:: max(1, len(bodies) // LOOKED_AT)], SEEN_FIRST)
     return None if seen is None else sight_of(handler.model_of(seen.call), seen)
 
 
 def sight_of(model: Any, seen: Observations) -> Sight:
-    return Sight(model, seen.call, seen.inputs[:4], seen.outputs[:4])
+    few = slice(4) if isinstance(seen.inputs, torch.Tensor) else slice(None)  # of texts all, for their lengths
+    return Sight(model, seen.call, seen.inputs[few], seen.outputs[few], seen.column)
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,8 @@ class Deciding:
         if code.lossless:
             return candidate
         goal = Goal(code)
-        goal.encode(sight.inputs[:1].expand(goal.k, *sight.shapes.given)[None], torch.ones(1, goal.k))
+        if isinstance(sight.inputs, torch.Tensor):
+            goal.encode(sight.inputs[:1].expand(goal.k, *sight.shapes.given)[None], torch.ones(1, goal.k))
         if self.knobs.vary:
             check_batches(sight.deployed, sight.inputs, sight.outputs)
         candidate = replace(candidate, architecture=self._architecture(candidate, sight))
@@ -120,10 +129,10 @@ class Deciding:
     def _width(self, candidate: Candidate, sight: Sight) -> float:
         assert candidate.architecture is not None
 
-        def make(width: float) -> Called:
+        def make(width: float) -> Called | Reading:
             return make_called(architecture, sight.model, sight.call, sight.shapes, width)
 
-        def served(width: float) -> Called:
+        def served(width: float) -> Called | Reading:
             model = make(width).to(self.device).eval()
             if isinstance(model.network, Shaped):
                 folded(model.network)
@@ -133,11 +142,14 @@ class Deciding:
         if not has_width(architecture):
             make(1.0)
             return 1.0
-        kept = self.work / f"{candidate.label}-{self.key(candidate)}.width"
+        # The first look has seen a few lengths, and what is paid for is the lengths of all.
+        lengths = "" if isinstance(sight.inputs, torch.Tensor) else f"-{len(sight.inputs)}"
+        kept = self.work / f"{candidate.label}-{self.key(candidate)}{lengths}.width"
         if kept.exists():
             return float(kept.read_text())
         runs = 1 if candidate.code.family is Family.PARITY else candidate.code.k
-        width = affordable_width(served, sight.deployed, sight.shapes, runs, self.settings.budget, self.device)
+        most = widest(architecture)
+        width = affordable_width(served, sight.deployed, sight.shapes, runs, self.settings.budget, self.device, most)
         kept.write_text(f"{width!r}\n")
         return width
 

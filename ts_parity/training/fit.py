@@ -22,6 +22,7 @@ from torch import nn
 from ts_parity.errors import NotCodable, TrainingError
 from ts_parity.training.augment import vary
 from ts_parity.training.goals import Goal, draw_groups, draw_present
+from ts_parity.training.inputs import Inputs
 from ts_parity.training.meaning import CLASSES, Meaning
 from ts_parity.wire import Array
 
@@ -50,14 +51,14 @@ class Knobs:
 
 @dataclass(frozen=True)
 class Material:
-    """What is learned from. `learn` and `choose` are indices into inputs (n, *given) and outputs (n, *said).
+    """What is learned from. `learn` and `choose` are indices into inputs (n) and outputs (n, *said).
 
     `meaning`: of the outputs; it decides by which loss they are learned, and which weights are the best.
 
     `deployed` is asked only for variations: (m, *given) -> (m, *said).
     """
 
-    inputs: torch.Tensor
+    inputs: Inputs
     outputs: Array
     learn: Array
     choose: Array
@@ -92,7 +93,7 @@ def fit(
     checkpoint: Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, torch.Tensor]:
-    """-> the weights of best held-out score, on the CPU. `model`: (G, *given) -> (G, *said), left as it ends.
+    """-> the weights of best held-out score, on the CPU. `model`: inputs (G) -> (G, *said), left as it ends.
 
     A `checkpoint` that exists is gone on from, if it was made with the same arguments (TrainingError otherwise); it is
     written at every check. Raise TrainingError if the loss is not finite.
@@ -119,7 +120,7 @@ def fit(
         present = torch.from_numpy(draw_present(groups, goal.k, knobs.empty, rng)).to(fabric.device)  # (G, k)
         inputs = material.inputs[torch.from_numpy(picks)].to(fabric.device)  # (G, k, *given)
         targets = outputs[torch.from_numpy(picks).to(fabric.device)]  # (G, k, *said)
-        if knobs.vary and material.deployed is not None:
+        if knobs.vary and material.deployed is not None and isinstance(inputs, torch.Tensor):
             varied = vary(inputs.flatten(0, 1), knobs.vary, dice)
             with torch.no_grad():
                 targets = material.deployed(varied).float().reshape(targets.shape)
@@ -148,9 +149,7 @@ def fit(
 
 
 @torch.inference_mode()
-def run_network(
-    network: nn.Module, inputs: torch.Tensor, groups: Array, goal: Goal, present: int | None = None
-) -> Array:
+def run_network(network: nn.Module, inputs: Inputs, groups: Array, goal: Goal, present: int | None = None) -> Array:
     """What the network says to each group (G, k) of indices, the first `present` slots of it: (G, *said)."""
     was_training = network.training
     network.eval()
@@ -165,7 +164,7 @@ def run_network(
 
 
 def held_out_score(
-    network: nn.Module, inputs: torch.Tensor, outputs: torch.Tensor, groups: Array, goal: Goal, meaning: Meaning
+    network: nn.Module, inputs: Inputs, outputs: torch.Tensor, groups: Array, goal: Goal, meaning: Meaning
 ) -> float:
     """What rebuilt predictions score against the deployed model's own, every slot erased once."""
     said = torch.from_numpy(run_network(network, inputs, groups, goal)).to(outputs.device)
@@ -179,10 +178,10 @@ def _chosen_by(meaning: Meaning) -> Meaning:
     return replace(meaning, metric="accuracy") if meaning.metric == "top5" else meaning
 
 
-def check_batches(model: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor, outputs: Array) -> None:
+def check_batches(model: Callable[[Any], torch.Tensor], inputs: Inputs, outputs: Array) -> None:
     """Training runs many groups at once: refuse a deployed model that does not treat them as single ones.
 
-    inputs (n, *given), outputs (n, *said); `model` with the deployed weights.
+    inputs (n), outputs (n, *said); `model` with the deployed weights.
     """
     count = min(4, len(inputs))
     refusal = NotCodable("the deployed model answers a batch differently from single inputs; it cannot be distilled")

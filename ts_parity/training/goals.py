@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional
 
 from ts_parity.codes import Code, Family
+from ts_parity.training.inputs import Inputs
 from ts_parity.training.meaning import PROBABILITIES, SHARES, Meaning
 from ts_parity.wire import Array
 from ts_parity.worker.encoders import check_images, tile
@@ -36,8 +37,11 @@ class Goal:
     def coefficients(self) -> tuple[float, ...]:
         return (1.0,) if self.code.family is Family.BACKUP else self.code.coefficients[self.row]
 
-    def encode(self, inputs: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    def encode(self, inputs: Inputs, present: torch.Tensor) -> Inputs:
         """Inputs (G, k, *input), present (G, k) of 0 and 1 -> what the network is given: (G, *input)."""
+        if self.code.family is Family.BACKUP:  # as the handler made it, whatever it is
+            return inputs[:, 0]
+        assert isinstance(inputs, torch.Tensor)
         if self.code.name == "concat":
             check_images(tuple(inputs.shape[2:]))
             shown = inputs * present.reshape(*present.shape, *[1] * (inputs.ndim - 2)).to(inputs.dtype)

@@ -77,7 +77,7 @@ def prepare(
         scored = seen
         rows, told = choose, f"{len(choose)} held-out bodies of {source.name}"
     labels = None if every_label is None else every_label[scored.kept]
-    shapes = Shapes(tuple(seen.inputs.shape[1:]), tuple(seen.outputs.shape[1:]))
+    shapes = Shapes.of(seen.inputs, seen.outputs, seen.column)
     scored_bodies = [others[int(i)] for i in scored.kept]
 
     def answers() -> list[bytes]:

@@ -37,17 +37,20 @@ from ts_parity.training.architectures import (
 )
 from ts_parity.training.bodies import Body, bodies_of
 from ts_parity.training.cost import Cost, measure
+from ts_parity.training.data import not_encodable, some_calls
 from ts_parity.training.deciding import Deciding, first_sight, sight_of, substitutes
 from ts_parity.training.devices import launch, make_fabric
 from ts_parity.training.evaluate import Protections, evaluate, over_seeds, rebuilt_slots
 from ts_parity.training.fit import Knobs, Material, Progress, run_network
 from ts_parity.training.goals import Goal, draw_groups
 from ts_parity.training.ground import HELD_OUT, Ground, prepare
+from ts_parity.training.inputs import Calls, Inputs
 from ts_parity.training.meaning import Meaning
 from ts_parity.training.order import FEWEST_BODIES, Candidate, Order, check_enough
 from ts_parity.training.packing import Packer
 from ts_parity.training.page import page
 from ts_parity.training.promise import COMPARED, Promise, promise
+from ts_parity.training.reading import Reader, Reading
 from ts_parity.training.recommend import recommend
 from ts_parity.training.repeats import check_repeatable
 from ts_parity.training.scaling import scaled
@@ -64,8 +67,9 @@ def run(order: Order) -> dict[str, Any]:
     settings = order.settings
     check_architecture(settings.architecture)
     with workshop(settings, order.bodies) as work:
-        report = _Job(settings, order.archive, order.bodies, work).run(order.candidates)
-        report["refused"] = list(order.refused)
+        refused = list(order.refused)
+        report = _Job(settings, order.archive, order.bodies, work).run(order.candidates, refused)
+        report["refused"] = refused
         report["recommendation"] = recommend(report)
         made = work / "made"
         (made / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -88,10 +92,12 @@ class _Job:
         self.knobs = _knobs(settings)
         self.deciding = Deciding(settings, self.knobs, self.fabric.device, work)
 
-    def run(self, candidates: Sequence[Candidate]) -> dict[str, Any]:
+    def run(self, candidates: Sequence[Candidate], refused: list[str]) -> dict[str, Any]:
+        """`refused` grows by what this handler's inputs rule out."""
         started = time.monotonic()
         shutil.rmtree(self.extracted, ignore_errors=True)
         extract_archive(self.settings.archive, self.extracted)
+        candidates = self._codable(candidates, refused)
         report: dict[str, Any] = {
             "package": __version__,
             "deployed": asdict(self.protects),
@@ -103,9 +109,15 @@ class _Job:
             "device": str(self.fabric.device),
         }
         varying = self._check_repeatable(any(candidate.code.lossless for candidate in candidates))
-        if self.settings.score is not None or any(not candidate.code.lossless for candidate in candidates):
-            report |= self._learn(candidates)
-        else:
+        learns = any(not candidate.code.lossless for candidate in candidates)
+        try:
+            if learns or self.settings.score is not None:
+                report |= self._learn(candidates, refused)
+        except (NotCodable, TrainingError) as refusal:
+            if learns:
+                raise
+            report["warnings"] = [f"exact loses nothing, but what it costs could not be measured: {refusal}"]
+        if "candidates" not in report:
             packer = self._packer(self.bodies[:2])
             report["candidates"] = [
                 _unscored(candidate.code, self._exact(packer, candidate)) for candidate in candidates
@@ -116,6 +128,23 @@ class _Job:
             )
         report["seconds"] = round(time.monotonic() - started, 1)
         return report
+
+    def _codable(self, candidates: Sequence[Candidate], refused: list[str]) -> list[Candidate]:
+        """Those whose encoder takes what this handler gives its model. Raise NotCodable if none does.
+
+        A few bodies tell, as a rule; what only others would show, observing all of them finds.
+        """
+        encoded = [candidate for candidate in candidates if candidate.code.family is Family.PARITY]
+        if not encoded:
+            return list(candidates)
+        with _loaded(self.extracted, self._gpu) as handler:
+            calls = some_calls(handler, self.bodies)
+        reasons = {candidate.label: why for candidate in encoded if (why := not_encodable(candidate.code, calls))}
+        left = [candidate for candidate in candidates if candidate.label not in reasons]
+        if not left:
+            raise NotCodable("; ".join(dict.fromkeys(reasons.values())))
+        refused += dict.fromkeys(reasons.values())
+        return left
 
     def _check_repeatable(self, lossless: bool) -> list[str]:
         """Raise NotCodable: what answers one body in two ways cannot be learned from, nor stand in for itself."""
@@ -133,16 +162,18 @@ class _Job:
     def _gpu(self) -> int | None:
         return self.fabric.device.index if self.fabric.device.type == "cuda" else None
 
-    def _learn(self, candidates: Sequence[Candidate]) -> dict[str, Any]:
+    def _learn(self, candidates: Sequence[Candidate], refused: list[str]) -> dict[str, Any]:
         with _loaded(self.extracted, self._gpu) as handler:
             if (sight := first_sight(handler, self.bodies)) is not None:
+                candidates = self._of_such_inputs(sight.inputs, candidates, refused)
                 for candidate in candidates:
                     self.deciding.decided(candidate, sight)
             ground = prepare(handler, self.settings, self.bodies, self.work, self._bar)
+            candidates = self._of_such_inputs(ground.seen.inputs, candidates, refused)
             check_enough(len(ground.seen), candidates)
             sight = sight_of(ground.model, ground.seen)
             decided = [self.deciding.decided(candidate, sight) for candidate in candidates]
-            packer = self._packer([self.bodies[int(i)] for i in ground.seen.kept[:2]])
+            packer = self._packer([self.bodies[int(ground.seen.kept[row])] for row in ground.seen.examples()])
             self._tell(ground.meaning)
             made = [self._candidate(handler, ground, packer, candidate) for candidate in decided]
             beside = [
@@ -171,6 +202,19 @@ class _Job:
             report["archives"] = {"deployed": packer.deployed()}
         return report
 
+    def _of_such_inputs(self, inputs: Inputs, candidates: Sequence[Candidate], refused: list[str]) -> list[Candidate]:
+        """Those that can be made of what only some bodies have shown."""
+        if not isinstance(inputs, Calls):
+            return list(candidates)
+        if self.knobs.vary:
+            raise TrainingError("--vary is for images: one floating input of one shape for all bodies")
+        why = f"needs one floating input of one shape, and {inputs.told()}; take code student or exact"
+        refused += [f"code {one.code.name} {why}" for one in candidates if one.code.family is Family.PARITY]
+        left = [one for one in candidates if one.code.family is not Family.PARITY]
+        if not left:
+            raise NotCodable(f"code {candidates[0].code.name} {why}")
+        return left
+
     def _candidate(
         self, handler: OfflineHandler, ground: Ground, packer: Packer, candidate: Candidate
     ) -> dict[str, Any]:
@@ -198,8 +242,8 @@ class _Job:
         cost = self._cost(ground, code, best[0])
         archives = []
         for row in range(code.r):
-            network, name = best[min(row, len(best) - 1)].network, self._name(candidate, row)
-            archives.append(packer.protection(code, row, network, name, cost.cost, promised))
+            model, name = best[min(row, len(best) - 1)], self._name(candidate, row)
+            archives.append(packer.protection(code, row, model, name, cost.cost, promised))
         told = {"promised": asdict(promised), "archives": archives}
         return {**_told(code, str(candidate.architecture)), **over_seeds(scores), **asdict(cost), **told}
 
@@ -207,14 +251,16 @@ class _Job:
         code = candidate.code
         return [packer.protection(code, row, None, self._name(candidate, row), cost) for row in range(code.r)]
 
-    def _row(self, ground: Ground, candidate: Candidate, row: int, seed: int) -> Called:
+    def _row(self, ground: Ground, candidate: Candidate, row: int, seed: int) -> Called | Reading:
         """One trained network, from its finished weights if an earlier run left them."""
         goal, label = Goal(candidate.code, row), f"{candidate.label}-row{row}-seed{seed}"
         dice = seed * 100 + row
         torch.manual_seed(dice)
         model = make_called(str(candidate.architecture), ground.model, ground.seen.call, ground.shapes, candidate.width)
+        observed = ground.meaning, ground.seen.inputs, ground.seen.outputs
+        if isinstance(model.network, Reader):
+            model.network.said = scaled(model.network.said, ground.shapes, goal, *observed)
         if isinstance(model.network, Shaped) and ".py:" not in str(candidate.architecture):  # a user's own is as it is
-            observed = ground.meaning, ground.seen.inputs, ground.seen.outputs
             model.network.network = scaled(model.network.network, ground.shapes, goal, *observed)
         key = self.deciding.key(candidate, row, seed, (ground.meaning.metric, ground.meaning.bounds))
         kept = self.work / f"{label}-{key}"
@@ -292,7 +338,9 @@ class _Job:
         counted = None if own is None or one is None else runs * own / one
         if code.lossless:
             counted = float(runs)
-        return measure(deployed, model, Goal(code), ground.seen.inputs[: code.k], counted, self.fabric.device)
+        inputs = ground.seen.inputs
+        group = inputs.typical(code.k) if isinstance(inputs, Calls) else inputs[: code.k]
+        return measure(deployed, model, Goal(code), group, counted, self.fabric.device)
 
     def _packer(self, bodies: Sequence[Body]) -> Packer:
         return Packer(self.settings, self.archive, self.protects, self.extracted, bodies, self.work / "made")
@@ -343,7 +391,7 @@ ITSELF = "the deployed model itself"
 _SHARED = ("A_a", "A_default", "E_a", "E_default", "spread")
 
 
-def said(code: Code, models: Sequence[nn.Module], inputs: torch.Tensor, groups: Array) -> dict[int, dict[int, Array]]:
+def said(code: Code, models: Sequence[nn.Module], inputs: Inputs, groups: Array) -> dict[int, dict[int, Array]]:
     """What the protections say to groups (G, k) of inputs, for every number of members, as `evaluate` wants it."""
     if code.family is Family.BACKUP:
         flat = run_network(models[0], inputs, groups.reshape(-1, 1), Goal(code))

@@ -18,16 +18,17 @@ import torch
 from torch import nn
 
 from ts_parity.codes import OWN_ROUNDINGS, Code
-from ts_parity.errors import ArchiveError, NotCodable, TrainingError
+from ts_parity.errors import NotCodable, TrainingError
 from ts_parity.exclusion import declared_never_code
 from ts_parity.torchserve.archive import Archive, Protects, Sample, extract_archive, wrap_deployed, wrap_parity
 from ts_parity.torchserve.mar import opened_zip
 from ts_parity.training import TrainSettings
-from ts_parity.training.architectures import Shaped
+from ts_parity.training.architectures import Called, plain_call
 from ts_parity.training.bodies import Body
 from ts_parity.training.promise import NOTHING_PROMISED, Promise
+from ts_parity.training.reading import Reading
 from ts_parity.wire import ROUNDOFF, Array
-from ts_parity.worker.encoders import in_dtype, model_input
+from ts_parity.worker.encoders import in_dtype, tensors, with_tensors
 from ts_parity.worker.offline import OfflineHandler
 from ts_parity.worker.outputs import take
 from ts_parity.worker.standin import CALL
@@ -57,14 +58,15 @@ class Packer:
         self,
         code: Code,
         row: int,
-        network: nn.Module | None,
+        model: Called | Reading | None,
         name: str,
         cost: float | None,
         promised: Promise = NOTHING_PROMISED,
     ) -> str:
-        """The archive of one row of a code; no network: the deployed model itself. -> its file name.
+        """The archive of one row of a code; no model: the deployed model itself. -> its file name.
 
         In the form in which the user's handler loads its own model, where that works; else as TorchScript beside it.
+        Each of `bodies` is answered by what was packed as by what was trained: a trace may hold for one length only.
         """
         with _samples(self.bodies) as samples, tempfile.TemporaryDirectory(prefix="ts-parity-weights-") as scratch:
             options: dict[str, Any] = {
@@ -83,22 +85,25 @@ class Packer:
                 "protects": self.protects,
             }
             source = self.settings.archive
-            if network is None:
+            if model is None:
                 return wrap_parity(source, self.out, name, **options).name
-            call = in_dtype(_call(self.work, self.bodies[0]), torch.float32)  # as it was trained
-            if isinstance(network, Shaped):
-                call = ModelCall(call.site, CALL, (model_input(call),), {})
-            expected = _answer(network, call)
+            calls = _calls(self.work, self.bodies)
+            network = model.network.to("cpu").eval()
+            expected = [_answer(network, plain_call(call) if model.plain else call) for call in calls]
             own = Path(scratch) / "own"
-            if _save_as_deployed(self.archive, self.work, network, call, own):
+            if _save_as_deployed(self.archive, self.work, model, calls[0], own):
                 packed = wrap_parity(source, self.out, name, serialized_file=own, **options)
-                if _loads_as(packed, self.bodies[0], expected):
+                if _loads_as(packed, self.bodies, expected):
                     return packed.name
             script = Path(scratch) / "other.pt"
-            torch.jit.save(_as_script(network, call), str(script))
+            torch.jit.save(_beside(model, calls[0]), str(script))
             loaded = torch.jit.load(script)  # type: ignore[no-untyped-call]
-            if not _same(_answer(loaded, ModelCall(call.site, "__call__", call.args, call.kwargs)), expected):
-                raise TrainingError("the network as TorchScript does not answer as trained; it cannot be packed")
+            for body, call, raw in zip(self.bodies, calls, expected, strict=True):
+                if not _same(_answer(loaded, plain_call(call)), raw):
+                    raise TrainingError(
+                        f"the network as TorchScript does not answer {body.name} as trained, perhaps since it takes "
+                        "inputs of one length only; it cannot be packed"
+                    )
             return wrap_parity(source, self.out, name, parity_model=script, **options).name
 
 
@@ -116,29 +121,33 @@ def _samples(bodies: Sequence[Body]) -> Iterator[list[Sample]]:
         yield samples
 
 
-def _call(work: Path, body: Body) -> ModelCall:
+def _calls(work: Path, bodies: Sequence[Body]) -> list[ModelCall]:
     with OfflineHandler(work) as handler:
-        return handler.capture(handler.request(body.read(), body.content_type))
+        captured = [handler.capture(handler.request(body.read(), body.content_type)) for body in bodies]
+    return [in_dtype(call, torch.float32) for call in captured]  # as it was trained
 
 
 def _answer(network: Any, call: ModelCall) -> Array:
     """What a network answers when the user's handler calls it with this one body."""
-    network = network.to("cpu").eval()
     run = network if call.method == "__call__" else getattr(network, call.method, network)
     with torch.inference_mode():
         raw, _ = take(run(*call.args, **call.kwargs))
     return raw
 
 
-def _save_as_deployed(archive: Archive, work: Path, network: nn.Module, call: ModelCall, file: Path) -> bool:
-    """Whether the archive's serialised file is of a kind that can be written for `network`; then it was."""
+def _save_as_deployed(archive: Archive, work: Path, model: Called | Reading, call: ModelCall, file: Path) -> bool:
+    """Whether the archive's serialised file is of a kind that can be written for `model`; then it was."""
+    network = model.network
     if archive.serialized_file is None:
         return False
     original = work / archive.serialized_file
     if _is_torchscript(original):
         if call.method not in ("__call__", "forward"):
             return False
-        script = _as_script(network, call)
+        try:
+            script = _traced(_signed(network, call) if model.plain else network, call.args, call.kwargs)
+        except (NotCodable, SyntaxError):  # what a script cannot be called with, or named by
+            return False
         if isinstance(network, torch.jit.ScriptModule):
             script = copy.deepcopy(network)
             _take_dtypes(script, torch.jit.load(str(original), map_location="cpu"))  # type: ignore[no-untyped-call]
@@ -168,32 +177,79 @@ def _is_torchscript(file: Path) -> bool:
         return any(name.endswith("/constants.pkl") for name in opened.namelist())
 
 
-def _as_script(network: nn.Module, call: ModelCall) -> Any:
-    if isinstance(network, torch.jit.ScriptModule):
-        return network.to("cpu")
-    if call.method not in ("__call__", "forward"):
+def _beside(model: Called | Reading, call: ModelCall) -> Any:
+    """As TorchScript that is called with the tensors of a call, one after the other."""
+    if call.method not in ("__call__", "forward") and not model.plain:
         raise NotCodable(f"the handler calls the model's {call.method}, which a TorchScript model cannot have")
+    network: nn.Module = model.network if model.plain else _Plain(model.network, call)
+    return _traced(network, tuple(tensors(call).values()), {})
+
+
+class _Plain(nn.Module):
+    """The deployed model's own class, called with the tensors of a call alone; all else is as in this call."""
+
+    def __init__(self, network: nn.Module, call: ModelCall) -> None:
+        super().__init__()
+        self.network = network
+        self._call = call
+
+    def forward(self, *given: torch.Tensor) -> Any:
+        call = with_tensors(self._call, dict(zip(tensors(self._call), given, strict=True)))
+        return self.network(*call.args, **call.kwargs)
+
+
+def _signed(network: nn.Module, call: ModelCall) -> nn.Module:
+    """A plain network that is called as the handler calls its own, by the names that it uses.
+
+    Raise SyntaxError for a name that cannot be a parameter's.
+    """
+
+    def forward(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        return network(*plain_call(ModelCall(call.site, CALL, tuple(args), kwargs)).args)
+
+    names = [f"argument_{place}" for place in range(len(call.args))]
+    named = ", ".join(f"{name!r}: {name}" for name in call.kwargs)
+    scope: dict[str, Any] = {"run": forward}
+    # A trace takes the names of parameters from the function, and nothing else tells it what they are.
+    head = f"def forward(self, {', '.join([*names, *call.kwargs])}):"
+    exec(f"{head} return run([{', '.join(names)}], {{{named}}})", scope)
+    signed = type("Signed", (nn.Module,), {"forward": scope["forward"]})()
+    signed.network = network
+    return signed  # type: ignore[no-any-return]
+
+
+def _traced(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if isinstance(network, torch.jit.ScriptModule):
+        return network
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # attention's own fast way is for one set of lengths
     try:
-        return torch.jit.trace(  # type: ignore[no-untyped-call]
-            network.to("cpu").eval(), example_inputs=call.args, example_kwarg_inputs=call.kwargs or None
-        )
+        with torch.no_grad():
+            return torch.jit.trace(  # type: ignore[no-untyped-call]
+                network, example_inputs=args or None, example_kwarg_inputs=kwargs or None
+            )
     except Exception as error:  # tracing runs the network: whatever it raises is the reason
         raise NotCodable(
             f"the archive's serialised file is of a form that cannot be written for another model, and the network "
             f"cannot be traced either: {error}"
         ) from None
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def _loads_as(packed: Path, body: Body, expected: Array) -> bool:
+def _loads_as(packed: Path, bodies: Sequence[Body], expected: Sequence[Array]) -> bool:
     """Whether the packed archive's own handler, loading its own file, runs the network that was trained."""
     with tempfile.TemporaryDirectory(prefix="ts-parity-check-") as scratch:
         extract_archive(packed, Path(scratch))
         try:
             with OfflineHandler(Path(scratch)) as handler:
-                record, _ = handler.record(handler.request(body.read(), body.content_type))
-        except (ArchiveError, NotCodable, RuntimeError, ValueError, KeyError, AttributeError, TypeError, OSError):
+                records = [handler.record(handler.request(each.read(), each.content_type))[0] for each in bodies]
+        except Exception:  # what user code says to a model of another kind is up to it
             return False
-    return record.raw is not None and _same(record.raw, expected, ROUNDOFF.get(record.computed_in, 0.0))
+    return all(
+        record.raw is not None and _same(record.raw, raw, ROUNDOFF.get(record.computed_in, 0.0))
+        for record, raw in zip(records, expected, strict=True)
+    )
 
 
 def _same(one: Array, other: Array, roundoff: float = 0.0) -> bool:

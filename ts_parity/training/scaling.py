@@ -17,6 +17,7 @@ from torch.nn import functional
 from ts_parity.codes import Family
 from ts_parity.training.architectures import Shapes
 from ts_parity.training.goals import Goal
+from ts_parity.training.inputs import Inputs
 from ts_parity.training.meaning import ANY, LENGTH_1, LOGARITHMS, PROBABILITIES, SHARES, Meaning
 from ts_parity.wire import Array
 
@@ -56,18 +57,16 @@ class Scaled(nn.Module):
         return functional.normalize(said, dim=-1) if self.bounds == LENGTH_1 else said
 
 
-def scaled(
-    network: nn.Module, shapes: Shapes, goal: Goal, meaning: Meaning, inputs: torch.Tensor, outputs: Array
-) -> Scaled:
+def scaled(network: nn.Module, shapes: Shapes, goal: Goal, meaning: Meaning, inputs: Inputs, outputs: Array) -> Scaled:
     """`network` (n, *one_input) -> (n, numbers) with fresh weights; inputs (n, *given), outputs (n, *said) as observed.
 
-    Images stay as they are: their handlers have scaled them. Of a sum's inputs and outputs mean and spread grow as
-    those of sums do, and a sum of probabilities keeps to no bounds.
+    Images stay as they are, since their handlers have scaled them, and so do ids. Of a sum's inputs and outputs mean
+    and spread grow as those of sums do, and a sum of probabilities keeps to no bounds.
     """
     alone = goal.code.family is Family.BACKUP
     bounded = alone and len(shapes.one_output) == 1 and meaning.kind not in ("numbers", "box")
     given = said = None
-    if not shapes.is_image and inputs.is_floating_point():
+    if not shapes.is_image and isinstance(inputs, torch.Tensor) and inputs.is_floating_point():
         given = _moments(inputs.numpy().reshape(len(inputs), *shapes.one_input), goal)
     if meaning.has_units or meaning.metric == "cosine":
         said = _moments(outputs.reshape(len(outputs), -1), goal)

@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from ts_parity.errors import TrainingError
 from ts_parity.training.architectures import Shapes
+from ts_parity.training.counting import counting
+from ts_parity.training.inputs import Inputs
+from ts_parity.training.reading import Reading
 
 NARROWEST, WIDEST = 1 / 64, 16.0
 """Widths that are tried, in shares of the built-in network's own."""
@@ -28,25 +30,39 @@ AS_SMALL_AS_ANY = 1.1
 ROUNDS, WARM = 30, 5
 SIZING_ROUNDS, SIZING_STEPS = 10, 8
 
-Model = Callable[[torch.Tensor], Any]
-"""(n, *given) -> (n, *said)."""
+COUNTED = 5
+"""Calls of every length whose multiplications are counted."""
 
-_UNCOUNTED = ("rnn", "lstm", "gru", "mkldnn", "multi_head", "encoder_layer", "pack_mm", "int_mm", "fft")
+Model = Callable[[Any], Any]
+"""Inputs (n) -> (n, *said)."""
+
+_UNCOUNTED = ("rnn", "lstm", "gru", "mkldnn", "pack_mm", "int_mm", "fft")
 """Parts of the names of operators in aten that multiply and that torch's counter does not know."""
 
 
 def multiplications(model: Model, shapes: Shapes) -> float | None:
     """Multiplications of one inference, counted in the operators that it ran. None: they cannot be counted."""
-    counter, watch = FlopCounterMode(display=False), _Uncounted()
+    watch = _Uncounted()
+    # Of texts some of every length, since what one costs may grow faster than its length.
+    inputs = torch.zeros(1, *shapes.given) if shapes.calls is None else shapes.calls.spread(COUNTED)
     learning = isinstance(model, nn.Module) and model.training
     if isinstance(model, nn.Module):
         model.eval()
-    with counter, watch, torch.no_grad():
-        model(torch.zeros(1, *shapes.given))
+    with counting() as counter, watch, torch.no_grad():
+        for row in range(len(inputs)):
+            model(inputs[row : row + 1])
     if isinstance(model, nn.Module):
         model.train(learning)
     counted = counter.get_total_flops()
-    return None if watch.seen or not counted else counted / 2
+    if watch.seen or not (counted or isinstance(model, Reading)):  # ours, which may do nothing but look up
+        return None
+    return counted / 2 / len(inputs)
+
+
+def bound(model: Model, inputs: Inputs) -> Callable[[], object]:
+    """What there is to time: the model alone where its inputs can be made ready before."""
+    own = getattr(model, "bound", None)
+    return own(inputs) if own is not None else lambda: model(inputs)
 
 
 class _Uncounted(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -69,6 +85,7 @@ def affordable_width(
     runs: int,
     budget: float | None,
     device: torch.device,
+    most: float = WIDEST,
 ) -> float:
     """The largest width at which `runs` inferences cost at most `budget` deployed ones.
 
@@ -79,29 +96,29 @@ def affordable_width(
     if one is not None:
 
         def counted(width: float) -> float:
-            return runs * (multiplications(make(width), shapes) or math.inf) / one
+            own = multiplications(make(width), shapes)
+            return math.inf if own is None else runs * own / one
 
-        if (width := widest(counted, budget or USUAL_BUDGET)) is not None:
+        if (width := widest(counted, budget or USUAL_BUDGET, most=most)) is not None:
             return width
         if budget is not None:
             raise _too_small(budget, counted(NARROWEST), "multiplications")
 
-    inputs = torch.zeros(runs, *shapes.given, device=device)
+    inputs = (torch.zeros(runs, *shapes.given) if shapes.calls is None else shapes.calls.typical(runs)).to(device)
 
     def timed(width: float) -> float:
-        model = make(width)
-        pairs = paired(lambda: model(inputs), lambda: deployed(inputs[:1]), device, SIZING_ROUNDS)
+        pairs = paired(bound(make(width), inputs), bound(deployed, inputs[:1]), device, SIZING_ROUNDS)
         return statistics.median(group / one for group, one in pairs)
 
     least = timed(NARROWEST)
     if budget is not None and least > budget:
         raise _too_small(budget, least, "time")
-    return widest(timed, budget or max(USUAL_BUDGET, AS_SMALL_AS_ANY * least), SIZING_STEPS) or NARROWEST
+    return widest(timed, budget or max(USUAL_BUDGET, AS_SMALL_AS_ANY * least), SIZING_STEPS, most) or NARROWEST
 
 
-def widest(cost: Callable[[float], float], limit: float, steps: int = 24) -> float | None:
+def widest(cost: Callable[[float], float], limit: float, steps: int = 24, most: float = WIDEST) -> float | None:
     """The largest width whose cost stays within the limit, by bisection: cost grows with width. None: there is none."""
-    low, high = NARROWEST, WIDEST
+    low, high = NARROWEST, most
     if cost(low) > limit:
         return None
     for _ in range(steps):

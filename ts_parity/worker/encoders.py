@@ -7,8 +7,9 @@ or models.
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.nn import functional
 
 from ts_parity.codes import Code
 from ts_parity.errors import NotCodable
-from ts_parity.worker.leaves import floating_tensor, holds_integers, in_place_of, is_numbers, same
+from ts_parity.worker.leaves import any_tensor, floating_tensor, holds_integers, in_place_of, is_numbers, same
 from ts_parity.worker.watches import ModelCall
 
 Place = tuple[Any, ...]
@@ -88,14 +89,35 @@ def model_input(call: ModelCall) -> torch.Tensor:
     return _tensor_at(call, _input_place([call]))
 
 
+def tensors(call: ModelCall) -> dict[Place, torch.Tensor]:
+    """All that holds numbers among the arguments of a call, in their order: what a student is given."""
+    found = {place: any_tensor(leaf) for place, leaf in _leaves(call)}
+    return {place: tensor for place, tensor in found.items() if tensor is not None}
+
+
+def with_tensors(call: ModelCall, given: Mapping[Place, torch.Tensor]) -> ModelCall:
+    """The same call with other numbers in these places, held as its own were."""
+    for place, tensor in given.items():
+        call = _with(call, place, tensor)
+    return call
+
+
+def check_one_input(calls: Sequence[ModelCall]) -> None:
+    """Raise NotCodable unless these calls differ in one floating tensor at most, which is what an encoder takes."""
+    _input_place(calls)
+
+
 def check_other_arguments(one: ModelCall, other: ModelCall) -> None:
-    """Raise NotCodable unless two calls differ in their input alone, which is all that a network learns from."""
-    _input_place([one, other])
-
-
-def with_input(call: ModelCall, tensor: torch.Tensor) -> ModelCall:
-    """The same call with another tensor's numbers in the place of its one floating input, held as those were."""
-    return _with(call, _input_place([call]), tensor)
+    """Raise NotCodable unless two calls differ in their tensors alone, which are all that a network learns from."""
+    leaves, others = dict(_leaves(one)), dict(_leaves(other))
+    if set(leaves) != set(others):
+        raise NotCodable("the model was called with different arguments for different requests; take code exact")
+    for place, leaf in leaves.items():
+        if any_tensor(leaf) is None and not same(leaf, others[place]):
+            raise NotCodable(
+                f"the model's argument {where(place)} differs from request to request, and is no tensor that a network "
+                "could be given; take code exact"
+            )
 
 
 def in_dtype(call: ModelCall, dtype: torch.dtype | None, device: torch.device | None = None) -> ModelCall:
@@ -183,10 +205,10 @@ def _input_place(calls: Sequence[ModelCall]) -> Place:
         return floating[0]
     varying = [place for place in floating if place not in constant]
     if len(varying) != 1:
-        where = f" ({', '.join(map(_where, floating))})" if floating else ""
+        listed = f" ({', '.join(map(where, floating))})" if floating else ""
         raise NotCodable(
-            f"the model was called with {len(floating)} floating tensors{where}, of which {len(varying)} differ from "
-            "slot to slot; code sum needs exactly one"
+            f"the model was called with {len(floating)} floating tensors{listed}, of which {len(varying)} differ from "
+            "slot to slot; code sum needs exactly one; take code student or exact"
         )
     return varying[0]
 
@@ -196,11 +218,11 @@ def _check_other(place: Place, leaf: Any, constant: bool, slots: int) -> None:
         return
     if dtype := holds_integers(leaf):
         raise NotCodable(
-            f"the model was called with a {dtype} tensor at {_where(place)}: integers (token ids, indices) are "
-            "never added, only floating inputs can be coded with sum"
+            f"the model was called with a {dtype} tensor at {where(place)}: integers (token ids, indices) are "
+            "never added, only floating inputs can be coded with sum or concat; take code student or exact"
         )
     if slots > 1:
-        raise NotCodable(f"the model's argument {_where(place)} differs from request to request")
+        raise NotCodable(f"the model's argument {where(place)} differs from request to request")
 
 
 def _leaves(call: ModelCall) -> Iterator[tuple[Place, Any]]:
@@ -214,7 +236,7 @@ def _walk(value: Any, place: Place) -> Iterator[tuple[Place, Any]]:
     if type(value) in (list, tuple) and not is_numbers(value):
         for index, child in enumerate(value):
             yield from _walk(child, (*place, index))
-    elif type(value) is dict:
+    elif isinstance(value, MutableMapping):  # a tokenizer's answer is none of Python's own
         for name, child in value.items():
             yield from _walk(child, (*place, name))
     else:
@@ -225,12 +247,15 @@ def _replaced(value: Any, place: Place, new: torch.Tensor) -> Any:
     if not place:
         return new
     key, *rest = place
-    if isinstance(value, dict):
-        return {name: _replaced(child, tuple(rest), new) if name == key else child for name, child in value.items()}
+    if isinstance(value, MutableMapping):
+        other = copy.copy(value)
+        other[key] = _replaced(value[key], tuple(rest), new)
+        return other
     return type(value)(_replaced(child, tuple(rest), new) if i == key else child for i, child in enumerate(value))
 
 
-def _where(place: Place) -> str:
+def where(place: Place) -> str:
+    """A place as it is told."""
     return ".".join(map(str, place))
 
 

@@ -22,8 +22,16 @@ def floating_tensor(leaf: Any) -> torch.Tensor | None:
     """
     if isinstance(leaf, torch.Tensor):
         return leaf if leaf.is_floating_point() else None
+    tensor = any_tensor(leaf)
+    return tensor if tensor is not None and tensor.is_floating_point() else None
+
+
+def any_tensor(leaf: Any) -> torch.Tensor | None:
+    """None unless it holds numbers, whole or floating."""
+    if isinstance(leaf, torch.Tensor):
+        return leaf
     array = _array(leaf)
-    if array is None or array.dtype not in _FLOATING:
+    if array is None or array.dtype.kind not in "bif":
         return None
     return torch.from_numpy(np.ascontiguousarray(array) if array.flags.writeable else array.copy())
 

@@ -18,7 +18,7 @@ from ts_parity.errors import MalformedFrame, NotCodable, TsParityError
 from ts_parity.wire import Array, Frame, Part
 from ts_parity.worker.answers import Answer, BadAnswer, Streamed, error_answer, failed, run
 from ts_parity.worker.boundary import Boundary, EntryPoint, finite
-from ts_parity.worker.encoders import encode, in_dtype, model_input, not_finite_ones, odd_ones_out
+from ts_parity.worker.encoders import encode, not_finite_ones, odd_ones_out, tensors
 from ts_parity.worker.operations import slot_request
 from ts_parity.worker.outputs import take
 from ts_parity.worker.repeatable import Dice, Once, Seen, check_repeats, check_seen
@@ -232,21 +232,21 @@ def present(frame: Frame) -> list[int]:
 
 
 class ScriptedModel:
-    """A parity model or a student from a TorchScript file. Inputs go to it in its own dtype, on its own device."""
+    """A parity model or a student from a TorchScript file. The tensors of a call go to it one after the other, floating
+    ones in its own dtype, on its own device.
+    """
 
     def __init__(self, file: str, device: torch.device) -> None:
         self._module = torch.jit.load(file, map_location=device).eval()  # type: ignore[no-untyped-call]
         self._device = device
         self._dtype = _dtype_of(self._module)
-        _, *arguments = self._module.forward.schema.arguments
-        self._takes_one_tensor = len(arguments) == 1 and isinstance(arguments[0].type, torch.TensorType)
 
     def __call__(self, call: ModelCall) -> Any:
-        if self._takes_one_tensor:
-            # A network of another architecture does not know by what names, or in what, user code passes its input.
-            return self._module(model_input(call).to(device=self._device, dtype=self._dtype))
-        call = in_dtype(call, self._dtype, self._device)
-        return self._module(*call.args, **call.kwargs)
+        # A network of another architecture does not know by what names, or in what, user code passes its tensors.
+        return self._module(*(self._moved(tensor) for tensor in tensors(call).values()))
+
+    def _moved(self, value: torch.Tensor) -> torch.Tensor:
+        return value.to(self._device, self._dtype if self._dtype and value.is_floating_point() else value.dtype)
 
 
 def _dtype_of(script: Any) -> torch.dtype | None:

@@ -5,7 +5,8 @@ One watch sees one run of the user's entry point. Knows outputs; knows nothing o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -184,8 +185,10 @@ def copied(value: Any) -> Any:
         return bytearray(value)
     if type(value) in (list, tuple):
         return type(value)(copied(child) for child in value)
-    if type(value) is dict:
-        return {name: copied(child) for name, child in value.items()}
+    if isinstance(value, MutableMapping):
+        other = copy.copy(value)
+        other.update({name: copied(child) for name, child in value.items()})
+        return other
     return value
 
 
