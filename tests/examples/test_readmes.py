@@ -24,7 +24,7 @@ typed = pytest.mark.skipif(shutil.which("curl") is None, reason="the READMEs use
 
 
 def test_there_are_examples():
-    assert {"digits", "table"} <= {readme.parent.name for readme in READMES}
+    assert {"digits", "sentences", "table"} <= {readme.parent.name for readme in READMES}
 
 
 def fenced(text, *languages):
