@@ -209,7 +209,9 @@ class Settings:
     reject_pause_s: float = _setting(0.05, "how long an instance that said it is full is left alone", "s", 0)
     default_answer: str = _setting("", "file with the answer to give at the deadline instead of 504")
     default_answer_type: str = _setting("application/json", "content type of the default answer")
-    access_log: str = _setting("", "file that gets a JSON line for each request; -: standard error")
+    access_log: str = _setting(
+        "", "file that gets a JSON line for each request, and for each task that outlives one; -: standard error"
+    )
     drain_delay_s: float = _setting(
         0.0, "after the first SIGTERM /readyz is 503 for so long before connections are refused; for balancers", "s", 0
     )
