@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -154,7 +155,9 @@ def _save_as_deployed(archive: Archive, work: Path, model: Called | Reading, cal
         torch.jit.save(script, str(file))
         return True
     try:
-        saved = torch.load(original, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of other pickles, an estimator's say: they are seen to be none of torch's
+            saved = torch.load(original, map_location="cpu", weights_only=True)
     except Exception:  # any pickled object or other format: what it raises is the unpickler's choice
         return False
     if not isinstance(saved, dict) or saved.keys() != network.state_dict().keys():
