@@ -361,7 +361,7 @@ class TestWrapping:
             ({"secret": "zwölf"}, "printable ASCII"),
             ({"secret": ""}, "printable ASCII"),
             ({"samples": [tmp_path / "nowhere.png"]}, "cannot read .*nowhere.png"),
-            ({"declaration": {"modle": "x"}}, "model and call, not modle"),
+            ({"declaration": {"modle": "x"}}, "model, call, input and output, not modle"),
         ):
             with pytest.raises(ArchiveError, match=said):
                 wrap_deployed(digits, tmp_path / "out", **more)

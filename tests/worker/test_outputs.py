@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import types
 from collections import OrderedDict, namedtuple
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +13,8 @@ import pytest
 import torch
 
 from ts_parity.errors import NotCodable
-from ts_parity.worker.outputs import take
+from ts_parity.worker.outputs import SeveralParts, floating_leaf, take
+from ts_parity.worker.unsaid import Unsaid
 
 LOGITS = torch.tensor([[1.5, -2.0]])
 Pair = namedtuple("Pair", ["logits", "extra"])
@@ -25,6 +28,18 @@ class Output:
 
 class ModelOutput(OrderedDict):  # type: ignore[type-arg]
     """As in transformers: a mapping that is a dataclass."""
+
+
+class Slotted:
+    __slots__ = ("logits",)
+
+    def __init__(self, logits: Any) -> None:
+        self.logits = logits
+
+
+class Wanting:
+    def __init__(self, count: int, logits: Any) -> None:
+        self.logits = logits[:count]
 
 
 CONTAINERS = {
@@ -45,6 +60,14 @@ CONTAINERS = {
     "half array": LOGITS.numpy().astype(np.float16),
     "numpy scalar": np.float32(0.5),
     "float": 0.5,
+    "tuple of floats": (0.25, 0.75),
+    "by name": {"cat": 0.25, "dog": 0.75},
+    "rows by name": [{0: 0.25, 1: 0.75}, {0: 0.5, 1: 0.5}],
+    "plain object": types.SimpleNamespace(logits=LOGITS, loss=None),
+    "slots": Slotted(LOGITS),
+    "constructor that wants more": Wanting(7, LOGITS),
+    "one tensor twice": (LOGITS, {"again": LOGITS}),
+    "values and indices": torch.return_types.cummax((LOGITS, None)),
     "strided": torch.arange(12.0).reshape(3, 4).t()[::2],
 }
 
@@ -58,8 +81,10 @@ def _same(one: Any, other: Any) -> bool:
         return type(one) is type(other) and len(one) == len(other) and all(map(_same, one, other))
     if isinstance(one, dict):
         return type(one) is type(other) and one.keys() == other.keys() and all(_same(one[k], other[k]) for k in one)
-    if isinstance(one, Output):
+    if isinstance(one, (Output, types.SimpleNamespace, Wanting)):
         return type(one) is type(other) and _same(vars(one), vars(other))
+    if isinstance(one, Slotted):
+        return type(one) is type(other) and _same(one.logits, other.logits)
     return bool(one == other)
 
 
@@ -77,10 +102,11 @@ def test_out_and_back(name: str) -> None:
     ("output", "why"),
     [
         (torch.tensor([1, 2]), "int64"),
-        ((LOGITS, torch.tensor([1])), "int64"),
-        ((LOGITS, LOGITS), "2 floating parts"),
+        ((torch.tensor([1]), "text"), "int64"),
+        (types.SimpleNamespace(count=7), "an integer at output count"),
+        ((LOGITS, LOGITS.clone()), "2 floating parts"),
         ({"a": LOGITS, "b": 0.5}, "2 floating parts"),
-        ([LOGITS, LOGITS], "2 floating parts"),
+        ([LOGITS, LOGITS.clone()], "2 floating parts"),
         (None, "no floating"),
         ([], "no floating"),
         ("text", "a str"),
@@ -98,6 +124,57 @@ def test_out_and_back(name: str) -> None:
 def test_refused(output: Any, why: str) -> None:
     with pytest.raises(NotCodable, match=why):
         take(output)
+
+
+BESIDE = {
+    "tuple": (LOGITS, torch.tensor([1]), "label"),
+    "dict": {"logits": LOGITS, "labels": [1, 2], "name": "net"},
+    "dataclass": Output(LOGITS, 3),
+    "object": types.SimpleNamespace(logits=LOGITS, steps=3),
+    "array": [np.array([4]), LOGITS.numpy()],
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_is_no_number_may_be_beside_it_and_is_not_said_again(name: str) -> None:
+    """User code gets the coded part, in a container of the same type; whatever it does with the rest is refused."""
+    output = BESIDE[name]
+    raw, container = take(output)
+    np.testing.assert_array_equal(raw, LOGITS.numpy())
+    again = container.rebuild(raw)
+    assert type(again) is type(output)
+    np.testing.assert_array_equal(take(again)[0], raw)
+    fields = again if isinstance(again, (tuple, list)) else vars(again) if hasattr(again, "__dict__") else again
+    rest = fields.values() if isinstance(fields, dict) else fields
+    unsaid = [part for part in rest if type(part) is Unsaid]
+    assert unsaid
+    for part in unsaid:
+        assert part is not None
+        for use in (str, bool, list, len, float, torch.argmax, np.asarray, json.dumps, lambda x: x + 1, lambda x: x[0]):
+            with pytest.raises((NotCodable, TypeError)):
+                use(part)
+        for use in (str, bool, list, torch.argmax, np.asarray, lambda x: x + 1, lambda x: x.item(), lambda x: x == 1):
+            with pytest.raises(NotCodable, match="beside the part that is coded"):
+                use(part)
+
+
+SEVERAL = {"hidden": torch.ones(2, 3), "logits": LOGITS, "scores": [LOGITS * 2]}
+
+
+@pytest.mark.parametrize("declared", ["logits", ".logits", "['logits']"])
+def test_of_several_parts_the_declared_one_is_coded(declared: str) -> None:
+    raw, container = take(SEVERAL, declared)
+    np.testing.assert_array_equal(raw, LOGITS.numpy())
+    assert torch.equal(container.rebuild(raw)["logits"], LOGITS)
+    np.testing.assert_array_equal(take(SEVERAL, "scores.0")[0], 2 * LOGITS.numpy())
+    np.testing.assert_array_equal(take((LOGITS, LOGITS * 3), "1")[0], 3 * LOGITS.numpy())
+    np.testing.assert_array_equal(take(LOGITS, "logits")[0], LOGITS.numpy())  # a network of ours says it alone
+    assert floating_leaf(SEVERAL, declared) is LOGITS
+    with pytest.raises(SeveralParts) as several:
+        take(SEVERAL)
+    assert several.value.parts[0] == "logits"
+    with pytest.raises(NotCodable, match="there are: output hidden, output logits, output scores"):
+        take(SEVERAL, "logit")
 
 
 def test_the_raw_output_is_a_copy() -> None:

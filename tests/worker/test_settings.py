@@ -15,9 +15,18 @@ PARITY = {"role": "parity", "handler": "h.py", "code": "sum", "k": 2}
 def test_a_deployed_section() -> None:
     section = {"handler": "h.py:predict", "model": "net", "samples": ["a.png", {"file": "b", "content_type": "x/y"}]}
     settings = read_settings({"minWorkers": 1, "ts_parity": section}, "deployed")
-    assert (settings.handler, settings.model, settings.call) == ("h.py:predict", "net", None)
+    assert (settings.handler, settings.declaration) == ("h.py:predict", {"model": "net"})
     assert settings.samples == (Sample("a.png"), Sample("b", "x/y"))
     assert settings.protection is None
+
+
+def test_what_is_declared_of_a_handler() -> None:
+    """YAML reads `output: 1` as a number; the others are texts."""
+    section = {"handler": "h.py", "model": "a.b", "call": "encode", "input": "args.0", "output": 1}
+    declared = read_settings({"ts_parity": section}, "deployed").declaration
+    assert declared == {"model": "a.b", "call": "encode", "input": "args.0", "output": "1"}
+    with pytest.raises(ConfigError, match="call must be a non-empty text"):
+        read_settings({"ts_parity": {"handler": "h.py", "call": 1}}, "deployed")
 
 
 def test_a_parity_section() -> None:

@@ -93,8 +93,7 @@ def _add_package(subparsers: argparse._SubParsersAction[Any]) -> None:
         help="trained with empty slots, so it may protect groups of fewer than k (student and exact: always)",
     )
     told = parser.add_argument_group("what must be said of the handler, and of bodies")
-    told.add_argument("--model", metavar="PATH", help="where the handler keeps its model object, if it is not found")
-    told.add_argument("--call", metavar="METHOD", help="the method of it that is the model call, if it is not found")
+    add_declaration(told)
     told.add_argument(
         "--sample",
         action="append",
@@ -209,6 +208,28 @@ def _add_instances(given: argparse._ArgumentGroup) -> None:
     given.add_argument("--json", action="store_true", help="print the steps, and which were done, as JSON")
 
 
+DECLARATION = {"model": "model", "call": "call", "input": "model_input", "output": "model_output"}
+"""What an archive may declare of its handler, and where argparse keeps it."""
+
+
+def add_declaration(parser: argparse._ActionsContainer) -> None:
+    """The flags for what a verdict or a refusal of `train` names as the line to write."""
+    parser.add_argument("--model", metavar="PATH", help="where the handler keeps its model object, if it is not found")
+    parser.add_argument("--call", metavar="METHOD", help="the method of it that is the model call, if it is not found")
+    parser.add_argument(
+        "--model-input", metavar="PLACE", help="which floating input is coded, if there are several: args.0, kwargs.x"
+    )
+    parser.add_argument(
+        "--model-output",
+        metavar="PLACE",
+        help="which floating part of its output is coded, if there are several: logits",
+    )
+
+
+def declared(args: argparse.Namespace) -> dict[str, str]:
+    return {name: told for name, flag in DECLARATION.items() if (told := getattr(args, flag))}
+
+
 def run_package(args: argparse.Namespace) -> int:
     """Write one wrapped archive and print its path."""
     from ts_parity.torchserve.archive import Sample, read_archive, wrap_deployed, wrap_parity
@@ -216,7 +237,7 @@ def run_package(args: argparse.Namespace) -> int:
     common: dict[str, Any] = {
         "samples": [Sample(file, args.content_type) for file in args.sample],
         "secret": args.secret or os.environ.get(SECRET_VARIABLE) or None,
-        "declaration": {key: value for key, value in (("model", args.model), ("call", args.call)) if value},
+        "declaration": declared(args),
         "never_code": declared_never_code(args.never_code),
         "response_timeout_s": args.response_timeout_s,
         "replace": args.force,

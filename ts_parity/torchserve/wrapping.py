@@ -56,7 +56,7 @@ STOCK_HANDLERS = (
 
 _PREAMBLE = "# Added by ts_parity, which runs the handler named here behind its own. Everything else is as it was.\n"
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-.]*")  # what torch-model-archiver allows
-_DECLARABLE = ("model", "call")
+_DECLARABLE = ("model", "call", "input", "output")
 _ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest a zip knows: the same contents are the same bytes on every day
 # What a worker needs of this package. torch and PyYAML it has from TorchServe, numpy from torch's users.
 _WORKER_FILES = ("__init__.py", "errors.py", "wire.py", "codes.py", "exclusion.py")
@@ -85,7 +85,8 @@ def wrap_deployed(
     """Wrap for the deployed role. -> the new archive: `out` if that ends in .mar, else a file in the folder `out`.
     Without `replace` a file that is there stays, and ConfigError is raised.
 
-    `declaration` may say where the model object is (`model`) and which method of it is the model call (`call`).
+    `declaration` may say where the model object is (`model`), which method of it is the model call (`call`), which of
+    its inputs (`input`) and which part of its output (`output`) is coded.
     `never_code`: which bodies are never coded.
     `response_timeout_s`: for an archive with a config YAML, and this one has one, TorchServe heeds the responseTimeout
     written there only, 120 s if none is: not the instance's default, nor what a registration says.
@@ -215,7 +216,7 @@ def _section(
     before = source.section or {}
     declared = {**{key: before[key] for key in _DECLARABLE if key in before}, **(declaration or {})}
     if unknown := sorted(set(declared) - set(_DECLARABLE)):
-        raise ArchiveError(f"a declaration has {' and '.join(_DECLARABLE)}, not {unknown[0]}")
+        raise ArchiveError(f"a declaration has model, call, input and output, not {unknown[0]}")
     if secret is not None and (
         not secret.isascii() or not secret.isprintable() or secret != secret.strip() or not secret
     ):

@@ -5,7 +5,8 @@ Importing this package is cheap; torch is imported when training runs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,8 @@ class TrainSettings:
     word `folders`. `metric` None: found from outputs and labels. Every one of `codes` is made with every one of `ks`,
     and each trained with `seeds` seeds from `seed` on. `architecture` None: the deployed model's own for parity models,
     a built-in one sized by `budget` for students. `never_code`: content types, and keys of bodies, that no protection
-    may answer. `protects`: NAME or NAME/VERSION under which the model is registered, if not its own. `out` is a new
-    folder.
+    may answer. `protects`: NAME or NAME/VERSION under which the model is registered, if not its own. `declaration`:
+    model, call, input and output, where the handler's model call is not found without. `out` is a new folder.
     """
 
     archive: Path
@@ -60,6 +61,7 @@ class TrainSettings:
     protects: str | None = None
     secret: str | None = None
     never_code: tuple[str, ...] = ()
+    declaration: Mapping[str, str] = field(default_factory=dict)
     force: bool = False
     progress: bool = True
 

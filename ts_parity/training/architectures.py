@@ -168,7 +168,7 @@ class _Asking:
 
     def _said(self, call: ModelCall) -> torch.Tensor:
         run: Any = self._model if call.method == "__call__" else getattr(self._model, call.method)
-        return floating_leaf(run(*call.args, **call.kwargs)).float().reshape(-1, *self._shapes.said)
+        return floating_leaf(run(*call.args, **call.kwargs), call.output).float().reshape(-1, *self._shapes.said)
 
     def _join(self, inputs: Calls, moved: Moved) -> Join:
         """The fastest way to make one call of several that this model answers as it answers them alone."""

@@ -12,6 +12,7 @@ from ts_parity import output
 from ts_parity.arguments import count, existing, number, source, to_write
 from ts_parity.config import CODES
 from ts_parity.errors import TrainingError, TsParityError
+from ts_parity.torchserve.commands import DECLARATION, add_declaration, declared
 from ts_parity.training import FOLDERS, FORMATS, METRICS, VARIATIONS, TrainSettings
 from ts_parity.training.figures import FIGURES, Figure
 
@@ -137,6 +138,7 @@ def _add_train(subparsers: Any) -> None:
         metavar="TYPE|KEY",
         help="bodies that no protection may answer, as for package: a content type, or a JSON key or form field",
     )
+    add_declaration(made)
     made.add_argument("--secret", metavar="KEY", help="the fleet's shared secret, written into the archives")
     made.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.set_defaults(run=run_train)
@@ -162,7 +164,8 @@ def _add_report(subparsers: Any) -> None:
 def run_train(args: argparse.Namespace) -> int:
     from ts_parity.training import train
 
-    chosen = {key: value for key, value in vars(args).items() if key not in ("run", "json")}
+    chosen = {key: value for key, value in vars(args).items() if key not in ("run", "json", *DECLARATION.values())}
+    chosen["declaration"] = declared(args)
     for name, default in (("codes", ("sum",)), ("ks", (2,)), ("vary", None), ("never_code", ())):
         chosen[name] = tuple(chosen[name]) if chosen[name] else default
     aside = output.Aside()

@@ -194,8 +194,9 @@ def _run_together(handler: OfflineHandler, bodies: Sequence[Body], alone: list[t
 
 
 def _run_alone(handler: OfflineHandler, body: Body) -> _Seen:
+    request = handler.request(body.read(), body.content_type)
     try:
-        record, answer = handler.record(handler.request(body.read(), body.content_type))
+        record, answer = handler.record(request)
     except BadAnswer as error:  # TorchServe would answer 503
         return _Seen(problem=str(error))
     except TsParityError:
@@ -205,7 +206,7 @@ def _run_alone(handler: OfflineHandler, body: Body) -> _Seen:
     if record.raw is not None and answer.status < 400:
         return _Seen(given_to(record.calls[0]), record.raw, record.calls[0])
     if record.raw is None and record.refusal and answer.status < 400:
-        raise NotCodable(f"this handler cannot be protected by a trained model: {record.refusal}")
+        raise NotCodable(f"this handler cannot be protected by a trained model: {handler.why_not(request, record)}")
     return _Seen(problem=f"status {answer.status}")
 
 

@@ -52,7 +52,7 @@ from ts_parity.training.page import page
 from ts_parity.training.promise import COMPARED, Promise, promise
 from ts_parity.training.reading import Reader, Reading
 from ts_parity.training.recommend import recommend
-from ts_parity.training.repeats import check_repeatable
+from ts_parity.training.repeats import MOST, check_repeatable
 from ts_parity.training.scaling import scaled
 from ts_parity.training.sizing import USUAL_BUDGET, Model, multiplications
 from ts_parity.training.workshop import workshop
@@ -137,7 +137,7 @@ class _Job:
         encoded = [candidate for candidate in candidates if candidate.code.family is Family.PARITY]
         if not encoded:
             return list(candidates)
-        with _loaded(self.extracted, self._gpu) as handler:
+        with _loaded(self.extracted, self._gpu, self.settings.declaration) as handler:
             calls = some_calls(handler, self.bodies)
         reasons = {candidate.label: why for candidate in encoded if (why := not_encodable(candidate.code, calls))}
         left = [candidate for candidate in candidates if candidate.label not in reasons]
@@ -150,7 +150,8 @@ class _Job:
         """Raise NotCodable: what answers one body in two ways cannot be learned from, nor stand in for itself."""
         scored = self.bodies if self.settings.score is None else bodies_of(self.settings, self.settings.score)
         try:
-            return check_repeatable(self.extracted, self._gpu, scored, *(() if lossless else (FEWEST_BODIES,)))
+            most = MOST if lossless else FEWEST_BODIES
+            return check_repeatable(self.extracted, self._gpu, scored, most, self.settings.declaration)
         except NotRepeatable as refusal:
             raise NotCodable(f"no protection of this handler can be believed: {refusal}") from None
         except TsParityError:
@@ -163,7 +164,7 @@ class _Job:
         return self.fabric.device.index if self.fabric.device.type == "cuda" else None
 
     def _learn(self, candidates: Sequence[Candidate], refused: list[str]) -> dict[str, Any]:
-        with _loaded(self.extracted, self._gpu) as handler:
+        with _loaded(self.extracted, self._gpu, self.settings.declaration) as handler:
             if (sight := first_sight(handler, self.bodies)) is not None:
                 candidates = self._of_such_inputs(sight.inputs, candidates, refused)
                 for candidate in candidates:
@@ -369,9 +370,9 @@ def _warnings(outputs: Array, candidates: Sequence[Candidate]) -> list[str]:
     ]
 
 
-def _loaded(folder: Path, gpu: int | None) -> OfflineHandler:
+def _loaded(folder: Path, gpu: int | None, declaration: Mapping[str, str]) -> OfflineHandler:
     try:
-        return OfflineHandler(folder, gpu)
+        return OfflineHandler(folder, gpu, declaration)
     except TsParityError:
         raise
     except Exception as error:  # whatever user code raises while it loads

@@ -9,7 +9,7 @@ import copy
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -31,7 +31,7 @@ from ts_parity.training.reading import Reading
 from ts_parity.wire import ROUNDOFF, Array
 from ts_parity.worker.encoders import in_dtype, tensors, with_tensors
 from ts_parity.worker.offline import OfflineHandler
-from ts_parity.worker.outputs import take
+from ts_parity.worker.outputs import floating_leaf, take
 from ts_parity.worker.standin import CALL
 from ts_parity.worker.verdict import CLOSE, close
 from ts_parity.worker.watches import ModelCall
@@ -52,8 +52,14 @@ class Packer:
         """The wrapped deployed archive. -> its file name."""
         with _samples(self.bodies) as samples:
             never_code = declared_never_code(self.settings.never_code)
-            source, secret = self.settings.archive, self.settings.secret
-            return wrap_deployed(source, self.out, samples=samples, secret=secret, never_code=never_code).name
+            return wrap_deployed(
+                self.settings.archive,
+                self.out,
+                samples=samples,
+                secret=self.settings.secret,
+                declaration=self.settings.declaration,
+                never_code=never_code,
+            ).name
 
     def protection(
         self,
@@ -79,6 +85,7 @@ class Packer:
                 "partial": True,
                 "samples": samples,
                 "secret": self.settings.secret,
+                "declaration": self.settings.declaration,
                 "never_code": declared_never_code(self.settings.never_code),
                 "cost": cost,
                 "agreement": promised.agreement,
@@ -88,7 +95,7 @@ class Packer:
             source = self.settings.archive
             if model is None:
                 return wrap_parity(source, self.out, name, **options).name
-            calls = _calls(self.work, self.bodies)
+            calls = _calls(self.work, self.bodies, self.settings.declaration)
             network = model.network.to("cpu").eval()
             expected = [_answer(network, plain_call(call) if model.plain else call) for call in calls]
             own = Path(scratch) / "own"
@@ -122,8 +129,8 @@ def _samples(bodies: Sequence[Body]) -> Iterator[list[Sample]]:
         yield samples
 
 
-def _calls(work: Path, bodies: Sequence[Body]) -> list[ModelCall]:
-    with OfflineHandler(work) as handler:
+def _calls(work: Path, bodies: Sequence[Body], declaration: Mapping[str, str]) -> list[ModelCall]:
+    with OfflineHandler(work, declared=declaration) as handler:
         captured = [handler.capture(handler.request(body.read(), body.content_type)) for body in bodies]
     return [in_dtype(call, torch.float32) for call in captured]  # as it was trained
 
@@ -132,7 +139,7 @@ def _answer(network: Any, call: ModelCall) -> Array:
     """What a network answers when the user's handler calls it with this one body."""
     run = network if call.method == "__call__" else getattr(network, call.method, network)
     with torch.inference_mode():
-        raw, _ = take(run(*call.args, **call.kwargs))
+        raw, _ = take(run(*call.args, **call.kwargs), call.output)
     return raw
 
 
@@ -182,23 +189,24 @@ def _is_torchscript(file: Path) -> bool:
 
 def _beside(model: Called | Reading, call: ModelCall) -> Any:
     """As TorchScript that is called with the tensors of a call, one after the other."""
-    if call.method not in ("__call__", "forward") and not model.plain:
-        raise NotCodable(f"the handler calls the model's {call.method}, which a TorchScript model cannot have")
     network: nn.Module = model.network if model.plain else _Plain(model.network, call)
     return _traced(network, tuple(tensors(call).values()), {})
 
 
 class _Plain(nn.Module):
-    """The deployed model's own class, called with the tensors of a call alone; all else is as in this call."""
+    """The deployed model's own class, called with the tensors of a call alone, by whatever method; all else is as in
+    this call. It answers with the part of its output that is coded: any other container might not be traced.
+    """
 
     def __init__(self, network: nn.Module, call: ModelCall) -> None:
         super().__init__()
         self.network = network
         self._call = call
 
-    def forward(self, *given: torch.Tensor) -> Any:
+    def forward(self, *given: torch.Tensor) -> torch.Tensor:
         call = with_tensors(self._call, dict(zip(tensors(self._call), given, strict=True)))
-        return self.network(*call.args, **call.kwargs)
+        run = self.network if call.method == CALL else getattr(self.network, call.method)
+        return floating_leaf(run(*call.args, **call.kwargs), call.output)
 
 
 def _signed(network: nn.Module, call: ModelCall) -> nn.Module:

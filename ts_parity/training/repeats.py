@@ -6,7 +6,7 @@ nothing of codes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ts_parity.errors import NotRepeatable
@@ -22,10 +22,16 @@ MOST = 100
 _SHOWN = 60
 
 
-def check_repeatable(folder: Path, gpu_id: int | None, bodies: Sequence[Body], most: int = MOST) -> list[str]:
+def check_repeatable(
+    folder: Path,
+    gpu_id: int | None,
+    bodies: Sequence[Body],
+    most: int = MOST,
+    declaration: Mapping[str, str] | None = None,
+) -> list[str]:
     """-> where every answer differs from every other, as times and ids do. Raise NotRepeatable with the difference."""
     chosen = bodies[:: max(1, -(-len(bodies) // most))]
-    with OfflineHandler(folder, gpu_id) as handler:
+    with OfflineHandler(folder, gpu_id, declaration) as handler:
         once = _answering(handler)
         requests = [handler.request(body.read(), body.content_type) for body in chosen]
         first = check_repeats(once, requests, lambda: _answering(handler.another()))

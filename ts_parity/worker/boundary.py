@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any
 
@@ -26,6 +26,8 @@ from ts_parity.worker.outputs import Container, take
 from ts_parity.worker.sites import Search, Site
 from ts_parity.worker.standin import CALL, StandIn, dismiss, unwrap
 from ts_parity.worker.watches import (
+    NOT_BEFORE,
+    Declared,
     Giving,
     ModelCall,
     ModelReached,
@@ -52,6 +54,8 @@ class Record:
     """Those that were called, by site."""
     existed: bool = True
     """False if no model object could be found before the run: it may have been created in it."""
+    parts: tuple[str, ...] = ()
+    """Places of the floating parts of an output that has several, none of which is declared."""
 
 
 def load_entry_point(handler: str, context: Any) -> EntryPoint:
@@ -82,32 +86,55 @@ def _import_handler(loader: Any, handler: str) -> tuple[ModuleType, str | None]:
 class Boundary:
     """The entry point of one user handler, and every way to run it.
 
-    `model` and `call` are the archive's declaration, where the search would not find the right object or method.
+    The others are the archive's declaration: `model` and `call`, where the search would not find the right object or
+    method, `input` and `output`, where the call has several floating inputs, or its output several floating parts.
     """
 
-    def __init__(self, entry: EntryPoint, model: str | None = None, call: str | None = None) -> None:
+    def __init__(
+        self,
+        entry: EntryPoint,
+        model: str | None = None,
+        call: str | None = None,
+        input: str | None = None,
+        output: str | None = None,
+    ) -> None:
         self.entry = entry
+        self._declared = Declared(input or "", output or "")
+        self._reached = False
+        self._has_run = False
         self._search = Search(entry)
         self._model = model
         self._calls = frozenset({call}) if call else None
         self._container: Container | None = None
 
     def plain(self, data: Any, context: Any) -> Any:
-        return self.entry(data, context)
+        answer = self.entry(data, context)
+        self._has_run = True
+        return answer
 
-    def record(self, data: Any, context: Any, keep_inputs: bool = False) -> Record:
-        """Run as always and take the model's raw output. Exceptions of user code pass through."""
-        watch = Recording(keep_inputs)
+    def record(self, data: Any, context: Any, keep_inputs: bool = False, look_around: bool = False) -> Record:
+        """Run as always and take the model's raw output. Exceptions of user code pass through.
+
+        `look_around`: see what user code does with its other objects too, to name the line of a declaration. Not where
+        clients are served: a stand-in in the place of something that is no model is one more thing that may surprise.
+        """
+        watch = Recording(self._declared, keep_inputs, looks=look_around or not self._reached)
+        may_come = self._may_come()
         sites = self.sites()
-        with _watched(watch, sites, self._calls):
+        around = self._search.helpers(sites) if look_around else []
+        with _looking(watch, around), _watched(watch, sites, self._calls):
             answer = self.entry(data, context)
+        self._reached, self._has_run = self._reached or bool(watch.calls), True
+        if may_come and self._search.surely():
+            # What was watched was none: the model is there from now on.
+            return Record(answer, None, NOT_BEFORE, existed=False)
         if watch.container is not None:
             self._container = watch.container
-        raw, refusal = watch.verdict(bool(sites))
+        raw, refusal = watch.verdict([site.path for site in sites])
         computed_in = "" if watch.container is None else watch.container.computed_in
         called = {call.site for call in watch.calls}
         models = {site.path: site.get() for site in sites if site.path in called}
-        return Record(answer, raw, refusal, tuple(watch.calls), computed_in, models, bool(sites))
+        return Record(answer, raw, refusal, tuple(watch.calls), computed_in, models, bool(sites), watch.parts)
 
     def capture(self, data: Any, context: Any) -> ModelCall:
         """Run up to the model call and end there. Raise NotCodable if the run ended without exactly one such call.
@@ -115,7 +142,7 @@ class Boundary:
         Exceptions of user code pass through, unless they came after the model was reached: then user code swallowed
         our own, and what follows is of no interest.
         """
-        watch = Stopping()
+        watch = Stopping(self._declared)
         try:
             with _watched(watch, self._existing_sites(data, context), self._calls):
                 watch.ended_with(self.entry(data, context))
@@ -135,7 +162,7 @@ class Boundary:
 
     def substituted(self, compute: Callable[[ModelCall], Any], data: Any, context: Any) -> Any:
         """Run as always, with `compute` making the model call in place of the user's own model. -> the answer."""
-        return self._answered(lambda call: finite(take(compute(call))[0]), data, context)
+        return self._answered(lambda call: finite(take(compute(call), call.output)[0]), data, context)
 
     def only_finite(self, data: Any, context: Any) -> Any:
         """Run as always; raise NotCodable if the model said NaN or infinity. -> the answer."""
@@ -145,10 +172,11 @@ class Boundary:
         return record.answer
 
     def _answered(self, raw_of: Callable[[ModelCall], Array], data: Any, context: Any) -> Any:
-        watch = Giving(raw_of, self._container)
+        watch = Giving(self._declared, raw_of, self._container)
         try:
             with _watched(watch, self._existing_sites(data, context), self._calls):
                 answer = self.entry(data, context)
+            watch.answered(answer)
         except Exception:
             if watch.refusal is None:
                 raise
@@ -194,15 +222,29 @@ class Boundary:
         """Where the model object is now."""
         return self._search.declared(self._model) if self._model else self._search.sites()
 
+    def _may_come(self) -> bool:
+        """A handler may create its model in its first request."""
+        return not self._has_run and not self._model and not self._search.surely()
+
     def _existing_sites(self, data: Any, context: Any) -> list[Site]:
-        """A handler may create its model in its first request. Then that request is first run once, plainly."""
+        """Where the model may have yet to be created by a first request, this one is first run once, plainly."""
         sites = self.sites()
-        if not sites:
-            self.entry(copied(data), context)
+        if not sites or self._may_come():
+            self.plain(copied(data), context)
             sites = self.sites()
         if not sites:
             raise NotCodable("no model object was found at the entry point; declare where it is with model:")
         return sites
+
+    @contextmanager
+    def trying(self, output: str) -> Iterator[None]:
+        """While it lasts, this place of the model's output counts as declared."""
+        kept = self._declared, self._container
+        self._declared, self._container = replace(self._declared, output=output), None
+        try:
+            yield
+        finally:
+            self._declared, self._container = kept
 
 
 def finite(raw: Array) -> Array:
@@ -210,6 +252,22 @@ def finite(raw: Array) -> Array:
     if not np.isfinite(raw).all():
         raise NotCodable("the model's output is not finite (NaN or infinity)")
     return raw
+
+
+@contextmanager
+def _looking(watch: Recording, around: Sequence[Site]) -> Iterator[None]:
+    """Stand-ins that only look, at these sites while it lasts."""
+    armed: list[tuple[Site, Any]] = []
+    try:
+        for site in around:
+            real = site.get()
+            site.put(watch.looking(site.path, real))
+            armed.append((site, real))
+        yield
+    finally:
+        for site, real in armed:
+            if unwrap(site.get()) is real:
+                site.put_back(real)
 
 
 @contextmanager
@@ -229,7 +287,7 @@ def _watched(watch: Watching, sites: Sequence[Site], calls: frozenset[str] | Non
             armed.append((site, stand_ins[id(real)]))
         yield
     finally:
-        for stand_in in stand_ins.values():
+        for stand_in in (*stand_ins.values(), *watch.extra):
             dismiss(stand_in)
         for site, stand_in in armed:
             # What user code put there meanwhile is its own business.

@@ -19,6 +19,7 @@ from torch.nn import functional
 from ts_parity.codes import Code
 from ts_parity.errors import NotCodable
 from ts_parity.worker.leaves import any_tensor, floating_tensor, holds_integers, in_place_of, is_numbers, same
+from ts_parity.worker.remedy import write
 from ts_parity.worker.watches import ModelCall
 
 Place = tuple[Any, ...]
@@ -132,7 +133,7 @@ def in_dtype(call: ModelCall, dtype: torch.dtype | None, device: torch.device | 
             return {name: moved(child) for name, child in value.items()}
         return value
 
-    return ModelCall(call.site, call.method, moved(call.args), moved(call.kwargs))
+    return replace(call, args=moved(call.args), kwargs=moved(call.kwargs))
 
 
 def input_shapes(call: ModelCall) -> tuple[Shape, ...]:
@@ -195,6 +196,8 @@ def _input_place(calls: Sequence[ModelCall]) -> Place:
         raise NotCodable("a group needs at least one member")
     leaves = [dict(_leaves(call)) for call in calls]
     first = leaves[0]
+    if calls[0].input:
+        return _declared_place(calls[0].input, leaves)
     if any(set(other) != set(first) for other in leaves[1:]):
         raise NotCodable("the model was called with different arguments for different requests")
     floating = [place for place, leaf in first.items() if floating_tensor(leaf) is not None]
@@ -204,13 +207,25 @@ def _input_place(calls: Sequence[ModelCall]) -> Place:
     if len(floating) == 1:
         return floating[0]
     varying = [place for place in floating if place not in constant]
-    if len(varying) != 1:
-        listed = f" ({', '.join(map(where, floating))})" if floating else ""
-        raise NotCodable(
-            f"the model was called with {len(floating)} floating tensors{listed}, of which {len(varying)} differ from "
-            "slot to slot; code sum needs exactly one; take code student or exact"
-        )
-    return varying[0]
+    if len(varying) == 1:
+        return varying[0]
+    listed = f" ({', '.join(map(where, floating))})" if floating else ""
+    line = f"; if only one of them depends on the request, {write(input=where(varying[0]))}" if varying else ""
+    raise NotCodable(
+        f"the model was called with {len(floating)} floating tensors{listed}, of which {len(varying)} differ from "
+        f"slot to slot; code sum needs exactly one; take code student or exact{line}"
+    )
+
+
+def _declared_place(declared: str, leaves: Sequence[Mapping[Place, Any]]) -> Place:
+    """The input that an archive declares; everything else is the same for all."""
+    for place, leaf in leaves[0].items():
+        if where(place) == declared and floating_tensor(leaf) is not None:
+            if any(not same(leaves[0].get(p), o.get(p)) for o in leaves[1:] for p in {*leaves[0], *o} - {place}):
+                raise NotCodable(f"input: {declared!r} is declared, but another argument of the model differs as well")
+            return place
+    there = ", ".join(where(place) for place, leaf in leaves[0].items() if floating_tensor(leaf) is not None) or "none"
+    raise NotCodable(f"input: {declared!r} is declared, but is no floating argument of the model; there are: {there}")
 
 
 def _check_other(place: Place, leaf: Any, constant: bool, slots: int) -> None:

@@ -92,7 +92,7 @@ class Worker:
             self._verdict = rehearsed(self._folder, role, gpu_id, context.model_yaml_config)
             log.info("self-test: %s, %s", self._verdict.state.value, self._verdict.reason)
         entry = load_entry_point(self._settings.handler, context)
-        self._boundary = Boundary(entry, self._settings.model, self._settings.call)
+        self._boundary = Boundary(entry, **self._settings.declaration)
         self._weights = fingerprint(self._folder, context.manifest)
         self._limit = max_response_size()
         self._deployed = DeployedOperations(self._boundary, self._verdict, self._limit)

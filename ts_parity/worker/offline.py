@@ -10,7 +10,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +28,8 @@ from ts_parity.worker.answers import Answer, run
 from ts_parity.worker.boundary import Boundary, Record, load_entry_point
 from ts_parity.worker.repeatable import Seen
 from ts_parity.worker.requests import Request, request_of
-from ts_parity.worker.selftest import judge_deployed, record_many
+from ts_parity.worker.selftest import judge_deployed, record_many, why_not
+from ts_parity.worker.settings import declaration
 from ts_parity.worker.verdict import Verdict
 from ts_parity.worker.watches import ModelCall
 
@@ -39,7 +40,9 @@ class OfflineHandler:
     `folder` is an extracted archive, plain or wrapped; of a wrapped one the user's own handler is loaded.
     """
 
-    def __init__(self, folder: Path, gpu_id: int | None = None) -> None:
+    def __init__(self, folder: Path, gpu_id: int | None = None, declared: Mapping[str, str] | None = None) -> None:
+        """`declared`: what the archive itself does not declare, as `settings.declaration` has it."""
+        self._more = declared
         self.folder = folder.resolve()
         self._gpu_id = gpu_id
         self._context = make_context(self.folder, gpu_id)
@@ -54,7 +57,7 @@ class OfflineHandler:
         except BaseException:
             self.close()
             raise
-        self.boundary = Boundary(entry, section.get("model"), section.get("call"))
+        self.boundary = Boundary(entry, **{**declaration(section), **(declared or {})})
 
     def __enter__(self) -> OfflineHandler:
         return self
@@ -102,6 +105,11 @@ class OfflineHandler:
         """The answer the handler would have given had its model returned `raw`."""
         return self._run(request, lambda data, context: self.boundary.give(data, context, raw))
 
+    def why_not(self, request: Request, record: Record) -> str:
+        """Why a recorded run gave no raw output, and the line to write where one helps."""
+        with self._inside():
+            return why_not(self.boundary, self._context, request, record)
+
     def judge(self, requests: list[Request]) -> Verdict:
         """The same self-test as in a worker."""
         verdict = Verdict()
@@ -112,7 +120,7 @@ class OfflineHandler:
     def another(self) -> OfflineHandler:
         """A fresh object of the same handler, with modules of its own."""
         with without_modules_of(self.folder):
-            made = OfflineHandler(self.folder, self._gpu_id)
+            made = OfflineHandler(self.folder, self._gpu_id, self._more)
             made.close()  # of modules there is nothing left to forget after this
         return made
 

@@ -1,22 +1,25 @@
-"""A model's output: the one floating leaf in it, and how to build the same container around another leaf.
+"""A model's output: the one floating part of it that is coded, and how to build the same container around another.
 
-What cannot be added and subtracted is refused here, once: integers (ids, class indices), several leaves, none.
-Knows torch, numpy and containers; knows nothing of handlers or requests.
+What cannot be added and subtracted is never coded: integers (ids, class indices), texts. Beside a floating part they
+may be there: an answer made from a raw output is given something in their place that user code may pass on, but not
+look at. Knows torch, numpy and containers; knows nothing of handlers or requests.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 
 from ts_parity.errors import NotCodable
 from ts_parity.wire import MAX_DIMENSIONS, Array
-from ts_parity.worker.leaves import is_numbers
+from ts_parity.worker.unsaid import Unsaid
 
 _WIRE_DTYPES = {
     torch.float16: torch.float32,
@@ -26,117 +29,279 @@ _WIRE_DTYPES = {
 }
 
 _HALF = (torch.float16, torch.bfloat16)
+_DEEPEST = 6
+_USUAL = ("logits", "scores", "probabilities", "probs", "predictions", "prediction", "out", "output", "embedding")
+"""Of several floating parts, what is coded is mostly called so."""
+
+Place = tuple[str, ...]
+Refuse = Callable[[str], NoReturn]
+"""Told of a part, by its place, that no raw output carries and that user code has looked at."""
+_Build = Callable[[Any, Refuse], Any]
+"""(the coded part, made of a raw output; refuse) -> this part of the output."""
+
+
+class SeveralParts(NotCodable):
+    """Which one is coded must be declared. `parts`: their places."""
+
+    def __init__(self, message: str, parts: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.parts = parts
+
+
+def _refuse(place: str) -> NoReturn:
+    raise NotCodable(f"the handler uses {place} of the model's output beside the part that is coded")
 
 
 @dataclass(frozen=True)
 class Container:
     """What surrounds the raw output: rebuild(raw) is a fresh output as the model would have returned it."""
 
-    rebuild: Callable[[Array], Any]
+    make: Callable[[Array], Any]
+    build: _Build
     computed_in: str = ""
     """The output's own dtype where the raw output, which is float32 or float64, is finer; else empty."""
+
+    def rebuild(self, raw: Array, refuse: Refuse = _refuse) -> Any:
+        """Raise NotCodable for an output of a type that cannot be made again."""
+        try:
+            return self.build(self.make(raw), refuse)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise NotCodable(f"the model's output cannot be made again around another raw output: {error}") from error
 
 
 @dataclass(frozen=True)
 class _Leaf:
-    where: str
+    where: Place
+    value: Any
     what: Callable[[], str]
     array: Callable[[], Array]
     build: Callable[[Array], Any]
     computed_in: str = ""
 
 
-def take(output: Any) -> tuple[Array, Container]:
-    """-> (raw output, copied to the CPU before user code can change it; its container). Raise NotCodable."""
-    leaves: list[_Leaf] = []
-    node = _node(output, "", leaves)
-    if not leaves:
-        raise NotCodable("the model's output holds no floating tensor, array or list")
-    if len(leaves) > 1:
-        listed = ", ".join(f"{leaf.where or 'output'} {leaf.what()}" for leaf in leaves)
-        raise NotCodable(f"the model's output holds {len(leaves)} floating parts ({listed}); a code needs exactly one")
-    raw = leaves[0].array()
+@dataclass(frozen=True)
+class _Other:
+    """A part that is not floating, and why it cannot be coded."""
+
+    where: Place
+    why: str
+
+
+def take(output: Any, declared: str = "") -> tuple[Array, Container]:
+    """-> (raw output, copied to the CPU before user code can change it; its container). Raise NotCodable.
+
+    `declared`: the place of the part that is coded, where there are several (`logits`, `0`, `scores.1`).
+    """
+    parts = _Parts()
+    build = parts.node(output, ())
+    leaf = _chosen(parts, declared)
+    raw = leaf.array()
     if raw.ndim > MAX_DIMENSIONS:
         raise NotCodable(f"the model's output has {raw.ndim} dimensions; at most {MAX_DIMENSIONS} can be coded")
-    return raw, Container(node, leaves[0].computed_in)
+    return raw, Container(leaf.build, build(leaf), leaf.computed_in)
 
 
-def floating_leaf(output: Any) -> torch.Tensor:
-    """The one floating tensor in an output, gradients and all: `take`, for training. Raise NotCodable without one.
+def floating_leaf(output: Any, declared: str = "") -> torch.Tensor:
+    """The part that is coded, gradients and all: `take`, for training. Raise NotCodable without one.
 
     Of a model that is no torch module, its array as a tensor.
     """
-    found = _first_floating(output)
-    return torch.from_numpy(take(output)[0]) if found is None else found
+    parts = _Parts()
+    parts.node(output, ())
+    leaf = _chosen(parts, declared)
+    return leaf.value if isinstance(leaf.value, torch.Tensor) else torch.from_numpy(leaf.array())
 
 
-def _first_floating(output: Any) -> torch.Tensor | None:
-    if isinstance(output, torch.Tensor):
-        return output if output.is_floating_point() else None
-    fields = _fields(output)
-    children = fields.values() if fields is not None else output if isinstance(output, (tuple, list)) else ()
-    return next((found for child in children if (found := _first_floating(child)) is not None), None)
+def _chosen(parts: _Parts, declared: str) -> _Leaf:
+    leaves = parts.leaves
+    wanted = _place(declared)
+    if wanted and [leaf.where for leaf in leaves] != [()]:  # a network of ours gives the part alone
+        for leaf in leaves:
+            if leaf.where == wanted:
+                return leaf
+        there = ", ".join(_told(leaf.where) for leaf in leaves) or "none"
+        raise NotCodable(
+            f"output: {declared!r} is declared, but is no floating part of the model's output; there are: {there}"
+        )
+    if not leaves:
+        whys = [other.why for other in parts.others]
+        raise NotCodable(whys[0] if whys else "the model's output holds no floating tensor, array or list")
+    if len(leaves) > 1:
+        listed = ", ".join(f"{_told(leaf.where)} {leaf.what()}" for leaf in leaves[:8])
+        places = sorted((".".join(leaf.where) for leaf in leaves), key=_unusual)
+        raise SeveralParts(
+            f"the model's output holds {len(leaves)} floating parts ({listed}); a code needs exactly one",
+            tuple(places),
+        )
+    return leaves[0]
 
 
-def _node(value: Any, where: str, leaves: list[_Leaf]) -> Callable[[Array], Any]:
-    """Collect the leaves and return the builder of this part of the output."""
-    if value is None:
-        return _nothing
-    if isinstance(value, torch.Tensor):
-        return _grown(_tensor_leaf(value, where), leaves)
-    if isinstance(value, (np.ndarray, np.generic)):
-        return _grown(_numpy_leaf(value, where), leaves)
-    if isinstance(value, float):
-        return _grown(_Leaf(where, lambda: "float", lambda: np.array(value), float), leaves)
-    if isinstance(value, list) and is_numbers(value):
-        return _grown(_list_leaf(value, where), leaves)
-    if isinstance(value, int):
-        raise NotCodable(f"the model's output holds an integer at {where or 'its root'}: integers are never coded")
-    return _container(value, where, leaves)
+def _unusual(place: str) -> int:
+    name = place.rpartition(".")[2]
+    return _USUAL.index(name) if name in _USUAL else len(_USUAL)
 
 
-def _grown(leaf: _Leaf, leaves: list[_Leaf]) -> Callable[[Array], Any]:
-    leaves.append(leaf)
-    return leaf.build
+def _place(declared: str) -> Place:
+    """logits, 0, scores.1, and the same as Python writes it: .logits, [0], ['scores'][1]."""
+    dotted = re.sub(r"\[\s*['\"]?([^\]'\"]*)['\"]?\s*\]", r".\1", declared)
+    return tuple(name for name in dotted.split(".") if name)
 
 
-def _nothing(raw: Array) -> None:
-    return None
+def _told(where: Place) -> str:
+    return f"output {'.'.join(where)}" if where else "its root"
 
 
-def _container(value: Any, where: str, leaves: list[_Leaf]) -> Callable[[Array], Any]:
-    kind = type(value)
-    if isinstance(value, (tuple, list)):
-        children = [_node(child, f"{where}[{i}]", leaves) for i, child in enumerate(value)]
-        if hasattr(kind, "_fields"):  # a named tuple
-            return lambda raw: kind(*(child(raw) for child in children))
-        return lambda raw: kind(child(raw) for child in children)
-    fields = _fields(value)
-    if fields is None:
-        raise NotCodable(f"the model's output holds a {kind.__name__} at {where or 'its root'}, which cannot be coded")
-    parts = {name: _node(child, f"{where}[{name!r}]", leaves) for name, child in fields.items()}
-    if isinstance(value, Mapping) and not dataclasses.is_dataclass(value):
-        return lambda raw: kind((name, part(raw)) for name, part in parts.items())
-    return lambda raw: kind(**{name: part(raw) for name, part in parts.items()})
+_Bound = Callable[[_Leaf], _Build]
+"""The builder of a part, once it is known which leaf is coded."""
+
+
+class _Parts:
+    """Walks an output: collects its floating leaves and what else there is, and makes the builder of each part."""
+
+    def __init__(self) -> None:
+        self.leaves: list[_Leaf] = []
+        self.others: list[_Other] = []
+        self._seen: dict[int, _Leaf] = {}
+
+    def node(self, value: Any, where: Place) -> _Bound:
+        if value is None:
+            return lambda coded: lambda made, refuse: None
+        try:
+            leaf = _leaf(value, where)
+        except NotCodable as refusal:
+            return self._other(where, str(refusal))
+        if leaf is None:
+            return self._container(value, where)
+        if isinstance(value, (torch.Tensor, np.ndarray)):
+            leaf = self._seen.setdefault(id(value), leaf)  # an output may hold one tensor twice
+        if leaf.where == where:
+            self.leaves.append(leaf)
+        return self._leaf_node(leaf)
+
+    def _leaf_node(self, leaf: _Leaf) -> _Bound:
+        def bound(coded: _Leaf) -> _Build:
+            return (lambda made, refuse: made) if coded is leaf else _unsaid(leaf.where)
+
+        return bound
+
+    def _other(self, where: Place, why: str) -> _Bound:
+        self.others.append(_Other(where, why))
+        return lambda coded: _unsaid(where)
+
+    def _container(self, value: Any, where: Place) -> _Bound:
+        kind, fields = type(value), None
+        if len(where) < _DEEPEST:
+            if isinstance(value, (tuple, list)):
+                return self._sequence(value, where)
+            fields = _fields(value)
+        if fields is None:
+            return self._other(
+                where, f"the model's output holds a {kind.__name__} at {_told(where)}, which cannot be coded"
+            )
+        before = len(self.leaves)
+        nodes = {name: self.node(child, (*where, str(name))) for name, child in fields.items()}
+        if len(self.leaves) == before and not isinstance(value, Mapping) and not dataclasses.is_dataclass(value):
+            return lambda coded: _unsaid(where)  # an object without a floating part is looked at as little as a number
+        if isinstance(value, Mapping):
+            keyed = dataclasses.is_dataclass(kind)
+
+            def mapping(coded: _Leaf) -> _Build:
+                builds = {name: node(coded) for name, node in nodes.items()}
+
+                def build(made: Any, refuse: Refuse) -> Any:
+                    parts = {name: part(made, refuse) for name, part in builds.items()}
+                    return kind(**parts) if keyed else kind(parts.items())
+
+                return build
+
+            return mapping
+        return self._object(value, nodes)
+
+    def _sequence(self, value: Any, where: Place) -> _Bound:
+        kind = type(value)
+        nodes = [self.node(child, (*where, str(i))) for i, child in enumerate(value)]
+
+        def sequence(coded: _Leaf) -> _Build:
+            builds = [node(coded) for node in nodes]
+
+            def build(made: Any, refuse: Refuse) -> Any:
+                parts = [part(made, refuse) for part in builds]
+                # A named tuple takes its fields one by one; those of torch are named, but take them as one.
+                return kind(*parts) if hasattr(kind, "_fields") else kind(parts)
+
+            return build
+
+        return sequence
+
+    def _object(self, value: Any, nodes: Mapping[str, _Bound]) -> _Bound:
+        """An object of the user's own: copied, never constructed, for its constructor may want what is not known."""
+        skeleton = copy.copy(value)
+        for name in nodes:
+            object.__setattr__(skeleton, name, None)  # what it held shall not be kept
+
+        def bound(coded: _Leaf) -> _Build:
+            builds = {name: node(coded) for name, node in nodes.items()}
+
+            def build(made: Any, refuse: Refuse) -> Any:
+                another = copy.copy(skeleton)
+                for name, part in builds.items():
+                    object.__setattr__(another, name, part(made, refuse))
+                return another
+
+            return build
+
+        return bound
+
+
+def _unsaid(where: Place) -> _Build:
+    return lambda made, refuse: Unsaid(_told(where), refuse)
 
 
 def _fields(value: Any) -> dict[Any, Any] | None:
+    """What a container holds, by name; None for anything else."""
     if isinstance(value, Mapping):
         return dict(value.items())
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, (type, torch.nn.Module, str, bytes, int)):
+        return None
+    names = [*getattr(value, "__dict__", {}), *_slots(type(value))]
+    return {name: getattr(value, name) for name in names if hasattr(value, name)} or None
+
+
+def _slots(kind: type) -> Iterator[str]:
+    for base in kind.__mro__:
+        slots = vars(base).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if name not in ("__dict__", "__weakref__"):
+                yield name
+
+
+def _leaf(value: Any, where: Place) -> _Leaf | None:
+    """None for a container. Raise NotCodable for what holds numbers of another kind, or none."""
+    if isinstance(value, torch.Tensor):
+        return _tensor_leaf(value, where)
+    if isinstance(value, (np.ndarray, np.generic)):
+        return _numpy_leaf(value, where)
+    if isinstance(value, float):
+        return _Leaf(where, value, lambda: "float", lambda: np.array(value), float)
+    if isinstance(value, (list, tuple)) and type(value) in (list, tuple) and _is_numbers(value):
+        return _list_leaf(value, where)
+    if (keys := _keys_of_numbers(value)) is not None:
+        return _table_leaf(value, keys, where)
+    if isinstance(value, int):
+        raise NotCodable(f"the model's output holds an integer at {_told(where)}: integers are never coded")
     return None
 
 
-def _tensor_leaf(tensor: torch.Tensor, where: str) -> _Leaf:
+def _tensor_leaf(tensor: torch.Tensor, where: Place) -> _Leaf:
     dtype, device = tensor.dtype, tensor.device
     if dtype not in _WIRE_DTYPES or tensor.layout is not torch.strided or tensor.is_nested:
         raise NotCodable(
-            f"the model's output holds a {_name(dtype)} tensor ({tensor.layout}) at {where or 'its root'}; "
+            f"the model's output holds a {_name(dtype)} tensor ({tensor.layout}) at {_told(where)}; "
             "only dense float16, bfloat16, float32 and float64 can be coded"
         )
     return _Leaf(
         where,
+        tensor,
         lambda: f"{_name(dtype)} {tuple(tensor.shape)}",
         lambda: to_array(tensor),
         lambda raw: torch.from_numpy(np.array(raw)).to(device=device, dtype=dtype),
@@ -150,9 +315,9 @@ def to_array(tensor: torch.Tensor) -> Array:
     return array
 
 
-def _numpy_leaf(value: Any, where: str) -> _Leaf:
+def _numpy_leaf(value: Any, where: Place) -> _Leaf:
     if value.dtype not in (np.float16, np.float32, np.float64):
-        raise NotCodable(f"the model's output holds {value.dtype} numbers at {where or 'its root'}: not floating")
+        raise NotCodable(f"the model's output holds {value.dtype} numbers at {_told(where)}: not floating")
     dtype, scalar = value.dtype, isinstance(value, np.generic)
 
     def build(raw: Array) -> Any:
@@ -161,21 +326,51 @@ def _numpy_leaf(value: Any, where: str) -> _Leaf:
 
     wire = np.float32 if dtype == np.float16 else dtype
     computed_in = "float16" if dtype == np.float16 else ""
-    return _Leaf(where, lambda: f"{dtype} {value.shape}", lambda: np.array(value, dtype=wire), build, computed_in)
+    told = f"{dtype} {value.shape}"
+    return _Leaf(where, value, lambda: told, lambda: np.array(value, dtype=wire), build, computed_in)
 
 
-def _list_leaf(value: list[Any], where: str) -> _Leaf:
-    if not all(type(number) is float for number in _numbers(value)):
-        raise NotCodable(f"the model's output holds integers in a list at {where or 'its root'}: they are never coded")
+def _list_leaf(value: Any, where: Place) -> _Leaf:
+    if not all(isinstance(number, float) for number in _numbers(value)):
+        raise NotCodable(f"the model's output holds integers in a list at {_told(where)}: they are never coded")
     try:
         array = np.array(value, dtype=np.float64)
     except ValueError:
-        raise NotCodable(f"the model's output holds a ragged list at {where or 'its root'}") from None
-    return _Leaf(where, lambda: f"list {array.shape}", lambda: array, lambda raw: raw.tolist())
+        raise NotCodable(f"the model's output holds a ragged list at {_told(where)}") from None
+    kind = type(value)
+    return _Leaf(where, value, lambda: f"list {array.shape}", lambda: array, lambda raw: kind(raw.tolist()))
+
+
+def _table_leaf(value: Any, keys: list[Any], where: Place) -> _Leaf:
+    """Numbers by name, or a list of such rows, as converted scikit-learn models answer: {"cat": 0.9, "dog": 0.1}."""
+    rows = value if isinstance(value, list) else [value]
+    array = np.array([[row[key] for key in keys] for row in rows], dtype=np.float64)
+
+    def build(raw: Array) -> Any:
+        made = [dict(zip(keys, row, strict=True)) for row in raw.reshape(-1, len(keys)).tolist()]
+        return made if isinstance(value, list) else made[0]
+
+    shaped = array if isinstance(value, list) else array[0]
+    return _Leaf(where, value, lambda: f"numbers by name {shaped.shape}", lambda: shaped, build)
+
+
+def _keys_of_numbers(value: Any) -> list[Any] | None:
+    """The keys of a dictionary of two floats or more, or of every one in a list; None for anything else."""
+    rows = value if type(value) is list and value else [value]
+    if not all(type(row) is dict and len(row) > 1 and row.keys() == rows[0].keys() for row in rows):
+        return None
+    return list(rows[0]) if all(isinstance(number, float) for row in rows for number in row.values()) else None
+
+
+def _is_numbers(value: Any) -> bool:
+    """More than an empty list; in a tuple of no other kind than floats, for a tuple may be of parts."""
+    numbers = list(_numbers(value))
+    kinds = float if isinstance(value, tuple) else (int, float)
+    return bool(numbers) and all(isinstance(number, kinds) for number in numbers)
 
 
 def _numbers(value: Any) -> Iterator[Any]:
-    if isinstance(value, list):
+    if type(value) in (list, tuple):
         for child in value:
             yield from _numbers(child)
     else:

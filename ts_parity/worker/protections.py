@@ -103,7 +103,7 @@ class ParityGroups:
         if self.verdict.state is State.UNTESTED:
             self._check_mode(encoded)
         with torch.inference_mode():
-            raw, container = take(self._parity_model(encoded))
+            raw, container = take(self._parity_model(encoded), encoded.output)
         finite(raw)
         self.verdict.input, self.verdict.output = described_input(encoded), described(raw)
         self.verdict.accept("inputs were combined and the parity model answered")

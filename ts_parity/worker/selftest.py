@@ -21,6 +21,7 @@ from ts_parity.wire import Array
 from ts_parity.worker.answers import Answer, Streamed, run
 from ts_parity.worker.boundary import Boundary, Record
 from ts_parity.worker.encoders import model_input
+from ts_parity.worker.remedy import of_parts
 from ts_parity.worker.repeatable import Dice, Once, Seen, check_repeats, check_seen
 from ts_parity.worker.requests import Request
 from ts_parity.worker.verdict import BATCH_CLOSE, Verdict, alike, close, described, same_answer
@@ -102,9 +103,9 @@ def judge_deployed(
 
     with judging(verdict, samples):
         first = check_repeats(once, samples, fresh)
-        for record in records:
+        for sample, record in zip(samples, records, strict=False):
             if record.raw is None:
-                raise NotCodable(record.refusal or "")
+                raise NotCodable(why_not(boundary, context, sample, record))
             if not np.isfinite(record.raw).all():
                 raise NotCodable("the model's output is not finite")
         repeated = [once(sample) for sample in samples]
@@ -154,19 +155,50 @@ def seen_once(boundary: Boundary, context: Any, request: Request, records: list[
     return Seen(answer, record.raw, record.models)
 
 
-def record_one(boundary: Boundary, context: Any, request: Request, socket: Any = None) -> tuple[Record, Answer]:
+def why_not(boundary: Boundary, context: Any, request: Request, record: Record) -> str:
+    """Why this run gave no raw output, and the line to write where one helps: found by running it again, watched."""
+    try:
+        if record.parts:
+            place = next(
+                (part for part in record.parts if _answers_by(boundary, context, request, part)), record.parts[0]
+            )
+            return f"{(record.refusal or '').partition('; write')[0]}; {of_parts(place)}"
+        again, _ = record_one(boundary, context, request, look_around=True)
+    except Exception:  # whatever user code makes of a stand-in in the place of something that is no model
+        log.info("looking for a line to declare failed", exc_info=True)
+        return record.refusal or ""
+    return again.refusal or record.refusal or ""
+
+
+def _answers_by(boundary: Boundary, context: Any, request: Request, part: str) -> bool:
+    """Is the answer made from this part of the output the ordinary one? Then it is the part that is used."""
+    with boundary.trying(part):
+        record, answer = record_one(boundary, context, request)
+        raw = record.raw
+        if raw is None:
+            return False
+        try:
+            [finished] = run(context, [request], lambda data, ctx: boundary.give(data, ctx, raw))
+        except Exception:  # it looks at another part
+            return False
+        return same_answer(answer, answer, finished)
+
+
+def record_one(
+    boundary: Boundary, context: Any, request: Request, socket: Any = None, look_around: bool = False
+) -> tuple[Record, Answer]:
     """One recorded run of one request. -> (record, its ordinary answer)."""
-    record, [answer] = record_many(boundary, context, [request], socket)
+    record, [answer] = record_many(boundary, context, [request], socket, look_around)
     return record, answer
 
 
 def record_many(
-    boundary: Boundary, context: Any, requests: Sequence[Request], socket: Any = None
+    boundary: Boundary, context: Any, requests: Sequence[Request], socket: Any = None, look_around: bool = False
 ) -> tuple[Record, list[Answer]]:
     records: list[Record] = []
 
     def entry(data: Any, ctx: Any) -> Any:
-        records.append(boundary.record(data, ctx))
+        records.append(boundary.record(data, ctx, look_around=look_around))
         return records[0].answer
 
     answers = run(context, requests, entry, socket)

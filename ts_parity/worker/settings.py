@@ -19,7 +19,9 @@ from ts_parity.exclusion import NeverCode, read_never_code
 DEPLOYED = "deployed"
 PARITY = "parity"
 _EXAMPLE = "ts_parity:\n  role: {role}\n  handler: my_handler.py"
-_COMMON = frozenset({"role", "handler", "model", "call", "samples", "secret", "never_code"})
+DECLARATION = ("model", "call", "input", "output")
+"""Where the model object is, which method is the model call, and which input and which part of its output are coded."""
+_COMMON = frozenset({"role", "handler", *DECLARATION, "samples", "secret", "never_code"})
 _PARITY_ONLY = frozenset(
     {"code", "k", "r", "row", "coefficients", "partial", "parity_model", "protects", "cost", "agreement", "tolerance"}
 )
@@ -60,8 +62,7 @@ class Settings:
 
     role: str
     handler: str
-    model: str | None = None
-    call: str | None = None
+    declaration: Mapping[str, str] = field(default_factory=dict)
     samples: tuple[Sample, ...] = ()
     secret: str | None = None
     protection: Protection | None = None
@@ -86,13 +87,24 @@ def read_settings(config: Mapping[str, Any] | None, role: str) -> Settings:
     return Settings(
         role,
         _string(section, "handler", required=True) or "",
-        _string(section, "model"),
-        _string(section, "call"),
+        declaration(section),
         tuple(_samples(section.get("samples"))),
         _string(section, "secret"),
         _protection(section) if role == PARITY else None,
         _never_code(section.get("never_code")),
     )
+
+
+def declaration(section: Mapping[str, Any]) -> dict[str, str]:
+    """What an archive declares of its handler: the keyword arguments of a boundary."""
+    declared = {}
+    for name in DECLARATION:
+        value = section.get(name)
+        if name == "output" and isinstance(value, (int, float)) and not isinstance(value, bool):
+            value = str(value)  # YAML's reading of 0
+        if value is not None:
+            declared[name] = _string({name: value}, name, required=True) or ""
+    return declared
 
 
 def _protection(section: Mapping[str, Any]) -> Protection:

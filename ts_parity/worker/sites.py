@@ -16,7 +16,7 @@ import functools
 import inspect
 import sys
 import types
-from collections.abc import Iterator, MutableMapping, MutableSequence
+from collections.abc import Iterator, MutableMapping, MutableSequence, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,6 +24,7 @@ import torch
 
 from ts_parity.errors import NotCodable
 from ts_parity.worker.kinds import FUNCTIONS, Rank, rank_of
+from ts_parity.worker.remedy import declarable
 from ts_parity.worker.standin import unwrap
 
 MAX_DEPTH = 5
@@ -33,6 +34,7 @@ MAX_ITEMS = 64
 MAX_OBJECTS = 1000
 
 _GLOBAL_ACCESS = frozenset({"LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME"})
+_SURROUNDINGS = frozenset({"builtins", "logging", "pathlib", "threading", "ts", "numpy", "torch"})
 _STORED = frozenset({"STORE_GLOBAL"})
 _PLAIN_VALUES = frozenset(
     {bool, int, float, complex, str, bytes, bytearray, tuple, set, frozenset, type, torch.device, torch.dtype}
@@ -158,6 +160,10 @@ class Search:
         ]
         self._cells = [cell for function in functions for cell in _cells(function)]
 
+    def surely(self) -> bool:
+        """Is something found that is a model, and not only something that may be one?"""
+        return any(rank_of(site.get()) is Rank.MODEL for site in self.sites())
+
     def sites(self) -> list[Site]:
         """Every site of a model object that can be reached now, of the surest kind that is found.
 
@@ -190,20 +196,30 @@ class Search:
         """The handler itself and its methods are what is watched, not what it calls."""
         return self._owner is not None and (value is self._owner or getattr(value, "__self__", None) is self._owner)
 
+    def helpers(self, sites: Sequence[Site]) -> list[Site]:
+        """Other objects that the handler itself keeps and that may be called: what a declaration might be about."""
+        watched = {id(site.get()) for site in sites}
+        return [
+            site
+            for site in self._roots()
+            if id(value := _healed(site)) not in watched and not self._is_own(value) and _may_be_asked(value)
+        ]
+
     def declared(self, path: str) -> list[Site]:
         """The declared site, and every other one that holds the same object."""
-        declared = self.resolve(path)
+        known = (site for site in self.sites() if declarable(path) in (site.path, declarable(site.path)))
+        declared = next(known, None) or self.resolve(path)
         model = _healed(declared)
         if model is None:
             return []
         return [
             declared,
-            *(s for s in self.sites() if s.get() is model and s.path.removeprefix("self.") != declared.path),
+            *(s for s in self.sites() if s.get() is model and declarable(s.path) != declarable(declared.path)),
         ]
 
     def resolve(self, path: str) -> Site:
         """The site named by a dotted path from the handler object (`model`, `self.net.body`) or its module."""
-        first, *rest = path.removeprefix("self.").split(".")
+        first, *rest = declarable(path).split(".")
         if self._owner is not None and hasattr(self._owner, first):
             site = _attribute_site(self._owner, first)
         elif first in self._module:
@@ -215,7 +231,9 @@ class Search:
         for name in rest:
             holder = unwrap(site.get())
             if isinstance(holder, MutableMapping):
-                site = Item(f"{site.path}.{name}", holder, name)
+                site = Item(f"{site.path}.{name}", holder, _key(holder, name))
+            elif isinstance(holder, MutableSequence) and name.isdigit():
+                site = Item(f"{site.path}.{name}", holder, int(name))
             elif hasattr(holder, name):
                 site = _attribute_site(holder, name, site.path)
             elif holder is None:
@@ -294,6 +312,18 @@ def _children(value: Any, path: str) -> Iterator[Site]:
 def _cells(function: types.FunctionType, path: str = "") -> list[Site]:
     cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
     return [Cell(f"{path or function.__name__}.{name}", cell) for name, cell in cells]
+
+
+def _key(holder: Any, name: str) -> Any:
+    """Keys may be numbers, which a dotted path cannot tell from texts."""
+    return next((key for key in holder if str(key) == name), name)
+
+
+def _may_be_asked(value: Any) -> bool:
+    """An object with methods of its own, such as an engine; no container, number, text, class or part of TorchServe."""
+    if _is_plain(value) or isinstance(value, (type, dict, list, *FUNCTIONS)):
+        return False
+    return type(value).__module__.partition(".")[0] not in _SURROUNDINGS
 
 
 def _is_plain(value: Any) -> bool:

@@ -20,8 +20,11 @@ class Watch(Protocol):
     def called(self, method: str, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """`run`: the model's own method. -> what user code gets."""
 
-    def read(self, name: str, value: Any) -> None:
-        """User code has read an attribute."""
+    def read(self, name: str, value: Any) -> Any:
+        """User code reads an attribute or an item. -> what it gets."""
+
+    def returned(self, method: str, result: Any) -> None:
+        """Another method than those that are model calls has returned."""
 
 
 CALL = "__call__"
@@ -51,9 +54,11 @@ class StandIn:
         if isinstance(value, types.MethodType) and value.__self__ is real:
             return _chaining(self, real, value)
         watch = _read(self, "_ts_parity_watch")
-        if watch is not None:
-            watch.read(name, value)
-        return value
+        return value if watch is None else watch.read(name, value)
+
+    def __getitem__(self, key: Any) -> Any:
+        value, watch = _read(self, "_ts_parity_real")[key], _read(self, "_ts_parity_watch")
+        return value if watch is None else watch.read(str(key), value)
 
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(_read(self, "_ts_parity_real"), name, value)
@@ -104,7 +109,12 @@ def _chaining(stand_in: StandIn, real: object, method: Callable[..., Any]) -> Ca
     @functools.wraps(method)
     def call(*args: Any, **kwargs: Any) -> Any:
         result = method(*args, **kwargs)
-        return stand_in if result is real else result
+        if result is real:
+            return stand_in
+        watch = _read(stand_in, "_ts_parity_watch")
+        if watch is not None:
+            watch.returned(method.__name__, result)
+        return result
 
     return call
 
@@ -122,7 +132,6 @@ _SPECIAL: dict[str, Callable[..., Any]] = {
     "__iter__": iter,
     "__next__": next,
     "__reversed__": reversed,
-    "__getitem__": operator.getitem,
     "__setitem__": operator.setitem,
     "__delitem__": operator.delitem,
     "__contains__": operator.contains,

@@ -6,17 +6,24 @@ One watch sees one run of the user's entry point. Knows outputs; knows nothing o
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, MutableMapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, MutableMapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 
 from ts_parity.errors import NotCodable
 from ts_parity.wire import Array
-from ts_parity.worker.outputs import Container, take
-from ts_parity.worker.standin import CALL, Watch
+from ts_parity.worker import remedy
+from ts_parity.worker.kinds import Rank, calls_of, rank_of
+from ts_parity.worker.outputs import Container, SeveralParts, take
+from ts_parity.worker.remedy import Outcome
+from ts_parity.worker.standin import CALL, StandIn, Watch
+from ts_parity.worker.unsaid import held, looked_at
+
+NOT_BEFORE = "no model object was found before the request"
 
 
 class ModelReached(BaseException):
@@ -29,29 +36,49 @@ class _CannotAnswer(RuntimeError):
 
 @dataclass(frozen=True)
 class ModelCall:
-    """One call of the model by user code: at which site, by which method, with what."""
+    """One call of the model by user code: at which site, by which method, with what.
+
+    `input` and `output`: the places of what is coded in its arguments and its output, where the archive declares them.
+    """
 
     site: str
     method: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    input: str = ""
+    output: str = ""
 
     @property
     def name(self) -> str:
         return self.site if self.method == CALL else f"{self.site}.{self.method}"
 
 
+@dataclass(frozen=True)
+class Declared:
+    """Places in the arguments and the output of the model call, as an archive declares them; empty: there is one."""
+
+    input: str = ""
+    output: str = ""
+
+
 class Watching:
     """Counts the model calls of one run; `called` is what distinguishes the watches."""
 
-    def __init__(self) -> None:
+    def __init__(self, declared: Declared) -> None:
         self.calls: list[ModelCall] = []
+        self.extra: list[StandIn] = []
+        """Stand-ins that were given to user code beside those at the sites; they are dismissed with these."""
+        self._declared = declared
 
     def at(self, path: str, model: Any) -> Watch:
-        return _AtSite(self, path, model)
+        return _AtSite(self, path, model, self._declared)
 
-    def read(self, path: str, model: Any, name: str, value: Any) -> None:
-        """User code has read an attribute of the model."""
+    def read(self, path: str, model: Any, name: str, value: Any) -> Any:
+        """User code reads an attribute of the model. -> what it gets."""
+        return value
+
+    def returned(self, path: str, method: str, result: Any) -> None:
+        """Another method of the model has returned."""
 
     def called(self, call: ModelCall, run: Callable[..., Any]) -> Any:
         raise NotImplementedError
@@ -70,59 +97,124 @@ class _AtSite:
     watching: Watching
     path: str
     model: Any
+    declared: Declared
 
     def called(self, method: str, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return self.watching.called(ModelCall(self.path, method, args, kwargs), run)
+        call = ModelCall(self.path, method, args, kwargs, self.declared.input, self.declared.output)
+        return self.watching.called(call, run)
 
-    def read(self, name: str, value: Any) -> None:
-        self.watching.read(self.path, self.model, name, value)
+    def read(self, name: str, value: Any) -> Any:
+        return self.watching.read(self.path, self.model, name, value)
+
+    def returned(self, method: str, result: Any) -> None:
+        self.watching.returned(self.path, method, result)
 
 
 class Recording(Watching):
-    """Let the model compute and take its output."""
+    """Let the model compute and take its output.
 
-    def __init__(self, keep_inputs: bool) -> None:
-        super().__init__()
+    `looks`: also see what else user code does with the model, or with other objects that `looking` is asked about, so
+    that the line which a declaration needs can be named.
+    """
+
+    def __init__(self, declared: Declared, keep_inputs: bool = False, looks: bool = False) -> None:
+        super().__init__(declared)
         self.container: Container | None = None
+        self.parts: tuple[str, ...] = ()
+        self._looks = looks
         self._keep_inputs = keep_inputs
         self._raw: Array | None = None
         self._refusal: str | None = None
+        self._outcomes: list[Outcome] = []
+        self._looked: list[Outcome] = []
 
     def called(self, call: ModelCall, run: Callable[..., Any]) -> Any:
         self.calls.append(_detached(call) if self._keep_inputs else call)
         output = run(*call.args, **call.kwargs)
         try:
             # At once: user code may change the output in place.
-            self._raw, self.container = take(output)
+            self._raw, self.container = take(output, call.output)
+            coded = True
         except NotCodable as refusal:
-            self._refusal = str(refusal)
+            self._refusal, coded = str(refusal), isinstance(refusal, SeveralParts)
+            self.parts = refusal.parts if isinstance(refusal, SeveralParts) else ()
+        self._outcomes.append(Outcome(call.site, call.method, coded))
         return output
 
-    def read(self, path: str, model: Any, name: str, value: Any) -> None:
+    def read(self, path: str, model: Any, name: str, value: Any) -> Any:
         """What the model has left behind is not in its output: an answer made from an output alone would lack it."""
-        if self.calls and not self._refusal and _is_left_behind(value, model):
-            self._refusal = (
-                f"the handler takes more from its model than the output ({path}.{name}, read after the call), so an "
-                "answer cannot be made from an output alone"
-            )
+        if self.calls:
+            if not self._refusal and _is_left_behind(value, model):
+                self._refusal = (
+                    f"the handler takes more from its model than the output ({path}.{name}, read after the call), so "
+                    "an answer cannot be made from an output alone"
+                )
+        elif self._looks and rank_of(value) is Rank.MODEL:
+            return self.looking(f"{path}.{name}", value)
+        return value
 
-    def verdict(self, existed: bool) -> tuple[Array | None, str | None]:
-        """-> (raw output, None) or (None, why there is none)."""
+    def returned(self, path: str, method: str, result: Any) -> None:
+        if self._looks and not self.calls:
+            self.saw(path, method, result)
+
+    def looking(self, path: str, value: Any) -> StandIn:
+        """A stand-in for something that is not watched for model calls: what it is called for is seen."""
+        stand_in = StandIn(value, _Look(self, path, value), calls_of(value))
+        self.extra.append(stand_in)
+        return stand_in
+
+    def saw(self, path: str, method: str, result: Any) -> None:
+        try:
+            take(result)
+            coded = True
+        except NotCodable as refusal:
+            coded = isinstance(refusal, SeveralParts)
+        self._looked.append(Outcome(path, method, coded))
+
+    def verdict(self, sites: Sequence[str]) -> tuple[Array | None, str | None]:
+        """-> (raw output, None) or (None, why there is none and what line may help). `sites`: where models were."""
         if len(self.calls) > 1:
-            return None, str(self.several())
+            return None, _with_line(str(self.several()), remedy.of_several(self._outcomes, self._looked))
         if not self.calls:
-            missing = "the model was not reached" if existed else "no model object was found before the request"
-            return None, f"{missing}; if this is always so, declare where it is with model:"
+            missing = "the model was not reached" if sites else NOT_BEFORE
+            line = remedy.of_others(self._looked, sites)
+            return None, _with_line(missing, line or "if this is always so, declare where it is with model:")
+        if self.parts:
+            return None, _with_line(self._refusal or "", remedy.of_parts(self.parts[0]))
         if self._raw is None or self._refusal:
             return None, self._refusal or "the model raised an exception"
         return self._raw, None
 
 
+def _with_line(reason: str, line: str) -> str:
+    return f"{reason}; {line}" if line else reason
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What a recording hears of an object that is not watched for model calls. Its parts are looked at as well."""
+
+    recording: Recording
+    path: str
+    value: Any
+
+    def called(self, method: str, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = run(*args, **kwargs)
+        self.recording.saw(self.path, method, result)
+        return result
+
+    def read(self, name: str, value: Any) -> Any:
+        return self.recording.looking(f"{self.path}.{name}", value) if rank_of(value) is Rank.MODEL else value
+
+    def returned(self, method: str, result: Any) -> None:
+        self.recording.saw(self.path, method, result)
+
+
 class Stopping(Watching):
     """Take the model's inputs and end the run."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, declared: Declared) -> None:
+        super().__init__(declared)
         self._ended = ""
 
     def called(self, call: ModelCall, run: Callable[..., Any]) -> Any:
@@ -144,8 +236,8 @@ class Giving(Watching):
     `raw_of`: the output for this call, known beforehand or computed by another model.
     """
 
-    def __init__(self, raw_of: Callable[[ModelCall], Array], container: Container | None) -> None:
-        super().__init__()
+    def __init__(self, declared: Declared, raw_of: Callable[[ModelCall], Array], container: Container | None) -> None:
+        super().__init__(declared)
         self.container = container
         self.refusal: NotCodable | None = None
         self._raw_of = raw_of
@@ -156,11 +248,24 @@ class Giving(Watching):
             if len(self.calls) > 1:
                 raise self.several()
             if self.container is None:
-                _, self.container = take(run(*call.args, **call.kwargs))
-            return self.container.rebuild(self._raw_of(call))
+                _, self.container = take(run(*call.args, **call.kwargs), call.output)
+            return self.container.rebuild(self._raw_of(call), self._looked_at)
         except NotCodable as refusal:
             self.refusal = refusal
             raise _CannotAnswer(str(refusal)) from refusal
+
+    def answered(self, answer: Any) -> None:
+        """Nothing that the model has not said may be in an answer."""
+        for unsaid in held(answer):
+            with suppress(_CannotAnswer):
+                looked_at(unsaid)
+
+    def _looked_at(self, place: str) -> NoReturn:
+        self.refusal = NotCodable(
+            f"the handler uses {place} of its model beside the part that is coded, so an answer cannot be made from "
+            "that part alone"
+        )
+        raise _CannotAnswer(str(self.refusal))
 
 
 def _is_left_behind(value: Any, model: Any) -> bool:
@@ -196,4 +301,4 @@ def _detached(call: ModelCall) -> ModelCall:
     """With copied inputs: user code may fill the same buffer again for its next request."""
     # Outside inference mode, because training needs ordinary tensors.
     with torch.inference_mode(False), torch.no_grad():
-        return ModelCall(call.site, call.method, copied(call.args), copied(call.kwargs))
+        return replace(call, args=copied(call.args), kwargs=copied(call.kwargs))

@@ -1,0 +1,132 @@
+"""Handlers as people write them: coded without a declaration, or refused with the line to write, which then works."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from sklearn.linear_model import LogisticRegression
+
+from tests.worker.serving import network, onnx_file, vector
+from tests.worker.wild import BASE, CODED, DECLARED, GRAPH, LIBRARY, NET
+from ts_parity.worker.entry import rehearse
+from ts_parity.worker.offline import OfflineHandler
+from ts_parity.worker.verdict import State, Verdict
+
+SAMPLES = ("first.bin", "second.bin")
+LINE = re.compile(r"`(\w+: [^`]+)`")
+
+
+def classifier() -> bytes:
+    rng = np.random.default_rng(3)
+    inputs = rng.normal(size=(300, 8))
+    return pickle.dumps(LogisticRegression().fit(inputs, inputs[:, :3].argmax(1)))
+
+
+def judged(folder: Path, handler: str, **section: Any) -> Verdict:
+    """What a worker of this handler's archive says when it has tested two samples."""
+    files = {**files_of(handler), **{name: vector(number) for number, name in enumerate(SAMPLES)}}
+    role = section.setdefault("role", "deployed")
+    section |= {"handler": "wild.py", "samples": list(SAMPLES)}
+    files["model-config.yaml"] = yaml.safe_dump({"ts_parity": section}).encode()
+    manifest = {"model": {"modelName": "wild", "handler": "wild.py", "configFile": "model-config.yaml"}}
+    files["MAR-INF/MANIFEST.json"] = json.dumps(manifest).encode()
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return rehearse(folder, role)
+
+
+def files_of(handler: str) -> dict[str, bytes]:
+    """TorchServe wants one class in a handler's file, or a function `handle`: other classes lie in a file beside it."""
+    start = handler.rfind("\nclass ") if "\ndef handle(" not in handler else 0
+    texts = {
+        "net.py": NET,
+        "base.py": BASE,
+        "library.py": LIBRARY,
+        "beside.py": "from base import *\n" + handler[:start],
+        "wild.py": "from base import *\nfrom beside import *\n" + handler[start:],
+    }
+    files = {name: text.encode() for name, text in texts.items()}
+    if "model.onnx" in handler:
+        files["model.onnx"] = onnx_file(network().state_dict())
+    if "model.pkl" in handler:
+        files["model.pkl"] = classifier()
+    return files
+
+
+def other(folder: Path, outputs: tuple[int, ...]) -> str:
+    """A network of another kind that answers in the deployed model's shape."""
+    torch.manual_seed(1)
+    rows = (1, 8) if len(outputs) > 1 else (8,)
+    folder.mkdir(exist_ok=True)
+    traced = torch.jit.trace(torch.nn.Linear(8, outputs[-1]), torch.zeros(rows))  # type: ignore[no-untyped-call]
+    torch.jit.save(traced, str(folder / "other.pt"))
+    return "other.pt"
+
+
+@pytest.mark.parametrize("name", CODED)
+def test_coded_without_a_declaration(tmp_path: Path, name: str) -> None:
+    """Raw and finish, and both families: a parity model for `sum`, a student in the model's place."""
+    verdict = judged(tmp_path / "deployed", CODED[name])
+    assert verdict.state is State.CODABLE, verdict.reason
+    assert verdict.output is not None
+    for code in ("sum", "student"):
+        model = other(tmp_path / code, tuple(verdict.output["shape"]))
+        protected = judged(tmp_path / code, CODED[name], role="parity", code=code, k=2, parity_model=model)
+        assert protected.state is State.CODABLE, f"{code}: {protected.reason}"
+
+
+@pytest.mark.parametrize("name", DECLARED)
+def test_the_reason_names_the_line_to_write(tmp_path: Path, name: str) -> None:
+    """The lines stand in backquotes; written down, they are all that was missing."""
+    handler, line = DECLARED[name]
+    refused = judged(tmp_path / "refused", handler)
+    assert refused.state is State.REFUSED
+    told = yaml.safe_load("\n".join(LINE.findall(refused.reason)))
+    assert told == line, refused.reason
+    accepted = judged(tmp_path / "accepted", handler, **told)
+    assert accepted.state is State.CODABLE, accepted.reason
+
+
+def test_a_live_worker_names_the_line_as_well(tmp_path: Path) -> None:
+    """Without samples nothing but the model is looked at, which is enough for its methods, parts and outputs."""
+    lines = {
+        "a method of another name": "call: select_action",
+        "a part of the model is called": "model: model.layers",
+        "logits beside hidden states": "output: logits",
+        "two models in a row": "model: classifiers.en.0",
+    }
+    for number, (name, line) in enumerate(lines.items()):
+        judged(tmp_path / str(number), DECLARED[name][0])
+        with OfflineHandler(tmp_path / str(number)) as handler:
+            record, _ = handler.record(handler.request(vector(0)))
+        assert LINE.findall(record.refusal or "") == [line], name
+
+
+def test_an_input_that_is_the_same_for_all_is_declared(tmp_path: Path) -> None:
+    section = {"role": "parity", "code": "sum", "k": 2, "parity_model": other(tmp_path / "refused", (1, 5))}
+    refused = judged(tmp_path / "refused", GRAPH, **section)
+    assert LINE.findall(refused.reason) == ["input: args.0"]
+    other(tmp_path / "accepted", (1, 5))
+    accepted = judged(tmp_path / "accepted", GRAPH, input="args.0", **section)
+    assert accepted.state is State.CODABLE, accepted.reason
+
+
+def test_what_is_looked_at_beside_the_coded_part_is_refused_and_named(tmp_path: Path) -> None:
+    """The class that the model found itself is not in its scores: an answer from the scores alone would have none."""
+    handler = CODED["the model answers with integers beside its scores, which are not looked at"]
+    uses = handler.replace("scores, _, _ = self.model(data)", "scores, best, _ = self.model(data)").replace(
+        "return scores\n", "return scores + best\n"
+    )
+    assert uses.count("best") == 2
+    refused = judged(tmp_path, uses)
+    assert refused.state is State.REFUSED
+    assert "output 1 of its model beside the part that is coded" in refused.reason

@@ -1,0 +1,81 @@
+"""The line to write into an archive's `ts_parity` section where a handler cannot be coded as it is, found by looking.
+
+Pure: what one run showed in, a line out. Knows calls and their outcome; knows nothing of how they were watched.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ts_parity.worker.standin import CALL
+
+_PREPARING = ("transform", "inverse_transform", "preprocess", "postprocess", "tokenize", "normalize", "to", "numpy")
+"""Methods that make inputs or answers and no predictions, though they may return floating numbers."""
+_FLAGS = {"model": "--model", "call": "--call", "input": "--model-input", "output": "--model-output"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A call that user code made: of which object, by which method, and whether its output could be coded."""
+
+    site: str
+    method: str
+    coded: bool
+
+
+def write(**lines: str) -> str:
+    """The lines, and where they go: `call: encode`."""
+    told = [f"`{key}: {value}`" for key, value in lines.items()]
+    flags = " ".join(f"{_FLAGS[key]} {value}" for key, value in lines.items())
+    return f"write {' and '.join(told)} in the archive's ts_parity section (package or train {flags})"
+
+
+def of_several(calls: Sequence[Outcome], looked: Sequence[Outcome]) -> str:
+    """What can be declared to be the one call: that of a helper which makes them all, as a committee does; else the
+    last of them that is made once and can be coded.
+    """
+
+    def makes_all(each: Outcome) -> bool:
+        return all(call.site.startswith((f"{each.site}.", f"{each.site}[")) for call in calls)
+
+    if line := of_others([each for each in looked if makes_all(each)], ()):
+        return line
+    names = [(call.site, call.method) for call in calls]
+    for call in reversed(calls):
+        if call.coded and names.count((call.site, call.method)) == 1:
+            others = [other for other in calls if other is not call]
+            lines = {}
+            if any(other.site != call.site for other in others):
+                lines["model"] = declarable(call.site)
+            if any(other.site == call.site for other in others):
+                lines["call"] = call.method
+            return write(**lines)
+    return ""
+
+
+def of_others(looked: Sequence[Outcome], watched: Sequence[str]) -> str:
+    """What was called in place of a model: another method of it, a part of it, or another object of the handler.
+
+    `watched`: where a model is looked for without a declaration.
+    """
+    able = [each for each in looked if each.coded and each.method not in _PREPARING]
+    for each in reversed(able):
+        lines = {}
+        if [each.site] != list(dict.fromkeys(watched)):
+            lines["model"] = declarable(each.site)
+        if each.method not in (CALL, "forward"):
+            lines["call"] = each.method
+        return write(**lines)
+    return ""
+
+
+def of_parts(place: str) -> str:
+    """The part of the output at this place is the one, written as YAML takes it for a text or a whole number."""
+    return write(output=repr(place) if place.replace(".", "").isdigit() and "." in place else place)
+
+
+def declarable(path: str) -> str:
+    """The path of a site as a declaration has it: self.parts['en'][0].net is parts.en.0.net."""
+    return re.sub(r"\[['\"]?([^\]'\"]*)['\"]?\]", r".\1", path).removeprefix("self.")
