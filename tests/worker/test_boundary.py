@@ -281,10 +281,14 @@ def test_a_declared_method_is_the_model_call() -> None:
 
 
 def test_a_wrong_declaration_says_what_is_wrong() -> None:
-    with pytest.raises(NotCodable, match="neither the handler object nor its module has 'modle'"):
-        Boundary(Plain().handle, model="modle").record(X, None)
-    with pytest.raises(NotCodable, match="computed"):
-        Boundary(Property().handle, model="model").record(X, None)
+    """A request is answered all the same; what needs the model is refused."""
+    why = "neither the handler object nor its module has 'modle'"
+    record = Boundary(Plain().handle, model="modle").record(X, None)
+    assert (len(record.answer[0]), record.raw) == (2, None)
+    assert why in (record.refusal or "")
+    with pytest.raises(NotCodable, match=why):
+        Boundary(Plain().handle, model="modle").capture(X, None)
+    assert "computed" in (Boundary(Property().handle, model="model").record(X, None).refusal or "")
 
 
 def test_a_bare_except_does_not_hide_the_capture() -> None:

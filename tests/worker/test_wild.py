@@ -111,6 +111,23 @@ def test_a_live_worker_names_the_line_as_well(tmp_path: Path) -> None:
         assert LINE.findall(record.refusal or "") == [line], name
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "initialised in handle if a flag is unset",
+        "functions of an adapter: input, prediction, output",
+        "a singleton behind a function, errors answered with 200",
+    ],
+)
+def test_training_finds_a_model_that_the_first_request_makes(tmp_path: Path, name: str) -> None:
+    """It asks the handler as a worker would, again after the first request has made the model."""
+    judged(tmp_path, CODED[name])
+    with OfflineHandler(tmp_path) as handler:
+        record, _ = handler.record(handler.request(vector(0)))
+        assert record.raw is not None, record.refusal
+        assert isinstance(handler.model_of(record.calls[0]), torch.nn.Module)
+
+
 def test_an_input_that_is_the_same_for_all_is_declared(tmp_path: Path) -> None:
     section = {"role": "parity", "code": "sum", "k": 2, "parity_model": other(tmp_path / "refused", (1, 5))}
     refused = judged(tmp_path / "refused", GRAPH, **section)
@@ -118,6 +135,15 @@ def test_an_input_that_is_the_same_for_all_is_declared(tmp_path: Path) -> None:
     other(tmp_path / "accepted", (1, 5))
     accepted = judged(tmp_path / "accepted", GRAPH, input="args.0", **section)
     assert accepted.state is State.CODABLE, accepted.reason
+
+
+def test_a_declaration_that_does_not_fit_costs_no_client_an_answer(tmp_path: Path) -> None:
+    """The handler answers as it would without us, and the reason says what is wrong."""
+    judged(tmp_path, CODED["a mapping of one tensor, moved, called with **"], model="modle")
+    with OfflineHandler(tmp_path) as handler:
+        record, answer = handler.record(handler.request(vector(0)))
+    assert len(json.loads(answer.body)) == 5
+    assert "'modle' is declared, but neither" in (record.refusal or "")
 
 
 def test_what_is_looked_at_beside_the_coded_part_is_refused_and_named(tmp_path: Path) -> None:

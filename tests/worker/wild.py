@@ -250,6 +250,15 @@ class Handler(Base):
     def handle(self, data, context):
         return self.predictor.predict(data).tolist()
 """,
+    "a model in a tuple with what it needs": """
+class Handler(Base):
+    def initialize(self, context):
+        self.served = (Net().eval(), {"en": ["a", "b", "c", "d", "e"]}, 0.5)
+    def handle(self, data, context):
+        model, names, scale = self.served
+        with torch.no_grad():
+            return [dict(zip(names["en"], row)) for row in model(vectors(data) * scale).tolist()]
+""",
     "a function of another module gets the model": """
 from library import recommend
 class Handler(Base):

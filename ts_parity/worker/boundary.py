@@ -119,8 +119,10 @@ class Boundary:
         clients are served: a stand-in in the place of something that is no model is one more thing that may surprise.
         """
         watch = Recording(self._declared, keep_inputs, looks=look_around or not self._reached)
-        may_come = self._may_come()
-        sites = self.sites()
+        try:
+            may_come, sites = self._may_come(), self.sites()
+        except NotCodable as wrong:  # a declaration that does not fit is no client's fault
+            return Record(self.plain(data, context), None, str(wrong))
         around = self._search.helpers(sites) if look_around else []
         with _looking(watch, around), _watched(watch, sites, self._calls):
             answer = self.entry(data, context)

@@ -75,7 +75,16 @@ class OfflineHandler:
         return self._run(request, self.boundary.plain)
 
     def record(self, request: Request, keep_inputs: bool = True) -> tuple[Record, Answer]:
-        """One ordinary run: model inputs (`calls`), raw output or why there is none, and the answer."""
+        """One ordinary run: model inputs (`calls`), raw output or why there is none, and the answer.
+
+        A handler may make its model in its first request, or load it anew until a flag is set: that one is run again.
+        """
+        record, answer = self._recorded(request, keep_inputs)
+        if not record.existed and record.raw is None:
+            record, answer = self._recorded(request, keep_inputs)
+        return record, answer
+
+    def _recorded(self, request: Request, keep_inputs: bool) -> tuple[Record, Answer]:
         records: list[Record] = []
 
         def entry(data: Any, context: Any) -> Any:

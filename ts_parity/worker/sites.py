@@ -37,7 +37,7 @@ _GLOBAL_ACCESS = frozenset({"LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOA
 _SURROUNDINGS = frozenset({"builtins", "logging", "pathlib", "threading", "ts", "numpy", "torch"})
 _STORED = frozenset({"STORE_GLOBAL"})
 _PLAIN_VALUES = frozenset(
-    {bool, int, float, complex, str, bytes, bytearray, tuple, set, frozenset, type, torch.device, torch.dtype}
+    {bool, int, float, complex, str, bytes, bytearray, set, frozenset, type, torch.device, torch.dtype}
     | {torch.Tensor, torch.nn.Parameter, types.ModuleType}
 )
 _OPAQUE = frozenset(sys.stdlib_module_names) | {
@@ -72,6 +72,25 @@ class Item:
 
     def put(self, value: Any) -> None:
         self.holder[self.key] = value
+
+    put_back = put
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """An entry of a tuple: the tuple is made anew around it, where it is kept."""
+
+    path: str
+    kept: Site
+    index: int
+
+    def get(self) -> Any:
+        members = self.kept.get()
+        return members[self.index] if type(members) is tuple and len(members) > self.index else None
+
+    def put(self, value: Any) -> None:
+        members = self.kept.get()
+        self.kept.put((*members[: self.index], value, *members[self.index + 1 :]))
 
     put_back = put
 
@@ -189,7 +208,8 @@ class Search:
                 found.append(outer)
             if depth < MAX_DEPTH and len(seen) < MAX_OBJECTS and id(value) not in seen and _may_hold(value):
                 seen.add(id(value))
-                queue += [(child, depth + 1, outer) for child in _children(value, site.path)]
+                inside = _members(site, value) if type(value) is tuple else _children(value, site.path)
+                queue += [(child, depth + 1, outer) for child in inside]
         return found
 
     def _is_own(self, value: Any) -> bool:
@@ -234,6 +254,8 @@ class Search:
                 site = Item(f"{site.path}.{name}", holder, _key(holder, name))
             elif isinstance(holder, MutableSequence) and name.isdigit():
                 site = Item(f"{site.path}.{name}", holder, int(name))
+            elif type(holder) is tuple and name.isdigit():
+                site = Member(f"{site.path}.{name}", site, int(name))
             elif hasattr(holder, name):
                 site = _attribute_site(holder, name, site.path)
             elif holder is None:
@@ -292,6 +314,11 @@ def functions_in(kind: type) -> list[types.FunctionType]:
     ]
 
 
+def _members(site: Site, value: tuple[Any, ...]) -> Iterator[Site]:
+    if len(value) <= MAX_ITEMS:
+        yield from (Member(f"{site.path}[{i}]", site, i) for i, child in enumerate(value) if not _is_plain(child))
+
+
 def _children(value: Any, path: str) -> Iterator[Site]:
     if isinstance(value, MutableMapping):
         if len(value) <= MAX_ITEMS:
@@ -321,7 +348,7 @@ def _key(holder: Any, name: str) -> Any:
 
 def _may_be_asked(value: Any) -> bool:
     """An object with methods of its own, such as an engine; no container, number, text, class or part of TorchServe."""
-    if _is_plain(value) or isinstance(value, (type, dict, list, *FUNCTIONS)):
+    if _is_plain(value) or isinstance(value, (type, dict, list, tuple, *FUNCTIONS)):
         return False
     return type(value).__module__.partition(".")[0] not in _SURROUNDINGS
 
@@ -349,6 +376,8 @@ def _class_attributes(owner: Any) -> list[str]:
 
 def _attribute_site(owner: Any, name: str, path: str = "") -> Site:
     path = f"{path}.{name}" if path else name
+    if isinstance(owner, torch.jit.ScriptModule):
+        raise NotCodable(f"model: {path!r} is inside a TorchScript model, whose parts cannot be watched")
     if isinstance(owner, torch.nn.Module) and name in owner._modules:
         return Item(path, owner._modules, name)
     if name in getattr(owner, "__dict__", {}):
@@ -371,7 +400,7 @@ def _healed(site: Site) -> Any:
 
 
 def _may_hold(value: Any) -> bool:
-    if isinstance(value, (dict, list, types.SimpleNamespace, types.FunctionType)):
+    if isinstance(value, (dict, list, types.SimpleNamespace, types.FunctionType)) or type(value) is tuple:
         return True
     if isinstance(value, types.MethodType):
         value = value.__self__

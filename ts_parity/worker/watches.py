@@ -149,7 +149,7 @@ class Recording(Watching):
                     f"the handler takes more from its model than the output ({path}.{name}, read after the call), so "
                     "an answer cannot be made from an output alone"
                 )
-        elif self._looks and rank_of(value) is Rank.MODEL:
+        elif self._looks and rank_of(value) is Rank.MODEL and not isinstance(model, torch.jit.ScriptModule):
             return self.looking(f"{path}.{name}", value)
         return value
 
