@@ -128,11 +128,27 @@ def test_training_finds_a_model_that_the_first_request_makes(tmp_path: Path, nam
         assert isinstance(handler.model_of(record.calls[0]), torch.nn.Module)
 
 
+class Graph(torch.nn.Module):
+    """Given both tensors of the call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(8, 5)
+
+    def forward(self, given: torch.Tensor, adjacency: torch.Tensor) -> torch.Tensor:
+        said: torch.Tensor = self.linear(given) @ adjacency
+        return said
+
+
 def test_an_input_that_is_the_same_for_all_is_declared(tmp_path: Path) -> None:
-    section = {"role": "parity", "code": "sum", "k": 2, "parity_model": other(tmp_path / "refused", (1, 5))}
+    """One call cannot tell which of two floating inputs is combined, and a group of one member is one call."""
+    for folder in ("refused", "accepted"):
+        (tmp_path / folder).mkdir()
+        traced = torch.jit.trace(Graph(), (torch.zeros(1, 8), torch.eye(5)))  # type: ignore[no-untyped-call]
+        torch.jit.save(traced, str(tmp_path / folder / "other.pt"))
+    section = {"role": "parity", "code": "sum", "k": 2, "parity_model": "other.pt"}
     refused = judged(tmp_path / "refused", GRAPH, **section)
     assert LINE.findall(refused.reason) == ["input: args.0"]
-    other(tmp_path / "accepted", (1, 5))
     accepted = judged(tmp_path / "accepted", GRAPH, input="args.0", **section)
     assert accepted.state is State.CODABLE, accepted.reason
 

@@ -36,7 +36,7 @@ class Rank(IntEnum):
 def rank_of(value: Any) -> Rank | None:
     """None: it can be no model."""
     if isinstance(value, torch.nn.Module):
-        return Rank.MODEL if has_weights(value) else None if _prepares(value) else Rank.CALLABLE
+        return Rank.MODEL if has_weights(value) else None if _prepares(type(value)) else Rank.CALLABLE
     if isinstance(value, type):
         return None
     if isinstance(value, (types.MethodType, types.BuiltinMethodType)):
@@ -45,19 +45,18 @@ def rank_of(value: Any) -> Rank | None:
             return Rank.CALLABLE
         kept_of_model = value.__name__ in calls_of(owner) and rank_of(owner) is Rank.MODEL
         return Rank.MODEL if kept_of_model else Rank.CALLABLE
-    if _is_session(value) or _estimator_calls(value):
-        return Rank.MODEL
-    return Rank.CALLABLE if _is_called(value) else None
+    return _rank_of_kind(type(value))  # type: ignore[arg-type]  # classes can be hashed
 
 
 def calls_of(value: Any) -> frozenset[str]:
     """The methods that are model calls; of an unknown object, calling it."""
+    kind = type(value)
     if isinstance(value, torch.nn.Module):
-        return MODEL_CALLS | _estimator_calls(value)
-    if _is_session(value):
+        return MODEL_CALLS | _estimator_calls(kind)
+    if _is_session(kind):
         return SESSION_CALLS
-    if calls := _estimator_calls(value):
-        return calls | {CALL} if _is_called(value) else calls
+    if calls := _estimator_calls(kind):
+        return calls | {CALL} if _is_called(kind) else calls
     return frozenset({CALL})
 
 
@@ -68,20 +67,27 @@ def has_weights(model: Any) -> bool:
     return next(model.parameters(), None) is not None or next(model.buffers(), None) is not None
 
 
-def _is_session(value: Any) -> bool:
-    return callable(getattr(type(value), "run", None)) and callable(getattr(type(value), "get_inputs", None))
+@functools.lru_cache(maxsize=1024)  # it is asked of everything that can be reached, for every request
+def _rank_of_kind(kind: type) -> Rank | None:
+    """Of a class, which says it without running a property of the object."""
+    if _is_session(kind) or _estimator_calls(kind):
+        return Rank.MODEL
+    return Rank.CALLABLE if _is_called(kind) else None
 
 
-def _estimator_calls(value: Any) -> frozenset[str]:
-    kind = type(value)  # the class says it without running a property of the object
+def _is_session(kind: type) -> bool:
+    return callable(getattr(kind, "run", None)) and callable(getattr(kind, "get_inputs", None))
+
+
+def _estimator_calls(kind: type) -> frozenset[str]:
     return frozenset(name for name in ESTIMATOR_CALLS if callable(getattr(kind, name, None)))
 
 
-def _is_called(value: Any) -> bool:
-    if isinstance(value, (*FUNCTIONS, functools.partial)):
+def _is_called(kind: type) -> bool:
+    if issubclass(kind, (*FUNCTIONS, functools.partial)):
         return True
-    return any("__call__" in vars(cls) for cls in type(value).__mro__) and not _prepares(value)
+    return any("__call__" in vars(cls) for cls in kind.__mro__) and not _prepares(kind)
 
 
-def _prepares(value: Any) -> bool:
-    return type(value).__module__.partition(".")[0] in _TRANSFORMS
+def _prepares(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] in _TRANSFORMS
