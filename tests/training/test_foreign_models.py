@@ -11,7 +11,9 @@ from tests.worker.serving import HANDLERS, network, onnx_file
 from ts_parity.errors import NotCodable
 from ts_parity.torchserve.archive import extract_archive, read_archive
 from ts_parity.training import TrainSettings, train
+from ts_parity.training.data import given_to
 from ts_parity.worker.entry import rehearse
+from ts_parity.worker.watches import ModelCall
 
 PROBABILITIES = """
 import os, pickle
@@ -77,6 +79,13 @@ def test_every_code_is_made_for_it(archive, bodies, tmp_path, kind):
         assert verdict.state.value == "codable", verdict.reason
     extract_archive(tmp_path / "out" / report["archives"]["deployed"], tmp_path / "deployed")
     assert rehearse(tmp_path / "deployed", "deployed").state.value == "codable"
+
+
+def test_texts_are_nothing_to_learn_from():
+    """An encoder of texts can be served with raw outputs, and protected by itself alone."""
+    call = ModelCall("self.embedder", "encode", (["a text", "another"],), {})
+    with pytest.raises(NotCodable, match=r"self.embedder.encode\) is given no tensor.*\(list\); take code exact"):
+        given_to(call)
 
 
 @pytest.mark.slow

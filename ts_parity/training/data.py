@@ -144,9 +144,15 @@ _INDEX = "index.json"
 
 
 def given_to(call: ModelCall) -> Given:
-    """What is half precision there is float32 here."""
-    halves = (torch.float16, torch.bfloat16)
-    each = ((where(place), tensor.detach().cpu()) for place, tensor in tensors(call).items())
+    """What is half precision there is float32 here. Raise NotCodable if the model is given no numbers (texts, say)."""
+    halves, found = (torch.float16, torch.bfloat16), tensors(call)
+    if not found:
+        kinds = ", ".join(type(value).__name__ for value in (*call.args, *call.kwargs.values())) or "nothing"
+        raise NotCodable(
+            f"the model ({call.name}) is given no tensor, array or list of numbers that a network could learn from "
+            f"({kinds}); take code exact"
+        )
+    each = ((where(place), tensor.detach().cpu()) for place, tensor in found.items())
     return tuple((name, tensor.float() if tensor.dtype in halves else tensor) for name, tensor in each)
 
 
