@@ -208,8 +208,10 @@ def _read(folder: Path, one: dict[str, Any]) -> Column:
     shapes = np.load(file.with_suffix(".npy"))
     sizes = shapes.prod(axis=1, dtype=np.int64)
     count = int(sizes[0] if one["constant"] else sizes.sum())
-    # Private: what is written to it stays in memory.
-    flat = torch.from_file(str(file), shared=False, size=count, dtype=dtype) if count else torch.empty(0, dtype=dtype)
+    # Private: what is written to it stays in memory. Not `torch.from_file`: its tensors cannot be sent to a process.
+    flat = torch.empty(0, dtype=dtype)
+    if count:
+        flat = torch.frombuffer(np.memmap(file, np.uint8, mode="c"), dtype=dtype, count=count)
     starts = np.zeros_like(sizes) if one["constant"] else np.cumsum(sizes) - sizes
     return Column(one["name"], flat, shapes, starts, one["constant"])
 
