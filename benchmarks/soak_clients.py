@@ -7,6 +7,7 @@ its own, of which its answer is made: another's answer would be seen.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import random
 import re
@@ -55,6 +56,7 @@ class Load:
         self.faults: list[str] = []
         self.asked = 0
         self.requests = requests
+        self.leaves = itertools.cycle(LEAVES)
         self._address = host, port
         self._visits: set[Visit] = set()
 
@@ -135,7 +137,7 @@ class Visit(asyncio.Protocol):
             return
         if self._kind is LEAVING and self._left == 1:
             self._left = 0
-            self._ask_and_leave(chance.choice(LEAVES))
+            self._ask_and_leave(next(load.leaves))
             return
         burst = min(chance.randint(2, 8), self._left) if self._kind is PIPELINED else 1
         self._left -= burst

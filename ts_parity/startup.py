@@ -44,9 +44,9 @@ def let_sigterm_end() -> None:
     """
     if signal.getsignal(signal.SIGTERM) is not _remember:
         return
-    if _asked_to_end:
-        raise SystemExit(TERMINATED)
     signal.signal(signal.SIGTERM, _end if os.getpid() == 1 else signal.SIG_DFL)
+    if _asked_to_end:  # looked at last: one that came just before the change was only remembered
+        raise SystemExit(TERMINATED)
 
 
 def unprinted() -> OSError | None:

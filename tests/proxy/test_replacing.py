@@ -117,8 +117,11 @@ def instances(
 
 
 @pytest.mark.torchserve
-async def test_beside_real_instances(instances: list[TorchServeInstance], tmp_path: Path) -> None:
+async def test_beside_real_instances(
+    instances: list[TorchServeInstance], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The next version and its protection, then the same version with other content: no query fails."""
+    monkeypatch.setattr(rollout, "SETTLE_S", 20 * LOOK_S)  # a busy machine's workers tell later what they are
     deployed, guards = [i.management_url for i in instances[:2]], [instances[2].management_url]
     second, third = wrapped(tmp_path, "2.0", "b", HANDLER), wrapped(tmp_path, "2.0", "c", HANDLER)
     guard = wrap_parity(tmp_path / "plain" / "b.mar", tmp_path / "out", code="exact", k=2)
