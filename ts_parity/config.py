@@ -164,7 +164,7 @@ class Settings:
         None, "late launch this long after the query was sent; auto: a quantile of latency, later under load", "s", 0
     )
     launch_quantile: float = _setting(0.9, "the quantile that auto takes for launch_after_s", "", 0.01, 1)
-    launch_stretch: float = _setting(0.2, "by how much later a launch is at full load", "", 0)
+    launch_stretch: float = _setting(0.2, "how much later a launch is at full load", "", 0)
     launch_waiting: float = _setting(
         0.0, "a query that waits for a place for so many times launch_after_s gets its backup first; 0: never", "", 0
     )
@@ -330,7 +330,7 @@ BRIEFLY = {
         "launch": "backups: group, or late, for late queries only",
         "launch_after_s": "late launch this long after the query was sent",
         "launch_quantile": "the quantile of latency that auto takes",
-        "launch_stretch": "by how much later a launch is at full load",
+        "launch_stretch": "how much later a launch is at full load",
         "launch_waiting": "launch for queries that wait so long for a place",
         "shed_load": "share of places taken that stops protections",
     },
@@ -344,9 +344,9 @@ BRIEFLY = {
         "max_attempts": "tasks one query may cost",
     },
     "policy: slow and failing endpoints": {
-        "slow_factor": "take out what is so many times slower; 0: never",
+        "slow_factor": "take out what is this many times slower; 0: never",
         "slow_until_out": "slow answers in a row that take one out",
-        "age_factor": "pass over what is late so many times; 0: never",
+        "age_factor": "pass over what is late this many times; 0: never",
         "spare_places": "tasks beyond its places, if its reply seems late",
         "max_out": "share of a pool that slowness may take out",
         "balance": "least (outstanding) or round_robin",

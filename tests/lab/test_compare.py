@@ -249,7 +249,7 @@ def test_a_log_that_hides_the_slow_answers_is_refused_with_what_to_do(outcome, t
         key: value for key, value in entry(2, 1.0, outcome, None).items() if key not in ("version", "query", "others")
     }
     fine = {**old, "outcome": "deployed", "service_s": 0.02}
-    with pytest.raises(ConfigError, match=rf"line 2 of .* was answered otherwise \({outcome}\), .*record anew"):
+    with pytest.raises(ConfigError, match=rf"line 2 of .* was answered otherwise \({outcome}\), .*record again"):
         history_of(tmp_path, fine, old)
     write_records(tmp_path / "records.jsonl", [Record(0, 0.0, 0.0, 0.1, outcome, 200)])
     with pytest.raises(ConfigError, match="query records do not say how long the model itself took"):

@@ -19,3 +19,23 @@ def arrays(tmp_path):
     images = np.arange(3 * 4 * 5, dtype=np.uint8).reshape(3, 4, 5)
     np.savez(file, x=images, y=np.array([2, 0, 1]), boxes=np.eye(3, 4))
     return file
+
+
+@pytest.fixture
+def bodies(tmp_path):
+    """Vectors of eight float32 numbers."""
+    folder = tmp_path / "bodies"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(120):
+        (folder / f"{number:03d}.bin").write_bytes(rng.normal(size=8).astype(np.float32).tobytes())
+    return folder
+
+
+@pytest.fixture
+def json_bodies(tmp_path):
+    """The same, as lines of JSON."""
+    rng = np.random.default_rng(0)
+    file = tmp_path / "bodies.jsonl"
+    file.write_text("".join(f"{[round(float(x), 4) for x in rng.normal(size=8)]}\n" for _ in range(120)))
+    return file

@@ -2,7 +2,6 @@
 
 import io
 
-import numpy as np
 import pytest
 import torch
 
@@ -86,14 +85,6 @@ def archive(tmp_path):
     return make
 
 
-@pytest.fixture
-def bodies(tmp_path):
-    rng = np.random.default_rng(0)
-    file = tmp_path / "bodies.jsonl"
-    file.write_text("".join(f"{[round(float(x), 4) for x in rng.normal(size=8)]}\n" for _ in range(120)))
-    return file
-
-
 def records(packed, bodies, tmp_path):
     """What a packed archive's own handler does with the first bodies."""
     extract_archive(packed, tmp_path / packed.stem)
@@ -104,10 +95,10 @@ def records(packed, bodies, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_code_is_made_whatever_the_model_computes_in(archive, bodies, tmp_path, kind):
+def test_every_code_is_made_whatever_the_model_computes_in(archive, json_bodies, tmp_path, kind):
     source, out = archive(kind), tmp_path / "out"
     codes = ("sum", "student", "exact")
-    settings = TrainSettings(source, bodies, out, codes=codes, steps=150, score=bodies, progress=False)
+    settings = TrainSettings(source, json_bodies, out, codes=codes, steps=150, score=json_bodies, progress=False)
     report = train(settings)
     by_code = {candidate["code"]: candidate for candidate in report["candidates"]}
     assert by_code["exact"]["agreement"] == 1.0
@@ -122,7 +113,7 @@ def test_every_code_is_made_whatever_the_model_computes_in(archive, bodies, tmp_
     assert "parity_model" not in packed.section
     if not opaque:
         computed_in = {"float64": "", "scripted half": "float16"}.get(kind, kind)
-        assert {record.computed_in for record in records(packed.path, bodies, tmp_path)} == {computed_in}
+        assert {record.computed_in for record in records(packed.path, json_bodies, tmp_path)} == {computed_in}
 
 
 def called(model, dtype=torch.float32, size=8):

@@ -5,7 +5,6 @@ TorchServe's own BaseHandler loads a library (.so) made by AOTInductor, and no .
 
 import shutil
 
-import numpy as np
 import pytest
 import requests
 import torch
@@ -82,25 +81,17 @@ def archive(tmp_path_factory):
     return get
 
 
-@pytest.fixture
-def bodies(tmp_path):
-    rng = np.random.default_rng(0)
-    file = tmp_path / "bodies.jsonl"
-    file.write_text("".join(f"{[round(float(x), 4) for x in rng.normal(size=8)]}\n" for _ in range(120)))
-    return file
-
-
 @pytest.mark.parametrize("kind", KINDS)
-def test_protections_of_an_exported_model(archive, bodies, tmp_path, kind):
+def test_protections_of_an_exported_model(archive, json_bodies, tmp_path, kind):
     """A program can be copied and learn, if it was exported for batches; a compiled one can only be asked."""
     source, out = archive(kind), tmp_path / "out"
     extract_archive(source, tmp_path / "x")
     with OfflineHandler(tmp_path / "x") as handler:
-        lines = bodies.read_bytes().splitlines()[:2]
+        lines = json_bodies.read_bytes().splitlines()[:2]
         verdict = handler.judge([handler.request(line, "application/json") for line in lines])
     assert verdict.state is State.CODABLE, verdict.reason
     codes = ("sum", "student", "exact")
-    report = train(TrainSettings(source, bodies, out, codes=codes, steps=100, score=bodies, progress=False))
+    report = train(TrainSettings(source, json_bodies, out, codes=codes, steps=100, score=json_bodies, progress=False))
     made = {candidate["code"]: candidate for candidate in report["candidates"]}
     assert made["sum"]["architecture"] == ("deployed" if kind == "program" else "mlp")
     assert made["exact"]["agreement"] == 1.0
@@ -110,14 +101,14 @@ def test_protections_of_an_exported_model(archive, bodies, tmp_path, kind):
 
 @pytest.mark.torchserve
 @pytest.mark.parametrize("kind", ["program", pytest.param("library", marks=compiles)])
-def test_torchserve_serves_it_and_its_protections(archive, bodies, tmp_path, torchserve_factory, kind):
+def test_torchserve_serves_it_and_its_protections(archive, json_bodies, tmp_path, torchserve_factory, kind):
     """The library through TorchServe's own BaseHandler, the program through one of one's own."""
     source, out = archive(kind), tmp_path / "out"
-    report = train(TrainSettings(source, bodies, out, codes=("sum", "exact"), steps=20, progress=False))
+    report = train(TrainSettings(source, json_bodies, out, codes=("sum", "exact"), steps=20, progress=False))
     parity, exact = (candidate["archives"][0] for candidate in report["candidates"])
     deployed = wrap_deployed(source, tmp_path, "wrapped")
     server = torchserve_factory([source, deployed, out / parity, out / exact], env={"PYTHONPATH": ""})
-    lines = bodies.read_bytes().splitlines()[:4]
+    lines = json_bodies.read_bytes().splitlines()[:4]
     asked = (
         Part((("content-type", "application/json"),), lines[0]),
         Part((("content-type", "application/json"),), lines[1]),

@@ -48,16 +48,6 @@ def archive(tmp_path):
     return make
 
 
-@pytest.fixture
-def bodies(tmp_path):
-    folder = tmp_path / "bodies"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for number in range(120):
-        (folder / f"{number:03d}.bin").write_bytes(rng.normal(size=8).astype(np.float32).tobytes())
-    return folder
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["onnx", "sklearn"])
 def test_every_code_is_made_for_it(archive, bodies, tmp_path, kind):

@@ -93,16 +93,6 @@ def model(tmp_path):
     return make
 
 
-@pytest.fixture
-def bodies(tmp_path):
-    folder = tmp_path / "bodies"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for number in range(120):
-        (folder / f"{number:03d}.bin").write_bytes(rng.normal(size=8).astype(np.float32).tobytes())
-    return folder
-
-
 def run(model, bodies, tmp_path, **more):
     settings = {"steps": 60, "progress": False, "out": tmp_path / "out", **more}
     return train(TrainSettings(archive=model, inputs=bodies, **settings))

@@ -601,7 +601,7 @@ class FleetState:
         self._left: dict[str, EndpointState] = {}
         """Endpoints that are gone with work in flight: should they come back, it is still on their places."""
         self._parted: list[EndpointState] = []
-        """Those that came back with other workers only: most likely their model was registered anew, and TorchServe
+        """Those that came back with other workers only: most likely their model was registered again, and TorchServe
         never answers what it had of the old one."""
         self._shares: dict[tuple[str, str], PoolShare] = {}
         self.pools: dict[str, PoolState] = {}

@@ -166,7 +166,7 @@ def _add_world(parser: argparse.ArgumentParser) -> None:
         type=number(least=1),
         default=1.0,
         metavar="TIMES",
-        help="so many times the rate for a tenth of the time",
+        help="this many times the rate for a tenth of the time",
     )
     world.add_argument(
         "--domains", type=count(most=MOST_MACHINES), metavar="N", help="failure domains; default: each machine its own"
@@ -231,7 +231,7 @@ def _add_plan(subparsers: Any) -> None:
     )
     limits.add_argument("--p999", type=_duration, metavar="T", help="p99.9 at most this, such as 200ms, or seconds")
     limits.add_argument(
-        "--extra", type=count(0, MOST_MACHINES), default=0, metavar="N", help="at most so many more machines"
+        "--extra", type=count(0, MOST_MACHINES), default=0, metavar="N", help="at most this many more machines"
     )
     _add_world(parser)
     _add_shown(parser).add_argument("--html", type=to_write(), metavar="FILE", help="write a page")

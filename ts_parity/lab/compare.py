@@ -55,7 +55,7 @@ class World:
     trace: tuple[float, ...] = ()
     proxies: int = 1
     places: int = 1
-    """So many tasks a worker runs at once."""
+    """How many tasks a worker runs at once."""
     unit: float = 1.0
     seen: ObservedFleet | None = None
     """Whose spells are replayed, where and when they were."""

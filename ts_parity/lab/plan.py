@@ -30,7 +30,7 @@ WORTH = 0.97
 ALIKE = 1.05
 """Of choices this close at p99.9, the one with the fewest machines is taken, then the least work and loss."""
 CALM = 3.0
-"""A p99.9 of at most so many medians is no tail to speak of."""
+"""A p99.9 of at most this many medians is no tail to speak of."""
 
 _TOO_HIGH = "p99.9 too high"
 

@@ -140,7 +140,7 @@ class Scenario:
     costs: Costs = field(default_factory=Costs)
     proxies: int = 1
     places: int = 1
-    """So many tasks a machine runs at once."""
+    """How many tasks a machine runs at once."""
     clock: float = 0.0
     """What the proxies' clock counts in; 0: exact. Their timers are up to two counts late: one since the clock was
     read, one since they sleep for whole counts.
@@ -551,7 +551,7 @@ def needed(share: float) -> int:
 
 
 def doubtful(samples: int) -> list[str]:
-    """The percentiles that so many samples do not support."""
+    """The percentiles that this many samples do not support."""
     return [name for name, share in PERCENTILES.items() if samples < needed(share)]
 
 

@@ -100,7 +100,7 @@ class AccessLog:
     def __init__(self, path: str) -> None:
         """Raise OSError if the file cannot be written."""
         self._path = path
-        # Numbers of queries begin anew with each process, and process ids in each container.
+        # Numbers of queries begin at 0 again with each process, and process ids in each container.
         self._id = secrets.token_hex(4)
         self._lines: list[str] = []
         self._size = 0

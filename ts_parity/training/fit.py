@@ -68,7 +68,7 @@ class Material:
 
 @dataclass
 class Progress:
-    """Told after each check: step, loss, held-out score. Made anew by whoever shows it."""
+    """Told after each check: step, loss, held-out score. Made again by whoever shows it."""
 
     told: Callable[[int, float, float], None] = lambda step, loss, score: None
 

@@ -78,7 +78,7 @@ class Item:
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """An entry of a tuple: the tuple is made anew around it, where it is kept."""
+    """An entry of a tuple: the tuple is made again around it, where it is kept."""
 
     path: str
     kept: Site
