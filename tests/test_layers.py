@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "ts_parity"
 
 LEVELS = [
-    {"arguments", "errors", "config", "output", "startup"},
+    {"arguments", "errors", "config", "output", "pages", "startup"},
     {"wire"},
     {"codes", "exclusion"},
     {"engine"},

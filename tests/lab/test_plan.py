@@ -354,7 +354,7 @@ def test_the_page_says_what_it_was_made_from_and_what_to_type(tmp_path, capsys):
     ):
         assert said in told
     assert re.search(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", told)
-    assert parsed(shlex.split(root.find(".//pre").text)[1:]).endpoint == ["http://HOST:8080"]
+    assert parsed(shlex.split("".join(root.find(".//pre").itertext()))[1:]).endpoint == ["http://HOST:8080"]
     assert root.find(".//meta[@name='viewport']") is not None
     assert len(root.findall(".//span[@class='between']")) == 9
 

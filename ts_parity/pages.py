@@ -1,0 +1,176 @@
+"""Pages that the commands write: one HTML file each that needs nothing else, no network, no script, no other file.
+
+One look for all of them: readable on a telephone, in the dark and on paper. Whatever goes through `text` is shown as it
+is and can do nothing. Knows HTML. Knows nothing of what the pages say.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+_UNSEEN = re.compile(
+    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)
+"""What no page may hold, or what would turn the rest of a line around."""
+
+
+def text(value: object, most: int | None = None) -> str:
+    """As HTML that shows just this. `most`: characters, beyond which it is cut."""
+    told = str(value)
+    told = told if most is None or len(told) <= most else f"{told[: most - 1]}…"
+    return html.escape(_UNSEEN.sub("\N{REPLACEMENT CHARACTER}", told))
+
+
+def page(title: str, body: Iterable[str], foot: str = "") -> str:
+    """A whole page. `title` is plain text, `body` and `foot` are HTML."""
+    return _PAGE.format(title=text(title), style=_STYLE, body="\n".join(body), foot=foot)
+
+
+def section(heading: str, *parts: str, kind: str = "") -> str:
+    """Nothing without parts."""
+    filled = [part for part in parts if part]
+    classed = f' class="{kind}"' if kind else ""
+    return f"<section{classed}>\n<h2>{text(heading)}</h2>\n" + "\n".join(filled) + "\n</section>" if filled else ""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Of a table. `shown` is HTML; an empty one is left out where rows are cards."""
+
+    shown: str
+    kind: str = ""
+
+
+def table(caption: str, heads: Sequence[str], rows: Iterable[tuple[str, Sequence[Cell]]]) -> str:
+    """On a narrow screen each row is a card, with the heads beside its cells. The first cell is the row's own head.
+
+    rows: each with its class, which may be empty.
+    """
+    lines = ["<tr>" + "".join(f'<th scope="col">{text(head)}</th>' for head in heads) + "</tr>"]
+    for kind, cells in rows:
+        first, *others = cells
+        shown = "".join(_cell(head, cell) for head, cell in zip(heads[1:], others, strict=True))
+        classed = f' class="{kind}"' if kind else ""
+        lines.append(f'<tr{classed}><th scope="row"><span>{first.shown}</span></th>{shown}</tr>')
+    return f"<table>\n<caption>{text(caption)}</caption>\n" + "\n".join(lines) + "\n</table>"
+
+
+def _cell(head: str, cell: Cell) -> str:
+    kind = cell.kind if cell.shown else "none"
+    classed = f' class="{kind}"' if kind else ""
+    return f'<td{classed} data-head="{text(head)}"><span>{cell.shown}</span></td>'
+
+
+def bar(mean: float, low: float, high: float, largest: float, kind: str = "") -> str:
+    """As long as the mean, with a line from the low end to the high one. Shown beside the same numbers as text."""
+    start, end, at = (min(100.0, max(0.0, 100 * value / largest)) for value in (low, high, mean))
+    return (
+        f'<span class="track" aria-hidden="true"><span class="bar {kind}" style="width: {at:.1f}%"></span>'
+        f'<span class="range" style="left: {start:.1f}%; width: {max(0.0, end - start):.1f}%"></span></span>'
+    )
+
+
+def pairs(told: Iterable[tuple[str, str]]) -> str:
+    """Names and what is said of them, both plain text."""
+    return "<dl>" + "".join(f"<dt>{text(name)}</dt><dd>{text(what)}</dd>" for name, what in told) + "</dl>"
+
+
+def listed(lines: Sequence[str]) -> str:
+    return "<ul>" + "".join(f"<li>{text(line)}</li>" for line in lines) + "</ul>" if lines else ""
+
+
+def typed(command: str) -> str:
+    """Commands to copy. Lines break between words only, and flags are full of hyphens."""
+    words = re.sub(r"[^\s]+", lambda word: f"<span>{text(word[0])}</span>", command)
+    return f'<pre tabindex="0">{words}</pre>'
+
+
+_STYLE = """
+:root {
+  color-scheme: light dark;
+  --paper: #fff; --ink: #1f2328; --soft: #57606a; --line: #d4d9de; --panel: #f4f6f8; --accent: #2a6f97; --pale: #9bb8c9;
+  --alarm: #9a5b00; --sum: #c44536; --concat: #a86b00; --student: #2a6f97; --exact: #3a7d44; --plain: #7a828a;
+}
+@media screen and (prefers-color-scheme: dark) { :root {
+  --paper: #14171a; --ink: #e3e6ea; --soft: #9da7b1; --line: #343b43; --panel: #1e2328; --accent: #79b8de;
+  --pale: #3f6075; --alarm: #e3b261; --sum: #f0897b; --concat: #e5b04a; --student: #79b8de; --exact: #7fc98d;
+  --plain: #8f99a3;
+} }
+* { box-sizing: border-box; }
+body { font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; margin: 0; color: var(--ink);
+  background: var(--paper); overflow-wrap: break-word; }
+main, footer { max-width: 74rem; margin: 0 auto; padding: 0 1.25rem; } main { padding-top: 2rem; }
+footer { color: var(--soft); font-size: .85rem; padding-top: 2rem; padding-bottom: 3rem; }
+h1 { font-size: clamp(1.45rem, 1rem + 2vw, 2.1rem); line-height: 1.2; margin: 0 0 1rem; text-wrap: balance; }
+h2 { font-size: 1.2rem; margin: 0 0 .6rem; } h3 { font-size: 1rem; margin: 0 0 .3rem; }
+section { margin: 2.6rem 0 0; }
+p, li, dd { max-width: 46rem; } p { margin: .5rem 0; } ul, ol { margin: .5rem 0; padding-left: 1.3rem; }
+.say { font-size: 1.15rem; border-left: 4px solid var(--accent); padding-left: .9rem; margin: 0 0 1rem; }
+.note, .between { color: var(--soft); font-size: .9rem; }
+.between { display: block; font-size: .85rem; font-weight: 400; }
+pre { background: var(--panel); border: 1px solid var(--line); border-radius: 6px; padding: .7rem .9rem;
+  margin: .4rem 0; font: .9rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; white-space: pre-wrap;
+  overflow-wrap: anywhere; }
+pre span { display: inline-block; max-width: 100%; vertical-align: bottom; }
+code { font: .92em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
+a { color: var(--accent); }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100%; font-size: .95rem; }
+caption { text-align: left; color: var(--soft); font-size: .9rem; padding: 0 0 .5rem; max-width: 46rem; }
+th, td { padding: .45rem .7rem .45rem 0; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; }
+th { font-weight: 600; } th[scope=row] { min-width: 9rem; font-weight: 500; } td { white-space: nowrap; }
+th[scope=col] { color: var(--soft); font-size: .85rem; vertical-align: bottom; }
+td.long { white-space: normal; } td.bars { width: 25%; min-width: 6rem; vertical-align: middle; }
+tr.take > * { font-weight: 600; } tr.no { color: var(--soft); }
+td.bars > span { display: block; }
+.track { position: relative; display: block; height: .9rem; }
+.bar { position: absolute; left: 0; height: 100%; background: var(--pale); border-radius: 2px; }
+.bar.take { background: var(--accent); } .bar.no { background: var(--line); }
+.range { position: absolute; top: calc(50% - 1px); height: 2px; background: var(--ink); }
+table + dl, table + p { margin-top: 1rem; }
+dl { display: grid; grid-template-columns: minmax(8rem, max-content) 1fr; gap: .35rem 1.4rem; margin: 0; }
+dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
+:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
+@media (max-width: 48rem) {
+  dl { display: block; } dd { margin: 0 0 .6rem; }
+}
+@media screen and (max-width: 64rem) {
+  table, tbody, tr, caption { display: block; }
+  tr:first-child { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
+  tr { border: 1px solid var(--line); border-radius: 8px; margin: 0 0 .8rem; padding: .6rem .8rem; }
+  tr.take { border: 2px solid var(--accent); }
+  td, th[scope=row] { display: flex; justify-content: space-between; gap: 1rem; border: 0; padding: .12rem 0;
+    white-space: normal; text-align: right; width: auto; }
+  td::before { content: attr(data-head); color: var(--soft); font-weight: 400; text-align: left; flex: none; }
+  th[scope=row] { text-align: left; font-size: 1.05rem; font-weight: 600; }
+  td.none { display: none; } td.bars { width: auto; } td.bars::before { content: none; } td.bars > span { flex: 1; }
+  .between { display: inline; }
+}
+@media print {
+  body { font-size: 10.5pt; } main, footer { max-width: none; padding: 0; } section { margin-top: 1.4rem; }
+  figure, pre, tr, li, .tile { break-inside: avoid; } h2, h3 { break-after: avoid; }
+  .bar, .range { print-color-adjust: exact; }
+}
+"""
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8"/>
+<meta name="viewport" content="width=device-width, initial-scale=1"/>
+<meta name="referrer" content="no-referrer"/>
+<meta http-equiv="Content-Security-Policy"
+  content="default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:"/>
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<main>
+{body}
+</main>
+<footer>{foot}</footer>
+</body>
+</html>
+"""
