@@ -201,6 +201,7 @@ def report_text(report: dict[str, Any], out: Path) -> str:
     lines = []
     if "scored_on" in report:
         lines.append(f"scored on {report['scored_on']}, {report['scored_groups']} groups, every slot erased once")
+        lines += _divided(report["split"])
         lines.append(taken_for(report))
     lines += _table(report["candidates"], figure)
     for candidate in report["candidates"]:
@@ -222,6 +223,16 @@ def report_text(report: dict[str, Any], out: Path) -> str:
     lines += [f"parity archive    {out / name}" for c in report["candidates"] for name in c["archives"]]
     lines.append(f"page with plots   {out / 'report.html'}")
     return "\n".join(lines)
+
+
+def _divided(split: dict[str, int]) -> list[str]:
+    """How many bodies were learned from, and what came more than once."""
+    told = [f"learned from {split['learn']} bodies; {split['choose']} others chose the best weights"]
+    if split["repeated"]:
+        told.append(f"{split['repeated']} bodies repeat another: all copies are learned from, or one is scored")
+    if split["scored_repeated"]:
+        told.append(f"{split['scored_repeated']} of the scored bodies repeat another of them")
+    return told
 
 
 def taken_for(report: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ memory nor an interruption limits it. Knows nothing of codes, losses or weights.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,17 @@ import torch
 from ts_parity.codes import Code
 from ts_parity.errors import NotCodable, TrainingError, TsParityError
 from ts_parity.training.bodies import Body
-from ts_parity.training.inputs import Given, Inputs, Writer, alike_in_kind, columns_of, inputs_of, read_columns
+from ts_parity.training.inputs import (
+    Given,
+    Inputs,
+    Writer,
+    alike_in_kind,
+    columns_of,
+    inputs_of,
+    read_columns,
+    tensor_bytes,
+)
+from ts_parity.training.split import Keys
 from ts_parity.wire import Array
 from ts_parity.worker.answers import BadAnswer
 from ts_parity.worker.encoders import check_one_input, check_other_arguments, encode, odd_ones_out, tensors, where
@@ -47,6 +58,9 @@ class Observations:
     column: int = 0
     """Which of a call's tensors `inputs` are, where they are one."""
     refused: tuple[str, ...] = ()
+    keys: Keys = ()
+    """Of each: its bytes, and what the model was given. Where either is the same, so is the body (see `split`): what
+    clients send may differ in nothing but a form's boundary, or the spaces in JSON."""
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -109,7 +123,8 @@ def observe(
     inputs, column = inputs_of(read_columns(folder, index["given"]))
     outputs = np.load(folder / "outputs.npy")[: len(kept)]
     call = _captured(handler, bodies[int(kept[0])])  # it holds live objects and cannot be kept on disk
-    return Observations(inputs, outputs, kept, call, column, tuple(index["refused"]))
+    keys = [tuple(each) for each in index["keys"]]
+    return Observations(inputs, outputs, kept, call, column, tuple(index["refused"]), keys)
 
 
 def glance(handler: OfflineHandler, bodies: Sequence[Body], wanted: int) -> Observations | None:
@@ -177,6 +192,18 @@ def _runs(handler: OfflineHandler, bodies: Sequence[Body]) -> Iterator[tuple[ran
         yield chunk, results or [_run_alone(handler, bodies[i]) for i in chunk]
 
 
+def _key(content_type: str | None, data: bytes) -> str:
+    return hashlib.sha256(f"{content_type}\0".encode() + data).hexdigest()
+
+
+def _key_of_given(given: Given) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in given:
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        digest.update(tensor_bytes(tensor))
+    return digest.hexdigest()
+
+
 def _shapes(given: Given) -> list[tuple[int, ...]]:
     return [tuple(tensor.shape) for _, tensor in given]
 
@@ -224,6 +251,7 @@ class _Store:
         self._total = total
         self._given = Writer(folder)
         self._kept: list[int] = []
+        self._keys: list[tuple[str, str]] = []
         self._refused: list[tuple[str, str]] = []
         self._first = ""
         self._call: ModelCall | None = None
@@ -244,6 +272,7 @@ class _Store:
             check_other_arguments(self._call, seen.call)
         self._outputs[len(self._kept)] = seen.raw
         self._kept.append(number)
+        self._keys.append((_key(body.content_type, body.read()), _key_of_given(seen.given)))
 
     def finish(self) -> None:
         self._check_refused(final=True)
@@ -252,7 +281,7 @@ class _Store:
         assert isinstance(self._outputs, np.memmap)
         self._outputs.flush()
         refused = [": ".join(each) for each in self._refused]
-        told = {"kept": self._kept, "refused": refused, "given": self._given.finish()}
+        told = {"kept": self._kept, "refused": refused, "keys": self._keys, "given": self._given.finish()}
         (self._folder / _INDEX).write_text(json.dumps(told))
 
     def _check_refused(self, final: bool) -> None:

@@ -18,11 +18,10 @@ from ts_parity.training.bodies import Body, bodies_of
 from ts_parity.training.data import Observations, observe
 from ts_parity.training.labels import doubts, read_labels
 from ts_parity.training.meaning import Meaning, find_meaning
+from ts_parity.training.split import contents_of, repeated, split
 from ts_parity.wire import Array
 from ts_parity.worker.offline import OfflineHandler
 
-HELD_OUT = 0.15
-"""Share of bodies that choose the best weights, and score the report unless others are given for that."""
 _ANSWERS = 20
 """Of the handler, looked at where its outputs leave a doubt of what they mean."""
 
@@ -32,8 +31,9 @@ Observing = Callable[[str, int], Any]
 
 @dataclass(frozen=True)
 class Ground:
-    """`learn` and `choose` are rows of `seen`, `scored_rows` of `scored`, to whose rows `labels` and `scored_bodies`
-    belong.
+    """`learn` and `choose` are rows of `seen`, `scored_rows` of `scored`, to whose rows `labels`, `scored_bodies` and
+    `scored_contents` belong. What each part may be used for: see `split`. `repeated` counts the bodies of `seen` that
+    are copies of another, `scored_repeated` the same of what is scored, `overlap` what is scored and may be learned.
     """
 
     model: Any
@@ -44,9 +44,13 @@ class Ground:
     scored: Observations
     scored_bodies: Sequence[Body]
     scored_rows: Array
+    scored_contents: Array
     scored_on: str
     labels: Array | None
     meaning: Meaning
+    repeated: int = 0
+    scored_repeated: int = 0
+    overlap: int = 0
     doubts: tuple[str, ...] = ()
     """About the labels, for the report."""
 
@@ -67,15 +71,18 @@ def prepare(
         source, others = settings.score, bodies_of(settings, settings.score)
     every_label = None if settings.labels is None else read_labels(settings.labels, source, others, bodies)
     seen = _observe(handler, bodies, work / "seen", bar, "deployed model")
-    order = np.random.default_rng(settings.seed).permutation(len(seen))
-    held = max(2, int(len(seen) * HELD_OUT))
-    learn, choose = order[held:], order[:held]
+    dice, overlap = np.random.default_rng(settings.seed), 0
     if settings.score is not None:
         scored = _observe(handler, others, work / "scored", bar, "scoring")
+        contents, scored_contents = contents_of(seen.keys, scored.keys)
+        parts = split(contents, dice, scored_apart=True)
+        overlap = int(np.isin(scored_contents, contents).sum())
         rows, told = np.arange(len(scored)), f"{len(scored)} bodies of {source.name}"
     else:
         scored = seen
-        rows, told = choose, f"{len(choose)} held-out bodies of {source.name}"
+        [contents] = contents_of(seen.keys)
+        scored_contents, parts = contents, split(contents, dice)
+        rows, told = parts.score, f"{len(parts.score)} held-out bodies of {source.name}"
     labels = None if every_label is None else every_label[scored.kept]
     shapes = Shapes.of(seen.inputs, seen.outputs, seen.column)
     scored_bodies = [others[int(i)] for i in scored.kept]
@@ -86,9 +93,23 @@ def prepare(
 
     meaning = find_meaning(settings.metric, scored.outputs, labels, answers)
     doubtful = doubts(labels, scored.outputs) if labels is not None and meaning.kind == "classes" else []
-    model = handler.model_of(seen.call)
     return Ground(
-        model, seen, shapes, learn, choose, scored, scored_bodies, rows, told, labels, meaning, tuple(doubtful)
+        handler.model_of(seen.call),
+        seen,
+        shapes,
+        parts.learn,
+        parts.choose,
+        scored,
+        scored_bodies,
+        rows,
+        scored_contents,
+        told,
+        labels,
+        meaning,
+        repeated(contents),
+        repeated(scored_contents[rows]),
+        overlap,
+        tuple(doubtful),
     )
 
 

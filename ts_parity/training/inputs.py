@@ -182,15 +182,15 @@ class _Growing:
         if self._opened is None and (tensor.shape != first.shape or not torch.equal(tensor, first)):
             self._opened = self._file.open("wb")
             for _ in self._shapes:
-                self._opened.write(_bytes(first))
+                self._opened.write(tensor_bytes(first))
         if self._opened is not None:
-            self._opened.write(_bytes(tensor))
+            self._opened.write(tensor_bytes(tensor))
         self._shapes.append(tuple(tensor.shape))
 
     def finish(self) -> dict[str, Any]:
         constant = self._opened is None
         if self._opened is None:
-            self._file.write_bytes(_bytes(self._first))
+            self._file.write_bytes(tensor_bytes(self._first))
         else:
             self._opened.close()
         np.save(self._file.with_suffix(".npy"), np.array(self._shapes, dtype=np.int64).reshape(len(self._shapes), -1))
@@ -227,8 +227,8 @@ def inputs_of(columns: Sequence[Column]) -> tuple[Inputs, int]:
     return (same if column.constant else column.flat.reshape(count, *column.shape)), differ[0]
 
 
-def _bytes(tensor: torch.Tensor) -> bytes:
-    return tensor.reshape(-1).view(torch.uint8).numpy().tobytes()  # numpy has no bfloat16
+def tensor_bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()  # numpy has no bfloat16
 
 
 def _told(tensor: torch.Tensor) -> str:

@@ -43,7 +43,7 @@ from ts_parity.training.devices import launch, make_fabric
 from ts_parity.training.evaluate import Protections, evaluate, over_seeds, rebuilt_slots
 from ts_parity.training.fit import Knobs, Material, Progress, run_network
 from ts_parity.training.goals import Goal, draw_groups
-from ts_parity.training.ground import HELD_OUT, Ground, prepare
+from ts_parity.training.ground import Ground, prepare
 from ts_parity.training.inputs import Calls, Inputs
 from ts_parity.training.meaning import Meaning
 from ts_parity.training.order import FEWEST_BODIES, Candidate, Order, check_enough
@@ -171,7 +171,7 @@ class _Job:
                     self.deciding.decided(candidate, sight)
             ground = prepare(handler, self.settings, self.bodies, self.work, self._bar)
             candidates = self._of_such_inputs(ground.seen.inputs, candidates, refused)
-            check_enough(len(ground.seen), candidates)
+            check_enough(len(ground.seen), candidates, ground.repeated)
             sight = sight_of(ground.model, ground.seen)
             decided = [self.deciding.decided(candidate, sight) for candidate in candidates]
             packer = self._packer([self.bodies[int(ground.seen.kept[row])] for row in ground.seen.examples()])
@@ -186,11 +186,19 @@ class _Job:
             "refused_bodies": list(ground.seen.refused[:20]),
             "warnings": [
                 *ground.doubts,
+                *_overlap(ground, decided),
                 *_warnings(ground.seen.outputs, decided),
                 *substitutes(candidates, decided),
             ],
             "knobs": {**asdict(self.knobs), "vary": list(self.knobs.vary)},
-            "held_out": HELD_OUT,
+            "split": {
+                "learn": len(ground.learn),
+                "choose": len(ground.choose),
+                "score": len(ground.scored_rows),
+                "repeated": ground.repeated,
+                "scored_repeated": ground.scored_repeated,
+                "overlap": ground.overlap,
+            },
             "scored_on": ground.scored_on,
             "scored_groups": SCORED_GROUPS,
             "metric": ground.meaning.metric,
@@ -356,6 +364,13 @@ class _Job:
 
     def _bar(self, what: str, total: int, unit: str = "body") -> Any:
         return tqdm(total=total, desc=what, disable=not self.settings.progress, file=sys.stderr, unit=unit)
+
+
+def _overlap(ground: Ground, candidates: Sequence[Candidate]) -> list[str]:
+    if not ground.overlap or all(candidate.code.lossless for candidate in candidates):
+        return []
+    told = f"{ground.overlap} of the {len(ground.scored_rows)} scored bodies"
+    return [f"{told} are the same as bodies of --inputs: they may have been learned, so the figures are too good"]
 
 
 def _warnings(outputs: Array, candidates: Sequence[Candidate]) -> list[str]:

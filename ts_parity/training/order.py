@@ -66,6 +66,8 @@ def _candidates(settings: TrainSettings) -> tuple[list[Candidate], list[str]]:
     return made, refused
 
 
-def check_enough(bodies: int, candidates: Sequence[Candidate]) -> None:
-    if bodies < max(FEWEST_BODIES, 4 * max(candidate.code.k for candidate in candidates)):
-        raise TrainingError(f"{bodies} usable bodies are too few; give some hundreds at least")
+def check_enough(bodies: int, candidates: Sequence[Candidate], repeated: int = 0) -> None:
+    """`repeated`: so many of the bodies are copies of another."""
+    if bodies - repeated < max(FEWEST_BODIES, 4 * max(candidate.code.k for candidate in candidates)):
+        different = f", {bodies - repeated} of them different," if repeated else ""
+        raise TrainingError(f"{bodies} usable bodies{different} are too few; give some hundreds at least")
