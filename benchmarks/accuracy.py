@@ -1,27 +1,35 @@
-"""What rebuilt answers are worth on MNIST, Fashion-MNIST and CIFAR-10, by code and k, beside the rows of the paper.
+"""What rebuilt answers are worth on images, spoken words and boxes, by code and k, beside the rows of the paper.
 
-    python benchmarks/accuracy.py --data DIR            everything, hours on two cores
-    python benchmarks/accuracy.py --data DIR --quick    a minute: all codes, too few steps to mean anything
-    python benchmarks/accuracy.py --tables              the tables of docs/training.md, renewed from the kept results
+    python benchmarks/accuracy.py --data DIR                everything, hours on two cores
+    python benchmarks/accuracy.py --data DIR --minutes 20   a slice of it; the same command goes on (exit code 75)
+    python benchmarks/accuracy.py --data DIR --quick        a minute: all codes, too few steps to mean anything
+    python benchmarks/accuracy.py --rescore                 the figures anew from the kept outputs; nothing is trained
+    python benchmarks/accuracy.py --tables                  the tables of docs/training.md, renewed from the results
 
 DIR holds mnist.npz and fashion_mnist.npz (x_train, y_train, x_test, y_test) and cifar10_jpeg.zip (train/CLASS/*.jpg and
-test/CLASS/*.jpg). Training and scoring are the package's own `fit` and `evaluate`; only archives and HTTP are left out.
-Every row is written as soon as it is known, and one that is there is not made again: an interrupted run goes on.
+test/CLASS/*.jpg); digits are scikit-learn's. Training and scoring are the package's own `fit` and `evaluate`; only
+archives and HTTP are left out.
+
+Every row is written as soon as it is known, and one that is there is not made again. Beside the results, in a folder
+that git ignores (`.accuracy`), stand the deployed models, the networks and raw outputs of finished runs, and the
+checkpoint of the one that was interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
 import fcntl
-import io
+import hashlib
 import json
 import os
 import platform
 import sys
+import tempfile
 import time
-import zipfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +38,8 @@ from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
 
+from accuracy_data import Data, load
+from accuracy_kept import KeptOutputs, Said, with_repeats, without_repeats
 from tables import renew
 from ts_parity.arguments import count, number
 from ts_parity.codes import Code, Family, make_code
@@ -41,15 +51,16 @@ from ts_parity.training.fit import Knobs, Material, Progress, fit, run_network
 from ts_parity.training.goals import Goal, draw_groups
 from ts_parity.training.job import said
 from ts_parity.training.sizing import affordable_width, multiplications
+from ts_parity.wire import Array
 from ts_parity.worker.watches import ModelCall
 
 RESULTS = Path(__file__).parent / "results" / "accuracy.json"
 DOCS = Path(__file__).parent.parent / "docs" / "training.md"
-CACHE = Path(__file__).parent / "results" / ".accuracy"
-CLASSES = 10
-KEY = ("data", "code", "k", "seed", "bodies")
+KEY = ("data", "code", "k", "r", "seed", "bodies")
 CHOOSE = 5000
 """Training samples held out to choose the best weights, as many as the paper's."""
+UNFINISHED = 75
+"""Exit code (EX_TEMPFAIL of sysexits.h): the minutes are over, the same command goes on."""
 
 # A_a and drop in points, as the paper's figures show them (ResNet-18, Adam 1e-3, 500 epochs, CIFAR-10 1000, GPU).
 PAPER = {
@@ -68,240 +79,375 @@ class Plan:
 
     deployed_steps: int
     steps: dict[str, int]
-    varied: tuple[str, ...]
-    copies: dict[str, int]
+    varied: tuple[str, ...] = ()
+    copies: dict[str, int] = field(default_factory=dict)
     """By code: varied copies of the training set, of which the deployed model is asked once: cheaper than at every
     step. `sum` and `concat` agree no less on images they have not seen, so variations would only take room."""
 
 
-COPIES = {"sum": 0, "concat": 0, "student": 0}
 RATE = 8e-3
 """3e-3, the usual one, lost half a point more with `sum` on Fashion-MNIST at 2,500 steps."""
 PLANS = {
-    "mnist": Plan(2000, {"sum": 2500, "concat": 2500, "student": 2500}, ("shift",), COPIES),
-    "fashion": Plan(5000, {"sum": 8000, "concat": 6000, "student": 4000}, ("shift", "flip"), COPIES),
-    "cifar10": Plan(8000, {"sum": 4000, "concat": 4000, "student": 6000}, ("shift", "flip"), {**COPIES, "student": 4}),
+    "digits": Plan(1000, {"sum": 3000, "concat": 3000, "student": 2000}, ("shift",)),
+    "mnist": Plan(2000, {"sum": 2500, "concat": 2500, "student": 2500}, ("shift",)),
+    "fashion": Plan(5000, {"sum": 8000, "concat": 6000, "student": 4000}, ("shift", "flip")),
+    "cifar10": Plan(8000, {"sum": 4000, "concat": 4000, "student": 6000}, ("shift", "flip"), {"student": 4}),
 }
-CANDIDATES = [("sum", 2), ("concat", 2), ("student", 2), ("student", 4), ("sum", 3), ("sum", 4), ("concat", 4)]
+CANDIDATES = [("sum", 2, 1), ("concat", 2, 1), ("student", 2, 1), ("student", 4, 1), ("sum", 3, 1), ("sum", 4, 1)]
+CANDIDATES += [("concat", 4, 1)]
+
+
+class OutOfTimeError(Exception):
+    """The minutes are over, and everything that is needed to go on is on the disk."""
 
 
 @dataclass(frozen=True)
-class Data:
-    """inputs (n, 1, C, H, W) in the range a handler would make, labels (n,)."""
+class Clock:
+    """`ends`: seconds of time.monotonic. Asked at every checkpoint."""
 
-    train: torch.Tensor
-    train_labels: torch.Tensor
-    test: torch.Tensor
-    test_labels: torch.Tensor
+    ends: float
 
-
-def load(name: str, folder: Path) -> Data:
-    if name == "cifar10":
-        return _load_cifar(folder / "cifar10_jpeg.zip")
-    file = folder / {"mnist": "mnist.npz", "fashion": "fashion_mnist.npz"}[name]
-    with np.load(file) as opened:
-        parts = [torch.from_numpy(opened[part]) for part in ("x_train", "y_train", "x_test", "y_test")]
-    images = [part[:, None, None].float() / 255 for part in (parts[0], parts[2])]
-    return Data(images[0], parts[1].long(), images[1], parts[3].long())
+    def check(self, what: str) -> None:
+        if time.monotonic() >= self.ends:
+            raise OutOfTimeError(what)
 
 
-def _load_cifar(file: Path) -> Data:
-    from PIL import Image
+@dataclass(frozen=True)
+class Task:
+    """One dataset and the model that serves it. `weights_hash` tells one deployed model from another."""
 
-    mean, spread = (torch.tensor(v)[:, None, None] for v in ((0.491, 0.482, 0.447), (0.247, 0.243, 0.262)))
-    parts: dict[str, list[torch.Tensor]] = {"train": [], "test": []}
-    labels: dict[str, list[int]] = {"train": [], "test": []}
-    with zipfile.ZipFile(file) as opened:
-        names = sorted(name for name in opened.namelist() if name.endswith(".jpg"))
-        classes = sorted({name.split("/")[1] for name in names})
-        for name in tqdm(names, desc="cifar10", unit="image"):
-            part, shown, _ = name.split("/")
-            pixels = torch.from_numpy(np.asarray(Image.open(io.BytesIO(opened.read(name)))).copy())
-            parts[part].append((pixels.permute(2, 0, 1).float() / 255 - mean) / spread)
-            labels[part].append(classes.index(shown))
-    images = {part: torch.stack(shown)[:, None] for part, shown in parts.items()}
-    return Data(images["train"], torch.tensor(labels["train"]), images["test"], torch.tensor(labels["test"]))
+    name: str
+    plan: Plan
+    data: Data
+    network: nn.Module
+    deployed: Called
+    weights_hash: str
+
+    @property
+    def shapes(self) -> Shapes:
+        return Shapes(tuple(self.data.train.shape[1:]), (1, self.data.outputs))
+
+    @property
+    def call(self) -> ModelCall:
+        return ModelCall("self.model", "__call__", (self.data.train[0],), {})
 
 
-def deployed_model(name: str, data: Data, plan: Plan, quick: bool) -> tuple[Called, nn.Module]:
-    """The model to be protected: the built-in cnn, trained on labels in the usual way; kept once it is made."""
-    shapes = Shapes(tuple(data.train.shape[1:]), (1, CLASSES))
+def task_of(name: str, args: argparse.Namespace) -> Task:
+    """With its deployed model: the built-in cnn, trained on labels in the usual way, and kept once it is made."""
+    plan, data = PLANS[name], load(name, args.data)
+    if args.quick:
+        plan = Plan(40, dict.fromkeys(plan.steps, 30), plan.varied)
+        data = data.first(4000, 1000)
+    shapes = Shapes(tuple(data.train.shape[1:]), (1, data.outputs))
     torch.manual_seed(0)
-    network = Shaped(cnn(shapes.one_input, CLASSES, 1.0), shapes)
-    file = CACHE / f"{name}.pt"
-    if file.exists() and not quick:
-        network.load_state_dict(torch.load(file, weights_only=True))
-    else:
-        _train_on_labels(network, data, plan.deployed_steps, plan.varied, name)
-        if not quick:
-            CACHE.mkdir(parents=True, exist_ok=True)
-            torch.save(network.state_dict(), file)
+    network = Shaped(cnn(shapes.one_input, data.outputs, 1.0), shapes)
+    own, usual = args.kept / f"{name}.pt", _kept_beside(RESULTS) / f"{name}.pt"
+    if not own.exists() and (args.quick or not usual.exists()):
+        _train_on_labels(network, data, plan, own, args.clock)
+    weights = torch.load(own if own.exists() else usual, weights_only=True)
+    network.load_state_dict(weights)
     network.eval()
     call = ModelCall("self.model", "__call__", (data.train[0],), {})
-    return make_called(DEPLOYED, network, call, shapes).requires_grad_(False).eval(), network
+    deployed = make_called(DEPLOYED, network, call, shapes).requires_grad_(False).eval()
+    return Task(name, plan, data, network, deployed, _hash_of(weights))
 
 
-def _train_on_labels(network: nn.Module, data: Data, steps: int, varied: tuple[str, ...], name: str) -> None:
+def _train_on_labels(network: nn.Module, data: Data, plan: Plan, file: Path, clock: Clock) -> None:
+    """Write its weights into the file. What an interrupted training needs stands in a checkpoint beside it."""
+    steps, every = plan.deployed_steps, max(1, plan.deployed_steps // 20)
     optimizer = torch.optim.AdamW(network.parameters(), lr=5e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps)
     dice = torch.Generator().manual_seed(0)
-    for _ in tqdm(range(steps), desc=f"{name} deployed", unit="step"):
+    parts, begun, checkpoint = (network, optimizer, schedule), 0, file.with_suffix(".checkpoint")
+    if checkpoint.exists():
+        kept = torch.load(checkpoint, weights_only=True)
+        for part, state in zip(parts, kept["parts"], strict=True):
+            part.load_state_dict(state)
+        dice.set_state(kept["dice"])
+        begun = kept["step"]
+    for step in tqdm(range(begun + 1, steps + 1), desc=f"{file.stem} deployed", unit="step"):
         picks = torch.randint(len(data.train), (128,), generator=dice)
-        images = vary(data.train[picks].flatten(0, 1), varied, dice)
+        images = vary(data.train[picks].flatten(0, 1), plan.varied, dice)
         loss = functional.cross_entropy(network(images), data.train_labels[picks], label_smoothing=0.05)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         schedule.step()
+        if step % every == 0 and step < steps:
+            states = [part.state_dict() for part in parts]
+            _save({"parts": states, "dice": dice.get_state(), "step": step}, checkpoint)
+            clock.check(f"{file.stem} deployed, step {step} of {steps}")
+    _save(network.state_dict(), file)
+    checkpoint.unlink(missing_ok=True)
 
 
-def outputs_of(model: nn.Module, inputs: torch.Tensor) -> np.ndarray:
+def _save(state: Any, file: Path) -> None:
+    unfinished = file.with_suffix(".unfinished")
+    torch.save(state, unfinished)
+    unfinished.replace(file)
+
+
+def _hash_of(weights: dict[str, torch.Tensor]) -> str:
+    read = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        read.update(name.encode())
+        read.update(value.numpy().tobytes())
+    return read.hexdigest()[:12]
+
+
+def outputs_of(model: nn.Module, inputs: torch.Tensor) -> Array:
     exact = Goal(make_code("exact", 1))
     return run_network(model, inputs, np.arange(len(inputs))[:, None], exact)
 
 
-def with_copies(
-    inputs: torch.Tensor,
-    deployed: nn.Module,
-    learn: np.ndarray,
-    choose: np.ndarray,
-    varied: tuple[str, ...],
-    copies: int,
-) -> Material:
-    """The images as they are and varied copies of those to learn from, with what the deployed model says to each."""
-    dice = torch.Generator().manual_seed(0)
-    shown = inputs[torch.from_numpy(learn)].flatten(0, 1)
-    everything = torch.cat([inputs, *(vary(shown, varied, dice)[:, None] for _ in range(copies))])
-    more = np.arange(len(inputs), len(everything))
-    return Material(everything, outputs_of(deployed, everything), np.concatenate([learn, more]), choose)
+class Materials:
+    """What the runs of one dataset learn from: the last is remembered, since runs of one code come together.
+
+    A share of the training set is held out (`held`): by it the best weights are chosen, and from it, without labels,
+    comes what is foretold.
+    """
+
+    def __init__(self, task: Task, bodies: int | None, folder: Path) -> None:
+        self._task, self._folder = task, folder
+        order = np.random.default_rng(0).permutation(len(task.data.train))
+        held = min(CHOOSE, len(order) // 5)
+        self.held, self._learn = order[:held], order[held:][:bodies]
+        self._made: tuple[int, Material] | None = None
+
+    def of(self, copies: int) -> Material:
+        """The images and varied copies of those to learn from, with what the deployed model says to each."""
+        if self._made is None or self._made[0] != copies:
+            self._made = None  # before the next is made: each may take gigabytes
+            self._made = (copies, self._make(copies))
+        return self._made[1]
+
+    def _make(self, copies: int) -> Material:
+        task, dice = self._task, torch.Generator().manual_seed(0)
+        inputs = task.data.train
+        shown = inputs[torch.from_numpy(self._learn)].flatten(0, 1)
+        everything = torch.cat([inputs, *(vary(shown, task.plan.varied, dice)[:, None] for _ in range(copies))])
+        more = np.arange(len(inputs), len(everything))
+        outputs = self._outputs(everything)
+        return Material(everything, outputs, np.concatenate([self._learn, more]), self.held)
+
+    def _outputs(self, inputs: torch.Tensor) -> Array:
+        """Of an interrupted run they need not be made again: minutes, with copies."""
+        file = self._folder / f"{self._task.name}-{self._task.weights_hash}-{len(inputs)}.npy"
+        if file.exists():
+            return np.asarray(np.load(file))
+        outputs = outputs_of(self._task.deployed, inputs)
+        np.save(file, outputs)
+        return outputs
 
 
-def missing(name: str, args: argparse.Namespace, kept: list[dict]) -> bool:
-    """Whether this set has a row still to be made."""
-    wanted = [(name, code, k, seed, args.bodies) for code, k in args.candidates for seed in args.seeds]
-    there = {tuple(run.get(part) for part in KEY) for run in kept}
-    return any(key not in there for key in wanted)
+def wanted(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The keys of rows still to be made for this set; with --renew also of those whose outputs are not kept."""
+    kept = {tuple(run[part] for part in KEY) for run in runs_in(args.out)}
+    keys = [
+        {"data": name, "code": code, "k": k, "r": r, "seed": seed, "bodies": args.bodies}
+        for code, k, r in args.candidates
+        for seed in args.seeds
+    ]
+    lacks = [tuple(key[part] for part in KEY) not in kept for key in keys]
+    return [
+        key for key, lack in zip(keys, lacks, strict=True) if lack or (args.renew and not _file(args, key).exists())
+    ]
 
 
-def rows_of(name: str, args: argparse.Namespace, kept: list[dict]) -> None:
-    plan, data = PLANS[name], load(name, args.data)
-    if args.quick:
-        plan = Plan(40, dict.fromkeys(plan.steps, 30), plan.varied, dict.fromkeys(plan.copies, 0))
-        data = Data(data.train[:4000], data.train_labels[:4000], data.test[:1000], data.test_labels[:1000])
-    deployed, network = deployed_model(name, data, plan, args.quick)
-    order = np.random.default_rng(0).permutation(len(data.train))
-    held = min(CHOOSE, len(order) // 5)
-    materials: dict[int, Material] = {}
-    test_outputs = outputs_of(deployed, data.test)
-    labels = data.test_labels.numpy()
-    print(f"{name}: A_a {float((test_outputs[:, 0].argmax(-1) == labels).mean()):.2%}", file=sys.stderr)
-    for code_name, k in args.candidates:
-        for seed in args.seeds:
-            key = {"data": name, "code": code_name, "k": k, "seed": seed, "bodies": args.bodies}
-            if any(all(row.get(part) == value for part, value in key.items()) for row in kept):
-                continue
-            code = make_code(code_name, k)
-            copies = plan.copies[code_name] if args.copies is None else args.copies
-            if copies not in materials:
-                shown = (order[held:][: args.bodies], order[:held], plan.varied, copies)
-                materials = {copies: with_copies(data.train, deployed, *shown)}
-            knobs = Knobs(
-                steps=args.steps or plan.steps[code_name],
-                peak_rate=args.rate,
-                output_loss=args.output_loss,
-                empty=args.empty,
-            )
-            torch.manual_seed(seed)
-            architecture = args.architecture or ("cnn" if code.family is Family.BACKUP else DEPLOYED)
-            shapes = Shapes(tuple(data.train.shape[1:]), (1, CLASSES))
-            call = ModelCall("self.model", "__call__", (data.train[0],), {})
-
-            def make(width: float, of: tuple = (architecture, network, call, shapes)) -> Called:
-                return make_called(*of, width)
-
-            runs, width = k if code.family is Family.BACKUP else 1, 1.0
-            if has_width(architecture):
-                width = affordable_width(make, deployed, shapes, runs, 1.0, torch.device("cpu"))
-            model = make(width)
-            label = f"{name} {code_name} k={k} seed {seed}"
-            started = time.monotonic()
-            with tqdm(total=knobs.steps, desc=label, unit="step") as bar:
-
-                def told(step: int, loss: float, agreement: float, bar: tqdm = bar) -> None:
-                    bar.update(step - bar.n)
-                    bar.set_postfix(loss=f"{loss:.3f}", agreement=f"{agreement:.4f}")
-
-                checkpoint = None if args.quick else CACHE / f"{label.replace(' ', '-')}.checkpoint"
-                fabric = Fabric(accelerator="cpu", precision=args.precision)
-                fit(fabric, model, materials[copies], Goal(code), knobs, seed, checkpoint, Progress(told))
-            if code.family is Family.BACKUP:
-                folded(model.network)
-            dice = np.random.default_rng(seed)
-            groups = draw_groups(np.arange(len(data.test)), k, dice, len(data.test) // k)
-            scores = evaluate(code, test_outputs[groups], said(code, [model], data.test, groups), labels[groups])
-            kept.append(
-                {
-                    **key,
-                    "r": 1,
-                    "architecture": architecture if runs == 1 else f"cnn at {runs} x {_share(model, deployed, shapes)}",
-                    "steps": knobs.steps,
-                    "copies": copies,
-                    "rate": args.rate,
-                    "precision": args.precision,
-                    **{part: scores[part] for part in ("A_a", "A_d", "drop", "agreement", "A_default")},
-                    "members": {m: each["A_d"] for m, each in scores["members"].items()},
-                    **_cost(deployed, model, code, data.train[:k], shapes),
-                    "seconds": round(time.monotonic() - started),
-                }
-            )
-            row = kept[-1]
-            if checkpoint is not None:
-                checkpoint.unlink(missing_ok=True)
-            write(args, kept)
-            print(f"{label}: A_d {row['A_d']:.2%}, drop {100 * row['drop']:.2f}, {row['seconds']} s", file=sys.stderr)
+def label_of(key: dict[str, Any]) -> str:
+    more = [f" r={key['r']}"] if key["r"] > 1 else []
+    more += [f" of {key['bodies']}"] if key["bodies"] else []
+    return f"{key['data']} {key['code']} k={key['k']}{''.join(more)} seed {key['seed']}"
 
 
-def _cost(deployed: nn.Module, model: nn.Module, code: Code, inputs: torch.Tensor, shapes: Shapes) -> dict:
-    runs = code.k if code.family is Family.BACKUP else 1
-    cost = measure(deployed, model, Goal(code), inputs, runs * _share(model, deployed, shapes), torch.device("cpu"))
+def _file(args: argparse.Namespace, key: dict[str, Any], suffix: str = "npz") -> Path:
+    return Path(args.kept / f"{label_of(key).replace(' ', '-')}.{suffix}")
+
+
+def rows_of(name: str, args: argparse.Namespace) -> None:
+    keys = wanted(name, args)
+    if not keys:
+        return
+    task = task_of(name, args)
+    materials = Materials(task, args.bodies, args.kept)
+    test = outputs_of(task.deployed, task.data.test)
+    print(f"{name}: A_a {_right(test, task.data.test_labels.numpy()):.2%}", file=sys.stderr)
+    for key in keys:
+        started = time.monotonic()
+        code = make_code(key["code"], key["k"], key["r"])
+        copies = task.plan.copies.get(code.name, 0) if args.copies is None else args.copies
+        knobs = Knobs(
+            steps=args.steps or task.plan.steps[code.name],
+            peak_rate=args.rate,
+            output_loss=args.output_loss,
+            empty=args.empty,
+        )
+        architecture = args.architecture or ("cnn" if code.family is Family.BACKUP else DEPLOYED)
+        material = materials.of(copies)
+        models = [
+            _learnt(task, code, row, architecture, knobs, key, material, args)
+            for row in range(len(rows_to_learn(code)))
+        ]
+        kept = _kept_outputs(task, code, models, key["seed"], test, material.outputs[materials.held], materials.held)
+        kept.save(_file(args, key))
+        runs = k if (k := _runs(code)) > 1 else 1
+        made_with = {
+            "architecture": architecture if runs == 1 else f"cnn at {runs} x {_share(models[0], task)}",
+            "steps": knobs.steps,
+            "copies": copies,
+            "rate": args.rate,
+            "precision": args.precision,
+            "deployed": task.weights_hash,
+        }
+        row = {**key, **made_with, **figures(code, kept), **_cost(task, models[0], code)}
+        row["seconds"] = round(time.monotonic() - started)  # of the last slice
+        write(args, [row])
+        for index in range(len(models)):
+            _file(args, key, f"row{index}.checkpoint").unlink(missing_ok=True)
+        print(
+            f"{label_of(key)}: A_d {row['A_d']:.2%}, drop {100 * row['drop']:.2f}, {row['seconds']} s", file=sys.stderr
+        )
+
+
+def rows_to_learn(code: Code) -> range:
+    return range(code.r if code.family is Family.PARITY else 1)
+
+
+def _runs(code: Code) -> int:
+    """Inferences that protect one group."""
+    return code.k if code.family is Family.BACKUP else 1
+
+
+def _right(outputs: Array, labels: Array) -> float:
+    return float((outputs[:, 0].argmax(-1) == labels).mean())
+
+
+def _learnt(
+    task: Task,
+    code: Code,
+    row: int,
+    architecture: str,
+    knobs: Knobs,
+    key: dict[str, Any],
+    material: Material,
+    args: argparse.Namespace,
+) -> Called:
+    """One row's network, from its file if it is there, else from its checkpoint or from the beginning."""
+    torch.manual_seed(key["seed"])
+
+    def make(width: float) -> Called:
+        return make_called(architecture, task.network, task.call, task.shapes, width)
+
+    width = 1.0
+    if has_width(architecture):
+        width = affordable_width(make, task.deployed, task.shapes, _runs(code), 1.0, torch.device("cpu"))
+    model = make(width)
+    weights, checkpoint = (_file(args, key, f"row{row}.{what}") for what in ("pt", "checkpoint"))
+    if weights.exists():
+        model.load_state_dict(torch.load(weights, weights_only=True))
+        model.eval()
+    else:
+        label = label_of(key)
+        with tqdm(total=knobs.steps, desc=label, unit="step") as bar:
+
+            def told(step: int, loss: float, score: float) -> None:
+                bar.update(step - bar.n)
+                bar.set_postfix(loss=f"{loss:.3f}", score=f"{score:.4f}")
+                if step < knobs.steps:
+                    args.clock.check(f"{label}, step {step} of {knobs.steps}")
+
+            fabric = Fabric(accelerator="cpu", precision=args.precision)
+            seed = key["seed"] + 100 * row
+            fit(fabric, model, material, Goal(code, row), knobs, seed, checkpoint, Progress(told))
+        _save(model.state_dict(), weights)
+    if code.family is Family.BACKUP:
+        folded(model.network)
+    return model
+
+
+def _kept_outputs(
+    task: Task, code: Code, models: Sequence[Called], seed: int, test: Array, held: Array, held_out: Array
+) -> KeptOutputs:
+    data = task.data
+
+    def asked(outputs: Array, inputs: torch.Tensor, labels: torch.Tensor) -> Said:
+        groups = draw_groups(np.arange(len(inputs)), code.k, np.random.default_rng(seed), len(inputs) // code.k)
+        answers = without_repeats(code, said(code, models, inputs, groups))
+        return Said(outputs, labels.numpy(), groups, answers)
+
+    picks = torch.from_numpy(held_out)
+    return KeptOutputs(
+        asked(test, data.test, data.test_labels), asked(held, data.train[picks], data.train_labels[picks])
+    )
+
+
+def figures(code: Code, kept: KeptOutputs) -> dict[str, Any]:
+    """All of a row that follows from what was said."""
+    test = kept.test
+    scores = evaluate(code, test.outputs[test.groups], with_repeats(code, test.protections), test.labels[test.groups])
+    return {
+        **{part: scores[part] for part in ("A_a", "A_d", "drop", "agreement", "A_default")},
+        "members": {m: each["A_d"] for m, each in scores["members"].items()},
+    }
+
+
+def rescored(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Every run whose outputs are kept, with its figures made anew."""
+    rows = []
+    for run in runs_in(args.out):
+        file = _file(args, run)
+        if file.exists():
+            code = make_code(run["code"], run["k"], run["r"])
+            rows.append({**run, **figures(code, KeptOutputs.load(file))})
+    return rows
+
+
+def _cost(task: Task, model: nn.Module, code: Code) -> dict[str, Any]:
+    shown = _runs(code) * _share(model, task)
+    cost = measure(task.deployed, model, Goal(code), task.data.train[: code.k], shown, torch.device("cpu"))
     return {"cost": cost.cost, "multiplications": cost.multiplications}
 
 
-def _share(model: nn.Module, deployed: nn.Module, shapes: Shapes) -> float:
-    return round(multiplications(model, shapes) / multiplications(deployed, shapes), 3)
+def _share(model: nn.Module, task: Task) -> float:
+    own, deployed = (multiplications(each, task.shapes) for each in (model, task.deployed))
+    assert own is not None
+    assert deployed is not None
+    return round(own / deployed, 3)
 
 
-def write(args: argparse.Namespace, kept: list[dict]) -> None:
-    """The runs one by one, and the rows that the documentation is made from: the mean over seeds."""
+def runs_in(out: Path | None) -> list[dict[str, Any]]:
+    return json.loads(out.read_text())["runs"] if out is not None and out.exists() else []
+
+
+def write(args: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> None:
+    """These runs in place of those with their keys, and the rows that the documentation is made from.
+
+    Another process may have written since this one began: under a lock, the file is read again.
+    """
     if args.out is None:
         return
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with open(args.out.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        _write(args, kept)
-
-
-def _write(args: argparse.Namespace, kept: list[dict]) -> None:
-    """Another process may have added its rows since this one read them."""
-    for row in json.loads(args.out.read_text())["runs"] if args.out.exists() else []:
-        if not any(all(mine.get(part) == row.get(part) for part in KEY) for mine in kept):
-            kept.append(row)
-    document = {
-        "command": "python benchmarks/accuracy.py --data DIR" + (" --quick" if args.quick else ""),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
-        "rows": summary([run for run in kept if run.get("bodies") is None]),
-        "curve": curve(kept),
-        "runs": kept,
-    }
-    unfinished = args.out.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(document, indent=1) + "\n")
-    unfinished.replace(args.out)
+        kept = {tuple(run[part] for part in KEY): run for run in [*runs_in(args.out), *rows]}
+        runs = list(kept.values())
+        document = {
+            "command": "python benchmarks/accuracy.py --data DIR" + (" --quick" if args.quick else ""),
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
+            "rows": summary([run for run in runs if run.get("bodies") is None]),
+            "curve": curve(runs),
+            "runs": runs,
+        }
+        unfinished = args.out.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps(document, indent=1) + "\n")
+        unfinished.replace(args.out)
 
 
 def summary(kept: list[dict]) -> list[dict]:
+    """The mean over seeds."""
     rows = []
-    for data, code, k in dict.fromkeys((run["data"], run["code"], run["k"]) for run in kept):
-        runs = [run for run in kept if (run["data"], run["code"], run["k"]) == (data, code, k)]
+    for key in dict.fromkeys(tuple(run[part] for part in ("data", "code", "k", "r")) for run in kept):
+        runs = [run for run in kept if tuple(run[part] for part in ("data", "code", "k", "r")) == key]
         scores = [
             {part: run[part] for part in ("A_a", "A_d", "drop", "agreement", "A_default", "cost")} for run in runs
         ]
@@ -320,7 +466,9 @@ def curve(kept: list[dict]) -> list[dict]:
     ]
 
 
-NAMES = {"mnist": "MNIST", "fashion": "Fashion-MNIST", "cifar10": "CIFAR-10 (JPEG)"}
+NAMES = {"digits": "digits", "mnist": "MNIST", "fashion": "Fashion-MNIST", "cifar10": "CIFAR-10 (JPEG)"}
+SEEDS = 3
+"""Of a row; one that has fewer says so."""
 
 
 def tables(document: dict) -> str:
@@ -331,6 +479,7 @@ def tables(document: dict) -> str:
     ]
     order = {name: index for index, name in enumerate(("sum", "concat", "student"))}
     rows = sorted(document["rows"], key=lambda r: (list(NAMES).index(r["data"]), r["k"], order[r["code"]]))
+    rows = [row for row in rows if row["r"] == 1]
     for row in rows:
         paper = PAPER.get((row["data"], row["code"], row["k"]))
         spread = f" ± {100 * row['drop_spread']:.2f}" if row["seeds"] > 1 else ""
@@ -338,7 +487,7 @@ def tables(document: dict) -> str:
         lines.append(
             f"| {NAMES[row['data']]} | {row['k']} | `{row['code']}` | {row['A_a']:.2%} | {row['A_d']:.2%} | "
             f"{100 * row['drop']:.2f}{spread} | {row['agreement']:.2%} | {cost} | "
-            f"{row['seeds']} | {row['steps']:,} | {'' if paper is None else f'{paper[1]:.2f}'} |"
+            f"{seeds_of(row)} | {row['steps']:,} | {'' if paper is None else f'{paper[1]:.2f}'} |"
         )
     lines += ["", "| data | a default answer | `exact` |", "|---|---|---|"]
     for name in NAMES:
@@ -346,6 +495,10 @@ def tables(document: dict) -> str:
         if row is not None:
             lines.append(f"| {NAMES[name]} | {row['A_default']:.2%} | {row['A_a']:.2%} (drop 0, cost k) |")
     return "\n".join(lines)
+
+
+def seeds_of(row: dict[str, Any]) -> str:
+    return str(row["seeds"]) if row["seeds"] >= SEEDS else f"{row['seeds']} of {SEEDS}"
 
 
 def curve_table(document: dict) -> str:
@@ -363,12 +516,14 @@ def sections(document: dict) -> dict[str, str]:
     return {"tables": tables(document), "curve": curve_table(document)}
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of the datasets")
     parser.add_argument("--sets", nargs="+", choices=list(PLANS), default=list(PLANS))
-    parser.add_argument("--only", nargs="+", metavar="CODE:K", help="such as sum:2 student:4; default: all")
-    parser.add_argument("--seeds", nargs="+", type=count(0), default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", metavar="CODE:K", help="such as sum:2 student:4, sum:2:2 for r = 2")
+    parser.add_argument("--seeds", nargs="+", type=count(0), default=list(range(SEEDS)))
+    parser.add_argument("--minutes", type=number(least=0), help="stop at the first checkpoint after so many")
+    parser.add_argument("--renew", action="store_true", help="make rows again whose outputs are not kept")
     parser.add_argument("--steps", type=count(), help="instead of each plan's own")
     tried = parser.add_argument_group("to try other things", "their rows go to an --out of their own")
     tried.add_argument("--rate", type=number(above=0), default=RATE, help="peak learning rate, default %(default)s")
@@ -382,30 +537,54 @@ def main() -> None:
         "--quick", action="store_true", help="a minute, one seed; writes to --out only if that is given"
     )
     parser.add_argument("--out", type=Path, help=f"default {RESULTS}")
+    parser.add_argument("--rescore", action="store_true", help="make the figures anew from kept outputs, train nothing")
     parser.add_argument("--tables", action="store_true", help="renew the tables from the kept results, train nothing")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
+    if not args.quick:
+        args.out = args.out or RESULTS
+    if args.rescore:
+        args.kept = _kept_beside(args.out)
+        write(args, rescored(args))
     if args.tables:
-        document = json.loads((args.out or RESULTS).read_text())
+        document = json.loads(args.out.read_text())
         for mark, text in sections(document).items():
             renew(DOCS, mark, text)
+    if args.tables or args.rescore:
+        document = json.loads(args.out.read_text())
         print(f"{tables(document)}\n\n{curve_table(document)}")
-        return
+        return 0
     if args.data is None or not args.data.is_dir():
         parser.error("--data must be the folder of the datasets")
     usual = (RATE, Knobs().output_loss, Knobs().empty, None, None)
-    if (args.rate, args.output_loss, args.empty, args.architecture, args.copies) != usual and not args.out:
+    tried_ones = (args.rate, args.output_loss, args.empty, args.architecture, args.copies)
+    if tried_ones != usual and args.out in (None, RESULTS):
         parser.error("what is tried needs an --out of its own")
-    args.candidates = [(o.split(":")[0], int(o.split(":")[1])) for o in args.only] if args.only else CANDIDATES
-    if args.quick:
-        args.seeds = args.seeds[:1]
-    else:
-        args.out = args.out or RESULTS
-    kept = json.loads(args.out.read_text())["runs"] if args.out and args.out.exists() else []
-    for name in args.sets:
-        if missing(name, args, kept):
-            rows_of(name, args, kept)
-    print(tables({"rows": summary([run for run in kept if run.get("bodies") is None])}))
+    args.candidates = [_candidate(only) for only in args.only] if args.only else CANDIDATES
+    args.seeds = args.seeds[:1] if args.quick else args.seeds
+    args.clock = Clock(np.inf if args.minutes is None else time.monotonic() + 60 * args.minutes)
+    with tempfile.TemporaryDirectory() as nowhere:
+        args.out = args.out or Path(nowhere) / "accuracy.json"
+        args.kept = _kept_beside(args.out)
+        args.kept.mkdir(parents=True, exist_ok=True)
+        try:
+            for name in args.sets:
+                rows_of(name, args)
+        except OutOfTimeError as stopped:
+            print(f"stopped after {args.minutes:g} minutes at {stopped}: the same command goes on", file=sys.stderr)
+            return UNFINISHED
+        print(tables({"rows": summary([run for run in runs_in(args.out) if run.get("bodies") is None])}))
+    return 0
+
+
+def _kept_beside(out: Path) -> Path:
+    return out.parent / f".{out.stem}"
+
+
+def _candidate(told: str) -> tuple[str, int, int]:
+    """sum:2 or sum:2:2 -> code, k, r."""
+    code, k, *r = told.split(":")
+    return code, int(k), int(r[0]) if r else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

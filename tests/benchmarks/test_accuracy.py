@@ -70,16 +70,78 @@ def test_a_quick_run_writes_whole_rows(data, tmp_path, name, codes):
         assert json.loads(out.read_text())["runs"] == kept, "what is there is not made again"
 
 
-def test_the_docs_say_what_was_measured():
-    """The tables of docs/training.md are the script's own output from the kept results."""
+@pytest.fixture(scope="module")
+def script():
     spec = importlib.util.spec_from_file_location("accuracy_benchmark", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("only", "networks"), [("student:2", 1), ("sum:2:2", 2)])
+def test_a_run_in_slices_ends_as_one_without(script, data, tmp_path, only, networks):
+    """Stopped at every checkpoint, the deployed model's training included, it says the same to the last bit."""
+    arguments = ["--data", str(data), "--quick", "--sets", "mnist", "--only", only, "--steps", "4"]
+
+    def ended(name, *more):
+        code = script.main([*arguments, "--out", str(tmp_path / name), *more])
+        return code != script.UNFINISHED
+
+    assert ended("whole.json")
+    stops = 0
+    while not ended("sliced.json", "--minutes", "0"):
+        stops += 1
+    assert stops == 19 + 3 * networks
+    whole, sliced = (json.loads((tmp_path / name).read_text())["runs"] for name in ("whole.json", "sliced.json"))
+    clock = ("seconds", "cost")
+    assert [{k: v for k, v in run.items() if k not in clock} for run in whole] == [
+        {k: v for k, v in run.items() if k not in clock} for run in sliced
+    ]
+    outputs = [next((tmp_path / folder).glob("*.npz")) for folder in (".whole", ".sliced")]
+    one, other = (dict(np.load(file).items()) for file in outputs)
+    assert one.keys() == other.keys()
+    for name, array in one.items():
+        np.testing.assert_array_equal(array, other[name], err_msg=name)
+    assert not list((tmp_path / ".sliced").glob("*.checkpoint"))
+
+
+@pytest.mark.slow
+def test_figures_are_made_anew_from_kept_outputs(script, data, tmp_path):
+    """Nothing is trained for it, and a run whose outputs are gone is made again only with --renew."""
+    out = tmp_path / "accuracy.json"
+    arguments = ["--data", str(data), "--quick", "--sets", "mnist", "--only", "sum:2", "--out", str(out)]
+    script.main(arguments)
+    made = json.loads(out.read_text())
+    broken = {**made, "runs": [{**run, "A_d": 0.123} for run in made["runs"]]}
+    out.write_text(json.dumps(broken))
+    script.main(["--rescore", "--out", str(out)])
+    assert json.loads(out.read_text())["runs"] == made["runs"]
+    outputs = next((tmp_path / ".accuracy").glob("*.npz"))
+    outputs.unlink()
+    out.write_text(json.dumps(broken))
+    script.main(arguments)
+    assert json.loads(out.read_text())["runs"][0]["A_d"] == 0.123
+    script.main([*arguments, "--renew"])
+    assert json.loads(out.read_text())["runs"][0]["A_d"] == made["runs"][0]["A_d"]
+    assert outputs.exists()
+
+
+def test_a_row_of_fewer_than_three_seeds_says_so(script):
+    row = {"data": "mnist", "code": "sum", "k": 2, "r": 1, "bodies": None, "architecture": "deployed", "steps": 9}
+    row |= {"A_a": 0.9, "A_d": 0.8, "drop": 0.1, "agreement": 0.85, "A_default": 0.1, "cost": 1.0, "multiplications": 1}
+    for seeds, said in ((1, "1 of 3"), (2, "2 of 3"), (3, "3")):
+        runs = [{**row, "seed": seed} for seed in range(seeds)]
+        assert f"| {said} | 9 |" in script.tables({"rows": script.summary(runs)})
+
+
+def test_the_docs_say_what_was_measured(script):
+    """The tables of docs/training.md are the script's own output from the kept results."""
     document = json.loads(RESULTS.read_text())
     assert all(row.keys() >= COLUMNS for row in document["rows"])
-    assert module.summary([run for run in document["runs"] if run.get("bodies") is None]) == document["rows"]
-    assert module.curve(document["runs"]) == document["curve"]
+    assert script.summary([run for run in document["runs"] if run.get("bodies") is None]) == document["rows"]
+    assert script.curve(document["runs"]) == document["curve"]
     docs = (ROOT / "docs" / "training.md").read_text()
-    assert module.tables(document) in docs
-    assert module.curve_table(document) in docs
+    assert script.tables(document) in docs
+    assert script.curve_table(document) in docs
