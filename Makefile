@@ -12,8 +12,8 @@ COMPILED_READY := $(COMPILED)/.ready
 demo: $(READY)
 	$(BIN)/ts-parity demo --out demo-out --force $(ARGS)
 
-# Three at once on two cores, for most tests wait; ARGS="-n 0" for one after the other.
-AT_ONCE := -n 3 --dist loadfile
+# Three at once on two cores, for most tests wait, the longest first; ARGS="-n 0" for one after the other.
+AT_ONCE := -n 3 --dist loadfile --no-loadscope-reorder
 
 test: check
 	$(BIN)/python -m pytest $(AT_ONCE) $(ARGS)
