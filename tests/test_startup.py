@@ -153,6 +153,7 @@ async def test_what_each_signal_means(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("asyncio.get_running_loop", Loop)
     monkeypatch.setattr("os.isatty", lambda _: False)
+    monkeypatch.setattr("signal.getsignal", lambda _: signal.SIG_DFL)
     proxy_signals.obey("end", "look", "reopen")  # type: ignore[arg-type]
     del handlers["SIGUSR2"]
     ends = dict.fromkeys(("SIGTERM", "SIGINT", "SIGQUIT"), "end")

@@ -188,7 +188,8 @@ def parse(*argv: str) -> argparse.Namespace:
 
 
 RUN = (
-    "import sys\n"
+    "import signal, sys\n"
+    "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # or none is heard under nohup
     "from ts_parity.arguments import Parser\n"
     "from ts_parity.proxy.commands import add_parsers\n"
     "parser = Parser()\n"
