@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import socket
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,9 @@ from ts_parity.torchserve.launcher import TorchServeInstance, launch_fleet, stop
 # What is printed depends on how wide the terminal is. And two threads of one test that wait for each other stand still
 # on a busy machine.
 os.environ.update({"COLUMNS": "120", "OMP_NUM_THREADS": "1"})
+
+# What a script begins with `&` ignores Ctrl-C, and so would every process that is to be interrupted here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The default suite is the same on every run. `--hypothesis-profile dice` throws new ones, as `make fuzz` does.
 # No limits in time: a busy machine is not a fault.
