@@ -141,7 +141,7 @@ def test_two_rows_and_labels(model, bodies, tmp_path):
     [made] = report["candidates"]
     assert made["archives"] == ["vec-1.0-sum-k2-r2-row0.mar", "vec-1.0-sum-k2-r2-row1.mar"]
     assert made["members"].keys() == {"1", "2"}
-    assert made["two_erased"].keys() == {"score", "agreement", "error", "A_d"}
+    assert made["two_erased"].keys() == {"score", "agreement", "error", "A_d", "intervals"}
     assert made["A_o"]["0.10"] == pytest.approx(0.9 * made["A_a"] + 0.1 * made["A_d"], abs=1e-4)
     assert made["A_o_default"]["0.10"] == pytest.approx(0.9 * made["A_a"] + 0.1 * made["A_default"], abs=1e-4)
     text = report_text(report, tmp_path / "out")
@@ -355,6 +355,10 @@ def test_every_code_with_every_k_and_what_cannot_be(model, bodies, tmp_path):
     assert made == [("sum", 2), ("student", 2), ("student", 5), ("exact", 2), ("exact", 5)]
     assert report["refused"] == ["code sum has k of 2 to 4, not 5: accuracy falls fast with k"]
     assert [c["seeds"] for c in report["candidates"]] == [2, 2, 2, 0, 0]
+    for each in report["candidates"][:3]:
+        packed = read_archive(tmp_path / "out" / each["archives"][0]).section
+        assert each["agreement"] == packed["agreement"], "of the archive that is there, not of a mean over seeds"
+        assert each["over_seeds"]["agreement"] != each["agreement"]
     assert all(c["cost"] > 0 for c in report["candidates"])
     exact = report["candidates"][-1]
     assert (exact["drop"], exact["agreement"], exact["multiplications"]) == (0, 1.0, 5.0)
@@ -565,7 +569,13 @@ def test_a_regressor_is_learned_and_reported_in_its_own_unit(bodies, tmp_path):
     assert 30 < made["spread"] < 110
     assert 1 < made["score"] < 40
     packed = read_archive(tmp_path / "out" / made["archives"][0]).section
-    assert made["promised"] == {"agreement": packed["agreement"], "tolerance": packed["tolerance"]}
+    low, high = made["promised"]["interval"]
+    assert made["promised"] == {
+        "agreement": packed["agreement"],
+        "tolerance": packed["tolerance"],
+        "interval": [low, high],
+    }
+    assert low <= packed["agreement"] <= high
     assert packed["agreement"] == pytest.approx(0.9, abs=0.05), "of its answers, compared as a proxy will"
     assert made["score"] < packed["tolerance"] < 4 * made["score"]
     text, page = report_text(report, tmp_path / "out"), (tmp_path / "out" / "report.html").read_text()
@@ -576,7 +586,7 @@ def test_a_regressor_is_learned_and_reported_in_its_own_unit(bodies, tmp_path):
     [made] = labelled["candidates"]
     assert made["E_a"] < made["E_default"]
     text, page = report_text(labelled, tmp_path / "b"), (tmp_path / "b" / "report.html").read_text()
-    assert f"E_o, overall: {made['E_o']['0.01']:.4g} at f=1%" in text
+    assert f"E_o, overall: {made['E_o']['0.01']:.4g} ± " in text
     assert "agreement" not in text + page
     assert not {"agreement", "A_a", "A_d"} & made.keys()
     ElementTree.fromstring(page.split("\n", 1)[1])

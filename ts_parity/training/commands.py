@@ -14,7 +14,7 @@ from ts_parity.config import CODES
 from ts_parity.errors import TrainingError, TsParityError
 from ts_parity.torchserve.commands import DECLARATION, add_declaration, declared
 from ts_parity.training import FOLDERS, FORMATS, METRICS, VARIATIONS, TrainSettings
-from ts_parity.training.figures import FIGURES, Figure
+from ts_parity.training.figures import FIGURES, Figure, margin
 
 
 def add_parsers(subparsers: Any) -> None:
@@ -111,7 +111,11 @@ def _add_train(subparsers: Any) -> None:
     learning.add_argument("--rate", type=number(above=0), metavar="RATE", help="peak learning rate; default: 0.003")
     learning.add_argument("--seed", type=count(0), default=0, metavar="N", help="of all dice")
     learning.add_argument(
-        "--seeds", type=count(), default=1, metavar="N", help="train with this many seeds and pack the best"
+        "--seeds",
+        type=count(),
+        default=1,
+        metavar="N",
+        help="train with this many seeds and pack the best, of which the report is",
     )
     learning.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1; default: cuda if there is one")
     learning.add_argument("--devices", type=count(), default=1, metavar="N", help="how many of them learn together")
@@ -200,7 +204,9 @@ def report_text(report: dict[str, Any], out: Path) -> str:
     figure = FIGURES[report.get("metric") or "accuracy"]
     lines = []
     if "scored_on" in report:
-        lines.append(f"scored on {report['scored_on']}, {report['scored_groups']} groups, every slot erased once")
+        lines.append(
+            f"scored on {report['scored_on']}, {report['scored_groups']} groups, every slot erased once; ± is for 95 %"
+        )
         lines += _divided(report["split"])
         lines.append(taken_for(report))
     lines += _table(report["candidates"], figure)
@@ -258,8 +264,9 @@ def _table(candidates: list[dict[str, Any]], figure: Figure) -> list[str]:
 
 def _row(candidate: dict[str, Any], figure: Figure, letter: str) -> list[str]:
     def told(name: str) -> str:
-        return figure.told(candidate[name], candidate.get(f"{name}_spread")) if name in candidate else "-"
+        return figure.told(candidate[name], margin(candidate, name)) if name in candidate else "-"
 
+    lost = margin(candidate, "loss")
     cost = candidate.get("cost")
     return [
         candidate["code"],
@@ -267,7 +274,7 @@ def _row(candidate: dict[str, Any], figure: Figure, letter: str) -> list[str]:
         str(candidate["r"]),
         told(f"{letter}_a"),
         told(f"{letter}_d"),
-        f"{100 * candidate['loss']:.2f}",
+        f"{100 * candidate['loss']:.2f}" + (f" ± {100 * lost:.2f}" if lost else ""),
         told("score"),
         "-" if cost is None else f"{cost:.2f}",
         candidate["architecture"],
@@ -275,8 +282,11 @@ def _row(candidate: dict[str, Any], figure: Figure, letter: str) -> list[str]:
 
 
 def _overall(candidate: dict[str, Any], figure: Figure, of: str = "") -> str | None:
-    values = candidate.get(f"{'E' if figure.error else 'A'}_o{of}")
-    return None if values is None else ", ".join(f"{figure.told(values[f])} at f={float(f):.0%}" for f in _SHOWN)
+    name = f"{'E' if figure.error else 'A'}_o{of}"
+    if name not in candidate:
+        return None
+    told = {f: figure.told(candidate[name][f], margin(candidate, name, f)) for f in _SHOWN}
+    return ", ".join(f"{value} at f={float(f):.0%}" for f, value in told.items())
 
 
 def _details(candidate: dict[str, Any], figure: Figure) -> list[str]:
@@ -285,15 +295,28 @@ def _details(candidate: dict[str, Any], figure: Figure) -> list[str]:
     if (overall := _overall(candidate, figure)) is not None:
         lines.append(f"  {name}: {'E' if figure.error else 'A'}_o, overall: {overall}")
     if candidate["family"] == "parity":
-        partial = {members: scores["score"] for members, scores in candidate.get("members", {}).items()}
-        told = ", ".join(f"{figure.told(score)} of {members}" for members, score in partial.items())
+        partial = candidate.get("members", {})
+        told = ", ".join(f"{figure.told(one['score'], margin(one, 'score'))} of {m}" for m, one in partial.items())
         lines.append(f"  {name}: {figure.own} in groups by their number of members: {told}")
+    if "over_seeds" in candidate:
+        lines.append(f"  {name}: {_seeds(candidate, figure)}")
     counted = candidate.get("multiplications")
     if candidate["code"] == "student" and counted is not None and candidate["cost"] > 1.25 * counted:
         lines.append(
             f"  {name}: {counted:.2f} deployed inferences by multiplications, "
             f"{candidate['cost']:.2f} by the clock: networks this small spend their time on overhead"
         )
-    if "two_erased" in candidate:
-        lines.append(f"  {name}: with two slots erased, {figure.own} {figure.told(candidate['two_erased']['score'])}")
+    if two := candidate.get("two_erased"):
+        told = figure.told(two["score"], margin(two, "score"))
+        lines.append(f"  {name}: with two slots erased, {figure.own} {told}")
     return lines
+
+
+def _seeds(candidate: dict[str, Any], figure: Figure) -> str:
+    """The figures above are of the archive that is there; here of all that were trained."""
+    mean, letter = candidate["over_seeds"], "E" if figure.error else "A"
+    names = {f"{letter}_d": f"{letter}_d", "score": figure.own}
+    told = [f"{shown} {figure.told(mean[n], mean[f'{n}_spread'])}" for n, shown in names.items() if n in mean]
+    seed, seeds = candidate["packed_seed"], candidate["seeds"]
+    packed = f"packed is seed {seed}, the best on bodies that are not scored"
+    return f"{packed}; mean and spread of {seeds} seeds: {', '.join(told)}"

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from ts_parity.codes import Code, Family
+from ts_parity.training.intervals import Answers, Interval, of_difference, of_mean, of_root, of_share
 from ts_parity.training.meaning import CLASSES, Meaning
 from ts_parity.wire import Array
 
@@ -25,12 +27,18 @@ backup its output for each slot (groups, k, *output)."""
 
 
 def evaluate(
-    code: Code, outputs: Array, protections: Protections, labels: Array | None = None, meaning: Meaning = CLASSES
+    code: Code,
+    outputs: Array,
+    protections: Protections,
+    labels: Array | None = None,
+    meaning: Meaning = CLASSES,
+    contents: Array | None = None,
 ) -> dict[str, Any]:
     """Erase every slot once and compare what is decoded with what the deployed model said, and with the truth.
 
     outputs (groups, k, *output): the deployed raw outputs. labels: (groups, k) class indices, or (groups, k, numbers).
-    meaning: of the outputs; by default they are scores of classes.
+    meaning: of the outputs; by default they are scores of classes. contents: (groups, k) numbers, the same for the same
+    body; by default no two are the same.
 
     -> `score`: of rebuilt answers against the deployed model's own, by the `metric`; called `agreement` as well if
     that is what it is. `A_a` and `A_d`: of own and of rebuilt answers against the labels; of an error `E_a` and `E_d`,
@@ -41,15 +49,25 @@ def evaluate(
     `error` is the root mean square error of rebuilt outputs in units of the deployed outputs' own spread. `loss` is
     what a rebuilt answer loses, as a share that can be compared between metrics: of accuracy where labels are known
     (`drop`), else of agreement; of numbers of their variance. `loss_of` says in words of what.
+
+    `intervals` beside any of these holds their 95 % intervals, by the same names.
     """
-    return _Scored(code, outputs, protections, labels, meaning).result()
+    if contents is None:
+        contents = np.arange(outputs.shape[0] * code.k).reshape(-1, code.k)
+    return _Scored(code, outputs, protections, labels, meaning, contents).result()
 
 
 class _Scored:
     """What the scores of one candidate share."""
 
     def __init__(
-        self, code: Code, outputs: Array, protections: Protections, labels: Array | None, meaning: Meaning
+        self,
+        code: Code,
+        outputs: Array,
+        protections: Protections,
+        labels: Array | None,
+        meaning: Meaning,
+        contents: Array,
     ) -> None:
         self.code = code
         self.outputs = outputs
@@ -58,71 +76,147 @@ class _Scored:
         self.said = meaning.answers(outputs)
         self.truth = None if labels is None else meaning.truths(labels)
         self.spread = meaning.spread(outputs)
+        self.contents = contents
         self.letter = "E" if meaning.figure.error else "A"
 
     def result(self) -> dict[str, Any]:
         code, meaning = self.code, self.meaning
-        full = self._scores(code.k, 1)
-        result: dict[str, Any] = {"metric": meaning.metric, **full, **self._loss(full)}
-        result["members"] = {str(m): self._scores(m, 1) for m in sorted(self.protections)}
+        full, answers = self._scores(code.k, 1)
+        result: dict[str, Any] = {"metric": meaning.metric, **full.figures}
+        intervals: dict[str, Any] = full.intervals
+        for more in (self._loss(full, answers), self._overall(full, answers)):
+            result |= more.figures
+            intervals |= more.intervals
+        result["intervals"] = intervals
+        result["members"] = {str(m): self._scores(m, 1)[0].told() for m in sorted(self.protections)}
         if code.r > 1 and code.family is Family.PARITY:
-            result["two_erased"] = self._scores(code.k, 2)
+            result["two_erased"] = self._scores(code.k, 2)[0].told()
         if meaning.figure.error:
             result["spread"] = round(float(np.sqrt(np.square(self.spread).mean())), 5)
-        return result if self.truth is None else {**result, **self._overall(full)}
+        return result
 
-    def _scores(self, members: int, erased: int) -> dict[str, float]:
+    def _scores(self, members: int, erased: int) -> tuple[_Figures, _Rebuilt]:
         """`erased` of the slots of groups with so many members, in every way there is."""
         meaning = self.meaning
-        agreed, right, squares = [], [], []
+        slots, agreed, right, squares = [], [], [], []
         for slot, rebuilt in self._rebuilt(members, erased):
+            slots.append(slot)
             agreed.append(meaning.scores(rebuilt, self.said[:, slot], 1))
             difference = (rebuilt - self.outputs[:, slot]).reshape(len(rebuilt), -1)
-            squares.append(float(np.square(difference / self.spread).mean()))
+            squares.append(np.square(difference / self.spread).mean(1))
             if self.truth is not None:
                 right.append(meaning.scores(rebuilt, self.truth[:, slot], 1))
-        score = round(meaning.figure_of(np.stack(agreed)), 5)
-        scores = {"score": score, **({"agreement": score} if meaning.metric == "accuracy" else {})}
-        scores["error"] = round(float(np.sqrt(np.mean(squares))), 5)
-        if self.truth is not None:
-            scores[f"{self.letter}_d"] = round(meaning.figure_of(np.stack(right)), 5)
-        return scores
+        answers = Answers(tuple(slots), self.contents[:, :members], self.code.family is Family.PARITY)
+        scored = _Rebuilt(answers, np.stack(squares), np.stack(right) if right else None)
+        told = _Figures()
+        score = self._figure(np.stack(agreed), answers, known=self.code.lossless)
+        told.add("score", *score)
+        if meaning.metric == "accuracy":
+            told.add("agreement", *score)
+        error = float(np.sqrt(scored.squares.mean()))
+        told.add("error", error, (error, error) if self.code.lossless else of_root(scored.squares, answers))
+        if scored.right is not None:
+            told.add(f"{self.letter}_d", *self._figure(scored.right, answers))
+        return told, scored
+
+    def _figure(self, scores: Array, answers: Answers, known: bool = False) -> tuple[float, Interval]:
+        """Of the scores of single answers. `known`: it is so by construction, of all bodies."""
+        value = self.meaning.figure_of(scores)
+        if known:
+            return value, (value, value)
+        if self.meaning.metric == "rmse":
+            return value, of_root(scores, answers)
+        if self.meaning.figure.share:
+            return value, of_share(scores, answers, self._binary)
+        low, high = of_mean(scores, answers)
+        return value, (max(0.0, low), high) if self.meaning.figure.error else (low, min(1.0, high))
+
+    @property
+    def _binary(self) -> bool:
+        return self.meaning.kind == "classes" and self.said.shape[-1] == 1
 
     def _rebuilt(self, members: int, erased: int) -> Iterator[tuple[int, Array]]:
         return rebuilt_slots(self.code, self.outputs, self.protections[members], members, erased)
 
-    def _loss(self, full: Mapping[str, float]) -> dict[str, Any]:
-        meaning, figure = self.meaning, self.meaning.figure
+    def _loss(self, full: _Figures, scored: _Rebuilt) -> _Figures:
+        meaning, figure, told, answers = self.meaning, self.meaning.figure, _Figures(), scored.answers
         if not figure.error:
             if self.truth is None:
-                return {"loss": round(1.0 - full["score"], 5), "loss_of": figure.own}
-            return {"loss": round(self._own() - full["A_d"], 5), "loss_of": figure.true}
+                low, high = full.intervals["score"]
+                told.add("loss", 1.0 - full.figures["score"], (1.0 - high, 1.0 - low))
+            else:
+                assert scored.right is not None
+                lost = self._own(answers) - scored.right
+                value = float(lost.mean())
+                told.add("loss", value, (value, value) if self.code.lossless else of_difference(lost, answers))
+            told.figures["loss_of"] = figure.own if self.truth is None else figure.true
+            return told
         if self.truth is None:
-            return {"loss": round(full["error"] ** 2, 5), "loss_of": "the outputs' variance"}
+            told.add("loss", full.figures["error"] ** 2, tuple(side**2 for side in full.intervals["error"]))
+            told.figures["loss_of"] = "the outputs' variance"
+            return told
         spread = meaning.spread(self.truth)
-        lost = [
-            meaning.lost_variance(rebuilt, self.truth[:, slot], spread, 1)
-            for slot, rebuilt in self._rebuilt(self.code.k, 1)
-        ]
-        own = meaning.lost_variance(self.outputs, self.truth, spread)
-        return {"loss": round(float(np.mean(lost)) - own, 5), "loss_of": "the labels' variance"}
+        lost = np.stack(
+            [
+                meaning.lost_variance(rebuilt, self.truth[:, slot], spread, 1)
+                - meaning.lost_variance(self.outputs[:, slot], self.truth[:, slot], spread, 1)
+                for slot, rebuilt in self._rebuilt(self.code.k, 1)
+            ]
+        )
+        told.add("loss", float(lost.mean()), of_mean(lost, answers))
+        told.figures["loss_of"] = "the labels' variance"
+        return told
 
-    def _overall(self, full: Mapping[str, float]) -> dict[str, Any]:
-        assert self.truth is not None
-        letter, own, default = self.letter, self._own(), self.meaning.default(self.truth)
-        rebuilt = full[f"{letter}_d"]
-        drop = {"drop": round(own - rebuilt, 5)} if letter == "A" else {}
-        return {
-            f"{letter}_a": round(own, 5),
-            **drop,
-            f"{letter}_default": round(default, 5),
-            f"{letter}_o": {f"{f:.2f}": round(self.meaning.mixed(own, rebuilt, f), 5) for f in SHARES},
-            f"{letter}_o_default": {f"{f:.2f}": round(self.meaning.mixed(own, default, f), 5) for f in SHARES},
-        }
+    def _overall(self, full: _Figures, scored: _Rebuilt) -> _Figures:
+        told, letter, answers = _Figures(), self.letter, scored.answers
+        if self.truth is None:
+            return told
+        assert scored.right is not None
+        own = self._own(answers)
+        default = self.meaning.default_scores(self.truth)[:, list(answers.slots)].T
+        told.add(f"{letter}_a", *self._figure(own, answers))
+        if letter == "A":
+            drop = own - scored.right
+            value = float(drop.mean())
+            told.add("drop", value, (value, value) if self.code.lossless else of_difference(drop, answers))
+        told.add(f"{letter}_default", *self._figure(default, answers))
+        for name, other in ((f"{letter}_o", scored.right), (f"{letter}_o_default", default)):
+            mixed = {f"{f:.2f}": self._figure((1 - f) * own + f * other, answers) for f in SHARES}
+            told.figures[name] = {f: round(value, 5) for f, (value, _) in mixed.items()}
+            told.intervals[name] = {f: _rounded(interval) for f, (_, interval) in mixed.items()}
+        return told
 
-    def _own(self) -> float:
+    def _own(self, answers: Answers) -> Array:
+        """What the deployed model's own answers score, in the order of the rebuilt ones."""
         assert self.truth is not None
-        return self.meaning.figure_of(self.meaning.scores(self.outputs, self.truth))
+        scores = self.meaning.scores(self.outputs, self.truth)
+        return np.asarray(scores[:, list(answers.slots)].T)
+
+
+@dataclass(frozen=True)
+class _Rebuilt:
+    """Of all answers that were rebuilt: the squares of their errors, and what they score against the truth."""
+
+    answers: Answers
+    squares: Array
+    right: Array | None
+
+
+@dataclass(frozen=True)
+class _Figures:
+    figures: dict[str, Any] = field(default_factory=dict)
+    intervals: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, name: str, value: float, interval: tuple[float, ...]) -> None:
+        self.figures[name] = round(value, 5)
+        self.intervals[name] = _rounded(interval)
+
+    def told(self) -> dict[str, Any]:
+        return {**self.figures, "intervals": self.intervals}
+
+
+def _rounded(interval: tuple[float, ...]) -> list[float]:
+    return [round(side, 5) for side in interval]
 
 
 def rebuilt_slots(
@@ -140,19 +234,29 @@ def rebuilt_slots(
             yield slot, total
 
 
+def of_packed(results: Sequence[Mapping[str, Any]], packed: int) -> dict[str, Any]:
+    """Several results of `evaluate` for one candidate, of which one is packed: its figures, and beside them the mean
+    and the spread over all (see `over_seeds`).
+    """
+    mean = over_seeds(results)
+    beside = {name: mean[name] for told in SPREAD_TOLD for name in (told, f"{told}_spread") if told in mean}
+    spreads = {name: value for name, value in beside.items() if name.endswith("_spread")}
+    return {**results[packed], **spreads, "seeds": len(results), **({"over_seeds": beside} if len(results) > 1 else {})}
+
+
 def over_seeds(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Several results of `evaluate` for one candidate: the mean of every number; of what is reported first also the
     spread (standard deviation over seeds; 0 for one).
     """
     mean = _mean(results)
-    for name in _SPREAD_TOLD:
+    for name in SPREAD_TOLD:
         if name in mean:
             values = [float(result[name]) for result in results]
             mean[f"{name}_spread"] = round(float(np.std(values, ddof=1)), 5) if len(values) > 1 else 0.0
     return {**mean, "seeds": len(results)}
 
 
-_SPREAD_TOLD = ("score", "agreement", "A_d", "E_d", "drop", "loss")
+SPREAD_TOLD = ("score", "agreement", "A_d", "E_d", "drop", "loss")
 
 
 def _mean(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

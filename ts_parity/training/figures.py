@@ -5,7 +5,9 @@ Names only, cheap to import. Knows nothing of arrays; how a figure is computed s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -20,11 +22,16 @@ class Figure:
     true: str
     error: bool = False
 
-    def told(self, value: float, spread: float | None = None) -> str:
-        """`spread`: over seeds."""
+    @property
+    def share(self) -> bool:
+        """Between 0 and 1."""
+        return not self.error and self.kind != "embedding"
+
+    def told(self, value: float, margin: float | None = None) -> str:
+        """`margin`: to either side."""
         if self.error:
-            return f"{value:.4g}" + (f" ± {spread:.2g}" if spread else "")
-        return f"{value:.2%}" + (f" ± {100 * spread:.2f}" if spread else "")
+            return f"{value:.4g}" + (f" ± {margin:.2g}" if margin else "")
+        return f"{value:.2%}" + (f" ± {100 * margin:.2f}" if margin else "")
 
 
 FIGURES = {
@@ -36,3 +43,11 @@ FIGURES = {
     "mae": Figure("numbers", "mean absolute error", "mean absolute error", error=True),
     "rmse": Figure("numbers", "root mean square error", "root mean square error", error=True),
 }
+
+
+def margin(scores: Mapping[str, Any], name: str, at: str | None = None) -> float | None:
+    """Of what a report says by this name (and at this share), the larger side of its 95 % interval."""
+    value, interval = scores[name], scores.get("intervals", {}).get(name)
+    if at is not None:
+        value, interval = value[at], None if interval is None else interval[at]
+    return None if interval is None else max(value - interval[0], interval[1] - value)

@@ -40,7 +40,7 @@ from ts_parity.training.cost import Cost, measure
 from ts_parity.training.data import not_encodable, some_calls
 from ts_parity.training.deciding import Deciding, first_sight, sight_of, substitutes
 from ts_parity.training.devices import launch, make_fabric
-from ts_parity.training.evaluate import Protections, evaluate, over_seeds, rebuilt_slots
+from ts_parity.training.evaluate import Protections, evaluate, of_packed, rebuilt_slots
 from ts_parity.training.fit import Knobs, Material, Progress, run_network
 from ts_parity.training.goals import Goal, draw_groups
 from ts_parity.training.ground import Ground, prepare
@@ -234,7 +234,7 @@ class _Job:
             cost = self._cost(ground, code, ground.deployed())
             return {
                 **_told(code, ITSELF),
-                **over_seeds(scores),
+                **of_packed(scores, 0),
                 "seeds": 0,
                 **asdict(cost),
                 "archives": self._exact(packer, candidate, cost.cost),
@@ -245,7 +245,7 @@ class _Job:
             for seed in range(self.settings.seed, self.settings.seed + self.settings.seeds)
         ]
         scores = [self._scores(ground, code, models, seed) for seed, models in enumerate(trained)]
-        chosen = min(range(len(scores)), key=lambda i: scores[i]["loss"])
+        chosen = self._chosen(ground, code, trained)
         best = trained[chosen]
         promised = self._promise(handler, ground, code, best, scores[chosen])
         cost = self._cost(ground, code, best[0])
@@ -253,8 +253,24 @@ class _Job:
         for row in range(code.r):
             model, name = best[min(row, len(best) - 1)], self._name(candidate, row)
             archives.append(packer.protection(code, row, model, name, cost.cost, promised))
-        told = {"promised": asdict(promised), "archives": archives}
-        return {**_told(code, str(candidate.architecture)), **over_seeds(scores), **asdict(cost), **told}
+        told = {"promised": asdict(promised), "packed_seed": self.settings.seed + chosen, "archives": archives}
+        return {**_told(code, str(candidate.architecture)), **of_packed(scores, chosen), **asdict(cost), **told}
+
+    def _chosen(self, ground: Ground, code: Code, trained: Sequence[Sequence[nn.Module]]) -> int:
+        """The best of several seeds, on bodies that are not scored: the best of what is scored would be luck, too."""
+        if len(trained) == 1:
+            return 0
+        groups, outputs = self._choosing(ground, code)
+        losses = [
+            evaluate(code, outputs, said(code, models, ground.seen.inputs, groups), None, ground.meaning)["loss"]
+            for models in trained
+        ]
+        return losses.index(min(losses))
+
+    def _choosing(self, ground: Ground, code: Code) -> tuple[Array, Array]:
+        """-> groups of bodies that were neither learned nor scored, and what the deployed model said to them."""
+        groups = draw_groups(ground.choose, code.k, np.random.default_rng(self.settings.seed), SCORED_GROUPS)
+        return groups, ground.seen.outputs[groups]
 
     def _exact(self, packer: Packer, candidate: Candidate, cost: float | None = None) -> list[str]:
         code = candidate.code
@@ -303,7 +319,7 @@ class _Job:
         else:
             protections = said(code, models, ground.scored.inputs, groups)
         labels = None if ground.labels is None else ground.labels[groups]
-        return evaluate(code, outputs, protections, labels, ground.meaning)
+        return evaluate(code, outputs, protections, labels, ground.meaning, ground.scored_contents[groups])
 
     def _beside(self, ground: Ground, k: int) -> dict[str, Any]:
         """What `exact` would cost, which nobody asked for: the others are compared with it."""
@@ -329,7 +345,7 @@ class _Job:
         """Of classes a proxy will find what was scored; all else is finished and compared."""
         meaning, scored = ground.meaning, ground.scored
         if meaning.metric == "accuracy" and scored.outputs[0].size > 1:
-            return Promise(float(scores["agreement"]))
+            return Promise(float(scores["agreement"]), interval=scores["intervals"]["agreement"])
         groups = draw_groups(ground.scored_rows, code.k, np.random.default_rng(self.settings.seed), COMPARED)
         rows = said(code, models, scored.inputs, groups)[code.k]
 

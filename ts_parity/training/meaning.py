@@ -124,19 +124,24 @@ class Meaning:
         spread = numbers.std(0)
         return np.where(spread <= 1e-6 * np.abs(numbers).max(0), 1.0, spread)
 
-    def lost_variance(self, outputs: Array, truth: Array, spread: Array, lead: int = 2) -> float:
-        """Mean square error in units of the spread: 0 for the truth itself, 1 for the mean of all answers."""
-        return float(np.square((self.rows(outputs, lead) - truth) / spread).mean())
+    def lost_variance(self, outputs: Array, truth: Array, spread: Array, lead: int = 2) -> Array:
+        """-> (*lead): of each answer the mean square error in units of the spread; over all answers 0 for the truth
+        itself, 1 for their mean.
+        """
+        return np.asarray(np.square((self.rows(outputs, lead) - truth) / spread).mean((-2, -1)))
 
-    def default(self, truth: Array) -> float:
-        """What the best constant answer scores: the most frequent class (or five of them), else a mean or a median."""
+    def default_scores(self, truth: Array) -> Array:
+        """What the best constant answer scores, for each (*lead) as in `scores`: the most frequent class (or five of
+        them), else a mean or a median.
+        """
         if self.kind == "classes":
-            counts = np.sort(np.unique(truth, return_counts=True)[1])[::-1]
-            return float(counts[: 5 if self.metric == "top5" else 1].sum() / truth.size)
+            classes, counts = np.unique(truth, return_counts=True)
+            best = classes[np.argsort(-counts, kind="stable")[: 5 if self.metric == "top5" else 1]]
+            return np.asarray(np.isin(truth, best).mean(-1))
         middle = np.median if self.metric in ("mae", "labels") else np.mean
         constant = middle(truth.reshape(-1, truth.shape[-1]).astype(float), axis=0)
         yes = replace(self, threshold=0.5)
-        return self.figure_of(_SCORES[self.metric](yes, np.broadcast_to(constant, truth.shape), truth))
+        return np.asarray(_SCORES[self.metric](yes, np.broadcast_to(constant, truth.shape), truth).mean(-1))
 
 
 CLASSES = Meaning()

@@ -16,6 +16,7 @@ from ts_parity.errors import TsParityError
 from ts_parity.proxy.comparison import compare, off_by
 from ts_parity.proxy.messages import Reply
 from ts_parity.training.bodies import Body
+from ts_parity.training.intervals import wilson
 from ts_parity.wire import Array
 from ts_parity.worker.answers import Answer
 from ts_parity.worker.offline import OfflineHandler
@@ -30,10 +31,13 @@ _NOTHING = 1e-9
 
 @dataclass(frozen=True)
 class Promise:
-    """`agreement`: share of answers that will be found to agree; None: it was not measured, and the proxy will see."""
+    """`agreement`: share of answers that will be found to agree, with its 95 % interval; None: it was not measured, and
+    the proxy will see.
+    """
 
     agreement: float | None = None
     tolerance: float | None = None
+    interval: list[float] | None = None
 
 
 NOTHING_PROMISED = Promise()
@@ -54,8 +58,11 @@ def promise(
         tolerance = max(float(f"{np.quantile(off, USUAL):.3g}"), _NOTHING) if len(off) >= FEWEST else None
     findings = [compare(_reply(own), _reply(other), False, tolerance).finding for own, other in pairs]
     known = [finding is Finding.AGREED for finding in findings if finding in (Finding.AGREED, Finding.DIFFERED)]
-    agreement = round(float(np.mean(known)), 4) if len(known) >= FEWEST else None
-    return Promise(agreement, tolerance)
+    if len(known) < FEWEST:
+        return Promise(None, tolerance)
+    agreement = float(np.mean(known))
+    low, high = wilson(agreement, len(known))
+    return Promise(round(agreement, 4), tolerance, [round(low, 4), round(high, 4)])
 
 
 def _answers(handler: OfflineHandler, body: Body, raw: Array) -> tuple[Answer, Answer] | None:
