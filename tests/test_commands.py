@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import io
 import os
@@ -133,6 +134,69 @@ def test_a_wrong_command_line(
     assert "Traceback" not in said.err
     assert not said.out
     assert all_files(here.parent) == before, "nothing is left behind"
+
+
+ANSWERS = {
+    "not HTTP": b"garbage\r\n\r\n",
+    "nothing": b"",
+    "half": b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{",
+    "elsewhere, for ever": b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+    **{
+        body[:20].decode("latin-1"): b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + body
+        for body in (
+            b"null", b"[]", b"{}", b"3", b'"text"', b"[" * 100_000, b"\xff\x00", b"<html>", b'{"models": "ab"}',
+            b'{"models": null, "pools": null}', b'{"models": [3], "pools": {"m": 3}}',
+            b'{"models": [{"modelName": "m"}], "pools": {"m": {"endpoints": 3}}, "nextPageToken": null}',
+            b'{"status": "alive"}', b"x" * (5 << 20),
+        )
+    },
+}  # fmt: skip
+"""Of programs that are not the one that was meant."""
+
+
+@pytest.fixture
+def stranger(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The address of a server that says `request.param` whatever it is asked."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = listening.accept()
+                    with connection, contextlib.suppress(OSError):
+                        connection.recv(1 << 16)
+                        connection.sendall(request.param)
+                        connection.shutdown(socket.SHUT_WR)
+                        connection.recv(1 << 16)
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        listening.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("stranger", ANSWERS.values(), ids=[*ANSWERS], indirect=True)
+def test_whoever_answers_is_told_in_a_line(stranger: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for line in (
+        f"status --admin {stranger}",
+        f"status --admin {stranger} --json",
+        f"drain --admin {stranger}",
+        f"plan --service-log log.csv --rate 5 --admin {stranger}",
+        f"register --management {stranger} there.mar",
+        f"unregister --management {stranger} m",
+    ):
+        ended = main(shlex.split(line))
+        said = capsys.readouterr()
+        assert (ended, said.err.count("\n"), said.out) == (3, 1, ""), (line, said)
+        assert stranger in said.err
+        assert "fault of ts_parity" not in said.err
+
+
+def test_a_proxy_for_the_world_outside_is_not_asked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], ports: dict[str, str]
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    assert main(["status", "--admin", f"http://127.0.0.1:{ports['{web}']}"]) == 3
+    assert "404" in capsys.readouterr().err
 
 
 def test_there_are_a_hundred_of_them_and_every_command_has_some() -> None:

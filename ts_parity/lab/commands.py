@@ -374,14 +374,12 @@ def _duration(text: str) -> float:
 
 def _workers_of(admin: str) -> int:
     """How many endpoints serve the (only) deployed model behind a running proxy."""
-    import http.client
-    import urllib.request
+    from ts_parity.proxy.asking import ask
 
     try:
-        with urllib.request.urlopen(f"{admin}/status", timeout=10) as answer:
-            pools = json.load(answer)["pools"]
+        pools = ask(f"{admin}/status")["pools"]
         counts = {name: sum(e["row"] is None for e in pool["endpoints"]) for name, pool in pools.items()}
-    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (Unreachable, KeyError, TypeError, AttributeError) as error:
         raise Unreachable(f"--admin {admin}: no status of a proxy there: {error}") from None
     if len(counts) != 1:
         raise ConfigError(f"--admin {admin}: it serves {len(counts)} models ({', '.join(counts)}); give --workers")

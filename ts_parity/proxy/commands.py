@@ -7,8 +7,6 @@ import json
 import logging
 import os
 import sys
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,17 +123,28 @@ def run_serve(args: argparse.Namespace) -> int:
 def run_status(args: argparse.Namespace) -> int:
     import shutil
 
+    from ts_parity.proxy.asking import ask
     from ts_parity.proxy.status import status_table
 
-    status = _ask(args.admin, "/status")
+    url = f"{args.admin}/status"
+    status = ask(url)
     width = shutil.get_terminal_size((120, 24)).columns
-    print(json.dumps(status, indent=2) if args.json else status_table(status, width))
+    try:
+        table = status_table(status, width)
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise Unreachable(f"{url}: that is no status of a proxy of this version: {error!r}") from None
+    print(json.dumps(status, indent=2) if args.json else table)
     return 0
 
 
 def run_drain(args: argparse.Namespace) -> int:
+    from ts_parity.proxy.asking import ask
+
     token = args.token or os.environ.get(TOKEN_VARIABLE, "")
-    _ask(args.admin, "/drain", {"Content-Type": "application/json", "Authorization": f"Bearer {token}"})
+    url = f"{args.admin}/drain"
+    said = ask(url, {"Content-Type": "application/json", "Authorization": f"Bearer {token}"})
+    if said.get("status") != "draining":
+        raise Unreachable(f"{url}: nothing drains; is this the admin port of a proxy?")
     print("draining")
     return 0
 
@@ -151,28 +160,3 @@ def _announce(proxy: Proxy | Supervisor, ready_file: Path | None) -> None:
             partial.replace(ready_file)
         except OSError as error:
             raise StartError(f"--ready-file: cannot write {str(ready_file)!r}: {error.strerror}") from None
-
-
-def _ask(admin: str, path: str, action: dict[str, str] | None = None) -> dict[str, Any]:
-    """Read, or with `action`'s headers do something. Raise Unreachable."""
-    url = admin + path
-    request = urllib.request.Request(url, None if action is None else b"", action or {})
-    try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            said: dict[str, Any] = json.load(answer)
-            return said
-    except urllib.error.HTTPError as error:
-        raise Unreachable(f"{url}: {_reason(error)}") from None
-    except (urllib.error.URLError, TimeoutError, ValueError) as error:
-        why = error.reason if isinstance(error, urllib.error.URLError) else error
-        said_so = why.strerror if isinstance(why, OSError) else None
-        raise Unreachable(
-            f"no {path[1:]} from {url}: {said_so or why}; is the proxy running, and is this its admin port?"
-        ) from None
-
-
-def _reason(refused: urllib.error.HTTPError) -> str:
-    try:
-        return str(json.load(refused)["reason"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return f"{refused.code} {refused.reason}; is this the admin port of a proxy?"

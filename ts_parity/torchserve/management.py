@@ -8,6 +8,7 @@ with its own message and what to do about it.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -15,11 +16,16 @@ from typing import Any
 from urllib.parse import quote
 
 import requests
+import urllib3
 
 from ts_parity.errors import ManagementError
 
 READY = "READY"
 CUSTOMIZED_TIMEOUT_S = 30.0
+MOST_BYTES = 4 << 20
+"""Of an answer; no TorchServe says so much."""
+_PIECE = 256
+"""Read at once: how long an answer that trickles in has been coming is looked at after each."""
 
 
 @dataclass(frozen=True)
@@ -105,9 +111,12 @@ class ManagementClient:
             if token is not None:
                 parameters["next_page_token"] = token
             answer = self._json("GET", "/models", parameters)
-            found += [ModelName(str(m["modelName"]), str(m.get("modelUrl", ""))) for m in answer.get("models", [])]
-            token = answer.get("nextPageToken")
-            if token is None:
+            try:
+                found += [ModelName(str(m["modelName"]), str(m.get("modelUrl", ""))) for m in answer["models"]]
+                before, token = token, answer.get("nextPageToken")
+            except (KeyError, TypeError, AttributeError) as error:
+                raise self._unknown("GET /models", error) from None
+            if token is None or token == before:
                 return found
 
     def describe(
@@ -195,10 +204,13 @@ class ManagementClient:
         answer = self._json("GET", _path(model, version), parameters, timeout_s)
         try:
             return [_description(entry, customized) for entry in answer]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ManagementError(
-                f"{self.url} answered describe of {model} in a shape unknown here: {error!r}"
-            ) from None
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise self._unknown(f"describe of {model}", error) from None
+
+    def _unknown(self, what: str, error: Exception) -> ManagementError:
+        return ManagementError(
+            f"{self.url} answered {what} in a shape unknown here ({error!r}); is this TorchServe's management port?"
+        )
 
     def _message(
         self, method: str, path: str, parameters: Mapping[str, Any] | None = None, timeout_s: float | None = None
@@ -211,9 +223,11 @@ class ManagementClient:
     ) -> Any:
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
         try:
-            answer = self._session.request(
-                method, self.url + path, params=parameters, timeout=(min(timeout_s, 5.0), timeout_s)
-            )
+            with self._session.request(
+                method, self.url + path, params=parameters, timeout=(min(timeout_s, 5.0), timeout_s), stream=True,
+                allow_redirects=False,
+            ) as answer:  # fmt: skip
+                body = _whole(answer, timeout_s)
         except requests.Timeout:
             raise ManagementError(
                 f"{self.url} did not answer {method} {path} within {timeout_s:g} s; is the instance loading or frozen?"
@@ -223,20 +237,35 @@ class ManagementClient:
                 f"the management address {self.url} is not to be trusted ({_cause(error)}); give the certificate that "
                 "vouches for it with --tls-ca"
             ) from None
-        except requests.RequestException as error:
+        except (requests.RequestException, urllib3.exceptions.HTTPError, UnicodeError) as error:
             raise ManagementError(
                 f"cannot reach the management address {self.url} ({_cause(error)}); is TorchServe running there, and "
                 "is this its management port (8081 by default)?"
             ) from None
-        if answer.status_code >= 400:
-            raise _refusal(answer, f"{method} {path}", self.url)
         try:
-            return answer.json()
-        except ValueError:
+            told = json.loads(body)
+        except (ValueError, RecursionError):
+            told = None
+        if answer.status_code >= 300:  # TorchServe sends nobody elsewhere
+            raise _refusal(answer, told, body, f"{method} {path}", self.url)
+        if told is None:
             raise ManagementError(
                 f"{self.url} answered {method} {path} with no JSON; is this TorchServe's management port?",
                 answer.status_code,
-            ) from None
+            )
+        return told
+
+
+def _whole(answer: requests.Response, timeout_s: float) -> bytes:
+    ends_at = time.monotonic() + timeout_s
+    body = bytearray()
+    for piece in answer.iter_content(_PIECE):
+        body += piece
+        if len(body) > MOST_BYTES:
+            raise requests.RequestException(f"it answers with over {MOST_BYTES >> 20} MB")
+        if time.monotonic() > ends_at:
+            raise requests.Timeout
+    return bytes(body)
 
 
 def _path(model: str, version: str | None) -> str:
@@ -247,12 +276,12 @@ def _boolean(value: bool) -> str:
     return "true" if value else "false"
 
 
-def _cause(error: requests.RequestException) -> str:
+def _cause(error: Exception) -> str:
     """The library wraps three layers deep; the innermost is the one that says something."""
     inner: BaseException = error
     while (cause := inner.__cause__ or inner.__context__) is not None:
         inner = cause
-    return str(inner) or type(inner).__name__
+    return " ".join(str(inner).split()) or type(inner).__name__
 
 
 def _description(entry: Mapping[str, Any], customized: bool) -> ModelDescription:
@@ -284,12 +313,11 @@ def _worker(entry: Mapping[str, Any]) -> Worker:
     )
 
 
-def _refusal(answer: requests.Response, what: str, url: str) -> ManagementError:
-    try:
-        told = answer.json()
+def _refusal(answer: requests.Response, told: Any, body: bytes, what: str, url: str) -> ManagementError:
+    if isinstance(told, dict):
         kind, message = str(told.get("type", "")), str(told.get("message", "")).strip()
-    except (ValueError, AttributeError):
-        kind, message = "", " ".join(answer.text.split())[:200]
+    else:
+        kind, message = "", " ".join(body.decode("utf-8", "replace").split())[:200]
     hint = _hint(answer.status_code, kind, message)
     said = " ".join(message.split()) or f"no message, {answer.reason or 'no reason'}"
     return ManagementError(
@@ -307,6 +335,8 @@ def _hint(status: int, kind: str, message: str) -> str:
         return "is the model API off? Start the instance with --enable-model-api (and address its management port)"
     if kind == "ResourceNotFoundException":
         return "this is not a management address (port 8081 by default); the inference port cannot describe or register"
+    if not kind:  # TorchServe's own refusals have one
+        return "is this TorchServe's management port (8081 by default)?"
     if message.startswith(("Model not found at", "Relative path")):
         return "a local archive must be a plain file name inside the instance's own model store"
     if status == 404:

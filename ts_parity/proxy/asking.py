@@ -1,0 +1,62 @@
+"""What a command asks a running proxy: one answer, in JSON, from whoever it is that listens there.
+
+Knows HTTP and how long to wait. Knows nothing of what is asked.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+import urllib.error
+import urllib.request
+from typing import Any
+
+from ts_parity.errors import Unreachable
+
+TIMEOUT_S = 10.0
+MOST_BYTES = 64 << 20
+"""A fleet of thousands is described in a tenth of it."""
+# A proxy for the world outside (http_proxy) has no way to a machine's own ports.
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def ask(url: str, action: dict[str, str] | None = None) -> dict[str, Any]:
+    """Read, or with `action`'s headers do something. Raise Unreachable."""
+    request = urllib.request.Request(url, None if action is None else b"", action or {})
+    try:
+        with _OPENER.open(request, timeout=TIMEOUT_S) as answer:
+            said = json.loads(_whole(answer))
+        if not isinstance(said, dict):
+            raise ValueError("its answer is no JSON object")
+    except urllib.error.HTTPError as error:
+        raise Unreachable(f"{url}: {_reason(error)}") from None
+    except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
+        why = error.reason if isinstance(error, urllib.error.URLError) else error
+        told = (why.strerror if isinstance(why, OSError) else None) or str(why) or type(why).__name__
+        raise Unreachable(
+            f"no {url.rpartition('/')[2]} from {url}: {' '.join(told.split())}; is the proxy running, and is this its "
+            "admin port?"
+        ) from None
+    return said
+
+
+def _whole(answer: http.client.HTTPResponse) -> bytes:
+    """Raise TimeoutError, or ValueError if it does not end."""
+    ends_at = time.monotonic() + TIMEOUT_S
+    body = bytearray()
+    while piece := answer.read1(1 << 16):
+        body += piece
+        if len(body) > MOST_BYTES:
+            raise ValueError(f"over {MOST_BYTES >> 20} MB came")
+        if time.monotonic() > ends_at:
+            raise TimeoutError("timed out")
+    return bytes(body)
+
+
+def _reason(refused: urllib.error.HTTPError) -> str:
+    try:
+        return str(json.loads(_whole(refused))["reason"])  # type: ignore[arg-type]  # it has what it wraps
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError, RecursionError):
+        told = " ".join(str(refused.reason).split())
+        return f"{refused.code} {told}; is this the admin port of a proxy?"
