@@ -92,6 +92,8 @@ DEV = [
     "onnxruntime>=1.17",
     "onnx>=1.16",
     "trustme>=1.1",
+    # Speaks the words of benchmarks/accuracy.py.
+    "espeakng-loader>=0.2.4",
     "pytest>=8.0",
     "pytest-asyncio>=0.24",
     "pytest-timeout>=2.2",

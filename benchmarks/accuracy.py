@@ -27,7 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,18 +38,21 @@ from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
 
+from accuracy_boxes import locator
 from accuracy_data import Data, load
 from accuracy_kept import KeptOutputs, Said, with_repeats, without_repeats
-from tables import renew
+from tables import markdown, renew
 from ts_parity.arguments import count, number
 from ts_parity.codes import Code, Family, make_code
 from ts_parity.training.architectures import DEPLOYED, Called, Shaped, Shapes, cnn, folded, has_width, make_called
 from ts_parity.training.augment import vary
+from ts_parity.training.calibration import HeldOut, TooFew, calibrate, reliability
 from ts_parity.training.cost import measure
 from ts_parity.training.evaluate import evaluate, over_seeds
 from ts_parity.training.fit import Knobs, Material, Progress, fit, run_network
 from ts_parity.training.goals import Goal, draw_groups
 from ts_parity.training.job import said
+from ts_parity.training.meaning import CLASSES, Meaning
 from ts_parity.training.sizing import affordable_width, multiplications
 from ts_parity.wire import Array
 from ts_parity.worker.watches import ModelCall
@@ -80,18 +83,24 @@ class Plan:
     deployed_steps: int
     steps: dict[str, int]
     varied: tuple[str, ...] = ()
+    network: str = "cnn"
+    """Of the deployed model; at a smaller width of students."""
+    meaning: Meaning = CLASSES
     copies: dict[str, int] = field(default_factory=dict)
     """By code: varied copies of the training set, of which the deployed model is asked once: cheaper than at every
     step. `sum` and `concat` agree no less on images they have not seen, so variations would only take room."""
 
 
+LOCATOR = f"{Path(__file__).parent / 'accuracy_boxes.py'}:locator"
 RATE = 8e-3
 """3e-3, the usual one, lost half a point more with `sum` on Fashion-MNIST at 2,500 steps."""
 PLANS = {
     "digits": Plan(1000, {"sum": 3000, "concat": 3000, "student": 2000}, ("shift",)),
     "mnist": Plan(2000, {"sum": 2500, "concat": 2500, "student": 2500}, ("shift",)),
     "fashion": Plan(5000, {"sum": 8000, "concat": 6000, "student": 4000}, ("shift", "flip")),
-    "cifar10": Plan(8000, {"sum": 4000, "concat": 4000, "student": 6000}, ("shift", "flip"), {"student": 4}),
+    "cifar10": Plan(8000, {"sum": 4000, "concat": 4000, "student": 6000}, ("shift", "flip"), copies={"student": 4}),
+    "words": Plan(4000, {"sum": 4000, "concat": 4000, "student": 4000}, ("shift",)),
+    "boxes": Plan(4000, {"sum": 4000, "concat": 4000, "student": 4000}, network=LOCATOR, meaning=Meaning("iou")),
 }
 CANDIDATES = [("sum", 2, 1), ("concat", 2, 1), ("student", 2, 1), ("student", 4, 1), ("sum", 3, 1), ("sum", 4, 1)]
 CANDIDATES += [("concat", 4, 1)]
@@ -134,13 +143,13 @@ class Task:
 
 def task_of(name: str, args: argparse.Namespace) -> Task:
     """With its deployed model: the built-in cnn, trained on labels in the usual way, and kept once it is made."""
-    plan, data = PLANS[name], load(name, args.data)
+    plan, data = PLANS[name], load(name, args.data, args.kept)
     if args.quick:
-        plan = Plan(40, dict.fromkeys(plan.steps, 30), plan.varied)
+        plan = replace(plan, deployed_steps=40, steps=dict.fromkeys(plan.steps, 30), copies={})
         data = data.first(4000, 1000)
     shapes = Shapes(tuple(data.train.shape[1:]), (1, data.outputs))
     torch.manual_seed(0)
-    network = Shaped(cnn(shapes.one_input, data.outputs, 1.0), shapes)
+    network = Shaped((locator if plan.network == LOCATOR else cnn)(shapes.one_input, data.outputs, 1.0), shapes)
     own, usual = args.kept / f"{name}.pt", _kept_beside(RESULTS) / f"{name}.pt"
     if not own.exists() and (args.quick or not usual.exists()):
         _train_on_labels(network, data, plan, own, args.clock)
@@ -168,7 +177,7 @@ def _train_on_labels(network: nn.Module, data: Data, plan: Plan, file: Path, clo
     for step in tqdm(range(begun + 1, steps + 1), desc=f"{file.stem} deployed", unit="step"):
         picks = torch.randint(len(data.train), (128,), generator=dice)
         images = vary(data.train[picks].flatten(0, 1), plan.varied, dice)
-        loss = functional.cross_entropy(network(images), data.train_labels[picks], label_smoothing=0.05)
+        loss = _loss(network(images), data.train_labels[picks])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -179,6 +188,13 @@ def _train_on_labels(network: nn.Module, data: Data, plan: Plan, file: Path, clo
             clock.check(f"{file.stem} deployed, step {step} of {steps}")
     _save(network.state_dict(), file)
     checkpoint.unlink(missing_ok=True)
+
+
+def _loss(said: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Of classes (n,), or of boxes (n, 4), where the paper too takes the absolute error of all but small ones."""
+    if labels.ndim > 1:
+        return functional.smooth_l1_loss(said.flatten(1), labels, beta=0.02)
+    return functional.cross_entropy(said, labels, label_smoothing=0.05)
 
 
 def _save(state: Any, file: Path) -> None:
@@ -228,7 +244,7 @@ class Materials:
         everything = torch.cat([inputs, *(vary(shown, task.plan.varied, dice)[:, None] for _ in range(copies))])
         more = np.arange(len(inputs), len(everything))
         outputs = self._outputs(everything)
-        return Material(everything, outputs, np.concatenate([self._learn, more]), self.held)
+        return Material(everything, outputs, np.concatenate([self._learn, more]), self.held, meaning=task.plan.meaning)
 
     def _outputs(self, inputs: torch.Tensor) -> Array:
         """Of an interrupted run they need not be made again: minutes, with copies."""
@@ -271,7 +287,9 @@ def rows_of(name: str, args: argparse.Namespace) -> None:
     task = task_of(name, args)
     materials = Materials(task, args.bodies, args.kept)
     test = outputs_of(task.deployed, task.data.test)
-    print(f"{name}: A_a {_right(test, task.data.test_labels.numpy()):.2%}", file=sys.stderr)
+    meaning = task.plan.meaning
+    own = meaning.scores(test, meaning.truths(task.data.test_labels.numpy(), 1), 1)
+    print(f"{name}: A_a {meaning.figure_of(own):.2%}", file=sys.stderr)
     for key in keys:
         started = time.monotonic()
         code = make_code(key["code"], key["k"], key["r"])
@@ -282,7 +300,7 @@ def rows_of(name: str, args: argparse.Namespace) -> None:
             output_loss=args.output_loss,
             empty=args.empty,
         )
-        architecture = args.architecture or ("cnn" if code.family is Family.BACKUP else DEPLOYED)
+        architecture = args.architecture or (task.plan.network if code.family is Family.BACKUP else DEPLOYED)
         material = materials.of(copies)
         models = [
             _learnt(task, code, row, architecture, knobs, key, material, args)
@@ -290,16 +308,18 @@ def rows_of(name: str, args: argparse.Namespace) -> None:
         ]
         kept = _kept_outputs(task, code, models, key["seed"], test, material.outputs[materials.held], materials.held)
         kept.save(_file(args, key))
-        runs = k if (k := _runs(code)) > 1 else 1
+        runs = _runs(code)
         made_with = {
-            "architecture": architecture if runs == 1 else f"cnn at {runs} x {_share(models[0], task)}",
+            "architecture": architecture
+            if runs == 1
+            else f"{_name(architecture)} at {runs} x {_share(models[0], task)}",
             "steps": knobs.steps,
             "copies": copies,
             "rate": args.rate,
             "precision": args.precision,
             "deployed": task.weights_hash,
         }
-        row = {**key, **made_with, **figures(code, kept), **_cost(task, models[0], code)}
+        row = {**key, **made_with, **figures(code, kept, meaning), **_cost(task, models[0], code)}
         row["seconds"] = round(time.monotonic() - started)  # of the last slice
         write(args, [row])
         for index in range(len(models)):
@@ -313,13 +333,14 @@ def rows_to_learn(code: Code) -> range:
     return range(code.r if code.family is Family.PARITY else 1)
 
 
+def _name(architecture: str) -> str:
+    """Without the path of a function of the user's."""
+    return architecture.rpartition(":")[2] if ".py:" in architecture else architecture
+
+
 def _runs(code: Code) -> int:
     """Inferences that protect one group."""
     return code.k if code.family is Family.BACKUP else 1
-
-
-def _right(outputs: Array, labels: Array) -> float:
-    return float((outputs[:, 0].argmax(-1) == labels).mean())
 
 
 def _learnt(
@@ -381,14 +402,53 @@ def _kept_outputs(
     )
 
 
-def figures(code: Code, kept: KeptOutputs) -> dict[str, Any]:
+def figures(code: Code, kept: KeptOutputs, meaning: Meaning) -> dict[str, Any]:
     """All of a row that follows from what was said."""
-    test = kept.test
-    scores = evaluate(code, test.outputs[test.groups], with_repeats(code, test.protections), test.labels[test.groups])
+    test, held = (_answered(code, said) for said in (kept.test, kept.held))
+    scores = evaluate(code, test.outputs, test.protections, test.labels, meaning)
     return {
-        **{part: scores[part] for part in ("A_a", "A_d", "drop", "agreement", "A_default")},
+        **{part: scores[part] for part in ("A_a", "A_d", "drop", "A_default")},
+        "agreement": scores["score"],
+        **{f"{part}_95": scores["intervals"][name] for part, name in INTERVALS.items()},
         "members": {m: each["A_d"] for m, each in scores["members"].items()},
+        **({"two_erased": _two_erased(scores)} if code.r > 1 else {}),
+        **_surest(code, held, test, meaning),
     }
+
+
+INTERVALS = {"A_d": "A_d", "drop": "drop", "agreement": "score"}
+
+
+def _answered(code: Code, said: Said) -> HeldOut:
+    groups = said.groups
+    return HeldOut(said.outputs[groups], with_repeats(code, said.protections), said.labels[groups], bodies=groups.size)
+
+
+def _two_erased(scores: dict[str, Any]) -> dict[str, Any]:
+    return {"A_d": scores["two_erased"]["A_d"], "agreement": scores["two_erased"]["score"]}
+
+
+SUREST = (95, 90, 85, 80)
+
+
+def _surest(code: Code, held: HeldOut, test: HeldOut, meaning: Meaning) -> dict[str, Any]:
+    """Of the test set, by curve and thresholds from held-out bodies without their labels: how often the surest answers
+    differ from the deployed model's own (of boxes, how far), and what `released` lose against it on the same bodies.
+    """
+    fitted = calibrate(code, held, meaning)
+    if isinstance(fitted, TooFew):
+        return {}
+    told = reliability(code, [fitted], [test], meaning)
+    surest = {round(100 * each["share"]): each for each in told["surest"] if round(100 * each["share"]) in SUREST}
+    rows: dict[str, Any] = {f"surest_{share}": round(1.0 - each["score"], 5) for share, each in surest.items()}
+    for share, each in surest.items():
+        rows |= {
+            f"released_{share}": each["released"],
+            f"expected_{share}": round(1.0 - each["expected"], 5),
+            f"lost_{share}": each["loss"],
+            f"surest_{share}_95": [round(1.0 - end, 5) for end in reversed(each["agreement_95"])],
+        }
+    return {**rows, "expected": round(1.0 - told["expected"], 5), "expected_off": told["off"]}
 
 
 def rescored(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -398,7 +458,7 @@ def rescored(args: argparse.Namespace) -> list[dict[str, Any]]:
         file = _file(args, run)
         if file.exists():
             code = make_code(run["code"], run["k"], run["r"])
-            rows.append({**run, **figures(code, KeptOutputs.load(file))})
+            rows.append({**run, **figures(code, KeptOutputs.load(file), PLANS[run["data"]].meaning)})
     return rows
 
 
@@ -435,6 +495,7 @@ def write(args: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> None:
             "command": "python benchmarks/accuracy.py --data DIR" + (" --quick" if args.quick else ""),
             "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
             "rows": summary([run for run in runs if run.get("bodies") is None]),
+            "surest": surest(runs),
             "curve": curve(runs),
             "runs": runs,
         }
@@ -444,17 +505,33 @@ def write(args: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def summary(kept: list[dict]) -> list[dict]:
-    """The mean over seeds."""
+    """The mean over seeds; of intervals, which are those of the bodies scored, that of their ends."""
     rows = []
     for key in dict.fromkeys(tuple(run[part] for part in ("data", "code", "k", "r")) for run in kept):
         runs = [run for run in kept if tuple(run[part] for part in ("data", "code", "k", "r")) == key]
-        scores = [
-            {part: run[part] for part in ("A_a", "A_d", "drop", "agreement", "A_default", "cost")} for run in runs
+        parts = [
+            part for part, value in runs[0].items() if _is_figure(part, value) and all(part in run for run in runs)
         ]
-        mean = over_seeds(scores)
+        mean = over_seeds([{part: run[part] for part in parts} for run in runs])
+        for part in parts:
+            if isinstance(runs[0][part], list):
+                mean[part] = [round(float(np.mean([run[part][end] for run in runs])), 5) for end in (0, 1)]
         same = {part: runs[0][part] for part in ("data", "architecture", "code", "k", "r", "steps", "multiplications")}
         rows.append({**same, **mean, "seeds": len(runs), "seed_list": [run["seed"] for run in runs]})
     return rows
+
+
+def surest(kept: list[dict]) -> list[dict]:
+    """The rows of runs whose outputs are kept: what the surest answers are worth is known of these alone."""
+    return summary([run for run in kept if run.get("bodies") is None and "surest_90" in run])
+
+
+def _is_figure(part: str, value: Any) -> bool:
+    return (
+        part in ("A_a", "A_d", "drop", "agreement", "A_default", "cost", "two_erased")
+        or part.startswith(("surest", "released", "expected", "lost"))
+        or part.endswith("_95")
+    )
 
 
 def curve(kept: list[dict]) -> list[dict]:
@@ -466,7 +543,14 @@ def curve(kept: list[dict]) -> list[dict]:
     ]
 
 
-NAMES = {"digits": "digits", "mnist": "MNIST", "fashion": "Fashion-MNIST", "cifar10": "CIFAR-10 (JPEG)"}
+NAMES = {
+    "digits": "digits",
+    "mnist": "MNIST",
+    "fashion": "Fashion-MNIST",
+    "cifar10": "CIFAR-10 (JPEG)",
+    "words": "spoken words",
+    "boxes": "boxes",
+}
 SEEDS = 3
 """Of a row; one that has fewer says so."""
 
@@ -477,12 +561,12 @@ def tables(document: dict) -> str:
         "| data | k | code | A_a | A_d | drop | agreement | cost of a group | seeds | steps | paper's drop |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    order = {name: index for index, name in enumerate(("sum", "concat", "student"))}
-    rows = sorted(document["rows"], key=lambda r: (list(NAMES).index(r["data"]), r["k"], order[r["code"]]))
-    rows = [row for row in rows if row["r"] == 1]
+    rows = [row for row in in_order(document["rows"]) if row["r"] == 1]
     for row in rows:
         paper = PAPER.get((row["data"], row["code"], row["k"]))
         spread = f" ± {100 * row['drop_spread']:.2f}" if row["seeds"] > 1 else ""
+        if "drop_95" in row:
+            spread += " [{:.2f}, {:.2f}]".format(*(100 * end for end in row["drop_95"]))
         cost = f"{row['cost']:.2f} ({row['multiplications']:.2f})"
         lines.append(
             f"| {NAMES[row['data']]} | {row['k']} | `{row['code']}` | {row['A_a']:.2%} | {row['A_d']:.2%} | "
@@ -495,6 +579,28 @@ def tables(document: dict) -> str:
         if row is not None:
             lines.append(f"| {NAMES[name]} | {row['A_default']:.2%} | {row['A_a']:.2%} (drop 0, cost k) |")
     return "\n".join(lines)
+
+
+def in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    codes = ("sum", "concat", "student")
+    return sorted(rows, key=lambda row: (list(NAMES).index(row["data"]), row["k"], codes.index(row["code"])))
+
+
+def surest_table(document: dict[str, Any]) -> str:
+    """Markdown: what the surest answers are worth, of every row whose outputs are kept."""
+    head = ["data", "k", "code", "all", *(f"surest {share} %" for share in SUREST), "released of 90 %", "off", "seeds"]
+    rows = []
+    for row in in_order(document["surest"]):
+        if row["r"] > 1:
+            continue
+        cells = [NAMES[row["data"]], str(row["k"]), f"`{row['code']}`"]
+        cells.append(f"{100 * (1 - row['agreement']):.2f} ({100 * row['expected']:.2f}), {100 * row['drop']:.2f}")
+        for share in SUREST:
+            measured, expected, lost = (100 * row[f"{part}_{share}"] for part in ("surest", "expected", "lost"))
+            cells.append(f"{measured:.2f} ({expected:.2f}), {lost:.2f}")
+        cells += [f"{row['released_90']:.1%}", f"{100 * row['expected_off']:.2f}", seeds_of(row)]
+        rows.append(cells)
+    return markdown(head, rows)
 
 
 def seeds_of(row: dict[str, Any]) -> str:
@@ -513,7 +619,7 @@ def curve_table(document: dict) -> str:
 
 def sections(document: dict) -> dict[str, str]:
     """What docs/training.md says between its marks."""
-    return {"tables": tables(document), "curve": curve_table(document)}
+    return {"tables": tables(document), "surest": surest_table(document), "curve": curve_table(document)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -551,7 +657,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             renew(DOCS, mark, text)
     if args.tables or args.rescore:
         document = json.loads(args.out.read_text())
-        print(f"{tables(document)}\n\n{curve_table(document)}")
+        print("\n\n".join(sections(document).values()))
         return 0
     if args.data is None or not args.data.is_dir():
         parser.error("--data must be the folder of the datasets")

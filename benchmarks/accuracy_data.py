@@ -15,6 +15,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from accuracy_boxes import make_canvases
+from accuracy_words import make_words
+from ts_parity.wire import Array
+
 
 @dataclass(frozen=True)
 class Data:
@@ -36,8 +40,23 @@ class Data:
         return Data(self.train[:train], self.train_labels[:train], self.test[:test], self.test_labels[:test])
 
 
-def load(name: str, folder: Path) -> Data:
-    return LOADERS[name](folder)
+def load(name: str, folder: Path, cache: Path | None = None) -> Data:
+    """`folder`: of the files that are read. `cache`: where what takes minutes to make is kept."""
+    if name not in MAKERS:
+        return LOADERS[name](folder)
+    file = None if cache is None else cache / f"{name}.npz"
+    if file is not None and file.exists():
+        with np.load(file) as opened:
+            parts = [opened[part] for part in PARTS]
+    else:
+        parts = MAKERS[name](folder)
+        if file is not None:
+            unfinished = file.with_suffix(".unfinished")
+            with open(unfinished, "wb") as opened:
+                np.savez(opened, **dict(zip(PARTS, parts, strict=True)))  # type: ignore[arg-type]
+            unfinished.replace(file)
+    train, train_labels, test, test_labels = (torch.from_numpy(np.asarray(part)) for part in parts)
+    return Data(train[:, None].float(), train_labels, test[:, None].float(), test_labels)
 
 
 def _arrays(file: str) -> Callable[[Path], Data]:
@@ -79,6 +98,25 @@ def _digits(folder: Path) -> Data:
     return Data(images[500:], labels[500:], images[:500], labels[:500])
 
 
+WORDS_TRAIN, WORDS_TEST = 30_000, 6_000
+BOXES_TRAIN, BOXES_TEST = 40_000, 8_000
+
+
+def _words(folder: Path) -> list[Array]:
+    return list(make_words(WORDS_TRAIN, WORDS_TEST))
+
+
+def _boxes(folder: Path) -> list[Array]:
+    """On each side of the split with digits and scraps of its own."""
+    parts: list[Array] = []
+    with np.load(folder / "mnist.npz") as opened:
+        for seed, (part, count) in enumerate((("x_train", BOXES_TRAIN), ("x_test", BOXES_TEST))):
+            parts += make_canvases(opened[part] / np.float32(255), count, seed)
+    return parts
+
+
+PARTS = ("x_train", "y_train", "x_test", "y_test")
+MAKERS: dict[str, Callable[[Path], list[Array]]] = {"words": _words, "boxes": _boxes}
 LOADERS: dict[str, Callable[[Path], Data]] = {
     "digits": _digits,
     "mnist": _arrays("mnist.npz"),

@@ -142,6 +142,8 @@ def test_the_docs_say_what_was_measured(script):
     assert all(row.keys() >= COLUMNS for row in document["rows"])
     assert script.summary([run for run in document["runs"] if run.get("bodies") is None]) == document["rows"]
     assert script.curve(document["runs"]) == document["curve"]
+    assert script.surest(document["runs"]) == document["surest"]
     docs = (ROOT / "docs" / "training.md").read_text()
     assert script.tables(document) in docs
+    assert script.surest_table(document) in docs
     assert script.curve_table(document) in docs
