@@ -99,8 +99,8 @@ PLANS = {
     "mnist": Plan(2000, {"sum": 2500, "concat": 2500, "student": 2500}, ("shift",)),
     "fashion": Plan(5000, {"sum": 8000, "concat": 6000, "student": 4000}, ("shift", "flip")),
     "cifar10": Plan(8000, {"sum": 4000, "concat": 4000, "student": 6000}, ("shift", "flip"), copies={"student": 4}),
-    "words": Plan(4000, {"sum": 4000, "concat": 4000, "student": 4000}, ("shift",)),
-    "boxes": Plan(4000, {"sum": 4000, "concat": 4000, "student": 4000}, network=LOCATOR, meaning=Meaning("iou")),
+    "words": Plan(3000, {"sum": 3000, "concat": 3000, "student": 3000}, ("shift",)),
+    "boxes": Plan(3000, {"sum": 3000, "concat": 3000, "student": 3000}, network=LOCATOR, meaning=Meaning("iou")),
 }
 CANDIDATES = [("sum", 2, 1), ("concat", 2, 1), ("student", 2, 1), ("student", 4, 1), ("sum", 3, 1), ("sum", 4, 1)]
 CANDIDATES += [("concat", 4, 1)]
@@ -177,7 +177,9 @@ def _train_on_labels(network: nn.Module, data: Data, plan: Plan, file: Path, clo
     for step in tqdm(range(begun + 1, steps + 1), desc=f"{file.stem} deployed", unit="step"):
         picks = torch.randint(len(data.train), (128,), generator=dice)
         images = vary(data.train[picks].flatten(0, 1), plan.varied, dice)
-        loss = _loss(network(images), data.train_labels[picks])
+        with torch.autocast("cpu", torch.bfloat16):
+            answers = network(images)
+        loss = _loss(answers.float(), data.train_labels[picks])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
