@@ -64,7 +64,7 @@ def make_folder(
         role = section.get("role", "deployed")
         shutil.copy(ROOT / "handlers" / f"{role}_handler.py", folder / f"ts_parity_{role}.py")
         model["handler"] = f"ts_parity_{role}.py"
-        # A busy machine takes its time over the self-test, which has a third of what TorchServe gives a worker to start.
+        # A busy machine takes long over the self-test, which has a third of what TorchServe gives a worker to start.
         told = {"startupTimeout": 1200, **(config or {})}
         config = {**told, "ts_parity": {"role": role, "handler": f"{handler}.py", **section}}
     if config is not None:
