@@ -336,27 +336,33 @@ def test_an_endpoint_that_is_out_is_tried_with_second_copies():
 
 
 def test_never_more_than_the_allowed_share_is_out():
-    arrivals = [n * 0.02 for n in range(200)]
+    """Of five, two become slow at once; the others could bear the load without both."""
+    arrivals = [n * 0.01 for n in range(400)]
     slow = {"d0": (1.0, 0.05), "d1": (1.0, 0.05)}
-    run = scenario(arrivals=arrivals, code=None, deployed=3, policy={**SLOW, "max_out": 0.34}, slow=slow)
-    used = {endpoint for at, _, endpoint in run.sent if at > 2.5}
-    assert len(used & {"d0", "d1"}) >= 1
-    assert len(run.answers) == 200
+    policy = {**SLOW, "slow_until_out": 1, "out_s": 50.0}
+    run = scenario(arrivals=arrivals, code=None, deployed=5, policy={**policy, "max_out": 0.4}, slow=slow)
+    assert {change.endpoint for change in run.scheduler.changes} == {"d0", "d1"}
+    run = scenario(arrivals=arrivals, code=None, deployed=5, policy={**policy, "max_out": 0.34}, slow=slow)
+    assert len(run.scheduler.changes) == 1
+    assert len(run.answers) == 400
 
 
 def test_a_slow_endpoint_stays_where_the_others_could_not_bear_the_load():
     """Two machines, one five times slower, as many queries as both can do: it is needed."""
-    arrivals = [n * 0.009 for n in range(300)]
-    run = scenario(arrivals=arrivals, code=None, deployed=2, policy={**SLOW, "max_out": 0.5}, slow={"d0": (1.0, 0.05)})
-    assert sum(endpoint == "d0" for at, _, endpoint in run.sent if at > 1.5) > 10
-    assert len(run.answers) == 300
+    arrivals = [n * 0.009 for n in range(600)]
+    policy = {**SLOW, "max_out": 0.5}
+    run = scenario(arrivals=arrivals, code=None, deployed=2, policy=policy, slow={"d0": (2.0, 0.05)})
+    assert not run.scheduler.changes
+    assert sum(endpoint == "d0" for at, _, endpoint in run.sent if at > 2.5) > 10
+    assert len(run.answers) == 600
 
 
 def test_a_slow_endpoint_that_is_out_helps_when_many_wait():
     """It is taken out in quiet times; then a crowd comes, and it takes its share before its time out is over."""
     arrivals = [*(n * 0.04 for n in range(60)), *([2.45] * 40)]
-    policy = {**SLOW, "max_out": 0.5, "out_s": 50.0}
+    policy = {**SLOW, "slow_until_out": 1, "max_out": 0.5, "out_s": 50.0}
     run = scenario(arrivals=arrivals, code=None, deployed=3, policy=policy, slow={"d0": (1.0, 0.05)})
+    assert [change.endpoint for change in run.scheduler.changes] == ["d0"]
     quiet = [at for at, _, endpoint in run.sent if endpoint == "d0" and 1.7 < at < 2.4]
     crowded = [at for at, _, endpoint in run.sent if endpoint == "d0" and at >= 2.45]
     assert quiet == []

@@ -505,7 +505,7 @@ class PoolState:
         far = any(_is_elsewhere(state, query, True) for state in self.deployed.everyone)
         free = [state for state in self.deployed.with_place() if _is_elsewhere(state, query, far)]
         if free:
-            return least_outstanding(free, now, query.avoid, {query.domain: 1}, age_s=self._age_s)
+            return least_outstanding(free, now, age_s=self._age_s)
         if far or self.has_elsewhere(query) or now < query.rests_until:
             return None
         return self.endpoint_for_query(query, now)

@@ -1,0 +1,241 @@
+"""Faults made on purpose, one at a time: the tests must notice each.
+
+    python -m tests.mutants                   all of them, minutes each on a busy machine
+    python -m tests.mutants engine worker     those of these rooms
+    python -m tests.mutants --list            which there are
+
+Each replaces a piece of one file of a copy of the package and runs the tests that look at it. A mutant that they pass
+has survived: a rule of the package is then tested by nobody. Exit code 0: none has; 1: some have; 2: a piece to be
+replaced is not there, or is there twice, since the code has changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """What is changed, and where it must be noticed."""
+
+    what: str
+    file: str
+    before: str
+    after: str
+    tests: tuple[str, ...]
+
+    @property
+    def room(self) -> str:
+        return self.file.partition("/")[0]
+
+
+def _engine(what: str, file: str, before: str, after: str) -> Mutant:
+    return Mutant(what, f"engine/{file}.py", before, after, ("tests/engine",))
+
+
+MUTANTS = [
+    _engine(
+        "a crowded pool launches its groups' protections all the same",
+        "scheduler",
+        "pool.load.value > self.policy.shed_load and pool.shares_machines",
+        "False",
+    ),
+    _engine(
+        "late launches are not stretched under load",
+        "fleet",
+        "base * (1.0 + self._policy.launch_stretch * min(1.0, max(0.0, (self.load.value - 0.5) / 0.5)))",
+        "base",
+    ),
+    _engine(
+        "slowness takes out an endpoint whose load the others cannot bear",
+        "fleet",
+        "out <= self._policy.max_out * count and self.load.value * count < BEARABLE * (count - out)",
+        "out <= self._policy.max_out * count",
+    ),
+    _engine(
+        "slowness takes out any number of endpoints",
+        "fleet",
+        "out <= self._policy.max_out * count and self.load",
+        "self.load",
+    ),
+    _engine(
+        "errors take out an endpoint whose load the others cannot bear",
+        "fleet",
+        "place.record.share > 0.5 or self.load.value * count < BEARABLE * fit",
+        "True",
+    ),
+    _engine(
+        "errors take out the last endpoint above suspicion",
+        "fleet",
+        "if not any(s.health.condition is Condition.IN and not s.record.suspect for s in others):",
+        "if False:",
+    ),
+    _engine(
+        "slow endpoints do not help in a crowd",
+        "fleet",
+        "self._policy.slow_factor and self.waiting_count > len(self.deployed)",
+        "False",
+    ),
+    _engine(
+        "slow endpoints help although nobody waits",
+        "fleet",
+        "self._policy.slow_factor and self.waiting_count > len(self.deployed)",
+        "self._policy.slow_factor",
+    ),
+    _engine(
+        "the busiest of the overdue is given the benefit of the doubt",
+        "fleet",
+        "min(doubtful, key=lambda s: (s.host.in_flight, s.last_sent), default=None)",
+        "max(doubtful, key=lambda s: (s.host.in_flight, s.last_sent), default=None)",
+    ),
+    _engine(
+        "a second attempt may go to the failure domain of the first",
+        "fleet",
+        "return not far or state.domain != query.domain",
+        "return True",
+    ),
+    _engine(
+        "a second copy goes to a busy machine",
+        "fleet",
+        "if chosen is None or chosen.host.in_flight or chosen.endpoint.instance in query.avoid:",
+        "if chosen is None or chosen.endpoint.instance in query.avoid:",
+    ),
+    _engine(
+        "a second copy does not wait for the backup's own time",
+        "fleet",
+        "return max(after_s, launch_after_s + (self.backup_latency.quantile(self._policy.launch_quantile) or 0.0))",
+        "return after_s",
+    ),
+    _engine(
+        "groups are never sealed early",
+        "fleet",
+        "return not (self._policy.seal_early and self.pool.partial) or now + self.gap.mean <= group.closes_at",
+        "return True",
+    ),
+    _engine(
+        "the age of what is in flight makes no difference",
+        "fleet",
+        "return self._policy.age_factor * self.reconstruct_after_s if self._policy.age_factor else math.inf",
+        "return math.inf",
+    ),
+    _engine(
+        "queries that wait never get a backup first",
+        "scheduler",
+        "if self.policy.launch_waiting and pool.launches_late:",
+        "if False:",
+    ),
+    _engine(
+        "the oldest goes first under pressure too",
+        "scheduler",
+        "newest = now > query.stale_at or (now < pool.pressed_until and query.start_by < math.inf)",
+        "newest = False",
+    ),
+    _engine(
+        "what cannot be in time is sent all the same",
+        "scheduler",
+        "if now >= query.start_by and now > query.arrived_at and pool.is_hopeless(query, now):",
+        "if False:",
+    ),
+    _engine("one model's crowd keeps the others out", "scheduler", "min(waiting, key=_share_taken)", "waiting[0]"),
+    _engine("an answer is finished thrice", "scheduler", "MAX_FINISHES: Final = 2", "MAX_FINISHES: Final = 3"),
+    _engine(
+        "a query that wants the deployed model's own answer gets another",
+        "scheduler",
+        "if not group.usable or (query.exact and not group.code.lossless):",
+        "if not group.usable:",
+    ),
+    _engine(
+        "a query that wants the deployed model's own answer has a student launched",
+        "scheduler",
+        "if not query.exact or code.lossless:",
+        "if True:",
+    ),
+    _engine(
+        "a rebuilt answer is used before its time",
+        "scheduler",
+        "if now < query.release_at or query.finishes_pending or not",
+        "if query.finishes_pending or not",
+    ),
+    _engine(
+        "a query that has killed a worker goes on killing",
+        "scheduler",
+        "return not query.kills or (query.kills == 1 and not query.last_chance and not others)",
+        "return True",
+    ),
+    _engine("a retry costs nothing", "scheduler", "self._retries.take()\n", "pass\n"),
+    _engine("retries never come back with time", "policy", "if self._per_s:\n", "if False:\n"),
+    _engine(
+        "errors of a suspect count as its successes",
+        "scheduler",
+        "if outcome.error and place.record.suspect and task.kind is Kind.DEPLOYED:",
+        "if False:",
+    ),
+    _engine(
+        "protections on trial answer clients",
+        "scheduler",
+        "if not pool.protecting:\n                    self._try",
+        "if False:\n                    self._try",
+    ),
+]
+
+
+def survives(mutant: Mutant) -> bool:
+    """Run its tests on a copy of the package. Raise ValueError if the piece is not there just once."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("ts_parity", "tests", "handlers", "examples", "benchmarks", "docs", "pyproject.toml", "README.md"):
+            source = ROOT / name
+            if source.is_dir():
+                shutil.copytree(source, Path(folder, name), ignore=shutil.ignore_patterns("__pycache__", ".*", "*.so"))
+            else:
+                shutil.copy(source, folder)
+        file = Path(folder, "ts_parity", mutant.file)
+        text = file.read_text()
+        if (times := text.count(mutant.before)) != 1:
+            raise ValueError(f"{mutant.what}: its piece is {times} times in {mutant.file}")
+        file.write_text(text.replace(mutant.before, mutant.after))
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *mutant.tests]
+        command += ["-m", "not torchserve"]
+        environment = {**os.environ, "PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1"}
+        ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    if ran.returncode not in (0, 1):
+        raise ValueError(f"{mutant.what}: its tests could not be run\n{ran.stdout[-2000:]}{ran.stderr[-2000:]}")
+    return ran.returncode == 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rooms", nargs="*", help="only the mutants of these folders of the package")
+    parser.add_argument("--list", action="store_true", help="say which there are, and run nothing")
+    args = parser.parse_args(argv)
+    chosen = [mutant for mutant in MUTANTS if not args.rooms or mutant.room in args.rooms]
+    if args.list:
+        for mutant in chosen:
+            print(f"{mutant.room}: {mutant.what}")
+        return 0
+    survivors, stale = [], []
+    for mutant in tqdm(chosen, unit="mutant"):
+        try:
+            if survives(mutant):
+                survivors.append(mutant)
+                tqdm.write(f"SURVIVED  {mutant.room}: {mutant.what}")
+        except ValueError as error:
+            stale.append(mutant)
+            tqdm.write(f"NOT RUN   {error}")
+    print(f"{len(chosen)} mutants, {len(survivors)} survived, {len(stale)} not run")
+    return 2 if stale else 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
