@@ -98,7 +98,7 @@ def _digits(folder: Path) -> Data:
     return Data(images[500:], labels[500:], images[:500], labels[:500])
 
 
-WORDS_TRAIN, WORDS_TEST = 30_000, 6_000
+WORDS_TRAIN, WORDS_TEST = 20_000, 5_000
 BOXES_TRAIN, BOXES_TEST = 40_000, 8_000
 
 
