@@ -28,7 +28,7 @@ HEAVY = {
     "httptools": {"proxy"},
     "uvloop": {"proxy"},
     "lightning_fabric": {"training"},
-    "matplotlib": {"lab", "training"},
+    "matplotlib": {"lab"},
     "sklearn": {"training"},
     "prometheus_client": {"proxy"},
     "requests": {"torchserve"},

@@ -44,8 +44,9 @@ class Cell:
     kind: str = ""
 
 
-def table(caption: str, heads: Sequence[str], rows: Iterable[tuple[str, Sequence[Cell]]]) -> str:
-    """On a narrow screen each row is a card, with the heads beside its cells. The first cell is the row's own head.
+def table(caption: str, heads: Sequence[str], rows: Iterable[tuple[str, Sequence[Cell]]], small: bool = False) -> str:
+    """On a narrow screen each row is a card, with the heads beside its cells; not where it is `small` enough. The first
+    cell is the row's own head.
 
     rows: each with its class, which may be empty.
     """
@@ -55,7 +56,8 @@ def table(caption: str, heads: Sequence[str], rows: Iterable[tuple[str, Sequence
         shown = "".join(_cell(head, cell) for head, cell in zip(heads[1:], others, strict=True))
         classed = f' class="{kind}"' if kind else ""
         lines.append(f'<tr{classed}><th scope="row"><span>{first.shown}</span></th>{shown}</tr>')
-    return f"<table>\n<caption>{text(caption)}</caption>\n" + "\n".join(lines) + "\n</table>"
+    look = "small" if small else "cards"
+    return f'<table class="{look}">\n<caption>{text(caption)}</caption>\n' + "\n".join(lines) + "\n</table>"
 
 
 def _cell(head: str, cell: Cell) -> str:
@@ -132,21 +134,53 @@ td.bars > span { display: block; }
 table + dl, table + p { margin-top: 1rem; }
 dl { display: grid; grid-template-columns: minmax(8rem, max-content) 1fr; gap: .35rem 1.4rem; margin: 0; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
+.alarm h2 { color: var(--alarm); } .alarm ul { border-left: 4px solid var(--alarm); padding-left: 2rem; }
+.tiles { margin-top: 1.6rem; } .tiles h2 { font-size: .95rem; color: var(--soft); }
+.tiles dl { display: flex; flex-wrap: wrap; gap: 1rem; }
+.tile { flex: 1 1 13rem; max-width: 22rem; background: var(--panel); border: 1px solid var(--line); border-radius: 8px;
+  padding: .8rem 1rem; display: flex; flex-direction: column-reverse; }
+.tile dd { font-size: 1.7rem; line-height: 1.25; font-weight: 600; margin: 0; } .tile dt { font-size: .9rem; }
+.steps li { margin: .9rem 0; } .steps pre { max-width: none; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 2rem 2.5rem; }
+figure { margin: 0; } figcaption p { margin: .2rem 0 .6rem; color: var(--soft); font-size: .9rem; }
+figure > svg { width: 100%; max-width: 38rem; height: auto; display: block; }
+svg text { font: 12px system-ui, sans-serif; fill: var(--soft); } svg .name { fill: var(--ink); }
+svg .grid { stroke: var(--line); } svg .level { stroke: var(--soft); stroke-dasharray: 2 3; }
+svg .line { fill: none; stroke-width: 2; } svg .ends { fill: none; stroke-width: 1.5; }
+svg .band { opacity: .16; stroke: none; } svg .dot { stroke: var(--paper); stroke-width: 1; }
+svg .form1 { stroke-dasharray: 7 4; } svg .form2 { stroke-dasharray: 2 3; } svg .form3 { stroke-dasharray: 9 3 2 3; }
+.sum { fill: var(--sum); stroke: var(--sum); } .concat { fill: var(--concat); stroke: var(--concat); }
+.student { fill: var(--student); stroke: var(--student); } .exact { fill: var(--exact); stroke: var(--exact); }
+.plain { fill: var(--plain); stroke: var(--plain); }
+.legend { list-style: none; display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; margin: .3rem 0 0; padding: 0;
+  font-size: .9rem; }
+.legend svg { width: 28px; height: 16px; vertical-align: -3px; margin-right: .35rem; }
+.gallery { list-style: none; padding: 0; margin: 1rem 0 0; display: grid; gap: 1rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 16rem), 1fr)); }
+.gallery > li { border: 1px solid var(--line); border-radius: 8px; padding: .8rem; min-width: 0; break-inside: avoid; }
+.gallery h3 { font-size: .85rem; font-weight: 500; color: var(--soft); overflow-wrap: anywhere; }
+.gallery .body { margin: 0 0 .7rem; } .gallery .body pre { margin: 0; max-height: 11rem; overflow: auto; }
+.gallery dl { display: grid; grid-template-columns: auto 1fr; gap: .2rem .8rem; }
+.gallery dd { margin: 0; min-width: 0; }
+.gallery img { display: block; max-width: 100%; height: auto; max-height: 14rem; width: auto; border-radius: 4px; }
+.gallery img.tiny { width: 9rem; height: auto; image-rendering: pixelated; } .gallery audio { width: 100%; }
 :focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
 @media (max-width: 48rem) {
-  dl { display: block; } dd { margin: 0 0 .6rem; }
+  dl { display: block; } dd { margin: 0 0 .6rem; } .tiles dl { display: flex; } .tile { max-width: none; }
 }
 @media screen and (max-width: 64rem) {
-  table, tbody, tr, caption { display: block; }
-  tr:first-child { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
-  tr { border: 1px solid var(--line); border-radius: 8px; margin: 0 0 .8rem; padding: .6rem .8rem; }
-  tr.take { border: 2px solid var(--accent); }
-  td, th[scope=row] { display: flex; justify-content: space-between; gap: 1rem; border: 0; padding: .12rem 0;
-    white-space: normal; text-align: right; width: auto; }
-  td::before { content: attr(data-head); color: var(--soft); font-weight: 400; text-align: left; flex: none; }
-  th[scope=row] { text-align: left; font-size: 1.05rem; font-weight: 600; }
-  td.none { display: none; } td.bars { width: auto; } td.bars::before { content: none; } td.bars > span { flex: 1; }
-  .between { display: inline; }
+  table.cards, .cards > tbody, .cards tr, .cards caption { display: block; }
+  .cards tr:first-child { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
+  .cards tr { border: 1px solid var(--line); border-radius: 8px; margin: 0 0 .8rem; padding: .6rem .8rem; }
+  .cards tr.take { border: 2px solid var(--accent); }
+  .cards td, .cards th[scope=row] { display: flex; justify-content: space-between; gap: 1rem; border: 0;
+    padding: .12rem 0; white-space: normal; text-align: right; width: auto; }
+  .cards td::before { content: attr(data-head); color: var(--soft); font-weight: 400; text-align: left; flex: none; }
+  .cards th[scope=row] { text-align: left; font-size: 1.05rem; font-weight: 600; }
+  .cards td.none { display: none; } .cards td.bars::before { content: none; } .cards td.bars > span { flex: 1; }
+  .cards .between { display: inline; }
+  table.small { font-size: .88rem; } .small th[scope=row] { min-width: 0; } .small td.bars { min-width: 3.5rem; }
+  .small th, .small td { padding-right: .45rem; }
 }
 @media print {
   body { font-size: 10.5pt; } main, footer { max-width: none; padding: 0; } section { margin-top: 1.4rem; }

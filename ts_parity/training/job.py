@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ from tqdm import tqdm
 from ts_parity import __version__, output
 from ts_parity.codes import Code, Family, make_code
 from ts_parity.errors import NotCodable, NotRepeatable, TrainingError, TsParityError
-from ts_parity.torchserve.archive import Archive, extract_archive, protection_name
-from ts_parity.training import TrainSettings
+from ts_parity.torchserve.archive import Archive, extract_archive, fingerprint, protection_name
+from ts_parity.training import FOLDERS, TrainSettings
 from ts_parity.training.architectures import (
     DEPLOYED,
     FRESH,
@@ -40,6 +41,16 @@ from ts_parity.training.cost import Cost, measure
 from ts_parity.training.data import not_encodable, some_calls
 from ts_parity.training.deciding import Deciding, first_sight, sight_of, substitutes
 from ts_parity.training.devices import launch, make_fabric
+from ts_parity.training.disagreements import (
+    Rebuilt,
+    by_class,
+    chosen_from,
+    class_name,
+    class_names,
+    label_told,
+    told_of,
+    who_was_right,
+)
 from ts_parity.training.evaluate import Protections, evaluate, of_packed, rebuilt_slots
 from ts_parity.training.fit import Knobs, Material, Progress, run_network
 from ts_parity.training.goals import Goal, draw_groups
@@ -48,13 +59,15 @@ from ts_parity.training.inputs import Calls, Inputs
 from ts_parity.training.meaning import Meaning
 from ts_parity.training.order import FEWEST_BODIES, Candidate, Order, check_enough
 from ts_parity.training.packing import Packer
-from ts_parity.training.page import page
-from ts_parity.training.promise import COMPARED, Promise, promise
+from ts_parity.training.page import report_page
+from ts_parity.training.previews import as_text
+from ts_parity.training.promise import COMPARED, Promise, finished, promise
 from ts_parity.training.reading import Reader, Reading
 from ts_parity.training.recommend import recommend
 from ts_parity.training.repeats import MOST, check_repeatable
 from ts_parity.training.scaling import scaled
 from ts_parity.training.sizing import USUAL_BUDGET, Model, multiplications
+from ts_parity.training.steps import command_of
 from ts_parity.training.workshop import workshop
 from ts_parity.wire import Array
 from ts_parity.worker.offline import OfflineHandler
@@ -68,12 +81,14 @@ def run(order: Order) -> dict[str, Any]:
     check_architecture(settings.architecture)
     with workshop(settings, order.bodies) as work:
         refused = list(order.refused)
-        report = _Job(settings, order.archive, order.bodies, work).run(order.candidates, refused)
+        job = _Job(settings, order.archive, order.bodies, work)
+        report = job.run(order.candidates, refused)
         report["refused"] = refused
         report["recommendation"] = recommend(report)
         made = work / "made"
+        report["hashes"] = _hashes(made, order.settings.archive)
         (made / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        (made / "report.html").write_text(page(report), encoding="utf-8")
+        (made / "report.html").write_text(report_page(report, settings.out, job.shown), encoding="utf-8")
         output.moved(made, settings.out)
     return report
 
@@ -91,6 +106,8 @@ class _Job:
         self.fabric = make_fabric(settings)
         self.knobs = _knobs(settings)
         self.deciding = Deciding(settings, self.knobs, self.fabric.device, work)
+        self.shown: dict[int, Body] = {}
+        """Those of the disagreements, by their row among the scored ones."""
 
     def run(self, candidates: Sequence[Candidate], refused: list[str]) -> dict[str, Any]:
         """`refused` grows by what this handler's inputs rule out."""
@@ -100,6 +117,9 @@ class _Job:
         candidates = self._codable(candidates, refused)
         report: dict[str, Any] = {
             "package": __version__,
+            "made_at": f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
+            "command": command_of(self.settings),
+            "archive": str(self.settings.archive),
             "deployed": asdict(self.protects),
             "bodies": len(self.bodies),
             "seed": self.settings.seed,
@@ -230,7 +250,7 @@ class _Job:
         """Train it with every seed, score it, and pack the best of them."""
         code = candidate.code
         if code.lossless:
-            scores = [self._scores(ground, code, [], 0)]
+            scores = [self._scores(ground, code, self._answered(ground, code, [], 0))]
             cost = self._cost(ground, code, ground.deployed())
             return {
                 **_told(code, ITSELF),
@@ -244,7 +264,8 @@ class _Job:
             [self._row(ground, candidate, row, seed) for row in rows]
             for seed in range(self.settings.seed, self.settings.seed + self.settings.seeds)
         ]
-        scores = [self._scores(ground, code, models, seed) for seed, models in enumerate(trained)]
+        answered = [self._answered(ground, code, models, seed) for seed, models in enumerate(trained)]
+        scores = [self._scores(ground, code, each) for each in answered]
         chosen = self._chosen(ground, code, trained)
         best = trained[chosen]
         promised = self._promise(handler, ground, code, best, scores[chosen])
@@ -253,7 +274,12 @@ class _Job:
         for row in range(code.r):
             model, name = best[min(row, len(best) - 1)], self._name(candidate, row)
             archives.append(packer.protection(code, row, model, name, cost.cost, promised))
-        told = {"promised": asdict(promised), "packed_seed": self.settings.seed + chosen, "archives": archives}
+        told = {
+            "promised": asdict(promised),
+            "packed_seed": self.settings.seed + chosen,
+            "archives": archives,
+            **self._shows(handler, ground, code, answered[chosen]),
+        }
         return {**_told(code, str(candidate.architecture)), **of_packed(scores, chosen), **asdict(cost), **told}
 
     def _chosen(self, ground: Ground, code: Code, trained: Sequence[Sequence[nn.Module]]) -> int:
@@ -310,16 +336,51 @@ class _Job:
             folded(model.network)
         return model
 
-    def _scores(self, ground: Ground, code: Code, models: Sequence[nn.Module], seed: int) -> dict[str, Any]:
+    def _answered(self, ground: Ground, code: Code, models: Sequence[nn.Module], seed: int) -> _Answered:
         dice = np.random.default_rng(self.settings.seed + 1 + seed)
         groups = draw_groups(ground.scored_rows, code.k, dice, SCORED_GROUPS)
-        outputs = ground.scored.outputs[groups]
-        if code.lossless:  # it says what the deployed model has said, which was found repeatable
-            protections: Protections = {members: {0: outputs} for members in range(1, code.k + 1)}
-        else:
-            protections = said(code, models, ground.scored.inputs, groups)
+        if not code.lossless:
+            return groups, said(code, models, ground.scored.inputs, groups)
+        outputs = ground.scored.outputs[groups]  # it says what the deployed model has said, which was found repeatable
+        return groups, {members: {0: outputs} for members in range(1, code.k + 1)}
+
+    def _scores(self, ground: Ground, code: Code, answered: _Answered) -> dict[str, Any]:
+        groups, protections = answered
         labels = None if ground.labels is None else ground.labels[groups]
-        return evaluate(code, outputs, protections, labels, ground.meaning, ground.scored_contents[groups])
+        contents = ground.scored_contents[groups]
+        return evaluate(code, ground.scored.outputs[groups], protections, labels, ground.meaning, contents)
+
+    def _shows(self, handler: OfflineHandler, ground: Ground, code: Code, answered: _Answered) -> dict[str, Any]:
+        """How the packed one errs: by class, and on a dozen bodies."""
+        groups, protections = answered
+        meaning, outputs = ground.meaning, ground.scored.outputs
+        slots, rebuilt = zip(*rebuilt_slots(code, outputs[groups], protections[code.k], code.k, 1), strict=True)
+        rows = np.concatenate([groups[:, slot] for slot in slots])
+        labels = None if ground.labels is None else ground.labels[rows]
+        all_of_them = Rebuilt(rows, np.concatenate(rebuilt), outputs[rows], ground.scored_contents[rows], labels)
+        folders = self.bodies if str(self.settings.labels) == FOLDERS else ()
+        names = class_names(self.extracted, meaning.rows(outputs[:1], 1).shape[-1], folders)
+        shown = []
+        for place in chosen_from(all_of_them, meaning, np.random.default_rng(self.settings.seed)):
+            row, raw = int(rows[place]), all_of_them.rebuilt[place].astype(outputs.dtype)
+            body = self.shown[row] = ground.scored_bodies[row]
+            both = finished(handler, body, raw)
+            shown.append(
+                {
+                    "body": body.name,
+                    "row": row,
+                    "deployed": told_of(outputs[row], meaning, names),
+                    "rebuilt": told_of(raw, meaning, names),
+                    **({} if labels is None else {"label": label_told(labels[place], meaning, names)}),
+                    **(
+                        {}
+                        if both is None
+                        else {"answer": as_text(both[0].body), "rebuilt_answer": as_text(both[1].body)}
+                    ),
+                }
+            )
+        classes = [{**each, "name": class_name(each["class"], names)} for each in by_class(all_of_them, meaning)]
+        return {"classes": classes, "differing": who_was_right(all_of_them, meaning), "disagreements": shown}
 
     def _beside(self, ground: Ground, k: int) -> dict[str, Any]:
         """What `exact` would cost, which nobody asked for: the others are compared with it."""
@@ -419,7 +480,15 @@ def _unscored(code: Code, archives: list[str]) -> dict[str, Any]:
     return {**_told(code, ITSELF), "agreement": 1.0, "loss": 0.0, "seeds": 0, "archives": archives}
 
 
+def _hashes(made: Path, archive: Path) -> dict[str, str]:
+    """sha256 of what was packed, and of what it was made from."""
+    files = {file.name: file for file in sorted(made.glob("*.mar"))} | {f"{archive.name} (your own)": archive}
+    return {name: fingerprint(file) for name, file in files.items()}
+
+
 ITSELF = "the deployed model itself"
+_Answered = tuple[Array, Protections]
+"""Groups (G, k) of scored bodies, and what the protections say to them."""
 _SHARED = ("A_a", "A_default", "E_a", "E_default", "spread")
 
 

@@ -1,219 +1,439 @@
-"""The report as one HTML file that needs nothing else: plots, the table, the sentence.
+"""The report as one HTML file that needs nothing else: what to take, what it is worth, and how it errs.
 
-Knows the report's keys and matplotlib. Computes nothing that is not in the report.
+Knows the report's keys, and how a body is shown. Computes nothing that is not in the report.
 """
 
 from __future__ import annotations
 
-import html
-import io
-from collections.abc import Callable, Mapping, Sequence
+import math
+import re
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from ts_parity.pages import Cell, bar, listed, page, pairs, section, table, text, typed
+from ts_parity.training.bodies import Body
+from ts_parity.training.charts import Chart, Mark, Pair
 from ts_parity.training.figures import FIGURES, Figure
 from ts_parity.training.meaning import Meaning
-from ts_parity.training.recommend import extra_work, loss
+from ts_parity.training.previews import preview
+from ts_parity.training.recommend import MOST_LOSS, SMALL_LOSS, chosen, extra_work, looked_at, loss, named
+from ts_parity.training.steps import next_steps
 
-COLOURS = {"sum": "#c44536", "concat": "#e0a030", "student": "#2a6f97", "exact": "#3a7d44"}
-MARKERS = {1: "o", 2: "s", 3: "^", 4: "D"}
+MOST_SHOWN = 1 << 20
+"""Signs of all bodies that are shown together; what comes after them has its name."""
+MOST_CLASSES = 24
+"""Rows of the table by class; the rest is summed up."""
+MOST_LINES = 30
+"""Warnings, and bodies that were refused."""
+MOST_SIGNS = 2000
+"""Of one line that a handler or a file name may have made."""
 F = [i / 100 for i in range(21)]
 
 Candidate = Mapping[str, Any]
 
 
-def page(report: Mapping[str, Any]) -> str:
+def report_page(report: Mapping[str, Any], out: Path, bodies: Mapping[int, Body] | None = None) -> str:
+    """`out`: the folder of the archives. `bodies`: those of the disagreements, by their row among the scored ones."""
     candidates: Sequence[Candidate] = report["candidates"]
+    deployed, figure = report["deployed"], FIGURES[report.get("metric") or "accuracy"]
     scored = [c for c in candidates if "error" in c]
-    deployed = report["deployed"]
     title = f"What a rebuilt answer of {deployed['model']} {deployed['version']} is worth"
-    figures = []
-    if scored:
-        name = f"{_overall_name(scored[0])} against the share of rebuilt answers"
-        figures.append((name, _svg(lambda a: _overall(a, scored))))
-    if len(scored) > 1:  # a single dot shows nothing that the table does not say
-        figures.append(("Rebuilt answers against k", _svg(lambda a: _against_k(a, scored))))
-    priced = [c for c in scored if extra_work(c) is not None]
-    if len(priced) > 1:
-        figures.append(("The frontier: what a group costs, and what its rebuilt answers are worth", _svg(
-            lambda a: _frontier(a, priced))))  # fmt: skip
-    body = [f"<h1>{html.escape(title)}</h1>", f'<p class="say">{html.escape(report["recommendation"])}</p>']
-    body += [f"<figure><figcaption>{html.escape(name)}</figcaption>{svg}</figure>" for name, svg in figures]
-    body += [_table(candidates), _notes(report)]
-    return _PAGE.format(title=html.escape(title), body="\n".join(body))
+    return page(
+        title,
+        [
+            f"<h1>{text(title, 200)}</h1>",
+            _said(report["recommendation"]),
+            _tiles(report, figure),
+            section("Warnings", _lines(report.get("warnings", ())), kind="alarm"),
+            section("What to do next", _steps(report, out)),
+            section("What was compared", _table(report, figure), _legend(report, figure)),
+            _figures(report, scored, figure),
+            _classes(report),
+            _disagreements(report, bodies or {}),
+            section("What was not made", _lines(report.get("refused", ()))),
+            section("Bodies that the handler refused", _lines(report.get("refused_bodies", ()))),
+            section("How it was made", pairs(_made(report)), _archives(report)),
+        ],
+        text(f"ts_parity {report.get('package', '')}. This page needs no network and holds all that it shows."),
+    )
 
 
-def _figure(candidate: Candidate) -> Figure:
-    return FIGURES[candidate["metric"]]
+def _said(recommendation: str) -> str:
+    """The first sentence says what to take."""
+    first, point, rest = recommendation.partition(". ")
+    said, more = (re.sub("`([^`]+)`", r"<code>\1</code>", text(part)) for part in (first + point.strip(), rest))
+    return f'<p class="say">{said}</p>\n' + (f"<p>{more}</p>" if more else "")
 
 
-def _scale(candidate: Candidate) -> float:
-    """Shares are shown in percent, errors in their unit."""
-    return 1.0 if _figure(candidate).error else 100.0
+# ---- in a few numbers ------------------------------------------------------------------------------------------------
 
 
-def _labelled(candidate: Candidate) -> bool:
-    return "A_d" in candidate or "E_d" in candidate
+def _tiles(report: Mapping[str, Any], figure: Figure) -> str:
+    """Of the one that is recommended, or else of the best of those that were made."""
+    one = looked_at(report)
+    if one is None or "score" not in one:
+        return ""
+    head = named(one) + (", recommended" if one is chosen(report) else ", the best of those trained")
+    tiles = [
+        (_lost(one), f"{'points of ' if not figure.error else ''}{one['loss_of']} lost by a rebuilt answer", "loss"),
+        (figure.told(one["score"]), f"{figure.own} with the model's own answers", "score"),
+    ]
+    if (work := extra_work(one)) is not None:
+        tiles.append((f"{work:.0%}", "extra work per query, if every query is protected", ""))
+    shown = "".join(
+        f'<div class="tile"><dt>{text(what)}</dt><dd>{text(value)}{_between(one, name)}</dd></div>'
+        for value, what, name in tiles
+    )
+    return f'<section class="tiles" aria-label="{text(head)}"><h2>{text(head)}</h2><dl>{shown}</dl></section>'
 
 
-def _value(candidate: Candidate) -> float:
-    """What rebuilt answers score: against labels where there are some."""
-    return float(next(candidate[name] for name in ("A_d", "E_d", "score") if name in candidate))
+def _lost(candidate: Candidate) -> str:
+    if FIGURES[candidate["metric"]].error:
+        return f"{loss(candidate):.2%}"
+    return f"{100 * loss(candidate):.2f}"
 
 
-def _what(candidates: Sequence[Candidate]) -> str:
-    figure = _figure(candidates[0])
-    name = figure.true if _labelled(candidates[0]) else figure.own
-    return f"{name} of rebuilt answers" + ("" if figure.error else " (%)")
+def interval(candidate: Mapping[str, Any], name: str) -> Pair | None:
+    """From low to high, with 95 % certainty."""
+    ends = candidate.get("intervals", {}).get(name)
+    return None if ends is None or ends[0] == ends[1] else (float(ends[0]), float(ends[1]))
 
 
-def _overall_name(candidate: Candidate) -> str:
-    figure = _figure(candidate)
-    return f"Overall {figure.true if _labelled(candidate) else figure.own}"
+def _between(candidate: Candidate, name: str) -> str:
+    ends = interval(candidate, name)
+    if ends is None:
+        return ""
+    figure = FIGURES[candidate["metric"]]
+    if name == "loss":
+        told = (f"{100 * end:.2f}" + ("%" if figure.error else "") for end in ends)
+    else:
+        told = (figure.told(end) for end in ends)
+    return f' <span class="between">{text(" to ".join(told))}</span>'
+
+
+# ---- what to do ------------------------------------------------------------------------------------------------------
+
+
+def _steps(report: Mapping[str, Any], out: Path) -> str:
+    items = (f"<li>{text(step.say)}{typed(step.command)}</li>" for step in next_steps(report, out))
+    return f'<ol class="steps">{"".join(items)}</ol>'
+
+
+def _lines(lines: Sequence[str]) -> str:
+    more = [f"and {len(lines) - MOST_LINES} more, which report.json names"] if len(lines) > MOST_LINES else []
+    return listed([line[:MOST_SIGNS] for line in [*lines[:MOST_LINES], *more]])
+
+
+# ---- the candidates --------------------------------------------------------------------------------------------------
 
 
 def _label(candidate: Candidate) -> str:
     return f"{candidate['code']} k={candidate['k']}" + (f" r={candidate['r']}" if candidate["r"] > 1 else "")
 
 
-def _overall(axes: Any, candidates: Sequence[Candidate]) -> None:
-    first = candidates[0]
-    scale, error = _scale(first), _figure(first).error
-    available = float(first.get("E_a", 0.0) if error else first.get("A_a", 1.0))
-
-    def mixed(other: float) -> list[float]:
-        return [scale * Meaning(metric=first["metric"]).mixed(available, other, f) for f in F]
-
-    for c in candidates:
-        style = {2: "-", 3: "--", 4: ":"}.get(c["k"], "-.")
-        axes.plot([100 * f for f in F], mixed(_value(c)), style, color=COLOURS[c["code"]], label=_label(c))
-    default = first.get("E_default" if error else "A_default")
-    if default is not None:
-        axes.plot([100 * f for f in F], mixed(float(default)), color="#888888", label="a default answer")
-        furthest = max((mixed(_value(c))[-1] for c in candidates), key=lambda value: abs(value - scale * available))
-        room = 1.5 * (furthest - scale * available) + (0.02 if error else -0.005) * scale * max(available, 0.1)
-        axes.set_ylim(**{"top" if error else "bottom": scale * available + room})
-    axes.set_xlabel("f, share of answers that are rebuilt (%)")
-    axes.set_ylabel(f"{_overall_name(first)}" + ("" if error else " (%)"))
-    axes.legend(fontsize=8)
+def _labelled(candidate: Candidate) -> bool:
+    return "A_d" in candidate or "E_d" in candidate
 
 
-def _against_k(axes: Any, candidates: Sequence[Candidate]) -> None:
-    scale = _scale(candidates[0])
-    for code in dict.fromkeys(c["code"] for c in candidates):
-        mine = sorted((c for c in candidates if c["code"] == code), key=lambda c: int(c["k"]))
-        spread = [
-            scale * float(next((c[n] for n in ("A_d_spread", "E_d_spread", "score_spread") if n in c), 0.0))
-            for c in mine
-        ]
-        axes.errorbar(
-            [c["k"] for c in mine], [scale * _value(c) for c in mine], yerr=spread, marker="o", capsize=3,
-            color=COLOURS[code], label=code,
-        )  # fmt: skip
-    axes.set_xticks(sorted({c["k"] for c in candidates}))
-    axes.set_xlabel("k, queries to a coding group")
-    axes.set_ylabel(_what(candidates))
-    axes.legend(fontsize=8)
-
-
-def _frontier(axes: Any, candidates: Sequence[Candidate]) -> None:
-    scale = _scale(candidates[0])
-    for c in candidates:
-        marker = MARKERS.get(c["k"], "x")
-        axes.scatter(c["cost"], scale * _value(c), color=COLOURS[c["code"]], marker=marker, s=40, label=_label(c))
-    axes.set_xlabel("T(group) / T(1), cost of a group in deployed inferences")
-    axes.set_ylabel(_what(candidates))
-    axes.set_xlim(left=0)
-    axes.legend(fontsize=8)
-
-
-def _svg(draw: Callable[[Any], None]) -> str:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    with matplotlib.rc_context({"svg.hashsalt": "ts_parity", "svg.fonttype": "none"}):
-        figure, axes = pyplot.subplots(figsize=(6.4, 4.0))
-        draw(axes)
-        axes.grid(alpha=0.3)
-        figure.tight_layout()
-        written = io.StringIO()
-        figure.savefig(written, format="svg", metadata={"Date": None})
-        pyplot.close(figure)
-    text = written.getvalue()
-    return text[text.index("<svg") :]
-
-
-def _table(candidates: Sequence[Candidate]) -> str:
-    figure = FIGURES[candidates[0].get("metric", "accuracy")]
+def _table(report: Mapping[str, Any], figure: Figure) -> str:
+    candidates, taken = [*report["candidates"], *report.get("beside", ())], chosen(report)
     own, rebuilt = ("E_a", "E_d") if figure.error else ("A_a", "A_d")
-
-    def told(name: str) -> Callable[[Candidate], str]:
-        return lambda c: figure.told(c[name], c.get(f"{name}_spread")) if name in c else ""
-
     columns: list[tuple[str, Callable[[Candidate], str]]] = [
-        ("code", lambda c: str(c["code"])),
-        ("k", lambda c: str(c["k"])),
-        ("r", lambda c: str(c["r"])),
-        ("architecture", lambda c: str(c["architecture"])),
-        (own, told(own)),
-        (rebuilt, told(rebuilt)),
-        ("loss", lambda c: f"{100 * loss(c):.2f}"),
-        (figure.own, told("score")),
-        ("cost of a group", lambda c: "" if c.get("cost") is None else f"{c['cost']:.2f}"),
+        (own, lambda c: _told(c, own, figure)),
+        (rebuilt, lambda c: _told(c, rebuilt, figure)),
+        ("loss", lambda c: text(_lost({"metric": report.get("metric", "accuracy"), **c})) + _between(c, "loss")),
+        (figure.own, lambda c: _told(c, "score", figure)),
+        ("cost of a group", lambda c: _cost(c)),
         ("extra work", lambda c: "" if extra_work(c) is None else f"{extra_work(c):.0%}"),
-        ("seeds", lambda c: str(c["seeds"])),
+        ("seeds", lambda c: _seeds(c, figure)),
     ]
-    head = "".join(f"<th>{html.escape(name)}</th>" for name, _ in columns)
-    rows = ["".join(f"<td>{html.escape(cell(c))}</td>" for _, cell in columns) for c in candidates]
-    return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
+    shown = [(head, cell) for head, cell in columns if any(cell(c) for c in candidates)]
+    rows = []
+    for c in candidates:
+        label = f'{text(_label(c))} <span class="between">{text(_kind(report, c), 80)}</span>'
+        kind = "take" if c is taken else "no" if loss(c) > MOST_LOSS else ""
+        rows.append((kind, [Cell(label), *(Cell(cell(c)) for _, cell in shown)]))
+    return table(_scored_on(report), ["", *(head for head, _ in shown)], rows)
 
 
-def _notes(report: Mapping[str, Any]) -> str:
-    told = [f"Scored on {report['scored_on']}, {report['scored_groups']} groups."] if "scored_on" in report else []
-    told.append(f"Machine: {report['machine']}, {report['device']}; torch {report['torch']}; seed {report['seed']}.")
-    if "outputs" in report:
-        figure = FIGURES[report["metric"]]
-        told.append(f"The outputs are taken for {report['outputs']['kind']}: {report['outputs']['why']}.")
-        told.append(_legend(figure, report["candidates"][0]))
-    told += [
-        f"{c['code']} with k={c['k']}, which was not asked for, would lose nothing at a cost of {c['cost']:.2f}."
-        for c in report.get("beside", [])
-    ]
-    told += [*report.get("warnings", []), *report.get("refused", [])]
-    return "".join(f'<p class="note">{html.escape(line)}</p>' for line in told)
+def _kind(report: Mapping[str, Any], candidate: Candidate) -> str:
+    return "not asked for, to compare with" if candidate in report.get("beside", ()) else candidate["architecture"]
 
 
-def _legend(figure: Figure, candidate: Candidate) -> str:
-    letter, truth = "E" if figure.error else "A", figure.true
-    known = f"{letter}_a: {truth} of the deployed model's own answers, {letter}_d: of rebuilt ones; " if _labelled(
-        candidate) else ""  # fmt: skip
-    unit = f"in the outputs' unit, and their spread is {candidate['spread']:.4g}; " if figure.error else ""
-    return (
-        f"{known}{figure.own}: of rebuilt answers against the deployed model's own, every slot erased once; {unit}"
-        f"loss: of a rebuilt answer, in points of {candidate['loss_of']}; cost: the time of a group's protection in "
-        "deployed inferences on this device, preprocessing left out; extra work: per query."
+def _told(candidate: Candidate, name: str, figure: Figure) -> str:
+    if name not in candidate:
+        return ""
+    return text(figure.told(candidate[name])) + _between(candidate, name)
+
+
+def _seeds(candidate: Candidate, figure: Figure) -> str:
+    """Which of several was packed; all figures are of that one."""
+    if "over_seeds" not in candidate:
+        return str(candidate.get("seeds") or "")
+    mean = candidate["over_seeds"]
+    told = f"mean {figure.told(mean['score'], mean['score_spread'])}"
+    return f'{candidate["seeds"]}, packed {candidate["packed_seed"]} <span class="between">{text(told)}</span>'
+
+
+def _cost(candidate: Candidate) -> str:
+    if candidate.get("cost") is None:
+        return ""
+    counted = candidate.get("multiplications")
+    more = "" if counted is None else f' <span class="between">{counted:.2f} by multiplications</span>'
+    return f"{candidate['cost']:.2f}{more}"
+
+
+def _scored_on(report: Mapping[str, Any]) -> str:
+    if "scored_on" not in report:
+        return "What exact loses is known without a measurement: nothing."
+    told = f"Scored on {report['scored_on']}, in {report['scored_groups']:,} groups, every slot erased once"
+    known = any("intervals" in c for c in report["candidates"])
+    return told + ("; below each figure its 95 % interval." if known else ".")
+
+
+def _legend(report: Mapping[str, Any], figure: Figure) -> str:
+    if "outputs" not in report:
+        return ""
+    first = next((c for c in report["candidates"] if "score" in c), None)
+    letter, words = "E" if figure.error else "A", []
+    if first is not None and _labelled(first):
+        words.append((f"{letter}_a, {letter}_d", f"{figure.true} of the model's own and of rebuilt answers"))
+    unit = f", in the outputs' unit; their spread is {first['spread']:.4g}" if first and "spread" in first else ""
+    words.append((figure.own, f"of rebuilt answers with the model's own{unit}"))
+    words.append(("loss", f"of a rebuilt answer, in points of {first['loss_of'] if first else 'agreement'}"))
+    words.append(("cost of a group", f"its time on a worker in deployed inferences ({report['device']} here)"))
+    words.append(("extra work", "per query, if every query is protected; launched late, only late queries add it"))
+    words.append(("outputs", f"taken for {report['outputs']['kind']}: {report['outputs']['why']}"))
+    return pairs(words)
+
+
+# ---- plots -----------------------------------------------------------------------------------------------------------
+
+
+def _figures(report: Mapping[str, Any], scored: Sequence[Candidate], figure: Figure) -> str:
+    """A plot of a single dot shows nothing that the table does not say."""
+    drawn: list[tuple[str, str, str]] = []
+    priced = [c for c in scored if extra_work(c) is not None]
+    if len(priced) > 1:
+        words = "What a rebuilt answer loses, against what it costs to have it."
+        drawn.append(("Loss and work", words, _against_work([*priced, *report.get("beside", ())], figure)))
+    if scored:
+        share = "The share of late answers, which are rebuilt, is yours: the lines say what is left of all answers."
+        drawn.append((f"Overall {_overall_name(scored[0])}", share, _overall(scored)))
+    if sure := [c for c in scored if c.get("confidence", {}).get("surest")]:
+        words = (
+            "If only those rebuilt answers are released that look surest, they agree more often. This holds for bodies "
+            "like those that were scored. It is no guard against bodies of another kind: only the comparison with live "
+            "answers, which the proxy makes all the time, is."
+        )
+        drawn.append(("Confidence", words, _confidence(sure)))
+    shown = "".join(
+        f"<figure><figcaption><h3>{text(name)}</h3><p>{text(words)}</p></figcaption>{svg}</figure>"
+        for name, words, svg in drawn
     )
+    return section("What it means", f'<div class="figures">{shown}</div>') if shown else ""
 
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8"/>
-<meta name="viewport" content="width=device-width"/>
-<title>{title}</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
-.say {{ font-size: 1.15rem; border-left: 4px solid #2a6f97; padding-left: .8rem; }}
-figure {{ margin: 2rem 0; }} figcaption {{ font-weight: 600; }} svg {{ max-width: 100%; height: auto; }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #ddd; }}
-td {{ white-space: nowrap; }}
-.note {{ color: #666; font-size: .9rem; }}
-</style>
-</head>
-<body>
-{body}
-</body>
-</html>
-"""
+def _form(candidate: Candidate) -> int:
+    return max(0, int(candidate["k"]) - 2)
+
+
+def _points(candidate: Candidate) -> float:
+    return 100 * loss(candidate)
+
+
+def _ends(candidate: Candidate, name: str) -> Pair | None:
+    ends = interval(candidate, name)
+    return None if ends is None else (100 * ends[0], 100 * ends[1])
+
+
+def _against_work(candidates: Sequence[Candidate], figure: Figure) -> str:
+    marks = [
+        Mark(
+            _label(c), c["code"], [(100 * (extra_work(c) or 0.0), _points(c))], _form(c), [_ends(c, "loss")],
+        )
+        for c in candidates
+    ]  # fmt: skip
+    told = "; ".join(f"{_label(c)} loses {_points(c):.2f} points and adds {extra_work(c):.0%}" for c in candidates)
+    what = next(c["loss_of"] for c in candidates if "loss_of" in c)
+    up = f"loss, % of {what}" if figure.error else f"loss, points of {what}"
+    return Chart(told, "extra work per query, %", up, marks, (100 * SMALL_LOSS, "one point")).svg()
+
+
+def _overall_name(candidate: Candidate) -> str:
+    figure = FIGURES[candidate["metric"]]
+    return figure.true if _labelled(candidate) else figure.own
+
+
+def _overall(candidates: Sequence[Candidate]) -> str:
+    first = candidates[0]
+    figure, meaning = FIGURES[first["metric"]], Meaning(metric=first["metric"])
+    scale = 1.0 if figure.error else 100.0
+    own = float(first.get("E_a", 0.0) if figure.error else first.get("A_a", 1.0))
+
+    def line(label: str, colour: str, other: float, form: int = 0) -> Mark:
+        points = [(100 * f, scale * meaning.mixed(own, other, f)) for f in F]
+        return Mark(label, colour, points, form, line=True)
+
+    marks = [line(_label(c), c["code"], _worth(c), _form(c)) for c in candidates]
+    furthest = max((mark.points[-1][1] for mark in marks), key=lambda y: abs(y - scale * own))
+    default = first.get("E_default" if figure.error else "A_default")
+    if default is not None:  # far off, as a rule: the others are to be told from each other
+        marks.append(line("a default answer", "plain", float(default)))
+    room = 1.6 * (furthest - scale * own) + (0.02 if figure.error else -0.005) * scale * max(own, 0.1)
+    told = "; ".join(f"{mark.label}: {mark.points[10][1]:.4g} at 10 %" for mark in marks)
+    up, edge = _overall_name(first) + ("" if figure.error else ", %"), scale * own + room
+    low, high = (-math.inf, edge) if figure.error else (edge, math.inf)
+    return Chart(told, "answers that are rebuilt, %", up, marks, zero=False, bounds=(low, high)).svg()
+
+
+def _worth(candidate: Candidate) -> float:
+    """What rebuilt answers score: against labels where there are some."""
+    return float(next(candidate[name] for name in ("A_d", "E_d", "score") if name in candidate))
+
+
+def _confidence(candidates: Sequence[Candidate]) -> str:
+    marks = []
+    for c in candidates:
+        whole = {
+            "released": 1.0,
+            "agreement": c["confidence"]["agreement"],
+            "agreement_95": c["confidence"]["agreement_95"],
+        }
+        points = [whole, *(each for each in c["confidence"]["surest"] if "agreement" in each)]
+        marks.append(
+            Mark(
+                _label(c), c["code"], [(100 * p["released"], 100 * p["agreement"]) for p in points],
+                _form(c), [(100 * p["agreement_95"][0], 100 * p["agreement_95"][1]) for p in points],
+                line=True,
+            )
+        )  # fmt: skip
+    told = "; ".join(
+        f"{mark.label}: " + ", ".join(f"{y:.1f} % of the surest {x:.0f} %" for x, y in mark.points) for mark in marks
+    )
+    return Chart(told, "surest answers that are released, %", "agreement, %", marks, zero=False).svg()
+
+
+# ---- by class --------------------------------------------------------------------------------------------------------
+
+
+def _classes(report: Mapping[str, Any]) -> str:
+    one = looked_at(report)
+    rows = [] if one is None else one.get("classes", [])
+    if one is None or len(rows) < 2:
+        return ""
+    largest = max(max(100 * row["loss"], 100 * (interval(row, "loss") or (0, 0))[1]) for row in rows) or 1.0
+    lines = []
+    for row in rows[:MOST_CLASSES]:
+        low, high = interval(row, "loss") or (row["loss"], row["loss"])
+        cells = [
+            Cell(text(row["name"], 60)), Cell(f"{row['bodies']:,}"),
+            Cell(bar(100 * row["loss"], 100 * low, 100 * high, largest, "take"), "bars"),
+            Cell(f'{100 * row["loss"]:.1f} <span class="between">{100 * low:.1f} to {100 * high:.1f}</span>'),
+            Cell(f"{row['agreement']:.1%}"),
+        ]  # fmt: skip
+        lines.append(("", cells))
+    rest = rows[MOST_CLASSES:]
+    more = f"{len(rest):,} more classes lose {100 * rest[0]['loss']:.1f} points or less each." if rest else ""
+    of = "the label" if _labelled(one) else "the model's own answer"
+    caption = (
+        f"{named(one)}, by the class of {of}, the worst first; in points of {one['loss_of']}, with 95 % intervals. "
+        "Classes of few bodies have wide ones."
+    )
+    heads = ["class", "bodies", "", "loss", "agreement"]
+    note = f'<p class="note">{text(more)}</p>' if more else ""
+    return section("Loss by class", table(caption, heads, lines, small=True), note)
+
+
+# ---- how it errs -----------------------------------------------------------------------------------------------------
+
+
+def _disagreements(report: Mapping[str, Any], bodies: Mapping[int, Body]) -> str:
+    one = looked_at(report)
+    shown: Sequence[Mapping[str, Any]] = [] if one is None else one.get("disagreements", [])
+    if one is None or not shown:
+        return ""
+    cards = "".join(_cards(shown, bodies))
+    return section("Where the two differ", f"<p>{text(_counted(one))}</p>", f'<ul class="gallery">{cards}</ul>')
+
+
+def _counted(one: Candidate) -> str:
+    told, figure = one.get("differing", {}), FIGURES[one["metric"]]
+    if not told:
+        furthest = "furthest off" if figure.error else "least alike"
+        return f"{named(one)}: the bodies on which a rebuilt answer is {furthest}, as the client sends them."
+    words = f"{named(one)}: {told['differ']:,} of {told['answers']:,} rebuilt answers differ from the model's own"
+    if "own_right" in told:
+        neither = told["differ"] - told["own_right"] - told["rebuilt_right"]
+        words += (
+            f". In {told['own_right']:,} of these the model is right, in {told['rebuilt_right']:,} the rebuilt answer, "
+            f"in {neither:,} neither"
+        )
+    return words + ". Some of them, drawn at random, as the client sends them:"
+
+
+def _cards(shown: Iterable[Mapping[str, Any]], bodies: Mapping[int, Body]) -> Iterator[str]:
+    room = MOST_SHOWN
+    for one in shown:
+        body = bodies.get(one["row"])
+        picture = preview(body) if body is not None else ""
+        if not picture or len(picture) > room:
+            picture = '<p class="note">(not shown)</p>'
+        room -= len(picture)
+        told = [("model", one["deployed"], one.get("answer")), ("rebuilt", one["rebuilt"], one.get("rebuilt_answer"))]
+        if "label" in one:
+            told.append(("label", one["label"], None))
+        yield (
+            f'<li><h3>{text(one["body"], 120)}</h3><div class="body">{picture}</div><dl>'
+            + "".join(f"<dt>{name}</dt><dd>{_said_by(said, answer)}</dd>" for name, said, answer in told)
+            + "</dl></li>"
+        )
+
+
+def _said_by(said: str, answer: str | None) -> str:
+    more = f' <code class="between">{text(answer, 200)}</code>' if answer and answer.strip() != said else ""
+    return f"<b>{text(said, 120)}</b>{more}"
+
+
+# ---- how it was made -------------------------------------------------------------------------------------------------
+
+
+def _made(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if "made_at" in report:
+        yield "made at", report["made_at"]
+    yield "model", f"{report['deployed']['model']} {report['deployed']['version']}"
+    yield "bodies", _bodies(report)
+    if "knobs" in report:
+        knobs = report["knobs"]
+        varied = f", varied by {', '.join(knobs['vary'])}" if knobs.get("vary") else ""
+        yield "training", f"{knobs['steps']:,} steps a network, peak rate {knobs['peak_rate']:g}{varied}"
+    if any(c["code"] != "exact" for c in report["candidates"]):
+        seeds = max(int(c.get("seeds") or 0) for c in report["candidates"])
+        yield "seeds", f"{seeds}, from {report['seed']} on" if seeds > 1 else f"one, {report['seed']}"
+    yield "machine", f"{report['machine']}; {report['device']}; torch {report['torch']}"
+    if "seconds" in report:
+        yield "took", f"{report['seconds']:,} s"
+    if "command" in report:
+        yield "command", shlex.join(report["command"])
+
+
+def _bodies(report: Mapping[str, Any]) -> str:
+    told, split = f"{report['bodies']:,} given", report.get("split")
+    if split:
+        told += (
+            f"; {split['learn']:,} to learn from, {split['choose']:,} to choose the best weights, "
+            f"{split['score']:,} to score"
+        )
+        if split.get("repeated"):
+            told += f"; {split['repeated']:,} repeat another"
+    return told
+
+
+def _archives(report: Mapping[str, Any]) -> str:
+    hashes: Mapping[str, str] = report.get("hashes", {})
+    if not hashes:
+        return ""
+    rows = [("", [Cell(text(name)), Cell(f"<code>{text(digest)}</code>", "long")]) for name, digest in hashes.items()]
+    return table("What was packed, and your own archive.", ["archive", "sha256"], rows)

@@ -49,7 +49,7 @@ def promise(
     """`rebuilt`: pairs of an index into `bodies` and the raw output that was decoded for it. `numbers`: the outputs are
     no decisions, so their answers are compared by how far off they are.
     """
-    pairs = [pair for index, raw in rebuilt() if (pair := _answers(handler, bodies[index], raw)) is not None]
+    pairs = [pair for index, raw in rebuilt() if (pair := finished(handler, bodies[index], raw)) is not None]
     if len(pairs) < FEWEST:
         return NOTHING_PROMISED
     tolerance = None
@@ -65,7 +65,8 @@ def promise(
     return Promise(round(agreement, 4), tolerance, [round(low, 4), round(high, 4)])
 
 
-def _answers(handler: OfflineHandler, body: Body, raw: Array) -> tuple[Answer, Answer] | None:
+def finished(handler: OfflineHandler, body: Body, raw: Array) -> tuple[Answer, Answer] | None:
+    """The handler's own answer, and the one that it makes of this raw output; None if there is none."""
     request = handler.request(body.read(), body.content_type)
     try:
         return handler.answer(request), handler.finish(request, raw)

@@ -34,20 +34,42 @@ def extra_work(candidate: Candidate) -> float | None:
 
 def recommend(report: Mapping[str, Any]) -> str:
     """Of what loses at most SMALL_LOSS, that which adds least work; `exact` and second copies are compared with."""
-    made = [c for c in report["candidates"] if extra_work(c) is not None]
+    made = _made(report)
     if not made:
         return "exact loses nothing; what it costs was not measured (give --score or train another code beside it)."
     compared = [*made, *report.get("beside", [])]
-    usable = [c for c in compared if loss(c) <= MOST_LOSS]
-    chosen = _choose(usable) if usable else None
-    sentences = [_none_of(made) if chosen is None else _take(chosen, compared)]
-    trained = [c for c in made if c["code"] != "exact"]
+    taken = chosen(report)
+    sentences = [_none_of(made) if taken is None else _take(taken, compared)]
+    trained = _trained(made)
     if trained and all(loss(c) > SMALL_LOSS for c in trained):
         sentences.append(
-            f"No trained protection loses less than {SMALL_LOSS:.0%}; to try: {', '.join(_to_try(report, trained))}."
+            f"No trained protection loses less than {SMALL_LOSS:.0%}; to try: {', '.join(to_try(report))}."
         )
     sentences.append(_COPIES)
     return " ".join(sentences)
+
+
+def chosen(report: Mapping[str, Any]) -> Candidate | None:
+    """What is recommended, perhaps an `exact` that was only compared with; None: nothing is."""
+    made = _made(report)
+    if not made:  # `exact`, whose cost nobody knows
+        return next(iter(report["candidates"]), None)
+    usable = [c for c in (*made, *report.get("beside", [])) if loss(c) <= MOST_LOSS]
+    return _choose(usable) if usable else None
+
+
+def looked_at(report: Mapping[str, Any]) -> Candidate | None:
+    """The trained one that a reader wants to see more of: what is recommended, else the best."""
+    taken, trained = chosen(report), _trained(report["candidates"])
+    return taken if taken in trained else min(trained, key=loss, default=None)
+
+
+def _made(report: Mapping[str, Any]) -> list[Candidate]:
+    return [c for c in report["candidates"] if extra_work(c) is not None]
+
+
+def _trained(candidates: Sequence[Candidate]) -> list[Candidate]:
+    return [c for c in candidates if c["code"] != "exact"]
 
 
 _COPIES = (
@@ -66,18 +88,18 @@ def _choose(usable: Sequence[Candidate]) -> Candidate:
 
 
 def _take(chosen: Candidate, compared: Sequence[Candidate]) -> str:
-    told = f"{_named(chosen)}: {_price(chosen)}"
+    told = f"{named(chosen)}: {_price(chosen)}"
     others = [c for c in compared if c is not chosen]
     if others:
         other = _contrast(chosen, others)
-        told += f"; {_named(other)} {_price(other)}"
+        told += f"; {named(other)} {_price(other)}"
     # A sum costs machines of its own: it has to be worth more than what loses nothing and needs none.
     return f"Where second copies are not enough, take {told}." if chosen["family"] == "parity" else f"Take {told}."
 
 
 def _none_of(made: Sequence[Candidate]) -> str:
     best = min(made, key=loss)
-    told = f"Take none of these: the best, {_named(best)}, {_price(best)}"
+    told = f"Take none of these: the best, {named(best)}, {_price(best)}"
     return f"{told}; what loses more than {MOST_LOSS:.0%} is never recommended."
 
 
@@ -87,8 +109,9 @@ def _contrast(chosen: Candidate, others: Sequence[Candidate]) -> Candidate:
     return min(better, key=_work) if better else min(others, key=loss)
 
 
-def _to_try(report: Mapping[str, Any], trained: Sequence[Candidate]) -> list[str]:
-    tips = []
+def to_try(report: Mapping[str, Any]) -> list[str]:
+    """Flags, and words, by which a next training may lose less."""
+    trained, tips = _trained(_made(report)), []
     if all(c["code"] != "student" for c in trained):
         tips.append("--code student")
     elif "budget" in report:
@@ -108,7 +131,7 @@ def _work(candidate: Candidate) -> float:
     return extra_work(candidate) or 0.0
 
 
-def _named(candidate: Candidate) -> str:
+def named(candidate: Candidate) -> str:
     return f"{candidate['code']} with k={candidate['k']}" + (f", r={candidate['r']}" if candidate["r"] > 1 else "")
 
 

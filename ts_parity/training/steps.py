@@ -1,0 +1,130 @@
+"""What to type next: the commands that put a recommended protection to use, with the archives' real paths.
+
+Where the instances are, nobody has said yet, so their addresses are names to fill in. Knows the report, and commands.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ts_parity.training import TrainSettings
+from ts_parity.training.recommend import chosen, named, to_try
+
+LATE = "--launch late --hedge-ratio 0.05 --slow-factor 3 --spare-places 1"
+"""For what stands beside the deployed model: only late queries ask for it."""
+COPIES = "--hedge-ratio 0.05"
+
+
+@dataclass(frozen=True)
+class Step:
+    """`say`: what the command does, in words. `command` may have several lines."""
+
+    say: str
+    command: str
+
+
+def next_steps(report: Mapping[str, Any], out: Path) -> list[Step]:
+    """`out`: the folder of the archives."""
+    out = out.absolute()
+    taken = chosen(report)
+    if taken is None:
+        return [_again(report), _serve("Until then, second copies of late queries lose nothing.", COPIES)]
+    if "archives" not in taken:  # `exact`, which was only compared with
+        return [_plan(out), _package(report, taken, out)]
+    files = [out / name for name in taken["archives"]]
+    if taken["family"] == "parity":
+        return [_plan(out), *_of_parity(report, taken, files, out)]
+    return [
+        _plan(out),
+        _copied("Copy the protection into the model store of every instance.", files),
+        Step(
+            f"Register {named(taken)} beside the model on every instance: one --management each.",
+            _line("ts-parity register --management http://INSTANCE:8081", *files),
+        ),
+        _serve("Serve through the proxy: one --endpoint for each instance. It finds the protection by itself.", LATE),
+        _STATUS,
+    ]
+
+
+def _of_parity(report: Mapping[str, Any], taken: Mapping[str, Any], files: list[Path], out: Path) -> list[Step]:
+    deployed = out / report["archives"]["deployed"]
+    return [
+        _copied("Copy the archives into the model stores of the instances that shall run them.", [deployed, *files]),
+        Step(
+            "Your own model, wrapped so that its workers give raw outputs as well, takes the place of yours on every "
+            "deployed instance: one --management each.",
+            _line("ts-parity register --management http://DEPLOYED:8081 --replace", deployed),
+        ),
+        *(
+            Step(
+                f"Register {named(taken)} on instances of its own" + (f" (row {row} of the code)." if row else "."),
+                _line("ts-parity register --management http://PARITY:8081", file),
+            )
+            for row, file in enumerate(files)
+        ),
+        _serve("Serve through the proxy: one --endpoint for each instance, deployed or not.", COPIES),
+        _STATUS,
+    ]
+
+
+_STATUS = Step("See it proving itself on live queries: on trial first, then in use.", "ts-parity status")
+
+
+def _again(report: Mapping[str, Any]) -> Step:
+    more = [tip for tip in to_try(report) if tip.startswith("--") and "(" not in tip]
+    return Step("Train again with more.", " ".join([_line(*report["command"]), *more, "--force"]))
+
+
+def _package(report: Mapping[str, Any], taken: Mapping[str, Any], out: Path) -> Step:
+    words = ("--archive", report["archive"], "--role", "parity", "--code", "exact", "--k", taken["k"], "--out", out)
+    return Step(f"{named(taken)} needs no training, only packaging.", _line("ts-parity package", *words))
+
+
+def _copied(say: str, files: list[Path]) -> Step:
+    return Step(say, _line("cp", *files, "MODEL_STORE/"))
+
+
+def _serve(say: str, flags: str) -> Step:
+    return Step(say, f"ts-parity serve --endpoint http://INSTANCE:8080 {flags}")
+
+
+def _plan(out: Path) -> Step:
+    return Step(
+        "See first whether it is worth it for your traffic: from a log of how long your model's answers take, the "
+        "queries per second, and the number of instances.",
+        _line("ts-parity plan --service-log LOG --rate RATE --workers N --report", out),
+    )
+
+
+def _line(start: object, *more: object) -> str:
+    return " ".join([str(start), *(shlex.quote(str(word)) for word in more)])
+
+
+_FLAGS = {"codes": "code", "ks": "k", "declaration": ""}
+_DECLARED = {"input": "model-input", "output": "model-output"}
+_UNSAID = ("progress", "force", "secret")
+"""A secret is not for a page; the others make no difference to what is made."""
+
+
+def command_of(settings: TrainSettings) -> list[str]:
+    """The command line that asks for this."""
+    words = ["ts-parity", "train"]
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if field.name not in _UNSAID and value not in (field.default, None, (), {}):
+            words += _flags(_FLAGS.get(field.name, field.name.replace("_", "-")), value)
+    return words
+
+
+def _flags(name: str, value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        for part, told in value.items():
+            yield from _flags(str(_DECLARED.get(part, part)), told)
+        return
+    for each in value if isinstance(value, tuple) else (value,):
+        yield from (f"--{name}", f"{each:g}" if isinstance(each, float) else str(each))
