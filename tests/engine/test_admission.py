@@ -5,8 +5,9 @@ from itertools import chain
 
 import pytest
 
+from ts_parity.engine import Answer, Arrived, Fail, Policy, Query, Scheduler
 from ts_parity.engine.admission import PatienceMeter
-from ts_parity.scenarios import scenario
+from ts_parity.scenarios import POOL, fleet, scenario
 
 WARM = [0.1 * i for i in range(20)]
 """Twenty answers, so that the usual time is known."""
@@ -42,6 +43,20 @@ def test_what_cannot_finish_in_time_is_not_sent_and_is_told_so_at_once():
     assert answers == {0: 0.010}
     assert failures == {1: ("overloaded", 0.005)}
     assert order == [0]
+
+
+def test_a_place_that_comes_free_before_a_timer_that_is_late_is_not_wasted():
+    """On a busy machine the answer may be heard of first."""
+    scheduler = Scheduler(fleet(deployed=1, code=None), Policy())
+
+    for number, at in enumerate(WARM):
+        [send] = scheduler.query_arrived(Query(number, POOL, None), at)
+        scheduler.task_done(send.task, Arrived(), at + 0.01)
+    [own] = scheduler.query_arrived(Query(100, POOL, None), T0)
+    waiting = Query(101, POOL, None, T0 + 0.05)
+    assert scheduler.query_arrived(waiting, T0) == []
+    actions = scheduler.task_done(own.task, Arrived(), T0 + 0.045)
+    assert [type(action) for action in actions] == [Answer, Fail]
 
 
 def test_one_that_finds_a_place_is_sent_whatever_is_usual():
