@@ -88,10 +88,18 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "log.csv": "0.02\n" * 50,
         "wrong-report/report.json": '{"candidates": [{}]}',
         "list-report/report.json": "[1, 2]",
+        "deep-report/report.json": "[" * 100_000,
+        "odd-report/report.json": '{"candidates": [{"code": "student", "family": "backup", "k": 2, "r": 1, "cost": 0.2,'
+        ' "loss": 0.0, "archives": 5}]}',
+        "deep.jsonl": "[" * 100_000,
+        "deep.toml": "port = " + "[" * 100_000,
+        "digits.toml": "port = " + "9" * 5000,
+        "key.json": '{"inference": {"key": ""}}',
         "old-report/report.json": "{not json",
     }.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
+    (folder / "lost").symlink_to("nowhere")
     (folder / "latin.txt").write_bytes("größe".encode("latin-1"))
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))

@@ -191,6 +191,28 @@ def test_variables_that_kubernetes_makes_for_a_service_are_not_ours():
     assert load_settings(environ=environ, endpoints=ENDPOINT).port == 8080
 
 
+@pytest.mark.parametrize("text", ["http://h\n:1", "http://h:1\t", "http://h :1", "unix:/a\nb,management=http://h:1"])
+def test_an_address_holds_nothing_that_its_parser_would_drop(text: str):
+    with pytest.raises(ConfigError, match="it holds blanks, or what cannot be printed"):
+        load_settings(endpoints=[text])
+
+
+def test_a_key_file_is_looked_at_when_it_is_there(tmp_path: Path):
+    """TorchServe writes it when it starts, so one that is not there yet may come."""
+    file = tmp_path / "key_file.json"
+    endpoint = f"http://h:1,token_file={file},management_token_file={file}"
+    assert load_settings(endpoints=[endpoint]).instances[0].token_file == str(file)
+    for text in ("", "{}", "two\nlines", '{"inference": 5}', '{"inference": ' + "[" * 100_000, "\x00"):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=r"instance h:1: token_file: .* is no key and no key_file\.json with a"):
+            load_settings(endpoints=[endpoint])
+    file.write_text(json.dumps({"inference": {"key": "i"}}))
+    with pytest.raises(ConfigError, match=r"instance h:1: management_token_file: .* with a management key"):
+        load_settings(endpoints=[endpoint])
+    with pytest.raises(ConfigError, match=r"token_file: .* can never be: there is no folder"):
+        load_settings(endpoints=[f"http://h:1,token_file={tmp_path}/no/key_file.json"])
+
+
 def test_keys_come_from_text_files_and_from_torchserves_own(tmp_path: Path):
     plain, own = tmp_path / "token", tmp_path / "key_file.json"
     plain.write_text("secret\n")

@@ -51,6 +51,22 @@ def test_no_command_overwrites_unless_forced(
     assert files(tmp_path) == before
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize("forced", [[], ["--force"]])
+def test_a_device_is_written_to_and_never_replaced(
+    forced: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "log.csv"
+    log.write_text("0.02\n" * 50)
+    words = ["plan", "--service-log", str(log), "--workers", "2", "--rate", "5", "--queries", "50", "--seeds", "1"]
+    assert main([*words, "--html", "/dev/null", *forced]) == 0
+    capsys.readouterr()
+    assert main([*words, "--html", "/dev/full", *forced]) == 3
+    assert "ts-parity: cannot write /dev/full: No space left on device\n" in capsys.readouterr().err
+    for device in ("/dev/null", "/dev/full"):
+        assert Path(device).is_char_device()
+
+
 def test_forced_it_is_replaced(make_archive: MakeArchive, tmp_path: Path) -> None:
     taken = tmp_path / "out.mar"
     taken.write_bytes(b"old")

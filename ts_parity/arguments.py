@@ -91,12 +91,12 @@ class _Help(argparse.HelpFormatter):
 
 def existing(what: str = "file") -> Callable[[str], Path]:
     """A path that is there and can be read: a "file", a "folder", or a "file or folder"."""
-    return lambda text: _readable(Path(text), what)
+    return lambda text: _readable(_given(text, what), what)
 
 
 def source(text: str) -> Path:
     """A file, a folder, or something inside of a file: FILE.zip/FOLDER."""
-    path = Path(text)
+    path = _given(text, "file or folder")
     outer = next((each for each in path.parents if _is(each, os.path.isfile)), path)
     _readable(outer, "file or folder")
     return path
@@ -106,11 +106,53 @@ def address(text: str) -> str:
     """http://HOST:PORT of a program to talk to."""
     try:
         parts = urlsplit(text)
-        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and not parts.query:
+        host = parts.hostname or ""
+        known = parts.scheme in ("http", "https") and host and ".." not in host and is_one_word(text)
+        if known and parts.port != 0 and not parts.query:
             return text.rstrip("/")
     except ValueError:
         pass
     raise argparse.ArgumentTypeError(f"must be like http://HOST:PORT, not {text!r}")
+
+
+def is_one_word(text: str) -> bool:
+    """Without blanks and control characters, which `urlsplit` drops without a word."""
+    return text.isprintable() and " " not in text
+
+
+def is_key(text: str) -> bool:
+    """A secret that can travel in a header."""
+    return text.isascii() and text.isprintable() and text == text.strip() != ""
+
+
+def key(text: str) -> str:
+    """Never quoted, since messages are kept."""
+    if text and not is_key(text):
+        raise argparse.ArgumentTypeError(f"must be {A_KEY}")
+    return text
+
+
+A_KEY = "printable ASCII without spaces around it, since it travels in a header"
+
+
+def content_type(text: str) -> str:
+    """KIND/KIND, with parameters."""
+    if not re.fullmatch(r"[\w.+-]+/[\w.+-]+\s*(;.*)?", text, re.ASCII) or not text.isprintable():
+        raise argparse.ArgumentTypeError(f"must be like application/json, not {text!r}")
+    return text
+
+
+def certificates(text: str) -> Path:
+    """A PEM file, or a folder of such."""
+    import ssl  # here, for it takes longer than the rest of a help text
+
+    path = existing("file or folder")(text)
+    try:
+        if path.is_file():
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except ssl.SSLError:
+        raise argparse.ArgumentTypeError(f"there is no PEM certificate in {text!r}") from None
+    return path
 
 
 def to_write(what: str = "file") -> Callable[[str], Path]:
@@ -134,8 +176,19 @@ def to_write(what: str = "file") -> Callable[[str], Path]:
     return checked
 
 
+def _given(text: str, what: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError(f"'' is no path, give a {what}")
+    return Path(text)
+
+
 def _readable(path: Path, what: str) -> Path:
     if not _is(path, os.path.exists):
+        if _is(path, os.path.islink):
+            raise argparse.ArgumentTypeError(f"{str(path)!r} is a link, and nothing is where it leads")
+        closed = [each for each in path.parents if _is(each, os.path.isdir) and not os.access(each, os.X_OK)]
+        if closed:
+            raise argparse.ArgumentTypeError(f"no permission to look for {str(path)!r} in {str(closed[0])!r}")
         near = _neighbour(path)
         raise argparse.ArgumentTypeError(f"there is no {what} {str(path)!r}{near and f'; did you mean {near!r}?'}")
     found = "folder" if _is(path, os.path.isdir) else "file"

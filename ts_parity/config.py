@@ -20,13 +20,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ts_parity.arguments import LARGEST
+from ts_parity.arguments import A_KEY, LARGEST, is_key, is_one_word
 from ts_parity.errors import ConfigError
 
 UNIX = "unix:"
 """Before a path: the address of a Unix socket, as TorchServe writes it."""
 ENV_PREFIX = "TS_PARITY_"
 # A Kubernetes service called "ts-parity" puts variables of these forms into every container beside it.
+_MOST_PROCESSES = 1024
+"""More than a machine has cores: a slip of the finger does not fill its process table."""
+_HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]*")
 _KUBERNETES = re.compile(r"TS_PARITY_(SERVICE_(HOST|PORT)|PORT_\d+_|PORT$)")
 # What sockaddr_un holds, less the zero at its end.
 _LONGEST_SOCKET = 107
@@ -260,8 +263,13 @@ def load_settings(
             values[name] = _convert(_FIELDS[name], text, f"{origin}{name.replace('_', '-') if origin else name}")
     settings = Settings(**values)
     _both_or_neither(settings.tls_certificate, settings.tls_key, "")
+    if settings.processes > _MOST_PROCESSES:
+        raise ConfigError(f"processes must be a whole number of at most {_MOST_PROCESSES}, not {settings.processes}")
     if settings.metrics_address:
         host_and_port(settings.metrics_address)
+    names = [f"{model.name},version={model.version}" if model.version else model.name for model in settings.models]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"model {twice[0]} is given twice")
     return replace(settings, instances=_checked(settings.instances))
 
 
@@ -453,7 +461,7 @@ def _from_file(path: Path) -> dict[str, Any]:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {str(path)!r}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # a whole number of thousands of digits is a ValueError too
         raise ConfigError(f"{path} is not a TOML file: {error}") from None
     tables, models = _tables(data, "instance", path), _tables(data, "model", path)
     values: dict[str, Any] = {}
@@ -497,6 +505,9 @@ def _model(values: Mapping[str, Any], where: str) -> ModelSettings:
     converted = _converted(values, fields(ModelSettings), where)
     if not converted.get("name"):
         raise ConfigError(f"{where}: name, the model's name, is missing")
+    if "/" in converted["name"]:
+        name, _, version = converted["name"].partition("/")
+        raise ConfigError(f"{where}: a model's name has no slash; its version is told apart: {name},version={version}")
     return ModelSettings(**converted)
 
 
@@ -531,8 +542,10 @@ def _both_or_neither(certificate: str, key: str, where: str) -> None:
 
 
 def _url(text: str, where: str) -> str:
-    if text.startswith(UNIX):
+    if text.startswith(UNIX) and text.isprintable():
         return _unix(text, where)
+    if not is_one_word(text):
+        raise ConfigError(f"{where} {text!r} is not an address: it holds blanks, or what cannot be printed")
     try:
         parts = urlsplit(text)
         _ = parts.port
@@ -574,7 +587,22 @@ def _checked(instances: tuple[InstanceSettings, ...]) -> tuple[InstanceSettings,
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ConfigError(f"instance {twice[0]} is given twice")
+    for instance in instances:
+        _check_key_files(instance)
     return instances
+
+
+def _check_key_files(instance: InstanceSettings) -> None:
+    """A file that is not there yet may come: TorchServe writes it when it starts, and takes it away when it stops."""
+    for name, read in (("token_file", instance.inference_token), ("management_token_file", instance.management_key)):
+        path = getattr(instance, name)
+        try:
+            if path and not os.path.isdir(os.path.dirname(path) or "."):
+                raise ConfigError(f"{name}: {path!r} can never be: there is no folder {os.path.dirname(path)!r}")
+            if path and os.path.exists(path):
+                read()
+        except ConfigError as error:
+            raise ConfigError(f"instance {instance.name}: {error}") from None
 
 
 def _convert(item: Field[Any], value: Any, where: str) -> Any:
@@ -589,6 +617,8 @@ def _convert(item: Field[Any], value: Any, where: str) -> Any:
         return _number(item, value, where, int if kind.startswith("int") else float)
     if not isinstance(value, str):
         raise ConfigError(f"{where} must be a text, not {value!r}")
+    if item.metadata["secret"] and value and not is_key(value):
+        raise ConfigError(f"{where} must be {A_KEY}")
     words = item.metadata["words"]
     if words and value not in words:
         near = difflib.get_close_matches(value, words, n=1)
@@ -601,6 +631,8 @@ def _names(value: Any, where: str) -> tuple[str, ...]:
     names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ConfigError(f"{where} must be a list of names, not {value!r}")
+    if odd := [name for name in names if not _HEADER.fullmatch(name)]:
+        raise ConfigError(f"{where}: {odd[0]!r} cannot be the name of a header")
     return tuple(name.lower() for name in names if name)
 
 
@@ -636,11 +668,12 @@ def _read_token(path: str, kind: str, setting: str) -> str:
         text = Path(path).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{setting}: cannot read {path!r}: {error}") from None
-    if not text.startswith("{"):
-        return text
     try:
-        return str(json.loads(text)[kind]["key"])
-    except (ValueError, KeyError, TypeError):
+        key = str(json.loads(text)[kind]["key"]) if text.startswith("{") else text
+        if not is_key(key):
+            raise ValueError
+        return key
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ConfigError(f"{setting}: {path!r} is no key and no key_file.json with a {kind} key") from None
 
 

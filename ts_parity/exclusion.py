@@ -92,6 +92,8 @@ def declared_never_code(words: Iterable[str]) -> NeverCode:
     given = [word.strip() for word in words]
     if not all(given):
         raise ConfigError("--never-code must name a content type (text/uri-list) or a key (path), not nothing")
+    if odd := [word for word in given if word.count("/") > 1 or word[0] == "/" or word[-1] == "/"]:
+        raise ConfigError(f"--never-code {odd[0]!r} is neither a content type (text/uri-list, image/*) nor a key")
     return NeverCode(tuple(w for w in given if "/" in w), tuple(w for w in given if "/" not in w))
 
 

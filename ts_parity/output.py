@@ -13,6 +13,7 @@ import io
 import logging
 import os
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -33,8 +34,19 @@ def check_free(path: Path | None, force: bool, option: str = "--out") -> None:
     """Raise ConfigError if `path` is taken and must stay. To be asked before the work that is to be written. An empty
     folder holds nothing that could be lost.
     """
-    if path is not None and not force and os.path.lexists(path) and not _is_empty_folder(path):
+    if path is None or force or _is_empty_folder(path) or _is_device(path):
+        return
+    if os.path.lexists(path):
         raise ConfigError(f"{option} {path} is there already; give another, or --force to replace it")
+
+
+def _is_device(path: Path) -> bool:
+    """A device or a pipe: it holds nothing, and must not be replaced by a file."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def _is_empty_folder(path: Path) -> bool:
@@ -51,6 +63,9 @@ def written(path: Path) -> Iterator[Path]:
     try:
         if path.is_dir():
             raise ConfigError(f"{path} is a folder; give the name of a file")
+        if _is_device(path):
+            yield path
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         yield unfinished
         os.replace(unfinished, path)

@@ -77,7 +77,7 @@ GOOD = '{"service_s": 0.5}\n'
         ("a.jsonl", GOOD + '{"service_s": "a"}', "line 2 of"),
         ("a.jsonl", GOOD + '{"service_s": [1]}', "line 2 of"),
         ("a.jsonl", GOOD + '{"service_s": true}', "line 2 of"),
-        ("a.jsonl", GOOD + '{"service_s": 0.', "line 2 of .* is not JSON, or is cut"),
+        ("a.jsonl", GOOD + '{"service_s": 0.\n', "line 2 of .* is not JSON, or is cut"),
         ("a.jsonl", GOOD + "[" * 100_000, "line 2 of .* is not JSON, or is cut"),
         ("a.jsonl", GOOD + "7\n", "line 2 of .* is neither a line of an access log nor a query record"),
         ("a.jsonl", '{"service_s": null}\n', "holds no latencies"),

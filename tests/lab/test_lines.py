@@ -87,6 +87,18 @@ def test_what_is_no_log_is_told_by_file_and_line(name, data, why, tmp_path):
         read_history(tmp_path / name)
 
 
+@pytest.mark.parametrize("packed", [bytes, gzip.compress], ids=["plain", "gzip"])
+def test_a_last_line_that_is_still_being_written_is_left_out_and_told(packed, tmp_path, capsys):
+    log = tmp_path / "a.jsonl"
+    log.write_bytes(packed((LOG * 100 + '{"service_s": 0.').encode()))
+    assert (read_history(log).times, read_history(log).cut_line) == ((0.5, 1.5) * 100, 201)
+    assert main(["simulate", "--policy", "none", "--queries", "50", "--seeds", "1", "--service-log", str(log)]) == 0
+    assert f"line 201 of {log}, the last, is cut and was left out" in capsys.readouterr().err
+    log.write_text('{"service_s": 0.')
+    with pytest.raises(ConfigError, match=r"line 1 of .* is cut"):
+        read_history(log)
+
+
 def test_a_folder_is_no_log(tmp_path):
     with pytest.raises(ConfigError, match=r"cannot read latencies from .*: Is a directory"):
         read_history(tmp_path)

@@ -320,7 +320,8 @@ def _limits_told(args: argparse.Namespace) -> str:
 
 
 def _report_told(report: dict[str, Any]) -> str:
-    deployed = report.get("deployed") or {}
+    deployed = report.get("deployed")
+    deployed = deployed if isinstance(deployed, dict) else {}
     told = [f"of {deployed['model']} {deployed.get('version', '')}".rstrip()] if "model" in deployed else []
     told += [f"by ts_parity {report['package']}"] if "package" in report else []
     told += [f"on {report['machine']}, {report.get('device', 'cpu')}"] if "machine" in report else []
@@ -441,7 +442,9 @@ def _world(args: argparse.Namespace) -> World:
     net = _spell(args.net, "--net SHARE:MEAN", (share, positive)) or (0.0, 0.0)
     service, unit, seen = Service(), 1.0, None
     if args.service_log is not None:
-        service, unit, seen = service_from(args.service_log, args.model)
+        service, unit, seen = service_from(args.service_log, args.model, _note)
+    elif args.model is not None:
+        raise ConfigError("--model says whose service times of a --service-log are meant: give that too")
     trace = () if args.trace is None else _from_zero(read_instants(args.trace), unit)
     if seen is not None and not trace and args.load is None and args.rate is None and len(seen.arrivals) > 1:
         trace = _from_zero(seen.arrivals, unit)
@@ -462,6 +465,10 @@ def _world(args: argparse.Namespace) -> World:
         places=places,
         seen=seen,
     )
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def _from_zero(instants: Sequence[float], unit: float) -> tuple[float, ...]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ts_parity.lab.history import End, read_history
+from ts_parity.lab.lines import shown
 from ts_parity.lab.rivals import Arrangement, arrange
 from ts_parity.lab.simulate import (
     PERCENTILES,
@@ -242,11 +243,15 @@ def in_units(outage: Outage, unit: float) -> Outage:
     return replace(outage, at=outage.at / unit, lasts=outage.lasts / unit)
 
 
-def service_from(file: Path, model: str | None = None) -> tuple[Service, float, ObservedFleet | None]:
+def service_from(
+    file: Path, model: str | None = None, note: Callable[[str], object] = str
+) -> tuple[Service, float, ObservedFleet | None]:
     """-> the service times of a latency log in units of their mean, and that mean in seconds; if the log says where and
-    when, without the spells, which come third. Raise ConfigError.
+    when, without the spells, which come third. `note` is told what was left out. Raise ConfigError.
     """
     history = read_history(file, model)
+    if history.cut_line:
+        note(f"line {history.cut_line} of {shown(file)}, the last, is cut and was left out; is it still written to?")
     known = any(task.end is End.ANSWERED for task in history.served)
     seen = seen_in(history) if known else None
     seconds = [*history.times, *(seen.usual if seen is not None else ())]

@@ -68,6 +68,8 @@ class History:
     """By endpoint, where it is known: how many tasks it may have at once."""
     clock_s: float = 0.0
     """What the proxy's clock counts in; 0: exact."""
+    cut_line: int = 0
+    """The number of the last line, if it was half written and therefore left out."""
 
     @property
     def duration_s(self) -> float:
@@ -83,6 +85,8 @@ def read_history(file: Path, model: str | None = None) -> History:
     first = next(lines, (0, ""))
     every = chain([first], lines) if first[0] else lines
     if is_table(file, first[1]):
+        if model is not None:
+            raise ConfigError(f"{shown(file)} is a table of times and does not say whose they are: leave --model out")
         history = History(tuple(seconds(value, number, file) for number, value in last_cells(every, file)))
     else:
         history = _Reader(file, model).read(every)
@@ -119,7 +123,7 @@ class _Reader:
     def __init__(self, file: Path, model: str | None) -> None:
         self._file = file
         self._model = model
-        self._number = 0
+        self._number = self._cut = self._read = 0
         self._times: list[float] = []
         self._served: dict[str, list[Served]] = {}
         self._arrivals: dict[str, list[float]] = {}
@@ -134,6 +138,7 @@ class _Reader:
     def read(self, lines: Numbered) -> History:
         for self._number, line in lines:
             self._line(line)
+            self._read += 1
         for (query, _), (owner, task) in self._out.items():
             ended_at = self._clocks[_process(query)].ended_at
             self._served.setdefault(owner, []).append(
@@ -148,6 +153,7 @@ class _Reader:
             tuple(at - begins_at for at in arrivals),
             self._places(),
             MILLISECOND if self._whole > 0.99 * self._counted > 0 else 0.0,
+            self._cut,
         )
 
     def _places(self) -> dict[str, int]:
@@ -175,6 +181,9 @@ class _Reader:
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError) as error:
+            if self._read and line.startswith("{") and not line.endswith(("\n", "\r")):
+                self._cut = self._number  # the last line; whoever writes it has not ended it yet
+                return
             raise self._wrong(f"is not JSON, or is cut: {error}") from None
         if not isinstance(entry, dict):
             entry = {}

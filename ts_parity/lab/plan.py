@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ts_parity.arguments import LARGEST
 from ts_parity.config import CODES
 from ts_parity.errors import ConfigError
 from ts_parity.lab.compare import COMFORTABLE, World, row_of
@@ -86,6 +87,8 @@ def read_report(folder: Path) -> dict[str, Any]:
     file = folder / "report.json"
     try:
         report = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(report, dict) or not isinstance(report.get("candidates"), list):
+            raise ValueError("it is no report of ts-parity train: it lists no candidates")
         for number, candidate in enumerate([*report["candidates"], *report.get("beside", ())], 1):
             try:
                 _check(candidate)
@@ -130,9 +133,14 @@ def _check(candidate: Any) -> None:
     for name in ("k", "r"):
         if not isinstance(candidate[name], int) or isinstance(candidate[name], bool) or not 1 <= candidate[name] <= 64:
             raise ValueError(f"{name} must be a whole number from 1 to 64, not {candidate[name]!r}")
-    cost = candidate.get("cost")
-    if cost is not None and not (_is_number(cost) and cost > 0):
+    cost, multiplications = candidate.get("cost"), candidate.get("multiplications")
+    if cost is not None and not (_is_number(cost) and 0 < cost <= LARGEST):
         raise ValueError(f"cost must be a positive, finite number, not {cost!r}")
+    if multiplications is not None and not _is_number(multiplications):
+        raise ValueError(f"multiplications must be a finite number, not {multiplications!r}")
+    archives = candidate.get("archives", [])
+    if not isinstance(archives, list) or not all(isinstance(archive, str) for archive in archives):
+        raise ValueError(f"archives must be names, not {archives!r}")
     if not _is_number(_loss_each(candidate)):
         raise ValueError(f"what a rebuilt answer loses must be a finite number, not {_loss_each(candidate)}")
 

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ts_parity.arguments import address, existing, to_write
+from ts_parity.arguments import A_KEY, address, existing, is_key, key, to_write
 from ts_parity.config import ENV_PREFIX, add_flags, given_flags, load_settings
-from ts_parity.errors import StartError, Unreachable
+from ts_parity.errors import ConfigError, StartError, Unreachable
 
 TOKEN_VARIABLE = f"{ENV_PREFIX}ADMIN_TOKEN"
 
@@ -39,7 +39,7 @@ def add_parsers(subparsers: argparse._SubParsersAction[Any]) -> None:
         examples=("ts-parity drain", "ts-parity drain --admin http://127.0.0.1:8090 --token KEY"),
     )
     _add_admin(drain)
-    drain.add_argument("--token", metavar="KEY", help=f"its admin_token; or set {TOKEN_VARIABLE}")
+    drain.add_argument("--token", type=key, metavar="KEY", help=f"its admin_token; or set {TOKEN_VARIABLE}")
     drain.set_defaults(run=run_drain)
 
 
@@ -141,6 +141,8 @@ def run_drain(args: argparse.Namespace) -> int:
     from ts_parity.proxy.asking import ask
 
     token = args.token or os.environ.get(TOKEN_VARIABLE, "")
+    if token and not is_key(token):
+        raise ConfigError(f"{TOKEN_VARIABLE} must be {A_KEY}")
     url = f"{args.admin}/drain"
     said = ask(url, {"Content-Type": "application/json", "Authorization": f"Bearer {token}"})
     if said.get("status") != "draining":

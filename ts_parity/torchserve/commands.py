@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ts_parity import output
-from ts_parity.arguments import address, count, existing, to_write
+from ts_parity.arguments import A_KEY, address, certificates, content_type, count, existing, is_key, key, to_write
 from ts_parity.config import CODES
 from ts_parity.errors import ArchiveError, ConfigError
 from ts_parity.exclusion import declared_never_code
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 SECRET_VARIABLE = "TS_PARITY_SECRET"
 TOKEN_VARIABLE = "TS_PARITY_MANAGEMENT_TOKEN"
+JAVA_INT = 2**31 - 1
+"""The largest number that TorchServe reads."""
 
 
 def add_parsers(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -62,7 +64,7 @@ def _add_package(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     given.add_argument(
         "--response-timeout-s",
-        type=count(),
+        type=count(most=JAVA_INT),
         metavar="S",
         help="responseTimeout to write into a config YAML that has none; TorchServe takes 120 s then, whatever the "
         "instance's default is",
@@ -102,7 +104,9 @@ def _add_package(subparsers: argparse._SubParsersAction[Any]) -> None:
         metavar="FILE",
         help="a request body for the self-test at load; may be repeated",
     )
-    told.add_argument("--content-type", metavar="TYPE", help="the content type that clients send such bodies with")
+    told.add_argument(
+        "--content-type", type=content_type, metavar="TYPE", help="the content type that clients send such bodies with"
+    )
     told.add_argument(
         "--never-code",
         action="append",
@@ -156,10 +160,12 @@ def _add_register(subparsers: argparse._SubParsersAction[Any]) -> None:
         "else one instance after another is without it while it loads",
     )
     served = parser.add_argument_group("how it is served")
-    served.add_argument("--workers", type=count(0), metavar="N", help="default: what is replaced has, else 1")
-    served.add_argument("--batch-size", type=count(), metavar="N", help="default: what the archive says, else 1")
+    served.add_argument("--workers", type=count(0, JAVA_INT), metavar="N", help="default: what is replaced has, else 1")
     served.add_argument(
-        "--max-batch-delay-ms", type=count(0), metavar="MS", help="default: what the archive says, else 100"
+        "--batch-size", type=count(most=JAVA_INT), metavar="N", help="default: what the archive says, else 1"
+    )
+    served.add_argument(
+        "--max-batch-delay-ms", type=count(0, JAVA_INT), metavar="MS", help="default: what the archive says, else 100"
     )
     parser.set_defaults(run=run_register)
 
@@ -194,13 +200,14 @@ def _add_instances(given: argparse._ArgumentGroup) -> None:
         "--token",
         action="append",
         default=[],
+        type=key,
         metavar="KEY",
         help="that instance's management key, one for each --management in the same order; "
         f"or set {TOKEN_VARIABLE} for a single one",
     )
     given.add_argument(
         "--tls-ca",
-        type=existing("file or folder"),
+        type=certificates,
         metavar="PATH",
         help="PEM file, or folder of such files, with the certificates to trust at https addresses",
     )
@@ -243,8 +250,9 @@ def run_package(args: argparse.Namespace) -> int:
         "replace": args.force,
     }
     if args.role == "deployed":
-        if args.code or args.k or args.parity_model or args.serialized_file or args.protects:
-            raise ConfigError("--code, --k, --protects and parity models are for --role parity")
+        of_parity = ("code", "k", "parity_model", "serialized_file", "protects", "partial", "row")
+        if args.r != 1 or any(getattr(args, name) for name in of_parity):
+            raise ConfigError("--code, --k, --r, --row, --partial, --protects and parity models are for --role parity")
         written = wrap_deployed(args.archive, args.out, args.name, **common)
     else:
         if not args.code or not args.k:
@@ -299,6 +307,8 @@ def _source(given: str, replace: bool) -> Source:
                 f"--replace looks into the archive: copy it into the model stores, and give that file, not {given}"
             )
         return Source(given)
+    if not given:
+        raise ConfigError("'' is no archive: give a file, its name in the model stores, or an address")
     path = Path(given)
     if path.name == given:
         archive = None
@@ -385,6 +395,8 @@ def _silent(text: str) -> None:
 def _tokens(urls: list[str], tokens: list[str]) -> list[str | None]:
     if not tokens:
         single = os.environ.get(TOKEN_VARIABLE) or None
+        if single and not is_key(single):
+            raise ConfigError(f"{TOKEN_VARIABLE} must be {A_KEY}")
         if single and len(urls) > 1:
             raise ConfigError(f"{TOKEN_VARIABLE} is for one instance, each makes its own key: give --token for each")
         return [single] * len(urls)

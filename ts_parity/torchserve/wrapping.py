@@ -25,6 +25,7 @@ import yaml
 
 import ts_parity
 from ts_parity import output
+from ts_parity.arguments import is_key
 from ts_parity.codes import Family, make_code
 from ts_parity.errors import ArchiveError
 from ts_parity.exclusion import NeverCode
@@ -217,9 +218,7 @@ def _section(
     declared = {**{key: before[key] for key in _DECLARABLE if key in before}, **(declaration or {})}
     if unknown := sorted(set(declared) - set(_DECLARABLE)):
         raise ArchiveError(f"a declaration has model, call, input and output, not {unknown[0]}")
-    if secret is not None and (
-        not secret.isascii() or not secret.isprintable() or secret != secret.strip() or not secret
-    ):
+    if secret is not None and not is_key(secret):
         raise ArchiveError("a secret travels in a header: printable ASCII, not empty, no spaces around it")
     section: dict[str, Any] = {"role": role, "handler": _user_handler(source), **declared}
     listed = [_sample_entry(name, sample) for name, sample in _named_samples(samples)] or before.get("samples")

@@ -113,7 +113,7 @@ def _from_lines(file: Path, how: Sending | None) -> list[Body]:
             continue
         try:
             value = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise TrainingError(f"{file} line {number} is not JSON: {error}") from None
         bodies.append(of_line(number, line, value, how or _JSON))
     return bodies

@@ -194,7 +194,7 @@ def run_report(args: argparse.Namespace) -> int:
         raise TrainingError(
             f"cannot read {file}: {error.strerror}; DIR is the folder given to train as --out"
         ) from None
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise TrainingError(f"{file} is not a training report of this version: {error!r}") from None
     print(shown)
     return 0
