@@ -272,13 +272,41 @@ def test_errors_and_what_is_passed_through_say_nothing_of_service_times(tmp_path
     [
         {"latency_s": float("nan")}, {"waited_s": float("inf")}, {"waited_s": -1.0}, {"latency_s": "x"}, {"at": "noon"},
         {"others": [out(float("nan"))]}, {"others": [{"endpoint": "a"}]}, {"others": 7}, {"query": "p"},
-        {"status": None},
+        {"status": None}, {"places": float("inf")},
     ],
     ids=str,
 )  # fmt: skip
 def test_every_number_of_a_line_counts(spoilt, tmp_path):
     with pytest.raises(ConfigError, match=r"line 2 of .*access\.jsonl is not"):
         history_of(tmp_path, entry(1, 0.1), {**entry(2, 0.2), **spoilt})
+
+
+def test_what_a_later_release_has_written_is_not_guessed_at(tmp_path):
+    with pytest.raises(ConfigError, match=r"line 2 of .* is of version 3 of the access log, and this release reads 2"):
+        history_of(tmp_path, entry(1, 0.1), entry(2, 0.2, version=3))
+    assert len(history_of(tmp_path, entry(1, 0.1), entry(2, 0.2, pool=5), model="m").served) == 1
+
+
+def test_what_came_within_a_millisecond_took_half_of_one(tmp_path):
+    """Where the event loop's clock counts these, the proxy's own log says 0."""
+    gone = late(1, 0.1, None, task="failed", at_least_s=0.0)
+    history = history_of(tmp_path, entry(1, 0.1, "hedged", 0.0, endpoint="b", latency_s=0.001), gone, late(2, 0.2, 0.0))
+    assert [(task.took_s, task.end) for task in history.served] == [
+        (0.0005, End.ANSWERED), (0.0, End.FAILED), (0.0005, End.ANSWERED),
+    ]  # fmt: skip
+
+
+def test_a_log_that_ended_before_its_answers_came_says_nothing(tmp_path):
+    rescued = [entry(n, 0.1 * n, "reconstructed", None, others=[out()]) for n in range(2, 40)]
+    history_of(tmp_path, entry(1, 0.1), *rescued)
+    with pytest.raises(ConfigError, match="of 39 of its answers 38 were still waited for when the log ended"):
+        service_from(tmp_path / "access.jsonl")
+
+
+def test_a_log_of_one_instant_has_no_rate(tmp_path, capsys):
+    history_of(tmp_path, *(entry(n, 0.1) for n in range(20)))
+    assert main(["plan", "--workers", "2", "--service-log", str(tmp_path / "access.jsonl")]) == 2
+    assert "access.jsonl holds no two different instants" in capsys.readouterr().err
 
 
 def test_a_log_of_several_versions_needs_to_be_told_which(tmp_path):

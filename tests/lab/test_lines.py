@@ -75,6 +75,7 @@ def test_bytes_that_are_no_text_spoil_no_line_but_their_own(tmp_path):
         ("a.csv", b"NaN\n0.5\n", "line 1 of"),
         ("a.jsonl", b'{"service_s": 0.5}\n\n{"service_s": 1' + b"0" * 400 + b"}\n", "line 3 of"),
         ("a.jsonl", b'service_s": 0.5}\n{"service_s": 0.5}\n', "line 1 of .* is not JSON, or is cut"),
+        ("a", b'service_s": 0.5}\n{"service_s": 0.5}\n', "line 1 of .* is not JSON, or is cut"),
         ("a.jsonl", b"\x00\xff\x00", "line 1 of .* is not JSON"),
         ("a", b"", "holds no latencies"),
         ("a", b"\n\r\n \n", "holds no latencies"),

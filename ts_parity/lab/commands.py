@@ -449,8 +449,9 @@ def _world(args: argparse.Namespace) -> World:
     if seen is not None and not trace and args.load is None and args.rate is None and len(seen.arrivals) > 1:
         trace = _from_zero(seen.arrivals, unit)
     places = 1 if seen is None else seen.places
+    rate = rate_of(trace, "--trace" if args.trace is not None else str(args.service_log)) if trace else 0.0
     return World(
-        load=rate_of(trace) / (args.workers * places) if trace else args.load,
+        load=rate / (args.workers * places) if trace else args.load,
         workers=args.workers,
         queries=args.queries,
         service=service,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ts_parity.errors import ConfigError
 from ts_parity.lab.history import End, read_history
 from ts_parity.lab.lines import shown
 from ts_parity.lab.rivals import Arrangement, arrange
@@ -252,8 +253,13 @@ def service_from(
     history = read_history(file, model)
     if history.cut_line:
         note(f"line {history.cut_line} of {shown(file)}, the last, is cut and was left out; is it still written to?")
-    known = any(task.end is End.ANSWERED for task in history.served)
-    seen = seen_in(history) if known else None
+    answered = sum(task.end is End.ANSWERED for task in history.served)
+    if (unknown := sum(task.end is End.UNKNOWN for task in history.served)) > answered + len(history.times):
+        raise ConfigError(
+            f"{shown(file)} does not say how long the model takes: of {unknown + answered} of its answers {unknown} "
+            "were still waited for when the log ended"
+        )
+    seen = seen_in(history) if answered else None
     seconds = [*history.times, *(seen.usual if seen is not None else ())]
     mean = sum(seconds) / len(seconds)
     return Service(samples=tuple(value / mean for value in seconds)), mean, seen

@@ -27,6 +27,8 @@ from ts_parity.lab.records import ANSWERED
 DEPLOYED, HEDGED, DEFAULT, RECONSTRUCTED = "deployed", "hedged", "default", "reconstructed"
 OTHERWISE = (RECONSTRUCTED, HEDGED, DEFAULT)
 """Answered by something else than the query's own task, which goes on."""
+VERSION = 2
+"""Of the access log's lines."""
 MILLISECOND = 0.001
 _BACK_S = 0.05
 """A process writes lines in the order in which requests ended; farther back than this, its clock was set."""
@@ -187,6 +189,8 @@ class _Reader:
             raise self._wrong(f"is not JSON, or is cut: {error}") from None
         if not isinstance(entry, dict):
             entry = {}
+        if entry.get("version") not in (None, VERSION):
+            raise self._wrong(f"is of version {entry['version']!r} of the access log, and this release reads {VERSION}")
         try:
             if "task" in entry:
                 self._task(entry)
@@ -196,7 +200,7 @@ class _Reader:
                 self._record(entry)
             else:
                 raise self._wrong("is neither a line of an access log nor a query record")
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             if isinstance(error, ConfigError):
                 raise
             raise self._wrong(f"is not as an access log has it: {error!r}") from None
@@ -211,7 +215,7 @@ class _Reader:
         outcome, version = entry.get("outcome"), entry.get("version")
         if version is None and outcome in OTHERWISE:
             raise self._blind(outcome, "this log, of an earlier release, does not say how long the model itself took")
-        service_s = None if entry["service_s"] is None else self._positive(entry["service_s"])
+        service_s = None if entry["service_s"] is None else self._took(entry)
         if entry.get("at") is None or entry.get("pool") is None or entry.get("latency_s") is None:
             if service_s is not None:  # somebody's own lines
                 self._times.append(service_s)
@@ -220,7 +224,7 @@ class _Reader:
         if name and name in self._seen:
             return
         self._seen.add(name)
-        pool, latency_s = entry["pool"], self._duration(entry["latency_s"])
+        pool, latency_s = str(entry["pool"]), self._duration(entry["latency_s"])
         self._counted += 1
         self._whole += abs(1000 * latency_s - round(1000 * latency_s)) < 1e-3
         clock = self._clocks.setdefault(_process(name), _Clock())
@@ -254,10 +258,15 @@ class _Reader:
         self._seen.add(f"{name} {endpoint}")
         self._out.pop((name, endpoint), None)
         arrived = entry["service_s"] is not None
-        took_s = self._positive(entry["service_s"] if arrived else entry["at_least_s"])
+        took_s = self._took(entry) if arrived else self._duration(entry["at_least_s"])
         sent_at = self._clocks.setdefault(_process(name), _Clock()).at(_instant(entry["at"]), took_s, None)
         task = Served(endpoint, sent_at, took_s, End.ANSWERED if arrived else End.FAILED)
-        self._served.setdefault(entry["pool"], []).append(task)
+        self._served.setdefault(str(entry["pool"]), []).append(task)
+
+    def _took(self, entry: Mapping[str, Any]) -> float:
+        """An event loop that counts milliseconds has answers that came within one."""
+        value = entry["service_s"]
+        return MILLISECOND / 2 if value == 0 and entry.get("version") == VERSION else self._positive(value)
 
     def _duration(self, value: Any) -> float:
         """None is no time at all."""

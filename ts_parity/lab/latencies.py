@@ -40,11 +40,11 @@ def read_instants(file: Path) -> list[float]:
     return sorted(found)
 
 
-def rate_of(instants: Sequence[float]) -> float:
-    """Per unit of their time. Raise ConfigError."""
+def rate_of(instants: Sequence[float], what: str = "--trace") -> float:
+    """Per unit of their time. Raise ConfigError, which says `what` they are from."""
     span = instants[-1] - instants[0]
     if span <= 0:
-        raise ConfigError("--trace holds no two different instants, so it has no rate")
+        raise ConfigError(f"{what} holds no two different instants, so it has no rate")
     return (len(instants) - 1) / span
 
 
@@ -54,9 +54,13 @@ def numbered(file: Path, what: str) -> Numbered:
 
 
 def is_table(file: Path, first: str) -> bool:
-    """By its name, or, where that does not tell, by what stands on its first line."""
+    """By its name, or, where that does not tell, by what stands on its first line, whose beginning may be cut."""
     ends = [suffix.lower() for suffix in file.suffixes if suffix != ".gz"][-1:]
-    return ends[0] in _TABLE if ends and ends[0] in _JSON + _TABLE else not first.lstrip().startswith("{")
+    return (
+        ends[0] in _TABLE
+        if ends and ends[0] in _JSON + _TABLE
+        else not (first.lstrip().startswith("{") or first.rstrip().endswith("}"))
+    )
 
 
 def last_cells(lines: Numbered, file: Path) -> Iterator[tuple[int, Any]]:
