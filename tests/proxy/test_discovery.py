@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -233,6 +234,20 @@ async def test_a_version_that_is_listed_twice_is_one(make_fleet: MakeFleet, monk
     assert [endpoint.places for endpoint in fleet.proxy.plan.fleet.endpoints] == [1]
     assert any("a version twice" in problem for problem in fleet.proxy.plan.problems)
     assert (await fleet.post()).status == 200
+
+
+async def test_a_report_says_when_it_was_true(upstream: Upstream) -> None:
+    """What is told again of an instance that gives no answer is as old as it was."""
+    async with FakeTorchServe(FakeModel()) as instance:
+        looks = discovery_of(instance, upstream)
+        begun_at = time.monotonic()
+        (first,) = await looks.look()
+        instance.managed = Canned(drop=True)
+        (again,) = await looks.look()
+        instance.managed = None
+        (later,) = await looks.look()
+    assert begun_at <= first.seen_at == again.seen_at < later.seen_at
+    assert "used as last seen" in again.problem
 
 
 async def test_pages_without_end_end(upstream: Upstream) -> None:

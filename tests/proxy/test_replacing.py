@@ -90,6 +90,29 @@ async def test_beside_fakes(make_fleet: MakeFleet, tmp_path: Path) -> None:
     assert [[m.version for m in instance.models] for instance in fleet] == [["3.0"], ["3.0"]]
 
 
+async def test_the_next_instance_goes_when_the_proxy_uses_the_one_before_again(
+    make_fleet: MakeFleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With --admin: not after some time, which a busy proxy's looks may take longer than."""
+    monkeypatch.setattr(rollout, "SETTLE_S", 0.0)
+    path = wrapped(tmp_path, "1.0", "b")
+    fleet = [FakeTorchServe(FakeModel(matrix=np.array([[1.0, 0.0]], dtype=np.float32))) for _ in range(2)]
+    for instance in fleet:
+        matrix = np.array([[2.0, 0.0]], dtype=np.float32)
+        instance.store = {path.name: FakeModel("linear", "1.0", weights=read_archive(path).weights(), matrix=matrix)}
+    running = await make_fleet(*fleet, discovery_interval_s=LOOK_S)
+    without: list[int] = []
+    for instance in fleet:
+        instance.management_pause_s = 2 * LOOK_S  # so long every answer takes, and a look is made of several
+        instance.before_change = lambda change: without.append(sum(not each.models for each in fleet))  # type: ignore[misc]
+    async with load(running.proxy.url, b"[1, 0]") as answers:
+        words = ["register", "--replace", path, "--admin", running.proxy.admin_url]
+        assert await command(*words, on=[i.management for i in fleet]) == 0
+    assert {answer.status for answer in answers} == {200}
+    assert answers[-1].json() == [2.0]
+    assert max(without) <= 1
+
+
 HANDLER = """
 import os, time
 

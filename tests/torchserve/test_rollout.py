@@ -13,11 +13,13 @@ import pytest
 
 from tests.conftest import write_archive
 from tests.proxy.authority import Authority
+from tests.proxy.conftest import MakeFleet, make_fleet  # noqa: F401
 from ts_parity.cli import main
 from ts_parity.testing import Canned, FakeModel, FakeTorchServe
 from ts_parity.torchserve import rollout
 from ts_parity.torchserve.archive import Archive, read_archive, wrap_deployed, wrap_parity
 from ts_parity.torchserve.management import ManagementClient
+from ts_parity.torchserve.proxies import View
 from ts_parity.torchserve.rollout import Asked, Rollout, Source, look, plan_registration
 
 FAILURE = Canned.error(500, "InternalServerException", "out of\n  luck")
@@ -502,3 +504,31 @@ class TestSayingItFirst:
     def test_usage(self, words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(words) == 2
         assert said in capsys.readouterr().err
+
+
+def test_what_a_proxy_has_seen() -> None:
+    view = View({"http://a": 3.0, "http://b": 9.0}, {"m/1.0": frozenset({"http://b"})})
+    assert view.missing({"http://a": 90.0, "http://b": 90.0, "http://elsewhere": 99.0}, [], 100.0) == ""
+    assert view.missing({"http://a": 97.5}, [], 100.0) == "what was changed on http://a"
+    assert view.missing({}, [("http://b", "m/1.0"), ("http://elsewhere", "m/1.0")], 100.0) == ""
+    assert view.missing({}, [("http://a", "m/1.0")], 100.0) == "that http://a serves m/1.0 again"
+
+
+async def test_a_proxy_that_cannot_tell_is_told_before_anything_is_done(
+    start: Start,
+    packed: Pack,
+    make_fleet: MakeFleet,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    new = packed("2.0")
+    instance, other = await start(FakeModel(), store=(new,)), FakeTorchServe(FakeModel())
+    elsewhere = (await make_fleet(other)).proxy.admin_url
+    before = served(instance)
+    for admin, told in (
+        (elsewhere, f"has none of these instances, but {other.management}: give the addresses as it has them"),
+        (instance.management, "says nothing of what it has seen; is this the admin port of a proxy?"),
+        ("http://127.0.0.1:1", "is the proxy running there?"),
+    ):
+        assert await run("register", "--replace", new, "--admin", admin, on=(instance,)) == 3
+        assert told in capsys.readouterr().err
+    assert served(instance) == before

@@ -9,6 +9,7 @@ import asyncio
 import json
 import logging
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -112,6 +113,7 @@ class Discovery:
         name = instance.name
         problems: list[str] = []
         undescribed: list[str] = []
+        began_at = time.monotonic()
         try:
             address = Address(instance.management, self._key(instance, problems))
             models = await self._models(name, address, problems, undescribed)
@@ -137,6 +139,8 @@ class Discovery:
         else:
             report = InstanceReport(name, True, models, "; ".join(problems), tuple(undescribed))
             self._forget(name, models)
+        if math.isnan(report.seen_at):  # it is not the one before, told again
+            report = replace(report, seen_at=began_at)
         self._last[name] = report
         return report
 

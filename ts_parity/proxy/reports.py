@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ts_parity.codes import Code, Family, make_code
@@ -117,6 +117,8 @@ class InstanceReport:
     """It is down by the word of a gateway before it: that one may not know better than a prediction would."""
     locked: bool = False
     """Its management API asks for another key, so what it hosts is not known, or known as it was before."""
+    seen_at: float = field(default=math.nan, compare=False)
+    """When the look began that has told this; on the clock of `time.monotonic`."""
 
 
 def read_model(entry: Any, default_version: str) -> ModelReport:

@@ -6,6 +6,7 @@ Pure: plan, reports and counters in, plain values out.
 from __future__ import annotations
 
 import textwrap
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -183,6 +184,7 @@ def _instance(plan: Plan, report: InstanceReport, instances: Sequence[InstanceSe
         "management": given.management,
         "domain": given.domain or given.name,
         "up": report.up,
+        "seen_s": round(time.monotonic() - report.seen_at, 3),
         "places": places,
         "models": [{"model": m.model, "version": m.version, "ready": m.ready} for m in report.models],
         "problem": report.problem,

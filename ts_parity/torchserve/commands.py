@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,6 +154,15 @@ def _add_register(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     _add_instances(given)
     given.add_argument(
+        "--admin",
+        action="append",
+        default=[],
+        type=address,
+        metavar="URL",
+        help="admin port of a proxy before these instances; may be repeated: --replace goes on when all of them have "
+        "seen what was done, however busy they are; default: it waits 10 s each time",
+    )
+    given.add_argument(
         "--replace",
         action="store_true",
         help="take the place of the version that is the default: without a gap, if the new one has another version; "
@@ -283,7 +292,7 @@ def run_register(args: argparse.Namespace) -> int:
     if len(known) > len(set(known)) or len(sources) > len({each.url for each in sources}):
         raise ConfigError("two of these archives have one name and version: a TorchServe takes one of them")
     asked = Asked(args.workers, args.batch_size, args.max_batch_delay_ms)
-    return _roll_out(args, lambda fleet: plan_registration(fleet, sources, asked, args.replace))
+    return _roll_out(args, lambda fleet: plan_registration(fleet, sources, asked, args.replace), args.admin)
 
 
 def run_unregister(args: argparse.Namespace) -> int:
@@ -330,16 +339,17 @@ def _source(given: str, replace: bool) -> Source:
     return Source(path.name, archive)
 
 
-def _roll_out(args: argparse.Namespace, plan: Callable[[list[Hosted]], list[Step]]) -> int:
+def _roll_out(args: argparse.Namespace, plan: Callable[[list[Hosted]], list[Step]], admins: Sequence[str] = ()) -> int:
     """Look at the instances, say what will be done, and do it."""
-    from ts_parity.torchserve.rollout import Rollout, look
+    from ts_parity.torchserve.rollout import Rollout, check_admins, look
 
     steps: list[Step] = []
     error = ""
     with contextlib.ExitStack() as stack:
         clients = {client.url: stack.enter_context(client) for client in _clients(args)}
-        rollout = Rollout(clients, said=_silent if args.json else print, told=_tell)
+        rollout = Rollout(clients, said=_silent if args.json else print, told=_tell, admins=admins)
         try:
+            check_admins(admins, [*clients])
             steps = plan([look(client) for client in clients.values()])
             if args.dry_run:
                 for step in [] if args.json else steps:

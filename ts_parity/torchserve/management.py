@@ -24,6 +24,7 @@ READY = "READY"
 CUSTOMIZED_TIMEOUT_S = 30.0
 MOST_BYTES = 4 << 20
 """Of an answer; no TorchServe says so much."""
+_MOST_PAGES = 100
 _PIECE = 256
 """Read at once: how long an answer that trickles in has been coming is looked at after each."""
 
@@ -106,18 +107,19 @@ class ManagementClient:
         """Every registered model, however many pages that takes."""
         found: list[ModelName] = []
         token: str | None = None
-        while True:
+        for _ in range(_MOST_PAGES):
             parameters: dict[str, Any] = {"limit": page}
             if token is not None:
                 parameters["next_page_token"] = token
             answer = self._json("GET", "/models", parameters)
             try:
                 found += [ModelName(str(m["modelName"]), str(m.get("modelUrl", ""))) for m in answer["models"]]
-                before, token = token, answer.get("nextPageToken")
+                token = answer.get("nextPageToken")
             except (KeyError, TypeError, AttributeError) as error:
                 raise self._unknown("GET /models", error) from None
-            if token is None or token == before:
-                return found
+            if token is None:
+                break
+        return found
 
     def describe(
         self, model: str, version: str | None = None, customized: bool = False, timeout_s: float | None = None
@@ -242,10 +244,7 @@ class ManagementClient:
                 f"cannot reach the management address {self.url} ({_cause(error)}); is TorchServe running there, and "
                 "is this its management port (8081 by default)?"
             ) from None
-        try:
-            told = json.loads(body)
-        except (ValueError, RecursionError):
-            told = None
+        told = _parsed(body)
         if answer.status_code >= 300:  # TorchServe sends nobody elsewhere
             raise _refusal(answer, told, body, f"{method} {path}", self.url)
         if told is None:
@@ -254,6 +253,19 @@ class ManagementClient:
                 answer.status_code,
             )
         return told
+
+
+def read_json(answer: requests.Response, timeout_s: float) -> Any:
+    """None for what is no JSON, or too long in coming. Raise RequestException."""
+    with answer:
+        return _parsed(_whole(answer, timeout_s))
+
+
+def _parsed(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _whole(answer: requests.Response, timeout_s: float) -> bytes:

@@ -22,7 +22,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from ts_parity.errors import ManagementError
+from ts_parity.errors import ManagementError, Unreachable
+from ts_parity.torchserve import proxies
 from ts_parity.torchserve.management import ManagementClient, ModelDescription, unready
 from ts_parity.torchserve.mar import SECTION, Archive
 
@@ -33,6 +34,8 @@ SETTLE_S = 10.0
 it is: after this they know what was changed. One that has not seen a model go would wait for what it had there, and one
 that does not use an instance again yet has nobody when the next one goes.
 """
+SEEN_S = 120.0
+"""So long at most a proxy that is asked may take to see a change: a busy one's looks fail now and then."""
 DRAIN_S = 60.0
 """So long at most the queue of a version that is no default any more is waited for."""
 READY_S = 30.0
@@ -171,6 +174,17 @@ class Step:
             **({} if self.source is None else {"archive": self.source.url, "workers": self.options.workers}),
             "note": self.note,
         }
+
+
+def check_admins(admins: Sequence[str], instances: Sequence[str]) -> None:
+    """Raise Unreachable, or Refused for a proxy that has none of these instances."""
+    for admin in admins:
+        ages = proxies.ask(admin).ages
+        if not set(ages) & set(instances):
+            raise Refused(
+                f"the proxy at {admin} has none of these instances, but {', '.join(ages)}: give the addresses as it "
+                "has them. Nothing was done"
+            )
 
 
 class Refused(ManagementError):
@@ -323,9 +337,15 @@ class Rollout:
     told: Say
     pause: Callable[[float], None] = time.sleep
     clock: Callable[[], float] = time.monotonic
+    admins: Sequence[str] = ()
+    """Admin ports of proxies, which are asked what they have seen; none: what they need for it is waited for."""
     done: list[Step] = field(default_factory=list)
     undone: bool = False
     _undo: list[tuple[str, Callable[[], None]]] = field(default_factory=list)
+    _changed: dict[str, float] = field(default_factory=dict)
+    """By instance: when the last change there was done."""
+    _again: list[tuple[str, str]] = field(default_factory=list)
+    """Instances that serve a version with other content now, each with its model."""
     _lasting: bool = False
     _certain: bool = False
     """TorchServe has said that the last step failed, so it will not come about later."""
@@ -335,16 +355,45 @@ class Rollout:
         try:
             for step in steps:
                 if step.settled:
-                    self.told(f"waiting {SETTLE_S:g} s: by then every proxy has seen what was done")
-                    self.pause(SETTLE_S)
+                    self._settle()
                 self._do(step)
+                self._note(step)
                 self.done.append(step)
-        except ManagementError as error:
-            self._certain = error.upstream_status is not None
-            raise ManagementError(f"{error}. {self._ended(steps)}", error.upstream_status) from None
+        except Unreachable as error:  # an instance, or a proxy
+            status = error.upstream_status if isinstance(error, ManagementError) else None
+            self._certain = status is not None
+            raise ManagementError(f"{error}. {self._ended(steps)}", status) from None
         except BaseException:
             self.told(f"interrupted. {self._ended(steps)}")
             raise
+
+    def _note(self, step: Step) -> None:
+        self._changed[step.instance] = self.clock()
+        serves = (step.instance, f"{step.model}/{step.version}")
+        if step.action is Action.REGISTER and step.old is not None and step.old.version == step.version:
+            archive = step.source.archive if step.source is not None else None
+            if step.options.workers and (archive is None or archive.role != "parity"):
+                self._again.append(serves)
+        elif step.action is Action.UNREGISTER and serves in self._again:
+            self._again.remove(serves)
+
+    def _settle(self) -> None:
+        """Until proxies know what was done."""
+        if not self.admins:
+            self.told(f"waiting {SETTLE_S:g} s: by then every proxy has seen what was done")
+            self.pause(SETTLE_S)
+            return
+        self.told("waiting until every proxy has seen what was done")
+        ends_at = self.clock() + SEEN_S
+        for admin in self.admins:
+            while True:
+                asked_at = self.clock()
+                missing = proxies.ask(admin).missing(self._changed, self._again, asked_at)
+                if not missing:
+                    break
+                if asked_at > ends_at:
+                    raise ManagementError(f"the proxy at {admin} has not seen {missing} within {SEEN_S:g} s")
+                self.pause(POLL_S)
 
     def _do(self, step: Step) -> None:
         client = self.clients[step.instance]

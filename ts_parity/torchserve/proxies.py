@@ -1,0 +1,64 @@
+"""What running proxies have seen of the instances: how a rollout knows that it may go on, however busy they are.
+
+Knows the admin port's `/status`, and of it only how old a proxy's view of an instance is and whom it sends queries to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import requests
+import urllib3
+
+from ts_parity.errors import Unreachable
+from ts_parity.torchserve.management import read_json
+
+TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True)
+class View:
+    """`ages`: by management address, how many seconds ago the last look at the instance began that was answered.
+    `used`: by NAME/VERSION, the instances that its queries are sent to.
+    """
+
+    ages: Mapping[str, float]
+    used: Mapping[str, frozenset[str]]
+
+    def missing(self, changed: Mapping[str, float], wanted: Iterable[tuple[str, str]], now: float) -> str:
+        """What it has not seen yet of what was changed, and when; empty: it has seen all. `wanted`: instances that must
+        be in use, each with its model.
+        """
+        for instance, changed_at in changed.items():
+            if instance in self.ages and self.ages[instance] >= now - changed_at:
+                return f"what was changed on {instance}"
+        for instance, model in wanted:
+            if instance in self.ages and instance not in self.used.get(model, ()):
+                return f"that {instance} serves {model} again"
+        return ""
+
+
+def ask(admin: str) -> View:
+    """Raise Unreachable."""
+    url = f"{admin}/status"
+    try:
+        with requests.Session() as session:
+            session.trust_env = False  # its proxies are for the world outside
+            answer = session.get(url, timeout=TIMEOUT_S, stream=True, allow_redirects=False)
+            status = read_json(answer, TIMEOUT_S)
+        return _view(status)
+    except (requests.RequestException, urllib3.exceptions.HTTPError, UnicodeError) as error:
+        raise Unreachable(f"no status from {url} ({type(error).__name__}); is the proxy running there?") from None
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise Unreachable(f"{url} says nothing of what it has seen; is this the admin port of a proxy?") from None
+
+
+def _view(status: Any) -> View:
+    managed = {each["name"]: str(each["management"]).rstrip("/") for each in status["instances"]}
+    used = {
+        name: frozenset(managed[each["instance"]] for each in pool["endpoints"] if each["row"] is None)
+        for name, pool in status["pools"].items()
+    }
+    return View({managed[each["name"]]: float(each["seen_s"]) for each in status["instances"]}, used)
