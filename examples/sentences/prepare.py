@@ -66,6 +66,7 @@ def sentences_of(library: str, dice: np.random.Generator) -> list[str]:
 
 
 def train(ids: list, labels: torch.Tensor, words: int) -> Librarian:
+    torch.set_num_threads(1)  # more gain a small network little, and wait for each other on a busy machine
     torch.manual_seed(SEED)
     net = Librarian(words)
     optimizer = torch.optim.AdamW(net.parameters(), lr=PEAK_RATE)

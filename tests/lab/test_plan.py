@@ -105,7 +105,7 @@ def test_the_command_reads_a_report_and_a_log(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["rows"][0]["policy"] == "none"
     assert main([*arguments, "--p999", "0.001"]) == 4
     out = capsys.readouterr().out
-    assert "Nothing reaches a p99.9 of 1.0 ms" in out
+    assert out.splitlines()[-1].startswith("Nothing reaches a p99.9 of 1.0 ms"), "the last word"
     assert "->" not in out  # what does not do is not pointed at, nor is there a command line for it
     assert "ts-parity serve" not in out
 
@@ -288,6 +288,12 @@ def test_what_the_seeds_do_not_agree_on_may_be_chance():
         told = _sentence(hedge, plain, world, [plain, hedge], Limits())
         assert f"p99.9 3.00 service times (2.00 to {high:.2f}) against 8.00 service times (5.00 to 9.00)" in told
         assert ("may be chance" in told) is chance
+
+
+def test_a_fleet_that_never_answers_is_not_told_to_run_nothing():
+    rows = [row(3.0, broken=["2 queries never answered"]), row(3.0, broken=["5 queries never answered"], **HEDGE)]
+    told = _sentence(rows[0], rows[0], World(), rows, Limits())
+    assert told.startswith("Nothing of what was compared does: with none there are 2 queries never answered")
 
 
 def test_a_long_tail_is_not_called_enough():

@@ -85,15 +85,17 @@ def plan_table(plan: Mapping[str, Any], world: World) -> str:
 def plan_text(plan: Mapping[str, Any], world: World) -> str:
     """The table, what to do, and what must be known beside it."""
     row = plan["rows"][plan["recommended"]]
-    lines = [plan_table(plan, world), "", plan["sentence"]]
+    said = [plan["sentence"]]
     if plan["reached"]:
-        lines += ["", f"{row['set_up']} {_EACH}", "", command(row)]
+        said += ["", f"{row['set_up']} {_EACH}", "", command(row)]
     told = [
         row["work_told"],
         doubts(plan["rows"], _SHOWN),
         *(f"Not compared: {what}." for what in plan.get("left_out", ())),
     ]
-    return "\n".join([*lines, *(["", *filter(None, told)] if any(told) else [])])
+    noted = [*filter(None, told)]
+    parts = [said, noted] if plan["reached"] else [noted, said]  # that nothing will do is the last word
+    return "\n\n".join("\n".join(part) for part in [[plan_table(plan, world)], *parts] if part)
 
 
 def plan_page(plan: Mapping[str, Any], world: World) -> str:

@@ -272,6 +272,11 @@ def _sentence(
             f"Nothing reaches a p99.9 of {time_told(limits.p999, world)} within these limits. The lowest is "
             f"{spread(best, 'p999', world)}, with {named(best)}{price}; without protection it is {now}."
         )
+    if chosen["broken"]:
+        return (
+            f"Nothing of what was compared does: with {named(chosen)} there are {'; '.join(chosen['broken'])}, and "
+            f"p99.9 is {now}."
+        )
     if chosen is plain:
         return f"Run nothing: {_why_nothing(plain, rows, limits)}; p99.9 is {now}."
     what = f"points of {chosen['loss_of']} lost over all answers"
