@@ -257,6 +257,16 @@ def test_exit_codes_are_documented() -> None:
     assert codes["ConfigError"] == codes["ArchiveError"] == codes["TrainingError"] == 2
 
 
+@pytest.mark.parametrize("told", [None, "ACTIVE"])
+def test_torchs_threads_sleep_while_they_wait_unless_told(told: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that spins keeps the core from the one it waits for: minutes instead of seconds on a busy machine."""
+    monkeypatch.setenv("OMP_WAIT_POLICY", told or "")
+    if told is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    assert main(["plan"]) == 2
+    assert os.environ["OMP_WAIT_POLICY"] == (told or "PASSIVE")
+
+
 NO_TORCH = "raise ImportError('torch was imported')\n"
 
 

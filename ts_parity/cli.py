@@ -108,6 +108,9 @@ def _run(argv: Sequence[str]) -> int:
         args = parsed(argv)
         if not sys.stderr.isatty():  # in a log each redrawn progress bar is a line: one now and then is enough
             os.environ.setdefault("TQDM_MININTERVAL", "10")
+        # Read when torch is imported. Its threads wait for each other many times a step; on a machine with other work
+        # one that spins meanwhile keeps the core from the one it waits for: ten times as long, and more.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         if not getattr(args, "drains", False):
             startup.let_sigterm_end()
         run: Run = args.run
