@@ -4,14 +4,17 @@ Fenced `sh` (or `bash`) blocks are the commands, one shell for all of a README. 
 printed, in this order, line by line; `...` stands for anything within a line, and one space for any number of them.
 """
 
+import contextlib
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.conftest import free_ports
@@ -50,6 +53,20 @@ def test_what_a_readme_promises_is_looked_for_in_order():
     assert unmet("digits/1.0 sum k=3", said) == "digits/1.0 sum k=3"
 
 
+def still_running(group):
+    """What is left of a process group half a minute after its first process has ended."""
+    ends_at = time.monotonic() + 30
+    while True:
+        left = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, ProcessLookupError):
+                if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                    left.append(" ".join(process.cmdline())[:200])
+        if not left or time.monotonic() > ends_at:
+            return left
+        time.sleep(0.2)
+
+
 @typed
 @pytest.mark.torchserve
 @pytest.mark.slow
@@ -69,11 +86,13 @@ def test_the_commands_of_a_readme_work_as_they_stand(readme, tmp_path):
         )
         try:
             code = shell.wait(timeout=LIMIT_S)
+            left = still_running(shell.pid)
         finally:
             os.killpg(shell.pid, signal.SIGKILL)
             shell.wait()
         output.seek(0)
         said = output.read()
     assert code == 0, said[-3000:]
+    assert left == [], "a README ends what it has started"
     missing = unmet("\n".join(promised), said)
     assert missing is None, f"not printed: {missing}\n{said[-5000:]}"
