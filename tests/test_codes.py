@@ -1,12 +1,13 @@
 """For a linear F the sum code is exact: whatever is recoverable is decoded to F's own output."""
 
 import itertools
+import json
 import math
 
 import numpy as np
 import pytest
 
-from ts_parity.codes import Family, check_coefficients, make_code
+from ts_parity.codes import Family, RowErrors, check_coefficients, make_code, read_row_errors
 from ts_parity.config import CODES
 from ts_parity.errors import CodeError, DecodeError
 from ts_parity.wire import ROUNDOFF
@@ -75,6 +76,77 @@ def test_of_several_solutions_the_least_amplifying_is_taken():
     code = make_code("sum", 2, 2)
     both = {0: frozenset({0, 1}), 1: frozenset({0, 1})}
     assert code.amplification(1, frozenset({0}), both) < 0.5
+
+
+def correlated(slots):
+    """Rows that err alike, the second three times as much as the first: what training on the same bodies makes."""
+    spread = np.array([[1.0, 0.0], [2.4, 1.8]])
+    return (tuple(slots), tuple(map(tuple, (spread @ spread.T).tolist()))), spread
+
+
+@pytest.mark.parametrize("k", [2, 3, 4])
+@pytest.mark.parametrize("members", [1, 2, 3, 4])
+def test_rows_that_err_alike_are_weighed_by_it_whatever_is_lost(k, members):
+    """Exact outputs give exact answers; of others the error is never larger than by any one row, nor than unweighed."""
+    if members > k:
+        pytest.skip("no such group")
+    code, dice = make_code("sum", k, 2), np.random.default_rng(k)
+    outputs, slots = dice.normal(size=(k, 20_000)), frozenset(range(members))
+    moments, spread = correlated(sorted(slots))
+    errors = RowErrors((moments,))
+    exact = {row: sum(code.coefficients[row][i] * outputs[i] for i in slots) for row in range(2)}
+    off = spread @ dice.normal(size=(2, 20_000))
+    noisy = {row: exact[row] + off[row] for row in range(2)}
+    covers = dict.fromkeys(range(2), slots)
+    for lost in itertools.chain(itertools.combinations(slots, 1), itertools.combinations(slots, 2)):
+        have = {i: outputs[i] for i in slots if i not in lost}
+        for slot in lost:
+            decoded = code.decode(slot, have, exact, covers, errors=errors)
+            np.testing.assert_allclose(decoded, outputs[slot], atol=1e-9)
+
+            def error(told, known, slot=slot, have=have):
+                rebuilt, _ = code.combined(slot, have, told, dict.fromkeys(told, slots), known)
+                return float(np.square(rebuilt - outputs[slot]).mean())
+
+            weighed = error(noisy, errors)
+            assert weighed <= 1.001 * error(noisy, None)
+            if len(lost) == 1:
+                assert weighed <= 1.001 * min(error({row: noisy[row]}, errors) for row in noisy)
+                assert weighed < 0.9 * error(noisy, None) or slot > 0
+
+
+def test_what_is_not_known_of_a_pattern_is_weighed_as_ever():
+    code = make_code("sum", 3, 2)
+    moments, _ = correlated((0, 1, 2))
+    errors, outputs = RowErrors((moments,)), np.random.default_rng(0).normal(size=(3, 5))
+    for covers in ({0: frozenset({0, 1}), 1: frozenset({0, 1})}, {0: frozenset({0, 1}), 1: frozenset({0, 1, 2})}):
+        rows = {row: np.ones(5) for row in covers}
+        have = {1: outputs[1], 2: outputs[2]}
+        with_errors, without = (code.combined(0, have, rows, covers, known)[0] for known in (errors, None))
+        assert (with_errors == without).all()
+
+
+def test_row_errors_are_written_as_json_and_read_again():
+    code = make_code("sum", 2, 2)
+    told = {"0": [[1.0, 0.5], [0.5, 2.0]], "0,1": [[1.0, 1.4], [1.4, 2.0]]}
+    errors = read_row_errors(json.loads(json.dumps(told)), code)
+    assert errors.as_json() == told
+    assert (errors, hash(errors)) == (read_row_errors(told, code), hash(read_row_errors(told, code)))
+    assert errors.of(frozenset({0, 1})) == ((1.0, 1.4), (1.4, 2.0))
+    assert errors.of(frozenset({1})) is None
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        7, "0", [], {"": [[1, 0], [0, 1]]}, {"0,2": [[1, 0], [0, 1]]}, {"1,0": [[1, 0], [0, 1]]}, {"0": [[1]]},
+        {"0": [[1, 0], [0, "x"]]}, {"0": [[1, 2], [2, 1]]}, {"0": [[1, 0.2], [0.3, 1]]}, {"0": [[1, 0], [0, math.nan]]},
+        {"0": 1}, {0: [[1, 0], [0, 1]]},
+    ],
+)  # fmt: skip
+def test_row_errors_that_cannot_be_are_refused(told):
+    with pytest.raises(CodeError, match="row_errors"):
+        read_row_errors(told, make_code("sum", 2, 2))
 
 
 def test_what_cannot_be_decoded_is_an_error():

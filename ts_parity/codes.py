@@ -38,6 +38,33 @@ class Family(str, Enum):
 
 
 @dataclass(frozen=True)
+class RowErrors:
+    """How far off the rows of one training were on bodies that they had not learned, and how their errors go together.
+
+    `moments`: for each set of slots that a group may have (sorted), r rows of r numbers, the mean product of what row i
+    and row j said too much. Rows trained on the same bodies err alike (a correlation of 0.8 is usual), and a row of
+    larger coefficients errs more, so to weigh them as if they erred independently and alike makes two worse than one.
+    """
+
+    moments: tuple[tuple[tuple[int, ...], Coefficients], ...]
+    _by_slots: Mapping[frozenset[int], Coefficients] = field(init=False, repr=False, compare=False)
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_by_slots", {frozenset(slots): matrix for slots, matrix in self.moments})
+        object.__setattr__(self, "_hash", hash(self.moments))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def of(self, slots: frozenset[int]) -> Coefficients | None:
+        return self._by_slots.get(slots)
+
+    def as_json(self) -> dict[str, list[list[float]]]:
+        return {",".join(map(str, slots)): [list(row) for row in matrix] for slots, matrix in self.moments}
+
+
+@dataclass(frozen=True)
 class Code:
     """k queries to a group, r protections, and what can be recovered from what has arrived.
 
@@ -72,6 +99,7 @@ class Code:
         protections: Mapping[int, Array],
         covers: Covers,
         roundoff: float = 0.0,
+        errors: RowErrors | None = None,
     ) -> Array:
         """Rebuild slot's raw output.
 
@@ -79,10 +107,10 @@ class Code:
         in the finest of their dtypes: a float64 model's parity model answers in float32, as a rule.
         Raise DecodeError if the pattern is not recoverable, shapes disagree, or the other outputs are so much larger
         that their rounding hides this one. `roundoff`: that of the coarsest dtype any of them was computed in, if that
-        is coarser than the one they come in. Among several solutions the one that amplifies the parity models' errors
-        least is used.
+        is coarser than the one they come in. Of several solutions the one of the least expected error is used, by what
+        is known of the parity models' `errors`; if nothing is, as if these were independent and equally large.
         """
-        _weights(self, slot, frozenset(have), _pattern(covers))  # whether it can be decoded at all comes first
+        _weights(self, slot, frozenset(have), _pattern(covers), errors)  # whether it can be decoded at all comes first
         outputs = [*have.values(), *protections.values()]
         first = outputs[0]
         for other in outputs:
@@ -90,7 +118,7 @@ class Code:
                 raise DecodeError(
                     f"cannot decode slot {slot}: raw outputs of shapes {first.shape} and {other.shape} in one group"
                 )
-        total, size = self.combined(slot, have, protections, covers)
+        total, size = self.combined(slot, have, protections, covers, errors)
         coarsest = min(outputs, key=lambda output: output.itemsize).dtype
         _check_known(slot, total, size, max(roundoff, ROUNDOFF[coarsest.name]))
         with np.errstate(over="ignore"):
@@ -100,13 +128,18 @@ class Code:
         return decoded
 
     def combined(
-        self, slot: int, have: Mapping[int, Array], protections: Mapping[int, Array], covers: Covers
+        self,
+        slot: int,
+        have: Mapping[int, Array],
+        protections: Mapping[int, Array],
+        covers: Covers,
+        errors: RowErrors | None = None,
     ) -> tuple[Array, Array]:
         """-> what the slot's output must be by the code, and the sum of the terms' magnitudes; nothing is checked.
 
         In float64, so that the only rounding is that of the outputs themselves.
         """
-        by_row, by_slot = _weights(self, slot, frozenset(have), _pattern(covers))
+        by_row, by_slot = _weights(self, slot, frozenset(have), _pattern(covers), errors)
         terms = [(weight, protections[row]) for row, weight in by_row if weight]
         terms += [(weight, have[member]) for member, weight in by_slot if weight]
         total, size = np.float64(0), np.float64(0)
@@ -118,7 +151,7 @@ class Code:
 
     def amplification(self, slot: int, have: frozenset[int], covers: Covers) -> float:
         """By how much the parity models' (independent, equally large) errors grow in this slot: sqrt(sum w_j^2)."""
-        by_row, _ = _weights(self, slot, have, _pattern(covers))
+        by_row, _ = _weights(self, slot, have, _pattern(covers), None)
         return math.sqrt(sum(weight * weight for _, weight in by_row))
 
 
@@ -231,10 +264,10 @@ _Weights = tuple[tuple[tuple[int, float], ...], tuple[tuple[int, float], ...]]
 
 
 @lru_cache(maxsize=4096)
-def _weights(code: Code, slot: int, have: frozenset[int], pattern: _Pattern) -> _Weights:
+def _weights(code: Code, slot: int, have: frozenset[int], pattern: _Pattern, errors: RowErrors | None) -> _Weights:
     if code.family is Family.BACKUP:
         raise DecodeError(f"code {code.name} has nothing to decode: take slot {slot} of the answer")
-    solution = None if slot in have else _solve(code, slot, have, pattern)
+    solution = None if slot in have else _solve(code, slot, have, pattern, errors)
     if solution is None:
         rows = {row: sorted(slots) for row, slots in pattern}
         raise DecodeError(f"slot {slot} cannot be decoded from slots {sorted(have)} and parity rows covering {rows}")
@@ -250,7 +283,9 @@ def _weights(code: Code, slot: int, have: frozenset[int], pattern: _Pattern) -> 
     return by_row, tuple(by_slot)
 
 
-def _solve(code: Code, slot: int, have: frozenset[int], pattern: _Pattern) -> list[float] | None:
+def _solve(
+    code: Code, slot: int, have: frozenset[int], pattern: _Pattern, errors: RowErrors | None = None
+) -> list[float] | None:
     """One weight per arrived parity row so that their weighted sum holds `slot` once and no other missing slot."""
     missing = sorted(frozenset().union(*(slots for _, slots in pattern)) - have)
     if slot not in missing:
@@ -261,4 +296,51 @@ def _solve(code: Code, slot: int, have: frozenset[int], pattern: _Pattern) -> li
     weights = np.linalg.pinv(system.T) @ target
     if not np.allclose(system.T @ weights, target, atol=1e-9):
         return None
+    weights = weights + _correction(system, weights, _moments(pattern, errors))
     return [0.0 if abs(w) < 1e-12 else float(w) for w in weights]
+
+
+def _moments(pattern: _Pattern, errors: RowErrors | None) -> Array | None:
+    """Of the rows that have arrived; known where they cover the same slots."""
+    found = None if errors is None or len({slots for _, slots in pattern}) > 1 else errors.of(pattern[0][1])
+    rows = [row for row, _ in pattern]
+    return None if found is None else np.array(found)[np.ix_(rows, rows)]
+
+
+def _correction(system: Array, weights: Array, moments: Array | None) -> Array:
+    """What to add to weights that solve the system, so that they solve it with the least expected squared error:
+    generalised least squares, in what the system leaves free. With exact parity outputs it changes nothing.
+    """
+    _, sizes, turns = np.linalg.svd(system.T)
+    free = turns[int((sizes > 1e-9 * sizes.max(initial=0.0)).sum()) :].T  # (rows, what is free)
+    if moments is None or not free.size:
+        return np.zeros_like(weights)
+    return np.asarray(-free @ np.linalg.pinv(free.T @ moments @ free) @ (free.T @ moments @ weights))
+
+
+def read_row_errors(told: object, code: Code) -> RowErrors:
+    """From what `as_json` gives. Raise CodeError for anything else, or what cannot be of this code."""
+    try:
+        assert isinstance(told, Mapping)
+        moments = tuple(
+            (tuple(map(int, slots.split(","))), tuple(tuple(map(float, row)) for row in matrix))
+            for slots, matrix in told.items()
+        )
+    except (AssertionError, AttributeError, TypeError, ValueError):
+        raise CodeError(
+            f"row_errors must hold {code.r} rows of {code.r} numbers for sets of slots, not {told!r}"
+        ) from None
+    for slots, matrix in moments:
+        if not set(slots) <= set(range(code.k)) or list(slots) != sorted(set(slots)):
+            raise CodeError(f"row_errors: {slots} is no set of slots of a group of {code.k}")
+        square = len(matrix) == code.r and all(len(row) == code.r for row in matrix)
+        if not square or not _is_covariance(np.array(matrix)):
+            raise CodeError(f"row_errors: {matrix} cannot be the mean products of the errors of {code.r} rows")
+    return RowErrors(moments)
+
+
+def _is_covariance(matrix: Array) -> bool:
+    scale = float(np.abs(matrix).max())
+    if not math.isfinite(scale) or not np.allclose(matrix, matrix.T, rtol=0, atol=1e-6 * scale):
+        return False
+    return float(np.linalg.eigvalsh(matrix).min()) >= -1e-6 * scale

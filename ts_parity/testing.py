@@ -108,6 +108,7 @@ class FakeModel:
     repeatable: bool = True
     agreement: float | None = None
     tolerance: float | None = None
+    row_errors: dict[str, list[list[float]]] | None = None
     output: dict[str, Any] | None = None
     code: str = "sum"
     k: int = 2
@@ -155,7 +156,7 @@ class FakeModel:
             model, version, weights = self.protects
             ours |= {"code": self.code, "k": self.k, "r": self.r, "row": self.row, "partial": self.partial}
             ours["coefficients"] = [list(row) for row in make_code(self.code, self.k, self.r).coefficients]
-            ours |= {"agreement": self.agreement, "tolerance": self.tolerance}
+            ours |= {"agreement": self.agreement, "tolerance": self.tolerance, "row_errors": self.row_errors}
             ours["protects"] = {"model": model, "version": version, "weights": weights}
         return {"ts_parity": ours}
 

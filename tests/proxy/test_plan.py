@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ts_parity.codes import make_code
+from ts_parity.codes import make_code, read_row_errors
 from ts_parity.config import InstanceSettings, ModelSettings
 from ts_parity.engine import Instance
 from ts_parity.exclusion import NeverCode
@@ -443,6 +443,35 @@ def test_of_several_reports_the_most_modest_is_believed():
     assert read_described({**GOOD, "agreement": 0.93}).agreement == 0.93
     for nonsense in (True, "0.9", 7, -1.0, None, float("nan")):
         assert read_described({**GOOD, "agreement": nonsense}).agreement is None
+
+
+ALIKE = {"0,1": [[1.0, 1.5], [1.5, 4.0]]}
+
+
+def test_rows_of_one_training_are_weighed_by_its_errors_and_those_of_two_alike():
+    code = make_code("sum", 2, 2)
+    one, other = (read_row_errors(told, code) for told in (ALIKE, {"0,1": [[1.0, 0.0], [0.0, 4.0]]}))
+
+    def plan_with(*errors: Any) -> Plan:
+        rows = (parity(f"p{row}", r=2, row=row, row_errors=each) for row, each in enumerate(errors))
+        return plan_of(deployed(), *rows)
+
+    assert (only(plan_with(one, one)).row_errors, plan_with(one, one).problems) == (one, ())
+    assert (only(plan_with(None, None)).row_errors, plan_with(None, None).problems) == (None, ())
+    for mixed in ((one, other), (one, None), (None, other)):
+        plan = plan_with(*mixed)
+        assert only(plan).row_errors is None
+        assert only(plan).code == code, "each row is right by itself"
+        [problem] = plan.problems
+        assert "rows of its protection are of more than one training" in problem
+        assert "register all rows of one" in problem
+
+
+def test_what_rows_say_of_their_errors_is_read_or_as_good_as_not_said():
+    said = {**GOOD, "r": 2, "coefficients": [[1, 1], [1, 2]]}
+    assert read_described({**said, "row_errors": ALIKE}).row_errors == read_row_errors(ALIKE, make_code("sum", 2, 2))
+    for nonsense in (None, True, {"0,1": [[1.0]]}, {"0,1": [[1.0, 2.0], [2.0, 1.0]]}, [1]):
+        assert read_described({**said, "row_errors": nonsense}).row_errors is None
 
 
 def test_of_several_tolerances_the_largest_counts():

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from typing import Any
 
 import pytest
 
 from tests.proxy.conftest import PATIENCE_S, Client, Clock, MakeFleet, nothing_left, until
+from ts_parity.codes import Code, make_code, read_row_errors
 from ts_parity.config import parse_endpoint
 from ts_parity.testing import Canned, FakeModel, FakeTorchServe, protection
 
@@ -44,6 +46,27 @@ async def test_a_frozen_workers_query_is_decoded(make_fleet: MakeFleet, frozen: 
     assert sum(op == "finish" for instance in instances for op in instance.operations()) == 1
     instances[frozen].thaw()
     await until(lambda: nothing_left(fleet.proxy), "everything to be let go")
+
+
+async def test_rows_are_weighed_by_what_their_archives_say_of_their_errors(
+    make_fleet: MakeFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {"0,1": [[1.0, 1.5], [1.5, 4.0]]}
+    rows = [protection(name=f"p{row}", r=2, row=row, row_errors=told) for row in range(2)]
+    instances = [FakeTorchServe(FakeModel()), FakeTorchServe(FakeModel()), *map(FakeTorchServe, rows)]
+    fleet = await make_fleet(*instances)
+    weighed, decode = [], Code.decode
+
+    def watched(self: Code, *args: Any) -> Any:
+        weighed.append(args[-1])
+        return decode(self, *args)
+
+    monkeypatch.setattr(Code, "decode", watched)
+    instances[0].freeze()
+    answers = await fleet.posts(2)
+    instances[0].thaw()
+    assert [answer.json() for answer in answers] == [linear(0), linear(1)]
+    assert weighed == [read_row_errors(told, make_code("sum", 2, 2))]
 
 
 @pytest.mark.parametrize("failure", ["worker_died", "drop", "oom"])

@@ -15,7 +15,7 @@ from lightning_fabric import Fabric
 
 from tests.conftest import write_archive
 from ts_parity.cli import main as run_cli
-from ts_parity.codes import make_code
+from ts_parity.codes import make_code, read_row_errors
 from ts_parity.errors import ConfigError, Exhausted, NotCodable, TrainingError
 from ts_parity.torchserve.archive import extract_archive, read_archive
 from ts_parity.training import TrainSettings, job, train
@@ -141,6 +141,9 @@ def test_two_rows_and_labels(model, bodies, tmp_path):
     [made] = report["candidates"]
     assert made["archives"] == ["vec-1.0-sum-k2-r2-row0.mar", "vec-1.0-sum-k2-r2-row1.mar"]
     assert made["members"].keys() == {"1", "2"}
+    errors = [read_archive(tmp_path / "out" / name).section["row_errors"] for name in made["archives"]]
+    assert errors[0] == errors[1]
+    assert set(read_row_errors(errors[0], make_code("sum", 2, 2)).as_json()) == {"0", "1", "0,1"}
     assert made["two_erased"].keys() == {"score", "agreement", "error", "A_d", "intervals"}
     assert made["A_o"]["0.10"] == pytest.approx(0.9 * made["A_a"] + 0.1 * made["A_d"], abs=1e-4)
     assert made["A_o_default"]["0.10"] == pytest.approx(0.9 * made["A_a"] + 0.1 * made["A_default"], abs=1e-4)

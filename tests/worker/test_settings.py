@@ -61,6 +61,11 @@ def test_a_parity_section() -> None:
             "parity",
             "tolerance is how far off its numbers usually are, not 0",
         ),
+        (
+            {"ts_parity": {**PARITY, "row_errors": {"0": [[1.0]], "5": [[1.0]]}}},
+            "parity",
+            "row_errors: (5,) is no set of slots",
+        ),
         ({"ts_parity": {"handler": "h", "samples": "a"}}, "deployed", "samples must be a list"),
         ({"ts_parity": {"handler": "h", "samples": [{"path": "a"}]}}, "deployed", "a sample is a file name"),
     ],

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import cast, final
 
-from ts_parity.codes import Code, Family
+from ts_parity.codes import Code, Family, RowErrors
 from ts_parity.engine import (
     Action,
     Answer,
@@ -309,7 +309,7 @@ class Driver:
         ask = cast(Ask, task.query.payload)
         if task.kind is Kind.FINISH:
             try:
-                return finish_request(ask, _decode(task), target, secret)
+                return finish_request(ask, _decode(task, self._row_errors(task.endpoint.pool)), target, secret)
             except DecodeError:
                 self._metrics.decode_failures.add()
                 raise
@@ -321,6 +321,10 @@ class Driver:
     def _code(self, pool: str) -> Code | None:
         plan = self._plan.pools.get(pool)
         return None if plan is None else plan.code
+
+    def _row_errors(self, pool: str) -> RowErrors | None:
+        plan = self._plan.pools.get(pool)
+        return None if plan is None else plan.row_errors
 
     def _came(self, task: Task, result: Result) -> None:
         """Tell the engine what came of a task, whatever happens: its place depends on it."""
@@ -531,14 +535,14 @@ def _protection_work(task: Task, target: Target) -> float:
     return target.cost * (group.size / group.code.k if backup else 1.0)
 
 
-def _decode(task: Task) -> Array:
+def _decode(task: Task, errors: RowErrors | None) -> Array:
     group, slot = task.group, task.slot
     assert group is not None
     assert slot is not None
     others = {member: own for member, own in group.have.items() if member != slot}  # on trial, it may have arrived
     have, protections = _values(others), _values(group.protections)
     roundoff = max(value.roundoff for value in (*have.values(), *protections.values()))
-    return cast(Code, group.code).decode(slot, _raws(have), _raws(protections), group.covers, roundoff)
+    return cast(Code, group.code).decode(slot, _raws(have), _raws(protections), group.covers, roundoff, errors)
 
 
 def _values(tasks: Mapping[int, Task]) -> dict[int, Value]:

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ts_parity.codes import Code, Family
+from ts_parity.codes import Code, Family, RowErrors
 from ts_parity.config import AUTO, InstanceSettings, ModelSettings
 from ts_parity.engine import Endpoint, Fleet, Instance, Pool
 from ts_parity.exclusion import NeverCode
@@ -40,6 +40,8 @@ class PoolPlan:
     """What the protection's report promises, the least of its rows."""
     tolerance: float | None = None
     """How far off its protection's answers usually are, where they are numbers: the largest that its rows tell."""
+    row_errors: RowErrors | None = None
+    """By what its protection's rows are weighed; None: alike."""
     never_code: NeverCode | None = None
     """Bodies that no protection may answer, as the archives of the pool and its protections declare."""
 
@@ -227,6 +229,12 @@ def _protect(
     agreement = min((share for share in told if share is not None), default=None)
     off = [m.described.tolerance for _, m, _ in chosen if m.described is not None]
     tolerance = max((each for each in off if each is not None), default=None)
+    errors = {m.described.row_errors for _, m, _ in chosen if m.described is not None}
+    if len(errors) > 1:
+        problems.append(
+            f"{pool}: the rows of its protection are of more than one training, so they are weighed as if all erred "
+            "alike, which is less exact; register all rows of one"
+        )
     plan = PoolPlan(
         pool,
         model,
@@ -238,6 +246,7 @@ def _protect(
         not once,
         agreement,
         tolerance,
+        next(iter(errors)) if len(errors) == 1 else None,
         _never(members, candidates),
     )
     return plan, rows, problems

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ts_parity.codes import Code, Family, make_code
+from ts_parity.codes import Code, Family, RowErrors, make_code, read_row_errors
 from ts_parity.errors import CodeError, ConfigError, TsParityError
 from ts_parity.exclusion import NeverCode, read_never_code
 from ts_parity.wire import VERSION
@@ -66,6 +66,8 @@ class Described:
     """With the deployed model's own decisions, as its report says; None if it was not measured."""
     tolerance: float | None = None
     """How far off its answers usually are, where they are numbers."""
+    row_errors: RowErrors | None = None
+    """Of all rows of its training, with r > 1; None if they were not measured."""
 
 
 @dataclass(frozen=True)
@@ -237,7 +239,15 @@ def _read_protection(ours: Mapping[str, Any], common: Described) -> Described:
         cost=cost,
         agreement=_share(ours.get("agreement")),
         tolerance=_positive(ours.get("tolerance")),
+        row_errors=_row_errors(ours.get("row_errors"), code),
     )
+
+
+def _row_errors(given: Any, code: Code) -> RowErrors | None:
+    try:
+        return None if given is None else read_row_errors(given, code)
+    except CodeError:
+        return None
 
 
 def _share(given: Any) -> float | None:

@@ -26,7 +26,7 @@ import yaml
 import ts_parity
 from ts_parity import output
 from ts_parity.arguments import is_key
-from ts_parity.codes import Family, make_code
+from ts_parity.codes import Family, RowErrors, make_code
 from ts_parity.errors import ArchiveError
 from ts_parity.exclusion import NeverCode
 from ts_parity.torchserve.mar import (
@@ -115,6 +115,7 @@ def wrap_parity(
     cost: float | None = None,
     agreement: float | None = None,
     tolerance: float | None = None,
+    row_errors: RowErrors | None = None,
     samples: Sequence[Sample | str | Path] = (),
     secret: str | None = None,
     declaration: Mapping[str, str] | None = None,
@@ -131,6 +132,7 @@ def wrap_parity(
     `protects` is the archive's own model unless given. `cost`: of a full group, in deployed inferences, where measured.
     `agreement`: how often its rebuilt decisions are the deployed model's own, where measured; proxies hold it to that.
     `tolerance`: for answers that are numbers, how far off one may be to agree; in the answer's own unit.
+    `row_errors`: how the errors of all r rows go together, where measured; the same in all of their archives.
     """
     source = _wrappable(archive)
     built = make_code(code, k, r, None if coefficients is None else tuple(tuple(map(float, c)) for c in coefficients))
@@ -146,6 +148,8 @@ def wrap_parity(
         section["agreement"] = float(agreement)
     if tolerance is not None:
         section["tolerance"] = float(tolerance)
+    if row_errors is not None:
+        section["row_errors"] = row_errors.as_json()
     replaced: dict[str, Path] = {}
     if serialized_file is not None and source.serialized_file is not None:
         replaced[source.serialized_file] = Path(serialized_file)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ts_parity.codes import Code, Family
+from ts_parity.codes import Code, Family, RowErrors
 from ts_parity.confidence import (
     ALONE,
     CLASSES,
@@ -66,6 +66,7 @@ class HeldOut:
     protections: Protections
     labels: Array | None = None
     bodies: int | None = None
+    errors: RowErrors | None = None
 
     @property
     def different(self) -> int:
@@ -132,7 +133,7 @@ def _patterns(code: Code, held: HeldOut) -> Iterator[tuple[str, _Pairs]]:
                     told = {row: said[row] for row in rows}
                     covers = dict.fromkeys(rows, frozenset(range(members)))
                     pattern = pattern_of(code, range(erased, members), covers)
-                    yield pattern, _pairs(held, rebuilt_slots(code, held.outputs, told, members, erased))
+                    yield pattern, _pairs(held, rebuilt_slots(code, held.outputs, told, members, erased, held.errors))
 
 
 def _pairs(held: HeldOut, rebuilt: Iterator[tuple[int, Array]]) -> _Pairs:
@@ -287,7 +288,7 @@ def reliability(
 
 def _judge(fitted: Calibrated, held: HeldOut, code: Code, meaning: Meaning) -> _Judged:
     members = dict.fromkeys(range(code.r), frozenset(range(code.k)))
-    rebuilt = rebuilt_slots(code, held.outputs, held.protections[code.k], code.k, 1)
+    rebuilt = rebuilt_slots(code, held.outputs, held.protections[code.k], code.k, 1, held.errors)
     assert code.family is Family.BACKUP or pattern_of(code, range(1, code.k), members) == fitted.full
     pairs = _pairs(held, rebuilt)
     scores = fitted.confidence.sureness.scores(pairs.rebuilt)

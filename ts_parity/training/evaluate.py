@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ts_parity.codes import Code, Family
+from ts_parity.codes import Code, Family, RowErrors
 from ts_parity.training.intervals import Answers, Interval, of_difference, of_mean, of_root, of_share
 from ts_parity.training.meaning import CLASSES, Meaning
 from ts_parity.wire import Array
@@ -33,12 +33,13 @@ def evaluate(
     labels: Array | None = None,
     meaning: Meaning = CLASSES,
     contents: Array | None = None,
+    errors: RowErrors | None = None,
 ) -> dict[str, Any]:
     """Erase every slot once and compare what is decoded with what the deployed model said, and with the truth.
 
     outputs (groups, k, *output): the deployed raw outputs. labels: (groups, k) class indices, or (groups, k, numbers).
     meaning: of the outputs; by default they are scores of classes. contents: (groups, k) numbers, the same for the same
-    body; by default no two are the same.
+    body; by default no two are the same. errors: what decode weighs several rows by.
 
     -> `score`: of rebuilt answers against the deployed model's own, by the `metric`; called `agreement` as well if
     that is what it is. `A_a` and `A_d`: of own and of rebuilt answers against the labels; of an error `E_a` and `E_d`,
@@ -54,7 +55,7 @@ def evaluate(
     """
     if contents is None:
         contents = np.arange(outputs.shape[0] * code.k).reshape(-1, code.k)
-    return _Scored(code, outputs, protections, labels, meaning, contents).result()
+    return _Scored(code, outputs, protections, labels, meaning, contents, errors).result()
 
 
 class _Scored:
@@ -68,6 +69,7 @@ class _Scored:
         labels: Array | None,
         meaning: Meaning,
         contents: Array,
+        errors: RowErrors | None,
     ) -> None:
         self.code = code
         self.outputs = outputs
@@ -77,6 +79,7 @@ class _Scored:
         self.truth = None if labels is None else meaning.truths(labels)
         self.spread = meaning.spread(outputs)
         self.contents = contents
+        self.errors = errors
         self.letter = "E" if meaning.figure.error else "A"
 
     def result(self) -> dict[str, Any]:
@@ -136,7 +139,7 @@ class _Scored:
         return self.meaning.kind == "classes" and self.said.shape[-1] == 1
 
     def _rebuilt(self, members: int, erased: int) -> Iterator[tuple[int, Array]]:
-        return rebuilt_slots(self.code, self.outputs, self.protections[members], members, erased)
+        return rebuilt_slots(self.code, self.outputs, self.protections[members], members, erased, self.errors)
 
     def _loss(self, full: _Figures, scored: _Rebuilt) -> _Figures:
         meaning, figure, told, answers = self.meaning, self.meaning.figure, _Figures(), scored.answers
@@ -220,7 +223,12 @@ def _rounded(interval: tuple[float, ...]) -> list[float]:
 
 
 def rebuilt_slots(
-    code: Code, outputs: Array, rows: Mapping[int, Array], members: int, erased: int
+    code: Code,
+    outputs: Array,
+    rows: Mapping[int, Array],
+    members: int,
+    erased: int,
+    errors: RowErrors | None = None,
 ) -> Iterator[tuple[int, Array]]:
     """Every slot that was erased, with what is decoded for it: (groups, *output). Arguments as in `evaluate`."""
     for lost in itertools.combinations(range(members), min(erased, members)):
@@ -230,7 +238,7 @@ def rebuilt_slots(
                 yield slot, rows[0][:, slot]
                 continue
             # Unchecked: of a group with an outlier a proxy would decode nothing, and these are many groups at once.
-            total, _ = code.combined(slot, have, rows, dict.fromkeys(rows, frozenset(range(members))))
+            total, _ = code.combined(slot, have, rows, dict.fromkeys(rows, frozenset(range(members))), errors)
             yield slot, total
 
 

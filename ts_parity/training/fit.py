@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -149,12 +149,14 @@ def fit(
 
 
 @torch.inference_mode()
-def run_network(network: nn.Module, inputs: Inputs, groups: Array, goal: Goal, present: int | None = None) -> Array:
-    """What the network says to each group (G, k) of indices, the first `present` slots of it: (G, *said)."""
+def run_network(
+    network: nn.Module, inputs: Inputs, groups: Array, goal: Goal, present: Sequence[int] | None = None
+) -> Array:
+    """What the network says to each group (G, k) of indices, these slots of it or all: (G, *said)."""
     was_training = network.training
     network.eval()
     device = next(network.parameters()).device
-    mask = torch.tensor([float(slot < (goal.k if present is None else present)) for slot in range(goal.k)])
+    mask = torch.tensor([float(present is None or slot in present) for slot in range(goal.k)])
     said = []
     for picks in torch.from_numpy(groups).split(256):  # type: ignore[no-untyped-call]
         shown = goal.encode(inputs[picks].to(device), mask.expand(len(picks), -1).to(device))

@@ -12,7 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ts_parity import __version__, output
-from ts_parity.codes import Code, Family, make_code
+from ts_parity.codes import Code, Family, RowErrors, make_code
 from ts_parity.errors import NotCodable, NotRepeatable, TrainingError, TsParityError
 from ts_parity.torchserve.archive import Archive, extract_archive, fingerprint, protection_name
 from ts_parity.training import FOLDERS, TrainSettings
@@ -68,6 +68,7 @@ from ts_parity.training.repeats import MOST, check_repeatable
 from ts_parity.training.scaling import scaled
 from ts_parity.training.sizing import USUAL_BUDGET, Model, multiplications
 from ts_parity.training.steps import command_of
+from ts_parity.training.weighing import MOST_GROUPS, all_members, is_weighed, row_errors
 from ts_parity.training.workshop import workshop
 from ts_parity.wire import Array
 from ts_parity.worker.offline import OfflineHandler
@@ -91,6 +92,14 @@ def run(order: Order) -> dict[str, Any]:
         (made / "report.html").write_text(report_page(report, settings.out, job.shown), encoding="utf-8")
         output.moved(made, settings.out)
     return report
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The networks of one candidate with one seed: one for each row, or one for all."""
+
+    models: Sequence[Called | Reading]
+    errors: RowErrors | None = None
 
 
 class _Job:
@@ -250,7 +259,7 @@ class _Job:
         """Train it with every seed, score it, and pack the best of them."""
         code = candidate.code
         if code.lossless:
-            scores = [self._scores(ground, code, self._answered(ground, code, [], 0))]
+            scores = [self._scores(ground, code, self._answered(ground, code, Trained([]), 0))]
             cost = self._cost(ground, code, ground.deployed())
             return {
                 **_told(code, ITSELF),
@@ -261,19 +270,19 @@ class _Job:
             }
         rows = range(code.r if code.family is Family.PARITY else 1)  # the r instances of a backup run one network
         trained = [
-            [self._row(ground, candidate, row, seed) for row in rows]
+            self._weighed(ground, code, [self._row(ground, candidate, row, seed) for row in rows])
             for seed in range(self.settings.seed, self.settings.seed + self.settings.seeds)
         ]
-        answered = [self._answered(ground, code, models, seed) for seed, models in enumerate(trained)]
+        answered = [self._answered(ground, code, each, seed) for seed, each in enumerate(trained)]
         scores = [self._scores(ground, code, each) for each in answered]
         chosen = self._chosen(ground, code, trained)
         best = trained[chosen]
         promised = self._promise(handler, ground, code, best, scores[chosen])
-        cost = self._cost(ground, code, best[0])
+        cost = self._cost(ground, code, best.models[0])
         archives = []
         for row in range(code.r):
-            model, name = best[min(row, len(best) - 1)], self._name(candidate, row)
-            archives.append(packer.protection(code, row, model, name, cost.cost, promised))
+            model, name = best.models[min(row, len(best.models) - 1)], self._name(candidate, row)
+            archives.append(packer.protection(code, row, model, name, cost.cost, promised, best.errors))
         told = {
             "promised": asdict(promised),
             "packed_seed": self.settings.seed + chosen,
@@ -282,20 +291,40 @@ class _Job:
         }
         return {**_told(code, str(candidate.architecture)), **of_packed(scores, chosen), **asdict(cost), **told}
 
-    def _chosen(self, ground: Ground, code: Code, trained: Sequence[Sequence[nn.Module]]) -> int:
+    def _weighed(self, ground: Ground, code: Code, models: Sequence[Called | Reading]) -> Trained:
+        """With how the rows' errors go together, where there are several."""
+        if not is_weighed(code):
+            return Trained(models)
+        groups, outputs = self._choosing(ground, code, MOST_GROUPS)
+        told = {
+            slots: {
+                row: run_network(model, ground.seen.inputs, groups, Goal(code, row), slots)
+                for row, model in enumerate(models)
+            }
+            for slots in all_members(code)
+        }
+        return Trained(models, row_errors(code, outputs, told, ground.meaning, len(ground.choose)))
+
+    def _chosen(self, ground: Ground, code: Code, trained: Sequence[Trained]) -> int:
         """The best of several seeds, on bodies that are not scored: the best of what is scored would be luck, too."""
         if len(trained) == 1:
             return 0
         groups, outputs = self._choosing(ground, code)
         losses = [
-            evaluate(code, outputs, said(code, models, ground.seen.inputs, groups), None, ground.meaning)["loss"]
-            for models in trained
+            evaluate(
+                code,
+                outputs,
+                said(code, each.models, ground.seen.inputs, groups),
+                meaning=ground.meaning,
+                errors=each.errors,
+            )["loss"]
+            for each in trained
         ]
         return losses.index(min(losses))
 
-    def _choosing(self, ground: Ground, code: Code) -> tuple[Array, Array]:
+    def _choosing(self, ground: Ground, code: Code, most: int = SCORED_GROUPS) -> tuple[Array, Array]:
         """-> groups of bodies that were neither learned nor scored, and what the deployed model said to them."""
-        groups = draw_groups(ground.choose, code.k, np.random.default_rng(self.settings.seed), SCORED_GROUPS)
+        groups = draw_groups(ground.choose, code.k, np.random.default_rng(self.settings.seed), most)
         return groups, ground.seen.outputs[groups]
 
     def _exact(self, packer: Packer, candidate: Candidate, cost: float | None = None) -> list[str]:
@@ -336,25 +365,26 @@ class _Job:
             folded(model.network)
         return model
 
-    def _answered(self, ground: Ground, code: Code, models: Sequence[nn.Module], seed: int) -> _Answered:
+    def _answered(self, ground: Ground, code: Code, trained: Trained, seed: int) -> _Answered:
         dice = np.random.default_rng(self.settings.seed + 1 + seed)
         groups = draw_groups(ground.scored_rows, code.k, dice, SCORED_GROUPS)
         if not code.lossless:
-            return groups, said(code, models, ground.scored.inputs, groups)
+            return groups, said(code, trained.models, ground.scored.inputs, groups), trained.errors
         outputs = ground.scored.outputs[groups]  # it says what the deployed model has said, which was found repeatable
-        return groups, {members: {0: outputs} for members in range(1, code.k + 1)}
+        return groups, {members: {0: outputs} for members in range(1, code.k + 1)}, None
 
     def _scores(self, ground: Ground, code: Code, answered: _Answered) -> dict[str, Any]:
-        groups, protections = answered
+        groups, protections, errors = answered
         labels = None if ground.labels is None else ground.labels[groups]
         contents = ground.scored_contents[groups]
-        return evaluate(code, ground.scored.outputs[groups], protections, labels, ground.meaning, contents)
+        return evaluate(code, ground.scored.outputs[groups], protections, labels, ground.meaning, contents, errors)
 
     def _shows(self, handler: OfflineHandler, ground: Ground, code: Code, answered: _Answered) -> dict[str, Any]:
         """How the packed one errs: by class, and on a dozen bodies."""
-        groups, protections = answered
+        groups, protections, errors = answered
         meaning, outputs = ground.meaning, ground.scored.outputs
-        slots, rebuilt = zip(*rebuilt_slots(code, outputs[groups], protections[code.k], code.k, 1), strict=True)
+        told = rebuilt_slots(code, outputs[groups], protections[code.k], code.k, 1, errors)
+        slots, rebuilt = zip(*told, strict=True)
         rows = np.concatenate([groups[:, slot] for slot in slots])
         labels = None if ground.labels is None else ground.labels[rows]
         all_of_them = Rebuilt(rows, np.concatenate(rebuilt), outputs[rows], ground.scored_contents[rows], labels)
@@ -400,7 +430,7 @@ class _Job:
         handler: OfflineHandler,
         ground: Ground,
         code: Code,
-        models: Sequence[nn.Module],
+        trained: Trained,
         scores: Mapping[str, Any],
     ) -> Promise:
         """Of classes a proxy will find what was scored; all else is finished and compared."""
@@ -408,10 +438,10 @@ class _Job:
         if meaning.metric == "accuracy" and scored.outputs[0].size > 1:
             return Promise(float(scores["agreement"]), interval=scores["intervals"]["agreement"])
         groups = draw_groups(ground.scored_rows, code.k, np.random.default_rng(self.settings.seed), COMPARED)
-        rows = said(code, models, scored.inputs, groups)[code.k]
+        rows = said(code, trained.models, scored.inputs, groups)[code.k]
 
         def rebuilt() -> Iterator[tuple[int, Array]]:
-            for slot, raw in rebuilt_slots(code, scored.outputs[groups], rows, code.k, 1):
+            for slot, raw in rebuilt_slots(code, scored.outputs[groups], rows, code.k, 1, trained.errors):
                 for group in range(slot, len(groups), code.k):
                     yield int(groups[group, slot]), raw[group].astype(scored.outputs.dtype)
 
@@ -487,8 +517,8 @@ def _hashes(made: Path, archive: Path) -> dict[str, str]:
 
 
 ITSELF = "the deployed model itself"
-_Answered = tuple[Array, Protections]
-"""Groups (G, k) of scored bodies, and what the protections say to them."""
+_Answered = tuple[Array, Protections, RowErrors | None]
+"""Groups (G, k) of scored bodies, what the protections say to them, and by what rows are weighed."""
 _SHARED = ("A_a", "A_default", "E_a", "E_default", "spread")
 
 
@@ -499,7 +529,9 @@ def said(code: Code, models: Sequence[nn.Module], inputs: Inputs, groups: Array)
         answers = flat.reshape(*groups.shape, *flat.shape[1:])
         return {members: {0: answers} for members in range(1, code.k + 1)}
     return {
-        members: {row: run_network(model, inputs, groups, Goal(code, row), members) for row, model in enumerate(models)}
+        members: {
+            row: run_network(model, inputs, groups, Goal(code, row), range(members)) for row, model in enumerate(models)
+        }
         for members in range(1, code.k + 1)
     }
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ts_parity.codes import OWN_ROUNDINGS, Code
+from ts_parity.codes import OWN_ROUNDINGS, Code, RowErrors
 from ts_parity.errors import NotCodable, TrainingError
 from ts_parity.exclusion import declared_never_code
 from ts_parity.torchserve.archive import Archive, Protects, Sample, extract_archive, wrap_deployed, wrap_parity
@@ -69,6 +69,7 @@ class Packer:
         name: str,
         cost: float | None,
         promised: Promise = NOTHING_PROMISED,
+        errors: RowErrors | None = None,
     ) -> str:
         """The archive of one row of a code; no model: the deployed model itself. -> its file name.
 
@@ -90,6 +91,7 @@ class Packer:
                 "cost": cost,
                 "agreement": promised.agreement,
                 "tolerance": promised.tolerance,
+                "row_errors": errors,
                 "protects": self.protects,
             }
             source = self.settings.archive

@@ -292,6 +292,7 @@ class Worker:
                 "cost": protection.cost,
                 "agreement": protection.agreement,
                 "tolerance": protection.tolerance,
+                "row_errors": None if protection.row_errors is None else protection.row_errors.as_json(),
                 "protects": {name: protection.protects.get(name) for name in ("model", "version", "weights")},
             }
         return description

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ts_parity.codes import Code, Family, make_code
+from ts_parity.codes import Code, Family, RowErrors, make_code, read_row_errors
 from ts_parity.errors import CodeError, ConfigError
 from ts_parity.exclusion import NeverCode, read_never_code
 
@@ -23,7 +23,20 @@ DECLARATION = ("model", "call", "input", "output")
 """Where the model object is, which method is the model call, and which input and which part of its output are coded."""
 _COMMON = frozenset({"role", "handler", *DECLARATION, "samples", "secret", "never_code"})
 _PARITY_ONLY = frozenset(
-    {"code", "k", "r", "row", "coefficients", "partial", "parity_model", "protects", "cost", "agreement", "tolerance"}
+    {
+        "code",
+        "k",
+        "r",
+        "row",
+        "coefficients",
+        "partial",
+        "parity_model",
+        "protects",
+        "cost",
+        "agreement",
+        "tolerance",
+        "row_errors",
+    }
 )
 
 
@@ -50,6 +63,8 @@ class Protection:
     """With the deployed model's own decisions, as measured by training."""
     tolerance: float | None = None
     """How far off its answers usually are, where they are numbers and no decisions."""
+    row_errors: RowErrors | None = None
+    """Of all rows of its training, with r > 1."""
 
     @property
     def is_backup(self) -> bool:
@@ -141,7 +156,11 @@ def _protection(section: Mapping[str, Any]) -> Protection:
         not isinstance(tolerance, (int, float)) or isinstance(tolerance, bool) or not 0 < tolerance < math.inf
     ):
         raise ConfigError(f"ts_parity: tolerance is how far off its numbers usually are, not {tolerance!r}")
-    return Protection(code, row, partial, parity_model, protects, cost, agreement, tolerance)
+    try:
+        errors = None if (told := section.get("row_errors")) is None else read_row_errors(told, code)
+    except CodeError as error:
+        raise ConfigError(f"ts_parity: {error}") from None
+    return Protection(code, row, partial, parity_model, protects, cost, agreement, tolerance, errors)
 
 
 def _never_code(told: Any) -> NeverCode:
