@@ -1,12 +1,23 @@
-"""Bodies that repeat, and what is scored after being learned: counted, kept apart, and said."""
+"""What would make a report better than it is: bodies on both sides of the split, and work that is out of date."""
+
+import sys
 
 import numpy as np
 import pytest
+import torch
 
 from tests.conftest import write_archive
 from tests.training.test_training import EAGER, HANDLER, NET, SCORES, net, run, serialised
+from ts_parity.codes import make_code
 from ts_parity.errors import TrainingError
+from ts_parity.training import TrainSettings, job
+from ts_parity.training.bodies import list_bodies
 from ts_parity.training.commands import report_text
+from ts_parity.training.deciding import Deciding
+from ts_parity.training.fit import Knobs
+from ts_parity.training.meaning import Meaning
+from ts_parity.training.order import Candidate
+from ts_parity.training.workshop import workshop
 
 
 @pytest.fixture
@@ -30,6 +41,7 @@ def write_bodies(folder, contents, copies, first=0):
     return folder
 
 
+@pytest.mark.slow
 def test_bodies_that_repeat_stand_on_one_side_of_the_split(archive, tmp_path):
     report = run(archive, write_bodies(tmp_path / "bodies", 40, 3), tmp_path, steps=2)
     told = {"learn": 90, "choose": 4, "score": 6, "repeated": 80, "scored_repeated": 0, "overlap": 0}
@@ -38,6 +50,7 @@ def test_bodies_that_repeat_stand_on_one_side_of_the_split(archive, tmp_path):
     assert not [line for line in report["warnings"] if "learned" in line]
 
 
+@pytest.mark.slow
 def test_scored_bodies_that_were_perhaps_learned_are_counted_and_warned_of(archive, tmp_path):
     inputs = write_bodies(tmp_path / "bodies", 40, 1)
     scored = write_bodies(tmp_path / "fresh", 30, 2, first=35)  # five of the thirty are inputs as well
@@ -50,6 +63,95 @@ def test_scored_bodies_that_were_perhaps_learned_are_counted_and_warned_of(archi
     assert warning in report_text(report, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_few_bodies_that_repeat_often_are_too_few(archive, tmp_path):
     with pytest.raises(TrainingError, match="50 usable bodies, 5 of them different, are too few"):
         run(archive, write_bodies(tmp_path / "bodies", 5, 10), tmp_path, steps=2)
+
+
+@pytest.mark.slow
+def test_refused_bodies_are_counted_beyond_those_that_are_named(archive, tmp_path):
+    inputs, scored = (write_bodies(tmp_path / name, 480, 1) for name in ("bodies", "fresh"))
+    for folder, refused in ((inputs, 22), (scored, 3)):
+        for number in range(refused):
+            (folder / f"x{number:02d}.bin").write_bytes(b"short")
+    report = run(archive, inputs, tmp_path, codes=("exact",), score=scored)
+    assert report["refused_count"] == 25
+    assert len(report["refused_bodies"]) == 20
+    assert "bodies the handler refused: 25, such as x00.bin" in report_text(report, tmp_path / "out")
+
+
+def begin(settings):
+    """A run that is interrupted at once."""
+    with pytest.raises(KeyboardInterrupt), workshop(settings, list_bodies(settings.inputs)):
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("changed", ["inputs", "score", "archive", "declaration"])
+def test_an_interrupted_run_does_not_go_on_with_other_contents_of_the_same_names(archive, tmp_path, changed):
+    inputs, scored = (write_bodies(tmp_path / name, 30, 1, first) for name, first in (("bodies", 0), ("fresh", 50)))
+    settings = TrainSettings(archive, inputs, tmp_path / "out", score=scored, progress=False)
+    begin(settings)
+    begin(settings)  # as often as one likes
+    if changed == "archive":
+        kept = HANDLER.replace("{load}", EAGER).replace("{finish}", "return [(2 * scores).tolist() for scores in out]")
+        write_archive(archive, kept, name="vec", serialized=serialised("eager", net()), files={"net.py": NET})
+    elif changed == "declaration":
+        settings = TrainSettings(archive, inputs, tmp_path / "out", score=scored, declaration={"call": "forward"})
+    else:
+        body = next(iter(sorted((inputs if changed == "inputs" else scored).iterdir())))
+        body.write_bytes(body.read_bytes()[::-1])
+    with pytest.raises(TrainingError, match=rf"unfinished work with other {changed}, .* delete that folder"):
+        begin(settings)
+
+
+def keyed(source, tmp_path, **more):
+    knobs = Knobs(steps=2)
+    settings = TrainSettings(tmp_path / "vec.mar", tmp_path, tmp_path / "out", progress=False)
+    candidate = Candidate(make_code("student", 2), f"{source}:make")
+    return Deciding(settings, knobs, torch.device("cpu"), tmp_path).key(candidate, **more)
+
+
+def test_weights_of_an_edited_architecture_are_learned_anew(tmp_path, monkeypatch):
+    """Edited itself, or a module of its own folder that it imports."""
+    source, helper = tmp_path / "student.py", tmp_path / "ts_parity_test_layers.py"
+    source.write_text("import ts_parity_test_layers")
+    helper.write_text("WIDTH = 1")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "ts_parity_test_layers", type(sys)("ts_parity_test_layers"))
+    sys.modules["ts_parity_test_layers"].__file__ = str(helper)
+    keys = [keyed(source, tmp_path), keyed(source, tmp_path)]
+    source.write_text("import ts_parity_test_layers  # and more")
+    keys.append(keyed(source, tmp_path))
+    helper.write_text("WIDTH = 2")
+    keys.append(keyed(source, tmp_path))
+    keys.append(keyed(source, tmp_path, meaning=Meaning(axis=-3)))
+    keys.append(keyed(source, tmp_path, meaning=Meaning(axis=-3, why="another reason, which is none to learn anew")))
+    assert keys[0] == keys[1]
+    assert keys[4] == keys[5]
+    assert len(set(keys)) == 4
+
+
+def test_what_an_architecture_reads_from_a_file_is_seen_by_the_weights_it_begins_with():
+    one, other, again = (net(seed) for seed in (0, 1, 0))
+    assert job._digest(one) == job._digest(again) != job._digest(other)
+
+
+@pytest.mark.slow
+def test_labels_that_were_corrected_meanwhile_score_what_was_learned(archive, tmp_path, monkeypatch):
+    bodies, labels = write_bodies(tmp_path / "bodies", 60, 1), tmp_path / "labels.csv"
+    labels.write_text("file,label\n" + "".join(f"{each.name},7\n" for each in sorted(bodies.iterdir())))
+    with monkeypatch.context() as patched:
+        patched.setattr(job, "measure", lambda *args: (_ for _ in ()).throw(TrainingError("as asked")))
+        with pytest.raises(TrainingError, match="as asked"):
+            run(archive, bodies, tmp_path, steps=2, labels=labels)
+    kept = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "out.unfinished").glob("*.weights")}
+    assert kept
+    with torch.no_grad():
+        own = {
+            each.name: int(net()(torch.tensor(np.frombuffer(each.read_bytes()[:32], np.float32))).argmax())
+            for each in bodies.iterdir()
+        }
+    labels.write_text("file,label\n" + "".join(f"{name},{label}\n" for name, label in own.items()))
+    report = run(archive, bodies, tmp_path, steps=2, labels=labels)
+    assert report["candidates"][0]["A_a"] == 1.0

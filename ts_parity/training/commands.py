@@ -221,7 +221,7 @@ def report_text(report: dict[str, Any], out: Path) -> str:
     lines += [f"warning: {what}" for what in report.get("warnings", [])]
     lines += [f"not made: {why}" for why in report.get("refused", [])]
     if refused := report.get("refused_bodies"):
-        lines.append(f"bodies the handler refused: {len(refused)}, such as {'; '.join(refused[:3])}")
+        lines.append(f"bodies the handler refused: {report['refused_count']}, such as {'; '.join(refused[:3])}")
     lines += ["", report["recommendation"], ""]
     if "archives" in report:
         deployed = out / report["archives"]["deployed"]

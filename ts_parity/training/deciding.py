@@ -8,6 +8,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -36,6 +38,7 @@ from ts_parity.training.data import Observations, glance
 from ts_parity.training.fit import Knobs, check_batches
 from ts_parity.training.goals import Goal
 from ts_parity.training.inputs import Inputs
+from ts_parity.training.meaning import Meaning
 from ts_parity.training.order import Candidate
 from ts_parity.training.reading import Reading
 from ts_parity.training.sizing import affordable_width
@@ -153,21 +156,38 @@ class Deciding:
         kept.write_text(f"{width!r}\n")
         return width
 
-    def key(self, candidate: Candidate, row: int = 0, seed: int = 0, meaning: tuple[str, ...] = ()) -> str:
-        """Of what is learned: the same for everything that makes a difference to it, another for anything else."""
-        source = Path((candidate.architecture or "").rpartition(":")[0])
+    def key(
+        self, candidate: Candidate, row: int = 0, seed: int = 0, meaning: Meaning | None = None, begun: str = ""
+    ) -> str:
+        """Of what is learned: another for whatever makes a difference to it, the same for anything else. `begun`: tells
+        the network before its first step from others, whose code reads files, perhaps.
+        """
         settings = self.settings
         told = {
             **asdict(candidate),
             "row": row,
             "seeds": (settings.seed, seed),
             "knobs": asdict(self.knobs),
-            "meaning": meaning,
+            "meaning": meaning and {**asdict(meaning), "why": ""},
+            "begun": begun,
             "budget": settings.budget if has_width(candidate.architecture or "") else None,
             "on": (self.device.type, settings.devices, settings.precision),
-            "file": source.read_text(encoding="utf-8", errors="replace") if source.is_file() else None,
+            "files": _sources(candidate.architecture or ""),
         }
         return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def _sources(architecture: str) -> list[str]:
+    """What stands in the file of a `file.py:function`, and in what it has imported from its own folder."""
+    file = Path(architecture.rpartition(":")[0])
+    if not file.is_file():
+        return []
+    folder = f"{file.resolve().parent}{os.sep}"
+    loaded = {getattr(module, "__file__", None) or "" for module in [*sys.modules.values()]}
+    own = sorted(name for name in loaded if name.startswith(folder) and "site-packages" not in name)
+    return [
+        Path(name).read_text(encoding="utf-8", errors="replace") for name in (str(file), *own) if name.endswith(".py")
+    ]
 
 
 def substitutes(candidates: Sequence[Candidate], decided: Sequence[Candidate]) -> list[str]:

@@ -54,6 +54,11 @@ class Ground:
     doubts: tuple[str, ...] = ()
     """About the labels, for the report."""
 
+    @property
+    def refused(self) -> tuple[str, ...]:
+        """Bodies, of whatever part, with the reason."""
+        return self.seen.refused + (() if self.scored is self.seen else self.scored.refused)
+
     def deployed(self) -> Deployed:
         return Deployed(self.model, self.seen.call, self.shapes)
 

@@ -6,6 +6,7 @@ each step does is in `data`, `fit`, `evaluate`, `cost` and `packing`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import shutil
@@ -55,7 +56,7 @@ from ts_parity.training.evaluate import Protections, evaluate, of_packed, rebuil
 from ts_parity.training.fit import Knobs, Material, Progress, run_network
 from ts_parity.training.goals import Goal, draw_groups
 from ts_parity.training.ground import Ground, prepare
-from ts_parity.training.inputs import Calls, Inputs
+from ts_parity.training.inputs import Calls, Inputs, tensor_bytes
 from ts_parity.training.meaning import Meaning
 from ts_parity.training.order import FEWEST_BODIES, Candidate, Order, check_enough
 from ts_parity.training.packing import Packer
@@ -74,6 +75,8 @@ from ts_parity.wire import Array
 from ts_parity.worker.offline import OfflineHandler
 
 SCORED_GROUPS = 2000
+_NAMED = 20
+"""Refused bodies; of more there is the count."""
 
 
 def run(order: Order) -> dict[str, Any]:
@@ -212,7 +215,8 @@ class _Job:
                 if all(k != c["k"] for c in made if c["code"] == "exact")
             ]
         report = {
-            "refused_bodies": list(ground.seen.refused[:20]),
+            "refused_bodies": list(ground.refused[:_NAMED]),
+            "refused_count": len(ground.refused),
             "warnings": [
                 *ground.doubts,
                 *_overlap(ground, decided),
@@ -342,7 +346,7 @@ class _Job:
             model.network.said = scaled(model.network.said, ground.shapes, goal, *observed)
         if isinstance(model.network, Shaped) and ".py:" not in str(candidate.architecture):  # a user's own is as it is
             model.network.network = scaled(model.network.network, ground.shapes, goal, *observed)
-        key = self.deciding.key(candidate, row, seed, (ground.meaning.metric, ground.meaning.bounds))
+        key = self.deciding.key(candidate, row, seed, ground.meaning, _digest(model))
         kept = self.work / f"{label}-{key}"
         finished, checkpoint = kept.with_suffix(".weights"), kept.with_suffix(".checkpoint")
         if not finished.exists():
@@ -514,6 +518,16 @@ def _hashes(made: Path, archive: Path) -> dict[str, str]:
     """sha256 of what was packed, and of what it was made from."""
     files = {file.name: file for file in sorted(made.glob("*.mar"))} | {f"{archive.name} (your own)": archive}
     return {name: fingerprint(file) for name, file in files.items()}
+
+
+def _digest(model: nn.Module) -> str:
+    """Of the weights that it begins with."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\0".encode())
+            digest.update(tensor_bytes(value.detach().cpu()))
+    return digest.hexdigest()
 
 
 ITSELF = "the deployed model itself"

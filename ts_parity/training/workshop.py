@@ -65,6 +65,7 @@ def _identity(settings: TrainSettings, bodies: Sequence[Body]) -> dict[str, Any]
         "archive": fingerprint(settings.archive),
         "inputs": _contents(bodies),
         "score": _contents(scored),
+        "declaration": dict(settings.declaration),
     }
 
 
