@@ -1,11 +1,15 @@
 """Labels as people and Excel write them, and what is said of those that do not fit."""
 
+import unicodedata
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from ts_parity.errors import TrainingError
 from ts_parity.training.bodies import Body, list_bodies
-from ts_parity.training.labels import doubts, read_labels
+from ts_parity.training.labels import classes_of_folders, doubts, read_labels
+from ts_parity.training.meaning import CLASSES
 
 
 def test_labels_by_folder_by_table_and_by_array(folder, arrays, tmp_path):
@@ -95,8 +99,9 @@ def test_a_comma_in_a_number_where_semicolons_separate(folder, tmp_path):
 @pytest.mark.parametrize(
     ("data", "why"),
     [
-        (TABLE.encode("utf-16-le"), "is not text in UTF-8 or Windows-1252; save it as UTF-8"),
-        (b"\xff\xfe" + b"a", "is not text in utf-16; save it as UTF-8"),
+        (TABLE.encode("utf-16-le"), "is not text in UTF-8 or Windows-1252; save it as CSV UTF-8"),
+        (b"\xff\xfe" + b"a", "is not text in utf-16; save it as CSV UTF-8"),
+        (b"PK\x03\x04\0\0", "is a workbook; save the sheet as CSV UTF-8"),
         (TABLE.replace(",7", ",nan").encode(), "line 2: expected file,label with a class index"),
         (TABLE.replace(",7", ",0.5,inf").encode(), "line 2"),
     ],
@@ -118,14 +123,68 @@ def test_labels_of_numbers(folder, tmp_path):
     assert read_labels(table, folder, list_bodies(folder)).dtype == np.int64, "class indices as pandas writes them"
 
 
+def doubted(labels, outputs, folders=None):
+    """Of a model with so many scores (n, classes) a body."""
+    return doubts(labels, outputs[:, None], CLASSES.answers(outputs, 1), folders)
+
+
 def test_labels_that_do_not_fit_the_model_are_doubted():
     answers = np.arange(300) % 3
     outputs = np.eye(3)[answers]
-    assert doubts(answers, outputs) == []
-    assert "the scored bodies have 2 classes, the model 3 outputs" in doubts(np.minimum(answers, 1), outputs)
-    assert "the labels have class 3, the model 3 outputs" in doubts(answers + 1, outputs)[0]
-    [renamed] = doubts((answers + 1) % 3, outputs)
+    assert doubted(answers, outputs) == []
+    assert "the scored bodies have 2 classes, the model 3 outputs" in doubted(np.minimum(answers, 1), outputs)
+    assert "the labels have class 3, the model 3 outputs" in doubted(answers + 1, outputs)[0]
+    [renamed] = doubted((answers + 1) % 3, outputs)
     assert "right about 0.0% of the labels, and would be about 100.0% if its classes had other numbers" in renamed
     dice = np.random.default_rng(0)
-    assert doubts(dice.integers(0, 3, 300), outputs) == []  # a bad model is no wrong label
-    assert doubts(dice.random((300, 4)), outputs) == []
+    assert doubted(dice.integers(0, 3, 300), outputs) == []  # a bad model is no wrong label
+    assert doubted(dice.random((300, 4)), outputs) == []
+
+
+def test_a_lone_score_has_two_classes_and_they_may_be_the_wrong_way_round():
+    yes = np.arange(100) % 2
+    outputs = (2.0 * yes - 1.0)[:, None]
+    assert doubted(yes, outputs) == []
+    [renamed] = doubted(1 - yes, outputs)
+    assert "right about 0.0% of the labels, and would be about 100.0%" in renamed
+    assert "the labels have class 2, the model 2 outputs" in doubted(yes + 1, outputs)[0]
+
+
+@pytest.mark.parametrize("folders", [2, 4])
+def test_folders_that_are_not_as_many_as_outputs_are_doubted_however_few_bodies_there_are(folders):
+    """A class without a body has no folder, and one that is no class has: all that follow have another number."""
+    answers = np.array([0, 1, 2, 0, 1])
+    [told] = doubted(np.minimum(answers, 1), np.eye(3)[answers], folders)
+    assert told.startswith(f"{folders} folders name classes, and the model has 3 outputs")
+    assert doubted(answers, np.eye(3)[answers], 3) == []
+
+
+def test_how_many_classes_folders_name():
+    inputs = bodies_of("ant/1", "bee/1", "cat/1")
+    assert classes_of_folders(Path("folders"), bodies_of("cat/1"), inputs) == 3
+    assert classes_of_folders(Path("labels.csv"), bodies_of("cat/1"), inputs) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sep=;\nfile;label\ncat/a.png;7\ndog/b.jpg;3\ndog/c.txt;4\n",
+        TABLE.replace("/", "\\"),
+        TABLE.replace("\ncat", "\n./cat"),
+        TABLE.replace("\n", "\r"),
+        TABLE.replace("\n", ";;\n").replace(",", ";"),
+    ],
+    ids=["what Excel is told", "from Windows", "from find", "old Macs", "emptied columns"],
+)
+def test_tables_that_went_through_other_hands(folder, tmp_path, text):
+    table = tmp_path / "labels.csv"
+    table.write_bytes(text.encode())
+    assert read_labels(table, folder, list_bodies(folder)).tolist() == [7, 3, 4]
+
+
+def test_accents_are_the_same_however_they_are_written(tmp_path):
+    """A Mac's files are named with the accent apart, and Excel's table is not."""
+    table = tmp_path / "labels.csv"
+    table.write_text("file,label\n" + unicodedata.normalize("NFC", "größe/é.png") + ",5\n")
+    bodies = bodies_of(unicodedata.normalize("NFD", "größe/é.png"))
+    assert read_labels(table, tmp_path, bodies).tolist() == [5]

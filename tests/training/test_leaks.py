@@ -155,3 +155,22 @@ def test_labels_that_were_corrected_meanwhile_score_what_was_learned(archive, tm
     labels.write_text("file,label\n" + "".join(f"{name},{label}\n" for name, label in own.items()))
     report = run(archive, bodies, tmp_path, steps=2, labels=labels)
     assert report["candidates"][0]["A_a"] == 1.0
+
+
+def test_labels_that_do_not_fit_are_refused_before_any_body_is_run(archive, tmp_path, monkeypatch):
+    """Where the table is wrong, not one; where it has other numbers than the model, not more than a look needs."""
+    bodies, labels = write_bodies(tmp_path / "bodies", 40, 1), tmp_path / "labels.csv"
+    labels.write_text("file,label\n000-0.bin,1\n")
+    ran = []
+    monkeypatch.setattr(job, "check_repeatable", lambda *args: ran.append(args) or [])
+    monkeypatch.setattr(job, "prepare", lambda *args: ran.append(args))
+    with pytest.raises(TrainingError, match="has no label for 39 of 40 bodies"):
+        run(archive, bodies, tmp_path, steps=2, labels=labels)
+    assert not ran
+    labels.write_text("file,a,b\n" + "".join(f"{each.name},0.5,1\n" for each in bodies.iterdir()))
+    with pytest.raises(TrainingError, match="--labels gives 2 numbers a body"):
+        run(archive, bodies, tmp_path, steps=2, labels=labels)
+    assert len(ran) == 1, "whether it is repeatable, and nothing else"
+    with pytest.raises(TrainingError, match="--metric iou needs four outputs"):
+        run(archive, bodies, tmp_path, steps=2, metric="iou")
+    assert not (tmp_path / "out.unfinished").exists()

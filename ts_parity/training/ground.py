@@ -16,7 +16,7 @@ from ts_parity.training import TrainSettings
 from ts_parity.training.architectures import Deployed, Shapes
 from ts_parity.training.bodies import Body, bodies_of
 from ts_parity.training.data import Observations, observe
-from ts_parity.training.labels import doubts, read_labels
+from ts_parity.training.labels import classes_of_folders, doubts
 from ts_parity.training.meaning import Meaning, find_meaning
 from ts_parity.training.split import contents_of, repeated, split
 from ts_parity.wire import Array
@@ -64,9 +64,14 @@ class Ground:
 
 
 def prepare(
-    handler: OfflineHandler, settings: TrainSettings, bodies: Sequence[Body], work: Path, bar: Observing
+    handler: OfflineHandler,
+    settings: TrainSettings,
+    bodies: Sequence[Body],
+    every_label: Array | None,
+    work: Path,
+    bar: Observing,
 ) -> Ground:
-    """Run every body through the handler and divide what was seen. Labels are read first: a body may take long.
+    """Run every body through the handler and divide what was seen. `every_label`: of all bodies that are to be scored.
 
     Scored are bodies no model has learned from: those given for it, or the held-out share (which the deployed model may
     have learned from). Raise TrainingError and NotCodable as `observe` does.
@@ -74,7 +79,6 @@ def prepare(
     source, others = settings.inputs, bodies
     if settings.score is not None:
         source, others = settings.score, bodies_of(settings, settings.score)
-    every_label = None if settings.labels is None else read_labels(settings.labels, source, others, bodies)
     seen = _observe(handler, bodies, work / "seen", bar, "deployed model")
     dice, overlap = np.random.default_rng(settings.seed), 0
     if settings.score is not None:
@@ -97,7 +101,10 @@ def prepare(
         return [handler.answer(handler.request(body.read(), body.content_type)).body for body in some]
 
     meaning = find_meaning(settings.metric, scored.outputs, labels, answers)
-    doubtful = doubts(labels, scored.outputs) if labels is not None and meaning.kind == "classes" else []
+    doubtful = []
+    if labels is not None and meaning.kind == "classes":
+        folders = classes_of_folders(settings.labels, others, bodies)
+        doubtful = doubts(labels, meaning.rows(scored.outputs, 1), meaning.answers(scored.outputs, 1), folders)
     return Ground(
         handler.model_of(seen.call),
         seen,

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from ts_parity import __version__, output
 from ts_parity.codes import Code, Family, RowErrors, make_code
 from ts_parity.errors import NotCodable, NotRepeatable, TrainingError, TsParityError
-from ts_parity.torchserve.archive import Archive, extract_archive, fingerprint, protection_name
+from ts_parity.torchserve.archive import extract_archive, fingerprint, protection_name
 from ts_parity.training import FOLDERS, TrainSettings
 from ts_parity.training.architectures import (
     DEPLOYED,
@@ -57,7 +57,7 @@ from ts_parity.training.fit import Knobs, Material, Progress, run_network
 from ts_parity.training.goals import Goal, draw_groups
 from ts_parity.training.ground import Ground, prepare
 from ts_parity.training.inputs import Calls, Inputs, tensor_bytes
-from ts_parity.training.meaning import Meaning
+from ts_parity.training.meaning import Meaning, find_meaning
 from ts_parity.training.order import FEWEST_BODIES, Candidate, Order, check_enough
 from ts_parity.training.packing import Packer
 from ts_parity.training.page import report_page
@@ -85,7 +85,7 @@ def run(order: Order) -> dict[str, Any]:
     check_architecture(settings.architecture)
     with workshop(settings, order.bodies) as work:
         refused = list(order.refused)
-        job = _Job(settings, order.archive, order.bodies, work)
+        job = _Job(order, work)
         report = job.run(order.candidates, refused)
         report["refused"] = refused
         report["recommendation"] = recommend(report)
@@ -108,11 +108,12 @@ class Trained:
 class _Job:
     """What the stages share."""
 
-    def __init__(self, settings: TrainSettings, archive: Archive, bodies: Sequence[Body], work: Path) -> None:
-        self.settings = settings
-        self.archive = archive
-        self.protects = archive.protects(settings.protects)
-        self.bodies = bodies
+    def __init__(self, order: Order, work: Path) -> None:
+        settings = self.settings = order.settings
+        self.archive = order.archive
+        self.protects = order.archive.protects(settings.protects)
+        self.bodies = order.bodies
+        self.labels = order.labels
         self.work = work
         self.extracted = work / "archive"
         self.fabric = make_fabric(settings)
@@ -199,9 +200,11 @@ class _Job:
         with _loaded(self.extracted, self._gpu, self.settings.declaration) as handler:
             if (sight := first_sight(handler, self.bodies)) is not None:
                 candidates = self._of_such_inputs(sight.inputs, candidates, refused)
+                if self.labels is not None or self.settings.metric is not None:  # whether they fit, before hours
+                    find_meaning(self.settings.metric, sight.outputs, self.labels, list)
                 for candidate in candidates:
                     self.deciding.decided(candidate, sight)
-            ground = prepare(handler, self.settings, self.bodies, self.work, self._bar)
+            ground = prepare(handler, self.settings, self.bodies, self.labels, self.work, self._bar)
             candidates = self._of_such_inputs(ground.seen.inputs, candidates, refused)
             check_enough(len(ground.seen), candidates, ground.repeated)
             sight = sight_of(ground.model, ground.seen)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import csv
 import io
+import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -45,20 +47,30 @@ def read_labels(labels: Path, source: Path, bodies: Sequence[Body], inputs: Sequ
     return _of_table(file, bodies, source)
 
 
-def doubts(labels: Array, outputs: Array) -> list[str]:
-    """What does not fit together of class indices (n,) and the deployed raw outputs (n, ...), for the report."""
-    said = outputs.reshape(len(outputs), -1)
-    if labels.ndim != 1 or said.shape[1] < 2:
+def classes_of_folders(labels: Path | None, bodies: Sequence[Body], inputs: Sequence[Body]) -> int | None:
+    """How many classes the folders name; None where it is not they that do."""
+    return None if str(labels) != FOLDERS else len(_order_of_folders(bodies, inputs))
+
+
+def doubts(labels: Array, rows: Array, said: Array, folders: int | None = None) -> list[str]:
+    """What does not fit together, for the report: labels (n,) are class indices, `rows` (n, positions, scores) and
+    `said` (n, positions) of the deployed model. `folders`: so many name the classes, by their place among themselves.
+    """
+    if labels.ndim != 1 or said.shape[1] != 1:
         return []
-    classes, found = said.shape[1], np.unique(labels)
+    classes, found, answers = max(2, rows.shape[-1]), np.unique(labels), said[:, 0]
     told = []
     if found[-1] >= classes or found[0] < 0:
         told.append(
             f"the labels have class {found[-1] if found[-1] >= classes else found[0]}, the model {classes} outputs"
         )
+    elif folders not in (None, classes):
+        told.append(
+            f"{folders} folders name classes, and the model has {classes} outputs: one that lacks, or is no class, "
+            "gives all that follow another number"
+        )
     elif len(found) < classes and len(labels) >= _SEEN_ALL * classes:
         told.append(f"the scored bodies have {len(found)} classes, the model {classes} outputs")
-    answers = said.argmax(1)
     accuracy = float((answers == labels).mean())
     renamed = sum(int(np.bincount(answers[labels == each]).max()) for each in found) / len(labels)
     commonest = float(np.bincount(answers).max()) / len(labels)
@@ -71,19 +83,24 @@ def doubts(labels: Array, outputs: Array) -> list[str]:
 
 
 def _of_folders(bodies: Sequence[Body], inputs: Sequence[Body]) -> Array:
-    scored, named = _folders(bodies), set(_folders(inputs))
+    scored = _folders(bodies)
     loose = [body.name for body, folder in zip(bodies, scored, strict=True) if folder == "."]
     if loose:
         raise TrainingError(f"--labels folders: {loose[0]} lies in no folder that could name its class")
-    strange = sorted(set(scored) - named)
-    if strange and named & set(scored):
+    order = _order_of_folders(bodies, inputs)
+    return np.array([order.index(folder) for folder in scored])
+
+
+def _order_of_folders(bodies: Sequence[Body], inputs: Sequence[Body]) -> list[str]:
+    scored, named = set(_folders(bodies)), set(_folders(inputs))
+    strange = sorted(scored - named)
+    if strange and named & scored:
         raise TrainingError(
             f"--labels folders: --score has the folder {strange[0]}, which --inputs has not; a class is the place of "
             "its folder among those of --inputs, so both need the same ones"
         )
     # Inputs in other folders, or in none, say nothing of classes.
-    order = sorted(set(scored) if strange else named - {"."})
-    return np.array([order.index(folder) for folder in scored])
+    return sorted(scored if strange else named - {"."})
 
 
 def _folders(bodies: Sequence[Body]) -> list[str]:
@@ -93,7 +110,7 @@ def _folders(bodies: Sequence[Body]) -> list[str]:
 def _of_table(file: Path, bodies: Sequence[Body], source: Path) -> Array:
     by_name = _read_table(file)
     # Names may be given relative to the CSV, as seen from its folder, or to the bodies' own folder.
-    names = [(body.name, f"{source.name}/{body.name}") for body in bodies]
+    names = [(_plain(body.name), _plain(f"{source.name}/{body.name}")) for body in bodies]
     missing = [own for own, outer in names if own not in by_name and outer not in by_name]
     if missing:
         raise TrainingError(f"{file} has no label for {len(missing)} of {len(bodies)} bodies, such as {missing[0]}")
@@ -105,10 +122,18 @@ def _of_table(file: Path, bodies: Sequence[Body], source: Path) -> Array:
     return numbers.astype(np.int64) if (numbers == np.rint(numbers)).all() else numbers
 
 
+def _plain(name: str) -> str:
+    """A Mac writes an accent apart from its letter, and Windows folders with a backslash."""
+    return unicodedata.normalize("NFC", name).replace("\\", "/").removeprefix("./")
+
+
 def _read_table(file: Path) -> dict[str, list[float]]:
     text = _read_text(file)
-    head = text.split("\n", 1)[0]
-    separator = max(_SEPARATORS, key=head.count)
+    head, _, rest = text.partition("\n")
+    if said := re.fullmatch(r'"?sep=(.)"?', head.strip(), re.IGNORECASE):  # to Excel
+        head, text, separator = rest.partition("\n")[0], rest, said[1]
+    else:
+        separator = max(_SEPARATORS, key=head.count)
     by_name: dict[str, list[float]] = {}
     rows = csv.reader(io.StringIO(text), delimiter=separator)
     try:
@@ -116,7 +141,7 @@ def _read_table(file: Path) -> dict[str, list[float]]:
             raise TrainingError(f"{file}: expected the header file,label (or file and several numbers)")
         for row in rows:
             if any(cell.strip() for cell in row):
-                name, where = row[0].strip(), f"{file} line {rows.line_num}"
+                name, where = _plain(row[0].strip()), f"{file} line {rows.line_num}"
                 numbers = _numbers(row, separator, where)
                 if by_name.setdefault(name, numbers) != numbers:
                     raise TrainingError(f"{where}: {name} had another label before; names include their folders")
@@ -128,6 +153,8 @@ def _read_table(file: Path) -> dict[str, list[float]]:
 def _numbers(row: Sequence[str], separator: str, where: str) -> list[float]:
     # Where commas stand in numbers, Excel separates cells by semicolons.
     cells = [cell.strip().replace(",", ".") if separator != "," else cell.strip() for cell in row[1:]]
+    while len(cells) > 1 and not cells[-1]:  # columns that were emptied
+        cells.pop()
     try:
         numbers = [float(cell) for cell in cells]
         if not numbers or not np.isfinite(numbers).all():
@@ -150,5 +177,7 @@ def _read_text(file: Path) -> str:
         except UnicodeDecodeError:
             continue
         if "\0" not in text:
-            return text
-    raise TrainingError(f"{file} is not text in {marked or 'UTF-8 or Windows-1252'}; save it as UTF-8")
+            return text.replace("\r\n", "\n").replace("\r", "\n")
+    if data.startswith(b"PK"):
+        raise TrainingError(f"{file} is a workbook; save the sheet as CSV UTF-8")
+    raise TrainingError(f"{file} is not text in {marked or 'UTF-8 or Windows-1252'}; save it as CSV UTF-8")

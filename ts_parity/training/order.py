@@ -14,6 +14,8 @@ from ts_parity.errors import CodeError, TrainingError
 from ts_parity.torchserve.archive import Archive, read_archive
 from ts_parity.training import TrainSettings
 from ts_parity.training.bodies import Body, bodies_of
+from ts_parity.training.labels import read_labels
+from ts_parity.wire import Array
 
 FEWEST_BODIES = 20
 
@@ -33,13 +35,16 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Order:
-    """A job that can begin. `refused`: why some of what was asked for cannot be made."""
+    """A job that can begin. `refused`: why some of what was asked for cannot be made. `labels`: of the bodies that are
+    scored, in their order.
+    """
 
     settings: TrainSettings
     archive: Archive
     bodies: Sequence[Body]
     candidates: Sequence[Candidate]
     refused: Sequence[str]
+    labels: Array | None = None
 
 
 def checked(settings: TrainSettings) -> Order:
@@ -49,7 +54,15 @@ def checked(settings: TrainSettings) -> Order:
     bodies = bodies_of(settings, settings.inputs)
     if any(not candidate.code.lossless for candidate in candidates):
         check_enough(len(bodies), candidates)
-    return Order(settings, archive, bodies, candidates, refused)
+    return Order(settings, archive, bodies, candidates, refused, _labels(settings, bodies))
+
+
+def _labels(settings: TrainSettings, bodies: Sequence[Body]) -> Array | None:
+    if settings.labels is None:
+        return None
+    if settings.score is None:
+        return read_labels(settings.labels, settings.inputs, bodies)
+    return read_labels(settings.labels, settings.score, bodies_of(settings, settings.score), bodies)
 
 
 def _candidates(settings: TrainSettings) -> tuple[list[Candidate], list[str]]:
