@@ -36,6 +36,12 @@ def test_what_loses_more_than_a_tenth_is_never_recommended():
     assert say(made("sum", 2, 0.5, 1.0), beside=[EXACT]).startswith("Take exact with k=2: loses nothing")
 
 
+def test_a_loss_that_few_bodies_told_is_said_to_be_so():
+    student = made("student", 2, 0.0, 1.0, intervals={"loss": [-0.08, 0.08]})
+    assert "That loss is known to ± 8.0 points only; more bodies would tell." in say(student)
+    assert "more bodies" not in say({**student, "intervals": {"loss": [-0.004, 0.004]}})
+
+
 @pytest.mark.parametrize("where", ["candidates", "beside"])
 def test_a_sum_is_not_taken_where_exact_does_as_well(where):
     """Where a batch takes hardly longer than one query, what loses nothing costs as much."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ts_parity.training.figures import FIGURES
+from ts_parity.training.figures import FIGURES, margin
 
 SMALL_LOSS = 0.01
 """A point on rebuilt answers: with 2 % of answers late it is 0.02 points of all."""
@@ -40,6 +40,9 @@ def recommend(report: Mapping[str, Any]) -> str:
     compared = [*made, *report.get("beside", [])]
     taken = chosen(report)
     sentences = [_none_of(made) if taken is None else _take(taken, compared)]
+    if taken is not None and (known := margin(taken, "loss") or 0.0) > SMALL_LOSS:
+        unit = "%" if FIGURES[taken["metric"]].error else " points"
+        sentences.append(f"That loss is known to ± {100 * known:.1f}{unit} only; more bodies would tell.")
     trained = _trained(made)
     if trained and all(loss(c) > SMALL_LOSS for c in trained):
         sentences.append(
