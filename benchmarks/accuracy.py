@@ -41,7 +41,7 @@ from tqdm import tqdm
 
 from accuracy_boxes import locator
 from accuracy_data import Data, load
-from accuracy_kept import KeptOutputs, Said, with_repeats, without_repeats
+from accuracy_kept import KeptOutputs, Said, errors_of_rows, with_repeats, without_repeats
 from tables import markdown, renew
 from ts_parity.arguments import count, number
 from ts_parity.codes import Code, Family, make_code
@@ -55,6 +55,7 @@ from ts_parity.training.goals import Goal, draw_groups
 from ts_parity.training.job import said
 from ts_parity.training.meaning import CLASSES, Meaning
 from ts_parity.training.sizing import affordable_width, multiplications
+from ts_parity.training.weighing import is_weighed
 from ts_parity.wire import Array
 from ts_parity.worker.watches import ModelCall
 
@@ -407,8 +408,9 @@ def _kept_outputs(
 
 def figures(code: Code, kept: KeptOutputs, meaning: Meaning) -> dict[str, Any]:
     """All of a row that follows from what was said."""
-    test, held = (_answered(code, said) for said in (kept.test, kept.held))
-    scores = evaluate(code, test.outputs, test.protections, test.labels, meaning)
+    errors = errors_of_rows(code, kept.held, meaning) if is_weighed(code) else None
+    test, held = (replace(_answered(code, said), errors=errors) for said in (kept.test, kept.held))
+    scores = evaluate(code, test.outputs, test.protections, test.labels, meaning, kept.test.groups, errors)
     return {
         **{part: scores[part] for part in ("A_a", "A_d", "drop", "A_default")},
         "agreement": scores["score"],

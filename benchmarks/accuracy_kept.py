@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ts_parity.codes import Code, Family
+from ts_parity.codes import Code, Family, RowErrors
+from ts_parity.training.meaning import Meaning
+from ts_parity.training.weighing import row_errors
 from ts_parity.wire import Array
 
 
@@ -72,3 +74,9 @@ def with_repeats(code: Code, protections: dict[int, dict[int, Array]]) -> dict[i
     if code.family is Family.BACKUP:
         return dict.fromkeys(range(1, code.k + 1), protections[code.k])
     return protections
+
+
+def errors_of_rows(code: Code, held: Said, meaning: Meaning) -> RowErrors:
+    """For groups that are filled from the first slot on, which is all that `evaluate` looks at."""
+    said = {tuple(range(members)): rows for members, rows in held.protections.items()}
+    return row_errors(code, held.outputs[held.groups], said, meaning, len(held.outputs))

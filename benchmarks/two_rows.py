@@ -17,27 +17,20 @@ from typing import Any
 
 import numpy as np
 
-from accuracy_kept import KeptOutputs, Said
+from accuracy_kept import KeptOutputs, errors_of_rows
 from tables import markdown, renew
-from ts_parity.codes import Code, RowErrors, make_code
+from ts_parity.codes import make_code
 from ts_parity.training.evaluate import evaluate
 from ts_parity.training.meaning import CLASSES
-from ts_parity.training.weighing import row_errors
 
 RESULTS = Path(__file__).parent / "results" / "two_rows.json"
 DOCS = Path(__file__).parent.parent / "docs" / "training.md"
 WAYS = {"first": "the first row alone", "alike": "as if they erred alike", "weighed": "weighed"}
 
 
-def measured(code: Code, held: Said) -> RowErrors:
-    """For groups that are filled from the first slot on, which is all that `evaluate` looks at."""
-    said = {tuple(range(members)): rows for members, rows in held.protections.items()}
-    return row_errors(code, held.outputs[held.groups], said, CLASSES, len(held.outputs))
-
-
 def run_of(file: Path, k: int, seed: int, steps: int) -> dict[str, Any]:
     code, kept = make_code("sum", k, 2), KeptOutputs.load(file)
-    errors, test = measured(code, kept.held), kept.test
+    errors, test = errors_of_rows(code, kept.held, CLASSES), kept.test
     (first, both), (_, second) = np.array(errors.of(frozenset(range(k))))
     only_first = {members: {0: rows[0]} for members, rows in test.protections.items()}
     scored = test.outputs[test.groups], test.labels[test.groups]

@@ -5,8 +5,8 @@ be used for:
 
     learn    the weights; all copies of a body, since clients will send it as often again
     choose   which weights, which seed, and how rows are weighed when they are decoded together
-    score    the figures of the report, and nothing that the archives hold (or what is fitted is fitted on some of them
-             and scored on the others, in turn)
+    score    the figures, which archives repeat: nothing is chosen by them, and what is fitted on some of these bodies
+             is scored on others
 
 Knows keys of bodies and dice. Knows nothing of models or of what is done with a part.
 """
