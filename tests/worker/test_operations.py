@@ -459,11 +459,13 @@ def test_describe(serve: Serve) -> None:
     assert ours["verdict"] == "untested"
     assert ours["weights"].startswith("sha256:")
     section = {"role": "parity", "code": "sum", "k": 2, "r": 2, "row": 1, "protects": {"model": "m", "version": "2"}}
+    section["row_errors"] = {"0,1": [[1.0, 1.5], [1.5, 4.0]]}
     described = serve("lazy_function", section, eager=True).describe()
     assert "handler" not in described
     ours = described["ts_parity"]
     assert (ours["code"], ours["k"], ours["r"], ours["row"], ours["partial"]) == ("sum", 2, 2, 1, False)
     assert ours["coefficients"] == [[1.0, 1.0], [1.0, 2.0]]
+    assert ours["row_errors"] == section["row_errors"]
     assert ours["protects"] == {"model": "m", "version": "2", "weights": None}
 
 
