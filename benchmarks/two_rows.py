@@ -60,14 +60,15 @@ def table(document: dict[str, Any]) -> str:
     for k in dict.fromkeys(run["k"] for run in document["runs"]):
         runs = [run for run in document["runs"] if run["k"] == k]
         errors = (f"{np.mean([run[name] for run in runs]):.2f}" for name in ("correlation", "sizes"))
-        told = [_agreement([run[way]["agreement"] for run in runs]) for way in (*WAYS, "two_erased")]
-        loss = np.mean([100 * (run["A_a"] - run["weighed"]["A_d"][0]) for run in runs])
-        rows.append([str(k), *errors, *told, f"{loss:.2f}", str(len(runs))])
-    head = ["k", "correlation", "sizes", *WAYS.values(), "two late", "points lost, weighed", "seeds"]
-    return markdown(head, rows)
+        agreement = [_mean([run[way]["agreement"] for run in runs]) for way in (*WAYS, "two_erased")]
+        accuracy = [_mean([run[way]["A_d"] for run in runs]) for way in ("first", "weighed", "two_erased")]
+        own = f"{np.mean([run['A_a'] for run in runs]):.2%}"
+        rows.append([str(k), *errors, *agreement, own, *accuracy, str(len(runs))])
+    head = ["k", "correlation", "sizes", *WAYS.values(), "two late"]
+    return markdown([*head, "A_a", "A_d, the first alone", "A_d, weighed", "A_d, two late", "seeds"], rows)
 
 
-def _agreement(values: list[Any]) -> str:
+def _mean(values: list[Any]) -> str:
     """The mean over seeds, and the mean margin of the intervals, which are those of the test images."""
     mean = np.mean([value for value, _ in values])
     margin = np.mean([max(value - low, high - value) for value, (low, high) in values])
