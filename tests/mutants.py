@@ -38,7 +38,7 @@ class Mutant:
 
     @property
     def room(self) -> str:
-        return self.file.partition("/")[0]
+        return self.file.partition("/")[0].removesuffix(".py")
 
 
 def _engine(what: str, file: str, before: str, after: str) -> Mutant:
@@ -187,6 +187,97 @@ MUTANTS = [
         "scheduler",
         "if not pool.protecting:\n                    self._try",
         "if False:\n                    self._try",
+    ),
+    Mutant(
+        "what hides behind its neighbours' rounding is decoded",
+        "codes.py",
+        "if (noise > enough).any():",
+        "if False:",
+        ("tests/test_codes.py",),
+    ),
+    Mutant(
+        "slots that nobody is in are learned from",
+        "training/goals.py",
+        "(divergence.flatten(2).mean(-1) * present).sum() / present.sum()",
+        "divergence.flatten(2).mean()",
+        ("tests/training/test_goals.py",),
+    ),
+    Mutant(
+        "the last weights are kept, not the best",
+        "training/fit.py",
+        "if goodness >= state.best:",
+        "if True:",
+        ("tests/training/test_training.py",),
+    ),
+    Mutant(
+        "nobody looks whether a packed archive answers as the network that was trained",
+        "training/packing.py",
+        "if _loads_as(packed, self.bodies, expected):",
+        "if True:",
+        ("tests/training/test_training.py", "tests/training/test_dtypes.py", "tests/training/test_texts.py"),
+    ),
+    Mutant(
+        "the cheapest is recommended, whatever it loses",
+        "training/recommend.py",
+        "small = [c for c in usable if loss(c) <= SMALL_LOSS]",
+        "small = [*usable]",
+        ("tests/training/test_recommend.py",),
+    ),
+    Mutant(
+        "what loses too much is recommended",
+        "training/recommend.py",
+        "if loss(c) <= MOST_LOSS]\n    return _choose",
+        "]\n    return _choose",
+        ("tests/training/test_recommend.py",),
+    ),
+    Mutant(
+        "a protection's measured cost is left out of the work",
+        "proxy/driver.py",
+        "if target.cost is None:",
+        "if True:",
+        ("tests/proxy/test_predictions.py", "tests/proxy/test_status.py", "tests/proxy/test_late_launch.py"),
+    ),
+    Mutant(
+        "a group is encoded for a code that is no longer its pool's",
+        "proxy/driver.py",
+        "if task.group.code != self._code(task.endpoint.pool):",
+        "if False:",
+        ("tests/proxy/test_edges.py", "tests/proxy/test_trust.py", "tests/proxy/test_predictions.py"),
+    ),
+    Mutant(
+        "a client may say what only the proxy may",
+        "proxy/messages.py",
+        "return tuple(pair for pair in headers if not meaning(pair[0]) & CONTROL), controls",
+        "return tuple(headers), controls",
+        ("tests/proxy/test_heads.py", "tests/proxy/test_fidelity.py", "tests/proxy/test_pure_parts.py"),
+    ),
+    Mutant(
+        "lossless answers that differ by a tenth are taken for equal",
+        "proxy/comparison.py",
+        "CLOSE: Final = 1e-3",
+        "CLOSE: Final = 1e-1",
+        ("tests/proxy/test_comparison.py",),
+    ),
+    Mutant(
+        "an operation needs no secret",
+        "worker/entry.py",
+        "if index not in allowed:",
+        "if False:",
+        ("tests/worker/test_operations.py",),
+    ),
+    Mutant(
+        "the handler sees the headers that are for its wrapper",
+        "worker/entry.py",
+        "                    del each[name]\n",
+        "                    pass\n",
+        ("tests/worker/test_operations.py", "tests/worker/test_requests.py"),
+    ),
+    Mutant(
+        "rows and headers that do not belong together are matched",
+        "worker/entry.py",
+        "if not any(operations) or len(headers) != len(data):",
+        "if not any(operations):",
+        ("tests/worker/test_operations.py", "tests/worker/test_requests.py"),
     ),
 ]
 
