@@ -88,7 +88,8 @@ def test_the_commands_of_a_readme_work_as_they_stand(readme, tmp_path):
             code = shell.wait(timeout=LIMIT_S)
             left = still_running(shell.pid)
         finally:
-            os.killpg(shell.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has ended what it had started
+                os.killpg(shell.pid, signal.SIGKILL)
             shell.wait()
         output.seek(0)
         said = output.read()
