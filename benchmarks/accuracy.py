@@ -444,7 +444,7 @@ SUREST = (95, 90, 85, 80)
 
 def _surest(code: Code, held: HeldOut, test: HeldOut, meaning: Meaning) -> dict[str, Any]:
     """Of the test set, by curve and thresholds from held-out bodies without their labels: how often the surest answers
-    differ from the deployed model's own (of boxes: by more than nine tenths of the held-out ones do), and what `released`
+    differ from the deployed model's own (of boxes: by more than nine tenths of the held-out do), and what `released`
     lose against it on the same bodies.
     """
     fitted = calibrate(code, held, meaning)
