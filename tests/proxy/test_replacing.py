@@ -144,7 +144,7 @@ async def test_beside_real_instances(
     instances: list[TorchServeInstance], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next version and its protection, then the same version with other content: no query fails."""
-    monkeypatch.setattr(rollout, "SETTLE_S", 20 * LOOK_S)  # a busy machine's workers tell later what they are
+    monkeypatch.setattr(rollout, "SETTLE_S", 0.0)  # the proxy is asked what it has seen, however busy the machine is
     deployed, guards = [i.management_url for i in instances[:2]], [instances[2].management_url]
     second, third = wrapped(tmp_path, "2.0", "b", HANDLER), wrapped(tmp_path, "2.0", "c", HANDLER)
     guard = wrap_parity(tmp_path / "plain" / "b.mar", tmp_path / "out", code="exact", k=2)
@@ -159,9 +159,10 @@ async def test_beside_real_instances(
     ):
         await until(lambda: len(answers) > 20, "the first answers")
         assert await command("register", guard, on=guards) == 0
-        assert await command("register", "--replace", second, on=deployed) == 0
+        replace_by = ["register", "--admin", proxy.admin_url, "--replace"]
+        assert await command(*replace_by, second, on=deployed) == 0
         assert await command("unregister", "linear-1.0-exact-k2", on=guards) == 0
-        assert await command("register", "--replace", third, on=deployed) == 0
+        assert await command(*replace_by, third, on=deployed) == 0
     assert [(answer.body, answer.headers) for answer in answers if answer.status != 200] == []
     assert {answer.body for answer in answers} == {b"a", b"b", b"c"}
     assert answers[-1].body == b"c"
