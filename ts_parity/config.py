@@ -265,6 +265,9 @@ def load_settings(
     _both_or_neither(settings.tls_certificate, settings.tls_key, "")
     if settings.processes > _MOST_PROCESSES:
         raise ConfigError(f"processes must be a whole number of at most {_MOST_PROCESSES}, not {settings.processes}")
+    for name in ("host", "admin_host"):
+        if not is_one_word(getattr(settings, name)) or not getattr(settings, name):
+            raise ConfigError(f"{name} must be an address to listen on (0.0.0.0: all), not {getattr(settings, name)!r}")
     if settings.metrics_address:
         host_and_port(settings.metrics_address)
     names = [f"{model.name},version={model.version}" if model.version else model.name for model in settings.models]

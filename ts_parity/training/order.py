@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ts_parity.arguments import is_key
 from ts_parity.codes import Code, make_code
 from ts_parity.errors import CodeError, TrainingError
+from ts_parity.exclusion import declared_never_code
 from ts_parity.torchserve.archive import Archive, read_archive
 from ts_parity.training import TrainSettings
 from ts_parity.training.bodies import Body, bodies_of
@@ -48,7 +50,10 @@ class Order:
 
 
 def checked(settings: TrainSettings) -> Order:
-    """Raise CodeError, TrainingError or ArchiveError for what is wrong with it."""
+    """Raise CodeError, TrainingError, ConfigError or ArchiveError for what is wrong with it."""
+    declared_never_code(settings.never_code)  # written into the archives when all is trained
+    if settings.secret is not None and not is_key(settings.secret):
+        raise TrainingError("--secret travels in a header: printable ASCII, not empty, no spaces around it")
     candidates, refused = _candidates(settings)
     archive = read_archive(settings.archive)
     bodies = bodies_of(settings, settings.inputs)
