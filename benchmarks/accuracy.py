@@ -432,7 +432,7 @@ INTERVALS = {"A_d": "A_d", "drop": "drop", "agreement": "score"}
 
 def _answered(code: Code, said: Said) -> HeldOut:
     groups = said.groups
-    return HeldOut(said.outputs[groups], with_repeats(code, said.protections), said.labels[groups], bodies=groups.size)
+    return HeldOut(said.outputs[groups], with_repeats(code, said.protections), said.labels[groups], contents=groups)
 
 
 def _two_erased(scores: dict[str, Any]) -> dict[str, Any]:

@@ -24,8 +24,10 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from ts_parity.codes import make_code
+from ts_parity.confidence import in_header, read_confidence
 from ts_parity.errors import MalformedFrame, error_body
 from ts_parity.wire import (
+    CONFIDENCE,
     FRAME_TYPE,
     OP,
     OP_FINISH,
@@ -109,6 +111,8 @@ class FakeModel:
     agreement: float | None = None
     tolerance: float | None = None
     row_errors: dict[str, list[list[float]]] | None = None
+    confidence: dict[str, Any] | None = None
+    """Of a protection, as `ts_parity.confidence` reads it; a backup then says it with each answer."""
     output: dict[str, Any] | None = None
     code: str = "sum"
     k: int = 2
@@ -157,6 +161,7 @@ class FakeModel:
             ours |= {"code": self.code, "k": self.k, "r": self.r, "row": self.row, "partial": self.partial}
             ours["coefficients"] = [list(row) for row in make_code(self.code, self.k, self.r).coefficients]
             ours |= {"agreement": self.agreement, "tolerance": self.tolerance, "row_errors": self.row_errors}
+            ours["confidence"] = self.confidence
             ours["protects"] = {"model": model, "version": version, "weights": weights}
         return {"ts_parity": ours}
 
@@ -498,9 +503,16 @@ def _group(model: FakeModel, frame: Frame) -> web.Response:
             total += np.float32(code.coefficients[model.row][slot]) * raw
             slots.append(Part((), b""))
         else:
-            slots.append(Part((), body))
+            slots.append(Part(_sure(model, raw), body))
     answer = Frame(tuple(slots), total if code.coefficients else None)
     return _response(200, pack_frame(answer), (*_frontend(), ("content-type", FRAME_TYPE)))
+
+
+def _sure(model: FakeModel, raw: Array) -> Headers:
+    if model.confidence is None:
+        return ()
+    expected = read_confidence(model.confidence).of(raw)
+    return () if expected is None else ((CONFIDENCE, in_header(expected)),)
 
 
 async def _play(http: web.Request, canned: Canned) -> web.StreamResponse:

@@ -41,6 +41,8 @@ RAW: Final = "x-ts-parity-raw"
 SOURCE: Final = "x-ts-parity"
 EXACT: Final = "x-ts-parity-exact"
 DEADLINE_MS: Final = "x-ts-parity-deadline-ms"
+CONFIDENCE: Final = "x-ts-parity-confidence"
+"""Of a rebuilt answer: how often one that looks so is the deployed model's own, 0 to 1."""
 FRAME_TYPE: Final = "application/x-ts-parity-group"
 
 VERSION: Final = 1

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from ts_parity.codes import make_code, read_row_errors
+from ts_parity.confidence import read_confidence
 from ts_parity.config import InstanceSettings, ModelSettings
 from ts_parity.engine import Instance
 from ts_parity.exclusion import NeverCode
@@ -472,6 +473,24 @@ def test_what_rows_say_of_their_errors_is_read_or_as_good_as_not_said():
     assert read_described({**said, "row_errors": ALIKE}).row_errors == read_row_errors(ALIKE, make_code("sum", 2, 2))
     for nonsense in (None, True, {"0,1": [[1.0]]}, {"0,1": [[1.0, 2.0], [2.0, 1.0]]}, [1]):
         assert read_described({**said, "row_errors": nonsense}).row_errors is None
+
+
+def test_of_several_confidences_none_is_believed_unless_they_are_one():
+    """Rows of one code are packed together, and all bear the same."""
+    told = {
+        "score": "classes",
+        "axis": -1,
+        "probabilities": False,
+        "curves": {"1": {"scores": [1.0], "expected": [0.9]}},
+    }
+    known = read_confidence(told)
+    other = read_confidence({**told, "curves": {"1": {"scores": [1.0], "expected": [0.8]}}})
+    assert only(plan_of(deployed(), parity(confidence=known), parity(confidence=known))).confidence == known
+    for second in (other, None):
+        assert only(plan_of(deployed(), parity(confidence=known), parity(confidence=second))).confidence is None
+    assert read_described({**GOOD, "confidence": told}).confidence == known
+    for nonsense in (True, "0.9", [], {"score": "luck"}, {**told, "curves": {"1": {"scores": ["a"], "expected": [1]}}}):
+        assert read_described({**GOOD, "confidence": nonsense}).confidence is None
 
 
 def test_of_several_tolerances_the_largest_counts():

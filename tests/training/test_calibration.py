@@ -8,7 +8,8 @@ import pytest
 
 from ts_parity.codes import make_code
 from ts_parity.confidence import NUMBERS, TOP5, read_confidence
-from ts_parity.training.calibration import FEWEST, RELEASED, HeldOut, TooFew, calibrate, interval, reliability
+from ts_parity.training import calibration
+from ts_parity.training.calibration import FEWEST, RELEASED, HeldOut, TooFew, calibrate, in_turn, reliability
 from ts_parity.training.meaning import CLASSES, LENGTH_1, PROBABILITIES, SHARES, Meaning
 
 K = 2
@@ -64,14 +65,13 @@ def test_with_labels_it_says_what_the_released_lose():
 def test_nothing_is_expected_to_be_right_without_exception():
     perfect = held_out(100, 1, noise=0.0)
     [curve] = calibrate(STUDENT, perfect).confidence.curves.values()
-    assert max(curve.expected) == pytest.approx(200 / 201, abs=1e-3)
+    assert 1.0 - max(curve.expected) == pytest.approx(0.5 / 200, rel=0.1)
 
 
 def test_bodies_that_are_repeated_prove_nothing_more():
     once = held_out(60, 1, noise=0.0)
-    often = HeldOut(
-        np.tile(once.outputs, (50, 1, 1, 1)), {K: {0: np.tile(once.protections[K][0], (50, 1, 1, 1))}}, None, 120
-    )
+    outputs = np.tile(once.outputs, (50, 1, 1, 1))
+    often = HeldOut(outputs, {K: {0: outputs}}, contents=np.tile(np.arange(120).reshape(60, K), (50, 1)))
     curves = [calibrate(STUDENT, each).confidence.curves["1"] for each in (once, often)]
     assert max(curves[1].expected) == pytest.approx(max(curves[0].expected), abs=2e-3)
 
@@ -210,7 +210,56 @@ def test_a_network_that_says_nan_leaves_no_hole():
     assert all(np.isfinite(curve.expected).all() for curve in fitted.curves.values())
 
 
-def test_an_interval_is_wilsons():
-    assert interval(0.9, 100) == pytest.approx([0.8256, 0.9448], abs=1e-4)
-    low, high = interval(1.0, 50)
-    assert (low, high) == (pytest.approx(0.9286, abs=1e-3), 1.0)
+def test_folds_are_judged_by_what_has_not_seen_them(monkeypatch):
+    """And the archive's own curve has seen all of them."""
+    folds = [numbered(held_out(100, seed), 1000 * seed) for seed in range(5)]
+    others = numbered(held_out(60, 9), 9000)
+    seen = []
+    fitted = calibration._fitted
+    monkeypatch.setattr(
+        calibration, "_fitted", lambda code, held, meaning: seen.append(held) or fitted(code, held, meaning)
+    )
+    calibrated, told = in_turn(STUDENT, [others], folds)
+    assert told["fitted_on"] == 5 * 200 + 120
+    assert told["bodies"] == 5 * 200
+    whole, *without = seen
+    for fold, held in zip(folds, without, strict=True):
+        assert not set(held.bodies.flat) & set(fold.bodies.flat)
+        assert held.different == 4 * 200 + 120
+    assert calibrated.confidence == fitted(STUDENT, whole, CLASSES).confidence
+    assert told["expected"] == pytest.approx(told["agreement"], abs=0.03)
+
+
+def numbered(held, first):
+    contents = first + np.arange(held.outputs.shape[0] * K).reshape(-1, K)
+    return replace(held, contents=contents)
+
+
+def test_too_few_in_all_folds_are_too_few():
+    folds = [numbered(held_out(5, seed), 1000 * seed) for seed in range(5)]
+    assert "50 held-out bodies are too few" in in_turn(STUDENT, [], folds).reason
+
+
+def test_an_interval_holds_for_bodies_and_not_for_their_repetitions():
+    once, fitted = held_out(100, 1), [calibrate(STUDENT, held_out(1000, 2))]
+    often = HeldOut(
+        np.tile(once.outputs, (20, 1, 1, 1)),
+        {K: {0: np.tile(once.protections[K][0], (20, 1, 1, 1))}},
+        contents=np.tile(np.arange(200).reshape(100, K), (20, 1)),
+    )
+    told = [reliability(STUDENT, fitted, [each])["surest"][1]["agreement_95"] for each in (once, often)]
+    assert told[1] == pytest.approx(told[0], abs=0.005)
+
+
+def test_nine_in_ten_intervals_hold_what_is_true():
+    """95 % of them, on the average."""
+    fitted = [calibrate(STUDENT, held_out(1000, 0))]
+    true = reliability(STUDENT, fitted, [held_out(10000, 1)])["surest"]
+    hits = []
+    for seed in range(2, 42):
+        told = reliability(STUDENT, fitted, [held_out(150, seed)])["surest"]
+        hits += [
+            low <= each["agreement"] <= high
+            for each, (low, high) in zip(true[:4], (one["agreement_95"] for one in told[:4]), strict=True)
+        ]
+    assert 0.9 <= np.mean(hits) <= 1.0

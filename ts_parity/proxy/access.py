@@ -57,8 +57,8 @@ class Facts:
     """How a request was answered, beyond what the client sees. Times in seconds; None where there is none."""
 
     __slots__ = (
-        "attempts", "cause", "endpoint", "group", "others", "outcome", "places", "pool", "query", "service_s",
-        "waited_s",
+        "attempts", "cause", "confidence", "endpoint", "group", "others", "outcome", "places", "pool", "query",
+        "service_s", "waited_s",
     )  # fmt: skip
 
     def __init__(
@@ -90,6 +90,8 @@ class Facts:
         """What went wrong first."""
         self.places: int | None = None
         """How many tasks the endpoint may have at once, as far as this process may use them."""
+        self.confidence: float | None = None
+        """Of a rebuilt answer, where it is known."""
         self.query: int | None = None
         self.others: Sequence[Other] = ()
 
@@ -142,6 +144,7 @@ class AccessLog:
             "service_s": _rounded(facts.service_s),
             "cause": facts.cause,
             "places": facts.places,
+            "confidence": _rounded(facts.confidence),
             "query": None if facts.query is None else f"{self._id}-{facts.query}",
             "others": [other.described() for other in facts.others],
         }
@@ -249,8 +252,8 @@ def _instant(at: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at)) + f".{int(at % 1 * 1_000_000):06d}Z"
 
 
-def _rounded(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds, 6)
+def _rounded(number: float | None) -> float | None:
+    return None if number is None else round(number, 6)
 
 
 def _ends_within_a_line(path: str) -> bool:

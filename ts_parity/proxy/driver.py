@@ -19,6 +19,7 @@ from functools import partial
 from typing import cast, final
 
 from ts_parity.codes import Code, Family, RowErrors
+from ts_parity.confidence import pattern_of
 from ts_parity.engine import (
     Action,
     Answer,
@@ -53,6 +54,7 @@ from ts_parity.proxy.operations import (
     read_finish,
     read_prediction,
     read_protection,
+    slot_confidence,
     slot_reply,
 )
 from ts_parity.proxy.plan import Plan
@@ -69,11 +71,15 @@ RETRY_AFTER_S = 1.0
 class Delivered:
     """What a client gets. `source` is None for an error: an instance's, which is passed on, or the proxy's own."""
 
-    __slots__ = ("answer", "facts", "missing", "source")
+    __slots__ = ("answer", "confidence", "facts", "missing", "source")
 
-    def __init__(self, answer: Reply | Pipe | Unavailable, source: Source | None) -> None:
+    def __init__(
+        self, answer: Reply | Pipe | Unavailable, source: Source | None, confidence: float | None = None
+    ) -> None:
+        """`confidence`: of a rebuilt answer, how often one that looks so is the deployed model's own; None: unknown."""
         self.answer = answer
         self.source = source
+        self.confidence = confidence
         self.missing = False
         """The error says that nobody has this version any more; and no worker has died of the query."""
         self.facts: Facts | None = None
@@ -123,6 +129,8 @@ class Driver:
         """The deployed model's tasks in flight, if there is a log, and when they were sent: by a finer clock than the
         loop's, which counts milliseconds. A quantile that half of the answers reach at once is none.
         """
+        self._expected: dict[int, float | None] = {}
+        """Of the finishes in flight: the confidence of what they make an answer of."""
         self._streams: set[asyncio.Task[None]] = set()
         self._todo: deque[Action] = deque()
         self._obeying = False
@@ -205,6 +213,7 @@ class Driver:
             delivered = self._answer(action.query, action.source, action.task)
             if self._manners.access is not None:
                 delivered.facts = self._facts(action.query, action.source, action.task)
+                delivered.facts.confidence = delivered.confidence
             self._deliver(action.query, delivered)
         elif isinstance(action, Compare):
             self._compare(action)
@@ -248,9 +257,13 @@ class Driver:
             return Delivered(task.value, source)
         value = cast(Value, task.value)
         if task.kind is Kind.PROTECTION:
-            return Delivered(slot_reply(value, query.slot), source)
+            return Delivered(slot_reply(value, query.slot), source, self._confidence(task, value, query.slot))
         assert value.reply is not None
-        return Delivered(value.reply, source)
+        return Delivered(value.reply, source, value.confidence)
+
+    def _confidence(self, task: Task, value: Value, slot: int) -> float | None:
+        assert task.group is not None
+        return 1.0 if task.group.code.lossless else slot_confidence(value, slot)
 
     def _deliver(self, query: Query, delivered: Delivered) -> None:
         client = self._waiting.pop(query.id, None)
@@ -265,7 +278,14 @@ class Driver:
             source = delivered.source._value_
             self._metrics.queries.add(source, "answered")
             self._metrics.query_seconds.add(source, self._loop.time() - query.arrived_at)
+            if delivered.source is Source.RECONSTRUCTED:
+                self._note_confidence(query.pool, delivered.confidence)
         self._tell(client, delivered)
+
+    def _note_confidence(self, pool: str, confidence: float | None) -> None:
+        self._metrics.rebuilt.add(pool, "unknown" if confidence is None else "known")
+        if confidence is not None:
+            self._metrics.differing.add(pool, by=1.0 - confidence)
 
     def _refuse(self, query: Query, reason: Reason, task: Task | None) -> None:
         value = task.value if task is not None else None
@@ -309,14 +329,30 @@ class Driver:
         ask = cast(Ask, task.query.payload)
         if task.kind is Kind.FINISH:
             try:
-                return finish_request(ask, _decode(task, self._row_errors(task.endpoint.pool)), target, secret)
+                raw = _decode(task, self._row_errors(task.endpoint.pool))
             except DecodeError:
                 self._metrics.decode_failures.add()
                 raise
+            self._expected[task.id] = self._expected_of(task, raw)
+            return finish_request(ask, raw, target, secret)
         self._metrics.work.add(task.kind._value_)
         code = self._code(task.endpoint.pool)
-        raw = target.wrapped and code is not None and code.family is Family.PARITY and task.query.key is not None
-        return prediction_request(ask, target, raw, secret)
+        wants_raw = target.wrapped and code is not None and code.family is Family.PARITY and task.query.key is not None
+        return prediction_request(ask, target, wants_raw, secret)
+
+    def _expected_of(self, task: Task, raw: Array) -> float | None:
+        """The confidence of a decoded output. What looks as nothing in training did must not cost the answer."""
+        group = task.group
+        assert group is not None
+        plan = self._plan.pools.get(task.endpoint.pool)
+        if plan is None or plan.confidence is None or plan.code != group.code:
+            return None
+        have = [slot for slot in group.have if slot != task.slot]
+        try:
+            return plan.confidence.of(raw, pattern_of(plan.code, have, group.covers))
+        except Exception:
+            log.exception("the confidence of %r could not be told", task)
+            return None
 
     def _code(self, pool: str) -> Code | None:
         plan = self._plan.pools.get(pool)
@@ -338,6 +374,8 @@ class Driver:
         outcome: Outcome
         try:
             outcome, task.value = _read(task, result)
+            if task.kind is Kind.FINISH:
+                cast(Value, task.value).confidence = self._expected.get(task.id)
             if isinstance(result, Reply) and result.status == 400 and key_refused(result) and self._gave_the_key(task):
                 outcome = Failed("400 it refuses the key that it was configured with")
         except Exception:
@@ -364,6 +402,8 @@ class Driver:
         self._metrics.tasks.add(task.kind._value_, _NAMES[type(outcome)])
         if self._manners.access is not None and task.kind is Kind.DEPLOYED:
             self._note_end(task, outcome, self._manners.access)
+        if task.kind is Kind.FINISH:
+            self._expected.pop(task.id, None)
         if isinstance(outcome, Failed):
             log.info("%r failed: %s", task, outcome.reason)
             if task.query is not None:

@@ -121,6 +121,16 @@ class Metrics(Collector):
             "Answers compared with the deployed model's own, of its protection or of second copies, by finding.",
             ["pool", "of", "finding"],
         )
+        self.rebuilt = Counts(
+            "ts_parity_rebuilt",
+            "Rebuilt answers given, by whether their confidence is known.",
+            ["pool", "confidence"],
+        )
+        self.differing = Counts(
+            "ts_parity_expected_differing",
+            "How many of those whose confidence is known are expected to differ from the deployed model's own.",
+            ["pool"],
+        )
         self.decode_failures = Counts("ts_parity_decode_failures", "Raw outputs that could not be decoded.")
         self.finish_failures = Counts("ts_parity_finish_failures", "Rebuilt outputs that no worker made an answer of.")
         self.passed_through = Counts(
@@ -138,6 +148,8 @@ class Metrics(Collector):
         yield self.tasks.family()
         yield self.work.family()
         yield self.comparisons.family()
+        yield self.rebuilt.family()
+        yield self.differing.family()
         yield self.decode_failures.family()
         yield self.finish_failures.family()
         yield self.passed_through.family()

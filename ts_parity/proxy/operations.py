@@ -15,6 +15,7 @@ from typing import final
 import numpy as np
 
 from ts_parity.codes import Family
+from ts_parity.confidence import from_header
 from ts_parity.engine import ARRIVED, ARRIVED_ERROR, ARRIVED_RAW, Arrived, Failed, Outcome
 from ts_parity.errors import MalformedFrame, MalformedTail
 from ts_parity.proxy.access import Other
@@ -32,6 +33,7 @@ from ts_parity.proxy.messages import (
 from ts_parity.proxy.routes import prediction_target, url_path
 from ts_parity.proxy.upstream import Unreachable, classify
 from ts_parity.wire import (
+    CONFIDENCE,
     FRAME_TYPE,
     OP,
     OP_FINISH,
@@ -95,7 +97,7 @@ class Target:
 class Value:
     """What a task brought: the reply, and what was taken out of it. The driver keeps it in `task.value`."""
 
-    __slots__ = ("_body", "_tail", "frame", "reply")
+    __slots__ = ("_body", "_tail", "confidence", "frame", "reply")
 
     def __init__(
         self, reply: Reply | None = None, frame: Frame | None = None, body: bytes = b"", tail: Tail | None = None
@@ -103,6 +105,8 @@ class Value:
         """`tail`: where in `body`, the whole of what came, the raw output is; it is read only if it is needed."""
         self.reply = reply
         self.frame = frame
+        self.confidence: float | None = None
+        """Of a finished answer: what is expected of the raw output that it was made from."""
         self._body = body
         self._tail = tail
 
@@ -233,6 +237,12 @@ def slot_reply(value: Value, slot: int) -> Reply:
         return Reply(part.status, part.phrase, (*own, *frontend), b"")
     headers = (*own, *frontend, ("content-length", str(len(part.body))))
     return Reply(part.status, part.phrase, headers, part.body)
+
+
+def slot_confidence(value: Value, slot: int) -> float | None:
+    """What a backup says of its own answer."""
+    part = None if value.frame is None else value.frame.slots[slot]
+    return None if part is None else from_header(header(part.headers, CONFIDENCE))
 
 
 def _no_answer(result: Reply | Unreachable) -> tuple[Outcome, Value] | None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ts_parity.codes import Code, Family, RowErrors
+from ts_parity.confidence import Confidence
 from ts_parity.config import AUTO, InstanceSettings, ModelSettings
 from ts_parity.engine import Endpoint, Fleet, Instance, Pool
 from ts_parity.exclusion import NeverCode
@@ -42,6 +43,8 @@ class PoolPlan:
     """How far off its protection's answers usually are, where they are numbers: the largest that its rows tell."""
     row_errors: RowErrors | None = None
     """By what its protection's rows are weighed; None: alike."""
+    confidence: Confidence | None = None
+    """What is expected of a rebuilt answer by its raw output; None if the rows do not say, or not the same."""
     never_code: NeverCode | None = None
     """Bodies that no protection may answer, as the archives of the pool and its protections declare."""
 
@@ -247,9 +250,15 @@ def _protect(
         agreement,
         tolerance,
         next(iter(errors)) if len(errors) == 1 else None,
+        _confidence([m for _, m, _ in chosen]),
         _never(members, candidates),
     )
     return plan, rows, problems
+
+
+def _confidence(rows: Sequence[ModelReport]) -> Confidence | None:
+    told = [m.described.confidence for m in rows if m.described is not None]
+    return told[0] if told and all(each == told[0] for each in told) else None
 
 
 def _only_once(model: str, version: str, members: Sequence[Member], wanted: Wanted) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ts_parity.codes import Code, Family, RowErrors, make_code, read_row_errors
+from ts_parity.confidence import Confidence, read_confidence
 from ts_parity.errors import CodeError, ConfigError, TsParityError
 from ts_parity.exclusion import NeverCode, read_never_code
 from ts_parity.wire import VERSION
@@ -45,7 +46,7 @@ class Protects:
 
 @dataclass(frozen=True)
 class Described:
-    """What a wrapped archive publishes. The last seven are set for protections only."""
+    """What a wrapped archive publishes. The last nine are set for protections only."""
 
     role: str
     weights: str | None = None
@@ -68,6 +69,8 @@ class Described:
     """How far off its answers usually are, where they are numbers."""
     row_errors: RowErrors | None = None
     """Of all rows of its training, with r > 1; None if they were not measured."""
+    confidence: Confidence | None = None
+    """What is expected of its answers by their raw output; None if it was not calibrated."""
 
 
 @dataclass(frozen=True)
@@ -240,6 +243,7 @@ def _read_protection(ours: Mapping[str, Any], common: Described) -> Described:
         agreement=_share(ours.get("agreement")),
         tolerance=_positive(ours.get("tolerance")),
         row_errors=_row_errors(ours.get("row_errors"), code),
+        confidence=_confidence(ours.get("confidence")),
     )
 
 
@@ -247,6 +251,14 @@ def _row_errors(given: Any, code: Code) -> RowErrors | None:
     try:
         return None if given is None else read_row_errors(given, code)
     except CodeError:
+        return None
+
+
+def _confidence(given: Any) -> Confidence | None:
+    """What cannot be read is as good as not said: then an answer's worth is not known beforehand, and that is all."""
+    try:
+        return None if given is None else read_confidence(given)
+    except ConfigError:
         return None
 
 

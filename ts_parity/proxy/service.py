@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
 
+from ts_parity.confidence import in_header
 from ts_parity.engine import Query, Source
 from ts_parity.errors import BadClientRequest, DeadlineExceeded, Unavailable
 from ts_parity.proxy.access import ERROR, PASSED, Facts
@@ -37,7 +38,7 @@ from ts_parity.proxy.reports import REFUSED
 from ts_parity.proxy.routes import Prediction, model_named, prediction
 from ts_parity.proxy.streams import Stream
 from ts_parity.proxy.upstream import Address, Exchange, Result, Upstream, error_fields, from_gateway
-from ts_parity.wire import DEADLINE_MS, EXACT, SOURCE, Headers
+from ts_parity.wire import CONFIDENCE, DEADLINE_MS, EXACT, SOURCE, Headers
 
 log = logging.getLogger(__name__)
 
@@ -445,7 +446,11 @@ def _give(asker: Asker, request: Request, delivered: Delivered) -> None:
     if isinstance(answer, Reply):
         if source is Source.DEFAULT:
             answer = _own(answer, request)
-        asker.answer(answer if source is None else with_header(answer, SOURCE, source._value_))
+        if source is not None:
+            answer = with_header(answer, SOURCE, source._value_)
+        if delivered.confidence is not None:
+            answer = with_header(answer, CONFIDENCE, in_header(delivered.confidence))
+        asker.answer(answer)
         return
     mark: Headers = () if source is None else ((SOURCE, source.value),)
     asker.answer(Streamed(answer, (*answer.headers, *mark)))

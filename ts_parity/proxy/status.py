@@ -154,6 +154,7 @@ def _pool(plan: Plan, pool: PoolPlan, engine: Mapping[str, Any]) -> Json:
         if code is None
         else {"name": code.name, "k": code.k, "r": code.r, "family": code.family.value, "partial": pool.partial},
         "reason": pool.reason,
+        "calibrated": code is not None and (code.lossless or pool.confidence is not None),
         "verdicts": list(pool.verdicts),
         "repeatable": pool.repeatable,
         "trust": live.get("trust"),

@@ -58,6 +58,8 @@ _SAID_TWICE = (
     "partial",
     "cost",
     "agreement",
+    "tolerance",
+    "confidence",
     "protects",
     "never_code",
 )

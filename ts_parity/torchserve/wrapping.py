@@ -27,6 +27,7 @@ import ts_parity
 from ts_parity import output
 from ts_parity.arguments import is_key
 from ts_parity.codes import Family, RowErrors, make_code
+from ts_parity.confidence import read_confidence
 from ts_parity.errors import ArchiveError
 from ts_parity.exclusion import NeverCode
 from ts_parity.torchserve.mar import (
@@ -116,6 +117,7 @@ def wrap_parity(
     agreement: float | None = None,
     tolerance: float | None = None,
     row_errors: RowErrors | None = None,
+    confidence: Mapping[str, Any] | None = None,
     samples: Sequence[Sample | str | Path] = (),
     secret: str | None = None,
     declaration: Mapping[str, str] | None = None,
@@ -133,6 +135,7 @@ def wrap_parity(
     `agreement`: how often its rebuilt decisions are the deployed model's own, where measured; proxies hold it to that.
     `tolerance`: for answers that are numbers, how far off one may be to agree; in the answer's own unit.
     `row_errors`: how the errors of all r rows go together, where measured; the same in all of their archives.
+    `confidence`: what is expected of an answer by its raw output, as `ts_parity.confidence` writes and reads it.
     """
     source = _wrappable(archive)
     built = make_code(code, k, r, None if coefficients is None else tuple(tuple(map(float, c)) for c in coefficients))
@@ -150,6 +153,8 @@ def wrap_parity(
         section["tolerance"] = float(tolerance)
     if row_errors is not None:
         section["row_errors"] = row_errors.as_json()
+    if confidence is not None:
+        section["confidence"] = read_confidence(confidence).as_json()
     replaced: dict[str, Path] = {}
     if serialized_file is not None and source.serialized_file is not None:
         replaced[source.serialized_file] = Path(serialized_file)

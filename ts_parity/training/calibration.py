@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -33,6 +33,7 @@ from ts_parity.confidence import (
     pattern_of,
 )
 from ts_parity.training.evaluate import Protections, rebuilt_slots
+from ts_parity.training.intervals import Answers, of_difference, wilson
 from ts_parity.training.meaning import CLASSES as SCORES_OF_CLASSES
 from ts_parity.training.meaning import PROBABILITIES, SHARES, Meaning
 from ts_parity.wire import Array
@@ -44,9 +45,9 @@ RELEASED = (0.95, 0.90, 0.85, 0.80, 0.70, 0.50)
 TOLERATED = 0.9
 """Of answers that are no decisions, the share that agrees."""
 _BINS, _IN_A_BIN = 24, 10
-"""Knots of a curve, and the bodies that each stands for at least."""
+"""Knots of a curve, and the bodies that each stands for at least, where each stands for its own."""
+_POINTS = 200
 _RIDGE, _FOLDS = 1.0, 5
-Z = 1.96
 
 
 class TooFew(NamedTuple):
@@ -57,26 +58,43 @@ class TooFew(NamedTuple):
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What was said to groups of bodies that nothing was learned from; the arguments of `evaluate`.
-
-    `bodies`: how many different ones these are. Groups may repeat them, and repetition proves nothing.
+    """What was said to groups of bodies that nothing was learned from; the arguments of `evaluate`. Groups may repeat
+    bodies, and repetition proves nothing.
     """
 
     outputs: Array
     protections: Protections
     labels: Array | None = None
-    bodies: int | None = None
+    contents: Array | None = None
     errors: RowErrors | None = None
 
     @property
+    def bodies(self) -> Array:
+        """(groups, k) numbers, the same for the same body."""
+        shape = self.outputs.shape[:2]
+        return np.arange(shape[0] * shape[1]).reshape(shape) if self.contents is None else self.contents
+
+    @property
     def different(self) -> int:
-        return self.outputs.shape[0] * self.outputs.shape[1] if self.bodies is None else self.bodies
+        return len(np.unique(self.bodies))
+
+
+def joined(parts: Sequence[HeldOut]) -> HeldOut:
+    """Without labels, which nothing is fitted to."""
+    first = parts[0]
+    protections = {
+        members: {row: np.concatenate([part.protections[members][row] for part in parts]) for row in rows}
+        for members, rows in first.protections.items()
+    }
+    outputs, contents = (np.concatenate([getattr(part, name) for part in parts]) for name in ("outputs", "bodies"))
+    return HeldOut(outputs, protections, None, contents, first.errors)
 
 
 @dataclass(frozen=True)
 class _Pairs:
-    """Answers of one pattern beside the deployed model's own: raw outputs (n, *output), and their labels if known."""
+    """Answers of one pattern beside the deployed model's own: raw outputs (slots * groups, *output), and labels."""
 
+    slots: tuple[int, ...]
     rebuilt: Array
     own: Array
     labels: Array | None
@@ -96,8 +114,29 @@ class Calibrated:
 
 def calibrate(code: Code, held: HeldOut, meaning: Meaning = SCORES_OF_CLASSES) -> Calibrated | TooFew:
     """One curve for each pattern: groups of 1 to k members, and with r > 1 for what has arrived of them."""
-    if held.different < FEWEST:
-        return TooFew(f"{held.different} held-out bodies are too few to say how sure an answer is; it takes {FEWEST}")
+    different = held.different
+    if different < FEWEST:
+        return TooFew(f"{different} held-out bodies are too few to say how sure an answer is; it takes {FEWEST}")
+    return _fitted(code, held, meaning)
+
+
+def in_turn(
+    code: Code, others: Sequence[HeldOut], folds: Sequence[HeldOut], meaning: Meaning = SCORES_OF_CLASSES
+) -> tuple[Calibrated, dict[str, Any]] | TooFew:
+    """Fitted on all of them, which is what an archive holds; and what that is worth, see `reliability`: each of `folds`
+    is judged by what was fitted on all but it. No two have a body in common. `others` are never judged.
+    """
+    everything = joined([*others, *folds])
+    fitted = calibrate(code, everything, meaning)
+    if isinstance(fitted, TooFew):
+        return fitted
+    without = [joined([*others, *folds[:place], *folds[place + 1 :]]) for place in range(len(folds))]
+    told = reliability(code, [_fitted(code, each, meaning) for each in without], folds, meaning)
+    return fitted, {"fitted_on": everything.different, "score": fitted.confidence.sureness.kind, **told}
+
+
+def _fitted(code: Code, held: HeldOut, meaning: Meaning) -> Calibrated:
+    different = held.different
     pairs = dict(_patterns(code, held))
     full = _full(code)
     tolerance = None
@@ -107,11 +146,11 @@ def calibrate(code: Code, held: HeldOut, meaning: Meaning = SCORES_OF_CLASSES) -
     curves = {}
     for pattern, each in pairs.items():
         scores, agreed = sureness.scores(each.rebuilt), _agreed(each, meaning, tolerance)
-        curves[pattern] = _curve(scores, agreed, min(held.different, len(scores)))
+        curves[pattern] = _curve(scores, agreed, min(different, len(scores)))
     scores = sureness.scores(pairs[full].rebuilt)
     if _is_no_decision(meaning):  # a line fits best those whom it was drawn through
         scores = _crossed(pairs[full], meaning)
-        curves[full] = _curve(scores, _agreed(pairs[full], meaning, tolerance), min(held.different, len(scores)))
+        curves[full] = _curve(scores, _agreed(pairs[full], meaning, tolerance), min(different, len(scores)))
     return Calibrated(Confidence(sureness, curves), full, np.sort(scores), tolerance)
 
 
@@ -139,7 +178,7 @@ def _patterns(code: Code, held: HeldOut) -> Iterator[tuple[str, _Pairs]]:
 def _pairs(held: HeldOut, rebuilt: Iterator[tuple[int, Array]]) -> _Pairs:
     slots, outputs = zip(*rebuilt, strict=True)
     labels = None if held.labels is None else np.concatenate([held.labels[:, slot] for slot in slots])
-    return _Pairs(np.concatenate(outputs), np.concatenate([held.outputs[:, slot] for slot in slots]), labels)
+    return _Pairs(slots, np.concatenate(outputs), np.concatenate([held.outputs[:, slot] for slot in slots]), labels)
 
 
 # ---- what is predicted ---------------------------------------------------------------------------------------------
@@ -208,27 +247,80 @@ def _crossed(pairs: _Pairs, meaning: Meaning) -> Array:
 
 
 def _curve(scores: Array, agreed: Array, bodies: int) -> Curve:
-    """Isotonic regression on bins of equally many answers. One answer that differs is added to the surest, one that
-    agrees to the least sure: nothing is ever expected to be right, or wrong, without exception (rule of succession).
-    """
-    from sklearn.isotonic import IsotonicRegression
-
+    """The logistic one, unless isotonic regression clearly foretells better what neither was fitted to."""
     finite = np.isfinite(scores)
     scores, agreed = scores[finite], agreed[finite]
     if not len(scores):
         return Curve((0.0,), (0.0,))
-    order = np.argsort(scores, kind="stable")
-    parts = np.array_split(order, max(1, min(_BINS, bodies // _IN_A_BIN)))
-    middles = list(_rounded([scores[part].mean() for part in parts]))
-    weight = bodies / len(scores)
-    fitted = IsotonicRegression(y_min=0.0, y_max=1.0).fit(
-        [middles[0], *middles, middles[-1]],
-        [1.0, *(agreed[part].mean() for part in parts), 0.0],
-        sample_weight=[1.0, *(weight * len(part) for part in parts), 1.0],
+    gain = _lost(_logistic, scores, agreed, bodies) - _lost(_isotonic, scores, agreed, bodies)
+    clear = float(gain.mean()) > float(gain.std()) / math.sqrt(bodies)  # Breiman's rule of one standard error
+    return (_isotonic if clear else _logistic)(scores, agreed, bodies)
+
+
+def _lost(fit: Callable[[Array, Array, int], Curve], scores: Array, agreed: Array, bodies: int) -> Array:
+    """Log loss of each answer by what was fitted to others."""
+    foretold, fold_of = np.empty(len(scores)), np.arange(len(scores)) % _FOLDS
+    for fold in np.unique(fold_of):
+        inside = fold_of != fold
+        if inside.any():
+            foretold[~inside] = fit(scores[inside], agreed[inside], max(1, round(bodies * inside.mean()))).at(
+                scores[~inside]
+            )
+        else:
+            foretold[:] = 0.5
+    shares = np.clip(foretold, 1e-6, 1 - 1e-6)
+    return np.asarray(-(agreed * np.log(shares) + (1 - agreed) * np.log(1 - shares)))
+
+
+def _logistic(scores: Array, agreed: Array, bodies: int) -> Curve:
+    """Two numbers (Platt), so a hundred bodies are enough, and what the surest are worth is told by all the others.
+
+    One body that half agrees is added in the middle, and the less of it the more have differed: of n that all agree the
+    next may not. And one body in all is like none that was seen: it agrees as the average does.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    points, shares, weights = _binned(scores, agreed, bodies, _POINTS)
+    middle, spread = points.mean(), points.std() or 1.0
+    more = 1 / (1 + float(weights @ (1 - shares)))
+    points, shares, weights = np.append(points, middle), np.append(shares, 0.5), np.append(weights, more)
+    fitted = LogisticRegression(C=1e3).fit(
+        np.tile((points - middle) / spread, 2)[:, None],
+        np.repeat([1, 0], len(points)),
+        sample_weight=np.concatenate([weights * shares, weights * (1 - shares)]),
     )
-    knots = zip(fitted.X_thresholds_, fitted.y_thresholds_, strict=True)
-    told = [(float(score), round(float(min(max(share, 0.0), 1.0)), 6)) for score, share in knots]
-    return Curve(tuple(score for score, _ in told), tuple(share for _, share in told))
+    rise, start = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
+    average = float(np.average(shares, weights=weights))
+    knots = np.unique(_rounded(np.quantile(scores, np.linspace(0, 1, _BINS + 1))))
+    told = 1 / (1 + np.exp(-(start + rise * (knots - middle) / spread))) if rise > 0 else np.full(len(knots), average)
+    return _curve_of(knots, told + (average - told) / (bodies + 1))
+
+
+def _isotonic(scores: Array, agreed: Array, bodies: int) -> Curve:
+    """On bins of equally many answers. One answer that differs is added to the surest, one that agrees to the least
+    sure: nothing is expected to be right, or wrong, without exception (rule of succession).
+    """
+    from sklearn.isotonic import IsotonicRegression
+
+    points, shares, weights = _binned(scores, agreed, bodies, min(_BINS, bodies // _IN_A_BIN))
+    fitted = IsotonicRegression(y_min=0.0, y_max=1.0).fit(
+        [points[0], *points, points[-1]], [1.0, *shares, 0.0], sample_weight=[1.0, *weights, 1.0]
+    )
+    return _curve_of(fitted.X_thresholds_, fitted.y_thresholds_)
+
+
+def _binned(scores: Array, agreed: Array, bodies: int, most: int) -> tuple[Array, Array, Array]:
+    """-> of at most so many bins of equally many answers the mean score, the share that agreed, and its bodies."""
+    order = np.argsort(scores, kind="stable")
+    parts = np.array_split(order, max(1, min(most, len(order))))
+    points = np.array(_rounded([scores[part].mean() for part in parts]))
+    weights = np.array([len(part) for part in parts]) * min(1.0, bodies / len(scores))
+    return points, np.array([agreed[part].mean() for part in parts]), weights
+
+
+def _curve_of(scores: Array, expected: Array) -> Curve:
+    shares = np.maximum.accumulate(np.clip(expected, 0.0, 1.0))  # to the last digit
+    return Curve(tuple(map(float, scores)), tuple(round(float(share), 7) for share in shares))
 
 
 def _rounded(numbers: Sequence[float] | Array) -> tuple[float, ...]:
@@ -241,122 +333,134 @@ def _rounded(numbers: Sequence[float] | Array) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class _Judged:
-    """Answers of full groups, by a confidence that was fitted on others: all (n,), `released` (shares, n)."""
+    """Answers of one pattern, by a confidence that was fitted on others: (slots, groups), `released` by shares."""
 
+    slots: tuple[int, ...]
     expected: Array
-    released: Array
     agreed: Array
     scored: Array
+    released: Array
     right: Array | None
     own_right: Array | None
 
 
 def reliability(
-    code: Code,
-    fitted: Sequence[Calibrated],
-    judged: Sequence[HeldOut],
-    meaning: Meaning = SCORES_OF_CLASSES,
-    bodies: int | None = None,
+    code: Code, fitted: Sequence[Calibrated], judged: Sequence[HeldOut], meaning: Meaning = SCORES_OF_CLASSES
 ) -> dict[str, Any]:
     """What the surest answers are worth: each of `judged` is judged by the calibration of the same place, which has not
-    seen it. `bodies`: how many different ones these are.
+    seen it.
 
-    -> `agreement` and what was `expected` of all, `surest` (one for each of `RELEASED`: which `share` was wanted, which
-    was `released`, their `agreement` with its 95 % interval, what was `expected`; `score` by the metric; with labels
-    `A_a` and `A_d` (or `E_a`, `E_d`) on these bodies, and `loss`), `bins` (ten, from the least sure: `share`,
-    `expected`, `agreement` with its interval), and `off`, by how much these miss on the average.
+    -> of full groups the `agreement` and what was `expected`, `surest` (one for each of `RELEASED`: which `share` was
+    wanted, which was `released`, their `agreement`, what was `expected`; `score` by the metric; with labels `A_a` and
+    `A_d` (or `E_a`, `E_d`) on these bodies, and `loss`), `bins` (ten, from the least sure: `share`, `expected`,
+    `agreement`), and `off`, by how much these miss on the average; of each pattern in `patterns` its `agreement` and
+    what was `expected`. `bodies`: how many different ones were judged. What ends in `_95` is an interval.
     """
-    parts = [_judge(each, held, code, meaning) for each, held in zip(fitted, judged, strict=True)]
-    expected, agreed = (np.concatenate([getattr(part, name) for part in parts]) for name in ("expected", "agreed"))
-    count = min(len(agreed), sum(held.different for held in judged) if bodies is None else bodies)
-    everything = np.ones(len(agreed), dtype=bool)
-    released = np.concatenate([part.released for part in parts], axis=1)
-    surest = [
-        {"share": share, **_told(parts, each, meaning, count)}
-        for share, each in zip((1.0, *RELEASED), (everything, *released), strict=True)
-    ]
-    bins = _reliability_bins(expected, agreed, count)
-    off = sum(each["share"] * abs(each["expected"] - each["agreement"]) for each in bins)
+    bodies = np.concatenate([held.bodies for held in judged])
+    by_pattern: dict[str, list[_Judged]] = {}
+    for calibrated, held in zip(fitted, judged, strict=True):
+        for pattern, pairs in _patterns(code, held):
+            by_pattern.setdefault(pattern, []).append(_judge(calibrated, pattern, pairs, len(held.outputs), meaning))
+    tellers = {pattern: _Teller(parts, bodies, code, meaning) for pattern, parts in by_pattern.items()}
+    teller = tellers[full := fitted[0].full]
+    released = np.concatenate([part.released for part in by_pattern[full]], axis=2)
+    whole = teller.told(np.ones(released.shape[1:], dtype=bool))
     return {
-        "bodies": count,
-        **{name: surest[0][name] for name in ("agreement", "agreement_95", "expected")},
-        "surest": surest[1:],
-        "bins": bins,
-        "off": round(off, 5),
+        "bodies": len(np.unique(bodies)),
+        **{name: whole[name] for name in _WHOLE},
+        "surest": [{"share": share, **teller.told(chosen)} for share, chosen in zip(RELEASED, released, strict=True)],
+        **teller.bins(),
+        "patterns": {pattern: _shortly(each) for pattern, each in tellers.items()},
     }
 
 
-def _judge(fitted: Calibrated, held: HeldOut, code: Code, meaning: Meaning) -> _Judged:
-    members = dict.fromkeys(range(code.r), frozenset(range(code.k)))
-    rebuilt = rebuilt_slots(code, held.outputs, held.protections[code.k], code.k, 1, held.errors)
-    assert code.family is Family.BACKUP or pattern_of(code, range(1, code.k), members) == fitted.full
-    pairs = _pairs(held, rebuilt)
+_WHOLE = ("agreement", "agreement_95", "expected")
+
+
+def _shortly(teller: _Teller) -> dict[str, Any]:
+    told = teller.told(np.ones(teller.expected.shape, dtype=bool))
+    return {name: told[name] for name in _WHOLE}
+
+
+def _judge(fitted: Calibrated, pattern: str, pairs: _Pairs, groups: int, meaning: Meaning) -> _Judged:
+    def by_slot(values: Array) -> Array:
+        return values.reshape(-1, groups)
+
     scores = fitted.confidence.sureness.scores(pairs.rebuilt)
     thresholds = np.quantile(fitted.scores, [1 - share for share in RELEASED])
     right = own_right = None
     if pairs.labels is not None:
         truth = meaning.truths(pairs.labels, 1)
-        right, own_right = meaning.scores(pairs.rebuilt, truth, 1), meaning.scores(pairs.own, truth, 1)
+        right, own_right = (by_slot(meaning.scores(each, truth, 1)) for each in (pairs.rebuilt, pairs.own))
     return _Judged(
-        fitted.confidence.curves[fitted.full].at(scores),
-        scores >= thresholds[:, None],
-        _agreed(pairs, meaning, fitted.tolerance),
-        _scores(pairs, meaning),
+        pairs.slots,
+        by_slot(fitted.confidence.curves[pattern].at(scores)),
+        by_slot(_agreed(pairs, meaning, fitted.tolerance)),
+        by_slot(_scores(pairs, meaning)),
+        np.stack([by_slot(scores >= threshold) for threshold in thresholds]),
         right,
         own_right,
     )
 
 
-def _told(parts: Sequence[_Judged], chosen: Array, meaning: Meaning, bodies: int) -> dict[str, Any]:
-    """Of the chosen (n,) answers."""
+class _Teller:
+    """Figures of some of the answers of one pattern, with their intervals."""
 
-    def of(name: str) -> Array:
-        values: Array = np.concatenate([getattr(part, name) for part in parts])[chosen]
-        return values
+    def __init__(self, parts: Sequence[_Judged], bodies: Array, code: Code, meaning: Meaning) -> None:
+        def whole(name: str) -> Array:
+            return np.concatenate([getattr(part, name) for part in parts], axis=1)
 
-    share = float(chosen.mean())
-    if not chosen.any():
-        return {"released": 0.0}
-    agreement, count = float(of("agreed").mean()), share * bodies
-    told: dict[str, Any] = {
-        "released": round(share, 5),
-        "agreement": round(agreement, 5),
-        "agreement_95": interval(agreement, count),
-        "expected": round(float(of("expected").mean()), 5),
-        "score": round(meaning.figure_of(of("scored")), 5),
-    }
-    if parts[0].right is None:
+        self.expected, self.agreed, self._scored = (whole(name) for name in ("expected", "agreed", "scored"))
+        labelled = parts[0].right is not None
+        self._right, self._own_right = (whole(n) if labelled else None for n in ("right", "own_right"))
+        self._answers = Answers(parts[0].slots, bodies, code.family is Family.PARITY)
+        self._meaning = meaning
+
+    def told(self, chosen: Array) -> dict[str, Any]:
+        """Of the chosen (slots, groups) answers."""
+        share, meaning = float(chosen.mean()), self._meaning
+        if not share:
+            return {"released": 0.0}
+        told: dict[str, Any] = {
+            "released": round(share, 5),
+            **self._agreement(chosen),
+            "expected": round(float(self.expected[chosen].mean()), 5),
+            "score": round(meaning.figure_of(self._scored[chosen]), 5),
+        }
+        if self._right is None or self._own_right is None:
+            return told
+        letter = "E" if meaning.figure.error else "A"
+        own, rebuilt = meaning.figure_of(self._own_right[chosen]), meaning.figure_of(self._right[chosen])
+        lost = rebuilt - own if meaning.figure.error else own - rebuilt
+        figures = {f"{letter}_a": own, f"{letter}_d": rebuilt, "loss": lost}
+        told |= {name: round(value, 5) for name, value in figures.items()}
+        if meaning.metric != "rmse":  # whose loss is no mean of single answers
+            sign = 1 if meaning.figure.error else -1
+            answers = sign * (self._right - self._own_right)
+            low, high = of_difference(*self._as_mean(answers, chosen, lost))
+            told["loss_95"] = [round(low + lost, 5), round(high + lost, 5)]
         return told
-    letter = "E" if meaning.figure.error else "A"
-    own, rebuilt = meaning.figure_of(of("own_right")), meaning.figure_of(of("right"))
-    lost = rebuilt - own if meaning.figure.error else own - rebuilt
-    return {
-        **told,
-        f"{letter}_a": round(own, 5),
-        f"{letter}_d": round(rebuilt, 5),
-        "loss": round(lost, 5),
-        "loss_within": round(Z * float((of("right") - of("own_right")).std()) / math.sqrt(max(1.0, count)), 5),
-    }
 
+    def bins(self) -> dict[str, Any]:
+        """Ten bins of the answers by what was expected of them, and by how much they are off."""
+        order = np.argsort(self.expected, axis=None, kind="stable")
+        bins = []
+        for part in np.array_split(order, max(1, min(10, self._answers.different // _IN_A_BIN))):
+            chosen = np.zeros(self.expected.shape, dtype=bool)
+            chosen.flat[part] = True
+            expected = round(float(self.expected[chosen].mean()), 5)
+            bins.append({"share": round(float(chosen.mean()), 5), "expected": expected, **self._agreement(chosen)})
+        off = sum(each["share"] * abs(each["expected"] - each["agreement"]) for each in bins)
+        return {"bins": bins, "off": round(off, 5)}
 
-def _reliability_bins(expected: Array, agreed: Array, bodies: int) -> list[dict[str, Any]]:
-    order = np.argsort(expected, kind="stable")
-    bins = []
-    for part in np.array_split(order, max(1, min(10, bodies // _IN_A_BIN))):
-        share, agreement = len(part) / len(order), float(agreed[part].mean())
-        bins.append(
-            {
-                "share": round(share, 5),
-                "expected": round(float(expected[part].mean()), 5),
-                "agreement": round(agreement, 5),
-                "agreement_95": interval(agreement, share * bodies),
-            }
-        )
-    return bins
+    def _agreement(self, chosen: Array) -> dict[str, Any]:
+        agreement = float(self.agreed[chosen].mean())
+        scores, answers = self._as_mean(self.agreed, chosen, agreement)
+        variance, count = answers.variance(scores), max(1.0, float(chosen.mean()) * answers.different)
+        worth = agreement * (1 - agreement) / variance if variance > 0 else count
+        low, high = wilson(agreement, max(1.0, min(worth, count)))
+        return {"agreement": round(agreement, 5), "agreement_95": [round(low, 5), round(high, 5)]}
 
-
-def interval(share: float, count: float) -> list[float]:
-    """Wilson's, at 95 %, of a share that was found in so many independent cases."""
-    middle, wide = share + Z * Z / (2 * count), Z * math.sqrt(share * (1 - share) / count + Z * Z / (4 * count**2))
-    ends = ((middle + sign * wide) / (1 + Z * Z / count) for sign in (-1, 1))
-    return [round(min(max(end, 0.0), 1.0), 5) for end in ends]
+    def _as_mean(self, values: Array, chosen: Array, mean: float) -> tuple[Array, Answers]:
+        """A mean of some is the ratio of two means of all: to first order, the mean of these (0) varies as it does."""
+        return np.where(chosen, values - mean, 0.0) / float(chosen.mean()), self._answers

@@ -14,7 +14,7 @@ from ts_parity.config import CODES
 from ts_parity.errors import TrainingError, TsParityError
 from ts_parity.torchserve.commands import DECLARATION, add_declaration, declared
 from ts_parity.training import FOLDERS, FORMATS, METRICS, VARIATIONS, TrainSettings
-from ts_parity.training.figures import FIGURES, Figure, margin
+from ts_parity.training.figures import FIGURES, NO_GUARD, Figure, margin
 
 
 def add_parsers(subparsers: Any) -> None:
@@ -214,6 +214,7 @@ def report_text(report: dict[str, Any], out: Path) -> str:
         lines += _details(candidate, figure)
     if (default := _overall(report["candidates"][0], figure, "_default")) is not None:
         lines.append(f"  one default answer: {default}")
+    lines += _confidence(report["candidates"], figure)
     for beside in report.get("beside", []):
         lines.append(
             f"  beside them: {beside['code']} k={beside['k']} would lose nothing at a cost of {beside['cost']:.2f}"
@@ -310,6 +311,43 @@ def _details(candidate: dict[str, Any], figure: Figure) -> list[str]:
         told = figure.told(two["score"], margin(two, "score"))
         lines.append(f"  {name}: with two slots erased, {figure.own} {told}")
     return lines
+
+
+def _confidence(candidates: list[dict[str, Any]], figure: Figure) -> list[str]:
+    """What is left if only the surest answers are released."""
+    named = [(f"{c['code']} k={c['k']}", c["confidence"]) for c in candidates if "confidence" in c]
+    lines = [f"  {name}: no confidence: {told['too_few']}" for name, told in named if "too_few" in told]
+    known = [c for c in candidates if "surest" in c.get("confidence", {})]
+    if not known:
+        return lines
+    shares = [each["share"] for each in known[0]["confidence"]["surest"]]
+    rows = [["code", "k", "r", "all", *(f"{share:.0%}" for share in shares)], *(_surest(c, figure) for c in known)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    what = f"{figure.own} of their numbers" if figure.error else "agreement, with its 95 % interval"
+    lines.append(f"confidence: if only the surest answers are released, {what}")
+    lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines += [f"  {name}: {_calibrated(told)}" for name, told in named if "surest" in told]
+    return [*lines, f"  {NO_GUARD}"]
+
+
+def _calibrated(told: dict[str, Any]) -> str:
+    return (
+        f"calibrated on {told['fitted_on']} bodies; of all answers {told['expected']:.2%} were expected to agree and "
+        f"{told['agreement']:.2%} did; tenth by tenth the two are {100 * told['off']:.2f} points apart"
+    )
+
+
+def _surest(candidate: dict[str, Any], figure: Figure) -> list[str]:
+    told = candidate["confidence"]
+    cells = [figure.told(candidate["score"]) if figure.error else _share(told)]
+    for each in told["surest"]:
+        cells.append("-" if "score" not in each else figure.told(each["score"]) if figure.error else _share(each))
+    return [candidate["code"], str(candidate["k"]), str(candidate["r"]), *cells]
+
+
+def _share(told: dict[str, Any]) -> str:
+    low, high = told["agreement_95"]
+    return f"{told['agreement']:.2%} ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def _seeds(candidate: dict[str, Any], figure: Figure) -> str:

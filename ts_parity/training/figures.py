@@ -51,3 +51,9 @@ def margin(scores: Mapping[str, Any], name: str, at: str | None = None) -> float
     if at is not None:
         value, interval = value[at], None if interval is None else interval[at]
     return None if interval is None else max(value - interval[0], interval[1] - value)
+
+
+NO_GUARD = (
+    "a confidence holds for bodies like those of training; it is no guard against shift: other bodies get answers that "
+    "look as sure and agree less often, and only live comparison with the late answers shows it"
+)

@@ -6,6 +6,7 @@ each step does is in `data`, `fit`, `evaluate`, `cost` and `packing`.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import platform
@@ -38,6 +39,7 @@ from ts_parity.training.architectures import (
     make_called,
 )
 from ts_parity.training.bodies import Body, bodies_of
+from ts_parity.training.confidence import calibrated
 from ts_parity.training.cost import Cost, measure
 from ts_parity.training.data import not_encodable, some_calls
 from ts_parity.training.deciding import Deciding, first_sight, sight_of, substitutes
@@ -285,13 +287,16 @@ class _Job:
         chosen = self._chosen(ground, code, trained)
         best = trained[chosen]
         promised = self._promise(handler, ground, code, best, scores[chosen])
+        says = functools.partial(said, code, best.models)
+        confidence, worth = calibrated(ground, code, says, best.errors, self.settings.seed)
         cost = self._cost(ground, code, best.models[0])
         archives = []
         for row in range(code.r):
             model, name = best.models[min(row, len(best.models) - 1)], self._name(candidate, row)
-            archives.append(packer.protection(code, row, model, name, cost.cost, promised, best.errors))
+            archives.append(packer.protection(code, row, model, name, cost.cost, promised, best.errors, confidence))
         told = {
             "promised": asdict(promised),
+            "confidence": worth,
             "packed_seed": self.settings.seed + chosen,
             "archives": archives,
             **self._shows(handler, ground, code, answered[chosen]),

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from ts_parity.codes import OWN_ROUNDINGS, Code, RowErrors
+from ts_parity.confidence import Confidence
 from ts_parity.errors import NotCodable, TrainingError
 from ts_parity.exclusion import declared_never_code
 from ts_parity.torchserve.archive import Archive, Protects, Sample, extract_archive, wrap_deployed, wrap_parity
@@ -70,6 +71,7 @@ class Packer:
         cost: float | None,
         promised: Promise = NOTHING_PROMISED,
         errors: RowErrors | None = None,
+        confidence: Confidence | None = None,
     ) -> str:
         """The archive of one row of a code; no model: the deployed model itself. -> its file name.
 
@@ -92,6 +94,7 @@ class Packer:
                 "agreement": promised.agreement,
                 "tolerance": promised.tolerance,
                 "row_errors": errors,
+                "confidence": None if confidence is None else confidence.as_json(),
                 "protects": self.protects,
             }
             source = self.settings.archive

@@ -162,15 +162,27 @@ class Boundary:
         """
         return self._answered(lambda call: raw, data, context)
 
-    def substituted(self, compute: Callable[[ModelCall], Any], data: Any, context: Any) -> Any:
-        """Run as always, with `compute` making the model call in place of the user's own model. -> the answer."""
-        return self._answered(lambda call: finite(take(compute(call), call.output)[0]), data, context)
+    def substituted(
+        self, compute: Callable[[ModelCall], Any], data: Any, context: Any, told: Callable[[Array], object]
+    ) -> Any:
+        """Run as always, with `compute` making the model call in place of the user's own model, and `told` the raw
+        output. -> the answer.
+        """
 
-    def only_finite(self, data: Any, context: Any) -> Any:
-        """Run as always; raise NotCodable if the model said NaN or infinity. -> the answer."""
+        def raw_of(call: ModelCall) -> Array:
+            raw = finite(take(compute(call), call.output)[0])
+            told(raw)
+            return raw
+
+        return self._answered(raw_of, data, context)
+
+    def only_finite(self, data: Any, context: Any, told: Callable[[Array], object]) -> Any:
+        """Run as always; raise NotCodable if the model said NaN or infinity. `told` of the raw output, if there is one.
+        -> the answer.
+        """
         record = self.record(data, context)
         if record.raw is not None:
-            finite(record.raw)
+            told(finite(record.raw))
         return record.answer
 
     def _answered(self, raw_of: Callable[[ModelCall], Array], data: Any, context: Any) -> Any:

@@ -37,6 +37,7 @@ from ts_parity.wire import (
 )
 from ts_parity.worker.answers import Answer, Streamed, Tap, error_answer, failed, put_answer, run
 from ts_parity.worker.boundary import Boundary, EntryPoint, load_entry_point
+from ts_parity.worker.confidence import certain, telling
 from ts_parity.worker.offline import make_context, without_modules_of, working_in
 from ts_parity.worker.operations import DeployedOperations, max_response_size
 from ts_parity.worker.protections import BackupGroups, ParityGroups, ScriptedModel
@@ -235,11 +236,14 @@ class Worker:
     def _plain_entry(self) -> EntryPoint:
         """What answers a plain request. A student answers them too: a backup of one query is an ordinary request."""
         protection = self._settings.protection
-        if protection is None or not protection.is_backup or protection.code.lossless:
+        if protection is None or not protection.is_backup:
             return self._boundary.plain
+        if protection.code.lossless:
+            return functools.partial(certain, self._boundary.plain)
         if self._other_model is None:  # the handler has loaded the student as its own
-            return self._boundary.only_finite
-        return functools.partial(self._boundary.substituted, self._other_model)
+            return functools.partial(telling, protection.confidence, self._boundary.only_finite)
+        substituted = functools.partial(self._boundary.substituted, self._other_model)
+        return functools.partial(telling, protection.confidence, substituted)
 
     def _make_groups(self, context: Any, protection: Protection | None) -> ParityGroups | BackupGroups | None:
         if protection is None:
@@ -293,6 +297,7 @@ class Worker:
                 "agreement": protection.agreement,
                 "tolerance": protection.tolerance,
                 "row_errors": None if protection.row_errors is None else protection.row_errors.as_json(),
+                "confidence": None if protection.confidence is None else protection.confidence.as_json(),
                 "protects": {name: protection.protects.get(name) for name in ("model", "version", "weights")},
             }
         return description

@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from ts_parity.confidence import CERTAIN
 from ts_parity.errors import MalformedFrame, NotCodable, TsParityError
-from ts_parity.wire import Array, Frame, Part
+from ts_parity.wire import CONFIDENCE, Array, Frame, Part
 from ts_parity.worker.answers import Answer, BadAnswer, Streamed, error_answer, failed, run
 from ts_parity.worker.boundary import Boundary, EntryPoint, finite
+from ts_parity.worker.confidence import of_batch
 from ts_parity.worker.encoders import encode, not_finite_ones, odd_ones_out, tensors
 from ts_parity.worker.operations import slot_request
 from ts_parity.worker.outputs import take
@@ -204,9 +207,17 @@ class BackupGroups:
         except NotCodable as refusal:
             self.verdict.refuse(refusal)
             raise
-        if seen.raw is not None and not self._protection.code.lossless:
-            finite(seen.raw)
-        return seen.answer
+        return self._told(seen.answer, seen.raw)
+
+    def _told(self, answer: Answer, raw: Array | None) -> Answer:
+        """With its confidence, as its entry point would have told it."""
+        confidence, said = self._protection.confidence, list[str]()
+        if self._protection.code.lossless:
+            said.append(CERTAIN)
+        elif raw is not None:
+            finite(raw)
+            said += [] if confidence is None else of_batch(confidence, raw, 1)
+        return replace(answer, headers={**answer.headers, CONFIDENCE: said[0]}) if said else answer
 
     def _together(self, context: Any, requests: dict[int, Request]) -> dict[int, Answer] | None:
         try:

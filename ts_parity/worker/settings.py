@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ts_parity.codes import Code, Family, RowErrors, make_code, read_row_errors
+from ts_parity.confidence import Confidence, read_confidence
 from ts_parity.errors import CodeError, ConfigError
 from ts_parity.exclusion import NeverCode, read_never_code
 
@@ -36,6 +37,7 @@ _PARITY_ONLY = frozenset(
         "agreement",
         "tolerance",
         "row_errors",
+        "confidence",
     }
 )
 
@@ -65,6 +67,8 @@ class Protection:
     """How far off its answers usually are, where they are numbers and no decisions."""
     row_errors: RowErrors | None = None
     """Of all rows of its training, with r > 1."""
+    confidence: Confidence | None = None
+    """What is expected of an answer by its raw output, as calibrated by training."""
 
     @property
     def is_backup(self) -> bool:
@@ -160,7 +164,15 @@ def _protection(section: Mapping[str, Any]) -> Protection:
         errors = None if (told := section.get("row_errors")) is None else read_row_errors(told, code)
     except CodeError as error:
         raise ConfigError(f"ts_parity: {error}") from None
-    return Protection(code, row, partial, parity_model, protects, cost, agreement, tolerance, errors)
+    confidence = _confidence(section.get("confidence"))
+    return Protection(code, row, partial, parity_model, protects, cost, agreement, tolerance, errors, confidence)
+
+
+def _confidence(told: Any) -> Confidence | None:
+    try:
+        return None if told is None else read_confidence(told)
+    except ConfigError as error:
+        raise ConfigError(f"ts_parity: {error}") from None
 
 
 def _never_code(told: Any) -> NeverCode:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ts_parity.errors import NotRepeatable
-from ts_parity.wire import Array
+from ts_parity.wire import CONTROL_PREFIX, Array
 from ts_parity.worker.answers import Answer
 
 CLOSE = 1e-4
@@ -110,9 +110,11 @@ def alike(one: Answer, other: Answer) -> bool:
 
 
 def differing(one: Answer, other: Answer) -> list[tuple[str, Any, Any]]:
-    """Where two answers differ by more than rounding -> (where, in the one, in the other)."""
+    """Where two answers differ by more than rounding -> (where, in the one, in the other). Our own headers tell of a
+    run: another rounding, another confidence.
+    """
     compared: list[tuple[str, Any, Any]] = [("status", one.status, other.status)]
-    names = sorted({*one.headers, *other.headers})
+    names = sorted(name for name in {*one.headers, *other.headers} if not name.lower().startswith(CONTROL_PREFIX))
     compared += [(f"header {name}", one.headers.get(name), other.headers.get(name)) for name in names]
     found = [(where, a, b) for where, a, b in compared if a != b]
     if one.body == other.body:
