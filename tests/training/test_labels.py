@@ -25,6 +25,19 @@ def test_labels_by_folder_by_table_and_by_array(folder, arrays, tmp_path):
     assert read_labels(arrays / "boxes", arrays, rows).shape == (3, 4)
 
 
+def test_an_array_of_labels_belongs_to_json_lines_in_their_order(arrays, tmp_path):
+    """Lines are called by their number, from 1, and an empty one has no label."""
+    lines = tmp_path / "bodies.jsonl"
+    lines.write_text('"first"\n\n"second"\n"third"\n')
+    labels = dict(zip(("first", "second", "third"), read_labels(arrays / "y", lines, list_bodies(lines)), strict=True))
+    with np.load(arrays) as opened:
+        assert [*labels.values()] == opened["y"].tolist()
+    assert read_labels(arrays / "y", lines, list_bodies(lines)[2:]).tolist() == [labels["third"]]
+    lines.write_text('"more"\n' * 4)
+    with pytest.raises(TrainingError, match="do not belong to the bodies"):
+        read_labels(arrays / "y", lines, list_bodies(lines))
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [

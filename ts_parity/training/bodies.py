@@ -9,7 +9,7 @@ import io
 import json
 import mimetypes
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -20,7 +20,7 @@ from ts_parity.training import FORMATS, TrainSettings
 from ts_parity.training.forms import Body, Sending, of_files, of_line, sending
 from ts_parity.wire import Array
 
-__all__ = ["Body", "bodies_of", "list_bodies", "read_array", "split_source"]
+__all__ = ["Body", "bodies_of", "list_bodies", "places_of", "read_array", "split_source"]
 
 _CONTENT_TYPES = {
     "png": "image/png",
@@ -104,6 +104,17 @@ def _from_zip(file: Path, inside: str) -> list[Body]:
         for name, entry in sorted(named, key=lambda pair: pair[0])
         if _is_meant(PurePosixPath(name))
     ]
+
+
+def places_of(source: Path, bodies: Sequence[Body]) -> list[int | None]:
+    """Which row of an array each body is, or which of the JSON lines, counted from 0. None: it is neither."""
+    file, _ = split_source(source)
+    if file.suffix not in _LINES:
+        return [int(body.name) if body.name.isdigit() else None for body in bodies]
+    # Lines are called by their number in the file, where empty ones may stand between them.
+    lines = [str(number) for number, line in enumerate(file.read_bytes().splitlines(), start=1) if line.strip()]
+    place = {name: at for at, name in enumerate(lines)}
+    return [place.get(body.name) for body in bodies]
 
 
 def _from_lines(file: Path, how: Sending | None) -> list[Body]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from ts_parity.errors import TrainingError
 from ts_parity.training import FOLDERS
-from ts_parity.training.bodies import Body, read_array, split_source
+from ts_parity.training.bodies import Body, places_of, read_array, split_source
 from ts_parity.wire import Array
 
 _BYTE_ORDER_MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
@@ -40,10 +40,10 @@ def read_labels(labels: Path, source: Path, bodies: Sequence[Body], inputs: Sequ
     file, inside = split_source(labels)
     if file.suffix == ".npz":
         by_row = read_array(file, inside, "--labels")
-        rows = [int(body.name) for body in bodies if body.name.isdigit()]
-        if len(rows) != len(bodies) or max(rows, default=0) >= len(by_row):
+        places = places_of(source, bodies)
+        if None in places or max(filter(None, places), default=0) >= len(by_row):
             raise TrainingError(f"{labels} has {len(by_row)} labels, which do not belong to the bodies of {source}")
-        return np.asarray(by_row[rows])
+        return np.asarray(by_row[places])
     return _of_table(file, bodies, source)
 
 
