@@ -15,7 +15,7 @@ import yaml
 from sklearn.linear_model import LogisticRegression
 
 from tests.worker.serving import network, onnx_file, vector
-from tests.worker.wild import BASE, CODED, DECLARED, GRAPH, LIBRARY, NET
+from tests.worker.wild import BASE, CODED, DECLARED, GRAPH, LIBRARY, NET, SERVICE
 from ts_parity.worker.entry import rehearse
 from ts_parity.worker.offline import OfflineHandler
 from ts_parity.worker.verdict import State, Verdict
@@ -51,6 +51,7 @@ def files_of(handler: str) -> dict[str, bytes]:
         "net.py": NET,
         "base.py": BASE,
         "library.py": LIBRARY,
+        "service.py": SERVICE,
         "beside.py": "from base import *\n" + handler[:start],
         "wild.py": "from base import *\nfrom beside import *\n" + handler[start:],
     }

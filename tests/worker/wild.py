@@ -259,6 +259,108 @@ class Handler(Base):
         with torch.no_grad():
             return [dict(zip(names["en"], row)) for row in model(vectors(data) * scale).tolist()]
 """,
+    "a model in a named tuple, in a read-only mapping": """
+from types import MappingProxyType
+from typing import NamedTuple
+class Served(NamedTuple):
+    model: object
+    names: tuple
+class Handler(Base):
+    def initialize(self, context):
+        self.served = MappingProxyType({"en": Served(Net().eval(), ("a", "b", "c", "d", "e"))})
+    def handle(self, data, context):
+        served = self.served["en"]
+        with torch.no_grad():
+            return [dict(zip(served.names, row)) for row in served.model(vectors(data)).tolist()]
+""",
+    "models that wait in a queue for their turn": """
+import queue
+class Handler(Base):
+    def initialize(self, context):
+        self.pool = queue.Queue()
+        self.pool.put(Net().eval())
+    def handle(self, data, context):
+        model = self.pool.get()
+        try:
+            with torch.no_grad():
+                return model(vectors(data)).tolist()
+        finally:
+            self.pool.put(model)
+""",
+    "a function that loads the model and remembers it": """
+import functools
+@functools.lru_cache(maxsize=1)
+def load():
+    return torch.nn.Tanh(), Net().eval()
+class Handler(Base):
+    def initialize(self, context):
+        self.context = context
+    def handle(self, data, context):
+        bend, model = load()
+        with torch.no_grad():
+            return bend(model(vectors(data))).tolist()
+""",
+    "methods that load models and remember them": """
+import functools
+class Models:
+    @staticmethod
+    @functools.cache
+    def seeds():
+        return {"en": 0, "de": 4}
+    @functools.lru_cache(maxsize=None)
+    def model(self, language):
+        return Net(self.seeds()[language]).eval()
+class Handler(Base):
+    def initialize(self, context):
+        self.models = Models()
+    def handle(self, data, context):
+        with torch.no_grad():
+            return self.models.model("en")(vectors(data)).tolist()
+""",
+    "a service that is a class and never an object": """
+class Service:
+    model = None
+    @classmethod
+    def get_model(cls):
+        if cls.model is None:
+            cls.model = Net().eval()
+        return cls.model
+    @classmethod
+    def predict(cls, batch):
+        with torch.no_grad():
+            return cls.get_model()(batch)
+class Handler(Base):
+    def initialize(self, context):
+        self.context = context
+    def handle(self, data, context):
+        return Service.predict(vectors(data)).tolist()
+""",
+    "the model in another module, behind its functions": """
+from service import load, predict
+class Handler(Base):
+    def initialize(self, context):
+        load()
+    def handle(self, data, context):
+        return predict(vectors(data)).tolist()
+""",
+    "the model in another module, by its name": """
+import service
+class Handler(Base):
+    def initialize(self, context):
+        service.load()
+    def handle(self, data, context):
+        with torch.no_grad():
+            return service.MODEL(vectors(data)).tolist()
+""",
+    "a compiled function around the model": """
+class Handler(Base):
+    def initialize(self, context):
+        model = Net().eval()
+        self.fast = torch.compile(lambda batch: model(batch).softmax(1), backend="eager")
+    def handle(self, data, context):
+        with torch.no_grad():
+            return self.fast(vectors(data)).tolist()
+""",
     "a function of another module gets the model": """
 from library import recommend
 class Handler(Base):
@@ -494,6 +596,20 @@ class Handler(Base):
             return self.model(data, self.adjacency)
 """
 """Two floating inputs, one of which is the same for all requests."""
+
+SERVICE = """
+from net import Net
+import torch
+MODEL = None
+
+def load():
+    global MODEL
+    MODEL = Net().eval()
+
+@torch.inference_mode()
+def predict(x):
+    return MODEL(x)
+"""
 
 LIBRARY = """
 import torch

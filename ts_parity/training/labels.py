@@ -40,8 +40,8 @@ def read_labels(labels: Path, source: Path, bodies: Sequence[Body], inputs: Sequ
     file, inside = split_source(labels)
     if file.suffix == ".npz":
         by_row = read_array(file, inside, "--labels")
-        places = places_of(source, bodies)
-        if None in places or max(filter(None, places), default=0) >= len(by_row):
+        places = [place for place in places_of(source, bodies) if place is not None and place < len(by_row)]
+        if len(places) != len(bodies):
             raise TrainingError(f"{labels} has {len(by_row)} labels, which do not belong to the bodies of {source}")
         return np.asarray(by_row[places])
     return _of_table(file, bodies, source)

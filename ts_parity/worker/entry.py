@@ -38,6 +38,7 @@ from ts_parity.wire import (
 from ts_parity.worker.answers import Answer, Streamed, Tap, error_answer, failed, put_answer, run
 from ts_parity.worker.boundary import Boundary, EntryPoint, load_entry_point
 from ts_parity.worker.confidence import certain, telling
+from ts_parity.worker.naming import functions_of, owner_of
 from ts_parity.worker.offline import make_context, without_modules_of, working_in
 from ts_parity.worker.operations import DeployedOperations, max_response_size
 from ts_parity.worker.protections import BackupGroups, ParityGroups, ScriptedModel
@@ -46,7 +47,6 @@ from ts_parity.worker.repeatable import Once
 from ts_parity.worker.requests import Request, request_of
 from ts_parity.worker.selftest import STREAMS, judge_deployed, seen_once
 from ts_parity.worker.settings import Protection, Sample, file_in_archive, read_settings
-from ts_parity.worker.sites import functions_of, owner_of
 from ts_parity.worker.verdict import Verdict
 
 log = logging.getLogger(__name__)

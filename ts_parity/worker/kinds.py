@@ -37,8 +37,10 @@ def rank_of(value: Any) -> Rank | None:
     """None: it can be no model."""
     if isinstance(value, torch.nn.Module):
         return Rank.MODEL if has_weights(value) else None if _prepares(type(value)) else Rank.CALLABLE
-    if isinstance(value, type):
+    if isinstance(value, type) or is_remembering(value):
         return None
+    if is_compiled(value):
+        return Rank.MODEL
     if isinstance(value, (types.MethodType, types.BuiltinMethodType)):
         owner = value.__self__
         if isinstance(owner, types.ModuleType) or owner is None:
@@ -48,6 +50,20 @@ def rank_of(value: Any) -> Rank | None:
     return _rank_of_kind(type(value))  # type: ignore[arg-type]  # classes can be hashed
 
 
+def is_compiled(value: Any) -> bool:
+    """A function that torch.compile has made, or an object of a class with such a method. What it uses is compiled into
+    it, so no stand-in is of use there, or even allowed.
+    """
+    if isinstance(value, FUNCTIONS):
+        return hasattr(value, "_torchdynamo_orig_callable")
+    return not isinstance(value, (type, torch.nn.Module)) and bool(_compiled_calls(type(value)))  # type: ignore[arg-type]
+
+
+def is_remembering(value: Any) -> bool:
+    """A function, or a method, behind functools.cache or lru_cache: not a model, but it may have made one."""
+    return isinstance(getattr(value, "__func__", value), functools._lru_cache_wrapper)
+
+
 def calls_of(value: Any) -> frozenset[str]:
     """The methods that are model calls; of an unknown object, calling it."""
     kind = type(value)
@@ -55,6 +71,8 @@ def calls_of(value: Any) -> frozenset[str]:
         return MODEL_CALLS | _estimator_calls(kind)
     if _is_session(kind):
         return SESSION_CALLS
+    if compiled := _compiled_calls(kind):  # type: ignore[arg-type]
+        return compiled
     if calls := _estimator_calls(kind):
         return calls | {CALL} if _is_called(kind) else calls
     return frozenset({CALL})
@@ -73,6 +91,16 @@ def _rank_of_kind(kind: type) -> Rank | None:
     if _is_session(kind) or _estimator_calls(kind):
         return Rank.MODEL
     return Rank.CALLABLE if _is_called(kind) else None
+
+
+@functools.lru_cache(maxsize=1024)
+def _compiled_calls(kind: type) -> frozenset[str]:
+    return frozenset(
+        name
+        for cls in kind.__mro__
+        for name, member in vars(cls).items()
+        if hasattr(member, "_torchdynamo_orig_callable")
+    )
 
 
 def _is_session(kind: type) -> bool:

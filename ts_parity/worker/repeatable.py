@@ -19,8 +19,8 @@ import torch
 from ts_parity.errors import NotRepeatable
 from ts_parity.wire import Array
 from ts_parity.worker.answers import Answer
+from ts_parity.worker.naming import functions_in
 from ts_parity.worker.requests import Request
-from ts_parity.worker.sites import functions_in
 from ts_parity.worker.verdict import differing, same_raw
 
 _SHOWN = 60

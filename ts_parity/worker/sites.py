@@ -1,20 +1,22 @@
 """Where the user's model object is: every place that user code may read it from, found anew for each call.
 
-A site is one reference that can be exchanged and put back: an entry of an instance's, a module's or a container's
-dictionary, a slot, a closure's cell. Knows Python objects; what a model is, `kinds` knows; knows nothing of calls.
+A site is one reference that can be exchanged and put back: an entry of an instance's, a module's, a class's or a
+container's dictionary, a slot, a closure's cell, what a function remembers. Knows Python objects; what a model is,
+`kinds` knows; knows nothing of calls.
 
-Only what the entry point can reach is looked at: the owner of a bound method and the globals that its code names, never
-a global picked for its name (a decoy singleton may sit beside the object that is served). Modules, sessions and
-estimators are not entered: the top-most one is the model. The user's own helpers are: what they keep is the model, if
-they keep one. Classes are never changed.
+Only what the entry point can reach is looked at: the owner of a bound method and the globals and classes that its code
+names, never a global picked for its name (a decoy singleton may sit beside the object that is served). Modules,
+sessions and estimators are not entered: the top-most one is the model. The user's own helpers are: what they keep is
+the model, if they keep one.
 """
 
 from __future__ import annotations
 
-import dis
 import functools
+import gc
 import inspect
-import sys
+import queue
+import threading
 import types
 from collections.abc import Iterator, MutableMapping, MutableSequence, Sequence
 from dataclasses import dataclass
@@ -23,7 +25,8 @@ from typing import Any, Protocol
 import torch
 
 from ts_parity.errors import NotCodable
-from ts_parity.worker.kinds import FUNCTIONS, Rank, rank_of
+from ts_parity.worker.kinds import FUNCTIONS, Rank, is_compiled, is_remembering, rank_of
+from ts_parity.worker.naming import FOREIGN, Names, own_classes, owner_of
 from ts_parity.worker.remedy import declarable
 from ts_parity.worker.standin import unwrap
 
@@ -33,17 +36,20 @@ MAX_ITEMS = 64
 """Containers larger than this are vocabularies and label maps, not homes of models."""
 MAX_OBJECTS = 1000
 
-_GLOBAL_ACCESS = frozenset({"LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME"})
 _SURROUNDINGS = frozenset({"builtins", "logging", "pathlib", "threading", "ts", "numpy", "torch"})
-_STORED = frozenset({"STORE_GLOBAL"})
 _PLAIN_VALUES = frozenset(
     {bool, int, float, complex, str, bytes, bytearray, set, frozenset, type, torch.device, torch.dtype}
     | {torch.Tensor, torch.nn.Parameter, types.ModuleType}
 )
-_OPAQUE = frozenset(sys.stdlib_module_names) | {
-    *("builtins", "numpy", "PIL", "torch", "torchvision", "ts", "cv2", "scipy", "pandas", "tokenizers"),
-    *("onnxruntime", "sklearn", "xgboost", "lightgbm", "catboost", "keras", "tensorflow"),
-}
+_HOLDERS = (
+    MutableMapping,
+    MutableSequence,
+    types.SimpleNamespace,
+    types.MappingProxyType,
+    threading.local,
+    queue.Queue,
+)
+"""Of the standard library's objects, those that may keep a model."""
 
 
 class Site(Protocol):
@@ -78,21 +84,88 @@ class Item:
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """An entry of a tuple: the tuple is made again around it, where it is kept."""
+    """An entry of what cannot be changed, a tuple or a read-only mapping: it is made again where it is kept."""
 
     path: str
     kept: Site
-    index: int
+    key: Any
 
     def get(self) -> Any:
-        members = self.kept.get()
-        return members[self.index] if type(members) is tuple and len(members) > self.index else None
+        try:
+            return self.kept.get()[self.key]
+        except (LookupError, TypeError):
+            return None
 
     def put(self, value: Any) -> None:
-        members = self.kept.get()
-        self.kept.put((*members[: self.index], value, *members[self.index + 1 :]))
+        self.kept.put(_with_entry(self.kept.get(), self.key, value))
+
+    def put_back(self, value: Any) -> None:
+        self.kept.put_back(_with_entry(self.kept.get(), self.key, value))
+
+
+@dataclass(frozen=True, eq=False)
+class ClassAttribute:
+    """An attribute of a class of the user's, which its methods, or whoever names the class, may read."""
+
+    path: str
+    owner: type
+    name: str
+
+    def get(self) -> Any:
+        return vars(self.owner).get(self.name)
+
+    def put(self, value: Any) -> None:
+        setattr(self.owner, self.name, value)
 
     put_back = put
+
+
+@dataclass(frozen=True, eq=False)
+class Remembered:
+    """What a function has made and remembers (functools.cache): while it is exchanged, the function is covered."""
+
+    path: str
+    kept: Site
+    made: Any
+
+    def get(self) -> Any:
+        function = self.kept.get()
+        return function.given.get(id(self.made), self.made) if isinstance(function, _Covered) else self.made
+
+    def put(self, value: Any) -> None:
+        function = self.kept.get()
+        if not isinstance(function, _Covered):
+            function = _Covered(function)
+            self.kept.put(function)
+        function.given[id(self.made)] = value
+
+    def put_back(self, value: Any) -> None:
+        function = self.kept.get()
+        if isinstance(function, _Covered):
+            function.given.pop(id(self.made), None)
+            if not function.given:
+                self.kept.put_back(function.function)
+
+
+class _Covered:
+    """In the place of a function, or of a method in its class: gives out other objects for some that it makes."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+        self.given: dict[int, Any] = {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._called(self.function, *args, **kwargs)
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        return functools.partial(self._called, self.function.__get__(instance, owner))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.function, name)
+
+    def _called(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        made = function(*args, **kwargs)
+        return self.given.get(id(made), made)
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,17 +240,16 @@ class Search:
     def __init__(self, entry: Any) -> None:
         self._owner = owner_of(entry)
         self._class_attributes = _class_attributes(self._owner)
-        functions = functions_of(entry)
-        self._module: dict[str, Any] = functions[0].__globals__ if functions else {}
+        names = Names(entry)
+        self._module = names.spaces[0] if names.spaces else {}
+        self._classes = names.classes
         # A name may get its value later: singletons are often made by the first request.
-        names = {(id(f.__globals__), name): f.__globals__ for f in functions for name in global_names(f.__code__)}
-        stored = {(id(f.__globals__), name) for f in functions for name in global_names(f.__code__, _STORED)}
         self._globals = [
-            (space, name)
-            for (where, name), space in names.items()
-            if (where, name) in stored or _may_change(space.get(name))
+            (path, space, name)
+            for path, space, name, stored in names.places()
+            if stored or _may_change(space.get(name))
         ]
-        self._cells = [cell for function in functions for cell in _cells(function)]
+        self._cells = [cell for function in names.functions for cell in _cells(function)]
 
     def surely(self) -> bool:
         """Is something found that is a model, and not only something that may be one?"""
@@ -208,8 +280,7 @@ class Search:
                 found.append(outer)
             if depth < MAX_DEPTH and len(seen) < MAX_OBJECTS and id(value) not in seen and _may_hold(value):
                 seen.add(id(value))
-                inside = _members(site, value) if type(value) is tuple else _children(value, site.path)
-                queue += [(child, depth + 1, outer) for child in inside]
+                queue += [(child, depth + 1, outer) for child in _inside(site, value)]
         return found
 
     def _is_own(self, value: Any) -> bool:
@@ -239,84 +310,106 @@ class Search:
 
     def resolve(self, path: str) -> Site:
         """The site named by a dotted path from the handler object (`model`, `self.net.body`) or its module."""
-        first, *rest = declarable(path).split(".")
-        if self._owner is not None and hasattr(self._owner, first):
-            site = _attribute_site(self._owner, first)
-        elif first in self._module:
-            site = Item(first, self._module, first)
-        else:
-            raise NotCodable(
-                f"model: {path!r} is declared, but neither the handler object nor its module has {first!r}"
-            )
+        site, rest = self._first(path)
         for name in rest:
             holder = unwrap(site.get())
             if isinstance(holder, MutableMapping):
                 site = Item(f"{site.path}.{name}", holder, _key(holder, name))
             elif isinstance(holder, MutableSequence) and name.isdigit():
                 site = Item(f"{site.path}.{name}", holder, int(name))
-            elif type(holder) is tuple and name.isdigit():
-                site = Member(f"{site.path}.{name}", site, int(name))
+            elif _is_fixed(holder):
+                site = Member(
+                    f"{site.path}.{name}", site, int(name) if isinstance(holder, tuple) else _key(holder, name)
+                )
             elif hasattr(holder, name):
                 site = _attribute_site(holder, name, site.path)
             elif holder is None:
                 return Item(path, {}, name)  # not made yet
+            elif (found := _by_item(site, holder, name)) is not None:
+                site = found
             else:
                 raise NotCodable(f"model: {path!r} is declared, but {site.path} has no {name!r}")
         return site
+
+    def _first(self, path: str) -> tuple[Site, list[str]]:
+        """-> the site that the path begins with, and the names that follow."""
+        first, *rest = declarable(path).split(".")
+        if self._owner is not None and hasattr(self._owner, first):
+            return _attribute_site(self._owner, first), rest
+        if first in self._module:
+            return Item(first, self._module, first), rest
+        for root in self._roots():  # of another module, a closure or a class
+            begin = declarable(root.path).split(".")
+            if [first, *rest][: len(begin)] == begin:
+                return root, [first, *rest][len(begin) :]
+        raise NotCodable(f"model: {path!r} is declared, but neither the handler object nor its module has {first!r}")
 
     def _roots(self) -> Iterator[Site]:
         if self._owner is not None:
             yield from _children(self._owner, "self")
             own = vars(self._owner) if self._class_attributes else {}
             yield from (Shadow(f"self.{n}", self._owner, n) for n in self._class_attributes if n not in own)
-        for space, name in self._globals:
+        for path, space, name in self._globals:
             if name in space:
-                yield Item(name, space, name)
+                yield Item(path, space, name)
+        for cls in self._classes:
+            for name, value in [*vars(cls).items()]:
+                if is_remembering(value) or not (_is_plain(value) or _is_bound(value) or name.startswith("__")):
+                    yield ClassAttribute(f"{cls.__name__}.{name}", cls, name)
         yield from self._cells
 
 
-def owner_of(entry: Any) -> Any:
-    """The object whose method the entry point is, or the entry point itself if it is a callable object."""
-    if isinstance(entry, functools.partial):
-        return owner_of(entry.func)
-    if inspect.ismethod(entry):
-        return entry.__self__
-    return None if inspect.isfunction(entry) or inspect.isbuiltin(entry) else entry
-
-
-def functions_of(entry: Any) -> list[types.FunctionType]:
-    """The user's functions that the entry point consists of: itself, its class's methods, and what these name."""
-    if isinstance(entry, functools.partial):
-        return functions_of(entry.func)
-    owner = owner_of(entry)
-    if owner is None:
-        functions = [entry] if inspect.isfunction(entry) else []
+def _inside(site: Site, value: Any) -> Iterator[Site]:
+    """Where what it keeps is."""
+    if is_remembering(value):
+        made = [each for each in _made_by(value) if rank_of(each) is Rank.MODEL or _may_hold(each)]
+        for place, each in enumerate(made[:MAX_ITEMS]):
+            yield Remembered(f"{site.path}()" + (f"[{place}]" if place else ""), site, each)
+    elif _is_fixed(value):
+        entries = enumerate(value) if isinstance(value, tuple) else value.items()
+        if len(value) <= MAX_ITEMS:
+            yield from (Member(f"{site.path}[{k!r}]", site, k) for k, child in entries if not _is_plain(child))
     else:
-        functions = functions_in(type(owner))
-    known = {id(function) for function in functions}
-    for function in functions:  # grows while it is walked
-        for name in global_names(function.__code__):
-            other = function.__globals__.get(name)
-            if inspect.isfunction(other) and other.__module__ == function.__module__ and id(other) not in known:
-                known.add(id(other))
-                functions.append(other)
-    return functions
+        yield from _children(value, site.path)
 
 
-def functions_in(kind: type) -> list[types.FunctionType]:
-    """The functions of a class that are the user's own, inherited ones included."""
-    return [
-        function
-        for cls in kind.__mro__
-        if cls.__module__.partition(".")[0] not in _OPAQUE
-        for function in map(_plain_function, vars(cls).values())
-        if function is not None
-    ]
+def _is_fixed(value: Any) -> bool:
+    """A tuple, a named one too, or a read-only mapping."""
+    return type(value) is tuple or isinstance(value, types.MappingProxyType) or hasattr(type(value), "_make")
 
 
-def _members(site: Site, value: tuple[Any, ...]) -> Iterator[Site]:
-    if len(value) <= MAX_ITEMS:
-        yield from (Member(f"{site.path}[{i}]", site, i) for i, child in enumerate(value) if not _is_plain(child))
+def _with_entry(value: Any, key: Any, entry: Any) -> Any:
+    if isinstance(value, types.MappingProxyType):
+        return types.MappingProxyType({**value, key: entry})
+    entries = (entry if place == key else child for place, child in enumerate(value))
+    return tuple(entries) if type(value) is tuple else type(value)._make(entries)
+
+
+def _made_by(function: Any) -> list[Any]:
+    """What it remembers. Nothing but the garbage collector can tell."""
+    found = []
+    for held in gc.get_referents(getattr(function, "__func__", function)):
+        entries = [*held.values()] if type(held) is dict else [held]
+        for entry in entries:
+            linked = type(entry).__name__ == "_lru_list_elem"
+            found += gc.get_referents(entry) if linked else [entry]
+    return [*{id(each): each for each in found if not isinstance(each, (*FUNCTIONS, type))}.values()]
+
+
+def _by_item(site: Site, holder: Any, name: str) -> Site | None:
+    """Where the object keeps what it gives for `holder[name]`, as pipelines and sequences of layers do."""
+    try:
+        wanted = holder[int(name) if name.lstrip("-").isdigit() else name]
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return None
+    queue: list[tuple[Site, int]] = [(child, 1) for child in _children(holder, site.path)]
+    for child, depth in queue:  # grows while it is walked
+        value = child.get()
+        if value is wanted:
+            return child
+        if depth < 3 and (isinstance(value, (dict, list)) or _is_fixed(value)):
+            queue += [(inner, depth + 1) for inner in _inside(child, value)]
+    return None
 
 
 def _children(value: Any, path: str) -> Iterator[Site]:
@@ -326,6 +419,8 @@ def _children(value: Any, path: str) -> Iterator[Site]:
     elif isinstance(value, MutableSequence):
         if len(value) <= MAX_ITEMS:
             yield from (Item(f"{path}[{i}]", value, i) for i, child in enumerate(value) if not _is_plain(child))
+    elif isinstance(value, queue.Queue):
+        yield from _children(value.queue, path)
     elif isinstance(value, types.FunctionType):
         yield from _cells(value, path)
     elif isinstance(value, types.MethodType):
@@ -353,6 +448,11 @@ def _may_be_asked(value: Any) -> bool:
     return type(value).__module__.partition(".")[0] not in _SURROUNDINGS
 
 
+def _is_bound(value: Any) -> bool:
+    """In a class, it is given the object that it is read from: a stand-in would not be."""
+    return hasattr(type(value), "__get__")
+
+
 def _is_plain(value: Any) -> bool:
     """Most values are numbers and texts; they are passed over before anything is made of them."""
     return value is None or type(value) in _PLAIN_VALUES
@@ -370,7 +470,7 @@ def _class_attributes(owner: Any) -> list[str]:
     """Names that the owner's own classes give values to, other than functions and the like."""
     if not hasattr(owner, "__dict__"):
         return []
-    classes = [cls for cls in type(owner).__mro__ if cls.__module__.partition(".")[0] not in _OPAQUE]
+    classes = own_classes(type(owner))
     return [name for cls in classes for name, value in vars(cls).items() if rank_of(value) is Rank.MODEL]
 
 
@@ -400,26 +500,16 @@ def _healed(site: Site) -> Any:
 
 
 def _may_hold(value: Any) -> bool:
-    if isinstance(value, (dict, list, types.SimpleNamespace, types.FunctionType)) or type(value) is tuple:
+    if is_compiled(value):
+        return False
+    if isinstance(value, (*_HOLDERS, types.FunctionType)) or _is_fixed(value) or is_remembering(value):
         return True
     if isinstance(value, types.MethodType):
         value = value.__self__
     if isinstance(value, (type, types.ModuleType, torch.nn.Module, types.BuiltinFunctionType)):
         return False
-    return type(value).__module__.partition(".")[0] not in _OPAQUE
+    return type(value).__module__.partition(".")[0] not in FOREIGN
 
 
 def _may_change(value: Any) -> bool:
-    return not isinstance(value, (type, types.ModuleType, *FUNCTIONS))
-
-
-def global_names(code: types.CodeType, access: frozenset[str] = _GLOBAL_ACCESS) -> set[str]:
-    """The globals that a function's code, and the code of functions inside it, reads or writes."""
-    names = {str(step.argval) for step in dis.get_instructions(code) if step.opname in access}
-    inner = (constant for constant in code.co_consts if isinstance(constant, types.CodeType))
-    return names.union(*(global_names(constant, access) for constant in inner))
-
-
-def _plain_function(member: Any) -> types.FunctionType | None:
-    member = getattr(member, "__func__", member)  # static and class methods
-    return member if isinstance(member, types.FunctionType) else None
+    return is_compiled(value) or not isinstance(value, (type, types.ModuleType, *FUNCTIONS))

@@ -1,0 +1,168 @@
+"""What the user's own code names: the functions that a request may run through, and the globals and classes they use.
+
+Read off the code, not by running it. Own code is the entry point's and whatever lies beside its file: helpers in a
+module of their own are as much the user's as the handler. Knows functions, classes and modules; knows nothing of
+models.
+"""
+
+from __future__ import annotations
+
+import dis
+import functools
+import inspect
+import itertools
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_GLOBAL_ACCESS = frozenset({"LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME"})
+_STORED = frozenset({"STORE_GLOBAL", "STORE_ATTR"})
+_ATTRIBUTE_ACCESS = frozenset({"LOAD_ATTR", "LOAD_METHOD", "STORE_ATTR"})
+FOREIGN = frozenset(sys.stdlib_module_names) | {
+    *("builtins", "numpy", "PIL", "torch", "torchvision", "ts", "cv2", "scipy", "pandas", "tokenizers"),
+    *("onnxruntime", "sklearn", "xgboost", "lightgbm", "catboost", "keras", "tensorflow"),
+}
+"""Packages whose classes and functions are nobody's handler."""
+
+
+class Names:
+    """What the code of an entry point names, and the code of whatever of the user's it names in turn.
+
+    `functions`, and `classes`, those of the object that the entry point belongs to first. `spaces`: the globals of each
+    module that is looked at, the entry point's own first. `globals`: of which space, by which name -> does this code
+    give it a value?
+    """
+
+    def __init__(self, entry: Any) -> None:
+        self.functions: list[types.FunctionType] = []
+        self.classes: list[type] = []
+        self.spaces: list[dict[str, Any]] = []
+        self.globals: dict[tuple[int, str], bool] = {}
+        self._seen: set[int] = set()
+        owner = owner_of(entry)
+        kinds = [] if owner is None else own_classes(type(owner))
+        first = plain_function(entry) if owner is None else None
+        for function in [*([first] if first else []), *(f for kind in kinds for f in _functions_of_class(kind))]:
+            self._function(function)
+        self._home = _folder(self.spaces[0]) if self.spaces else None
+        for kind in kinds:
+            self._class(kind)
+        for function in self.functions:  # grows while it is walked
+            self._read(function)
+
+    def places(self) -> Iterator[tuple[str, dict[str, Any], str, bool]]:
+        """Of every global: its path, the space it is in, its name there, and whether this code gives it a value."""
+        for space in self.spaces:
+            prefix = "" if space is self.spaces[0] else f"{space.get('__name__', '')}."
+            for (where, name), stored in self.globals.items():
+                if where == id(space):
+                    yield f"{prefix}{name}", space, name, stored
+
+    def _read(self, function: types.FunctionType) -> None:
+        space = function.__globals__
+        for name, stored, attribute in _accesses(function.__code__):
+            module = space.get(name)
+            if not isinstance(module, types.ModuleType):
+                self._place(space, name, stored)
+            elif attribute is not None and self._lies_beside(vars(module)):
+                self._place(vars(module), *attribute)
+
+    def _place(self, space: dict[str, Any], name: str, stored: bool) -> None:
+        self._space(space)
+        place = (id(space), name)
+        self.globals[place] = self.globals.get(place, False) or stored
+        value = space.get(name)
+        if isinstance(value, type):
+            for kind in own_classes(value):
+                if self._lies_beside(vars(sys.modules.get(kind.__module__, types))):
+                    self._class(kind)
+            return
+        function = plain_function(value)
+        if function and (function.__globals__ is space or self._lies_beside(function.__globals__)):
+            self._function(function)
+
+    def _class(self, kind: type) -> None:
+        """Not those of networks: what these name is inside of a model."""
+        if id(kind) not in self._seen and not issubclass(kind, torch.nn.Module):
+            self._seen.add(id(kind))
+            self.classes.append(kind)
+            for function in _functions_of_class(kind):
+                self._function(function)
+
+    def _function(self, function: types.FunctionType) -> None:
+        if id(function) not in self._seen:
+            self._seen.add(id(function))
+            self.functions.append(function)
+            self._space(function.__globals__)
+
+    def _space(self, space: dict[str, Any]) -> None:
+        if not any(space is known for known in self.spaces):
+            self.spaces.append(space)
+
+    def _lies_beside(self, space: dict[str, Any]) -> bool:
+        """Is it the entry point's own module, or one whose file lies in the same folder or below?"""
+        folder = _folder(space)
+        beside = self._home is not None and folder is not None and folder.is_relative_to(self._home)
+        return beside or any(space is own for own in self.spaces[:1])
+
+
+def owner_of(entry: Any) -> Any:
+    """The object whose method the entry point is, or the entry point itself if it is a callable object."""
+    if isinstance(entry, functools.partial):
+        return owner_of(entry.func)
+    if inspect.ismethod(entry):
+        return entry.__self__
+    return None if inspect.isfunction(entry) or inspect.isbuiltin(entry) else entry
+
+
+def functions_of(entry: Any) -> list[types.FunctionType]:
+    """The user's functions that the entry point consists of: itself, its class's methods, and what these name."""
+    return Names(entry).functions
+
+
+def functions_in(kind: type) -> list[types.FunctionType]:
+    """The functions of a class that are the user's own, inherited ones included."""
+    return [function for cls in own_classes(kind) for function in _functions_of_class(cls)]
+
+
+def own_classes(kind: type) -> list[type]:
+    """A class and those that it inherits from, as far as they are the user's own."""
+    return [cls for cls in kind.__mro__ if cls.__module__.partition(".")[0] not in FOREIGN]
+
+
+def plain_function(member: Any) -> types.FunctionType | None:
+    """The user's function behind a static or class method, a partial, a cache or another decorator."""
+    for _ in range(16):
+        inner = getattr(member, "func", None) if isinstance(member, functools.partial) else None
+        inner = inner or getattr(member, "__wrapped__", None) or getattr(member, "__func__", None)
+        if inner is None:
+            break
+        member = inner
+    return member if isinstance(member, types.FunctionType) else None
+
+
+def _functions_of_class(cls: type) -> list[types.FunctionType]:
+    return [function for member in vars(cls).values() if (function := plain_function(member))]
+
+
+def _accesses(code: types.CodeType) -> Iterator[tuple[str, bool, tuple[str, bool] | None]]:
+    """The globals that a function's code, and the code of functions inside it, reads or writes: name, whether it is
+    written, and the attribute of it that is used, if one is.
+    """
+    for step, after in itertools.pairwise([*dis.get_instructions(code), None]):
+        if step is not None and step.opname in _GLOBAL_ACCESS:
+            used = after is not None and after.opname in _ATTRIBUTE_ACCESS
+            attribute = (str(after.argval), after.opname in _STORED) if after is not None and used else None
+            yield str(step.argval), step.opname in _STORED, attribute
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _accesses(constant)
+
+
+def _folder(space: dict[str, Any]) -> Path | None:
+    file = space.get("__file__")
+    return Path(file).resolve().parent if isinstance(file, str) else None
