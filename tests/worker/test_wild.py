@@ -15,9 +15,11 @@ import yaml
 from sklearn.linear_model import LogisticRegression
 
 from tests.worker.serving import network, onnx_file, vector
-from tests.worker.wild import BASE, CODED, DECLARED, GRAPH, LIBRARY, NET, SERVICE
+from tests.worker.wild import BASE, CODED, DECLARED, GRAPH, LIBRARY, LOOKS_AT_ITS_MODEL, NET, REFUSED, SERVICE
 from ts_parity.worker.entry import rehearse
 from ts_parity.worker.offline import OfflineHandler
+from ts_parity.worker.operations import DeployedOperations
+from ts_parity.worker.selftest import MAX_MISSES
 from ts_parity.worker.verdict import State, Verdict
 
 SAMPLES = ("first.bin", "second.bin")
@@ -95,6 +97,31 @@ def test_the_reason_names_the_line_to_write(tmp_path: Path, name: str) -> None:
     assert told == line, refused.reason
     accepted = judged(tmp_path / "accepted", handler, **told)
     assert accepted.state is State.CODABLE, accepted.reason
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_where_no_line_helps_the_reason_says_why(tmp_path: Path, name: str) -> None:
+    handler, why = REFUSED[name]
+    refused = judged(tmp_path, handler)
+    assert refused.state is State.REFUSED
+    assert why in refused.reason
+    assert not LINE.findall(refused.reason)
+
+
+def test_code_that_does_not_bear_a_stand_in_costs_no_client_an_answer(tmp_path: Path) -> None:
+    """Live, without samples: what fails while it is watched is run as always, and is not watched for ever."""
+    judged(tmp_path, LOOKS_AT_ITS_MODEL)
+    verdict = Verdict()
+    with OfflineHandler(tmp_path) as handler:
+        operations = DeployedOperations(handler.boundary, verdict)
+        request = handler.request(vector(0))
+        for _ in range(MAX_MISSES):
+            assert not verdict.refused
+            answer = operations.raw(handler._context, request, None)
+            assert (answer.status, len(json.loads(answer.body))) == (200, 5)
+        with pytest.raises(ValueError, match="buffer size"):  # its own error is its client's
+            operations.raw(handler._context, handler.request(b"odd"), None)
+    assert "fails while its model is watched, and not otherwise: AssertionError" in verdict.reason
 
 
 def test_a_live_worker_names_the_line_as_well(tmp_path: Path) -> None:

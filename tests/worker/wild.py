@@ -564,6 +564,67 @@ class Handler(Base):
 """,
         {"model": "classifiers.en.0"},
     ),
+    "the last step of a pipeline": (
+        """
+import pickle
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+class Handler:
+    def initialize(self, context):
+        with open(os.path.join(context.system_properties["model_dir"], "model.pkl"), "rb") as file:
+            self.model = make_pipeline(FunctionTransformer(), pickle.load(file))
+    def handle(self, data, context):
+        return self.model[-1].predict_proba(self.model[:-1].transform(vectors(data).numpy())).tolist()
+""",
+        {"model": "model.-1", "call": "predict_proba"},
+    ),
+    "a method of another name that answers with several parts": (
+        """
+class Features(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = Net(3).layers
+    def get_features(self, x):
+        states = self.layers[0](x)
+        return ModelOutput(hidden_states=(states, self.layers(x)))
+class Handler(Base):
+    def initialize(self, context):
+        self.model = Features().eval()
+    def inference(self, data):
+        with torch.no_grad():
+            return self.model.get_features(data)["hidden_states"][1]
+""",
+        {"call": "get_features", "output": "hidden_states.1"},
+    ),
+    "a model of several parts, and one after it": (
+        """
+class Handler(Base):
+    def initialize(self, context):
+        self.model, self.head = Classifier().eval(), linear(7, 5, 5)
+        self.model.hidden = True
+    def inference(self, data):
+        with torch.no_grad():
+            return self.head(self.model(data).logits)
+""",
+        {"model": "head"},
+    ),
+    "distances to centres": (
+        """
+class Centres:
+    def __init__(self):
+        self._centres = linear().weight.detach().numpy()
+    def transform(self, rows):
+        return np.linalg.norm(np.asarray(rows)[:, None] - self._centres, axis=2)
+    def predict(self, rows):
+        return self.transform(rows).argmin(1)
+class Handler(Base):
+    def initialize(self, context):
+        self.model = Centres()
+    def handle(self, data, context):
+        return self.model.transform(vectors(data).numpy()).tolist()
+""",
+        {"call": "transform"},
+    ),
     "a committee of models in a helper": (
         """
 class Committee:
@@ -582,6 +643,46 @@ class Handler(Base):
     ),
 }
 """A declaration is needed: what it must be."""
+
+REFUSED = {
+    "a sequence of words": (
+        """
+class Writer(Net):
+    def generate(self, x):
+        return self.layers(x).argsort(1)
+class Handler(Base):
+    def initialize(self, context):
+        self.model = Writer().eval()
+    def inference(self, data):
+        with torch.no_grad():
+            return self.model.generate(data)
+""",
+        "the handler calls self.model.generate, and the model's output holds a int64 tensor",
+    ),
+    "an answer made from two outputs": (
+        """
+class Two(Net):
+    def forward(self, x):
+        return self.layers[0](x), self.layers(x)
+class Handler(Base):
+    def initialize(self, context):
+        self.model = Two().eval()
+    def postprocess(self, output):
+        return [{"states": s, "scores": o} for s, o in zip(output[0].tolist(), output[1].tolist())]
+""",
+        "and the handler's answer is made from several of them",
+    ),
+}
+"""No line helps: what the reason says, beside no line."""
+
+LOOKS_AT_ITS_MODEL = """
+class Handler(Base):
+    def inference(self, data):
+        assert type(self.model) is Net
+        with torch.no_grad():
+            return self.model(data)
+"""
+"""A stand-in is not of its model's class, though it says so."""
 
 GRAPH = """
 class Graph(Net):

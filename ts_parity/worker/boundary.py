@@ -23,6 +23,7 @@ from ts_parity.errors import NotCodable
 from ts_parity.wire import Array
 from ts_parity.worker.kinds import calls_of
 from ts_parity.worker.outputs import Container, take
+from ts_parity.worker.remedy import Lines, write
 from ts_parity.worker.sites import Search, Site
 from ts_parity.worker.standin import CALL, StandIn, dismiss, unwrap
 from ts_parity.worker.watches import (
@@ -42,11 +43,11 @@ EntryPoint = Callable[[Any, Any], Any]
 
 @dataclass(frozen=True)
 class Record:
-    """What one ordinary run showed. `raw` is None if `refusal` says why there is none."""
+    """What one ordinary run showed. `raw` is None if `reason` says why there is none; `lines`: what to declare."""
 
     answer: Any
     raw: Array | None
-    refusal: str | None
+    reason: str | None
     calls: tuple[ModelCall, ...] = ()
     computed_in: str = ""
     """As in a frame."""
@@ -56,6 +57,12 @@ class Record:
     """False if no model object could be found before the run: it may have been created in it."""
     parts: tuple[str, ...] = ()
     """Places of the floating parts of an output that has several, none of which is declared."""
+    lines: Lines = field(default_factory=dict)
+
+    @property
+    def refusal(self) -> str | None:
+        """Why there is no raw output, and the line to write where one may help."""
+        return f"{self.reason}; {write(**self.lines)}" if self.lines else self.reason
 
 
 def load_entry_point(handler: str, context: Any) -> EntryPoint:
@@ -132,11 +139,11 @@ class Boundary:
             return Record(answer, None, NOT_BEFORE, existed=False)
         if watch.container is not None:
             self._container = watch.container
-        raw, refusal = watch.verdict([site.path for site in sites])
+        raw, reason, lines = watch.verdict([site.path for site in sites])
         computed_in = "" if watch.container is None else watch.container.computed_in
         called = {call.site for call in watch.calls}
         models = {site.path: site.get() for site in sites if site.path in called}
-        return Record(answer, raw, refusal, tuple(watch.calls), computed_in, models, bool(sites), watch.parts)
+        return Record(answer, raw, reason, tuple(watch.calls), computed_in, models, bool(sites), watch.parts, lines)
 
     def capture(self, data: Any, context: Any) -> ModelCall:
         """Run up to the model call and end there. Raise NotCodable if the run ended without exactly one such call.
@@ -251,14 +258,15 @@ class Boundary:
         return sites
 
     @contextmanager
-    def trying(self, output: str) -> Iterator[None]:
-        """While it lasts, this place of the model's output counts as declared."""
-        kept = self._declared, self._container
-        self._declared, self._container = replace(self._declared, output=output), None
+    def trying(self, model: str = "", call: str = "", output: str = "") -> Iterator[None]:
+        """While it lasts, these count as declared, beside what is."""
+        kept = self._declared, self._container, self._model, self._calls
+        self._declared, self._container = replace(self._declared, output=output or self._declared.output), None
+        self._model, self._calls = model or self._model, frozenset({call}) if call else self._calls
         try:
             yield
         finally:
-            self._declared, self._container = kept
+            self._declared, self._container, self._model, self._calls = kept
 
 
 def finite(raw: Array) -> Array:

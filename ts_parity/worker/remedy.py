@@ -13,26 +13,43 @@ from ts_parity.worker.standin import CALL
 
 _PREPARING = ("transform", "inverse_transform", "preprocess", "postprocess", "tokenize", "normalize", "to", "numpy")
 """Methods that make inputs or answers and no predictions, though they may return floating numbers."""
+_EMBEDDING = ("transform",)
+"""Of these, what may be a prediction all the same, if a model makes it: distances to centres, say."""
+_PLUMBING = ("parameters", "buffers", "modules", "children", "state_dict", "eval", "train", "apply")
 _FLAGS = {"model": "--model", "call": "--call", "input": "--model-input", "output": "--model-output"}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A call that user code made: of which object, by which method, and whether its output could be coded."""
+    """A call that user code made: of which object, by which method, and why its output cannot be coded, if it cannot.
+
+    `parts`: the places of its floating parts, where it has several.
+    """
 
     site: str
     method: str
-    coded: bool
+    why: str = ""
+    parts: tuple[str, ...] = ()
+
+    @property
+    def coded(self) -> bool:
+        return not self.why or bool(self.parts)
+
+
+Lines = dict[str, str]
+"""What to declare: model, call, input, output."""
 
 
 def write(**lines: str) -> str:
     """The lines, and where they go: `call: encode`."""
+    if (place := lines.get("output", "")).replace(".", "").isdigit() and "." in place:
+        lines["output"] = repr(place)  # as YAML takes it for a text
     told = [f"`{key}: {value}`" for key, value in lines.items()]
     flags = " ".join(f"{_FLAGS[key]} {value}" for key, value in lines.items())
     return f"write {' and '.join(told)} in the archive's ts_parity section (package or train {flags})"
 
 
-def of_several(calls: Sequence[Outcome], looked: Sequence[Outcome]) -> str:
+def of_several(calls: Sequence[Outcome], looked: Sequence[Outcome]) -> Lines:
     """What can be declared to be the one call: that of a helper which makes them all, as a committee does; else the
     last of them that is made once and can be coded.
     """
@@ -40,8 +57,8 @@ def of_several(calls: Sequence[Outcome], looked: Sequence[Outcome]) -> str:
     def makes_all(each: Outcome) -> bool:
         return all(call.site.startswith((f"{each.site}.", f"{each.site}[")) for call in calls)
 
-    if line := of_others([each for each in looked if makes_all(each)], ()):
-        return line
+    if lines := of_others([each for each in looked if makes_all(each)], ()):
+        return lines
     names = [(call.site, call.method) for call in calls]
     for call in reversed(calls):
         if call.coded and names.count((call.site, call.method)) == 1:
@@ -51,29 +68,39 @@ def of_several(calls: Sequence[Outcome], looked: Sequence[Outcome]) -> str:
                 lines["model"] = declarable(call.site)
             if any(other.site == call.site for other in others):
                 lines["call"] = call.method
-            return write(**lines)
-    return ""
+            return lines | of_parts(call.parts)
+    return {}
 
 
-def of_others(looked: Sequence[Outcome], watched: Sequence[str]) -> str:
+def of_others(looked: Sequence[Outcome], watched: Sequence[str]) -> Lines:
     """What was called in place of a model: another method of it, a part of it, or another object of the handler.
 
     `watched`: where a model is looked for without a declaration.
     """
     able = [each for each in looked if each.coded and each.method not in _PREPARING]
+    able = able or [each for each in looked if each.coded and each.method in _EMBEDDING and each.site in watched]
     for each in reversed(able):
         lines = {}
         if [each.site] != list(dict.fromkeys(watched)):
             lines["model"] = declarable(each.site)
         if each.method not in (CALL, "forward"):
             lines["call"] = each.method
-        return write(**lines)
+        return lines | of_parts(each.parts)
+    return {}
+
+
+def of_parts(parts: Sequence[str]) -> Lines:
+    """The first of these parts of the output is the one."""
+    return {"output": parts[0]} if parts else {}
+
+
+def instead(looked: Sequence[Outcome], watched: Sequence[str]) -> str:
+    """What the model was called for in place of a call that could be coded, and why that cannot be."""
+    for each in reversed(looked):
+        plumbing = each.method in (*_PREPARING, *_PLUMBING) or each.method.startswith(("get_", "named_"))
+        if each.site in watched and each.why and not plumbing:
+            return f"the handler calls {each.site}.{each.method}, and {each.why}"
     return ""
-
-
-def of_parts(place: str) -> str:
-    """The part of the output at this place is the one, written as YAML takes it for a text or a whole number."""
-    return write(output=repr(place) if place.replace(".", "").isdigit() and "." in place else place)
 
 
 def declarable(path: str) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from ts_parity.wire import Array
 from ts_parity.worker.answers import Answer, Streamed, run
 from ts_parity.worker.boundary import Boundary, Record
 from ts_parity.worker.encoders import model_input
-from ts_parity.worker.remedy import of_parts
+from ts_parity.worker.remedy import Lines
 from ts_parity.worker.repeatable import Dice, Once, Seen, check_repeats, check_seen
 from ts_parity.worker.requests import Request
 from ts_parity.worker.verdict import BATCH_CLOSE, Verdict, alike, close, described, same_answer
@@ -59,7 +59,7 @@ class Observer:
             self._verdict.refuse(refusal)
             return
         if record.raw is None:
-            self._missed(record)
+            self.missed(record.refusal or "")
         elif np.isfinite(record.raw).all():
             self._passed(record.calls[0], record.raw)
 
@@ -75,11 +75,12 @@ class Observer:
         else:
             self._verdict.reason = f"{self._seen} of {self._needed} live requests have shown nothing against it"
 
-    def _missed(self, record: Record) -> None:
+    def missed(self, why: str) -> None:
+        """A request that ended without reaching the model, or that could not be watched."""
         self._misses += 1
-        self._verdict.reason = record.refusal or ""
+        self._verdict.reason = why
         if self._misses >= MAX_MISSES:
-            self._verdict.refuse(f"{record.refusal} ({MAX_MISSES} requests in a row)")
+            self._verdict.refuse(f"{why} ({MAX_MISSES} requests in a row)")
 
 
 @dataclass(frozen=True)
@@ -156,23 +157,27 @@ def seen_once(boundary: Boundary, context: Any, request: Request, records: list[
 
 
 def why_not(boundary: Boundary, context: Any, request: Request, record: Record) -> str:
-    """Why this run gave no raw output, and the line to write where one helps: found by running it again, watched."""
+    """Why this run gave no raw output, and the lines to write where some help: found by running it again, watched."""
     try:
-        if record.parts:
-            place = next(
-                (part for part in record.parts if _answers_by(boundary, context, request, part)), record.parts[0]
-            )
-            return f"{(record.refusal or '').partition('; write')[0]}; {of_parts(place)}"
-        again, _ = record_one(boundary, context, request, look_around=True)
+        if not record.parts:
+            record, _ = record_one(boundary, context, request, look_around=True)
+        known = {key: line for key, line in record.lines.items() if key != "output"}
+        with boundary.trying(**known):
+            called = record_one(boundary, context, request)[0] if known else record
+        if not called.parts:
+            return record.refusal or ""
+        for part in called.parts:
+            if _answers_by(boundary, context, request, {**known, "output": part}):
+                return replace(record, lines={**known, "output": part}).refusal or ""
+        return f"{called.reason}, and the handler's answer is made from several of them"
     except Exception:  # whatever user code makes of a stand-in in the place of something that is no model
         log.info("looking for a line to declare failed", exc_info=True)
         return record.refusal or ""
-    return again.refusal or record.refusal or ""
 
 
-def _answers_by(boundary: Boundary, context: Any, request: Request, part: str) -> bool:
+def _answers_by(boundary: Boundary, context: Any, request: Request, lines: Lines) -> bool:
     """Is the answer made from this part of the output the ordinary one? Then it is the part that is used."""
-    with boundary.trying(part):
+    with boundary.trying(**lines):
         record, answer = record_one(boundary, context, request)
         raw = record.raw
         if raw is None:

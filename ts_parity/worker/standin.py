@@ -58,7 +58,8 @@ class StandIn:
 
     def __getitem__(self, key: Any) -> Any:
         value, watch = _read(self, "_ts_parity_real")[key], _read(self, "_ts_parity_watch")
-        return value if watch is None else watch.read(str(key), value)
+        # A slice is another object each time: what is done with it is no call of a part that is kept.
+        return watch.read(str(key), value) if watch is not None and isinstance(key, (int, str)) else value
 
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(_read(self, "_ts_parity_real"), name, value)

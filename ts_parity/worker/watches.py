@@ -19,7 +19,7 @@ from ts_parity.wire import Array
 from ts_parity.worker import remedy
 from ts_parity.worker.kinds import Rank, calls_of, rank_of
 from ts_parity.worker.outputs import Container, SeveralParts, take
-from ts_parity.worker.remedy import Outcome
+from ts_parity.worker.remedy import Lines, Outcome
 from ts_parity.worker.standin import CALL, StandIn, Watch
 from ts_parity.worker.unsaid import held, looked_at
 
@@ -120,7 +120,6 @@ class Recording(Watching):
     def __init__(self, declared: Declared, keep_inputs: bool = False, looks: bool = False) -> None:
         super().__init__(declared)
         self.container: Container | None = None
-        self.parts: tuple[str, ...] = ()
         self._looks = looks
         self._keep_inputs = keep_inputs
         self._raw: Array | None = None
@@ -131,14 +130,13 @@ class Recording(Watching):
     def called(self, call: ModelCall, run: Callable[..., Any]) -> Any:
         self.calls.append(_detached(call) if self._keep_inputs else call)
         output = run(*call.args, **call.kwargs)
+        outcome = Outcome(call.site, call.method)
         try:
             # At once: user code may change the output in place.
             self._raw, self.container = take(output, call.output)
-            coded = True
         except NotCodable as refusal:
-            self._refusal, coded = str(refusal), isinstance(refusal, SeveralParts)
-            self.parts = refusal.parts if isinstance(refusal, SeveralParts) else ()
-        self._outcomes.append(Outcome(call.site, call.method, coded))
+            self._refusal, outcome = str(refusal), _refused(outcome, refusal)
+        self._outcomes.append(outcome)
         return output
 
     def read(self, path: str, model: Any, name: str, value: Any) -> Any:
@@ -164,30 +162,39 @@ class Recording(Watching):
         return stand_in
 
     def saw(self, path: str, method: str, result: Any) -> None:
+        outcome = Outcome(path, method)
         try:
             take(result)
-            coded = True
         except NotCodable as refusal:
-            coded = isinstance(refusal, SeveralParts)
-        self._looked.append(Outcome(path, method, coded))
+            outcome = _refused(outcome, refusal)
+        self._looked.append(outcome)
 
-    def verdict(self, sites: Sequence[str]) -> tuple[Array | None, str | None]:
-        """-> (raw output, None) or (None, why there is none and what line may help). `sites`: where models were."""
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Of the output of the one call, if it has several and none of them is declared."""
+        return self._outcomes[0].parts if len(self._outcomes) == 1 else ()
+
+    def verdict(self, sites: Sequence[str]) -> tuple[Array | None, str | None, Lines]:
+        """-> (raw output, None, {}) or (None, why there is none, what to declare). `sites`: where models were."""
         if len(self.calls) > 1:
-            return None, _with_line(str(self.several()), remedy.of_several(self._outcomes, self._looked))
+            return None, str(self.several()), remedy.of_several(self._outcomes, self._looked)
         if not self.calls:
             missing = "the model was not reached" if sites else NOT_BEFORE
-            line = remedy.of_others(self._looked, sites)
-            return None, _with_line(missing, line or "if this is always so, declare where it is with model:")
+            if lines := remedy.of_others(self._looked, sites):
+                return None, missing, lines
+            if instead := remedy.instead(self._looked, sites):
+                return None, f"{missing}: {instead}", {}
+            return None, f"{missing}; if this is always so, declare where it is with model:", {}
         if self.parts:
-            return None, _with_line(self._refusal or "", remedy.of_parts(self.parts[0]))
+            return None, self._refusal, remedy.of_parts(self.parts)
         if self._raw is None or self._refusal:
-            return None, self._refusal or "the model raised an exception"
-        return self._raw, None
+            return None, self._refusal or "the model raised an exception", {}
+        return self._raw, None, {}
 
 
-def _with_line(reason: str, line: str) -> str:
-    return f"{reason}; {line}" if line else reason
+def _refused(outcome: Outcome, refusal: NotCodable) -> Outcome:
+    parts = refusal.parts if isinstance(refusal, SeveralParts) else ()
+    return replace(outcome, why=str(refusal), parts=parts)
 
 
 @dataclass(frozen=True)
