@@ -279,6 +279,8 @@ NO_TORCH = "raise ImportError('torch was imported')\n"
         "train --archive no.mar --inputs bodies --out made",
         "train --archive tiny.mar --inputs bodies --out made",
         "train --archive plain.txt --inputs bodies --out made",
+        "train --archive tiny.mar --inputs bodies --out made --code exact --labels plain.txt",
+        "train --archive tiny.mar --inputs bodies --out made --device gpu",
         "package --archive no.mar --out made",
         "report no",
         "demo --example no",

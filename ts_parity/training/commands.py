@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from ts_parity.errors import TrainingError, TsParityError
 from ts_parity.torchserve.commands import DECLARATION, add_declaration, declared
 from ts_parity.training import FOLDERS, FORMATS, METRICS, VARIATIONS, TrainSettings
 from ts_parity.training.figures import FIGURES, NO_GUARD, Figure, margin
+
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true", "32", "bf16", "16", "64")
+"""Of Lightning Fabric's, those that need no other library."""
 
 
 def add_parsers(subparsers: Any) -> None:
@@ -117,10 +121,13 @@ def _add_train(subparsers: Any) -> None:
         metavar="N",
         help="train with this many seeds and pack the best, of which the report is",
     )
-    learning.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1; default: cuda if there is one")
+    learning.add_argument(
+        "--device", type=_device, metavar="NAME", help="cpu, cuda, cuda:1; default: cuda if there is one"
+    )
     learning.add_argument("--devices", type=count(), default=1, metavar="N", help="how many of them learn together")
     learning.add_argument(
         "--precision",
+        choices=PRECISIONS,
         metavar="NAME",
         help="32-true, bf16-mixed, 16-mixed; default: bf16-mixed on cuda, else 32-true",
     )
@@ -146,6 +153,13 @@ def _add_train(subparsers: Any) -> None:
     made.add_argument("--secret", metavar="KEY", help="the fleet's shared secret, written into the archives")
     made.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.set_defaults(run=run_train)
+
+
+def _device(text: str) -> str:
+    """Whether there is such a device shows later: torch, which knows, takes seconds to import."""
+    if not re.fullmatch(r"cpu|mps|(cuda|xpu)(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no device; there are cpu, cuda, cuda:1 and the like, mps, xpu")
+    return text
 
 
 def _labels(text: str) -> Path:
