@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_matrix
 
 from ts_parity.codes import make_code
 from ts_parity.errors import NotCodable
@@ -36,6 +38,39 @@ def test_the_call_keeps_its_form() -> None:
     assert encoded.kwargs["flag"] is True
 
 
+class Matrix:
+    """In the manner of XGBoost's DMatrix: what is NaN is missing, and is not kept."""
+
+    def __init__(self, data: Any, feature_names: Any = None, feature_types: Any = None) -> None:
+        rows, columns = np.nonzero(~np.isnan(data))
+        self._held = csr_matrix((data[rows, columns], (rows, columns)), shape=data.shape)
+        self.feature_names, self.feature_types = feature_names, feature_types
+
+    def get_data(self) -> Any:
+        return self._held
+
+    def num_row(self) -> int:
+        return int(self._held.shape[0])
+
+    def num_col(self) -> int:
+        return int(self._held.shape[1])
+
+
+def test_numbers_in_the_matrices_of_libraries() -> None:
+    one, other = np.array([[1.0, 0.0]], np.float32), np.array([[10.0, 20.0]], np.float32)
+    summed = encode([_call(Matrix(one, ["a", "b"])), _call(Matrix(other, ["a", "b"]))], make_code("sum", 2))
+    assert isinstance(summed.args[0], Matrix)
+    assert summed.args[0].feature_names == ["a", "b"]
+    assert model_input(summed).tolist() == [[11.0, 20.0]]
+    sparse = encode([_call(csr_matrix(one), 3), _call(csr_matrix(other), 3)], make_code("sum", 2))
+    assert isinstance(sparse.args[0], csr_matrix)
+    assert sparse.args[0].toarray().tolist() == [[11.0, 20.0]]
+    graph = csr_matrix(np.eye(2))  # the same for all
+    assert encode([_call(A, graph), _call(B, graph.copy())], make_code("sum", 2)).args[0].tolist() == [[11.0, 22.0]]
+    lacking = model_input(_call(Matrix(np.array([[np.nan, 2.0]], np.float32))))
+    assert torch.isnan(lacking).tolist() == [[True, False]]
+
+
 def test_constants_are_passed_once() -> None:
     graph = torch.eye(2)
     encoded = encode(
@@ -52,6 +87,10 @@ def test_constants_are_passed_once() -> None:
         ([_call(A, torch.tensor([1])), _call(B, torch.tensor([2]))], "integers"),
         ([_call(A, A), _call(B, B)], "2 floating tensors"),
         ([_call(A, A)], "2 floating tensors"),
+        (
+            [_call(np.array([[1.0, "red"]], object)), _call(np.array([[2.0, "red"]], object))],
+            "other things than numbers",
+        ),
         ([_call("text"), _call("other")], "differs from request to request"),
         ([_call(A, 1), _call(B, 2)], "differs from request to request"),
         ([_call(A), _call(x=B)], "different arguments"),

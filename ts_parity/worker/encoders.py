@@ -232,6 +232,11 @@ def _check_other(place: Place, leaf: Any, constant: bool, slots: int) -> None:
     if constant or floating_tensor(leaf) is not None:
         return
     if dtype := holds_integers(leaf):
+        if not dtype.startswith(("int", "uint", "bool", "torch.")):
+            raise NotCodable(
+                f"the model's argument {where(place)} holds other things than numbers ({dtype}), and only floating "
+                "inputs can be coded with sum or concat; take code exact"
+            )
         raise NotCodable(
             f"the model was called with a {dtype} tensor at {where(place)}: integers (token ids, indices) are "
             "never added, only floating inputs can be coded with sum or concat; take code student or exact"

@@ -1,4 +1,5 @@
-"""The numbers of one argument of a model call as a tensor, and back: tensors, arrays, lists of numbers, data frames.
+"""The numbers of one argument of a model call as a tensor, and back: tensors, arrays, lists of numbers, data frames,
+sparse matrices, XGBoost's own.
 
 A model that is no torch module is given what its library takes. Knows containers of numbers; knows nothing of calls or
 codes.
@@ -49,6 +50,10 @@ def in_place_of(leaf: Any, tensor: torch.Tensor) -> Any:
     if isinstance(leaf, torch.Tensor):
         return tensor
     array = tensor.detach().cpu().numpy()
+    if _is_xgboost(leaf):
+        return type(leaf)(array, feature_names=leaf.feature_names, feature_types=leaf.feature_types)
+    if _is_sparse(leaf):
+        return type(leaf)(array)
     if isinstance(leaf, np.ndarray):
         return array.astype(leaf.dtype, copy=False)
     if is_numbers(leaf):
@@ -81,6 +86,8 @@ def same(one: Any, other: Any) -> bool:
         return bool(np.array_equal(one, other))
     if hasattr(one, "to_numpy"):
         return bool(one.equals(other))
+    if _is_sparse(one) or _is_xgboost(one):
+        return np.array_equal(_array(one), _array(other), equal_nan=True)
     return bool(one == other)
 
 
@@ -94,7 +101,27 @@ def _array(leaf: Any) -> Any:
             return None
     if hasattr(leaf, "to_numpy") and hasattr(leaf, "columns"):
         return leaf.to_numpy()
-    return None
+    if _is_sparse(leaf):
+        return leaf.toarray()
+    return _of_xgboost(leaf) if _is_xgboost(leaf) else None
+
+
+def _is_sparse(leaf: Any) -> bool:
+    """In SciPy's manner."""
+    return hasattr(leaf, "toarray") and hasattr(leaf, "nnz")
+
+
+def _is_xgboost(leaf: Any) -> bool:
+    """A DMatrix"""
+    return hasattr(leaf, "get_data") and hasattr(leaf, "num_row") and hasattr(leaf, "feature_names")
+
+
+def _of_xgboost(leaf: Any) -> Any:
+    """What it lacks is missing (NaN), and no zero."""
+    held = leaf.get_data().tocoo()
+    array = np.full((leaf.num_row(), leaf.num_col()), np.nan, dtype=np.float32)
+    array[held.row, held.col] = held.data
+    return array
 
 
 def _numbers(value: Any) -> Iterator[Any]:
