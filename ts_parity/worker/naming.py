@@ -78,7 +78,8 @@ class Names:
         value = space.get(name)
         if isinstance(value, type):
             for kind in own_classes(value):
-                if self._lies_beside(vars(sys.modules.get(kind.__module__, types))):
+                module = sys.modules.get(kind.__module__)
+                if module is not None and self._lies_beside(vars(module)):
                     self._class(kind)
             return
         function = plain_function(value)
