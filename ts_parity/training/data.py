@@ -235,12 +235,24 @@ def _run_alone(handler: OfflineHandler, body: Body) -> _Seen:
     except TsParityError:
         raise
     except Exception as error:  # user code's own way of refusing a body; TorchServe would answer 503
+        if _answers_unwatched(handler, body):
+            raise NotCodable(
+                "this handler cannot be protected by a trained model: it fails while its model is watched, and not "
+                f"otherwise ({type(error).__name__}: {error}); take code exact"
+            ) from error
         return _Seen(problem=f"{type(error).__name__}: {error}")
     if record.raw is not None and answer.status < 400:
         return _Seen(given_to(record.calls[0]), record.raw, record.calls[0])
     if record.raw is None and record.refusal and answer.status < 400:
         raise NotCodable(f"this handler cannot be protected by a trained model: {handler.why_not(request, record)}")
     return _Seen(problem=f"status {answer.status}")
+
+
+def _answers_unwatched(handler: OfflineHandler, body: Body) -> bool:
+    try:
+        return handler.answer(handler.request(body.read(), body.content_type)).status < 400
+    except Exception:  # its own error then
+        return False
 
 
 class _Store:
