@@ -19,6 +19,7 @@ from ts_parity.training.architectures import (
     plain_call,
     usual_architecture,
 )
+from ts_parity.training.narrowing import narrowed
 from ts_parity.training.sizing import NARROWEST, affordable_width, multiplications
 from ts_parity.worker.watches import ModelCall
 
@@ -128,6 +129,28 @@ def test_the_users_own_function(tmp_path):
         make_called(f"{file}:wrong", deployed(), call_of(IMAGES), IMAGES)
     with pytest.raises(TrainingError, match="has no function other"):
         make_called(f"{file}:other", deployed(), call_of(IMAGES), IMAGES)
+
+
+def test_a_narrower_network_begins_with_what_the_deployed_one_has_learned():
+    """Where every other channel and unit says nothing, it says the same without them: flattening keeps them apart."""
+    torch.manual_seed(0)
+    nn = torch.nn
+    wide = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, 32),
+        nn.ReLU(), nn.Linear(32, 5),
+    )  # fmt: skip
+    wide(torch.rand(64, 3, 8, 8))  # statistics of its own
+    wide.eval()
+    with torch.no_grad():
+        wide[1].weight[::2] = 0.0  # a batch norm can silence a channel whatever its weights
+        wide[1].bias[::2] = 0.0
+        wide[5].weight[1::2] = 0.0
+        wide[5].bias[1::2] = 0.0
+    narrow = narrowed(wide, 0.5, frozenset({3, 5})).eval()
+    torch.testing.assert_close(narrow[0].weight, wide[0].weight[1::2])
+    torch.testing.assert_close(narrow[1].running_mean, wide[1].running_mean[1::2])
+    images = torch.rand(4, 3, 8, 8)
+    torch.testing.assert_close(narrow(images), wide(images))
 
 
 @pytest.mark.parametrize("architecture", ["cnn", "resnet18:0.06"])
