@@ -15,8 +15,11 @@ from ts_parity.codes import Code, Family, RowErrors
 from ts_parity.training.meaning import Meaning
 from ts_parity.wire import Array
 
-HALF_BELIEVED = 10
-"""From so many bodies, half of what they show of rows that err alike is believed; from 1,000, 99 % of it."""
+HALF_BELIEVED = 1
+"""From so many bodies, half of what they show of rows that err alike is believed; from thirty, nearly all. Measured on
+Fashion-MNIST (k = 2 and 4): with 10 in its place, what ten bodies told lost up to a point of agreement; with 0, what
+two told was in the worst case no better than nothing.
+"""
 MOST_GROUPS = 500
 """For each set of members: fifteen of them with k = 4."""
 
