@@ -10,6 +10,7 @@ import pytest
 from tests.conftest import TorchServeFactory, write_archive
 from ts_parity.torchserve.archive import Sample, wrap_deployed, wrap_parity
 from ts_parity.torchserve.launcher import TorchServeInstance
+from ts_parity.wire import CONFIDENCE
 
 pytestmark = [pytest.mark.torchserve, pytest.mark.slow]
 
@@ -54,9 +55,20 @@ def ask(instance: TorchServeInstance, model: str, body: bytes) -> tuple[int, str
 
 
 @pytest.mark.parametrize("body", [b"", b"hello", b"teapot", b"raise", b"\xff not text"])
-@pytest.mark.parametrize("model", ["wrapped", "guard"])
-def test_plain_requests_are_answered_as_before(instance: TorchServeInstance, model: str, body: bytes) -> None:
-    assert ask(instance, model, body) == ask(instance, "own", body)
+def test_plain_requests_are_answered_as_before(instance: TorchServeInstance, body: bytes) -> None:
+    assert ask(instance, "wrapped", body) == ask(instance, "own", body)
+
+
+@pytest.mark.parametrize(
+    ("body", "confident"), [(b"", True), (b"hello", True), (b"teapot", True), (b"raise", False), (b"\xff", False)]
+)
+def test_a_protection_adds_to_a_plain_answer_how_sure_it_is(
+    instance: TorchServeInstance, body: bytes, confident: bool
+) -> None:
+    status, reason, headers, content = ask(instance, "guard", body)
+    if confident:
+        headers.remove((CONFIDENCE, "1"))
+    assert (status, reason, headers, content) == ask(instance, "own", body)
 
 
 def test_describe_says_the_role_and_what_is_protected(instance: TorchServeInstance) -> None:
