@@ -48,13 +48,12 @@ from ts_parity.codes import Code, Family, make_code
 from ts_parity.training.architectures import DEPLOYED, Called, Shaped, Shapes, cnn, folded, has_width, make_called
 from ts_parity.training.augment import vary
 from ts_parity.training.calibration import HeldOut, TooFew, calibrate, reliability
-from ts_parity.training.cost import measure
 from ts_parity.training.evaluate import evaluate, over_seeds
 from ts_parity.training.fit import Knobs, Material, Progress, fit, run_network
 from ts_parity.training.goals import Goal, draw_groups
 from ts_parity.training.job import said
 from ts_parity.training.meaning import CLASSES, Meaning
-from ts_parity.training.sizing import affordable_width, multiplications
+from ts_parity.training.sizing import affordable_width, in_turn, multiplications, usual
 from ts_parity.training.weighing import is_weighed
 from ts_parity.wire import Array
 from ts_parity.worker.watches import ModelCall
@@ -480,9 +479,17 @@ def rescored(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _cost(task: Task, model: nn.Module, code: Code) -> dict[str, Any]:
-    shown = _runs(code) * _share(model, task)
-    cost = measure(task.deployed, model, Goal(code), task.data.train[: code.k], shown, torch.device("cpu"))
-    return {"cost": cost.cost, "multiplications": cost.multiplications}
+    """Of the networks alone, as the TorchScript that a worker runs: handlers are left out here, and what they do."""
+    inputs, goal = task.data.train[: code.k], Goal(code)
+
+    def encoded() -> torch.Tensor:
+        return inputs if code.family is Family.BACKUP else goal.encode(inputs[None], torch.ones(1, code.k))
+
+    with torch.inference_mode():
+        group, one = torch.jit.trace(model, encoded()), torch.jit.trace(task.deployed, inputs[:1])
+        runs = (lambda: group(encoded()), lambda: one(inputs[:1]))
+        together, alone = usual(in_turn(runs, torch.device("cpu")))
+    return {"cost": round(float(together / alone), 3), "multiplications": round(_runs(code) * _share(model, task), 3)}
 
 
 def _share(model: nn.Module, task: Task) -> float:

@@ -2,6 +2,7 @@
 
 import io
 
+import numpy as np
 import pytest
 import torch
 
@@ -177,10 +178,10 @@ def test_what_cannot_be_counted_is_sized_by_the_clock(monkeypatch, one, budget, 
 
 
 def sized_by_clock(monkeypatch, one, budget, overhead=0.0):
-    def paired(group, deployed, device, rounds):
-        return [(group(), one)] * rounds
+    def in_turn(runs, device, rounds):
+        return np.array([(runs[0](), one)] * rounds)
 
-    monkeypatch.setattr(sizing, "paired", paired)
+    monkeypatch.setattr(sizing, "in_turn", in_turn)
     uncounted = called(lambda x: x[:, :3])
     cpu = torch.device("cpu")
     return affordable_width(lambda width: lambda x: max(width, overhead), uncounted, SHAPES, 2, budget, cpu)

@@ -158,6 +158,8 @@ def test_without_labels_nothing_is_called_accuracy():
 def test_numbers_are_no_shares_and_the_furthest_off_are_shown():
     numbers = {"metric": "mae", "loss_of": "the outputs' variance", "score": 9.87, "spread": 76.2, "disagreements": [
         {"body": "a.json", "row": 0, "deployed": "151.2", "rebuilt": "188"}]}  # fmt: skip
+    surest = [{**each, "score": 8.0} for each in sure()["surest"]]
+    numbers["confidence"] = {"agreement": 0.9, "agreement_95": [0.8, 0.95], "surest": surest}
     candidates = [made("student", k, 0.017, 1.2, labelled=False, **numbers) for k in (2, 4)]
     asked = {"metric": "mae", "outputs": {"kind": "numbers", "why": "one output"}, "beside": []}
     _, root = page_of(*candidates, bodies={0: body(b'{"rooms": 3}', "application/json")}, **asked)

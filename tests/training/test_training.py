@@ -340,6 +340,7 @@ def test_a_student_of_another_architecture_is_packed_for_the_users_own_handler(m
     [made] = report["candidates"]
     assert made["architecture"] == "mlp"
     assert made["multiplications"] <= 4.0
+    assert read_archive(tmp_path / "out" / made["archives"][0]).section["cost"] == made["cost"] > 0
     assert "archives" not in report
     packed = read_archive(tmp_path / "out" / made["archives"][0])
     assert ("parity_model" in packed.section) == (not own_form)
@@ -424,7 +425,7 @@ def test_what_cannot_be_done_is_said_before_any_work_and_corrected_settings_go_o
         raise TrainingError("as asked")
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(job, "measure", stopped)
+        patched.setattr(job, "recommend", stopped)
         with pytest.raises(TrainingError, match="as asked"):
             run(archive, bodies, tmp_path, budget=enough, **student)
     work = tmp_path / "out.unfinished"
@@ -432,7 +433,7 @@ def test_what_cannot_be_done_is_said_before_any_work_and_corrected_settings_go_o
     kept = [*work.glob("*.weights"), work / "seen" / "index.json"]
     assert len(kept) == 2
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(job, "measure", stopped)
+        patched.setattr(job, "recommend", stopped)
         with pytest.raises(TrainingError, match="as asked"):
             run(archive, bodies, tmp_path, budget=2 * enough, steps=20, **student)
     assert len([*work.glob("*.weights")]) == 2, "of two settings; neither is thrown away"

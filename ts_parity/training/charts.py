@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ts_parity.pages import text
 
 WIDTH, HEIGHT = 420.0, 270.0
-LEFT, RIGHT, TOP, BOTTOM = 50.0, 12.0, 10.0, 44.0
+LEFT, RIGHT, TOP, BOTTOM = 56.0, 12.0, 10.0, 44.0
 _TICKS = 5
 _ROOM = 0.06
 """Of an axis, beyond what lies on it."""

@@ -1,60 +1,66 @@
-"""What a group costs: T(group) / T(1), the time of a protection's work in deployed inferences, on this device.
+"""What protecting one group costs, in deployed inferences: the time of what was packed, on a worker as it will be.
 
-Knows models and clocks. Knows nothing of accuracy. Preprocessing is left out: it is the same k times for every code.
+Measured with the packed archive, its own handler and its decoding of bodies included, against plain requests to the
+archive of the user. Knows handlers, protections and clocks. Knows nothing of training.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-from ts_parity.codes import Family
-from ts_parity.training.goals import Goal
-from ts_parity.training.inputs import Inputs
-from ts_parity.training.sizing import Model, bound, paired
+from ts_parity.errors import NotCodable
+from ts_parity.torchserve.archive import extract_archive
+from ts_parity.training.bodies import Body
+from ts_parity.training.sizing import in_turn, usual
+from ts_parity.wire import Frame, Part
+from ts_parity.worker.entry import OfflineProtection
+from ts_parity.worker.offline import OfflineHandler
+
+_REFUSED = 400
 
 
 @dataclass(frozen=True)
 class Cost:
-    """`cost`: T(group) / T(1), the median of alternating pairs; `multiplications`: the same counted, if it can be."""
-
-    cost: float
-    group_ms: float
-    one_ms: float
-    multiplications: float | None
-
-
-@torch.inference_mode()
-def measure(
-    deployed: Model,
-    model: Model,
-    goal: Goal,
-    inputs: Inputs,
-    multiplications: float | None,
-    device: torch.device,
-) -> Cost:
-    """Inputs (k) of one group. As the worker does it: a parity model answers once, after encoding; a student
-    the k as a batch; the deployed model itself too on CUDA, but one by one on a CPU.
+    """`cost`: T(group) / T(1), taken in turn; None: it could not be measured. `multiplications`: of
+    the networks alone, counted, if they can be.
     """
-    group, one = inputs.to(device), inputs[:1].to(device)
-    pairs = paired(_answering(model, goal, group, device), bound(deployed, one), device)
+
+    cost: float | None = None
+    group_ms: float | None = None
+    one_ms: float | None = None
+    multiplications: float | None = None
+
+
+def measure(
+    handler: OfflineHandler, packed: Path, bodies: Sequence[Body], multiplications: float | None, device: torch.device
+) -> Cost:
+    """`handler`: of the deployed archive; `bodies`: the k of one group. Raise NotCodable if what was packed does not
+    answer them, as it would not on a worker.
+    """
+    parts = [Part((("content-type", b.content_type),) if b.content_type else (), b.read()) for b in bodies]
+    frame = Frame(tuple(parts))
+    with tempfile.TemporaryDirectory(prefix="ts-parity-cost-") as scratch:
+        extract_archive(packed, Path(scratch))
+        protection = OfflineProtection(Path(scratch), device.index if device.type == "cuda" else None)
+        answered = protection.answer(frame)
+        if answered.raw is None and not all(part and part.status < _REFUSED for part in answered.slots):
+            said = next(part for part in answered.slots if part and part.status >= _REFUSED)
+            raise NotCodable(
+                f"its group is answered by status {said.status}: {said.body[:200].decode(errors='replace')}"
+            )
+
+        ones = [lambda body=body: handler.answer(handler.request(body.read(), body.content_type)) for body in bodies]
+        group_s, *each_s = usual(in_turn((lambda: protection.answer(frame), *ones), device))
+    one_s = statistics.mean(each_s)
     return Cost(
-        cost=round(statistics.median(g / o for g, o in pairs), 3),
-        group_ms=round(1000 * statistics.median(g for g, _ in pairs), 3),
-        one_ms=round(1000 * statistics.median(o for _, o in pairs), 3),
+        cost=round(float(group_s / one_s), 3),
+        group_ms=round(1000 * float(group_s), 3),
+        one_ms=round(1000 * float(one_s), 3),
         multiplications=None if multiplications is None else round(multiplications, 3),
     )
-
-
-def _answering(model: Model, goal: Goal, group: Inputs, device: torch.device) -> Callable[[], object]:
-    if goal.code.family is Family.PARITY:
-        assert isinstance(group, torch.Tensor)
-        together, full = group[None], torch.ones(1, goal.k, device=device)
-        return lambda: model(goal.encode(together, full))
-    if goal.code.lossless and device.type == "cpu":
-        each = [bound(model, group[slot : slot + 1]) for slot in range(len(group))]
-        return lambda: [answer() for answer in each]
-    return bound(model, group)

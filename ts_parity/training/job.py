@@ -12,8 +12,9 @@ import json
 import platform
 import shutil
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -107,6 +108,21 @@ class Trained:
     errors: RowErrors | None = None
 
 
+@dataclass
+class _Price:
+    """What a group costs; asked for each row of a code, whose networks are alike, and measured once."""
+
+    measured: Callable[[Path], Cost]
+    found: Cost | None = None
+
+    def __call__(self, packed: Path) -> float | None:
+        self.found = self.found or self.measured(packed)
+        return self.found.cost
+
+    def told(self) -> dict[str, Any]:
+        return asdict(self.found or Cost())
+
+
 class _Job:
     """What the stages share."""
 
@@ -121,6 +137,7 @@ class _Job:
         self.fabric = make_fabric(settings)
         self.knobs = _knobs(settings)
         self.deciding = Deciding(settings, self.knobs, self.fabric.device, work)
+        self.warnings: list[str] = []
         self.shown: dict[int, Body] = {}
         """Those of the disagreements, by their row among the scored ones."""
 
@@ -155,7 +172,8 @@ class _Job:
         if "candidates" not in report:
             packer = self._packer(self.bodies[:2])
             report["candidates"] = [
-                _unscored(candidate.code, self._exact(packer, candidate)) for candidate in candidates
+                _unscored(candidate.code, self._exact(packer, candidate, lambda packed: None))
+                for candidate in candidates
             ]
         if varying:
             report.setdefault("warnings", []).append(
@@ -215,7 +233,7 @@ class _Job:
             self._tell(ground.meaning)
             made = [self._candidate(handler, ground, packer, candidate) for candidate in decided]
             beside = [
-                self._beside(ground, k)
+                self._beside(handler, ground, packer, k)
                 for k in self.settings.ks
                 if all(k != c["k"] for c in made if c["code"] == "exact")
             ]
@@ -227,6 +245,7 @@ class _Job:
                 *_overlap(ground, decided),
                 *_warnings(ground.seen.outputs, decided),
                 *substitutes(candidates, decided),
+                *self.warnings,
             ],
             "knobs": {**asdict(self.knobs), "vary": list(self.knobs.vary)},
             "split": {
@@ -269,13 +288,14 @@ class _Job:
         code = candidate.code
         if code.lossless:
             scores = [self._scores(ground, code, self._answered(ground, code, Trained([]), 0))]
-            cost = self._cost(ground, code, ground.deployed())
+            price = self._price(handler, ground, code, ground.deployed())
+            archives = self._exact(packer, candidate, price)
             return {
                 **_told(code, ITSELF),
                 **of_packed(scores, 0),
                 "seeds": 0,
-                **asdict(cost),
-                "archives": self._exact(packer, candidate, cost.cost),
+                **price.told(),
+                "archives": archives,
             }
         rows = range(code.r if code.family is Family.PARITY else 1)  # the r instances of a backup run one network
         trained = [
@@ -289,11 +309,10 @@ class _Job:
         promised = self._promise(handler, ground, code, best, scores[chosen])
         says = functools.partial(said, code, best.models)
         confidence, worth = calibrated(ground, code, says, best.errors, self.settings.seed)
-        cost = self._cost(ground, code, best.models[0])
-        archives = []
+        price, archives = self._price(handler, ground, code, best.models[0]), []
         for row in range(code.r):
             model, name = best.models[min(row, len(best.models) - 1)], self._name(candidate, row)
-            archives.append(packer.protection(code, row, model, name, cost.cost, promised, best.errors, confidence))
+            archives.append(packer.protection(code, row, model, name, price, promised, best.errors, confidence))
         told = {
             "promised": asdict(promised),
             "confidence": worth,
@@ -301,7 +320,7 @@ class _Job:
             "archives": archives,
             **self._shows(handler, ground, code, answered[chosen]),
         }
-        return {**_told(code, str(candidate.architecture)), **of_packed(scores, chosen), **asdict(cost), **told}
+        return {**_told(code, str(candidate.architecture)), **of_packed(scores, chosen), **price.told(), **told}
 
     def _weighed(self, ground: Ground, code: Code, models: Sequence[Called | Reading]) -> Trained:
         """With how the rows' errors go together, where there are several."""
@@ -339,9 +358,9 @@ class _Job:
         groups = draw_groups(ground.choose, code.k, np.random.default_rng(self.settings.seed), most)
         return groups, ground.seen.outputs[groups]
 
-    def _exact(self, packer: Packer, candidate: Candidate, cost: float | None = None) -> list[str]:
+    def _exact(self, packer: Packer, candidate: Candidate, price: Callable[[Path], float | None]) -> list[str]:
         code = candidate.code
-        return [packer.protection(code, row, None, self._name(candidate, row), cost) for row in range(code.r)]
+        return [packer.protection(code, row, None, self._name(candidate, row), price) for row in range(code.r)]
 
     def _row(self, ground: Ground, candidate: Candidate, row: int, seed: int) -> Called | Reading:
         """One trained network, from its finished weights if an earlier run left them."""
@@ -424,11 +443,16 @@ class _Job:
         classes = [{**each, "name": class_name(each["class"], names)} for each in by_class(all_of_them, meaning)]
         return {"classes": classes, "differing": who_was_right(all_of_them, meaning), "disagreements": shown}
 
-    def _beside(self, ground: Ground, k: int) -> dict[str, Any]:
+    def _beside(self, handler: OfflineHandler, ground: Ground, packer: Packer, k: int) -> dict[str, Any]:
         """What `exact` would cost, which nobody asked for: the others are compared with it."""
         code = make_code("exact", k)
-        cost = self._cost(ground, code, ground.deployed())
-        return {**_told(code, ITSELF), "metric": ground.meaning.metric, "loss": 0.0, **asdict(cost)}
+        cost = asdict(Cost(float(k), multiplications=float(k)))  # a CPU answers one slot after the other
+        if self.fabric.device.type == "cuda":
+            price = self._price(handler, ground, code, ground.deployed())
+            with tempfile.TemporaryDirectory(prefix="ts-parity-exact-") as scratch:
+                replace(packer, out=Path(scratch)).protection(code, 0, None, f"exact-k{k}", price)
+            cost = price.told()
+        return {**_told(code, ITSELF), "metric": ground.meaning.metric, "loss": 0.0, **cost}
 
     def _tell(self, meaning: Meaning) -> None:
         """Before hours are spent on it."""
@@ -459,16 +483,24 @@ class _Job:
 
         return promise(handler, ground.scored_bodies, rebuilt, meaning.kind in ("numbers", "box", "embedding"))
 
-    def _cost(self, ground: Ground, code: Code, model: Model) -> Cost:
-        deployed = ground.deployed()
+    def _price(self, handler: OfflineHandler, ground: Ground, code: Code, model: Model) -> _Price:
+        """`model`: what will be packed."""
         runs = 1 if code.family is Family.PARITY else code.k
-        own, one = (multiplications(each, ground.shapes) for each in (model, deployed))
+        own, one = (multiplications(each, ground.shapes) for each in (model, ground.deployed()))
         counted = None if own is None or one is None else runs * own / one
-        if code.lossless:
-            counted = float(runs)
+        counted = float(runs) if code.lossless else counted
         inputs = ground.seen.inputs
-        group = inputs.typical(code.k) if isinstance(inputs, Calls) else inputs[: code.k]
-        return measure(deployed, model, Goal(code), group, counted, self.fabric.device)
+        rows = inputs.typical(code.k).rows if isinstance(inputs, Calls) else range(code.k)
+        bodies = [self.bodies[int(ground.seen.kept[row])] for row in rows]
+
+        def measured(packed: Path) -> Cost:
+            try:
+                return measure(handler, packed, bodies, counted, self.fabric.device)
+            except Exception as error:  # whatever user code raises at what was packed for it
+                self.warnings.append(f"{packed.name} does not answer a group here, and perhaps on no worker: {error}")
+                return Cost(multiplications=counted)
+
+        return _Price(measured)
 
     def _packer(self, bodies: Sequence[Body]) -> Packer:
         return Packer(self.settings, self.archive, self.protects, self.extracted, bodies, self.work / "made")

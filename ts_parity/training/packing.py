@@ -9,7 +9,7 @@ import copy
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -68,12 +68,14 @@ class Packer:
         row: int,
         model: Called | Reading | None,
         name: str,
-        cost: float | None,
+        price: Callable[[Path], float | None],
         promised: Promise = NOTHING_PROMISED,
         errors: RowErrors | None = None,
         confidence: Confidence | None = None,
     ) -> str:
         """The archive of one row of a code; no model: the deployed model itself. -> its file name.
+
+        `price` is asked with the archive what a group costs, which is then written into it.
 
         In the form in which the user's handler loads its own model, where that works; else as TorchScript beside it.
         Each of `bodies` is answered by what was packed as by what was trained: a trace may hold for one length only.
@@ -90,7 +92,6 @@ class Packer:
                 "secret": self.settings.secret,
                 "declaration": self.settings.declaration,
                 "never_code": declared_never_code(self.settings.never_code),
-                "cost": cost,
                 "agreement": promised.agreement,
                 "tolerance": promised.tolerance,
                 "row_errors": errors,
@@ -99,15 +100,17 @@ class Packer:
             }
             source = self.settings.archive
             if model is None:
-                return wrap_parity(source, self.out, name, **options).name
+                return self._priced(wrap_parity(source, self.out, name, **options), price, options)
             calls = _calls(self.work, self.bodies, self.settings.declaration)
             network = model.network.to("cpu").eval()
             expected = [_answer(network, plain_call(call) if model.plain else call) for call in calls]
             own = Path(scratch) / "own"
             if _save_as_deployed(self.archive, self.work, model, calls[0], own):
-                packed = wrap_parity(source, self.out, name, serialized_file=own, **options)
+                options["serialized_file"] = own
+                packed = wrap_parity(source, self.out, name, **options)
                 if _loads_as(packed, self.bodies, expected):
-                    return packed.name
+                    return self._priced(packed, price, options)
+                del options["serialized_file"]
             script = Path(scratch) / "other.pt"
             torch.jit.save(_beside(model, calls[0]), str(script))
             loaded = torch.jit.load(script)  # type: ignore[no-untyped-call]
@@ -117,7 +120,14 @@ class Packer:
                         f"the network as TorchScript does not answer {body.name} as trained, perhaps since it takes "
                         "inputs of one length only; it cannot be packed"
                     )
-            return wrap_parity(source, self.out, name, parity_model=script, **options).name
+            options["parity_model"] = script
+            return self._priced(wrap_parity(source, self.out, name, **options), price, options)
+
+    def _priced(self, packed: Path, price: Callable[[Path], float | None], options: Mapping[str, Any]) -> str:
+        """Measured, and packed again with what was found. `options`: those that it was packed with."""
+        if (cost := price(packed)) is not None:
+            wrap_parity(self.settings.archive, self.out, packed.stem, cost=cost, **options)
+        return packed.name
 
 
 @contextmanager

@@ -224,9 +224,9 @@ def _figures(report: Mapping[str, Any], scored: Sequence[Candidate], figure: Fig
         drawn.append((f"Overall {_overall_name(scored[0])}", share, _overall(scored)))
     if sure := [c for c in scored if c.get("confidence", {}).get("surest")]:
         words = (
-            "If only those rebuilt answers are released that look surest, they agree more often. This holds for bodies "
-            "like those that were scored. It is no guard against bodies of another kind: only the comparison with live "
-            "answers, which the proxy makes all the time, is."
+            "If only those rebuilt answers are released that look surest, they are closer to the model's own. This "
+            "holds for bodies like those that were scored. It is no guard against bodies of another kind: only the "
+            "comparison with live answers, which the proxy makes all the time, is."
         )
         drawn.append(("Confidence", words, _confidence(sure)))
     shown = "".join(
@@ -295,25 +295,28 @@ def _worth(candidate: Candidate) -> float:
 
 
 def _confidence(candidates: Sequence[Candidate]) -> str:
-    marks = []
-    for c in candidates:
-        whole = {
-            "released": 1.0,
-            "agreement": c["confidence"]["agreement"],
-            "agreement_95": c["confidence"]["agreement_95"],
-        }
-        points = [whole, *(each for each in c["confidence"]["surest"] if "agreement" in each)]
-        marks.append(
-            Mark(
-                _label(c), c["code"], [(100 * p["released"], 100 * p["agreement"]) for p in points],
-                _form(c), [(100 * p["agreement_95"][0], 100 * p["agreement_95"][1]) for p in points],
-                line=True,
-            )
-        )  # fmt: skip
+    figure = FIGURES[candidates[0]["metric"]]
+    marks = [_surest_numbers(c) if figure.error else _surest(c) for c in candidates]
     told = "; ".join(
-        f"{mark.label}: " + ", ".join(f"{y:.1f} % of the surest {x:.0f} %" for x, y in mark.points) for mark in marks
+        f"{mark.label}: " + ", ".join(f"{y:.4g} of the surest {x:.0f} %" for x, y in mark.points) for mark in marks
     )
-    return Chart(told, "surest answers that are released, %", "agreement, %", marks, zero=False).svg()
+    up = figure.own if figure.error else "agreement, %"
+    return Chart(told, "surest answers that are released, %", up, marks, zero=False).svg()
+
+
+def _surest(candidate: Candidate) -> Mark:
+    told = candidate["confidence"]
+    points = [{**told, "released": 1.0}, *(each for each in told["surest"] if "agreement" in each)]
+    shown = [(100 * point["released"], 100 * point["agreement"]) for point in points]
+    ends = [(100 * point["agreement_95"][0], 100 * point["agreement_95"][1]) for point in points]
+    return Mark(_label(candidate), candidate["code"], shown, _form(candidate), ends, line=True)
+
+
+def _surest_numbers(candidate: Candidate) -> Mark:
+    """Of numbers there is no share that agrees."""
+    points = [(100 * p["released"], float(p["score"])) for p in candidate["confidence"]["surest"] if "score" in p]
+    whole = (100.0, float(candidate["score"]))
+    return Mark(_label(candidate), candidate["code"], [whole, *points], _form(candidate), line=True)
 
 
 # ---- by class --------------------------------------------------------------------------------------------------------

@@ -6,11 +6,13 @@ Knows models as functions of a batch of inputs, shapes and clocks. Knows nothing
 from __future__ import annotations
 
 import math
-import statistics
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -20,6 +22,7 @@ from ts_parity.training.architectures import Shapes
 from ts_parity.training.counting import counting
 from ts_parity.training.inputs import Inputs
 from ts_parity.training.reading import Reading
+from ts_parity.wire import Array
 
 NARROWEST, WIDEST = 1 / 64, 16.0
 """Widths that are tried, in shares of the built-in network's own."""
@@ -27,7 +30,9 @@ USUAL_BUDGET = 1.0
 """A group costs one deployed inference."""
 AS_SMALL_AS_ANY = 1.1
 """Networks that take so little more time than the narrowest spend it on overhead: narrower saves nothing."""
-ROUNDS, WARM = 30, 5
+ROUNDS, WARM = 100, 5
+PAUSE_S = 0.002
+"""Before each run; requests seldom come closer."""
 SIZING_ROUNDS, SIZING_STEPS = 10, 8
 
 COUNTED = 5
@@ -107,8 +112,8 @@ def affordable_width(
     inputs = (torch.zeros(runs, *shapes.given) if shapes.calls is None else shapes.calls.typical(runs)).to(device)
 
     def timed(width: float) -> float:
-        pairs = paired(bound(make(width), inputs), bound(deployed, inputs[:1]), device, SIZING_ROUNDS)
-        return statistics.median(group / one for group, one in pairs)
+        group, one = usual(in_turn((bound(make(width), inputs), bound(deployed, inputs[:1])), device, SIZING_ROUNDS))
+        return float(group / one)
 
     least = timed(NARROWEST)
     if budget is not None and least > budget:
@@ -127,11 +132,34 @@ def widest(cost: Callable[[float], float], limit: float, steps: int = 24, most: 
     return low
 
 
-def paired(
-    group: Callable[[], object], one: Callable[[], object], device: torch.device, rounds: int = ROUNDS
-) -> list[tuple[float, float]]:
-    """Seconds of both, one after the other, over and over: what else the machine does strikes both alike."""
-    return [(_seconds(group, device), _seconds(one, device)) for _ in range(rounds + WARM)][WARM:]
+def in_turn(runs: Sequence[Callable[[], object]], device: torch.device, rounds: int = ROUNDS) -> Array:
+    """-> (rounds, runs): seconds of each, one after the other, over and over: what else the machine does strikes all
+    alike. Each begins after a pause, as a worker does: in a tight loop what it needs would still lie in the caches, and
+    a single small inference be three times as fast as any that is served.
+    """
+    with _threads_of_a_worker():
+        return np.array([[_seconds(run, device) for run in runs] for _ in range(rounds + WARM)])[WARM:]
+
+
+def usual(seconds: Array) -> Array:
+    """(rounds, ...) -> (...): the lower quartile. On a busy machine much of what lies above is waiting for a turn,
+    which long runs have more of than short ones.
+    """
+    return np.asarray(np.quantile(seconds, 0.25, axis=0))
+
+
+@contextmanager
+def _threads_of_a_worker() -> Iterator[None]:
+    """One, unless the environment says otherwise: what `ts-parity` starts has one to a worker, and where workers have
+    more, a busy machine leaves them no more than that.
+    """
+    before = torch.get_num_threads()
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _too_small(budget: float, least: float, of: str) -> TrainingError:
@@ -143,6 +171,7 @@ def _too_small(budget: float, least: float, of: str) -> TrainingError:
 
 
 def _seconds(run: Callable[[], object], device: torch.device) -> float:
+    time.sleep(PAUSE_S)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     started = time.perf_counter()

@@ -115,6 +115,11 @@ class Worker:
             return self._groups.once(context)
         return lambda request: seen_once(self._boundary, context, request)
 
+    def group(self, context: Any, frame: Frame, request_id: str) -> Frame:
+        """Of an archive that is a protection."""
+        assert self._groups is not None
+        return self._groups.answer(context, frame, request_id)
+
     def answer(self, data: Any, context: Any) -> Any:
         processors = context.request_processor
         headers = [processor.get_request_properties() for processor in processors or ()]
@@ -194,7 +199,7 @@ class Worker:
         if operation == OP_FINISH and not isinstance(self._groups, BackupGroups):
             return self._deployed.finish(context, self._coded(request), request.id)
         if operation == OP_GROUP and self._groups is not None:
-            return self._framed(self._groups.answer(context, self._coded(request), request.id))
+            return self._framed(self.group(context, self._coded(request), request.id))
         if operation in (OP_FINISH, OP_GROUP):
             raise WrongOperation(f"operation {operation} is not for an endpoint of role {self._settings.role}")
         raise WrongOperation(f"unknown operation {operation!r} in {OP}")
@@ -318,6 +323,26 @@ def _another(folder: Path, role: str, gpu_id: int | None) -> Once:
     with without_modules_of(folder):
         context = make_context(folder, gpu_id)
         return Worker(context, role, rehearses=True).once(context)
+
+
+class OfflineProtection:
+    """A protection's extracted archive as its worker has it, self-test included, outside TorchServe."""
+
+    def __init__(self, folder: Path, gpu_id: int | None = None) -> None:
+        self._folder = folder.resolve()
+        with without_modules_of(self._folder), working_in(self._folder):
+            sys.path.insert(0, str(self._folder))
+            try:
+                self._context = make_context(self._folder, gpu_id)
+                self._worker = Worker(self._context, "parity", rehearses=True)
+                self.verdict = self._worker.rehearse(self._context, lambda: _another(self._folder, "parity", gpu_id))
+            finally:
+                sys.path.remove(str(self._folder))
+
+    def answer(self, frame: Frame) -> Frame:
+        """Raise NotCodable with the verdict's reason if it refuses."""
+        with working_in(self._folder):
+            return self._worker.group(self._context, frame, "offline")
 
 
 def operation_of(headers: dict[str, Any]) -> str:
