@@ -81,12 +81,11 @@ TRAINING = [
     "torchserve>=0.12",
     "torch-model-archiver>=0.12",
     "lightning-fabric>=2.2",
-    "matplotlib>=3.7",
     "Pillow>=10.0",
     "scikit-learn>=1.3",
     "tqdm>=4.60",
 ]
-DEMO = [*PROXY, *TORCHSERVE, *TRAINING]
+DEMO = [*PROXY, *TORCHSERVE, *TRAINING, "matplotlib>=3.7"]
 DEV = [
     # Handlers of the tests serve with these; the package itself never imports them.
     "onnxruntime>=1.17",

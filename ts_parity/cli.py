@@ -33,7 +33,7 @@ EXTRAS = {
     "torch": "training",
     "tqdm": "training",
     "lightning_fabric": "training",
-    "matplotlib": "training",
+    "matplotlib": "demo",
     "PIL": "training",
     "ts": "torchserve",
     "model_archiver": "torchserve",

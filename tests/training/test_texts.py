@@ -356,7 +356,7 @@ def test_what_no_encoder_takes_is_refused_with_the_remedy(code):
     ids = [ModelCall("m", "__call__", (one(*row),), {}) for row in IDS]
     lengths = [ModelCall("m", "__call__", (torch.rand(1, 4, 8, n),), {}) for n in (4, 6)]
     why = not_encodable(make_code(code, 2), ids)
-    assert why.startswith(f"code {code} with k = 2: the model was called with a torch.int64 tensor at args.0")
+    assert why.startswith(f"code {code} with k = 2: the model was called with a tensor of torch.int64 at args.0")
     assert "take code student or exact" in why
     assert "lengths differ from request to request; take code student or exact" in not_encodable(
         make_code(code, 2), lengths

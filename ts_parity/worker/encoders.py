@@ -238,7 +238,7 @@ def _check_other(place: Place, leaf: Any, constant: bool, slots: int) -> None:
                 "inputs can be coded with sum or concat; take code exact"
             )
         raise NotCodable(
-            f"the model was called with a {dtype} tensor at {where(place)}: integers (token ids, indices) are "
+            f"the model was called with a tensor of {dtype} at {where(place)}: integers (token ids, indices) are "
             "never added, only floating inputs can be coded with sum or concat; take code student or exact"
         )
     if slots > 1:
