@@ -142,7 +142,7 @@ def test_labels_that_were_corrected_meanwhile_score_what_was_learned(archive, tm
     bodies, labels = write_bodies(tmp_path / "bodies", 60, 1), tmp_path / "labels.csv"
     labels.write_text("file,label\n" + "".join(f"{each.name},7\n" for each in sorted(bodies.iterdir())))
     with monkeypatch.context() as patched:
-        patched.setattr(job, "measure", lambda *args: (_ for _ in ()).throw(TrainingError("as asked")))
+        patched.setattr(job, "evaluate", lambda *args: (_ for _ in ()).throw(TrainingError("as asked")))
         with pytest.raises(TrainingError, match="as asked"):
             run(archive, bodies, tmp_path, steps=2, labels=labels)
     kept = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "out.unfinished").glob("*.weights")}
