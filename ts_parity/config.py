@@ -26,10 +26,10 @@ from ts_parity.errors import ConfigError
 UNIX = "unix:"
 """Before a path: the address of a Unix socket, as TorchServe writes it."""
 ENV_PREFIX = "TS_PARITY_"
-# A Kubernetes service called "ts-parity" puts variables of these forms into every container beside it.
 _MOST_PROCESSES = 1024
 """More than a machine has cores: a slip of the finger does not fill its process table."""
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]*")
+# A Kubernetes service called "ts-parity" puts variables of these forms into every container beside it.
 _KUBERNETES = re.compile(r"TS_PARITY_(SERVICE_(HOST|PORT)|PORT_\d+_|PORT$)")
 # What sockaddr_un holds, less the zero at its end.
 _LONGEST_SOCKET = 107

@@ -267,4 +267,4 @@ async def test_management_behind_a_gateway_that_answers_in_chunks(upstream: Upst
 def status_of(*told: Any) -> Any:
     *reports, instances = told
     plan = make_plan(reports, Wanted(instances))
-    return status_json(plan, reports, instances, {"endpoints": {}, "pools": {}}, {})
+    return status_json(plan, reports, instances, {"endpoints": {}, "pools": {}}, {}, time.monotonic())

@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,12 +16,13 @@ from tests.conftest import write_archive
 from tests.proxy.authority import Authority
 from tests.proxy.conftest import MakeFleet, make_fleet  # noqa: F401
 from ts_parity.cli import main
+from ts_parity.errors import ManagementError
 from ts_parity.testing import Canned, FakeModel, FakeTorchServe
 from ts_parity.torchserve import rollout
 from ts_parity.torchserve.archive import Archive, read_archive, wrap_deployed, wrap_parity
 from ts_parity.torchserve.management import ManagementClient
 from ts_parity.torchserve.proxies import View
-from ts_parity.torchserve.rollout import Asked, Rollout, Source, look, plan_registration
+from ts_parity.torchserve.rollout import Asked, Rollout, Source, check_content, look, plan_registration
 
 FAILURE = Canned.error(500, "InternalServerException", "out of\n  luck")
 LOST = Canned(drop=True)
@@ -532,3 +534,18 @@ async def test_a_proxy_that_cannot_tell_is_told_before_anything_is_done(
         assert await run("register", "--replace", new, "--admin", admin, on=(instance,)) == 3
         assert told in capsys.readouterr().err
     assert served(instance) == before
+
+
+@pytest.mark.parametrize("key", ["agreement", "tolerance", "row_errors", "confidence"])
+def test_what_training_wrote_is_compared_with_what_is_registered(key: str) -> None:
+    """The same code of another training, whose other figures happen to be equal."""
+    here = {"code": "sum", "k": 2, key: {"0,1": [[2.0]]}}
+    archive = SimpleNamespace(section=here, weights=lambda: "w", path=Path("sum.mar"))
+
+    def client(told: object) -> Any:
+        described = SimpleNamespace(customized={"ts_parity": {**here, "weights": "w", key: told}})
+        return SimpleNamespace(url="http://one", describe=lambda *_, **__: described)
+
+    check_content(client({"0,1": [[2.0]]}), "linear", "1.0", archive)  # type: ignore[arg-type]
+    with pytest.raises(ManagementError, match=key):
+        check_content(client({"0,1": [[3.0]]}), "linear", "1.0", archive)  # type: ignore[arg-type]

@@ -195,13 +195,15 @@ class Proxy:
             log.exception("the fleet could not be looked at; the last plan stays")
 
     def status(self) -> dict[str, Any]:
+        now = time.monotonic()
         state = {
             "state": "draining" if self.draining else "serving",
-            "uptime_s": round(time.monotonic() - self._started_at, 3),
+            "uptime_s": round(now - self._started_at, 3),
             "requests_in_flight": self._server.in_flight,
             "held": self.driver.left_over(),
         }
-        status = status_json(self.plan, self._reports, self.settings.instances, self.scheduler.snapshot(), state)
+        engine = self.scheduler.snapshot()
+        status = status_json(self.plan, self._reports, self.settings.instances, engine, state, now)
         if self._server.problem:
             status["problems"].append(self._server.problem)
         return status

@@ -6,7 +6,6 @@ Pure: plan, reports and counters in, plain values out.
 from __future__ import annotations
 
 import textwrap
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,14 +27,15 @@ def status_json(
     instances: Sequence[InstanceSettings],
     engine: Mapping[str, Any],
     state: Mapping[str, Any],
+    now: float,
 ) -> Json:
-    """`state`: uptime and the like, put first."""
+    """`state`: uptime and the like, put first. `now`: on the clock of `time.monotonic`, as in the reports."""
     return {
         "version": __version__,
         **state,
         "problems": [*plan.problems, *trust_problems(engine), *endpoint_problems(engine)],
         "pools": {name: _pool(plan, pool, engine) for name, pool in plan.pools.items()},
-        "instances": [_instance(plan, report, instances) for report in reports],
+        "instances": [_instance(plan, report, instances, now) for report in reports],
         "engine": engine,
     }
 
@@ -176,7 +176,7 @@ def _pool(plan: Plan, pool: PoolPlan, engine: Mapping[str, Any]) -> Json:
     }
 
 
-def _instance(plan: Plan, report: InstanceReport, instances: Sequence[InstanceSettings]) -> Json:
+def _instance(plan: Plan, report: InstanceReport, instances: Sequence[InstanceSettings], now: float) -> Json:
     given = next(instance for instance in instances if instance.name == report.name)
     places = next((i.places for i in plan.fleet.instances if i.name == report.name), 0)
     return {
@@ -185,7 +185,7 @@ def _instance(plan: Plan, report: InstanceReport, instances: Sequence[InstanceSe
         "management": given.management,
         "domain": given.domain or given.name,
         "up": report.up,
-        "seen_s": round(time.monotonic() - report.seen_at, 3),
+        "seen_s": round(now - report.seen_at, 3),
         "places": places,
         "models": [{"model": m.model, "version": m.version, "ready": m.ready} for m in report.models],
         "problem": report.problem,

@@ -59,6 +59,7 @@ _SAID_TWICE = (
     "cost",
     "agreement",
     "tolerance",
+    "row_errors",
     "confidence",
     "protects",
     "never_code",
