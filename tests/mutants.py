@@ -242,7 +242,7 @@ MUTANTS = [
         "proxy/driver.py",
         "if task.group.code != self._code(task.endpoint.pool):",
         "if False:",
-        ("tests/proxy/test_edges.py", "tests/proxy/test_trust.py", "tests/proxy/test_predictions.py"),
+        ("tests/proxy/test_app.py",),
     ),
     Mutant(
         "a client may say what only the proxy may",

@@ -108,6 +108,7 @@ class FakeModel:
     verdict: str = "codable"
     reason: str = ""
     repeatable: bool = True
+    cost: float | None = None
     agreement: float | None = None
     tolerance: float | None = None
     row_errors: dict[str, list[list[float]]] | None = None
@@ -161,7 +162,7 @@ class FakeModel:
             ours |= {"code": self.code, "k": self.k, "r": self.r, "row": self.row, "partial": self.partial}
             ours["coefficients"] = [list(row) for row in make_code(self.code, self.k, self.r).coefficients]
             ours |= {"agreement": self.agreement, "tolerance": self.tolerance, "row_errors": self.row_errors}
-            ours["confidence"] = self.confidence
+            ours |= {"confidence": self.confidence, "cost": self.cost}
             ours["protects"] = {"model": model, "version": version, "weights": weights}
         return {"ts_parity": ours}
 

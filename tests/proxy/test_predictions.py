@@ -48,6 +48,22 @@ async def test_a_frozen_workers_query_is_decoded(make_fleet: MakeFleet, frozen: 
     await until(lambda: nothing_left(fleet.proxy), "everything to be let go")
 
 
+@pytest.mark.parametrize(("code", "cost", "work"), [("sum", None, 1.0), ("sum", 1.2, 1.2), ("student", 0.5, 0.25)])
+async def test_a_protections_work_is_what_its_archive_says_a_group_costs(
+    make_fleet: MakeFleet, code: str, cost: float | None, work: float
+) -> None:
+    """A parity model runs once, however many its group has; of a backup's two slots only one is taken here."""
+    instances = coded(code=code, cost=cost)
+    fleet = await make_fleet(*instances)
+    for instance in instances[:2] if code == "student" else instances[:1]:
+        instance.freeze()
+    await fleet.posts(1 if code == "student" else 2)
+    assert f'ts_parity_work_total{{kind="protection"}} {work}\n' in fleet.proxy.metrics.exposition().decode()
+    for instance in instances:
+        instance.thaw()
+    await until(lambda: nothing_left(fleet.proxy), "everything to be let go")
+
+
 async def test_rows_are_weighed_by_what_their_archives_say_of_their_errors(
     make_fleet: MakeFleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:

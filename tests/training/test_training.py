@@ -249,6 +249,19 @@ def test_a_step_moves_the_parity_model_once_and_never_the_deployed_one(model, bo
     assert any(not torch.equal(before[name], weights[f"network.{name}"]) for name in before)
 
 
+def test_the_best_of_the_weights_are_kept_and_not_the_last(model, bodies, tmp_path, monkeypatch):
+    seen, deployed = observations(model(), bodies, tmp_path)
+    called = make_called(DEPLOYED, deployed, seen.call, shapes_of(seen))
+    material = Material(seen.inputs, seen.outputs, np.arange(100), np.arange(100, 120))
+    scores, kept = iter([0.5, 0.9, 0.1]), []
+    monkeypatch.setattr("ts_parity.training.fit.held_out_score", lambda *_: next(scores))
+    progress = Progress(lambda *_: kept.append(copy.deepcopy(called.state_dict())))
+    knobs = Knobs(steps=3, checks=3)
+    weights = fit(Fabric(accelerator="cpu"), called, material, Goal(make_code("sum", 2)), knobs, 0, None, progress)
+    assert all(torch.equal(weights[name], value) for name, value in kept[1].items())
+    assert any(not torch.equal(weights[name], value) for name, value in kept[2].items())
+
+
 @pytest.mark.parametrize(("name", "k"), [("sum", 3), ("concat", 2), ("concat", 4)])
 def test_training_encodes_as_the_worker_does(name, k):
     code = make_code(name, k, 1)

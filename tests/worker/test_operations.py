@@ -473,6 +473,19 @@ def test_user_code_never_sees_control_headers(serve: Serve) -> None:
     worker = serve("echoes", {})
     seen = json.loads(worker.ask(b"x", "raw", X_Key="v").body)["headers"]
     assert seen == {"X-Key": "v", "body": {"content-type": ""}}
+    # Of a handler that is not known to answer batches rightly, all are run together as TorchServe would run them.
+    batch = worker.batch([Ask(b"x", {OP: "raw", "X-Key": "v"}), Ask(b"y", {OP: "raw"})])
+    assert [json.loads(reply.body)["headers"].keys() - {"body"} for reply in batch] == [{"X-Key"}, set()]
+
+
+def test_under_an_envelope_that_drops_requests_the_handler_gets_what_is_left(serve: Serve) -> None:
+    """Rows and headers do not belong together any more, so nobody can say which of them was for the wrapper."""
+    worker = serve("echoes", {})
+    entry = worker.service._entry_point
+    worker.service._entry_point = lambda data, context: entry(data[:1], context) * 2
+    replies = worker.batch([Ask(b"x", {OP: "raw"}), Ask(b"y", {OP: "raw"})])
+    assert [reply.status for reply in replies] == [200, 200]
+    assert all("'x'" in json.loads(reply.body)["data"]["body"][1] for reply in replies)
 
 
 NAN, HUGE = np.full(8, np.nan, np.float32).tobytes(), np.full(8, 3e38, np.float32).tobytes()
