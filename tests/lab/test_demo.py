@@ -40,7 +40,9 @@ def test_the_demo_answers_everything_while_workers_are_frozen_and_killed(tmp_pat
     for arm in (coded, ours):
         assert (arm["lost"], arm["errors"]) == (0, 0)
         assert arm["reconstructed"] > 0
-    assert 1.0 < coded["work_per_query"] < 2.5
+    # A query costs its own inference, a few retries, and at most a group of its own, at the price measured here.
+    [sum_code] = json.loads((tmp_path / "trained" / "report.json").read_text())["candidates"]
+    assert 1.0 < coded["work_per_query"] < 1.1 + sum_code["cost"]
     assert 1.0 < ours["work_per_query"] < coded["work_per_query"]
     assert summary["arms"]["uncoded"]["reconstructed"] == 0
     assert (tmp_path / "latency.png").read_bytes().startswith(b"\x89PNG")
