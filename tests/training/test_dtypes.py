@@ -166,6 +166,7 @@ def test_the_widest_network_within_a_limit():
     assert widest(lambda width: 1.0, 1.0) == pytest.approx(16.0, rel=1e-3)
 
 
+@pytest.mark.usefixtures("the_clock")
 @pytest.mark.parametrize(
     ("one", "budget", "width"),
     [
@@ -180,15 +181,32 @@ def test_what_cannot_be_counted_is_sized_by_the_clock(monkeypatch, one, budget, 
 
 
 def sized_by_clock(monkeypatch, one, budget, overhead=0.0):
+    timed = []
+
     def in_turn(runs, device, rounds):
-        return np.array([(runs[0](), one)] * rounds)
+        seconds = [*(run() for run in runs[:-1]), one]
+        timed.append(max(seconds))
+        return np.array([seconds] * rounds)
 
     monkeypatch.setattr(sizing, "in_turn", in_turn)
     uncounted = called(lambda x: x[:, :3])
     cpu = torch.device("cpu")
-    return affordable_width(lambda width: lambda x: max(width, overhead), uncounted, SHAPES, 2, budget, cpu)
+    width = affordable_width(lambda width: lambda x: max(width, overhead), uncounted, SHAPES, 2, budget, cpu)
+    assert max(timed) <= 2 * sizing.FAR * max(overhead, one * (budget or 1.0)), "much wider networks are not even tried"
+    return width
 
 
+@pytest.mark.parametrize("waited", [[1, 1, 1, 1, 1], [3, 1, 1, 1, 1], [1, 3, 1, 1, 1], [3, 3, 1, 1, 1]])
+def test_a_network_that_was_kept_waiting_costs_no_more_than_a_wider_one(waited):
+    """Else a busy machine would choose the narrowest."""
+    widths, costs = [0.5, 1.0, 2.0, 4.0, 8.0], np.array([1.0, 1.0, 1.0, 2.0, 4.0])
+    assert sizing.widest_of(widths, costs * waited, 2.0) == pytest.approx(4.0)
+    assert sizing.widest_of(widths, costs * waited, 1.0) == pytest.approx(2.0)
+    assert 2.0 < sizing.widest_of(widths, costs * waited, 1.1) < 2.5
+    assert sizing.widest_of(widths, costs * waited, 9.0) == pytest.approx(8.0)
+
+
+@pytest.mark.usefixtures("the_clock")
 def test_a_network_that_is_all_overhead_is_as_wide_as_costs_no_more_time(monkeypatch):
     """Of a model that answers at once no network is as cheap: asked for nothing, the protection is one all the same."""
     assert sized_by_clock(monkeypatch, 0.1, None, overhead=0.5) == pytest.approx(0.55, rel=0.05)

@@ -33,7 +33,12 @@ AS_SMALL_AS_ANY = 1.1
 ROUNDS, WARM = 100, 5
 PAUSE_S = 0.002
 """Before each run; requests seldom come closer."""
-SIZING_ROUNDS, SIZING_STEPS = 10, 8
+STEPS = 24
+"""Halvings, where a width costs what can be counted."""
+SIZED, GLANCE_ROUNDS, SIZING_ROUNDS = 11, 3, 20
+"""Widths that are timed where nothing can be counted, and how often each."""
+FAR = 4.0
+"""Times what would do: no wider network is looked at."""
 
 COUNTED = 5
 """Calls of every length whose multiplications are counted."""
@@ -97,36 +102,62 @@ def affordable_width(
     `budget` None: about one; where not even the narrowest network is so cheap, as wide as costs no more time than that.
     Raise TrainingError, with the least budget that is possible, if there is no such width.
     """
-    one = multiplications(deployed, shapes)
-    if one is not None:
+    counts = multiplications(deployed, shapes)
+    if counts is not None:
 
         def counted(width: float) -> float:
             own = multiplications(make(width), shapes)
-            return math.inf if own is None else runs * own / one
+            return math.inf if own is None else runs * own / counts
 
         if (width := widest(counted, budget or USUAL_BUDGET, most=most)) is not None:
             return width
         if budget is not None:
             raise _too_small(budget, counted(NARROWEST), "multiplications")
 
+    return by_the_clock(make, deployed, shapes, runs, budget, device, most)
+
+
+def by_the_clock(
+    make: Callable[[float], Model],
+    deployed: Model,
+    shapes: Shapes,
+    runs: int,
+    budget: float | None,
+    device: torch.device,
+    most: float,
+) -> float:
+    """As `affordable_width`, of what takes time and cannot be counted."""
     inputs = (torch.zeros(runs, *shapes.given) if shapes.calls is None else shapes.calls.typical(runs)).to(device)
-
-    def timed(width: float) -> float:
-        group, one = usual(in_turn((bound(make(width), inputs), bound(deployed, inputs[:1])), device, SIZING_ROUNDS))
-        return float(group / one)
-
-    least = timed(NARROWEST)
+    one = bound(deployed, inputs[:1])
+    widths, groups = [], []
+    for width in np.geomspace(NARROWEST, most, SIZED):
+        widths.append(width)
+        groups.append(bound(make(width), inputs))
+        first, this, alone = usual(in_turn((groups[0], groups[-1], one), device, GLANCE_ROUNDS))
+        if this > FAR * max(first, alone * (budget or USUAL_BUDGET)):
+            break  # the widest of all may need more time and memory than anybody has
+    *groups_s, one_s = usual(in_turn((*groups, one), device, SIZING_ROUNDS))
+    costs = np.array(groups_s) / one_s
+    least = float(costs.min())
     if budget is not None and least > budget:
         raise _too_small(budget, least, "time")
-    return widest(timed, budget or max(USUAL_BUDGET, AS_SMALL_AS_ANY * least), SIZING_STEPS, most) or NARROWEST
+    return widest_of(widths, costs, budget or max(USUAL_BUDGET, AS_SMALL_AS_ANY * least))
 
 
-def widest(cost: Callable[[float], float], limit: float, steps: int = 24, most: float = WIDEST) -> float | None:
+def widest_of(widths: Sequence[float], costs: Array, limit: float) -> float:
+    """(m,) rising, (m,) -> the largest width whose cost stays within the limit, between two that were measured by
+    their logarithms. What a wider network was seen to do, a narrower one does too: it was kept waiting.
+    """
+    at_most = np.minimum.accumulate(costs[::-1])[::-1]
+    return float(np.exp(np.interp(math.log(limit), np.log(at_most), np.log(widths))))
+
+
+def widest(cost: Callable[[float], float], limit: float, most: float = WIDEST) -> float | None:
     """The largest width whose cost stays within the limit, by bisection: cost grows with width. None: there is none."""
     low, high = NARROWEST, most
     if cost(low) > limit:
         return None
-    for _ in range(steps):
+    for _ in range(STEPS):
         middle = math.sqrt(low * high)
         low, high = (middle, high) if cost(middle) <= limit else (low, middle)
     return low
