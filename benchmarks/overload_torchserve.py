@@ -26,7 +26,7 @@ import aiohttp
 
 from tables import markdown as markdown_table
 from ts_parity.arguments import count
-from ts_parity.config import InstanceSettings, Settings
+from ts_parity.config import InstanceSettings, settings_of
 from ts_parity.proxy.app import Proxy
 from ts_parity.torchserve.archive import pack
 from ts_parity.torchserve.configuration import InstanceOptions
@@ -141,7 +141,7 @@ async def one_case(url: str, case: Case) -> Outcome:
 
 async def run(instance: TorchServeInstance, cases: Sequence[Case] = CASES, runs: int = 1) -> list[Outcome]:
     one = InstanceSettings(instance.inference_url, instance.management_url, "here")
-    proxy = Proxy(Settings(instances=(one,), port=0, admin_port=0, deadline_s=20.0))
+    proxy = Proxy(settings_of({"instances": (one,), "port": 0, "admin_port": 0, "deadline_s": 20.0}))
     try:
         await proxy.start()
         return [await one_case(proxy.url, case) for _ in range(runs) for case in cases]

@@ -15,7 +15,6 @@ import tempfile
 import threading
 import zipfile
 from collections.abc import Iterator
-from dataclasses import fields
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -26,7 +25,6 @@ from tests.conftest import write_archive
 from ts_parity import errors
 from ts_parity.arguments import Parser
 from ts_parity.cli import build_parser, main
-from ts_parity.config import BRIEFLY, Settings
 from ts_parity.errors import EXIT_CODES
 
 ROOT = Path(__file__).parents[1]
@@ -242,8 +240,6 @@ def test_help(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_serve_has_two_screens_of_help(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     assert commands()["serve"].format_help().count("\n") <= 2 * 50
-    briefly = [name for names in BRIEFLY.values() for name in names]
-    assert sorted(briefly) == sorted(item.name for item in fields(Settings) if item.name not in ("instances", "models"))
 
 
 def test_exit_codes_are_documented() -> None:

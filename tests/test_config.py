@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import pickle
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 
 from ts_parity.cli import main
 from ts_parity.config import (
+    GROUPS,
     InstanceSettings,
     ModelSettings,
     Settings,
@@ -21,6 +24,7 @@ from ts_parity.config import (
     parse_model,
     settings_markdown,
 )
+from ts_parity.engine import Policy
 from ts_parity.errors import ConfigError
 
 ENDPOINT = ("http://h:8080",)
@@ -40,7 +44,7 @@ def test_nothing_but_endpoints_is_enough():
 def test_file_then_environment_then_flags(tmp_path: Path):
     path = write(tmp_path, 'deadline_s = 1\nport = 1\nhost = "a"\n[[instance]]\ninference = "http://h:8080"\n')
     settings = load_settings(path, {"TS_PARITY_PORT": "2", "TS_PARITY_HOST": "b", "OTHER": "x"}, {"host": "c"})
-    assert (settings.deadline_s, settings.port, settings.host) == (1.0, 2, "c")
+    assert (settings.policy.deadline_s, settings.port, settings.host) == (1.0, 2, "c")
 
 
 def test_instances_of_the_file(tmp_path: Path):
@@ -86,15 +90,15 @@ def test_instances_behind_tls_and_unix_sockets():
 def test_truths(tmp_path: Path):
     path = write(tmp_path, 'seal_early = true\n[[instance]]\ninference = "https://a:1"\ntls_verify = false\n')
     settings = load_settings(path)
-    assert (settings.seal_early, settings.instances[0].tls_verify) == (True, False)
-    assert load_settings(path, flags={"seal_early": "false"}).seal_early is False
+    assert (settings.policy.seal_early, settings.instances[0].tls_verify) == (True, False)
+    assert load_settings(path, flags={"seal_early": "false"}).policy.seal_early is False
 
 
 def test_auto_and_lists():
     settings = load_settings(
         flags={"reconstruct_after_s": "0.5", "group_wait_s": "auto", "group_by": "X-Top-K, x-lang"}, endpoints=ENDPOINT
     )
-    assert (settings.reconstruct_after_s, settings.group_wait_s) == (0.5, None)
+    assert (settings.policy.reconstruct_after_s, settings.policy.group_wait_s) == (0.5, None)
     assert settings.group_by == ("x-top-k", "x-lang")
 
 
@@ -231,6 +235,22 @@ def test_a_default_answer_that_cannot_be_read():
     assert Settings().read_default_answer() is None
     with pytest.raises(ConfigError, match="default_answer: cannot read"):
         Settings(default_answer="/no/such/file").read_default_answer()
+
+
+def test_a_setting_exists_once():
+    """Whatever can be set has one field, in one place, and nothing else of that name stands beside it."""
+    items = [*fields(Settings), *fields(Policy)]
+    names = [item.name for item in items if "text" in item.metadata]
+    assert len(names) == len({*names})
+    assert {item.name for item in fields(Settings)} - {*names} == {"instances", "models", "policy"}
+    assert sorted(names) == sorted(item.name for listed in GROUPS.values() for item in listed)
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    assert sorted(names) == sorted(action.dest for action in parser._actions if action.dest != "help")
+
+
+def test_a_policy_can_be_sent_to_another_process():
+    assert pickle.loads(pickle.dumps(Policy(deadline_s=2.0))) == Policy(deadline_s=2.0)
 
 
 def test_the_documentation_is_up_to_date():

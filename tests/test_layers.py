@@ -10,11 +10,11 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "ts_parity"
 
 LEVELS = [
+    {"engine"},
     {"arguments", "errors", "config", "output", "pages", "startup"},
     {"wire"},
     {"codes", "exclusion"},
     {"confidence"},
-    {"engine"},
     {"proxy", "worker", "torchserve"},
     {"training"},
     {"lab", "testing", "scenarios"},

@@ -1,7 +1,8 @@
-"""Settings of the proxy: one frozen dataclass field is a setting's name, default, unit and help.
+"""Settings of the proxy: one frozen dataclass field is a setting's name, default, unit, limits and help.
 
-The TOML file, the environment, the flags and docs/settings.md are all made from these fields, and the later wins: file,
-then `TS_PARITY_*`, then flags. Whatever is wrong raises ConfigError with the setting, what it was and what is allowed.
+Those of the policy are the engine's own (`engine.policy.Policy`); the others are here. The TOML file, the environment,
+the flags and docs/settings.md are all made from these fields, and the later wins: file, then `TS_PARITY_*`, then flags.
+Whatever is wrong raises ConfigError with the setting, what it was and what is allowed.
 Knows nothing of what the settings do.
 """
 
@@ -15,12 +16,13 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from dataclasses import MISSING, Field, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from ts_parity.arguments import A_KEY, LARGEST, is_key, is_one_word
+from ts_parity.engine.policy import Policy, setting
 from ts_parity.errors import ConfigError
 
 UNIX = "unix:"
@@ -38,43 +40,33 @@ CODES = ("sum", "concat", "student", "exact")
 """The codes there are, for command lines that must not import numpy to say so; `codes` makes them."""
 
 
-def _setting(
-    default: Any,
-    text: str,
-    unit: str = "",
-    least: float | None = None,
-    below: float = math.inf,
-    secret: bool = False,
-    words: tuple[str, ...] = (),
-) -> Any:
-    """`words`: all that a text may be."""
-    meta = {"help": text, "unit": unit, "least": least, "below": below, "secret": secret, "words": words}
-    return field(default=default, metadata=meta)
-
-
 @dataclass(frozen=True)
 class InstanceSettings:
     """One TorchServe instance. In TOML a table `[[instance]]`, on the command line an `--endpoint`."""
 
-    inference: str = _setting(
+    inference: str = setting(
         MISSING, "address of the inference API, such as http://10.0.0.5:8080, https://ts1:8443 or unix:/run/ts1.sock"
     )
-    management: str = _setting("", "address of the management API; default: same host, the inference port + 1")
-    domain: str = _setting("", "failure domain (machine, rack, zone); default: the instance itself")
-    token: str = _setting("", "TorchServe's inference key", secret=True)
-    token_file: str = _setting("", "file with the inference key, or TorchServe's key_file.json; read again regularly")
-    management_token: str = _setting("", "TorchServe's management key", secret=True)
-    management_token_file: str = _setting("", "file with the management key, or TorchServe's key_file.json")
-    places: int | None = _setting(
-        None, "at most so many in flight, over all its models; default: READY workers x batch size, each", "requests", 1
+    management: str = setting("", "address of the management API; default: same host, the inference port + 1")
+    domain: str = setting("", "failure domain (machine, rack, zone); default: the instance itself")
+    token: str = setting("", "TorchServe's inference key", secret=True)
+    token_file: str = setting("", "file with the inference key, or TorchServe's key_file.json; read again regularly")
+    management_token: str = setting("", "TorchServe's management key", secret=True)
+    management_token_file: str = setting("", "file with the management key, or TorchServe's key_file.json")
+    places: int | None = setting(
+        None,
+        "at most so many in flight, over all its models; default: READY workers x batch size, each",
+        unit="requests",
+        least=1,
+        auto=int,
     )
-    tls_ca: str = _setting(
+    tls_ca: str = setting(
         "",
         "PEM file, or folder of such files, with the certificates to trust at https addresses; default: the system's",
     )
-    tls_verify: bool = _setting(True, "false: take any certificate at https addresses, as in a test")
-    tls_certificate: str = _setting("", "PEM file with the certificate to show to an instance that asks for one")
-    tls_key: str = _setting("", "PEM file with its private key, not encrypted")
+    tls_verify: bool = setting(True, "false: take any certificate at https addresses, as in a test")
+    tls_certificate: str = setting("", "PEM file with the certificate to show to an instance that asks for one")
+    tls_key: str = setting("", "PEM file with its private key, not encrypted")
 
     @property
     def name(self) -> str:
@@ -94,9 +86,9 @@ class ModelSettings:
     `--model`.
     """
 
-    name: str = _setting(MISSING, "the model's name, as clients ask for it")
-    version: str = _setting("", "this version only; default: every version")
-    repeatable: bool = _setting(
+    name: str = setting(MISSING, "the model's name, as clients ask for it")
+    version: str = setting("", "this version only; default: every version")
+    repeatable: bool = setting(
         True,
         "false: it answers otherwise when it is asked again, or keeps what it was asked: a query is run once, with no "
         "second copy, no protection, and no second attempt once it may have been run",
@@ -109,125 +101,73 @@ class Settings:
 
     instances: tuple[InstanceSettings, ...] = ()
     models: tuple[ModelSettings, ...] = ()
-    host: str = _setting("127.0.0.1", "address the inference port listens on; 0.0.0.0 for all")
-    port: int = _setting(8080, "inference port; 0 picks a free one", "port", 0, 65536)
-    processes: int = _setting(
-        1,
-        "proxies on the one port, each with queues, groups and budgets of its own and a share of all places",
-        "processes",
-        1,
-    )
-    tls_certificate: str = _setting(
-        "", "PEM file with a certificate and what follows it in its chain: the inference port speaks https only"
-    )
-    tls_key: str = _setting("", "PEM file with its private key, not encrypted; both are read again when they change")
-    vouch: bool = _setting(
+    vouch: bool = setting(
         False,
-        "show the instances' keys (token, token_file) for every client, also for one that brings a key of its own, "
-        "which nobody checks then; off: only for clients that bring none",
+        "show our keys for clients with keys of their own",
+        "a key of a client's own is checked by nobody then; false: only for clients that bring none",
+        group="endpoints",
     )
-    admin_host: str = _setting("127.0.0.1", "address the admin port listens on; it speaks plain http")
-    admin_port: int = _setting(8090, "admin port (status, metrics, health, drain); 0: a free one", "port", 0, 65536)
-    admin_token: str = _setting("", "key without which the admin port takes no action, such as a drain", secret=True)
-    metrics_address: str = _setting(
-        "", "HOST:PORT of a second port for what may only be read: /metrics, /health, /livez and /readyz"
+    discovery_interval_s: float = setting(5.0, "how often the fleet is looked at", unit="s", least=0.05)
+    describe_timeout_s: float = setting(2.0, "a management request has failed by then", unit="s", least=0.01)
+    connect_timeout_s: float = setting(2.0, "an instance is unreachable by then", unit="s", least=0.01)
+    task_timeout_s: float = setting(
+        130.0, "a task has failed by then", "TorchServe's own response timeout is 120 s", unit="s", least=0.01
     )
-    code: str = _setting(
+    host: str = setting("127.0.0.1", "address of the inference port; 0.0.0.0 for all", group="listening and TLS")
+    port: int = setting(8080, "inference port; 0: a free one", unit="port", below=65536)
+    processes: int = setting(
+        1,
+        "proxies on the one port",
+        "each with queues, groups and budgets of its own and a share of all places",
+        unit="processes",
+        least=1,
+    )
+    tls_certificate: str = setting(
+        "", "PEM file with a chain: speak https only", "the inference port's certificate and what follows it"
+    )
+    tls_key: str = setting("", "PEM file with its key, not encrypted", "both are read again when they change")
+    max_body_bytes: int = setting(
+        6_553_500, "larger requests are refused with 413", "as TorchServe does", unit="bytes", least=1
+    )
+    code: str = setting(
         AUTO,
+        "auto, none, sum, concat, student, exact",
         "auto: what the protections say; none: no coding; or the name of the code to use",
+        group="codes",
         words=(AUTO, "none", *CODES),
     )
-    k: int | None = _setting(None, "use only protections of this group size; auto: as they are", "queries", 1, 65)
-    secret: str = _setting("", "secret sent with every operation; the archives must declare the same", secret=True)
-    group_by: tuple[str, ...] = _setting(
-        (), "request headers that change what the model computes: queries that differ in them never share a group"
-    )
-    max_body_bytes: int = _setting(6_553_500, "larger requests are refused with 413, as TorchServe does", "bytes", 1)
-    reconstruct_after_s: float | None = _setting(
+    k: int | None = setting(
         None,
-        "a rebuilt answer may be used this long after its query was sent, and a query that has failed waits so long "
-        "for an instance elsewhere; auto: a quantile of latency",
-        "s",
-        0,
+        "use only protections of this group size",
+        "auto: as they are",
+        unit="queries",
+        least=1,
+        below=65,
+        auto=int,
     )
-    reconstruct_quantile: float = _setting(0.95, "the quantile that auto takes", "", 0.01, 1)
-    reconstruct_cold_s: float = _setting(1.0, "stands in for the quantile until enough latencies are known", "s", 0)
-    group_wait_s: float | None = _setting(
-        None, "a group is sealed with the members it has after this long; auto: as reconstruct_after_s", "s", 0
+    secret: str = setting("", "sent with every operation of ours", "the archives must declare the same", secret=True)
+    group_by: tuple[str, ...] = setting(
+        (), "headers that change what the model computes", "queries that differ in them never share a group"
     )
-    seal_early: bool = _setting(
-        False, "seal a group at once when, at the present rate of arrivals, no other member would come in time"
+    policy: Policy = Policy()  # noqa: RUF009 (frozen)
+    default_answer: str = setting("", "file with an answer to give instead of 504", group="limits")
+    default_answer_type: str = setting("application/json", "its content type")
+    admin_host: str = setting("127.0.0.1", "address of the admin port", "it speaks plain http", group="operations")
+    admin_port: int = setting(8090, "status, metrics, health, drain; 0: a free one", unit="port", below=65536)
+    admin_token: str = setting("", "key without which the admin port takes no action", "such as a drain", secret=True)
+    metrics_address: str = setting(
+        "", "HOST:PORT of a second port, only to be read", "for /metrics, /health, /livez and /readyz"
     )
-    launch: str = _setting(
-        "group",
-        "when a backup (student, exact) is launched: with its group, or late: only for queries late by then",
-        words=("group", "late"),
+    access_log: str = setting(
+        "", "file for a JSON line a request; -: stderr", "and a line for each task that outlives its request"
     )
-    launch_after_s: float | None = _setting(
-        None, "late launch this long after the query was sent; auto: a quantile of latency, later under load", "s", 0
+    drain_delay_s: float = setting(
+        0.0,
+        "/readyz is 503 so long before a drain begins",
+        "so that balancers notice before connections are refused",
+        unit="s",
     )
-    launch_quantile: float = _setting(0.9, "the quantile that auto takes for launch_after_s", "", 0.01, 1)
-    launch_stretch: float = _setting(0.2, "how much later a launch is at full load", "", 0)
-    launch_waiting: float = _setting(
-        0.0, "a query that waits for a place for so many times launch_after_s gets its backup first; 0: never", "", 0
-    )
-    hedge_ratio: float = _setting(0.0, "second copies allowed per query, on average; 0: no hedging", "", 0)
-    hedge_burst: float = _setting(10.0, "second copies allowed at once", "copies", 0)
-    hedge_after_s: float | None = _setting(
-        None, "a query without an answer gets a second copy this long after it was sent; auto: a quantile", "s", 0
-    )
-    hedge_quantile: float = _setting(0.95, "the quantile that auto takes for hedge_after_s", "", 0.01, 1)
-    shed_load: float = _setting(
-        0.85,
-        "above this share of places taken, protections on shared machines are not launched with their group",
-        "",
-        0,
-    )
-    slow_factor: float = _setting(
-        0.0, "an endpoint this many times slower than its pool's median is taken out; 0: never", "", 0
-    )
-    slow_until_out: int = _setting(3, "slow answers in a row that take an endpoint out", "answers", 1)
-    age_factor: float = _setting(
-        0.0, "an endpoint with a task in flight for this many release times is passed over; 0: never", "", 0
-    )
-    spare_places: int = _setting(
-        0, "so many more than its places an instance gets when all are busy and only its reply seems late", "queries", 0
-    )
-    max_out: float = _setting(0.34, "share of a pool's endpoints that slowness may take out at one time", "", 0, 1)
-    balance: str = _setting(
-        "least",
-        "least: outstanding; round_robin: looks at nothing, to compare with",
-        words=("least", "round_robin"),
-    )
-    deadline_s: float = _setting(
-        30.0, "a query without a prediction by then gets 504 or the default answer", "s", 0.001
-    )
-    max_waiting: int = _setting(1000, "queries that may wait for a place, per model; then 503", "queries", 1)
-    max_wait_s: float = _setting(10.0, "new queries get 503 while the oldest has waited this long", "s", 0)
-    retry_ratio: float = _setting(0.1, "retries allowed per query, on average", "", 0)
-    retry_burst: float = _setting(10.0, "retries allowed at once", "retries", 0)
-    max_attempts: int = _setting(3, "tasks one query may cost", "tasks", 1)
-    failures_until_out: int = _setting(3, "consecutive failures that take an endpoint out", "failures", 1)
-    out_s: float = _setting(1.0, "how long an endpoint that was taken out is left alone, at first", "s", 0)
-    reject_pause_s: float = _setting(0.05, "how long an instance that said it is full is left alone", "s", 0)
-    default_answer: str = _setting("", "file with the answer to give at the deadline instead of 504")
-    default_answer_type: str = _setting("application/json", "content type of the default answer")
-    access_log: str = _setting(
-        "", "file that gets a JSON line for each request, and for each task that outlives one; -: standard error"
-    )
-    drain_delay_s: float = _setting(
-        0.0, "after the first SIGTERM /readyz is 503 for so long before connections are refused; for balancers", "s", 0
-    )
-    drain_s: float = _setting(30.0, "requests in flight get this long to finish after that", "s", 0)
-    discovery_interval_s: float = _setting(5.0, "the fleet is looked at this often", "s", 0.05)
-    describe_timeout_s: float = _setting(2.0, "a management request without an answer by then has failed", "s", 0.01)
-    connect_timeout_s: float = _setting(2.0, "an instance that accepts no connection by then is unreachable", "s", 0.01)
-    task_timeout_s: float = _setting(
-        130.0,
-        "a task without an answer by then has failed; TorchServe's own response timeout is 120",
-        "s",
-        0.01,
-    )
+    drain_s: float = setting(30.0, "how long requests in flight may take to finish", "after that delay", unit="s")
 
     def read_default_answer(self) -> bytes | None:
         """The default answer's bytes, or None if none is configured."""
@@ -261,7 +201,7 @@ def load_settings(
     for origin, given in (("", from_env), ("--", flags or {})):
         for name, text in given.items():
             values[name] = _convert(_FIELDS[name], text, f"{origin}{name.replace('_', '-') if origin else name}")
-    settings = Settings(**values)
+    settings = settings_of(values)
     _both_or_neither(settings.tls_certificate, settings.tls_key, "")
     if settings.processes > _MOST_PROCESSES:
         raise ConfigError(f"processes must be a whole number of at most {_MOST_PROCESSES}, not {settings.processes}")
@@ -274,6 +214,15 @@ def load_settings(
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"model {twice[0]} is given twice")
     return replace(settings, instances=_checked(settings.instances))
+
+
+def settings_of(values: Mapping[str, Any]) -> Settings:
+    """From values by name, the policy's among them. Raise ConfigError if one is impossible."""
+    try:
+        policy = Policy(**{name: value for name, value in values.items() if name in _OF_POLICY})
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return Settings(policy=policy, **{name: value for name, value in values.items() if name not in _OF_POLICY})
 
 
 def parse_endpoint(text: str) -> InstanceSettings:
@@ -308,92 +257,17 @@ def parse_model(text: str) -> ModelSettings:
     return _model(_options(text, "name", "--model"), f"--model {text!r}")
 
 
-# What --help says of each setting, in a line of 80 columns: which settings a reader looks for together, and what they
-# are about. docs/settings.md says the rest.
-BRIEFLY = {
-    "endpoints": {
-        "vouch": "show our keys for clients with keys of their own",
-        "discovery_interval_s": "how often the fleet is looked at",
-        "describe_timeout_s": "a management request has failed by then",
-        "connect_timeout_s": "an instance is unreachable by then",
-        "task_timeout_s": "a task has failed by then",
-    },
-    "listening and TLS": {
-        "host": "address of the inference port; 0.0.0.0 for all",
-        "port": "inference port; 0: a free one",
-        "processes": "proxies on the one port",
-        "tls_certificate": "PEM file with a chain: speak https only",
-        "tls_key": "PEM file with its key, not encrypted",
-        "max_body_bytes": "larger requests are refused with 413",
-    },
-    "codes": {
-        "code": f"{', '.join((AUTO, 'none', *CODES))}",
-        "k": "use only protections of this group size",
-        "secret": "sent with every operation of ours",
-        "group_by": "headers that change what the model computes",
-        "group_wait_s": "a group is sealed as it is after this long",
-        "seal_early": "seal it when no other member would come in time",
-    },
-    "policy: rebuilt answers": {
-        "reconstruct_after_s": "how long a query waits for its own answer",
-        "reconstruct_quantile": "the quantile of latency that auto takes",
-        "reconstruct_cold_s": "stands in for it until latencies are known",
-        "launch": "backups: group, or late, for late queries only",
-        "launch_after_s": "late launch this long after the query was sent",
-        "launch_quantile": "the quantile of latency that auto takes",
-        "launch_stretch": "how much later a launch is at full load",
-        "launch_waiting": "launch for queries that wait so long for a place",
-        "shed_load": "share of places taken that stops protections",
-    },
-    "policy: second copies and retries": {
-        "hedge_ratio": "second copies allowed per query; 0: none",
-        "hedge_burst": "second copies allowed at once",
-        "hedge_after_s": "second copy this long after the query was sent",
-        "hedge_quantile": "the quantile of latency that auto takes",
-        "retry_ratio": "retries allowed per query",
-        "retry_burst": "retries allowed at once",
-        "max_attempts": "tasks one query may cost",
-    },
-    "policy: slow and failing endpoints": {
-        "slow_factor": "take out what is this many times slower; 0: never",
-        "slow_until_out": "slow answers in a row that take one out",
-        "age_factor": "pass over what is late this many times; 0: never",
-        "spare_places": "tasks beyond its places, if its reply seems late",
-        "max_out": "share of a pool that slowness may take out",
-        "balance": "least (outstanding) or round_robin",
-        "failures_until_out": "failures in a row that take an endpoint out",
-        "out_s": "how long it is left alone, at first",
-        "reject_pause_s": "how long a full instance is left alone",
-    },
-    "limits": {
-        "deadline_s": "a query gets 504 or the default answer by then",
-        "max_waiting": "queries that may wait, per model; then 503",
-        "max_wait_s": "503 while the oldest has waited this long",
-        "default_answer": "file with an answer to give instead of 504",
-        "default_answer_type": "its content type",
-    },
-    "operations": {
-        "admin_host": "address of the admin port",
-        "admin_port": "status, metrics, health, drain; 0: a free one",
-        "admin_token": "key without which the admin port takes no action",
-        "metrics_address": "HOST:PORT of a second port, only to be read",
-        "access_log": "file for a JSON line a request; -: stderr",
-        "drain_delay_s": "/readyz is 503 so long before a drain begins",
-        "drain_s": "how long requests in flight may take to finish",
-    },
-}
-
-
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """One flag per setting, with its default in place of a value; a flag that is not given is None, so that it does not
     win over file or environment.
     """
     groups = {group.title: group for group in parser._action_groups}
-    for title, briefly in BRIEFLY.items():
+    for title, items in GROUPS.items():
         group = groups.get(title) or parser.add_argument_group(title)
-        for name, text in briefly.items():
-            default = "KEY" if _FIELDS[name].metadata["secret"] else _show(_FIELDS[name].default)
-            group.add_argument(f"--{name.replace('_', '-')}", dest=name, metavar=default, help=text.replace("%", "%%"))
+        for item in items:
+            default = "KEY" if item.metadata["secret"] else _show(item.default)
+            text = item.metadata["text"].replace("%", "%%")
+            group.add_argument(f"--{item.name.replace('_', '-')}", dest=item.name, metavar=default, help=text)
 
 
 def given_flags(args: argparse.Namespace) -> dict[str, str]:
@@ -411,8 +285,11 @@ def settings_markdown() -> str:
         "A setting `deadline_s` is `deadline_s = 2.0` in the file, `TS_PARITY_DEADLINE_S=2.0` in the environment and",
         "`--deadline-s 2.0` on the command line. Lists are separated by commas there. Unknown names are errors.",
         "",
-        *_table(list(_FIELDS.values())),
-        "",
+        *(
+            line
+            for title, items in GROUPS.items()
+            for line in (f"## {title[0].upper()}{title[1:]}", "", *_table(items), "")
+        ),
         "## `[[instance]]`, `--endpoint`",
         "",
         "One table per TorchServe instance in the file, or one `--endpoint URL[,key=value]...` each on the command",
@@ -431,16 +308,32 @@ def settings_markdown() -> str:
     return "\n".join(lines)
 
 
-_FIELDS: dict[str, Field[Any]] = {
-    item.name: item for item in fields(Settings) if item.name not in ("instances", "models")
-}
+def _by_group() -> dict[str, list[Field[Any]]]:
+    """Each setting once, the policy's where the policy stands, under the heading that it or one before it has."""
+    items: list[Field[Any]] = []
+    for item in fields(Settings):
+        items += fields(Policy) if item.name == "policy" else [item]
+    groups: dict[str, list[Field[Any]]] = {}
+    title = ""
+    for item in items:
+        if "text" in item.metadata:
+            title = item.metadata["group"] or title
+            groups.setdefault(title, []).append(item)
+    return groups
+
+
+GROUPS = _by_group()
+"""What readers look for together: heading -> settings."""
+_FIELDS = {item.name: item for items in GROUPS.values() for item in items}
+_OF_POLICY = {item.name for item in fields(Policy)} & {*_FIELDS} - {item.name for item in fields(Settings)}
 
 
 def _table(items: Sequence[Field[Any]]) -> list[str]:
     rows = ["| setting | default | unit | what it is |", "|---|---|---|---|"]
     for item in items:
+        told = (item.metadata["text"], item.metadata["more"])
         default = "required" if item.default is MISSING else f"`{_show(item.default)}`"
-        rows.append(f"| `{item.name}` | {default} | {item.metadata['unit']} | {item.metadata['help']} |")
+        rows.append(f"| `{item.name}` | {default} | {item.metadata['unit']} | {'; '.join(filter(None, told))} |")
     return rows
 
 
@@ -609,15 +502,16 @@ def _check_key_files(instance: InstanceSettings) -> None:
 
 
 def _convert(item: Field[Any], value: Any, where: str) -> Any:
-    kind = str(item.type)
-    if kind.endswith("| None") and value == AUTO:
+    auto = item.metadata["auto"]
+    kind = auto or type(item.default)  # not what is annotated: compiled, a class does not tell that
+    if auto is not None and value == AUTO:
         return None
-    if kind.startswith("tuple"):
+    if kind is tuple:
         return _names(value, where)
-    if kind == "bool":
+    if kind is bool:
         return _truth(value, where)
-    if kind.startswith(("int", "float")):
-        return _number(item, value, where, int if kind.startswith("int") else float)
+    if kind in (int, float):
+        return _number(item, value, where, kind)
     if not isinstance(value, str):
         raise ConfigError(f"{where} must be a text, not {value!r}")
     if item.metadata["secret"] and value and not is_key(value):
@@ -657,8 +551,8 @@ def _number(item: Field[Any], value: Any, where: str, kind: type[int] | type[flo
     if not (least <= number < min(below, LARGEST)):
         if LARGEST <= number < math.inf:
             below = min(below, LARGEST)
-        allowed = f"{word} of at least {least}" + (f" and below {below:g}" if below != math.inf else "")
-        if str(item.type).endswith("| None"):
+        allowed = f"{word} of at least {least:g}" + (f" and below {below:g}" if below != math.inf else "")
+        if item.metadata["auto"] is not None:
             allowed += f", or {AUTO!r}"
         raise ConfigError(f"{where} must be {allowed}, not {value!r}")
     return number

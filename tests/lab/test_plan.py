@@ -230,7 +230,7 @@ def test_serve_takes_the_flags_and_does_what_was_simulated(choice):
     settings = load_settings(flags=given_flags(args), endpoints=args.endpoint)
     assert settings.code == (made.code.name if made.code else "none")
     assert settings.k == (made.code.k if made.code else None)
-    served, patience = policy_of(settings, default_answer=False), {*PATIENT} - {"reconstruct_cold_s"}
+    served, patience = policy_of(settings), {*PATIENT} - {"reconstruct_cold_s"}
     for name in {item.name for item in fields(Policy)} - patience:
         simulated, usual = getattr(made.policy, name), getattr(Policy(), name)
         if made.code is None and not made.policy.hedge_ratio:

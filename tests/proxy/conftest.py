@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.proxy.authority import Authority
-from ts_parity.config import InstanceSettings, Settings, parse_endpoint
+from ts_parity.config import InstanceSettings, parse_endpoint, settings_of
 from ts_parity.proxy.app import Proxy
 from ts_parity.testing import FakeTorchServe
 
@@ -197,7 +197,7 @@ async def make_fleet() -> AsyncIterator[MakeFleet]:
             for instance in instances:
                 await stack.enter_async_context(instance)
             listed = given or tuple(parse_endpoint(instance.endpoint) for instance in instances)
-            proxy = Proxy(Settings(**{**PROMPT, **settings, "instances": listed}), proved=proved)
+            proxy = Proxy(settings_of({**PROMPT, **settings, "instances": listed}), proved=proved)
             stack.push_async_callback(proxy.close)
             for instance in instances:
                 stack.callback(instance.thaw)

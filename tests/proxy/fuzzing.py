@@ -34,7 +34,7 @@ from tqdm import tqdm
 from tests.proxy.conftest import PATIENCE_S, PROMPT, nothing_left
 from tests.proxy.mutations import answer, mutated, requests, split
 from tests.proxy.strict import End, Message, read_answer, read_requests
-from ts_parity.config import Settings, parse_endpoint
+from ts_parity.config import parse_endpoint, settings_of
 from ts_parity.proxy.app import Proxy
 from ts_parity.proxy.routes import prediction, prediction_target
 from ts_parity.testing import FakeModel, FakeTorchServe
@@ -83,7 +83,7 @@ class Machine:
         never = {"discovery_interval_s": 1e6, "failures_until_out": 10**9, "reject_pause_s": 0.0}
         retries = {"retry_ratio": 1.0, "retry_burst": 1000.0}
         settings = {**PROMPT, **never, **retries, "max_body_bytes": MAX_BODY_BYTES, "instances": tuple(listed)}
-        self.proxy = Proxy(Settings(**settings))
+        self.proxy = Proxy(settings_of(settings))
         stack.push_async_callback(self.proxy.close)
         await self.proxy.start()
         self._port = int(self.proxy.url.rpartition(":")[2])

@@ -21,7 +21,7 @@ import pytest
 
 from tests.proxy.conftest import PATIENCE_S, PROMPT, Client, Raw, read_answer, until
 from tests.proxy.test_app import JSON, Process, draining, refused
-from ts_parity.config import Settings, parse_endpoint
+from ts_parity.config import parse_endpoint, settings_of
 from ts_parity.errors import ConfigError, StartError
 from ts_parity.proxy import processes
 from ts_parity.proxy.processes import Supervisor, reserve
@@ -95,7 +95,7 @@ async def make_processes() -> AsyncIterator[MakeFleet]:
             for instance in instances:
                 await stack.enter_async_context(instance)
             listed = tuple(parse_endpoint(instance.endpoint) for instance in instances)
-            chosen = Settings(**{**PROMPT, "processes": 2, **settings, "instances": listed})
+            chosen = settings_of({**PROMPT, "processes": 2, **settings, "instances": listed})
             supervisor = Supervisor(chosen, pauses_s)
             ready = asyncio.Event()
             life = asyncio.ensure_future(supervisor.live(lambda _: ready.set()))
@@ -277,7 +277,7 @@ async def test_a_process_that_cannot_start_is_a_start_error(monkeypatch: pytest.
             return [], port
 
         monkeypatch.setattr(processes, "reserve", as_if_free)
-        supervisor = Supervisor(Settings(**{**PROMPT, "processes": 2}))
+        supervisor = Supervisor(settings_of({**PROMPT, "processes": 2}))
         before = psutil.Process().children()  # other tests' helpers
         with pytest.raises(StartError, match=rf"cannot listen on 127.0.0.1:{port}: .*; choose another port"):
             await supervisor.live(lambda _: None)
@@ -289,7 +289,7 @@ async def test_a_process_that_dies_before_it_listens_is_a_start_error(monkeypatc
     monkeypatch.setattr(processes, "introduction", lambda *_: b"nonsense")
     before = psutil.Process().children()  # other tests' helpers
     with pytest.raises(StartError, match=r"the process with pid .* ended with exit code 1 before it accepted requests"):
-        await Supervisor(Settings(**{**PROMPT, "processes": 2})).live(lambda _: None)
+        await Supervisor(settings_of({**PROMPT, "processes": 2})).live(lambda _: None)
     assert psutil.Process().children() == before
 
 
@@ -307,8 +307,8 @@ async def test_a_port_is_held_for_us_alone() -> None:
 
 
 async def test_settings_that_no_process_could_use_are_told_before_any_is_started() -> None:
-    with pytest.raises(ConfigError, match="launch must be group or late"):
-        await Supervisor(Settings(**{**PROMPT, "processes": 2, "launch": "sometimes"})).live(lambda _: None)
+    with pytest.raises(ConfigError, match="default_answer: cannot read"):
+        await Supervisor(settings_of({**PROMPT, "processes": 2, "default_answer": "/no/file"})).live(lambda _: None)
 
 
 async def test_a_platform_that_cannot_share_ports(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import TorchServeFactory, write_archive
 from tests.proxy.conftest import PROMPT, Client
-from ts_parity.config import InstanceSettings, Settings
+from ts_parity.config import InstanceSettings, settings_of
 from ts_parity.proxy.app import Proxy
 
 pytestmark = pytest.mark.torchserve
@@ -42,7 +42,7 @@ async def test_it_runs_once_and_the_first_clients_do_not_wait(
     served = [torchserve_factory([archive]) for _ in range(2)]
     instances = tuple(InstanceSettings(each.inference_url, each.management_url) for each in served)
     proxy = Proxy(
-        Settings(**{**PROMPT, "instances": instances, "describe_timeout_s": 0.5, "discovery_interval_s": 0.1})
+        settings_of({**PROMPT, "instances": instances, "describe_timeout_s": 0.5, "discovery_interval_s": 0.1})
     )
     try:
         await proxy.start()

@@ -1,88 +1,163 @@
-"""The settings of the policy as one value, and the small instruments it measures with.
+"""The policy's numbers as one value, and the small instruments it measures with.
 
-Knows numbers. Knows nothing of queries, groups or endpoints.
+Knows numbers, and what is said of them to users. Knows nothing of queries, groups or endpoints.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+
+def setting(
+    default: Any,
+    text: str,
+    more: str = "",
+    *,
+    group: str = "",
+    unit: str = "",
+    least: float = 0,
+    below: float = math.inf,
+    auto: type | None = None,
+    words: tuple[str, ...] = (),
+    secret: bool = False,
+) -> Any:
+    """A field that users can set: flags, file, environment, docs and checks are all made from it.
+
+    `text`: a line for --help; `more`: what docs/settings.md says besides. `group`: the heading of this one and of those
+    after it. `auto`: of what type it is where its default is None, which users call auto. `words`: all that it may be.
+    """
+    meta = {"text": text, "more": more, "group": group, "unit": unit, "auto": auto, "secret": secret}
+    return field(default=default, metadata={**meta, "least": least, "below": below, "words": words})
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Every duration in seconds. What each does, and when it helps, is in docs/design.md."""
+    """Every duration in seconds. What each rule does, and when it helps, is in docs/policy.md."""
 
-    reconstruct_after_s: float | None = None
-    """A rebuilt answer may be used from this long after its query was sent. None: a running quantile of latency."""
-    reconstruct_quantile: float = 0.95
-    reconstruct_cold_s: float = 1.0
-    """Stands in for the quantile until there are enough latencies to know it."""
-    group_wait_s: float | None = None
-    """A group is sealed with the members it has after this long. None: as `reconstruct_after_s`."""
-    seal_early: bool = False
-    """A group is sealed at once when the next member, at the present rate of arrivals, would come too late for it."""
-    launch: str = "group"
-    """When a backup is launched: with its `group` (the paper's way), or `late`, only for queries not answered by then.
-    Parity models are always launched with the group: they need the other members' outputs."""
-    launch_after_s: float | None = None
-    """Late launch this long after the query was sent. None: a running quantile of latency, and later under load."""
-    launch_quantile: float = 0.9
-    launch_stretch: float = 0.2
-    """By how much later at full load: the more queries are late only by bad luck, the less a launch is worth."""
-    launch_waiting: float = 0.0
-    """A query that has waited for a place for so many times `launch_after_s` gets its backup first; 0: never. So a
-    crowd is served with backups as far as places are short."""
-    hedge_ratio: float = 0.0
-    """Second copies allowed per query, on average. 0: no hedging."""
-    hedge_burst: float = 10.0
-    hedge_after_s: float | None = None
-    """A query without an answer gets a second copy this long after it was sent. None: a running quantile of latency."""
-    hedge_quantile: float = 0.95
-    shed_load: float = 0.85
-    """Above this share of places taken, a protection on shared machines is no longer launched with its group."""
-    slow_factor: float = 0.0
-    """An endpoint this many times slower than the pool's median, `slow_until_out` times in a row, is out. 0: never."""
-    slow_until_out: int = 3
-    age_factor: float = 0.0
-    """An endpoint with a task in flight for so many release times is passed over while there are others. 0: never."""
-    spare_places: int = 0
-    """So many more than its places an instance is given while all are busy, if its oldest task is overdue and its last
-    answer was in time: that one reply may be late on its way while the machine is idle."""
-    max_out: float = 0.34
-    """Share of a pool's endpoints that slowness may take out at one time."""
-    balance: str = "least"
-    """`least` outstanding, or `round_robin`, which looks at nothing: a rival to compare with."""
-    deadline_s: float = 30.0
-    max_waiting: int = 1000
-    max_wait_s: float = 10.0
-    retry_ratio: float = 0.1
-    """Retries allowed per query, on average."""
-    retry_burst: float = 10.0
-    max_attempts: int = 3
+    reconstruct_after_s: float | None = setting(
+        None,
+        "how long a query waits for its own answer",
+        "then a rebuilt answer may be used, and a query that has failed waits so long for an instance elsewhere; auto: "
+        "a quantile of latency",
+        group="policy: rebuilt answers",
+        unit="s",
+        auto=float,
+    )
+    reconstruct_quantile: float = setting(0.95, "the quantile of latency that auto takes", least=0.01, below=1)
+    reconstruct_cold_s: float = setting(1.0, "stands in for it until latencies are known", unit="s")
+    group_wait_s: float | None = setting(
+        None,
+        "a group is sealed as it is after this long",
+        "auto: as reconstruct_after_s",
+        unit="s",
+        auto=float,
+    )
+    seal_early: bool = setting(
+        False,
+        "seal it when no other member would come in time",
+        "at the present rate of arrivals",
+    )
+    launch: str = setting(
+        "group",
+        "backups: group, or late, for late queries only",
+        "with their group is the paper's way; parity models always are, for they need the other members' outputs",
+        words=("group", "late"),
+    )
+    launch_after_s: float | None = setting(
+        None,
+        "late launch this long after the query was sent",
+        "auto: a quantile of latency, later under load",
+        unit="s",
+        auto=float,
+    )
+    launch_quantile: float = setting(0.9, "the quantile of latency that auto takes", least=0.01, below=1)
+    launch_stretch: float = setting(
+        0.2,
+        "how much later a launch is at full load",
+        "the more queries are late only by bad luck, the less a launch is worth",
+    )
+    launch_waiting: float = setting(
+        0.0,
+        "launch for queries that wait so long for a place",
+        "in times of launch_after_s; so a crowd is served with backups as far as places are short; 0: never",
+    )
+    shed_load: float = setting(
+        0.85,
+        "share of places taken that stops protections",
+        "those on shared machines are not launched with their group above it",
+    )
+    hedge_ratio: float = setting(
+        0.0,
+        "second copies allowed per query; 0: none",
+        "on average",
+        group="policy: second copies and retries",
+    )
+    hedge_burst: float = setting(10.0, "second copies allowed at once", unit="copies")
+    hedge_after_s: float | None = setting(
+        None, "second copy this long after the query was sent", "auto: a quantile of latency", unit="s", auto=float
+    )
+    hedge_quantile: float = setting(0.95, "the quantile of latency that auto takes", least=0.01, below=1)
+    retry_ratio: float = setting(0.1, "retries allowed per query", "on average")
+    retry_burst: float = setting(10.0, "retries allowed at once", unit="retries")
+    max_attempts: int = setting(3, "tasks one query may cost", unit="tasks", least=1)
+    slow_factor: float = setting(
+        0.0,
+        "take out what is this many times slower; 0: never",
+        "than its pool's median",
+        group="policy: slow and failing endpoints",
+    )
+    slow_until_out: int = setting(3, "slow answers in a row that take one out", unit="answers", least=1)
+    age_factor: float = setting(
+        0.0,
+        "pass over what is late this many times; 0: never",
+        "an endpoint with a task in flight for so many release times, while there are others",
+    )
+    spare_places: int = setting(
+        0,
+        "tasks beyond its places, if its reply seems late",
+        "given to an instance while all are busy, if its oldest task is overdue and its last answer was in time: that "
+        "one reply may be late on its way while the machine is idle",
+        unit="queries",
+    )
+    max_out: float = setting(0.34, "share of a pool that slowness may take out", "at one time", below=1)
+    balance: str = setting(
+        "least",
+        "least (outstanding) or round_robin",
+        "round_robin looks at nothing: a rival to compare with",
+        words=("least", "round_robin"),
+    )
+    failures_until_out: int = setting(3, "failures in a row that take an endpoint out", unit="failures", least=1)
+    out_s: float = setting(
+        1.0,
+        "how long it is left alone, at first",
+        "doubled for each failed return, up to 30 s",
+        unit="s",
+    )
+    reject_pause_s: float = setting(0.05, "how long a full instance is left alone", unit="s")
+    deadline_s: float = setting(
+        30.0, "a query gets 504 or the default answer by then", group="limits", unit="s", least=0.001
+    )
+    max_waiting: int = setting(1000, "queries that may wait, per model; then 503", unit="queries", least=1)
+    max_wait_s: float = setting(10.0, "503 while the oldest has waited this long", unit="s")
     default_answer: bool = False
     """At its deadline a query gets the configured default answer instead of an error."""
-    failures_until_out: int = 3
-    out_s: float = 1.0
-    """How long an endpoint that failed so often is left alone, at first; doubled for each failed return, up to 30 s."""
-    reject_pause_s: float = 0.05
 
     def __post_init__(self) -> None:
-        for setting in fields(self):
-            value = getattr(self, setting.name)
-            if isinstance(value, float | int) and not isinstance(value, bool) and not (0 <= value < math.inf):
-                raise ValueError(f"{setting.name} must be a number of at least 0, not {value}")
-        if not 0 < self.reconstruct_quantile < 1:
-            raise ValueError(f"reconstruct_quantile must lie between 0 and 1, not {self.reconstruct_quantile}")
-        for name in ("launch_quantile", "hedge_quantile"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie between 0 and 1, not {getattr(self, name)}")
-        for name, known in (("launch", ("group", "late")), ("balance", ("least", "round_robin"))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be {' or '.join(known)}, not {getattr(self, name)!r}")
-        for name in ("max_waiting", "max_attempts", "failures_until_out", "slow_until_out"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for item in fields(self):
+            value, told = getattr(self, item.name), item.metadata
+            if "words" in told and told["words"] and value not in told["words"]:
+                raise ValueError(f"{item.name} must be {' or '.join(told['words'])}, not {value!r}")
+            if isinstance(value, float | int) and not isinstance(value, bool):
+                least, below = told.get("least", 0), told.get("below", math.inf)
+                if not (least <= value < below):
+                    limit = "" if below == math.inf else f" and below {below:g}"
+                    raise ValueError(f"{item.name} must be a number of at least {least:g}{limit}, not {value}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Compiled and frozen, it could not be pickled; processes are sent one."""
+        return Policy, tuple([getattr(self, item.name) for item in fields(self)])
 
 
 class TokenBucket:

@@ -11,8 +11,8 @@ import gc
 import logging
 import math
 import time
-from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import fields, replace
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 from ts_parity.config import Settings
@@ -86,7 +86,7 @@ class Proxy:
         default = settings.read_default_answer()
         tls, to_instances = client_side(settings), instance_side(settings)
         self._tls = [*to_instances.values(), *([tls] if tls is not None else [])]
-        self.scheduler = Scheduler(Fleet((), (), ()), policy_of(settings, default is not None))
+        self.scheduler = Scheduler(Fleet((), (), ()), policy_of(settings))
         self.metrics = Metrics(self.scheduler.snapshot, lambda: self._server.clients())
         self.upstream = Upstream(settings.connect_timeout_s, settings.task_timeout_s, to_instances)
         self._access = access = _open_access_log(settings.access_log)
@@ -332,14 +332,9 @@ def use_uvloop() -> None:
         asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
 
 
-def policy_of(settings: Settings, default_answer: bool) -> Policy:
-    """Every field of the policy is a setting of the same name, but for the default answer, which is a file there."""
-    names = [item.name for item in fields(Policy) if item.name != "default_answer"]
-    values: Mapping[str, Any] = {name: getattr(settings, name) for name in names}
-    try:
-        return Policy(**values, default_answer=default_answer)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+def policy_of(settings: Settings) -> Policy:
+    """The default answer is a file in the settings, and something to be had or not in the policy."""
+    return replace(settings.policy, default_answer=settings.default_answer != "")
 
 
 def _open_access_log(path: str) -> AccessLog | None:

@@ -28,7 +28,7 @@ from ts_parity.config import Settings
 from ts_parity.errors import StartError
 from ts_parity.proxy import signals
 from ts_parity.proxy.admin import Admin
-from ts_parity.proxy.app import policy_of, unless, url_of
+from ts_parity.proxy.app import unless, url_of
 from ts_parity.proxy.certificates import client_side, instance_side
 from ts_parity.proxy.child import introduction, receive, send
 from ts_parity.proxy.merge import (
@@ -76,7 +76,7 @@ class Supervisor:
     async def start(self) -> None:
         """All listen, or StartError says why one does not. Raise ConfigError for settings that no process could use."""
         settings = self.settings
-        policy_of(settings, settings.read_default_answer() is not None)
+        settings.read_default_answer()
         client_side(settings)
         instance_side(settings)
         self._reserved, port = await reserve(settings.host, settings.port)
