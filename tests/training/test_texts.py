@@ -89,6 +89,7 @@ CALLS = {
         "ids ids",
     ),
     "numbers beside ids": ([{"0": one(*r), "1": torch.rand(1, 4)} for r in IDS], "ids numbers"),
+    "a spectrum beside ids": ([{"0": one(*r), "1": torch.rand(1, 4) * (1 + 2j)} for r in IDS], "ids numbers"),
     "what never changes": ([{"0": one(*r), "graph": torch.eye(3)} for r in IDS], "ids nothing"),
 }
 
@@ -377,6 +378,49 @@ def test_sum_of_ids_is_refused_before_work_starts(tmp_path, monkeypatch):
     ):
         run(archive, bodies, tmp_path, codes=("sum",))
     assert not (tmp_path / "out").exists()
+
+
+def test_an_output_for_each_token_cannot_be_learned_and_the_reason_says_what_can_be_done(tmp_path, monkeypatch):
+    """Not that all bodies are the same, which one body alone seems to say."""
+    monkeypatch.setattr("ts_parity.training.job.prepare", None)  # whoever gets there has begun to observe
+    archive, bodies = texts.archive(tmp_path, "Pooled"), texts.bodies(tmp_path / "bodies", 30)
+    with pytest.raises(
+        TrainingError,
+        match=r"raw output of \(1, \d+, 3\), 0000.txt one of \(1, \d+, 3\): .* let the model do that, or pad all "
+        "bodies to one length; else take code exact",
+    ):
+        run(archive, bodies, tmp_path)
+
+
+@pytest.mark.slow
+def test_outputs_of_texts_padded_to_one_length_are_learned_before_the_handler_pools_them(tmp_path, monkeypatch):
+    monkeypatch.setitem(texts.CALLS, "Pooled", "self.pooled(*self.padded(texts, 24))")
+    archive, bodies = texts.archive(tmp_path, "Pooled"), texts.bodies(tmp_path / "bodies", 60)
+    [student] = run(archive, bodies, tmp_path, steps=2)["candidates"]
+    assert student["architecture"] == "bag"
+
+
+@pytest.mark.slow
+def test_bodies_that_are_the_same_at_first_do_not_decide_what_the_others_are(tmp_path):
+    """As in logs of a probe: the first look may see nothing else."""
+    made = texts.bodies(tmp_path / "bodies", 60)
+    for file in sorted(made.iterdir())[:24]:
+        file.write_text("the ship in a storm")
+    [student] = run(texts.archive(tmp_path, "Mean"), made, tmp_path, steps=2)["candidates"]
+    assert student["architecture"] == "bag"
+
+
+def test_a_model_of_complex_numbers_is_learned_from(tmp_path, shapes_of):
+    torch.manual_seed(0)
+    rows = [{"0": torch.randn(1, 6, dtype=torch.complex64)} for _ in range(5)]
+    shapes, call = shapes_of(rows), ModelCall("m", "__call__", (rows[0]["0"],), {})
+    student = make_called(BAG, None, call, shapes)
+    with torch.no_grad():
+        assert student(shapes.calls).std(0).min() > 1e-4
+        traced = torch.jit.trace(student.network, shapes.calls.tensors(0))
+        torch.testing.assert_close(traced(*shapes.calls.tensors(1)), student.network(*shapes.calls.tensors(1)))
+    with pytest.raises(TrainingError, match="transformer is for ids, and this model is given numbers only; try bag"):
+        make_called(TRANSFORMER, None, call, shapes)
 
 
 @pytest.mark.slow

@@ -37,6 +37,13 @@ class Attends(nn.Module):
         return self.head(x.masked_fill(hidden.unsqueeze(-1), 0).sum(1) / attention_mask.sum(1, keepdim=True))
 
 
+class Pooled(Attends):
+    """An output for each token, of which the handler makes one for the text, as for a BERT without a head."""
+
+    def forward(self, input_ids, attention_mask):
+        return self.head(self.layers(self.embed(input_ids), src_key_padding_mask=attention_mask == 0))
+
+
 class Bag(nn.Module):
     """PyTorch's tutorial: all ids in a row, and where each text begins."""
 

@@ -52,6 +52,10 @@ class Handler:
         ids = torch.tensor([text + [0] * (length - len(text)) for text in texts])
         mask = torch.tensor([[1] * len(text) + [0] * (length - len(text)) for text in texts])
         return ids, mask
+
+    def pooled(self, ids, mask):
+        marked = mask.unsqueeze(-1)
+        return (self.model(input_ids=ids, attention_mask=mask) * marked).sum(1) / marked.sum(1)
 """
 CALLS = {
     "Mean": "self.model(*self.padded(texts))",
@@ -60,6 +64,7 @@ CALLS = {
     "Bag": "self.model(torch.tensor(sum(texts, [])),"
     " torch.tensor([sum(map(len, texts[:i])) for i in range(len(texts))]))",
     "Plain": "torch.cat([self.model(torch.tensor([text])) for text in texts])",
+    "Pooled": "self.pooled(*self.padded(texts))",
 }
 
 
@@ -106,6 +111,8 @@ def _answers(name, made, rows):
     ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
     mask = (ids != 0).long()
     out = made({"input_ids": ids, "attention_mask": mask}) if name == "Named" else made(ids, mask)
+    if name == "Pooled":
+        return (out * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True)
     return out["logits"] if name == "Named" else out
 
 

@@ -27,7 +27,7 @@ from ts_parity.errors import NotCodable, TrainingError
 from ts_parity.training.inputs import Calls, Column, Inputs
 from ts_parity.training.joining import Join, Way
 from ts_parity.training.narrowing import narrowed
-from ts_parity.training.reading import InputPart, Reader, Reading, parts_of
+from ts_parity.training.reading import InputKind, InputPart, Reader, Reading, parts_of
 from ts_parity.wire import Array
 from ts_parity.worker.encoders import in_dtype, tensors, with_tensors
 from ts_parity.worker.outputs import floating_leaf
@@ -199,7 +199,8 @@ class _Asking:
 class GivenTensor:
     """For the user's own function: one tensor of each call, as its network will be given it.
 
-    `shape` has None for a side that differs from call to call; `largest` is the largest number (id) that was seen.
+    `shape` has None for a side that differs from call to call; `largest` is the largest number (id) that was seen,
+    of complex ones the largest size.
     """
 
     name: str
@@ -212,7 +213,8 @@ class GivenTensor:
         first = column.shapes[0]
         alike = (column.shapes == first).all(axis=0)
         shape = tuple(int(side) if same else None for side, same in zip(first, alike, strict=True))
-        largest = float(column.flat.max()) if column.flat.numel() else 0.0
+        numbers = column.flat.abs() if column.flat.is_complex() else column.flat
+        largest = float(numbers.max()) if numbers.numel() else 0.0
         return cls(column.name, column.flat.dtype, shape, largest)
 
 
@@ -361,6 +363,8 @@ def _maker(
                 f"--architecture {name} is for one floating input of one shape; this model is given "
                 f"{', '.join(column.name for column in shapes.calls.columns)}: try {', '.join(READERS)}, {DEPLOYED}"
             )
+        if READERS[name] and all(part.kind is not InputKind.IDS for part in shapes.parts):
+            raise TrainingError(f"--architecture {name} is for ids, and this model is given numbers only; try {BAG}")
         return lambda width: Reading(Reader(shapes.parts, shapes.said, width, READERS[name]), shapes.said), own
     one_input, outputs = shapes.one_input, math.prod(shapes.one_output)
     if name in READERS or (name != "mlp" and not shapes.is_image):
@@ -395,7 +399,7 @@ def _narrower(deployed: Any, call: ModelCall, shapes: Shapes) -> Callable[[float
         raise NotCodable(f"the model is a {type(deployed).__name__}, not a torch module that could be made narrower")
     outer = {*shapes.said, math.prod(shapes.said), *shapes.given, math.prod(shapes.given)}
     if shapes.calls is not None:
-        numbers = [column for column in shapes.calls.columns if column.flat.is_floating_point()]
+        numbers = [one for one in shapes.calls.columns if one.flat.is_floating_point() or one.flat.is_complex()]
         outer |= {int(side) for column in numbers for side in column.shapes[0]}
 
     def make(width: float) -> Called:

@@ -23,7 +23,7 @@ from ts_parity.training.inputs import (
     Given,
     Inputs,
     Writer,
-    alike_in_kind,
+    check_alike,
     columns_of,
     inputs_of,
     read_columns,
@@ -128,25 +128,30 @@ def observe(
 
 
 def glance(handler: OfflineHandler, bodies: Sequence[Body], wanted: int) -> Observations | None:
-    """The same of the first few bodies that are answered alike, kept nowhere; None if none is answered.
+    """The same of the first few bodies that are answered, kept nowhere. None if none is, or if all of them give the
+    model the same, which says nothing of what others give it.
 
-    Raise NotCodable if the handler cannot be coded at all.
+    Raise NotCodable if the handler cannot be coded at all, TrainingError if these bodies differ as no bodies may.
     """
     seen: dict[int, tuple[Given, Array]] = {}
     for number, body in enumerate(bodies):
         each = _run_alone(handler, body)
         if each.given is None or each.raw is None:
             continue
-        first, raw = next(iter(seen.values()), (each.given, each.raw))
-        if raw.shape != each.raw.shape or not alike_in_kind(each.given, first):
-            break  # which bodies these are is said when all are observed
+        if seen:
+            first = min(seen)
+            _check_raw(body.name, each.raw.shape, bodies[first].name, seen[first][1].shape)
+            check_alike(body.name, each.given, bodies[first].name, seen[first][0])
         seen[number] = each.given, each.raw
         if len(seen) == wanted:
             break
     if not seen:
         return None
     given, outputs = zip(*seen.values(), strict=True)
-    inputs, column = inputs_of(columns_of(given))
+    columns = columns_of(given)
+    if all(column.constant for column in columns):
+        return None
+    inputs, column = inputs_of(columns)
     call = _captured(handler, bodies[min(seen)])
     return Observations(inputs, np.stack(outputs), np.array([*seen]), call, column)
 
@@ -279,7 +284,9 @@ class _Store:
             self._first, self._call = body.name, seen.call
             shape = (self._total, *seen.raw.shape)
             self._outputs = np.lib.format.open_memmap(self._folder / "outputs.npy", "w+", seen.raw.dtype, shape)
-        self._check_alike(body, seen.raw, self._outputs)
+        _check_raw(body.name, seen.raw.shape, self._first, self._outputs.shape[1:])
+        if not np.isfinite(seen.raw).all():
+            raise TrainingError(f"{body.name}: the deployed model's output is not finite (NaN or infinity)")
         if self._call is not None and seen.call is not None:
             check_other_arguments(self._call, seen.call)
         self._outputs[len(self._kept)] = seen.raw
@@ -306,10 +313,12 @@ class _Store:
             f"{MAX_REFUSED:.0%} may be): {named}; such as {', '.join(name for name, _ in self._refused[:3])}"
         )
 
-    def _check_alike(self, body: Body, raw: Array, others: Array) -> None:
-        if raw.shape != others.shape[1:]:
-            raise TrainingError(
-                f"{body.name} gives a raw output of {raw.shape}, {self._first} one of {others.shape[1:]}"
-            )
-        if not np.isfinite(raw).all():
-            raise TrainingError(f"{body.name}: the deployed model's output is not finite (NaN or infinity)")
+
+def _check_raw(body: str, shape: tuple[int, ...], first_body: str, first: tuple[int, ...]) -> None:
+    """Raise TrainingError for raw outputs of two shapes, such as those of a model whose handler pools its tokens."""
+    if shape != first:
+        raise TrainingError(
+            f"{body} gives a raw output of {shape}, {first_body} one of {first}: a network can learn outputs of one "
+            "shape only. If the handler pools them (a mean over tokens, say), let the model do that, or pad all bodies "
+            "to one length; else take code exact"
+        )

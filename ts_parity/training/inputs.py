@@ -109,10 +109,20 @@ Given = tuple[tuple[str, torch.Tensor], ...]
 """The tensors of one call, by name."""
 
 
-def alike_in_kind(one: Given, other: Given) -> bool:
-    """Whether two calls have the same tensors, lengths aside."""
-    kinds = ([(name, tensor.dtype, tensor.dim()) for name, tensor in each] for each in (one, other))
-    return next(kinds) == next(kinds)
+def check_alike(body: str, given: Given, first_body: str, first: Given) -> None:
+    """Raise TrainingError unless two bodies give the model the same tensors, lengths aside."""
+    names, first_names = ([name for name, _ in each] for each in (given, first))
+    if names != first_names:
+        raise TrainingError(
+            f"{body} gives the model {', '.join(names) or 'no tensor'}, {first_body} gives it {', '.join(first_names)}"
+            ": a network needs the same inputs from all"
+        )
+    for (_, tensor), (_, other) in zip(given, first, strict=True):
+        if tensor.dtype != other.dtype or tensor.dim() != other.dim():
+            raise TrainingError(
+                f"{body} gives a model input of {_told(tensor)}, {first_body} one of {_told(other)}: a network needs "
+                "one dtype and as many axes from all"
+            )
 
 
 def columns_of(calls: Sequence[Given]) -> tuple[Column, ...]:
@@ -134,27 +144,23 @@ class Writer:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._first: tuple[str, Given] = ("", ())
         self._columns: list[_Growing] = []
 
     def add(self, body: str, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         """The tensors of one call, by name. Raise TrainingError if they are others than those of the first."""
-        given = [(name, tensor.detach().cpu().contiguous()) for name, tensor in tensors]
+        given = tuple((name, tensor.detach().cpu().contiguous()) for name, tensor in tensors)
         if not self._columns:
             if not given:
                 raise TrainingError(f"{body}: the model was given no tensor to learn from; take code exact")
             self._folder.mkdir(parents=True, exist_ok=True)
+            self._first = body, given
             self._columns = [
-                _Growing(name, self._folder / f"given-{i}.bin", body, tensor) for i, (name, tensor) in enumerate(given)
+                _Growing(name, self._folder / f"given-{i}.bin", tensor) for i, (name, tensor) in enumerate(given)
             ]
-        names = [column.name for column in self._columns]
-        if [name for name, _ in given] != names:
-            others = ", ".join(name for name, _ in given) or "no tensor"
-            raise TrainingError(
-                f"{body} gives the model {others}, {self._columns[0].body} gives it {', '.join(names)}: a network "
-                "needs the same inputs from all"
-            )
+        check_alike(body, given, *self._first)
         for column, (_, tensor) in zip(self._columns, given, strict=True):
-            column.add(body, tensor)
+            column.add(tensor)
 
     def finish(self) -> list[dict[str, Any]]:
         """-> what `read_columns` needs to know, as JSON."""
@@ -164,21 +170,15 @@ class Writer:
 class _Growing:
     """One column while it is written. Nothing is, beyond the first, until one differs from the first."""
 
-    def __init__(self, name: str, file: Path, body: str, first: torch.Tensor) -> None:
+    def __init__(self, name: str, file: Path, first: torch.Tensor) -> None:
         self.name = name
-        self.body = body
         self._file = file
         self._first = first
         self._shapes: list[tuple[int, ...]] = []
         self._opened: IO[bytes] | None = None
 
-    def add(self, body: str, tensor: torch.Tensor) -> None:
+    def add(self, tensor: torch.Tensor) -> None:
         first = self._first
-        if tensor.dtype != first.dtype or tensor.dim() != first.dim():
-            raise TrainingError(
-                f"{body} gives a model input of {_told(tensor)}, {self.body} one of {_told(first)}: a network needs "
-                "one dtype and as many axes from all"
-            )
         if self._opened is None and (tensor.shape != first.shape or not torch.equal(tensor, first)):
             self._opened = self._file.open("wb")
             for _ in self._shapes:

@@ -105,10 +105,8 @@ def _some(count: int) -> list[int]:
 def _kind(column: Column) -> InputKind:
     """By itself."""
     dtype, dims = column.flat.dtype, column.shapes.shape[1]
-    if dtype.is_complex:
-        return InputKind.NOTHING
     pixels = dtype == torch.uint8 and dims >= 3 and column.shape is not None
-    return InputKind.NUMBERS if dtype.is_floating_point or pixels else InputKind.IDS
+    return InputKind.NUMBERS if dtype.is_floating_point or dtype.is_complex or pixels else InputKind.IDS
 
 
 def _largest(column: Column) -> int:
@@ -196,7 +194,7 @@ def _measured(column: Column, varying: tuple[int, ...]) -> InputPart:
 
 def _pooled(numbers: torch.Tensor, varying: tuple[int, ...]) -> torch.Tensor:
     """(*axes) -> (size,): over axes of varying length mean and spread stand for all."""
-    numbers = numbers.double()
+    numbers = _real(numbers).double()
     if not varying:
         return numbers.reshape(-1)
     mean, spread = numbers.mean(varying), numbers.std(varying, unbiased=False)
@@ -344,12 +342,18 @@ def _mean(x: torch.Tensor, here: torch.Tensor) -> torch.Tensor:
 
 def _rows(part: InputPart, tensor: torch.Tensor) -> torch.Tensor:
     """(B, all else), B being 1 where there is no batch axis."""
+    tensor = _real(tensor)
     if part.varying:
         tensor = tensor.float()
         mean, spread = tensor.mean(part.varying), tensor.std(part.varying, unbiased=False)
         parts = [each.reshape(each.shape[0] if part.batched else 1, -1) for each in (mean, spread)]
         return torch.cat(parts, 1)
     return tensor.reshape(tensor.shape[0], -1) if part.batched else tensor.reshape(1, -1)
+
+
+def _real(numbers: torch.Tensor) -> torch.Tensor:
+    """Complex numbers, a spectrum say, as two each."""
+    return torch.view_as_real(numbers) if numbers.is_complex() else numbers
 
 
 def _placed(part: InputPart) -> int:
