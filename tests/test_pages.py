@@ -72,5 +72,10 @@ def test_a_command_is_copied_as_it_is():
 
 def test_bars_stay_within_their_track_and_what_is_long_is_cut():
     assert "left: 0.0%; width: 100.0%" in bar(5.0, -3.0, 400.0, 10.0)
+    assert 'class="zero"' not in bar(5.0, 3.0, 7.0, 10.0)
+    below = bar(-5.0, -10.0, 0.0, 10.0, least=-10.0)
+    assert 'class="zero" style="left: 50.0%"' in below
+    assert "left: 25.0%; width: 25.0%" in below
+    assert "left: 0.0%; width: 50.0%" in below
     assert text("abcdef", 4) == "abc…"
     assert section("nothing to say", "", "") == ""

@@ -50,7 +50,8 @@ def table(caption: str, heads: Sequence[str], rows: Iterable[tuple[str, Sequence
 
     rows: each with its class, which may be empty.
     """
-    lines = ["<tr>" + "".join(f'<th scope="col">{text(head)}</th>' for head in heads) + "</tr>"]
+    bars = ' class="bars"'  # bars have no word at their head; a narrow screen has no room for them
+    lines = ["<tr>" + "".join(f'<th scope="col"{"" if head else bars}>{text(head)}</th>' for head in heads) + "</tr>"]
     for kind, cells in rows:
         first, *others = cells
         shown = "".join(_cell(head, cell) for head, cell in zip(heads[1:], others, strict=True))
@@ -66,11 +67,18 @@ def _cell(head: str, cell: Cell) -> str:
     return f'<td{classed} data-head="{text(head)}"><span>{cell.shown}</span></td>'
 
 
-def bar(mean: float, low: float, high: float, largest: float, kind: str = "") -> str:
-    """As long as the mean, with a line from the low end to the high one. Shown beside the same numbers as text."""
-    start, end, at = (min(100.0, max(0.0, 100 * value / largest)) for value in (low, high, mean))
+def bar(mean: float, low: float, high: float, largest: float, kind: str = "", least: float = 0.0) -> str:
+    """From zero to the mean, with a line from the low end to the high one. Shown beside the same numbers as text.
+
+    The track goes from `least`, at most zero, to `largest`. A line marks zero where bars may lie on both sides of it.
+    """
+    zero, start, end, at = (
+        100 * (min(largest, max(least, value)) - least) / (largest - least) for value in (0.0, low, high, mean)
+    )
+    axis = f'<span class="zero" style="left: {zero:.1f}%"></span>' if least < 0 else ""
     return (
-        f'<span class="track" aria-hidden="true"><span class="bar {kind}" style="width: {at:.1f}%"></span>'
+        f'<span class="track" aria-hidden="true">{axis}<span class="bar {kind}" '
+        f'style="left: {min(zero, at):.1f}%; width: {abs(at - zero):.1f}%"></span>'
         f'<span class="range" style="left: {start:.1f}%; width: {max(0.0, end - start):.1f}%"></span></span>'
     )
 
@@ -85,9 +93,18 @@ def listed(lines: Sequence[str]) -> str:
 
 
 def typed(command: str) -> str:
-    """Commands to copy. Lines break between words only, and flags are full of hyphens."""
-    words = re.sub(r"[^\s]+", lambda word: f"<span>{text(word[0])}</span>", command)
-    return f'<pre tabindex="0">{words}</pre>'
+    """Commands to copy."""
+    return f'<pre tabindex="0">{_whole_words(command)}</pre>'
+
+
+def code(command: str) -> str:
+    """A command within a sentence."""
+    return f"<code>{_whole_words(command)}</code>"
+
+
+def _whole_words(command: str) -> str:
+    """Lines break between words only: flags are full of hyphens, at which a browser would break them."""
+    return re.sub(r"\S+", lambda word: f"<span>{text(word[0])}</span>", command)
 
 
 _STYLE = """
@@ -116,29 +133,33 @@ p, li, dd { max-width: 46rem; } p { margin: .5rem 0; } ul, ol { margin: .5rem 0;
 pre { background: var(--panel); border: 1px solid var(--line); border-radius: 6px; padding: .7rem .9rem;
   margin: .4rem 0; font: .9rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; white-space: pre-wrap;
   overflow-wrap: anywhere; }
-pre span { display: inline-block; max-width: 100%; vertical-align: bottom; }
+pre span, code span { display: inline-block; max-width: 100%; vertical-align: bottom; }
+code span { vertical-align: baseline; }
 code { font: .92em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
 a { color: var(--accent); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100%; font-size: .95rem; }
 caption { text-align: left; color: var(--soft); font-size: .9rem; padding: 0 0 .5rem; max-width: 46rem; }
 th, td { padding: .45rem .7rem .45rem 0; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { font-weight: 600; } th[scope=row] { min-width: 9rem; font-weight: 500; } td { white-space: nowrap; }
+th[scope=row], .cards td > span, dt { overflow-wrap: anywhere; }
 th[scope=col] { color: var(--soft); font-size: .85rem; vertical-align: bottom; }
 td.long { white-space: normal; } td.bars { width: 25%; min-width: 6rem; vertical-align: middle; }
 tr.take > * { font-weight: 600; } tr.no { color: var(--soft); }
-td.bars > span { display: block; }
+td.bars > span { display: block; } .tag { font-size: .8rem; font-weight: 600; color: var(--accent); }
+tr.no .tag { color: var(--alarm); }
 .track { position: relative; display: block; height: .9rem; }
-.bar { position: absolute; left: 0; height: 100%; background: var(--pale); border-radius: 2px; }
+.bar { position: absolute; height: 100%; background: var(--pale); border-radius: 2px; }
 .bar.take { background: var(--accent); } .bar.no { background: var(--line); }
 .range { position: absolute; top: calc(50% - 1px); height: 2px; background: var(--ink); }
-table + dl, table + p { margin-top: 1rem; }
+.zero { position: absolute; top: -.2rem; bottom: -.2rem; width: 1px; background: var(--soft); }
+table + dl, table + p, dl + table, pre + table { margin-top: 1rem; }
 dl { display: grid; grid-template-columns: minmax(8rem, max-content) 1fr; gap: .35rem 1.4rem; margin: 0; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 .alarm h2 { color: var(--alarm); } .alarm ul { border-left: 4px solid var(--alarm); padding-left: 2rem; }
 .tiles { margin-top: 1.6rem; } .tiles h2 { font-size: .95rem; color: var(--soft); }
 .tiles dl { display: flex; flex-wrap: wrap; gap: 1rem; }
 .tile { flex: 1 1 13rem; max-width: 22rem; background: var(--panel); border: 1px solid var(--line); border-radius: 8px;
-  padding: .8rem 1rem; display: flex; flex-direction: column-reverse; }
+  padding: .8rem 1rem; display: flex; flex-direction: column-reverse; justify-content: flex-end; }
 .tile dd { font-size: 1.7rem; line-height: 1.25; font-weight: 600; margin: 0; } .tile dt { font-size: .9rem; }
 .steps li { margin: .9rem 0; } .steps pre { max-width: none; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 2rem 2.5rem; }
@@ -165,7 +186,8 @@ svg .form1 { stroke-dasharray: 7 4; } svg .form2 { stroke-dasharray: 2 3; } svg 
 .gallery img { display: block; max-width: 100%; height: auto; max-height: 14rem; width: auto; border-radius: 4px; }
 .gallery img.tiny { width: 9rem; height: auto; image-rendering: pixelated; } .gallery audio { width: 100%; }
 :focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
-@media (max-width: 48rem) {
+@media screen and (max-width: 48rem) {
+  svg text { font-size: 15px; }
   dl { display: block; } dd { margin: 0 0 .6rem; } .tiles dl { display: flex; } .tile { max-width: none; }
 }
 @media screen and (max-width: 64rem) {
@@ -177,14 +199,18 @@ svg .form1 { stroke-dasharray: 7 4; } svg .form2 { stroke-dasharray: 2 3; } svg 
     padding: .12rem 0; white-space: normal; text-align: right; width: auto; }
   .cards td::before { content: attr(data-head); color: var(--soft); font-weight: 400; text-align: left; flex: none; }
   .cards th[scope=row] { text-align: left; font-size: 1.05rem; font-weight: 600; }
+  .cards td.long { display: block; text-align: left; } .cards td.long::before { display: block; }
   .cards td.none { display: none; } .cards td.bars::before { content: none; } .cards td.bars > span { flex: 1; }
   .cards .between { display: inline; }
-  table.small { font-size: .88rem; } .small th[scope=row] { min-width: 0; } .small td.bars { min-width: 3.5rem; }
+  table.small { font-size: .88rem; } .small th[scope=row] { min-width: 5rem; } .small td.bars { min-width: 3.5rem; }
   .small th, .small td { padding-right: .45rem; }
+}
+@media screen and (max-width: 23rem) {
+  svg text { font-size: 18px; } .small .bars { display: none; } .small td { white-space: normal; }
 }
 @media print {
   body { font-size: 10.5pt; } main, footer { max-width: none; padding: 0; } section { margin-top: 1.4rem; }
-  figure, pre, tr, li, .tile { break-inside: avoid; } h2, h3 { break-after: avoid; }
+  figure, pre, tr, li, .tile { break-inside: avoid; } h2, h3, caption, dt, tr:first-child { break-after: avoid; }
   .bar, .range { print-color-adjust: exact; }
 }
 """

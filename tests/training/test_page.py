@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import random
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -13,6 +14,7 @@ from PIL import Image
 from ts_parity.cli import build_parser
 from ts_parity.training import TrainSettings
 from ts_parity.training.bodies import Body
+from ts_parity.training.charts import BOTTOM, HEIGHT, TOP
 from ts_parity.training.page import MOST_SHOWN, report_page
 from ts_parity.training.previews import MOST_BYTES, preview
 from ts_parity.training.recommend import recommend
@@ -69,8 +71,9 @@ def report(*candidates, **more):
     told = {
         "package": "0.1.0", "made_at": "2026-11-27 08:30 UTC", "archive": "/models/net.mar",
         "command": ["ts-parity", "train", "--archive", "/models/net.mar", "--code", "student"],
-        "deployed": {"model": "net", "version": "1.0"}, "bodies": 9876, "seed": 0, "torch": "2.12", "machine": "x86-64",
-        "device": "cpu", "split": {"learn": 7000, "choose": 1376, "score": 1500, "repeated": 12, "scored_repeated": 0},
+        "deployed": {"model": "net", "version": "1.0", "weights": None}, "bodies": 9876, "seed": 0, "torch": "2.12",
+        "machine": "x86-64", "device": "cpu",
+        "split": {"learn": 7000, "choose": 1376, "score": 1500, "repeated": 12, "scored_repeated": 0},
         "knobs": {"steps": 2000, "peak_rate": 0.003, "vary": []}, "budget": 1.0, "seconds": 612.5, "metric": "accuracy",
         "scored_on": "1500 held-out bodies of photos", "scored_groups": 2000, "warnings": [], "refused": [],
         "outputs": {"kind": "classes", "why": "the largest of several outputs decides"}, "candidates": list(candidates),
@@ -117,11 +120,11 @@ def test_a_reader_finds_what_to_take_what_it_is_worth_and_how_it_was_made():
     for said in (
         "What a rebuilt answer of net 1.0 is worth",
         "Take student with k=2: loses 0.50 points of accuracy",
-        "-0.30 to 1.30",
+        "95 % interval -0.30 to 1.30",
         "2026-11-27 08:30 UTC",
         "7,000 to learn from, 1,376 to choose the best weights, 1,500 to score",
         "2,000 steps a network",
-        "sha256:" + "ab" * 32,
+        "archive sha256 net-1.0-student-k2.mar " + "ab" * 32,
         "ts-parity train --archive /models/net.mar --code student",
         "It is no guard against bodies of another kind",
     ):
@@ -144,6 +147,75 @@ def test_a_single_candidate_has_no_plot_of_a_single_dot():
     assert [head.text for head in root.findall(".//h3")] == ["Overall accuracy"]
     _, root = page_of(made("student", 2, 0.005, 1.2, labelled=False), beside=[])
     assert "Loss and work" not in [head.text for head in root.findall(".//h3")]
+
+
+def test_exact_alone_is_not_compared_with_anything():
+    exact = {name: told for name, told in beside().items() if name != "cost"} | {"archives": ["net-1.0-exact-k2.mar"]}
+    told = report(exact, beside=[])
+    for name in ("scored_on", "scored_groups", "outputs", "split", "knobs", "metric"):
+        del told[name]
+    root = ElementTree.fromstring(report_page({**told, "recommendation": recommend(told)}, OUT).split("\n", 1)[1])
+    assert [head.text for head in root.findall(".//h2")] == ["What to do next", "How it was made"]
+
+
+def test_what_answers_better_than_the_model_is_drawn_too():
+    """A student may be right more often: its line goes up, and no plot is empty."""
+    gains = [made("student", k, -0.045, 1.2, A_a=0.726, A_d=0.771) for k in (2, 4)]
+    _, root = page_of(*gains)
+    _, overall = root.findall(".//{http://www.w3.org/2000/svg}svg[@role='img']")
+    for line in overall.findall(".//{http://www.w3.org/2000/svg}path")[:2]:
+        heights = [float(y) for y in re.findall(r"[ML][\d.]+ (-?[\d.]+)", line.get("d"))]
+        assert TOP <= heights[-1] < heights[0] <= HEIGHT - BOTTOM
+    assert "points of accuracy lost by a rebuilt answer; what is below 0 is gained" in words(root)
+
+
+def test_no_axis_says_more_than_a_hundred_per_cent():
+    _, root = page_of(*(made("student", k, 0.0, 1.2, A_a=1.0, A_d=1.0, score=1.0, confidence=sure()) for k in (2, 4)))
+    _, *shares = root.findall(".//{http://www.w3.org/2000/svg}svg[@role='img']")
+    assert len(shares) == 2
+    for drawn in shares:
+        ticks = [each.text for each in drawn.findall("{http://www.w3.org/2000/svg}text[@text-anchor='end']")]
+        assert max(map(float, ticks)) == 100.0
+
+
+def test_bars_of_classes_show_what_is_gained():
+    rows = classes(2)
+    rows[1] |= {"loss": -0.03, "intervals": {"loss": [-0.05, -0.01]}}
+    _, root = page_of({**STUDENT, "classes": rows})
+    bars = [each.get("style") for each in root.findall(".//span") if (each.get("class") or "").startswith("bar ")]
+    assert bars == ["left: 45.5%; width: 45.5%", "left: 18.2%; width: 27.3%"]
+    assert len([each for each in root.findall(".//span") if each.get("class") == "zero"]) == 2
+
+
+def test_an_answer_is_shown_in_few_digits():
+    odd = disagreement(0, answer='{\n "cat": 0.36044025421,\n "dog": 12}', rebuilt_answer="dog, said at 0.123456789")
+    _, root = page_of({**STUDENT, "disagreements": [odd]})
+    codes = [each.text for each in root.findall(".//li//code")]
+    assert '{"cat": 0.36, "dog": 12}' in codes
+    assert "dog, said at 0.123456789" in codes
+
+
+@pytest.mark.parametrize(
+    ("shown", "told"),
+    [
+        (1, "They are all answers to one body, shown here as the client sends them:"),
+        (3, "They are all answers to 3 bodies, shown here as the client sends them:"),
+        (12, "Here are 12 of the bodies, drawn at random, as the client sends them:"),
+    ],
+)
+def test_whether_all_that_differ_are_shown_is_said(shown, told):
+    counts = {"answers": 4000, "differ": 40, "own_right": 26, "rebuilt_right": 14}
+    _, root = page_of({**STUDENT, "differing": counts, "disagreements": [disagreement(n) for n in range(shown)]})
+    assert "In 26 of these the model is right, in 14 the rebuilt answer is, and both are wrong in none." in words(root)
+    assert told in words(root)
+
+
+def test_the_table_says_what_is_recommended_and_what_never_is():
+    _, root = page_of(STUDENT, made("sum", 4, 0.38, 1.1))
+    first, second, third = (words(row.find("th")) for row in root.findall(".//table")[0].findall("tr")[1:])
+    assert first == "student k=2 recommended cnn"
+    assert second == "sum k=4 loses too much cnn"
+    assert third == "exact k=2 not asked for, to compare with"
 
 
 def test_without_labels_nothing_is_called_accuracy():
@@ -198,6 +270,12 @@ def test_exact_that_was_only_compared_with_is_packaged():
         "ts-parity package --archive /models/net.mar --role parity --code exact --k 2 "
         "--out '/srv/made for you/protected'"
     )
+    assert commands[2:] == [
+        "cp '/srv/made for you/protected/net-1.0-exact-k2.mar' MODEL_STORE/",
+        "ts-parity register --management http://INSTANCE:8081 '/srv/made for you/protected/net-1.0-exact-k2.mar'",
+        f"ts-parity serve --endpoint http://INSTANCE:8080 {LATE}",
+        "ts-parity status",
+    ]
 
 
 def test_what_a_body_a_name_or_an_answer_holds_does_nothing():
@@ -224,7 +302,7 @@ def test_what_a_body_a_name_or_an_answer_holds_does_nothing():
         "warnings": [NASTY],
         "refused": [NASTY],
         "refused_bodies": [NASTY],
-        "deployed": {"model": NASTY, "version": NASTY},
+        "deployed": {"model": NASTY, "version": NASTY, "weights": None},
     }
     written, root = page_of(one, bodies=bodies, **more)
     assert "<script" not in written

@@ -36,6 +36,13 @@ def test_what_loses_more_than_a_tenth_is_never_recommended():
     assert say(made("sum", 2, 0.5, 1.0), beside=[EXACT]).startswith("Take exact with k=2: loses nothing")
 
 
+def test_exact_is_compared_with_what_was_trained():
+    said = say(made("student", 2, 0.003, 2.4), beside=[EXACT, made("exact", 4, 0.0, 4.0)])
+    assert said.startswith(
+        "Take exact with k=2: loses nothing on rebuilt answers and adds 100% of work; student with k=2 "
+    )
+
+
 def test_a_loss_that_few_bodies_told_is_said_to_be_so():
     student = made("student", 2, 0.0, 1.0, intervals={"loss": [-0.08, 0.08]})
     assert "That loss is known to ± 8.0 points only; more bodies would tell." in say(student)

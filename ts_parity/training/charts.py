@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from ts_parity.pages import text
 
-WIDTH, HEIGHT = 420.0, 270.0
-LEFT, RIGHT, TOP, BOTTOM = 56.0, 12.0, 10.0, 44.0
+WIDTH, HEIGHT = 420.0, 284.0
+LEFT, RIGHT, TOP, BOTTOM = 62.0, 12.0, 28.0, 44.0
 _TICKS = 5
 _ROOM = 0.06
 """Of an axis, beyond what lies on it."""
@@ -113,11 +113,10 @@ def _grid(across: _Scale, up: _Scale) -> str:
 
 
 def _names(across: str, up: str) -> str:
-    middle = (TOP + HEIGHT - BOTTOM) / 2
+    """The name of the axis that goes up lies above it: beside it, long numbers would be in its way."""
     return (
         f'<text class="name" x="{(LEFT + WIDTH - RIGHT) / 2:.1f}" y="{HEIGHT - 6:.1f}" text-anchor="middle">'
-        f'{text(across)}</text><text class="name" transform="translate(13 {middle:.1f}) rotate(-90)" '
-        f'text-anchor="middle">{text(up)}</text>'
+        f'{text(across)}</text><text class="name" x="4" y="13">{text(up)}</text>'
     )
 
 

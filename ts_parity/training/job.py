@@ -157,7 +157,7 @@ class _Job:
             "seed": self.settings.seed,
             "budget": self.settings.budget or USUAL_BUDGET,
             "torch": torch.__version__,
-            "machine": f"{platform.machine()}, {platform.system()}, {torch.get_num_threads()} threads",
+            "machine": f"{platform.machine()}, {platform.system()}, threads: {torch.get_num_threads()}",
             "device": str(self.fabric.device),
         }
         varying = self._check_repeatable(any(candidate.code.lossless for candidate in candidates))

@@ -5,6 +5,7 @@ Knows the report's keys, and how a body is shown. Computes nothing that is not i
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import shlex
@@ -12,9 +13,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ts_parity.pages import Cell, bar, listed, page, pairs, section, table, text, typed
+from ts_parity.pages import Cell, bar, code, listed, page, pairs, section, table, text, typed
 from ts_parity.training.bodies import Body
 from ts_parity.training.charts import Chart, Mark, Pair
+from ts_parity.training.disagreements import SHOWN
 from ts_parity.training.figures import FIGURES, Figure
 from ts_parity.training.meaning import Meaning
 from ts_parity.training.previews import preview
@@ -30,6 +32,7 @@ MOST_LINES = 30
 MOST_SIGNS = 2000
 """Of one line that a handler or a file name may have made."""
 F = [i / 100 for i in range(21)]
+_COMMAND = re.compile(r"`(?P<typed>[^`]+)`|(?<!\S)(?P<flag>--[a-z][a-z-]*(?: \d+(?:\.\d+)?)?)")
 
 Candidate = Mapping[str, Any]
 
@@ -54,7 +57,7 @@ def report_page(report: Mapping[str, Any], out: Path, bodies: Mapping[int, Body]
             _disagreements(report, bodies or {}),
             section("What was not made", _lines(report.get("refused", ()))),
             section("Bodies that the handler refused", _lines(report.get("refused_bodies", ()))),
-            section("How it was made", pairs(_made(report)), _archives(report)),
+            section("How it was made", pairs(_made(report)), _command(report), _archives(report)),
         ],
         text(f"ts_parity {report.get('package', '')}. This page needs no network and holds all that it shows."),
     )
@@ -63,8 +66,17 @@ def report_page(report: Mapping[str, Any], out: Path, bodies: Mapping[int, Body]
 def _said(recommendation: str) -> str:
     """The first sentence says what to take."""
     first, point, rest = recommendation.partition(". ")
-    said, more = (re.sub("`([^`]+)`", r"<code>\1</code>", text(part)) for part in (first + point.strip(), rest))
+    said, more = (_with_commands(part) for part in (first + point.strip(), rest))
     return f'<p class="say">{said}</p>\n' + (f"<p>{more}</p>" if more else "")
+
+
+def _with_commands(told: str) -> str:
+    """What stands between backticks is a command, and so is a flag with its number."""
+    shown, end = [], 0
+    for found in _COMMAND.finditer(told):
+        shown += [text(told[end : found.start()]), code(found["typed"] or found["flag"])]
+        end = found.end()
+    return "".join([*shown, text(told[end:])])
 
 
 # ---- in a few numbers ------------------------------------------------------------------------------------------------
@@ -76,17 +88,23 @@ def _tiles(report: Mapping[str, Any], figure: Figure) -> str:
     if one is None or "score" not in one:
         return ""
     head = named(one) + (", recommended" if one is chosen(report) else ", the best of those trained")
+    points = "" if figure.error else "points "
+    gain = "; what is below 0 is gained" if (interval(one, "loss") or (loss(one),))[0] < 0 else ""
     tiles = [
-        (_lost(one), f"{'points of ' if not figure.error else ''}{one['loss_of']} lost by a rebuilt answer", "loss"),
-        (figure.told(one["score"]), f"{figure.own} with the model's own answers", "score"),
+        (_lost(one), f"{points}of {one['loss_of']} lost by a rebuilt answer{gain}", "loss"),
+        (figure.told(one["score"]), f"{figure.own} {_beside_own(figure)} the model's own answers", "score"),
     ]
     if (work := extra_work(one)) is not None:
         tiles.append((f"{work:.0%}", "extra work per query, if every query is protected", ""))
     shown = "".join(
-        f'<div class="tile"><dt>{text(what)}</dt><dd>{text(value)}{_between(one, name)}</dd></div>'
+        f'<div class="tile"><dt>{text(what)}</dt><dd>{text(value)}{_between(one, name, "95 % interval ")}</dd></div>'
         for value, what, name in tiles
     )
     return f'<section class="tiles" aria-label="{text(head)}"><h2>{text(head)}</h2><dl>{shown}</dl></section>'
+
+
+def _beside_own(figure: Figure) -> str:
+    return "against" if figure.error else "with"
 
 
 def _lost(candidate: Candidate) -> str:
@@ -101,7 +119,7 @@ def interval(candidate: Mapping[str, Any], name: str) -> Pair | None:
     return None if ends is None or ends[0] == ends[1] else (float(ends[0]), float(ends[1]))
 
 
-def _between(candidate: Candidate, name: str) -> str:
+def _between(candidate: Candidate, name: str, what: str = "") -> str:
     ends = interval(candidate, name)
     if ends is None:
         return ""
@@ -110,14 +128,14 @@ def _between(candidate: Candidate, name: str) -> str:
         told = (f"{100 * end:.2f}" + ("%" if figure.error else "") for end in ends)
     else:
         told = (figure.told(end) for end in ends)
-    return f' <span class="between">{text(" to ".join(told))}</span>'
+    return f' <span class="between">{what}{text(" to ".join(told))}</span>'
 
 
 # ---- what to do ------------------------------------------------------------------------------------------------------
 
 
 def _steps(report: Mapping[str, Any], out: Path) -> str:
-    items = (f"<li>{text(step.say)}{typed(step.command)}</li>" for step in next_steps(report, out))
+    items = (f"<li>{_with_commands(step.say)}{typed(step.command)}</li>" for step in next_steps(report, out))
     return f'<ol class="steps">{"".join(items)}</ol>'
 
 
@@ -138,6 +156,8 @@ def _labelled(candidate: Candidate) -> bool:
 
 
 def _table(report: Mapping[str, Any], figure: Figure) -> str:
+    if "scored_on" not in report:  # `exact` alone, of which the first sentence says all that is known
+        return ""
     candidates, taken = [*report["candidates"], *report.get("beside", ())], chosen(report)
     own, rebuilt = ("E_a", "E_d") if figure.error else ("A_a", "A_d")
     columns: list[tuple[str, Callable[[Candidate], str]]] = [
@@ -147,15 +167,18 @@ def _table(report: Mapping[str, Any], figure: Figure) -> str:
         (figure.own, lambda c: _told(c, "score", figure)),
         ("cost of a group", lambda c: _cost(c)),
         ("extra work", lambda c: "" if extra_work(c) is None else f"{extra_work(c):.0%}"),
-        ("seeds", lambda c: _seeds(c, figure)),
+        ("seeds", lambda c: _over_seeds(c, figure)),
     ]
     shown = [(head, cell) for head, cell in columns if any(cell(c) for c in candidates)]
     rows = []
     for c in candidates:
-        label = f'{text(_label(c))} <span class="between">{text(_kind(report, c), 80)}</span>'
-        kind = "take" if c is taken else "no" if loss(c) > MOST_LOSS else ""
+        kind, tag = (
+            ("take", "recommended") if c is taken else ("no", "loses too much") if loss(c) > MOST_LOSS else ("", "")
+        )
+        tagged = f' <span class="tag">{tag}</span>' if tag else ""
+        label = f'{text(_label(c))}{tagged} <span class="between">{text(_kind(report, c), 80)}</span>'
         rows.append((kind, [Cell(label), *(Cell(cell(c)) for _, cell in shown)]))
-    return table(_scored_on(report), ["", *(head for head, _ in shown)], rows)
+    return table(_scored_on(report), ["protection", *(head for head, _ in shown)], rows)
 
 
 def _kind(report: Mapping[str, Any], candidate: Candidate) -> str:
@@ -168,13 +191,14 @@ def _told(candidate: Candidate, name: str, figure: Figure) -> str:
     return text(figure.told(candidate[name])) + _between(candidate, name)
 
 
-def _seeds(candidate: Candidate, figure: Figure) -> str:
-    """Which of several was packed; all figures are of that one."""
+def _over_seeds(candidate: Candidate, figure: Figure) -> str:
+    """Which of several was packed; all other figures are of that one."""
     if "over_seeds" not in candidate:
-        return str(candidate.get("seeds") or "")
+        return ""
     mean = candidate["over_seeds"]
-    told = f"mean {figure.told(mean['score'], mean['score_spread'])}"
-    return f'{candidate["seeds"]}, packed {candidate["packed_seed"]} <span class="between">{text(told)}</span>'
+    told = f"{figure.own} {figure.told(mean['score'], mean['score_spread'])}"
+    packed = f"{candidate['packed_seed']} of {candidate['seeds']} packed"
+    return f'{packed} <span class="between">{text(told)}</span>'
 
 
 def _cost(candidate: Candidate) -> str:
@@ -186,8 +210,6 @@ def _cost(candidate: Candidate) -> str:
 
 
 def _scored_on(report: Mapping[str, Any]) -> str:
-    if "scored_on" not in report:
-        return "What exact loses is known without a measurement: nothing."
     told = f"Scored on {report['scored_on']}, in {report['scored_groups']:,} groups, every slot erased once"
     known = any("intervals" in c for c in report["candidates"])
     return told + ("; below each figure its 95 % interval." if known else ".")
@@ -201,8 +223,14 @@ def _legend(report: Mapping[str, Any], figure: Figure) -> str:
     if first is not None and _labelled(first):
         words.append((f"{letter}_a, {letter}_d", f"{figure.true} of the model's own and of rebuilt answers"))
     unit = f", in the outputs' unit; their spread is {first['spread']:.4g}" if first and "spread" in first else ""
-    words.append((figure.own, f"of rebuilt answers with the model's own{unit}"))
-    words.append(("loss", f"of a rebuilt answer, in points of {first['loss_of'] if first else 'agreement'}"))
+    words.append((figure.own, f"of rebuilt answers {_beside_own(figure)} the model's own{unit}"))
+    lost = first["loss_of"] if first else "agreement"
+    words.append(
+        (
+            "loss",
+            f"of a rebuilt answer, in {'per cent' if figure.error else 'points'} of {lost}; what is below 0 is gained",
+        )
+    )
     words.append(("cost of a group", f"its time on a worker in deployed inferences ({report['device']} here)"))
     words.append(("extra work", "per query, if every query is protected; launched late, only late queries add it"))
     words.append(("outputs", f"taken for {report['outputs']['kind']}: {report['outputs']['why']}"))
@@ -278,15 +306,18 @@ def _overall(candidates: Sequence[Candidate]) -> str:
         return Mark(label, colour, points, form, line=True)
 
     marks = [line(_label(c), c["code"], _worth(c), _form(c)) for c in candidates]
-    furthest = max((mark.points[-1][1] for mark in marks), key=lambda y: abs(y - scale * own))
+    ends = [scale * own, *(mark.points[-1][1] for mark in marks)]
+    least, most = min(ends), max(ends)
     default = first.get("E_default" if figure.error else "A_default")
     if default is not None:  # far off, as a rule: the others are to be told from each other
         marks.append(line("a default answer", "plain", float(default)))
-    room = 1.6 * (furthest - scale * own) + (0.02 if figure.error else -0.005) * scale * max(own, 0.1)
+    # Half as much again on the side of the worse, where the default answer's line is seen to begin.
+    edge = 0.1 * (most - least) + (0.02 if figure.error else 0.005) * scale * max(own, 0.1)
+    worse = edge + 0.5 * (most - least)
+    bounds = (max(0.0, least - edge), most + worse) if figure.error else (least - worse, min(100.0, most + edge))
     told = "; ".join(f"{mark.label}: {mark.points[10][1]:.4g} at 10 %" for mark in marks)
-    up, edge = _overall_name(first) + ("" if figure.error else ", %"), scale * own + room
-    low, high = (-math.inf, edge) if figure.error else (edge, math.inf)
-    return Chart(told, "answers that are rebuilt, %", up, marks, zero=False, bounds=(low, high)).svg()
+    up = _overall_name(first) + ("" if figure.error else ", %")
+    return Chart(told, "answers that are rebuilt, %", up, marks, zero=False, bounds=bounds).svg()
 
 
 def _worth(candidate: Candidate) -> float:
@@ -301,7 +332,8 @@ def _confidence(candidates: Sequence[Candidate]) -> str:
         f"{mark.label}: " + ", ".join(f"{y:.4g} of the surest {x:.0f} %" for x, y in mark.points) for mark in marks
     )
     up = figure.own if figure.error else "agreement, %"
-    return Chart(told, "surest answers that are released, %", up, marks, zero=False).svg()
+    bounds = (-math.inf, math.inf if figure.error else 100.0)
+    return Chart(told, "surest answers that are released, %", up, marks, zero=False, bounds=bounds).svg()
 
 
 def _surest(candidate: Candidate) -> Mark:
@@ -327,13 +359,14 @@ def _classes(report: Mapping[str, Any]) -> str:
     rows = [] if one is None else one.get("classes", [])
     if one is None or len(rows) < 2:
         return ""
-    largest = max(max(100 * row["loss"], 100 * (interval(row, "loss") or (0, 0))[1]) for row in rows) or 1.0
+    all_ends = [100 * end for row in rows[:MOST_CLASSES] for end in (row["loss"], *(interval(row, "loss") or ()))]
+    least, largest = min(0.0, *all_ends), max(0.0, *all_ends) or 1.0
     lines = []
     for row in rows[:MOST_CLASSES]:
         low, high = interval(row, "loss") or (row["loss"], row["loss"])
         cells = [
             Cell(text(row["name"], 60)), Cell(f"{row['bodies']:,}"),
-            Cell(bar(100 * row["loss"], 100 * low, 100 * high, largest, "take"), "bars"),
+            Cell(bar(100 * row["loss"], 100 * low, 100 * high, largest, "take", least), "bars"),
             Cell(f'{100 * row["loss"]:.1f} <span class="between">{100 * low:.1f} to {100 * high:.1f}</span>'),
             Cell(f"{row['agreement']:.1%}"),
         ]  # fmt: skip
@@ -359,10 +392,10 @@ def _disagreements(report: Mapping[str, Any], bodies: Mapping[int, Body]) -> str
     if one is None or not shown:
         return ""
     cards = "".join(_cards(shown, bodies))
-    return section("Where the two differ", f"<p>{text(_counted(one))}</p>", f'<ul class="gallery">{cards}</ul>')
+    return section("Where the two differ", f"<p>{text(_counted(one, shown))}</p>", f'<ul class="gallery">{cards}</ul>')
 
 
-def _counted(one: Candidate) -> str:
+def _counted(one: Candidate, shown: Sequence[Mapping[str, Any]]) -> str:
     told, figure = one.get("differing", {}), FIGURES[one["metric"]]
     if not told:
         furthest = "furthest off" if figure.error else "least alike"
@@ -371,10 +404,13 @@ def _counted(one: Candidate) -> str:
     if "own_right" in told:
         neither = told["differ"] - told["own_right"] - told["rebuilt_right"]
         words += (
-            f". In {told['own_right']:,} of these the model is right, in {told['rebuilt_right']:,} the rebuilt answer, "
-            f"in {neither:,} neither"
+            f". In {told['own_right']:,} of these the model is right, in {told['rebuilt_right']:,} the rebuilt answer "
+            f"is, and both are wrong in {f'{neither:,}' if neither else 'none'}"
         )
-    return words + ". Some of them, drawn at random, as the client sends them:"
+    if len(shown) < SHOWN:  # a body is in many groups
+        bodies = "one body" if len(shown) == 1 else f"{len(shown)} bodies"
+        return f"{words}. They are all answers to {bodies}, shown here as the client sends them:"
+    return f"{words}. Here are {len(shown)} of the bodies, drawn at random, as the client sends them:"
 
 
 def _cards(shown: Iterable[Mapping[str, Any]], bodies: Mapping[int, Body]) -> Iterator[str]:
@@ -396,8 +432,20 @@ def _cards(shown: Iterable[Mapping[str, Any]], bodies: Mapping[int, Body]) -> It
 
 
 def _said_by(said: str, answer: str | None) -> str:
-    more = f' <code class="between">{text(answer, 200)}</code>' if answer and answer.strip() != said else ""
+    more = f' <code class="between">{text(_short(answer), 200)}</code>' if answer and answer.strip() != said else ""
     return f"<b>{text(said, 120)}</b>{more}"
+
+
+def _short(answer: str) -> str:
+    """JSON in one line, its numbers to three digits: how sure the model is shows in the first one."""
+    try:
+        return json.dumps(json.loads(answer, parse_float=_rounded), ensure_ascii=False)
+    except (ValueError, RecursionError):
+        return answer
+
+
+def _rounded(number: str) -> float:
+    return float(f"{float(number):.3g}")
 
 
 # ---- how it was made -------------------------------------------------------------------------------------------------
@@ -418,8 +466,10 @@ def _made(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "machine", f"{report['machine']}; {report['device']}; torch {report['torch']}"
     if "seconds" in report:
         yield "took", f"{report['seconds']:,} s"
-    if "command" in report:
-        yield "command", shlex.join(report["command"])
+
+
+def _command(report: Mapping[str, Any]) -> str:
+    return f'<p class="note">The command:</p>{typed(shlex.join(report["command"]))}' if "command" in report else ""
 
 
 def _bodies(report: Mapping[str, Any]) -> str:
@@ -438,5 +488,8 @@ def _archives(report: Mapping[str, Any]) -> str:
     hashes: Mapping[str, str] = report.get("hashes", {})
     if not hashes:
         return ""
-    rows = [("", [Cell(text(name)), Cell(f"<code>{text(digest)}</code>", "long")]) for name, digest in hashes.items()]
+    rows = [
+        ("", [Cell(text(name)), Cell(f"<code>{text(digest.removeprefix('sha256:'))}</code>", "long")])
+        for name, digest in hashes.items()
+    ]
     return table("What was packed, and your own archive.", ["archive", "sha256"], rows)

@@ -76,8 +76,8 @@ def _trained(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 _COPIES = (
-    "Second copies of late queries (serve --hedge-ratio 0.05) lose nothing and need no protection: `ts-parity plan` "
-    "says whether they are enough for your traffic."
+    "Second copies of late queries (`ts-parity serve --hedge-ratio 0.05`) lose nothing and need no protection: "
+    "`ts-parity plan` says whether they are enough for your traffic."
 )
 
 
@@ -107,7 +107,8 @@ def _none_of(made: Sequence[Candidate]) -> str:
 
 
 def _contrast(chosen: Candidate, others: Sequence[Candidate]) -> Candidate:
-    """The cheapest of the better ones, else the best of the rest."""
+    """The cheapest of the better ones, else the best of the rest. `exact` is not compared with itself of another k."""
+    others = [c for c in others if c["code"] != "exact" or chosen["code"] != "exact"] or others
     better = [c for c in others if loss(c) < loss(chosen)]
     return min(better, key=_work) if better else min(others, key=loss)
 

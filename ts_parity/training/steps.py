@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ts_parity.torchserve.mar import Protects
+from ts_parity.torchserve.wrapping import protection_name
 from ts_parity.training import TrainSettings
 from ts_parity.training.recommend import chosen, named, to_try
 
@@ -35,12 +37,16 @@ def next_steps(report: Mapping[str, Any], out: Path) -> list[Step]:
     if taken is None:
         return [_again(report), _serve("Until then, second copies of late queries lose nothing.", COPIES)]
     if "archives" not in taken:  # `exact`, which was only compared with
-        return [_plan(out), _package(report, taken, out)]
+        name = protection_name(Protects(**report["deployed"]), taken["code"], taken["k"])
+        return [_plan(out), _package(report, taken, out), *_of_backup(taken, [out / f"{name}.mar"])]
     files = [out / name for name in taken["archives"]]
     if taken["family"] == "parity":
         return [_plan(out), *_of_parity(report, taken, files, out)]
+    return [_plan(out), *_of_backup(taken, files)]
+
+
+def _of_backup(taken: Mapping[str, Any], files: list[Path]) -> list[Step]:
     return [
-        _plan(out),
         _copied("Copy the protection into the model store of every instance.", files),
         Step(
             f"Register {named(taken)} beside the model on every instance: one --management each.",
