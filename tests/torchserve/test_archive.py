@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import pickle
 import random
 import stat
 import struct
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from ts_parity.arguments import Parser
@@ -38,6 +40,7 @@ from ts_parity.torchserve.archive import (
     wrap_deployed,
     wrap_parity,
 )
+from ts_parity.torchserve.weights import Form, form_of_file
 
 MakeArchive = Callable[..., Path]
 ROOT = Path(__file__).parents[2]
@@ -51,6 +54,24 @@ def contents(path: Path) -> dict[str, bytes]:
         names = archive.namelist()
         assert len(names) == len(set(names))
         return {name: archive.read(name) for name in names}
+
+
+def as_torch_writes(*names: str) -> bytes:
+    """A file of weights or a program, as far as its form goes."""
+    written = io.BytesIO()
+    with zipfile.ZipFile(written, "w") as archive:
+        for name in names:
+            archive.writestr(f"net/{name}", "text")
+    return written.getvalue()
+
+
+FORMS = {
+    "script": as_torch_writes("code/net.py", "constants.pkl", "data.pkl"),
+    "saved": as_torch_writes("data.pkl", "data/0"),
+    "exported": as_torch_writes("archive_format"),
+    "pickle": pickle.dumps([1.0]),
+    "other": b"other",
+}
 
 
 @pytest.fixture
@@ -430,7 +451,7 @@ class TestProtections:
         assert archive.section["protects"]["weights"] == read_archive(digits).weights()
 
     def test_a_parity_model_beside_the_users_own(self, digits: Path, tmp_path: Path) -> None:
-        (tmp_path / "net.pt").write_bytes(b"script")
+        (tmp_path / "net.pt").write_bytes(as_torch_writes("code/net.py", "constants.pkl", "data.pkl"))
         whom = Protects("other", "7", None)
         archive = read_archive(
             wrap_parity(
@@ -445,7 +466,7 @@ class TestProtections:
             )
         )
         assert archive.section is not None
-        assert archive.read(archive.section["parity_model"]) == b"script"
+        assert archive.read(archive.section["parity_model"]) == (tmp_path / "net.pt").read_bytes()
         assert archive.read("digits.pt") == b"weights"
         assert archive.section["coefficients"] == [[1.0, 2.0]]
         assert archive.section["partial"] is False  # of a learned model it must be said
@@ -464,6 +485,61 @@ class TestProtections:
             wrap_parity(digits, tmp_path, "p", code="exact", k=2, row=1)
         with pytest.raises(CodeError):
             wrap_parity(digits, tmp_path, "p", code="sum", k=9, serialized_file=weights)
+
+    @pytest.mark.parametrize(
+        ("content", "why"),
+        [
+            (as_torch_writes("data.pkl", "data/0"), "is what torch.save has written.*; or give it as the serialized"),
+            (as_torch_writes("archive_format", "models/model.json"), "is a program of torch.export, and"),
+            (pickle.dumps([1.0]), "is a pickled object, and .* write it with torch.jit.trace and torch.jit.save"),
+            (b"", "is of no format of torch's"),
+            (b"weights", "is of no format of torch's"),
+            (as_torch_writes("constants.pkl")[:60], "is not whole: File is not a zip file"),
+            (as_torch_writes("constants.pkl").replace(b"text", b"tixt"), "is not whole: .*constants.pkl"),
+        ],
+    )
+    def test_a_parity_model_that_no_worker_could_load(
+        self, digits: Path, tmp_path: Path, content: bytes, why: str
+    ) -> None:
+        (tmp_path / "net.pt").write_bytes(content)
+        with pytest.raises(ArchiveError, match=rf"net\.pt {why}"):
+            wrap_parity(digits, tmp_path / "out", "p", code="sum", k=2, parity_model=tmp_path / "net.pt")
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize("own", FORMS)
+    @pytest.mark.parametrize("given", FORMS)
+    def test_what_takes_the_place_of_weights_is_of_their_form(
+        self, make_archive: MakeArchive, tmp_path: Path, own: str, given: str
+    ) -> None:
+        archive = make_archive("m", serialized=FORMS[own] + bytes(3 << 20))
+        (tmp_path / "net").write_bytes(FORMS[given])
+        if own == given:
+            assert wrap_parity(archive, tmp_path, "p", code="sum", k=2, serialized_file=tmp_path / "net").exists()
+            return
+        with pytest.raises(
+            ArchiveError, match=r"net is .*, and the serialized file of .*m\.mar is .*: its handler loads"
+        ):
+            wrap_parity(archive, tmp_path, "p", code="sum", k=2, serialized_file=tmp_path / "net")
+
+    @pytest.mark.slow
+    def test_what_torch_writes_is_known_by_its_form(self, tmp_path: Path) -> None:
+        net, file = torch.nn.Linear(3, 2), tmp_path / "net"
+        torch.save(net.state_dict(), file)
+        assert form_of_file(file) is Form.SAVED
+        torch.save(net.state_dict(), file, _use_new_zipfile_serialization=False)
+        assert form_of_file(file) is Form.SAVED
+        torch.jit.save(torch.jit.script(net), str(file))
+        assert form_of_file(file) is Form.SCRIPT
+        torch.export.save(torch.export.export(net, (torch.rand(1, 3),)), tmp_path / "net.pt2")
+        assert form_of_file(tmp_path / "net.pt2") is Form.EXPORTED
+
+    @pytest.mark.parametrize("content_type", ["multipart/form-data", "multipart/form-data; boundary=other"])
+    def test_a_sample_of_a_form_without_its_boundary(self, digits: Path, tmp_path: Path, content_type: str) -> None:
+        (tmp_path / "body").write_bytes(b'--here\r\nContent-Disposition: form-data; name="x"\r\n\r\n1\r\n--here--\r\n')
+        with pytest.raises(ArchiveError, match=r"body: a sample of a form is the whole body .* boundary="):
+            wrap_deployed(digits, tmp_path, samples=[Sample(tmp_path / "body", content_type)])
+        right = Sample(tmp_path / "body", 'multipart/form-data; boundary="here"')
+        assert wrap_deployed(digits, tmp_path / "out", samples=[right]).exists()
 
 
 class TestWorkerZip:
@@ -582,7 +658,7 @@ class TestPackageCommand:
 
     def test_no_two_protections_have_one_name(self, make_archive: MakeArchive, tmp_path: Path) -> None:
         """Of other versions, codes, k, r or rows: TorchServe and a model store tell them apart by nothing else."""
-        (tmp_path / "model.pt").write_bytes(b"")
+        (tmp_path / "model.pt").write_bytes(FORMS["script"])
         made = [("exact", "2"), ("exact", "3"), ("sum", "2"), ("sum", "3"), ("student", "2")]
         for version in ("1.0", "2.0", "a/b c"):
             archive = str(make_archive("fashion", serialized=b"", version=version))

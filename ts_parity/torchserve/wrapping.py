@@ -11,6 +11,7 @@ Knows names, sections and bytes. Not what a handler does: whether a model can be
 from __future__ import annotations
 
 import contextlib
+import email.message
 import io
 import json
 import re
@@ -39,6 +40,7 @@ from ts_parity.torchserve.mar import (
     parse_config,
     read_archive,
 )
+from ts_parity.torchserve.weights import check_same_form, check_script
 
 WORKER_ZIP = "ts_parity_worker.zip"
 SHIMS = {"deployed": "ts_parity_deployed.py", "parity": "ts_parity_parity.py"}
@@ -245,7 +247,22 @@ def _section(
 def _named_samples(samples: Sequence[Sample | str | Path]) -> Iterator[tuple[str, Sample]]:
     for number, given in enumerate(samples):
         sample = given if isinstance(given, Sample) else Sample(Path(given))
+        _check_form(sample)
         yield f"{SAMPLES}/{number}_{sample.path.name}", sample
+
+
+def _check_form(sample: Sample) -> None:
+    """Raise ArchiveError for a form whose parts no worker could find."""
+    told = email.message.Message()
+    told["content-type"] = sample.content_type or "application/octet-stream"
+    if told.get_content_type() != "multipart/form-data":
+        return
+    boundary = told.get_boundary()
+    if boundary is None or f"--{boundary}".encode() not in sample.path.read_bytes():
+        raise ArchiveError(
+            f"{sample.path}: a sample of a form is the whole body that a client sends, and its content type names the "
+            f"boundary between its parts: 'multipart/form-data; boundary={boundary or 'BOUNDARY'}'"
+        )
 
 
 def _sample_entry(name: str, sample: Sample) -> str | dict[str, str]:
@@ -264,6 +281,11 @@ def _check_parity_files(
         raise ArchiveError(
             f"{source.path} has no serialized file to replace; give the parity model as TorchScript instead"
         )
+    if parity_model is not None:
+        check_script(Path(parity_model))
+    if serialized_file is not None and source.serialized_file is not None:
+        with open_zip(source.path) as archive, archive.open(source.serialized_file) as own:
+            check_same_form(Path(serialized_file), own, source.path)
 
 
 def _write(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import tempfile
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from ts_parity.confidence import Confidence
 from ts_parity.errors import NotCodable, TrainingError
 from ts_parity.exclusion import declared_never_code
 from ts_parity.torchserve.archive import Archive, Protects, Sample, extract_archive, wrap_deployed, wrap_parity
-from ts_parity.torchserve.mar import opened_zip
+from ts_parity.torchserve.weights import Form, form_of
 from ts_parity.training import TrainSettings
 from ts_parity.training.architectures import Called, plain_call
 from ts_parity.training.bodies import Body
@@ -158,13 +157,15 @@ def _answer(network: Any, call: ModelCall) -> Array:
     return raw
 
 
-def _save_as_deployed(archive: Archive, work: Path, model: Called | Reading, call: ModelCall, file: Path) -> bool:
+def _save_as_deployed(archive: Archive, work: Path, model: Called | Reading, call: ModelCall, to: Path) -> bool:
     """Whether the archive's serialised file is of a kind that can be written for `model`; then it was."""
     network = model.network
     if archive.serialized_file is None:
         return False
     original = work / archive.serialized_file
-    if _is_torchscript(original):
+    with original.open("rb") as file:
+        is_script = form_of(file) is Form.SCRIPT
+    if is_script:
         if call.method not in ("__call__", "forward"):
             return False
         try:
@@ -174,7 +175,7 @@ def _save_as_deployed(archive: Archive, work: Path, model: Called | Reading, cal
         if isinstance(network, torch.jit.ScriptModule):
             script = copy.deepcopy(network)
             _take_dtypes(script, torch.jit.load(str(original), map_location="cpu"))  # type: ignore[no-untyped-call]
-        torch.jit.save(script, str(file))
+        torch.jit.save(script, str(to))
         return True
     try:
         with warnings.catch_warnings():
@@ -184,7 +185,7 @@ def _save_as_deployed(archive: Archive, work: Path, model: Called | Reading, cal
         return False
     if not isinstance(saved, dict) or saved.keys() != network.state_dict().keys():
         return False
-    torch.save({name: value.to(saved[name].dtype) for name, value in network.state_dict().items()}, file)
+    torch.save({name: value.to(saved[name].dtype) for name, value in network.state_dict().items()}, to)
     return True
 
 
@@ -193,13 +194,6 @@ def _take_dtypes(network: nn.Module, original: nn.Module) -> None:
     dtypes = {name: value.dtype for name, value in original.state_dict().items()}
     for name, value in (*network.named_parameters(), *network.named_buffers()):
         value.data = value.data.to(dtypes.get(name, value.dtype))
-
-
-def _is_torchscript(file: Path) -> bool:
-    if not zipfile.is_zipfile(file):
-        return False
-    with opened_zip(file) as opened:
-        return any(name.endswith("/constants.pkl") for name in opened.namelist())
 
 
 def _beside(model: Called | Reading, call: ModelCall) -> Any:
