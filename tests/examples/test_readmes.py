@@ -76,7 +76,7 @@ def test_the_commands_of_a_readme_work_as_they_stand(readme, tmp_path):
     assert len(blocks) >= 4
     assert any("x-ts-parity:" in block for block in promised), "a README shows whose answers came"
     ports = dict(zip(("ONE", "TWO", "THREE", "PROXY", "ADMIN"), map(str, free_ports(5, run=5)), strict=True))
-    environment = {**os.environ, **ports, "WORK": str(tmp_path), "TRAIN_OPTIONS": "--steps 300"}
+    environment = {**os.environ, **ports, "WORK": str(tmp_path), "TRAIN_OPTIONS": "--steps 80"}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     script = tmp_path / "typed.sh"
     script.write_text("set -euo pipefail\n" + "\n".join(blocks))

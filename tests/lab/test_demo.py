@@ -26,7 +26,7 @@ ARM = {
 def test_the_demo_answers_everything_while_workers_are_frozen_and_killed(tmp_path):
     command = [sys.executable, "-m", "ts_parity.cli", "demo", "--out", str(tmp_path), "--json"]
     ran = subprocess.run(
-        [*command, "--queries", "900", "--rate", "90", "--steps", "300"], capture_output=True, text=True, timeout=500
+        [*command, "--queries", "900", "--rate", "90", "--steps", "100"], capture_output=True, text=True, timeout=500
     )
     assert ran.returncode == 0, ran.stderr[-3000:]
     summary = json.loads(ran.stdout)

@@ -13,9 +13,10 @@ def the_clock():
 
 @pytest.fixture(autouse=True)
 def no_clock(monkeypatch, request):
-    """Else: such a network is as wide as the built-in one, however busy the machine is."""
+    """Else: such a network is as wide as the built-in one, however busy the machine is, and nothing pauses."""
     if "the_clock" not in request.fixturenames:
         monkeypatch.setattr(sizing, "by_the_clock", lambda make, *_: make(1.0) and 1.0)
+        monkeypatch.setattr(sizing, "PAUSE_S", 0.0)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -193,12 +194,25 @@ def without_modules_of(folder: Path) -> Iterator[None]:
 
 def modules_of(folder: Path) -> set[str]:
     """Names of the imported modules that come from the archive; our own, which may lie in it, are not counted."""
+    inside = os.path.join(os.path.realpath(folder), "")
     files = [(name, getattr(module, "__file__", None)) for name, module in [*sys.modules.items()]]
     return {
         name
         for name, file in files
-        if file and name.partition(".")[0] != "ts_parity" and Path(file).resolve().is_relative_to(folder.resolve())
+        if isinstance(file, str)
+        and name.partition(".")[0] != "ts_parity"
+        and _lies_in(os.path.dirname(file)).startswith(inside)
     }
+
+
+def _lies_in(folder: str) -> str:
+    return _real(folder if os.path.isabs(folder) else os.path.abspath(folder))
+
+
+@lru_cache(maxsize=1 << 14)
+def _real(folder: str) -> str:
+    """Thousands of modules are asked about each time, and what is below this one asks the disk."""
+    return os.path.join(os.path.realpath(folder), "")
 
 
 def make_context(folder: Path, gpu_id: int | None) -> Any:
