@@ -45,8 +45,9 @@ class Cell:
 
 
 def table(caption: str, heads: Sequence[str], rows: Iterable[tuple[str, Sequence[Cell]]], small: bool = False) -> str:
-    """On a narrow screen each row is a card, with the heads beside its cells; not where it is `small` enough. The first
-    cell is the row's own head.
+    """On a narrow screen each row is a card, with the heads beside its cells, or, in a `small` table, two lines.
+
+    The first cell is the row's own head. A small table has five columns.
 
     rows: each with its class, which may be empty.
     """
@@ -133,8 +134,7 @@ p, li, dd { max-width: 46rem; } p { margin: .5rem 0; } ul, ol { margin: .5rem 0;
 pre { background: var(--panel); border: 1px solid var(--line); border-radius: 6px; padding: .7rem .9rem;
   margin: .4rem 0; font: .9rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; white-space: pre-wrap;
   overflow-wrap: anywhere; }
-pre span, code span { display: inline-block; max-width: 100%; vertical-align: bottom; }
-code span { vertical-align: baseline; }
+pre span { display: inline-block; max-width: 100%; vertical-align: bottom; } code span { white-space: nowrap; }
 code { font: .92em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
 a { color: var(--accent); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100%; font-size: .95rem; }
@@ -143,7 +143,7 @@ th, td { padding: .45rem .7rem .45rem 0; text-align: left; border-bottom: 1px so
 th { font-weight: 600; } th[scope=row] { min-width: 9rem; font-weight: 500; } td { white-space: nowrap; }
 th[scope=row], .cards td > span, dt { overflow-wrap: anywhere; }
 th[scope=col] { color: var(--soft); font-size: .85rem; vertical-align: bottom; }
-td.long { white-space: normal; } td.bars { width: 25%; min-width: 6rem; vertical-align: middle; }
+td.long { white-space: normal; } td.bars { width: 25%; min-width: 6rem; padding-top: .75rem; }
 tr.take > * { font-weight: 600; } tr.no { color: var(--soft); }
 td.bars > span { display: block; } .tag { font-size: .8rem; font-weight: 600; color: var(--accent); }
 tr.no .tag { color: var(--alarm); }
@@ -188,6 +188,11 @@ svg .form1 { stroke-dasharray: 7 4; } svg .form2 { stroke-dasharray: 2 3; } svg 
 :focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
 @media screen and (max-width: 48rem) {
   svg text { font-size: 15px; }
+  .small, .small > tbody, .small caption { display: block; }
+  .small tr { display: grid; grid-template-columns: 4rem 1fr 6.2rem 5.8rem; column-gap: .5rem; padding: .4rem 0;
+    border-bottom: 1px solid var(--line); }
+  .small th, .small td { border: 0; padding: 0; } .small tr > :first-child { grid-column: 1 / -1; }
+  .small td.bars { width: auto; min-width: 0; padding-top: .3rem; }
   dl { display: block; } dd { margin: 0 0 .6rem; } .tiles dl { display: flex; } .tile { max-width: none; }
 }
 @media screen and (max-width: 64rem) {
@@ -202,16 +207,15 @@ svg .form1 { stroke-dasharray: 7 4; } svg .form2 { stroke-dasharray: 2 3; } svg 
   .cards td.long { display: block; text-align: left; } .cards td.long::before { display: block; }
   .cards td.none { display: none; } .cards td.bars::before { content: none; } .cards td.bars > span { flex: 1; }
   .cards .between { display: inline; }
-  table.small { font-size: .88rem; } .small th[scope=row] { min-width: 5rem; } .small td.bars { min-width: 3.5rem; }
-  .small th, .small td { padding-right: .45rem; }
 }
 @media screen and (max-width: 23rem) {
-  svg text { font-size: 18px; } .small .bars { display: none; } .small td { white-space: normal; }
+  svg text { font-size: 18px; } .small .bars { display: none; } .small tr { grid-template-columns: 1fr 1fr 1fr; }
 }
 @media print {
   body { font-size: 10.5pt; } main, footer { max-width: none; padding: 0; } section { margin-top: 1.4rem; }
   figure, pre, tr, li, .tile { break-inside: avoid; } h2, h3, caption, dt, tr:first-child { break-after: avoid; }
-  .bar, .range { print-color-adjust: exact; }
+  pre { break-before: avoid; } .bar, .range, .zero { print-color-adjust: exact; }
+  .gallery { display: block; } .gallery > li { display: inline-block; width: 31%; margin: 0 1.5% 1rem 0; }
 }
 """
 

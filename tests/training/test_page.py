@@ -187,11 +187,19 @@ def test_bars_of_classes_show_what_is_gained():
     assert len([each for each in root.findall(".//span") if each.get("class") == "zero"]) == 2
 
 
+def test_which_seed_was_packed_is_said():
+    packed = {"seeds": 3, "packed_seed": 0, "over_seeds": {"score": 0.985, "score_spread": 0.004}}
+    _, root = page_of({**STUDENT, **packed}, SUM)
+    assert "3, packed: seed 0 agreement 98.50% ± 0.40" in words(root)
+    assert "seeds one, 0" in words(page_of(STUDENT)[1])
+    assert "packed: seed" not in words(page_of(STUDENT)[1])
+
+
 def test_an_answer_is_shown_in_few_digits():
     odd = disagreement(0, answer='{\n "cat": 0.36044025421,\n "dog": 12}', rebuilt_answer="dog, said at 0.123456789")
     _, root = page_of({**STUDENT, "disagreements": [odd]})
     codes = [each.text for each in root.findall(".//li//code")]
-    assert '{"cat": 0.36, "dog": 12}' in codes
+    assert '{"cat": 0.3604, "dog": 12}' in codes
     assert "dog, said at 0.123456789" in codes
 
 

@@ -197,7 +197,7 @@ def _over_seeds(candidate: Candidate, figure: Figure) -> str:
         return ""
     mean = candidate["over_seeds"]
     told = f"{figure.own} {figure.told(mean['score'], mean['score_spread'])}"
-    packed = f"{candidate['packed_seed']} of {candidate['seeds']} packed"
+    packed = f"{candidate['seeds']}, packed: seed {candidate['packed_seed']}"
     return f'{packed} <span class="between">{text(told)}</span>'
 
 
@@ -437,7 +437,7 @@ def _said_by(said: str, answer: str | None) -> str:
 
 
 def _short(answer: str) -> str:
-    """JSON in one line, its numbers to three digits: how sure the model is shows in the first one."""
+    """JSON in one line, its numbers to four digits, as the others on the page."""
     try:
         return json.dumps(json.loads(answer, parse_float=_rounded), ensure_ascii=False)
     except (ValueError, RecursionError):
@@ -445,7 +445,7 @@ def _short(answer: str) -> str:
 
 
 def _rounded(number: str) -> float:
-    return float(f"{float(number):.3g}")
+    return float(f"{float(number):.4g}")
 
 
 # ---- how it was made -------------------------------------------------------------------------------------------------
