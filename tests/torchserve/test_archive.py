@@ -497,6 +497,7 @@ class TestProtections:
             (as_torch_writes("constants.pkl")[:60], "is not whole: File is not a zip file"),
             (as_torch_writes("constants.pkl").replace(b"text", b"tixt"), "is not whole: .*constants.pkl"),
         ],
+        ids=["state", "exported", "pickled", "empty", "text", "cut", "damaged"],
     )
     def test_a_parity_model_that_no_worker_could_load(
         self, digits: Path, tmp_path: Path, content: bytes, why: str
