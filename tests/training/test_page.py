@@ -119,6 +119,7 @@ def test_a_reader_finds_what_to_take_what_it_is_worth_and_how_it_was_made():
     told = words(root)
     for said in (
         "What a rebuilt answer of net 1.0 is worth",
+        "What is written in capitals is yours to fill in.",
         "Take student with k=2: loses 0.50 points of accuracy",
         "95 % interval -0.30 to 1.30",
         "2026-11-27 08:30 UTC",

@@ -136,7 +136,8 @@ def _between(candidate: Candidate, name: str, what: str = "") -> str:
 
 def _steps(report: Mapping[str, Any], out: Path) -> str:
     items = (f"<li>{_with_commands(step.say)}{typed(step.command)}</li>" for step in next_steps(report, out))
-    return f'<ol class="steps">{"".join(items)}</ol>'
+    note = '<p class="note">What is written in capitals is yours to fill in.</p>'
+    return f'{note}<ol class="steps">{"".join(items)}</ol>'
 
 
 def _lines(lines: Sequence[str]) -> str:
