@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tests.proxy.conftest import PATIENCE_S, PROMPT, Raw, read_answer
-from ts_parity.config import InstanceSettings, Settings
+from ts_parity.config import InstanceSettings, settings_of
 from ts_parity.proxy.app import Proxy
 from ts_parity.torchserve.launcher import TorchServeInstance
 
@@ -143,7 +143,7 @@ async def proxy_before(
     # A busy machine's worker takes its time to come back.
     patient = {"describe_timeout_s": 60.0, "task_timeout_s": 300.0, "max_wait_s": 300.0, "deadline_s": 300.0}
     chosen = {**PROMPT, **patient, **settings}
-    proxy = Proxy(Settings(**{"instances": (one,), **chosen}))
+    proxy = Proxy(settings_of({"instances": (one,), **chosen}))
     try:
         await proxy.start()
         yield proxy
