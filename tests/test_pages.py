@@ -4,7 +4,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from ts_parity.pages import Cell, bar, listed, page, pairs, section, table, text, typed
+from ts_parity.pages import Cell, bar, listed, page, pairs, section, sentence, table, text, typed
 
 NASTY = [
     "<script>alert(1)</script>",
@@ -68,6 +68,14 @@ def test_a_table_tells_heads_from_cells_on_any_screen():
 def test_a_command_is_copied_as_it_is():
     command = "ts-parity serve \\\n    --hedge-ratio 0.05  --code 'a <b>'"
     assert "".join(ElementTree.fromstring(typed(command)).itertext()) == command
+
+
+def test_a_sentence_shows_commands_as_such_and_no_flag_is_divided():
+    shown = sentence("Try --steps 800, not `ts-parity serve --k 2`; a--b <i>, x --")
+    root = ElementTree.fromstring(f"<p>{shown}</p>")
+    assert ["".join(each.itertext()) for each in root.findall("code")] == ["--steps 800", "ts-parity serve --k 2"]
+    assert [each.text for each in root.findall("code/span")] == ["--steps", "800", "ts-parity", "serve", "--k", "2"]
+    assert "".join(root.itertext()) == "Try --steps 800, not ts-parity serve --k 2; a--b <i>, x --"
 
 
 def test_bars_stay_within_their_track_and_what_is_long_is_cut():

@@ -15,6 +15,7 @@ _UNSEEN = re.compile(
     r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
 )
 """What no page may hold, or what would turn the rest of a line around."""
+_COMMAND = re.compile(r"`(?P<typed>[^`]+)`|(?<!\S)(?P<flag>--[a-z][a-z-]*(?: \d+(?:\.\d+)?)?)")
 
 
 def text(value: object, most: int | None = None) -> str:
@@ -98,9 +99,13 @@ def typed(command: str) -> str:
     return f'<pre tabindex="0">{_whole_words(command)}</pre>'
 
 
-def code(command: str) -> str:
-    """A command within a sentence."""
-    return f"<code>{_whole_words(command)}</code>"
+def sentence(told: str) -> str:
+    """What stands between backticks is a command, and so is a flag with its number."""
+    shown, end = [], 0
+    for found in _COMMAND.finditer(told):
+        shown += [text(told[end : found.start()]), f"<code>{_whole_words(found['typed'] or found['flag'])}</code>"]
+        end = found.end()
+    return "".join([*shown, text(told[end:])])
 
 
 def _whole_words(command: str) -> str:
@@ -170,6 +175,7 @@ svg .grid { stroke: var(--line); } svg .level { stroke: var(--soft); stroke-dash
 svg .line { fill: none; stroke-width: 2; } svg .ends { fill: none; stroke-width: 1.5; }
 svg .band { opacity: .16; stroke: none; } svg .dot { stroke: var(--paper); stroke-width: 1; }
 svg .form1 { stroke-dasharray: 7 4; } svg .form2 { stroke-dasharray: 2 3; } svg .form3 { stroke-dasharray: 9 3 2 3; }
+svg .form4 { stroke-dasharray: 12 4 2 4 2 4; }
 .sum { fill: var(--sum); stroke: var(--sum); } .concat { fill: var(--concat); stroke: var(--concat); }
 .student { fill: var(--student); stroke: var(--student); } .exact { fill: var(--exact); stroke: var(--exact); }
 .plain { fill: var(--plain); stroke: var(--plain); }

@@ -127,7 +127,7 @@ def test_a_reader_finds_what_to_take_what_it_is_worth_and_how_it_was_made():
         "2,000 steps a network",
         "archive sha256 net-1.0-student-k2.mar " + "ab" * 32,
         "ts-parity train --archive /models/net.mar --code student",
-        "It is no guard against bodies of another kind",
+        "It does not detect bodies of another kind",
     ):
         assert said in told
     assert [head.text for head in root.findall(".//h3")] == ["Loss and work", "Overall accuracy", "Confidence"]
@@ -188,6 +188,15 @@ def test_bars_of_classes_show_what_is_gained():
     assert len([each for each in root.findall(".//span") if each.get("class") == "zero"]) == 2
 
 
+def test_curves_of_one_code_are_told_apart():
+    _, root = page_of(*(made("student", k, 0.01 * k, 1.2) for k in (2, 3, 4, 6)), beside=[])
+    overall = root.findall(".//{http://www.w3.org/2000/svg}svg[@role='img']")[1]
+    lines = [each.get("class") for each in overall.iter("{http://www.w3.org/2000/svg}path")]
+    assert len(set(lines[:4])) == 4
+    style = root.find(".//style").text
+    assert all(f"svg .{each.split()[2]} {{ stroke-dasharray" in style for each in lines[1:4])
+
+
 def test_which_seed_was_packed_is_said():
     packed = {"seeds": 3, "packed_seed": 0, "over_seeds": {"score": 0.985, "score_spread": 0.004}}
     _, root = page_of({**STUDENT, **packed}, SUM)
@@ -224,7 +233,7 @@ def test_the_table_says_what_is_recommended_and_what_never_is():
     first, second, third = (words(row.find("th")) for row in root.findall(".//table")[0].findall("tr")[1:])
     assert first == "student k=2 recommended cnn"
     assert second == "sum k=4 loses too much cnn"
-    assert third == "exact k=2 not asked for, to compare with"
+    assert third == "exact k=2 for comparison only"
 
 
 def test_without_labels_nothing_is_called_accuracy():

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ts_parity.lab.compare import DOUBTFUL, World, doubts
-from ts_parity.pages import Cell, bar, listed, page, pairs, section, table, text, typed
+from ts_parity.pages import Cell, bar, listed, page, pairs, section, sentence, table, text, typed
 
 ENDPOINT = "--endpoint http://HOST:8080"
 """What no plan knows: where the instances are."""
@@ -106,7 +106,7 @@ def plan_page(plan: Mapping[str, Any], world: World) -> str:
         doubts(rows, _SHOWN),
         *(f"Not compared: {what}." for what in plan.get("left_out", ())),
     ]
-    to_run = (f"<p>{text(row['set_up'])} {_EACH}</p>", typed(command(row))) if plan["reached"] else ()
+    to_run = (f"<p>{sentence(row['set_up'])} {sentence(_EACH)}</p>", typed(command(row))) if plan["reached"] else ()
     worked = [(named(each), each["work_told"]) for each in rows if each["work_told"]]
     return page(
         "What to run",

@@ -15,6 +15,8 @@ from ts_parity.pages import text
 WIDTH, HEIGHT = 420.0, 284.0
 LEFT, RIGHT, TOP, BOTTOM = 62.0, 12.0, 28.0, 44.0
 _TICKS = 5
+_FORMS = 5
+"""Of marks and of lines."""
 _ROOM = 0.06
 """Of an axis, beyond what lies on it."""
 
@@ -121,10 +123,10 @@ def _names(across: str, up: str) -> str:
 
 
 def _level(y: float, words: str) -> str:
-    right = WIDTH - RIGHT
+    """Named on the left: what adds little work is rare, what adds much is not."""
     return (
-        f'<line class="level" x1="{LEFT:g}" x2="{right:g}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        f'<text class="soft" x="{right:g}" y="{y - 4:.1f}" text-anchor="end">{text(words)}</text>'
+        f'<line class="level" x1="{LEFT:g}" x2="{WIDTH - RIGHT:g}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        f'<text class="soft" x="{LEFT + 4:g}" y="{y - 4:.1f}">{text(words)}</text>'
     )
 
 
@@ -141,7 +143,7 @@ def _drawn(mark: Mark, across: _Scale, up: _Scale) -> str:
         lows = [(x, up.at(ends[0])) for (x, _), ends in zip(at, mark.ends, strict=False) if ends]
         highs = [(x, up.at(ends[1])) for (x, _), ends in zip(at, mark.ends, strict=False) if ends]
         band = f'<path class="band {mark.colour}" d="{_path([*lows, *reversed(highs)])}Z"/>' if lows else ""
-        return f'{band}<path class="line {mark.colour} form{mark.form}" d="{_path(at)}"/>'
+        return f'{band}<path class="line {mark.colour} form{mark.form % _FORMS}" d="{_path(at)}"/>'
     drawn = []
     for place, (x, y) in enumerate(at):
         ends = mark.ends[place] if place < len(mark.ends) else None
@@ -165,7 +167,7 @@ def _form(form: int, x: float, y: float) -> str:
         f"M{x:.1f} {y - 6:.1f}l5.5 10h-11Z",
         f"M{x:.1f} {y - 6:.1f}l6 6l-6 6l-6 -6Z",
         f"M{x - 2:.1f} {y - 6:.1f}h4v4h4v4h-4v4h-4v-4h-4v-4h4Z",
-    )[form % 5]
+    )[form % _FORMS]
 
 
 def _legend(marks: Sequence[Mark]) -> str:
@@ -174,7 +176,7 @@ def _legend(marks: Sequence[Mark]) -> str:
         return ""
     items = []
     for mark in marks:
-        line = f'<path class="line {mark.colour} form{mark.form}" d="M1 8h26"/>'
+        line = f'<path class="line {mark.colour} form{mark.form % _FORMS}" d="M1 8h26"/>'
         sign = line if mark.line else f'<path class="dot {mark.colour}" d="{_form(mark.form, 14, 8)}"/>'
         items.append(f'<li><svg viewBox="0 0 28 16" aria-hidden="true">{sign}</svg>{text(mark.label)}</li>')
     return f'<ul class="legend">{"".join(items)}</ul>'

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ts_parity.pages import Cell, bar, code, listed, page, pairs, section, table, text, typed
+from ts_parity.pages import Cell, bar, listed, page, pairs, section, sentence, table, text, typed
 from ts_parity.training.bodies import Body
 from ts_parity.training.charts import Chart, Mark, Pair
 from ts_parity.training.disagreements import SHOWN
@@ -32,7 +31,6 @@ MOST_LINES = 30
 MOST_SIGNS = 2000
 """Of one line that a handler or a file name may have made."""
 F = [i / 100 for i in range(21)]
-_COMMAND = re.compile(r"`(?P<typed>[^`]+)`|(?<!\S)(?P<flag>--[a-z][a-z-]*(?: \d+(?:\.\d+)?)?)")
 
 Candidate = Mapping[str, Any]
 
@@ -59,24 +57,15 @@ def report_page(report: Mapping[str, Any], out: Path, bodies: Mapping[int, Body]
             section("Bodies that the handler refused", _lines(report.get("refused_bodies", ()))),
             section("How it was made", pairs(_made(report)), _command(report), _archives(report)),
         ],
-        text(f"ts_parity {report.get('package', '')}. This page needs no network and holds all that it shows."),
+        text(f"ts_parity {report.get('package', '')}. This page needs no network: it loads nothing."),
     )
 
 
 def _said(recommendation: str) -> str:
     """The first sentence says what to take."""
     first, point, rest = recommendation.partition(". ")
-    said, more = (_with_commands(part) for part in (first + point.strip(), rest))
+    said, more = (sentence(part) for part in (first + point.strip(), rest))
     return f'<p class="say">{said}</p>\n' + (f"<p>{more}</p>" if more else "")
-
-
-def _with_commands(told: str) -> str:
-    """What stands between backticks is a command, and so is a flag with its number."""
-    shown, end = [], 0
-    for found in _COMMAND.finditer(told):
-        shown += [text(told[end : found.start()]), code(found["typed"] or found["flag"])]
-        end = found.end()
-    return "".join([*shown, text(told[end:])])
 
 
 # ---- in a few numbers ------------------------------------------------------------------------------------------------
@@ -135,7 +124,7 @@ def _between(candidate: Candidate, name: str, what: str = "") -> str:
 
 
 def _steps(report: Mapping[str, Any], out: Path) -> str:
-    items = (f"<li>{_with_commands(step.say)}{typed(step.command)}</li>" for step in next_steps(report, out))
+    items = (f"<li>{sentence(step.say)}{typed(step.command)}</li>" for step in next_steps(report, out))
     note = '<p class="note">What is written in capitals is yours to fill in.</p>'
     return f'{note}<ol class="steps">{"".join(items)}</ol>'
 
@@ -183,7 +172,7 @@ def _table(report: Mapping[str, Any], figure: Figure) -> str:
 
 
 def _kind(report: Mapping[str, Any], candidate: Candidate) -> str:
-    return "not asked for, to compare with" if candidate in report.get("beside", ()) else candidate["architecture"]
+    return "for comparison only" if candidate in report.get("beside", ()) else candidate["architecture"]
 
 
 def _told(candidate: Candidate, name: str, figure: Figure) -> str:
@@ -213,7 +202,7 @@ def _cost(candidate: Candidate) -> str:
 def _scored_on(report: Mapping[str, Any]) -> str:
     told = f"Scored on {report['scored_on']}, in {report['scored_groups']:,} groups, every slot erased once"
     known = any("intervals" in c for c in report["candidates"])
-    return told + ("; below each figure its 95 % interval." if known else ".")
+    return told + ("; the 95 % interval stands below each figure." if known else ".")
 
 
 def _legend(report: Mapping[str, Any], figure: Figure) -> str:
@@ -246,16 +235,19 @@ def _figures(report: Mapping[str, Any], scored: Sequence[Candidate], figure: Fig
     drawn: list[tuple[str, str, str]] = []
     priced = [c for c in scored if extra_work(c) is not None]
     if len(priced) > 1:
-        words = "What a rebuilt answer loses, against what it costs to have it."
+        words = "What a rebuilt answer loses, against the work that it adds."
         drawn.append(("Loss and work", words, _against_work([*priced, *report.get("beside", ())], figure)))
     if scored:
-        share = "The share of late answers, which are rebuilt, is yours: the lines say what is left of all answers."
-        drawn.append((f"Overall {_overall_name(scored[0])}", share, _overall(scored)))
+        name = _overall_name(scored[0])
+        words = (
+            f"Look up your share of late answers: a line gives the {name} of all answers if the late ones are rebuilt."
+        )
+        drawn.append((f"Overall {name}", words, _overall(scored)))
     if sure := [c for c in scored if c.get("confidence", {}).get("surest")]:
         words = (
-            "If only those rebuilt answers are released that look surest, they are closer to the model's own. This "
-            "holds for bodies like those that were scored. It is no guard against bodies of another kind: only the "
-            "comparison with live answers, which the proxy makes all the time, is."
+            "The fewer rebuilt answers are released, the surest first, the closer they are to the model's own. This "
+            "holds for bodies like the scored ones. It does not detect bodies of another kind; the proxy's comparison "
+            "with live answers does."
         )
         drawn.append(("Confidence", words, _confidence(sure)))
     shown = "".join(
@@ -288,7 +280,9 @@ def _against_work(candidates: Sequence[Candidate], figure: Figure) -> str:
     told = "; ".join(f"{_label(c)} loses {_points(c):.2f} points and adds {extra_work(c):.0%}" for c in candidates)
     what = next(c["loss_of"] for c in candidates if "loss_of" in c)
     up = f"loss, % of {what}" if figure.error else f"loss, points of {what}"
-    return Chart(told, "extra work per query, %", up, marks, (100 * SMALL_LOSS, "one point")).svg()
+    return Chart(
+        told, "extra work per query, %", up, marks, (100 * SMALL_LOSS, "one per cent" if figure.error else "one point")
+    ).svg()
 
 
 def _overall_name(candidate: Candidate) -> str:
@@ -481,7 +475,7 @@ def _bodies(report: Mapping[str, Any]) -> str:
             f"{split['score']:,} to score"
         )
         if split.get("repeated"):
-            told += f"; {split['repeated']:,} repeat another"
+            told += f"; {split['repeated']:,} are repeats"
     return told
 
 

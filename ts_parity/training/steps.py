@@ -78,7 +78,7 @@ def _of_parity(report: Mapping[str, Any], taken: Mapping[str, Any], files: list[
     ]
 
 
-_STATUS = Step("See it proving itself on live queries: on trial first, then in use.", "ts-parity status")
+_STATUS = Step("Watch it prove itself on live queries: first on trial, then in use.", "ts-parity status")
 
 
 def _again(report: Mapping[str, Any]) -> Step:
@@ -88,7 +88,7 @@ def _again(report: Mapping[str, Any]) -> Step:
 
 def _package(report: Mapping[str, Any], taken: Mapping[str, Any], out: Path) -> Step:
     words = ("--archive", report["archive"], "--role", "parity", "--code", "exact", "--k", taken["k"], "--out", out)
-    return Step(f"{named(taken)} needs no training, only packaging.", _line("ts-parity package", *words))
+    return Step(f"Package {named(taken)}. It needs no training.", _line("ts-parity package", *words))
 
 
 def _copied(say: str, files: list[Path]) -> Step:
@@ -101,8 +101,8 @@ def _serve(say: str, flags: str) -> Step:
 
 def _plan(out: Path) -> Step:
     return Step(
-        "See first whether it is worth it for your traffic: from a log of how long your model's answers take, the "
-        "queries per second, and the number of instances.",
+        "First see whether it is worth it for your traffic. LOG is an access log, or a table of how long your model's "
+        "answers take; RATE is in queries per second; N is the number of instances.",
         _line("ts-parity plan --service-log LOG --rate RATE --workers N --report", out),
     )
 
