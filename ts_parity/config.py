@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 from ts_parity.arguments import A_KEY, LARGEST, is_key, is_one_word
 from ts_parity.engine.policy import Policy, setting
-from ts_parity.errors import ConfigError
+from ts_parity.errors import ConfigError, with_article
 
 UNIX = "unix:"
 """Before a path: the address of a Unix socket, as TorchServe writes it."""
@@ -571,7 +571,7 @@ def _read_token(path: str, kind: str, setting: str) -> str:
             raise ValueError
         return key
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise ConfigError(f"{setting}: {path!r} is no key and no key_file.json with a {kind} key") from None
+        raise ConfigError(f"{setting}: {path!r} is no key and no key_file.json with {with_article(kind)} key") from None
 
 
 if __name__ == "__main__":

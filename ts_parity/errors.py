@@ -150,3 +150,8 @@ class BadClientRequest(TsParityError):
 def error_body(status: int, kind: str, message: str) -> bytes:
     """TorchServe's own error shape, byte for byte: pretty-printed JSON and a newline."""
     return (json.dumps({"code": status, "type": kind, "message": message}, indent=2) + "\n").encode()
+
+
+def with_article(name: str) -> str:
+    """`an int64`, `a uint8`: for messages that tell a type."""
+    return f"{'an' if name[:1].lower() in 'aeio' else 'a'} {name}"

@@ -125,7 +125,7 @@ def test_the_users_own_function(tmp_path):
     )
     wide, narrow = (make_called(f"{file}:make", deployed(), call_of(IMAGES), IMAGES, width) for width in (1.0, 0.1))
     assert multiplications(narrow, IMAGES) < multiplications(wide, IMAGES)
-    with pytest.raises(TrainingError, match="returned a int, not a torch module"):
+    with pytest.raises(TrainingError, match="returned an int, not a torch module"):
         make_called(f"{file}:wrong", deployed(), call_of(IMAGES), IMAGES)
     with pytest.raises(TrainingError, match="has no function other"):
         make_called(f"{file}:other", deployed(), call_of(IMAGES), IMAGES)

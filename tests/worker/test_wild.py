@@ -51,7 +51,7 @@ def judged(folder: Path, handler: str, **section: Any) -> Verdict:
 
 def files_of(handler: str) -> dict[str, bytes]:
     """TorchServe wants one class in a handler's file, or a function `handle`: other classes lie in a file beside it."""
-    start = handler.rfind("\nclass ") if "\ndef handle(" not in handler else 0
+    start = handler.rfind("\nclass ") if "\ndef handle(" not in handler and "\nhandle = " not in handler else 0
     texts = {
         "net.py": NET,
         "base.py": BASE,

@@ -317,6 +317,136 @@ class Handler(Base):
         with torch.no_grad():
             return self.models.model("en")(vectors(data)).tolist()
 """,
+    "a model behind a weak reference": """
+import weakref
+KEPT = []
+class Handler(Base):
+    def initialize(self, context):
+        KEPT.append(Net().eval())
+        self.model = weakref.ref(KEPT[0])
+    def inference(self, data):
+        with torch.no_grad():
+            return self.model()(data)
+""",
+    "a model behind a weak reference to its method": """
+import weakref
+KEPT = []
+class Handler(Base):
+    def initialize(self, context):
+        KEPT.append(Net().eval())
+        self.run = weakref.WeakMethod(KEPT[0].forward)
+    def inference(self, data):
+        with torch.no_grad():
+            return self.run()(data)
+""",
+    "a helper behind a weak proxy, beside one that is gone": """
+import sys, weakref
+class Helper:
+    def __init__(self):
+        self.net = Net().eval()
+class Handler(Base):
+    def initialize(self, context):
+        helper = sys.modules["net"].helper = Helper()
+        self.helper, self.gone, self.ended = weakref.proxy(helper), weakref.proxy(Helper()), weakref.ref(Helper())
+    def inference(self, data):
+        with torch.no_grad():
+            return self.helper.net(data)
+""",
+    "models that are held weakly by name, and looked up by themselves": """
+import weakref
+KEPT = []
+class Handler(Base):
+    def initialize(self, context):
+        KEPT.append(Net().eval())
+        self.models = weakref.WeakValueDictionary(en=KEPT[0])
+        self.scales = weakref.WeakKeyDictionary({KEPT[0]: 2.0})
+    def inference(self, data):
+        model = self.models["en"]
+        with torch.no_grad():
+            return model(data) * self.scales[model]
+""",
+    "a weak reference that is made in a request and kept": """
+import weakref
+class Handler(Base):
+    def initialize(self, context):
+        super().initialize(context)
+        self.known = None
+    def inference(self, data):
+        if self.known is None:
+            self.known = weakref.ref(self.model)
+        with torch.no_grad():
+            return self.known()(data)
+""",
+    "a function that remembers in a request what it was given": """
+import functools
+class Handler:
+    def initialize(self, context):
+        import pickle
+        with open(os.path.join(context.system_properties["model_dir"], "model.pkl"), "rb") as file:
+            self.model = pickle.load(file)
+    @functools.cache
+    def loaded(self):
+        return self.model
+    def handle(self, data, context):
+        return self.loaded().predict_proba(vectors(data).numpy()).tolist()
+""",
+    "a helper that leads back to the handler": """
+class Step:
+    def __init__(self, owner):
+        self.owner = owner
+    def run(self, data):
+        with torch.no_grad():
+            return self.owner.model(data)
+class Handler(Base):
+    def initialize(self, context):
+        super().initialize(context)
+        self.step = Step(self)
+    def inference(self, data):
+        return self.step.run(data)
+""",
+    "a model with an argument of its own, beside itself": """
+import functools
+class Scaled(Net):
+    def forward(self, x, scale=1.0):
+        return super().forward(x) * scale
+class Handler(Base):
+    def initialize(self, context):
+        self.model = Scaled().eval()
+        self.run = functools.partial(self.model, scale=2.0)
+    def inference(self, data):
+        with torch.no_grad():
+            return self.run(data)
+""",
+    "functions that are given the model beforehand": """
+import functools
+def features(model, rows):
+    return model(rows)
+def scores(rows, of=None):
+    with torch.no_grad():
+        return of(rows).softmax(1)
+class Handler(Base):
+    def initialize(self, context):
+        self.run = functools.partial(scores, of=functools.partial(features, Net().eval()))
+    def inference(self, data):
+        return self.run(data)
+""",
+    "an entry point that is given the model beforehand": """
+import functools
+def answer(model, data, context):
+    if data is None:
+        return None
+    with torch.no_grad():
+        return model(vectors(data)).tolist()
+handle = functools.partial(answer, Net().eval())
+""",
+    "models in a ModuleDict, and in a ModuleList": """
+class Handler(Base):
+    def initialize(self, context):
+        self.models = torch.nn.ModuleDict({"en": torch.nn.ModuleList([Net()]), "de": Net(4)}).eval()
+    def inference(self, data):
+        with torch.no_grad():
+            return self.models["en"][0](data)
+""",
     "a service that is a class and never an object": """
 class Service:
     model = None
@@ -657,7 +787,23 @@ class Handler(Base):
         with torch.no_grad():
             return self.model.generate(data)
 """,
-        "the handler calls self.model.generate, and the model's output holds a int64 tensor",
+        "the handler calls self.model.generate, and the model's output holds an int64 tensor",
+    ),
+    "a session that reads and writes buffers": (
+        """
+import onnxruntime
+class Handler(Base):
+    def initialize(self, context):
+        self.session = onnxruntime.InferenceSession(os.path.join(context.system_properties["model_dir"], "model.onnx"))
+    def handle(self, data, context):
+        binding = self.session.io_binding()
+        binding.bind_cpu_input("x", vectors(data).numpy())
+        binding.bind_output("scores")
+        self.session.run_with_iobinding(binding)
+        return binding.copy_outputs_to_cpu()[0].tolist()
+""",
+        "the handler calls self.session.run_with_iobinding, and it returns nothing: what it computes cannot be taken "
+        "from where it lies; take code exact",
     ),
     "an answer made from two outputs": (
         """

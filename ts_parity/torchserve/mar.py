@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 
 import yaml
 
-from ts_parity.errors import ArchiveError, ConfigError
+from ts_parity.errors import ArchiveError, ConfigError, with_article
 
 MANIFEST = "MAR-INF/MANIFEST.json"
 SECTION = "ts_parity"
@@ -185,7 +185,7 @@ def parse_config(text: str, what: str) -> dict[str, Any]:
     if config is None:
         return {}
     if not isinstance(config, dict):
-        raise ArchiveError(f"{what} must be a mapping of settings, not a {type(config).__name__}")
+        raise ArchiveError(f"{what} must be a mapping of settings, not {with_article(type(config).__name__)}")
     return config
 
 

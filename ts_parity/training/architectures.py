@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ts_parity.errors import NotCodable, TrainingError
+from ts_parity.errors import NotCodable, TrainingError, with_article
 from ts_parity.training.inputs import Calls, Column, Inputs
 from ts_parity.training.joining import Join, Way
 from ts_parity.training.narrowing import narrowed
@@ -316,8 +316,8 @@ def _copy_of(deployed: Any, fresh: bool) -> nn.Module:
     deployed = getattr(deployed, "_orig_mod", deployed)  # what torch.compile was given
     if not isinstance(deployed, nn.Module):
         raise NotCodable(
-            f"the model is a {type(deployed).__name__}, not a torch module, so no copy of it can learn: use "
-            "--architecture mlp, cnn, resnet18 or file.py:function"
+            f"the model is {with_article(type(deployed).__name__)}, not a torch module, so no copy of it can learn: "
+            "use --architecture mlp, cnn, resnet18 or file.py:function"
         )
     if not any(parameter.is_floating_point() for parameter in deployed.parameters()):
         raise NotCodable(
@@ -396,7 +396,9 @@ def _narrower(deployed: Any, call: ModelCall, shapes: Shapes) -> Callable[[float
     """The deployed class, narrower, where it still runs so."""
     deployed = getattr(deployed, "_orig_mod", deployed)
     if not isinstance(deployed, nn.Module):
-        raise NotCodable(f"the model is a {type(deployed).__name__}, not a torch module that could be made narrower")
+        raise NotCodable(
+            f"the model is {with_article(type(deployed).__name__)}, not a torch module that could be made narrower"
+        )
     outer = {*shapes.said, math.prod(shapes.said), *shapes.given, math.prod(shapes.given)}
     if shapes.calls is not None:
         numbers = [one for one in shapes.calls.columns if one.flat.is_floating_point() or one.flat.is_complex()]
@@ -431,7 +433,9 @@ def _users(architecture: str, shapes: Shapes) -> Callable[[float], nn.Module]:
         except Exception as error:  # user code
             raise TrainingError(f"--architecture {architecture}: {type(error).__name__}: {error}") from error
         if not isinstance(made, nn.Module):
-            raise TrainingError(f"--architecture {architecture} returned a {type(made).__name__}, not a torch module")
+            raise TrainingError(
+                f"--architecture {architecture} returned {with_article(type(made).__name__)}, not a torch module"
+            )
         return made if shapes.calls is not None else Shaped(made, shapes)
 
     return checked

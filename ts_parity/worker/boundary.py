@@ -39,6 +39,7 @@ from ts_parity.worker.watches import (
 )
 
 EntryPoint = Callable[[Any, Any], Any]
+NOT_FOUND = "no model object was found; declare where it is with model:, or take code exact"
 
 
 @dataclass(frozen=True)
@@ -229,7 +230,7 @@ class Boundary:
         """While it lasts, user code uses this model instead of its own, at every site."""
         sites = self.sites()
         if not sites:
-            raise NotCodable("no model object was found that could be replaced; declare where it is with model:")
+            raise NotCodable(NOT_FOUND)
         originals = [site.get() for site in sites]
         try:
             for site in sites:
@@ -254,7 +255,7 @@ class Boundary:
             self.plain(copied(data), context)
             sites = self.sites()
         if not sites:
-            raise NotCodable("no model object was found at the entry point; declare where it is with model:")
+            raise NotCodable(NOT_FOUND)
         return sites
 
     @contextmanager
@@ -302,7 +303,7 @@ def _watched(watch: Watching, sites: Sequence[Site], calls: frozenset[str] | Non
     armed: list[tuple[Site, StandIn]] = []
     try:
         for site in sites:
-            real = site.get()
+            real = unwrap(site.get())
             if id(real) not in stand_ins:
                 stand_ins[id(real)] = StandIn(real, watch.at(site.path, real), calls or calls_of(real))
             site.put(stand_ins[id(real)])

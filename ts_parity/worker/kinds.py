@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import types
+import weakref
 from enum import IntEnum
 from typing import Any
 
@@ -35,6 +36,8 @@ class Rank(IntEnum):
 
 def rank_of(value: Any) -> Rank | None:
     """None: it can be no model."""
+    if is_container(value):
+        return None
     if isinstance(value, torch.nn.Module):
         return Rank.MODEL if has_weights(value) else None if _prepares(type(value)) else Rank.CALLABLE
     if isinstance(value, type) or is_remembering(value):
@@ -60,8 +63,17 @@ def is_compiled(value: Any) -> bool:
 
 
 def is_remembering(value: Any) -> bool:
-    """A function, or a method, behind functools.cache or lru_cache: not a model, but it may have made one."""
-    return isinstance(getattr(value, "__func__", value), functools._lru_cache_wrapper)
+    """A function or method behind functools.cache or lru_cache, or a weak reference: no model, but it may give one that
+    is there already.
+    """
+    return isinstance(getattr(value, "__func__", value), (functools._lru_cache_wrapper, weakref.ref))
+
+
+def is_container(value: Any) -> bool:
+    """A ModuleList or ModuleDict, which cannot be called: the models are in it."""
+    if not isinstance(value, (torch.nn.ModuleList, torch.nn.ModuleDict)):
+        return False
+    return type(value).forward is torch.nn.Module.forward and not _estimator_calls(type(value))
 
 
 def calls_of(value: Any) -> frozenset[str]:

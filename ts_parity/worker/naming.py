@@ -13,6 +13,7 @@ import inspect
 import itertools
 import sys
 import types
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ class Names:
     def _read(self, function: types.FunctionType) -> None:
         space = function.__globals__
         for name, stored, attribute in _accesses(function.__code__):
-            module = space.get(name)
+            module = referent(space.get(name))
             if not isinstance(module, types.ModuleType):
                 self._place(space, name, stored)
             elif attribute is not None and self._lies_beside(vars(module)):
@@ -75,7 +76,7 @@ class Names:
         self._space(space)
         place = (id(space), name)
         self.globals[place] = self.globals.get(place, False) or stored
-        value = space.get(name)
+        value = referent(space.get(name))
         if isinstance(value, type):
             for kind in own_classes(value):
                 module = sys.modules.get(kind.__module__)
@@ -120,6 +121,16 @@ def owner_of(entry: Any) -> Any:
     return None if inspect.isfunction(entry) or inspect.isbuiltin(entry) else entry
 
 
+def referent(value: Any) -> Any:
+    """What a weakref.proxy stands for, None where that is gone; anything else as it is."""
+    if type(value) not in weakref.ProxyTypes:
+        return value
+    try:
+        return value.__str__.__self__  # a proxy does not say itself what it is of
+    except ReferenceError:
+        return None
+
+
 def functions_of(entry: Any) -> list[types.FunctionType]:
     """The user's functions that the entry point consists of: itself, its class's methods, and what these name."""
     return Names(entry).functions
@@ -137,6 +148,7 @@ def own_classes(kind: type) -> list[type]:
 
 def plain_function(member: Any) -> types.FunctionType | None:
     """The user's function behind a static or class method, a partial, a cache or another decorator."""
+    member = referent(member)
     for _ in range(16):
         inner = getattr(member, "func", None) if isinstance(member, functools.partial) else None
         inner = inner or getattr(member, "__wrapped__", None) or getattr(member, "__func__", None)

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
-from ts_parity.errors import NotCodable
+from ts_parity.errors import NotCodable, with_article
 from ts_parity.wire import MAX_DIMENSIONS, Array
 from ts_parity.worker.unsaid import Unsaid
 
@@ -196,7 +196,8 @@ class _Parts:
             fields = _fields(value)
         if fields is None:
             return self._other(
-                where, f"the model's output holds a {kind.__name__} at {_told(where)}, which cannot be coded"
+                where,
+                f"the model's output holds {with_article(kind.__name__)} at {_told(where)}, which cannot be coded",
             )
         before = len(self.leaves)
         nodes = {name: self.node(child, (*where, str(name))) for name, child in fields.items()}
@@ -296,7 +297,7 @@ def _tensor_leaf(tensor: torch.Tensor, where: Place) -> _Leaf:
     dtype, device = tensor.dtype, tensor.device
     if dtype not in _WIRE_DTYPES or tensor.layout is not torch.strided or tensor.is_nested:
         raise NotCodable(
-            f"the model's output holds a {_name(dtype)} tensor ({tensor.layout}) at {_told(where)}; "
+            f"the model's output holds {with_article(_name(dtype))} tensor ({tensor.layout}) at {_told(where)}; "
             "only dense float16, bfloat16, float32 and float64 can be coded"
         )
     return _Leaf(

@@ -18,6 +18,7 @@ import inspect
 import queue
 import threading
 import types
+import weakref
 from collections.abc import Iterator, MutableMapping, MutableSequence, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -25,8 +26,8 @@ from typing import Any, Protocol
 import torch
 
 from ts_parity.errors import NotCodable
-from ts_parity.worker.kinds import FUNCTIONS, Rank, is_compiled, is_remembering, rank_of
-from ts_parity.worker.naming import FOREIGN, Names, own_classes, owner_of
+from ts_parity.worker.kinds import FUNCTIONS, Rank, is_compiled, is_container, is_remembering, rank_of
+from ts_parity.worker.naming import FOREIGN, Names, own_classes, owner_of, referent
 from ts_parity.worker.remedy import declarable
 from ts_parity.worker.standin import unwrap
 
@@ -48,6 +49,7 @@ _HOLDERS = (
     types.MappingProxyType,
     threading.local,
     queue.Queue,
+    functools.partial,
 )
 """Of the standard library's objects, those that may keep a model."""
 
@@ -104,6 +106,27 @@ class Member:
 
 
 @dataclass(frozen=True, eq=False)
+class PartialPart:
+    """What a functools.partial calls (place -1), or one of the arguments that it gives."""
+
+    path: str
+    partial: functools.partial[Any]
+    place: int
+
+    def get(self) -> Any:
+        return self.partial.func if self.place < 0 else self.partial.args[self.place]
+
+    def put(self, value: Any) -> None:
+        state = [self.partial.func, *self.partial.args]
+        state[self.place + 1] = value
+        function, *args = state
+        # As unpickling would: whoever holds the partial has it changed.
+        self.partial.__setstate__((function, tuple(args), self.partial.keywords, vars(self.partial)))  # type: ignore[attr-defined]
+
+    put_back = put
+
+
+@dataclass(frozen=True, eq=False)
 class ClassAttribute:
     """An attribute of a class of the user's, which its methods, or whoever names the class, may read."""
 
@@ -122,7 +145,9 @@ class ClassAttribute:
 
 @dataclass(frozen=True, eq=False)
 class Remembered:
-    """What a function has made and remembers (functools.cache): while it is exchanged, the function is covered."""
+    """What a function has made and remembers (functools.cache), or what a weak reference gives: while it is exchanged,
+    that is covered.
+    """
 
     path: str
     kept: Site
@@ -130,42 +155,50 @@ class Remembered:
 
     def get(self) -> Any:
         function = self.kept.get()
-        return function.given.get(id(self.made), self.made) if isinstance(function, _Covered) else self.made
+        return function.given.get(_identity(self.made), self.made) if isinstance(function, _Covered) else self.made
 
     def put(self, value: Any) -> None:
         function = self.kept.get()
         if not isinstance(function, _Covered):
             function = _Covered(function)
             self.kept.put(function)
-        function.given[id(self.made)] = value
+        function.given[_identity(self.made)] = value
 
     def put_back(self, value: Any) -> None:
         function = self.kept.get()
         if isinstance(function, _Covered):
-            function.given.pop(id(self.made), None)
+            function.given.pop(_identity(self.made), None)
             if not function.given:
                 self.kept.put_back(function.function)
 
 
 class _Covered:
-    """In the place of a function, or of a method in its class: gives out other objects for some that it makes."""
+    """In the place of a function, a method in its class, or a weak reference: gives out other objects for some of its
+    own.
+    """
 
     def __init__(self, function: Any) -> None:
         self.function = function
-        self.given: dict[int, Any] = {}
+        self.given: dict[Any, Any] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._called(self.function, *args, **kwargs)
 
     def __get__(self, instance: Any, owner: type) -> Any:
-        return functools.partial(self._called, self.function.__get__(instance, owner))
+        function = self.function.__get__(instance, owner) if _is_bound(self.function) else self.function
+        return functools.partial(self._called, function)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.function, name)
 
     def _called(self, function: Any, *args: Any, **kwargs: Any) -> Any:
         made = function(*args, **kwargs)
-        return self.given.get(id(made), made)
+        return self.given.get(_identity(made), made)
+
+
+def _identity(made: Any) -> Any:
+    """A method is another object each time that it is asked for."""
+    return (id(made.__self__), id(made.__func__)) if type(made) is types.MethodType else id(made)
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,6 +271,7 @@ class Search:
     """Finds the sites of an entry point. What its code names is worked out once; what is there, at each call."""
 
     def __init__(self, entry: Any) -> None:
+        self._partial = entry if isinstance(entry, functools.partial) else None
         self._owner = owner_of(entry)
         self._class_attributes = _class_attributes(self._owner)
         names = Names(entry)
@@ -247,7 +281,7 @@ class Search:
         self._globals = [
             (path, space, name)
             for path, space, name, stored in names.places()
-            if stored or _may_change(space.get(name))
+            if stored or _may_change(referent(space.get(name)))
         ]
         self._cells = [cell for function in names.functions for cell in _cells(function)]
 
@@ -270,7 +304,7 @@ class Search:
 
     def _found(self) -> list[_Found]:
         found: list[_Found] = []
-        seen: set[int] = set()
+        seen = {id(self._owner)}  # its own are the roots, also where a helper leads back to it
         queue: list[tuple[Site, int, _Found | None]] = [(site, 1, None) for site in self._roots()]
         for site, depth, outer in queue:  # grows while it is walked: nearest first
             value = _healed(site)
@@ -345,6 +379,8 @@ class Search:
         raise NotCodable(f"model: {path!r} is declared, but neither the handler object nor its module has {first!r}")
 
     def _roots(self) -> Iterator[Site]:
+        if self._partial is not None:
+            yield from _children(self._partial, "entry")
         if self._owner is not None:
             yield from _children(self._owner, "self")
             own = vars(self._owner) if self._class_attributes else {}
@@ -354,7 +390,9 @@ class Search:
                 yield Item(path, space, name)
         for cls in self._classes:
             for name, value in [*vars(cls).items()]:
-                if is_remembering(value) or not (_is_plain(value) or _is_bound(value) or name.startswith("__")):
+                if _is_plain(value) or name.startswith("__"):
+                    continue
+                if not _is_bound(value) or is_remembering(value):
                     yield ClassAttribute(f"{cls.__name__}.{name}", cls, name)
         yield from self._cells
 
@@ -362,7 +400,7 @@ class Search:
 def _inside(site: Site, value: Any) -> Iterator[Site]:
     """Where what it keeps is."""
     if is_remembering(value):
-        made = [each for each in _made_by(value) if rank_of(each) is Rank.MODEL or _may_hold(each)]
+        made = [each for each in _made_by(value) if rank_of(unwrap(each)) is Rank.MODEL or _may_hold(unwrap(each))]
         for place, each in enumerate(made[:MAX_ITEMS]):
             yield Remembered(f"{site.path}()" + (f"[{place}]" if place else ""), site, each)
     elif _is_fixed(value):
@@ -387,6 +425,8 @@ def _with_entry(value: Any, key: Any, entry: Any) -> Any:
 
 def _made_by(function: Any) -> list[Any]:
     """What it remembers. Nothing but the garbage collector can tell."""
+    if isinstance(function, weakref.ref):
+        return [referent] if (referent := function()) is not None else []
     found = []
     for held in gc.get_referents(getattr(function, "__func__", function)):
         entries = [*held.values()] if type(held) is dict else [held]
@@ -421,6 +461,13 @@ def _children(value: Any, path: str) -> Iterator[Site]:
             yield from (Item(f"{path}[{i}]", value, i) for i, child in enumerate(value) if not _is_plain(child))
     elif isinstance(value, queue.Queue):
         yield from _children(value.queue, path)
+    elif isinstance(value, functools.partial):
+        yield PartialPart(f"{path}.func", value, -1)
+        yield from (PartialPart(f"{path}.args[{i}]", value, i) for i, x in enumerate(value.args) if not _is_plain(x))
+        yield from _children(value.keywords, f"{path}.keywords")
+    elif is_container(value):
+        numbered = isinstance(value, torch.nn.ModuleList)
+        yield from (Item(f"{path}[{k if numbered else repr(k)}]", value._modules, k) for k in list(value._modules))
     elif isinstance(value, types.FunctionType):
         yield from _cells(value, path)
     elif isinstance(value, types.MethodType):
@@ -491,18 +538,22 @@ def _attribute_site(owner: Any, name: str, path: str = "") -> Site:
 
 
 def _healed(site: Site) -> Any:
-    """The value at a site; a stand-in that user code kept from an earlier call gives way to the real object."""
+    """The value at a site; a stand-in that user code kept from an earlier call gives way to the real object, save where
+    a function or a weak reference remembers it.
+    """
     value = site.get()
     real = unwrap(value)
-    if real is not value:
+    if real is not value and not isinstance(site, Remembered):
         site.put(real)
-    return real
+    return referent(real)
 
 
 def _may_hold(value: Any) -> bool:
     if is_compiled(value):
         return False
-    if isinstance(value, (*_HOLDERS, types.FunctionType)) or _is_fixed(value) or is_remembering(value):
+    if isinstance(value, (*_HOLDERS, types.FunctionType)) or _is_fixed(value):
+        return True
+    if is_remembering(value) or is_container(value):
         return True
     if isinstance(value, types.MethodType):
         value = value.__self__

@@ -10,6 +10,7 @@ import copy
 import functools
 import operator
 import types
+import weakref
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -31,6 +32,8 @@ CALL = "__call__"
 MODEL_CALLS = frozenset({CALL, "forward"})
 
 _read = object.__getattribute__
+_LASTING: list[StandIn] = []
+"""Those that user code has made weak references to, which would be dead where the model itself lives on."""
 
 
 class StandIn:
@@ -39,7 +42,7 @@ class StandIn:
     User code may keep a stand-in beyond its call (`self.net = self.model.eval()`), so a dismissed one is transparent.
     """
 
-    __slots__ = ("_ts_parity_calls", "_ts_parity_real", "_ts_parity_watch")
+    __slots__ = ("__weakref__", "_ts_parity_calls", "_ts_parity_real", "_ts_parity_watch")
 
     def __init__(self, real: object, watch: Watch, calls: frozenset[str]) -> None:
         object.__setattr__(self, "_ts_parity_real", real)
@@ -96,6 +99,7 @@ def unwrap(value: Any) -> Any:
 def dismiss(stand_in: StandIn) -> None:
     """From now on the stand-in only forwards."""
     object.__setattr__(stand_in, "_ts_parity_watch", None)
+    _LASTING[:] = [each for each in (*_LASTING, stand_in) if weakref.getweakrefcount(each)]
 
 
 def _called(stand_in: StandIn, name: str, *args: Any, **kwargs: Any) -> Any:

@@ -167,6 +167,8 @@ class Recording(Watching):
             take(result)
         except NotCodable as refusal:
             outcome = _refused(outcome, refusal)
+        if result is None:
+            outcome = replace(outcome, why="it returns nothing: what it computes cannot be taken from where it lies")
         self._looked.append(outcome)
 
     @property
@@ -183,8 +185,8 @@ class Recording(Watching):
             if lines := remedy.of_others(self._looked, sites):
                 return None, missing, lines
             if instead := remedy.instead(self._looked, sites):
-                return None, f"{missing}: {instead}", {}
-            return None, f"{missing}; if this is always so, declare where it is with model:", {}
+                return None, f"{missing}: {instead}; take code exact", {}
+            return None, f"{missing}; if this is always so, declare where it is with model:, or take code exact", {}
         if self.parts:
             return None, self._refusal, remedy.of_parts(self.parts)
         if self._raw is None or self._refusal:
