@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 
 from ts_parity.cli import build_parser
-from ts_parity.training import TrainSettings
+from ts_parity.training import FOLDERS, TrainSettings
 from ts_parity.training.bodies import Body
 from ts_parity.training.charts import BOTTOM, HEIGHT, TOP
 from ts_parity.training.page import MOST_SHOWN, report_page
 from ts_parity.training.previews import MOST_BYTES, preview
 from ts_parity.training.recommend import recommend
-from ts_parity.training.steps import LATE, command_of
+from ts_parity.training.steps import LATE, command_of, next_steps
 
 NASTY = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>"
 OUT = Path("/srv/made for you/protected")
@@ -392,6 +392,22 @@ def test_the_command_that_made_it_can_be_typed_again(tmp_path):
     args = build_parser().parse_args(words[1:])
     assert (args.codes, args.ks, args.budget, args.vary) == (["sum", "student"], [2, 4], 0.5, ["flip"])
     assert (args.model, args.model_input, args.archive) == ("self.net", "args.0", archive)
+
+
+def test_the_commands_hold_wherever_they_are_typed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = TrainSettings(
+        Path("net.mar"), Path("bodies.zip/train"), Path("out"), labels=Path(FOLDERS), score=Path("more"),
+        architecture="nets.py:small", content_type="multipart/form-data; name=data",
+    )  # fmt: skip
+    assert command_of(settings)[2:] == [
+        *("--archive", f"{tmp_path}/net.mar", "--inputs", f"{tmp_path}/bodies.zip/train", "--out", f"{tmp_path}/out"),
+        *("--labels", "folders", "--score", f"{tmp_path}/more", "--content-type", "multipart/form-data; name=data"),
+        *("--architecture", f"{tmp_path}/nets.py:small"),
+    ]
+    [_, package, *_] = next_steps(report(made("sum", 2, 0.5, 1.1), archive="net.mar"), Path("out"))
+    assert package.command.startswith(f"ts-parity package --archive {tmp_path}/net.mar ")
+    assert package.command.endswith(f" --out {tmp_path}/out")
 
 
 FORM = "multipart/form-data; boundary=xyz"

@@ -14,7 +14,7 @@ from typing import Any
 
 from ts_parity.torchserve.mar import Protects
 from ts_parity.torchserve.wrapping import protection_name
-from ts_parity.training import TrainSettings
+from ts_parity.training import FOLDERS, TrainSettings
 from ts_parity.training.recommend import chosen, named, to_try
 
 LATE = "--launch late --hedge-ratio 0.05 --slow-factor 3 --spare-places 1"
@@ -87,7 +87,18 @@ def _again(report: Mapping[str, Any]) -> Step:
 
 
 def _package(report: Mapping[str, Any], taken: Mapping[str, Any], out: Path) -> Step:
-    words = ("--archive", report["archive"], "--role", "parity", "--code", "exact", "--k", taken["k"], "--out", out)
+    words = (
+        "--archive",
+        Path(report["archive"]).absolute(),
+        "--role",
+        "parity",
+        "--code",
+        "exact",
+        "--k",
+        taken["k"],
+        "--out",
+        out,
+    )
     return Step(f"Package {named(taken)}. It needs no training.", _line("ts-parity package", *words))
 
 
@@ -118,7 +129,7 @@ _UNSAID = ("progress", "force", "secret")
 
 
 def command_of(settings: TrainSettings) -> list[str]:
-    """The command line that asks for this."""
+    """The command line that asks for this, in whatever folder it is typed."""
     words = ["ts-parity", "train"]
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
@@ -133,4 +144,12 @@ def _flags(name: str, value: Any) -> Iterator[str]:
             yield from _flags(str(_DECLARED.get(part, part)), told)
         return
     for each in value if isinstance(value, tuple) else (value,):
-        yield from (f"--{name}", f"{each:g}" if isinstance(each, float) else str(each))
+        yield from (f"--{name}", f"{each:g}" if isinstance(each, float) else _anywhere(each))
+
+
+def _anywhere(value: object) -> str:
+    """A path, or `--architecture FILE.py:FUNCTION`, from the root on."""
+    file, colon, function = str(value).partition(":")
+    if (isinstance(value, Path) and str(value) != FOLDERS) or (colon and file.endswith(".py")):
+        return f"{Path(file).absolute()}{colon}{function}"
+    return str(value)
