@@ -46,7 +46,7 @@ def test_bodies_that_repeat_stand_on_one_side_of_the_split(archive, tmp_path):
     report = run(archive, write_bodies(tmp_path / "bodies", 40, 3), tmp_path, steps=2)
     told = {"learn": 90, "choose": 4, "score": 6, "repeated": 80, "scored_repeated": 0, "overlap": 0}
     assert report["split"] == told
-    assert "80 bodies repeat another" in report_text(report, tmp_path / "out")
+    assert "80 bodies are repeats" in report_text(report, tmp_path / "out")
     assert not [line for line in report["warnings"] if "learned" in line]
 
 

@@ -30,9 +30,9 @@ def _add_train(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "train",
         help="make protections for a model from its archive and request bodies",
-        description="Distil parity models and students on the deployed model's raw outputs, taken through the "
-        "archive's own handler, and write archives ready to register and a report of what rebuilt answers are worth. "
-        "An interrupted run is gone on with by the same command.",
+        description="Distil parity models and students from the deployed model's raw outputs, through the archive's "
+        "own handler. Write archives that are ready to register, and a report of what rebuilt answers are worth. The "
+        "same command continues an interrupted run.",
         examples=(
             "ts-parity train --archive resnet.mar --inputs bodies/ --out protected/",
             "ts-parity train --archive resnet.mar --inputs bodies/ --code student --k 4 --out protected/",
@@ -40,7 +40,7 @@ def _add_train(subparsers: Any) -> None:
             "      --labels set.npz/y_test --code sum --code student --k 2 --k 4 --out protected/",
         ),
     )
-    given = parser.add_argument_group("what is given, and where to")
+    given = parser.add_argument_group("input and output")
     given.add_argument(
         "--archive", type=existing(), required=True, metavar="X.mar", help="the deployed model's archive"
     )
@@ -55,8 +55,8 @@ def _add_train(subparsers: Any) -> None:
     given.add_argument(
         "--content-type",
         metavar="TYPE",
-        help="what clients send the bodies as, where file names do not tell. multipart/form-data: each folder is one "
-        "request, its files the parts; with ; name=PART each file is one, its only part PART",
+        help="content type of the bodies, where file names do not imply it. multipart/form-data: each folder is one "
+        "request and its files are the parts; with ; name=PART each file is a request whose only part is PART",
     )
     given.add_argument(
         "--out",
@@ -65,7 +65,7 @@ def _add_train(subparsers: Any) -> None:
         metavar="DIR",
         help="a new folder for archives, report.json and report.html",
     )
-    given.add_argument("--force", action="store_true", help="replace --out if it exists, throw unfinished work away")
+    given.add_argument("--force", action="store_true", help="replace --out if it exists, and discard unfinished work")
     codes = parser.add_argument_group("codes")
     codes.add_argument(
         "--code", action="append", choices=CODES, dest="codes", help="may be given several times; default: sum"
@@ -91,35 +91,35 @@ def _add_train(subparsers: Any) -> None:
     scores.add_argument(
         "--metric",
         choices=METRICS,
-        help="how answers are scored; default: found from the outputs, the labels, and answers",
+        help="how answers are scored; default: derived from outputs, labels and answers",
     )
     learning = parser.add_argument_group("learning")
     learning.add_argument(
         "--architecture",
         metavar="NAME",
-        help="of what is trained: deployed (its weights a start), deployed-fresh, narrower (of its class), mlp, cnn, "
-        "resnet18, for ids bag, transformer (each with :WIDTH if wanted) or file.py:function; default: deployed for "
-        "parity models, one that fits the inputs, sized by --budget, for students",
+        help="network to train: deployed (starts from its weights), deployed-fresh, narrower (of the deployed class), "
+        "mlp, cnn, resnet18, for token ids bag, transformer (each with an optional :WIDTH), or file.py:function; "
+        "default: deployed for parity models, and for students one that fits the inputs, sized by --budget",
     )
     learning.add_argument(
         "--budget",
         type=number(above=0),
         metavar="COST",
-        help="of a built-in network: the multiplications that a group of it may take, in deployed inferences, or the "
-        "time where they cannot be counted; the report has the time of all; default: 1, or what the narrowest takes",
+        help="multiplications that a group may take with a built-in network, in deployed inferences; time, where they "
+        "cannot be counted; the report has the time of every protection; default: 1, or what the narrowest takes",
     )
     learning.add_argument(
         "--vary", action="append", choices=VARIATIONS, help="variations of the inputs to learn from; may be repeated"
     )
     learning.add_argument("--steps", type=count(), metavar="N", help="training steps per network; default: 2000")
     learning.add_argument("--rate", type=number(above=0), metavar="RATE", help="peak learning rate; default: 0.003")
-    learning.add_argument("--seed", type=count(0), default=0, metavar="N", help="of all dice")
+    learning.add_argument("--seed", type=count(0), default=0, metavar="N", help="random seed")
     learning.add_argument(
         "--seeds",
         type=count(),
         default=1,
         metavar="N",
-        help="train with this many seeds and pack the best, of which the report is",
+        help="train with this many seeds and pack the best; the report describes that one",
     )
     learning.add_argument(
         "--device", type=_device, metavar="NAME", help="cpu, cuda, cuda:1; default: cuda if there is one"
@@ -131,7 +131,7 @@ def _add_train(subparsers: Any) -> None:
         metavar="NAME",
         help="32-true, bf16-mixed, 16-mixed; default: bf16-mixed on cuda, else 32-true",
     )
-    made = parser.add_argument_group("the archives, and what is printed")
+    made = parser.add_argument_group("archives and output")
     made.add_argument(
         "--name",
         metavar="NAME",
@@ -170,10 +170,11 @@ def _add_report(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "report",
         help="print what training found",
-        description="Print the table of a folder that `ts-parity train` wrote; report.html in it has the plots.",
+        description="Print the table of a folder that `ts-parity train` wrote. Its report.html has the plots, and the "
+        "commands to type next.",
         examples=("ts-parity report protected/", "ts-parity report protected/ --json"),
     )
-    given = parser.add_argument_group("what, and how")
+    given = parser.add_argument_group("input and output")
     given.add_argument("dir", type=existing("folder"), metavar="DIR", help="the folder given to train as --out")
     given.add_argument("--json", action="store_true", help="print report.json")
     parser.set_defaults(run=run_report)
@@ -219,7 +220,8 @@ def report_text(report: dict[str, Any], out: Path) -> str:
     lines = []
     if "scored_on" in report:
         lines.append(
-            f"scored on {report['scored_on']}, {report['scored_groups']} groups, every slot erased once; ± is for 95 %"
+            f"scored on {report['scored_on']}, {report['scored_groups']} groups, every slot erased once; "
+            "± is a 95 % interval"
         )
         lines += _divided(report["split"])
         lines.append(taken_for(report))
@@ -231,7 +233,7 @@ def report_text(report: dict[str, Any], out: Path) -> str:
     lines += _confidence(report["candidates"], figure)
     for beside in report.get("beside", []):
         lines.append(
-            f"  beside them: {beside['code']} k={beside['k']} would lose nothing at a cost of {beside['cost']:.2f}"
+            f"  for comparison: {beside['code']} k={beside['k']} would lose nothing at a cost of {beside['cost']:.2f}"
         )
     lines += [f"warning: {what}" for what in report.get("warnings", [])]
     lines += [f"not made: {why}" for why in report.get("refused", [])]
@@ -241,8 +243,8 @@ def report_text(report: dict[str, Any], out: Path) -> str:
     if "archives" in report:
         deployed = out / report["archives"]["deployed"]
         lines.append(f"deployed archive  {deployed} (your own, wrapped: register it in place of yours)")
-    lines += [f"parity archive    {out / name}" for c in report["candidates"] for name in c["archives"]]
-    lines.append(f"page with plots   {out / 'report.html'}")
+    lines += [f"protection        {out / name}" for c in report["candidates"] for name in c["archives"]]
+    lines.append(f"report page       {out / 'report.html'}")
     return "\n".join(lines)
 
 
@@ -250,9 +252,9 @@ def _divided(split: dict[str, int]) -> list[str]:
     """How many bodies were learned from, and what came more than once."""
     told = [f"learned from {split['learn']} bodies; {split['choose']} others chose the best weights"]
     if split["repeated"]:
-        told.append(f"{split['repeated']} bodies repeat another: all copies are learned from, or one is scored")
+        told.append(f"{split['repeated']} bodies are repeats: all copies are learned from, one of each is scored")
     if split["scored_repeated"]:
-        told.append(f"{split['scored_repeated']} of the scored bodies repeat another of them")
+        told.append(f"{split['scored_repeated']} of the scored bodies are repeats")
     return told
 
 
