@@ -1,10 +1,10 @@
-"""What each rule of `ours` is worth: all of them, and all but one, in the scenarios of benchmarks/policies.py.
+"""What each rule of the recipe is worth: all of them, and all but one, in the scenarios of benchmarks/policies.py.
 
-    python benchmarks/ablation.py [--queries N] [--seeds N]     about ten minutes on one core
+    python benchmarks/ablation.py [--queries N] [--seeds N]     about a quarter of an hour on one core
     python benchmarks/ablation.py --tables                      renew the table of docs/policy.md
 
-A student of a quarter of the cost, k = 4. p99.9 and p99.99 in mean service times, means over the seeds; work in
-deployed inferences a query.
+`ours` has a student of a quarter of the cost, k = 4; `copies` has no protection. p99.9 and p99.99 in mean service
+times, means over the seeds; work in deployed inferences a query.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "ep": {"spells": Spells(0.04, 100.0, 5.0)},
     "net": {"net_share": 0.02, "net_mean": 5.0},
 }
+WITHOUT_PROTECTION = CELLS[:2] + CELLS[4:]
 RULES: dict[str, dict[str, Any]] = {
     "all": {},
     "launched with the group": {"launch": "group", "launch_waiting": 0.0},
@@ -45,15 +46,26 @@ RULES: dict[str, dict[str, Any]] = {
     "slow machines stay in": {"slow_factor": 0.0},
     "no places lent": {"spare_places": 0},
 }
+OF_COPIES: dict[str, dict[str, Any]] = {
+    "all": {},
+    "copies from p95": {"hedge_quantile": 0.95},
+    "copies from p90": {"hedge_quantile": 0.9},
+    "copies from p95, of a tenth": {"hedge_quantile": 0.95, "hedge_ratio": 0.1},
+    "no second copies": {"hedge_ratio": 0.0, "hedge_burst": 1.0},
+    "slow machines stay in": {"slow_factor": 0.0},
+}
+POLICIES = {"ours": (RULES, CELLS), "copies": (OF_COPIES, WITHOUT_PROTECTION)}
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    head = ["", *(f"`{name}` {load:g}, {12 + extra} machines" for name, load, extra in CELLS)]
+def table(rows: list[dict[str, Any]], policy: str) -> str:
+    rules, shown = POLICIES[policy]
+    head = [f"`{policy}`", *(f"`{name}` {load:g}, {12 + extra} machines" for name, load, extra in shown)]
     body = []
-    for rule in RULES:
+    for rule in rules:
         cells = [rule]
-        for name, load, _ in CELLS:
-            row = next(r for r in rows if (r["rule"], r["scenario"], r["load"]) == (rule, name, load))
+        for name, load, _ in shown:
+            key = (policy, rule, name, load)
+            row = next(r for r in rows if (r["policy"], r["rule"], r["scenario"], r["load"]) == key)
             cells.append(f"{row['p999']:.2f} / {row['p9999']:.2f}, {row['work']:.3f}, {row['reconstructed']:.2%}")
         body.append(cells)
     return markdown(head, body)
@@ -63,7 +75,9 @@ def sections(document: dict[str, Any]) -> dict[str, str]:
     """What docs/policy.md says between its marks."""
     size = f"{document['queries']:,} queries x {document['seeds']} seeds"
     said = f"p99.9 / p99.99, work, rebuilt. `{document['command']}`, {size}."
-    return {"ablation": f"{said}\n\n{table(document['rows'])}"}
+    measured = {row["policy"] for row in document["rows"]}
+    parts = (table(document["rows"], policy) for policy in POLICIES if policy in measured)
+    return {"ablation": "\n\n".join([said, *parts])}
 
 
 def main() -> None:
@@ -71,21 +85,25 @@ def main() -> None:
     parser.add_argument("--queries", type=count(), default=60_000)
     parser.add_argument("--seeds", type=count(), default=5)
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--policies", nargs="+", choices=list(POLICIES), default=list(POLICIES), help="others are kept")
     parser.add_argument("--tables", action="store_true")
     args = parser.parse_args()
     if args.tables:
         for mark, text in sections(json.loads(args.out.read_text())).items():
             renew(DOCS, mark, text)
         return
-    rows = []
-    with tqdm(total=len(CELLS) * len(RULES) * args.seeds * args.queries, unit="query", unit_scale=True) as bar:
-        for name, load, extra in CELLS:
-            world = World(load=load, queries=args.queries, **SCENARIOS[name])
-            for rule, changes in RULES.items():
-                shape = {"extra": extra, "k": 4, "cost": 0.25, **changes}
-                rows.append(
-                    {"rule": rule, "scenario": name, **row_of(world, "ours", range(args.seeds), bar.update, **shape)}
-                )
+    kept = json.loads(args.out.read_text())["rows"] if args.out.exists() else []
+    rows = [row for row in kept if row["policy"] not in args.policies]
+    todo = {policy: POLICIES[policy] for policy in args.policies}
+    runs = sum(len(rules) * len(cells) for rules, cells in todo.values()) * args.seeds
+    with tqdm(total=runs * args.queries, unit="query", unit_scale=True) as bar:
+        for policy, (rules, cells) in todo.items():
+            for name, load, extra in cells:
+                world = World(load=load, queries=args.queries, **SCENARIOS[name])
+                for rule, changes in rules.items():
+                    shape = {"extra": extra, "k": 4, "cost": 0.25, **changes}
+                    row = row_of(world, policy, range(args.seeds), bar.update, **shape)
+                    rows.append({"rule": rule, "scenario": name, **row})
     document = {
         "command": "python benchmarks/ablation.py",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
@@ -94,7 +112,7 @@ def main() -> None:
         "rows": rows,
     }
     args.out.write_text(json.dumps(document, indent=1) + "\n")
-    print(table(rows))
+    print("\n\n".join(table(rows, policy) for policy in todo))
 
 
 if __name__ == "__main__":

@@ -67,7 +67,6 @@ class proxied:
         self._ready.unlink(missing_ok=True)
         command = [sys.executable, "-m", "ts_parity.cli", "serve", "--port", "0", "--admin-port", "0"]
         command += ["--ready-file", str(self._ready), "--reconstruct-after-s", str(RECONSTRUCT_AFTER_S)]
-        command += ["--group-wait-s", "0.05"]
         for url, instance in zip(urls, fleet, strict=True):
             command += ["--endpoint", f"{url},management={instance.management_url}"]
         self._command = command

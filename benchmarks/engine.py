@@ -16,15 +16,15 @@ import sys
 import time
 
 from ts_parity.arguments import count
-from ts_parity.engine import Arrived, Policy, Query, Scheduler, Send
+from ts_parity.engine import Arrived, Policy, Query, Scheduler, Send, plain
 from ts_parity.scenarios import POOL, fleet
 
 TARGET_US = 20.0
 LOAD = 0.6
 SERVICE_S = 0.010
 POLICIES = {
+    "plain": plain(),
     "as installed": Policy(),
-    "everything on": Policy(hedge_ratio=0.1, slow_factor=3.0, age_factor=4.0, seal_early=True),
 }
 
 

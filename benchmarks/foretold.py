@@ -81,7 +81,7 @@ def arranged(policy: str, machines: int) -> Arrangement:
     """As `plan` arranges it."""
     if policy in ("student", "exact"):
         return arrange("ours", machines, 0, code=policy, k=1, cost=STUDENT if policy == "student" else 1.0)
-    return arrange(policy, machines, 0)
+    return arrange("copies", machines, 0, **({"hedge_ratio": 0.0} if policy == "none" else {}))
 
 
 # ---- instances -----------------------------------------------------------------------------------------------------
@@ -189,7 +189,8 @@ async def run(kind: str, policy: str, seed: int, work: Path) -> list[Record]:
     start: Callable[..., Any] = torchserve if kind == "torchserve" else workers
     named = f"{kind}-{policy}-{seed}"
     log = work / f"{named}.jsonl"
-    given = [*serve_flags(arranged(policy, fleet.machines), fleet.unit_s), "--access-log", str(log)]
+    given = ["--access-log", str(log), *(serve_flags(arranged(policy, fleet.machines).name) or ())]
+    given += ["--hedge-ratio", "0"] if policy == "none" else []
     async with start(fleet, policy, work / named) as (endpoints, freeze), proxy(endpoints, given) as url:
         return await loaded(fleet, url, seed, freeze, log)
 

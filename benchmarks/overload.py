@@ -7,7 +7,8 @@ Eight machines that take 0.1 s (lognormal, cv as in the table) bear 80 queries/s
 queries in one run take as long as 1.6. Ten seconds at half of that, twenty at `load` times, ten at half again. Clients
 ask for a deadline, leave after a second without having said so, or wait for as long as it takes. Goodput counts the
 answers that came in time, per second of overload, as a share of capacity; `answered p50` is that of those answers;
-`after` is the median of who comes between two and four seconds after the overload's end. The policy is the default one.
+`after` is the median of who comes between two and four seconds after the overload's end. The
+policy is the plain one: admission alone.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import numpy as np
 from tables import markdown as markdown_table
 from tables import renew
 from ts_parity.arguments import count
-from ts_parity.engine import Policy
+from ts_parity.engine import plain
 from ts_parity.lab.records import Record
 from ts_parity.lab.rivals import make_fleet
 from ts_parity.lab.simulate import Arrivals, Costs, Scenario, Service, simulate
@@ -67,7 +68,7 @@ def one_run(fleet: str, clients: str, load: float, seed: int) -> dict[str, float
     due = arrivals(load, bears, seed)
     scenario = Scenario(
         make_fleet(MACHINES, 0, True, None, batch),
-        Policy(),
+        plain(),
         Arrivals(0.0, trace=due),
         len(due),
         Service(SERVICE_S, cv),

@@ -280,7 +280,7 @@ def test_what_must_be_said_of_models(tmp_path: Path):
     [
         ("code", "summ", "--code must be auto, none, sum, concat, student or exact, not 'summ'; did you mean 'sum'"),
         ("code", "", "--code must be auto, none"),
-        ("launch", "early", "--launch must be group or late, not 'early'"),
+        ("launch", "early", "--launch must be auto, group or late, not 'early'"),
         ("balance", "leest", "--balance must be least or round_robin, not 'leest'; did you mean 'least'"),
         ("deadline_s", "0", "--deadline-s must be a number of at least 0.001, not '0'"),
         ("deadline_s", "-1", "--deadline-s must be a number of at least 0.001"),

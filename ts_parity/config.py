@@ -217,7 +217,7 @@ def load_settings(
 
 
 def settings_of(values: Mapping[str, Any]) -> Settings:
-    """From values by name, the policy's among them. Raise ConfigError if one is impossible."""
+    """From values by name, also of the policy what users cannot set. Raise ConfigError if one is impossible."""
     try:
         policy = Policy(**{name: value for name, value in values.items() if name in _OF_POLICY})
     except ValueError as error:
@@ -325,7 +325,7 @@ def _by_group() -> dict[str, list[Field[Any]]]:
 GROUPS = _by_group()
 """What readers look for together: heading -> settings."""
 _FIELDS = {item.name: item for items in GROUPS.values() for item in items}
-_OF_POLICY = {item.name for item in fields(Policy)} & {*_FIELDS} - {item.name for item in fields(Settings)}
+_OF_POLICY = {item.name for item in fields(Policy)} - {item.name for item in fields(Settings)}
 
 
 def _table(items: Sequence[Field[Any]]) -> list[str]:

@@ -28,13 +28,13 @@ from ts_parity.engine import (
     Instance,
     Kind,
     Outcome,
-    Policy,
     Pool,
     Query,
     Rejected,
     Scheduler,
     Send,
     Task,
+    plain,
 )
 
 POOL = "model"
@@ -158,7 +158,7 @@ def scenario(
     `proved=False` (of `fleet`) protections are on trial first; `findings` are what is found by comparisons, in turn.
     """
     settings = {"reconstruct_after_s": 0.05, "group_wait_s": 0.02, "deadline_s": 1.0, **(policy or {})}
-    run = Run(Scheduler(fleet(**shape), Policy(**settings)))
+    run = Run(Scheduler(fleet(**shape), plain(**settings)))
     world = _World(run, list(tasks), service, slow or {}, dead or {}, erring or {}, findings)
     queries = [
         Query(i, POOL, (keys or {}).get(i, "same"), (deadlines or {}).get(i), i in exact) for i in range(len(arrivals))

@@ -5,7 +5,7 @@ from itertools import chain
 
 import pytest
 
-from ts_parity.engine import Answer, Arrived, Fail, Policy, Query, Scheduler
+from ts_parity.engine import Answer, Arrived, Fail, Query, Scheduler, plain
 from ts_parity.engine.admission import PatienceMeter
 from ts_parity.scenarios import POOL, fleet, scenario
 
@@ -47,7 +47,7 @@ def test_what_cannot_finish_in_time_is_not_sent_and_is_told_so_at_once():
 
 def test_a_place_that_comes_free_before_a_timer_that_is_late_is_not_wasted():
     """On a busy machine the answer may be heard of first."""
-    scheduler = Scheduler(fleet(deployed=1, code=None), Policy())
+    scheduler = Scheduler(fleet(deployed=1, code=None), plain())
 
     for number, at in enumerate(WARM):
         [send] = scheduler.query_arrived(Query(number, POOL, None), at)

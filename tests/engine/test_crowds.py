@@ -2,7 +2,7 @@
 
 import pytest
 
-from ts_parity.engine import Policy, Scheduler
+from ts_parity.engine import Scheduler, plain
 from ts_parity.engine.health import Condition
 from ts_parity.scenarios import fleet, scenario
 
@@ -37,7 +37,7 @@ def test_the_fuller_the_later_is_a_backup_launched(arrivals, after):
 
 def erring(load, share, suspects=0):
     """A scheduler of three endpoints at this load, of which the first errs in this share of its answers."""
-    scheduler = Scheduler(fleet(deployed=3, code=None), Policy())
+    scheduler = Scheduler(fleet(deployed=3, code=None), plain())
     [pool] = scheduler.pools()
     pool.load.value = load
     first, *others = pool.deployed.everyone

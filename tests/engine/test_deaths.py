@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from ts_parity.engine import Answer, Arrived, Fail, Failed, Fleet, Kind, Policy, Query, Scheduler, Send, Source
+from ts_parity.engine import Answer, Arrived, Fail, Failed, Fleet, Kind, Query, Scheduler, Send, Source, plain
 from ts_parity.engine.policy import TokenBucket
 from ts_parity.scenarios import POOL, fleet, scenario
 
@@ -211,7 +211,7 @@ def without(whole, *names):
 @pytest.mark.parametrize("places", [1, 64])
 def test_what_an_endpoint_had_goes_elsewhere_when_it_is_scaled_to_nothing(places):
     whole = fleet(deployed=3, code=None, places=places)
-    scheduler = Scheduler(whole, Policy(retry_burst=0.0, retry_ratio=0.0))
+    scheduler = Scheduler(whole, plain(retry_burst=0.0, retry_ratio=0.0))
     tasks = [sends(scheduler.query_arrived(Query(n, POOL), 0.0))[0] for n in range(2 * places)]
     left = [task for task in tasks if task.endpoint.name == "d0"]
     again = sends(scheduler.endpoints_changed(without(whole, "d0"), 1.0))
@@ -237,7 +237,7 @@ def with_workers(whole, workers, *names):
 
 def test_should_it_answer_all_the_same_it_is_as_good_as_any_other():
     whole = fleet(deployed=2, code=None)
-    scheduler = Scheduler(whole, Policy())
+    scheduler = Scheduler(whole, plain())
     [old] = sends(scheduler.query_arrived(Query(0, POOL), 0.0))
     [new] = sends(scheduler.endpoints_changed(without(whole, old.endpoint.name), 1.0))
     [answer] = scheduler.task_done(old, Arrived(), 1.01)
@@ -249,7 +249,7 @@ def test_should_it_answer_all_the_same_it_is_as_good_as_any_other():
 def test_where_nobody_else_is_it_is_waited_for():
     """TorchServe keeps what it has for the next worker, so it may still come."""
     whole = fleet(deployed=1, code=None)
-    scheduler = Scheduler(whole, Policy(deadline_s=30.0))
+    scheduler = Scheduler(whole, plain(deadline_s=30.0))
     [old] = sends(scheduler.query_arrived(Query(0, POOL), 0.0))
     assert scheduler.endpoints_changed(without(whole, "d0"), 1.0) == []
     two = fleet(deployed=2, code=None)
@@ -265,7 +265,7 @@ def test_what_comes_back_with_other_workers_has_all_its_places(workers, taken):
     would be no use for as long as a task may take.
     """
     whole = with_workers(fleet(deployed=2, code=None), "old")
-    scheduler = Scheduler(whole, Policy(deadline_s=300.0))
+    scheduler = Scheduler(whole, plain(deadline_s=300.0))
     tasks = [sends(scheduler.query_arrived(Query(n, POOL), 0.0))[0] for n in range(2)]
     lost = next(task for task in tasks if task.endpoint.name == "d0")
     other = next(task for task in tasks if task is not lost)
@@ -283,7 +283,7 @@ def test_what_comes_back_with_other_workers_has_all_its_places(workers, taken):
 
 def test_what_nobody_else_could_serve_is_asked_again_of_the_same_model_registered_anew():
     whole = with_workers(fleet(deployed=1, code=None), "old")
-    scheduler = Scheduler(whole, Policy(deadline_s=30.0))
+    scheduler = Scheduler(whole, plain(deadline_s=30.0))
     [lost] = sends(scheduler.query_arrived(Query(0, POOL), 0.0))
     assert scheduler.endpoints_changed(without(whole, "d0"), 1.0) == []
     [new] = sends(scheduler.endpoints_changed(with_workers(whole, "new"), 2.0))
@@ -295,7 +295,7 @@ def test_what_nobody_else_could_serve_is_asked_again_of_the_same_model_registere
 
 def test_a_protection_registered_anew_has_its_places_too():
     whole = with_workers(fleet(deployed=2), "old")
-    scheduler = Scheduler(whole, Policy(reconstruct_after_s=0.05, deadline_s=30.0))
+    scheduler = Scheduler(whole, plain(reconstruct_after_s=0.05, deadline_s=30.0))
     sent = [task for n in (0, 1) for task in sends(scheduler.query_arrived(Query(n, POOL, "k"), 0.0))]
     [lost] = [task for task in sent if task.kind is Kind.PROTECTION]
     scheduler.endpoints_changed(without(whole, lost.endpoint.name), 1.0)
@@ -309,7 +309,7 @@ def test_a_protection_registered_anew_has_its_places_too():
 
 def test_a_second_copy_left_behind_is_simply_gone():
     whole = fleet(deployed=3, code=None)
-    scheduler = Scheduler(whole, Policy(hedge_ratio=1.0, hedge_after_s=0.05))
+    scheduler = Scheduler(whole, plain(hedge_ratio=1.0, hedge_after_s=0.05))
     [own] = sends(scheduler.query_arrived(Query(0, POOL), 0.0))
     [copy] = sends(scheduler.tick(0.05))
     assert copy.hedge
@@ -322,7 +322,7 @@ def test_a_second_copy_left_behind_is_simply_gone():
 def test_a_protection_left_behind_is_launched_elsewhere_or_given_up():
     for protections, elsewhere in ((2, True), (1, False)):
         whole = fleet(deployed=2, protections=protections)
-        scheduler = Scheduler(whole, Policy(reconstruct_after_s=0.05, deadline_s=30.0))
+        scheduler = Scheduler(whole, plain(reconstruct_after_s=0.05, deadline_s=30.0))
         own, other, protection = [t for n in (0, 1) for t in sends(scheduler.query_arrived(Query(n, POOL, "k"), 0.0))]
         assert protection.kind is Kind.PROTECTION
         scheduler.task_done(own, Arrived(True), 0.01)
@@ -336,7 +336,7 @@ def test_a_protection_left_behind_is_launched_elsewhere_or_given_up():
 
 def test_a_finish_left_behind_is_asked_for_elsewhere():
     whole = fleet(deployed=3)
-    scheduler = Scheduler(whole, Policy(reconstruct_after_s=0.05, deadline_s=30.0))
+    scheduler = Scheduler(whole, plain(reconstruct_after_s=0.05, deadline_s=30.0))
     own, other, protection = [t for n in (0, 1) for t in sends(scheduler.query_arrived(Query(n, POOL, "k"), 0.0))]
     scheduler.task_done(own, Arrived(True), 0.01)
     scheduler.task_done(protection, Arrived(), 0.01)
@@ -355,7 +355,7 @@ def test_a_finish_left_behind_is_asked_for_elsewhere():
 @pytest.mark.parametrize("when", ["before its release", "while it is finished"])
 def test_a_query_whose_answer_nobody_can_finish_any_more_does_not_hang(when, own_fails):
     """Everything to rebuild it is there when its pool goes. It hung to its deadline."""
-    scheduler = Scheduler(fleet(deployed=2), Policy(reconstruct_after_s=0.05, deadline_s=30.0))
+    scheduler = Scheduler(fleet(deployed=2), plain(reconstruct_after_s=0.05, deadline_s=30.0))
     own, other, protection = [t for n in (0, 1) for t in sends(scheduler.query_arrived(Query(n, POOL, "k"), 0.0))]
     scheduler.task_done(own, Arrived(True), 0.01)
     scheduler.task_done(protection, Arrived(), 0.01)
@@ -374,7 +374,7 @@ def test_a_query_whose_answer_nobody_can_finish_any_more_does_not_hang(when, own
 def test_endpoints_that_come_and_go_lose_nothing():
     """One of three is discovered and gone again ten times; ten queries are in flight each time."""
     whole = fleet(deployed=3, code=None, places=8)
-    scheduler = Scheduler(whole, Policy(deadline_s=30.0))
+    scheduler = Scheduler(whole, plain(deadline_s=30.0))
     flying, answered, number = [], set(), 0
     for turn in range(20):
         now = float(turn)

@@ -28,6 +28,7 @@ from ts_parity.engine import (
     Scheduler,
     Send,
     Source,
+    plain,
 )
 
 CODES = [
@@ -339,7 +340,7 @@ def test_what_was_answered_is_freed_without_the_garbage_collector():
         (Endpoint("d", "a", "m", None, 1), Endpoint("p", "b", "m", 0, 1)),
         (Pool("m", make_code("sum", 2, 1)),),
     )
-    scheduler = Scheduler(fleet, Policy())
+    scheduler = Scheduler(fleet, plain())
     bodies = []
     gc.disable()
     try:

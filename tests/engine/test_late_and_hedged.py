@@ -2,7 +2,7 @@
 
 import pytest
 
-from ts_parity.engine import Arrived, Failed, Fleet, Policy, Query, Rejected, Scheduler, Send
+from ts_parity.engine import Arrived, Failed, Fleet, Query, Rejected, Scheduler, Send, plain
 from ts_parity.scenarios import POOL, fleet, scenario
 
 NEVER = 0.0
@@ -229,7 +229,7 @@ def test_a_retry_waits_for_its_copy_rather_than_ask_again_who_has_failed():
 
 
 def test_a_late_query_whose_pool_is_gone_fails_once():
-    policy = Policy(launch="late", launch_after_s=0.5)
+    policy = plain(launch="late", launch_after_s=0.5)
     scheduler = Scheduler(fleet(deployed=2, code="student", k=1), policy)
     first, _ = (scheduler.query_arrived(Query(n, POOL, "same"), 0.0)[0] for n in (0, 1))
     scheduler.task_done(first.task, Failed("refused", retry=False), 0.001)  # its backup takes the only place for it
@@ -241,7 +241,7 @@ def test_a_late_query_whose_pool_is_gone_fails_once():
 
 def test_a_backup_whose_endpoint_is_gone_gives_the_place_that_is_free_to_its_query():
     """Its backup was rejected, then the machine for it went; the deployed machine had come free before."""
-    policy = Policy(launch="late", launch_after_s=0.02, launch_waiting=1.0, reconstruct_after_s=0.02)
+    policy = plain(launch="late", launch_after_s=0.02, launch_waiting=1.0, reconstruct_after_s=0.02)
     scheduler = Scheduler(fleet(deployed=1, code="student", k=1), policy)
     [own] = scheduler.query_arrived(Query(0, POOL, "same", exact=True), 0.0)
     assert scheduler.query_arrived(Query(1, POOL, "same"), 0.0) == []
@@ -283,7 +283,7 @@ def test_a_query_whose_own_task_fails_waits_for_its_copy():
 
 
 def test_a_copy_is_not_compared_with_a_stream_that_is_under_way():
-    scheduler = Scheduler(fleet(deployed=3, code=None, proved=False), Policy(hedge_ratio=1.0, hedge_after_s=0.05))
+    scheduler = Scheduler(fleet(deployed=3, code=None, proved=False), plain(hedge_ratio=1.0, hedge_after_s=0.05))
     [own] = scheduler.query_arrived(Query(0, POOL, "same"), 0.0)
     [copy] = [action for action in scheduler.tick(0.05) if isinstance(action, Send)]
     scheduler.answer_started(own.task, 0.06)
@@ -385,4 +385,4 @@ def test_an_endpoint_with_an_aged_task_is_passed_over():
 )
 def test_settings_that_make_no_sense(setting, value):
     with pytest.raises(ValueError, match=setting):
-        Policy(**{setting: value})
+        plain(**{setting: value})

@@ -21,12 +21,12 @@ from ts_parity.engine import (
     Fleet,
     Instance,
     Kind,
-    Policy,
     Pool,
     Query,
     Rejected,
     Scheduler,
     Send,
+    plain,
 )
 from ts_parity.engine.events import QueryState
 
@@ -80,7 +80,7 @@ def some_policy(chance):
         "hedge_after_s": [None, 0.0, 0.2], "slow_factor": [0.0, 2.0], "age_factor": [0.0, 2.0],
         "spare_places": [0, 0, 1], "balance": ["least", "least", "round_robin"], "out_s": [0.1, 1.0],
     }  # fmt: skip
-    return Policy(**{name: chance.choice(values) for name, values in choices.items()})
+    return plain(**{name: chance.choice(values) for name, values in choices.items()})
 
 
 class World:

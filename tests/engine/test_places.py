@@ -7,11 +7,11 @@ from ts_parity.engine import (
     Fleet,
     Instance,
     Kind,
-    Policy,
     Pool,
     Query,
     Scheduler,
     Send,
+    plain,
 )
 
 CODE = make_code("student", 1)
@@ -21,7 +21,7 @@ class World:
     """Several pools, driven by hand; `running` holds the tasks in flight by query number or "parity"."""
 
     def __init__(self, fleet, **policy):
-        self.scheduler = Scheduler(fleet, Policy(**policy))
+        self.scheduler = Scheduler(fleet, plain(**policy))
         self.running = {}
         self.pool_of = {}
 

@@ -10,11 +10,11 @@ from ts_parity.engine import (
     Fleet,
     Instance,
     Kind,
-    Policy,
     Pool,
     Query,
     Scheduler,
     Send,
+    plain,
 )
 from ts_parity.scenarios import POOL, fleet, scenario
 
@@ -297,7 +297,7 @@ def test_what_waits_for_another_instance_lets_nobody_pass_in_another_pool():
     """Both pools share two capped instances. x1 failed on the second, which y0 asked for before x3 did."""
     instances = (Instance("a", 1, "a", capped=True), Instance("b", 1, "b", capped=True))
     endpoints = tuple(Endpoint(f"{i}/{p}", i, p, None, 1) for p in "xy" for i in "ab")
-    scheduler = Scheduler(Fleet(instances, endpoints, (Pool("x", None, True), Pool("y", None, True))), Policy())
+    scheduler = Scheduler(Fleet(instances, endpoints, (Pool("x", None, True), Pool("y", None, True))), plain())
     sent = {}
 
     def obey(actions):
@@ -391,7 +391,7 @@ def test_after_two_failed_finishes_the_own_task_may_still_answer():
 
 def test_an_endpoint_that_keeps_failing_is_left_alone_and_comes_back_by_one_trial():
     """Three refusals in a row, then out for a second, then one trial; it fails, and it is out for two."""
-    policy = Policy(failures_until_out=3, out_s=1.0, retry_ratio=0.0, retry_burst=0.0)
+    policy = plain(failures_until_out=3, out_s=1.0, retry_ratio=0.0, retry_burst=0.0)
     scheduler = Scheduler(fleet(deployed=2, code=None), policy)
     number = 0
 
@@ -416,7 +416,7 @@ def test_an_endpoint_that_keeps_failing_is_left_alone_and_comes_back_by_one_tria
 
 
 def test_an_endpoint_that_has_just_failed_is_used_for_want_of_others_only():
-    scheduler = Scheduler(fleet(deployed=2, code=None), Policy(out_s=1.0, retry_ratio=0.0, retry_burst=0.0))
+    scheduler = Scheduler(fleet(deployed=2, code=None), plain(out_s=1.0, retry_ratio=0.0, retry_burst=0.0))
 
     def ask(number, at):
         scheduler.tick(at)
@@ -437,7 +437,7 @@ def test_an_endpoint_that_has_just_failed_is_used_for_want_of_others_only():
 
 
 def test_doubt_of_an_endpoint_passes_with_time():
-    scheduler = Scheduler(fleet(deployed=2, code=None), Policy(out_s=1.0, retry_ratio=0.0, retry_burst=0.0))
+    scheduler = Scheduler(fleet(deployed=2, code=None), plain(out_s=1.0, retry_ratio=0.0, retry_burst=0.0))
     names = []
     for number, at in enumerate((0.0, 0.1, 0.2, 1.1, 1.2)):
         scheduler.tick(at)
@@ -450,7 +450,7 @@ def test_doubt_of_an_endpoint_passes_with_time():
 
 def test_a_query_that_has_failed_once_is_not_the_trial_of_another_endpoint():
     """Three of four refuse everything and are due for their trials at one time: the retry goes to the fourth."""
-    scheduler = Scheduler(fleet(deployed=4, code=None), Policy(failures_until_out=1, out_s=1.0, retry_burst=100.0))
+    scheduler = Scheduler(fleet(deployed=4, code=None), plain(failures_until_out=1, out_s=1.0, retry_burst=100.0))
     lost = 0
     for number, at in enumerate((0.0, 0.1, 0.2, 1.5, 1.6, 1.7, 4.0, 4.1, 4.2)):
         scheduler.tick(at)
@@ -476,9 +476,7 @@ def test_a_second_attempt_goes_to_another_failure_domain():
 
 def test_an_endpoint_that_returns_starts_slowly():
     """Eight places, but after its trial one task at a time, then two, then three."""
-    scheduler = Scheduler(
-        fleet(deployed=2, code=None, places=8), Policy(failures_until_out=1, out_s=1.0, retry_burst=0)
-    )
+    scheduler = Scheduler(fleet(deployed=2, code=None, places=8), plain(failures_until_out=1, out_s=1.0, retry_burst=0))
     number = 0
 
     def ask(at):
@@ -557,7 +555,7 @@ def test_work_in_flight_of_a_client_that_left_helps_its_neighbour():
 
 
 def test_nobody_there_is_said_at_once():
-    scheduler = Scheduler(Fleet((), (), (Pool(POOL),)), Policy())
+    scheduler = Scheduler(Fleet((), (), (Pool(POOL),)), plain())
     (fail,) = scheduler.query_arrived(Query(1, POOL), 0.0)
     assert fail.reason.value == "no endpoint"
     (fail,) = scheduler.query_arrived(Query(2, "unknown"), 0.0)
@@ -568,7 +566,7 @@ def test_nobody_there_is_said_at_once():
 
 
 def test_a_streamed_answer_keeps_its_place_until_it_ends():
-    scheduler = Scheduler(fleet(deployed=1, code=None), Policy())
+    scheduler = Scheduler(fleet(deployed=1, code=None), plain())
     (send,) = scheduler.query_arrived(Query(1, POOL), 0.0)
     assert scheduler.query_arrived(Query(2, POOL), 0.0) == []
     (answer,) = scheduler.answer_started(send.task, 0.1)
@@ -579,7 +577,7 @@ def test_a_streamed_answer_keeps_its_place_until_it_ends():
 
 
 def test_a_group_whose_pool_is_gone_fails_whom_nothing_can_save():
-    scheduler = Scheduler(fleet(deployed=2), Policy(group_wait_s=0.02))
+    scheduler = Scheduler(fleet(deployed=2), plain(group_wait_s=0.02))
     [send] = scheduler.query_arrived(Query(0, POOL, "same"), 0.0)
     assert scheduler.task_done(send.task, Failed("refused", retry=False), 0.001) == []
     [failed] = scheduler.endpoints_changed(Fleet((), (), ()), 0.002)
@@ -598,7 +596,7 @@ def test_who_ends_while_it_waits_takes_with_it_whom_only_it_could_save():
 
 
 def test_a_pool_that_is_gone_fails_what_waits_for_it():
-    scheduler = Scheduler(fleet(deployed=1, code=None), Policy())
+    scheduler = Scheduler(fleet(deployed=1, code=None), plain())
     (send,) = scheduler.query_arrived(Query(1, POOL), 0.0)
     scheduler.query_arrived(Query(2, POOL), 0.0)
     (fail,) = scheduler.endpoints_changed(Fleet((), (), ()), 0.1)
@@ -609,7 +607,7 @@ def test_a_pool_that_is_gone_fails_what_waits_for_it():
 
 def test_an_instance_that_returns_has_its_old_work_on_its_places():
     one, none = fleet(deployed=1, code=None), Fleet((), (), (Pool(POOL),))
-    scheduler = Scheduler(one, Policy())
+    scheduler = Scheduler(one, plain())
     (send,) = scheduler.query_arrived(Query(1, POOL), 0.0)
     scheduler.endpoints_changed(none, 0.1)
     scheduler.endpoints_changed(one, 0.2)
@@ -620,7 +618,7 @@ def test_an_instance_that_returns_has_its_old_work_on_its_places():
 
 def test_fewer_places_hold_back_what_waits():
     many, few = fleet(deployed=1, places=2, code=None), fleet(deployed=1, places=1, code=None)
-    scheduler = Scheduler(many, Policy())
+    scheduler = Scheduler(many, plain())
     (first,) = scheduler.query_arrived(Query(1, POOL), 0.0)
     (second,) = scheduler.query_arrived(Query(2, POOL), 0.0)
     scheduler.query_arrived(Query(3, POOL), 0.0)
@@ -630,7 +628,7 @@ def test_fewer_places_hold_back_what_waits():
 
 
 def test_nonsense_raises_and_changes_nothing():
-    scheduler = Scheduler(fleet(), Policy())
+    scheduler = Scheduler(fleet(), plain())
     query = Query(1, POOL, "same")
     (send,) = scheduler.query_arrived(query, 0.0)
     before = scheduler.snapshot()
@@ -657,4 +655,4 @@ def test_a_group_says_what_it_is():
 )
 def test_impossible_policies_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        Policy(**wrong)
+        plain(**wrong)

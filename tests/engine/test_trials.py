@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from ts_parity.engine import Arrived, Compare, Policy, Query, Scheduler, Send
+from ts_parity.engine import Arrived, Compare, Query, Scheduler, Send, plain
 from ts_parity.engine.trials import MOST
 from ts_parity.engine.trust import TRIAL
 from ts_parity.scenarios import OUTCOMES, POOL, fleet, scenario
@@ -153,7 +153,7 @@ def test_a_protection_that_fails_every_group_is_out(outcome):
 
 def test_what_is_held_for_a_trial_is_bounded():
     """A protection that is frozen holds so many groups on trial, and no more; then they are given up."""
-    scheduler = Scheduler(fleet(deployed=50, code="exact", k=2, protections=50, proved=False), Policy(deadline_s=1.0))
+    scheduler = Scheduler(fleet(deployed=50, code="exact", k=2, protections=50, proved=False), plain(deadline_s=1.0))
     [pool] = scheduler.pools()
     held = 0
     for number in range(400):
@@ -173,7 +173,7 @@ def test_a_query_that_is_not_repeatable_is_tried_once():
     [pool] = parts.pools
     once = replace(parts, pools=(replace(pool, repeatable=False),))
     for cause, tried in (("fail", 1), ("unreachable", 2)):
-        scheduler = Scheduler(once, Policy(hedge_ratio=1.0, hedge_after_s=0.01))
+        scheduler = Scheduler(once, plain(hedge_ratio=1.0, hedge_after_s=0.01))
         [sent] = scheduler.query_arrived(Query(0, POOL, "same"), 0.0)
         actions = scheduler.task_done(sent.task, OUTCOMES[cause], 0.001)
         assert sum(isinstance(action, Send) for action in actions) == tried - 1
@@ -198,7 +198,7 @@ def test_an_endpoint_that_is_out_comes_back_where_there_are_no_second_copies():
     parts = fleet(deployed=2, code=None)
     [pool] = parts.pools
     for changed in (replace(pool, repeatable=False), pool):
-        scheduler = Scheduler(replace(parts, pools=(changed,)), Policy(**hedge))
+        scheduler = Scheduler(replace(parts, pools=(changed,)), plain(**hedge))
         asked = set()
         for number in range(40):
             now = 0.1 * number
@@ -222,7 +222,7 @@ def test_a_frozen_worker_does_not_hold_up_a_trial():
 
 def test_nothing_is_held_for_a_model_that_nobody_serves_any_more():
     parts = fleet(deployed=1, code="sum", k=2, proved=False)
-    scheduler = Scheduler(parts, Policy(group_wait_s=0.01))
+    scheduler = Scheduler(parts, plain(group_wait_s=0.01))
     [own] = scheduler.query_arrived(Query(0, POOL, "same"), 0.0)
     [tried] = scheduler.tick(0.01)
     scheduler.task_done(own.task, Arrived(raw=True), 0.02)

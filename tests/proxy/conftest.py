@@ -16,6 +16,7 @@ import pytest
 
 from tests.proxy.authority import Authority
 from ts_parity.config import InstanceSettings, parse_endpoint, settings_of
+from ts_parity.engine.policy import PLAIN
 from ts_parity.proxy.app import Proxy
 from ts_parity.testing import FakeTorchServe
 
@@ -24,6 +25,7 @@ pytest.register_assert_rewrite("tests.proxy.side_by_side")
 PATIENCE_S = 60.0
 """How long a test waits for what must come: it breaks what hangs, not what a busy machine delays."""
 PROMPT: dict[str, Any] = {
+    **PLAIN,
     "host": "127.0.0.1",
     "port": 0,
     "admin_port": 0,
@@ -35,7 +37,7 @@ PROMPT: dict[str, Any] = {
     "deadline_s": PATIENCE_S,
     "drain_s": PATIENCE_S,
 }
-"""Settings that leave no test waiting."""
+"""Settings that leave no test waiting, and rules that a test must ask for."""
 
 
 @dataclass

@@ -81,7 +81,7 @@ async def test_what_all_have_lost_is_asked_of_them_once_more_at_most(
     fleet = await make_fleet(instance)
     monkeypatch.setattr(instance, "_find", lambda name, version: None)
     assert (await fleet.post()).status == 404
-    assert len(instance.received) <= fleet.proxy.settings.max_attempts
+    assert len(instance.received) <= fleet.proxy.settings.policy.max_attempts
 
 
 async def test_gone_for_several_looks_is_still_not_unknown(make_fleet: MakeFleet) -> None:

@@ -18,7 +18,7 @@ from ts_parity.training.charts import BOTTOM, HEIGHT, TOP
 from ts_parity.training.page import MOST_SHOWN, report_page
 from ts_parity.training.previews import MOST_BYTES, preview
 from ts_parity.training.recommend import recommend
-from ts_parity.training.steps import LATE, command_of, next_steps
+from ts_parity.training.steps import command_of, next_steps
 
 NASTY = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>"
 OUT = Path("/srv/made for you/protected")
@@ -137,7 +137,7 @@ def test_a_reader_finds_what_to_take_what_it_is_worth_and_how_it_was_made():
     assert commands[1:4] == [
         "cp '/srv/made for you/protected/net-1.0-student-k2.mar' MODEL_STORE/",
         "ts-parity register --management http://INSTANCE:8081 '/srv/made for you/protected/net-1.0-student-k2.mar'",
-        f"ts-parity serve --endpoint http://INSTANCE:8080 {LATE}",
+        "ts-parity serve --endpoint http://INSTANCE:8080",
     ]
     assert root.findall(".//table")[1].find("caption").text.startswith("student with k=2, by the class of the label")
     assert len(written) < 60_000
@@ -274,7 +274,7 @@ def test_what_to_type_next_goes_with_what_is_recommended(loss, said):
             "ts-parity train --archive /models/net.mar --code student --code student --steps 8000"
         )
         assert commands[0].endswith(" --force")
-        assert commands[1] == "ts-parity serve --endpoint http://INSTANCE:8080 --hedge-ratio 0.05"
+        assert commands[1] == "ts-parity serve --endpoint http://INSTANCE:8080"
     else:
         assert commands[2] == (
             "ts-parity register --management http://DEPLOYED:8081 --replace '/srv/made for you/protected/net.mar'"
@@ -291,7 +291,7 @@ def test_exact_that_was_only_compared_with_is_packaged():
     assert commands[2:] == [
         "cp '/srv/made for you/protected/net-1.0-exact-k2.mar' MODEL_STORE/",
         "ts-parity register --management http://INSTANCE:8081 '/srv/made for you/protected/net-1.0-exact-k2.mar'",
-        f"ts-parity serve --endpoint http://INSTANCE:8080 {LATE}",
+        "ts-parity serve --endpoint http://INSTANCE:8080",
         "ts-parity status",
     ]
 

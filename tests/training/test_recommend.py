@@ -24,7 +24,7 @@ def test_the_cheapest_of_those_that_lose_little():
         "Take student with k=4: loses 0.80 points of accuracy on rebuilt answers and adds 25% of work"
     )
     assert "student with k=2 loses 0.20 points" in said
-    assert "--hedge-ratio" in said, "second copies lose nothing: they are always compared with"
+    assert "Second copies" in said, "second copies lose nothing: they are always compared with"
 
 
 def test_what_loses_more_than_a_tenth_is_never_recommended():

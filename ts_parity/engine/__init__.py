@@ -31,7 +31,7 @@ from ts_parity.engine.events import (
     Task,
 )
 from ts_parity.engine.group import CodingGroup
-from ts_parity.engine.policy import Policy
+from ts_parity.engine.policy import Policy, plain
 from ts_parity.engine.scheduler import Scheduler
 from ts_parity.engine.trust import Finding, Standing, Trust
 
@@ -66,4 +66,5 @@ __all__ = [
     "Standing",
     "Task",
     "Trust",
+    "plain",
 ]

@@ -271,6 +271,12 @@ class PoolState:
         self.pressed_until = -math.inf
         """Until then the newest goes first, since one that waited has run out of time."""
         self.load = LoadMeter()
+        self.shares_machines = False
+        """A protection stands on a machine that serves deployed models too."""
+        self.launches_late = False
+        """Backups are launched for late queries only: as the policy says, or where they stand beside deployed models.
+        Late queries seldom fill a group, so the protection must take groups of any size.
+        """
         self.deployed_places = 1
         self.places = 0
         """Of all its endpoints; of a deployed model and its protections on one machine, the larger number."""
@@ -328,8 +334,9 @@ class PoolState:
     def reconstruct_after_s(self) -> float:
         if self._policy.reconstruct_after_s is not None:
             return self._policy.reconstruct_after_s
-        measured = self.latency.quantile(self._policy.reconstruct_quantile)
-        return self._policy.reconstruct_cold_s if measured is None else measured
+        policy = self._policy
+        measured = self.latency.quantile(policy.launch_quantile if self.launches_late else policy.reconstruct_quantile)
+        return policy.reconstruct_cold_s if measured is None else measured
 
     @property
     def group_wait_s(self) -> float:
@@ -338,13 +345,6 @@ class PoolState:
     def expects_member(self, group: CodingGroup, now: float) -> bool:
         """Whether one more is likely to come before the group is sealed anyway."""
         return not (self._policy.seal_early and self.pool.partial) or now + self.gap.mean <= group.closes_at
-
-    @property
-    def launches_late(self) -> bool:
-        """Late queries seldom fill a group, so the protection must take groups of any size."""
-        if self._policy.launch != "late" or self.code is None or self.code.family != "backup":
-            return False
-        return self.pool.partial or self.code.k == 1
 
     @property
     def launch_after_s(self) -> float:
@@ -365,11 +365,6 @@ class PoolState:
         if launch_after_s == math.inf:
             return after_s
         return max(after_s, launch_after_s + (self.backup_latency.quantile(self._policy.launch_quantile) or 0.0))
-
-    @property
-    def shares_machines(self) -> bool:
-        """Whether a protection stands on a machine that serves deployed models too."""
-        return any(state.host.serves for line in self.rows.values() for state in line.everyone)
 
     def may_take_out(self) -> bool:
         """Whether slowness may take one more endpoint out: not too many, and only if the others can bear the load."""
@@ -402,6 +397,10 @@ class PoolState:
             rows.setdefault(state.endpoint.row, []).append(state)
         self.deployed = Line(rows.pop(None, ()))
         self.rows = {row: Line(states) for row, states in rows.items() if row is not None}
+        self.shares_machines = any(state.host.serves for line in self.rows.values() for state in line.everyone)
+        late = self._policy.launch == "late" or (self._policy.launch == "auto" and self.shares_machines)
+        takes_any = self.code is not None and self.code.family == "backup" and (self.pool.partial or self.code.k == 1)
+        self.launches_late = late and takes_any
         domains = self._domains = len({state.domain for state in self.deployed.everyone})
         self.deployed_places = max(1, sum(state.endpoint.places for state in self.deployed.everyone))
         states = (state for line in (self.deployed, *self.rows.values()) for state in line.everyone)
@@ -640,6 +639,7 @@ class FleetState:
             share.places = 0
         for host in self.instances.values():
             host.endpoints = []
+            host.protects = host.serves = False
         for endpoint in fleet.endpoints:
             state = known.get(endpoint.name)
             if state is not None and endpoint.name in self._left and _is_another(state.endpoint, endpoint):

@@ -10,7 +10,8 @@ from __future__ import annotations
 from enum import Enum
 from typing import Final
 
-MAX_OUT_S: Final = 30.0
+LONGEST_OUT: Final = 30
+"""Times the first time out, which is a second."""
 WARM: Final = 64
 """Tasks at a time from which a slow start is over."""
 NO_LIMIT: Final = 1 << 30
@@ -108,7 +109,7 @@ class Health:
             return
         self.condition = Condition.OUT
         self.only_slow = False
-        self.resumes_at = now + min(MAX_OUT_S, self._out_s * 2**self._returns)
+        self.resumes_at = now + self._out_s * min(LONGEST_OUT, 2**self._returns)
         self._returns = min(self._returns + 1, 10)
 
     def pause(self, until: float) -> None:

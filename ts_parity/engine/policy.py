@@ -6,7 +6,8 @@ Knows numbers, and what is said of them to users. Knows nothing of queries, grou
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 
@@ -34,7 +35,10 @@ def setting(
 
 @dataclass(frozen=True)
 class Policy:
-    """Every duration in seconds. What each rule does, and when it helps, is in docs/policy.md."""
+    """Every duration in seconds. What each rule does, and when it helps, is in docs/policy.md.
+
+    The defaults are the recipe: what `ts-parity serve` does by itself, what the demo shows, `ours` in the simulator.
+    """
 
     reconstruct_after_s: float | None = setting(
         None,
@@ -55,15 +59,17 @@ class Policy:
         auto=float,
     )
     seal_early: bool = setting(
-        False,
+        True,
         "seal it when no other member would come in time",
         "at the present rate of arrivals",
     )
     launch: str = setting(
-        "group",
-        "backups: group, or late, for late queries only",
-        "with their group is the paper's way; parity models always are, for they need the other members' outputs",
-        words=("group", "late"),
+        "auto",
+        "backups: group, late (for late queries only) or auto",
+        "with their group is the paper's way; auto: late where they stand beside the deployed model, with their group "
+        "where they have machines of their own; parity models always are launched with it, for they need the other "
+        "members' outputs",
+        words=("auto", "group", "late"),
     )
     launch_after_s: float | None = setting(
         None,
@@ -79,7 +85,7 @@ class Policy:
         "the more queries are late only by bad luck, the less a launch is worth",
     )
     launch_waiting: float = setting(
-        0.0,
+        0.5,
         "launch for queries that wait so long for a place",
         "in times of launch_after_s; so a crowd is served with backups as far as places are short; 0: never",
     )
@@ -89,7 +95,7 @@ class Policy:
         "those on shared machines are not launched with their group above it",
     )
     hedge_ratio: float = setting(
-        0.0,
+        0.05,
         "second copies allowed per query; 0: none",
         "on average",
         group="policy: second copies and retries",
@@ -98,12 +104,12 @@ class Policy:
     hedge_after_s: float | None = setting(
         None, "second copy this long after the query was sent", "auto: a quantile of latency", unit="s", auto=float
     )
-    hedge_quantile: float = setting(0.95, "the quantile of latency that auto takes", least=0.01, below=1)
+    hedge_quantile: float = setting(0.98, "the quantile of latency that auto takes", least=0.01, below=1)
     retry_ratio: float = setting(0.1, "retries allowed per query", "on average")
     retry_burst: float = setting(10.0, "retries allowed at once", unit="retries")
     max_attempts: int = setting(3, "tasks one query may cost", unit="tasks", least=1)
     slow_factor: float = setting(
-        0.0,
+        3.0,
         "take out what is this many times slower; 0: never",
         "than its pool's median",
         group="policy: slow and failing endpoints",
@@ -115,7 +121,7 @@ class Policy:
         "an endpoint with a task in flight for so many release times, while there are others",
     )
     spare_places: int = setting(
-        0,
+        1,
         "tasks beyond its places, if its reply seems late",
         "given to an instance while all are busy, if its oldest task is overdue and its last answer was in time: that "
         "one reply may be late on its way while the machine is idle",
@@ -155,9 +161,32 @@ class Policy:
                     limit = "" if below == math.inf else f" and below {below:g}"
                     raise ValueError(f"{item.name} must be a number of at least {least:g}{limit}, not {value}")
 
+    def in_units(self, unit_s: float) -> Policy:
+        """The same where time is counted in units of so many seconds, as a simulator does."""
+        durations = [item.name for item in fields(self) if item.name.endswith("_s")]
+        told = {name: getattr(self, name) for name in durations}
+        return replace(self, **{name: value / unit_s for name, value in told.items() if value is not None})
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Compiled and frozen, it could not be pickled; processes are sent one."""
         return Policy, tuple([getattr(self, item.name) for item in fields(self)])
+
+
+PLAIN: Mapping[str, Any] = {
+    "seal_early": False,
+    "launch": "group",
+    "launch_waiting": 0.0,
+    "hedge_ratio": 0.0,
+    "hedge_quantile": 0.95,
+    "slow_factor": 0.0,
+    "spare_places": 0,
+}
+"""The recipe's own rules left out: one queue, least outstanding, and endpoints that fail are taken out."""
+
+
+def plain(**changes: Any) -> Policy:
+    """What a policy adds is compared with this, and tests of a single rule begin with it."""
+    return Policy(**{**PLAIN, **changes})
 
 
 class TokenBucket:

@@ -14,7 +14,7 @@ from typing import Any
 from ts_parity.errors import ConfigError
 from ts_parity.lab.history import End, read_history
 from ts_parity.lab.lines import shown
-from ts_parity.lab.rivals import Arrangement, arrange
+from ts_parity.lab.rivals import SERVICE_S, Arrangement, arrange
 from ts_parity.lab.simulate import (
     PERCENTILES,
     Arrivals,
@@ -85,6 +85,11 @@ class World:
         rounds = max(1, round(self.queries / a_round))
         return round(rounds * a_round) if a_round <= LONGEST_ROUND * self.queries else self.queries
 
+    def arranged(self, name: str, **shape: Any) -> Arrangement:
+        """A policy for it, by name. A service time is known in seconds where there is a log of them."""
+        service_s = self.unit if self.service.samples else SERVICE_S
+        return arrange(name, self.workers, places=self.places, service_s=service_s, **shape)
+
     def scenario(self, arrangement: Arrangement, seed: int = 0) -> Scenario:
         """Load 1 is what `workers` machines can do, however many the arrangement has. With each seed but 0 a log's
         spells begin elsewhere in it, so that the seeds differ in more than in the usual service times.
@@ -133,7 +138,7 @@ def row_of(
     """One policy in this world: the object that is kept and printed. `doubtful` names the percentiles that too few
     answers stand behind, simulated or in the log.
     """
-    made = arrange(name, world.workers, places=world.places, **arrangement)
+    made = world.arranged(name, **arrangement)
     scenario = world.scenario(made)
     told = measured(lambda seed: world.scenario(made, seed), seeds, progress)
     told["samples"] = min(told["samples"], len(world.service.samples) or told["samples"])
@@ -160,7 +165,7 @@ def _in_unit(row: Mapping[str, Any], unit: float) -> dict[str, Any]:
 
 
 def latencies_of(world: World, name: str, seed: int, **arrangement: Any) -> Result:
-    return simulate(world.scenario(arrange(name, world.workers, places=world.places, **arrangement), seed), seed)
+    return simulate(world.scenario(world.arranged(name, **arrangement), seed), seed)
 
 
 DOUBTFUL = "~"

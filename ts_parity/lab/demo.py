@@ -46,16 +46,8 @@ MODEL = "digits"
 CLIENT_TIMEOUT_S = 20.0
 WARM_UP = 200
 FAULTS = FaultPlan(mean_gap_s=2.2, spell_s=(0.06, 0.2))
-# At the default rate the next query comes within this time almost always, so groups are full and a parity query serves
-# two. The automatic value, the release time, would be shorter than the gap between two queries here.
-GROUP_WAIT_S = 0.03
-
-
-# The fourth arm: a backup for late queries only, and a second copy for the few that even that does not help.
-LATE = (
-    "--launch", "late", "--launch-waiting", "0.5", "--hedge-ratio", "0.05", "--hedge-quantile", "0.98",
-    "--slow-factor", "3",
-)  # fmt: skip
+# What an arm's proxy is told of its policy: nothing, save where it is to rescue nobody.
+POLICIES: dict[str, tuple[str, ...]] = {"uncoded": ("--code", "none", "--hedge-ratio", "0"), "coded": (), "ours": ()}
 
 
 @dataclass(frozen=True)
@@ -108,7 +100,7 @@ def run_demo(settings: DemoSettings, say: Say) -> dict[str, Any]:
         targets = [f"{instance.inference_url}/predictions/{MODEL}" for instance in fleet]
         models = [[MODEL]] * INSTANCES
         arms["round_robin"] = _arm("round robin", settings, targets, fleet, models, bodies, schedule, None, say)
-        with proxy_over(fleet, settings.out, code="none") as proxy:
+        with proxy_over(fleet, settings.out, "uncoded") as proxy:
             arms["uncoded"] = _arm("uncoded", settings, [proxy.url], fleet, models, bodies, schedule, proxy, say)
     with ExitStack() as coded:
         say(
@@ -117,7 +109,7 @@ def run_demo(settings: DemoSettings, say: Say) -> dict[str, Any]:
         served = [archives["deployed"]] * DEPLOYED + [archives["parity"]] * (INSTANCES - DEPLOYED)
         fleet = coded.enter_context(start_fleet([_instance(archive) for archive in served]))
         models = [[MODEL]] * DEPLOYED + [[archives["parity"].stem]] * (INSTANCES - DEPLOYED)
-        with proxy_over(fleet, settings.out, code="auto") as proxy:
+        with proxy_over(fleet, settings.out, "coded") as proxy:
             proxy.wait_for_code(settings.code)
             arms["coded"] = _arm("coded", settings, [proxy.url], fleet, models, bodies, schedule, proxy, say)
     with ExitStack() as shared:
@@ -125,7 +117,7 @@ def run_demo(settings: DemoSettings, say: Say) -> dict[str, Any]:
         both = [archives["plain"], archives["student"]]
         fleet = shared.enter_context(start_fleet([_instance(*both) for _ in range(INSTANCES)]))
         models = [[MODEL, archives["student"].stem]] * INSTANCES
-        proxy = shared.enter_context(proxy_over(fleet, settings.out, "student", *LATE))
+        proxy = shared.enter_context(proxy_over(fleet, settings.out, "ours"))
         proxy.wait_for_code("student")
         arms["ours"] = _arm("ours", settings, [proxy.url], fleet, models, bodies, schedule, proxy, say)
         say("5/5  what the clients saw\n")
@@ -242,12 +234,12 @@ class ProxyProcess:
 
 
 @contextmanager
-def proxy_over(fleet: Sequence[TorchServeInstance], out: Path, code: str, *flags: str) -> Iterator[ProxyProcess]:
-    """A proxy in front of these instances, serving when this yields."""
-    ready, log = out / f"proxy-{code}.json", out / f"proxy-{code}.log"
+def proxy_over(fleet: Sequence[TorchServeInstance], out: Path, arm: str) -> Iterator[ProxyProcess]:
+    """An arm's proxy in front of these instances, serving when this yields."""
+    ready, log = out / f"proxy-{arm}.json", out / f"proxy-{arm}.log"
     ready.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "ts_parity.cli", "serve", "--port", "0", "--admin-port", "0", "--code", code]
-    command += ["--ready-file", str(ready), "--group-wait-s", str(GROUP_WAIT_S), *flags]
+    command = [sys.executable, "-m", "ts_parity.cli", "serve", "--port", "0", "--admin-port", "0"]
+    command += ["--ready-file", str(ready), *POLICIES[arm]]
     for instance in fleet:
         command += ["--endpoint", f"{instance.inference_url},management={instance.management_url}"]
     with open(log, "wb") as written:

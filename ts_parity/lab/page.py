@@ -16,7 +16,7 @@ ENDPOINT = "--endpoint http://HOST:8080"
 """What no plan knows: where the instances are."""
 MEANING = {
     "none": "one queue; each query goes to the machine with the fewest outstanding",
-    "hedge": "a query that is late gets a second copy on another machine",
+    "copies": "a query that is late gets a second copy on another machine; slow machines are taken out",
     "equal": "as none, on more machines",
     "ours": "a backup stands beside the model on every machine; it and second copies are for late queries only",
     "coded": "the paper's: machines of their own serve a protection for every group of k queries; second copies too",
@@ -57,8 +57,8 @@ def _mark(row: Mapping[str, Any], name: str) -> str:
 
 
 def command(row: Mapping[str, Any]) -> str:
-    """The command line that does what a row of the plan says."""
-    return f"ts-parity serve {ENDPOINT} {shlex.join(row['serve'])}"
+    """The command line that does what a row of the plan says; empty: nothing needs to be run."""
+    return "" if row["serve"] is None else shlex.join(["ts-parity", "serve", *ENDPOINT.split(), *row["serve"]])
 
 
 def plan_table(plan: Mapping[str, Any], world: World) -> str:
@@ -86,7 +86,7 @@ def plan_text(plan: Mapping[str, Any], world: World) -> str:
     """The table, what to do, and what must be known beside it."""
     row = plan["rows"][plan["recommended"]]
     said = [plan["sentence"]]
-    if plan["reached"]:
+    if plan["reached"] and command(row):
         said += ["", f"{row['set_up']} {_EACH}", "", command(row)]
     told = [
         row["work_told"],
@@ -106,7 +106,8 @@ def plan_page(plan: Mapping[str, Any], world: World) -> str:
         doubts(rows, _SHOWN),
         *(f"Not compared: {what}." for what in plan.get("left_out", ())),
     ]
-    to_run = (f"<p>{sentence(row['set_up'])} {sentence(_EACH)}</p>", typed(command(row))) if plan["reached"] else ()
+    runs = plan["reached"] and command(row)
+    to_run = (f"<p>{sentence(row['set_up'])} {sentence(_EACH)}</p>", typed(command(row))) if runs else ()
     worked = [(named(each), each["work_told"]) for each in rows if each["work_told"]]
     return page(
         "What to run",

@@ -18,7 +18,7 @@ from ts_parity.config import CODES
 from ts_parity.errors import ConfigError
 from ts_parity.lab.compare import COMFORTABLE, World, row_of
 from ts_parity.lab.page import named, plan_page, plan_table, spread, time_told
-from ts_parity.lab.rivals import arrange, serve_flags
+from ts_parity.lab.rivals import serve_flags
 from ts_parity.training.recommend import MOST_LOSS, extra_work
 
 __all__ = [
@@ -158,9 +158,9 @@ def _is_number(value: Any) -> bool:
 
 def choices(workers: int, extra: int, candidates: Sequence[Mapping[str, Any]]) -> list[Choice]:
     """What there is to choose from: without training, and with each trained candidate."""
-    made = [Choice("none", 0), Choice("hedge", 0)]
+    made = [Choice("none", 0), Choice("copies", 0)]
     if extra:
-        made += [Choice("equal", extra), Choice("hedge", extra)]
+        made += [Choice("equal", extra), Choice("copies", extra)]
     for candidate in candidates:
         if candidate["family"] == "parity" and candidate["r"] == 1:
             made.append(Choice("coded", math.ceil(workers / int(candidate["k"])), candidate))
@@ -214,7 +214,7 @@ def _row(
         "group_cost": candidate.get("cost"),
         "group_multiplications": candidate.get("multiplications"),
         "work_reported": extra_work(candidate) if candidate else None,
-        "serve": serve_flags(arrange(choice.policy, world.workers, **shape), world.unit),
+        "serve": serve_flags(choice.policy),
         "set_up": _set_up(choice, world.workers),
     }
 

@@ -6,21 +6,23 @@ times or of how a run is made. Times are in units of the mean service time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ts_parity.codes import Code, make_code
-from ts_parity.engine import Endpoint, Fleet, Instance, Policy, Pool
+from ts_parity.engine import Endpoint, Fleet, Instance, Policy, Pool, plain
 from ts_parity.errors import ConfigError
 from ts_parity.lab.simulate import Costs
 
 POOL = "model"
 UNBOUNDED = 1_000_000
+SERVICE_S = 0.05
+"""What a service time is taken to last where nobody says."""
 # In service times: nobody gives up, so that every latency is seen.
-PATIENT: dict[str, Any] = {"deadline_s": 1e6, "max_wait_s": 1e6, "max_waiting": UNBOUNDED, "reconstruct_cold_s": 2.0}
+PATIENT: dict[str, Any] = {"deadline_s": 1e6, "max_wait_s": 1e6, "max_waiting": UNBOUNDED}
 HEDGING: dict[str, Any] = {"hedge_ratio": 0.1, "hedge_burst": 10.0}
 NAMES = (
-    "none", "round_robin", "equal", "replication", "hedge", "hedge_fixed", "approximate", "parm", "coded",
+    "none", "round_robin", "equal", "replication", "hedge", "hedge_fixed", "approximate", "parm", "copies", "coded",
     "coded_shared", "ours",
 )  # fmt: skip
 
@@ -50,6 +52,7 @@ def arrange(
     saves: float = 0.0,
     domains: int | None = None,
     places: int = 1,
+    service_s: float = SERVICE_S,
     **changes: Any,
 ) -> Arrangement:
     """The arrangement of this name: `workers` deployed machines and, where it uses them, `extra` more.
@@ -62,13 +65,17 @@ def arrange(
     hedge_fixed   the same at 1.25 service times
     approximate   a small model on the extra machines gets a copy of every query; used from the median on
     parm          the paper's: parity always, the first usable answer wins
-    coded         the paper's machines with our rules: release, second copies, slow machines taken out
+    copies        the recipe without any protection: second copies, slow machines taken out
+    coded         the recipe with the paper's machines for parity
     coded_shared  the same number of machines, all of them serving; the parity model beside, on idle places only
-    ours          a student of `cost` on the same machines, launched late; no machine set aside; extra ones serve too
+    ours          the recipe with a student of `cost` on the same machines; no machine set aside; extra ones serve too
+
+    The recipe is `Policy()`, which `ts-parity serve` runs by itself.
 
     `cost`: of a parity model's answer, or of one query in a backup; `saves`: what each further query of a backup's
     group saves, from 0 (k cost k) to 1 (k cost one). `code`: of `parm` and `coded` any, of `ours` a backup (else a
-    student). `places`: how many tasks a machine runs at once. `changes`: to the policy. Raise ConfigError.
+    student). `places`: how many tasks a machine runs at once. `service_s`: what a service time is in seconds, for the
+    recipe's durations are in seconds. `changes`: to the policy, in service times. Raise ConfigError.
     """
     plan = _plan(name, workers, extra, code, k)
     if plan is None:
@@ -76,31 +83,16 @@ def arrange(
     built = None if plan.code is None else make_code(*plan.code)
     if name == "round_robin":  # it binds at once; machines have queues of their own then
         places = UNBOUNDED
-    policy = Policy(**{**PATIENT, **plan.settings, **changes})
+    policy = replace(
+        (Policy() if plan.recipe else plain()).in_units(service_s), **{**PATIENT, **plan.settings, **changes}
+    )
     fleet = make_fleet(plan.deployed, plan.protections, plan.shared, built, places, domains)
     return Arrangement(name, fleet, policy, Costs(group=cost, batch_saves=saves), built)
 
 
-_NOT_SERVED = ("deadline_s", "max_wait_s", "max_waiting", "default_answer")
-"""Of the policy: how patient clients are is no part of an arrangement; here they are endlessly so."""
-
-
-def serve_flags(arrangement: Arrangement, unit: float) -> list[str]:
-    """What `ts-parity serve` is to be given to do the same. `unit`: a service time in seconds."""
-    code, policy, usual = arrangement.code, arrangement.policy, Policy()
-    flags = ["--code", "none"] if code is None else ["--code", code.name, "--k", str(code.k)]
-    for name in (item.name for item in fields(Policy) if item.name not in _NOT_SERVED):
-        value = getattr(policy, name)
-        if name == "reconstruct_cold_s" and code is None and not policy.hedge_ratio:
-            continue  # nothing is ever late then
-        if value != getattr(usual, name):
-            told = _told(value * unit if name.endswith("_s") else value)
-            flags += [f"--{name.replace('_', '-')}", told]
-    return flags
-
-
-def _told(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else f"{value:.4g}" if isinstance(value, float) else str(value)
+def serve_flags(name: str) -> list[str] | None:
+    """What `ts-parity serve` is to be given to do the same; None: it never does."""
+    return {"copies": ["--code", "none"], "coded": [], "coded_shared": [], "ours": []}.get(name)
 
 
 def make_fleet(
@@ -122,26 +114,19 @@ def make_fleet(
 
 @dataclass(frozen=True)
 class _Plan:
+    """`settings`: what differs from the recipe, or from the plain policy, in service times."""
+
     settings: dict[str, Any]
     deployed: int
     protections: int = 0
     shared: bool = False
     code: tuple[str, int] | None = None
-
-
-_OURS: dict[str, Any] = {
-    **HEDGING,
-    "hedge_quantile": 0.98,
-    "slow_factor": 3.0,
-    "out_s": 20.0,
-    "age_factor": 4.0,
-    "spare_places": 1,
-}
+    recipe: bool = False
 
 
 def _plan(name: str, workers: int, extra: int, code: str, k: int) -> _Plan | None:
     everyone = workers + extra
-    coded = {**_OURS, "group_wait_s": 1.0, "seal_early": True}
+    backup = "exact" if code == "exact" else "student"
     plans = {
         "none": _Plan({}, workers),
         "round_robin": _Plan({"balance": "round_robin"}, workers),
@@ -151,13 +136,9 @@ def _plan(name: str, workers: int, extra: int, code: str, k: int) -> _Plan | Non
         "hedge_fixed": _Plan({**HEDGING, "hedge_after_s": 1.25}, everyone),
         "approximate": _Plan({"reconstruct_quantile": 0.5}, workers, extra, code=("student", 1)),
         "parm": _Plan({"reconstruct_after_s": 0.0, "group_wait_s": 1e6}, workers, extra, code=(code, k)),
-        "coded": _Plan(coded, workers, extra, code=(code, k)),
-        "coded_shared": _Plan(coded, everyone, shared=True, code=(code, k)),
-        "ours": _Plan(
-            {**_OURS, "launch": "late", "launch_waiting": 0.5, "reconstruct_quantile": 0.9},
-            everyone,
-            shared=True,
-            code=("exact" if code == "exact" else "student", k),
-        ),
+        "copies": _Plan({}, everyone, recipe=True),
+        "coded": _Plan({}, workers, extra, code=(code, k), recipe=True),
+        "coded_shared": _Plan({}, everyone, shared=True, code=(code, k), recipe=True),
+        "ours": _Plan({}, everyone, shared=True, code=(backup, k), recipe=True),
     }
     return plans.get(name)

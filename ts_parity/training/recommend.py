@@ -76,8 +76,8 @@ def _trained(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 _COPIES = (
-    "Second copies of late queries (`ts-parity serve --hedge-ratio 0.05`) lose nothing and need no protection: "
-    "`ts-parity plan` says whether they are enough for your traffic."
+    "Second copies of late queries (`ts-parity serve` makes them) lose nothing and need no protection: `ts-parity "
+    "plan` says whether they are enough for your traffic."
 )
 
 

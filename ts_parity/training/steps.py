@@ -17,10 +17,6 @@ from ts_parity.torchserve.wrapping import protection_name
 from ts_parity.training import FOLDERS, TrainSettings
 from ts_parity.training.recommend import chosen, named, to_try
 
-LATE = "--launch late --hedge-ratio 0.05 --slow-factor 3 --spare-places 1"
-"""For what stands beside the deployed model: only late queries ask for it."""
-COPIES = "--hedge-ratio 0.05"
-
 
 @dataclass(frozen=True)
 class Step:
@@ -35,7 +31,7 @@ def next_steps(report: Mapping[str, Any], out: Path) -> list[Step]:
     out = out.absolute()
     taken = chosen(report)
     if taken is None:
-        return [_again(report), _serve("Until then, second copies of late queries lose nothing.", COPIES)]
+        return [_again(report), _serve("Until then, its second copies of late queries lose nothing.")]
     if "archives" not in taken:  # `exact`, which was only compared with
         name = protection_name(Protects(**report["deployed"]), taken["code"], taken["k"])
         return [_plan(out), _package(report, taken, out), *_of_backup(taken, [out / f"{name}.mar"])]
@@ -52,7 +48,7 @@ def _of_backup(taken: Mapping[str, Any], files: list[Path]) -> list[Step]:
             f"Register {named(taken)} beside the model on every instance: one --management each.",
             _line("ts-parity register --management http://INSTANCE:8081", *files),
         ),
-        _serve("Serve through the proxy: one --endpoint for each instance. It finds the protection by itself.", LATE),
+        _serve("Serve through the proxy: one --endpoint for each instance. It finds the protection by itself."),
         _STATUS,
     ]
 
@@ -73,7 +69,7 @@ def _of_parity(report: Mapping[str, Any], taken: Mapping[str, Any], files: list[
             )
             for row, file in enumerate(files)
         ),
-        _serve("Serve through the proxy: one --endpoint for each instance, deployed or not.", COPIES),
+        _serve("Serve through the proxy: one --endpoint for each instance, deployed or not."),
         _STATUS,
     ]
 
@@ -106,8 +102,8 @@ def _copied(say: str, files: list[Path]) -> Step:
     return Step(say, _line("cp", *files, "MODEL_STORE/"))
 
 
-def _serve(say: str, flags: str) -> Step:
-    return Step(say, f"ts-parity serve --endpoint http://INSTANCE:8080 {flags}")
+def _serve(say: str) -> Step:
+    return Step(say, "ts-parity serve --endpoint http://INSTANCE:8080")
 
 
 def _plan(out: Path) -> Step:
