@@ -151,7 +151,8 @@ def command_of(arm: Arm, port: int, endpoints: Sequence[str], folder: Path) -> l
     if arm.proxy == "aiohttp":
         return [sys.executable, str(SOURCES / "benchmarks" / "overhead.py"), "--serve-aiohttp", str(port), *upstreams]
     command = [sys.executable, "-m", "ts_parity.cli", "serve", "--port", str(port), "--admin-port", "0"]
-    command += ["--max-body-bytes", str(64 << 20), "--max-waiting", "100000", "--code", arm.code or "none"]
+    protect = {None: "off", "exact": "exact-only"}.get(arm.code, arm.code)
+    command += ["--max-body-bytes", str(64 << 20), "--max-waiting", "100000", "--protect", protect]
     for endpoint in endpoints:
         command += ["--endpoint", endpoint]
     return command

@@ -49,7 +49,7 @@ MUTANTS = [
     _engine(
         "a crowded pool launches its groups' protections all the same",
         "scheduler",
-        "pool.load.value > self.policy.shed_load and pool.shares_machines",
+        "pool.load.value > SHED_LOAD and pool.shares_machines",
         "False",
     ),
     _engine(
@@ -115,7 +115,7 @@ MUTANTS = [
     _engine(
         "a second copy does not wait for the backup's own time",
         "fleet",
-        "return max(after_s, launch_after_s + (self.backup_latency.quantile(self._policy.launch_quantile) or 0.0))",
+        "return max(after_s, launch_after_s + (self.backup_latency.quantile(LATE) or 0.0))",
         "return after_s",
     ),
     _engine(
@@ -123,12 +123,6 @@ MUTANTS = [
         "fleet",
         "return not (self._policy.seal_early and self.pool.partial) or now + self.gap.mean <= group.closes_at",
         "return True",
-    ),
-    _engine(
-        "the age of what is in flight makes no difference",
-        "fleet",
-        "return self._policy.age_factor * self.reconstruct_after_s if self._policy.age_factor else math.inf",
-        "return math.inf",
     ),
     _engine(
         "queries that wait never get a backup first",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import pickle
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from ts_parity.config import (
 )
 from ts_parity.engine import Policy
 from ts_parity.errors import ConfigError
+from ts_parity.former import FORMER
 
 ENDPOINT = ("http://h:8080",)
 
@@ -88,17 +90,17 @@ def test_instances_behind_tls_and_unix_sockets():
 
 
 def test_truths(tmp_path: Path):
-    path = write(tmp_path, 'seal_early = true\n[[instance]]\ninference = "https://a:1"\ntls_verify = false\n')
+    path = write(tmp_path, 'vouch = true\n[[instance]]\ninference = "https://a:1"\ntls_verify = false\n')
     settings = load_settings(path)
-    assert (settings.policy.seal_early, settings.instances[0].tls_verify) == (True, False)
-    assert load_settings(path, flags={"seal_early": "false"}).policy.seal_early is False
+    assert (settings.vouch, settings.instances[0].tls_verify) == (True, False)
+    assert load_settings(path, flags={"vouch": "false"}).vouch is False
 
 
 def test_auto_and_lists():
     settings = load_settings(
-        flags={"reconstruct_after_s": "0.5", "group_wait_s": "auto", "group_by": "X-Top-K, x-lang"}, endpoints=ENDPOINT
+        flags={"reconstruct_after_s": "0.5", "hedge_after_s": "auto", "group_by": "X-Top-K, x-lang"}, endpoints=ENDPOINT
     )
-    assert (settings.policy.reconstruct_after_s, settings.policy.group_wait_s) == (0.5, None)
+    assert (settings.policy.reconstruct_after_s, settings.policy.hedge_after_s) == (0.5, None)
     assert settings.group_by == ("x-top-k", "x-lang")
 
 
@@ -115,15 +117,15 @@ def test_flags_that_are_not_given_win_over_nothing():
 MISTAKES = [
     ({"flags": {"port": "http"}}, r"--port must be a whole number of at least 0 and below 65536, not 'http'"),
     ({"flags": {"port": "65536"}}, r"--port .*not '65536'"),
-    ({"flags": {"max_attempts": "0"}}, r"--max-attempts must be a whole number of at least 1, not '0'"),
+    ({"flags": {"max_waiting": "0"}}, r"--max-waiting must be a whole number of at least 1, not '0'"),
     ({"flags": {"processes": "0"}}, r"--processes must be a whole number of at least 1, not '0'"),
-    ({"flags": {"max_attempts": "1.5"}}, r"not '1.5'"),
+    ({"flags": {"max_waiting": "1.5"}}, r"not '1.5'"),
     ({"flags": {"deadline_s": "nan"}}, r"--deadline-s must be a number of at least 0.001, not 'nan'"),
     ({"flags": {"deadline_s": "inf"}}, r"not 'inf'"),
     ({"flags": {"deadline_s": "1e300"}}, r"--deadline-s must be a number of at least 0.001 and below 1e\+15, not"),
     ({"flags": {"max_waiting": "9" * 400}}, r"--max-waiting must be a whole number of at least 1 and below 1e\+15"),
-    ({"flags": {"k": "9" * 400}}, r"--k must be a whole number of at least 1 and below 65, or 'auto', not"),
-    ({"flags": {"group_wait_s": "x"}}, r"at least 0, or 'auto', not 'x'"),
+    ({"flags": {"hedge_after_s": "9" * 400}}, r"--hedge-after-s must be a number of at least 0.*, or 'auto', not"),
+    ({"flags": {"hedge_after_s": "x"}}, r"at least 0, or 'auto', not 'x'"),
     (
         {"environ": {"TS_PARITY_DEADLINE": "1"}},
         r"TS_PARITY_DEADLINE: unknown setting 'deadline'; did you mean 'deadline_s'",
@@ -146,7 +148,7 @@ MISTAKES = [
     ({"endpoints": ["https://h:1,tls_key=x"]}, r"--endpoint .*: tls_key needs tls_certificate too"),
     ({"endpoints": ["https://h:1,tls_verify=no"]}, r"tls_verify must be true or false, not 'no'"),
     ({"flags": {"tls_certificate": "x"}}, r"^tls_certificate needs tls_key too"),
-    ({"flags": {"seal_early": "1"}}, r"--seal-early must be true or false, not '1'"),
+    ({"flags": {"vouch": "1"}}, r"--vouch must be true or false, not '1'"),
     ({"endpoints": ["http://h:1,tokn=x"]}, r"unknown setting 'tokn'; did you mean 'token'"),
     ({"endpoints": ["http://h:1", "http://h:1/"]}, r"instance h:1 is given twice"),
     ({"endpoints": []}, r"no instances: give --endpoint"),
@@ -246,7 +248,37 @@ def test_a_setting_exists_once():
     assert sorted(names) == sorted(item.name for listed in GROUPS.values() for item in listed)
     parser = argparse.ArgumentParser()
     add_flags(parser)
-    assert sorted(names) == sorted(action.dest for action in parser._actions if action.dest != "help")
+    assert sorted(names) == sorted(action.dest for action in parser._actions if action.dest not in ("help", *FORMER))
+
+
+def test_twelve_settings_say_what_the_policy_is():
+    """Each with two users who want it otherwise; `repeatable` is the twelfth, of a model."""
+    assert sum(title.startswith("policy") for title in GROUPS) == 1
+    assert [item.name for item in GROUPS["policy"]] == [
+        "protect", "group_by", "hedge_ratio", "hedge_after_s", "reconstruct_after_s", "retry_ratio", "deadline_s",
+        "max_waiting", "max_wait_s", "default_answer", "default_answer_type",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "why"), FORMER.items())
+def test_a_setting_of_earlier_versions_is_refused_with_what_replaces_it(name, why, tmp_path, capsys):
+    assert name not in {item.name for items in GROUPS.values() for item in items}
+    flag = f"--{name.replace('_', '-')}"
+    for words in ([flag, "1"], [f"{flag}=1"], [flag]):
+        assert main(["serve", "--endpoint", "http://h:1", *words]) == 2
+        assert capsys.readouterr().err == f"ts-parity: {flag} is no flag any more: {why}\n"
+    with pytest.raises(ConfigError, match=re.escape(f"proxy.toml: {name} is no setting any more: {why}")):
+        load_settings(write(tmp_path, f"{name} = 1"))
+    variable = f"TS_PARITY_{name.upper()}"
+    with pytest.raises(ConfigError, match=re.escape(f"environment variable {variable}: {name} is no setting any more")):
+        load_settings(environ={variable: "1"}, endpoints=ENDPOINT)
+
+
+def test_what_replaces_a_setting_is_there():
+    """Names in the table of former settings are settings, or values of them."""
+    known = {item.name for items in GROUPS.values() for item in items}
+    told = {word for why in FORMER.values() for word in re.findall(r"\b[a-z]+(?:_[a-z]+)+\b", why)}
+    assert told <= known | {"repeatable"}
 
 
 def test_a_policy_can_be_sent_to_another_process():
@@ -278,10 +310,8 @@ def test_what_must_be_said_of_models(tmp_path: Path):
 @pytest.mark.parametrize(
     ("name", "given", "told"),
     [
-        ("code", "summ", "--code must be auto, none, sum, concat, student or exact, not 'summ'; did you mean 'sum'"),
-        ("code", "", "--code must be auto, none"),
-        ("launch", "early", "--launch must be auto, group or late, not 'early'"),
-        ("balance", "leest", "--balance must be least or round_robin, not 'leest'; did you mean 'least'"),
+        ("protect", "summ", "must be auto, exact-only, off, sum, concat or student, not 'summ'; did you mean 'sum'"),
+        ("protect", "", "--protect must be auto, exact-only"),
         ("deadline_s", "0", "--deadline-s must be a number of at least 0.001, not '0'"),
         ("deadline_s", "-1", "--deadline-s must be a number of at least 0.001"),
         ("deadline_s", "nan", "--deadline-s must be a number"),

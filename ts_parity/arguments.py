@@ -34,7 +34,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         message = re.sub(r"^argument (\S+):( must)?", lambda found: found[1] + (found[2] or ":"), message)
         wrong = re.search(r"unrecognized arguments: (--[^ =]+)", message)
-        if wrong and (near := difflib.get_close_matches(wrong[1], self._option_string_actions, n=1)):
+        shown = [flag for flag, action in self._option_string_actions.items() if action.help != argparse.SUPPRESS]
+        if wrong and (near := difflib.get_close_matches(wrong[1], shown, n=1)):
             message += f"; did you mean {near[0]}?"
         raise ConfigError(message if "did you mean" in message else f"{message}; {self.prog} --help says more")
 

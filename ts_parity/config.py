@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 from ts_parity.arguments import A_KEY, LARGEST, is_key, is_one_word
 from ts_parity.engine.policy import Policy, setting
 from ts_parity.errors import ConfigError, with_article
+from ts_parity.former import FORMER
 
 UNIX = "unix:"
 """Before a path: the address of a Unix socket, as TorchServe writes it."""
@@ -36,6 +37,7 @@ _KUBERNETES = re.compile(r"TS_PARITY_(SERVICE_(HOST|PORT)|PORT_\d+_|PORT$)")
 # What sockaddr_un holds, less the zero at its end.
 _LONGEST_SOCKET = 107
 AUTO = "auto"
+EXACT_ONLY, OFF = "exact-only", "off"
 CODES = ("sum", "concat", "student", "exact")
 """The codes there are, for command lines that must not import numpy to say so; `codes` makes them."""
 
@@ -113,6 +115,7 @@ class Settings:
     task_timeout_s: float = setting(
         130.0, "a task has failed by then", "TorchServe's own response timeout is 120 s", unit="s", least=0.01
     )
+    secret: str = setting("", "sent with every operation of ours", "the archives must declare the same", secret=True)
     host: str = setting("127.0.0.1", "address of the inference port; 0.0.0.0 for all", group="listening and TLS")
     port: int = setting(8080, "inference port; 0: a free one", unit="port", below=65536)
     processes: int = setting(
@@ -129,28 +132,19 @@ class Settings:
     max_body_bytes: int = setting(
         6_553_500, "larger requests are refused with 413", "as TorchServe does", unit="bytes", least=1
     )
-    code: str = setting(
+    protect: str = setting(
         AUTO,
-        "auto, none, sum, concat, student, exact",
-        "auto: what the protections say; none: no coding; or the name of the code to use",
-        group="codes",
-        words=(AUTO, "none", *CODES),
+        "auto, exact-only, off, or a code's name",
+        "auto: of the protections registered for a model the one that promises most; exact-only: of those that lose "
+        "nothing; off: none, only second copies; or the one code to use: sum, concat or student",
+        group="policy",
+        words=(AUTO, EXACT_ONLY, OFF, *(code for code in CODES if code != "exact")),
     )
-    k: int | None = setting(
-        None,
-        "use only protections of this group size",
-        "auto: as they are",
-        unit="queries",
-        least=1,
-        below=65,
-        auto=int,
-    )
-    secret: str = setting("", "sent with every operation of ours", "the archives must declare the same", secret=True)
     group_by: tuple[str, ...] = setting(
         (), "headers that change what the model computes", "queries that differ in them never share a group"
     )
     policy: Policy = Policy()  # noqa: RUF009 (frozen)
-    default_answer: str = setting("", "file with an answer to give instead of 504", group="limits")
+    default_answer: str = setting("", "file with an answer to give instead of 504")
     default_answer_type: str = setting("application/json", "its content type")
     admin_host: str = setting("127.0.0.1", "address of the admin port", "it speaks plain http", group="operations")
     admin_port: int = setting(8090, "status, metrics, health, drain; 0: a free one", unit="port", below=65536)
@@ -268,6 +262,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
             default = "KEY" if item.metadata["secret"] else _show(item.default)
             text = item.metadata["text"].replace("%", "%%")
             group.add_argument(f"--{item.name.replace('_', '-')}", dest=item.name, metavar=default, help=text)
+    for name in FORMER:
+        group.add_argument(f"--{name.replace('_', '-')}", nargs="?", action=_Former, help=argparse.SUPPRESS)
+
+
+class _Former(argparse.Action):
+    """A flag of earlier versions: says what to type instead."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: object, values: object, flag: Any = None) -> None:
+        raise ConfigError(f"{flag} is no flag any more: {FORMER[self.dest]}")
 
 
 def given_flags(args: argparse.Namespace) -> dict[str, str]:
@@ -392,6 +395,8 @@ def _from_environ(environ: Mapping[str, str]) -> dict[str, str]:
 def _known(name: str, known: Sequence[str], where: str) -> None:
     if name in known:
         return
+    if name in FORMER and "protect" in known:
+        raise ConfigError(f"{where}: {name} is no setting any more: {FORMER[name]}")
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(known))}"
     raise ConfigError(f"{where}: unknown setting {name!r}; {hint}")

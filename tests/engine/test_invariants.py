@@ -77,7 +77,7 @@ POLICIES = st.builds(
     max_attempts=st.integers(1, 3),
     default_answer=st.booleans(),
     failures_until_out=st.integers(1, 3),
-    launch=st.sampled_from(["group", "late"]),
+    launch=st.sampled_from(["auto", "group", "late"]),
     launch_after_s=st.sampled_from([None, 0.0, 0.3, 0.7]),
     launch_waiting=st.sampled_from([0.0, 0.5, 1.0]),
     hedge_ratio=st.sampled_from([0.0, 0.1, 1.0]),
@@ -85,7 +85,6 @@ POLICIES = st.builds(
     hedge_after_s=st.sampled_from([None, 0.0, 0.2]),
     slow_factor=st.sampled_from([0.0, 2.0]),
     slow_until_out=st.integers(1, 3),
-    age_factor=st.sampled_from([0.0, 2.0]),
     spare_places=st.sampled_from([0, 0, 1]),
     balance=st.sampled_from(["least", "round_robin"]),
 )

@@ -370,18 +370,11 @@ def test_a_slow_endpoint_that_is_out_helps_when_many_wait():
     assert len(run.answers) == 100
 
 
-def test_an_endpoint_with_an_aged_task_is_passed_over():
-    policy = {"age_factor": 2.0, "reconstruct_after_s": 0.05}
-    tasks = [(0, NEVER, "never")]
-    run = scenario(arrivals=[0.0, 0.2, 0.2, 0.2], tasks=tasks, code=None, deployed=2, places=4, policy=policy)
-    assert {endpoint for at, _, endpoint in run.sent if at > 0.1} == {"d1"}
-
-
 # ---- the instruments -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("setting", "value"), [("launch", "never"), ("balance", "best"), ("hedge_quantile", 1.0), ("launch_quantile", 0.0)]
+    ("setting", "value"), [("launch", "never"), ("balance", "best"), ("hedge_quantile", 1.0), ("max_out", 1.0)]
 )
 def test_settings_that_make_no_sense(setting, value):
     with pytest.raises(ValueError, match=setting):

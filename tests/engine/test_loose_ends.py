@@ -75,9 +75,9 @@ def some_policy(chance):
         "reconstruct_after_s": [None, 0.0, 0.05, 0.5], "group_wait_s": [None, 0.0, 0.3], "seal_early": [False, True],
         "deadline_s": [1.0, 5.0], "max_waiting": [1, 3, 100], "max_wait_s": [0.5, 10.0], "retry_ratio": [0.0, 0.1, 1.0],
         "retry_burst": [0.0, 1.0, 5.0], "max_attempts": [1, 2, 3], "default_answer": [False, True],
-        "failures_until_out": [1, 2, 3], "launch": ["group", "late", "late"], "launch_after_s": [None, 0.0, 0.3, 0.7],
+        "failures_until_out": [1, 2, 3], "launch": ["auto", "group", "late"], "launch_after_s": [None, 0.0, 0.3, 0.7],
         "launch_waiting": [0.0, 0.5, 1.0], "hedge_ratio": [0.0, 0.1, 1.0], "hedge_burst": [1.0, 3.0],
-        "hedge_after_s": [None, 0.0, 0.2], "slow_factor": [0.0, 2.0], "age_factor": [0.0, 2.0],
+        "hedge_after_s": [None, 0.0, 0.2], "slow_factor": [0.0, 2.0],
         "spare_places": [0, 0, 1], "balance": ["least", "least", "round_robin"], "out_s": [0.1, 1.0],
     }  # fmt: skip
     return plain(**{name: chance.choice(values) for name, values in choices.items()})

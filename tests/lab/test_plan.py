@@ -231,7 +231,7 @@ def test_serve_takes_the_flags_and_does_what_was_simulated(choice):
         args = parsed(shlex.split(line)[1:])
         settings = load_settings(flags=given_flags(args), endpoints=args.endpoint)
         made = world.arranged(choice.policy, **choice.shape())
-        assert (settings.code == "none") is (made.code is None)
+        assert (settings.protect == "off") is (made.code is None)
         assert replace(policy_of(settings).in_units(world.unit), **PATIENT) == made.policy
 
 

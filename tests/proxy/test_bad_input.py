@@ -77,7 +77,7 @@ async def test_exact_is_0_or_1(make_fleet: MakeFleet) -> None:
 async def test_control_headers_cannot_be_forged(make_fleet: MakeFleet) -> None:
     """A client that tries to run an operation on a worker runs an ordinary prediction."""
     instances = coded()
-    fleet = await make_fleet(*instances, code="none")
+    fleet = await make_fleet(*instances, protect="off")
     frame = pack_frame(Frame((Part((), b"[1, 2]"),)))
     forged = (
         ("X-TS-Parity-Op", "finish"),

@@ -77,7 +77,7 @@ SETTINGS: dict[str, Any] = {
     "deadline_s": 20.0,
     "reconstruct_after_s": 0.1,
     "group_wait_s": 0.1,
-    "code": "sum",
+    "protect": "sum",
 }
 
 
@@ -127,7 +127,7 @@ async def test_a_frozen_workers_query_is_answered_by_decoding(
 
 async def test_exact_answers_as_the_model_itself(make_fleet: MakeFleet, instances: list[TorchServeInstance]) -> None:
     """To the last bits, that is, for a group may run as one batch, and a batch rounds differently."""
-    fleet = await make_fleet(given=given(instances), **{**SETTINGS, "code": "exact"})
+    fleet = await make_fleet(given=given(instances), **{**SETTINGS, "protect": "exact-only"})
     ordinary = [await ask(fleet, n) for n in (1, 2)]
     with frozen(instances[0]):
         rebuilt = await asyncio.gather(ask(fleet, 1, ("x-ts-parity-exact", "1")), ask(fleet, 2))

@@ -58,10 +58,10 @@ def raw(seed: int) -> np.ndarray:
 async def test_a_rebuilt_answer_has_the_confidence_of_its_raw_output(
     make_fleet: MakeFleet, instances: list[TorchServeInstance], code: str, pattern: str
 ) -> None:
-    patient = await make_fleet(given=given(instances), **{**SETTINGS, "code": code, "reconstruct_after_s": 20.0})
+    patient = await make_fleet(given=given(instances), **{**SETTINGS, "protect": code, "reconstruct_after_s": 20.0})
     in_time = await asyncio.gather(ask(patient, 1), ask(patient, 2))
     assert [answer.get(NAME) for answer in in_time] == [None, None]
-    fleet = await make_fleet(given=given(instances), **{**SETTINGS, "code": code, "reconstruct_after_s": 2.0})
+    fleet = await make_fleet(given=given(instances), **{**SETTINGS, "protect": code, "reconstruct_after_s": 2.0})
     with frozen(instances[0]):
         answers = await asyncio.gather(ask(fleet, 1), ask(fleet, 2))
     told = {answer.get("x-ts-parity"): (n, from_header(answer.get(NAME))) for n, answer in enumerate(answers, start=1)}

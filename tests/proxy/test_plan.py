@@ -175,7 +175,7 @@ def test_of_several_protections_one_is_used_and_the_operator_is_told(case: str):
     assert [e.name.split("/")[1] for e in plan.fleet.endpoints if e.row is not None] == [used]
     [problem] = [problem for problem in plan.problems if "several codes" in problem]
     assert f"{only(plan).code.name} with k={only(plan).code.k} r=1 is used" in problem
-    assert "set code and k" in problem
+    assert "unregister what is not wanted, or say which code (protect)" in problem
 
 
 @pytest.mark.parametrize("model", [deployed(described=None), deployed(described=REFUSED)])
@@ -216,7 +216,7 @@ def test_unknown_weights_are_no_contradiction():
 
 @pytest.mark.parametrize(
     ("settings", "name", "k"),
-    [({"code": "exact"}, "exact", 2), ({"code": "sum", "k": 3}, "sum", 3), ({"k": 3}, "sum", 3)],
+    [({"protect": "exact-only"}, "exact", 2), ({"protect": "sum"}, "sum", 2)],
 )
 def test_the_configuration_chooses_between_protections(settings: dict[str, Any], name: str, k: int):
     plan = plan_of(deployed(), parity(), parity("p2", code="exact"), parity("p3", k=3), settings=settings)
@@ -225,13 +225,13 @@ def test_the_configuration_chooses_between_protections(settings: dict[str, Any],
 
 
 def test_the_configuration_can_ask_for_what_is_not_there():
-    plan = plan_of(deployed(), parity(), settings={"code": "exact", "k": 4})
-    assert "the protections are sum with k=2 r=1, the configuration asks for code = exact, k = 4" in only(plan).reason
+    plan = plan_of(deployed(), parity(), settings={"protect": "exact-only"})
+    assert "the protections are sum with k=2 r=1, the configuration asks for protect = exact-only" in only(plan).reason
 
 
 def test_coding_can_be_switched_off():
-    plan = plan_of(deployed(), parity(), settings={"code": "none"})
-    assert only(plan).reason == "coding is switched off (code = none)"
+    plan = plan_of(deployed(), parity(), settings={"protect": "off"})
+    assert only(plan).reason == "protections are switched off (protect = off)"
 
 
 def test_what_was_learnt_while_serving_switches_coding_off():

@@ -24,7 +24,7 @@ from ts_parity.torchserve.wrapping import Protects, wrap_parity
 
 pytestmark = [pytest.mark.torchserve, pytest.mark.slow]
 
-TRUST: dict[str, Any] = {**SETTINGS, "proved": False, "code": "exact", "group_wait_s": 0.02}
+TRUST: dict[str, Any] = {**SETTINGS, "proved": False, "protect": "exact-only", "group_wait_s": 0.02}
 
 
 def old_weights() -> dict[str, torch.Tensor]:

@@ -24,6 +24,8 @@ from ts_parity.engine.trust import QUIET_S, Repeats, Trust
 
 SEEN: Final = 1000
 _NO_DOMAINS: Mapping[str, int] = {}
+LATE: Final = 0.9
+"""The quantile of latency at which a backup is launched for a late query; its answer is used as soon as it comes."""
 BEARABLE: Final = 0.85
 """Load of the remaining endpoints up to which slowness may take one out: a slow machine still is a machine."""
 
@@ -222,12 +224,11 @@ class Line:
         now: float,
         avoid: frozenset[str] = frozenset(),
         domains: Mapping[str, int] = _NO_DOMAINS,
-        age_s: float = math.inf,
     ) -> EndpointState | None:
         """As `least_outstanding` says. Health never takes out the last one: if all are out, it is ignored."""
         chosen = None
         if self.ready or self.doubted or self.trials:
-            chosen = least_outstanding(self.with_place(), now, avoid, domains, age_s=age_s)
+            chosen = least_outstanding(self.with_place(), now, avoid, domains)
         return _soonest_back(self.everyone) if chosen is None and self.out == len(self.everyone) else chosen
 
 
@@ -335,7 +336,7 @@ class PoolState:
         if self._policy.reconstruct_after_s is not None:
             return self._policy.reconstruct_after_s
         policy = self._policy
-        measured = self.latency.quantile(policy.launch_quantile if self.launches_late else policy.reconstruct_quantile)
+        measured = self.latency.quantile(LATE if self.launches_late else policy.reconstruct_quantile)
         return policy.reconstruct_cold_s if measured is None else measured
 
     @property
@@ -352,7 +353,7 @@ class PoolState:
         if self._policy.launch_after_s is not None:
             base = self._policy.launch_after_s
         else:
-            measured = self.latency.quantile(self._policy.launch_quantile)
+            measured = self.latency.quantile(LATE)
             base = self._policy.reconstruct_cold_s if measured is None else measured
         return base * (1.0 + self._policy.launch_stretch * min(1.0, max(0.0, (self.load.value - 0.5) / 0.5)))
 
@@ -364,7 +365,7 @@ class PoolState:
         after_s = self._policy.reconstruct_cold_s if measured is None else measured
         if launch_after_s == math.inf:
             return after_s
-        return max(after_s, launch_after_s + (self.backup_latency.quantile(self._policy.launch_quantile) or 0.0))
+        return max(after_s, launch_after_s + (self.backup_latency.quantile(LATE) or 0.0))
 
     def may_take_out(self) -> bool:
         """Whether slowness may take one more endpoint out: not too many, and only if the others can bear the load."""
@@ -488,7 +489,7 @@ class PoolState:
         if line.ready or line.doubted or line.trials or line.out == len(line.everyone):
             # A second attempt goes to another failure domain, for what failed may have failed together.
             domains = {query.domain: 1} if query.avoid else _NO_DOMAINS
-            chosen = line.choose(now, query.avoid, domains, self._age_s)
+            chosen = line.choose(now, query.avoid, domains)
         if chosen is None and self._policy.slow_factor and self.waiting_count > len(self.deployed):
             # Where so many wait, a slow machine is sooner done than the queue.
             slow = [s for s in self.deployed.parked.values() if s.health.only_slow and s.has_place()]
@@ -504,7 +505,7 @@ class PoolState:
         far = any(_is_elsewhere(state, query, True) for state in self.deployed.everyone)
         free = [state for state in self.deployed.with_place() if _is_elsewhere(state, query, far)]
         if free:
-            return least_outstanding(free, now, age_s=self._age_s)
+            return least_outstanding(free, now)
         if far or self.has_elsewhere(query) or now < query.rests_until:
             return None
         return self.endpoint_for_query(query, now)
@@ -512,10 +513,6 @@ class PoolState:
     def has_elsewhere(self, query: Query) -> bool:
         """Whether a copy of it is still out, or there is a healthy endpoint, busy or not, that has not failed it."""
         return query.in_flight > 0 or any(_is_elsewhere(state, query, False) for state in self.deployed.everyone)
-
-    @property
-    def _age_s(self) -> float:
-        return self._policy.age_factor * self.reconstruct_after_s if self._policy.age_factor else math.inf
 
     def _given_the_benefit_of_the_doubt(self, query: Query, now: float) -> EndpointState | None:
         spare, overdue_s = self._policy.spare_places, self.reconstruct_after_s
@@ -683,14 +680,13 @@ def least_outstanding(
     avoid: frozenset[str] = frozenset(),
     domains: Mapping[str, int] = _NO_DOMAINS,
     in_order: bool = True,
-    age_s: float = math.inf,
 ) -> EndpointState | None:
     """Least outstanding among the healthy ones, which all have a free place; ties go to the one longest unused.
 
     A deployed model's own load counts first, then its machine's; what uses idle machines looks at the machine's only.
     `in_order`: the candidates come from one line, longest idle first, so the first idle one is it.
-    Instances in `avoid`, failure domains in `domains` and endpoints with a task in flight for longer than `age_s` are
-    taken only if there is nothing else; of the others, those whose last answer was late only if there is nothing else.
+    Instances in `avoid` and failure domains in `domains` are taken only if there is nothing else; of the others, those
+    whose last answer was late only if there is nothing else.
     """
     best: EndpointState | None = None
     best_rank: tuple[bool, bool, float, float, int] | None = None
@@ -709,8 +705,6 @@ def least_outstanding(
             unwanted = True
         if taken == 0 and not unwanted and in_order and host.clean:
             return state
-        if age_s < math.inf and state.tasks and now - next(iter(state.tasks.values())).sent_at > age_s:
-            unwanted = True
         endpoint = state.endpoint
         own = state.in_flight / endpoint.places if in_order and endpoint.row is None else 0.0
         rank = (unwanted, not host.clean, own, taken / instance.places, state.last_sent)

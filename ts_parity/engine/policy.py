@@ -33,6 +33,13 @@ def setting(
     return field(default=default, metadata={**meta, "least": least, "below": below, "words": words})
 
 
+def constant(
+    default: Any, *, least: float = 0, below: float = math.inf, auto: type | None = None, words: tuple[str, ...] = ()
+) -> Any:
+    """A field that users cannot set: a rule's own number, which rivals, benchmarks and tests vary."""
+    return field(default=default, metadata={"auto": auto, "least": least, "below": below, "words": words})
+
+
 @dataclass(frozen=True)
 class Policy:
     """Every duration in seconds. What each rule does, and when it helps, is in docs/policy.md.
@@ -40,113 +47,81 @@ class Policy:
     The defaults are the recipe: what `ts-parity serve` does by itself, what the demo shows, `ours` in the simulator.
     """
 
+    hedge_ratio: float = setting(
+        0.05,
+        "second copies per query, on average; 0: none",
+        "each is made on an idle machine, of a query that is late and has no answer",
+        group="policy",
+    )
+    hedge_after_s: float | None = setting(
+        None,
+        "a second copy is made this long after the query",
+        "auto: the 0.98 quantile of latency, and not before a backup of the query has had its time",
+        unit="s",
+        auto=float,
+    )
     reconstruct_after_s: float | None = setting(
         None,
         "how long a query waits for its own answer",
         "then a rebuilt answer may be used, and a query that has failed waits so long for an instance elsewhere; auto: "
-        "a quantile of latency",
-        group="policy: rebuilt answers",
+        "the 0.95 quantile of latency, or 0.9 where backups are launched for late queries only",
         unit="s",
         auto=float,
     )
-    reconstruct_quantile: float = setting(0.95, "the quantile of latency that auto takes", least=0.01, below=1)
-    reconstruct_cold_s: float = setting(1.0, "stands in for it until latencies are known", unit="s")
-    group_wait_s: float | None = setting(
-        None,
-        "a group is sealed as it is after this long",
-        "auto: as reconstruct_after_s",
-        unit="s",
-        auto=float,
-    )
-    seal_early: bool = setting(
-        True,
-        "seal it when no other member would come in time",
-        "at the present rate of arrivals",
-    )
-    launch: str = setting(
-        "auto",
-        "backups: group, late (for late queries only) or auto",
-        "with their group is the paper's way; auto: late where they stand beside the deployed model, with their group "
-        "where they have machines of their own; parity models always are launched with it, for they need the other "
-        "members' outputs",
-        words=("auto", "group", "late"),
-    )
-    launch_after_s: float | None = setting(
-        None,
-        "late launch this long after the query was sent",
-        "auto: a quantile of latency, later under load",
-        unit="s",
-        auto=float,
-    )
-    launch_quantile: float = setting(0.9, "the quantile of latency that auto takes", least=0.01, below=1)
-    launch_stretch: float = setting(
-        0.2,
-        "how much later a launch is at full load",
-        "the more queries are late only by bad luck, the less a launch is worth",
-    )
-    launch_waiting: float = setting(
-        0.5,
-        "launch for queries that wait so long for a place",
-        "in times of launch_after_s; so a crowd is served with backups as far as places are short; 0: never",
-    )
-    shed_load: float = setting(
-        0.85,
-        "share of places taken that stops protections",
-        "those on shared machines are not launched with their group above it",
-    )
-    hedge_ratio: float = setting(
-        0.05,
-        "second copies allowed per query; 0: none",
-        "on average",
-        group="policy: second copies and retries",
-    )
-    hedge_burst: float = setting(10.0, "second copies allowed at once", unit="copies")
-    hedge_after_s: float | None = setting(
-        None, "second copy this long after the query was sent", "auto: a quantile of latency", unit="s", auto=float
-    )
-    hedge_quantile: float = setting(0.98, "the quantile of latency that auto takes", least=0.01, below=1)
-    retry_ratio: float = setting(0.1, "retries allowed per query", "on average")
-    retry_burst: float = setting(10.0, "retries allowed at once", unit="retries")
-    max_attempts: int = setting(3, "tasks one query may cost", unit="tasks", least=1)
-    slow_factor: float = setting(
-        3.0,
-        "take out what is this many times slower; 0: never",
-        "than its pool's median",
-        group="policy: slow and failing endpoints",
-    )
-    slow_until_out: int = setting(3, "slow answers in a row that take one out", unit="answers", least=1)
-    age_factor: float = setting(
-        0.0,
-        "pass over what is late this many times; 0: never",
-        "an endpoint with a task in flight for so many release times, while there are others",
-    )
-    spare_places: int = setting(
-        1,
-        "tasks beyond its places, if its reply seems late",
-        "given to an instance while all are busy, if its oldest task is overdue and its last answer was in time: that "
-        "one reply may be late on its way while the machine is idle",
-        unit="queries",
-    )
-    max_out: float = setting(0.34, "share of a pool that slowness may take out", "at one time", below=1)
-    balance: str = setting(
-        "least",
-        "least (outstanding) or round_robin",
-        "round_robin looks at nothing: a rival to compare with",
-        words=("least", "round_robin"),
-    )
-    failures_until_out: int = setting(3, "failures in a row that take an endpoint out", unit="failures", least=1)
-    out_s: float = setting(
-        1.0,
-        "how long it is left alone, at first",
-        "doubled for each failed return, up to 30 s",
-        unit="s",
-    )
-    reject_pause_s: float = setting(0.05, "how long a full instance is left alone", unit="s")
-    deadline_s: float = setting(
-        30.0, "a query gets 504 or the default answer by then", group="limits", unit="s", least=0.001
-    )
+    retry_ratio: float = setting(0.1, "retries per query, on average")
+    deadline_s: float = setting(30.0, "a query gets 504 or the default answer by then", unit="s", least=0.001)
     max_waiting: int = setting(1000, "queries that may wait, per model; then 503", unit="queries", least=1)
     max_wait_s: float = setting(10.0, "503 while the oldest has waited this long", unit="s")
+
+    # ---- the rules' own numbers, which are no settings -----------------------------------------------------------
+
+    reconstruct_quantile: float = constant(0.95, least=0.01, below=1)
+    """Of latency: when a query is late. Earlier spends accuracy where nothing is late, later spends latency: with 0.9 a
+    parity code rebuilt 3.5 % of the answers of a fleet where nothing was late, with 0.95 2.0 % (docs/policy.md)."""
+    reconstruct_cold_s: float = constant(1.0)
+    """Stands in for every quantile of latency until five answers have come."""
+    group_wait_s: float | None = constant(None, auto=float)
+    """A group is sealed with the members it has after this long. None: as `reconstruct_after_s`, for later its
+    protection would be of no use to the first."""
+    seal_early: bool = constant(True)
+    """And at once when the next member, at the present rate of arrivals, would come too late for it."""
+    launch: str = constant("auto", words=("auto", "group", "late"))
+    """When a backup is launched: with its `group` (the paper's way), or `late`, only for queries not answered by then.
+    `auto`: late where it stands beside the deployed model, for there it would stand in the way of queries.
+    Parity models are always launched with the group: they need the other members' outputs."""
+    launch_after_s: float | None = constant(None, auto=float)
+    """Late launch this long after the query was sent. None: a quantile of latency, and later under load."""
+    launch_stretch: float = constant(0.2)
+    """By how much later at full load: the more queries are late only by bad luck, the less a launch is worth."""
+    launch_waiting: float = constant(0.5)
+    """A query that has waited for a place for so many times `launch_after_s` gets its backup first; 0: never. So a
+    crowd is served with backups as far as places are short."""
+    hedge_burst: float = constant(10.0)
+    """Second copies at once: a machine that stands still has as many queries as places."""
+    hedge_quantile: float = constant(0.98, least=0.01, below=1)
+    """Of latency: when a second copy is made. Far enough behind 1 - `hedge_ratio` that what is late by bad luck does
+    not use up what is needed when a machine is slow (docs/policy.md)."""
+    slow_factor: float = constant(3.0)
+    """An endpoint this many times slower than the pool's median, `slow_until_out` times in a row, is out. 0: never.
+    Three medians are beyond the quantile 0.99 of any service time with a cv of up to 0.5."""
+    slow_until_out: int = constant(3, least=1)
+    max_out: float = constant(0.34, below=1)
+    """Share of a pool's endpoints that slowness may take out at one time: one of three."""
+    spare_places: int = constant(1)
+    """So many more than its places an instance is given while all are busy, if its oldest task is overdue and its last
+    answer was in time: that one reply may be late on its way while the machine is idle."""
+    balance: str = constant("least", words=("least", "round_robin"))
+    """`least` outstanding, or `round_robin`, which looks at nothing: a rival to compare with."""
+    retry_burst: float = constant(10.0)
+    """Retries at once; with time they come back, within a second, unless `retry_ratio` is 0."""
+    max_attempts: int = constant(3, least=1)
+    """Tasks one query may cost: what has failed on three machines fails everywhere."""
+    failures_until_out: int = constant(3, least=1)
+    """Failures in a row that take an endpoint out."""
+    out_s: float = constant(1.0)
+    """How long an endpoint that was taken out is left alone, at first; doubled for each failed return, up to 30 s."""
+    reject_pause_s: float = constant(0.05)
+    """How long an instance that said it is full is left alone: about a service time."""
     default_answer: bool = False
     """At its deadline a query gets the configured default answer instead of an error."""
 

@@ -46,6 +46,9 @@ GONE: Final = Failed("its endpoint is gone", cause=Cause.GONE)
 NOTHING_RAN: Final = (Cause.UNREACHABLE, Cause.MISSING)
 MAX_FINISHES: Final = 2
 MOST_CHANGES: Final = 64
+SHED_LOAD: Final = 0.85
+"""Above this share of places taken, a protection on shared machines is no longer launched with its group: what is left
+idle is what queries need."""
 WATCH_S: Final = 0.1
 """A comparison takes up to milliseconds; ten a second find what has changed and cost nobody anything."""
 LONGEST_REST_S: Final = 1.0
@@ -428,7 +431,7 @@ class Scheduler:
             group.retire()
             self._review(group, actions)
             return
-        shed = pool.load.value > self.policy.shed_load and pool.shares_machines
+        shed = pool.load.value > SHED_LOAD and pool.shares_machines
         for row in range(0 if shed else group.code.r):
             if pool.may_launch(group, row):
                 group.pending_rows.add(row)

@@ -92,7 +92,7 @@ def arrange(
 
 def serve_flags(name: str) -> list[str] | None:
     """What `ts-parity serve` is to be given to do the same; None: it never does."""
-    return {"copies": ["--code", "none"], "coded": [], "coded_shared": [], "ours": []}.get(name)
+    return {"copies": ["--protect", "off"], "coded": [], "coded_shared": [], "ours": []}.get(name)
 
 
 def make_fleet(

@@ -213,7 +213,7 @@ class Proxy:
 
     def _adopt(self) -> None:
         settings = self.settings
-        wanted = Wanted(settings.instances, settings.code, settings.k, self._streamed.reasons(time.monotonic()))
+        wanted = Wanted(settings.instances, settings.protect, self._streamed.reasons(time.monotonic()))
         wanted = replace(wanted, models=settings.models, proved=self._proved)
         if self._process is not None:
             wanted = replace(wanted, process=self._process, processes=settings.processes)

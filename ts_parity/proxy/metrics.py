@@ -201,7 +201,7 @@ def _of_endpoints(endpoints: Mapping[str, Mapping[str, Any]]) -> Iterable[Metric
     busy = GaugeMetricFamily("ts_parity_endpoint_in_flight", "Tasks in flight at an endpoint.", labels=labels)
     failures = CounterMetricFamily(
         "ts_parity_endpoint_failures",
-        "Tasks that it failed; see failures_until_out.",
+        "Tasks that it failed; three in a row take it out.",
         labels=labels,
     )
     ejections = CounterMetricFamily("ts_parity_endpoint_ejections", "Times that it was taken out.", labels=labels)

@@ -15,7 +15,7 @@ from typing import Any
 
 from ts_parity.codes import Code, Family, RowErrors
 from ts_parity.confidence import Confidence
-from ts_parity.config import AUTO, InstanceSettings, ModelSettings
+from ts_parity.config import AUTO, EXACT_ONLY, OFF, InstanceSettings, ModelSettings
 from ts_parity.engine import Endpoint, Fleet, Instance, Pool
 from ts_parity.exclusion import NeverCode
 from ts_parity.proxy.operations import Target
@@ -84,8 +84,7 @@ class Wanted:
     """
 
     instances: tuple[InstanceSettings, ...]
-    code: str = AUTO
-    k: int | None = None
+    protect: str = AUTO
     uncoded: Mapping[str, str] = field(default_factory=dict)
     process: int = 0
     processes: int = 1
@@ -217,8 +216,8 @@ def _protect(
     elif code is not None and len(offered) > 1:
         others = ", ".join(_in_words(each) for each in offered if each != code)
         problems.append(
-            f"{pool} has protections of several codes: {_in_words(code)} is used, {others} is not; set code and k, or "
-            "unregister what is not wanted"
+            f"{pool} has protections of several codes: {_in_words(code)} is used, {others} is not; unregister "
+            "what is not wanted, or say which code (protect)"
         )
     chosen = [(host, m, _row(m)) for host, m in candidates if code is not None and _code(m) == code]
     if code is not None:
@@ -300,15 +299,15 @@ def _matching(pool: str, members: Sequence[Member], protections: Sequence[Member
 
 def _offered(candidates: Sequence[Member], wanted: Wanted) -> tuple[list[Code], str]:
     """The codes that may be used, the one to be preferred first; if there is none, why."""
-    if wanted.code == "none":
-        return [], "coding is switched off (code = none)"
+    if wanted.protect == OFF:
+        return [], "protections are switched off (protect = off)"
     codes = list(dict.fromkeys(code for _, m in candidates if (code := _code(m)) is not None))
     if not codes:
         return [], NO_PROTECTION
-    fitting = [c for c in codes if wanted.code in (AUTO, c.name) and wanted.k in (None, c.k)]
+    fitting = [c for c in codes if wanted.protect in (AUTO, c.name) or (wanted.protect == EXACT_ONLY and c.lossless)]
     if not fitting:
-        asked = f"code = {wanted.code}" + (f", k = {wanted.k}" if wanted.k is not None else "")
-        return [], f"the protections are {', '.join(map(_in_words, codes))}, the configuration asks for {asked}"
+        there = ", ".join(map(_in_words, codes))
+        return [], f"the protections are {there}, the configuration asks for protect = {wanted.protect}"
     return sorted(fitting, key=lambda code: _preference(code, candidates)), ""
 
 

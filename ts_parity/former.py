@@ -1,0 +1,47 @@
+"""Settings of earlier versions: what says the same now, or why nothing has to.
+
+Their names are refused with this, on the command line, in files and in the environment. Knows names and sentences.
+"""
+
+from __future__ import annotations
+
+_PLACE = (
+    "where a protection stands says when it is launched: for late queries only beside the deployed model, with its "
+    "group on machines of its own"
+)
+_LATE = "a backup is launched from the 0.9 quantile of latency on, later under load"
+_GROUP = "a group waits for as long as makes a query late, and no longer than others are likely to come"
+_RELEASE = "reconstruct_after_s = auto is a quantile of latency, and a second until that is known; or give it seconds"
+_SLOW = (
+    "an instance that answers three times slower than its pool, three times in a row, is left alone and tried again, a "
+    "third of a pool at most"
+)
+_FAILING = "an instance that fails three times in a row is left alone for a second, then for longer, and tried again"
+
+FORMER: dict[str, str] = {
+    "code": "protect says it: auto, exact-only, off (it was none), or the one code to use",
+    "k": "register only protections of the size you want; of several, the one that promises most is used",
+    "group_wait_s": _GROUP,
+    "seal_early": _GROUP,
+    "launch": _PLACE,
+    "launch_after_s": _LATE,
+    "launch_quantile": _LATE,
+    "launch_stretch": _LATE,
+    "launch_waiting": "a query that waits for long gets its backup first; protect = exact-only allows only exact ones",
+    "shed_load": "protections on shared machines are left out above 0.85 of the load; nobody needed another share",
+    "reconstruct_quantile": _RELEASE,
+    "reconstruct_cold_s": _RELEASE,
+    "hedge_burst": "hedge_ratio is the budget; ten second copies may be made at once",
+    "hedge_quantile": "hedge_after_s = auto is the 0.98 quantile of latency; or give it seconds",
+    "retry_burst": "retry_ratio is the budget; ten retries may be made at once",
+    "max_attempts": "a query is tried three times; a model that must not run twice is --model NAME,repeatable=false",
+    "slow_factor": _SLOW,
+    "slow_until_out": _SLOW,
+    "max_out": _SLOW,
+    "age_factor": "to pass over instances with an old task has been measured to bring nothing (docs/policy.md)",
+    "spare_places": "an instance whose reply alone seems late is given one task more",
+    "balance": "each query goes to the instance with the fewest outstanding; round robin is only simulated",
+    "failures_until_out": _FAILING,
+    "out_s": _FAILING,
+    "reject_pause_s": "an instance that says it is full is left alone for 0.05 s",
+}
