@@ -9,7 +9,8 @@ import pytest
 
 from tests.proxy.conftest import Clock, Fleet, MakeFleet, Raw, nothing_left, until
 from tests.proxy.test_predictions import linear, protection
-from ts_parity.engine import Action, Answer, Query, Scheduler, Send, Task, scheduler
+from ts_parity.engine import Action, Answer, Policy, Query, Scheduler, Send, Task, scheduler
+from ts_parity.engine.policy import PLAIN
 from ts_parity.testing import FakeModel, FakeTorchServe
 
 LATE = {"launch": "late", "launch_after_s": 10.0, "reconstruct_after_s": 10.0}
@@ -121,3 +122,21 @@ def _described(action: Action) -> tuple[Any, ...]:
     if isinstance(action, Answer):
         return "answer", action.query.id, action.source
     return "fail", action.query.id, action.reason
+
+
+@pytest.mark.parametrize("protected", [True, False])
+async def test_without_a_word_on_policy_late_queries_are_helped_by_what_there_is(
+    protected: bool, make_fleet: MakeFleet, clock: Clock
+) -> None:
+    """A student beside the model is launched for the late one; without any, a second copy is made."""
+    instances = shared() if protected else [FakeTorchServe(FakeModel(role=None)) for _ in range(3)]
+    recipe = {name: getattr(Policy(), name) for name in PLAIN}
+    fleet = await make_fleet(*instances, **recipe, reconstruct_after_s=None, group_wait_s=None)
+    in_time = await fleet.posts(3)
+    assert {answer.get("x-ts-parity") for answer in in_time} == {"deployed"}
+    instances[0].freeze()
+    answers = await put_forward(fleet, clock, asyncio.ensure_future(fleet.posts(3)))
+    rescued = "reconstructed" if protected else "hedged"
+    assert sorted(answer.get("x-ts-parity") or "" for answer in answers) == ["deployed", "deployed", rescued]
+    instances[0].thaw()
+    await until(lambda: nothing_left(fleet.proxy), "everything to be let go")
