@@ -35,7 +35,7 @@ def test_the_policy_is_what_the_settings_say():
     assert policy_of(Settings()) == Policy()
     assert policy_of(settings_of({"launch": "late"})) == Policy(launch="late")
     assert policy_of(Settings(default_answer="file")).default_answer
-    with pytest.raises(ConfigError, match="launch must be group or late, not 'sometimes'"):
+    with pytest.raises(ConfigError, match="launch must be auto, group or late, not 'sometimes'"):
         settings_of({"launch": "sometimes"})
 
 

@@ -129,7 +129,8 @@ class Policy:
         for item in fields(self):
             value, told = getattr(self, item.name), item.metadata
             if "words" in told and told["words"] and value not in told["words"]:
-                raise ValueError(f"{item.name} must be {' or '.join(told['words'])}, not {value!r}")
+                *some, last = told["words"]
+                raise ValueError(f"{item.name} must be {', '.join(some)} or {last}, not {value!r}")
             if isinstance(value, float | int) and not isinstance(value, bool):
                 least, below = told.get("least", 0), told.get("below", math.inf)
                 if not (least <= value < below):
