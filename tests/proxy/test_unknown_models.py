@@ -81,7 +81,19 @@ async def test_what_all_have_lost_is_asked_of_them_once_more_at_most(
     fleet = await make_fleet(instance)
     monkeypatch.setattr(instance, "_find", lambda name, version: None)
     assert (await fleet.post()).status == 404
-    assert len(instance.received) <= fleet.proxy.settings.policy.max_attempts
+    assert len(instance.received) <= 2 * fleet.proxy.settings.policy.max_attempts
+
+
+async def test_a_version_that_each_lacked_for_a_moment_is_asked_for_anew(
+    make_fleet: MakeFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Instances are replaced in turn, and a slow query comes to each of them at its moment."""
+    instances = [FakeTorchServe(FakeModel()) for _ in range(2)]
+    fleet = await make_fleet(*instances)
+    found = iter([None] * fleet.proxy.settings.policy.max_attempts)
+    for instance in instances:
+        monkeypatch.setattr(instance, "_find", lambda *_, model=instance.models[0]: next(found, model))
+    assert (await fleet.post()).status == 200
 
 
 async def test_gone_for_several_looks_is_still_not_unknown(make_fleet: MakeFleet) -> None:

@@ -166,7 +166,7 @@ class Service:
         passing.timer = None
         asked = passing.asked
         pool = None if asked is None else self._pool(asked)
-        if passing.lost is not None and pool == passing.lost[0]:  # all is as before
+        if passing.lost is not None and pool == passing.lost[0] and pool not in self._plan.serving:
             _give(passing.asker, passing.request, passing.lost[1])
             return
         if asked is None or pool is None:
@@ -248,7 +248,9 @@ class Service:
         asker: Asker,
         delivered: Delivered,
     ) -> None:
-        """Its version may have gone under it, and another may be the default by now: then it is asked anew, once."""
+        """Its version may have gone under it, and another may be the default by now. Or the same one is back: while a
+        fleet is replaced in turn, each instance may lack it just when this query comes. Then it is asked anew, once.
+        """
         left_s = None if ends_at is None else ends_at - self._loop.time()
         if not delivered.missing or (left_s is not None and left_s <= 0):
             _give(asker, request, delivered)
