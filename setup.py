@@ -19,8 +19,8 @@ COMPILED = [
     *(
         f"engine/{name}"
         for name in (
-            "admission", "events", "fleet", "group", "health", "lateness", "outliers", "policy", "scheduler", "timers",
-            "trials", "trust",
+            "admission", "capacity", "events", "fleet", "health", "lateness", "outliers", "policy", "query",
+            "scheduler", "selection", "timers", "trials", "trust",
         )
     ),
     *(

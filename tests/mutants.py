@@ -102,7 +102,7 @@ MUTANTS = [
     ),
     _engine(
         "a second attempt may go to the failure domain of the first",
-        "fleet",
+        "selection",
         "return not far or state.domain != query.domain",
         "return True",
     ),

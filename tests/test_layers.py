@@ -35,9 +35,11 @@ HEAVY = {
 }
 
 
-def imports_of(file):
-    """Every module name that the file imports, at the top or inside functions."""
-    for node in ast.walk(ast.parse(file.read_text())):
+def imports_of(file, deferred=True):
+    """Every module name that the file imports at its top and, `deferred`, inside functions."""
+    body = ast.parse(file.read_text()).body
+    blocks = body if deferred else [node for node in body if not isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    for node in (inner for block in blocks for inner in ast.walk(block)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -71,6 +73,20 @@ def test_lower_never_imports_higher(file):
         assert LEVEL[other] <= LEVEL[room], f"{room} imports {other}, which is higher"
         same_room_folder = LEVEL[other] == LEVEL[room] and (PACKAGE / room).is_dir()
         assert not same_room_folder, f"{room} and {other} are on one level and do not import each other"
+
+
+def test_there_is_no_import_circle():
+    """Not even for the type checker only: what knows each other stands in one file. What a function imports when it is
+    called makes no circle.
+    """
+    names = {".".join(("ts_parity", *file.relative_to(PACKAGE).with_suffix("").parts)): file for file in FILES}
+    imports = {
+        name: {other for other in imports_of(file, deferred=False) if other in names} for name, file in names.items()
+    }
+    while leaves := [name for name, others in imports.items() if not others & imports.keys()]:
+        for name in leaves:
+            del imports[name]
+    assert not imports, f"these import each other, or what does: {sorted(imports)}"
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))

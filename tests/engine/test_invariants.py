@@ -1,4 +1,4 @@
-"""The eight promises at the top of engine/group.py, on random fleets and random interleavings."""
+"""The eight promises at the top of engine/query.py, on random fleets and random interleavings."""
 
 import gc
 import math
@@ -359,4 +359,4 @@ def test_what_was_answered_is_freed_without_the_garbage_collector():
 
 def test_an_answer_is_a_fail_or_an_answer():
     """`describe` above tells all actions apart: a new kind of action must be added there."""
-    assert {Send, Answer, Fail, Compare} == set(__import__("ts_parity.engine.events", fromlist=["x"]).Action.__args__)
+    assert {Send, Answer, Fail, Compare} == set(__import__("ts_parity.engine.query", fromlist=["x"]).Action.__args__)

@@ -28,7 +28,7 @@ from ts_parity.engine import (
     Send,
     plain,
 )
-from ts_parity.engine.events import QueryState
+from ts_parity.engine.query import QueryState
 
 CODES = [None, ("sum", 2, 1), ("sum", 4, 2), ("exact", 2, 1), ("student", 1, 1), ("student", 3, 1)]
 OUTCOMES = [

@@ -1,235 +1,31 @@
-"""The fleet as the engine sees it: places taken, and which endpoint a piece of work goes to.
+"""The fleet as the engine sees it: each pool with its endpoints and its queues.
 
-Balance (least outstanding among healthy endpoints) and placement (other failure domains) live here. Knows nothing of
-queries' races: it is asked for an endpoint and is told what was sent and what ended.
+Placement (other failure domains) lives here. Knows nothing of queries' races: it is asked for an endpoint.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Hashable, Iterable, Mapping
-from itertools import chain
+from collections.abc import Hashable, Iterable
 from typing import Final
 
 from ts_parity.engine.admission import STANDING, PatienceMeter, last_start
-from ts_parity.engine.events import Code, Endpoint, Fleet, Instance, Pool, Query, Task
-from ts_parity.engine.group import CodingGroup
-from ts_parity.engine.health import Condition, Health
+from ts_parity.engine.capacity import EndpointState, InstanceState, Line, PoolShare
+from ts_parity.engine.events import Code, Endpoint, Fleet, Pool
+from ts_parity.engine.health import Condition
 from ts_parity.engine.lateness import LatencyWindow
-from ts_parity.engine.outliers import ErrorRecord
 from ts_parity.engine.policy import GapMeter, LoadMeter, Policy
+from ts_parity.engine.query import CodingGroup, Query, Task
+from ts_parity.engine.selection import NO_DOMAINS, choose, is_elsewhere, least_outstanding, soonest_back
 from ts_parity.engine.trials import Trials
 from ts_parity.engine.trust import QUIET_S, Repeats, Trust
 
 SEEN: Final = 1000
-_NO_DOMAINS: Mapping[str, int] = {}
 LATE: Final = 0.9
 """The quantile of latency at which a backup is launched for a late query; its answer is used as soon as it comes."""
 BEARABLE: Final = 0.85
 """Load of the remaining endpoints up to which slowness may take one out: a slow machine still is a machine."""
-
-
-class InstanceState:
-    """One TorchServe and how many tasks it has in flight, over all models it hosts."""
-
-    __slots__ = ("clean", "endpoints", "in_flight", "instance", "protects", "serves")
-
-    def __init__(self, instance: Instance) -> None:
-        self.instance = instance
-        self.endpoints: list[EndpointState] = []
-        self.in_flight = 0
-        self.protects = False
-        self.serves = False
-        self.clean = True
-        """The last answer of each of its endpoints came, and in time."""
-
-    def judge(self) -> None:
-        """An endpoint's health has changed: a machine that is slow for one model is so for all."""
-        self.clean = all(state.health.clean for state in self.endpoints)
-        for state in self.endpoints:
-            state.line.settle(state)
-
-
-class PoolShare:
-    """What one pool has on one instance. Its deployed model and its protection there take turns, for they have one
-    machine between them, and a query that waits can still go to another. It does not look at other pools.
-    """
-
-    __slots__ = ("in_flight", "places")
-
-    def __init__(self) -> None:
-        self.in_flight = 0
-        self.places = 0
-        """Those of its largest endpoint."""
-
-    def add(self, state: EndpointState) -> None:
-        if state.share is not self:
-            state.share.in_flight -= state.in_flight
-            self.in_flight += state.in_flight
-            state.share = self
-        self.places = max(self.places, state.endpoint.places)
-
-
-class EndpointState:
-    """An endpoint, how many of its places are taken, and its health."""
-
-    __slots__ = (
-        "ejections", "endpoint", "failures", "health", "host", "in_flight", "last_sent", "line", "machine_places",
-        "name", "only", "record", "share", "tasks", "why",
-    )  # fmt: skip
-
-    def __init__(self, endpoint: Endpoint, host: InstanceState, policy: Policy) -> None:
-        self.name = endpoint.name
-        self.endpoint = endpoint
-        self.host = host
-        self.line = Line()
-        self.share = PoolShare()
-        self.only = frozenset({endpoint.instance})
-        self.in_flight = 0
-        self.last_sent = 0
-        self.tasks: dict[int, Task] = {}
-        """In flight, the oldest first."""
-        self.machine_places: float = 0.0
-        """With so many tasks in flight, its instance takes no more of this endpoint's; inf: it always does."""
-        self.health = Health(policy.failures_until_out, policy.out_s)
-        self.failures = self.ejections = 0
-        self.why = ""
-        """It is out, if it is."""
-        self.record = ErrorRecord()
-        self.describe(endpoint, host)
-
-    def describe(self, endpoint: Endpoint, host: InstanceState) -> None:
-        """Independent models never wait for each other; protections use what the whole machine has idle."""
-        self.endpoint = endpoint
-        self.host = host
-        bounded = endpoint.row is not None or host.instance.capped
-        self.machine_places = float(host.instance.places) if bounded else math.inf
-
-    @property
-    def domain(self) -> str:
-        return self.host.instance.domain
-
-    def has_place(self) -> bool:
-        share = self.share
-        if self.in_flight >= self.endpoint.places or share.in_flight >= share.places:
-            return False
-        return self.host.in_flight < self.machine_places
-
-    def take_place(self, task: Task, now: float) -> None:
-        """Task numbers grow, so the last one is also the order in which endpoints were used."""
-        host, share = self.host, self.share
-        self.in_flight += 1
-        self.line.taken += 1
-        share.in_flight += 1
-        host.in_flight += 1
-        self.last_sent = task.id
-        self.tasks[task.id] = task
-        if self.health.condition is Condition.OUT:
-            self.health.sent(now)
-        full = share.in_flight >= share.places
-        if full or host.in_flight == host.instance.places:
-            for state in host.endpoints:
-                if (full and state.share is share) or not state.has_place():
-                    state.line.remove(state)
-        if not full:
-            self.line.settle(self)
-
-    def part(self) -> None:
-        """Another has its name and machine now. What is in flight here takes none of its places."""
-        alone = InstanceState(self.host.instance)
-        alone.in_flight = self.in_flight
-        self.host.in_flight -= self.in_flight
-        self.host = alone
-        PoolShare().add(self)
-
-    def free_place(self, task: Task) -> None:
-        host, share = self.host, self.share
-        self.in_flight -= 1
-        self.line.taken -= 1
-        share.in_flight -= 1
-        host.in_flight -= 1
-        del self.tasks[task.id]
-        if share.in_flight == share.places - 1 or host.in_flight == host.instance.places - 1:
-            for state in host.endpoints:
-                state.line.freed(state)
-        else:
-            self.line.freed(self)
-
-
-class Line:
-    """Endpoints that do the same work: all of them, and those with a place, the longest idle first.
-
-    So choosing costs little, however many there are, and however many are busy or out.
-    """
-
-    __slots__ = ("doubted", "everyone", "out", "parked", "ready", "taken", "trials")
-
-    def __init__(self, everyone: Iterable[EndpointState] = ()) -> None:
-        self.everyone = sorted(everyone, key=lambda state: state.last_sent)
-        self.ready: dict[str, EndpointState] = {}
-        self.doubted: dict[str, EndpointState] = {}
-        """With a place, on an instance whose last answer came late or not at all: for want of others."""
-        self.trials: dict[str, EndpointState] = {}
-        """With a place, out, and due to be tried again: for want of others too."""
-        self.parked: dict[str, EndpointState] = {}
-        """Not to be asked for a while; in none of the three."""
-        self.out = sum(state.health.condition is not Condition.IN for state in self.everyone)
-        """How many are out or on trial."""
-        self.taken = sum(state.in_flight for state in self.everyone)
-        """Tasks in flight. A state that left counts in the line it left."""
-        for state in self.everyone:
-            state.line = self
-            self.freed(state)
-
-    def __len__(self) -> int:
-        return len(self.everyone)
-
-    def remove(self, state: EndpointState) -> None:
-        if self.ready.pop(state.name, None) is None and self.doubted.pop(state.name, None) is None:
-            self.trials.pop(state.name, None)
-
-    def freed(self, state: EndpointState) -> None:
-        if state.name not in self.parked and state.has_place():
-            if state.host.clean:
-                self.ready.setdefault(state.name, state)
-            else:
-                out = state.health.condition is Condition.OUT
-                (self.trials if out else self.doubted).setdefault(state.name, state)
-
-    def settle(self, state: EndpointState) -> None:
-        """To the end of where it belongs."""
-        self.remove(state)
-        self.freed(state)
-
-    def park(self, state: EndpointState) -> None:
-        self.remove(state)
-        self.parked[state.name] = state
-
-    def unpark(self, state: EndpointState) -> None:
-        if self.parked.pop(state.name, None) is not None:
-            self.freed(state)
-
-    def with_place(self) -> Iterable[EndpointState]:
-        if self.doubted or self.trials:
-            return chain(self.ready.values(), self.doubted.values(), self.trials.values())
-        return self.ready.values()
-
-    def count(self, before: Condition, after: Condition) -> None:
-        """An endpoint's condition has changed."""
-        self.out += (after is not Condition.IN) - (before is not Condition.IN)
-
-    def choose(
-        self,
-        now: float,
-        avoid: frozenset[str] = frozenset(),
-        domains: Mapping[str, int] = _NO_DOMAINS,
-    ) -> EndpointState | None:
-        """As `least_outstanding` says. Health never takes out the last one: if all are out, it is ignored."""
-        chosen = None
-        if self.ready or self.doubted or self.trials:
-            chosen = least_outstanding(self.with_place(), now, avoid, domains)
-        return _soonest_back(self.everyone) if chosen is None and self.out == len(self.everyone) else chosen
 
 
 class PoolState:
@@ -488,8 +284,8 @@ class PoolState:
         chosen = None
         if line.ready or line.doubted or line.trials or line.out == len(line.everyone):
             # A second attempt goes to another failure domain, for what failed may have failed together.
-            domains = {query.domain: 1} if query.avoid else _NO_DOMAINS
-            chosen = line.choose(now, query.avoid, domains)
+            domains = {query.domain: 1} if query.avoid else NO_DOMAINS
+            chosen = choose(line, now, query.avoid, domains)
         if chosen is None and self._policy.slow_factor and self.waiting_count > len(self.deployed):
             # Where so many wait, a slow machine is sooner done than the queue.
             slow = [s for s in self.deployed.parked.values() if s.health.only_slow and s.has_place()]
@@ -502,8 +298,8 @@ class PoolState:
         """One elsewhere, in another failure domain if there are any healthy ones, or none for now. If there is no
         elsewhere (any more), as for every query, but not while a copy runs there.
         """
-        far = any(_is_elsewhere(state, query, True) for state in self.deployed.everyone)
-        free = [state for state in self.deployed.with_place() if _is_elsewhere(state, query, far)]
+        far = any(is_elsewhere(state, query, True) for state in self.deployed.everyone)
+        free = [state for state in self.deployed.with_place() if is_elsewhere(state, query, far)]
         if free:
             return least_outstanding(free, now)
         if far or self.has_elsewhere(query) or now < query.rests_until:
@@ -512,7 +308,7 @@ class PoolState:
 
     def has_elsewhere(self, query: Query) -> bool:
         """Whether a copy of it is still out, or there is a healthy endpoint, busy or not, that has not failed it."""
-        return query.in_flight > 0 or any(_is_elsewhere(state, query, False) for state in self.deployed.everyone)
+        return query.in_flight > 0 or any(is_elsewhere(state, query, False) for state in self.deployed.everyone)
 
     def _given_the_benefit_of_the_doubt(self, query: Query, now: float) -> EndpointState | None:
         spare, overdue_s = self._policy.spare_places, self.reconstruct_after_s
@@ -531,7 +327,7 @@ class PoolState:
 
     def endpoint_for_hedge(self, query: Query, now: float) -> EndpointState | None:
         """An idle one in another failure domain, or none: a hedge must not make others wait."""
-        chosen = self.deployed.choose(now, query.avoid, {query.domain: 1})
+        chosen = choose(self.deployed, now, query.avoid, {query.domain: 1})
         if chosen is None or chosen.host.in_flight or chosen.endpoint.instance in query.avoid:
             return None
         return chosen if chosen.domain != query.domain or self._domains == 1 else None
@@ -548,21 +344,21 @@ class PoolState:
         """Where a backup of a late query runs: in another failure domain than the query, if there is one."""
         chosen = None
         for line in self.rows.values():
-            chosen = line.choose(now, query.avoid, {query.domain: 1})
+            chosen = choose(line, now, query.avoid, {query.domain: 1})
             if chosen is not None and chosen.domain != query.domain:
                 return chosen
         everyone = (state for line in self.rows.values() for state in line.everyone)
         return chosen if all(state.domain == query.domain for state in everyone) else None
 
     def endpoint_for_protection(self, group: CodingGroup, row: int, now: float) -> EndpointState | None:
-        return self.rows[row].choose(now, domains=group.domains)
+        return choose(self.rows[row], now, domains=group.domains)
 
     def endpoint_for_trial(self, group: CodingGroup, row: int | None, now: float) -> EndpointState | None:
         """For a protection on trial, or a finish (no row): only where it takes nothing from anybody. A machine that
         serves deployed models too must be half idle; but a trial that has gone on for long takes any free place.
         """
         line = self.deployed if row is None else self.rows.get(row)
-        chosen = line.choose(now, domains=group.domains) if line is not None else None
+        chosen = choose(line, now, domains=group.domains) if line is not None else None
         if chosen is None or not chosen.has_place():
             return None
         host = chosen.host
@@ -584,7 +380,7 @@ class PoolState:
         chosen = least_outstanding(ready, now, query.avoid, in_order=False)
         if chosen is not None or any(line.out < len(line) for line in lines):
             return chosen
-        return _soonest_back(state for line in lines for state in line.everyone)
+        return soonest_back(state for line in lines for state in line.everyone)
 
 
 class FleetState:
@@ -617,7 +413,8 @@ class FleetState:
     def left_behind(self) -> list[Task]:
         """What is in flight on endpoints that are gone."""
         gone = [*self._left.values(), *self._parted]
-        return [task for state in gone for task in state.tasks.values() if not task.lost]
+        tasks = (task for state in gone for task in state.tasks.values())
+        return [task for task in tasks if isinstance(task, Task) and not task.lost]
 
     def _update_instances(self, fleet: Fleet) -> None:
         listed = {instance.name: instance for instance in fleet.instances}
@@ -672,54 +469,3 @@ class FleetState:
 def _is_another(before: Endpoint, now: Endpoint) -> bool:
     """None of the workers it has was there before, as far as they are known."""
     return bool(before.workers and now.workers) and before.workers.isdisjoint(now.workers)
-
-
-def least_outstanding(
-    candidates: Iterable[EndpointState],
-    now: float,
-    avoid: frozenset[str] = frozenset(),
-    domains: Mapping[str, int] = _NO_DOMAINS,
-    in_order: bool = True,
-) -> EndpointState | None:
-    """Least outstanding among the healthy ones, which all have a free place; ties go to the one longest unused.
-
-    A deployed model's own load counts first, then its machine's; what uses idle machines looks at the machine's only.
-    `in_order`: the candidates come from one line, longest idle first, so the first idle one is it.
-    Instances in `avoid` and failure domains in `domains` are taken only if there is nothing else; of the others, those
-    whose last answer was late only if there is nothing else.
-    """
-    best: EndpointState | None = None
-    best_rank: tuple[bool, bool, float, float, int] | None = None
-    # The hottest loop of the engine: attributes are read once, and nothing is called.
-    for state in candidates:
-        health = state.health
-        if health.condition is Condition.TRIAL:  # one that is running is the only one
-            continue
-        if now < health.resumes_at or state.in_flight >= health.ramp:
-            continue
-        host = state.host
-        instance = host.instance
-        taken = host.in_flight
-        unwanted = instance.name in avoid or instance.domain in domains
-        if avoid and health.condition is Condition.OUT:  # who has failed once already is nobody's trial
-            unwanted = True
-        if taken == 0 and not unwanted and in_order and host.clean:
-            return state
-        endpoint = state.endpoint
-        own = state.in_flight / endpoint.places if in_order and endpoint.row is None else 0.0
-        rank = (unwanted, not host.clean, own, taken / instance.places, state.last_sent)
-        if best_rank is None or rank < best_rank:
-            best, best_rank = state, rank
-    return best
-
-
-def _is_elsewhere(state: EndpointState, query: Query, far: bool) -> bool:
-    """Healthy, and not where the query has failed. `far`: nor in the same failure domain."""
-    if state.health.condition is not Condition.IN or state.endpoint.instance in query.avoid:
-        return False
-    return not far or state.domain != query.domain
-
-
-def _soonest_back(all_out: Iterable[EndpointState]) -> EndpointState | None:
-    out = [s for s in all_out if s.has_place() and s.health.condition is Condition.OUT]
-    return min(out, key=lambda s: (s.health.resumes_at, s.last_sent), default=None)

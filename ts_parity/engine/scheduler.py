@@ -15,30 +15,12 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from typing import Final
 
-from ts_parity.engine.events import (
-    Action,
-    Answer,
-    Arrived,
-    Cause,
-    Compare,
-    Fail,
-    Failed,
-    Fleet,
-    HealthChange,
-    Kind,
-    Outcome,
-    Query,
-    QueryState,
-    Reason,
-    Rejected,
-    Send,
-    Source,
-    Task,
-)
-from ts_parity.engine.fleet import EndpointState, FleetState, PoolState
-from ts_parity.engine.group import CodingGroup
+from ts_parity.engine.capacity import EndpointState
+from ts_parity.engine.events import Arrived, Cause, Failed, Fleet, HealthChange, Kind, Outcome, Reason, Rejected, Source
+from ts_parity.engine.fleet import FleetState, PoolState
 from ts_parity.engine.health import Condition
 from ts_parity.engine.policy import Policy, TokenBucket
+from ts_parity.engine.query import Action, Answer, CodingGroup, Compare, Fail, Query, QueryState, Send, Task
 from ts_parity.engine.timers import Timer, Timers
 from ts_parity.engine.trust import Finding, Standing, Trust
 

@@ -12,10 +12,9 @@ from enum import IntEnum
 from itertools import count
 from typing import Final
 
-from ts_parity.engine.events import Query, QueryState
-from ts_parity.engine.fleet import EndpointState
-from ts_parity.engine.group import CodingGroup
+from ts_parity.engine.capacity import EndpointState
 from ts_parity.engine.policy import TokenBucket
+from ts_parity.engine.query import CodingGroup, Query, QueryState
 
 Subject = Query | CodingGroup | EndpointState | TokenBucket
 

@@ -15,8 +15,8 @@ from collections import deque
 from collections.abc import Hashable, Iterable
 from typing import Final, final
 
-from ts_parity.engine.events import Arrived, Compare, Failed, Outcome, Query, Task
-from ts_parity.engine.group import CodingGroup
+from ts_parity.engine.events import Arrived, Failed, Outcome
+from ts_parity.engine.query import CodingGroup, Compare, Query, Task
 from ts_parity.engine.trust import Finding, Trust
 
 MOST: Final = 4

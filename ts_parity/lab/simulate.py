@@ -32,7 +32,7 @@ from ts_parity.engine import (
     Send,
     Source,
 )
-from ts_parity.engine.events import Action, Task
+from ts_parity.engine.query import Action, Task
 from ts_parity.lab.records import ERROR, Record
 
 BLOCK = 1 << 14
