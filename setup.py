@@ -19,8 +19,9 @@ COMPILED = [
     *(
         f"engine/{name}"
         for name in (
-            "admission", "capacity", "events", "fleet", "health", "lateness", "outliers", "policy", "query",
-            "scheduler", "selection", "timers", "trials", "trust",
+            "admission", "capacity", "ejection", "events", "fleet", "health", "hedging", "lateness", "launch",
+            "outliers", "placement", "policy", "query", "release", "scheduler", "selection", "timers", "trials",
+            "trust",
         )
     ),
     *(

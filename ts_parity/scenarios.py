@@ -91,7 +91,11 @@ class Run:
     def nothing_left_over(self) -> bool:
         """No open query, nothing queued, no group open; tasks that never end aside, no place taken."""
         pools = list(self.scheduler.pools())
-        lines = [line for p in pools for line in (p.waiting, p.retries, p.open_groups, p.finishes, p.late, p.hedges)]
+        lines = [
+            line
+            for p in pools
+            for line in (p.waiting, p.retries, p.placement.open_groups, p.finishes, p.late, p.hedges)
+        ]
         empty = not any(lines) and all(_all_done(p.protections) for p in pools)
         return empty and self.scheduler.open_queries() == 0 and self.scheduler.in_flight() == self.unfinished
 

@@ -59,14 +59,14 @@ def erring(load, share, suspects=0):
 )
 def test_whom_errors_may_take_out(load, share, suspects, may):
     pool, first = erring(load, share, suspects)
-    assert pool.may_convict(first) is may
+    assert pool.ejection.may_convict(first) is may
 
 
 def test_who_is_out_bears_no_load():
     pool, first = erring(0.5, 0.3)
     other = pool.deployed.everyone[1]
     other.health.condition = Condition.OUT
-    assert not pool.may_convict(first)
+    assert not pool.ejection.may_convict(first)
 
 
 def test_a_second_copy_goes_to_an_idle_machine_or_to_none():

@@ -162,7 +162,7 @@ class World:
         if task.kind is Kind.DEPLOYED and not task.hedge and task.place.tasks:
             oldest = self.now - next(iter(task.place.tasks.values())).sent_at
             pool = next(iter(self.scheduler.pools()))
-            spare = self.policy.spare_places if oldest > pool.reconstruct_after_s else 0
+            spare = self.policy.spare_places if oldest > pool.release.after_s else 0
         assert on_endpoint <= task.place.endpoint.places + spare
         assert on_instance <= task.place.host.instance.places + spare
         if task.hedge:
@@ -305,7 +305,7 @@ def test_the_promises(fleet, policy, steps):
         assert not pool.waiting
         assert not pool.retries
         assert pool.waiting_count == 0
-        assert not pool.open_groups
+        assert not pool.placement.open_groups
         assert not pool.late
         assert not pool.hedges
         assert all(group.done for group, _ in (*pool.trials.launches, *pool.trials.finishes))

@@ -131,7 +131,9 @@ class World:
                 lines[query.id] += 1
             assert all(query.open for query in [*pool.late.values(), *pool.hedges.values()])
             if pool.waiting and not self.policy.spare_places:
-                assert pool.endpoint_for_query(pool.waiting[0], self.now) is None, "it has a place and is not sent"
+                assert pool.selection.for_query(pool.waiting[0], self.now, pool.waiting_count) is None, (
+                    "it has a place and is not sent"
+                )
         for query in self.queries:
             if query.open:
                 assert lines[query.id] == (query.state is QueryState.WAITING)
@@ -244,7 +246,7 @@ def test_nobody_is_forgotten_and_nothing_is_left(start):
             scheduler = world.scheduler
             assert (scheduler.open_queries(), scheduler.in_flight()) == (0, 0)
             for pool in scheduler.pools():
-                assert not any((pool.waiting, pool.retries, pool.late, pool.hedges, pool.open_groups))
+                assert not any((pool.waiting, pool.retries, pool.late, pool.hedges, pool.placement.open_groups))
                 assert all(group.done for group, _ in (*pool.trials.launches, *pool.trials.finishes))
         except AssertionError as error:
             raise AssertionError(f"seed {seed}: {error}") from error

@@ -45,12 +45,12 @@ def test_when_its_machines_serve_no_deployed_model_any_more_the_backup_goes_with
     whole = fleet(deployed=4, code="student", shared=True, protections=2)
     scheduler = Scheduler(whole, Policy())
     [pool] = scheduler.pools()
-    assert pool.launches_late
+    assert pool.launch.late
     apart = tuple(one for one in whole.endpoints if one.row is not None or one.name in ("d2", "d3"))
     scheduler.endpoints_changed(replace(whole, endpoints=apart), 1.0)
-    assert not pool.launches_late
+    assert not pool.launch.late
     scheduler.endpoints_changed(whole, 2.0)
-    assert pool.launches_late
+    assert pool.launch.late
 
 
 def test_a_late_backups_answer_may_be_used_from_its_launch_on():
@@ -63,7 +63,7 @@ def test_a_late_backups_answer_may_be_used_from_its_launch_on():
         assert pool.pool.name == POOL
         for latency in seen:
             pool.latency.add(latency)
-        quantiles[shared] = (pool.reconstruct_after_s, pool.launch_after_s)
+        quantiles[shared] = (pool.release.after_s, pool.launch.after_s)
     assert quantiles[True][0] == quantiles[True][1] == quantiles[False][1] < quantiles[False][0]
 
 

@@ -45,7 +45,7 @@ class InstanceState:
         """An endpoint's health has changed: a machine that is slow for one model is so for all."""
         self.clean = all(state.health.clean for state in self.endpoints)
         for state in self.endpoints:
-            state.line.settle(state)
+            state.peers.settle(state)
 
 
 class PoolShare:
@@ -72,15 +72,15 @@ class EndpointState:
     """An endpoint, how many of its places are taken, and its health."""
 
     __slots__ = (
-        "ejections", "endpoint", "failures", "health", "host", "in_flight", "last_sent", "line", "machine_places",
-        "name", "only", "record", "share", "tasks", "why",
+        "ejections", "endpoint", "failures", "health", "host", "in_flight", "last_sent", "machine_places",
+        "name", "only", "peers", "record", "share", "tasks", "why",
     )  # fmt: skip
 
     def __init__(self, endpoint: Endpoint, host: InstanceState, policy: Policy) -> None:
         self.name = endpoint.name
         self.endpoint = endpoint
         self.host = host
-        self.line = Line()
+        self.peers = EndpointSet()
         self.share = PoolShare()
         self.only = frozenset({endpoint.instance})
         self.in_flight = 0
@@ -117,7 +117,7 @@ class EndpointState:
         """Task numbers grow, so the last one is also the order in which endpoints were used."""
         host, share = self.host, self.share
         self.in_flight += 1
-        self.line.taken += 1
+        self.peers.taken += 1
         share.in_flight += 1
         host.in_flight += 1
         self.last_sent = task.id
@@ -128,9 +128,9 @@ class EndpointState:
         if full or host.in_flight == host.instance.places:
             for state in host.endpoints:
                 if (full and state.share is share) or not state.has_place():
-                    state.line.remove(state)
+                    state.peers.remove(state)
         if not full:
-            self.line.settle(self)
+            self.peers.settle(self)
 
     def part(self) -> None:
         """Another has its name and machine now. What is in flight here takes none of its places."""
@@ -143,18 +143,18 @@ class EndpointState:
     def free_place(self, task: Occupant) -> None:
         host, share = self.host, self.share
         self.in_flight -= 1
-        self.line.taken -= 1
+        self.peers.taken -= 1
         share.in_flight -= 1
         host.in_flight -= 1
         del self.tasks[task.id]
         if share.in_flight == share.places - 1 or host.in_flight == host.instance.places - 1:
             for state in host.endpoints:
-                state.line.freed(state)
+                state.peers.freed(state)
         else:
-            self.line.freed(self)
+            self.peers.freed(self)
 
 
-class Line:
+class EndpointSet:
     """Endpoints that do the same work: all of them, and those with a place, the longest idle first.
 
     So choosing costs little, however many there are, and however many are busy or out.
@@ -176,7 +176,7 @@ class Line:
         self.taken = sum(state.in_flight for state in self.everyone)
         """Tasks in flight. A state that left counts in the line it left."""
         for state in self.everyone:
-            state.line = self
+            state.peers = self
             self.freed(state)
 
     def __len__(self) -> int:

@@ -37,6 +37,8 @@ MARGIN_OF_FEW: Final = 3.0
 """No estimate from few answers is farther from the median."""
 FASTER: Final = 1.5
 """Three quarters of the recent answers this many times faster than the median: everything has become faster."""
+LATE: Final = 0.9
+"""The quantile of latency at which a backup is launched for a late query; its answer is used as soon as it comes."""
 _NORMAL: Final = NormalDist()
 _QUARTILE: Final = _NORMAL.inv_cdf(0.75)
 

@@ -143,6 +143,19 @@ class Query:
         """Neither answered, failed nor abandoned."""
         return self.state is not QueryState.DONE
 
+    @property
+    def waiting(self) -> bool:
+        """For a place."""
+        return self.state is QueryState.WAITING
+
+    def may_run(self) -> bool:
+        """Whether one that may be what its workers died of is sent once more: only after the first, only once, and not
+        while anybody else still has it. So it kills two workers at most, unless more had it when the first died.
+        """
+        group = self.group
+        others = self.in_flight + self.finishes_pending + (0 if group is None else group.flying)
+        return not self.kills or (self.kills == 1 and not self.last_chance and not others)
+
     def __repr__(self) -> str:
         where = f" group {self.group.id} slot {self.slot}" if self.group is not None else ""
         return f"<Query {self.id} {self.pool} {self.state.value}{where}>"
@@ -166,7 +179,10 @@ class Task(Occupant):
         sent_at: float,
         hedge: bool = False,
     ) -> None:
-        super().__init__(id, sent_at)
+        # What Occupant does, without the call: tasks are made for every query.
+        self.id = id
+        self.sent_at = sent_at
+        self.lost = False
         self.kind = kind
         self.query = query
         self.group = group

@@ -21,16 +21,13 @@ from ts_parity.engine.fleet import FleetState, PoolState
 from ts_parity.engine.health import Condition
 from ts_parity.engine.policy import Policy, TokenBucket
 from ts_parity.engine.query import Action, Answer, CodingGroup, Compare, Fail, Query, QueryState, Send, Task
+from ts_parity.engine.release import MAX_FINISHES, Release
 from ts_parity.engine.timers import Timer, Timers
 from ts_parity.engine.trust import Finding, Standing, Trust
 
 GONE: Final = Failed("its endpoint is gone", cause=Cause.GONE)
 NOTHING_RAN: Final = (Cause.UNREACHABLE, Cause.MISSING)
-MAX_FINISHES: Final = 2
 MOST_CHANGES: Final = 64
-SHED_LOAD: Final = 0.85
-"""Above this share of places taken, a protection on shared machines is no longer launched with its group: what is left
-idle is what queries need."""
 WATCH_S: Final = 0.1
 """A comparison takes up to milliseconds; ten a second find what has changed and cost nobody anything."""
 LONGEST_REST_S: Final = 1.0
@@ -92,8 +89,7 @@ class Scheduler:
             if pool.waiting_count == 1:  # else those before it found no place, and none has come free since
                 self._pump(now, actions)
             if query.state is QueryState.WAITING:
-                if self.policy.launch_waiting and pool.launches_late:
-                    query.launch_at = now + self.policy.launch_waiting * pool.launch_after_s
+                query.launch_at = now + pool.launch.after_waiting_s
                 self._arm_query(query)
         return actions
 
@@ -221,7 +217,7 @@ class Scheduler:
                 self._token_at = math.inf
             else:  # an endpoint may be asked again
                 if subject.health.resumes_at <= now:
-                    subject.line.unpark(subject)
+                    subject.peers.unpark(subject)
                     if not self._probes(subject):  # then the next query tells
                         subject.health.clean = True
                         subject.host.judge()
@@ -271,7 +267,7 @@ class Scheduler:
             if now >= query.start_by and now > query.arrived_at and pool.is_hopeless(query, now):
                 self._refuse_late(pool, query, now, actions)
             else:
-                place = pool.endpoint_for_query(query, now)
+                place = pool.selection.for_query(query, now, pool.waiting_count)
                 if place is None:
                     waiting.remove(pool)
                     continue
@@ -328,7 +324,7 @@ class Scheduler:
             if query.owes and self._retries.wait_s(0) > 0:
                 self._await_token(now)
                 continue
-            place = pool.endpoint_for_retry(query, now)
+            place = pool.selection.for_retry(query, now, pool.waiting_count)
             if place is not None:
                 if query.owes:
                     self._pay(query)
@@ -360,38 +356,38 @@ class Scheduler:
         pool.load.add(pool.in_flight() + pool.waiting_count, pool.places)
         sealed = None
         if query.release_at == math.inf:  # the first dispatch; a rejected query comes here again, in its group already
-            query.release_at = now + pool.reconstruct_after_s
+            query.release_at = now + pool.release.after_s
             if pool.code is not None and pool.rows and query.key is not None:
                 if not pool.protecting:
                     self._try_protection(pool, query, place.domain, now)
-                elif pool.launches_late:
-                    query.launch_at = now + pool.launch_after_s
+                elif pool.launch.late:
+                    query.launch_at = now + pool.launch.after_s
                 else:
                     sealed = self._join(pool, query, place.domain, now)
             if self.policy.hedge_ratio and pool.may_copy(now):
-                query.hedge_at = now + pool.hedge_after_s(query.launch_at - now)
+                query.hedge_at = now + pool.hedging.after_s(query.launch_at - now)
             self._arm_query(query)
         self._send(Kind.DEPLOYED, place, query, query.group, query.slot, None, now, actions)
         if sealed is not None:
             self._seal(sealed, actions)
         spare = self.policy.hedge_ratio and not query.kills and not pool.waiting_count and not pool.retries
         if pool.deployed.trials and spare:
-            probe = pool.endpoint_for_probe(query, now) if pool.may_copy(now) else None
+            probe = pool.selection.for_probe(query, now) if pool.may_copy(now) else None
             if probe is not None and self._hedges.take():
                 self._send_copy(query, probe, now, actions)
 
     def _join(self, pool: PoolState, query: Query, domain: str, now: float) -> CodingGroup | None:
         """-> the group, if this was its last member: it is full, or no other is expected in time."""
         assert pool.code is not None
-        pool.gap.arrived(now)
-        group = pool.group_for(query.key, domain)
+        pool.placement.gap.arrived(now)
+        group = pool.placement.group_for(query.key, domain)
         if group is None:
             self._serial += 1
-            group = CodingGroup(self._serial, query.key, pool.code, now + pool.group_wait_s, pool.trust, now)
-            pool.open_groups.setdefault(query.key, []).append(group)
+            group = CodingGroup(self._serial, query.key, pool.code, now + pool.placement.wait_s, pool.trust, now)
+            pool.placement.open(group)
             self._timers.arm(group.closes_at, Timer.SEAL, group)
         group.join(query, domain)
-        return None if not group.full and pool.expects_member(group, now) else group
+        return None if not group.full and pool.placement.expects_member(group, now) else group
 
     def _seal(self, group: CodingGroup, actions: list[Action]) -> None:
         """No more members; launch the protections, unless everybody has an answer already."""
@@ -404,7 +400,7 @@ class Scheduler:
         first = group.members[0]
         pool = self._fleet.pools.get(first.pool) if first is not None else None
         if pool is not None:
-            pool.close_group(group)
+            pool.placement.close(group)
         if group.unanswered == 0:
             group.retire()
             return
@@ -413,7 +409,7 @@ class Scheduler:
             group.retire()
             self._review(group, actions)
             return
-        shed = pool.load.value > SHED_LOAD and pool.shares_machines
+        shed = pool.launch.sheds
         for row in range(0 if shed else group.code.r):
             if pool.may_launch(group, row):
                 group.pending_rows.add(row)
@@ -428,7 +424,7 @@ class Scheduler:
             group, row = pool.protections.popleft()
             if group.done or row not in group.pending_rows:
                 continue
-            place = pool.endpoint_for_protection(group, row, now)
+            place = pool.selection.for_protection(group, row, now)
             if place is None:
                 held.append((group, row))
                 if len(held) >= len(pool.rows):  # every row is busy; the rest of the queue need not be asked
@@ -457,7 +453,7 @@ class Scheduler:
         """As many late queries as the code takes go together to the first place that comes free."""
         while pool.late:
             first = next(iter(pool.late.values()))
-            place = pool.endpoint_for_late(first, now)
+            place = pool.selection.for_late(first, now)
             if place is None or pool.code is None or place.endpoint.row is None:
                 return
             self._serial += 1
@@ -509,14 +505,14 @@ class Scheduler:
         trust.try_again_if_due(now)
         if not trust.on_trial:
             return
-        soon = max(1.0, 4.0 * pool.reconstruct_after_s)
+        soon = max(1.0, 4.0 * pool.release.after_s)
         trials.drop_overdue(now - self.policy.deadline_s, now - soon, trust, now)
         group = trials.group_for(query.key)
         if group is None:
             if not trials.may_begin:
                 return
             self._serial += 1
-            group = CodingGroup(self._serial, query.key, pool.code, now + pool.group_wait_s, trust, now, True)
+            group = CodingGroup(self._serial, query.key, pool.code, now + pool.placement.wait_s, trust, now, True)
             trials.begin(group)
             self._timers.arm(group.closes_at, Timer.SEAL, group)
         trials.join(group, query, domain)
@@ -532,17 +528,18 @@ class Scheduler:
 
     def _send_trials(self, pool: PoolState, now: float, actions: list[Action]) -> None:
         trials = pool.trials
+        long = pool.trust is not None and pool.trust.is_slow(now)
         for group, row in [*trials.launches]:
             if not pool.rows.get(row):  # any more
                 trials.drop(group)
-            place = None if group.done else pool.endpoint_for_trial(group, row, now)
+            place = None if group.done else pool.selection.for_trial(group, row, now, long)
             if place is not None:
                 group.protection_sent(row)
                 self._send(Kind.PROTECTION, place, None, group, None, row, now, actions)
             if place is not None or group.done:
                 trials.launches.remove((group, row))
         for group, slot in [*trials.finishes]:
-            place = None if group.done else pool.endpoint_for_trial(group, None, now)
+            place = None if group.done else pool.selection.for_trial(group, None, now, long)
             if place is not None:
                 self._send(Kind.FINISH, place, group.members[slot], group, slot, None, now, actions)
             if place is not None or group.done:
@@ -598,7 +595,7 @@ class Scheduler:
             pool.hedges.clear()
         for query in [*pool.hedges.values()]:
             if query.in_flight:
-                place = pool.endpoint_for_hedge(query, now)
+                place = pool.selection.for_hedge(query, now)
                 if place is None:
                     return
                 if self._hedges.take():
@@ -615,14 +612,14 @@ class Scheduler:
         while pool.finishes:
             query = pool.finishes[0]
             if query.open:
-                place = pool.endpoint_for_finish(query, now)
+                place = pool.selection.for_finish(query, now)
                 if place is None:
                     return
                 query.finish_attempts += 1
                 query.avoid |= place.only
                 self._send(Kind.FINISH, place, query, query.group, query.slot, None, now, actions)
                 # The endpoint may be frozen and not known to be: then a second one is asked.
-                self._timers.arm(now + pool.reconstruct_after_s, Timer.FINISH, query)
+                self._timers.arm(now + pool.release.after_s, Timer.FINISH, query)
             pool.finishes.popleft()
 
     def _send(
@@ -687,7 +684,7 @@ class Scheduler:
     def _weigh_error(self, task: Task, query: Query, outcome: Arrived, pool: PoolState, now: float) -> bool:
         """Learn whose fault errors are; see `outliers`. -> whether this answer is set aside until a peer has spoken."""
         place, first = task.place, query.set_aside
-        suspect = place.record.erred(*pool.peers_of(place)) if outcome.error else False
+        suspect = place.record.erred(*pool.ejection.peers_of(place)) if outcome.error else False
         if not outcome.error:
             place.record.answered()
         if first is not None:
@@ -696,7 +693,7 @@ class Scheduler:
                 return False
             if outcome.error:
                 self._acquit(first.place, now)
-            elif first.place.record.proved() and pool.may_convict(first.place):
+            elif first.place.record.proved() and pool.ejection.may_convict(first.place):
                 before = first.place.health.condition
                 first.place.health.convicted(now)
                 self._health_changed(first.place, before, "it answers with errors what its peers answer well", now)
@@ -707,15 +704,15 @@ class Scheduler:
             if not self._may_ask_a_peer(query, pool, now):
                 return False
             assert query.deadline_at is not None
-            query.choosy_until = min(now + pool.reconstruct_after_s, (now + query.deadline_at) / 2)
+            query.choosy_until = min(now + pool.release.after_s, (now + query.deadline_at) / 2)
             self._queue_again(query, choosy=True)
         query.set_aside = task
         return True
 
     def _may_ask_a_peer(self, query: Query, pool: PoolState, now: float) -> bool:
         """It has an answer, if a doubtful one: so only at once, and within the budget."""
-        query.avoid |= pool.suspects()
-        if query.kills or not pool.pool.repeatable or not pool.has_elsewhere(query):
+        query.avoid |= pool.ejection.suspects()
+        if query.kills or not pool.pool.repeatable or not pool.selection.has_elsewhere(query):
             return False
         self._retries.pass_time(now)
         queue = any(other.owes for other_pool in self._fleet.pools.values() for other in other_pool.retries.values())
@@ -743,7 +740,7 @@ class Scheduler:
                 query.first_cause = query.first_cause or f"{task.endpoint.name}: {outcome.reason}"
                 query.release_at = now
                 pool = self._fleet.pools.get(query.pool)
-                if pool is not None and pool.launches_late:
+                if pool is not None and pool.launch.late:
                     self._launch(pool, query)
             if not self._try_again(query, task, outcome, now):
                 self._give_up_on_own_task(query, now, actions)
@@ -886,7 +883,7 @@ class Scheduler:
 
     def _queue_finish(self, query: Query) -> bool:
         pool = self._fleet.pools.get(query.pool)
-        if pool is None or not self._may_be_finished(query, pool):
+        if pool is None or not pool.release.may_be_finished(query, pool.can_finish):
             return False
         query.last_chance = query.kills > 0
         query.finishes_pending += 1
@@ -902,14 +899,14 @@ class Scheduler:
         pool = self._fleet.pools.get(query.pool)
         if pool is None or not pool.deployed:
             return False
-        elsewhere = pool.has_elsewhere(query)
+        elsewhere = pool.selection.has_elsewhere(query)
         if isinstance(outcome, Failed):
             if not outcome.retry or (not pool.pool.repeatable and outcome.cause not in NOTHING_RAN):
                 return False
             if not self._may_retry(query, task, outcome.cause, elsewhere, now):
                 return False
             assert query.deadline_at is not None
-            query.choosy_until = min(now + pool.reconstruct_after_s, (now + query.deadline_at) / 2)
+            query.choosy_until = min(now + pool.release.after_s, (now + query.deadline_at) / 2)
             if outcome.cause is Cause.UNREACHABLE and not elsewhere:
                 # Nobody is there. They may be back in a moment; but where they are not, nobody waits in vain for long.
                 pool.unreachable_since = min(pool.unreachable_since, now)
@@ -986,7 +983,7 @@ class Scheduler:
             query.excused += 1
         if query.attempts - query.excused >= self.policy.max_attempts:
             return False
-        if query.kills and not _may_run(query):
+        if query.kills and not query.may_run():
             # What else has it may still kill or answer; if it does neither, its own second attempt is due.
             query.displaced = query.kills == 1 and not query.last_chance
             return False
@@ -1007,7 +1004,7 @@ class Scheduler:
     def _queue_again(self, query: Query, choosy: bool = False) -> bool:
         """At the head of those that wait for any place; or, if it may not have just any now, in a line beside it."""
         pool = self._fleet.pools.get(query.pool)
-        if pool is None or not pool.deployed or (query.kills and not _may_run(query)):
+        if pool is None or not pool.deployed or (query.kills and not query.may_run()):
             return False
         query.state = QueryState.WAITING
         query.displaced = False
@@ -1089,7 +1086,7 @@ class Scheduler:
 
     def _rebuild(self, query: Query, group: CodingGroup, now: float, actions: list[Action]) -> None:
         """Use the rebuilt answer, if the query may have it and its time has come."""
-        if now < query.release_at or query.finishes_pending or not self._may_be_rebuilt(query, group):
+        if not (Release.is_due(query, now) and self._may_be_rebuilt(query, group)):
             return
         if group.code.family == "backup":
             task = next(group.protections[row] for row, slots in group.covers.items() if query.slot in slots)
@@ -1110,17 +1107,8 @@ class Scheduler:
                 self._fail(query, Reason.FAILED, actions)
 
     def _may_be_rebuilt(self, query: Query, group: CodingGroup) -> bool:
-        if not group.usable or (query.exact and not group.code.lossless):
-            return False
-        if group.code.family == "backup":  # its answers are ready
-            return True
         pool = self._fleet.pools.get(query.pool)
-        return pool is not None and self._may_be_finished(query, pool)
-
-    def _may_be_finished(self, query: Query, pool: PoolState) -> bool:
-        if query.kills and (query.state is QueryState.WAITING or query.displaced or not _may_run(query)):
-            return False  # it runs at most once more, and that is its own attempt
-        return pool.can_finish and query.finish_attempts < MAX_FINISHES
+        return Release.may_be_rebuilt(query, group, pool is not None and pool.can_finish)
 
     def _arm_query(self, query: Query) -> None:
         """One timer a query: for what comes next."""
@@ -1248,7 +1236,7 @@ class Scheduler:
             before, why = health.condition, f"its answers come over {self.policy.slow_factor:g} times later than usual"
             if slow:
                 pool = self._fleet.pools[task.endpoint.pool]
-                health.was_slow(now, self.policy.slow_until_out, pool.may_take_out())
+                health.was_slow(now, self.policy.slow_until_out, pool.ejection.may_take_out())
             else:
                 health.succeeded()
         else:
@@ -1266,12 +1254,12 @@ class Scheduler:
     def _health_changed(self, place: EndpointState, before: Condition, why: str, now: float) -> None:
         health = place.health
         self._note_change(place, before, why)
-        place.line.count(before, health.condition)
+        place.peers.count(before, health.condition)
         if health.resumes_at > now:
-            place.line.park(place)
+            place.peers.park(place)
             self._timers.arm(health.resumes_at, Timer.RESUME, place)
         else:
-            place.line.unpark(place)
+            place.peers.unpark(place)
             if not health.clean and not self._probes(place):
                 self._timers.arm(now + self.policy.out_s, Timer.RESUME, place)
         place.host.judge()
@@ -1297,8 +1285,7 @@ class Scheduler:
 
     def _was_slow(self, task: Task, now: float) -> bool:
         pool = self._fleet.pools.get(task.endpoint.pool)
-        usual = None if pool is None else pool.latency.quantile(0.5)
-        return usual is not None and now - task.sent_at > self.policy.slow_factor * usual
+        return pool is not None and pool.ejection.is_slow(now - task.sent_at)
 
     def open_queries(self) -> int:
         return len(self._live)
@@ -1323,13 +1310,13 @@ class Scheduler:
                 name: {
                     "waiting": pool.waiting_count + len(pool.retries),
                     "load": round(pool.load.value, 3),
-                    "open_groups": sum(len(groups) for groups in pool.open_groups.values()),
+                    "open_groups": sum(len(groups) for groups in pool.placement.open_groups.values()),
                     "late": len(pool.late),
                     "queued_protections": sum(not group.done for group, _ in pool.protections),
-                    "reconstruct_after_s": pool.reconstruct_after_s,
+                    "reconstruct_after_s": pool.release.after_s,
                     "trust": None if pool.trust is None or pool.code is None else pool.trust.told(),
                     "copies": pool.repeats.told(),
-                    "group_wait_s": pool.group_wait_s,
+                    "group_wait_s": pool.placement.wait_s,
                 }
                 for name, pool in self._fleet.pools.items()
             },
@@ -1345,15 +1332,6 @@ class Scheduler:
                 for name, state in self._fleet.endpoints.items()
             },
         }
-
-
-def _may_run(query: Query) -> bool:
-    """Whether a query that may be what its workers died of is sent once more: only after the first, only once, and not
-    while anybody else still has it. So it kills two workers at most, unless more had it when the first died.
-    """
-    group = query.group
-    others = query.in_flight + query.finishes_pending + (0 if group is None else group.flying)
-    return not query.kills or (query.kills == 1 and not query.last_chance and not others)
 
 
 def _head(pool: PoolState) -> Query:

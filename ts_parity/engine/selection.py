@@ -8,15 +8,144 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from ts_parity.engine.capacity import EndpointState, Line
+from ts_parity.engine.capacity import EndpointSet, EndpointState
 from ts_parity.engine.health import Condition
-from ts_parity.engine.query import Query
+from ts_parity.engine.policy import Policy
+from ts_parity.engine.query import CodingGroup, Query
+from ts_parity.engine.release import Release
 
 NO_DOMAINS: Final[Mapping[str, int]] = {}
 
 
+class Selection:
+    """The endpoint of one pool to which each kind of work goes, or None: for now, it waits."""
+
+    def __init__(self, policy: Policy, release: Release) -> None:
+        self._policy = policy
+        self._release = release
+        self.deployed = EndpointSet()
+        self.rows: dict[int, EndpointSet] = {}
+        self._domains = 1
+
+    def adopt(self, deployed: EndpointSet, rows: dict[int, EndpointSet]) -> None:
+        """`rows`: the endpoints of each protection."""
+        self.deployed, self.rows = deployed, rows
+        self._domains = len({state.domain for state in deployed.everyone})
+
+    def for_query(self, query: Query, now: float, waiting: int) -> EndpointState | None:
+        if self._policy.balance == "round_robin":
+            return next((state for state in self.deployed.with_place()), None)
+        line = self.deployed
+        if not query.avoid:
+            first = next(iter(line.ready.values()), None)
+            if first is not None and not first.host.in_flight and now >= first.health.resumes_at:
+                return first  # what `choose` would say, and nearly always the case
+        chosen = None
+        if line.ready or line.doubted or line.trials or line.out == len(line.everyone):
+            # A second attempt goes to another failure domain, for what failed may have failed together.
+            domains = {query.domain: 1} if query.avoid else NO_DOMAINS
+            chosen = choose(line, now, query.avoid, domains)
+        if chosen is None and self._policy.slow_factor and waiting > len(self.deployed):
+            # Where so many wait, a slow machine is sooner done than the queue.
+            slow = [s for s in self.deployed.parked.values() if s.health.only_slow and s.has_place()]
+            chosen = min(slow, key=lambda s: s.last_sent, default=None)
+        if chosen is None and self._policy.spare_places:
+            chosen = self._with_an_overdue_reply(query, now)
+        return chosen
+
+    def for_retry(self, query: Query, now: float, waiting: int) -> EndpointState | None:
+        """One elsewhere, in another failure domain if there are any healthy ones, or none for now. If there is no
+        elsewhere (any more), as for every query, but not while a copy runs there.
+        """
+        far = any(is_elsewhere(state, query, True) for state in self.deployed.everyone)
+        free = [state for state in self.deployed.with_place() if is_elsewhere(state, query, far)]
+        if free:
+            return least_outstanding(free, now)
+        if far or self.has_elsewhere(query) or now < query.rests_until:
+            return None
+        return self.for_query(query, now, waiting)
+
+    def has_elsewhere(self, query: Query) -> bool:
+        """Whether a copy of it is still out, or there is a healthy endpoint, busy or not, that has not failed it."""
+        return query.in_flight > 0 or any(is_elsewhere(state, query, False) for state in self.deployed.everyone)
+
+    def _with_an_overdue_reply(self, query: Query, now: float) -> EndpointState | None:
+        """One more than its places, to an instance whose oldest task is overdue and whose last answer was in time: that
+        one reply may be late on its way while the machine is idle.
+        """
+        spare, overdue_s = self._policy.spare_places, self._release.after_s
+        overdue = [
+            state
+            for state in self.deployed.everyone
+            if state.host.clean
+            and state.share.in_flight < state.share.places + spare
+            and state.host.in_flight < state.machine_places + spare
+            and state.in_flight < state.endpoint.places + spare
+            and state.tasks
+            and now - next(iter(state.tasks.values())).sent_at > overdue_s
+            and state.endpoint.instance not in query.avoid
+        ]
+        return min(overdue, key=lambda s: (s.host.in_flight, s.last_sent), default=None)
+
+    def for_hedge(self, query: Query, now: float) -> EndpointState | None:
+        """An idle one in another failure domain, or none: a hedge must not make others wait."""
+        chosen = choose(self.deployed, now, query.avoid, {query.domain: 1})
+        if chosen is None or chosen.host.in_flight or chosen.endpoint.instance in query.avoid:
+            return None
+        return chosen if chosen.domain != query.domain or self._domains == 1 else None
+
+    def for_probe(self, query: Query, now: float) -> EndpointState | None:
+        """One that was taken out, has nothing to do and may be tried."""
+        for state in self.deployed.trials.values():
+            due = now >= state.health.resumes_at
+            if due and not state.host.in_flight and state.endpoint.instance not in query.avoid:
+                return state
+        return None
+
+    def for_late(self, query: Query, now: float) -> EndpointState | None:
+        """Where a backup of a late query runs: in another failure domain than the query, if there is one."""
+        chosen = None
+        for line in self.rows.values():
+            chosen = choose(line, now, query.avoid, {query.domain: 1})
+            if chosen is not None and chosen.domain != query.domain:
+                return chosen
+        everyone = (state for line in self.rows.values() for state in line.everyone)
+        return chosen if all(state.domain == query.domain for state in everyone) else None
+
+    def for_protection(self, group: CodingGroup, row: int, now: float) -> EndpointState | None:
+        return choose(self.rows[row], now, domains=group.domains)
+
+    def for_trial(self, group: CodingGroup, row: int | None, now: float, long: bool) -> EndpointState | None:
+        """For a protection on trial, or a finish (no row): only where it takes nothing from anybody. A machine that
+        serves deployed models too must be half idle; but a trial that has gone on for `long`, takes any free place.
+        """
+        line = self.deployed if row is None else self.rows.get(row)
+        chosen = choose(line, now, domains=group.domains) if line is not None else None
+        if chosen is None or not chosen.has_place():
+            return None
+        host = chosen.host
+        return chosen if not host.serves or long or 2 * host.in_flight <= host.instance.places else None
+
+    def for_finish(self, query: Query, now: float) -> EndpointState | None:
+        """Any endpoint with the user's code will do, but not where a task of this query is stuck already.
+
+        First the one whose protection has just answered: of the idle ones it is the least likely to be frozen.
+        """
+        lively = [] if query.group is None else [task.place for task in query.group.protections.values()]
+        idle = [state for state in lively if state.has_place() and state.endpoint.instance not in query.avoid]
+        chosen = least_outstanding(idle, now)
+        if chosen is not None:
+            return chosen
+        lines = [self.deployed, *self.rows.values()]
+        ready = [state for line in lines for state in line.with_place()]
+        chosen = least_outstanding(ready, now, query.avoid, in_order=False)
+        if chosen is not None or any(line.out < len(line) for line in lines):
+            return chosen
+        return soonest_back(state for line in lines for state in line.everyone)
+
+
 def choose(
-    line: Line,
+    line: EndpointSet,
     now: float,
     avoid: frozenset[str] = frozenset(),
     domains: Mapping[str, int] = NO_DOMAINS,

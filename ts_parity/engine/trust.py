@@ -110,6 +110,10 @@ class Trust:
     def on_trial(self) -> bool:
         return self.standing is Standing.ON_TRIAL
 
+    def is_slow(self, now: float) -> bool:
+        """Whether its trial has gone on for long: there are few queries, or hardly a place is ever idle."""
+        return now - self.since > QUIET_S
+
     def begin_anew(self, now: float) -> None:
         """Workers were started or registered anew: nothing is known of them."""
         if self.proved:

@@ -1,0 +1,68 @@
+"""Launch: when a protection is asked to run.
+
+With its group where it has machines of its own (the paper's way; parity models always, for they need the other
+members' outputs). For late queries only where it stands beside the deployed model: there it would stand in the way of
+queries, and a small student launched late gives a better tail at a tenth of the work.
+
+Knows latencies, the load and the code. Knows nothing of where a protection runs.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final, final
+
+from ts_parity.engine.events import Code
+from ts_parity.engine.lateness import LATE, LatencyWindow
+from ts_parity.engine.policy import LoadMeter, Policy
+
+SHED_LOAD: Final = 0.85
+"""Above this share of places taken, a protection on shared machines is no longer launched with its group: what is left
+idle is what queries need."""
+
+
+@final
+class Launch:
+    """Of one pool."""
+
+    __slots__ = ("_latency", "_load", "_policy", "_shared", "late")
+
+    def __init__(self, policy: Policy, latency: LatencyWindow, load: LoadMeter) -> None:
+        self._policy = policy
+        self._latency = latency
+        self._load = load
+        self._shared = False
+        self.late = False
+        """Backups are launched for late queries only."""
+
+    def adopt(self, code: Code | None, partial: bool, shared: bool) -> None:
+        """`partial`: the protection takes groups of any size, for late queries seldom fill one. `shared`: a protection
+        stands on a machine that serves deployed models too.
+        """
+        self._shared = shared
+        late = self._policy.launch == "late" or (self._policy.launch == "auto" and shared)
+        self.late = late and code is not None and code.family == "backup" and (partial or code.k == 1)
+
+    @property
+    def after_s(self) -> float:
+        """How long after a query was sent. The last tenth of the load stretches it most: there the queue, not the
+        worker, makes queries late.
+        """
+        policy = self._policy
+        if policy.launch_after_s is not None:
+            base = policy.launch_after_s
+        else:
+            measured = self._latency.quantile(LATE)
+            base = policy.reconstruct_cold_s if measured is None else measured
+        return base * (1.0 + policy.launch_stretch * min(1.0, max(0.0, (self._load.value - 0.5) / 0.5)))
+
+    @property
+    def after_waiting_s(self) -> float:
+        """How long after a query that has no place yet has come; inf: it is not launched for such."""
+        waiting = self._policy.launch_waiting
+        return waiting * self.after_s if waiting and self.late else math.inf
+
+    @property
+    def sheds(self) -> bool:
+        """Whether groups go without, for queries need the machines."""
+        return self._load.value > SHED_LOAD and self._shared

@@ -1,0 +1,59 @@
+"""Release: when a rebuilt answer may be used, and by whom.
+
+"First wins" would spend accuracy where nothing is late. So a query waits for its own answer for as long as answers
+usually take (a quantile, made robust in `lateness`), or until its own task has failed.
+
+Knows latencies, queries and groups. Knows nothing of endpoints, or of how an answer is rebuilt.
+"""
+
+from __future__ import annotations
+
+from typing import Final, final
+
+from ts_parity.engine.lateness import LATE, LatencyWindow
+from ts_parity.engine.policy import Policy
+from ts_parity.engine.query import CodingGroup, Query
+
+MAX_FINISHES: Final = 2
+"""Attempts to make an answer of one rebuilt output: what two instances cannot finish is not tried on a third."""
+
+
+@final
+class Release:
+    """Of one pool."""
+
+    __slots__ = ("_latency", "_policy", "late")
+
+    def __init__(self, policy: Policy, latency: LatencyWindow) -> None:
+        self._policy = policy
+        self._latency = latency
+        self.late = False
+        """Backups are launched for late queries only, so their answers are used as soon as they come."""
+
+    @property
+    def after_s(self) -> float:
+        """How long a query that was sent waits for its own answer."""
+        policy = self._policy
+        if policy.reconstruct_after_s is not None:
+            return policy.reconstruct_after_s
+        measured = self._latency.quantile(LATE if self.late else policy.reconstruct_quantile)
+        return policy.reconstruct_cold_s if measured is None else measured
+
+    @staticmethod
+    def is_due(query: Query, now: float) -> bool:
+        """Whether it has waited long enough, and nothing is being made of a rebuilt output already."""
+        return now >= query.release_at and not query.finishes_pending
+
+    @staticmethod
+    def may_be_rebuilt(query: Query, group: CodingGroup, finisher: bool) -> bool:
+        """Whether a rebuilt answer of this group is good for it. `finisher`: somebody can make answers of outputs."""
+        if not group.usable or (query.exact and not group.code.lossless):
+            return False
+        # A backup's answers are ready; an output has to be finished.
+        return group.code.family == "backup" or Release.may_be_finished(query, finisher)
+
+    @staticmethod
+    def may_be_finished(query: Query, finisher: bool) -> bool:
+        if query.kills and (query.waiting or query.displaced or not query.may_run()):
+            return False  # it runs at most once more, and that is its own attempt
+        return finisher and query.finish_attempts < MAX_FINISHES
