@@ -19,9 +19,9 @@ COMPILED = [
     *(
         f"engine/{name}"
         for name in (
-            "admission", "capacity", "ejection", "events", "fleet", "health", "hedging", "lateness", "launch",
-            "outliers", "placement", "policy", "query", "release", "scheduler", "selection", "timers", "trials",
-            "trust",
+            "admission", "budgets", "capacity", "ejection", "events", "fleet", "health", "hedging", "lateness",
+            "launch", "outliers", "placement", "policy", "query", "release", "retries", "scheduler", "selection",
+            "timers", "trials", "trust",
         )
     ),
     *(

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from ts_parity.engine import Answer, Arrived, Fail, Failed, Fleet, Kind, Query, Scheduler, Send, Source, plain
-from ts_parity.engine.policy import TokenBucket
+from ts_parity.engine.budgets import TokenBucket
 from ts_parity.scenarios import POOL, fleet, scenario
 
 FOREVER = 1000.0

@@ -167,7 +167,7 @@ class World:
         assert on_instance <= task.place.host.instance.places + spare
         if task.hedge:
             assert on_instance == 1, "a second copy goes to an idle instance only"
-            assert not any(pool.waiting_count or pool.retries for pool in self.scheduler.pools())
+            assert not any(pool.waiting or pool.retries for pool in self.scheduler.pools())
         if task.kind is Kind.FINISH and task.group.on_trial:
             assert task.slot in task.group.recoverable_without(task.slot)
         elif task.kind is Kind.FINISH:
@@ -304,7 +304,6 @@ def test_the_promises(fleet, policy, steps):
     for pool in world.scheduler.pools():
         assert not pool.waiting
         assert not pool.retries
-        assert pool.waiting_count == 0
         assert not pool.placement.open_groups
         assert not pool.late
         assert not pool.hedges

@@ -125,13 +125,12 @@ class World:
     def check(self):
         lines = Counter()
         for pool in self.scheduler.pools():
-            assert pool.waiting_count == len(pool.waiting)
             for query in [*pool.waiting, *pool.retries.values()]:
                 assert query.state is QueryState.WAITING
                 lines[query.id] += 1
             assert all(query.open for query in [*pool.late.values(), *pool.hedges.values()])
             if pool.waiting and not self.policy.spare_places:
-                assert pool.selection.for_query(pool.waiting[0], self.now, pool.waiting_count) is None, (
+                assert pool.selection.for_query(pool.waiting[0], self.now, len(pool.waiting)) is None, (
                     "it has a place and is not sent"
                 )
         for query in self.queries:

@@ -1,6 +1,7 @@
 """Who of those that wait is served next, and who need not wait any longer.
 
-Knows instants, how long clients wait, and what a prediction usually takes. Knows nothing of endpoints or groups.
+Knows queries' instants, how long clients wait, and what a prediction usually takes. Knows nothing of endpoints, groups,
+or of the queue itself: it is told how many wait, and shown the oldest.
 
 First come, first served is fair, and where clients wait for as long as it takes it wastes nothing. Under overload with
 deadlines, or with clients that leave, it is the worst order there is: each query is sent just before its client gives
@@ -20,7 +21,13 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import Final
+from collections.abc import Iterable
+from enum import Enum
+from typing import Final, final
+
+from ts_parity.engine.lateness import LatencyWindow
+from ts_parity.engine.policy import Policy
+from ts_parity.engine.query import Query
 
 STANDING: Final = 0.5
 """Of the time it had, the share for which the oldest has waited when the queue is a standing one."""
@@ -35,6 +42,86 @@ few who leave must not cost many who wait their turn."""
 def last_start(deadline_at: float, usual_s: float) -> float:
     """Sent at this instant or later, a query cannot be answered in time."""
     return deadline_at - usual_s
+
+
+class Verdict(Enum):
+    """What becomes of a query that finds others waiting."""
+
+    WAIT = "wait"
+    REFUSE = "refuse"
+    MAKE_ROOM = "make room"
+    """It waits, and the oldest, which cannot be answered in time any more, is refused."""
+
+
+@final
+class Admission:
+    """Of one pool: who may wait, who is served next and who is refused."""
+
+    __slots__ = ("_latency", "_places", "_policy", "_pressed_until", "patience")
+
+    def __init__(self, policy: Policy, latency: LatencyWindow) -> None:
+        self._policy = policy
+        self._latency = latency
+        self._places = 1
+        self._pressed_until = -math.inf
+        """Until then the newest goes first, since one that waited has run out of time."""
+        self.patience = PatienceMeter()
+
+    def adopt(self, places: int) -> None:
+        """Of the deployed endpoints."""
+        self._places = max(1, places)
+
+    def judge(self, query: Query, oldest: Query, waiting: int, now: float) -> Verdict:
+        """Whether one more may join `waiting` others. Where the newest goes first, the oldest makes room for it."""
+        full = waiting >= self._policy.max_waiting
+        usual_s = self._latency.median
+        starts_at = now + waiting * usual_s / self._places
+        if not self.newest_first(oldest, now):
+            assert query.deadline_at is not None
+            return Verdict.WAIT if not full and starts_at < query.deadline_at - usual_s else Verdict.REFUSE
+        return Verdict.MAKE_ROOM if full or starts_at >= oldest.start_by else Verdict.WAIT
+
+    def newest_first(self, oldest: Query, now: float) -> bool:
+        return now > oldest.stale_at or (now < self._pressed_until and oldest.start_by < math.inf)
+
+    def judge_time(self, query: Query) -> None:
+        """By when a query that waits must be sent, and for how long the queue behind it may be taken for a burst."""
+        query.start_by = query.stale_at = math.inf
+        if query.release_at < math.inf or query.in_flight or query.late:  # it was sent before, or helped otherwise
+            return
+        assert query.deadline_at is not None
+        usual_s, arrived_at = self._latency.median, query.arrived_at
+        query.start_by = start_by = last_start(query.deadline_at, usual_s)
+        leaves_at = arrived_at + self.patience.patience_s - usual_s
+        query.stale_at = arrived_at + STANDING * ((start_by if start_by < leaves_at else leaves_at) - arrived_at)
+
+    def is_hopeless(self, query: Query, now: float) -> bool:
+        """Whether it would be sent in vain."""
+        if now < query.start_by:
+            return False
+        self.judge_time(query)  # what is usual may have changed since
+        return now >= query.start_by
+
+    def waits_until(self, query: Query) -> float:
+        """For its first place."""
+        return query.arrived_at + self._policy.max_wait_s
+
+    def refused(self, query: Query, now: float) -> None:
+        """It has waited in vain: for as long as it waited, the newest goes first."""
+        self._pressed_until = max(self._pressed_until, now + (now - query.arrived_at))
+        self.patience.stayed(now - query.arrived_at)
+
+    def served(self, query: Query, now: float) -> None:
+        if now - query.arrived_at > self.patience.leave_after_s:
+            self.patience.stayed(now - query.arrived_at)
+
+    def left(self, query: Query, others: Iterable[Query], now: float) -> None:
+        """Its client left. `others`: those that wait, who may now be known to leave as well."""
+        before = self.patience.patience_s
+        self.patience.left(now - query.arrived_at)
+        if before == math.inf and self.patience.patience_s < math.inf:
+            for other in others:
+                self.judge_time(other)
 
 
 class PatienceMeter:

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Final
 
-from ts_parity.engine.admission import STANDING, PatienceMeter, last_start
+from ts_parity.engine.admission import Admission
 from ts_parity.engine.capacity import EndpointSet, EndpointState, InstanceState, PoolShare
 from ts_parity.engine.ejection import Ejection
 from ts_parity.engine.events import Code, Endpoint, Fleet, Pool
@@ -36,7 +36,6 @@ class PoolState:
         self.deployed = EndpointSet()
         self.rows: dict[int, EndpointSet] = {}
         self.waiting: deque[Query] = deque()
-        self.waiting_count = 0
         self.retries: dict[int, Query] = {}
         """Queries that have failed and wait for an instance elsewhere: before all others, and in nobody's way."""
         self.protections: deque[tuple[CodingGroup, int]] = deque()
@@ -62,13 +61,10 @@ class PoolState:
         self._trusted_code: Code | None = None
         self._seen: dict[str, None] = {}
         """Worker processes that were there when its protection was last put on trial, or since."""
-        self.patience = PatienceMeter()
-        self.pressed_until = -math.inf
-        """Until then the newest goes first, since one that waited has run out of time."""
         self.load = LoadMeter()
-        self.deployed_places = 1
         self.places = 0
         """Of all its endpoints; of a deployed model and its protections on one machine, the larger number."""
+        self.admission = Admission(policy, self.latency)
         self.release = Release(policy, self.latency)
         self.placement = Placement(policy, self.release)
         self.launch = Launch(policy, self.latency, self.load)
@@ -134,7 +130,7 @@ class PoolState:
         self.placement.adopt(code, partial, len({state.domain for state in self.deployed.everyone}))
         self.ejection.adopt(self.deployed)
         self.selection.adopt(self.deployed, self.rows)
-        self.deployed_places = max(1, sum(state.endpoint.places for state in self.deployed.everyone))
+        self.admission.adopt(sum(state.endpoint.places for state in self.deployed.everyone))
         states = (state for line in (self.deployed, *self.rows.values()) for state in line.everyone)
         shares = {state.endpoint.instance: state for state in states}
         self.places = sum(min(state.share.places, state.host.instance.places) for state in shares.values())
@@ -155,42 +151,15 @@ class PoolState:
             taken += line.taken
         return taken
 
-    def judge_time(self, query: Query) -> None:
-        """By when a query that waits must be sent, and for how long the queue behind it may be taken for a burst."""
-        query.start_by = query.stale_at = math.inf
-        if query.release_at < math.inf or query.in_flight or query.late:  # it was sent before, or helped otherwise
-            return
-        assert query.deadline_at is not None
-        usual_s, arrived_at = self.latency.median, query.arrived_at
-        query.start_by = start_by = last_start(query.deadline_at, usual_s)
-        leaves_at = arrived_at + self.patience.patience_s - usual_s
-        query.stale_at = arrived_at + STANDING * ((start_by if start_by < leaves_at else leaves_at) - arrived_at)
-
-    def is_hopeless(self, query: Query, now: float) -> bool:
-        if now < query.start_by:
-            return False
-        self.judge_time(query)  # what is usual may have changed since
-        return now >= query.start_by
-
-    def left_waiting(self, query: Query, now: float) -> None:
-        """Its client left."""
-        before = self.patience.patience_s
-        self.patience.left(now - query.arrived_at)
-        if before == math.inf and self.patience.patience_s < math.inf:
-            for other in self.waiting:
-                self.judge_time(other)
-
     def to_the_front(self, query: Query) -> None:
         """It waits for any place, before all others, however long."""
         query.start_by = query.stale_at = math.inf
         self.waiting.appendleft(query)
-        self.waiting_count += 1
 
     def leave_line(self, query: Query) -> None:
         """It waits no more, if it did."""
         if self.retries.pop(query.id, None) is None and query in self.waiting:
             self.waiting.remove(query)
-            self.waiting_count -= 1
 
 
 class FleetState:

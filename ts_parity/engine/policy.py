@@ -165,38 +165,6 @@ def plain(**changes: Any) -> Policy:
     return Policy(**{**PLAIN, **changes})
 
 
-class TokenBucket:
-    """A budget that grows with the traffic, by `ratio` per query, and with time, by `per_s`; never above `burst`."""
-
-    def __init__(self, ratio: float, burst: float, per_s: float = 0.0) -> None:
-        self._ratio = ratio
-        self._burst = burst
-        self._per_s = per_s
-        self._seen_at = 0.0
-        self.tokens = burst
-
-    def deposit(self) -> None:
-        self.tokens = min(self._burst, self.tokens + self._ratio)
-
-    def pass_time(self, now: float) -> None:
-        if self._per_s:
-            self.tokens = min(self._burst, self.tokens + self._per_s * max(0.0, now - self._seen_at))
-            self._seen_at = now
-
-    def wait_s(self, ahead: int) -> float:
-        """How long it takes at most until there is a token for one behind `ahead` others; inf: perhaps for ever."""
-        missing = ahead + 1.0 - self.tokens
-        if missing < 1e-9:  # a timer that was armed for it may come a rounding too early
-            return 0.0
-        return missing / self._per_s if self._per_s and self._burst >= 1.0 else math.inf
-
-    def take(self) -> bool:
-        if self.wait_s(0):
-            return False
-        self.tokens -= 1.0
-        return True
-
-
 class GapMeter:
     """A running mean of the time between arrivals: when the next one is expected."""
 

@@ -15,23 +15,23 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from typing import Final
 
+from ts_parity.engine.admission import Verdict
+from ts_parity.engine.budgets import TokenBucket, hedge_budget
 from ts_parity.engine.capacity import EndpointState
 from ts_parity.engine.events import Arrived, Cause, Failed, Fleet, HealthChange, Kind, Outcome, Reason, Rejected, Source
 from ts_parity.engine.fleet import FleetState, PoolState
 from ts_parity.engine.health import Condition
-from ts_parity.engine.policy import Policy, TokenBucket
+from ts_parity.engine.policy import Policy
 from ts_parity.engine.query import Action, Answer, CodingGroup, Compare, Fail, Query, QueryState, Send, Task
 from ts_parity.engine.release import MAX_FINISHES, Release
+from ts_parity.engine.retries import Retries, Retry
 from ts_parity.engine.timers import Timer, Timers
 from ts_parity.engine.trust import Finding, Standing, Trust
 
 GONE: Final = Failed("its endpoint is gone", cause=Cause.GONE)
-NOTHING_RAN: Final = (Cause.UNREACHABLE, Cause.MISSING)
 MOST_CHANGES: Final = 64
 WATCH_S: Final = 0.1
 """A comparison takes up to milliseconds; ten a second find what has changed and cost nobody anything."""
-LONGEST_REST_S: Final = 1.0
-"""Where every instance refuses connections, a query asks again after twice the time before, and at least this often."""
 
 
 class Scheduler:
@@ -45,14 +45,10 @@ class Scheduler:
         for pool in self._fleet.pools.values():
             pool.renew_trust(0.0)
             pool.protecting = pool.protected
-        # With time the whole burst comes back within a second, as with Finagle's `minRetriesPerSec`: a proxy without
-        # traffic would never have a retry again.
-        self._retries = TokenBucket(
-            policy.retry_ratio, policy.retry_burst, policy.retry_burst if policy.retry_ratio else 0.0
-        )
+        self._retries = Retries(policy)
         self._token_at = math.inf
         """When the timer for the next token is due, if one is armed."""
-        self._hedges = TokenBucket(policy.hedge_ratio, policy.hedge_burst if policy.hedge_ratio else 0.0)
+        self._hedges = hedge_budget(policy)
         self._timers = Timers()
         self._serial = 0
         self._live: dict[int, Query] = {}
@@ -76,17 +72,16 @@ class Scheduler:
             query.deadline_at = now + self.policy.deadline_s
         self._live[query.id] = query
         query.state = QueryState.WAITING
-        self._retries.deposit()
+        self._retries.budget.deposit()
         if self.policy.hedge_ratio:
             self._hedges.deposit()
         if pool is None or not pool.deployed:
             self._fail(query, Reason.NO_ENDPOINT, actions)
-        elif pool.waiting_count and not self._may_wait(pool, query, now, actions):
+        elif pool.waiting and not self._may_wait(pool, query, now, actions):
             self._turn_away(query, Reason.OVERLOADED, actions)
         else:
             pool.waiting.append(query)
-            pool.waiting_count += 1
-            if pool.waiting_count == 1:  # else those before it found no place, and none has come free since
+            if len(pool.waiting) == 1:  # else those before it found no place, and none has come free since
                 self._pump(now, actions)
             if query.state is QueryState.WAITING:
                 query.launch_at = now + pool.launch.after_waiting_s
@@ -134,7 +129,7 @@ class Scheduler:
             self.answered["abandoned"] += 1
             pool = self._fleet.pools.get(query.pool)
             if pool is not None and query.state is QueryState.WAITING:
-                pool.left_waiting(query, now)
+                pool.admission.left(query, pool.waiting, now)
             self._close(query, actions)
             self._pump(now, actions)
         return actions
@@ -244,7 +239,7 @@ class Scheduler:
         for pool in self._fleet.pools.values():  # after most events, none has anything to do
             protects = pool.protections and not pool.protections_blocked
             trying = pool.trials.launches or pool.trials.finishes
-            if pool.waiting_count or protects or pool.late or pool.hedges or pool.finishes or pool.retries or trying:
+            if pool.waiting or protects or pool.late or pool.hedges or pool.finishes or pool.retries or trying:
                 pools.append(pool)
         if not pools:
             return
@@ -255,19 +250,19 @@ class Scheduler:
                 self._send_late(pool, now, actions)
             if pool.retries:
                 self._send_retries(pool, now, actions)
-        waiting = [pool for pool in pools if pool.waiting_count]
+        waiting = [pool for pool in pools if pool.waiting]
         while waiting:
             # Where an operator has capped an instance, pools compete: a crowd in one must not keep the others out.
             pool = waiting[0] if len(waiting) == 1 else min(waiting, key=_share_taken)
             query = pool.waiting[0]
-            newest = now > query.stale_at or (now < pool.pressed_until and query.start_by < math.inf)
+            newest = pool.admission.newest_first(query, now)
             if newest:
                 query = pool.waiting[-1]
             # One that has just arrived is sent if there is a place, or nobody would learn when all goes faster again.
-            if now >= query.start_by and now > query.arrived_at and pool.is_hopeless(query, now):
+            if now >= query.start_by and now > query.arrived_at and pool.admission.is_hopeless(query, now):
                 self._refuse_late(pool, query, now, actions)
             else:
-                place = pool.selection.for_query(query, now, pool.waiting_count)
+                place = pool.selection.for_query(query, now, len(pool.waiting))
                 if place is None:
                     waiting.remove(pool)
                     continue
@@ -275,38 +270,29 @@ class Scheduler:
                     pool.waiting.pop()
                 else:
                     pool.waiting.popleft()
-                pool.waiting_count -= 1
-                if now - query.arrived_at > pool.patience.leave_after_s:
-                    pool.patience.stayed(now - query.arrived_at)
+                pool.admission.served(query, now)
                 self._dispatch(pool, query, place, now, actions)
-            if not pool.waiting_count:
+            if not pool.waiting:
                 waiting.remove(pool)
         for pool in pools:
-            if pool.hedges and not pool.waiting_count and not pool.retries:
+            if pool.hedges and not pool.waiting and not pool.retries:
                 self._send_hedges(pool, now, actions)
             if pool.protections and not pool.protections_blocked:
                 self._send_protections(pool, now, actions)
-            if (pool.trials.launches or pool.trials.finishes) and not pool.waiting_count and not pool.retries:
+            if (pool.trials.launches or pool.trials.finishes) and not pool.waiting and not pool.retries:
                 self._send_trials(pool, now, actions)
 
     def _may_wait(self, pool: PoolState, query: Query, now: float, actions: list[Action]) -> bool:
         """Whether one more may join those that wait. Where the newest goes first, the oldest makes room for it."""
-        full = pool.waiting_count >= self.policy.max_waiting
-        usual_s = pool.latency.median
-        starts_at = now + pool.waiting_count * usual_s / pool.deployed_places
-        oldest = pool.waiting[0]
-        if now <= oldest.stale_at and (now >= pool.pressed_until or oldest.start_by == math.inf):  # in order of arrival
-            assert query.deadline_at is not None
-            return not full and starts_at < query.deadline_at - usual_s
-        if full or starts_at >= oldest.start_by:
-            self._refuse_late(pool, oldest, now, actions)
-        return True
+        verdict = pool.admission.judge(query, pool.waiting[0], len(pool.waiting), now)
+        if verdict is Verdict.MAKE_ROOM:
+            self._refuse_late(pool, pool.waiting[0], now, actions)
+        return verdict is not Verdict.REFUSE
 
     def _refuse_late(self, pool: PoolState, query: Query, now: float, actions: list[Action]) -> None:
         """It has waited in vain, and is told so before its time is up: another service may still help its client."""
         assert query.deadline_at is not None
-        pool.pressed_until = max(pool.pressed_until, now + (now - query.arrived_at))
-        pool.patience.stayed(now - query.arrived_at)
+        pool.admission.refused(query, now)
         self._turn_away(query, Reason.OVERLOADED if now < query.deadline_at else Reason.DEADLINE, actions)
 
     def _turn_away(self, query: Query, reason: Reason, actions: list[Action]) -> None:
@@ -317,14 +303,14 @@ class Scheduler:
             self._fail(query, reason, actions)
 
     def _send_retries(self, pool: PoolState, now: float, actions: list[Action]) -> None:
-        self._retries.pass_time(now)
+        self._retries.budget.pass_time(now)
         for query in [*pool.retries.values()]:
             if query.id not in pool.retries:
                 continue
-            if query.owes and self._retries.wait_s(0) > 0:
+            if query.owes and self._retries.budget.wait_s(0) > 0:
                 self._await_token(now)
                 continue
-            place = pool.selection.for_retry(query, now, pool.waiting_count)
+            place = pool.selection.for_retry(query, now, len(pool.waiting))
             if place is not None:
                 if query.owes:
                     self._pay(query)
@@ -332,14 +318,13 @@ class Scheduler:
                 self._dispatch(pool, query, place, now, actions)
 
     def _pay(self, query: Query) -> None:
-        self._retries.take()
-        query.owes = False
+        self._retries.settle(query)
         self.sent["retry"] += 1
 
     def _await_token(self, now: float) -> None:
         if self._token_at <= now or self._token_at == math.inf:
-            self._token_at = now + self._retries.wait_s(0)
-            self._timers.arm(self._token_at, Timer.TOKEN, self._retries)
+            self._token_at = now + self._retries.budget.wait_s(0)
+            self._timers.arm(self._token_at, Timer.TOKEN, self._retries.budget)
 
     def _unblock(self) -> None:
         for pool in self._fleet.pools.values():
@@ -353,7 +338,7 @@ class Scheduler:
             query.last_chance = True
         query.avoid = query.avoid | place.only if query.avoid else place.only
         query.domain = place.domain
-        pool.load.add(pool.in_flight() + pool.waiting_count, pool.places)
+        pool.load.add(pool.in_flight() + len(pool.waiting), pool.places)
         sealed = None
         if query.release_at == math.inf:  # the first dispatch; a rejected query comes here again, in its group already
             query.release_at = now + pool.release.after_s
@@ -370,7 +355,7 @@ class Scheduler:
         self._send(Kind.DEPLOYED, place, query, query.group, query.slot, None, now, actions)
         if sealed is not None:
             self._seal(sealed, actions)
-        spare = self.policy.hedge_ratio and not query.kills and not pool.waiting_count and not pool.retries
+        spare = self.policy.hedge_ratio and not query.kills and not pool.waiting and not pool.retries
         if pool.deployed.trials and spare:
             probe = pool.selection.for_probe(query, now) if pool.may_copy(now) else None
             if probe is not None and self._hedges.take():
@@ -703,8 +688,7 @@ class Scheduler:
         if not query.in_flight and query.state is not QueryState.WAITING:
             if not self._may_ask_a_peer(query, pool, now):
                 return False
-            assert query.deadline_at is not None
-            query.choosy_until = min(now + pool.release.after_s, (now + query.deadline_at) / 2)
+            query.choosy_until = self._retries.choosy_until(query, pool.release.after_s, now)
             self._queue_again(query, choosy=True)
         query.set_aside = task
         return True
@@ -714,9 +698,9 @@ class Scheduler:
         query.avoid |= pool.ejection.suspects()
         if query.kills or not pool.pool.repeatable or not pool.selection.has_elsewhere(query):
             return False
-        self._retries.pass_time(now)
+        self._retries.budget.pass_time(now)
         queue = any(other.owes for other_pool in self._fleet.pools.values() for other in other_pool.retries.values())
-        if queue or self._retries.wait_s(0) or query.attempts - query.excused >= self.policy.max_attempts:
+        if queue or self._retries.budget.wait_s(0) or not self._retries.has_attempts(query):
             return False
         self._pay(query)
         return True
@@ -891,29 +875,21 @@ class Scheduler:
         return True
 
     def _try_again(self, query: Query, task: Task, outcome: Outcome, now: float) -> bool:
-        """Queue the query again: it has waited longest. A rejection costs no budget: nothing was run.
-
-        Who fails fast has a place at once, and would have all attempts while the others are merely busy. So for as long
-        as makes a query late it waits for an instance elsewhere; longer would be too long, for that one may be frozen.
-        """
+        """Queue the query again: it has waited longest. A rejection costs no budget: nothing was run."""
         pool = self._fleet.pools.get(query.pool)
         if pool is None or not pool.deployed:
             return False
         elsewhere = pool.selection.has_elsewhere(query)
         if isinstance(outcome, Failed):
-            if not outcome.retry or (not pool.pool.repeatable and outcome.cause not in NOTHING_RAN):
+            if not self._may_retry(query, task, outcome, pool, elsewhere, now):
                 return False
-            if not self._may_retry(query, task, outcome.cause, elsewhere, now):
-                return False
-            assert query.deadline_at is not None
-            query.choosy_until = min(now + pool.release.after_s, (now + query.deadline_at) / 2)
+            query.choosy_until = self._retries.choosy_until(query, pool.release.after_s, now)
             if outcome.cause is Cause.UNREACHABLE and not elsewhere:
-                # Nobody is there. They may be back in a moment; but where they are not, nobody waits in vain for long.
                 pool.unreachable_since = min(pool.unreachable_since, now)
-                if now > pool.unreachable_since + self.policy.max_wait_s:
+                rest_until = self._retries.rest_until(query, pool.unreachable_since, now)
+                if rest_until == math.inf:
                     return False
-                rest_s = min(LONGEST_REST_S, self.policy.reject_pause_s * 2 ** min(query.excused, 10))
-                query.choosy_until = query.rests_until = now + rest_s
+                query.choosy_until = query.rests_until = rest_until
         else:
             query.attempts -= 1
             query.last_chance = False
@@ -964,42 +940,21 @@ class Scheduler:
         if query is not None and alone and not (query.in_flight or query.late):
             self._fail(query, Reason.FAILED, actions)
 
-    def _may_retry(self, query: Query, task: Task, cause: Cause, elsewhere: bool, now: float) -> bool:
-        """Whether a failed query is tried again, now or as soon as the budget allows.
-
-        The budget and the limit of attempts are there against queries that fail everywhere. That an instance is gone
-        says nothing of the query: where nothing was run it never counts, and a connection that breaks is forgiven once.
-        Without a token the query waits for one, if somebody healthy is there and its time allows: it loses nothing.
-        """
-        excused = cause in (Cause.UNREACHABLE, Cause.GONE, Cause.WORKER_DIED)
-        excused = excused or (cause is Cause.LOST and not query.forgiven)
-        if self.policy.max_attempts == 1 and cause is not Cause.UNREACHABLE:
-            excused = False  # nothing that may have been run is to run twice
-        if cause is Cause.LOST:
-            query.forgiven = True
-        elif cause is Cause.UNREACHABLE:
-            query.last_chance = False
-        if excused and not task.hedge:
-            query.excused += 1
-        if query.attempts - query.excused >= self.policy.max_attempts:
-            return False
-        if query.kills and not query.may_run():
-            # What else has it may still kill or answer; if it does neither, its own second attempt is due.
-            query.displaced = query.kills == 1 and not query.last_chance
-            return False
-        if excused:
+    def _may_retry(
+        self, query: Query, task: Task, outcome: Failed, pool: PoolState, elsewhere: bool, now: float
+    ) -> bool:
+        """Whether a failed query is tried again, now or as soon as the budget allows."""
+        verdict = self._retries.judge(query, outcome, pool.pool.repeatable, task.hedge)
+        if verdict is Retry.OWES:
+            ahead = sum(other.owes for each in self._fleet.pools.values() for other in each.retries.values())
+            group = query.group
+            hopeful = elsewhere or (group is not None and group.could_recover(query.slot))
+            verdict = self._retries.pay(query, ahead, hopeful, now)
+        if verdict is Retry.FREE:
             self.sent["moved"] += 1
-            return True
-        self._retries.pass_time(now)
-        ahead = sum(other.owes for pool in self._fleet.pools.values() for other in pool.retries.values())
-        query.owes = True
-        if not ahead and self._retries.wait_s(0) == 0:
-            self._pay(query)
-            return True
-        assert query.deadline_at is not None
-        hopeful = elsewhere or (query.group is not None and query.group.could_recover(query.slot))
-        query.owes = hopeful and self._retries.wait_s(ahead) < query.deadline_at - now
-        return query.owes
+        elif verdict is Retry.PAID:
+            self.sent["retry"] += 1
+        return verdict is not Retry.NO
 
     def _queue_again(self, query: Query, choosy: bool = False) -> bool:
         """At the head of those that wait for any place; or, if it may not have just any now, in a line beside it."""
@@ -1123,11 +1078,10 @@ class Scheduler:
         if query.release_at < at and not query.released and (query.late or query.group is not None):
             at = query.release_at
         if query.state is QueryState.WAITING and not query.attempts and not query.in_flight:
-            at = min(at, query.arrived_at + self.policy.max_wait_s)
             pool = self._fleet.pools.get(query.pool)
             if pool is not None:
-                pool.judge_time(query)
-                at = min(at, max(query.arrived_at, query.start_by))
+                pool.admission.judge_time(query)
+                at = min(at, pool.admission.waits_until(query), max(query.arrived_at, query.start_by))
         query.armed_at = at
         self._timers.arm(at, Timer.QUERY, query)
 
@@ -1144,17 +1098,17 @@ class Scheduler:
             query.state is QueryState.WAITING
             and not query.attempts
             and not query.in_flight
-            and now >= query.arrived_at + self.policy.max_wait_s
+            and pool is not None
+            and now >= pool.admission.waits_until(query)
         ):
-            if pool is not None:
-                pool.patience.stayed(now - query.arrived_at)
+            pool.admission.patience.stayed(now - query.arrived_at)
             self._fail(query, Reason.OVERLOADED, actions)
             return
         if pool is not None and now >= query.launch_at:
             self._launch(pool, query)
         if pool is not None and now >= query.hedge_at:
             pool.hedges[query.id] = query
-        if pool is not None and query.state is QueryState.WAITING and pool.is_hopeless(query, now):
+        if pool is not None and query.state is QueryState.WAITING and pool.admission.is_hopeless(query, now):
             self._refuse_late(pool, query, now, actions)
             return
         query.launch_at = math.inf if now >= query.launch_at else query.launch_at
@@ -1302,13 +1256,13 @@ class Scheduler:
             "open_queries": len(self._live),
             "in_flight": self._in_flight,
             "load": round(max((pool.load.value for pool in self._fleet.pools.values()), default=0.0), 3),
-            "retry_tokens": round(self._retries.tokens, 3),
+            "retry_tokens": round(self._retries.budget.tokens, 3),
             "sent": dict(self.sent),
             "answered": dict(self.answered),
             "failed": dict(self.failed),
             "pools": {
                 name: {
-                    "waiting": pool.waiting_count + len(pool.retries),
+                    "waiting": len(pool.waiting) + len(pool.retries),
                     "load": round(pool.load.value, 3),
                     "open_groups": sum(len(groups) for groups in pool.placement.open_groups.values()),
                     "late": len(pool.late),

@@ -12,8 +12,8 @@ from enum import IntEnum
 from itertools import count
 from typing import Final
 
+from ts_parity.engine.budgets import TokenBucket
 from ts_parity.engine.capacity import EndpointState
-from ts_parity.engine.policy import TokenBucket
 from ts_parity.engine.query import CodingGroup, Query, QueryState
 
 Subject = Query | CodingGroup | EndpointState | TokenBucket
