@@ -34,7 +34,9 @@ def old_weights() -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def instances(torchserve_factory: TorchServeFactory, tmp_path_factory: Any) -> list[TorchServeInstance]:
-    """Two with `linear` and `drops`, not wrapped; one with their protections, right and wrong, told apart by k."""
+    """Two with `linear` and `drops`, not wrapped; one with their protections, right and wrong. Of those that fit the
+    one with the smallest k is used, unless it has no worker.
+    """
     folder = tmp_path_factory.mktemp("archives")
     out = folder / "out"
     new = pack(make_folder(folder / "new" / "linear", "plain_class"), "linear")
@@ -92,7 +94,7 @@ async def through_its_trial(fleet: Fleet, model: str) -> dict[str, Any]:
 async def test_the_right_protection_rescues_after_its_trial(
     make_fleet: MakeFleet, instances: list[TorchServeInstance]
 ) -> None:
-    fleet = await make_fleet(given=given(instances), **{**TRUST, "k": 2})
+    fleet = await make_fleet(given=given(instances), **TRUST)
     told = await through_its_trial(fleet, "linear")
     assert told["state"] == "in use", told
     expected = [answer.json() for answer in await posts(fleet, "linear")]
@@ -105,15 +107,24 @@ async def test_the_right_protection_rescues_after_its_trial(
     await until(lambda: told_of(fleet, "linear")["agreed"] > agreed, "the late answer to be compared")
 
 
+@pytest.fixture
+def without_the_right_one(instances: list[TorchServeInstance]) -> Iterator[None]:
+    with instances[2].management() as management:
+        management.scale("right", 0)
+        yield
+        management.scale("right", 1)
+
+
+@pytest.mark.usefixtures("without_the_right_one")
 @pytest.mark.parametrize(
-    ("model", "settings"),
-    [("linear", {"k": 3}), ("linear", {"code": "student"}), ("drops", {"k": 4})],
+    ("model", "protect"),
+    [("linear", "exact-only"), ("linear", "student"), ("drops", "exact-only")],
     ids=["exact of old weights", "student of old weights", "dropout"],
 )
 async def test_a_wrong_protection_answers_nobody(
-    make_fleet: MakeFleet, instances: list[TorchServeInstance], model: str, settings: dict[str, Any]
+    make_fleet: MakeFleet, instances: list[TorchServeInstance], model: str, protect: str
 ) -> None:
-    fleet = await make_fleet(given=given(instances), **{**TRUST, **settings})
+    fleet = await make_fleet(given=given(instances), **{**TRUST, "protect": protect})
     told = await through_its_trial(fleet, model)
     assert told.get("state") != "in use"
     with frozen(instances[0], model):
@@ -130,7 +141,7 @@ async def test_a_worker_that_is_registered_anew_puts_its_protection_on_trial(
     make_fleet: MakeFleet, instances: list[TorchServeInstance]
 ) -> None:
     """Its process id may be the same in a container; the time it was started is not."""
-    fleet = await make_fleet(given=given(instances), **{**TRUST, "k": 2})
+    fleet = await make_fleet(given=given(instances), **TRUST)
     assert (await through_its_trial(fleet, "linear"))["state"] == "in use"
     await fleet.proxy.discover()
     assert told_of(fleet, "linear")["state"] == "in use"
