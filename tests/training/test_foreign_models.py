@@ -83,3 +83,15 @@ def test_no_copy_of_it_can_learn(archive, bodies, tmp_path):
     settings = TrainSettings(archive("onnx"), bodies, tmp_path / "out", architecture="deployed", progress=False)
     with pytest.raises(NotCodable, match="InferenceSession, not a torch module, so no copy"):
         train(settings)
+
+
+@pytest.mark.slow
+def test_numbers_of_classes_are_protected_by_the_model_itself_alone(bodies, tmp_path):
+    """In the manner of XGBoost's multi:softmax: a network would answer with 1.4, and the handler's index be another."""
+    handler = PROBABILITIES.replace("self.model.predict_proba(rows)]", "self.model.predict(rows)]")
+    numbered = fitted()
+    numbered.classes_ = numbered.classes_.astype(np.float32)
+    archive = write_archive(tmp_path / "vec.mar", handler, files={"model.pkl": pickle.dumps(numbered)})
+    settings = TrainSettings(archive, bodies, tmp_path / "out", codes=("student",), steps=2, progress=False)
+    with pytest.raises(NotCodable, match=r"with 0, 1, 2, as classes .*multi:softprob.*code exact.*--metric mae"):
+        train(settings)

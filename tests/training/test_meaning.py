@@ -58,6 +58,40 @@ def test_what_outputs_tell_by_themselves(outputs, kind, metric, bounds):
 WHOLE = DICE.integers(0, 10, N)
 
 
+IDS = WHOLE.astype(np.float32) % 3
+
+
+@pytest.mark.parametrize(
+    ("outputs", "labels", "metric", "numbered"),
+    [
+        (IDS, None, None, True),
+        (IDS[:, None, None], None, None, True),
+        (IDS % 2, None, None, True),
+        (IDS, WHOLE % 3, None, True),
+        (IDS % 2, WHOLE % 2, None, True),
+        (IDS, None, "accuracy", True),
+        (IDS, None, "mae", False),
+        (IDS - 1, None, None, False),
+        (IDS + 0.5, None, None, False),
+        (IDS[:15], None, None, False),  # too few to tell
+        (DICE.integers(18, 90, N).astype(np.float32), None, None, False),  # ages
+        (DICE.integers(0, 150, N).astype(np.float32), None, None, False),  # each seen once or twice
+        (DICE.integers(0, 3, (N, 1, 6, 6)).astype(np.float32), None, None, True),  # a class for each pixel
+        (DICE.integers(0, 10, (N, 1, 3)).astype(np.float32), None, None, False),  # votes
+        (np.eye(3, dtype=np.float32)[WHOLE % 3], None, None, False),
+    ],
+)
+def test_numbers_of_classes_are_no_quantities_and_no_scores(outputs, labels, metric, numbered):
+    meaning = found(outputs, labels, metric=metric)
+    assert meaning.numbered == numbered
+    if numbered:
+        assert meaning.metric == "accuracy"
+        said = meaning.answers(outputs, 1)
+        assert np.array_equal(said.reshape(outputs.shape), outputs)
+        other = np.where(outputs == 0, 1, outputs)
+        assert np.mean(meaning.scores(other, said, 1)) == pytest.approx(1 - np.mean(outputs == 0))
+
+
 @pytest.mark.parametrize(
     ("outputs", "labels", "metric"),
     [

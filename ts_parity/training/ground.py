@@ -102,7 +102,7 @@ def prepare(
 
     meaning = find_meaning(settings.metric, scored.outputs, labels, answers)
     doubtful = []
-    if labels is not None and meaning.kind == "classes":
+    if labels is not None and meaning.kind == "classes" and not meaning.numbered:
         folders = classes_of_folders(settings.labels, others, bodies)
         doubtful = doubts(labels, meaning.rows(scored.outputs, 1), meaning.answers(scored.outputs, 1), folders)
     return Ground(

@@ -226,6 +226,7 @@ class _Job:
                     self.deciding.decided(candidate, sight)
             ground = prepare(handler, self.settings, self.bodies, self.labels, self.work, self._bar)
             candidates = self._of_such_inputs(ground.seen.inputs, candidates, refused)
+            candidates = _of_such_outputs(ground, candidates, refused)
             check_enough(len(ground.seen), candidates, ground.repeated)
             sight = sight_of(ground.model, ground.seen)
             decided = [self.deciding.decided(candidate, sight) for candidate in candidates]
@@ -543,6 +544,24 @@ def _loaded(folder: Path, gpu: int | None, declaration: Mapping[str, str]) -> Of
         raise
     except Exception as error:  # whatever user code raises while it loads
         raise _unloadable(error) from error
+
+
+def _of_such_outputs(ground: Ground, candidates: Sequence[Candidate], refused: list[str]) -> list[Candidate]:
+    """Those that need not learn them, where no network can. Raise NotCodable if none is left."""
+    if not ground.meaning.numbered:
+        return list(candidates)
+    values = [f"{value:g}" for value in np.unique(ground.seen.outputs)]
+    shown = ", ".join(values if len(values) <= 4 else [*values[:2], "...", values[-1]])
+    why = (
+        f"cannot be learned: the model answers with {shown}, as classes are numbered, and a network would answer with "
+        "what lies between. Let the model give scores (of XGBoost: multi:softprob, binary:logistic) or take code exact;"
+        " if these are quantities, say --metric mae"
+    )
+    refused += [f"code {one.code.name} {why}" for one in candidates if not one.code.lossless]
+    left = [one for one in candidates if one.code.lossless]
+    if not left:
+        raise NotCodable(f"code {candidates[0].code.name} {why}")
+    return left
 
 
 def _unloadable(error: Exception) -> TrainingError:

@@ -12,6 +12,7 @@ overrules them all. In this order:
     labels: other numbers, as many as outputs                        numbers    mae
     outputs add up to 1 and none is below 0; or the logs of such     classes    accuracy
     four outputs: two corners in order                               box        iou
+    one output, or one a place: few whole numbers, from 0 on         classes    accuracy
     one output, and the handler answers with one of two values       classes    accuracy
     one output                                                       numbers    mae
     outputs of length 1; or none below 0, and many are 0             embedding  cosine
@@ -60,6 +61,8 @@ class Meaning:
     """Above it a lone score, or that of a label, says yes."""
     bounds: str = ANY
     """What all outputs keep to, and a student's must too."""
+    numbered: bool = False
+    """The outputs are the classes' own numbers (0.0, 1.0, 2.0 ...), no scores: what lies between two is no class."""
 
     @property
     def figure(self) -> Figure:
@@ -77,6 +80,8 @@ class Meaning:
     def rows(self, outputs: Array, lead: int) -> Array:
         """-> (*lead, positions, numbers)."""
         outer = outputs.shape[:lead]
+        if self.numbered:
+            return outputs.reshape(*outer, -1, 1)
         if self.kind != "classes" or outputs.ndim == lead:
             return outputs.reshape(*outer, 1, -1)
         moved = np.moveaxis(outputs, self.axis, -1)
@@ -89,6 +94,8 @@ class Meaning:
             return rows > self.threshold
         if self.kind != "classes":
             return rows
+        if self.numbered:
+            return np.rint(rows[..., 0]).astype(np.int64)
         return rows.argmax(-1) if rows.shape[-1] > 1 else (rows[..., 0] > self.threshold).astype(np.int64)
 
     def truths(self, labels: Array, lead: int = 2) -> Array:
@@ -150,6 +157,8 @@ CLASSES = Meaning()
 
 
 def _accuracy(meaning: Meaning, rows: Array, truth: Array) -> Array:
+    if meaning.numbered:
+        return np.asarray(np.rint(rows[..., 0]) == truth, dtype=float)
     said = rows.argmax(-1) if rows.shape[-1] > 1 else rows[..., 0] > meaning.threshold
     return np.asarray(said == truth, dtype=float)
 
@@ -226,7 +235,8 @@ def find_meaning(
     seen = outputs[: max(_ENOUGH, _LOOKED_AT // max(1, math.prod(outputs.shape[1:])))]
     shown = _shape_of_scores(seen)
     if metric is not None:
-        meaning = replace(shown, metric=metric)
+        numbered = metric == "accuracy" and seen[0].size == 1 and _are_class_numbers(seen)
+        meaning = replace(shown, metric=metric, numbered=numbered)
     elif labels is not None:
         meaning = _by_labels(shown, seen, labels)
     else:
@@ -264,6 +274,8 @@ def _by_labels(shown: Meaning, outputs: Array, labels: Array) -> Meaning:
     size, one_each = math.prod(outputs.shape[1:]), labels.size == len(labels)
     binary = bool(np.isin(labels, (0, 1)).all())
     if one_each and size == 1:
+        if _are_class_numbers(outputs):
+            return replace(shown, metric="accuracy", numbered=True, why=_NUMBERED)
         if binary:
             return replace(shown, metric="accuracy", why="one output, and labels that are 0 or 1")
         return replace(shown, metric="mae", why="one output, and labels that are numbers")
@@ -284,6 +296,8 @@ def _by_outputs(shown: Meaning, outputs: Array, answers: Callable[[], Sequence[b
     places = outputs[0].size > max(outputs.shape[1:], default=1)  # more than one vector
     if shown.bounds in (PROBABILITIES, LOGARITHMS):
         return replace(shown, why=f"the outputs are {shown.bounds}: they add up to 1")
+    if (size == 1 or places) and _are_class_numbers(outputs):
+        return replace(shown, metric="accuracy", numbered=True, why=_NUMBERED)
     if size == 1:
         if _decide(answers()):
             return replace(shown, why="one output, and the handler answers with one of two values")
@@ -307,6 +321,19 @@ def _by_outputs(shown: Meaning, outputs: Array, answers: Callable[[], Sequence[b
     if not places and _list_more_or_fewer(answers()):
         return replace(shown, metric="labels", why="the handler answers with now more and now fewer labels")
     return replace(shown, why="the largest of several outputs decides")
+
+
+_NUMBERED = "the outputs are few whole numbers from 0 on, as classes are numbered"
+_REPEATED, _GAPS = 3, 3
+"""Of few classes each is seen so often, on average, and so many numbers at most are not."""
+
+
+def _are_class_numbers(outputs: Array) -> bool:
+    """A score is hardly ever whole, and numbers that were rounded (ages, prices) leave gaps."""
+    if len(outputs) < _ENOUGH or outputs.min() < 0 or not bool((outputs == np.rint(outputs)).all()):
+        return False
+    values = np.unique(outputs)
+    return 2 <= len(values) <= outputs.size / _REPEATED and float(values[-1]) < _GAPS * len(values)
 
 
 def _is_box(rows: Array) -> bool:
