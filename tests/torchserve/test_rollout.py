@@ -528,8 +528,8 @@ async def test_a_proxy_that_cannot_tell_is_told_before_anything_is_done(
     before = served(instance)
     for admin, told in (
         (elsewhere, f"has none of these instances, but {other.management}: give the addresses as it has them"),
-        (instance.management, "says nothing of what it has seen; is this the admin port of a proxy?"),
-        ("http://127.0.0.1:1", "is the proxy running there?"),
+        (instance.management, "is this the admin port of a proxy?"),
+        ("http://127.0.0.1:1", "is the proxy running, and is this its admin port?"),
     ):
         assert await run("register", "--replace", new, "--admin", admin, on=(instance,)) == 3
         assert told in capsys.readouterr().err

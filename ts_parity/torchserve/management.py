@@ -255,12 +255,6 @@ class ManagementClient:
         return told
 
 
-def read_json(answer: requests.Response, timeout_s: float) -> Any:
-    """None for what is no JSON, or too long in coming. Raise RequestException."""
-    with answer:
-        return _parsed(_whole(answer, timeout_s))
-
-
 def _parsed(body: bytes) -> Any:
     try:
         return json.loads(body)

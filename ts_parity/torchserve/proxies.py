@@ -9,13 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import requests
-import urllib3
-
+from ts_parity import asking
 from ts_parity.errors import Unreachable
-from ts_parity.torchserve.management import read_json
-
-TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -44,13 +39,7 @@ def ask(admin: str) -> View:
     """Raise Unreachable."""
     url = f"{admin}/status"
     try:
-        with requests.Session() as session:
-            session.trust_env = False  # its proxies are for the world outside
-            answer = session.get(url, timeout=TIMEOUT_S, stream=True, allow_redirects=False)
-            status = read_json(answer, TIMEOUT_S)
-        return _view(status)
-    except (requests.RequestException, urllib3.exceptions.HTTPError, UnicodeError) as error:
-        raise Unreachable(f"no status from {url} ({type(error).__name__}); is the proxy running there?") from None
+        return _view(asking.ask(url))
     except (KeyError, TypeError, ValueError, AttributeError):
         raise Unreachable(f"{url} says nothing of what it has seen; is this the admin port of a proxy?") from None
 
