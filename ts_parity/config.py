@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import json
 import math
 import os
 import re
@@ -23,8 +22,9 @@ from urllib.parse import urlsplit
 
 from ts_parity.arguments import A_KEY, LARGEST, is_key, is_one_word
 from ts_parity.engine.policy import Policy, setting
-from ts_parity.errors import ConfigError, with_article
+from ts_parity.errors import ConfigError
 from ts_parity.former import FORMER
+from ts_parity.keys import read_key
 
 UNIX = "unix:"
 """Before a path: the address of a Unix socket, as TorchServe writes it."""
@@ -567,16 +567,9 @@ def _read_token(path: str, kind: str, setting: str) -> str:
     if not path:
         return ""
     try:
-        text = Path(path).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{setting}: cannot read {path!r}: {error}") from None
-    try:
-        key = str(json.loads(text)[kind]["key"]) if text.startswith("{") else text
-        if not is_key(key):
-            raise ValueError
-        return key
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise ConfigError(f"{setting}: {path!r} is no key and no key_file.json with {with_article(kind)} key") from None
+        return read_key(path, kind)
+    except ConfigError as error:
+        raise ConfigError(f"{setting}: {error}") from None
 
 
 if __name__ == "__main__":

@@ -27,12 +27,12 @@ from ts_parity.arguments import Parser
 from ts_parity.cli import main as run_cli
 from ts_parity.errors import ArchiveError, CodeError, ConfigError
 from ts_parity.exclusion import NeverCode
+from ts_parity.fingerprint import fingerprint
 from ts_parity.torchserve import commands, mar
 from ts_parity.torchserve.archive import (
     Protects,
     Sample,
     extract_archive,
-    fingerprint,
     pack,
     read_archive,
     shim,

@@ -19,7 +19,7 @@ from ts_parity.errors import ConfigError, ManagementError
 from ts_parity.testing import FakeModel, FakeTorchServe
 from ts_parity.torchserve import commands
 from ts_parity.torchserve.launcher import TorchServeInstance
-from ts_parity.torchserve.management import ManagementClient, ModelDescription, Worker, token_from_key_file
+from ts_parity.torchserve.management import ManagementClient, ModelDescription, Worker
 
 real = [pytest.mark.torchserve, pytest.mark.slow]
 
@@ -273,10 +273,3 @@ def test_a_model_is_ready_with_all_its_workers_only() -> None:
     assert not described("READY", "LOADING").ready
     assert not described("READY").ready
     assert not described().ready
-
-
-def test_key_files() -> None:
-    assert token_from_key_file('{"management": {"key": "abc"}}') == "abc"
-    for text in ("", "[]", "{}", '{"management": "abc"}'):
-        with pytest.raises(ManagementError, match="no key for management"):
-            token_from_key_file(text)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ts_parity.errors import ArchiveError
-from ts_parity.torchserve.mar import Archive, Protects, extract_archive, fingerprint, read_archive
+from ts_parity.torchserve.mar import Archive, Protects, extract_archive, read_archive
 from ts_parity.torchserve.wrapping import (
     Sample,
     protection_name,
@@ -29,7 +29,6 @@ __all__ = [
     "Archive",
     "read_archive",
     "extract_archive",
-    "fingerprint",
     "pack",
     "Sample",
     "Protects",

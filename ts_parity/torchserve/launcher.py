@@ -23,6 +23,7 @@ from pathlib import Path
 from types import TracebackType
 
 from ts_parity.errors import ConfigError, ManagementError, StartError
+from ts_parity.keys import read_key
 from ts_parity.torchserve.archive import read_archive
 from ts_parity.torchserve.configuration import (
     HOST,
@@ -35,7 +36,7 @@ from ts_parity.torchserve.configuration import (
     free_ports,
     write_configuration,
 )
-from ts_parity.torchserve.management import ManagementClient, ModelDescription, token_from_key_file, unready
+from ts_parity.torchserve.management import ManagementClient, ModelDescription, unready
 
 GUARD = Path(__file__).with_name("guard.py")
 POLL_S = 0.1
@@ -139,7 +140,7 @@ class TorchServeInstance:
         """The key for management, inference or API; None with token authorization off. Keys expire (60 minutes)."""
         if not self.options.token_auth:
             return None
-        return token_from_key_file((self.folder / "key_file.json").read_text(), purpose)
+        return read_key(self.folder / "key_file.json", purpose)
 
     def management(self, timeout_s: float = 10.0) -> ManagementClient:
         """A new client of this instance's management API, with its key."""
@@ -272,7 +273,7 @@ class TorchServeInstance:
                 described: list[ModelDescription] = []
                 for name in registered:
                     described += management.describe_all(name)
-        except (ManagementError, OSError):
+        except (ManagementError, ConfigError, OSError):
             return "its management API does not answer"  # neither port nor key file need be there yet
         if len(described) < len(self._archives):
             return f"{len(self._archives) - len(described)} of {len(self._archives)} archives are not registered"

@@ -356,14 +356,6 @@ def _hint(status: int, kind: str, message: str) -> str:
     return ""
 
 
-def token_from_key_file(text: str, purpose: str = "management") -> str:
-    """The key for `purpose` (management, inference or API) in the text of TorchServe's key_file.json."""
-    try:
-        return str(json.loads(text)[purpose]["key"])
-    except (ValueError, KeyError, TypeError):
-        raise ManagementError(f"no key for {purpose} in this key file") from None
-
-
 def unready(descriptions: list[ModelDescription]) -> Iterator[str]:
     """Says of each model version that is not ready how far it is."""
     for described in descriptions:

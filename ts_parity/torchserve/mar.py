@@ -9,7 +9,6 @@ of what is inside.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import lzma
 import math
@@ -26,6 +25,7 @@ from typing import Any, BinaryIO
 import yaml
 
 from ts_parity.errors import ArchiveError, ConfigError, with_article
+from ts_parity.fingerprint import fingerprint
 
 MANIFEST = "MAR-INF/MANIFEST.json"
 SECTION = "ts_parity"
@@ -116,11 +116,8 @@ class Archive:
         """The fingerprint of the serialized file, by which a parity model knows what it protects. None without one."""
         if self.serialized_file is None:
             return None
-        digest = hashlib.sha256()
         with open_zip(self.path) as archive, archive.open(self.serialized_file) as file:
-            while block := file.read(_BLOCK):
-                digest.update(block)
-        return f"sha256:{digest.hexdigest()}"
+            return fingerprint(file)
 
     def protects(self, registered_as: str | None = None) -> Protects:
         """What a protection made from this archive would protect; `registered_as`, NAME or NAME/VERSION, where that is
@@ -133,15 +130,6 @@ class Archive:
 
     def _named(self, key: str) -> str | None:
         return str(self.model[key]) if self.model.get(key) else None
-
-
-def fingerprint(serialized_file: Path) -> str:
-    """`Archive.weights` of a file on disk."""
-    digest = hashlib.sha256()
-    with open(serialized_file, "rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return f"sha256:{digest.hexdigest()}"
 
 
 def read_archive(path: str | Path) -> Archive:

@@ -63,7 +63,7 @@ _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-.]*")  # what torch-model-arc
 _DECLARABLE = ("model", "call", "input", "output")
 _ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest a zip knows: the same contents are the same bytes on every day
 # What a worker needs of this package. torch and PyYAML it has from TorchServe, numpy from torch's users.
-_WORKER_FILES = ("__init__.py", "errors.py", "wire.py", "codes.py", "exclusion.py", "confidence.py")
+_WORKER_FILES = ("__init__.py", "errors.py", "wire.py", "codes.py", "exclusion.py", "confidence.py", "fingerprint.py")
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ from tqdm import tqdm
 from ts_parity import __version__, output
 from ts_parity.codes import Code, Family, RowErrors, make_code
 from ts_parity.errors import NotCodable, NotRepeatable, TrainingError, TsParityError
-from ts_parity.torchserve.archive import extract_archive, fingerprint, protection_name
+from ts_parity.fingerprint import fingerprint
+from ts_parity.torchserve.archive import extract_archive, protection_name
 from ts_parity.training import FOLDERS, TrainSettings
 from ts_parity.training.architectures import (
     DEPLOYED,

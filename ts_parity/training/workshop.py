@@ -17,7 +17,7 @@ from typing import Any
 
 from ts_parity import __version__
 from ts_parity.errors import Exhausted, TrainingError
-from ts_parity.torchserve.archive import fingerprint
+from ts_parity.fingerprint import fingerprint
 from ts_parity.training import TrainSettings
 from ts_parity.training.bodies import Body, bodies_of
 

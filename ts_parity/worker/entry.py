@@ -7,7 +7,6 @@ themselves are in operations.py and protections.py. One worker per process, made
 from __future__ import annotations
 
 import functools
-import hashlib
 import hmac
 import json
 import logging
@@ -21,6 +20,7 @@ import torch
 
 import ts_parity
 from ts_parity.errors import MalformedFrame, NotCodable, TsParityError
+from ts_parity.fingerprint import fingerprint
 from ts_parity.wire import (
     CONTROL_PREFIX,
     FRAME_TYPE,
@@ -94,7 +94,7 @@ class Worker:
             log.info("self-test: %s, %s", self._verdict.state.value, self._verdict.reason)
         entry = load_entry_point(self._settings.handler, context)
         self._boundary = Boundary(entry, **self._settings.declaration)
-        self._weights = fingerprint(self._folder, context.manifest)
+        self._weights = _weights(self._folder, context.manifest)
         self._limit = max_response_size()
         self._deployed = DeployedOperations(self._boundary, self._verdict, self._limit)
         self._other_model = self._load_other_model(context)
@@ -367,16 +367,10 @@ def assigned_device(context: Any) -> torch.device:
     return torch.device(f"cuda:{gpu}") if gpu is not None and torch.cuda.is_available() else torch.device("cpu")
 
 
-def fingerprint(folder: Path, manifest: dict[str, Any]) -> str | None:
-    """sha256 of the archive's serialized file: which weights are behind this endpoint."""
+def _weights(folder: Path, manifest: dict[str, Any]) -> str | None:
+    """Which weights are behind this endpoint: the archive's serialized file."""
     name = manifest["model"].get("serializedFile")
-    if not name or not (folder / name).is_file():
-        return None
-    digest = hashlib.sha256()
-    with (folder / name).open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return f"sha256:{digest.hexdigest()}"
+    return fingerprint(folder / name) if name and (folder / name).is_file() else None
 
 
 def _header(headers: dict[str, Any], wanted: str) -> str:
