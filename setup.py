@@ -20,8 +20,8 @@ COMPILED = [
         f"engine/{name}"
         for name in (
             "admission", "budgets", "capacity", "ejection", "events", "fleet", "health", "hedging", "lateness",
-            "launch", "outliers", "placement", "policy", "query", "release", "retries", "scheduler", "selection",
-            "timers", "trials", "trust",
+            "launch", "life", "outliers", "placement", "policy", "proving", "query", "release", "retries", "scheduler",
+            "selection", "sending", "suspicion", "timers", "trials", "trust",
         )
     ),
     *(

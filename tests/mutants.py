@@ -152,7 +152,7 @@ MUTANTS = [
     ),
     _engine(
         "a query that wants the deployed model's own answer has a student launched",
-        "scheduler",
+        "life",
         "if not query.exact or code.lossless:",
         "if True:",
     ),
@@ -177,15 +177,15 @@ MUTANTS = [
     _engine("retries never come back with time", "budgets", "if self._per_s:\n", "if False:\n"),
     _engine(
         "errors of a suspect count as its successes",
-        "scheduler",
+        "suspicion",
         "if outcome.error and place.record.suspect and task.kind is Kind.DEPLOYED:",
         "if False:",
     ),
     _engine(
         "protections on trial answer clients",
-        "scheduler",
-        "if not pool.protecting:\n                    self._try",
-        "if False:\n                    self._try",
+        "life",
+        "if not pool.protecting:\n                    self.proving",
+        "if False:\n                    self.proving",
     ),
     Mutant(
         "what hides behind its neighbours' rounding is decoded",

@@ -36,7 +36,10 @@ class Ejection:
 
     def is_slow(self, latency_s: float) -> bool:
         """Whether an answer took far longer than is usual."""
-        usual, factor = self._latency.quantile(0.5), self._policy.slow_factor
+        factor = self._policy.slow_factor
+        if latency_s <= factor * self._latency.median:  # nearly always
+            return False
+        usual = self._latency.quantile(0.5)
         return usual is not None and factor > 0 and latency_s > factor * usual
 
     def may_take_out(self) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Final
 
 from ts_parity.engine.admission import Admission
@@ -19,7 +20,7 @@ from ts_parity.engine.lateness import LatencyWindow
 from ts_parity.engine.launch import Launch
 from ts_parity.engine.placement import Placement
 from ts_parity.engine.policy import LoadMeter, Policy
-from ts_parity.engine.query import CodingGroup, Query, Task
+from ts_parity.engine.query import CodingGroup, Query, QueryState, Task
 from ts_parity.engine.release import Release
 from ts_parity.engine.selection import Selection
 from ts_parity.engine.trials import Trials
@@ -161,6 +162,13 @@ class PoolState:
         if self.retries.pop(query.id, None) is None and query in self.waiting:
             self.waiting.remove(query)
 
+    def forget(self, query: Query) -> None:
+        """It is done."""
+        if query.state is QueryState.WAITING:
+            self.leave_line(query)
+        self.late.pop(query.id, None)
+        self.hedges.pop(query.id, None)
+
 
 class FleetState:
     """Places and pools by name, kept over re-discoveries so that work in flight stays counted."""
@@ -176,6 +184,7 @@ class FleetState:
         never answers what it had of the old one."""
         self._shares: dict[tuple[str, str], PoolShare] = {}
         self.pools: dict[str, PoolState] = {}
+        self._nowhere = PoolState(Pool("", repeatable=False, proved=True), replace(policy, slow_factor=0.0))
 
     def update(self, fleet: Fleet) -> list[PoolState]:
         """Adopt what was discovered; -> the pools that are gone. Raise ValueError if names do not fit together."""
@@ -188,6 +197,14 @@ class FleetState:
             state.pool = pool
             state.set_endpoints(s for s in self.endpoints.values() if s.endpoint.pool == pool.name)
         return gone
+
+    def pool_of(self, name: str) -> PoolState:
+        """One that is gone has no endpoints, and nothing waits in it."""
+        return self.pools.get(name, self._nowhere)
+
+    def pool_of_group(self, group: CodingGroup) -> PoolState:
+        first = group.members[0]
+        return self._nowhere if first is None else self.pool_of(first.pool)
 
     def left_behind(self) -> list[Task]:
         """What is in flight on endpoints that are gone."""

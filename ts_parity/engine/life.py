@@ -1,0 +1,718 @@
+"""The life of a query, from its arrival to its one answer.
+
+Knows queries, tasks and groups. Has no rule of its own: each is asked of the pool.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import Final
+
+from ts_parity.engine.admission import Verdict
+from ts_parity.engine.budgets import hedge_budget
+from ts_parity.engine.capacity import EndpointState
+from ts_parity.engine.events import Arrived, Cause, Code, Failed, Kind, Outcome, Reason, Rejected, Source
+from ts_parity.engine.fleet import FleetState, PoolState
+from ts_parity.engine.policy import Policy
+from ts_parity.engine.proving import Proving
+from ts_parity.engine.query import Action, Answer, CodingGroup, Compare, Fail, Query, QueryState, Task
+from ts_parity.engine.release import MAX_FINISHES, Release
+from ts_parity.engine.retries import Retries, Retry
+from ts_parity.engine.sending import Sender
+from ts_parity.engine.suspicion import Suspicion
+from ts_parity.engine.timers import Timer, Timers
+from ts_parity.engine.trust import Standing
+
+GONE: Final = Failed("its endpoint is gone", cause=Cause.GONE)
+
+
+class Life:
+    """Of all queries of one proxy. When something has happened to one of them, the rules say what comes next."""
+
+    def __init__(self, policy: Policy, fleet: FleetState, timers: Timers, sender: Sender) -> None:
+        self.policy = policy
+        self._fleet = fleet
+        self._timers = timers
+        self._sender = sender
+        self.suspicion = Suspicion(policy, fleet, timers)
+        self.proving = Proving(policy, fleet, timers, sender)
+        self.retries = Retries(policy)
+        self.hedges = hedge_budget(policy)
+        self.live: dict[int, Query] = {}
+        self.answered: Counter[str] = Counter()
+        self.failed: Counter[str] = Counter()
+
+    # ---- it comes ----------------------------------------------------------------------------------------------------
+
+    def arrived(self, query: Query, now: float) -> None:
+        query.arrived_at = now
+        if query.deadline_at is None:
+            query.deadline_at = now + self.policy.deadline_s
+        self.live[query.id] = query
+        query.state = QueryState.WAITING
+        self.retries.budget.deposit()
+        if self.policy.hedge_ratio:
+            self.hedges.deposit()
+
+    def may_wait(self, pool: PoolState, query: Query, now: float, actions: list[Action]) -> bool:
+        """Whether one more may join those that wait. Where the newest goes first, the oldest makes room for it."""
+        verdict = pool.admission.judge(query, pool.waiting[0], len(pool.waiting), now)
+        if verdict is Verdict.MAKE_ROOM:
+            self.refuse_late(pool, pool.waiting[0], now, actions)
+        return verdict is not Verdict.REFUSE
+
+    def refuse_late(self, pool: PoolState, query: Query, now: float, actions: list[Action]) -> None:
+        """It has waited in vain, and is told so before its time is up: another service may still help its client."""
+        assert query.deadline_at is not None
+        pool.admission.refused(query, now)
+        self.turn_away(query, Reason.OVERLOADED if now < query.deadline_at else Reason.DEADLINE, actions)
+
+    def turn_away(self, query: Query, reason: Reason, actions: list[Action]) -> None:
+        """No prediction will come in time."""
+        if self.policy.default_answer:
+            self.answer(query, Source.DEFAULT, None, actions)
+        else:
+            self.fail(query, reason, actions)
+
+    # ---- it is sent --------------------------------------------------------------------------------------------------
+
+    def dispatch(self, pool: PoolState, query: Query, place: EndpointState, now: float, actions: list[Action]) -> None:
+        query.state = QueryState.RUNNING
+        query.attempts += 1
+        query.in_flight += 1
+        if query.kills:
+            query.last_chance = True
+        query.avoid = query.avoid | place.only if query.avoid else place.only
+        query.domain = place.domain
+        pool.load.add(pool.in_flight() + len(pool.waiting), pool.places)
+        sealed = None
+        if query.release_at == math.inf:  # the first dispatch; a rejected query comes here again, in its group already
+            query.release_at = now + pool.release.after_s
+            if pool.code is not None and pool.rows and query.key is not None:
+                if not pool.protecting:
+                    self.proving.try_protection(pool, query, place.domain, now)
+                elif pool.launch.late:
+                    query.launch_at = now + pool.launch.after_s
+                else:
+                    sealed = self._join(pool, query, place.domain, now)
+            if self.policy.hedge_ratio and pool.may_copy(now):
+                query.hedge_at = now + pool.hedging.after_s(query.launch_at - now)
+            self.arm(query)
+        self._sender.send(Kind.DEPLOYED, place, query, query.group, query.slot, None, now, actions)
+        if sealed is not None:
+            self.seal(sealed, actions)
+        spare = self.policy.hedge_ratio and not query.kills and not pool.waiting and not pool.retries
+        if pool.deployed.trials and spare:
+            probe = pool.selection.for_probe(query, now) if pool.may_copy(now) else None
+            if probe is not None and self.hedges.take():
+                self.send_copy(query, probe, now, actions)
+
+    def send_copy(self, query: Query, place: EndpointState, now: float, actions: list[Action]) -> None:
+        query.in_flight += 1
+        query.avoid |= place.only
+        self._sender.sent["hedge"] += 1
+        self._sender.send(Kind.DEPLOYED, place, query, query.group, query.slot, None, now, actions, hedge=True)
+
+    def _join(self, pool: PoolState, query: Query, domain: str, now: float) -> CodingGroup | None:
+        """-> the group, if this was its last member: it is full, or no other is expected in time."""
+        assert pool.code is not None
+        pool.placement.gap.arrived(now)
+        group = pool.placement.group_for(query.key, domain)
+        if group is None:
+            group = CodingGroup(
+                self._sender.next_id(), query.key, pool.code, now + pool.placement.wait_s, pool.trust, now
+            )
+            pool.placement.open(group)
+            self._timers.arm(group.closes_at, Timer.SEAL, group)
+        group.join(query, domain)
+        return None if not group.full and pool.placement.expects_member(group, now) else group
+
+    def seal(self, group: CodingGroup, actions: list[Action]) -> None:
+        """No more members; launch the protections, unless everybody has an answer already."""
+        if group.sealed:
+            return
+        if group.on_trial:
+            self.proving.seal_trial(group)
+            return
+        group.sealed = True
+        pool = self._fleet.pool_of_group(group)
+        pool.placement.close(group)
+        if group.unanswered == 0:
+            group.retire()
+            return
+        # Nobody protects it, and nobody joins any more.
+        if not pool.rows or not group.usable or (not group.full and not pool.pool.partial):
+            group.retire()
+            self.review(group, actions)
+            return
+        shed = pool.launch.sheds
+        for row in range(0 if shed else group.code.r):
+            if pool.may_launch(group, row):
+                group.pending_rows.add(row)
+                pool.protections.append((group, row))
+                pool.protections_blocked = False
+        if not group.pending_rows:
+            self.review(group, actions)
+
+    def launch(self, pool: PoolState, query: Query) -> None:
+        """A backup for a query that is late: it waits for a place with the other late ones."""
+        due, query.launch_at = query.launch_at, math.inf
+        code = pool.code
+        if query.late or query.kills or query.group is not None or query.key is None:
+            return
+        if code is None or not pool.protected:
+            return
+        if not query.exact or code.lossless:
+            query.late = True
+            pool.late[query.id] = query
+            if query.state is QueryState.WAITING:
+                query.release_at = min(query.release_at, due)
+
+    def launch_now(
+        self,
+        pool: PoolState,
+        code: Code,
+        first: Query,
+        place: EndpointState,
+        row: int,
+        now: float,
+        actions: list[Action],
+    ) -> None:
+        """As many late queries as the code takes go together."""
+        group = CodingGroup(self._sender.next_id(), first.key, code, math.inf, pool.trust, now)
+        for query in [*pool.late.values()]:
+            if query is first or (query.key == first.key and query.domain != place.domain and not group.full):
+                group.join(query, query.domain)
+                del pool.late[query.id]
+                if query.state is QueryState.WAITING:  # a place for its backup is worth more than one for itself
+                    query.state = QueryState.RUNNING
+                    query.displaced = True
+                    pool.leave_line(query)
+        group.sealed = True
+        group.pending_rows.add(row)
+        self._sender.sent["late"] += group.size
+        group.protection_sent(row)
+        self._sender.send(Kind.PROTECTION, place, None, group, None, row, now, actions)
+
+    def send_finish(
+        self, pool: PoolState, query: Query, place: EndpointState, now: float, actions: list[Action]
+    ) -> None:
+        query.finish_attempts += 1
+        query.avoid |= place.only
+        self._sender.send(Kind.FINISH, place, query, query.group, query.slot, None, now, actions)
+        # The endpoint may be frozen and not known to be: then a second one is asked.
+        self._timers.arm(now + pool.release.after_s, Timer.FINISH, query)
+
+    # ---- its own task has ended --------------------------------------------------------------------------------------
+
+    def own_ended(self, task: Task, outcome: Outcome, now: float, actions: list[Action]) -> None:
+        query, group = task.query, task.group
+        assert query is not None
+        if not task.lost:
+            query.in_flight -= 1
+        if query.given is not None:
+            self.proving.compare_with_given(query, task, outcome, actions)
+        if isinstance(outcome, Rejected):
+            query.avoid -= task.place.only
+        if isinstance(outcome, Arrived):
+            query.refused = outcome.error
+            pool = self._fleet.pool_of(query.pool)
+            pairs: list[Compare] = []
+            pool.unreachable_since = math.inf
+            if outcome.error or query.set_aside is not None:
+                if self._weigh_error(task, query, outcome, pool, now):
+                    return
+            else:
+                task.place.record.answered()
+            if not outcome.error:  # an error's speed says nothing of what is usual
+                pool.latency.add(now - task.sent_at)
+            if query.trial is not None and pool.trust is not None:
+                pairs = pool.trials.own_arrived(query, task, outcome.raw, pool.trust, now)
+            elif query.group is not None and not outcome.error:
+                pairs = self.proving.watch(query.group, pool, query.slot, task, now)
+            if query.open:
+                self.answer(query, Source.HEDGED if task.hedge else Source.DEPLOYED, task, actions)
+            actions += pairs
+            if group is not None and not group.done:
+                if outcome.raw:
+                    group.member_arrived(task)
+                    self._rebuild_what_is_due(group, now, actions)
+                else:
+                    self.review(group, actions)
+        elif not task.lost:
+            self._own_failed(task, query, outcome, now, actions)
+
+    def _weigh_error(self, task: Task, query: Query, outcome: Arrived, pool: PoolState, now: float) -> bool:
+        """Learn whose fault errors are; see `outliers`. -> whether this answer is set aside until a peer has spoken."""
+        place, first = task.place, query.set_aside
+        suspect = place.record.erred(*pool.ejection.peers_of(place)) if outcome.error else False
+        if not outcome.error:
+            place.record.answered()
+        if first is not None:
+            query.set_aside = None
+            if first.place is place:
+                return False
+            if outcome.error:
+                self.suspicion.acquit(first.place, now)
+            elif first.place.record.proved() and pool.ejection.may_convict(first.place):
+                self.suspicion.convict(first.place, now)
+            return False
+        if not suspect or not query.open:
+            return False
+        if not query.in_flight and query.state is not QueryState.WAITING:
+            if not self._may_ask_a_peer(query, pool, now):
+                return False
+            query.choosy_until = self.retries.choosy_until(query, pool.release.after_s, now)
+            self._queue_again(query, choosy=True)
+        query.set_aside = task
+        return True
+
+    def _may_ask_a_peer(self, query: Query, pool: PoolState, now: float) -> bool:
+        """It has an answer, if a doubtful one: so only at once, and within the budget."""
+        query.avoid |= pool.ejection.suspects()
+        if query.kills or not pool.pool.repeatable or not pool.selection.has_elsewhere(query):
+            return False
+        self.retries.budget.pass_time(now)
+        queue = any(other.owes for other_pool in self._fleet.pools.values() for other in other_pool.retries.values())
+        if queue or self.retries.budget.wait_s(0) or not self.retries.has_attempts(query):
+            return False
+        self.pay(query)
+        return True
+
+    def _own_failed(
+        self, task: Task, query: Query, outcome: Failed | Rejected, now: float, actions: list[Action]
+    ) -> None:
+        group = task.group
+        if query.open:
+            if task.hedge and self._copy_is_simply_gone(query, outcome, now, actions):
+                return
+            if isinstance(outcome, Failed):
+                query.last_failure = task
+                query.first_cause = query.first_cause or f"{task.endpoint.name}: {outcome.reason}"
+                query.release_at = now
+                pool = self._fleet.pool_of(query.pool)
+                if pool.launch.late:
+                    self.launch(pool, query)
+            if not self._try_again(query, task, outcome, now):
+                self._give_up_on_own_task(query, now, actions)
+                return
+            self._rebuild_if_due(query, now, actions)
+        elif group is not None and not group.done:
+            self.review(group, actions)
+        elif query.trial is not None and not query.in_flight:
+            self.proving.own_lost(query)
+
+    def _copy_is_simply_gone(self, query: Query, outcome: Outcome, now: float, actions: list[Action]) -> bool:
+        """A copy has failed. Whether something else goes on for its query, or has ended before it."""
+        if query.in_flight:
+            return True
+        if query.state is QueryState.WAITING:
+            self.arm(query)
+        elif query.displaced and query.group is not None:
+            self.review(query.group, actions)
+        elif isinstance(outcome, Rejected):
+            if not (query.displaced and self._queue_again(query)):
+                self._give_up_on_own_task(query, now, actions)
+        else:
+            return False
+        return True
+
+    def leave_behind(self, task: Task, now: float, actions: list[Action]) -> None:
+        """Its endpoint is gone. What it was for is asked for elsewhere; where there is no elsewhere it may yet come."""
+        query, group = task.query, task.group
+        pool = self._fleet.pool_of(task.endpoint.pool)
+        if group is not None and group.on_trial:
+            task.lost = True
+            pool.trials.drop(group)
+        elif task.kind is Kind.DEPLOYED:
+            assert query is not None
+            if pool.deployed and pool.pool.repeatable:
+                task.lost = True
+                query.in_flight -= 1
+                self._own_failed(task, query, GONE, now, actions)
+        elif task.kind is Kind.PROTECTION:
+            assert group is not None
+            assert task.row is not None
+            task.lost = True
+            group.flying -= 1
+            if pool.may_launch(group, task.row):
+                pool.protections.appendleft((group, task.row))
+            else:
+                self.protection_lost(group, task.row, actions)
+        else:
+            assert query is not None
+            task.lost = True
+            query.finishes_pending -= 1
+            query.finish_attempts -= 1
+            if query.open and not self._queue_finish(query) and query.group is not None:
+                self.review(query.group, actions)
+
+    # ---- it is tried again -------------------------------------------------------------------------------------------
+
+    def _try_again(self, query: Query, task: Task, outcome: Outcome, now: float) -> bool:
+        """Queue the query again: it has waited longest. A rejection costs no budget: nothing was run."""
+        pool = self._fleet.pool_of(query.pool)
+        if not pool.deployed:
+            return False
+        elsewhere = pool.selection.has_elsewhere(query)
+        if isinstance(outcome, Failed):
+            if not self._may_retry(query, task, outcome, pool, elsewhere, now):
+                return False
+            query.choosy_until = self.retries.choosy_until(query, pool.release.after_s, now)
+            if outcome.cause is Cause.UNREACHABLE and not elsewhere:
+                pool.unreachable_since = min(pool.unreachable_since, now)
+                rest_until = self.retries.rest_until(query, pool.unreachable_since, now)
+                if rest_until == math.inf:
+                    return False
+                query.choosy_until = query.rests_until = rest_until
+        else:
+            query.attempts -= 1
+            query.last_chance = False
+        choosy = now < query.choosy_until and self.policy.balance != "round_robin" and elsewhere
+        return self._queue_again(query, choosy or now < query.rests_until)
+
+    def _may_retry(
+        self, query: Query, task: Task, outcome: Failed, pool: PoolState, elsewhere: bool, now: float
+    ) -> bool:
+        """Whether a failed query is tried again, now or as soon as the budget allows."""
+        verdict = self.retries.judge(query, outcome, pool.pool.repeatable, task.hedge)
+        if verdict is Retry.OWES:
+            ahead = sum(other.owes for each in self._fleet.pools.values() for other in each.retries.values())
+            group = query.group
+            hopeful = elsewhere or (group is not None and group.could_recover(query.slot))
+            verdict = self.retries.pay(query, ahead, hopeful, now)
+        if verdict is Retry.FREE:
+            self._sender.sent["moved"] += 1
+        elif verdict is Retry.PAID:
+            self._sender.sent["retry"] += 1
+        return verdict is not Retry.NO
+
+    def pay(self, query: Query) -> None:
+        """For a retry."""
+        self.retries.settle(query)
+        self._sender.sent["retry"] += 1
+
+    def _queue_again(self, query: Query, choosy: bool = False) -> bool:
+        """At the head of those that wait for any place; or, if it may not have just any now, in a line beside it."""
+        pool = self._fleet.pool_of(query.pool)
+        if not pool.deployed or (query.kills and not query.may_run()):
+            return False
+        query.state = QueryState.WAITING
+        query.displaced = False
+        if choosy or query.owes:
+            pool.retries[query.id] = query
+        else:
+            pool.to_the_front(query)
+        self.arm(query)
+        return True
+
+    def _give_up_on_own_task(self, query: Query, now: float, actions: list[Action]) -> None:
+        self._rebuild_if_due(query, now, actions)
+        if not query.open or query.in_flight:  # a copy may still answer
+            return
+        if query.group is not None:
+            self.review(query.group, actions)
+        elif not query.late:
+            self.fail(query, Reason.FAILED, actions)
+
+    # ---- its protection has ended ------------------------------------------------------------------------------------
+
+    def protection_ended(self, task: Task, outcome: Outcome, now: float, actions: list[Action]) -> None:
+        group = task.group
+        assert group is not None
+        assert task.row is not None
+        if not task.lost:
+            group.flying -= 1
+        if isinstance(outcome, Arrived):
+            pool = self._fleet.pool_of(task.endpoint.pool)
+            pool.backup_latency.add(now - task.sent_at)
+        if group.on_trial:
+            self.proving.trial_ended(task, outcome, now, actions)
+            self.withdraw_if_out(self._fleet.pool_of_group(group), actions)
+            return
+        if group.trust is not None and not group.trust.proved:
+            self.proving.note_use(group.trust, group, outcome, now)
+            self.withdraw_if_out(self._fleet.pool_of(task.endpoint.pool), actions)
+        if group.own is not None:
+            self.proving.watched(group, task, outcome, now, actions)
+        if group.done:
+            return
+        if isinstance(outcome, Arrived):
+            group.protection_arrived(task, outcome.covers)
+            self._rebuild_what_is_due(group, now, actions)
+            self.review(group, actions)
+        elif task.lost:
+            return
+        elif isinstance(outcome, Rejected):
+            pool = self._fleet.pool_of(task.endpoint.pool)
+            if not pool.may_launch(group, task.row):
+                self.protection_lost(group, task.row, actions)
+            else:
+                pool.protections.appendleft((group, task.row))
+        else:
+            self.protection_lost(group, task.row, actions)
+
+    def protection_lost(self, group: CodingGroup, row: int, actions: list[Action]) -> None:
+        group.pending_rows.discard(row)
+        if not group.done:
+            self.review(group, actions)
+
+    def withdraw_if_out(self, pool: PoolState, actions: list[Action]) -> None:
+        """A protection that is not in use any more stands in for nobody: who has nothing else to wait for has failed.
+        What of it is still under way is of no use when it arrives.
+        """
+        if pool.trust is not None and pool.trust.standing is Standing.OUT:
+            pool.trials.clear()
+        was, pool.protecting = pool.protecting, pool.trust is not None and pool.trust.in_use
+        if was and not pool.protecting:
+            self.give_up_launches(pool, actions)
+            for group, row in [*pool.protections]:
+                if not group.usable:
+                    pool.protections.remove((group, row))
+                    self.protection_lost(group, row, actions)
+
+    def give_up_launches(self, pool: PoolState, actions: list[Action]) -> None:
+        """There is no protection any more: who has nothing else to wait for has failed."""
+        for query in [*pool.late.values()]:
+            del pool.late[query.id]
+            query.late = False
+            if query.open and not query.in_flight and query.state is not QueryState.WAITING:
+                self.fail(query, Reason.FAILED, actions)
+
+    # ---- a worker died of it, perhaps --------------------------------------------------------------------------------
+
+    def suspect_queries(self, task: Task) -> None:
+        """A worker died of a query it had, perhaps, and the same body would kill the next. So none of them is copied or
+        put into a protection's group any more, and it runs at most once more: see `Query.may_run`.
+        """
+        group = task.group
+        if task.query is not None:
+            suspects = [task.query]
+        else:
+            assert group is not None
+            assert task.row is not None
+            slots = group.sent[task.row]
+            group.barred |= slots
+            had = [member for slot, member in enumerate(group.members) if slot in slots]
+            suspects = [member for member in had if member is not None and member.open]
+        for query in suspects:
+            query.kills += 1
+            query.hedge_at = math.inf
+            if query.group is not None:
+                query.group.barred.add(query.slot)
+            elif group is not None and task.slot is not None:
+                group.barred.add(task.slot)
+            pool = self._fleet.pool_of(query.pool)
+            pool.hedges.pop(query.id, None)
+            query.late = pool.late.pop(query.id, None) is None and query.late
+            if query.trial is not None:
+                pool.trials.drop(query.trial)
+        if group is not None:
+            pool = self._fleet.pool_of(task.endpoint.pool)
+            for queued, row in [*pool.protections]:
+                if queued is group and not pool.may_launch(group, row):
+                    pool.protections.remove((group, row))
+                    group.pending_rows.discard(row)
+
+    def review_suspects(self, task: Task, actions: list[Action]) -> None:
+        """Something may have been taken from them that they had waited for."""
+        query = task.query
+        if task.group is not None and not task.group.done:
+            self.review(task.group, actions)
+            return
+        alone = query is not None and query.group is None and query.state is QueryState.RUNNING
+        if query is not None and alone and not (query.in_flight or query.late):
+            self.fail(query, Reason.FAILED, actions)
+
+    # ---- it is rebuilt -----------------------------------------------------------------------------------------------
+
+    def _rebuild_what_is_due(self, group: CodingGroup, now: float, actions: list[Action]) -> None:
+        if group.unanswered == 0 or not group.covers:
+            return
+        if not group.usable:  # any more
+            self.review(group, actions)
+            return
+        recoverable = group.recoverable()
+        for query in [*group.open_members()]:
+            if query.slot in recoverable:
+                self._rebuild(query, group, now, actions)
+
+    def _rebuild_if_due(self, query: Query, now: float, actions: list[Action]) -> None:
+        group = query.group
+        if group is not None and query.slot in group.recoverable():
+            self._rebuild(query, group, now, actions)
+
+    def _rebuild(self, query: Query, group: CodingGroup, now: float, actions: list[Action]) -> None:
+        """Use the rebuilt answer, if the query may have it and its time has come."""
+        if not (Release.is_due(query, now) and self._may_be_rebuilt(query, group)):
+            return
+        if group.code.family == "backup":
+            task = next(group.protections[row] for row, slots in group.covers.items() if query.slot in slots)
+            self.answer(query, Source.RECONSTRUCTED, task, actions)
+            return
+        self._queue_finish(query)
+
+    def _may_be_rebuilt(self, query: Query, group: CodingGroup) -> bool:
+        pool = self._fleet.pool_of(query.pool)
+        return Release.may_be_rebuilt(query, group, pool.can_finish)
+
+    def _queue_finish(self, query: Query) -> bool:
+        pool = self._fleet.pool_of(query.pool)
+        if not pool.release.may_be_finished(query, pool.can_finish):
+            return False
+        query.last_chance = query.kills > 0
+        query.finishes_pending += 1
+        pool.finishes.append(query)
+        return True
+
+    def finish_ended(self, task: Task, outcome: Outcome, now: float, actions: list[Action]) -> None:
+        query, group = task.query, task.group
+        assert query is not None
+        if group is not None and group.on_trial:
+            self.proving.trial_ended(task, outcome, now, actions)
+            self.withdraw_if_out(self._fleet.pool_of_group(group), actions)
+            return
+        if not task.lost:
+            query.finishes_pending -= 1
+        if group is not None and group.trust is not None and not group.trust.proved:
+            self.proving.note_finish(group.trust, outcome, now)
+            self.withdraw_if_out(self._fleet.pool_of(query.pool), actions)
+        if not query.open:
+            return
+        if group is not None and not group.usable:
+            query.finish_attempts = MAX_FINISHES
+            self.review(group, actions)
+            return
+        if isinstance(outcome, Arrived):
+            self.answer(query, Source.RECONSTRUCTED, task, actions)
+            return
+        if task.lost:
+            return
+        if isinstance(outcome, Rejected):
+            query.finish_attempts -= 1
+        elif not outcome.retry:
+            query.finish_attempts = MAX_FINISHES
+        if not self._queue_finish(query) and query.group is not None:
+            self.review(query.group, actions)
+
+    def finish_lost(self, query: Query, actions: list[Action]) -> None:
+        query.finishes_pending -= 1
+        query.finish_attempts = MAX_FINISHES
+        if query.group is not None:
+            self.review(query.group, actions)
+
+    def review(self, group: CodingGroup, actions: list[Action]) -> None:
+        """Fail the members for whom nothing can come any more."""
+        for query in [*group.open_members()]:
+            if query.in_flight or query.finishes_pending or query.state is QueryState.WAITING:
+                continue
+            if not (self._may_be_rebuilt(query, group) and group.could_recover(query.slot)):
+                if query.displaced and self._queue_again(query):  # its backup ran first, and failed
+                    continue
+                if query.displaced and query.kills == 1 and group.flying:  # not before that has ended
+                    continue
+                self.fail(query, Reason.FAILED, actions)
+
+    # ---- time passes -------------------------------------------------------------------------------------------------
+
+    def arm(self, query: Query) -> None:
+        """One timer a query: for what comes next."""
+        assert query.deadline_at is not None
+        at = query.deadline_at
+        if query.launch_at < at:
+            at = query.launch_at
+        if query.hedge_at < at:
+            at = query.hedge_at
+        if query.choosy_until and query.choosy_until < at:
+            at = query.choosy_until
+        if query.release_at < at and not query.released and (query.late or query.group is not None):
+            at = query.release_at
+        if query.state is QueryState.WAITING and not query.attempts and not query.in_flight:
+            pool = self._fleet.pool_of(query.pool)
+            pool.admission.judge_time(query)
+            at = min(at, pool.admission.waits_until(query), max(query.arrived_at, query.start_by))
+        query.armed_at = at
+        self._timers.arm(at, Timer.QUERY, query)
+
+    def due(self, kind: Timer, at: float, query: Query, now: float, actions: list[Action]) -> None:
+        if kind is Timer.FINISH:
+            self._queue_finish(query)
+        elif at == query.armed_at:  # else it was armed anew
+            self._due(query, now, actions)
+
+    def _due(self, query: Query, now: float, actions: list[Action]) -> None:
+        assert query.deadline_at is not None
+        pool = self._fleet.pool_of(query.pool)
+        if (
+            query.state is QueryState.WAITING
+            and not query.attempts
+            and not query.in_flight
+            and pool is not None
+            and now >= pool.admission.waits_until(query)
+        ):
+            pool.admission.patience.stayed(now - query.arrived_at)
+            self.fail(query, Reason.OVERLOADED, actions)
+            return
+        if now >= query.launch_at:
+            self.launch(pool, query)
+        if now >= query.hedge_at and pool.pool.repeatable:
+            pool.hedges[query.id] = query
+        if query.state is QueryState.WAITING and pool.admission.is_hopeless(query, now):
+            self.refuse_late(pool, query, now, actions)
+            return
+        query.launch_at = math.inf if now >= query.launch_at else query.launch_at
+        query.hedge_at = math.inf if now >= query.hedge_at else query.hedge_at
+        if query.choosy_until and now >= query.choosy_until:
+            query.choosy_until = 0.0
+            if not query.owes and pool.retries.pop(query.id, None) is not None:
+                pool.to_the_front(query)  # from now on any place will do
+        if now >= query.release_at:
+            query.released = True
+            self._rebuild_if_due(query, now, actions)
+        if not query.open:
+            return
+        if now < query.deadline_at:
+            self.arm(query)
+        elif self.policy.default_answer:
+            self.answer(query, Source.DEFAULT, None, actions)
+        else:
+            reason = Reason.DEADLINE
+            if query.pool not in self._fleet.pools:
+                reason = Reason.NO_ENDPOINT
+            elif query.rests_until and query.state is QueryState.WAITING:
+                reason = Reason.FAILED  # nobody was there to ask
+            self.fail(query, reason, actions)
+
+    # ---- it ends -----------------------------------------------------------------------------------------------------
+
+    def answer(self, query: Query, source: Source, task: Task | None, actions: list[Action]) -> None:
+        self.answered[source._value_] += 1
+        if query.in_flight:
+            query.given = task
+        actions.append(Answer(query, source, task))
+        self.close(query, actions)
+
+    def fail(self, query: Query, reason: Reason, actions: list[Action]) -> None:
+        if query.set_aside is not None:  # a doubtful answer is one
+            self.answer(query, Source.HEDGED if query.set_aside.hedge else Source.DEPLOYED, query.set_aside, actions)
+            return
+        self.failed[reason._value_] += 1
+        actions.append(Fail(query, reason, query.last_failure))
+        self.close(query, actions)
+
+    def close(self, query: Query, actions: list[Action]) -> None:
+        waited = query.state is QueryState.WAITING
+        copied = self.policy.hedge_ratio and query.hedge_at == math.inf
+        if waited or query.late or copied:  # only then can it stand in one of the pool's queues
+            self._fleet.pool_of(query.pool).forget(query)
+        query.state = QueryState.DONE
+        if query.trial is not None and not query.in_flight:
+            self.proving.own_lost(query)
+        self.live.pop(query.id, None)
+        group = query.group
+        query.group = query.last_failure = query.set_aside = None  # no cycles: nothing is left to the garbage collector
+        if group is not None:
+            group.member_done()
+            if waited and not group.done:  # its own answer, which a neighbour may have waited for, comes no more
+                self.review(group, actions)

@@ -1,0 +1,119 @@
+"""Suspicion: what the outcomes of tasks say of the endpoints, and who is taken out and comes back because of them.
+
+Composes `health` (one endpoint's failures and slowness), `outliers` (whose errors are its own) and `ejection` (who may
+be taken out). Knows nothing of what becomes of the queries.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final, final
+
+from ts_parity.engine.capacity import EndpointState
+from ts_parity.engine.events import Arrived, HealthChange, Kind, Outcome, Rejected
+from ts_parity.engine.fleet import FleetState
+from ts_parity.engine.health import Condition
+from ts_parity.engine.policy import Policy
+from ts_parity.engine.query import Task
+from ts_parity.engine.timers import Timer, Timers
+
+MOST_CHANGES: Final = 64
+
+
+@final
+class Suspicion:
+    """Of all endpoints."""
+
+    def __init__(self, policy: Policy, fleet: FleetState, timers: Timers) -> None:
+        self.policy = policy
+        self._fleet = fleet
+        self._timers = timers
+        self.changes: deque[HealthChange] = deque(maxlen=MOST_CHANGES)
+        """For whoever tells people. Taken from the left; what nobody takes is forgotten."""
+
+    def ended(self, task: Task, outcome: Outcome, now: float) -> None:
+        place = task.place
+        health = place.health
+        if isinstance(outcome, Arrived):
+            if outcome.error and place.record.suspect and task.kind is Kind.DEPLOYED:
+                if health.condition is Condition.TRIAL:  # it goes on when a peer has answered the query, or later
+                    health.pause(now + self.policy.out_s)
+                    self._changed(place, Condition.TRIAL, "", now)
+                return
+            slow = self.policy.slow_factor and task.kind is Kind.DEPLOYED and self._was_slow(task, now)
+            if health.untroubled and not slow:
+                return
+            before, why = health.condition, f"its answers come over {self.policy.slow_factor:g} times later than usual"
+            if slow:
+                pool = self._fleet.pool_of(task.endpoint.pool)
+                health.was_slow(now, self.policy.slow_until_out, pool.ejection.may_take_out())
+            else:
+                health.succeeded()
+        else:
+            before, why = health.condition, ""
+            if isinstance(outcome, Rejected):
+                health.pause(now + self.policy.reject_pause_s)
+            elif outcome.retry:
+                why = outcome.reason
+                place.failures += 1
+                health.failed(now)
+            else:
+                health.undecided()
+        self._changed(place, before, why, now)
+
+    def _changed(self, place: EndpointState, before: Condition, why: str, now: float) -> None:
+        health = place.health
+        self._note(place, before, why)
+        place.peers.count(before, health.condition)
+        if health.resumes_at > now:
+            place.peers.park(place)
+            self._timers.arm(health.resumes_at, Timer.RESUME, place)
+        else:
+            place.peers.unpark(place)
+            if not health.clean and not self.probes(place):
+                self._timers.arm(now + self.policy.out_s, Timer.RESUME, place)
+        place.host.judge()
+
+    def _note(self, place: EndpointState, before: Condition, why: str) -> None:
+        """Told once when it is taken out and once when it is back, however many trials are between."""
+        after = place.health.condition
+        if after is Condition.OUT:
+            place.why = why or place.why
+        if (before is Condition.IN) is not (after is Condition.IN):
+            out = after is not Condition.IN
+            place.ejections += out
+            self.changes.append(HealthChange(place.name, out, place.why))
+        if after is Condition.IN:
+            place.why = ""
+
+    def probes(self, place: EndpointState) -> bool:
+        """Whether it comes back by a second copy of some query, so that none has to wait for what it does."""
+        if place.health.condition is Condition.IN or self.policy.hedge_ratio == 0 or place.endpoint.row is not None:
+            return False
+        pool = self._fleet.pool_of(place.endpoint.pool)
+        return pool.pool.repeatable and not pool.repeats.reason
+
+    def _was_slow(self, task: Task, now: float) -> bool:
+        pool = self._fleet.pool_of(task.endpoint.pool)
+        return pool.ejection.is_slow(now - task.sent_at)
+
+    def acquit(self, place: EndpointState, now: float) -> None:
+        place.record.clear()
+        before = place.health.condition
+        if before is not Condition.IN:
+            place.health.succeeded()
+            self._changed(place, before, "", now)
+
+    def convict(self, place: EndpointState, now: float) -> None:
+        """Its peers answer well what it answers with errors."""
+        before = place.health.condition
+        place.health.convicted(now)
+        self._changed(place, before, "it answers with errors what its peers answer well", now)
+
+    def resume(self, place: EndpointState, now: float) -> None:
+        """It may be asked again, if nothing else has happened to it since."""
+        if place.health.resumes_at <= now:
+            place.peers.unpark(place)
+            if not self.probes(place):  # then the next query tells
+                place.health.clean = True
+                place.host.judge()
