@@ -11,7 +11,19 @@ PACKAGE = Path(__file__).parent.parent / "ts_parity"
 
 LEVELS = [
     {"engine"},
-    {"arguments", "asking", "config", "errors", "fingerprint", "former", "keys", "output", "pages", "startup"},
+    {
+        "arguments",
+        "asking",
+        "config",
+        "describe",
+        "errors",
+        "fingerprint",
+        "former",
+        "keys",
+        "output",
+        "pages",
+        "startup",
+    },
     {"wire"},
     {"codes", "exclusion"},
     {"confidence"},

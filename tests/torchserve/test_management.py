@@ -15,11 +15,12 @@ import requests
 
 from tests.conftest import BROKEN_HANDLER, TorchServeFactory, write_archive
 from ts_parity.cli import parsed
+from ts_parity.describe import ModelDescription, WorkerProcess
 from ts_parity.errors import ConfigError, ManagementError
 from ts_parity.testing import FakeModel, FakeTorchServe
 from ts_parity.torchserve import commands
 from ts_parity.torchserve.launcher import TorchServeInstance
-from ts_parity.torchserve.management import ManagementClient, ModelDescription, Worker
+from ts_parity.torchserve.management import ManagementClient
 
 real = [pytest.mark.torchserve, pytest.mark.slow]
 
@@ -266,7 +267,7 @@ def test_answers_of_something_else(status: int, body: bytes, said: str) -> None:
 
 def test_a_model_is_ready_with_all_its_workers_only() -> None:
     def described(*statuses: str) -> ModelDescription:
-        workers = tuple(Worker(str(i), status, 10 + i, False, "") for i, status in enumerate(statuses))
+        workers = tuple(WorkerProcess(str(i), status, 10 + i, False, "") for i, status in enumerate(statuses))
         return ModelDescription("m", "1.0", "m.mar", 2, 2, 1, 100, 120, workers, 0, 100)
 
     assert described("READY", "READY").ready

@@ -6,7 +6,6 @@ JSON was fetched or what will be made of it.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -14,6 +13,7 @@ from typing import Any
 
 from ts_parity.codes import Code, Family, RowErrors, make_code, read_row_errors
 from ts_parity.confidence import Confidence, read_confidence
+from ts_parity.describe import READY, UNREADABLE, customized_of, read_description, read_name, short_text
 from ts_parity.errors import CodeError, ConfigError, TsParityError
 from ts_parity.exclusion import NeverCode, read_never_code
 from ts_parity.wire import VERSION
@@ -22,13 +22,6 @@ DEPLOYED = "deployed"
 PARITY = "parity"
 REFUSED = "refused"
 UNTESTED = "untested"
-
-# What foreign JSON may raise where something else was expected: a wrong type, Infinity, a nesting as deep as the stack.
-UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
-_LONGEST_NAME = 512
-_LONGEST_TEXT = 500
-_MOST_ROWS = 1 << 20
-"""Of a batch: more is no batch size."""
 
 
 class BadDescribe(TsParityError):
@@ -129,37 +122,19 @@ class InstanceReport:
 def read_model(entry: Any, default_version: str) -> ModelReport:
     """One entry of TorchServe's describe. Raise BadDescribe."""
     try:
-        workers = entry["workers"]
-        version = read_name(entry["modelVersion"])
-        batch_size = entry.get("batchSize", 1)
-        if not isinstance(batch_size, int) or not batch_size <= _MOST_ROWS:
-            raise ValueError("its batch size")
-        return ModelReport(
-            model=read_name(entry["modelName"]),
-            version=version,
-            default=version == default_version,
-            ready=sum(worker["status"] == "READY" for worker in workers),
-            batch_size=max(1, batch_size),
-            pids=tuple(sorted(_worker(worker) for worker in workers)),
-            running=frozenset(_worker(worker) for worker in workers if worker["status"] == "READY"),
-        )
+        described = read_description(entry)
     except UNREADABLE as error:
         raise BadDescribe(f"its describe is not TorchServe's: {_said(error)}") from None
-
-
-def _worker(entry: Mapping[str, Any]) -> str:
-    """Process ids come again, in containers above all, so the time when it was started stands beside."""
-    return "/".join(_text(entry.get(part))[:80] for part in ("id", "pid", "startTime") if entry.get(part) is not None)
-
-
-def read_name(given: Any) -> str:
-    """A model's name or a version (YAML may have made a number of it), fit for logs, terminals and as a part of a path.
-    Raise ValueError.
-    """
-    given = str(given) if isinstance(given, (int, float)) else given
-    if not isinstance(given, str) or not 0 < len(given) <= _LONGEST_NAME or not given.isprintable() or "/" in given:
-        raise ValueError(f"{ascii(given)[:80]} is no name")
-    return given
+    ready = [worker for worker in described.workers if worker.status == READY]
+    return ModelReport(
+        model=described.name,
+        version=described.version,
+        default=described.version == default_version,
+        ready=len(ready),
+        batch_size=max(1, described.batch_size),
+        pids=tuple(sorted(worker.process for worker in described.workers)),
+        running=frozenset(worker.process for worker in ready),
+    )
 
 
 def _said(error: Exception) -> str:
@@ -168,25 +143,18 @@ def _said(error: Exception) -> str:
 
 def read_customized(entry: Any) -> Described | None:
     """What a wrapped archive says; None for any other archive. Raise BadDescribe if it says something unusable."""
-    customized = entry.get("customizedMetadata") if isinstance(entry, Mapping) else None
-    if isinstance(customized, str):
-        try:
-            customized = json.loads(customized)
-        except (ValueError, RecursionError):
-            return None
-    if isinstance(customized, list) and customized:
-        customized = customized[0]
-    ours = customized.get("ts_parity") if isinstance(customized, Mapping) else None
+    customized = customized_of(entry)
+    ours = None if customized is None else customized.get("ts_parity")
     return read_described(ours) if isinstance(ours, Mapping) else None
 
 
 def read_described(ours: Mapping[str, Any]) -> Described:
     """Raise BadDescribe."""
     if ours.get("wire") != VERSION:
-        raise BadDescribe(f"its worker speaks wire version {_text(ours.get('wire'))}, this proxy {VERSION}")
+        raise BadDescribe(f"its worker speaks wire version {short_text(ours.get('wire'))}, this proxy {VERSION}")
     role = ours.get("role")
     if role not in (DEPLOYED, PARITY):
-        raise BadDescribe(f"its role is {_text(role)!r}, neither {DEPLOYED} nor {PARITY}")
+        raise BadDescribe(f"its role is {short_text(role)!r}, neither {DEPLOYED} nor {PARITY}")
     weights = ours.get("weights")
     output = ours.get("output")
     never_code = None
@@ -194,22 +162,17 @@ def read_described(ours: Mapping[str, Any]) -> Described:
         try:
             never_code = read_never_code(ours["never_code"])
         except ConfigError as error:  # which bodies may be coded is not known then
-            raise BadDescribe(_text(error)) from None
+            raise BadDescribe(short_text(error)) from None
     described = Described(
         role=role,
-        weights=_text(weights) if weights else None,
-        verdict=_text(ours.get("verdict", "")),
-        reason=_text(ours.get("reason") or ""),
-        output=_text(f"{output.get('dtype')}{output.get('shape')}") if isinstance(output, Mapping) else "",
+        weights=short_text(weights) if weights else None,
+        verdict=short_text(ours.get("verdict", "")),
+        reason=short_text(ours.get("reason") or ""),
+        output=short_text(f"{output.get('dtype')}{output.get('shape')}") if isinstance(output, Mapping) else "",
         repeatable=ours.get("repeatable") is not False,
         never_code=never_code,
     )
     return described if role == DEPLOYED else _read_protection(ours, described)
-
-
-def _text(given: Any) -> str:
-    """For people, whatever was given: short, in one line, nothing that a terminal would obey."""
-    return "".join(letter if letter.isprintable() else " " for letter in str(given)[:_LONGEST_TEXT])
 
 
 def _read_protection(ours: Mapping[str, Any], common: Described) -> Described:
@@ -221,14 +184,14 @@ def _read_protection(ours: Mapping[str, Any], common: Described) -> Described:
         protects = ours["protects"]
         weights = protects.get("weights")
         model, version = read_name(protects["model"]), read_name(protects["version"])
-        protected = Protects(model, version, _text(weights) if weights else None)
+        protected = Protects(model, version, short_text(weights) if weights else None)
         # Backups serve any number of members; a parity model must have been trained for it.
         partial = bool(ours.get("partial", code.family is Family.BACKUP))
         cost = None if ours.get("cost") is None else float(ours["cost"])
         if cost is not None and not 0 <= cost < math.inf:
             raise ValueError(f"its cost is {cost}")
     except CodeError as error:
-        raise BadDescribe(_text(error)) from None
+        raise BadDescribe(short_text(error)) from None
     except UNREADABLE as error:
         raise BadDescribe(f"its describe as a protection is incomplete: {_said(error)}") from None
     if not 0 <= row < code.r:

@@ -22,6 +22,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import TracebackType
 
+from ts_parity.describe import ModelDescription
 from ts_parity.errors import ConfigError, ManagementError, StartError
 from ts_parity.keys import read_key
 from ts_parity.torchserve.archive import read_archive
@@ -36,7 +37,7 @@ from ts_parity.torchserve.configuration import (
     free_ports,
     write_configuration,
 )
-from ts_parity.torchserve.management import ManagementClient, ModelDescription, unready
+from ts_parity.torchserve.management import ManagementClient, unready
 
 GUARD = Path(__file__).with_name("guard.py")
 POLL_S = 0.1

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 from urllib.parse import quote
@@ -18,54 +18,15 @@ from urllib.parse import quote
 import requests
 import urllib3
 
+from ts_parity.describe import UNREADABLE, ModelDescription, read_description
 from ts_parity.errors import ManagementError
 
-READY = "READY"
 CUSTOMIZED_TIMEOUT_S = 30.0
 MOST_BYTES = 4 << 20
 """Of an answer; no TorchServe says so much."""
 _MOST_PAGES = 100
 _PIECE = 256
 """Read at once: how long an answer that trickles in has been coming is looked at after each."""
-
-
-@dataclass(frozen=True)
-class Worker:
-    """One worker process of a model. A stopped (frozen) worker still says READY: the status is the frontend's view."""
-
-    id: str
-    status: str
-    pid: int
-    gpu: bool
-    started_at: str
-
-    @property
-    def ready(self) -> bool:
-        return self.status == READY and self.pid > 0
-
-
-@dataclass(frozen=True)
-class ModelDescription:
-    """One version of a model as describe shows it. Durations keep TorchServe's units, named in the field."""
-
-    name: str
-    version: str
-    url: str
-    min_workers: int
-    max_workers: int
-    batch_size: int
-    max_batch_delay_ms: int
-    response_timeout_s: int
-    workers: tuple[Worker, ...]
-    pending_requests: int
-    remaining_capacity: int
-    customized: Mapping[str, Any] | None = field(default=None, repr=False)
-    """What the handler says of itself; None unless asked for with `customized`. {} if it said nothing usable."""
-
-    @property
-    def ready(self) -> bool:
-        """All the workers it should have, and at least one, are READY."""
-        return bool(self.workers) and len(self.workers) >= self.min_workers and all(w.ready for w in self.workers)
 
 
 @dataclass(frozen=True)
@@ -205,8 +166,8 @@ class ManagementClient:
             timeout_s = max(self._timeout_s, CUSTOMIZED_TIMEOUT_S)
         answer = self._json("GET", _path(model, version), parameters, timeout_s)
         try:
-            return [_description(entry, customized) for entry in answer]
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            return [read_description(entry) for entry in answer]
+        except UNREADABLE as error:
             raise self._unknown(f"describe of {model}", error) from None
 
     def _unknown(self, what: str, error: Exception) -> ManagementError:
@@ -288,35 +249,6 @@ def _cause(error: Exception) -> str:
     while (cause := inner.__cause__ or inner.__context__) is not None:
         inner = cause
     return " ".join(str(inner).split()) or type(inner).__name__
-
-
-def _description(entry: Mapping[str, Any], customized: bool) -> ModelDescription:
-    queue = entry.get("jobQueueStatus") or {}
-    said = entry.get("customizedMetadata")
-    return ModelDescription(
-        name=str(entry["modelName"]),
-        version=str(entry["modelVersion"]),
-        url=str(entry.get("modelUrl", "")),
-        min_workers=int(entry["minWorkers"]),
-        max_workers=int(entry["maxWorkers"]),
-        batch_size=int(entry["batchSize"]),
-        max_batch_delay_ms=int(entry["maxBatchDelay"]),
-        response_timeout_s=int(entry.get("responseTimeout", 0)),
-        workers=tuple(_worker(worker) for worker in entry.get("workers", [])),
-        pending_requests=int(queue.get("pendingRequests", 0)),
-        remaining_capacity=int(queue.get("remainingCapacity", 0)),
-        customized=(said if isinstance(said, dict) else {}) if customized else None,
-    )
-
-
-def _worker(entry: Mapping[str, Any]) -> Worker:
-    return Worker(
-        id=str(entry["id"]),
-        status=str(entry["status"]),
-        pid=int(entry.get("pid", -1)),
-        gpu=bool(entry.get("gpu", False)),
-        started_at=str(entry.get("startTime", "")),
-    )
 
 
 def _refusal(answer: requests.Response, told: Any, body: bytes, what: str, url: str) -> ManagementError:

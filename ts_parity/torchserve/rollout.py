@@ -22,9 +22,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from ts_parity.describe import ModelDescription
 from ts_parity.errors import ManagementError, Unreachable
 from ts_parity.torchserve import proxies
-from ts_parity.torchserve.management import ManagementClient, ModelDescription, unready
+from ts_parity.torchserve.management import ManagementClient, unready
 from ts_parity.torchserve.mar import SECTION, Archive
 
 TRIAL = "ts-parity-trial"
