@@ -1,4 +1,4 @@
-"""The eight promises at the top of engine/query.py, on random fleets and random interleavings."""
+"""The eight promises at the top of engine/life.py, on random fleets and random interleavings."""
 
 import gc
 import math

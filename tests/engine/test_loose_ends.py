@@ -125,9 +125,10 @@ class World:
     def check(self):
         lines = Counter()
         for pool in self.scheduler.pools():
-            for query in [*pool.waiting, *pool.retries.values()]:
-                assert query.state is QueryState.WAITING
-                lines[query.id] += 1
+            for state, queue in ((QueryState.WAITING, pool.waiting), (QueryState.RETRYING, pool.retries.values())):
+                for query in queue:
+                    assert query.state is state
+                    lines[query.id] += 1
             assert all(query.open for query in [*pool.late.values(), *pool.hedges.values()])
             if pool.waiting and not self.policy.spare_places:
                 assert pool.selection.for_query(pool.waiting[0], self.now, len(pool.waiting)) is None, (
@@ -135,13 +136,13 @@ class World:
                 )
         for query in self.queries:
             if query.open:
-                assert lines[query.id] == (query.state is QueryState.WAITING)
+                assert lines[query.id] == query.waiting
                 deployed = [task for task in self.flying if task.kind is Kind.DEPLOYED and not task.lost]
                 tasks = [task for task in deployed if task.query is query]
                 assert query.in_flight == len(tasks)
                 own = sum(not task.hedge for task in tasks)
-                assert own + (query.state is QueryState.WAITING) + query.displaced <= 1
-                assert tasks or query.state is QueryState.WAITING or self.may_be_saved(query)
+                assert own == (query.state is QueryState.RUNNING)
+                assert tasks or query.waiting or self.may_be_saved(query)
 
     def may_be_saved(self, query):
         """It is late and will get a backup, or its group goes on: an output, a place or a neighbour is waited for."""
@@ -156,7 +157,7 @@ class World:
         under_way = (
             not group.sealed
             or any(task.group is group and task.query is not query and not task.lost for task in self.flying)
-            or any(member is not None and member.state is QueryState.WAITING for member in group.members)
+            or any(member is not None and member.waiting for member in group.members)
             or any(queued is group for pool in pools.values() for queued, _ in pool.protections)
             or (query.slot in group.recoverable() and self.now < query.release_at)
         )

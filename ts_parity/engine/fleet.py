@@ -20,7 +20,7 @@ from ts_parity.engine.lateness import LatencyWindow
 from ts_parity.engine.launch import Launch
 from ts_parity.engine.placement import Placement
 from ts_parity.engine.policy import LoadMeter, Policy
-from ts_parity.engine.query import CodingGroup, Query, QueryState, Task
+from ts_parity.engine.query import CodingGroup, Query, Task
 from ts_parity.engine.release import Release
 from ts_parity.engine.selection import Selection
 from ts_parity.engine.trials import Trials
@@ -164,7 +164,7 @@ class PoolState:
 
     def forget(self, query: Query) -> None:
         """It is done."""
-        if query.state is QueryState.WAITING:
+        if query.waiting:
             self.leave_line(query)
         self.late.pop(query.id, None)
         self.hedges.pop(query.id, None)

@@ -1,12 +1,89 @@
 """The life of a query, from its arrival to its one answer.
 
-Knows queries, tasks and groups. Has no rule of its own: each is asked of the pool.
+A query wants one prediction of its pool's model. Some instance is always slow, frozen or dead, and nothing tells which;
+so a query may have several tasks, and the first good one to end answers it:
+
+  - its *own task*: the deployed model on its own body. It has one at a time; one that fails may be tried again.
+  - a *second copy*: the same, on an idle machine, when its own has taken longer than nearly all do.
+  - its *protection*: the task of a coding group that it shares (launched with the group), or a backup of a few late
+    queries (launched late). With what its neighbours have brought, it rebuilds the answer.
+  - a *finish*: what a parity model rebuilds is a raw output, of which the user's code makes an answer.
+
+No task is ever cancelled: servers run what they have accepted. So a task keeps its place until it ends, and what it
+brings too late serves a neighbour, is compared with the answer that was given, or is dropped.
+
+The state says where the query's *own attempt* stands. Copies, protections and finishes run beside it and need no state
+of their own: `in_flight` counts its own task and its copies, `finishes_pending` its finishes, `late` says that a backup
+is wanted or under way, and its `group` knows what may still be rebuilt.
+
+    new         not told of yet
+    waiting     for any place, in the order of the pool's queue; its first place, or one after a rejection
+    retrying    for a place elsewhere, or for a token of the retry budget, or for somebody to be there at all
+    running     its own task is out
+    postponed   its backup has got the place that it waited for, or a worker may have died of it while others still have
+                it: its own attempt is due if what is out brings nothing
+    relying     its own task is lost and not tried again: a copy, its backup or its group may still answer
+    done        answered, failed or abandoned
+
+    state       event                                                              next
+    ----------  -----------------------------------------------------------------  ---------
+    new         arrived    the proxy has it; admission says whether it may wait     waiting
+    waiting     sent       a place is free and it is next (selection, admission)    running
+                put off    its backup goes first (launch)                           postponed
+                ended      too late or too many (admission), no endpoint, left      done
+    retrying    sent       an endpoint elsewhere is free and its token is there     running
+                any place  it has waited for one elsewhere for as long as is late   waiting
+                put off    its backup goes first (launch)                           postponed
+                ended      deadline, no endpoint, rebuilt, a copy answered, left    done
+    running     again      rejected, so nothing was run; or any place will do       waiting
+                elsewhere  it has failed, and is tried again (retries)              retrying
+                put off    it may have killed a worker, and others have it          postponed
+                lost       it has failed for good                                   relying
+                ended      answered, by whichever task; deadline, left              done
+    postponed   again      what was out has brought nothing                         waiting
+                elsewhere  its copy has failed, and it is tried again (retries)     retrying
+                ended      rebuilt, a copy answered; deadline, left                 done
+    relying     again      its copy has failed, and any place will do               waiting
+                elsewhere  its copy has failed, and it is tried again (retries)     retrying
+                put off    its copy may have killed a worker, and others have it    postponed
+                ended      rebuilt, a copy answered; nothing can come; left         done
+
+What a rule decides stands in the rule's file: admission (who may wait, who is next), selection (which endpoint),
+placement (which group), launch and hedging (when more is sent), release (when a rebuilt answer may be used), retries,
+budgets, ejection and suspicion (which endpoints are left alone), trust (which protections may answer at all). Here they
+are composed.
+
+Time moves a query too. One timer a query is armed, for the earliest of: launch, second copy, the end of being choosy,
+release, the latest start, and its deadline, at which it is answered by default or fails.
+
+What is promised (tests/engine/test_invariants.py checks each on random interleavings):
+
+  1. Every query gets exactly one Answer or Fail, or was abandoned by its client.
+  2. A rebuilt answer may be used only if the code can recover the slot from what has arrived, and `reconstruct_after`
+     has passed since the query was sent or its own task failed. Never for a query that refuses it, unless the code is
+     lossless. A rebuilt answer comes only from a protection in use (see `trust`).
+  3. A protection that fails never fails a query.
+  4. Work in flight never exceeds an endpoint's places, nor those that a pool has on an instance, nor an instance's
+     places where an operator has set them; by at most `spare_places` while its oldest task is overdue. A protection
+     starts only where the instance, with all its models, has a place left.
+  5. Retries and second copies never exceed their budgets, and a second copy is sent only to an idle instance while no
+     query waits. What an instance's death takes with it is no retry: a query that found nobody there goes elsewhere for
+     nothing, and so does, once, one whose connection broke.
+  6. A query that a worker may have died of is sent at most once more, protections, second copies and finishes included.
+  7. Memory is bounded by the work waiting and in flight: when all is done, nothing is left.
+  8. The same events at the same times give the same actions.
+
+A late event is normal and is ignored. An event that makes no sense raises and changes nothing.
+
+Knows queries, tasks and groups. Knows nothing of arrays, sockets or clocks.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
+from enum import IntEnum
 from typing import Final
 
 from ts_parity.engine.admission import Verdict
@@ -23,6 +100,63 @@ from ts_parity.engine.sending import Sender
 from ts_parity.engine.suspicion import Suspicion
 from ts_parity.engine.timers import Timer, Timers
 from ts_parity.engine.trust import Standing
+
+
+class Event(IntEnum):
+    """What moves a query from one state to another."""
+
+    ARRIVED = 0
+    SENT = 1
+    PUT_OFF = 2
+    ANY_PLACE = 3
+    AGAIN = 4
+    ELSEWHERE = 5
+    LOST = 6
+    ENDED = 7
+
+
+TABLE: Final[Mapping[QueryState, Mapping[Event, QueryState]]] = {
+    QueryState.NEW: {Event.ARRIVED: QueryState.WAITING},
+    QueryState.WAITING: {
+        Event.SENT: QueryState.RUNNING,
+        Event.PUT_OFF: QueryState.POSTPONED,
+        Event.ENDED: QueryState.DONE,
+    },
+    QueryState.RETRYING: {
+        Event.SENT: QueryState.RUNNING,
+        Event.ANY_PLACE: QueryState.WAITING,
+        Event.PUT_OFF: QueryState.POSTPONED,
+        Event.ENDED: QueryState.DONE,
+    },
+    QueryState.RUNNING: {
+        Event.AGAIN: QueryState.WAITING,
+        Event.ELSEWHERE: QueryState.RETRYING,
+        Event.PUT_OFF: QueryState.POSTPONED,
+        Event.LOST: QueryState.RELYING,
+        Event.ENDED: QueryState.DONE,
+    },
+    QueryState.POSTPONED: {
+        Event.AGAIN: QueryState.WAITING,
+        Event.ELSEWHERE: QueryState.RETRYING,
+        Event.ENDED: QueryState.DONE,
+    },
+    QueryState.RELYING: {
+        Event.AGAIN: QueryState.WAITING,
+        Event.ELSEWHERE: QueryState.RETRYING,
+        Event.PUT_OFF: QueryState.POSTPONED,
+        Event.ENDED: QueryState.DONE,
+    },
+    QueryState.DONE: {},
+}
+
+
+def move(query: Query, event: Event) -> None:
+    """Raise ValueError, and change nothing, if the event makes no sense in the query's state."""
+    after = TABLE[query.state].get(event)
+    if after is None:
+        raise ValueError(f"{query!r}: {event.name.lower()} makes no sense")
+    query.state = after
+
 
 GONE: Final = Failed("its endpoint is gone", cause=Cause.GONE)
 
@@ -50,7 +184,7 @@ class Life:
         if query.deadline_at is None:
             query.deadline_at = now + self.policy.deadline_s
         self.live[query.id] = query
-        query.state = QueryState.WAITING
+        move(query, Event.ARRIVED)
         self.retries.budget.deposit()
         if self.policy.hedge_ratio:
             self.hedges.deposit()
@@ -78,7 +212,7 @@ class Life:
     # ---- it is sent --------------------------------------------------------------------------------------------------
 
     def dispatch(self, pool: PoolState, query: Query, place: EndpointState, now: float, actions: list[Action]) -> None:
-        query.state = QueryState.RUNNING
+        move(query, Event.SENT)
         query.attempts += 1
         query.in_flight += 1
         if query.kills:
@@ -166,7 +300,7 @@ class Life:
         if not query.exact or code.lossless:
             query.late = True
             pool.late[query.id] = query
-            if query.state is QueryState.WAITING:
+            if query.waiting:
                 query.release_at = min(query.release_at, due)
 
     def launch_now(
@@ -185,10 +319,9 @@ class Life:
             if query is first or (query.key == first.key and query.domain != place.domain and not group.full):
                 group.join(query, query.domain)
                 del pool.late[query.id]
-                if query.state is QueryState.WAITING:  # a place for its backup is worth more than one for itself
-                    query.state = QueryState.RUNNING
-                    query.displaced = True
+                if query.waiting:  # a place for its backup is worth more than one for itself
                     pool.leave_line(query)
+                    move(query, Event.PUT_OFF)
         group.sealed = True
         group.pending_rows.add(row)
         self._sender.sent["late"] += group.size
@@ -260,11 +393,13 @@ class Life:
             return False
         if not suspect or not query.open:
             return False
-        if not query.in_flight and query.state is not QueryState.WAITING:
+        if not query.in_flight and not query.waiting:
             if not self._may_ask_a_peer(query, pool, now):
                 return False
             query.choosy_until = self.retries.choosy_until(query, pool.release.after_s, now)
             self._queue_again(query, choosy=True)
+        elif query.state is QueryState.RUNNING and not task.hedge and not task.lost:
+            move(query, Event.LOST)  # a copy may have the better answer
         query.set_aside = task
         return True
 
@@ -307,12 +442,12 @@ class Life:
         """A copy has failed. Whether something else goes on for its query, or has ended before it."""
         if query.in_flight:
             return True
-        if query.state is QueryState.WAITING:
+        if query.waiting:
             self.arm(query)
-        elif query.displaced and query.group is not None:
+        elif query.state is QueryState.POSTPONED and query.group is not None:
             self.review(query.group, actions)
         elif isinstance(outcome, Rejected):
-            if not (query.displaced and self._queue_again(query)):
+            if not (query.state is QueryState.POSTPONED and self._queue_again(query)):
                 self._give_up_on_own_task(query, now, actions)
         else:
             return False
@@ -386,7 +521,9 @@ class Life:
             self._sender.sent["moved"] += 1
         elif verdict is Retry.PAID:
             self._sender.sent["retry"] += 1
-        return verdict is not Retry.NO
+        elif verdict is Retry.LATER:
+            move(query, Event.PUT_OFF)
+        return verdict not in (Retry.NO, Retry.LATER)
 
     def pay(self, query: Query) -> None:
         """For a retry."""
@@ -398,16 +535,18 @@ class Life:
         pool = self._fleet.pool_of(query.pool)
         if not pool.deployed or (query.kills and not query.may_run()):
             return False
-        query.state = QueryState.WAITING
-        query.displaced = False
         if choosy or query.owes:
+            move(query, Event.ELSEWHERE)
             pool.retries[query.id] = query
         else:
+            move(query, Event.AGAIN)
             pool.to_the_front(query)
         self.arm(query)
         return True
 
     def _give_up_on_own_task(self, query: Query, now: float, actions: list[Action]) -> None:
+        if query.state is QueryState.RUNNING:
+            move(query, Event.LOST)
         self._rebuild_if_due(query, now, actions)
         if not query.open or query.in_flight:  # a copy may still answer
             return
@@ -477,7 +616,7 @@ class Life:
         for query in [*pool.late.values()]:
             del pool.late[query.id]
             query.late = False
-            if query.open and not query.in_flight and query.state is not QueryState.WAITING:
+            if query.open and not query.in_flight and not query.waiting:
                 self.fail(query, Reason.FAILED, actions)
 
     # ---- a worker died of it, perhaps --------------------------------------------------------------------------------
@@ -521,7 +660,7 @@ class Life:
         if task.group is not None and not task.group.done:
             self.review(task.group, actions)
             return
-        alone = query is not None and query.group is None and query.state is QueryState.RUNNING
+        alone = query is not None and query.group is None and query.open and not query.waiting
         if query is not None and alone and not (query.in_flight or query.late):
             self.fail(query, Reason.FAILED, actions)
 
@@ -605,13 +744,12 @@ class Life:
     def review(self, group: CodingGroup, actions: list[Action]) -> None:
         """Fail the members for whom nothing can come any more."""
         for query in [*group.open_members()]:
-            if query.in_flight or query.finishes_pending or query.state is QueryState.WAITING:
+            if query.in_flight or query.finishes_pending or query.waiting:
                 continue
             if not (self._may_be_rebuilt(query, group) and group.could_recover(query.slot)):
-                if query.displaced and self._queue_again(query):  # its backup ran first, and failed
-                    continue
-                if query.displaced and query.kills == 1 and group.flying:  # not before that has ended
-                    continue
+                postponed = query.state is QueryState.POSTPONED
+                if postponed and (self._queue_again(query) or (query.kills == 1 and group.flying)):
+                    continue  # its own attempt is due, now or when what is out has ended
                 self.fail(query, Reason.FAILED, actions)
 
     # ---- time passes -------------------------------------------------------------------------------------------------
@@ -628,7 +766,7 @@ class Life:
             at = query.choosy_until
         if query.release_at < at and not query.released and (query.late or query.group is not None):
             at = query.release_at
-        if query.state is QueryState.WAITING and not query.attempts and not query.in_flight:
+        if query.waiting and not query.attempts and not query.in_flight:
             pool = self._fleet.pool_of(query.pool)
             pool.admission.judge_time(query)
             at = min(at, pool.admission.waits_until(query), max(query.arrived_at, query.start_by))
@@ -645,7 +783,7 @@ class Life:
         assert query.deadline_at is not None
         pool = self._fleet.pool_of(query.pool)
         if (
-            query.state is QueryState.WAITING
+            query.waiting
             and not query.attempts
             and not query.in_flight
             and pool is not None
@@ -658,7 +796,7 @@ class Life:
             self.launch(pool, query)
         if now >= query.hedge_at and pool.pool.repeatable:
             pool.hedges[query.id] = query
-        if query.state is QueryState.WAITING and pool.admission.is_hopeless(query, now):
+        if query.waiting and pool.admission.is_hopeless(query, now):
             self.refuse_late(pool, query, now, actions)
             return
         query.launch_at = math.inf if now >= query.launch_at else query.launch_at
@@ -666,7 +804,8 @@ class Life:
         if query.choosy_until and now >= query.choosy_until:
             query.choosy_until = 0.0
             if not query.owes and pool.retries.pop(query.id, None) is not None:
-                pool.to_the_front(query)  # from now on any place will do
+                move(query, Event.ANY_PLACE)  # from now on any will do
+                pool.to_the_front(query)
         if now >= query.release_at:
             query.released = True
             self._rebuild_if_due(query, now, actions)
@@ -680,7 +819,7 @@ class Life:
             reason = Reason.DEADLINE
             if query.pool not in self._fleet.pools:
                 reason = Reason.NO_ENDPOINT
-            elif query.rests_until and query.state is QueryState.WAITING:
+            elif query.rests_until and query.waiting:
                 reason = Reason.FAILED  # nobody was there to ask
             self.fail(query, reason, actions)
 
@@ -702,11 +841,11 @@ class Life:
         self.close(query, actions)
 
     def close(self, query: Query, actions: list[Action]) -> None:
-        waited = query.state is QueryState.WAITING
+        waited = query.waiting
         copied = self.policy.hedge_ratio and query.hedge_at == math.inf
         if waited or query.late or copied:  # only then can it stand in one of the pool's queues
             self._fleet.pool_of(query.pool).forget(query)
-        query.state = QueryState.DONE
+        move(query, Event.ENDED)
         if query.trial is not None and not query.in_flight:
             self.proving.own_lost(query)
         self.live.pop(query.id, None)

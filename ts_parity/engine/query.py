@@ -10,32 +10,13 @@ full or `group_wait` has passed (then its protections are launched), and *done* 
     pending    its query's own task waits or runs
     arrived    its own task answered; `have` holds it if the model's raw output came along
     lost       its own task failed and is not tried again
-
-What is promised (tests/engine/test_invariants.py checks each on random interleavings):
-
-  1. Every query gets exactly one Answer or Fail, or was abandoned by its client.
-  2. A rebuilt answer may be used only if the code can recover the slot from what has arrived, and `reconstruct_after`
-     has passed since the query was sent or its own task failed. Never for a query that refuses it, unless the code is
-     lossless. A rebuilt answer comes only from a protection in use (see `trust`).
-  3. A protection that fails never fails a query.
-  4. Work in flight never exceeds an endpoint's places, nor those that a pool has on an instance, nor an instance's
-     places where an operator has set them; by at most `spare_places` while its oldest task is overdue. A protection
-     starts only where the instance, with all its models, has a place left.
-  5. Retries and second copies never exceed their budgets, and a second copy is sent only to an idle instance while no
-     query waits. What an instance's death takes with it is no retry: a query that found nobody there goes elsewhere for
-     nothing, and so does, once, one whose connection broke.
-  6. A query that a worker may have died of is sent at most once more, protections, second copies and finishes included.
-  7. Memory is bounded by the work waiting and in flight: when all is done, nothing is left.
-  8. The same events at the same times give the same actions.
-
-A late event is normal and is ignored. An event that makes no sense raises and changes nothing.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterator
-from enum import Enum
+from enum import IntEnum
 from typing import Any, final
 
 from ts_parity.engine.capacity import EndpointState, Occupant
@@ -46,11 +27,16 @@ _NOBODY: frozenset[str] = frozenset()
 _NOTHING: frozenset[int] = frozenset()
 
 
-class QueryState(Enum):
-    NEW = "new"
-    WAITING = "waiting"
-    RUNNING = "running"
-    DONE = "done"
+class QueryState(IntEnum):
+    """Where the query's own attempt stands; see `life`, which has the table. Copies and protections run beside it."""
+
+    NEW = 0
+    WAITING = 1
+    RETRYING = 2
+    RUNNING = 3
+    POSTPONED = 4
+    RELYING = 5
+    DONE = 6
 
 
 @final
@@ -61,7 +47,7 @@ class Query:
     """
 
     __slots__ = (
-        "armed_at", "arrived_at", "attempts", "avoid", "choosy_until", "deadline_at", "displaced", "domain", "exact",
+        "armed_at", "arrived_at", "attempts", "avoid", "choosy_until", "deadline_at", "domain", "exact",
         "excused", "finish_attempts", "finishes_pending", "first_cause", "forgiven", "given", "group", "hedge_at",
         "id", "in_flight", "key", "kills", "last_chance", "last_failure", "late", "launch_at", "owes", "payload",
         "pool", "refused", "release_at", "released", "rests_until", "set_aside", "slot", "stale_at", "start_by",
@@ -122,8 +108,6 @@ class Query:
         self.launch_at = math.inf
         self.late = False
         """A backup was asked for, or is to be: something may come even when its own task has failed."""
-        self.displaced = False
-        """Its backup runs instead of its own task, for which it was waiting."""
         self.hedge_at = math.inf
         self.armed_at = math.inf
         self.given: Task | None = None
@@ -146,7 +130,7 @@ class Query:
     @property
     def waiting(self) -> bool:
         """For a place."""
-        return self.state is QueryState.WAITING
+        return self.state is QueryState.WAITING or self.state is QueryState.RETRYING
 
     def may_run(self) -> bool:
         """Whether one that may be what its workers died of is sent once more: only after the first, only once, and not
@@ -158,7 +142,7 @@ class Query:
 
     def __repr__(self) -> str:
         where = f" group {self.group.id} slot {self.slot}" if self.group is not None else ""
-        return f"<Query {self.id} {self.pool} {self.state.value}{where}>"
+        return f"<Query {self.id} {self.pool} {self.state.name.lower()}{where}>"
 
 
 @final
@@ -335,7 +319,7 @@ class CodingGroup:
         coming = frozenset(
             query.slot
             for query in self.members
-            if query is not None and query.slot != slot and (query.in_flight > 0 or query.state is QueryState.WAITING)
+            if query is not None and query.slot != slot and (query.in_flight > 0 or query.waiting)
         )
         rows = self.pending_rows if self.sealed else set(range(self.code.r))
         covers = {row: self.sent[row] if row in self.sent else self.sendable() for row in rows} | self.covers
@@ -363,7 +347,7 @@ class CodingGroup:
                 slots.append(f"{slot} empty")
             else:
                 raw = "+raw" if slot in self.have else ""
-                slots.append(f"{slot} {query.state.value}{raw}")
+                slots.append(f"{slot} {query.state.name.lower()}{raw}")
         rows = [f"{row} arrived" for row in self.protections] + [f"{row} pending" for row in sorted(self.pending_rows)]
         return f"<CodingGroup {self.id} k={self.code.k} r={self.code.r} [{', '.join(slots)} | {', '.join(rows)}]>"
 

@@ -12,7 +12,7 @@ from typing import Final, final
 
 from ts_parity.engine.lateness import LATE, LatencyWindow
 from ts_parity.engine.policy import Policy
-from ts_parity.engine.query import CodingGroup, Query
+from ts_parity.engine.query import CodingGroup, Query, QueryState
 
 MAX_FINISHES: Final = 2
 """Attempts to make an answer of one rebuilt output: what two instances cannot finish is not tried on a third."""
@@ -54,6 +54,6 @@ class Release:
 
     @staticmethod
     def may_be_finished(query: Query, finisher: bool) -> bool:
-        if query.kills and (query.waiting or query.displaced or not query.may_run()):
+        if query.kills and (query.waiting or query.state is QueryState.POSTPONED or not query.may_run()):
             return False  # it runs at most once more, and that is its own attempt
         return finisher and query.finish_attempts < MAX_FINISHES

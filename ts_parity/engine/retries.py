@@ -32,6 +32,8 @@ class Retry(Enum):
     NO = "no"
     FREE = "free"
     """It failed with its instance and not by itself."""
+    LATER = "later"
+    """What else has it may still kill a worker or answer it. If it does neither, its own second attempt is due."""
     PAID = "paid"
     OWES = "owes"
     """As soon as there is a token for it."""
@@ -67,9 +69,7 @@ class Retries:
         if not self.has_attempts(query):
             return Retry.NO
         if query.kills and not query.may_run():
-            # What else has it may still kill or answer; if it does neither, its own second attempt is due.
-            query.displaced = query.kills == 1 and not query.last_chance
-            return Retry.NO
+            return Retry.LATER if query.kills == 1 and not query.last_chance else Retry.NO
         return Retry.FREE if excused else Retry.OWES
 
     def pay(self, query: Query, ahead: int, hopeful: bool, now: float) -> Retry:

@@ -106,7 +106,7 @@ class Scheduler:
         if query.open and query.id in self._life.live:
             self.answered["abandoned"] += 1
             pool = self._fleet.pool_of(query.pool)
-            if query.state is QueryState.WAITING:
+            if query.waiting:
                 pool.admission.left(query, pool.waiting, now)
             self._life.close(query, actions)
             self._pump(now, actions)
@@ -126,7 +126,7 @@ class Scheduler:
             if pool in gone or not pool.deployed:
                 pool.trials.clear()
                 for query in [*pool.waiting, *pool.retries.values()]:
-                    if query.state is QueryState.WAITING:
+                    if query.waiting:
                         self._life.fail(query, Reason.NO_ENDPOINT, actions)
         for pool in gone:
             for group, row in pool.protections:
@@ -147,7 +147,7 @@ class Scheduler:
         for task in self._fleet.left_behind():
             self._life.leave_behind(task, now, actions)
         for query in [*self._life.live.values()]:
-            if query.group is not None and query.state is QueryState.RUNNING and not query.in_flight:
+            if query.group is not None and not query.waiting and not query.in_flight:
                 self._life.review(query.group, actions)  # what it waits for may have gone with its pool
             if query.open and query.pool not in self._fleet.pools:
                 # Who has it may still answer it in the usual time. Later than that, nobody is left who could.
