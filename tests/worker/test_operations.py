@@ -22,6 +22,7 @@ from ts_parity.wire import OP, OP_RAW, ROUNDOFF, Part
 from ts_parity.worker.answers import Answer
 from ts_parity.worker.operations import MAX_RESPONSE_SIZE, max_response_size
 from ts_parity.worker.protections import ScriptedModel
+from ts_parity.worker.selftest import LIVE_REQUESTS
 from ts_parity.worker.verdict import alike
 from ts_parity.worker.watches import ModelCall
 
@@ -559,7 +560,10 @@ def test_samples_show_what_is_not_repeatable(serve: Serve, handler: str, why: st
 
 @pytest.mark.parametrize("section", [{}, {"role": "parity", "code": "exact", "k": 2}], ids=["deployed", "exact"])
 def test_times_ids_and_dice_that_change_nothing_are_no_state(serve: Serve, section: dict[str, Any]) -> None:
-    described = _proven(serve, "harmless_dice", _vectors, section).describe()["ts_parity"]
+    worker = _proven(serve, "harmless_dice", _vectors, section)
+    for seed in range(2 * LIVE_REQUESTS if section else 0):
+        assert worker.group(vector(seed), vector(seed + 9)).status == 200
+    described = worker.describe()["ts_parity"]
     assert (described["verdict"], described["repeatable"]) == ("codable", True), described["reason"]
 
 
@@ -574,6 +578,15 @@ def test_exact_looks_at_its_first_runs(serve: Serve) -> None:
     assert worker.group(vector(1), vector(2)).frame.covers == frozenset()
     described = worker.describe()["ts_parity"]
     assert (described["verdict"], described["repeatable"]) == ("refused", False)
+
+
+def test_what_may_be_no_dice_is_refused_without_samples_and_the_reason_asks_for_some(serve: Serve) -> None:
+    """A Hugging Face pipeline that is given a list draws for its DataLoader, and answers the same whatever it drew."""
+    worker = serve("harmless_dice", {"role": "parity", "code": "exact", "k": 2})
+    assert [worker.group(vector(1), vector(seed)).status for seed in range(3)][-1] == 500
+    reason = worker.describe()["ts_parity"]["reason"]
+    assert "drew random numbers (torch)" in reason
+    assert reason.endswith("samples (package --sample) would show whether it does")
 
 
 def test_no_live_request_is_run_twice(serve: Serve) -> None:

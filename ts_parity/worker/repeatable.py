@@ -51,7 +51,7 @@ class Dice:
         return [name for name, state in self._before.items() if now.get(name, state) != state]
 
 
-def check_seen(seen: Seen, drawn: Sequence[str]) -> None:
+def check_seen(seen: Seen, drawn: Sequence[str], sampled: bool = False) -> None:
     """What one run shows without being repeated. Raise NotRepeatable."""
     for site, model in seen.models.items():
         if part := in_training_mode(model):
@@ -62,6 +62,7 @@ def check_seen(seen: Seen, drawn: Sequence[str]) -> None:
     if drawn:
         raise NotRepeatable(
             f"answering a request drew random numbers ({', '.join(drawn)}), so another run of it may answer otherwise"
+            + ("" if sampled else "; samples (package --sample) would show whether it does")
         )
 
 
@@ -81,7 +82,7 @@ def check_repeats(once: Once, samples: Sequence[Request], fresh: Callable[[], On
         _check_raw(samples[index], seen[before], seen[position])
         varying += [(before, position, where) for where, _, _ in differing(seen[before].answer, seen[position].answer)]
     # PyTorch's are drawn by much that is no dice: each DataLoader seeds itself. If they mattered, answers would differ.
-    check_seen(seen[0], [name for name in rolled if name != "torch"])
+    check_seen(seen[0], [name for name in rolled if name != "torch"], sampled=True)
     if varying:
         again, _ = _runs(fresh(), samples, order)
         for before, position, where in varying:
