@@ -6,7 +6,8 @@ from itertools import chain
 import pytest
 
 from ts_parity.engine import Answer, Arrived, Fail, Query, Scheduler, plain
-from ts_parity.engine.admission import PatienceMeter
+from ts_parity.engine.admission import Admission, PatienceMeter, Verdict
+from ts_parity.engine.lateness import LatencyWindow
 from ts_parity.scenarios import POOL, fleet, scenario
 
 WARM = [0.1 * i for i in range(20)]
@@ -226,3 +227,56 @@ def test_those_who_stay_are_believed_too():
     for _ in range(40):
         meter.stayed(2.0)
     assert meter.patience_s == math.inf
+
+
+# ---- the rule alone ------------------------------------------------------------------------------------------------
+
+
+def admission(usual_s=0.010, places=1, **policy):
+    latency = LatencyWindow()
+    for _ in range(100):
+        latency.add(usual_s)
+    rule = Admission(plain(**policy), latency)
+    rule.adopt(places)
+    return rule
+
+
+def waiting(rule, number=0, arrived_at=0.0, deadline_at=1.0):
+    query = Query(number, POOL, deadline_at=deadline_at)
+    query.arrived_at = arrived_at
+    rule.judge_time(query)
+    return query
+
+
+@pytest.mark.parametrize(
+    ("others", "deadline_at", "verdict"),
+    [(1, 1.0, Verdict.WAIT), (5, 0.05, Verdict.REFUSE), (3, 0.05, Verdict.WAIT), (7, 1.0, Verdict.REFUSE)],
+)
+def test_who_may_join_those_that_wait(others, deadline_at, verdict):
+    rule = admission(max_waiting=7)
+    oldest = waiting(rule)
+    assert rule.judge(waiting(rule, 1, 0.0, deadline_at), oldest, others, 0.0) is verdict
+
+
+def test_in_a_standing_queue_the_newest_goes_first_and_the_oldest_makes_room():
+    rule = admission(max_waiting=7)
+    oldest = waiting(rule, deadline_at=0.11)
+    assert (oldest.start_by, oldest.stale_at) == pytest.approx((0.10, 0.05))
+    assert [rule.newest_first(oldest, at) for at in (0.05, 0.06)] == [False, True]
+    newest = waiting(rule, 1, 0.06, 0.2)
+    assert rule.judge(newest, oldest, 3, 0.06) is Verdict.WAIT
+    assert rule.judge(newest, oldest, 4, 0.06) is Verdict.MAKE_ROOM
+    assert rule.judge(newest, oldest, 7, 0.06) is Verdict.MAKE_ROOM
+
+
+def test_one_refused_makes_the_newest_go_first_for_as_long_as_it_waited():
+    rule = admission()
+    rule.refused(waiting(rule, deadline_at=0.05), 0.04)
+    oldest = waiting(rule, 1, 0.04)
+    assert [rule.newest_first(oldest, at) for at in (0.07, 0.08)] == [True, False]
+
+
+def test_what_is_hopeless_is_asked_again_of_what_is_usual_now():
+    rule = admission(usual_s=0.010)
+    query = waiting(rule, deadline_at=0.05)
+    assert [rule.is_hopeless(query, at) for at in (0.039, 0.041)] == [False, True]

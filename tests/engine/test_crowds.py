@@ -2,9 +2,7 @@
 
 import pytest
 
-from ts_parity.engine import Scheduler, plain
-from ts_parity.engine.health import Condition
-from ts_parity.scenarios import fleet, scenario
+from ts_parity.scenarios import scenario
 
 NEVER = 0.0
 CROWD = [0.041 * burst for burst in range(50) for _ in range(12)]
@@ -33,40 +31,6 @@ def test_the_fuller_the_later_is_a_backup_launched(arrivals, after):
     [(sent_at, _)] = run.sends(599)
     [(at, _)] = run.sends("parity 0")
     assert at - sent_at == pytest.approx(after, abs=0.0005)
-
-
-def erring(load, share, suspects=0):
-    """A scheduler of three endpoints at this load, of which the first errs in this share of its answers."""
-    scheduler = Scheduler(fleet(deployed=3, code=None), plain())
-    [pool] = scheduler.pools()
-    pool.load.value = load
-    first, *others = pool.deployed.everyone
-    first.record.answers, first.record.errors = 100.0, 100.0 * share
-    for other in others[:suspects]:
-        other.record.suspect = True
-    return pool, first
-
-
-@pytest.mark.parametrize(
-    ("load", "share", "suspects", "may"),
-    [
-        (0.5, 0.3, 0, True),
-        (0.6, 0.3, 0, False),  # 1.8 machines' work for two
-        (0.6, 0.8, 0, True),  # it bears nothing itself
-        (0.1, 0.3, 1, True),
-        (0.1, 0.8, 2, False),  # nobody else is above suspicion
-    ],
-)
-def test_whom_errors_may_take_out(load, share, suspects, may):
-    pool, first = erring(load, share, suspects)
-    assert pool.ejection.may_convict(first) is may
-
-
-def test_who_is_out_bears_no_load():
-    pool, first = erring(0.5, 0.3)
-    other = pool.deployed.everyone[1]
-    other.health.condition = Condition.OUT
-    assert not pool.ejection.may_convict(first)
 
 
 def test_a_second_copy_goes_to_an_idle_machine_or_to_none():

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 
 from ts_parity.engine import Answer, Arrived, Fail, Failed, Fleet, Kind, Query, Scheduler, Send, Source, plain
-from ts_parity.engine.budgets import TokenBucket
 from ts_parity.scenarios import POOL, fleet, scenario
 
 FOREVER = 1000.0
@@ -175,25 +174,6 @@ def test_where_everybody_fails_nobody_waits_for_a_token():
     late = [number for number, (_, at) in run.failures.items() if at - arrivals[number] > 1.5]
     assert late == []
     assert len(run.failures) == 300
-
-
-def test_a_budget_that_grows_with_time_alone():
-    bucket = TokenBucket(0.1, 2.0, 2.0)
-    bucket.pass_time(100.0)
-    assert [bucket.take() for _ in range(3)] == [True, True, False]
-    assert bucket.wait_s(0) == pytest.approx(0.5)
-    assert bucket.wait_s(2) == pytest.approx(1.5)
-    bucket.pass_time(100.5)
-    assert bucket.take()
-    bucket.pass_time(200.0)
-    assert bucket.tokens == 2.0
-
-
-def test_a_budget_of_nothing_never_has_a_token():
-    bucket = TokenBucket(1.0, 0.5, 0.5)
-    bucket.pass_time(1e9)
-    assert not bucket.take()
-    assert bucket.wait_s(0) == float("inf")
 
 
 # ---- endpoints that are gone with what they had --------------------------------------------------------------------

@@ -1,0 +1,50 @@
+"""Budgets alone: tokens that come with traffic and with time."""
+
+import pytest
+
+from ts_parity.engine import plain
+from ts_parity.engine.budgets import TokenBucket, hedge_budget, retry_budget
+
+
+def test_a_budget_that_grows_with_time_alone():
+    bucket = TokenBucket(0.1, 2.0, 2.0)
+    bucket.pass_time(100.0)
+    assert [bucket.take() for _ in range(3)] == [True, True, False]
+    assert bucket.wait_s(0) == pytest.approx(0.5)
+    assert bucket.wait_s(2) == pytest.approx(1.5)
+    bucket.pass_time(100.5)
+    assert bucket.take()
+    bucket.pass_time(200.0)
+    assert bucket.tokens == 2.0
+
+
+def test_a_budget_of_nothing_never_has_a_token():
+    bucket = TokenBucket(1.0, 0.5, 0.5)
+    bucket.pass_time(1e9)
+    assert not bucket.take()
+    assert bucket.wait_s(0) == float("inf")
+
+
+def test_a_token_comes_with_so_many_queries():
+    bucket = TokenBucket(0.25, 1.0)
+    assert bucket.take()
+    for _ in range(4):
+        assert not bucket.take()
+        bucket.deposit()
+    assert bucket.take()
+
+
+def test_retries_come_back_within_a_second_and_second_copies_with_traffic_only():
+    retries, hedges = retry_budget(plain(retry_burst=2.0)), hedge_budget(plain(hedge_ratio=0.1, hedge_burst=2.0))
+    for budget in (retries, hedges):
+        assert [budget.take() for _ in range(3)] == [True, True, False]
+        budget.pass_time(1.0)
+    assert (retries.take(), hedges.take()) == (True, False)
+
+
+def test_a_ratio_of_nothing_is_no_budget():
+    assert not hedge_budget(plain(hedge_ratio=0.0)).take()
+    empty = retry_budget(plain(retry_ratio=0.0, retry_burst=1.0))
+    assert empty.take()
+    empty.pass_time(1e9)
+    assert not empty.take()
