@@ -350,20 +350,21 @@ class Life:
             query.avoid -= task.place.only
         if isinstance(outcome, Arrived):
             query.refused = outcome.error
-            pool = self._fleet.pool_of(query.pool)
             pairs: list[Compare] = []
-            pool.unreachable_since = math.inf
-            if outcome.error or query.set_aside is not None:
-                if self._weigh_error(task, query, outcome, pool, now):
-                    return
-            else:
-                task.place.record.answered()
-            if not outcome.error:  # an error's speed says nothing of what is usual
-                pool.latency.add(now - task.sent_at)
-            if query.trial is not None and pool.trust is not None:
-                pairs = pool.trials.own_arrived(query, task, outcome.raw, pool.trust, now)
-            elif query.group is not None and not outcome.error:
-                pairs = self.proving.watch(query.group, pool, query.slot, task, now)
+            if query.pool in self._fleet.pools:  # nobody learns anything for one that is gone
+                pool = self._fleet.pool_of(query.pool)
+                pool.unreachable_since = math.inf
+                if outcome.error or query.set_aside is not None:
+                    if self._weigh_error(task, query, outcome, pool, now):
+                        return
+                else:
+                    task.place.record.answered()
+                if not outcome.error:  # an error's speed says nothing of what is usual
+                    pool.latency.add(now - task.sent_at)
+                if query.trial is not None and pool.trust is not None:
+                    pairs = pool.trials.own_arrived(query, task, outcome.raw, pool.trust, now)
+                elif query.group is not None and not outcome.error:
+                    pairs = self.proving.watch(query.group, pool, query.slot, task, now)
             if query.open:
                 self.answer(query, Source.HEDGED if task.hedge else Source.DEPLOYED, task, actions)
             actions += pairs
@@ -424,7 +425,6 @@ class Life:
                 return
             if isinstance(outcome, Failed):
                 query.last_failure = task
-                query.first_cause = query.first_cause or f"{task.endpoint.name}: {outcome.reason}"
                 query.release_at = now
                 pool = self._fleet.pool_of(query.pool)
                 if pool.launch.late:

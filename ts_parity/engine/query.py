@@ -92,7 +92,7 @@ class Query:
         self.owes = False
         """It may be tried again as soon as the budget has a token for it."""
         self.first_cause = ""
-        """What its first failure said, and where."""
+        """What the first of its tasks that failed said, and where."""
         self.last_failure: Task | None = None
         self.finishes_pending = 0
         self.finish_attempts = 0

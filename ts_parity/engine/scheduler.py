@@ -77,9 +77,12 @@ class Scheduler:
         if task.place.host.protects:
             self._unblock()
         self._suspicion.ended(task, outcome, now)
-        died = isinstance(outcome, Failed) and outcome.cause is Cause.WORKER_DIED
-        if died:
-            self._life.suspect_queries(task)
+        died = False
+        if isinstance(outcome, Failed):
+            if (query := task.query) is not None:
+                query.first_cause = query.first_cause or f"{task.endpoint.name}: {outcome.reason}"
+            if died := outcome.cause is Cause.WORKER_DIED:
+                self._life.suspect_queries(task)
         if task.kind is Kind.DEPLOYED:
             self._life.own_ended(task, outcome, now, actions)
         elif task.kind is Kind.PROTECTION:

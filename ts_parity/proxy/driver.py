@@ -406,9 +406,6 @@ class Driver:
             self._expected.pop(task.id, None)
         if isinstance(outcome, Failed):
             log.info("%r failed: %s", task, outcome.reason)
-            if task.query is not None:
-                ask = cast(Ask, task.query.payload)
-                ask.cause = ask.cause or f"{task.endpoint.name}: {outcome.reason}"
             if task.kind is Kind.FINISH:
                 self._metrics.finish_failures.add()
             if outcome.cause is Cause.MISSING:  # what is registered there next may have other weights
@@ -475,7 +472,7 @@ class Driver:
 
     def _facts(self, query: Query, source: Source, task: Task | None) -> Facts:
         ask = cast(Ask, query.payload)
-        cause = ask.cause
+        cause = query.first_cause or None
         if task is None:
             facts = Facts(source._value_, _asked(query), query.pool, None, query.attempts, None, None, cause)
         else:
@@ -492,8 +489,7 @@ class Driver:
     def _failure(self, query: Query, outcome: str, task: Task | None) -> Facts:
         """`task`: its last attempt, if that has ended."""
         where = _asked(query) if task is None else task.endpoint.name
-        cause = cast(Ask, query.payload).cause
-        facts = Facts(outcome, where, query.pool, None, query.attempts, None, None, cause)
+        facts = Facts(outcome, where, query.pool, None, query.attempts, None, None, query.first_cause or None)
         return self._with_others(facts, query, task)
 
     def _with_others(self, facts: Facts, query: Query, task: Task | None) -> Facts:

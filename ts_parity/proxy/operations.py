@@ -65,14 +65,12 @@ class Ask:
     `unversioned`: there was none.
     """
 
-    __slots__ = ("cause", "extra", "failed", "request", "service_s", "unversioned")
+    __slots__ = ("extra", "failed", "request", "service_s", "unversioned")
 
     def __init__(self, request: Request, extra: str, unversioned: bool = False) -> None:
         self.request = request
         self.extra = extra
         self.unversioned = unversioned
-        self.cause: str | None = None
-        """Why its first attempt failed, if it did: for the log."""
         self.failed: list[Other] | None = None
         """Its attempts that failed, if somebody logs them."""
         self.service_s: float | None = None
