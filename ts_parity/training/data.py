@@ -249,7 +249,9 @@ def _run_alone(handler: OfflineHandler, body: Body) -> _Seen:
     if record.raw is not None and answer.status < 400:
         return _Seen(given_to(record.calls[0]), record.raw, record.calls[0])
     if record.raw is None and record.refusal and answer.status < 400:
-        raise NotCodable(f"this handler cannot be protected by a trained model: {handler.why_not(request, record)}")
+        why = handler.why_not(request, record)
+        remedy = "" if "take code exact" in why else "; or take code exact"
+        raise NotCodable(f"this handler cannot be protected by a trained model: {why}{remedy}")
     return _Seen(problem=f"status {answer.status}")
 
 

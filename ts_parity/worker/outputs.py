@@ -318,7 +318,11 @@ def to_array(tensor: torch.Tensor) -> Array:
 
 def _numpy_leaf(value: Any, where: Place) -> _Leaf:
     if value.dtype not in (np.float16, np.float32, np.float64):
-        raise NotCodable(f"the model's output holds {value.dtype} numbers at {_told(where)}: not floating")
+        what = f"{value.dtype} numbers" if value.dtype.kind in "iufbc" else "no numbers"
+        raise NotCodable(
+            f"the model's output holds {what} at {_told(where)}: a code needs floating ones, such as the scores of "
+            "classes (predict_proba)"
+        )
     dtype, scalar = value.dtype, isinstance(value, np.generic)
 
     def build(raw: Array) -> Any:
