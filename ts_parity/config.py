@@ -282,11 +282,13 @@ def settings_markdown() -> str:
     lines = [
         "# Settings of the proxy",
         "",
-        "Made from `ts_parity/config.py` by `python -m ts_parity.config`; do not edit by hand.",
+        "Made by `python -m ts_parity.config` from the fields in `ts_parity/config.py` and `engine/policy.py`;",
+        "do not edit by hand. What the policy does without any of them is in [Policy](policy.md#the-recipe).",
         "",
         "A TOML file (`ts-parity serve --config FILE`), then environment variables, then flags; the later wins.",
         "A setting `deadline_s` is `deadline_s = 2.0` in the file, `TS_PARITY_DEADLINE_S=2.0` in the environment and",
-        "`--deadline-s 2.0` on the command line. Lists are separated by commas there. Unknown names are errors.",
+        "`--deadline-s 2.0` on the command line. Lists are separated by commas there. Unknown names are errors, and",
+        "for a name of an earlier version the error says what replaces it.",
         "",
         *(
             line
