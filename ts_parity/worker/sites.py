@@ -426,7 +426,7 @@ def _with_entry(value: Any, key: Any, entry: Any) -> Any:
 def _made_by(function: Any) -> list[Any]:
     """What it remembers. Nothing but the garbage collector can tell."""
     if isinstance(function, weakref.ref):
-        return [referent] if (referent := function()) is not None else []
+        return [there] if (there := function()) is not None else []
     found = []
     for held in gc.get_referents(getattr(function, "__func__", function)):
         entries = [*held.values()] if type(held) is dict else [held]
