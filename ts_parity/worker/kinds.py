@@ -36,9 +36,9 @@ class Rank(IntEnum):
 
 def rank_of(value: Any) -> Rank | None:
     """None: it can be no model."""
-    if is_container(value):
-        return None
     if isinstance(value, torch.nn.Module):
+        if is_container(value):
+            return None
         return Rank.MODEL if has_weights(value) else None if _prepares(type(value)) else Rank.CALLABLE
     if isinstance(value, type) or is_remembering(value):
         return None

@@ -553,11 +553,13 @@ def _may_hold(value: Any) -> bool:
         return False
     if isinstance(value, (*_HOLDERS, types.FunctionType)) or _is_fixed(value):
         return True
-    if is_remembering(value) or is_container(value):
+    if is_remembering(value):
         return True
     if isinstance(value, types.MethodType):
         value = value.__self__
-    if isinstance(value, (type, types.ModuleType, torch.nn.Module, types.BuiltinFunctionType)):
+    if isinstance(value, torch.nn.Module):
+        return is_container(value)
+    if isinstance(value, (type, types.ModuleType, types.BuiltinFunctionType)):
         return False
     return type(value).__module__.partition(".")[0] not in FOREIGN
 
