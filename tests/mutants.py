@@ -139,10 +139,10 @@ MUTANTS = [
     _engine(
         "what cannot be in time is sent all the same",
         "scheduler",
-        "if now >= query.start_by and now > query.arrived_at and pool.admission.is_hopeless(query, now):",
+        "if now >= query.start_by and pool.admission.is_in_vain(query, now):",
         "if False:",
     ),
-    _engine("one model's crowd keeps the others out", "scheduler", "min(waiting, key=_share_taken)", "waiting[0]"),
+    _engine("one model's crowd keeps the others out", "scheduler", "else next_pool(waiting)", "else waiting[0]"),
     _engine("an answer is finished thrice", "release", "MAX_FINISHES: Final = 2", "MAX_FINISHES: Final = 3"),
     _engine(
         "a query that wants the deployed model's own answer gets another",
@@ -152,9 +152,9 @@ MUTANTS = [
     ),
     _engine(
         "a query that wants the deployed model's own answer has a student launched",
-        "life",
-        "if not query.exact or code.lossless:",
-        "if True:",
+        "launch",
+        "return not query.exact or code.lossless",
+        "return True",
     ),
     _engine(
         "a rebuilt answer is used before its time",

@@ -5,10 +5,12 @@ import math
 import pytest
 
 from ts_parity.codes import make_code
-from ts_parity.engine import plain
+from ts_parity.engine import Query, plain
 from ts_parity.engine.lateness import LatencyWindow
 from ts_parity.engine.launch import SHED_LOAD, Launch
 from ts_parity.engine.policy import LoadMeter
+
+from .made import group_of
 
 
 def launch(code="student", shared=True, partial=True, load=0.0, **policy):
@@ -52,3 +54,22 @@ def test_a_query_without_a_place_gets_its_backup_first():
 )
 def test_groups_go_without_where_queries_need_the_machines(load, shared, sheds):
     assert launch(load=load, shared=shared).sheds is sheds
+
+
+@pytest.mark.parametrize(
+    ("code", "exact", "why_not", "suits"),
+    [
+        ("student", False, {}, True),
+        ("student", True, {}, False),
+        ("exact", True, {}, True),
+        ("student", False, {"late": True}, False),
+        ("student", False, {"kills": 1}, False),
+        ("student", False, {"key": None}, False),
+        ("student", False, {"group": group_of()}, False),
+    ],
+)
+def test_whom_a_backup_is_launched_for(code, exact, why_not, suits):
+    query = Query(0, "m", "key", exact=exact)
+    for name, value in why_not.items():
+        setattr(query, name, value)
+    assert Launch.suits(query, make_code(code, 1, 1)) is suits

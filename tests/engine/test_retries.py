@@ -89,6 +89,23 @@ def test_it_is_choosy_for_as_long_as_makes_a_query_late_and_for_half_its_time_at
     assert rule.choosy_until(query(), 60.0, 1.0) == 5.5
 
 
+@pytest.mark.parametrize(
+    ("now", "elsewhere", "policy", "choosy"),
+    [
+        (0.9, True, {}, True),
+        (0.9, False, {}, False),
+        (1.0, True, {}, False),
+        (0.9, True, {"balance": "round_robin"}, False),
+    ],
+)
+def test_who_is_choosy(now, elsewhere, policy, choosy):
+    made = query()
+    made.choosy_until = 1.0
+    assert Retries(plain(**policy)).is_choosy(made, elsewhere, now) is choosy
+    made.rests_until = 2.0
+    assert Retries(plain(**policy)).is_choosy(made, elsewhere, now)
+
+
 def test_where_nobody_is_there_it_rests_longer_each_time_and_not_for_ever():
     rule, made = Retries(plain(max_wait_s=10.0, reject_pause_s=0.05)), query()
     assert rule.rest_until(made, 0.0, 1.0) == pytest.approx(1.05)

@@ -102,6 +102,12 @@ class Admission:
         self.judge_time(query)  # what is usual may have changed since
         return now >= query.start_by
 
+    def is_in_vain(self, query: Query, now: float) -> bool:
+        """Whether one that could have a place is refused instead. One that has just arrived is sent, or nobody would
+        learn when all goes faster again.
+        """
+        return now > query.arrived_at and self.is_hopeless(query, now)
+
     def waits_until(self, query: Query) -> float:
         """For its first place."""
         return query.arrived_at + self._policy.max_wait_s

@@ -170,6 +170,17 @@ class PoolState:
         self.hedges.pop(query.id, None)
 
 
+def next_pool(waiting: list[PoolState]) -> PoolState:
+    """Of those in which queries wait. Where an operator has capped an instance, pools compete: a crowd in one must not
+    keep the others out, so the one with the smallest share of its places taken goes first.
+    """
+    return min(waiting, key=_share_taken)
+
+
+def _share_taken(pool: PoolState) -> tuple[float, float]:
+    return pool.in_flight() / max(pool.places, 1), pool.waiting[0].arrived_at
+
+
 class FleetState:
     """Places and pools by name, kept over re-discoveries so that work in flight stays counted."""
 

@@ -15,6 +15,7 @@ from typing import Final, final
 from ts_parity.engine.events import Code
 from ts_parity.engine.lateness import LATE, LatencyWindow
 from ts_parity.engine.policy import LoadMeter, Policy
+from ts_parity.engine.query import Query
 
 SHED_LOAD: Final = 0.85
 """Above this share of places taken, a protection on shared machines is no longer launched with its group: what is left
@@ -61,6 +62,15 @@ class Launch:
         """How long after a query that has no place yet has come; inf: it is not launched for such."""
         waiting = self._policy.launch_waiting
         return waiting * self.after_s if waiting and self.late else math.inf
+
+    @staticmethod
+    def suits(query: Query, code: Code) -> bool:
+        """Whether a backup may be launched for this query: once, if it has no group, and no worker may have died of it.
+        A client that wants the deployed model's own answer gets no other.
+        """
+        if query.late or query.kills or query.group is not None or query.key is None:
+            return False
+        return not query.exact or code.lossless
 
     @property
     def sheds(self) -> bool:

@@ -91,6 +91,7 @@ from ts_parity.engine.budgets import hedge_budget
 from ts_parity.engine.capacity import EndpointState
 from ts_parity.engine.events import Arrived, Cause, Code, Failed, Kind, Outcome, Reason, Rejected, Source
 from ts_parity.engine.fleet import FleetState, PoolState
+from ts_parity.engine.launch import Launch
 from ts_parity.engine.policy import Policy
 from ts_parity.engine.proving import Proving
 from ts_parity.engine.query import Action, Answer, CodingGroup, Compare, Fail, Query, QueryState, Task
@@ -292,16 +293,12 @@ class Life:
     def launch(self, pool: PoolState, query: Query) -> None:
         """A backup for a query that is late: it waits for a place with the other late ones."""
         due, query.launch_at = query.launch_at, math.inf
-        code = pool.code
-        if query.late or query.kills or query.group is not None or query.key is None:
+        if pool.code is None or not pool.protected or not Launch.suits(query, pool.code):
             return
-        if code is None or not pool.protected:
-            return
-        if not query.exact or code.lossless:
-            query.late = True
-            pool.late[query.id] = query
-            if query.waiting:
-                query.release_at = min(query.release_at, due)
+        query.late = True
+        pool.late[query.id] = query
+        if query.waiting:
+            query.release_at = min(query.release_at, due)
 
     def launch_now(
         self,
@@ -504,8 +501,7 @@ class Life:
         else:
             query.attempts -= 1
             query.last_chance = False
-        choosy = now < query.choosy_until and self.policy.balance != "round_robin" and elsewhere
-        return self._queue_again(query, choosy or now < query.rests_until)
+        return self._queue_again(query, self.retries.is_choosy(query, elsewhere, now))
 
     def _may_retry(
         self, query: Query, task: Task, outcome: Failed, pool: PoolState, elsewhere: bool, now: float

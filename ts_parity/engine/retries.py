@@ -90,6 +90,11 @@ class Retries:
     def has_attempts(self, query: Query) -> bool:
         return query.attempts - query.excused < self._policy.max_attempts
 
+    def is_choosy(self, query: Query, elsewhere: bool, now: float) -> bool:
+        """Whether it does not take just any place now. `elsewhere`: a healthy instance has not failed it yet."""
+        choosy = elsewhere and now < query.choosy_until and self._policy.balance != "round_robin"
+        return choosy or now < query.rests_until
+
     def choosy_until(self, query: Query, late_after_s: float, now: float) -> float:
         """Until then it waits for an instance elsewhere."""
         assert query.deadline_at is not None

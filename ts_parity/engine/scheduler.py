@@ -1,11 +1,10 @@
-"""The story of a query, from arrival to its one answer.
+"""What the engine receives, and who gets the places that are free.
 
-Told by events (`query_arrived`, `task_done`, `answer_started`, `query_abandoned`, `endpoints_changed`, `tick`), it
-answers with actions. Every method takes the time; nothing here reads a clock. The driver arms one timer at
-`next_deadline()` and calls `tick`.
+It receives events (`query_arrived`, `task_done`, `answer_started`, `query_abandoned`, `endpoints_changed`, `compared`,
+`tick`) and returns actions. Every method takes the time; nothing here reads a clock. The driver arms one timer at
+`next_deadline()` and calls `tick`. After each event every queue is offered the places that are free (`_pump`).
 
-TorchServe never cancels work, so neither do we: a task in flight keeps its place until it ends, and its late outcome is
-ignored or used for a neighbour. What is still queued here is dropped without a trace when nobody needs it.
+Composes `life` (what happens to a query), `suspicion`, `proving` and the rules of each pool, and has none of its own.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from collections.abc import Iterator
 
 from ts_parity.engine.budgets import TokenBucket
 from ts_parity.engine.events import Cause, Failed, Fleet, Kind, Outcome, Reason, Source
-from ts_parity.engine.fleet import FleetState, PoolState
+from ts_parity.engine.fleet import FleetState, PoolState, next_pool
 from ts_parity.engine.life import Life
 from ts_parity.engine.policy import Policy
 from ts_parity.engine.query import Action, CodingGroup, Compare, Query, QueryState, Task
@@ -226,14 +225,12 @@ class Scheduler:
                 self._send_retries(pool, now, actions)
         waiting = [pool for pool in pools if pool.waiting]
         while waiting:
-            # Where an operator has capped an instance, pools compete: a crowd in one must not keep the others out.
-            pool = waiting[0] if len(waiting) == 1 else min(waiting, key=_share_taken)
+            pool = waiting[0] if len(waiting) == 1 else next_pool(waiting)
             query = pool.waiting[0]
             newest = len(pool.waiting) > 1 and pool.admission.newest_first(query, now)
             if newest:
                 query = pool.waiting[-1]
-            # One that has just arrived is sent if there is a place, or nobody would learn when all goes faster again.
-            if now >= query.start_by and now > query.arrived_at and pool.admission.is_hopeless(query, now):
+            if now >= query.start_by and pool.admission.is_in_vain(query, now):
                 self._life.refuse_late(pool, query, now, actions)
             else:
                 place = pool.selection.for_query(query, now, len(pool.waiting))
@@ -375,11 +372,3 @@ class Scheduler:
                 for name, state in self._fleet.endpoints.items()
             },
         }
-
-
-def _head(pool: PoolState) -> Query:
-    return pool.waiting[0]
-
-
-def _share_taken(pool: PoolState) -> tuple[float, float]:
-    return pool.in_flight() / max(pool.places, 1), _head(pool).arrived_at
