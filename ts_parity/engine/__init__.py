@@ -1,7 +1,9 @@
-"""The policy: told what happened and when, it answers what to do.
+"""The policy: it receives what happened and when, and returns what to do.
 
-Pure. Reads no clock, waits for nothing, knows no arrays and no sockets. Standard library only. Read `events` (the
-words), `query` (the rules of the race), `scheduler` (the story), then `capacity`, `fleet`, `selection` and `policy`.
+Pure. Reads no clock, waits for nothing, knows no arrays and no sockets. Standard library only. Read `life` first (the
+theory, the states of a query and their table), then `events`, `query` and `scheduler`. Each rule has a file of its own:
+`admission`, `selection`, `placement`, `launch`, `hedging`, `release`, `lateness`, `retries`, `budgets`, `health`,
+`outliers`, `ejection`, `trust`, `trials`.
 """
 
 from ts_parity.engine.events import (

@@ -1,4 +1,4 @@
-"""Who of those that wait is served next, and who need not wait any longer.
+"""Admission: which waiting query is served next, and which need not wait any longer.
 
 Knows queries' instants, how long clients wait, and what a prediction usually takes. Knows nothing of endpoints, groups,
 or of the queue itself: it is told how many wait, and shown the oldest.

@@ -16,7 +16,7 @@ The state says where the query's *own attempt* stands. Copies, protections and f
 of their own: `in_flight` counts its own task and its copies, `finishes_pending` its finishes, `late` says that a backup
 is wanted or under way, and its `group` knows what may still be rebuilt.
 
-    new         not told of yet
+    new         has not arrived
     waiting     for any place, in the order of the pool's queue; its first place, or one after a rejection
     retrying    for a place elsewhere, or for a token of the retry budget, or for somebody to be there at all
     running     its own task is out
@@ -772,7 +772,7 @@ class Life:
     def due(self, kind: Timer, at: float, query: Query, now: float, actions: list[Action]) -> None:
         if kind is Timer.FINISH:
             self._queue_finish(query)
-        elif at == query.armed_at:  # else it was armed anew
+        elif at == query.armed_at:  # else it was armed again
             self._due(query, now, actions)
 
     def _due(self, query: Query, now: float, actions: list[Action]) -> None:

@@ -47,7 +47,7 @@ class Scheduler:
         """For whoever tells people. Taken from the left; what nobody takes is forgotten."""
 
     def query_arrived(self, query: Query, now: float) -> list[Action]:
-        """Raise ValueError if this query was told of before."""
+        """Raise ValueError if this query has arrived before."""
         life = self._life
         if query.state is not QueryState.NEW or query.id in life.live:
             raise ValueError(f"{query!r} has arrived already")
@@ -115,7 +115,7 @@ class Scheduler:
         return actions
 
     def endpoints_changed(self, fleet: Fleet, now: float) -> list[Action]:
-        """The fleet was discovered anew. Raise ValueError, and change nothing, if its names do not fit together."""
+        """The fleet has changed. Raise ValueError, and change nothing, if its names do not fit together."""
         actions: list[Action] = []
         gone = self._fleet.update(fleet)
         self._unblock()
@@ -152,7 +152,7 @@ class Scheduler:
             if query.group is not None and not query.waiting and not query.in_flight:
                 self._life.review(query.group, actions)  # what it waits for may have gone with its pool
             if query.open and query.pool not in self._fleet.pools:
-                # Who has it may still answer it in the usual time. Later than that, nobody is left who could.
+                # An instance that has it may still answer it in the usual time. Later than that, nobody could.
                 assert query.deadline_at is not None
                 query.deadline_at = min(query.deadline_at, max(now, query.release_at))
                 self._life.arm(query)
