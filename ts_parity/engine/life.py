@@ -116,36 +116,46 @@ class Event(IntEnum):
     ENDED = 7
 
 
+# By name, since a query moves three times and looking for an attribute of a class takes its time.
+ARRIVED: Final = Event.ARRIVED
+SENT: Final = Event.SENT
+PUT_OFF: Final = Event.PUT_OFF
+ANY_PLACE: Final = Event.ANY_PLACE
+AGAIN: Final = Event.AGAIN
+ELSEWHERE: Final = Event.ELSEWHERE
+LOST: Final = Event.LOST
+ENDED: Final = Event.ENDED
+
 TABLE: Final[Mapping[QueryState, Mapping[Event, QueryState]]] = {
-    QueryState.NEW: {Event.ARRIVED: QueryState.WAITING},
+    QueryState.NEW: {ARRIVED: QueryState.WAITING},
     QueryState.WAITING: {
-        Event.SENT: QueryState.RUNNING,
-        Event.PUT_OFF: QueryState.POSTPONED,
-        Event.ENDED: QueryState.DONE,
+        SENT: QueryState.RUNNING,
+        PUT_OFF: QueryState.POSTPONED,
+        ENDED: QueryState.DONE,
     },
     QueryState.RETRYING: {
-        Event.SENT: QueryState.RUNNING,
-        Event.ANY_PLACE: QueryState.WAITING,
-        Event.PUT_OFF: QueryState.POSTPONED,
-        Event.ENDED: QueryState.DONE,
+        SENT: QueryState.RUNNING,
+        ANY_PLACE: QueryState.WAITING,
+        PUT_OFF: QueryState.POSTPONED,
+        ENDED: QueryState.DONE,
     },
     QueryState.RUNNING: {
-        Event.AGAIN: QueryState.WAITING,
-        Event.ELSEWHERE: QueryState.RETRYING,
-        Event.PUT_OFF: QueryState.POSTPONED,
-        Event.LOST: QueryState.RELYING,
-        Event.ENDED: QueryState.DONE,
+        AGAIN: QueryState.WAITING,
+        ELSEWHERE: QueryState.RETRYING,
+        PUT_OFF: QueryState.POSTPONED,
+        LOST: QueryState.RELYING,
+        ENDED: QueryState.DONE,
     },
     QueryState.POSTPONED: {
-        Event.AGAIN: QueryState.WAITING,
-        Event.ELSEWHERE: QueryState.RETRYING,
-        Event.ENDED: QueryState.DONE,
+        AGAIN: QueryState.WAITING,
+        ELSEWHERE: QueryState.RETRYING,
+        ENDED: QueryState.DONE,
     },
     QueryState.RELYING: {
-        Event.AGAIN: QueryState.WAITING,
-        Event.ELSEWHERE: QueryState.RETRYING,
-        Event.PUT_OFF: QueryState.POSTPONED,
-        Event.ENDED: QueryState.DONE,
+        AGAIN: QueryState.WAITING,
+        ELSEWHERE: QueryState.RETRYING,
+        PUT_OFF: QueryState.POSTPONED,
+        ENDED: QueryState.DONE,
     },
     QueryState.DONE: {},
 }
@@ -185,7 +195,7 @@ class Life:
         if query.deadline_at is None:
             query.deadline_at = now + self.policy.deadline_s
         self.live[query.id] = query
-        move(query, Event.ARRIVED)
+        move(query, ARRIVED)
         self.retries.budget.deposit()
         if self.policy.hedge_ratio:
             self.hedges.deposit()
@@ -213,7 +223,7 @@ class Life:
     # ---- it is sent --------------------------------------------------------------------------------------------------
 
     def dispatch(self, pool: PoolState, query: Query, place: EndpointState, now: float, actions: list[Action]) -> None:
-        move(query, Event.SENT)
+        move(query, SENT)
         query.attempts += 1
         query.in_flight += 1
         if query.kills:
@@ -318,7 +328,7 @@ class Life:
                 del pool.late[query.id]
                 if query.waiting:  # a place for its backup is worth more than one for itself
                     pool.leave_line(query)
-                    move(query, Event.PUT_OFF)
+                    move(query, PUT_OFF)
         group.sealed = True
         group.pending_rows.add(row)
         self._sender.sent["late"] += group.size
@@ -348,8 +358,8 @@ class Life:
         if isinstance(outcome, Arrived):
             query.refused = outcome.error
             pairs: list[Compare] = []
-            if query.pool in self._fleet.pools:  # nobody learns anything for one that is gone
-                pool = self._fleet.pool_of(query.pool)
+            pool = self._fleet.pools.get(query.pool)
+            if pool is not None:  # nobody learns anything for one that is gone
                 pool.unreachable_since = math.inf
                 if outcome.error or query.set_aside is not None:
                     if self._weigh_error(task, query, outcome, pool, now):
@@ -397,7 +407,7 @@ class Life:
             query.choosy_until = self.retries.choosy_until(query, pool.release.after_s, now)
             self._queue_again(query, choosy=True)
         elif query.state is QueryState.RUNNING and not task.hedge and not task.lost:
-            move(query, Event.LOST)  # a copy may have the better answer
+            move(query, LOST)  # a copy may have the better answer
         query.set_aside = task
         return True
 
@@ -518,7 +528,7 @@ class Life:
         elif verdict is Retry.PAID:
             self._sender.sent["retry"] += 1
         elif verdict is Retry.LATER:
-            move(query, Event.PUT_OFF)
+            move(query, PUT_OFF)
         return verdict not in (Retry.NO, Retry.LATER)
 
     def pay(self, query: Query) -> None:
@@ -532,17 +542,17 @@ class Life:
         if not pool.deployed or (query.kills and not query.may_run()):
             return False
         if choosy or query.owes:
-            move(query, Event.ELSEWHERE)
+            move(query, ELSEWHERE)
             pool.retries[query.id] = query
         else:
-            move(query, Event.AGAIN)
+            move(query, AGAIN)
             pool.to_the_front(query)
         self.arm(query)
         return True
 
     def _give_up_on_own_task(self, query: Query, now: float, actions: list[Action]) -> None:
         if query.state is QueryState.RUNNING:
-            move(query, Event.LOST)
+            move(query, LOST)
         self._rebuild_if_due(query, now, actions)
         if not query.open or query.in_flight:  # a copy may still answer
             return
@@ -800,7 +810,7 @@ class Life:
         if query.choosy_until and now >= query.choosy_until:
             query.choosy_until = 0.0
             if not query.owes and pool.retries.pop(query.id, None) is not None:
-                move(query, Event.ANY_PLACE)  # from now on any will do
+                move(query, ANY_PLACE)  # from now on any will do
                 pool.to_the_front(query)
         if now >= query.release_at:
             query.released = True
@@ -841,7 +851,7 @@ class Life:
         copied = self.policy.hedge_ratio and query.hedge_at == math.inf
         if waited or query.late or copied:  # only then can it stand in one of the pool's queues
             self._fleet.pool_of(query.pool).forget(query)
-        move(query, Event.ENDED)
+        move(query, ENDED)
         if query.trial is not None and not query.in_flight:
             self.proving.own_lost(query)
         self.live.pop(query.id, None)
