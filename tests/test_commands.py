@@ -239,7 +239,7 @@ def test_help(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_serve_has_two_screens_of_help(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    assert commands()["serve"].format_help().count("\n") <= 2 * 50
+    assert commands()["serve"].format_help().count("\n") <= 2 * 40
 
 
 def test_exit_codes_are_documented() -> None:
