@@ -27,8 +27,9 @@ COMPILED = [
     *(
         f"proxy/{name}"
         for name in (
-            "buffers", "connections", "driver", "heads", "messages", "metrics", "operations", "outbox", "reading",
-            "server", "service", "upstream",
+            "http/buffers", "http/connections", "http/heads", "http/messages", "http/outbox",
+            "http/reading", "http/server", "http/upstream", "serving/driver", "serving/metrics",
+            "serving/service", "serving/tasks",
         )
     ),
 ]  # fmt: skip

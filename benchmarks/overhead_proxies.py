@@ -65,7 +65,7 @@ def imported_from() -> Path:
 
 def build_of(root: Path) -> str:
     """Compiled or plain, as a process told to use this folder finds it."""
-    ask = [sys.executable, "-c", "import ts_parity.proxy.server as server; print(server.__file__)"]
+    ask = [sys.executable, "-c", "import ts_parity.proxy.http.server as server; print(server.__file__)"]
     file = subprocess.run(ask, env=environment(root), cwd="/", capture_output=True, text=True, check=True).stdout
     if not Path(file.strip()).is_relative_to(root):
         raise SystemExit(f"{root} was meant to be measured and {file.strip()} would be")

@@ -115,7 +115,7 @@ def no_proxy_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ts_parity.proxy.commands._announce", accepted)
     # These change the process, which is the tests' own.
     monkeypatch.setattr("ts_parity.proxy.app.use_uvloop", lambda: None)
-    monkeypatch.setattr("ts_parity.proxy.descriptors.raise_limit", lambda: None)
+    monkeypatch.setattr("ts_parity.proxy.http.descriptors.raise_limit", lambda: None)
     monkeypatch.setattr("logging.basicConfig", lambda **_: None)
     monkeypatch.setattr("logging.Logger.setLevel", lambda *_: None)
 

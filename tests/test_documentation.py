@@ -12,8 +12,12 @@ import pytest
 from ts_parity.cli import build_parser
 from ts_parity.config import load_settings
 from ts_parity.engine import trust
-from ts_parity.proxy import access, app, descriptors, discovery, processes, reading, server, service
-from ts_parity.proxy.messages import MAX_HEAD_BYTES, MAX_HEADERS
+from ts_parity.proxy import app
+from ts_parity.proxy.fleet import discovery
+from ts_parity.proxy.http import access, descriptors, reading, server
+from ts_parity.proxy.http.messages import MAX_HEAD_BYTES, MAX_HEADERS
+from ts_parity.proxy.operations import processes
+from ts_parity.proxy.serving import service
 from ts_parity.torchserve import mar
 
 ROOT = Path(__file__).parents[1]

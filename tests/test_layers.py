@@ -68,6 +68,8 @@ def room_of(file):
 
 
 FILES = sorted(PACKAGE.rglob("*.py"))
+ROOMS = ("http", "fleet", "serving", "operations")
+"""Of the proxy; each uses those before it. `app` puts them together."""
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
@@ -106,6 +108,17 @@ def test_heavy_packages_stay_in_their_rooms(file):
     for module in imports_of(file):
         allowed = HEAVY.get(module.split(".")[0])
         assert allowed is None or room_of(file) in allowed, f"{file} imports {module}"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_of_the_proxy_use_only_those_before_them(room):
+    files = sorted((PACKAGE / "proxy" / room).glob("*.py"))
+    assert len(files) > 2
+    for file in files:
+        for module in imports_of(file):
+            other = module.removeprefix("ts_parity.proxy.").split(".")[0]
+            later = ROOMS[ROOMS.index(room) + 1 :]
+            assert not module.startswith("ts_parity.proxy.") or other not in later, f"{file} imports {module}"
 
 
 def test_the_engine_needs_nothing_but_the_standard_library():

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-import ts_parity.proxy.signals as proxy_signals
+import ts_parity.proxy.operations.signals as proxy_signals
 
 SERVE = [
     *(sys.executable, "-m", "ts_parity.cli", "serve", "--port", "0", "--admin-port", "0"),

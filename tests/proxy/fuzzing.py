@@ -36,7 +36,7 @@ from tests.proxy.mutations import answer, mutated, requests, split
 from tests.proxy.strict import End, Message, read_answer, read_requests
 from ts_parity.config import parse_endpoint, settings_of
 from ts_parity.proxy.app import Proxy
-from ts_parity.proxy.routes import prediction, prediction_target
+from ts_parity.proxy.serving.routes import prediction, prediction_target
 from ts_parity.testing import FakeModel, FakeTorchServe
 
 MAX_BODY_BYTES = 100_000

@@ -16,7 +16,7 @@ from tests.proxy.conftest import Fleet, MakeFleet, until
 from ts_parity.errors import ConfigError
 from ts_parity.lab.compare import service_from
 from ts_parity.lab.history import End, read_history
-from ts_parity.proxy.access import VERSION, AccessLog, Facts
+from ts_parity.proxy.http.access import VERSION, AccessLog, Facts
 from ts_parity.testing import Canned, FakeModel, FakeTorchServe, protection
 
 

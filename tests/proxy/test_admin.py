@@ -12,8 +12,8 @@ from tests.proxy.conftest import Client, MakeFleet
 from tests.proxy.test_app import JSON, parse
 from ts_parity.config import Settings, load_settings
 from ts_parity.errors import ConfigError, StartError, TsParityError
-from ts_parity.proxy.admin import refusal
-from ts_parity.proxy.processes import Supervisor
+from ts_parity.proxy.operations.admin import refusal
+from ts_parity.proxy.operations.processes import Supervisor
 from ts_parity.testing import FakeModel, FakeTorchServe
 
 ACTION = {"Content-Type": "application/json"}

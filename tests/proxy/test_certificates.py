@@ -18,7 +18,7 @@ from tests.proxy.conftest import Client
 from tests.proxy.test_app import JSON, Process
 from ts_parity.config import InstanceSettings, Settings
 from ts_parity.errors import ConfigError
-from ts_parity.proxy.certificates import client_side, instance_side
+from ts_parity.proxy.http.certificates import client_side, instance_side
 from ts_parity.testing import FakeModel, FakeTorchServe
 
 PAIRS: list[tuple[Callable[[Authority], tuple[str, str]], str]] = [

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ts_parity.engine import Finding
-from ts_parity.proxy.comparison import LARGEST, Answers, compare, off_by
-from ts_parity.proxy.messages import Reply
+from ts_parity.proxy.http.messages import Reply
+from ts_parity.proxy.serving.comparison import LARGEST, Answers, compare, off_by
 
 AGREED, DIFFERED, UNKNOWN = Finding.AGREED, Finding.DIFFERED, Finding.UNKNOWN
 

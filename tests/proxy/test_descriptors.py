@@ -18,9 +18,9 @@ import pytest
 from tests.proxy.conftest import Client, MakeFleet, read_answer, until
 from tests.proxy.test_app import RUN
 from tests.proxy.test_http import PLAIN, Instance, by, echo
-from ts_parity.proxy.descriptors import ClientLimit, client_limit
-from ts_parity.proxy.messages import Reply, Request
-from ts_parity.proxy.server import Server, Turn
+from ts_parity.proxy.http.descriptors import ClientLimit, client_limit
+from ts_parity.proxy.http.messages import Reply, Request
+from ts_parity.proxy.http.server import Server, Turn
 from ts_parity.testing import FakeModel, FakeTorchServe
 
 GET = b"GET /%d HTTP/1.1\r\nHost: h\r\n\r\n"
@@ -39,7 +39,11 @@ def test_the_soft_limit_is_raised_to_the_hard_one() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (64, 128))
 
     said = subprocess.run(
-        [sys.executable, "-c", "from ts_parity.proxy import descriptors as d; d.raise_limit(); print(d.open_files())"],
+        [
+            sys.executable,
+            "-c",
+            "from ts_parity.proxy.http import descriptors as d; d.raise_limit(); print(d.open_files())",
+        ],
         preexec_fn=lower,
         capture_output=True,
         text=True,

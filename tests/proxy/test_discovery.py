@@ -13,10 +13,10 @@ import pytest
 from tests.proxy.conftest import MakeFleet
 from ts_parity import testing
 from ts_parity.config import parse_endpoint
-from ts_parity.proxy.discovery import Discovery
-from ts_parity.proxy.plan import Wanted, make_plan
-from ts_parity.proxy.status import status_json
-from ts_parity.proxy.upstream import Upstream
+from ts_parity.proxy.fleet.discovery import Discovery
+from ts_parity.proxy.fleet.plan import Wanted, make_plan
+from ts_parity.proxy.http.upstream import Upstream
+from ts_parity.proxy.operations.status import status_json
 from ts_parity.testing import Canned, FakeModel, FakeTorchServe, protection
 
 

@@ -12,12 +12,13 @@ import pytest
 
 from tests.proxy.conftest import PATIENCE_S, until
 from ts_parity import wire
-from ts_parity.proxy import messages, routes
-from ts_parity.proxy.messages import Reply, Request
-from ts_parity.proxy.server import Patience, Server, Turn
-from ts_parity.proxy.service import Streamed
-from ts_parity.proxy.streams import Stream
-from ts_parity.proxy.upstream import Address, Result, Unreachable, Upstream
+from ts_parity.proxy.http import messages
+from ts_parity.proxy.http.messages import Reply, Request
+from ts_parity.proxy.http.server import Patience, Server, Turn
+from ts_parity.proxy.http.streams import Stream
+from ts_parity.proxy.http.upstream import Address, Result, Unreachable, Upstream
+from ts_parity.proxy.serving import routes
+from ts_parity.proxy.serving.service import Streamed
 from ts_parity.wire import Frame, Part, pack_frame
 
 GET = b"GET /%d HTTP/1.1\r\nHost: h\r\n\r\n"

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from tests.proxy.conftest import Fleet, MakeFleet, until
-from ts_parity.proxy.merge import merge_health, merge_status
-from ts_parity.proxy.plan import Plan
-from ts_parity.proxy.status import health
+from ts_parity.proxy.fleet.plan import Plan
+from ts_parity.proxy.operations.merge import merge_health, merge_status
+from ts_parity.proxy.operations.status import health
 from ts_parity.testing import Canned, FakeModel, FakeTorchServe
 
 

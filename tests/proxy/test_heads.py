@@ -7,11 +7,11 @@ from httptools import HttpRequestParser, HttpResponseParser
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ts_parity.proxy.heads import read_answer, read_request
-from ts_parity.proxy.messages import HOP_BY_HOP, SEC_WEBSOCKET, Request
-from ts_parity.proxy.outbox import Outbox
-from ts_parity.proxy.request_line import trouble
-from ts_parity.proxy.upstream import Address, Origin, _serialized
+from ts_parity.proxy.http.heads import read_answer, read_request
+from ts_parity.proxy.http.messages import HOP_BY_HOP, SEC_WEBSOCKET, Request
+from ts_parity.proxy.http.outbox import Outbox
+from ts_parity.proxy.http.request_line import trouble
+from ts_parity.proxy.http.upstream import Address, Origin, _serialized
 
 HOST = b"Host: h\r\n"
 

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.proxy.conftest import PATIENCE_S, read_answer, until
-from ts_parity.proxy.messages import MAX_HEAD_BYTES, BrokenStream, Reply, Request
-from ts_parity.proxy.server import Patience, Server, Turn
-from ts_parity.proxy.streams import Stream
-from ts_parity.proxy.upstream import Address, Unreachable, Upstream
+from ts_parity.proxy.http.messages import MAX_HEAD_BYTES, BrokenStream, Reply, Request
+from ts_parity.proxy.http.server import Patience, Server, Turn
+from ts_parity.proxy.http.streams import Stream
+from ts_parity.proxy.http.upstream import Address, Unreachable, Upstream
 
 LIMIT = 1000
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.proxy.conftest import PATIENCE_S, Fleet, MakeFleet, Raw
 from ts_parity.config import parse_endpoint
-from ts_parity.proxy import service
+from ts_parity.proxy.serving import service
 from ts_parity.testing import FakeModel, FakeTorchServe, protection
 
 

@@ -18,13 +18,13 @@ import uvloop
 from tests.proxy.authority import Authority
 from tests.proxy.conftest import until
 from ts_parity.config import Settings
-from ts_parity.proxy.certificates import client_side
-from ts_parity.proxy.connections import Connection
-from ts_parity.proxy.messages import BrokenStream, Request
-from ts_parity.proxy.reading import RequestReader
-from ts_parity.proxy.server import Server, Turn, _Connection
-from ts_parity.proxy.streams import Stream
-from ts_parity.proxy.upstream import Address, Upstream
+from ts_parity.proxy.http.certificates import client_side
+from ts_parity.proxy.http.connections import Connection
+from ts_parity.proxy.http.messages import BrokenStream, Request
+from ts_parity.proxy.http.reading import RequestReader
+from ts_parity.proxy.http.server import Server, Turn, _Connection
+from ts_parity.proxy.http.streams import Stream
+from ts_parity.proxy.http.upstream import Address, Upstream
 
 pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from ts_parity.proxy.merge import (
+from ts_parity.proxy.operations.merge import (
     Families,
     exposition,
     gauge,

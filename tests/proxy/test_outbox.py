@@ -2,7 +2,7 @@
 
 import asyncio
 
-from ts_parity.proxy.outbox import _MOST, Outbox
+from ts_parity.proxy.http.outbox import _MOST, Outbox
 
 
 class Transport:

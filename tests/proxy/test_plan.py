@@ -12,8 +12,8 @@ from ts_parity.confidence import read_confidence
 from ts_parity.config import InstanceSettings, ModelSettings
 from ts_parity.engine import Instance
 from ts_parity.exclusion import NeverCode
-from ts_parity.proxy.plan import Plan, Wanted, by_number, make_plan, share
-from ts_parity.proxy.reports import (
+from ts_parity.proxy.fleet.plan import Plan, Wanted, by_number, make_plan, share
+from ts_parity.proxy.fleet.reports import (
     BadDescribe,
     Described,
     InstanceReport,

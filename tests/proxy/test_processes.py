@@ -23,9 +23,9 @@ from tests.proxy.conftest import PATIENCE_S, PROMPT, Client, Raw, read_answer, u
 from tests.proxy.test_app import JSON, Process, draining, refused
 from ts_parity.config import parse_endpoint, settings_of
 from ts_parity.errors import ConfigError, StartError
-from ts_parity.proxy import processes
-from ts_parity.proxy.processes import Supervisor, reserve
-from ts_parity.proxy.status import status_table
+from ts_parity.proxy.operations import processes
+from ts_parity.proxy.operations.processes import Supervisor, reserve
+from ts_parity.proxy.operations.status import status_table
 from ts_parity.testing import FakeModel, FakeTorchServe
 
 BODY = b"[1, 2]"
@@ -242,7 +242,7 @@ async def test_a_process_stopped_while_it_starts_has_cut_nothing(make_processes:
 
 @pytest.mark.slow
 def test_what_takes_long_to_import_comes_after_a_stop_can_be_remembered() -> None:
-    code = "import sys, ts_parity.proxy.child; print('ts_parity.proxy.app' in sys.modules)"
+    code = "import sys, ts_parity.proxy.operations.child; print('ts_parity.proxy.app' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 

@@ -7,10 +7,12 @@ import pytest
 
 from ts_parity.engine import Arrived, Failed, Rejected
 from ts_parity.errors import Overloaded, error_body
-from ts_parity.proxy.messages import Reply, Request, error_reply, split_controls, without_hop_by_hop
-from ts_parity.proxy.operations import (
+from ts_parity.proxy.fleet.plan import Target
+from ts_parity.proxy.http.messages import Reply, Request, error_reply, split_controls, without_hop_by_hop
+from ts_parity.proxy.http.upstream import Unreachable, classify
+from ts_parity.proxy.serving.routes import Prediction, model_named, prediction, prediction_target, url_path
+from ts_parity.proxy.serving.tasks import (
     Ask,
-    Target,
     finish_request,
     group_request,
     prediction_request,
@@ -19,8 +21,6 @@ from ts_parity.proxy.operations import (
     read_protection,
     slot_reply,
 )
-from ts_parity.proxy.routes import Prediction, model_named, prediction, prediction_target, url_path
-from ts_parity.proxy.upstream import Unreachable, classify
 from ts_parity.wire import FRAME_TYPE, RAW, Frame, Part, attach_tail, pack_frame, unpack_frame
 
 FRONTEND = (

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from tests.proxy.conftest import MakeFleet, until
-from ts_parity.proxy import questions
-from ts_parity.proxy.questions import Key, NoAnswer, Questions, Said
-from ts_parity.proxy.reports import Described, InstanceReport, ModelReport
+from ts_parity.proxy.fleet import questions
+from ts_parity.proxy.fleet.questions import Key, NoAnswer, Questions, Said
+from ts_parity.proxy.fleet.reports import Described, InstanceReport, ModelReport
 from ts_parity.testing import FakeModel, FakeTorchServe
 
 MODEL = ModelReport("m", "1", True, ready=1, batch_size=1, pids=("1",))

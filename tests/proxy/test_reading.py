@@ -8,11 +8,11 @@ import pytest
 
 from tests.proxy.test_http import PLAIN, Instance
 from tests.proxy.test_memory import CHUNKED, SIZED, counted
-from ts_parity.proxy.buffers import BodyBuffer
-from ts_parity.proxy.messages import MAX_HEADERS, Reply, Request
-from ts_parity.proxy.reading import RequestReader
-from ts_parity.proxy.streams import Stream
-from ts_parity.proxy.upstream import Unreachable
+from ts_parity.proxy.http.buffers import BodyBuffer
+from ts_parity.proxy.http.messages import MAX_HEADERS, Reply, Request
+from ts_parity.proxy.http.reading import RequestReader
+from ts_parity.proxy.http.streams import Stream
+from ts_parity.proxy.http.upstream import Unreachable
 
 HOST = b"Host: h\r\n"
 

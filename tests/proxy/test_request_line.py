@@ -9,10 +9,10 @@ import pytest
 from tests.proxy.conftest import MakeFleet, read_answer
 from tests.proxy.corpus import Recorder
 from ts_parity.config import InstanceSettings
-from ts_parity.proxy.messages import Reply, Request
-from ts_parity.proxy.reading import RequestReader
-from ts_parity.proxy.request_line import host_is_sound, target_is_sound, trouble
-from ts_parity.proxy.routes import model_named, prediction, prediction_target
+from ts_parity.proxy.http.messages import Reply, Request
+from ts_parity.proxy.http.reading import RequestReader
+from ts_parity.proxy.http.request_line import host_is_sound, target_is_sound, trouble
+from ts_parity.proxy.serving.routes import model_named, prediction, prediction_target
 from ts_parity.testing import FakeTorchServe
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ts_parity.proxy.status import status_table
+from ts_parity.proxy.operations.status import status_table
 
 LONG = "deployed endpoints of linear/1.0 have other weights than those which the protection was made for, " * 3
 

@@ -21,11 +21,11 @@ from tests.proxy.authority import HERE, Authority
 from tests.proxy.conftest import PATIENCE_S, Fleet, MakeFleet, Raw, nothing_left, read_answer, until
 from tests.proxy.test_http import LIMIT, by, echo, ended
 from ts_parity.config import InstanceSettings, Settings, parse_endpoint
-from ts_parity.proxy.certificates import client_side
-from ts_parity.proxy.messages import Reply, Request
-from ts_parity.proxy.server import Patience, Server, Turn
-from ts_parity.proxy.service import Streamed
-from ts_parity.proxy.upstream import Address, Upstream
+from ts_parity.proxy.http.certificates import client_side
+from ts_parity.proxy.http.messages import Reply, Request
+from ts_parity.proxy.http.server import Patience, Server, Turn
+from ts_parity.proxy.http.upstream import Address, Upstream
+from ts_parity.proxy.serving.service import Streamed
 from ts_parity.testing import Canned, FakeModel, FakeTorchServe, protection
 
 # The newer way needs a pytest-asyncio that is not everywhere yet.

@@ -1,1 +1,3 @@
-"""The proxy. `server` and `upstream` are its doors, `plan` is what it knows, `driver` what it does, `app` its life."""
+"""The proxy, in four rooms: `http` moves bytes, `fleet` knows what the instances host, `serving` answers requests
+through the engine, `operations` is for whoever runs it. `app` puts them together; `commands` are typed by operators.
+"""

@@ -18,21 +18,21 @@ from typing import Any
 from ts_parity.config import Settings
 from ts_parity.engine import Fleet, Policy, Scheduler
 from ts_parity.errors import ConfigError
-from ts_parity.proxy import signals
-from ts_parity.proxy.access import AccessLog
-from ts_parity.proxy.admin import Admin
-from ts_parity.proxy.certificates import client_side, instance_side
-from ts_parity.proxy.descriptors import client_limit, open_files
-from ts_parity.proxy.discovery import Discovery
-from ts_parity.proxy.driver import Driver, Manners
-from ts_parity.proxy.messages import Reply
-from ts_parity.proxy.metrics import Metrics
-from ts_parity.proxy.plan import Plan, Wanted, make_plan
-from ts_parity.proxy.reports import InstanceReport
-from ts_parity.proxy.server import Server
-from ts_parity.proxy.service import Service
-from ts_parity.proxy.status import health, status_json, trust_problems
-from ts_parity.proxy.upstream import Address, Upstream
+from ts_parity.proxy.fleet.discovery import Discovery
+from ts_parity.proxy.fleet.plan import Plan, Wanted, make_plan
+from ts_parity.proxy.fleet.reports import InstanceReport
+from ts_parity.proxy.http.access import AccessLog
+from ts_parity.proxy.http.certificates import client_side, instance_side
+from ts_parity.proxy.http.descriptors import client_limit, open_files
+from ts_parity.proxy.http.messages import Reply
+from ts_parity.proxy.http.server import Server
+from ts_parity.proxy.http.upstream import Address, Upstream
+from ts_parity.proxy.operations import signals
+from ts_parity.proxy.operations.admin import Admin
+from ts_parity.proxy.operations.status import health, status_json, trust_problems
+from ts_parity.proxy.serving.driver import Driver, Manners
+from ts_parity.proxy.serving.metrics import Metrics
+from ts_parity.proxy.serving.service import Service
 
 log = logging.getLogger(__name__)
 

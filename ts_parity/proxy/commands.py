@@ -18,7 +18,7 @@ TOKEN_VARIABLE = f"{ENV_PREFIX}ADMIN_TOKEN"
 
 if TYPE_CHECKING:
     from ts_parity.proxy.app import Proxy
-    from ts_parity.proxy.processes import Supervisor
+    from ts_parity.proxy.operations.processes import Supervisor
 
 
 def add_parsers(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -107,8 +107,8 @@ def run_serve(args: argparse.Namespace) -> int:
     import asyncio
 
     from ts_parity.proxy.app import Proxy, use_uvloop
-    from ts_parity.proxy.descriptors import raise_limit
-    from ts_parity.proxy.processes import Supervisor
+    from ts_parity.proxy.http.descriptors import raise_limit
+    from ts_parity.proxy.operations.processes import Supervisor
 
     async def life() -> int:
         if settings.processes > 1:
@@ -124,7 +124,7 @@ def run_status(args: argparse.Namespace) -> int:
     import shutil
 
     from ts_parity.asking import ask
-    from ts_parity.proxy.status import status_table
+    from ts_parity.proxy.operations.status import status_table
 
     url = f"{args.admin}/status"
     status = ask(url)

@@ -13,8 +13,8 @@ import numpy as np
 
 from ts_parity.engine import Finding
 from ts_parity.errors import TsParityError
-from ts_parity.proxy.comparison import compare, off_by
-from ts_parity.proxy.messages import Reply
+from ts_parity.proxy.http.messages import Reply
+from ts_parity.proxy.serving.comparison import compare, off_by
 from ts_parity.training.bodies import Body
 from ts_parity.training.intervals import wilson
 from ts_parity.wire import Array

@@ -26,12 +26,13 @@ from typing import Any
 from ts_parity import __version__
 from ts_parity.config import Settings
 from ts_parity.errors import StartError
-from ts_parity.proxy import signals
-from ts_parity.proxy.admin import Admin
 from ts_parity.proxy.app import unless, url_of
-from ts_parity.proxy.certificates import client_side, instance_side
-from ts_parity.proxy.child import introduction, receive, send
-from ts_parity.proxy.merge import (
+from ts_parity.proxy.http.certificates import client_side, instance_side
+from ts_parity.proxy.http.server import cannot_listen
+from ts_parity.proxy.operations import signals
+from ts_parity.proxy.operations.admin import Admin
+from ts_parity.proxy.operations.child import introduction, receive, send
+from ts_parity.proxy.operations.merge import (
     Families,
     Json,
     exposition,
@@ -43,7 +44,6 @@ from ts_parity.proxy.merge import (
     outlasting_status,
     read_metrics,
 )
-from ts_parity.proxy.server import cannot_listen
 
 log = logging.getLogger(__name__)
 
@@ -259,7 +259,7 @@ class Child:
         try:
             with theirs:
                 started = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-m", "ts_parity.proxy.child"),
+                    *(sys.executable, "-m", "ts_parity.proxy.operations.child"),
                     stdin=theirs.fileno(),
                     # What this process imports from, and (from Python 3.11 on) not what lies in the current folder.
                     env={**os.environ, "PYTHONPATH": _python_path(), "PYTHONSAFEPATH": "1"},

@@ -10,8 +10,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Protocol
 
-from ts_parity.proxy.buffers import BodyBuffer
-from ts_parity.proxy.messages import BrokenStream
+from ts_parity.proxy.http.buffers import BodyBuffer
+from ts_parity.proxy.http.messages import BrokenStream
 from ts_parity.wire import Headers
 
 # So much of a stream may wait for its reader; then nothing more is read.

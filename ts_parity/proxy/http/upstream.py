@@ -16,9 +16,9 @@ from itertools import takewhile
 from typing import Final, final
 
 from ts_parity.engine import Cause, Failed, Rejected
-from ts_parity.proxy.certificates import Tls, why_failed
-from ts_parity.proxy.connections import Connection, Origin
-from ts_parity.proxy.messages import (
+from ts_parity.proxy.http.certificates import Tls, why_failed
+from ts_parity.proxy.http.connections import Connection, Origin
+from ts_parity.proxy.http.messages import (
     AUTHORIZATION,
     EXPECT,
     HOST,
@@ -30,8 +30,8 @@ from ts_parity.proxy.messages import (
     meaning,
     without_hop_by_hop,
 )
-from ts_parity.proxy.outbox import Outbox
-from ts_parity.proxy.streams import Stream
+from ts_parity.proxy.http.outbox import Outbox
+from ts_parity.proxy.http.streams import Stream
 from ts_parity.wire import Headers
 
 _ERROR_BYTES: Final = 65536

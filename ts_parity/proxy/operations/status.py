@@ -12,8 +12,8 @@ from typing import Any
 from ts_parity import __version__
 from ts_parity.config import InstanceSettings
 from ts_parity.engine import Standing
-from ts_parity.proxy.plan import Plan, PoolPlan
-from ts_parity.proxy.reports import InstanceReport
+from ts_parity.proxy.fleet.plan import Plan, PoolPlan
+from ts_parity.proxy.fleet.reports import InstanceReport
 
 Json = dict[str, Any]
 

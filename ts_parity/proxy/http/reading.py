@@ -12,9 +12,9 @@ from typing import Final, Protocol, final
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
-from ts_parity.proxy.buffers import BodyBuffer
-from ts_parity.proxy.heads import PlainRequest, read_request
-from ts_parity.proxy.messages import (
+from ts_parity.proxy.http.buffers import BodyBuffer
+from ts_parity.proxy.http.heads import PlainRequest, read_request
+from ts_parity.proxy.http.messages import (
     EXPECT,
     HOP,
     HOST,
@@ -33,7 +33,7 @@ from ts_parity.proxy.messages import (
     torchserve_error,
     without_hop_by_hop,
 )
-from ts_parity.proxy.request_line import REFUSED_METHODS, trouble
+from ts_parity.proxy.http.request_line import REFUSED_METHODS, trouble
 
 # llhttp reads RTSP and ICE as well, and does not say so.
 _REQUEST_LINE: Final = re.compile(rb"[!-~]+ +([!-~\x80-\xff]+) +HTTP/[^\n]*\n")

@@ -11,19 +11,21 @@ import math
 from asyncio import Future, TimerHandle, get_running_loop
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from ts_parity.confidence import in_header
 from ts_parity.engine import Query, Source
 from ts_parity.errors import BadClientRequest, DeadlineExceeded, Unavailable
-from ts_parity.proxy.access import ERROR, PASSED, Facts
-from ts_parity.proxy.driver import RETRY_AFTER_S, Delivered, Driver
-from ts_parity.proxy.messages import (
+from ts_parity.proxy.fleet.plan import Plan, pool_name
+from ts_parity.proxy.fleet.reports import REFUSED
+from ts_parity.proxy.http.access import ERROR, PASSED, Facts
+from ts_parity.proxy.http.messages import (
     AUTHORIZATION,
     REQUEST_ID,
-    Chunks,
+    Answered,
     Reply,
     Request,
+    Streamed,
     error_reply,
     has,
     header,
@@ -31,13 +33,12 @@ from ts_parity.proxy.messages import (
     torchserve_error,
     with_header,
 )
-from ts_parity.proxy.metrics import Metrics
-from ts_parity.proxy.operations import Ask
-from ts_parity.proxy.plan import Plan, pool_name
-from ts_parity.proxy.reports import REFUSED
-from ts_parity.proxy.routes import Prediction, model_named, prediction
-from ts_parity.proxy.streams import Stream
-from ts_parity.proxy.upstream import Address, Exchange, Result, Upstream, error_fields, from_gateway
+from ts_parity.proxy.http.streams import Stream
+from ts_parity.proxy.http.upstream import Address, Exchange, Result, Upstream, error_fields, from_gateway
+from ts_parity.proxy.serving.driver import RETRY_AFTER_S, Delivered, Driver
+from ts_parity.proxy.serving.metrics import Metrics
+from ts_parity.proxy.serving.routes import Prediction, model_named, prediction
+from ts_parity.proxy.serving.tasks import Ask
 from ts_parity.wire import CONFIDENCE, DEADLINE_MS, EXACT, SOURCE, Headers
 
 log = logging.getLogger(__name__)
@@ -49,16 +50,6 @@ _MAX_DEADLINE_S = 24 * 3600.0
 _LOOK_S = 1.0
 _WARMED_EVERY_S = 10.0
 _NOT_RUN = frozenset({"InvalidKeyException", "ModelNotFoundException", "ModelVersionNotFoundException"})
-
-
-class Streamed(NamedTuple):
-    """A chunked answer with the headers the client shall see."""
-
-    chunks: Chunks
-    headers: Headers
-
-
-Answered = Reply | Streamed
 
 
 class Asker(Protocol):

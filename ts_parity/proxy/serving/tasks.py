@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import final
 
@@ -18,8 +17,9 @@ from ts_parity.codes import Family
 from ts_parity.confidence import from_header
 from ts_parity.engine import ARRIVED, ARRIVED_ERROR, ARRIVED_RAW, Arrived, Failed, Outcome
 from ts_parity.errors import MalformedFrame, MalformedTail
-from ts_parity.proxy.access import Other
-from ts_parity.proxy.messages import (
+from ts_parity.proxy.fleet.plan import Target
+from ts_parity.proxy.http.access import Other
+from ts_parity.proxy.http.messages import (
     BODILESS,
     LENGTH,
     Reply,
@@ -30,8 +30,8 @@ from ts_parity.proxy.messages import (
     split_controls,
     without_hop_by_hop,
 )
-from ts_parity.proxy.routes import prediction_target, url_path
-from ts_parity.proxy.upstream import Unreachable, classify
+from ts_parity.proxy.http.upstream import Unreachable, classify
+from ts_parity.proxy.serving.routes import prediction_target, url_path
 from ts_parity.wire import (
     CONFIDENCE,
     FRAME_TYPE,
@@ -75,20 +75,6 @@ class Ask:
         """Its attempts that failed, if somebody logs them."""
         self.service_s: float | None = None
         """How long the task took that answered it, likewise."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """A model on an instance, as a task is addressed to it."""
-
-    instance: str
-    model: str
-    version: str
-    wrapped: bool
-    cost: float | None = None
-    """Of a full group, for a protection where it was measured, in deployed inferences."""
-    default: bool = False
-    """The instance takes a request without a version for one of this, and nothing is coded that relies on it."""
 
 
 @final

@@ -40,13 +40,15 @@ from ts_parity.engine import (
     Task,
 )
 from ts_parity.errors import DeadlineExceeded, DecodeError, Overloaded, TsParityError, Unavailable, WireError
-from ts_parity.proxy.access import ERROR, LEFT, AccessLog, Facts, Other
-from ts_parity.proxy.comparison import Answers, Comparison
-from ts_parity.proxy.messages import Reply, Request
-from ts_parity.proxy.metrics import Metrics
-from ts_parity.proxy.operations import (
+from ts_parity.proxy.fleet.plan import Plan, Target
+from ts_parity.proxy.http.access import ERROR, LEFT, AccessLog, Facts, Other
+from ts_parity.proxy.http.messages import Reply, Request
+from ts_parity.proxy.http.streams import Pipe, Stream
+from ts_parity.proxy.http.upstream import Address, Result, Unreachable, Upstream, classify, key_refused
+from ts_parity.proxy.serving.comparison import Answers, Comparison
+from ts_parity.proxy.serving.metrics import Metrics
+from ts_parity.proxy.serving.tasks import (
     Ask,
-    Target,
     Value,
     finish_request,
     group_request,
@@ -57,9 +59,6 @@ from ts_parity.proxy.operations import (
     slot_confidence,
     slot_reply,
 )
-from ts_parity.proxy.plan import Plan
-from ts_parity.proxy.streams import Pipe, Stream
-from ts_parity.proxy.upstream import Address, Result, Unreachable, Upstream, classify, key_refused
 from ts_parity.wire import Array
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from typing import Final, final
 
-from ts_parity.proxy.messages import (
+from ts_parity.proxy.http.messages import (
     BODILESS,
     CONTROL,
     EXPECT,
@@ -25,7 +25,7 @@ from ts_parity.proxy.messages import (
     NO_BODY,
     meaning,
 )
-from ts_parity.proxy.request_line import host_is_sound, target_is_sound
+from ts_parity.proxy.http.request_line import host_is_sound, target_is_sound
 from ts_parity.wire import Headers
 
 _ODD: Final = 1024

@@ -19,17 +19,19 @@ from dataclasses import dataclass
 from typing import Any, Final, cast, final
 
 from ts_parity.errors import StartError
-from ts_parity.proxy.access import ERROR, LEFT, REFUSED, STATUS_LEFT, AccessLog, Facts
-from ts_parity.proxy.certificates import Tls, listening
-from ts_parity.proxy.descriptors import ClientLimit, client_limit, open_files
-from ts_parity.proxy.messages import (
+from ts_parity.proxy.http.access import ERROR, LEFT, REFUSED, STATUS_LEFT, AccessLog, Facts
+from ts_parity.proxy.http.certificates import Tls, listening
+from ts_parity.proxy.http.descriptors import ClientLimit, client_limit, open_files
+from ts_parity.proxy.http.messages import (
     BODILESS,
     LENGTH,
     MAX_HEAD_BYTES,
     REQUEST_ID,
+    Answered,
     BrokenStream,
     Reply,
     Request,
+    Streamed,
     has,
     head,
     header,
@@ -37,9 +39,8 @@ from ts_parity.proxy.messages import (
     torchserve_error,
     with_header,
 )
-from ts_parity.proxy.outbox import Outbox
-from ts_parity.proxy.reading import RequestReader
-from ts_parity.proxy.service import Answered, Streamed
+from ts_parity.proxy.http.outbox import Outbox
+from ts_parity.proxy.http.reading import RequestReader
 from ts_parity.wire import Headers
 
 log = logging.getLogger(__name__)

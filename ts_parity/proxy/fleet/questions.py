@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ts_parity.errors import TsParityError
-from ts_parity.proxy.reports import UNTESTED, Described, InstanceReport, ModelReport
+from ts_parity.proxy.fleet.reports import UNTESTED, Described, InstanceReport, ModelReport
 
 log = logging.getLogger(__name__)
 

@@ -36,7 +36,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 from ts_parity.engine import Finding
-from ts_parity.proxy.messages import Reply
+from ts_parity.proxy.http.messages import Reply
 
 CLOSE: Final = 1e-3
 """Other kernels run for a batch of two than for one, with other roundings; half precision has three digits."""

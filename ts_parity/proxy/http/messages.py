@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator, Iterable
-from typing import Final, Protocol, final
+from typing import Final, NamedTuple, Protocol, final
 
 from ts_parity.errors import TsParityError, Unavailable, error_body
 from ts_parity.wire import CONTROL_PREFIX, Headers
@@ -172,6 +172,16 @@ class Chunks(Protocol):
 
     def __aiter__(self) -> AsyncIterator[bytes]: ...
     def leave(self) -> None: ...
+
+
+class Streamed(NamedTuple):
+    """A chunked answer with the headers the client shall see."""
+
+    chunks: Chunks
+    headers: Headers
+
+
+Answered = Reply | Streamed
 
 
 class BrokenStream(TsParityError):

@@ -1,6 +1,6 @@
 """One of several proxies that share a port: a whole proxy in a process of its own.
 
-    python -m ts_parity.proxy.child     # started by `processes`, with one end of a pair of sockets as its stdin
+    python -m ts_parity.proxy.operations.child    # by `processes`, with one end of a pair of sockets as its stdin
 
 The parent sends settings first (so that keys are in nobody's list of processes), then words: `report`, `drain`, `cut`.
 The child says when it listens, or why it cannot, and what it knows whenever it is asked and once more at its end. When
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from ts_parity import startup
 from ts_parity.config import Settings
 from ts_parity.errors import TsParityError
-from ts_parity.proxy import signals
+from ts_parity.proxy.operations import signals
 
 if TYPE_CHECKING:
     from ts_parity.proxy.app import Proxy

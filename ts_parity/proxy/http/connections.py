@@ -16,10 +16,10 @@ from urllib.parse import urlsplit
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from ts_parity.config import UNIX
-from ts_parity.proxy.buffers import BodyBuffer
-from ts_parity.proxy.certificates import Tls
-from ts_parity.proxy.heads import PlainAnswer, read_answer
-from ts_parity.proxy.messages import (
+from ts_parity.proxy.http.buffers import BodyBuffer
+from ts_parity.proxy.http.certificates import Tls
+from ts_parity.proxy.http.heads import PlainAnswer, read_answer
+from ts_parity.proxy.http.messages import (
     BODILESS,
     HOP,
     LENGTH,
@@ -30,8 +30,8 @@ from ts_parity.proxy.messages import (
     split_controls,
     without_hop_by_hop,
 )
-from ts_parity.proxy.outbox import Outbox
-from ts_parity.proxy.streams import Stream
+from ts_parity.proxy.http.outbox import Outbox
+from ts_parity.proxy.http.streams import Stream
 from ts_parity.wire import Headers
 
 _BACKLOG_PAUSE_S = 0.01

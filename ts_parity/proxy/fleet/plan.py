@@ -18,10 +18,23 @@ from ts_parity.confidence import Confidence
 from ts_parity.config import AUTO, EXACT_ONLY, OFF, InstanceSettings, ModelSettings
 from ts_parity.engine import Endpoint, Fleet, Instance, Pool
 from ts_parity.exclusion import NeverCode
-from ts_parity.proxy.operations import Target
-from ts_parity.proxy.reports import REFUSED, InstanceReport, ModelReport
+from ts_parity.proxy.fleet.reports import REFUSED, InstanceReport, ModelReport
 
 NO_PROTECTION = "no protection for it was found"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model on an instance, as a task is addressed to it."""
+
+    instance: str
+    model: str
+    version: str
+    wrapped: bool
+    cost: float | None = None
+    """Of a full group, for a protection where it was measured, in deployed inferences."""
+    default: bool = False
+    """The instance takes a request without a version for one of this, and nothing is coded that relies on it."""
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from ts_parity.config import Settings, host_and_port
-from ts_parity.proxy.descriptors import admin_limit, open_files
-from ts_parity.proxy.metrics import CONTENT_TYPE
-from ts_parity.proxy.server import cannot_listen
+from ts_parity.proxy.http.descriptors import admin_limit, open_files
+from ts_parity.proxy.http.server import cannot_listen
+from ts_parity.proxy.serving.metrics import CONTENT_TYPE
 
 Json = dict[str, Any]
 Route = Callable[[], Awaitable[web.Response]]

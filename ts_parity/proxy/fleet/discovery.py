@@ -18,17 +18,17 @@ from urllib.parse import quote, urlsplit
 from ts_parity.config import UNIX, InstanceSettings
 from ts_parity.describe import UNREADABLE, read_name
 from ts_parity.errors import ConfigError, TsParityError
-from ts_parity.proxy.messages import BrokenStream, Reply, Request
-from ts_parity.proxy.questions import Key, NoAnswer, Questions, Said
-from ts_parity.proxy.reports import (
+from ts_parity.proxy.fleet.questions import Key, NoAnswer, Questions, Said
+from ts_parity.proxy.fleet.reports import (
     BadDescribe,
     InstanceReport,
     ModelReport,
     read_customized,
     read_model,
 )
-from ts_parity.proxy.streams import Stream
-from ts_parity.proxy.upstream import Address, Unreachable, Upstream, classify, error_fields, excerpt, from_gateway
+from ts_parity.proxy.http.messages import BrokenStream, Reply, Request
+from ts_parity.proxy.http.streams import Stream
+from ts_parity.proxy.http.upstream import Address, Unreachable, Upstream, classify, error_fields, excerpt, from_gateway
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""For whoever runs the proxy: admin port, status, signals, several processes on one port."""
