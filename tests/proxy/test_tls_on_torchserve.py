@@ -16,7 +16,7 @@ import pytest
 from tests.conftest import write_archive
 from tests.proxy.authority import Authority
 from tests.proxy.side_by_side import WITNESS, Case, ask, comparable, do, proxy_before, unmarked
-from ts_parity.errors import ManagementError
+from ts_parity.errors import ConfigError, ManagementError
 from ts_parity.torchserve.configuration import InstanceOptions, free_ports
 from ts_parity.torchserve.launcher import TorchServeInstance
 
@@ -48,7 +48,7 @@ class Elsewhere(TorchServeInstance):
                 connection.request("GET", "/models/witness", headers={"Authorization": f"Bearer {self.token()}"})
                 said = json.load(connection.getresponse())
             return "" if said[0]["workers"][0]["status"] == "READY" else "its worker is not ready"
-        except (ManagementError, OSError, http.client.HTTPException, ValueError, LookupError) as error:
+        except (ManagementError, ConfigError, OSError, http.client.HTTPException, ValueError, LookupError) as error:
             return f"its management API does not answer: {error}"
 
     def _connected(self) -> http.client.HTTPConnection:
