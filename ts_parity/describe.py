@@ -39,8 +39,8 @@ class WorkerProcess:
 
     @property
     def process(self) -> str:
-        """Another when it is started or registered anew. Process ids come again, in containers above all, so the time
-        when it was started stands beside.
+        """Another when it is restarted or registered again. Process ids come again, in containers above all, so the
+        time when it was started stands beside.
         """
         return "/".join(filter(None, (self.id, str(self.pid) if self.pid >= 0 else "", self.started_at)))
 

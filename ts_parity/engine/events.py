@@ -49,7 +49,7 @@ class Cause(Enum):
     LOST = "lost"
     """The connection broke: whatever the instance had is lost with it."""
     MISSING = "missing"
-    """The instance does not have the model that it was seen to have, so nothing was run: it may be registered anew."""
+    """The instance no longer has the model, so nothing was run: the model may have been registered again."""
     WORKER_DIED = "worker died"
     """Perhaps of this very query."""
 
@@ -97,7 +97,7 @@ class Endpoint:
     row: int | None
     places: int
     workers: frozenset[str] = frozenset()
-    """Its READY worker processes, each by what changes when it is started or registered anew."""
+    """Its READY worker processes, each by what changes when it is restarted or registered again."""
 
 
 @dataclass(frozen=True)

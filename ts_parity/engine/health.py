@@ -26,7 +26,7 @@ class Condition(Enum):
 class Health:
     """IN until `failures_until_out` failures in a row, then OUT until `resumes_at`, then one TRIAL that decides.
 
-    Who comes back has cold caches and a warm-up before it: one task more at a time with each that succeeds.
+    An endpoint that comes back has cold caches and must warm up: one task more at a time with each that succeeds.
     """
 
     __slots__ = (

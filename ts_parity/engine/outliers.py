@@ -79,7 +79,7 @@ class ErrorRecord:
         return self._proofs == PROOFS
 
     def clear(self) -> None:
-        """Its error was the query's, or it has done well for long: it begins anew."""
+        """Its error was the query's, or it has done well for long: its count starts again."""
         self.answers = self.errors = 0.0
         self.suspect = False
         self._proofs = self._well = 0

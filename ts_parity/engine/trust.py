@@ -89,9 +89,9 @@ class Trust:
         self.until = 0.0
         """When it is tried again, while it is out."""
         self.since = -math.inf
-        """When it began anew: what was sent before tells of other workers."""
+        """When its trial last started: what was sent before says nothing of these workers."""
         self.counts: dict[Finding, int] = dict.fromkeys(Finding, 0)
-        """Since it began anew."""
+        """Since its trial last started."""
         self._reported = agreement
         self._allowed = allowed_agreement(UNREPORTED if agreement is None else agreement)
         self._needed = TRIAL
@@ -115,7 +115,7 @@ class Trust:
         return now - self.since > QUIET_S
 
     def begin_anew(self, now: float) -> None:
-        """Workers were started or registered anew: nothing is known of them."""
+        """Workers were restarted or registered again: nothing is known of them."""
         if self.proved:
             return
         self._needed, self._pause_s = TRIAL, FIRST_PAUSE_S
