@@ -68,6 +68,27 @@ def test_the_configuration_that_the_page_shows_is_one(tmp_path: Path) -> None:
     assert unix.inference == "unix:/run/torchserve/inference.sock"
 
 
+MAP = (ROOT / "docs/design.md").read_text().partition("## The map\n")[2].partition("\n## ")[0]
+PACKAGE = ROOT / "ts_parity"
+FOLDERS = sorted({file.parent for file in PACKAGE.rglob("*.py")})
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: str(folder.relative_to(ROOT)))
+def test_the_map_names_each_file_once_and_none_that_is_not_there(folder: Path) -> None:
+    """Of a file that is added, renamed or deleted, the map in docs/design.md says so."""
+    _, heading, table = MAP.partition(f"### `{folder.relative_to(ROOT)}`\n")
+    assert heading, f"docs/design.md has no heading for {folder.relative_to(ROOT)}"
+    firsts = re.findall(r"^\|(.*?)\|", table.partition("\n### ")[0], re.MULTILINE)
+    named = sorted(name for first in firsts for name in re.findall(r"`(\w+)`", first))
+    assert named == sorted(file.stem for file in folder.glob("*.py") if file.stem != "__init__")
+
+
+def test_the_questions_of_the_map_lead_to_files() -> None:
+    paths = re.findall(r"`([\w/]+\.py)`", MAP)
+    assert len(paths) > 30
+    assert [path for path in paths if not any((base / path).exists() for base in (ROOT, PACKAGE))] == []
+
+
 PATIENCE = server.Patience()
 PROMISES = [
     f"over {PATIENCE.head_s:.0f} s for its headers, or stops for {PATIENCE.body_s:.0f} s in a body",
