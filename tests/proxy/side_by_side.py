@@ -140,8 +140,14 @@ async def proxy_before(
     """A proxy whose only instance this is, unless `instances` says more. `token`: the inference key it holds."""
     keys = {"token": token, "management_token": instance.token() or "", "tls_ca": tls_ca}
     one = InstanceSettings(instance.inference_url, instance.management_url, "here", **keys)
-    # A busy machine's worker takes its time to come back.
-    patient = {"describe_timeout_s": 60.0, "task_timeout_s": 300.0, "max_wait_s": 300.0, "deadline_s": 300.0}
+    # A busy machine's worker takes its time to come back, and a look meanwhile would find that nobody is there.
+    patient = {
+        "discovery_interval_s": 600.0,
+        "describe_timeout_s": 60.0,
+        "task_timeout_s": 300.0,
+        "max_wait_s": 300.0,
+        "deadline_s": 300.0,
+    }
     chosen = {**PROMPT, **patient, **settings}
     proxy = Proxy(settings_of({"instances": (one,), **chosen}))
     try:
