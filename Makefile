@@ -47,7 +47,7 @@ soak: $(COMPILED_READY)
 # A hundred thousand hostile connections, and the property tests with new dice: minutes on one core.
 fuzz: $(READY)
 	$(BIN)/python -m pytest -m "hypothesis and not torchserve" --hypothesis-profile dice
-	$(BIN)/python -m tests.proxy.fuzzing --cases 100000 --seed 0 $(ARGS)
+	$(BIN)/python -m tests.proxy.http.fuzzing --cases 100000 --seed 0 $(ARGS)
 
 # DATA: a folder with mnist.npz, fashion_mnist.npz and cifar10_jpeg.zip. Hours on two cores; an interrupted run goes on.
 accuracy: $(READY)

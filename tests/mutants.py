@@ -234,7 +234,11 @@ MUTANTS = [
         "proxy/serving/driver.py",
         "if target.cost is None:",
         "if True:",
-        ("tests/proxy/test_predictions.py", "tests/proxy/test_status.py", "tests/proxy/test_late_launch.py"),
+        (
+            "tests/proxy/serving/test_predictions.py",
+            "tests/proxy/operations/test_status.py",
+            "tests/proxy/serving/test_late_launch.py",
+        ),
     ),
     Mutant(
         "a group is encoded for a code that is no longer its pool's",
@@ -248,14 +252,18 @@ MUTANTS = [
         "proxy/http/messages.py",
         "return tuple(pair for pair in headers if not meaning(pair[0]) & CONTROL), controls",
         "return tuple(headers), controls",
-        ("tests/proxy/test_heads.py", "tests/proxy/test_fidelity.py", "tests/proxy/test_pure_parts.py"),
+        (
+            "tests/proxy/http/test_heads.py",
+            "tests/proxy/http/test_fidelity.py",
+            "tests/proxy/serving/test_pure_parts.py",
+        ),
     ),
     Mutant(
         "lossless answers that differ by a tenth are taken for equal",
         "proxy/serving/comparison.py",
         "CLOSE: Final = 1e-3",
         "CLOSE: Final = 1e-1",
-        ("tests/proxy/test_comparison.py",),
+        ("tests/proxy/serving/test_comparison.py",),
     ),
     Mutant(
         "an operation needs no secret",

@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import TorchServeFactory
 from tests.proxy.conftest import MakeFleet, nothing_left, until
-from tests.proxy.test_coded_on_torchserve import SETTINGS, _samples, ask, frozen, given
+from tests.proxy.serving.test_coded_on_torchserve import SETTINGS, _samples, ask, frozen, given
 from tests.worker.serving import make_folder, network, pack, vector
 from ts_parity.confidence import CLASSES, Confidence, Curve, Sureness, from_header
 from ts_parity.torchserve.launcher import TorchServeInstance

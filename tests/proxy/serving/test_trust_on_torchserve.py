@@ -17,7 +17,7 @@ import torch
 
 from tests.conftest import TorchServeFactory
 from tests.proxy.conftest import Fleet, MakeFleet, Raw, nothing_left, until
-from tests.proxy.test_coded_on_torchserve import SETTINGS, given
+from tests.proxy.serving.test_coded_on_torchserve import SETTINGS, given
 from tests.worker.serving import make_folder, network, pack, vector
 from ts_parity.torchserve.launcher import TorchServeInstance
 from ts_parity.torchserve.wrapping import Protects, wrap_parity

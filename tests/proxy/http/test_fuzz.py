@@ -6,8 +6,8 @@ from random import Random
 
 import pytest
 
-from tests.proxy.fuzzing import fuzz, machine
-from tests.proxy.strict import End, read_answer, read_requests
+from tests.proxy.http.fuzzing import fuzz, machine
+from tests.proxy.http.strict import End, read_answer, read_requests
 
 HOST = b"Host: h\r\n"
 NEXT = b"GET /next HTTP/1.1\r\n" + HOST + b"\r\n"
@@ -171,7 +171,7 @@ def test_the_reference_reads_answers() -> None:
 
 
 def test_a_fault_is_told_so_that_it_can_be_had_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tests.proxy.fuzzing._differs", lambda heard, sent: "in all")
+    monkeypatch.setattr("tests.proxy.http.fuzzing._differs", lambda heard, sent: "in all")
     faults, _ = asyncio.run(fuzz(3, range(0, 60, 2), most=1))
     assert re.match(r"case \d+ of seed 3: an instance was handed what the client did not send there", faults[0])
     assert "--client [b'" in faults[0]

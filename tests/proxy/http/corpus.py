@@ -1,6 +1,6 @@
 """Requests as they should not be, and what nginx passes on of each: what it refuses, the proxy must refuse.
 
-    python -m tests.proxy.corpus        asks the nginx of this machine and writes corpus_nginx.json
+    python -m tests.proxy.http.corpus        asks the nginx of this machine and writes corpus_nginx.json
 
 Each case is all that one client sends. Where a receiver could be led to take a part of it for a request of its own,
 that part asks for /smuggled. What nginx passed on is kept beside (its version too), so that the comparison needs no

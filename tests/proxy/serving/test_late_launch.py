@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.proxy.conftest import Clock, Fleet, MakeFleet, Raw, nothing_left, until
-from tests.proxy.test_predictions import linear, protection
+from tests.proxy.serving.test_predictions import linear, protection
 from ts_parity.engine import Action, Answer, Policy, Query, Scheduler, Send, Task, scheduler
 from ts_parity.engine.policy import PLAIN
 from ts_parity.testing import FakeModel, FakeTorchServe

@@ -6,8 +6,8 @@ from random import Random
 
 import pytest
 
-from tests.proxy.test_http import PLAIN, Instance
-from tests.proxy.test_memory import CHUNKED, SIZED, counted
+from tests.proxy.http.test_memory import CHUNKED, SIZED, counted
+from tests.proxy.http.test_server import PLAIN, Instance
 from ts_parity.proxy.http.buffers import BodyBuffer
 from ts_parity.proxy.http.messages import MAX_HEADERS, Reply, Request
 from ts_parity.proxy.http.reading import RequestReader

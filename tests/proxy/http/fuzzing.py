@@ -1,8 +1,8 @@
 """Hostile bytes at both edges of a running proxy, with well-behaved neighbours beside them.
 
-    python -m tests.proxy.fuzzing --cases 100000 --seed 0         every other case at the clients' edge
-    python -m tests.proxy.fuzzing --seed 0 --only 4711            one case again, told in full
-    python -m tests.proxy.fuzzing --client "b'GET / ...'"         these bytes (to shrink one); --instance alike
+    python -m tests.proxy.http.fuzzing --cases 100000 --seed 0         every other case at the clients' edge
+    python -m tests.proxy.http.fuzzing --seed 0 --only 4711            one case again, told in full
+    python -m tests.proxy.http.fuzzing --client "b'GET / ...'"         these bytes (to shrink one); --instance alike
 
 Everything runs in one loop on real loopback sockets: a proxy, instances that tell what reached them, and clients. What
 must hold in each case is in `_judge_client` and `_judge_instance`, by the readings of `strict`: whatever an instance is
@@ -32,8 +32,8 @@ from typing import Any, cast
 from tqdm import tqdm
 
 from tests.proxy.conftest import PATIENCE_S, PROMPT, nothing_left
-from tests.proxy.mutations import answer, mutated, requests, split
-from tests.proxy.strict import End, Message, read_answer, read_requests
+from tests.proxy.http.mutations import answer, mutated, requests, split
+from tests.proxy.http.strict import End, Message, read_answer, read_requests
 from ts_parity.config import parse_endpoint, settings_of
 from ts_parity.proxy.app import Proxy
 from ts_parity.proxy.serving.routes import prediction, prediction_target

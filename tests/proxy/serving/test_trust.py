@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.proxy.conftest import Fleet, MakeFleet, Raw, nothing_left, until
-from tests.proxy.test_predictions import linear
+from tests.proxy.serving.test_predictions import linear
 from ts_parity.config import ModelSettings
 from ts_parity.testing import Canned, FakeModel, FakeTorchServe, protection
 

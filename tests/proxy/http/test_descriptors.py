@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from tests.proxy.conftest import Client, MakeFleet, read_answer, until
+from tests.proxy.http.test_server import PLAIN, Instance, by, echo
 from tests.proxy.test_app import RUN
-from tests.proxy.test_http import PLAIN, Instance, by, echo
 from ts_parity.proxy.http.descriptors import ClientLimit, client_limit
 from ts_parity.proxy.http.messages import Reply, Request
 from ts_parity.proxy.http.server import Server, Turn

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from tests.proxy.conftest import MakeFleet, read_answer
-from tests.proxy.corpus import Recorder
+from tests.proxy.http.corpus import Recorder
 from ts_parity.config import InstanceSettings
 from ts_parity.proxy.http.messages import Reply, Request
 from ts_parity.proxy.http.reading import RequestReader

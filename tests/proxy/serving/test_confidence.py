@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from tests.proxy.conftest import PATIENCE_S, Fleet, MakeFleet, nothing_left, until
-from tests.proxy.test_access_log import lines
-from tests.proxy.test_predictions import linear
+from tests.proxy.http.test_access import lines
+from tests.proxy.serving.test_predictions import linear
 from ts_parity.confidence import CLASSES, Confidence, Curve, Sureness, in_header
 from ts_parity.testing import FakeModel, FakeTorchServe, protection
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 import pytest
 
 from tests.proxy.conftest import MakeFleet, nothing_left, until
-from tests.proxy.corpus import CORPUS, NGINX, RECORDED, Recorder, ask_nginx, nginx_version, passed_on
+from tests.proxy.http.corpus import CORPUS, NGINX, RECORDED, Recorder, ask_nginx, nginx_version, passed_on
 from ts_parity.config import InstanceSettings
 from ts_parity.testing import FakeTorchServe
 
@@ -49,7 +49,7 @@ def recorded() -> dict[str, list[str]]:
 
 
 def test_what_nginx_did_is_known_of_the_whole_corpus() -> None:
-    assert list(recorded()) == list(CORPUS), "run python -m tests.proxy.corpus"
+    assert list(recorded()) == list(CORPUS), "run python -m tests.proxy.http.corpus"
     assert sum(not passed for passed in recorded().values()) > 100, "a corpus of what is refused"
 
 
