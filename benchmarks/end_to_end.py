@@ -23,6 +23,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from relay import LateRelay
 from ts_parity.arguments import count, number
 from ts_parity.lab.demo import (
     DEPLOYED,
@@ -35,7 +36,6 @@ from ts_parity.lab.demo import (
     read_digit,
 )
 from ts_parity.lab.records import Record
-from ts_parity.lab.relay import LateRelay
 from ts_parity.lab.report import summarize
 from ts_parity.lab.traffic import drive, poisson_load
 from ts_parity.torchserve.configuration import InstanceOptions

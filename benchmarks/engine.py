@@ -17,7 +17,7 @@ import time
 
 from ts_parity.arguments import count
 from ts_parity.engine import Arrived, Policy, Query, Scheduler, Send, plain
-from ts_parity.scenarios import POOL, fleet
+from ts_parity.testing import POOL, fleet
 
 TARGET_US = 20.0
 LOAD = 0.6

@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+import requests
 from hypothesis import HealthCheck, settings
 
 from ts_parity.torchserve.configuration import InstanceOptions
@@ -115,6 +116,18 @@ class TorchServeFactory:
     def stop(self) -> None:
         instances, self._started = self._started, []
         stop_fleet(instances, orderly=False)
+
+
+def scale(instance: TorchServeInstance, model: str, workers: int, version: str = "") -> None:
+    """Give a model so many workers, as an operator would; no command of ours does."""
+    token = instance.token()
+    answer = requests.put(
+        f"{instance.management_url}/models/{model}{version and '/' + version}",
+        params={"min_worker": workers, "max_worker": workers, "synchronous": "true"},
+        headers={"Authorization": f"Bearer {token}"} if token else {},
+        timeout=180,
+    )
+    answer.raise_for_status()
 
 
 @pytest.fixture(scope="module")

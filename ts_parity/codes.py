@@ -149,11 +149,6 @@ class Code:
             size = size + np.abs(term)
         return np.asarray(total), np.asarray(size)
 
-    def amplification(self, slot: int, have: frozenset[int], covers: Covers) -> float:
-        """By how much the parity models' (independent, equally large) errors grow in this slot: sqrt(sum w_j^2)."""
-        by_row, _ = _weights(self, slot, have, _pattern(covers), None)
-        return math.sqrt(sum(weight * weight for _, weight in by_row))
-
 
 def make_code(name: str, k: int, r: int = 1, coefficients: Coefficients | None = None) -> Code:
     """Raise CodeError, saying which argument is wrong and what is possible."""

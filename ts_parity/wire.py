@@ -169,12 +169,6 @@ def find_tail(body: bytes, header: str) -> Tail:
     return tail
 
 
-def split_tail(body: bytes, header: str) -> tuple[bytes, Array]:
-    """-> (ordinary body, raw output). Raise MalformedTail unless header and bytes agree exactly."""
-    tail = find_tail(body, header)
-    return body[: tail.offset], tail.array(body)
-
-
 @lru_cache(_REMEMBERED)
 def _described(header: str) -> Tail:
     """One model's outputs are alike, so what is said of them is remembered."""

@@ -8,7 +8,7 @@ import pytest
 from ts_parity.engine import Answer, Arrived, Fail, Query, Scheduler, plain
 from ts_parity.engine.admission import Admission, PatienceMeter, Verdict
 from ts_parity.engine.lateness import LatencyWindow
-from ts_parity.scenarios import POOL, fleet, scenario
+from ts_parity.testing import POOL, fleet, scenario
 
 WARM = [0.1 * i for i in range(20)]
 """Twenty answers, so that the usual time is known."""

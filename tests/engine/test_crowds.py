@@ -2,7 +2,7 @@
 
 import pytest
 
-from ts_parity.scenarios import scenario
+from ts_parity.testing import scenario
 
 NEVER = 0.0
 CROWD = [0.041 * burst for burst in range(50) for _ in range(12)]

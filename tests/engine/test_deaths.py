@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from ts_parity.engine import Answer, Arrived, Fail, Failed, Fleet, Kind, Query, Scheduler, Send, Source, plain
-from ts_parity.scenarios import POOL, fleet, scenario
+from ts_parity.testing import POOL, fleet, scenario
 
 FOREVER = 1000.0
 NEVER = 0.0

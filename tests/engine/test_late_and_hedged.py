@@ -3,7 +3,7 @@
 import pytest
 
 from ts_parity.engine import Arrived, Failed, Fleet, Query, Rejected, Scheduler, Send, plain
-from ts_parity.scenarios import POOL, fleet, scenario
+from ts_parity.testing import POOL, fleet, scenario
 
 NEVER = 0.0
 LATE = {"launch": "late", "launch_after_s": 0.05, "reconstruct_after_s": 0.05}

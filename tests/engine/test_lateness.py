@@ -6,7 +6,7 @@ import random
 import pytest
 
 from ts_parity.engine.lateness import LatencyWindow, robust_quantile
-from ts_parity.scenarios import scenario
+from ts_parity.testing import scenario
 
 SHARES = (0.9, 0.95, 0.98)
 

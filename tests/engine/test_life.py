@@ -7,7 +7,7 @@ import pytest
 from ts_parity.engine import Arrived, Cause, Failed, Kind, Query, Scheduler, Send, life, plain
 from ts_parity.engine.life import TABLE, Event, move
 from ts_parity.engine.query import QueryState
-from ts_parity.scenarios import POOL, fleet
+from ts_parity.testing import POOL, fleet
 
 from .test_loose_ends import World
 

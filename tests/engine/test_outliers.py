@@ -5,7 +5,7 @@ import random
 import pytest
 
 from ts_parity.engine.outliers import PROOFS, WELL, ErrorRecord
-from ts_parity.scenarios import scenario
+from ts_parity.testing import scenario
 
 
 def first_suspicion(chance, shares, weights, queries):

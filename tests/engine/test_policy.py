@@ -6,7 +6,7 @@ import pytest
 
 from ts_parity.engine import Policy, Scheduler
 from ts_parity.engine.policy import PLAIN
-from ts_parity.scenarios import POOL, fleet, scenario
+from ts_parity.testing import POOL, fleet, scenario
 
 RECIPE = {name: getattr(Policy(), name) for name in PLAIN}
 TIMES = {"launch_after_s": 0.05, "reconstruct_after_s": 0.05}

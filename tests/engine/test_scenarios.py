@@ -16,7 +16,7 @@ from ts_parity.engine import (
     Send,
     plain,
 )
-from ts_parity.scenarios import POOL, fleet, scenario
+from ts_parity.testing import POOL, fleet, scenario
 
 NEVER = 0.0
 

@@ -7,7 +7,7 @@ import pytest
 from ts_parity.engine import Arrived, Compare, Query, Scheduler, Send, plain
 from ts_parity.engine.trials import MOST
 from ts_parity.engine.trust import TRIAL
-from ts_parity.scenarios import OUTCOMES, POOL, fleet, scenario
+from ts_parity.testing import OUTCOMES, POOL, fleet, scenario
 
 NEVER = 1000.0
 PACE = [0.05 * n for n in range(60)]

@@ -10,9 +10,10 @@ import requests
 import torch
 
 from tests.conftest import write_archive
+from tests.worker.serving import split_tail
 from ts_parity.torchserve.archive import extract_archive, read_archive, wrap_deployed
 from ts_parity.training import TrainSettings, train
-from ts_parity.wire import FRAME_TYPE, OP, RAW, Frame, Part, pack_frame, split_tail, unpack_frame
+from ts_parity.wire import FRAME_TYPE, OP, RAW, Frame, Part, pack_frame, unpack_frame
 from ts_parity.worker.offline import OfflineHandler
 from ts_parity.worker.verdict import State
 

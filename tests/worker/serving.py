@@ -24,7 +24,7 @@ import yaml
 from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 from ts.model_loader import TsModelLoader
 
-from ts_parity.wire import FRAME_TYPE, OP, Array, Frame, Part, pack_frame, split_tail, unpack_frame
+from ts_parity.wire import FRAME_TYPE, OP, Array, Frame, Part, find_tail, pack_frame, unpack_frame
 
 ROOT = Path(__file__).parents[2]
 HANDLERS = ROOT / "tests" / "handlers"
@@ -125,6 +125,12 @@ def scripted(state: dict[str, torch.Tensor]) -> torch.jit.ScriptModule:
     linear = torch.nn.Linear(8, 5)
     linear.load_state_dict({name.removeprefix("head."): value for name, value in state.items()})
     return torch.jit.script(torch.nn.Sequential(linear))
+
+
+def split_tail(body: bytes, header: str) -> tuple[bytes, Array]:
+    """-> (ordinary body, raw output)."""
+    tail = find_tail(body, header)
+    return body[: tail.offset], tail.array(body)
 
 
 @dataclass

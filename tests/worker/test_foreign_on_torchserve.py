@@ -9,11 +9,11 @@ import pytest
 import requests
 
 from tests.conftest import TorchServeFactory
-from tests.worker.serving import linear, make_folder, pack, vector
+from tests.worker.serving import linear, make_folder, pack, split_tail, vector
 from ts_parity.torchserve.archive import read_archive
 from ts_parity.torchserve.launcher import TorchServeInstance
 from ts_parity.training import TrainSettings, train
-from ts_parity.wire import FRAME_TYPE, OP, RAW, Frame, Part, pack_frame, split_tail, unpack_frame
+from ts_parity.wire import FRAME_TYPE, OP, RAW, Frame, Part, pack_frame, unpack_frame
 
 pytestmark = [pytest.mark.torchserve, pytest.mark.slow]
 

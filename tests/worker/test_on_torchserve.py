@@ -13,11 +13,11 @@ import requests
 import torch
 
 from tests.conftest import TorchServeFactory
-from tests.worker.serving import linear, make_folder, network, pack, vector
+from tests.worker.serving import linear, make_folder, network, pack, split_tail, vector
 from ts_parity.codes import make_code
 from ts_parity.torchserve.launcher import TorchServeInstance
 from ts_parity.torchserve.wrapping import wrap_deployed, wrap_parity
-from ts_parity.wire import FRAME_TYPE, OP, RAW, Array, Frame, Part, pack_frame, split_tail, unpack_frame
+from ts_parity.wire import FRAME_TYPE, OP, RAW, Array, Frame, Part, pack_frame, unpack_frame
 
 pytestmark = [pytest.mark.torchserve, pytest.mark.slow]
 

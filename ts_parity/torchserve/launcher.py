@@ -114,10 +114,6 @@ class TorchServeInstance:
         return f"http://{HOST}:{self._known_ports.management}"
 
     @property
-    def metrics_url(self) -> str:
-        return f"http://{HOST}:{self._known_ports.metrics}"
-
-    @property
     def folder(self) -> Path:
         """Where its configuration, logs and key file are."""
         if self._folder is None:

@@ -1,4 +1,4 @@
-"""A client of TorchServe's management API: register, describe, scale, set the default version, unregister.
+"""A client of TorchServe's management API: register, describe, set the default version, unregister.
 
 One client per instance, since every TorchServe makes its own keys. Knows the API's words and answers; knows nothing of
 how an instance was started, and keeps no state but a connection. Whatever TorchServe refuses becomes a ManagementError
@@ -106,43 +106,27 @@ class ManagementClient:
         url: str,
         model_name: str | None = None,
         *,
-        handler: str | None = None,
         batch_size: int | None = None,
         max_batch_delay_ms: int | None = None,
         initial_workers: int = 1,
         response_timeout_s: int | None = None,
-        synchronous: bool = True,
         timeout_s: float = 180.0,
     ) -> str:
         """-> TorchServe's message. `url` is an http(s) address or the name of a file in the instance's model store.
 
         What the archive's own config YAML says of batches and timeouts wins over the arguments. `timeout_s` covers the
-        loading of the model when `synchronous`; a load that fails is refused and leaves nothing registered.
+        loading of the model; a load that fails is refused and leaves nothing registered.
         """
         parameters = {
             "url": url,
             "model_name": model_name,
-            "handler": handler,
             "batch_size": batch_size,
             "max_batch_delay": max_batch_delay_ms,
             "initial_workers": initial_workers,
             "response_timeout": response_timeout_s,
-            "synchronous": _boolean(synchronous),
+            "synchronous": "true",
         }
         return self._message("POST", "/models", parameters, timeout_s)
-
-    def scale(
-        self,
-        model: str,
-        workers: int,
-        version: str | None = None,
-        *,
-        synchronous: bool = True,
-        timeout_s: float = 180.0,
-    ) -> str:
-        """-> TorchServe's message. Sets both bounds: there is no autoscaling between them."""
-        parameters = {"min_worker": workers, "max_worker": workers, "synchronous": _boolean(synchronous)}
-        return self._message("PUT", _path(model, version), parameters, timeout_s)
 
     def set_default(self, model: str, version: str) -> str:
         return self._message("PUT", f"{_path(model, version)}/set-default")
@@ -150,13 +134,6 @@ class ManagementClient:
     def unregister(self, model: str, version: str | None = None, timeout_s: float = 150.0) -> str:
         """The default version goes last: TorchServe refuses to remove it while there are others."""
         return self._message("DELETE", _path(model, version), None, timeout_s)
-
-    def is_ready(self, model: str, version: str | None = None) -> bool:
-        """Every worker READY. False, too, while the model is not registered or nobody answers."""
-        try:
-            return self.describe(model, version).ready
-        except ManagementError:
-            return False
 
     def _describe(
         self, model: str, version: str | None, customized: bool, timeout_s: float | None
@@ -237,10 +214,6 @@ def _whole(answer: requests.Response, timeout_s: float) -> bytes:
 
 def _path(model: str, version: str | None) -> str:
     return f"/models/{quote(model, safe='')}" + ("" if version is None else f"/{quote(version, safe='')}")
-
-
-def _boolean(value: bool) -> str:
-    return "true" if value else "false"
 
 
 def _cause(error: Exception) -> str:

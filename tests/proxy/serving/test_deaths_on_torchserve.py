@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.conftest import TorchServeFactory, write_archive
+from tests.conftest import TorchServeFactory, scale, write_archive
 from tests.proxy.conftest import Client, Raw, until
 from tests.proxy.side_by_side import proxy_before
 from ts_parity.config import InstanceSettings
@@ -119,15 +119,12 @@ async def test_a_body_that_kills_its_worker_reaches_two(instances: list[TorchSer
 async def test_nobody_notices_a_model_that_is_scaled_to_nothing(instances: list[TorchServeInstance]) -> None:
     """TorchServe answers none of what it had; the next look at the fleet sends that elsewhere."""
     async with before(instances) as proxy:
-
-        def scale(workers: int) -> str:
-            with instances[1].management() as management:
-                return management.scale("mortal", workers)
-
         try:
-            answers = await under_load(proxy.url, lambda: asyncio.to_thread(scale, 0), least=200)
+            answers = await under_load(
+                proxy.url, lambda: asyncio.to_thread(scale, instances[1], "mortal", 0), least=200
+            )
         finally:
-            await asyncio.to_thread(scale, 2)
+            await asyncio.to_thread(scale, instances[1], "mortal", 2)
         assert {(answer.status, answer.body) for answer in answers} == {(200, b"live")}
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import TorchServeFactory
+from tests.conftest import TorchServeFactory, scale
 from tests.proxy.conftest import Fleet, MakeFleet, Raw, nothing_left, until
 from tests.proxy.serving.test_coded_on_torchserve import SETTINGS, given
 from tests.worker.serving import make_folder, network, pack, vector
@@ -109,10 +109,9 @@ async def test_the_right_protection_rescues_after_its_trial(
 
 @pytest.fixture
 def without_the_right_one(instances: list[TorchServeInstance]) -> Iterator[None]:
-    with instances[2].management() as management:
-        management.scale("right", 0)
-        yield
-        management.scale("right", 1)
+    scale(instances[2], "right", 0)
+    yield
+    scale(instances[2], "right", 1)
 
 
 @pytest.mark.usefixtures("without_the_right_one")
@@ -147,8 +146,7 @@ async def test_a_worker_that_is_registered_anew_puts_its_protection_on_trial(
     assert told_of(fleet, "linear")["state"] == "in use"
     [before] = [e.workers for e in fleet.proxy.plan.fleet.endpoints if e.name.endswith("/right/1.0")]
     assert all(worker.count("/") == 2 for worker in before), "TorchServe says when each worker was started"
-    with instances[2].management() as management:
-        management.scale("right", 0)
-        management.scale("right", 1)
+    scale(instances[2], "right", 0)
+    scale(instances[2], "right", 1)
     await fleet.proxy.discover()
     assert told_of(fleet, "linear")["state"] == "on trial"

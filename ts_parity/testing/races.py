@@ -53,21 +53,6 @@ TaskRow = tuple[int | str, float, str]
 """(query or "retry 0" or "parity 0" or "finish 0", seconds after it was sent, an outcome or "never")."""
 
 
-class ManualClock:
-    """A clock that stands still until it is told the time."""
-
-    def __init__(self, now: float = 0.0) -> None:
-        self.now = now
-
-    def __call__(self) -> float:
-        return self.now
-
-    def advance(self, seconds: float) -> None:
-        if seconds < 0:
-            raise ValueError(f"time does not run backwards, and not by {seconds} s")
-        self.now += seconds
-
-
 @dataclass
 class Run:
     """What happened. Times are rounded to the microsecond."""

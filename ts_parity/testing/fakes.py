@@ -1,4 +1,4 @@
-"""Public fakes, for our tests and for those of people who build on ts_parity.
+"""Fake instances.
 
 `FakeTorchServe` answers on real sockets as TorchServe with wrapped archives does, but its models are matrices, and its
 failures are a script. What it claims to imitate is itself checked against the real thing (tests marked `torchserve`).
@@ -12,7 +12,7 @@ import json
 import ssl
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -567,6 +567,3 @@ async def _as_netty(_: web.Request, response: web.StreamResponse) -> None:
         response.headers.popall(name, None)
     if response.headers.get("Content-Type") == "application/octet-stream":
         del response.headers["Content-Type"]
-
-
-__all__: Sequence[str] = ("Canned", "FakeModel", "FakeTorchServe", "Received", "protection")

@@ -6,7 +6,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from ts_parity.lab.relay import LateRelay
+from relay import LateRelay
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A relay in front of one instance that brings a chosen share of its predictions late, and nothing else.
+"""A relay in front of one instance that makes a chosen share of its predictions late, and changes nothing else.
 
 Lateness on purpose, without touching the instance: its worker is free again while the answer waits here. Knows HTTP and
 ts_parity's operations by their header. Knows nothing of coding: it does not look into bodies.
