@@ -15,6 +15,7 @@ import pytest
 from ts_parity.cli import main
 from ts_parity.config import (
     GROUPS,
+    REMOVED,
     InstanceSettings,
     ModelSettings,
     Settings,
@@ -27,7 +28,6 @@ from ts_parity.config import (
 )
 from ts_parity.engine import Policy
 from ts_parity.errors import ConfigError
-from ts_parity.former import FORMER
 
 ENDPOINT = ("http://h:8080",)
 
@@ -248,7 +248,7 @@ def test_a_setting_exists_once():
     assert sorted(names) == sorted(item.name for listed in GROUPS.values() for item in listed)
     parser = argparse.ArgumentParser()
     add_flags(parser)
-    assert sorted(names) == sorted(action.dest for action in parser._actions if action.dest not in ("help", *FORMER))
+    assert sorted(names) == sorted(action.dest for action in parser._actions if action.dest not in ("help", *REMOVED))
 
 
 def test_twelve_settings_say_what_the_policy_is():
@@ -260,7 +260,7 @@ def test_twelve_settings_say_what_the_policy_is():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "why"), FORMER.items())
+@pytest.mark.parametrize(("name", "why"), REMOVED.items())
 def test_a_setting_of_earlier_versions_is_refused_with_what_replaces_it(name, why, tmp_path, capsys):
     assert name not in {item.name for items in GROUPS.values() for item in items}
     flag = f"--{name.replace('_', '-')}"
@@ -277,7 +277,7 @@ def test_a_setting_of_earlier_versions_is_refused_with_what_replaces_it(name, wh
 def test_what_replaces_a_setting_is_there():
     """Names in the table of former settings are settings, or values of them."""
     known = {item.name for items in GROUPS.values() for item in items}
-    told = {word for why in FORMER.values() for word in re.findall(r"\b[a-z]+(?:_[a-z]+)+\b", why)}
+    told = {word for why in REMOVED.values() for word in re.findall(r"\b[a-z]+(?:_[a-z]+)+\b", why)}
     assert told <= known | {"repeatable"}
 
 

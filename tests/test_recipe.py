@@ -8,9 +8,8 @@ import ablation
 import pytest
 
 from ts_parity.cli import parsed
-from ts_parity.config import GROUPS, given_flags, load_settings
+from ts_parity.config import GROUPS, REMOVED, given_flags, load_settings
 from ts_parity.engine import Policy
-from ts_parity.former import FORMER
 from ts_parity.lab.demo import POLICIES
 from ts_parity.lab.rivals import PATIENT, SERVICE_S, arrange, serve_flags
 from ts_parity.proxy.app import policy_of
@@ -64,7 +63,7 @@ def test_nobody_is_told_to_type_a_recipe(page: Path) -> None:
     """Where a page starts a proxy, it says nothing of its policy."""
     policy = [item.name for title, items in GROUPS.items() if title.startswith("policy") for item in items]
     shown = NO_COPIES.get(f"{page.parent.name}/{page.name}", "")
-    typed = [f"--{name.replace('_', '-')} " for name in (*policy, *FORMER) if name != shown]
+    typed = [f"--{name.replace('_', '-')} " for name in (*policy, *REMOVED) if name != shown]
     lines = page.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
     for line in (line for line in lines if "ts-parity serve" in line):
         assert not [flag for flag in typed if flag in f"{line} "], line

@@ -1,6 +1,6 @@
 """Settings of earlier versions: what says the same now, or why nothing has to.
 
-Their names are refused with this, on the command line, in files and in the environment. Knows names and sentences.
+The command line, files and the environment refuse their names with these sentences.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _SLOW = (
 )
 _FAILING = "an instance that fails three times in a row is left alone for a second, then for longer, and tried again"
 
-FORMER: dict[str, str] = {
+REMOVED: dict[str, str] = {
     "code": "protect says it: auto, exact-only, off (it was none), or the one code to use",
     "k": "register only protections of the size you want; of several, the one that promises most is used",
     "group_wait_s": _GROUP,

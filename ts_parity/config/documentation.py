@@ -1,0 +1,54 @@
+"""docs/settings.md, made from the settings' fields: `python -m ts_parity.config > docs/settings.md`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import MISSING, Field, fields
+from typing import Any
+
+from ts_parity.config.schema import GROUPS, InstanceSettings, ModelSettings, shown_default
+
+
+def settings_markdown() -> str:
+    """docs/settings.md, whole."""
+    lines = [
+        "# Settings of the proxy",
+        "",
+        "Made by `python -m ts_parity.config` from the fields in `ts_parity/config/schema.py` and `engine/policy.py`;",
+        "do not edit by hand. What the policy does without any of them is in [Policy](policy.md#the-recipe).",
+        "",
+        "A TOML file (`ts-parity serve --config FILE`), then environment variables, then flags; the later wins.",
+        "A setting `deadline_s` is `deadline_s = 2.0` in the file, `TS_PARITY_DEADLINE_S=2.0` in the environment and",
+        "`--deadline-s 2.0` on the command line. Lists are separated by commas there. Unknown names are errors, and",
+        "for a name of an earlier version the error says what replaces it.",
+        "",
+        *(
+            line
+            for title, items in GROUPS.items()
+            for line in (f"## {title[0].upper()}{title[1:]}", "", *_table(items), "")
+        ),
+        "## `[[instance]]`, `--endpoint`",
+        "",
+        "One table per TorchServe instance in the file, or one `--endpoint URL[,key=value]...` each on the command",
+        "line, or all of them, separated by blanks, in `TS_PARITY_ENDPOINTS`.",
+        "",
+        *_table(list(fields(InstanceSettings))),
+        "",
+        "## `[[model]]`, `--model`",
+        "",
+        "One table per model in the file, or one `--model NAME[,key=value]...` each on the command line, or all of",
+        "them, separated by blanks, in `TS_PARITY_MODELS`. Most models need none.",
+        "",
+        *_table(list(fields(ModelSettings))),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _table(items: Sequence[Field[Any]]) -> list[str]:
+    rows = ["| setting | default | unit | what it is |", "|---|---|---|---|"]
+    for item in items:
+        told = (item.metadata["text"], item.metadata["more"])
+        default = "required" if item.default is MISSING else f"`{shown_default(item.default)}`"
+        rows.append(f"| `{item.name}` | {default} | {item.metadata['unit']} | {'; '.join(filter(None, told))} |")
+    return rows

@@ -1,0 +1,36 @@
+"""The proxy's settings as command line flags, one for each, and a word for each flag of earlier versions."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ts_parity.config.removed import REMOVED
+from ts_parity.config.schema import FIELDS, GROUPS, shown_default
+from ts_parity.errors import ConfigError
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """One flag per setting, with its default in place of a value; a flag that is not given is None, so that it does not
+    win over file or environment.
+    """
+    groups = {group.title: group for group in parser._action_groups}
+    for title, items in GROUPS.items():
+        group = groups.get(title) or parser.add_argument_group(title)
+        for item in items:
+            default = "KEY" if item.metadata["secret"] else shown_default(item.default)
+            text = item.metadata["text"].replace("%", "%%")
+            group.add_argument(f"--{item.name.replace('_', '-')}", dest=item.name, metavar=default, help=text)
+    for name in REMOVED:
+        group.add_argument(f"--{name.replace('_', '-')}", nargs="?", action=_Removed, help=argparse.SUPPRESS)
+
+
+class _Removed(argparse.Action):
+    """A flag of earlier versions: says what to type instead."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: object, values: object, flag: Any = None) -> None:
+        raise ConfigError(f"{flag} is no flag any more: {REMOVED[self.dest]}")
+
+
+def given_flags(args: argparse.Namespace) -> dict[str, str]:
+    return {name: getattr(args, name) for name in FIELDS if getattr(args, name, None) is not None}

@@ -1,0 +1,192 @@
+"""Every setting of the proxy, once: one frozen dataclass field is its name, default, unit, limits and help.
+
+The policy's settings are the engine's own (`engine.policy.Policy`); the others are here. The TOML file, the
+environment, the flags and docs/settings.md are all made from these fields. Knows nothing of how settings are given, or
+of what they do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, Field, dataclass, fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from ts_parity.engine.policy import Policy, setting
+from ts_parity.errors import ConfigError
+from ts_parity.keys import read_key
+
+UNIX = "unix:"
+"""Before a path: the address of a Unix socket, as TorchServe writes it."""
+AUTO = "auto"
+EXACT_ONLY, OFF = "exact-only", "off"
+CODES = ("sum", "concat", "student", "exact")
+"""The codes there are, for command lines that must not import numpy to say so; `codes` makes them."""
+
+
+@dataclass(frozen=True)
+class InstanceSettings:
+    """One TorchServe instance. In TOML a table `[[instance]]`, on the command line an `--endpoint`."""
+
+    inference: str = setting(
+        MISSING, "address of the inference API, such as http://10.0.0.5:8080, https://ts1:8443 or unix:/run/ts1.sock"
+    )
+    management: str = setting("", "address of the management API; default: same host, the inference port + 1")
+    domain: str = setting("", "failure domain (machine, rack, zone); default: the instance itself")
+    token: str = setting("", "TorchServe's inference key", secret=True)
+    token_file: str = setting("", "file with the inference key, or TorchServe's key_file.json; read again regularly")
+    management_token: str = setting("", "TorchServe's management key", secret=True)
+    management_token_file: str = setting("", "file with the management key, or TorchServe's key_file.json")
+    places: int | None = setting(
+        None,
+        "most requests in flight, over all its models; default: READY workers x batch size of each model",
+        unit="requests",
+        least=1,
+        auto=int,
+    )
+    tls_ca: str = setting(
+        "",
+        "PEM file, or folder of such files, with the certificates to trust at https addresses; default: the system's",
+    )
+    tls_verify: bool = setting(True, "false: take any certificate at https addresses, as in a test")
+    tls_certificate: str = setting("", "PEM file with the certificate to show to an instance that asks for one")
+    tls_key: str = setting("", "PEM file with its private key, not encrypted")
+
+    @property
+    def name(self) -> str:
+        return urlsplit(self.inference).netloc or self.inference.removeprefix(UNIX)
+
+    def inference_token(self) -> str:
+        """Raise ConfigError if a token file cannot be read."""
+        return self.token or _read_token(self.token_file, "inference", "token_file")
+
+    def management_key(self) -> str:
+        return self.management_token or _read_token(self.management_token_file, "management", "management_token_file")
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """What the proxy cannot find out about a model. In TOML a table `[[model]]`, on the command line a `--model`."""
+
+    name: str = setting(MISSING, "the model's name, as clients ask for it")
+    version: str = setting("", "this version only; default: every version")
+    repeatable: bool = setting(
+        True,
+        "false: it may answer one query in two ways, or it remembers queries: each query runs once, with no second "
+        "copy, no protection, and no second attempt once it may have run",
+    )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of `ts-parity serve`."""
+
+    instances: tuple[InstanceSettings, ...] = ()
+    models: tuple[ModelSettings, ...] = ()
+    vouch: bool = setting(
+        False,
+        "show our keys for clients with keys of their own",
+        "then nobody checks a client's own key; false: only for clients that bring none",
+        group="endpoints",
+    )
+    discovery_interval_s: float = setting(5.0, "how often instances are asked what they serve", unit="s", least=0.05)
+    describe_timeout_s: float = setting(2.0, "time limit of a management request", unit="s", least=0.01)
+    connect_timeout_s: float = setting(2.0, "time limit of a connection attempt", unit="s", least=0.01)
+    task_timeout_s: float = setting(
+        130.0, "time limit of a task", "TorchServe's own response timeout is 120 s", unit="s", least=0.01
+    )
+    secret: str = setting("", "sent with every operation of ours", "the archives must declare the same", secret=True)
+    host: str = setting("127.0.0.1", "address of the inference port; 0.0.0.0 for all", group="listening and TLS")
+    port: int = setting(8080, "inference port; 0: a free one", unit="port", below=65536)
+    processes: int = setting(
+        1,
+        "proxies on the one port",
+        "each with queues, groups and budgets of its own and a share of all places",
+        unit="processes",
+        least=1,
+    )
+    tls_certificate: str = setting(
+        "", "PEM file with a chain: speak https only", "the inference port's certificate and what follows it"
+    )
+    tls_key: str = setting("", "PEM file with its key, not encrypted", "both are read again when they change")
+    max_body_bytes: int = setting(
+        6_553_500, "larger requests are refused with 413", "as TorchServe does", unit="bytes", least=1
+    )
+    protect: str = setting(
+        AUTO,
+        "auto, exact-only, off, or a code's name",
+        "auto: of the protections registered for a model the one that promises most; exact-only: of those that lose "
+        "nothing; off: none, only second copies; or the one code to use: sum, concat or student",
+        group="policy",
+        words=(AUTO, EXACT_ONLY, OFF, *(code for code in CODES if code != "exact")),
+    )
+    group_by: tuple[str, ...] = setting(
+        (), "headers that change what the model computes", "queries that differ in them never share a group"
+    )
+    policy: Policy = Policy()  # noqa: RUF009 (frozen)
+    default_answer: str = setting("", "file with an answer to give instead of 504")
+    default_answer_type: str = setting("application/json", "its content type")
+    admin_host: str = setting("127.0.0.1", "address of the admin port", "it speaks plain http", group="operations")
+    admin_port: int = setting(8090, "status, metrics, health, drain; 0: a free one", unit="port", below=65536)
+    admin_token: str = setting("", "key without which the admin port takes no action", "such as a drain", secret=True)
+    metrics_address: str = setting(
+        "", "HOST:PORT of a second port, only to be read", "for /metrics, /health, /livez and /readyz"
+    )
+    access_log: str = setting(
+        "", "file for a JSON line a request; -: stderr", "and a line for each task that outlives its request"
+    )
+    drain_delay_s: float = setting(
+        0.0,
+        "/readyz answers 503 for this long before a drain begins",
+        "so that balancers notice before connections are refused",
+        unit="s",
+    )
+    drain_s: float = setting(30.0, "time that requests in flight get to finish", "after that delay", unit="s")
+
+    def read_default_answer(self) -> bytes | None:
+        """The default answer's bytes, or None if none is configured."""
+        if not self.default_answer:
+            return None
+        try:
+            return Path(self.default_answer).read_bytes()
+        except OSError as error:
+            raise ConfigError(f"default_answer: cannot read {self.default_answer!r}: {error.strerror}") from None
+
+
+def _by_group() -> dict[str, list[Field[Any]]]:
+    """Each setting once, the policy's where the policy stands, under the heading that it or one before it has."""
+    items: list[Field[Any]] = []
+    for item in fields(Settings):
+        items += fields(Policy) if item.name == "policy" else [item]
+    groups: dict[str, list[Field[Any]]] = {}
+    title = ""
+    for item in items:
+        if "text" in item.metadata:
+            title = item.metadata["group"] or title
+            groups.setdefault(title, []).append(item)
+    return groups
+
+
+GROUPS = _by_group()
+"""What readers look for together: heading -> settings."""
+FIELDS = {item.name: item for items in GROUPS.values() for item in items}
+OF_POLICY = {item.name for item in fields(Policy)} - {item.name for item in fields(Settings)}
+
+
+def shown_default(default: Any) -> str:
+    if default is None:
+        return AUTO
+    if isinstance(default, tuple):
+        return ",".join(default) or "none"
+    if isinstance(default, bool):
+        return "true" if default else "false"
+    return str(default) if default != "" else "none"
+
+
+def _read_token(path: str, kind: str, setting: str) -> str:
+    if not path:
+        return ""
+    try:
+        return read_key(path, kind)
+    except ConfigError as error:
+        raise ConfigError(f"{setting}: {error}") from None
