@@ -28,7 +28,7 @@ COMPILED = [
         f"proxy/{name}"
         for name in (
             "http/buffers", "http/connections", "http/heads", "http/messages", "http/outbox",
-            "http/reading", "http/server", "http/upstream", "serving/driver", "serving/metrics",
+            "http/request_reader", "http/server", "http/upstream", "serving/driver", "serving/metrics",
             "serving/service", "serving/tasks",
         )
     ),

@@ -14,7 +14,7 @@ from ts_parity.config import load_settings
 from ts_parity.engine import trust
 from ts_parity.proxy import app
 from ts_parity.proxy.fleet import discovery
-from ts_parity.proxy.http import access, descriptors, reading, server
+from ts_parity.proxy.http import access, descriptors, request_reader, server
 from ts_parity.proxy.http.messages import MAX_HEAD_BYTES, MAX_HEADERS
 from ts_parity.proxy.operations import processes
 from ts_parity.proxy.serving import service
@@ -89,7 +89,7 @@ def test_the_questions_of_the_map_lead_to_files() -> None:
     assert [path for path in paths if not any((base / path).exists() for base in (ROOT, PACKAGE))] == []
 
 
-PATIENCE = server.Patience()
+PATIENCE = server.ClientTimeouts()
 PROMISES = [
     f"over {PATIENCE.head_s:.0f} s for its headers, or stops for {PATIENCE.body_s:.0f} s in a body",
     f"an idle connection is closed after {PATIENCE.idle_s:.0f} s",
@@ -97,9 +97,9 @@ PROMISES = [
     f"takes nothing of its answer for {PATIENCE.body_s:.0f} s",
     f"headers of over {MAX_HEAD_BYTES >> 10} KB",
     f"over {MAX_HEADERS} headers in one head",
-    f"whose chunk headers are over {reading._OVERHEAD_BYTES >> 10} KB",
+    f"whose chunk headers are over {request_reader._OVERHEAD_BYTES >> 10} KB",
     f"read ahead up to {server._PIPELINED} requests or {server._PIPELINED_BYTES >> 10} KB",
-    f"at most every {app._BETWEEN_LOOKS_S} s, for at most {service._LOOK_S:.0f} s",
+    f"at most every {app._BETWEEN_LOOKS_S} s, for at most {service._DISCOVERY_WAIT_S:.0f} s",
     f"a copy of a query goes there every {service._WARMED_EVERY_S:.0f} s",
     f"never yet or for {discovery._COLD_AFTER_S:.0f} s",
     f"says what cannot be read, or over {discovery._AT_MOST >> 20} MB",

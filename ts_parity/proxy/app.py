@@ -19,18 +19,18 @@ from ts_parity.config import Settings
 from ts_parity.engine import Fleet, Policy, Scheduler
 from ts_parity.errors import ConfigError
 from ts_parity.proxy.fleet.discovery import Discovery
-from ts_parity.proxy.fleet.plan import Plan, Wanted, make_plan
+from ts_parity.proxy.fleet.plan import Plan, PlanOptions, make_plan
 from ts_parity.proxy.fleet.reports import InstanceReport
 from ts_parity.proxy.http.access import AccessLog
 from ts_parity.proxy.http.certificates import client_side, instance_side
 from ts_parity.proxy.http.descriptors import client_limit, open_files
-from ts_parity.proxy.http.messages import Reply
+from ts_parity.proxy.http.messages import Response
 from ts_parity.proxy.http.server import Server
 from ts_parity.proxy.http.upstream import Address, Upstream
 from ts_parity.proxy.operations import signals
-from ts_parity.proxy.operations.admin import Admin
+from ts_parity.proxy.operations.admin import AdminServer
 from ts_parity.proxy.operations.status import health, status_json, trust_problems
-from ts_parity.proxy.serving.driver import Driver, Manners
+from ts_parity.proxy.serving.driver import Driver, DriverOptions
 from ts_parity.proxy.serving.metrics import Metrics
 from ts_parity.proxy.serving.service import Service
 
@@ -90,11 +90,11 @@ class Proxy:
         self.metrics = Metrics(self.scheduler.snapshot, lambda: self._server.clients())
         self.upstream = Upstream(settings.connect_timeout_s, settings.task_timeout_s, to_instances)
         self._access = access = _open_access_log(settings.access_log)
-        manners = Manners(settings.secret, _default_reply(default, settings), settings.task_timeout_s, access)
-        self.driver = Driver(self.scheduler, self.upstream, self.metrics, manners, self._stop_coding, self._look_now)
+        options = DriverOptions(settings.secret, _default_response(default, settings), settings.task_timeout_s, access)
+        self.driver = Driver(self.scheduler, self.upstream, self.metrics, options, self._stop_coding, self._look_now)
         self._service = Service(self.driver, self.upstream, self.metrics, settings.group_by, self._look_now)
-        self._server = Server(self._service.answer, settings.max_body_bytes, access=access, tls=tls)
-        self._admin = Admin(self.status, self.health, self.drain, self.metrics.exposition)
+        self._server = Server(self._service.handle, settings.max_body_bytes, access=access, tls=tls)
+        self._admin = AdminServer(self.status, self.health, self.drain, self.metrics.exposition)
         self._discovery = Discovery(settings.instances, self.upstream, settings.describe_timeout_s)
         self.plan = Plan()
         self._reports: list[InstanceReport] = []
@@ -213,7 +213,7 @@ class Proxy:
 
     def _adopt(self) -> None:
         settings = self.settings
-        wanted = Wanted(settings.instances, settings.protect, self._streamed.reasons(time.monotonic()))
+        wanted = PlanOptions(settings.instances, settings.protect, self._streamed.reasons(time.monotonic()))
         wanted = replace(wanted, models=settings.models, proved=self._proved)
         if self._process is not None:
             wanted = replace(wanted, process=self._process, processes=settings.processes)
@@ -344,11 +344,11 @@ def _open_access_log(path: str) -> AccessLog | None:
         raise ConfigError(f"access_log: cannot write {path!r}: {error.strerror}") from None
 
 
-def _default_reply(body: bytes | None, settings: Settings) -> Reply | None:
+def _default_response(body: bytes | None, settings: Settings) -> Response | None:
     if body is None:
         return None
     headers = (("content-type", settings.default_answer_type), ("content-length", str(len(body))))
-    return Reply(200, "", headers, body)
+    return Response(200, "", headers, body)
 
 
 def url_of(host: str, port: int, tls: bool = False) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 from ts_parity.engine import Finding
 from ts_parity.errors import TsParityError
-from ts_parity.proxy.http.messages import Reply
+from ts_parity.proxy.http.messages import Response
 from ts_parity.proxy.serving.comparison import compare, off_by
 from ts_parity.training.bodies import Body
 from ts_parity.training.intervals import wilson
@@ -56,7 +56,7 @@ def promise(
     if numbers:
         off = [each for own, other in pairs if (each := off_by(own.body, other.body)) is not None]
         tolerance = max(float(f"{np.quantile(off, USUAL):.3g}"), _NOTHING) if len(off) >= FEWEST else None
-    findings = [compare(_reply(own), _reply(other), False, tolerance).finding for own, other in pairs]
+    findings = [compare(_response(own), _response(other), False, tolerance).finding for own, other in pairs]
     known = [finding is Finding.AGREED for finding in findings if finding in (Finding.AGREED, Finding.DIFFERED)]
     if len(known) < FEWEST:
         return Promise(None, tolerance)
@@ -76,5 +76,5 @@ def finished(handler: OfflineHandler, body: Body, raw: Array) -> tuple[Answer, A
         return None
 
 
-def _reply(answer: Answer) -> Reply:
-    return Reply(answer.status, answer.phrase or "", answer.header_pairs, answer.body)
+def _response(answer: Answer) -> Response:
+    return Response(answer.status, answer.phrase or "", answer.header_pairs, answer.body)

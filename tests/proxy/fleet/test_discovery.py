@@ -14,7 +14,7 @@ from tests.proxy.conftest import MakeFleet
 from ts_parity import testing
 from ts_parity.config import parse_endpoint
 from ts_parity.proxy.fleet.discovery import Discovery
-from ts_parity.proxy.fleet.plan import Wanted, make_plan
+from ts_parity.proxy.fleet.plan import PlanOptions, make_plan
 from ts_parity.proxy.http.upstream import Upstream
 from ts_parity.proxy.operations.status import status_json
 from ts_parity.testing import Canned, FakeModel, FakeTorchServe, protection
@@ -266,5 +266,5 @@ async def test_management_behind_a_gateway_that_answers_in_chunks(upstream: Upst
 
 def status_of(*told: Any) -> Any:
     *reports, instances = told
-    plan = make_plan(reports, Wanted(instances))
+    plan = make_plan(reports, PlanOptions(instances))
     return status_json(plan, reports, instances, {"endpoints": {}, "pools": {}}, {}, time.monotonic())

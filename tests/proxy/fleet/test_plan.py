@@ -12,10 +12,10 @@ from ts_parity.confidence import read_confidence
 from ts_parity.config import InstanceSettings, ModelSettings
 from ts_parity.engine import Instance
 from ts_parity.exclusion import NeverCode
-from ts_parity.proxy.fleet.plan import Plan, Wanted, by_number, make_plan, share
+from ts_parity.proxy.fleet.plan import Plan, PlanOptions, by_number, make_plan, share
 from ts_parity.proxy.fleet.reports import (
+    ArchiveDescription,
     BadDescribe,
-    Described,
     InstanceReport,
     ModelReport,
     Protects,
@@ -25,7 +25,7 @@ from ts_parity.proxy.fleet.reports import (
 )
 
 OUTPUT = "float32[10]"
-WRAPPED = Described("deployed", weights="sha256:f", verdict="codable", output=OUTPUT)
+WRAPPED = ArchiveDescription("deployed", weights="sha256:f", verdict="codable", output=OUTPUT)
 
 
 def deployed(**changes: Any) -> ModelReport:
@@ -36,7 +36,7 @@ def parity(
     name: str = "digits_parity", code: str = "sum", k: int = 2, r: int = 1, row: int = 0, **changes: Any
 ) -> ModelReport:
     protects = Protects("digits", "1.0", "sha256:f")
-    described = Described("parity", code=make_code(code, k, r), row=row, partial=True, protects=protects)
+    described = ArchiveDescription("parity", code=make_code(code, k, r), row=row, partial=True, protects=protects)
     described = replace(described, **{k: changes.pop(k) for k in [*changes] if hasattr(described, k)})
     return replace(ModelReport(name, "1.0", True, ready=1, batch_size=1, described=described), **changes)
 
@@ -48,7 +48,7 @@ def plan_of(*models: ModelReport | tuple[ModelReport, ...], settings: dict[str, 
         for n, entry in enumerate(models)
     ]
     instances = tuple(InstanceSettings(f"http://i{n}") for n in range(len(models)))
-    return make_plan(reports, Wanted(instances, **(settings or {})))
+    return make_plan(reports, PlanOptions(instances, **(settings or {})))
 
 
 def only(plan: Plan) -> Any:
@@ -78,7 +78,7 @@ def test_places_are_ready_workers_times_batch_size_and_only_protections_look_at_
 
 def test_places_and_domain_can_be_set():
     report = InstanceReport("i0", True, (deployed(ready=2),))
-    plan = make_plan([report], Wanted((InstanceSettings("http://i0", places=5, domain="rack 1"),)))
+    plan = make_plan([report], PlanOptions((InstanceSettings("http://i0", places=5, domain="rack 1"),)))
     assert plan.fleet.instances == (Instance("i0", 5, "rack 1", capped=True),)
 
 
@@ -101,7 +101,7 @@ def test_a_process_without_a_place_could_not_serve():
 def test_the_places_left_over_are_not_all_the_first_processes():
     reports = [InstanceReport(f"i{n}", True, (deployed(ready=3),)) for n in range(4)]
     instances = tuple(InstanceSettings(f"http://i{n}", places=5 if n == 3 else None) for n in range(4))
-    plans = [make_plan(reports, Wanted(instances, process=process, processes=2)) for process in range(2)]
+    plans = [make_plan(reports, PlanOptions(instances, process=process, processes=2)) for process in range(2)]
     assert [[i.places for i in plan.fleet.instances] for plan in plans] == [[2, 1, 2, 2], [1, 2, 1, 3]]
     assert [[e.places for e in plan.fleet.endpoints] for plan in plans] == [[2, 1, 2, 1], [1, 2, 1, 2]]
 
@@ -113,7 +113,7 @@ def test_a_pool_without_a_ready_worker_stays_known():
 
 
 def test_nobody_there():
-    plan = make_plan([InstanceReport("i0", False, problem="refused")], Wanted((InstanceSettings("http://i0"),)))
+    plan = make_plan([InstanceReport("i0", False, problem="refused")], PlanOptions((InstanceSettings("http://i0"),)))
     assert plan.problems == ("i0: refused", "no instance can be reached; every prediction is answered with 503")
 
 

@@ -8,41 +8,41 @@ from dataclasses import replace
 import pytest
 
 from tests.proxy.conftest import MakeFleet, until
-from ts_parity.proxy.fleet import questions
-from ts_parity.proxy.fleet.questions import Key, NoAnswer, Questions, Said
-from ts_parity.proxy.fleet.reports import Described, InstanceReport, ModelReport
+from ts_parity.proxy.fleet import describe_cache
+from ts_parity.proxy.fleet.describe_cache import DescribeCache, DescribeFailed, DescribeResult, ModelKey
+from ts_parity.proxy.fleet.reports import ArchiveDescription, InstanceReport, ModelReport
 from ts_parity.testing import FakeModel, FakeTorchServe
 
 MODEL = ModelReport("m", "1", True, ready=1, batch_size=1, pids=("1",))
-WRAPPED = Said(Described("deployed", verdict="codable"))
-BARE = Said(None)
+WRAPPED = DescribeResult(ArchiveDescription("deployed", verdict="codable"))
+BARE = DescribeResult(None)
 
 
 class Fleet:
     """Instances that answer when they are told to."""
 
-    def __init__(self, count: int, **said: Said | None) -> None:
+    def __init__(self, count: int, **said: DescribeResult | None) -> None:
         self.models = {f"i{n}": MODEL for n in range(count)}
         self.said = said
         """Instance -> its answer; None: the question is lost; not in it: no answer yet."""
         self.asked: list[str] = []
         self.busy: set[str] = set()
-        self.open: dict[str, asyncio.Future[Said]] = {}
-        self.questions = Questions(self._ask, lambda name: name not in self.busy)
+        self.open: dict[str, asyncio.Future[DescribeResult]] = {}
+        self.describe_cache = DescribeCache(self._ask, lambda name: name not in self.busy)
 
-    async def _ask(self, key: Key) -> Said:
+    async def _ask(self, key: ModelKey) -> DescribeResult:
         self.asked.append(key[0])
         if key[0] not in self.said:
             self.open[key[0]] = asyncio.get_running_loop().create_future()
             return await self.open[key[0]]
         said = self.said[key[0]]
         if said is None:
-            raise NoAnswer("lost")
+            raise DescribeFailed("lost")
         return said
 
     async def look(self, wait_s: float = 0.01, may_ask: bool = True) -> dict[str, ModelReport]:
         reports = [InstanceReport(name, True, (model,)) for name, model in self.models.items()]
-        settled = await self.questions.settle(reports, wait_s, may_ask)
+        settled = await self.describe_cache.settle(reports, wait_s, may_ask)
         return {report.name: report.models[0] for report in settled}
 
     def restart(self, name: str) -> None:
@@ -67,7 +67,7 @@ async def test_where_one_is_not_wrapped_no_other_is_asked() -> None:
 
 
 async def test_one_that_cannot_be_understood_says_nothing_of_the_others() -> None:
-    fleet = Fleet(2, i0=Said(None, "its worker speaks wire version 2"), i1=WRAPPED)
+    fleet = Fleet(2, i0=DescribeResult(None, "its worker speaks wire version 2"), i1=WRAPPED)
     told = await fleet.look(wait_s=5)
     assert told["i0"].problem
     assert told["i1"].described is not None
@@ -82,7 +82,7 @@ async def test_nobody_is_asked_twice_while_the_question_is_unanswered() -> None:
     fleet.open["i0"].set_result(WRAPPED)
     await asyncio.sleep(0)
     assert (await fleet.look())["i0"].described is not None
-    await fleet.questions.close()
+    await fleet.describe_cache.close()
 
 
 async def test_new_workers_are_asked_anew_and_are_meanwhile_what_the_old_ones_were() -> None:
@@ -96,7 +96,7 @@ async def test_new_workers_are_asked_anew_and_are_meanwhile_what_the_old_ones_we
     fleet.restart("i0")  # before they have answered
     await fleet.look()
     assert fleet.asked == ["i0"] * 3
-    await fleet.questions.close()
+    await fleet.describe_cache.close()
 
 
 async def test_a_lost_question_is_not_asked_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,10 +119,10 @@ async def test_one_that_is_frozen_does_not_keep_the_others_unknown(monkeypatch: 
         await fleet.look()
         await fleet.look()
         assert fleet.asked == ["i0"]
-        monkeypatch.setattr(questions, window, 0.0)
+        monkeypatch.setattr(describe_cache, window, 0.0)
         assert (await fleet.look(wait_s=0.05))["i1"].described is not None
         monkeypatch.undo()
-        await fleet.questions.close()
+        await fleet.describe_cache.close()
 
 
 async def test_only_who_is_idle_is_asked_unless_it_never_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +130,7 @@ async def test_only_who_is_idle_is_asked_unless_it_never_is(monkeypatch: pytest.
     fleet.busy = {"i0"}
     await fleet.look(wait_s=5)
     assert fleet.asked == ["i1"]
-    monkeypatch.setattr(questions, "_BUSY_S", 0.0)
+    monkeypatch.setattr(describe_cache, "_BUSY_S", 0.0)
     await fleet.look(wait_s=5)
     assert fleet.asked == ["i1", "i0"]
 
@@ -144,7 +144,7 @@ async def test_one_that_is_not_used_until_it_has_answered_is_asked_however_busy_
     fleet.asked.clear()
     known = fleet.models.pop("i0")
     reports = [InstanceReport("i0", True), *(InstanceReport(name, True, (m,)) for name, m in fleet.models.items())]
-    await fleet.questions.settle(reports, 0.01)
+    await fleet.describe_cache.settle(reports, 0.01)
     fleet.models["i0"], fleet.busy = replace(known, pids=("new",)), {"i0"}
     told = await fleet.look(wait_s=5)
     assert fleet.asked == ["i0"]
@@ -160,10 +160,10 @@ async def test_a_look_for_which_a_client_waits_asks_nobody() -> None:
 async def test_what_an_instance_has_no_more_is_forgotten() -> None:
     fleet = Fleet(2, i0=WRAPPED)
     await fleet.look()
-    assert len(fleet.questions._known) == 1
+    assert len(fleet.describe_cache._known) == 1
     fleet.models = {"i0": replace(MODEL, model="other", ready=0), "i1": replace(MODEL, model="other", ready=0)}
     await fleet.look()
-    assert (fleet.questions._known, fleet.questions._asked) == ({}, {})
+    assert (fleet.describe_cache._known, fleet.describe_cache._asked) == ({}, {})
 
 
 async def test_a_handler_that_takes_its_time_for_it_runs_once_and_delays_nobody(make_fleet: MakeFleet) -> None:

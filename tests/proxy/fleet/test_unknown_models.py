@@ -158,7 +158,7 @@ async def test_a_crowd_that_asks_for_nobody_costs_few_looks(make_fleet: MakeFlee
 async def test_an_instance_that_hangs_holds_up_nobody_who_asks_for_the_unknown(
     make_fleet: MakeFleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ts_parity.proxy.serving.service._LOOK_S", 0.05)
+    monkeypatch.setattr("ts_parity.proxy.serving.service._DISCOVERY_WAIT_S", 0.05)
     hanging, good = FakeTorchServe(FakeModel()), FakeTorchServe(FakeModel())
     fleet = await make_fleet(hanging, good, describe_timeout_s=60.0)
     hanging.managed = Canned(hold_s=60.0)

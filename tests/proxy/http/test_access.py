@@ -16,7 +16,7 @@ from tests.proxy.conftest import Fleet, MakeFleet, until
 from ts_parity.errors import ConfigError
 from ts_parity.lab.compare import service_from
 from ts_parity.lab.history import End, read_history
-from ts_parity.proxy.http.access import VERSION, AccessLog, Facts
+from ts_parity.proxy.http.access import VERSION, AccessEntry, AccessLog
 from ts_parity.testing import Canned, FakeModel, FakeTorchServe, protection
 
 
@@ -139,7 +139,7 @@ class FullDisk:
 
 def note(log: AccessLog, *numbers: int) -> None:
     for n in numbers:
-        log.add("c", "GET", f"/{n}", 200, 0, 0.1, None, None, Facts("passed"))
+        log.add("c", "GET", f"/{n}", 200, 0, 0.1, None, None, AccessEntry("passed"))
     log.flush()
 
 
@@ -301,7 +301,7 @@ async def test_a_rotated_file_is_made_anew(tmp_path: Path) -> None:
     file = tmp_path / "access.jsonl"
     log = AccessLog(str(file))
     for n in (1, 2):
-        log.add("c", "GET", f"/{n}", 200, 0, 0.1, None, None, Facts("passed"))
+        log.add("c", "GET", f"/{n}", 200, 0, 0.1, None, None, AccessEntry("passed"))
         log.flush()
         file.rename(tmp_path / f"access.{n}")
     log.close()

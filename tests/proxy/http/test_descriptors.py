@@ -19,8 +19,8 @@ from tests.proxy.conftest import Client, MakeFleet, read_answer, until
 from tests.proxy.http.test_server import PLAIN, Instance, by, echo
 from tests.proxy.test_app import RUN
 from ts_parity.proxy.http.descriptors import ClientLimit, client_limit
-from ts_parity.proxy.http.messages import Reply, Request
-from ts_parity.proxy.http.server import Server, Turn
+from ts_parity.proxy.http.messages import Request, Response
+from ts_parity.proxy.http.server import PendingResponse, Server
 from ts_parity.testing import FakeModel, FakeTorchServe
 
 GET = b"GET /%d HTTP/1.1\r\nHost: h\r\n\r\n"
@@ -114,19 +114,21 @@ async def test_who_has_been_idle_for_longest_makes_room() -> None:
 
 @pytest.mark.parametrize("data", [GET % 1, b"GET / HT", b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nab"])
 async def test_who_is_asking_or_waiting_is_not_idle(data: bytes) -> None:
-    turns: list[Turn] = []
+    waiting: list[PendingResponse] = []
 
-    def keep(request: Request, turn: Turn) -> None:
-        turns.append(turn)
+    def keep(request: Request, pending: PendingResponse) -> None:
+        waiting.append(pending)
 
     async with Crowded(keep) as it:
         for _ in range(2):
             await it.client(data)
-        await until(lambda: all(c._turn or c._reader.in_head or c._reader.in_body for c in it.server.connections), "it")
+        await until(
+            lambda: all(c._current or c._reader.in_head or c._reader.in_body for c in it.server.connections), "it"
+        )
         it.settle()
         assert (await read_answer(await it.client())).status == 503
-        for turn in turns:
-            turn.answer(Reply(200, "OK", (("content-length", "0"),), b""))
+        for pending in waiting:
+            pending.respond(Response(200, "OK", (("content-length", "0"),), b""))
 
 
 async def test_without_a_descriptor_the_connection_is_made_later(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from httptools import HttpRequestParser, HttpResponseParser
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ts_parity.proxy.http.heads import read_answer, read_request
+from ts_parity.proxy.http.heads import read_request_head, read_response_head
 from ts_parity.proxy.http.messages import HOP_BY_HOP, SEC_WEBSOCKET, Request
 from ts_parity.proxy.http.outbox import Outbox
 from ts_parity.proxy.http.request_line import trouble
@@ -23,7 +23,7 @@ class Judge:
         self.target = self.phrase = b""
         self.headers: list[tuple[str, str]] = []
         self.heads = 0
-        self.keep = False
+        self.keep_alive = False
         self.parser: HttpRequestParser | HttpResponseParser | None = None
 
     def on_url(self, url: bytes) -> None:
@@ -37,7 +37,7 @@ class Judge:
 
     def on_headers_complete(self) -> None:
         self.heads += 1
-        self.keep = self.parser.should_keep_alive()
+        self.keep_alive = self.parser.should_keep_alive()
 
     def end_to_end(self) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
         """-> (for the other end, for the proxy)."""
@@ -109,10 +109,10 @@ STATUS_LINES = st.one_of(
 @example(b"POST / HTTP/1.1\r\n", HOST + b"Content-Length: 3\r\nContent-Length: 3\r\n")
 def test_a_plain_request_is_what_the_parser_reads(line: bytes, headers: bytes) -> None:
     data = line + headers + b"\r\n"
-    plain = read_request(data)
+    plain = read_request_head(data)
     if plain is None:
         return
-    assert read_request(data[: plain.end - 1]) is None
+    assert read_request_head(data[: plain.end - 1]) is None
     # llhttp takes no bytes beyond ASCII in a target.
     data = line.translate(ONLY_ASCII) + headers + b"\r\n"
     judge, parser = judged_request(data[: plain.end])
@@ -123,7 +123,7 @@ def test_a_plain_request_is_what_the_parser_reads(line: bytes, headers: bytes) -
     hosts = [value for name, value in judge.headers if name.lower() == "host"]
     assert trouble(plain.target, hosts, old=False) == ""
     assert (list(plain.headers), list(plain.controls)) == judge.end_to_end()
-    assert plain.keep == judge.keep
+    assert plain.keep_alive == judge.keep_alive
     assert parser.get_http_version() == "1.1"
     lengths = [value for name, value in judge.headers if name.lower() == "content-length"]
     assert [int(value) for value in lengths] == ([plain.length] if lengths else [])
@@ -134,7 +134,7 @@ def test_a_plain_request_is_what_the_parser_reads(line: bytes, headers: bytes) -
 @given(STATUS_LINES, HEADERS)
 def test_a_plain_answer_is_what_the_parser_reads(line: bytes, headers: bytes) -> None:
     data = line + headers + b"\r\n"
-    plain = read_answer(data)
+    plain = read_response_head(data)
     if plain is None:
         return
     judge, parser = judged_answer(data[: plain.end])
@@ -142,7 +142,7 @@ def test_a_plain_answer_is_what_the_parser_reads(line: bytes, headers: bytes) ->
     assert judged_answer(data[: plain.end - 1])[0].heads == 0
     assert (plain.status, plain.phrase.encode()) == (parser.get_status_code(), judge.phrase)
     assert (list(plain.headers), list(plain.controls)) == judge.end_to_end()
-    assert plain.keep == judge.keep
+    assert plain.keep_alive == judge.keep_alive
     assert [int(v) for n, v in judge.headers if n.lower() == "content-length"] == [plain.length]
 
 
@@ -150,7 +150,7 @@ def test_a_plain_answer_is_what_the_parser_reads(line: bytes, headers: bytes) ->
 @given(st.sampled_from([b"GET /x HTTP/1.1\r\n", b"POST /x HTTP/1.1\r\n"]), HEADERS)
 @example(b"GET /x HTTP/1.1\r\n", b"!x-ts-parity-op: raw\r\n")  # no control header, but the name of another
 def test_what_goes_on_as_bytes_says_what_its_headers_say(line: bytes, headers: bytes) -> None:
-    plain = read_request(line + HOST + headers + b"\r\n")
+    plain = read_request_head(line + HOST + headers + b"\r\n")
     if plain is None or plain.block is None:
         return
     body = b"x" * plain.length
@@ -184,30 +184,30 @@ def test_what_goes_on_as_bytes_says_what_its_headers_say(line: bytes, headers: b
     ],
 )
 def test_what_is_odd_is_left_to_the_parser(head: bytes) -> None:
-    assert read_request(head) is None
+    assert read_request_head(head) is None
 
 
 def test_an_ordinary_head() -> None:
     data = b"POST /predictions/m HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi"
     headers = (("Host", "h"), ("Content-Length", "2"))
     block = b"Host: h\r\nContent-Length: 2"
-    plain = read_request(data)
+    plain = read_request_head(data)
     assert plain is not None
     assert (plain.method, plain.target, plain.headers, plain.block) == ("POST", "/predictions/m", headers, block)
-    assert (plain.length, plain.keep, plain.end) == (2, False, len(data) - 2)
+    assert (plain.length, plain.keep_alive, plain.end) == (2, False, len(data) - 2)
     answer = b"HTTP/1.1 200 \r\nx-request-id: 1\r\ncontent-length: 2\r\nconnection: keep-alive\r\n\r\nok"
     kept = (("x-request-id", "1"), ("content-length", "2"))
-    read = read_answer(answer)
+    read = read_response_head(answer)
     assert read is not None
     assert (read.status, read.phrase, read.headers) == (200, "", kept)
     assert read.block == b"x-request-id: 1\r\ncontent-length: 2"
-    assert (read.length, read.keep, read.end) == (2, True, len(answer) - 2)
+    assert (read.length, read.keep_alive, read.end) == (2, True, len(answer) - 2)
 
 
 def test_whatever_has_been_seen_before_is_read_the_same_again() -> None:
     """More different lines than are remembered."""
     for n in range(10_000):
         data = b"GET /%d HTTP/1.1\r\nHost: h\r\nX-Request-Id: %d\r\n\r\n" % (n, n)
-        plain = read_request(data)
+        plain = read_request_head(data)
         assert plain is not None
         assert (plain.target, plain.headers[1]) == (f"/{n}", ("X-Request-Id", str(n)))

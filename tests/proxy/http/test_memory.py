@@ -19,10 +19,10 @@ from tests.proxy.authority import Authority
 from tests.proxy.conftest import until
 from ts_parity.config import Settings
 from ts_parity.proxy.http.certificates import client_side
-from ts_parity.proxy.http.connections import Connection
+from ts_parity.proxy.http.connections import UpstreamConnection
 from ts_parity.proxy.http.messages import BrokenStream, Request
-from ts_parity.proxy.http.reading import RequestReader
-from ts_parity.proxy.http.server import Server, Turn, _Connection
+from ts_parity.proxy.http.request_reader import RequestReader
+from ts_parity.proxy.http.server import ClientConnection, PendingResponse, Server
 from ts_parity.proxy.http.streams import Stream
 from ts_parity.proxy.http.upstream import Address, Upstream
 
@@ -83,7 +83,7 @@ async def crowd(
         await until(lambda: not server.connections, "the connections to go")
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        assert alive(_Connection) == alive(RequestReader) == alive(Turn) == 0, "kept by each other"
+        assert alive(ClientConnection) == alive(RequestReader) == alive(PendingResponse) == 0, "kept by each other"
     await server.close()
 
 
@@ -108,7 +108,7 @@ async def test_who_leaves_in_the_middle_of_a_body_leaves_nothing(authority: Auth
 async def test_who_pipelines_without_end_is_read_ahead_of_to_a_limit(kind: bytes) -> None:
     """It was 1.3 MB a connection: all that was in one packet, each request with what it takes in Python."""
     flood = kind * 20_000
-    async with crowd(None, b"", flood, lambda s: sum(c.held_back for c in s.connections) == 5) as (server, held):
+    async with crowd(None, b"", flood, lambda s: sum(c.reading_paused for c in s.connections) == 5) as (server, held):
         # What its client still holds is no concern of ours, but that is in this process too.
         assert held() < 5 * (len(flood) + READ + 2 * 65536)
         for connection in [*server.connections]:  # its goodbye stands behind what no kernel has room for
@@ -121,7 +121,10 @@ async def test_who_pipelines_without_end_is_read_ahead_of_to_a_limit(kind: bytes
 async def test_who_pipelines_and_leaves_is_noticed(authority: Authority, tls: bool) -> None:
     """Reading had stopped, so its end was not seen, and its queries were worked off one by one."""
     trusted = authority if tls else None
-    async with crowd(trusted, b"", GET * 40, lambda s: sum(c.held_back for c in s.connections) == 5) as (server, _):
+    async with crowd(trusted, b"", GET * 40, lambda s: sum(c.reading_paused for c in s.connections) == 5) as (
+        server,
+        _,
+    ):
         assert server.in_flight >= 5 * 17
     assert server.in_flight == 0
 
@@ -148,7 +151,7 @@ async def test_an_instance_that_leaves_in_the_middle_of_an_answer_leaves_nothing
                 with suppress(BrokenStream):
                     assert [len(piece) async for piece in answer]
             del answer
-        await until(lambda: alive(Connection) == 0, "the connections to go")
+        await until(lambda: alive(UpstreamConnection) == 0, "the connections to go")
         await asyncio.sleep(0)
         assert held() < 1_000_000
     await upstream.close()

@@ -9,15 +9,15 @@ import pytest
 from tests.proxy.http.test_memory import CHUNKED, SIZED, counted
 from tests.proxy.http.test_server import PLAIN, Instance
 from ts_parity.proxy.http.buffers import BodyBuffer
-from ts_parity.proxy.http.messages import MAX_HEADERS, Reply, Request
-from ts_parity.proxy.http.reading import RequestReader
+from ts_parity.proxy.http.messages import MAX_HEADERS, Request, Response
+from ts_parity.proxy.http.request_reader import RequestReader
 from ts_parity.proxy.http.streams import Stream
-from ts_parity.proxy.http.upstream import Unreachable
+from ts_parity.proxy.http.upstream import NoResponse
 
 HOST = b"Host: h\r\n"
 
 
-class Taker:
+class Requests:
     """Takes what comes and answers nothing, up to `room` requests."""
 
     def __init__(self, room: int = 10**9) -> None:
@@ -25,15 +25,15 @@ class Taker:
         self.room = room
         self.reader = RequestReader(self, 10**8)
 
-    def begins(self) -> None:
+    def on_begin(self) -> None:
         pass
 
-    def waits(self) -> None:
+    def on_expect_continue(self) -> None:
         pass
 
-    def asks(self, request: Request, size: int, keep: bool, old: bool) -> None:
+    def on_request(self, request: Request, size: int, keep_alive: bool, http10: bool) -> None:
         self.requests.append(request)
-        self.reader.full = len(self.requests) >= self.room
+        self.reader.paused = len(self.requests) >= self.room
 
 
 # ---- by the byte ---------------------------------------------------------------------------------------------------
@@ -55,7 +55,7 @@ def test_a_buffer_gives_back_what_it_was_given() -> None:
 @pytest.mark.parametrize("head", [CHUNKED, SIZED])
 def test_a_body_in_tiny_pieces_costs_its_bytes(head: bytes) -> None:
     """It was 27 times as many: 8 connections took 1.4 GB."""
-    taker = Taker()
+    taker = Requests()
     taker.reader.feed(head)
     size = 12_000 if head is CHUNKED else 200_000
     with counted() as held:
@@ -67,16 +67,16 @@ def test_a_body_in_tiny_pieces_costs_its_bytes(head: bytes) -> None:
 
 def test_a_body_that_is_mostly_chunk_headers_is_refused() -> None:
     """Up to 64 KB of them are fine, and so are as many as there are bytes of a body."""
-    taker = Taker()
+    taker = Requests()
     taker.reader.feed(CHUNKED + b"1\r\nx\r\n" * 12_000 + b"0\r\n\r\n" + CHUNKED + b"8\r\n01234567\r\n" * 40_000)
     assert [len(request.body) for request in taker.requests] == [12_000]
     assert taker.reader.refusal is None
-    taker = Taker()
+    taker = Requests()
     for _ in range(14_000):
         taker.reader.feed(CHUNKED + b"1\r\nx\r\n" if not taker.reader.in_body else b"1\r\nx\r\n")
     assert taker.reader.refusal is not None
     assert b"mostly chunk headers" in taker.reader.refusal.body
-    taker = Taker()
+    taker = Requests()
     taker.reader.feed(CHUNKED)
     for _ in range(20):
         taker.reader.feed(b"1;" + b"e" * 4000 + b"\r\nx\r\n")
@@ -84,7 +84,7 @@ def test_a_body_that_is_mostly_chunk_headers_is_refused() -> None:
 
 
 def test_a_stream_that_nobody_reads_costs_its_bytes() -> None:
-    class Tap:
+    class StreamSource:
         paused = False
 
         def pause(self) -> None:
@@ -95,7 +95,7 @@ def test_a_stream_that_nobody_reads_costs_its_bytes() -> None:
 
         abort = pause
 
-    tap = Tap()
+    tap = StreamSource()
     stream = Stream(200, "OK", (), tap)
     with counted() as held:
         while not tap.paused:
@@ -118,7 +118,7 @@ async def test_chunks_that_were_gathered_are_all_there() -> None:
 @pytest.mark.parametrize("count", [MAX_HEADERS, MAX_HEADERS + 2, 12_000])
 def test_a_head_has_so_many_headers_and_no_more(count: int, whole: bool) -> None:
     head = b"GET / HTTP/1.1\r\n" + HOST + b"a:b\r\n" * (count - 1)
-    taker = Taker()
+    taker = Requests()
     with counted() as held:
         taker.reader.feed(head + b"\r\n" if whole else head)
         assert held() < len(head) + 2 * 160 * MAX_HEADERS + 4096
@@ -134,10 +134,10 @@ def test_a_head_has_so_many_headers_and_no_more(count: int, whole: bool) -> None
 async def test_an_answer_with_a_flood_of_headers_is_none(framing: bytes) -> None:
     async with Instance(b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * MAX_HEADERS + framing, PLAIN) as instance:
         answer = await instance.get()
-        assert isinstance(answer, Unreachable)
+        assert isinstance(answer, NoResponse)
         assert "over 200 headers" in answer.reason
     async with Instance(b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * (MAX_HEADERS - 1) + framing, PLAIN) as instance:
-        assert isinstance(await instance.get(), (Reply, Stream))
+        assert isinstance(await instance.get(), (Response, Stream))
 
 
 # ---- read ahead ----------------------------------------------------------------------------------------------------
@@ -157,14 +157,14 @@ def test_a_reader_stops_where_its_taker_is_full_and_goes_on_there(kind: str, siz
     """Inside the parser too: it is not given what it must not read yet."""
     shapes = [*KINDS.values()] if kind == "mixed" else [KINDS[kind]]
     data = b"".join(shapes[n % len(shapes)] % n for n in range(60))
-    taker = Taker(room=1)
+    taker = Requests(room=1)
     for at in range(0, len(data), size):
         taker.reader.feed(data[at : at + size])
         # What ends with an empty line may end just before another one that does.
         assert len(taker.requests) <= 3
     while len(taker.requests) < 60:
         known = len(taker.requests)
-        taker.room, taker.reader.full = known + 1, False
+        taker.room, taker.reader.paused = known + 1, False
         taker.reader.resume()
         assert known < len(taker.requests) <= known + 3
     assert [request.target for request in taker.requests] == [f"/{n}" for n in range(60)]

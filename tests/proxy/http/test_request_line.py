@@ -9,9 +9,9 @@ import pytest
 from tests.proxy.conftest import MakeFleet, read_answer
 from tests.proxy.http.corpus import Recorder
 from ts_parity.config import InstanceSettings
-from ts_parity.proxy.http.messages import Reply, Request
-from ts_parity.proxy.http.reading import RequestReader
+from ts_parity.proxy.http.messages import Request, Response
 from ts_parity.proxy.http.request_line import host_is_sound, target_is_sound, trouble
+from ts_parity.proxy.http.request_reader import RequestReader
 from ts_parity.proxy.serving.routes import model_named, prediction, prediction_target
 from ts_parity.testing import FakeTorchServe
 
@@ -76,9 +76,9 @@ class Heard:
     def __init__(self) -> None:
         self.requests: list[Request] = []
 
-    def begins(self) -> None: ...
-    def waits(self) -> None: ...
-    def asks(self, request: Request, *_: object) -> None:
+    def on_begin(self) -> None: ...
+    def on_expect_continue(self) -> None: ...
+    def on_request(self, request: Request, *_: object) -> None:
         self.requests.append(request)
 
 
@@ -97,7 +97,7 @@ ASKED = [
 ]  # fmt: skip
 
 
-def read(pieces: list[bytes]) -> tuple[list[Request], Reply | None]:
+def read(pieces: list[bytes]) -> tuple[list[Request], Response | None]:
     heard = Heard()
     reader = RequestReader(heard, 1000)
     for piece in pieces:

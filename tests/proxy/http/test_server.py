@@ -9,34 +9,34 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.proxy.conftest import PATIENCE_S, read_answer, until
-from ts_parity.proxy.http.messages import MAX_HEAD_BYTES, BrokenStream, Reply, Request
-from ts_parity.proxy.http.server import Patience, Server, Turn
+from ts_parity.proxy.http.messages import MAX_HEAD_BYTES, BrokenStream, Request, Response
+from ts_parity.proxy.http.server import ClientTimeouts, PendingResponse, Server
 from ts_parity.proxy.http.streams import Stream
-from ts_parity.proxy.http.upstream import Address, Unreachable, Upstream
+from ts_parity.proxy.http.upstream import Address, NoResponse, Upstream
 
 LIMIT = 1000
 
 
-async def echo(request: Request) -> Reply:
+async def echo(request: Request) -> Response:
     """What was asked, as an answer."""
     body = f"{request.method} {request.target} {len(request.headers)} ".encode() + request.body
-    return Reply(200, "OK", (("x-echo", "1"), ("content-length", str(len(body)))), body)
+    return Response(200, "OK", (("x-echo", "1"), ("content-length", str(len(body)))), body)
 
 
-def by(answer: Callable[[Request], Awaitable[Reply]]) -> Callable[[Request, Turn], None]:
+def by(answer: Callable[[Request], Awaitable[Response]]) -> Callable[[Request, PendingResponse], None]:
     """A coroutine as what a server asks; it is cancelled if its client leaves."""
 
-    def ask(request: Request, turn: Turn) -> None:
+    def ask(request: Request, pending: PendingResponse) -> None:
         task = asyncio.ensure_future(answer(request))
-        turn.on_leave = task.cancel
-        task.add_done_callback(lambda task: task.cancelled() or turn.answer(task.result()))
+        pending.on_disconnect = task.cancel
+        task.add_done_callback(lambda task: task.cancelled() or pending.respond(task.result()))
 
     return ask
 
 
 @asynccontextmanager
 async def serving(answer=echo, patience=None):
-    server = Server(by(answer), LIMIT, patience or Patience())
+    server = Server(by(answer), LIMIT, patience or ClientTimeouts())
     port = await server.start("127.0.0.1", 0)
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
@@ -70,7 +70,7 @@ async def test_pipelined_requests_are_answered_in_order_however_they_are_split(s
 async def test_a_slow_answer_holds_up_those_behind_it_and_nothing_is_lost() -> None:
     release = asyncio.Event()
 
-    async def slow(request: Request) -> Reply:
+    async def slow(request: Request) -> Response:
         if request.target == "/0":
             await release.wait()
         return await echo(request)
@@ -133,7 +133,7 @@ async def test_connections_stay_open_as_asked(request_head: bytes, stays: bool) 
 async def test_what_two_parsers_could_read_differently_is_refused(smuggled: bytes) -> None:
     seen = []
 
-    async def answer(request: Request) -> Reply:
+    async def answer(request: Request) -> Response:
         seen.append(request.target)
         return await echo(request)
 
@@ -149,9 +149,9 @@ async def test_nothing_is_answered_behind_the_last_answer() -> None:
     """However it is read: by the parser too, and though the answers come at once."""
     seen: list[str] = []
 
-    def at_once(request: Request, turn: Turn) -> None:
+    def at_once(request: Request, pending: PendingResponse) -> None:
         seen.append(request.target)
-        turn.answer(Reply(200, "", (("content-length", "0"),), b""))
+        pending.respond(Response(200, "", (("content-length", "0"),), b""))
 
     chunked = b"POST /%d HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
     plain = b"GET /%d HTTP/1.1\r\nHost: h\r\n\r\n"
@@ -193,7 +193,7 @@ HALF = b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\nabc"
 
 
 async def test_slow_clients_are_given_up() -> None:
-    quick = Patience(idle_s=0.1, head_s=0.1, body_s=0.1)
+    quick = ClientTimeouts(idle_s=0.1, head_s=0.1, body_s=0.1)
     for sent, status in ((b"GET / HT", 408), (HALF, 408), (b"", None)):
         async with serving(patience=quick) as (_, reader, writer):
             writer.write(sent)
@@ -205,7 +205,7 @@ async def test_slow_clients_are_given_up() -> None:
 async def test_a_client_that_leaves_takes_its_request_along() -> None:
     cancelled = asyncio.Event()
 
-    async def never(request: Request) -> Reply:
+    async def never(request: Request) -> Response:
         try:
             await asyncio.Event().wait()
         finally:
@@ -399,14 +399,14 @@ async def test_trailers_are_no_headers(status: bytes) -> None:
 @pytest.mark.parametrize("upgrade", [b"", b"Connection: upgrade\r\nUpgrade: x\r\n"])
 async def test_an_instance_does_not_change_the_protocol(upgrade: bytes, caplog: pytest.LogCaptureFixture) -> None:
     async with Instance(b"HTTP/1.1 101 Switching Protocols\r\n" + upgrade + b"\r\n\x00\x01" + PLAIN, PLAIN) as instance:
-        assert isinstance(await instance.get(), Unreachable)
+        assert isinstance(await instance.get(), NoResponse)
         assert (await instance.get()).body == b"ok"
     assert not caplog.records, "an exception must not be what ends the connection"
 
 
 async def test_interim_answers_without_end_are_none() -> None:
     async with Instance(b"HTTP/1.1 102 Processing\r\n\r\n" * 4000, PLAIN) as instance:
-        assert isinstance(await instance.get(), Unreachable)
+        assert isinstance(await instance.get(), NoResponse)
         assert (await instance.get()).body == b"ok"
 
 
@@ -425,7 +425,7 @@ async def test_interim_answers_without_end_are_none() -> None:
 )
 async def test_an_answer_that_two_parsers_could_read_differently_is_none(head: bytes) -> None:
     async with Instance(b"HTTP/1.1 200 OK\r\n" + head + b"\r\nok", PLAIN) as instance:
-        assert isinstance(await instance.get(), Unreachable)
+        assert isinstance(await instance.get(), NoResponse)
         assert (await instance.get()).body == b"ok"
 
 
@@ -448,7 +448,7 @@ async def test_an_idle_connection_that_was_closed_costs_nothing() -> None:
 async def test_a_new_connection_that_is_closed_without_an_answer_is_a_failure() -> None:
     async with Instance(None, PLAIN) as instance:
         answer = await instance.get()
-        assert isinstance(answer, Unreachable)
+        assert isinstance(answer, NoResponse)
         assert not answer.refused
 
 
@@ -462,13 +462,13 @@ async def test_a_new_connection_that_is_closed_without_an_answer_is_a_failure() 
 )
 async def test_half_an_answer_is_none(says: bytes) -> None:
     async with Instance(says) as instance:
-        assert isinstance(await instance.get(), Unreachable)
+        assert isinstance(await instance.get(), NoResponse)
 
 
 async def test_no_answer_in_time() -> None:
     async with Instance(b"HTTP/1.1 200 OK\r\n", PLAIN) as instance:
         answer = await instance.get(timeout_s=0.1)
-        assert answer == Unreachable("no answer in time")
+        assert answer == NoResponse("no answer in time")
 
 
 async def test_a_streamed_answer_waits_for_its_reader() -> None:

@@ -22,10 +22,10 @@ from tests.proxy.conftest import PATIENCE_S, Fleet, MakeFleet, Raw, nothing_left
 from tests.proxy.http.test_server import LIMIT, by, echo, ended
 from ts_parity.config import InstanceSettings, Settings, parse_endpoint
 from ts_parity.proxy.http.certificates import client_side
-from ts_parity.proxy.http.messages import Reply, Request
-from ts_parity.proxy.http.server import Patience, Server, Turn
+from ts_parity.proxy.http.messages import Request, Response
+from ts_parity.proxy.http.server import ClientTimeouts, PendingResponse, Server
 from ts_parity.proxy.http.upstream import Address, Upstream
-from ts_parity.proxy.serving.service import Streamed
+from ts_parity.proxy.serving.service import StreamedResponse
 from ts_parity.testing import Canned, FakeModel, FakeTorchServe, protection
 
 # The newer way needs a pytest-asyncio that is not everywhere yet.
@@ -52,10 +52,12 @@ Streams = tuple[Server, asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @asynccontextmanager
-async def secured(authority: Authority, answer: Any = None, patience: Patience | None = None) -> AsyncIterator[Streams]:
+async def secured(
+    authority: Authority, answer: Any = None, patience: ClientTimeouts | None = None
+) -> AsyncIterator[Streams]:
     certificate, key = authority.issue()
     tls = client_side(Settings(tls_certificate=certificate, tls_key=key))
-    server = Server(answer or by(echo), LIMIT, patience or Patience(), tls=tls)
+    server = Server(answer or by(echo), LIMIT, patience or ClientTimeouts(), tls=tls)
     port = await server.start("127.0.0.1", 0)
     reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=authority.trusting)
     try:
@@ -138,10 +140,10 @@ async def test_a_request_refused_while_it_is_still_being_sent_is_answered(author
 async def test_a_client_that_reads_slowly_gets_all_of_a_large_answer(authority: Authority, closes: bool) -> None:
     body = bytes(range(256)) * 40_000
 
-    def answer(request: Request, turn: Turn) -> None:
-        turn.answer(Reply(200, "OK", (("content-length", str(len(body))),), body))
+    def answer(request: Request, pending: PendingResponse) -> None:
+        pending.respond(Response(200, "OK", (("content-length", str(len(body))),), body))
 
-    async with secured(authority, answer, Patience(idle_s=0.1, head_s=0.1, body_s=60.0)) as (_, reader, writer):
+    async with secured(authority, answer, ClientTimeouts(idle_s=0.1, head_s=0.1, body_s=60.0)) as (_, reader, writer):
         writer.transport.pause_reading()
         writer.write(b"GET / HTTP/1.1\r\nHost: h\r\n%b\r\n" % (b"Connection: close\r\n" if closes else b""))
         received = b""
@@ -155,7 +157,7 @@ async def test_a_client_that_reads_slowly_gets_all_of_a_large_answer(authority: 
         assert received.partition(b"\r\n\r\n")[2] == body
 
 
-class Chunks:
+class SlowChunks:
     """A stream that counts what was taken from it."""
 
     status, phrase = 200, "OK"
@@ -169,16 +171,16 @@ class Chunks:
             yield self.chunk
             await asyncio.sleep(0)
 
-    def leave(self) -> None:
+    def close(self) -> None:
         pass
 
 
 async def test_a_streamed_answer_waits_for_its_client(authority: Authority) -> None:
     """No more is taken than kernels and buffers hold."""
-    chunks = Chunks(400, b"x" * 100_000)
+    chunks = SlowChunks(400, b"x" * 100_000)
 
-    def answer(request: Request, turn: Turn) -> None:
-        turn.answer(Streamed(chunks, ()))
+    def answer(request: Request, pending: PendingResponse) -> None:
+        pending.respond(StreamedResponse(chunks, ()))
 
     async with secured(authority, answer) as (_, reader, writer):
         writer.transport.pause_reading()
@@ -196,7 +198,7 @@ async def test_a_streamed_answer_waits_for_its_client(authority: Authority) -> N
 async def test_clients_that_do_not_speak_tls_harm_nobody(
     authority: Authority, troubles: Callable[[], list[str]]
 ) -> None:
-    async with secured(authority, patience=Patience(handshake_s=3.0)) as (server, reader, writer):
+    async with secured(authority, patience=ClientTimeouts(handshake_s=3.0)) as (server, reader, writer):
         port = port_of(writer)
         odd = [await asyncio.open_connection("127.0.0.1", port) for _ in range(4)]
         odd[0][1].write(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
@@ -217,7 +219,7 @@ async def test_clients_that_do_not_speak_tls_harm_nobody(
 
 async def test_a_client_that_is_gone_is_forgotten(authority: Authority) -> None:
     """It has said nothing and closes nothing; nor does it answer when it is told that the connection closes."""
-    async with secured(authority, patience=Patience(idle_s=0.1)) as (server, reader, writer):
+    async with secured(authority, patience=ClientTimeouts(idle_s=0.1)) as (server, reader, writer):
         writer.write(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
         await read_answer(reader)
         assert await ended(reader)

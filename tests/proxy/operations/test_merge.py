@@ -8,7 +8,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from ts_parity.proxy.operations.merge import (
-    Families,
+    MetricFamilies,
     exposition,
     gauge,
     merge_metrics,
@@ -29,11 +29,11 @@ class Process:
         self.waiting = Gauge("ts_parity_waiting", "", ["pool"], registry=registry)
         self.release = Gauge("ts_parity_reconstruct_after_seconds", "", ["pool"], registry=registry)
 
-    def said(self) -> Families:
+    def said(self) -> MetricFamilies:
         return read_metrics(generate_latest(self.registry).decode())
 
 
-def value(families: Families, sample: str, **labels: str) -> float:
+def value(families: MetricFamilies, sample: str, **labels: str) -> float:
     return next(
         family.values[sample, tuple(sorted(labels.items()))]
         for family in families.values()

@@ -13,15 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ts_parity.engine import Finding
-from ts_parity.proxy.http.messages import Reply
-from ts_parity.proxy.serving.comparison import LARGEST, Answers, compare, off_by
+from ts_parity.proxy.http.messages import Response
+from ts_parity.proxy.serving.comparison import LARGEST, ResponseComparer, compare, off_by
 
 AGREED, DIFFERED, UNKNOWN = Finding.AGREED, Finding.DIFFERED, Finding.UNKNOWN
 
 
-def reply(body: Any, status: int = 200, **headers: str) -> Reply:
+def reply(body: Any, status: int = 200, **headers: str) -> Response:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return Reply(status, "", tuple((name.replace("_", "-"), value) for name, value in headers.items()), data)
+    return Response(status, "", tuple((name.replace("_", "-"), value) for name, value in headers.items()), data)
 
 
 EQUAL: list[tuple[Any, Any, Finding]] = [
@@ -190,7 +190,7 @@ def test_headers_that_say_how_to_read_the_body_decide() -> None:
 
 
 def test_headers_made_anew_for_each_answer_do_not() -> None:
-    answers = Answers()
+    answers = ResponseComparer()
     at = "Mon, 01 Jan 2026 00:00:0"
     for number in range(5):
         one = reply("cat", x_request_id=f"a{number}", Date=f"{at}0 GMT", x_took_ms="3", x_run="f" * 32)
@@ -199,7 +199,7 @@ def test_headers_made_anew_for_each_answer_do_not() -> None:
 
 
 def test_a_header_that_was_once_the_same_belongs_to_the_answer() -> None:
-    answers = Answers()
+    answers = ResponseComparer()
     assert answers.compare(reply(b"", x_label="cat"), reply(b"", x_label="cat"), lossless=True).finding is AGREED
     found = answers.compare(reply(b"", x_label="cat"), reply(b"", x_label="dog"), lossless=True)
     assert (found.finding, found.why) == (DIFFERED, "header x-label: cat and dog")
@@ -207,7 +207,7 @@ def test_a_header_that_was_once_the_same_belongs_to_the_answer() -> None:
 
 
 def test_a_header_that_never_was_belongs_to_the_run() -> None:
-    answers = Answers()
+    answers = ResponseComparer()
     for _ in range(30):
         assert answers.compare(reply(b"", x_host="ts1"), reply(b"", x_host="ts2"), lossless=True).finding is AGREED
 
@@ -216,7 +216,7 @@ def test_a_header_that_never_was_belongs_to_the_run() -> None:
 @pytest.mark.parametrize("body", [b"", {}, None, b"\n"])
 def test_where_the_body_says_nothing_the_headers_decide(body: Any, lossless: bool) -> None:
     """A handler may put its whole answer into a header."""
-    answers = Answers()
+    answers = ResponseComparer()
     found = answers.compare(reply(body, x_class="3", x_time="7"), reply(body, x_class="7", x_time="9"), lossless)
     assert (found.finding, "x-class" in found.why) == (UNKNOWN, True), "perhaps it is the run's"
     found = answers.compare(reply(body, x_class="3", x_time="7"), reply(body, x_class="3", x_time="9"), lossless)
@@ -229,7 +229,7 @@ def test_where_the_body_says_nothing_the_headers_decide(body: Any, lossless: boo
 
 
 def test_a_label_of_one_letter_is_no_number() -> None:
-    answers = Answers()
+    answers = ResponseComparer()
     assert answers.compare(reply("x", x_label="E"), reply("x", x_label="E"), lossless=True).finding is AGREED
     assert answers.compare(reply("x", x_label="E"), reply("x", x_label="-"), lossless=True).finding is DIFFERED
 

@@ -43,7 +43,7 @@ async def test_nobody_waits_for_a_look_that_can_tell_nothing(
     """Each such request waited for up to 0.2 s."""
     instance = locked(FakeModel())
     fleet = await make_fleet(instance, describe_timeout_s=1e6)
-    monkeypatch.setattr(service, "_LOOK_S", 1e6)
+    monkeypatch.setattr(service, "_DISCOVERY_WAIT_S", 1e6)
     instance.management_pause_s = 1e6
     for _ in range(3):
         assert (await asyncio.wait_for(ask(fleet, "t"), PATIENCE_S)).status == 200

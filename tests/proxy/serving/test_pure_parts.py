@@ -8,18 +8,18 @@ import pytest
 from ts_parity.engine import Arrived, Failed, Rejected
 from ts_parity.errors import Overloaded, error_body
 from ts_parity.proxy.fleet.plan import Target
-from ts_parity.proxy.http.messages import Reply, Request, error_reply, split_controls, without_hop_by_hop
-from ts_parity.proxy.http.upstream import Unreachable, classify
+from ts_parity.proxy.http.messages import Request, Response, error_response, split_controls, without_hop_by_hop
+from ts_parity.proxy.http.upstream import NoResponse, classify
 from ts_parity.proxy.serving.routes import Prediction, model_named, prediction, prediction_target, url_path
 from ts_parity.proxy.serving.tasks import (
-    Ask,
+    QueryPayload,
     finish_request,
     group_request,
     prediction_request,
     read_finish,
     read_prediction,
     read_protection,
-    slot_reply,
+    slot_response,
 )
 from ts_parity.wire import FRAME_TYPE, RAW, Frame, Part, attach_tail, pack_frame, unpack_frame
 
@@ -52,7 +52,7 @@ CLASSES = [
 
 @pytest.mark.parametrize(("status", "kind", "message", "expected"), CLASSES)
 def test_torchserves_status_codes(status: int, kind: str, message: str, expected: str):
-    outcome = classify(Reply(status, "", (), error_body(status, kind, message)))
+    outcome = classify(Response(status, "", (), error_body(status, kind, message)))
     names = {type(None): "answer", Failed: "failed", Rejected: "rejected"}
     assert names[type(outcome)] == expected
 
@@ -60,7 +60,7 @@ def test_torchserves_status_codes(status: int, kind: str, message: str, expected
 @pytest.mark.parametrize("body", [b"", b"Worker died.", b"[]", b'"x"', b"\xff", b"{" * 100, b"x" * 100_000])
 @pytest.mark.parametrize("status", [500, 503, 507, 413, 418])
 def test_a_handlers_own_status_is_an_answer_whatever_its_body(status: int, body: bytes):
-    assert classify(Reply(status, "", FRONTEND, body)) is None
+    assert classify(Response(status, "", FRONTEND, body)) is None
 
 
 GATEWAYS = [
@@ -85,7 +85,7 @@ GATEWAYS = [
 
 @pytest.mark.parametrize(("status", "body"), GATEWAYS)
 def test_what_torchserve_did_not_write_is_its_instances_failure(status: int, body: bytes):
-    outcome = classify(Reply(status, "", (("content-type", "text/plain"), ("server", "envoy")), body))
+    outcome = classify(Response(status, "", (("content-type", "text/plain"), ("server", "envoy")), body))
     assert isinstance(outcome, Failed)
     assert outcome.retry
     assert f"{status} from a gateway" in outcome.reason
@@ -96,12 +96,12 @@ def test_what_torchserve_did_not_write_is_its_instances_failure(status: int, bod
 @pytest.mark.parametrize("mark", FRONTEND)
 @pytest.mark.parametrize("status", [302, 404, 429, 502, 503, 504])
 def test_either_of_torchserves_own_headers_is_enough(status: int, mark: tuple[str, str]):
-    assert classify(Reply(status, "", (mark,), b"the handler's own")) is None
+    assert classify(Response(status, "", (mark,), b"the handler's own")) is None
 
 
 @pytest.mark.parametrize("status", [200, 204, 304, 400, 401, 403, 413, 422])
 def test_what_speaks_of_the_request_is_an_answer_whoever_wrote_it(status: int):
-    assert classify(Reply(status, "", (), b"")) is None
+    assert classify(Response(status, "", (), b"")) is None
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,9 @@ def test_targets_are_escaped_and_extras_kept():
 
 
 TARGET = Target("i", "m", "1.0", True)
-ASK = Ask(Request("POST", "/predictions/m", (("Content-Type", "image/png"), ("Connection", "close")), b"png"), "/x")
+ASK = QueryPayload(
+    Request("POST", "/predictions/m", (("Content-Type", "image/png"), ("Connection", "close")), b"png"), "/x"
+)
 
 
 def test_an_ordinary_request_goes_as_it_came():
@@ -196,16 +198,16 @@ def test_a_finish_carries_the_original_and_the_output():
     assert (sent.header("x-ts-parity-op"), frame.k, frame.raw.tolist()) == ("finish", 1, [1.5])
 
 
-def reply(body: bytes, *headers: tuple[str, str], status: int = 200) -> Reply:
+def response(body: bytes, *headers: tuple[str, str], status: int = 200) -> Response:
     ordinary, controls = split_controls((*headers, ("content-length", str(len(body)))))
-    return Reply(status, "", ordinary, body, None, controls)
+    return Response(status, "", ordinary, body, None, controls)
 
 
 def test_a_raw_tail_is_cut_off_and_kept():
     body, described = attach_tail(b"ordinary", np.array([1.0, 2.0], dtype=np.float32))
-    outcome, value = read_prediction(reply(body, (RAW, described), ("X-Mine", "1")))
+    outcome, value = read_prediction(response(body, (RAW, described), ("X-Mine", "1")))
     assert outcome == Arrived(raw=True)
-    assert value.reply == Reply(200, "", (("X-Mine", "1"), ("content-length", "8")), b"ordinary")
+    assert value.response == Response(200, "", (("X-Mine", "1"), ("content-length", "8")), b"ordinary")
     assert value.raw.tolist() == [1.0, 2.0]
 
 
@@ -213,11 +215,11 @@ def test_what_a_raw_output_was_computed_in_is_known():
     """A bfloat16 output travels as float32, and is known no better for it."""
     raw = np.array([1.0], dtype=np.float32)
     body, described = attach_tail(b"ordinary", raw, "bfloat16")
-    assert read_prediction(reply(body, (RAW, described)))[1].roundoff == 2**-8
+    assert read_prediction(response(body, (RAW, described)))[1].roundoff == 2**-8
     frame = Frame((Part((), b""),), raw, "float16")
     assert read_protection(group_reply(frame), "parity", 1, frozenset({0}))[1].roundoff == 2**-11
     body, described = attach_tail(b"ordinary", raw)
-    assert read_prediction(reply(body, (RAW, described)))[1].roundoff == 0.0
+    assert read_prediction(response(body, (RAW, described)))[1].roundoff == 0.0
 
 
 def test_an_answer_whose_headers_can_go_on_as_bytes_says_its_new_length():
@@ -226,24 +228,24 @@ def test_an_answer_whose_headers_can_go_on_as_bytes_says_its_new_length():
         headers = tuple(
             (name, value.strip()) for name, _, value in (line.decode().partition(":") for line in block.split(b"\r\n"))
         )
-        _, value = read_prediction(Reply(200, "", headers, body, block, ((RAW, described),)))
-        said = dict(line.split(b": ") for line in value.reply.block.split(b"\r\n"))
+        _, value = read_prediction(Response(200, "", headers, body, block, ((RAW, described),)))
+        said = dict(line.split(b": ") for line in value.response.block.split(b"\r\n"))
         assert {name.lower(): text for name, text in said.items()} == {b"x-mine": b"1", b"content-length": b"8"}
-        assert dict(value.reply.headers)[headers[-1][0] if block.endswith(b"12") else headers[0][0]] == "8"
+        assert dict(value.response.headers)[headers[-1][0] if block.endswith(b"12") else headers[0][0]] == "8"
 
 
 def test_a_malformed_tail_is_no_answer():
-    outcome, value = read_prediction(reply(b"ordinary", (RAW, "v=1;dtype=float32;shape=9;offset=8")))
+    outcome, value = read_prediction(response(b"ordinary", (RAW, "v=1;dtype=float32;shape=9;offset=8")))
     assert isinstance(outcome, Failed)
-    assert value.reply is None
+    assert value.response is None
 
 
 def test_no_answer_is_a_failure():
-    assert read_prediction(Unreachable("no answer in time"))[0] == Failed("no answer in time")
+    assert read_prediction(NoResponse("no answer in time"))[0] == Failed("no answer in time")
 
 
-def group_reply(frame: Frame) -> Reply:
-    return reply(pack_frame(frame), ("content-type", FRAME_TYPE), ("x-request-id", "1"), ("Pragma", "no-cache"))
+def group_reply(frame: Frame) -> Response:
+    return response(pack_frame(frame), ("content-type", FRAME_TYPE), ("x-request-id", "1"), ("Pragma", "no-cache"))
 
 
 def test_a_parity_output_covers_the_slots_that_were_good():
@@ -293,9 +295,9 @@ def test_what_a_slot_says_of_its_framing_or_its_connection_counts_for_nothing():
     )  # fmt: skip
     _, value = read_protection(group_reply(Frame((Part(own, b"F(x)"),))), "backup", 1, frozenset({0}))
     frontends = (("x-request-id", "1"), ("Pragma", "no-cache"))
-    assert slot_reply(value, 0).headers == (("X-Mine", "1"), *frontends, ("content-length", "4"))
+    assert slot_response(value, 0).headers == (("X-Mine", "1"), *frontends, ("content-length", "4"))
     _, value = read_protection(group_reply(Frame((Part(own, b"F(x)", 204),))), "backup", 1, frozenset({0}))
-    assert slot_reply(value, 0) == Reply(204, "", (("X-Mine", "1"), *frontends), b"")
+    assert slot_response(value, 0) == Response(204, "", (("X-Mine", "1"), *frontends), b"")
 
 
 def test_a_backups_slot_is_an_ordinary_answer():
@@ -303,30 +305,30 @@ def test_a_backups_slot_is_an_ordinary_answer():
     outcome, value = read_protection(group_reply(frame), "backup", 2, frozenset({0}))
     assert outcome == Arrived(covers=frozenset({0}))
     headers = (("x-mine", "1"), ("Pragma", "mine"), ("x-request-id", "1"), ("content-length", "4"))
-    assert slot_reply(value, 0) == Reply(201, "Made", headers, b"F(x)")
+    assert slot_response(value, 0) == Response(201, "Made", headers, b"F(x)")
 
 
 @pytest.mark.parametrize(
     "answer",
     [
-        reply(b"{}", ("content-type", "application/json")),
-        reply(b"short", ("content-type", FRAME_TYPE)),
-        reply(error_body(400, "BadRequestException", "no"), status=400),
+        response(b"{}", ("content-type", "application/json")),
+        response(b"short", ("content-type", FRAME_TYPE)),
+        response(error_body(400, "BadRequestException", "no"), status=400),
         group_reply(Frame((Part((), b""),))),
         group_reply(Frame((Part((), b""), None), np.array([3.0], dtype=np.float32))),
         group_reply(Frame((Part((), b""),), np.array([3.0, np.nan], dtype=np.float32))),
         group_reply(Frame((Part((), b""),), np.array([np.inf], dtype=np.float32))),
     ],
 )
-def test_a_protections_nonsense_is_a_failure_that_is_not_repeated(answer: Reply):
+def test_a_protections_nonsense_is_a_failure_that_is_not_repeated(answer: Response):
     outcome, _ = read_protection(answer, "parity", 1, frozenset({0}))
     assert isinstance(outcome, Failed)
     assert not outcome.retry
 
 
 def test_a_finish_that_is_an_error_is_no_answer():
-    assert read_finish(reply(b"no", status=403))[0] == Failed("refused with 403: no", retry=False)
-    assert read_finish(reply(b"yes"))[0] == Arrived()
+    assert read_finish(response(b"no", status=403))[0] == Failed("refused with 403: no", retry=False)
+    assert read_finish(response(b"yes"))[0] == Arrived()
 
 
 def test_hop_by_hop_headers_and_those_that_connection_names_are_dropped():
@@ -335,6 +337,6 @@ def test_hop_by_hop_headers_and_those_that_connection_names_are_dropped():
 
 
 def test_errors_of_the_proxy_have_torchserves_shape():
-    made = error_reply(Overloaded("full", retry_after_s=0.2))
+    made = error_response(Overloaded("full", retry_after_s=0.2))
     assert (made.status, made.phrase, made.header("retry-after")) == (503, "Service Unavailable", "1")
     assert made.body == error_body(503, "ServiceUnavailableException", "full")

@@ -18,7 +18,7 @@ from urllib.parse import quote, urlsplit
 from ts_parity.config import UNIX, InstanceSettings
 from ts_parity.describe import UNREADABLE, read_name
 from ts_parity.errors import ConfigError, TsParityError
-from ts_parity.proxy.fleet.questions import Key, NoAnswer, Questions, Said
+from ts_parity.proxy.fleet.describe_cache import DescribeCache, DescribeFailed, DescribeResult, ModelKey
 from ts_parity.proxy.fleet.reports import (
     BadDescribe,
     InstanceReport,
@@ -26,9 +26,9 @@ from ts_parity.proxy.fleet.reports import (
     read_customized,
     read_model,
 )
-from ts_parity.proxy.http.messages import BrokenStream, Reply, Request
+from ts_parity.proxy.http.messages import BrokenStream, Request, Response
 from ts_parity.proxy.http.streams import Stream
-from ts_parity.proxy.http.upstream import Address, Unreachable, Upstream, classify, error_fields, excerpt, from_gateway
+from ts_parity.proxy.http.upstream import Address, NoResponse, Upstream, classify, error_fields, excerpt, from_gateway
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ _GONE = frozenset({502, 503, 504})
 _WRONG_KEY = "InvalidKeyException"
 
 
-class _Silence(TsParityError):
+class _ManagementFailure(TsParityError):
     """No usable answer. `refused`: nobody is listening. `answered`: somebody is, but said something else;
     `locked`: that it wants another key. `fronted`: a gateway says that nobody is.
     """
@@ -74,12 +74,12 @@ class _WrongPort(TsParityError):
     """Another API is at this address. The message says so whole."""
 
 
-class _Locked(TsParityError):
+class _KeyRejected(TsParityError):
     """The management API wants a key that we have not. The message says so whole."""
 
 
 class Discovery:
-    """Remembers, per instance, the last report; what wrapped archives said of themselves is in `questions`."""
+    """Remembers each instance's last report; `describe_cache` remembers what wrapped archives publish."""
 
     def __init__(self, instances: Sequence[InstanceSettings], upstream: Upstream, timeout_s: float) -> None:
         self._instances = instances
@@ -89,7 +89,7 @@ class Discovery:
         self._knows_ping: set[str] = set()
         self._keys: dict[str, str] = {}
         self._ready_at: dict[tuple[str, str, str], float] = {}
-        self._questions = Questions(self._describe, self._is_idle)
+        self._questions = DescribeCache(self._describe, self._is_idle)
 
     async def look(self, may_ask: bool = True) -> list[InstanceReport]:
         """One report per instance, in the order of the configuration. Without `may_ask` no worker is asked what it is:
@@ -105,7 +105,7 @@ class Discovery:
 
     def _is_idle(self, name: str) -> bool:
         given = next(each for each in self._instances if each.name == name)
-        return not self._upstream.busy(Address(given.inference))
+        return not self._upstream.outstanding(Address(given.inference))
 
     async def _report(self, instance: InstanceSettings) -> InstanceReport:
         """Whatever this instance says or does is its own problem: it must not keep the others from being seen."""
@@ -123,18 +123,18 @@ class Discovery:
             report = self._as_last_seen(name, problem) or InstanceReport(
                 name, False, problem=f"{problem}; not used, asked again regularly", lost=self._hosted(name)
             )
-        except _Locked as error:
+        except _KeyRejected as error:
             problem = "; ".join([*problems, str(error)])
             report = self._as_last_seen(name, problem) or InstanceReport(
                 name, True, problem=f"{problem}; requests are only passed through to it"
             )
             report = replace(report, locked=True)  # a client's own key may open what ours does not
-        except _Silence as error:
+        except _ManagementFailure as error:
             report = self._unheard(name, instance, error)
             report = replace(report, problem="; ".join([*problems, report.problem]))
         except Exception as error:
             log.exception("%s: its description could not be read", name)
-            report = self._unheard(name, instance, _Silence(f"{type(error).__name__}: it cannot be read"))
+            report = self._unheard(name, instance, _ManagementFailure(f"{type(error).__name__}: it cannot be read"))
         else:
             report = InstanceReport(name, True, models, "; ".join(problems), tuple(undescribed))
             self._forget(name, models)
@@ -169,7 +169,7 @@ class Discovery:
         for key in [key for key in self._ready_at if key[0] == name and key not in keys]:
             del self._ready_at[key]
 
-    def _unheard(self, name: str, instance: InstanceSettings, error: _Silence) -> InstanceReport:
+    def _unheard(self, name: str, instance: InstanceSettings, error: _ManagementFailure) -> InstanceReport:
         """Nobody listening: it is down. No answer in time: frozen or slow, so what it said last still stands."""
         last = self._last.get(name)
         what = str(error) if error.answered else f"gave no answer ({error})"
@@ -193,10 +193,10 @@ class Discovery:
         result = await self._upstream.exchange(
             address, Request("GET", "/ping?from=ts_parity", (), b""), self._timeout_s, _AT_MOST
         )
-        if isinstance(result, Unreachable):
+        if isinstance(result, NoResponse):
             return
         if isinstance(result, Stream):
-            result.leave()
+            result.close()
         elif result.status == 404 and error_fields(result)[0] == "ResourceNotFoundException":
             where, question = _whether(instance.inference, "inference", 8080)
             raise _WrongPort(f"{where} answered 404 to GET /ping.{question}")
@@ -225,9 +225,9 @@ class Discovery:
                 listing = await self._get(address, f"/models?limit={_PAGE}{more}")
                 given = [entry["modelName"] for entry in listing["models"]]
                 page = str(listing.get("nextPageToken") or "")[:_LONGEST_TOKEN]
-            except _Silence as error:
+            except _ManagementFailure as error:
                 if error.locked:
-                    raise _Locked(_no_list(address, str(error))) from None
+                    raise _KeyRejected(_no_list(address, str(error))) from None
                 if error.answered:
                     raise _WrongPort(_no_list(address, str(error))) from None
                 raise
@@ -256,11 +256,11 @@ class Discovery:
         except BadDescribe as error:
             problems.append(f"{model} is not used: {error}")
             return []
-        except _Silence as error:
+        except _ManagementFailure as error:
             if not error.answered and not error.fronted:
                 raise
             if error.locked:
-                raise _Locked(_no_list(address, str(error))) from None
+                raise _KeyRejected(_no_list(address, str(error))) from None
             undescribed.append(model)
             # Unregistered between the two questions, or one model in trouble: the others need not suffer.
             log.info("%s: no describe of %s: it %s", instance, model, error)
@@ -282,7 +282,7 @@ class Discovery:
         cold = bool(model.pids) and now - self._ready_at.get(key, -math.inf) >= _COLD_AFTER_S
         return replace(model, cold=cold)
 
-    async def _describe(self, key: Key) -> Said:
+    async def _describe(self, key: ModelKey) -> DescribeResult:
         """What the archive says of itself, whenever its worker has a turn for it. Raise NoAnswer."""
         instance, model, version = key
         path = f"/models/{quote(model, safe='')}/{quote(version, safe='')}?customized=true"
@@ -290,29 +290,31 @@ class Discovery:
             given = next(each for each in self._instances if each.name == instance)
             address = Address(given.management, self._key(given, []))
             entries = await self._get(address, path, meant_for_worker=True)
-            return Said(read_customized(entries[0] if entries else None))
+            return DescribeResult(read_customized(entries[0] if entries else None))
         except BadDescribe as error:
-            return Said(None, f"{error}; treated as if it were not wrapped")
+            return DescribeResult(None, f"{error}; treated as if it were not wrapped")
         except UNREADABLE as error:
-            return Said(None, f"{type(error).__name__} in its describe; treated as if it were not wrapped")
-        except _Silence as error:
-            raise NoAnswer(str(error)) from None
+            return DescribeResult(None, f"{type(error).__name__} in its describe; treated as if it were not wrapped")
+        except _ManagementFailure as error:
+            raise DescribeFailed(str(error)) from None
 
     async def _get(self, address: Address, target: str, meant_for_worker: bool = False) -> Any:
         """The JSON of a 200. Raise _Silence; but an error from a handler that knows no describe is an empty answer."""
         timeout_s = _QUESTION_S if meant_for_worker else self._timeout_s
         result = await self._upstream.exchange(address, Request("GET", target, (), b""), timeout_s, _AT_MOST)
-        if isinstance(result, Unreachable):
-            raise _Silence(result.reason, result.refused)
+        if isinstance(result, NoResponse):
+            raise _ManagementFailure(result.reason, result.refused)
         if isinstance(result, Stream):
             result = await self._whole(result)
         if result.status in _GONE and from_gateway(result):
-            raise _Silence(f"a gateway answered {result.status}: {excerpt(result.body)}", refused=True, fronted=True)
+            raise _ManagementFailure(
+                f"a gateway answered {result.status}: {excerpt(result.body)}", refused=True, fronted=True
+            )
         if meant_for_worker and result.status != 200 and classify(result) is None:
             return []
         return _json(result)
 
-    async def _whole(self, stream: Stream) -> Reply:
+    async def _whole(self, stream: Stream) -> Response:
         """A gateway may pass on in chunks what TorchServe sends whole. Raise _Silence."""
 
         async def read() -> bytes:
@@ -321,21 +323,21 @@ class Discovery:
         try:
             body = await asyncio.wait_for(read(), self._timeout_s)
         except (BrokenStream, asyncio.TimeoutError) as error:
-            raise _Silence(str(error) or "no whole answer in time") from None
+            raise _ManagementFailure(str(error) or "no whole answer in time") from None
         finally:
-            stream.leave()
-        return Reply(stream.status, stream.phrase, stream.headers, body)
+            stream.close()
+        return Response(stream.status, stream.phrase, stream.headers, body)
 
 
-def _json(reply: Reply) -> Any:
-    if reply.status != 200:
-        kind, message = error_fields(reply)
+def _json(response: Response) -> Any:
+    if response.status != 200:
+        kind, message = error_fields(response)
         said = f": {excerpt(message.encode())}" if kind not in ("", "ResourceNotFoundException") else ""
-        raise _Silence(f"answered {reply.status}{said}", answered=True, locked=kind == _WRONG_KEY)
+        raise _ManagementFailure(f"answered {response.status}{said}", answered=True, locked=kind == _WRONG_KEY)
     try:
-        return json.loads(reply.body)
+        return json.loads(response.body)
     except (ValueError, RecursionError):
-        raise _Silence("answered with something that is no JSON", answered=True) from None
+        raise _ManagementFailure("answered with something that is no JSON", answered=True) from None
 
 
 def _no_list(address: Address, answered: str) -> str:

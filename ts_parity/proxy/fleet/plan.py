@@ -90,7 +90,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class PlanOptions:
     """What the configuration says about the plan. `uncoded`: pool -> why it is not coded, learnt while serving.
 
     The plan is for number `process` of `processes` proxies that share all places.
@@ -115,11 +115,11 @@ class Wanted:
         return share(places, (self.process + turn) % self.processes, self.processes)
 
 
-Member = tuple[str, ModelReport]
+HostedModel = tuple[str, ModelReport]
 """A model as an instance (by name) reports it."""
 
 
-def make_plan(reports: Sequence[InstanceReport], wanted: Wanted) -> Plan:
+def make_plan(reports: Sequence[InstanceReport], wanted: PlanOptions) -> Plan:
     up = [report for report in reports if report.up]
     problems = [f"{report.name}: {report.problem}" for report in reports if report.problem]
     members = [(report.name, model) for report in up for model in report.models]
@@ -172,7 +172,7 @@ def make_plan(reports: Sequence[InstanceReport], wanted: Wanted) -> Plan:
     )
 
 
-def _engine_pool(pool: PoolPlan, wanted: Wanted) -> Pool:
+def _engine_pool(pool: PoolPlan, wanted: PlanOptions) -> Pool:
     return Pool(pool.name, pool.code, pool.partial, pool.repeatable, pool.agreement, wanted.proved)
 
 
@@ -185,14 +185,14 @@ def pool_name(model: str, version: str) -> str:
     return f"{model}/{version}"
 
 
-def _by_pool(members: Sequence[Member]) -> dict[tuple[str, str], list[Member]]:
-    pools: dict[tuple[str, str], list[Member]] = {}
+def _by_pool(members: Sequence[HostedModel]) -> dict[tuple[str, str], list[HostedModel]]:
+    pools: dict[tuple[str, str], list[HostedModel]] = {}
     for member in members:
         pools.setdefault((member[1].model, member[1].version), []).append(member)
     return pools
 
 
-def _answering(pool: str, members: Sequence[Member]) -> tuple[list[Member], list[str]]:
+def _answering(pool: str, members: Sequence[HostedModel]) -> tuple[list[HostedModel], list[str]]:
     """The members that can be used now, and what is wrong with the others."""
     problems = [f"{host}: {pool} has no READY worker" for host, m in members if not m.ready]
     used = [(host, m) for host, m in members if m.ready]
@@ -213,7 +213,7 @@ def _answering(pool: str, members: Sequence[Member]) -> tuple[list[Member], list
 
 
 def _protect(
-    pool: str, members: Sequence[Member], protections: Sequence[Member], wanted: Wanted
+    pool: str, members: Sequence[HostedModel], protections: Sequence[HostedModel], wanted: PlanOptions
 ) -> tuple[PoolPlan, list[tuple[str, ModelReport, int]], list[str]]:
     """The pool with its code, the protection endpoints with their rows, and what is wrong."""
     candidates, problems = _matching(pool, members, protections)
@@ -273,7 +273,7 @@ def _confidence(rows: Sequence[ModelReport]) -> Confidence | None:
     return told[0] if told and all(each == told[0] for each in told) else None
 
 
-def _only_once(model: str, version: str, members: Sequence[Member], wanted: Wanted) -> str:
+def _only_once(model: str, version: str, members: Sequence[HostedModel], wanted: PlanOptions) -> str:
     """Why a query must be run once only and nothing may stand in for its answer, or an empty text."""
     if not wanted.repeatable(model, version):
         return "the configuration says that it is not repeatable"
@@ -283,12 +283,14 @@ def _only_once(model: str, version: str, members: Sequence[Member], wanted: Want
     return ""
 
 
-def _never(*groups: Sequence[Member]) -> NeverCode | None:
+def _never(*groups: Sequence[HostedModel]) -> NeverCode | None:
     declared = [m.described.never_code for members in groups for _, m in members if m.described is not None]
     return functools.reduce(operator.or_, [each for each in declared if each is not None], NeverCode()) or None
 
 
-def _matching(pool: str, members: Sequence[Member], protections: Sequence[Member]) -> tuple[list[Member], list[str]]:
+def _matching(
+    pool: str, members: Sequence[HostedModel], protections: Sequence[HostedModel]
+) -> tuple[list[HostedModel], list[str]]:
     """The protections made for this very model, version and weights."""
     weights = {m.described.weights for _, m in members if m.described is not None and m.described.weights}
     matching, problems = [], []
@@ -310,7 +312,7 @@ def _matching(pool: str, members: Sequence[Member], protections: Sequence[Member
     return matching, problems
 
 
-def _offered(candidates: Sequence[Member], wanted: Wanted) -> tuple[list[Code], str]:
+def _offered(candidates: Sequence[HostedModel], wanted: PlanOptions) -> tuple[list[Code], str]:
     """The codes that may be used, the one to be preferred first; if there is none, why."""
     if wanted.protect == OFF:
         return [], "protections are switched off (protect = off)"
@@ -324,7 +326,7 @@ def _offered(candidates: Sequence[Member], wanted: Wanted) -> tuple[list[Code], 
     return sorted(fitting, key=lambda code: _preference(code, candidates)), ""
 
 
-def _preference(code: Code, candidates: Sequence[Member]) -> tuple[Any, ...]:
+def _preference(code: Code, candidates: Sequence[HostedModel]) -> tuple[Any, ...]:
     """To sort by: what can be used now, then what promises most, then what loses fewest with one protection. While one
     protection takes another's place both are there, and all proxies must choose alike.
     """
@@ -341,7 +343,7 @@ def _in_words(code: Code) -> str:
     return f"{code.name} with k={code.k} r={code.r}"
 
 
-def _obstacle(pool: str, code: Code, members: Sequence[Member], wanted: Wanted) -> str:
+def _obstacle(pool: str, code: Code, members: Sequence[HostedModel], wanted: PlanOptions) -> str:
     """Why this pool cannot be coded, or an empty text."""
     if pool in wanted.uncoded:
         return wanted.uncoded[pool]
@@ -362,7 +364,9 @@ def _obstacle(pool: str, code: Code, members: Sequence[Member], wanted: Wanted) 
     return ""
 
 
-def _orphans(protections: Sequence[Member], deployed: Mapping[tuple[str, str], Sequence[Member]]) -> list[str]:
+def _orphans(
+    protections: Sequence[HostedModel], deployed: Mapping[tuple[str, str], Sequence[HostedModel]]
+) -> list[str]:
     """Protections of a model that nobody serves, or serves in another version only."""
     problems = []
     for host, m in protections:
@@ -378,7 +382,7 @@ def _orphans(protections: Sequence[Member], deployed: Mapping[tuple[str, str], S
     return problems
 
 
-def _elsewhere(weights: str | None, deployed: Mapping[tuple[str, str], Sequence[Member]]) -> str:
+def _elsewhere(weights: str | None, deployed: Mapping[tuple[str, str], Sequence[HostedModel]]) -> str:
     """Who has the weights that a protection was made for, under another name. It may be another handler all the same,
     so the operator is told and nothing is taken for granted.
     """
@@ -396,7 +400,9 @@ def _elsewhere(weights: str | None, deployed: Mapping[tuple[str, str], Sequence[
     )
 
 
-def _instances(up: Sequence[InstanceReport], endpoints: Sequence[Endpoint], wanted: Wanted) -> tuple[Instance, ...]:
+def _instances(
+    up: Sequence[InstanceReport], endpoints: Sequence[Endpoint], wanted: PlanOptions
+) -> tuple[Instance, ...]:
     """All models of an instance share one machine, so with as many tasks as its largest endpoint has places, none of it
     is idle. Only places that an operator has set bound more than protections.
     """
@@ -416,7 +422,7 @@ def by_number(version: str) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if part.isdecimal() and len(part) < 20 else (1, 0, part) for part in parts]
 
 
-def _versions(members: Sequence[Member]) -> tuple[dict[str, str], list[str]]:
+def _versions(members: Sequence[HostedModel]) -> tuple[dict[str, str], list[str]]:
     """The default version of each model, and which instances have another."""
     votes: dict[str, dict[str, list[str]]] = {}
     for host, m in members:

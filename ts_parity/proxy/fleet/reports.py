@@ -38,7 +38,7 @@ class Protects:
 
 
 @dataclass(frozen=True)
-class Described:
+class ArchiveDescription:
     """What a wrapped archive publishes. The last nine are set for protections only."""
 
     role: str
@@ -83,7 +83,7 @@ class ModelReport:
     """Its worker processes, each by what is another when it is started or registered anew."""
     running: frozenset[str] = frozenset()
     """Those of them that are READY."""
-    described: Described | None = None
+    described: ArchiveDescription | None = None
     silent: bool = False
     asked: bool = False
     problem: str = ""
@@ -141,14 +141,14 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__} {ascii(str(error))[1:100]}"
 
 
-def read_customized(entry: Any) -> Described | None:
+def read_customized(entry: Any) -> ArchiveDescription | None:
     """What a wrapped archive says; None for any other archive. Raise BadDescribe if it says something unusable."""
     customized = customized_of(entry)
     ours = None if customized is None else customized.get("ts_parity")
     return read_described(ours) if isinstance(ours, Mapping) else None
 
 
-def read_described(ours: Mapping[str, Any]) -> Described:
+def read_described(ours: Mapping[str, Any]) -> ArchiveDescription:
     """Raise BadDescribe."""
     if ours.get("wire") != VERSION:
         raise BadDescribe(f"its worker speaks wire version {short_text(ours.get('wire'))}, this proxy {VERSION}")
@@ -163,7 +163,7 @@ def read_described(ours: Mapping[str, Any]) -> Described:
             never_code = read_never_code(ours["never_code"])
         except ConfigError as error:  # which bodies may be coded is not known then
             raise BadDescribe(short_text(error)) from None
-    described = Described(
+    described = ArchiveDescription(
         role=role,
         weights=short_text(weights) if weights else None,
         verdict=short_text(ours.get("verdict", "")),
@@ -175,7 +175,7 @@ def read_described(ours: Mapping[str, Any]) -> Described:
     return described if role == DEPLOYED else _read_protection(ours, described)
 
 
-def _read_protection(ours: Mapping[str, Any], common: Described) -> Described:
+def _read_protection(ours: Mapping[str, Any], common: ArchiveDescription) -> ArchiveDescription:
     try:
         rows = ours.get("coefficients")
         coefficients = tuple(tuple(float(c) for c in row) for row in rows) if rows else None

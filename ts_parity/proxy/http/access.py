@@ -37,7 +37,7 @@ _MOST_BYTES = 1 << 22
 """So much is gathered at most before it is written, whatever the time."""
 
 
-class Other(NamedTuple):
+class OtherTask(NamedTuple):
     """A task of a query that has not answered it: it failed, or (`failed` False) was still out."""
 
     endpoint: str
@@ -53,7 +53,7 @@ class Other(NamedTuple):
 
 
 @final
-class Facts:
+class AccessEntry:
     """How a request was answered, beyond what the client sees. Times in seconds; None where there is none."""
 
     __slots__ = (
@@ -93,7 +93,7 @@ class Facts:
         self.confidence: float | None = None
         """Of a rebuilt answer, where it is known."""
         self.query: int | None = None
-        self.others: Sequence[Other] = ()
+        self.others: Sequence[OtherTask] = ()
 
 
 class AccessLog:
@@ -122,7 +122,7 @@ class AccessLog:
         latency_s: float,
         request_id: str | None,
         answer_id: str | None,
-        facts: Facts,
+        entry: AccessEntry,
     ) -> None:
         line: dict[str, Any] = {
             "at": _instant(time.time() - latency_s),
@@ -135,22 +135,22 @@ class AccessLog:
             "request_id": request_id,
             "answer_id": answer_id,
             "latency_s": round(latency_s, 6),
-            "outcome": facts.outcome,
-            "pool": facts.pool,
-            "group": facts.group,
-            "endpoint": facts.endpoint,
-            "attempts": facts.attempts,
-            "waited_s": _rounded(facts.waited_s),
-            "service_s": _rounded(facts.service_s),
-            "cause": facts.cause,
-            "places": facts.places,
-            "confidence": _rounded(facts.confidence),
-            "query": None if facts.query is None else f"{self._id}-{facts.query}",
-            "others": [other.described() for other in facts.others],
+            "outcome": entry.outcome,
+            "pool": entry.pool,
+            "group": entry.group,
+            "endpoint": entry.endpoint,
+            "attempts": entry.attempts,
+            "waited_s": _rounded(entry.waited_s),
+            "service_s": _rounded(entry.service_s),
+            "cause": entry.cause,
+            "places": entry.places,
+            "confidence": _rounded(entry.confidence),
+            "query": None if entry.query is None else f"{self._id}-{entry.query}",
+            "others": [other.described() for other in entry.others],
         }
         self._append(line)
 
-    def add_task(self, query: int, pool: str, other: Other, cause: str | None) -> None:
+    def add_task(self, query: int, pool: str, other: OtherTask, cause: str | None) -> None:
         """A task of the deployed model has ended whose query had been answered, or given up, before."""
         line = {
             "at": _instant(time.time() - other.at_least_s),
@@ -189,14 +189,14 @@ class AccessLog:
             if not self._lost:
                 log.warning("access log %s: %s; lines are lost until it can be written", self._path, error.strerror)
             self._lost += rest.lstrip().count(b"\n")
-            self._tidy(data[: len(data) - len(rest)])
+            self._cut_partial_line(data[: len(data) - len(rest)])
             return
         self._torn = False
         if self._lost:
             log.warning("access log %s: it can be written again; %d lines were lost", self._path, self._lost)
             self._lost = 0
 
-    def _tidy(self, written: bytes) -> None:
+    def _cut_partial_line(self, written: bytes) -> None:
         """A full disk takes half a line: take it back, or if that cannot be, begin a line of its own next time."""
         if not written:
             return

@@ -146,13 +146,13 @@ def _trust(context: ssl.SSLContext, file: Path, alone: bool) -> None:
 _TOO_WEAK = ("EE_KEY_TOO_SMALL", "CA_KEY_TOO_SMALL", "CA_MD_TOO_WEAK")
 
 
-class _Encrypted(Exception):
+class _EncryptedKey(Exception):
     pass
 
 
 def _load_pair(context: ssl.SSLContext, certificate: str, key: str) -> None:
     def ask_nobody() -> str:
-        raise _Encrypted  # without this OpenSSL would ask on the terminal
+        raise _EncryptedKey  # without this OpenSSL would ask on the terminal
 
     for name, path in (("tls_certificate", certificate), ("tls_key", key)):
         try:
@@ -162,7 +162,7 @@ def _load_pair(context: ssl.SSLContext, certificate: str, key: str) -> None:
             raise ConfigError(f"{name}: cannot read {path!r}: {error.strerror}") from None
     try:
         context.load_cert_chain(certificate, key, ask_nobody)
-    except _Encrypted:
+    except _EncryptedKey:
         raise ConfigError(f"tls_key: {key!r} is encrypted, and there is nobody to ask for its password") from None
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":

@@ -18,15 +18,15 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 from ts_parity.config import UNIX
 from ts_parity.proxy.http.buffers import BodyBuffer
 from ts_parity.proxy.http.certificates import Tls
-from ts_parity.proxy.http.heads import PlainAnswer, read_answer
+from ts_parity.proxy.http.heads import ResponseHead, read_response_head
 from ts_parity.proxy.http.messages import (
     BODILESS,
     HOP,
     LENGTH,
     MAX_HEAD_BYTES,
     MAX_HEADERS,
-    Reply,
-    meaning,
+    Response,
+    header_flags,
     split_controls,
     without_hop_by_hop,
 )
@@ -36,17 +36,17 @@ from ts_parity.wire import Headers
 
 _BACKLOG_PAUSE_S = 0.01
 # No descriptor is left, here or in the whole system: not the instance's fault, and one will be free soon.
-_NONE_LEFT = (errno.EMFILE, errno.ENFILE)
-_NONE_LEFT_PAUSE_S = 0.05
+_NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
+_NO_DESCRIPTOR_PAUSE_S = 0.05
 _STREAMS = "ts_stream_next"
 """TorchServe's header on what a handler streams."""
 _GATHERED_BYTES = 65536
 
 
-class Listener(Protocol):
+class ResponseListener(Protocol):
     """Whoever sent something on a connection. Exactly one of the two is called, once, when it knows."""
 
-    def arrived(self, answer: Reply | Stream) -> None: ...
+    def arrived(self, response: Response | Stream) -> None: ...
     def lost(self, reason: str, untouched: bool) -> None:
         """`untouched`: the connection was closed before a byte of an answer had come."""
 
@@ -69,26 +69,26 @@ class Origin:
         self._connect_timeout_s = connect_timeout_s
         self.outbox = outbox
         self.in_flight = 0
-        self.idle: list[Connection] = []
+        self.idle: list[UpstreamConnection] = []
         """The one used last is last: what is not needed grows old and is closed by the instance."""
 
-    async def connection(self) -> Connection:
+    async def connection(self) -> UpstreamConnection:
         """A new one. Raise OSError (ssl.SSLError is one) or asyncio.TimeoutError."""
-        made = Connection(self)
+        made = UpstreamConnection(self)
         await asyncio.wait_for(self._connect_when_possible(made), self._connect_timeout_s)
         return made
 
-    async def _connect_when_possible(self, made: Connection) -> None:
+    async def _connect_when_possible(self, made: UpstreamConnection) -> None:
         while True:
             try:
                 await self._connect(made)
                 return
             except OSError as error:
-                if error.errno not in _NONE_LEFT:
+                if error.errno not in _NO_DESCRIPTOR:
                     raise
-            await asyncio.sleep(_NONE_LEFT_PAUSE_S)
+            await asyncio.sleep(_NO_DESCRIPTOR_PAUSE_S)
 
-    async def _connect(self, made: Connection) -> None:
+    async def _connect(self, made: UpstreamConnection) -> None:
         loop = asyncio.get_running_loop()
         if self._path:
             connected = await _unix(self._path)
@@ -121,7 +121,7 @@ async def _unix(path: str) -> socket.socket:
 
 
 @final
-class Connection:
+class UpstreamConnection:
     """One connection, an asyncio protocol in all but name: `send` a request; its listener is given the answer, or its
     beginning if it comes in chunks.
     """
@@ -131,17 +131,17 @@ class Connection:
         self._transport = cast(asyncio.Transport, None)
         self._parser: HttpResponseParser | None = None
         """Made when it is needed: most answers are read without."""
-        self._listener: Listener | None = None
+        self._listener: ResponseListener | None = None
         self._stream: Stream | None = None
-        self._plain: PlainAnswer | None = None
+        self._head: ResponseHead | None = None
         """The head of an answer whose body is still coming, if it was read without the parser."""
         self._for_head = False
-        self._at_most = math.inf
+        self._max_bytes = math.inf
         self._open = False
         self._paused = False
-        self._stray = False
+        self._unsolicited = False
         """An answer has begun that nobody asked for: what follows could be taken for the answer to somebody else."""
-        self._ended: tuple[Reply | None, bool] | None = None
+        self._ended: tuple[Response | None, bool] | None = None
         """The answer is read to its end: the reply (None: it was a stream), and whether the connection can be kept."""
         self._body = BodyBuffer()
         self._reset()
@@ -158,15 +158,15 @@ class Connection:
         self._gathered = 0
         self._unfinished = 0
         """Bytes since the last of its body: the parser gathers a trailer that has no end, and tells nobody."""
-        self._unclear = ""
+        self._framing_error = ""
         """Why nobody can say where the answer ends."""
 
-    def send(self, data: list[bytes], for_head: bool, listener: Listener, at_most: float = math.inf) -> None:
-        """Only when nobody is listening. `at_most`: bytes of an answer, head and all; a longer one is none."""
+    def send(self, data: list[bytes], for_head: bool, listener: ResponseListener, max_bytes: float = math.inf) -> None:
+        """Only when nobody is listening. `max_bytes`: of a response, head and all; a longer one counts as none."""
         if self._received:
             self._reset()
         self._for_head = for_head
-        self._at_most = at_most
+        self._max_bytes = max_bytes
         self._listener = listener
         outbox = self._origin.outbox
         if len(data) == 1:
@@ -211,28 +211,28 @@ class Connection:
             return
         fresh = not self._received
         self._received += len(data)
-        if self._received > self._at_most:
-            self._fail(f"its answer is over {self._at_most:.0f} bytes")
-        elif self._plain is not None:
+        if self._received > self._max_bytes:
+            self._fail(f"its answer is over {self._max_bytes:.0f} bytes")
+        elif self._head is not None:
             self._body.add(data)
-            if self._received >= self._plain.end + self._plain.length:
-                self._complete_plain(self._plain, self._body.take())
-        elif fresh and not self._for_head and (plain := read_answer(data)) is not None:
-            if self._received >= plain.end + plain.length:
-                self._complete_plain(plain, data)
+            if self._received >= self._head.end + self._head.length:
+                self._complete_response(self._head, self._body.take())
+        elif fresh and not self._for_head and (head := read_response_head(data)) is not None:
+            if self._received >= head.end + head.length:
+                self._complete_response(head, data)
             else:
                 self._body.add(data)
-                self._plain = plain
+                self._head = head
         else:
             self._parse(data)
 
-    def _complete_plain(self, plain: PlainAnswer, data: bytes) -> None:
-        end = plain.end + plain.length
-        self._plain = None
-        body = data[plain.end : end]
-        reply = Reply(plain.status, plain.phrase, plain.headers, body, plain.block, plain.controls)
+    def _complete_response(self, head: ResponseHead, data: bytes) -> None:
+        end = head.end + head.length
+        self._head = None
+        body = data[head.end : end]
+        response = Response(head.status, head.phrase, head.headers, body, head.block, head.controls)
         # What comes behind the end was not asked for: it goes to nobody, and neither does this connection.
-        self._complete(reply, keep=plain.keep and self._received == end)
+        self._complete(response, keep_alive=head.keep_alive and self._received == end)
 
     def _parse(self, data: bytes) -> None:
         """Nobody is told before the parser is done: who is told may send on this very connection."""
@@ -246,18 +246,18 @@ class Connection:
             trouble = f"its answer is not HTTP: {error}"
         except HttpParserUpgrade:
             trouble = "it changes the protocol, which nobody asked for"
-        if self._unclear:
-            self._fail(self._unclear)
+        if self._framing_error:
+            self._fail(self._framing_error)
             return
         if self._stream is not None and self._listener is not None:
             listener, self._listener = self._listener, None
             listener.arrived(self._stream)
         if self._ended is not None:
-            (reply, keep), self._ended = self._ended, None
-            self._complete(reply, keep and not trouble and not self._stray)
+            (response, keep_alive), self._ended = self._ended, None
+            self._complete(response, keep_alive and not trouble and not self._unsolicited)
         elif trouble:
             self._fail(trouble)
-        elif self._stray:
+        elif self._unsolicited:
             self.abort()
         elif not self._status and self._received > MAX_HEAD_BYTES:
             self._fail(f"its headers are over {MAX_HEAD_BYTES} bytes")
@@ -278,7 +278,7 @@ class Connection:
         if self in self._origin.idle:
             self._origin.idle.remove(self)
         if self._until_close and error is None:
-            self._complete(self._reply(), keep=False)
+            self._complete(self._response(), keep_alive=False)
         self._fail(str(error) or type(error).__name__ if error is not None else "it closed the connection")
         # Parser and connection would keep each other, and what they hold, until a collector runs.
         self._parser = None
@@ -296,7 +296,7 @@ class Connection:
     # ---- the parser's side -----------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        self._stray = self._stray or self._ended is not None
+        self._unsolicited = self._unsolicited or self._ended is not None
 
     def on_status(self, phrase: bytes) -> None:
         self._phrase += phrase
@@ -307,27 +307,27 @@ class Connection:
         if len(self._headers) < MAX_HEADERS:
             self._headers.append((name.decode("latin-1"), value.decode("latin-1")))
         else:
-            self._unclear = f"it has over {MAX_HEADERS} headers"
+            self._framing_error = f"it has over {MAX_HEADERS} headers"
 
     def on_headers_complete(self) -> None:
         assert self._parser is not None
         self._status = self._parser.get_status_code()
-        if self._status < 200 or self._stray:
+        if self._status < 200 or self._unsolicited:
             return
         if self._for_head:
             # The parser would wait for a body that does not come.
-            self._ended = (self._reply(), False)
+            self._ended = (self._response(), False)
             return
         sized, codings = False, []
         for name, value in self._headers:
-            flags = meaning(name)
+            flags = header_flags(name)
             if flags & LENGTH:
                 sized = True
             elif flags & HOP and name.lower() == "transfer-encoding":
                 codings.append(value.strip(" ").lower())
         bodiless = self._status in BODILESS
         if codings and codings != ["chunked"]:
-            self._unclear = f"its body has the transfer encoding {', '.join(codings)}"
+            self._framing_error = f"its body has the transfer encoding {', '.join(codings)}"
         elif codings and not bodiless:
             if self._status < 300 or any(name.lower() == _STREAMS for name, _ in self._headers):
                 self._begin_stream()
@@ -364,18 +364,18 @@ class Connection:
             self._received = received
             return
         assert self._parser is not None
-        self._ended = (None if self._stream is not None else self._reply(), self._parser.should_keep_alive())
+        self._ended = (None if self._stream is not None else self._response(), self._parser.should_keep_alive())
 
     def _end_to_end(self) -> tuple[Headers, Headers]:
         return split_controls(without_hop_by_hop(tuple(self._headers)))
 
-    def _reply(self) -> Reply:
+    def _response(self) -> Response:
         body = self._body.take()
         headers, controls = self._end_to_end()
-        return Reply(self._status, self._phrase.decode("latin-1"), headers, body, None, controls)
+        return Response(self._status, self._phrase.decode("latin-1"), headers, body, None, controls)
 
-    def _complete(self, reply: Reply | None, keep: bool) -> None:
-        """`reply`: None at the end of a stream."""
+    def _complete(self, response: Response | None, keep_alive: bool) -> None:
+        """`response`: None at the end of a stream."""
         listener, stream = self._listener, self._stream
         self._listener = self._stream = None
         self._body.drop()
@@ -383,12 +383,12 @@ class Connection:
         if self._paused:
             self.resume()
         # First back into its place: whoever is told may ask the next question at once.
-        if keep and self._open:
+        if keep_alive and self._open:
             self._origin.idle.append(self)
         else:
             self._open = False
             self._transport.close()
-        if listener is not None and reply is not None:
-            listener.arrived(reply)
+        if listener is not None and response is not None:
+            listener.arrived(response)
         if stream is not None:
             stream.end()

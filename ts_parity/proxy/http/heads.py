@@ -14,6 +14,7 @@ from typing import Final, final
 
 from ts_parity.proxy.http.messages import (
     BODILESS,
+    CONNECTION_OPTIONS,
     CONTROL,
     EXPECT,
     HOP,
@@ -21,14 +22,13 @@ from ts_parity.proxy.http.messages import (
     LENGTH,
     MAX_HEAD_BYTES,
     MAX_HEADERS,
-    NAMES_OTHERS,
     NO_BODY,
-    meaning,
+    header_flags,
 )
 from ts_parity.proxy.http.request_line import host_is_sound, target_is_sound
 from ts_parity.wire import Headers
 
-_ODD: Final = 1024
+_NEEDS_PARSER: Final = 1024
 _CLOSE: Final = 2048
 """Flags beside those of `messages`: a header that needs the parser; the connection ends with this message."""
 _REQUEST_LINE: Final = re.compile(rb"(GET|POST|PUT|PATCH|DELETE|OPTIONS|HEAD) (/[!-~\x80-\xff]*) HTTP/1\.1")
@@ -37,10 +37,10 @@ _TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _VALUE: Final = rb"(?:[!-~\x80-\xff](?:[ -~\t\x80-\xff]*[!-~\x80-\xff])?)?"
 _LINE: Final = re.compile(rb"(%b):[ \t]*(%b)" % (_TOKEN, _VALUE))
 _MOST_DIGITS: Final = 15
-_ROOM: Final = 4096
+_MOST_REMEMBERED: Final = 4096
 """So many different lines are remembered, then all are forgotten: what is common comes back at once."""
 _LONGEST: Final = 256
-_VARIES: Final = 64
+_MOST_LINES_PER_NAME: Final = 64
 """A name with so many different lines says something else each time (an id, a length): no more of them are kept."""
 
 
@@ -48,13 +48,13 @@ _VARIES: Final = 64
 class _Name:
     """A header's name as it was spelt, and what it means."""
 
-    __slots__ = ("flags", "lines", "peculiar", "text")
+    __slots__ = ("depends_on_value", "flags", "lines", "text")
 
     def __init__(self, text: str, flags: int) -> None:
         self.text = text
         self.flags = flags
         self.lines = 0
-        self.peculiar = bool(flags & (NAMES_OTHERS | EXPECT | HOP | HOST | _ODD | _CLOSE))
+        self.depends_on_value = bool(flags & (CONNECTION_OPTIONS | EXPECT | HOP | HOST | _NEEDS_PARSER | _CLOSE))
         """What it means depends on its value."""
 
 
@@ -66,12 +66,12 @@ _FRAMING: Final = frozenset({"transfer-encoding", "upgrade", "proxy-connection"}
 
 
 @final
-class PlainRequest:
+class RequestHead:
     """`headers` are those for the other end, `controls` those for the proxy; `block` is `headers` as bytes, fit to go
     on, with a length.
     """
 
-    __slots__ = ("block", "controls", "end", "headers", "keep", "length", "method", "target")
+    __slots__ = ("block", "controls", "end", "headers", "keep_alive", "length", "method", "target")
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class PlainRequest:
         controls: Headers,
         block: bytes,
         length: int,
-        keep: bool,
+        keep_alive: bool,
         end: int,
     ) -> None:
         self.method = method
@@ -90,16 +90,16 @@ class PlainRequest:
         self.controls = controls
         self.block = block
         self.length = length
-        self.keep = keep
+        self.keep_alive = keep_alive
         self.end = end
         """Where in the data the body begins."""
 
 
 @final
-class PlainAnswer:
+class ResponseHead:
     """The same of an answer."""
 
-    __slots__ = ("block", "controls", "end", "headers", "keep", "length", "phrase", "status")
+    __slots__ = ("block", "controls", "end", "headers", "keep_alive", "length", "phrase", "status")
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class PlainAnswer:
         controls: Headers,
         block: bytes,
         length: int,
-        keep: bool,
+        keep_alive: bool,
         end: int,
     ) -> None:
         self.status = status
@@ -118,11 +118,11 @@ class PlainAnswer:
         self.controls = controls
         self.block = block
         self.length = length
-        self.keep = keep
+        self.keep_alive = keep_alive
         self.end = end
 
 
-def read_request(data: bytes, start: int = 0) -> PlainRequest | None:
+def read_request_head(data: bytes, start: int = 0) -> RequestHead | None:
     """The head that begins at `start`. None: the parser is to read it, or it is not all there."""
     end = data.find(b"\r\n\r\n", start)
     if end < 0 or end - start > MAX_HEAD_BYTES:
@@ -137,7 +137,7 @@ def read_request(data: bytes, start: int = 0) -> PlainRequest | None:
         if not target_is_sound(first[1]):
             return None
         if len(lines[0]) <= _LONGEST:
-            if len(_requests) >= _ROOM:
+            if len(_requests) >= _MOST_REMEMBERED:
                 _requests.clear()
             _requests[lines[0]] = first
     read = _read_lines(lines)
@@ -148,10 +148,10 @@ def read_request(data: bytes, start: int = 0) -> PlainRequest | None:
         return None
     if length < 0:  # nothing else is to say where it ends
         block += NO_BODY
-    return PlainRequest(first[0], first[1], headers, controls, block, max(length, 0), not seen & _CLOSE, end + 4)
+    return RequestHead(first[0], first[1], headers, controls, block, max(length, 0), not seen & _CLOSE, end + 4)
 
 
-def read_answer(data: bytes) -> PlainAnswer | None:
+def read_response_head(data: bytes) -> ResponseHead | None:
     """The head of a final answer with a length. None: the parser is to read it, or it is not all there."""
     end = data.find(b"\r\n\r\n")
     if end < 0 or end > MAX_HEAD_BYTES:
@@ -164,14 +164,14 @@ def read_answer(data: bytes) -> PlainAnswer | None:
             return None
         first = (int(match[1]), match[2].decode())
         if len(lines[0]) <= _LONGEST:
-            if len(_statuses) >= _ROOM:
+            if len(_statuses) >= _MOST_REMEMBERED:
                 _statuses.clear()
             _statuses[lines[0]] = first
     read = _read_lines(lines)
     if read is None or read[3] < 0 or first[0] in BODILESS:
         return None
     headers, controls, block, length, seen = read
-    return PlainAnswer(first[0], first[1], headers, controls, block, length, not seen & _CLOSE, end + 4)
+    return ResponseHead(first[0], first[1], headers, controls, block, length, not seen & _CLOSE, end + 4)
 
 
 def _read_lines(lines: list[bytes]) -> tuple[Headers, Headers, bytes, int, int] | None:
@@ -191,7 +191,7 @@ def _read_lines(lines: list[bytes]) -> tuple[Headers, Headers, bytes, int, int] 
                 return None
         pair, flags = known
         if flags:
-            if flags & _ODD or flags & seen & HOST:
+            if flags & _NEEDS_PARSER or flags & seen & HOST:
                 return None
             seen |= flags
             if flags & CONTROL:
@@ -220,12 +220,12 @@ def _learn(line: bytes) -> tuple[tuple[str, str], int] | None:
         if known is None:
             return None
         if name is None and len(spelt) <= _LONGEST:
-            if len(_names) >= _ROOM:
+            if len(_names) >= _MOST_REMEMBERED:
                 _forget()
             name = _names[spelt] = _Name(known[0][0], known[1])
-    if name is not None and name.lines < _VARIES and len(line) <= _LONGEST:
+    if name is not None and name.lines < _MOST_LINES_PER_NAME and len(line) <= _LONGEST:
         name.lines += 1
-        if len(_lines) >= _ROOM:
+        if len(_lines) >= _MOST_REMEMBERED:
             _forget()
         _lines[line] = known
     return known
@@ -238,7 +238,7 @@ def _forget() -> None:
 
 def _with_known_name(name: _Name, value: str) -> tuple[tuple[str, str], int] | None:
     """None: look closer."""
-    if name.peculiar or not value.isprintable():
+    if name.depends_on_value or not value.isprintable():
         return None
     value = value.lstrip(" ")
     if value.endswith(" ") or (name.flags & LENGTH and not (value.isdigit() and len(value) <= _MOST_DIGITS)):
@@ -251,14 +251,14 @@ def _with_any_name(line: bytes) -> tuple[tuple[str, str], int] | None:
     if match is None:
         return None
     name, value = match[1].decode(), match[2].decode("latin-1")
-    flags = meaning(name)
-    if flags & NAMES_OTHERS:
+    flags = header_flags(name)
+    if flags & CONNECTION_OPTIONS:
         said = value.lower()
-        flags |= _CLOSE if said == "close" else 0 if said == "keep-alive" else _ODD
+        flags |= _CLOSE if said == "close" else 0 if said == "keep-alive" else _NEEDS_PARSER
     elif flags & EXPECT or name.lower() in _FRAMING:
-        flags |= _ODD
+        flags |= _NEEDS_PARSER
     elif flags & HOST:
-        flags |= 0 if host_is_sound(value) else _ODD
+        flags |= 0 if host_is_sound(value) else _NEEDS_PARSER
     elif flags & LENGTH:
-        flags |= 0 if value.isdigit() and value.isascii() and len(value) <= _MOST_DIGITS else _ODD
+        flags |= 0 if value.isdigit() and value.isascii() and len(value) <= _MOST_DIGITS else _NEEDS_PARSER
     return (name, value), flags

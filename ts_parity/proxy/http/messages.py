@@ -21,7 +21,7 @@ Apache, Tomcat, Envoy and hyper take 100; what a mesh adds behind such a server 
 REQUEST_ID: Final = "x-request-id"
 # RFC 9110, 7.6.1: these speak of one connection and are not passed on. Nor is what asks for another protocol, for it
 # can change where the receiver looks for the end of the message: Netty, under TorchServe, waits for eight bytes more
-# behind a GET with Sec-WebSocket-Key1 and -Key2. `_meaning` adds all that begins with SEC_WEBSOCKET.
+# behind a GET with Sec-WebSocket-Key1 and -Key2. `_header_flags` adds all that begins with SEC_WEBSOCKET.
 HOP_BY_HOP: Final = frozenset(
     {
         "connection",
@@ -45,7 +45,7 @@ BODILESS: Final = frozenset({204, 304})
 
 # What a header's name can mean to a proxy; flags.
 HOP: Final = 1
-NAMES_OTHERS: Final = 2
+CONNECTION_OPTIONS: Final = 2
 CONTROL: Final = 4
 LENGTH: Final = 8
 EXPECT: Final = 16
@@ -53,24 +53,24 @@ HOST: Final = 32
 AUTHORIZATION: Final = 64
 _LONGEST_NAME: Final = 64
 _MOST_NAMES: Final = 4096
-_MEANINGS: Final[dict[str, int]] = {}
+_FLAGS_OF: Final[dict[str, int]] = {}
 
 
-def meaning(name: str) -> int:
+def header_flags(name: str) -> int:
     """The flags of a header's name in this spelling. They are always the same few, so they are remembered."""
-    flags = _MEANINGS.get(name)
+    flags = _FLAGS_OF.get(name)
     if flags is None:
-        flags = _meaning(name.lower())
+        flags = _header_flags(name.lower())
         if len(name) <= _LONGEST_NAME:  # or a few clients could fill the memory
-            if len(_MEANINGS) >= _MOST_NAMES:
-                _MEANINGS.clear()
-            _MEANINGS[name] = flags
+            if len(_FLAGS_OF) >= _MOST_NAMES:
+                _FLAGS_OF.clear()
+            _FLAGS_OF[name] = flags
     return flags
 
 
-def _meaning(name: str) -> int:
+def _header_flags(name: str) -> int:
     named = {
-        "connection": NAMES_OTHERS, "content-length": LENGTH, "expect": EXPECT, "host": HOST,
+        "connection": CONNECTION_OPTIONS, "content-length": LENGTH, "expect": EXPECT, "host": HOST,
         "authorization": AUTHORIZATION,
     }.get(name, 0)  # fmt: skip
     hop = name in HOP_BY_HOP or name.startswith(SEC_WEBSOCKET)
@@ -80,7 +80,7 @@ def _meaning(name: str) -> int:
 def has(headers: Iterable[tuple[str, str]], flags: int) -> bool:
     """Whether a header of one of these meanings is among them."""
     for name, _ in headers:  # noqa: SIM110 - a generator would cost more than it looks at
-        if meaning(name) & flags:
+        if header_flags(name) & flags:
             return True
     return False
 
@@ -124,7 +124,7 @@ class Request:
 
 
 @final
-class Reply:
+class Response:
     """A whole answer. An empty `phrase` is TorchServe's habit, not an omission. `controls` and `block` as in a request:
     what a worker says to the proxy, and the headers as bytes, with the length.
     """
@@ -151,17 +151,17 @@ class Reply:
         return header(self.headers, name)
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Reply):
+        if not isinstance(other, Response):
             return False
         mine = (self.status, self.phrase, self.headers, self.body)
         return mine == (other.status, other.phrase, other.headers, other.body)
 
     def __repr__(self) -> str:
-        return f"<Reply {self.status} {self.phrase!r} {self.headers} {self.body[:200]!r}>"
+        return f"<Response {self.status} {self.phrase!r} {self.headers} {self.body[:200]!r}>"
 
 
-class Chunks(Protocol):
-    """An answer whose body comes in pieces. Whoever takes it calls `leave` at the end, read to the end or not.
+class ResponseStream(Protocol):
+    """A response whose body comes in pieces. Its reader calls `close` at the end, read to the end or not.
 
     Iteration raises BrokenStream if the answer breaks off.
     """
@@ -171,17 +171,17 @@ class Chunks(Protocol):
     headers: Headers
 
     def __aiter__(self) -> AsyncIterator[bytes]: ...
-    def leave(self) -> None: ...
+    def close(self) -> None: ...
 
 
-class Streamed(NamedTuple):
+class StreamedResponse(NamedTuple):
     """A chunked answer with the headers the client shall see."""
 
-    chunks: Chunks
+    chunks: ResponseStream
     headers: Headers
 
 
-Answered = Reply | Streamed
+AnyResponse = Response | StreamedResponse
 
 
 class BrokenStream(TsParityError):
@@ -205,10 +205,10 @@ def without_hop_by_hop(headers: Headers) -> Headers:
     named = {
         token.strip().lower() for key, value in headers if key.lower() == "connection" for token in value.split(",")
     }
-    return tuple(pair for pair in headers if not meaning(pair[0]) & HOP and pair[0].lower() not in named)
+    return tuple(pair for pair in headers if not header_flags(pair[0]) & HOP and pair[0].lower() not in named)
 
 
-def head(first_line: str, headers: Headers, more: Headers = ()) -> bytes:
+def encode_head(first_line: str, headers: Headers, more: Headers = ()) -> bytes:
     """The head of a request or an answer. A line break in a header (a handler may set one) becomes a space."""
     lines = [first_line]
     lines += [f"{name}: {value}" for name, value in headers]
@@ -229,40 +229,40 @@ def split_controls(headers: Headers) -> tuple[Headers, Headers]:
     """-> (the other headers, the control headers)."""
     if not has(headers, CONTROL):
         return headers, ()
-    controls = tuple(pair for pair in headers if meaning(pair[0]) & CONTROL)
-    return tuple(pair for pair in headers if not meaning(pair[0]) & CONTROL), controls
+    controls = tuple(pair for pair in headers if header_flags(pair[0]) & CONTROL)
+    return tuple(pair for pair in headers if not header_flags(pair[0]) & CONTROL), controls
 
 
-def with_header(reply: Reply, name: str, value: str) -> Reply:
+def with_header(response: Response, name: str, value: str) -> Response:
     """`name` and `value` are the proxy's own words, fit for a header."""
-    block = reply.block
+    block = response.block
     if block is not None:
         block = b"%b\r\n%b: %b" % (block, name.encode(), value.encode())
-    return Reply(reply.status, reply.phrase, (*reply.headers, (name, value)), reply.body, block)
+    return Response(response.status, response.phrase, (*response.headers, (name, value)), response.body, block)
 
 
-def identified(reply: Reply, client_id: str | None) -> Reply:
+def with_request_id(response: Response, client_id: str | None) -> Response:
     """An answer of the proxy's own bears an id as TorchServe's answers do: the client's, or a new one."""
-    return with_header(reply, REQUEST_ID, client_id or str(uuid.uuid4()))
+    return with_header(response, REQUEST_ID, client_id or str(uuid.uuid4()))
 
 
-def error_reply(error: TsParityError) -> Reply:
+def error_response(error: TsParityError) -> Response:
     """In TorchServe's shape, with the error's own status and type."""
-    reply = torchserve_error(error.status, error.kind, str(error))
+    response = torchserve_error(error.status, error.kind, str(error))
     if isinstance(error, Unavailable) and error.retry_after_s is not None:
-        return with_header(reply, "Retry-After", str(max(1, round(error.retry_after_s))))
-    return reply
+        return with_header(response, "Retry-After", str(max(1, round(error.retry_after_s))))
+    return response
 
 
-def torchserve_error(status: int, kind: str, message: str) -> Reply:
+def torchserve_error(status: int, kind: str, message: str) -> Response:
     body = error_body(status, kind, message)
     headers = (("content-type", "application/json"), ("content-length", str(len(body))))
-    return Reply(status, _PHRASES.get(status, ""), headers, body)
+    return Response(status, _PHRASES.get(status, ""), headers, body)
 
 
-def too_large() -> Reply:
+def too_large() -> Response:
     """TorchServe's answer to a body over the limit: nothing but the status."""
-    return Reply(413, "Request Entity Too Large", (("content-length", "0"),), b"")
+    return Response(413, "Request Entity Too Large", (("content-length", "0"),), b"")
 
 
 _PHRASES = {

@@ -1,8 +1,8 @@
-"""The door to the clients: takes requests, writes answers byte for byte as TorchServe would.
+"""The clients' side: accepts connections, reads requests, writes responses byte for byte as TorchServe would.
 
-The only place that knows client sockets. Knows nothing of models, engine or instances: whatever is asked is handed to
-one function, `answer`. `reading` makes requests of bytes; what is here is the order of things on one connection, and
-how long a client may take.
+The only file that knows client sockets. `request_reader` turns bytes into requests; this file keeps responses in the
+order of their requests, limits how long a client may take, and drains. It passes each request to one function,
+`handle`, and knows nothing of models, engine or instances.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Final, cast, final
 
 from ts_parity.errors import StartError
-from ts_parity.proxy.http.access import ERROR, LEFT, REFUSED, STATUS_LEFT, AccessLog, Facts
+from ts_parity.proxy.http.access import ERROR, LEFT, REFUSED, STATUS_LEFT, AccessEntry, AccessLog
 from ts_parity.proxy.http.certificates import Tls, listening
 from ts_parity.proxy.http.descriptors import ClientLimit, client_limit, open_files
 from ts_parity.proxy.http.messages import (
@@ -27,20 +27,20 @@ from ts_parity.proxy.http.messages import (
     LENGTH,
     MAX_HEAD_BYTES,
     REQUEST_ID,
-    Answered,
+    AnyResponse,
     BrokenStream,
-    Reply,
     Request,
-    Streamed,
+    Response,
+    StreamedResponse,
+    encode_head,
     has,
-    head,
     header,
-    identified,
     torchserve_error,
     with_header,
+    with_request_id,
 )
 from ts_parity.proxy.http.outbox import Outbox
-from ts_parity.proxy.http.reading import RequestReader
+from ts_parity.proxy.http.request_reader import RequestReader
 from ts_parity.wire import Headers
 
 log = logging.getLogger(__name__)
@@ -64,13 +64,13 @@ _NOT_LISTENING: Final = {
 # A client that has just connected, or has just had its answer, is about to ask: it is not idle yet.
 _SETTLED_S: Final = 1.0
 # One in so many of those that are idle make room together, as in nginx, so that not each newcomer looks at them all.
-_TOGETHER: Final = 32
+_IDLE_PER_EVICTION: Final = 32
 _CROWDED_S: Final = 60.0
-_NOTHING: Final = Request("", "", (), b"")
+_NO_REQUEST: Final = Request("", "", (), b"")
 
 
 @dataclass(frozen=True)
-class Patience:
+class ClientTimeouts:
     """How long a client may take, in seconds: between requests, for a head, between two pieces of a body, and for TLS's
     handshake.
     """
@@ -86,20 +86,20 @@ class Server:
 
     def __init__(
         self,
-        answer: Callable[[Request, Turn], None],
+        handle: Callable[[Request, PendingResponse], None],
         max_body_bytes: int,
-        patience: Patience = Patience(),
+        timeouts: ClientTimeouts = ClientTimeouts(),
         access: AccessLog | None = None,
         tls: Tls | None = None,
     ) -> None:
-        self.answer = answer
+        self.handle = handle
         self.access = access
         self.max_body_bytes = max_body_bytes
-        self.patience = patience
+        self.timeouts = timeouts
         self.tls = tls
         self.draining = False
         """Connections end with their next answer, which says so; new ones are accepted all the same."""
-        self.connections: set[_Connection] = set()
+        self.connections: set[ClientConnection] = set()
         self.limit: ClientLimit = client_limit(open_files(), 0, 0)
         self.refused = self.closed_idle = 0
         """Clients over the limit, and those that made room for others."""
@@ -118,13 +118,13 @@ class Server:
         loop = asyncio.get_running_loop()
         try:
             listener: Any = await loop.create_server(
-                lambda: cast(asyncio.Protocol, _Connection(self, loop)),
+                lambda: cast(asyncio.Protocol, ClientConnection(self, loop)),
                 host,
                 port,
                 backlog=self.limit.burst,
                 reuse_port=reuse_port,
                 ssl=listening(self.tls) if self.tls is not None else None,
-                ssl_handshake_timeout=self.patience.handshake_s if self.tls is not None else None,
+                ssl_handshake_timeout=self.timeouts.handshake_s if self.tls is not None else None,
             )
         except OSError as error:
             raise cannot_listen(host, port, error) from None
@@ -168,10 +168,10 @@ class Server:
             self.access.close()
             self.access = None
 
-    def begins(self) -> None:
+    def request_begins(self) -> None:
         self.in_flight += 1
 
-    def ends(self) -> None:
+    def request_ends(self) -> None:
         self.in_flight -= 1
         if not self.in_flight and self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
@@ -182,7 +182,7 @@ class Server:
         self._sweeper = loop.call_later(_SWEEP_S, self._sweep)
         now = loop.time()
         for connection in [*self.connections]:
-            connection.check(now)
+            connection.check_timeouts(now)
         if self.problem and now >= self._crowded_until:
             log.info("no longer: %s", self.problem)
             self.problem = ""
@@ -194,7 +194,7 @@ class Server:
         """-> connections now, and at most; clients refused, and closed, because they were too many."""
         return len(self.connections), self.limit.connections, self.refused, self.closed_idle
 
-    def make_room(self, newcomer: _Connection) -> None:
+    def make_room(self, newcomer: ClientConnection) -> None:
         """One more than there is room for: those that have been idle for longest go, or it does."""
         now = asyncio.get_running_loop().time()
         self._crowded_until = now + _CROWDED_S
@@ -205,68 +205,86 @@ class Server:
             )
             log.warning("%s", self.problem)
         idle = [connection for connection in self.connections if connection.is_idle(now)]
-        for connection in heapq.nsmallest(1 + len(idle) // _TOGETHER, idle, key=lambda one: one.since):
+        for connection in heapq.nsmallest(1 + len(idle) // _IDLE_PER_EVICTION, idle, key=lambda one: one.since):
             self.closed_idle += 1
             self.connections.discard(connection)
             connection.abort()
         if not idle:
             self.refused += 1
-            newcomer.turn_away(linger=len(self.connections) <= self.limit.connections + self.limit.burst // 2)
+            newcomer.reject(linger=len(self.connections) <= self.limit.connections + self.limit.burst // 2)
 
     def _look_for_ends(self) -> None:
         """Who has left behind more requests than are read ahead is not noticed by reading."""
-        held_back = {connection.descriptor: connection for connection in self.connections if connection.held_back}
-        if not held_back:
+        reading_paused = {
+            connection.descriptor: connection for connection in self.connections if connection.reading_paused
+        }
+        if not reading_paused:
             return
         poll = select.poll()
-        for descriptor in held_back:
+        for descriptor in reading_paused:
             poll.register(descriptor, _ENDED)
         for descriptor, _ in poll.poll(0):
-            held_back[descriptor].ended()
+            reading_paused[descriptor].ended()
 
 
 @final
-class Turn:
-    """One request and its place in the order of answers. `answer` it once, now or later; who answers a client that has
-    left, or answers twice, does no harm. `on_leave` is called if the client goes before.
+class PendingResponse:
+    """One request and its place in the order of responses. Call `respond` once, now or later; a second response, or one
+    to a client that has left, does no harm. `on_disconnect` is called if the client goes first.
     """
 
-    __slots__ = ("_connection", "asked_at", "facts", "keep", "old", "on_leave", "refusal", "request", "size")
+    __slots__ = (
+        "_connection",
+        "entry",
+        "http10",
+        "keep_alive",
+        "on_disconnect",
+        "received_at",
+        "refusal",
+        "request",
+        "size",
+    )
 
     def __init__(
-        self, connection: _Connection, request: Request, keep: bool, old: bool, size: int, refusal: Reply | None = None
+        self,
+        connection: ClientConnection,
+        request: Request,
+        keep_alive: bool,
+        http10: bool,
+        size: int,
+        refusal: Response | None = None,
     ) -> None:
-        self._connection: _Connection | None = connection
+        self._connection: ClientConnection | None = connection
         self.request = request
         self.size = size
         """About what it takes in memory."""
-        self.keep = keep
-        self.old = old
+        self.keep_alive = keep_alive
+        self.http10 = http10
         """HTTP/1.0: no chunks, and it closes unless asked not to."""
         self.refusal = refusal
         """The answer that stands already, to a request that was not taken."""
-        self.on_leave: Callable[[], object] | None = None
-        self.asked_at = 0.0
-        self.facts: Facts | None = None
+        self.on_disconnect: Callable[[], object] | None = None
+        self.received_at = 0.0
+        self.entry: AccessEntry | None = None
         """For the access log, from whoever answers."""
 
-    def answer(self, answered: Answered) -> None:
+    def respond(self, response: AnyResponse) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            self.on_leave = None
-            connection.answered(self, answered)
-        elif isinstance(answered, Streamed):
-            answered.chunks.leave()
+            self.on_disconnect = None
+            connection.send_response(self, response)
+        elif isinstance(response, StreamedResponse):
+            response.chunks.close()
 
-    def leave(self) -> None:
+    def disconnect(self) -> None:
         if self._connection is not None:
             self._connection = None
-            if self.on_leave is not None:
-                self.on_leave()
+            if self.on_disconnect is not None:
+                self.on_disconnect()
 
 
 @final
-class _Connection:
+class ClientConnection:
     """One client's connection, an asyncio protocol in all but name: requests are answered one by one, in the order in
     which they came.
     """
@@ -276,26 +294,26 @@ class _Connection:
         self._loop = loop
         self._transport = cast(asyncio.Transport, None)
         self._reader = RequestReader(self, server.max_body_bytes)
-        self._queue: deque[Turn] = deque()
+        self._queue: deque[PendingResponse] = deque()
         self._queued_bytes = 0
-        self._turn: Turn | None = None
+        self._current: PendingResponse | None = None
         """Whose answer is being made or written."""
-        self._last: Turn | None = None
+        self._last: PendingResponse | None = None
         """Whose answer ends the connection, since it has been read when a drain began."""
         self._advancing = False
         self._streaming: asyncio.Task[None] | None = None
         self._streamed_bytes = 0
-        self._full = False
+        self._write_paused = False
         """The client does not take what is written to it."""
-        self._room: asyncio.Future[None] | None = None
+        self._writable: asyncio.Future[None] | None = None
         """For a stream that waits until it does."""
-        self.held_back = False
+        self.reading_paused = False
         """Nothing is read, because enough is waiting for its answer."""
-        self._done = False
+        self._read_ended = False
         """Nothing more is read: the client is told so, or has left."""
         self.since = loop.time()
         """When it came, or had its last answer."""
-        self._give_up_at = self.since + server.patience.head_s
+        self._give_up_at = self.since + server.timeouts.head_s
         self._counted = False
         """The request that is being read counts as in flight already."""
         self._closes_when_written = False
@@ -303,9 +321,9 @@ class _Connection:
         self._unwritten = 0
 
     def _stop_reading(self) -> None:
-        self._done = True
+        self._read_ended = True
         self._reader.stop()
-        self.held_back = False
+        self.reading_paused = False
 
     # ---- the transport's side --------------------------------------------------------------------------------------
 
@@ -325,12 +343,12 @@ class _Connection:
         self._drop_queue()
         if self._counted:
             self._counted = False
-            self._server.ends()
-        turn, self._turn, self._last = self._turn, None, None
-        if turn is not None:
-            self._server.ends()
-            turn.leave()
-            self._note(turn, STATUS_LEFT, 0, None, LEFT)
+            self._server.request_ends()
+        pending, self._current, self._last = self._current, None, None
+        if pending is not None:
+            self._server.request_ends()
+            pending.disconnect()
+            self._log_access(pending, STATUS_LEFT, 0, None, LEFT)
         if self._streaming is not None:
             self._streaming.cancel()
 
@@ -339,12 +357,12 @@ class _Connection:
         self._server.outbox.flush(self._transport)
 
     def pause_writing(self) -> None:
-        self._full = True
+        self._write_paused = True
         self._unwritten = -1
 
     def resume_writing(self) -> None:
         self._make_room()
-        if self._done:
+        if self._read_ended:
             self._give_up_at = self._loop.time() + _LINGER_S
         if self._closes_when_written:
             self._close(self._loop.time())
@@ -352,18 +370,18 @@ class _Connection:
             self._advance()
 
     def _make_room(self) -> None:
-        self._full = False
-        if self._room is not None and not self._room.done():
-            self._room.set_result(None)
+        self._write_paused = False
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
 
     def data_received(self, data: bytes) -> None:
-        if self._done:
+        if self._read_ended:
             return
         had_head = self._reader.in_head
         self._reader.feed(data)
-        self._has_read(had_head)
+        self._after_reading(had_head)
 
-    def _has_read(self, had_head: bool) -> None:
+    def _after_reading(self, had_head: bool) -> None:
         reader = self._reader
         if reader.stopped:
             return
@@ -372,26 +390,26 @@ class _Connection:
             return
         # A head must come whole in its time; a body may take long as long as it moves.
         if reader.in_body:
-            self._give_up_at = self._loop.time() + self._server.patience.body_s
+            self._give_up_at = self._loop.time() + self._server.timeouts.body_s
         elif reader.in_head and not had_head:
-            self._give_up_at = self._loop.time() + self._server.patience.head_s
+            self._give_up_at = self._loop.time() + self._server.timeouts.head_s
 
-    def _is_full(self) -> bool:
+    def _queue_is_full(self) -> bool:
         return len(self._queue) > _PIPELINED or self._queued_bytes > _PIPELINED_BYTES
 
-    def _hold_back(self) -> None:
+    def _pause_reading(self) -> None:
         """Nothing more is read until there is room."""
-        self.held_back = self._reader.full = True
+        self.reading_paused = self._reader.paused = True
         if not self._transport.is_closing():
             self._transport.pause_reading()
 
-    def _read_on(self) -> None:
+    def _resume_reading(self) -> None:
         """First what had been received already, which may be more than there is room for."""
-        self.held_back = self._reader.full = False
+        self.reading_paused = self._reader.paused = False
         had_head = self._reader.in_head
         self._reader.resume()
-        self._has_read(had_head)
-        if not self.held_back and not self._transport.is_closing():
+        self._after_reading(had_head)
+        if not self.reading_paused and not self._transport.is_closing():
             self._transport.resume_reading()
 
     @property
@@ -404,40 +422,40 @@ class _Connection:
         self._transport.resume_reading()
 
     def is_idle(self, now: float) -> bool:
-        busy = self._turn is not None or len(self._queue) > 0 or self._reader.in_head or self._reader.in_body
-        return not busy and not self._done and not self._full and now >= self.since + _SETTLED_S
+        busy = self._current is not None or len(self._queue) > 0 or self._reader.in_head or self._reader.in_body
+        return not busy and not self._read_ended and not self._write_paused and now >= self.since + _SETTLED_S
 
     def abort(self) -> None:
         self._transport.abort()
 
-    def turn_away(self, linger: bool) -> None:
+    def reject(self, linger: bool) -> None:
         """Too many are there. `linger`: until it has read that, if it is sending already."""
-        reply = torchserve_error(503, "ServiceUnavailableException", "this proxy has too many connections")
-        self._refuse(with_header(reply, "Retry-After", "1"))
+        response = torchserve_error(503, "ServiceUnavailableException", "this proxy has too many connections")
+        self._refuse(with_header(response, "Retry-After", "1"))
         if not linger:
             self._close(self._loop.time())
             self._give_up_at = self._loop.time() + _LINGER_S
 
-    def check(self, now: float) -> None:
+    def check_timeouts(self, now: float) -> None:
         """Whether the client has used up its patience."""
-        if self._full:
-            self._wait_for_room(now)
+        if self._write_paused:
+            self._check_write_timeout(now)
             return
-        reading = not self._done and (self._reader.in_head or self._reader.in_body)
-        answering = (self._turn is not None or len(self._queue) > 0) and not reading
-        if now < self._give_up_at or answering or self.held_back:  # then it is we who do not read
+        reading = not self._read_ended and (self._reader.in_head or self._reader.in_body)
+        answering = (self._current is not None or len(self._queue) > 0) and not reading
+        if now < self._give_up_at or answering or self.reading_paused:  # then it is we who do not read
             return
         if not reading:
             self._leave(now)
         else:
             self._refuse(torchserve_error(408, "RequestTimeoutException", "the request did not arrive in time"))
 
-    def _wait_for_room(self, now: float) -> None:
+    def _check_write_timeout(self, now: float) -> None:
         """A client may be slow to take its answer, as long as it takes something."""
         unwritten = self._transport.get_write_buffer_size()
         if unwritten != self._unwritten:
             self._unwritten = unwritten
-            self._give_up_at = now + self._server.patience.body_s
+            self._give_up_at = now + self._server.timeouts.body_s
         elif now >= self._give_up_at:
             self._transport.abort()
 
@@ -454,7 +472,7 @@ class _Connection:
 
     @property
     def has_unwritten(self) -> bool:
-        return self._turn is None and self._transport.get_write_buffer_size() > 0
+        return self._current is None and self._transport.get_write_buffer_size() > 0
 
     def cut(self) -> asyncio.Task[None] | None:
         """-> what is still to be waited for."""
@@ -466,50 +484,50 @@ class _Connection:
 
     # ---- the reader's side -----------------------------------------------------------------------------------------
 
-    def begins(self) -> None:
-        self._server.begins()
+    def on_begin(self) -> None:
+        self._server.request_begins()
         self._counted = True
 
-    def waits(self) -> None:
-        if self._turn is None and not self._queue:  # else when those before it are answered
-            self._go_on()
+    def on_expect_continue(self) -> None:
+        if self._current is None and not self._queue:  # else when those before it are answered
+            self._send_continue()
 
-    def asks(self, request: Request, size: int, keep: bool, old: bool) -> None:
+    def on_request(self, request: Request, size: int, keep_alive: bool, http10: bool) -> None:
         self._counted = False
-        self._ask(Turn(self, request, keep, old, size))
-        if self._queue and not self.held_back and self._is_full():
-            self._hold_back()
+        self._enqueue(PendingResponse(self, request, keep_alive, http10, size))
+        if self._queue and not self.reading_paused and self._queue_is_full():
+            self._pause_reading()
 
-    def _go_on(self) -> None:
+    def _send_continue(self) -> None:
         """A client that asks first (curl does, for large bodies) is told to go on only if its body will be taken."""
         self._reader.expects = False
         self._put(b"HTTP/1.1 100 Continue\r\n\r\n")
 
-    def _refuse(self, reply: Reply) -> None:
+    def _refuse(self, response: Response) -> None:
         """The last answer on this connection, after those to what came before."""
         self._stop_reading()
         if not self._counted:
-            self._server.begins()
+            self._server.request_begins()
         self._counted = False
-        if reply.body:  # TorchServe's own refusals without one have no id either
-            reply = identified(reply, self._reader.request_id)
-        self._ask(Turn(self, _NOTHING, False, False, 0, reply))
+        if response.body:  # TorchServe's own refusals without one have no id either
+            response = with_request_id(response, self._reader.request_id)
+        self._enqueue(PendingResponse(self, _NO_REQUEST, False, False, 0, response))
 
     # ---- answers ---------------------------------------------------------------------------------------------------
 
     def _drop_queue(self) -> None:
-        for turn in self._queue:
-            self._server.ends()
-            self._note(turn, STATUS_LEFT, 0, None, LEFT)
+        for pending in self._queue:
+            self._server.request_ends()
+            self._log_access(pending, STATUS_LEFT, 0, None, LEFT)
         self._queue.clear()
         self._queued_bytes = 0
 
-    def _ask(self, turn: Turn) -> None:
+    def _enqueue(self, pending: PendingResponse) -> None:
         if self._server.access is not None:
-            turn.asked_at = self._loop.time()
-        self._queue.append(turn)
-        self._queued_bytes += turn.size
-        if self._turn is None:
+            pending.received_at = self._loop.time()
+        self._queue.append(pending)
+        self._queued_bytes += pending.size
+        if self._current is None:
             self._advance()
 
     def _advance(self) -> None:
@@ -518,75 +536,81 @@ class _Connection:
             return
         self._advancing = True
         try:
-            while self._turn is None and self._queue and not self._full:
-                self._turn = turn = self._queue.popleft()
-                self._queued_bytes -= turn.size
-                self._put_question(turn)
+            while self._current is None and self._queue and not self._write_paused:
+                self._current = pending = self._queue.popleft()
+                self._queued_bytes -= pending.size
+                self._handle(pending)
         finally:
             self._advancing = False
-        if self.held_back and not self._is_full() and not self._transport.is_closing():
-            self._read_on()
+        if self.reading_paused and not self._queue_is_full() and not self._transport.is_closing():
+            self._resume_reading()
 
-    def _put_question(self, turn: Turn) -> None:
-        if turn.refusal is not None:
-            turn.answer(turn.refusal)
+    def _handle(self, pending: PendingResponse) -> None:
+        if pending.refusal is not None:
+            pending.respond(pending.refusal)
             return
         try:
-            self._server.answer(turn.request, turn)
+            self._server.handle(pending.request, pending)
         except Exception:
-            log.exception("a request could not be answered: %s %s", turn.request.method, turn.request.path)
-            reply = torchserve_error(500, "InternalServerException", "internal error of the proxy")
-            turn.answer(identified(reply, turn.request.header(REQUEST_ID)))
+            log.exception("a request could not be answered: %s %s", pending.request.method, pending.request.path)
+            response = torchserve_error(500, "InternalServerException", "internal error of the proxy")
+            pending.respond(with_request_id(response, pending.request.header(REQUEST_ID)))
 
-    def answered(self, turn: Turn, answered: Answered) -> None:
+    def send_response(self, pending: PendingResponse, response: AnyResponse) -> None:
         """Of the turn that it is, and of no other: each is asked once, and answers once."""
-        if isinstance(answered, Streamed):
-            self._streaming = self._loop.create_task(self._write_stream(answered, turn))
+        if isinstance(response, StreamedResponse):
+            self._streaming = self._loop.create_task(self._write_stream(response, pending))
             # A task that is cancelled before it begins does nothing, not even tidy up.
-            self._streaming.add_done_callback(lambda _: answered.chunks.leave())
+            self._streaming.add_done_callback(lambda _: response.chunks.close())
         else:
-            self._ended(self._write(answered, turn))
+            self._response_written(self._write(response, pending))
 
-    def _ended(self, goes_on: bool) -> None:
+    def _response_written(self, keep_alive: bool) -> None:
         """An answer is written."""
-        self._turn = None
-        self._server.ends()
-        if not goes_on:
+        self._current = None
+        self._server.request_ends()
+        if not keep_alive:
             self._drop_queue()
             self._end()
             return
         self.since = self._loop.time()
-        self._give_up_at = self.since + self._server.patience.idle_s
+        self._give_up_at = self.since + self._server.timeouts.idle_s
         if self._queue:
             self._advance()
         elif self._reader.expects:
-            self._go_on()
+            self._send_continue()
 
-    def _keeps(self, turn: Turn) -> bool:
+    def _keeps_alive(self, pending: PendingResponse) -> bool:
         """What has been read when a drain begins is answered; the last of it says that it is the last."""
-        if not self._server.draining or not turn.keep:
-            return turn.keep
+        if not self._server.draining or not pending.keep_alive:
+            return pending.keep_alive
         if self._last is None:
-            self._last = self._queue[-1] if self._queue else turn
-        return turn is not self._last
+            self._last = self._queue[-1] if self._queue else pending
+        return pending is not self._last
 
-    def _write(self, reply: Reply, turn: Turn) -> bool:
+    def _write(self, response: Response, pending: PendingResponse) -> bool:
         """-> whether the connection goes on."""
         if self._transport.is_closing():
-            self._note(turn, STATUS_LEFT, 0, None, LEFT)
+            self._log_access(pending, STATUS_LEFT, 0, None, LEFT)
             return False
-        keep = self._keeps(turn)
-        status, phrase, headers, body, block = reply.status, reply.phrase, reply.headers, reply.body, reply.block
-        if block is not None and keep and not turn.old:
+        keep_alive = self._keeps_alive(pending)
+        status, phrase, headers, body, block = (
+            response.status,
+            response.phrase,
+            response.headers,
+            response.body,
+            response.block,
+        )
+        if block is not None and keep_alive and not pending.http10:
             data = b"HTTP/1.1 %d %b\r\n%b\r\n\r\n" % (status, phrase.encode("latin-1"), block)
         else:
             bodiless = status in BODILESS or status < 200
-            if not bodiless and turn.request.method != "HEAD" and not has(headers, LENGTH):
+            if not bodiless and pending.request.method != "HEAD" and not has(headers, LENGTH):
                 headers = (*headers, ("content-length", str(len(body))))
-            data = head(_status_line(status, phrase), headers, _connection(keep, turn.old))
+            data = encode_head(_status_line(status, phrase), headers, _connection(keep_alive, pending.http10))
             if bodiless:
                 body = b""
-        if turn.request.method == "HEAD":
+        if pending.request.method == "HEAD":
             body = b""
         if len(body) < MAX_HEAD_BYTES:
             self._server.outbox.put(self._transport, data + body)
@@ -594,68 +618,72 @@ class _Connection:
             self._put(data)
             self._transport.write(body)
         if self._server.access is not None:
-            self._note(turn, status, len(body), header(headers, REQUEST_ID), ERROR if turn.refusal is None else REFUSED)
-        return keep
+            self._log_access(
+                pending, status, len(body), header(headers, REQUEST_ID), ERROR if pending.refusal is None else REFUSED
+            )
+        return keep_alive
 
-    def _note(self, turn: Turn, status: int, body_bytes: int, answer_id: str | None, otherwise: str) -> None:
+    def _log_access(
+        self, pending: PendingResponse, status: int, body_bytes: int, answer_id: str | None, otherwise: str
+    ) -> None:
         """For the access log. `otherwise`: what to call it if nobody has said."""
         access = self._server.access
         if access is None:
             return
         name = self._transport.get_extra_info("peername")
         client = f"{name[0]}:{name[1]}" if isinstance(name, tuple) else ""
-        request, facts = turn.request, turn.facts
-        if facts is None:
-            facts = Facts(otherwise)
+        request, entry = pending.request, pending.entry
+        if entry is None:
+            entry = AccessEntry(otherwise)
         elif otherwise == LEFT:
-            facts.outcome = LEFT
+            entry.outcome = LEFT
         access.add(
             client,
             request.method,
             request.target,
             status,
             body_bytes,
-            self._loop.time() - turn.asked_at,
+            self._loop.time() - pending.received_at,
             request.header(REQUEST_ID),
             answer_id,
-            facts,
+            entry,
         )
 
-    async def _write_stream(self, streamed: Streamed, turn: Turn) -> None:
-        goes_on, status = False, streamed.chunks.status
+    async def _write_stream(self, streamed: StreamedResponse, pending: PendingResponse) -> None:
+        keep_alive, status = False, streamed.chunks.status
         try:
-            goes_on = await self._write_chunks(streamed, turn)
+            keep_alive = await self._write_chunks(streamed, pending)
         except BrokenStream as error:
             # The status is long gone; an end without the last chunk is the only way left to say it.
             log.info("%s", error)
             self._transport.abort()
         finally:
             self._streaming = None
-            streamed.chunks.leave()
-            if self._turn is turn:  # else the client has left
-                self._note(turn, status, self._streamed_bytes, header(streamed.headers, REQUEST_ID), ERROR)
-                self._ended(goes_on)
+            streamed.chunks.close()
+            if self._current is pending:  # else the client has left
+                self._log_access(pending, status, self._streamed_bytes, header(streamed.headers, REQUEST_ID), ERROR)
+                self._response_written(keep_alive)
 
-    async def _write_chunks(self, streamed: Streamed, turn: Turn) -> bool:
+    async def _write_chunks(self, streamed: StreamedResponse, pending: PendingResponse) -> bool:
         chunks = streamed.chunks
-        keep = self._keeps(turn) and not turn.old
+        keep_alive = self._keeps_alive(pending) and not pending.http10
         headers: Headers = tuple(pair for pair in streamed.headers if pair[0].lower() != "content-length")
-        if not turn.old:
+        if not pending.http10:
             headers = (*headers, ("Transfer-Encoding", "chunked"))
         line = _status_line(chunks.status, chunks.phrase)
-        self._put(head(line, headers, _connection(keep, turn.old)))
-        silent = turn.request.method == "HEAD"
+        self._put(encode_head(line, headers, _connection(keep_alive, pending.http10)))
+        is_head = pending.request.method == "HEAD"
         self._streamed_bytes = 0
         async for chunk in chunks:
-            if chunk and not silent:
+            if chunk and not is_head:
                 self._streamed_bytes += len(chunk)
-                self._put(chunk if turn.old else b"%x\r\n%b\r\n" % (len(chunk), chunk))
-                if self._full:
-                    self._room = self._loop.create_future()
-                    await self._room
-        if not turn.old and not silent:
+                self._put(chunk if pending.http10 else b"%x\r\n%b\r\n" % (len(chunk), chunk))
+                if self._write_paused:
+                    self._writable = self._loop.create_future()
+                    await self._writable
+        if not pending.http10 and not is_head:
             self._put(b"0\r\n\r\n")
-        return keep
+        return keep_alive
 
     def _put(self, data: bytes) -> None:
         """A connection that was reset is closing before we are told, and takes nothing any more."""
@@ -665,7 +693,7 @@ class _Connection:
 
     def _end(self) -> None:
         """Close, but let the client read what was written to it first."""
-        may_be_sending = self._done or self._server.draining
+        may_be_sending = self._read_ended or self._server.draining
         self._stop_reading()
         self._server.outbox.flush(self._transport)
         if self._transport.is_closing():
@@ -678,10 +706,10 @@ class _Connection:
             # TLS is closed in both directions at once, and what came after that would reset the connection. The client
             # has been told that it closes, so it will do so itself.
             self._transport.resume_reading()
-        elif not self._full:
+        elif not self._write_paused:
             self._close(self._loop.time())
         else:
-            self._give_up_at = self._loop.time() + self._server.patience.idle_s
+            self._give_up_at = self._loop.time() + self._server.timeouts.idle_s
             self._closes_when_written = True
 
 
@@ -697,7 +725,7 @@ def _status_line(status: int, phrase: str) -> str:
     return f"HTTP/1.1 {status} {phrase}"
 
 
-def _connection(keep: bool, old: bool) -> Headers:
-    if not keep:
+def _connection(keep_alive: bool, http10: bool) -> Headers:
+    if not keep_alive:
         return (("Connection", "close"),)
-    return (("Connection", "keep-alive"),) if old else ()
+    return (("Connection", "keep-alive"),) if http10 else ()

@@ -22,7 +22,7 @@ _AHEAD = 16
 _SINGLY = 256
 
 
-class Tap(Protocol):
+class StreamSource(Protocol):
     """What a stream comes from."""
 
     def pause(self) -> None: ...
@@ -33,7 +33,7 @@ class Tap(Protocol):
 class Stream:
     """An answer that comes in chunks. Holds its connection until read to the end or left."""
 
-    def __init__(self, status: int, phrase: str, headers: Headers, connection: Tap) -> None:
+    def __init__(self, status: int, phrase: str, headers: Headers, connection: StreamSource) -> None:
         self.status = status
         self.phrase = phrase
         self.headers = headers
@@ -44,7 +44,7 @@ class Stream:
         """Bytes that wait for the reader."""
         self._ended = False
         self._broken = ""
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
 
     def feed(self, piece: bytes) -> None:
         if len(self._pieces) < _SINGLY:
@@ -54,11 +54,11 @@ class Stream:
         self.held += len(piece)
         if self.held > _AHEAD_BYTES:
             self._connection.pause()
-        self._news.set()
+        self._changed.set()
 
     def end(self, broken: str = "") -> None:
         self._ended, self._broken = True, broken
-        self._news.set()
+        self._changed.set()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while True:
@@ -73,39 +73,39 @@ class Stream:
                 if self._broken:
                     raise BrokenStream(f"the streamed answer broke off: {self._broken}")
                 return
-            self._news.clear()
-            await self._news.wait()
+            self._changed.clear()
+            await self._changed.wait()
 
-    def leave(self) -> None:
+    def close(self) -> None:
         if not self._ended:
             self._ended = True
             self._connection.abort()
 
 
 class Pipe:
-    """Filled by one task with `put`, emptied by one client by iteration; `leave` ends the client's part."""
+    """Filled by one task with `put`, emptied by one client by iteration; `close` ends the client's part."""
 
-    def __init__(self, stream: Stream, headers: Headers, patience_s: float) -> None:
+    def __init__(self, stream: Stream, headers: Headers, stall_timeout_s: float) -> None:
         self.status = stream.status
         self.phrase = stream.phrase
         self.headers = headers
-        self._patience_s = patience_s
+        self._stall_timeout_s = stall_timeout_s
         # An element is a chunk, or how it ended: None well, a text not.
         self._queue: asyncio.Queue[bytes | str | None] = asyncio.Queue(_AHEAD)
-        self._left = False
+        self._closed = False
 
     async def put(self, chunk: bytes | str | None) -> None:
-        if self._left:
+        if self._closed:
             return
         try:
-            await asyncio.wait_for(self._queue.put(chunk), self._patience_s)
+            await asyncio.wait_for(self._queue.put(chunk), self._stall_timeout_s)
         except asyncio.TimeoutError:
             # A client that stays and never reads would hold the worker's place for ever.
-            self.leave()
-            self._queue.put_nowait(f"nothing was read for {self._patience_s} s")
+            self.close()
+            self._queue.put_nowait(f"nothing was read for {self._stall_timeout_s} s")
 
-    def leave(self) -> None:
-        self._left = True
+    def close(self) -> None:
+        self._closed = True
         while not self._queue.empty():
             self._queue.get_nowait()
 

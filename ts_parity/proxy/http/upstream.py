@@ -17,17 +17,17 @@ from typing import Final, final
 
 from ts_parity.engine import Cause, Failed, Rejected
 from ts_parity.proxy.http.certificates import Tls, why_failed
-from ts_parity.proxy.http.connections import Connection, Origin
+from ts_parity.proxy.http.connections import Origin, UpstreamConnection
 from ts_parity.proxy.http.messages import (
     AUTHORIZATION,
     EXPECT,
     HOST,
     LENGTH,
-    Reply,
     Request,
+    Response,
+    encode_head,
     has,
-    head,
-    meaning,
+    header_flags,
     without_hop_by_hop,
 )
 from ts_parity.proxy.http.outbox import Outbox
@@ -60,13 +60,13 @@ class Address:
     token: str = ""
     vouch: bool = False
 
-    def judges(self, request: Request) -> bool:
+    def checks_client_key(self, request: Request) -> bool:
         """Whether the instance is to judge the client's own key."""
         return bool(self.token) and not self.vouch and has(request.headers, AUTHORIZATION)
 
 
 @dataclass(frozen=True)
-class Unreachable:
+class NoResponse:
     """No answer: there was no connection, so nothing was run; or it broke; or time was up."""
 
     reason: str
@@ -77,7 +77,7 @@ class Unreachable:
         return self.cause is Cause.UNREACHABLE
 
 
-Result = Reply | Stream | Unreachable
+Result = Response | Stream | NoResponse
 
 
 @final
@@ -85,29 +85,37 @@ class Exchange:
     """One request on its way to an instance, until its result is known or nobody wants it any more."""
 
     __slots__ = (
-        "_at_most", "_connection", "_data", "_done", "_for_head", "_opening", "_origin", "_under_way", "late_at",
+        "_connection",
+        "_data",
+        "_done",
+        "_for_head",
+        "_max_bytes",
+        "_opening",
+        "_origin",
+        "_outstanding",
+        "times_out_at",
     )  # fmt: skip
 
     def __init__(
         self,
-        under_way: dict[Exchange, None],
+        outstanding_exchanges: dict[Exchange, None],
         origin: Origin,
         data: list[bytes],
         for_head: bool,
-        late_at: float,
+        times_out_at: float,
         done: Callable[[Result], None],
-        at_most: float = math.inf,
+        max_bytes: float = math.inf,
     ) -> None:
-        self._at_most = at_most
-        self._under_way = under_way
+        self._max_bytes = max_bytes
+        self._outstanding = outstanding_exchanges
         self._origin = origin
         self._data = data
         self._for_head = for_head
         self._done = done
-        self._connection: Connection | None = None
+        self._connection: UpstreamConnection | None = None
         self._opening: asyncio.Task[None] | None = None
-        self.late_at = late_at
-        under_way[self] = None
+        self.times_out_at = times_out_at
+        outstanding_exchanges[self] = None
         origin.in_flight += 1
 
     def start(self) -> None:
@@ -116,7 +124,7 @@ class Exchange:
             connection = idle.pop()
             if not connection.closing:
                 self._connection = connection
-                connection.send(self._data, self._for_head, self, self._at_most)
+                connection.send(self._data, self._for_head, self, self._max_bytes)
                 return
         self._connection = None
         self._opening = asyncio.get_running_loop().create_task(self._open())
@@ -125,39 +133,39 @@ class Exchange:
         try:
             connection = await self._origin.connection()
         except (OSError, ValueError, asyncio.TimeoutError) as error:  # ValueError: a name that cannot be one
-            self._end(Unreachable(_say(error), Cause.UNREACHABLE))
+            self._end(NoResponse(_in_words(error), Cause.UNREACHABLE))
             return
-        if self not in self._under_way:  # it ended meanwhile, and the cancellation was swallowed on the way
+        if self not in self._outstanding:  # it ended meanwhile, and the cancellation was swallowed on the way
             connection.abort()
         elif connection.closing:
-            self._end(Unreachable("it closed the connection at once", Cause.UNREACHABLE))
+            self._end(NoResponse("it closed the connection at once", Cause.UNREACHABLE))
         else:
             self._connection = connection
-            connection.send(self._data, self._for_head, self, self._at_most)
+            connection.send(self._data, self._for_head, self, self._max_bytes)
 
-    def arrived(self, answer: Reply | Stream) -> None:
-        self._end(answer)
+    def arrived(self, response: Response | Stream) -> None:
+        self._end(response)
 
     def lost(self, reason: str, untouched: bool) -> None:
         if untouched and self._opening is None:
             # It closed an idle connection as we wrote: nothing was run, so this is no second attempt.
             self.start()
         else:
-            self._end(Unreachable(reason, Cause.LOST))
+            self._end(NoResponse(reason, Cause.LOST))
 
-    def late(self) -> None:
+    def time_out(self) -> None:
         """No answer in time."""
-        self._leave()
-        self._end(Unreachable("no answer in time"))
+        self._give_up_connection()
+        self._end(NoResponse("no answer in time"))
 
     def cancel(self) -> None:
         """Nobody wants the result any more, so nobody is told."""
-        if self in self._under_way:
-            self._leave()
-            self._done = _nobody
-            self._end(Unreachable("cancelled"))
+        if self in self._outstanding:
+            self._give_up_connection()
+            self._done = _ignore
+            self._end(NoResponse("cancelled"))
 
-    def _leave(self) -> None:
+    def _give_up_connection(self) -> None:
         """What is still to come could not be told apart from the next answer, so the connection is given up."""
         if self._connection is not None:
             self._connection.abort()
@@ -165,12 +173,12 @@ class Exchange:
             self._opening.cancel()
 
     def _end(self, result: Result) -> None:
-        del self._under_way[self]
+        del self._outstanding[self]
         self._origin.in_flight -= 1
         self._done(result)
 
 
-def _nobody(result: Result) -> None:
+def _ignore(result: Result) -> None:
     pass
 
 
@@ -184,7 +192,7 @@ class Upstream:
         self._task_timeout_s = task_timeout_s
         self._outbox = Outbox()
         self._origins: dict[str, Origin] = {}
-        self._under_way: dict[Exchange, None] = {}
+        self._outstanding: dict[Exchange, None] = {}
         """In the order of their time limits, since all have the same patience; so one timer serves them all."""
         self._timer: asyncio.TimerHandle | None = None
 
@@ -192,7 +200,7 @@ class Upstream:
     def in_flight(self) -> int:
         return sum(origin.in_flight for origin in self._origins.values())
 
-    def busy(self, address: Address) -> int:
+    def outstanding(self, address: Address) -> int:
         """Exchanges under way with it."""
         origin = self._origins.get(address.url)
         return 0 if origin is None else origin.in_flight
@@ -200,25 +208,27 @@ class Upstream:
     async def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        for exchange in [*self._under_way]:
+        for exchange in [*self._outstanding]:
             exchange.cancel()
         for origin in self._origins.values():
             origin.close()
 
     def send(self, address: Address, request: Request, done: Callable[[Result], None]) -> Exchange:
         """`done` is called once, later, with the result; a chunked answer is a result as soon as it begins."""
-        return self._send(address, request, done, self._under_way, self._task_timeout_s)
+        return self._send(address, request, done, self._outstanding, self._task_timeout_s)
 
-    async def exchange(self, address: Address, request: Request, timeout_s: float, at_most: float = math.inf) -> Result:
-        """Send and wait, for those who need not hurry. `at_most`: bytes of an answer; a longer one is none."""
+    async def exchange(
+        self, address: Address, request: Request, timeout_s: float, max_bytes: float = math.inf
+    ) -> Result:
+        """Send and wait, for those who need not hurry. `max_bytes`: of a response; a longer one counts as none."""
         result: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
 
         def done(what: Result) -> None:
             if not result.done():
                 result.set_result(what)
 
-        exchange = self._send(address, request, done, {}, timeout_s, at_most)
-        timer = asyncio.get_running_loop().call_later(timeout_s, exchange.late)
+        exchange = self._send(address, request, done, {}, timeout_s, max_bytes)
+        timer = asyncio.get_running_loop().call_later(timeout_s, exchange.time_out)
         try:
             return await result
         finally:
@@ -230,20 +240,22 @@ class Upstream:
         address: Address,
         request: Request,
         done: Callable[[Result], None],
-        under_way: dict[Exchange, None],
+        outstanding_exchanges: dict[Exchange, None],
         timeout_s: float,
-        at_most: float = math.inf,
+        max_bytes: float = math.inf,
     ) -> Exchange:
         loop = asyncio.get_running_loop()
         origin = self._origins.get(address.url)
         if origin is None:
             url = address.url
             origin = self._origins[url] = Origin(url, self._outbox, self._connect_timeout_s, self._tls.get(url))
-        data = _serialized(request, "" if address.judges(request) else address.token, origin)
-        late_at = loop.time() + timeout_s
-        exchange = Exchange(under_way, origin, data, request.method == "HEAD", late_at, done, at_most)
-        if self._timer is None and under_way is self._under_way:
-            self._timer = loop.call_at(late_at, self._check)
+        data = _serialized(request, "" if address.checks_client_key(request) else address.token, origin)
+        times_out_at = loop.time() + timeout_s
+        exchange = Exchange(
+            outstanding_exchanges, origin, data, request.method == "HEAD", times_out_at, done, max_bytes
+        )
+        if self._timer is None and outstanding_exchanges is self._outstanding:
+            self._timer = loop.call_at(times_out_at, self._check)
         exchange.start()
         return exchange
 
@@ -251,15 +263,15 @@ class Upstream:
         """End what is late; the timer goes on to the next that could be."""
         loop = asyncio.get_running_loop()
         self._timer = None
-        for exchange in [*takewhile(lambda exchange: exchange.late_at <= loop.time(), self._under_way)]:
-            if exchange in self._under_way:  # what another's end has led to may have ended it too
-                exchange.late()
-        first = next(iter(self._under_way), None)
+        for exchange in [*takewhile(lambda exchange: exchange.times_out_at <= loop.time(), self._outstanding)]:
+            if exchange in self._outstanding:  # what another's end has led to may have ended it too
+                exchange.time_out()
+        first = next(iter(self._outstanding), None)
         if first is not None and self._timer is None:
-            self._timer = loop.call_at(first.late_at, self._check)
+            self._timer = loop.call_at(first.times_out_at, self._check)
 
 
-def classify(reply: Reply) -> Failed | Rejected | None:
+def classify(response: Response) -> Failed | Rejected | None:
     """None: this is the answer, good or bad. Else the instance, not the request, is what is wrong.
 
     TorchServe says "Worker died." with 500 or 507, "Out of resources" with 507, and 503 with the type
@@ -267,16 +279,16 @@ def classify(reply: Reply) -> Failed | Rejected | None:
     failed": nearly always this client's own bad input, so it is passed on and never decoded into an invented answer.
     A status that TorchServe did not write comes from a gateway before it, which speaks of the instance behind it.
     """
-    status = reply.status
+    status = response.status
     if status < 300:
         return None
-    if from_gateway(reply):
+    if from_gateway(response):
         # "Bad gateway" and the like are how a sidecar says that the instance behind it is gone with what it had.
         cause = Cause.LOST if status in _INSTANCE_GONE else Cause.ERROR
-        return Failed(f"{status} from a gateway, not from TorchServe: {excerpt(reply.body)}", cause=cause)
+        return Failed(f"{status} from a gateway, not from TorchServe: {excerpt(response.body)}", cause=cause)
     if status not in (404, 500, 503, 507):
         return None
-    kind, message = error_fields(reply)
+    kind, message = error_fields(response)
     if status == 404:
         # Only models that an instance was seen to have are asked of it.
         return Failed(f"{status} {message}", cause=Cause.MISSING) if kind in _NOT_FOUND else None
@@ -291,16 +303,16 @@ def classify(reply: Reply) -> Failed | Rejected | None:
     return None
 
 
-def key_refused(reply: Reply) -> bool:
+def key_refused(response: Response) -> bool:
     """Whether the key was not the instance's. Nothing was run."""
-    return reply.status == 400 and error_fields(reply)[0] == "InvalidKeyException"
+    return response.status == 400 and error_fields(response)[0] == "InvalidKeyException"
 
 
-def from_gateway(reply: Reply) -> bool:
+def from_gateway(response: Response) -> bool:
     """An error that TorchServe did not write: a sidecar or a load balancer speaks of the instance behind it."""
-    if reply.status < 500 and reply.status not in _OF_GATEWAYS:
+    if response.status < 500 and response.status not in _OF_GATEWAYS:
         return False
-    return not _bears_its_mark(reply) and error_fields(reply)[0] not in _ITS_ERRORS
+    return not _written_by_torchserve(response) and error_fields(response)[0] not in _ITS_ERRORS
 
 
 def excerpt(body: bytes) -> str:
@@ -309,22 +321,22 @@ def excerpt(body: bytes) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
-def _bears_its_mark(reply: Reply) -> bool:
+def _written_by_torchserve(response: Response) -> bool:
     """TorchServe's frontend puts these two on every answer, whoever made it (only its empty 413 is Netty's own), and
     spells them as nobody else does. Either is enough, for a gateway may add to one of them.
     """
-    return reply.header("expires") == _EXPIRES or reply.header("cache-control") == _CACHE_CONTROL
+    return response.header("expires") == _EXPIRES or response.header("cache-control") == _CACHE_CONTROL
 
 
-def error_fields(reply: Reply) -> tuple[str, str]:
+def error_fields(response: Response) -> tuple[str, str]:
     """Type and message of an error in TorchServe's shape; empty for everything else."""
-    if len(reply.body) > _ERROR_BYTES:
+    if len(response.body) > _ERROR_BYTES:
         return "", ""
     try:
-        error = json.loads(reply.body)
+        error = json.loads(response.body)
     except (ValueError, RecursionError):
         return "", ""
-    if not isinstance(error, Mapping) or error.get("code") != reply.status:
+    if not isinstance(error, Mapping) or error.get("code") != response.status:
         return "", ""
     kind, message = error.get("type"), error.get("message")
     if not isinstance(kind, str) or not kind.endswith("Exception"):
@@ -341,7 +353,7 @@ def _serialized(request: Request, token: str, origin: Origin) -> list[bytes]:
             method.encode(), origin.prefix.encode(), target.encode("latin-1"), block, key,
         )  # fmt: skip
     else:
-        data = head(f"{method} {origin.prefix}{target} HTTP/1.1", _adapted(request, token, origin))
+        data = encode_head(f"{method} {origin.prefix}{target} HTTP/1.1", _adapted(request, token, origin))
     # A small body goes out in one packet with its head; a large one is not copied for that.
     return [data + body] if len(body) < _SMALL_BODY else [data, body]
 
@@ -353,7 +365,7 @@ def _adapted(request: Request, token: str, origin: Origin) -> Headers:
     # `Expect` was for the proxy and has been answered.
     left_out = EXPECT | (AUTHORIZATION if token else 0)
     for pair in without_hop_by_hop(request.headers):
-        flags = meaning(pair[0])
+        flags = header_flags(pair[0])
         if flags & LENGTH:
             sized = True
             headers.append((pair[0], str(len(request.body))))
@@ -369,7 +381,7 @@ def _adapted(request: Request, token: str, origin: Origin) -> Headers:
     return tuple(headers)
 
 
-def _say(error: BaseException) -> str:
+def _in_words(error: BaseException) -> str:
     if isinstance(error, asyncio.TimeoutError):
         return "no connection in time"
     if isinstance(error, ssl.SSLError):

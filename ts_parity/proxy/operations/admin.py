@@ -32,7 +32,7 @@ async def _nothing_to_wait_for() -> None:
     pass
 
 
-class Admin:
+class AdminServer:
     """Listening ports for operators and their tools. `refresh` is waited for before status or metrics are told; not
     for health: whoever probes gives up soon, and a process that is slow to report makes no other less ready.
     """
@@ -62,8 +62,10 @@ class Admin:
         }
         if settings.metrics_address:
             # Its own address is the permission: whoever reaches it may read, by whatever name.
-            await self._listen(_Door(reads, {}), *host_and_port(settings.metrics_address))
-        door = _Door({**reads, "/status": self._on_status}, {"/drain": self._on_drain}, self._refusal(settings))
+            await self._listen(_AdminListener(reads, {}), *host_and_port(settings.metrics_address))
+        door = _AdminListener(
+            {**reads, "/status": self._on_status}, {"/drain": self._on_drain}, self._refusal(settings)
+        )
         return await self._listen(door, settings.admin_host, settings.admin_port)
 
     @staticmethod
@@ -75,7 +77,7 @@ class Admin:
         for runner in self._runners:
             await runner.cleanup()
 
-    async def _listen(self, door: _Door, host: str, port: int) -> int:
+    async def _listen(self, door: _AdminListener, host: str, port: int) -> int:
         runner = web.ServerRunner(door, shutdown_timeout=0.5)
         self._runners.append(runner)
         await runner.setup()
@@ -113,7 +115,7 @@ class Admin:
         return _json(202, {"status": "draining"})
 
 
-class _Door(web.Server):
+class _AdminListener(web.Server):
     """A port with so few connections that they never take the open files of others: the one that has asked nothing for
     longest makes room.
     """

@@ -24,7 +24,7 @@ Series = tuple[str, tuple[tuple[str, str], ...]]
 
 
 @dataclass(frozen=True)
-class Family:
+class MetricFamily:
     """A metric with all its label values."""
 
     name: str
@@ -33,12 +33,12 @@ class Family:
     values: Mapping[Series, float]
 
 
-Families = Mapping[str, Family]
+MetricFamilies = Mapping[str, MetricFamily]
 
 
-def read_metrics(exposition: str) -> Families:
+def read_metrics(exposition: str) -> MetricFamilies:
     return {
-        metric.name: Family(
+        metric.name: MetricFamily(
             metric.name,
             metric.type,
             metric.documentation,
@@ -48,9 +48,9 @@ def read_metrics(exposition: str) -> Families:
     }
 
 
-def merge_metrics(parts: Iterable[Families]) -> Families:
+def merge_metrics(parts: Iterable[MetricFamilies]) -> MetricFamilies:
     """Added up from left to right; but of times the longest, and of the instants when counting began the first."""
-    merged: dict[str, Family] = {}
+    merged: dict[str, MetricFamily] = {}
     for part in parts:
         for name, family in part.items():
             before = merged[name].values if name in merged else {}
@@ -58,26 +58,26 @@ def merge_metrics(parts: Iterable[Families]) -> Families:
             rule = _rule(family)
             for series, value in family.values.items():
                 values[series] = rule(before[series], value) if series in before else value
-            merged[name] = Family(name, family.kind, family.text, values)
+            merged[name] = MetricFamily(name, family.kind, family.text, values)
     return merged
 
 
-def outlasting_metrics(families: Families) -> Families:
+def outlasting_metrics(families: MetricFamilies) -> MetricFamilies:
     """Of what a process said, what stays true when it has ended: what it counted, and since when."""
     return {name: family for name, family in families.items() if _counts(family) or _began(family)}
 
 
-def exposition(families: Families) -> bytes:
+def exposition(families: MetricFamilies) -> bytes:
     registry = CollectorRegistry()
-    registry.register(_Told(families))
+    registry.register(_MergedMetrics(families))
     return generate_latest(registry)
 
 
-def gauge(name: str, text: str, value: float) -> Families:
-    return {name: Family(name, "gauge", text, {(name, ()): float(value)})}
+def gauge(name: str, text: str, value: float) -> MetricFamilies:
+    return {name: MetricFamily(name, "gauge", text, {(name, ()): float(value)})}
 
 
-def _rule(family: Family) -> Callable[[float, float], float]:
+def _rule(family: MetricFamily) -> Callable[[float, float], float]:
     if _began(family):
         return min
     if not _counts(family) and family.name.endswith("_seconds"):
@@ -85,16 +85,16 @@ def _rule(family: Family) -> Callable[[float, float], float]:
     return float.__add__
 
 
-def _counts(family: Family) -> bool:
+def _counts(family: MetricFamily) -> bool:
     return family.kind in ("counter", "histogram", "summary")
 
 
-def _began(family: Family) -> bool:
+def _began(family: MetricFamily) -> bool:
     return family.name.endswith("_created")
 
 
-class _Told(Collector):
-    def __init__(self, families: Families) -> None:
+class _MergedMetrics(Collector):
+    def __init__(self, families: MetricFamilies) -> None:
         self._families = families
 
     def collect(self) -> Iterator[Metric]:

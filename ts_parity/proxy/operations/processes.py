@@ -30,11 +30,11 @@ from ts_parity.proxy.app import unless, url_of
 from ts_parity.proxy.http.certificates import client_side, instance_side
 from ts_parity.proxy.http.server import cannot_listen
 from ts_parity.proxy.operations import signals
-from ts_parity.proxy.operations.admin import Admin
+from ts_parity.proxy.operations.admin import AdminServer
 from ts_parity.proxy.operations.child import introduction, receive, send
 from ts_parity.proxy.operations.merge import (
-    Families,
     Json,
+    MetricFamilies,
     exposition,
     gauge,
     merge_health,
@@ -64,8 +64,8 @@ class Supervisor:
         self.settings = settings
         self.url = self.admin_url = ""
         self._pauses_s = pauses_s
-        self._admin = Admin(self.status, self.health, self.drain, self.exposition, self.refresh)
-        self._seats = [_Seat(process) for process in range(settings.processes)]
+        self._admin = AdminServer(self.status, self.health, self.drain, self.exposition, self.refresh)
+        self._seats = [ProcessSlot(process) for process in range(settings.processes)]
         self._reserved: list[socket.socket] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._keepers: list[asyncio.Task[None]] = []
@@ -175,12 +175,12 @@ class Supervisor:
             if seat.child is not None:
                 seat.child.tell(word)
 
-    async def _fill(self, seat: _Seat) -> None:
-        seat.child = await Child.start(self.settings, seat.process)
+    async def _fill(self, seat: ProcessSlot) -> None:
+        seat.child = await ChildProcess.start(self.settings, seat.process)
         if self.draining:
             seat.child.tell(b"cut" if self._cut_asked.is_set() else b"drain")
 
-    async def _keep(self, seat: _Seat) -> None:
+    async def _keep(self, seat: ProcessSlot) -> None:
         """One child after another, until we drain."""
         falls = 0
         while True:
@@ -231,7 +231,7 @@ class Supervisor:
                 seat.child.kill()
 
 
-class Child:
+class ChildProcess:
     """One process as its parent sees it, from its start to its end."""
 
     def __init__(
@@ -253,7 +253,7 @@ class Child:
         self._hearing = loop.create_task(self._hear())
 
     @classmethod
-    async def start(cls, settings: Settings, process: int) -> Child:
+    async def start(cls, settings: Settings, process: int) -> ChildProcess:
         """Raise StartError if there can be no such process; whether it listens is known later."""
         ours, theirs = socket.socketpair()
         try:
@@ -362,16 +362,16 @@ class Child:
 
 
 @dataclass
-class _Seat:
+class ProcessSlot:
     """A number among `processes`, who has it now, and what those before have left behind."""
 
     process: int
-    child: Child | None = None
+    child: ChildProcess | None = None
     restarts: int = 0
     trouble: str = ""
     code: int = 0
     left_status: Json = field(default_factory=dict)
-    left_metrics: Families = field(default_factory=dict)
+    left_metrics: MetricFamilies = field(default_factory=dict)
 
     def row(self) -> Json:
         """What an operator is shown of it; what it has answered is the present child's."""
@@ -397,7 +397,7 @@ class _Seat:
         said = self.child.said if self.child is not None else {}
         return [said["status"], self.left_status] if said else [self.left_status]
 
-    def metrics(self) -> Families:
+    def metrics(self) -> MetricFamilies:
         said = self.child.said if self.child is not None else {}
         return merge_metrics([self.left_metrics, read_metrics(said["metrics"])]) if said else self.left_metrics
 

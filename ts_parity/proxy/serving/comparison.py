@@ -36,7 +36,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 from ts_parity.engine import Finding
-from ts_parity.proxy.http.messages import Reply
+from ts_parity.proxy.http.messages import Response
 
 CLOSE: Final = 1e-3
 """Other kernels run for a batch of two than for one, with other roundings; half precision has three digits."""
@@ -89,7 +89,7 @@ AGREES: Final = Comparison(Finding.AGREED)
 _TOO_LARGE: Final = Comparison(Finding.UNKNOWN, f"over {LARGEST} bytes, which is too much to compare")
 
 
-class Answers:
+class ResponseComparer:
     """The answers of one pool, as far as they must be remembered: which headers were ever the same in two of them.
 
     A header that never was (an instance's name, say) belongs to the run; one that was belongs to the answer. Where the
@@ -100,7 +100,7 @@ class Answers:
     def __init__(self) -> None:
         self._steady: set[str] = set()
 
-    def compare(self, own: Reply, other: Reply, lossless: bool, tolerance: float | None = None) -> Comparison:
+    def compare(self, own: Response, other: Response, lossless: bool, tolerance: float | None = None) -> Comparison:
         """`own`: the deployed model's; the order makes no difference but for what is remembered."""
         comparison = compare(own, other, lossless, tolerance)
         empty = own.body.strip() in _NOTHING and other.body.strip() in _NOTHING
@@ -121,7 +121,7 @@ class Answers:
         return comparison
 
 
-def compare(one: Reply, other: Reply, lossless: bool, tolerance: float | None = None) -> Comparison:
+def compare(one: Response, other: Response, lossless: bool, tolerance: float | None = None) -> Comparison:
     """Symmetric, and a reply agrees with itself, unless it is an error."""
     if one.status >= 400 and other.status >= 400:
         return Comparison(Finding.UNKNOWN, f"both are errors ({one.status} and {other.status})")
@@ -174,11 +174,11 @@ def _unzip(body: bytes) -> bytes:
         return body
 
 
-def _kind(reply: Reply, name: str) -> str:
+def _kind(reply: Response, name: str) -> str:
     return (reply.header(name) or "").lower().replace(" ", "")
 
 
-def _texts(reply: Reply, empty: bool) -> dict[str, str]:
+def _texts(reply: Response, empty: bool) -> dict[str, str]:
     """The headers that may say something of the answer. Numbers beside a body are run times, nearly always."""
     texts: dict[str, str] = {}
     for name, value in reply.headers:

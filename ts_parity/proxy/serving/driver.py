@@ -41,15 +41,15 @@ from ts_parity.engine import (
 )
 from ts_parity.errors import DeadlineExceeded, DecodeError, Overloaded, TsParityError, Unavailable, WireError
 from ts_parity.proxy.fleet.plan import Plan, Target
-from ts_parity.proxy.http.access import ERROR, LEFT, AccessLog, Facts, Other
-from ts_parity.proxy.http.messages import Reply, Request
+from ts_parity.proxy.http.access import ERROR, LEFT, AccessEntry, AccessLog, OtherTask
+from ts_parity.proxy.http.messages import Request, Response
 from ts_parity.proxy.http.streams import Pipe, Stream
-from ts_parity.proxy.http.upstream import Address, Result, Unreachable, Upstream, classify, key_refused
-from ts_parity.proxy.serving.comparison import Answers, Comparison
+from ts_parity.proxy.http.upstream import Address, NoResponse, Result, Upstream, classify, key_refused
+from ts_parity.proxy.serving.comparison import Comparison, ResponseComparer
 from ts_parity.proxy.serving.metrics import Metrics
 from ts_parity.proxy.serving.tasks import (
-    Ask,
-    Value,
+    QueryPayload,
+    TaskResult,
     finish_request,
     group_request,
     prediction_request,
@@ -57,7 +57,7 @@ from ts_parity.proxy.serving.tasks import (
     read_prediction,
     read_protection,
     slot_confidence,
-    slot_reply,
+    slot_response,
 )
 from ts_parity.wire import Array
 
@@ -67,13 +67,13 @@ RETRY_AFTER_S = 1.0
 
 
 @final
-class Delivered:
+class QueryResult:
     """What a client gets. `source` is None for an error: an instance's, which is passed on, or the proxy's own."""
 
-    __slots__ = ("answer", "confidence", "facts", "missing", "source")
+    __slots__ = ("answer", "confidence", "entry", "missing", "source")
 
     def __init__(
-        self, answer: Reply | Pipe | Unavailable, source: Source | None, confidence: float | None = None
+        self, answer: Response | Pipe | Unavailable, source: Source | None, confidence: float | None = None
     ) -> None:
         """`confidence`: of a rebuilt answer, how often one that looks so is the deployed model's own; None: unknown."""
         self.answer = answer
@@ -81,16 +81,16 @@ class Delivered:
         self.confidence = confidence
         self.missing = False
         """The error says that nobody has this version any more; and no worker has died of the query."""
-        self.facts: Facts | None = None
+        self.entry: AccessEntry | None = None
         """For the access log, if there is one."""
 
 
 @dataclass(frozen=True)
-class Manners:
+class DriverOptions:
     """What the configuration says about carrying out tasks."""
 
     secret: str = ""
-    default_answer: Reply | None = None
+    default_answer: Response | None = None
     task_timeout_s: float = 130.0
     access: AccessLog | None = None
     """Gets the facts behind each answer, and what comes after it."""
@@ -104,7 +104,7 @@ class Driver:
         scheduler: Scheduler,
         upstream: Upstream,
         metrics: Metrics,
-        manners: Manners,
+        options: DriverOptions,
         on_streaming: Callable[[str], None],
         on_missing: Callable[[], object],
     ) -> None:
@@ -114,25 +114,25 @@ class Driver:
         self.scheduler = scheduler
         self._upstream = upstream
         self._metrics = metrics
-        self._manners = manners
+        self._options = options
         self._on_streaming = on_streaming
         self._on_missing = on_missing
         self._plan = Plan()
         self._addresses: Mapping[str, Address] = {}
         self._ids = itertools.count(1)
         self._loop = asyncio.get_running_loop()
-        self._answers: dict[str, Answers] = {}
-        self._waiting: dict[int, Callable[[Delivered], None]] = {}
+        self._comparers: dict[str, ResponseComparer] = {}
+        self._waiting: dict[int, Callable[[QueryResult], None]] = {}
         self._in_flight = 0
-        self._own: dict[int, tuple[Task, float]] = {}
+        self._sent: dict[int, tuple[Task, float]] = {}
         """The deployed model's tasks in flight, if there is a log, and when they were sent: by a finer clock than the
         loop's, which counts milliseconds. A quantile that half of the answers reach at once is none.
         """
-        self._expected: dict[int, float | None] = {}
+        self._confidences: dict[int, float | None] = {}
         """Of the finishes in flight: the confidence of what they make an answer of."""
         self._streams: set[asyncio.Task[None]] = set()
         self._todo: deque[Action] = deque()
-        self._obeying = False
+        self._carrying_out = False
         self._closed = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
@@ -140,26 +140,26 @@ class Driver:
     def predict(
         self,
         pool: str,
-        ask: Ask,
+        payload: QueryPayload,
         key: Hashable,
-        client: Callable[[Delivered], None],
+        client: Callable[[QueryResult], None],
         exact: bool = False,
         deadline_s: float | None = None,
     ) -> Query:
         """`client` is called once, now or later, unless its query is given to `abandon` before."""
         now = self._loop.time()
-        query = Query(next(self._ids), pool, key, None if deadline_s is None else now + deadline_s, exact, ask)
+        query = Query(next(self._ids), pool, key, None if deadline_s is None else now + deadline_s, exact, payload)
         self._waiting[query.id] = client
-        self._obey(self.scheduler.query_arrived(query, now))
+        self._carry_out(self.scheduler.query_arrived(query, now))
         return query
 
-    def abandon(self, query: Query) -> Facts | None:
+    def abandon(self, query: Query) -> AccessEntry | None:
         """The client left. -> what the log wants to know of its query."""
-        facts = None if self._manners.access is None else self._failure(query, LEFT, query.last_failure)
+        entry = None if self._options.access is None else self._entry_of_failure(query, LEFT, query.last_failure)
         if self._waiting.pop(query.id, None) is not None:
             self._metrics.queries.add("none", "abandoned")
-            self._obey(self.scheduler.query_abandoned(query, self._loop.time()))
-        return facts
+            self._carry_out(self.scheduler.query_abandoned(query, self._loop.time()))
+        return entry
 
     def may_copy(self, pool: str) -> bool:
         """Whether one more run of a query does no harm and says the same, as far as is known."""
@@ -168,11 +168,11 @@ class Driver:
     def change_fleet(self, plan: Plan, addresses: Mapping[str, Address]) -> None:
         """Adopt a new plan; the engine hears of it only if its fleet is another one."""
         changed = plan.fleet != self._plan.fleet
-        self._answers = {name: self._answers.get(name, Answers()) for name in plan.pools}
+        self._comparers = {name: self._comparers.get(name, ResponseComparer()) for name in plan.pools}
         # First, since the actions that follow speak of the new endpoints.
         self._plan, self._addresses = plan, addresses
         if changed:
-            self._obey(self.scheduler.endpoints_changed(plan.fleet, self._loop.time()))
+            self._carry_out(self.scheduler.endpoints_changed(plan.fleet, self._loop.time()))
 
     def left_over(self) -> dict[str, int]:
         """What is held at this moment, for status and for tests that want nothing left."""
@@ -189,31 +189,31 @@ class Driver:
 
     # ---- actions ---------------------------------------------------------------------------------------------------
 
-    def _obey(self, actions: list[Action]) -> None:
+    def _carry_out(self, actions: list[Action]) -> None:
         """Carry out these after all that were decided before: what an action leads to (an answer, the client's next
         question; a group that cannot be framed, its failure) queues up, it never nests.
         """
         todo = self._todo
         todo.extend(actions)
-        if self._obeying:
+        if self._carrying_out:
             return
-        self._obeying = True
+        self._carrying_out = True
         try:
             while todo:
                 self._act(todo.popleft())
         finally:
-            self._obeying = False
+            self._carrying_out = False
         self._arm()
 
     def _act(self, action: Action) -> None:
         if isinstance(action, Send):
             self._send(action.task)
         elif isinstance(action, Answer):
-            delivered = self._answer(action.query, action.source, action.task)
-            if self._manners.access is not None:
-                delivered.facts = self._facts(action.query, action.source, action.task)
-                delivered.facts.confidence = delivered.confidence
-            self._deliver(action.query, delivered)
+            result = self._answer(action.query, action.source, action.task)
+            if self._options.access is not None:
+                result.entry = self._entry_of_answer(action.query, action.source, action.task)
+                result.entry.confidence = result.confidence
+            self._deliver(action.query, result)
         elif isinstance(action, Compare):
             self._compare(action)
         else:
@@ -221,22 +221,22 @@ class Driver:
 
     def _send(self, task: Task) -> None:
         self._in_flight += 1
-        if self._manners.access is not None and task.kind is Kind.DEPLOYED:
-            self._own[task.id] = (task, time.monotonic())
+        if self._options.access is not None and task.kind is Kind.DEPLOYED:
+            self._sent[task.id] = (task, time.monotonic())
         try:
             request = self._request(task)
             address = self._addresses[self._plan.targets[task.endpoint.name].instance]
-            self._upstream.send(address, request, partial(self._came, task))
+            self._upstream.send(address, request, partial(self._on_result, task))
         except (DecodeError, WireError) as error:
-            self._ended(task, Failed(str(error), retry=False))
+            self._task_ended(task, Failed(str(error), retry=False))
         except Exception:
-            self._broken(task)
+            self._internal_error(task)
 
     def _compare(self, pair: Compare) -> None:
         """What it costs is bounded by the bodies that are compared; see `comparison`."""
         query = pair.own.query
         assert query is not None
-        answers = self._answers.get(query.pool)
+        answers = self._comparers.get(query.pool)
         comparison = Comparison(Finding.UNKNOWN, "its pool is gone")
         if answers is not None:
             try:
@@ -246,40 +246,40 @@ class Driver:
                 comparison = Comparison(Finding.UNKNOWN, "internal error of the proxy")
         of = "copy" if pair.other.kind is Kind.DEPLOYED else "protection"
         self._metrics.comparisons.add(query.pool, of, comparison.finding.value)
-        self._obey(self.scheduler.compared(pair, comparison.finding, comparison.why, self._loop.time()))
+        self._carry_out(self.scheduler.compared(pair, comparison.finding, comparison.why, self._loop.time()))
 
-    def _answer(self, query: Query, source: Source, task: Task | None) -> Delivered:
+    def _answer(self, query: Query, source: Source, task: Task | None) -> QueryResult:
         if task is None:
-            assert self._manners.default_answer is not None, "the policy allows default answers only if there is one"
-            return Delivered(self._manners.default_answer, source)
+            assert self._options.default_answer is not None, "the policy allows default answers only if there is one"
+            return QueryResult(self._options.default_answer, source)
         if isinstance(task.value, Pipe):
-            return Delivered(task.value, source)
-        value = cast(Value, task.value)
+            return QueryResult(task.value, source)
+        value = cast(TaskResult, task.value)
         if task.kind is Kind.PROTECTION:
-            return Delivered(slot_reply(value, query.slot), source, self._confidence(task, value, query.slot))
-        assert value.reply is not None
-        return Delivered(value.reply, source, value.confidence)
+            return QueryResult(slot_response(value, query.slot), source, self._confidence(task, value, query.slot))
+        assert value.response is not None
+        return QueryResult(value.response, source, value.confidence)
 
-    def _confidence(self, task: Task, value: Value, slot: int) -> float | None:
+    def _confidence(self, task: Task, value: TaskResult, slot: int) -> float | None:
         assert task.group is not None
         return 1.0 if task.group.code.lossless else slot_confidence(value, slot)
 
-    def _deliver(self, query: Query, delivered: Delivered) -> None:
+    def _deliver(self, query: Query, result: QueryResult) -> None:
         client = self._waiting.pop(query.id, None)
         if client is None:
-            if isinstance(delivered.answer, Pipe):
-                delivered.answer.leave()
+            if isinstance(result.answer, Pipe):
+                result.answer.close()
             return
-        if delivered.source is None:
-            error = delivered.answer
+        if result.source is None:
+            error = result.answer
             self._metrics.queries.add("none", _OUTCOMES[type(error)] if isinstance(error, Unavailable) else "failed")
         else:
-            source = delivered.source._value_
+            source = result.source._value_
             self._metrics.queries.add(source, "answered")
             self._metrics.query_seconds.add(source, self._loop.time() - query.arrived_at)
-            if delivered.source is Source.RECONSTRUCTED:
-                self._note_confidence(query.pool, delivered.confidence)
-        self._tell(client, delivered)
+            if result.source is Source.RECONSTRUCTED:
+                self._note_confidence(query.pool, result.confidence)
+        self._notify(client, result)
 
     def _note_confidence(self, pool: str, confidence: float | None) -> None:
         self._metrics.rebuilt.add(pool, "unknown" if confidence is None else "known")
@@ -288,18 +288,18 @@ class Driver:
 
     def _refuse(self, query: Query, reason: Reason, task: Task | None) -> None:
         value = task.value if task is not None else None
-        if reason is Reason.FAILED and isinstance(value, Value) and value.reply is not None:
-            delivered = Delivered(value.reply, None)
+        if reason is Reason.FAILED and isinstance(value, TaskResult) and value.response is not None:
+            result = QueryResult(value.response, None)
         else:
-            delivered = Delivered(_error(query, reason), None)
+            result = QueryResult(_error_of(query, reason), None)
         if not query.kills:
-            delivered.missing = reason is Reason.NO_ENDPOINT or delivered.answer.status == 404
-        if self._manners.access is not None:
-            delivered.facts = self._failure(query, ERROR, task)
-            delivered.facts.cause = delivered.facts.cause or reason._value_
-        self._deliver(query, delivered)
+            result.missing = reason is Reason.NO_ENDPOINT or result.answer.status == 404
+        if self._options.access is not None:
+            result.entry = self._entry_of_failure(query, ERROR, task)
+            result.entry.cause = result.entry.cause or reason._value_
+        self._deliver(query, result)
 
-    def _tell(self, client: Callable[[Delivered], None], what: Delivered) -> None:
+    def _notify(self, client: Callable[[QueryResult], None], what: QueryResult) -> None:
         try:
             client(what)
         except Exception:  # one client's trouble is not the others'
@@ -310,7 +310,7 @@ class Driver:
     def _request(self, task: Task) -> Request:
         """Raise DecodeError or WireError: then there is nothing to send."""
         target = self._plan.targets[task.endpoint.name]
-        secret = self._manners.secret
+        secret = self._options.secret
         if task.kind is Kind.PROTECTION:
             assert task.group is not None
             # A group waits in the queue under its code; meanwhile other protections may have been registered.
@@ -319,27 +319,27 @@ class Driver:
             assert task.row is not None
             sent = task.group.sent[task.row]
             members = [
-                cast(Ask, member.payload) if member is not None and slot in sent else None
+                cast(QueryPayload, member.payload) if member is not None and slot in sent else None
                 for slot, member in enumerate(task.group.members)
             ]
             self._metrics.work.add(task.kind._value_, by=_protection_work(task, target))
             return group_request(members, target, secret)
         assert task.query is not None
-        ask = cast(Ask, task.query.payload)
+        payload = cast(QueryPayload, task.query.payload)
         if task.kind is Kind.FINISH:
             try:
                 raw = _decode(task, self._row_errors(task.endpoint.pool))
             except DecodeError:
                 self._metrics.decode_failures.add()
                 raise
-            self._expected[task.id] = self._expected_of(task, raw)
-            return finish_request(ask, raw, target, secret)
+            self._confidences[task.id] = self._expected_confidence(task, raw)
+            return finish_request(payload, raw, target, secret)
         self._metrics.work.add(task.kind._value_)
         code = self._code(task.endpoint.pool)
         wants_raw = target.wrapped and code is not None and code.family is Family.PARITY and task.query.key is not None
-        return prediction_request(ask, target, wants_raw, secret)
+        return prediction_request(payload, target, wants_raw, secret)
 
-    def _expected_of(self, task: Task, raw: Array) -> float | None:
+    def _expected_confidence(self, task: Task, raw: Array) -> float | None:
         """The confidence of a decoded output. What looks as nothing in training did must not cost the answer."""
         group = task.group
         assert group is not None
@@ -361,48 +361,55 @@ class Driver:
         plan = self._plan.pools.get(pool)
         return None if plan is None else plan.row_errors
 
-    def _came(self, task: Task, result: Result) -> None:
+    def _on_result(self, task: Task, result: Result) -> None:
         """Tell the engine what came of a task, whatever happens: its place depends on it."""
         if isinstance(result, Stream):
             stream = asyncio.get_running_loop().create_task(self._stream(task, result))
             self._streams.add(stream)
             stream.add_done_callback(self._streams.discard)
             # A task that is cancelled before it begins does nothing, not even tidy up.
-            stream.add_done_callback(lambda _: result.leave())
+            stream.add_done_callback(lambda _: result.close())
             return
         outcome: Outcome
         try:
             outcome, task.value = _read(task, result)
             if task.kind is Kind.FINISH:
-                cast(Value, task.value).confidence = self._expected.get(task.id)
-            if isinstance(result, Reply) and result.status == 400 and key_refused(result) and self._gave_the_key(task):
+                cast(TaskResult, task.value).confidence = self._confidences.get(task.id)
+            if (
+                isinstance(result, Response)
+                and result.status == 400
+                and key_refused(result)
+                and self._sent_our_key(task)
+            ):
                 outcome = Failed("400 it refuses the key that it was configured with")
         except Exception:
-            self._broken(task)
+            self._internal_error(task)
             return
-        self._ended(task, outcome)
+        self._task_ended(task, outcome)
 
-    def _gave_the_key(self, task: Task) -> bool:
+    def _sent_our_key(self, task: Task) -> bool:
         """Whether a key that was refused was the proxy's own. A client's own is judged, and that is its answer."""
         target = self._plan.targets.get(task.endpoint.name)
         address = None if target is None else self._addresses.get(target.instance)
         if address is None or not address.token:
             return False
-        ask = None if task.query is None or task.kind is not Kind.DEPLOYED else cast(Ask, task.query.payload)
-        return ask is None or not address.judges(ask.request)
+        payload = (
+            None if task.query is None or task.kind is not Kind.DEPLOYED else cast(QueryPayload, task.query.payload)
+        )
+        return payload is None or not address.checks_client_key(payload.request)
 
-    def _broken(self, task: Task) -> None:
+    def _internal_error(self, task: Task) -> None:
         """Not a failure of the instance but of this program. The place must come back all the same."""
         log.exception("task %r could not be carried out", task)
-        self._ended(task, Failed("internal error of the proxy", retry=False))
+        self._task_ended(task, Failed("internal error of the proxy", retry=False))
 
-    def _ended(self, task: Task, outcome: Outcome) -> None:
+    def _task_ended(self, task: Task, outcome: Outcome) -> None:
         self._in_flight -= 1
-        self._metrics.tasks.add(task.kind._value_, _NAMES[type(outcome)])
-        if self._manners.access is not None and task.kind is Kind.DEPLOYED:
-            self._note_end(task, outcome, self._manners.access)
+        self._metrics.tasks.add(task.kind._value_, _OUTCOME_NAMES[type(outcome)])
+        if self._options.access is not None and task.kind is Kind.DEPLOYED:
+            self._log_task_end(task, outcome, self._options.access)
         if task.kind is Kind.FINISH:
-            self._expected.pop(task.id, None)
+            self._confidences.pop(task.id, None)
         if isinstance(outcome, Failed):
             log.info("%r failed: %s", task, outcome.reason)
             if task.kind is Kind.FINISH:
@@ -410,10 +417,10 @@ class Driver:
             if outcome.cause is Cause.MISSING:  # what is registered there next may have other weights
                 self._on_missing()
         if not self._closed:
-            self._obey(self.scheduler.task_done(task, outcome, self._loop.time()))
+            self._carry_out(self.scheduler.task_done(task, outcome, self._loop.time()))
             changes = self.scheduler.changes
             while changes:
-                _tell_change(changes.popleft())
+                _log_health_change(changes.popleft())
 
     async def _stream(self, task: Task, stream: Stream) -> None:
         outcome: Outcome = Failed("internal error of the proxy", retry=False)
@@ -422,24 +429,24 @@ class Driver:
         except Exception:
             log.exception("task %r could not be carried out", task)
         finally:
-            stream.leave()
-            self._ended(task, outcome)
+            stream.close()
+            self._task_ended(task, outcome)
 
     async def _pass_on(self, task: Task, stream: Stream) -> Outcome:
         """Answer the query with the stream, then pass it on chunk by chunk."""
         if task.kind is not Kind.DEPLOYED:
             return Failed("the answer is streamed, which cannot be decoded", retry=False)
-        failure = classify(Reply(stream.status, stream.phrase, stream.headers, b""))
+        failure = classify(Response(stream.status, stream.phrase, stream.headers, b""))
         if failure is not None:  # a gateway's page, too long to be kept
             return failure
         if 200 <= stream.status < 300 and self._code(task.endpoint.pool) is not None:
             self._on_streaming(task.endpoint.pool)
-        pipe = Pipe(stream, stream.headers, self._manners.task_timeout_s)
+        pipe = Pipe(stream, stream.headers, self._options.task_timeout_s)
         task.value = pipe
         wanted = task.query is not None and task.query.open
-        self._obey(self.scheduler.answer_started(task, self._loop.time()))
+        self._carry_out(self.scheduler.answer_started(task, self._loop.time()))
         if not wanted:
-            pipe.leave()
+            pipe.close()
         try:
             async for chunk in stream:
                 await pipe.put(chunk)
@@ -451,54 +458,56 @@ class Driver:
 
     # ---- for the access log ----------------------------------------------------------------------------------------
 
-    def _note_end(self, task: Task, outcome: Outcome, access: AccessLog) -> None:
+    def _log_task_end(self, task: Task, outcome: Outcome, access: AccessLog) -> None:
         """What its query's line cannot say: how long a task took that fails, or that ends when the query has."""
-        _, sent_at = self._own.pop(task.id)
+        _, sent_at = self._sent.pop(task.id)
         query = task.query
         assert query is not None
         failed, took_s = isinstance(outcome, Failed), time.monotonic() - sent_at
         if isinstance(outcome, Rejected) or isinstance(task.value, Pipe):
             return
         if query.open and not failed:
-            cast(Ask, query.payload).service_s = took_s
+            cast(QueryPayload, query.payload).service_s = took_s
             return
-        other = _other(task, took_s, failed)
+        other = _other_task(task, took_s, failed)
         if not query.open:
             access.add_task(query.id, query.pool, other, outcome.reason if isinstance(outcome, Failed) else None)
             return
-        ask = cast(Ask, query.payload)
-        ask.failed = [*(ask.failed or ()), other]
+        payload = cast(QueryPayload, query.payload)
+        payload.failed = [*(payload.failed or ()), other]
 
-    def _facts(self, query: Query, source: Source, task: Task | None) -> Facts:
-        ask = cast(Ask, query.payload)
+    def _entry_of_answer(self, query: Query, source: Source, task: Task | None) -> AccessEntry:
+        payload = cast(QueryPayload, query.payload)
         cause = query.first_cause or None
         if task is None:
-            facts = Facts(source._value_, _asked(query), query.pool, None, query.attempts, None, None, cause)
+            entry = AccessEntry(
+                source._value_, _asked_endpoints(query), query.pool, None, query.attempts, None, None, cause
+            )
         else:
             service_s = None
             if task.kind is Kind.DEPLOYED:  # a streamed answer begins before its task ends
-                service_s = self._loop.time() - task.sent_at if ask.service_s is None else ask.service_s
+                service_s = self._loop.time() - task.sent_at if payload.service_s is None else payload.service_s
             group = None if task.group is None else task.group.id
             waited_s = max(0.0, task.sent_at - query.arrived_at)
             where = task.endpoint.name
-            facts = Facts(source._value_, where, query.pool, group, query.attempts, waited_s, service_s, cause)
-            facts.places = task.endpoint.places if task.kind is Kind.DEPLOYED else None
-        return self._with_others(facts, query, task)
+            entry = AccessEntry(source._value_, where, query.pool, group, query.attempts, waited_s, service_s, cause)
+            entry.places = task.endpoint.places if task.kind is Kind.DEPLOYED else None
+        return self._with_other_tasks(entry, query, task)
 
-    def _failure(self, query: Query, outcome: str, task: Task | None) -> Facts:
+    def _entry_of_failure(self, query: Query, outcome: str, task: Task | None) -> AccessEntry:
         """`task`: its last attempt, if that has ended."""
-        where = _asked(query) if task is None else task.endpoint.name
-        facts = Facts(outcome, where, query.pool, None, query.attempts, None, None, query.first_cause or None)
-        return self._with_others(facts, query, task)
+        where = _asked_endpoints(query) if task is None else task.endpoint.name
+        entry = AccessEntry(outcome, where, query.pool, None, query.attempts, None, None, query.first_cause or None)
+        return self._with_other_tasks(entry, query, task)
 
-    def _with_others(self, facts: Facts, query: Query, task: Task | None) -> Facts:
-        facts.query = query.id
-        facts.others = cast(Ask, query.payload).failed or ()
+    def _with_other_tasks(self, entry: AccessEntry, query: Query, task: Task | None) -> AccessEntry:
+        entry.query = query.id
+        entry.others = cast(QueryPayload, query.payload).failed or ()
         if query.in_flight:  # seldom: it was answered otherwise, or its answer is a stream
             now = time.monotonic()
-            out = [(other, at) for other, at in self._own.values() if other.query is query and other is not task]
-            facts.others = [*facts.others, *(_other(other, now - at, False) for other, at in out)]
-        return facts
+            out = [(other, at) for other, at in self._sent.values() if other.query is query and other is not task]
+            entry.others = [*entry.others, *(_other_task(other, now - at, False) for other, at in out)]
+        return entry
 
     # ---- time ------------------------------------------------------------------------------------------------------
 
@@ -514,10 +523,10 @@ class Driver:
 
     def _tick(self) -> None:
         self._timer_at, self._timer = math.inf, None
-        self._obey(self.scheduler.tick(self._loop.time()))
+        self._carry_out(self.scheduler.tick(self._loop.time()))
 
 
-_NAMES: Mapping[type[Outcome], str] = {Arrived: "arrived", Failed: "failed", Rejected: "rejected"}
+_OUTCOME_NAMES: Mapping[type[Outcome], str] = {Arrived: "arrived", Failed: "failed", Rejected: "rejected"}
 _OUTCOMES: Mapping[type[Unavailable], str] = {
     Overloaded: "overloaded",
     DeadlineExceeded: "deadline",
@@ -525,28 +534,33 @@ _OUTCOMES: Mapping[type[Unavailable], str] = {
 }
 
 
-def _tell_change(change: HealthChange) -> None:
+def _log_health_change(change: HealthChange) -> None:
     if change.out:
         log.warning("%s is taken out: %s; it is tried again regularly", change.endpoint, change.reason)
     else:
         log.warning("%s is back; it had been taken out: %s", change.endpoint, change.reason)
 
 
-def _other(task: Task, at_least_s: float, failed: bool) -> Other:
+def _other_task(task: Task, at_least_s: float, failed: bool) -> OtherTask:
     assert task.query is not None
-    return Other(task.endpoint.name, max(0.0, task.sent_at - task.query.arrived_at), at_least_s, failed)
+    return OtherTask(task.endpoint.name, max(0.0, task.sent_at - task.query.arrived_at), at_least_s, failed)
 
 
-def _asked(query: Query) -> str | None:
+def _asked_endpoints(query: Query) -> str | None:
     """The endpoints that have it, or have failed it."""
     return ", ".join(f"{instance}/{query.pool}" for instance in sorted(query.avoid)) or None
 
 
-def _compared(pair: Compare, answers: Answers, tolerance: float | None) -> Comparison:
+def _compared(pair: Compare, answers: ResponseComparer, tolerance: float | None) -> Comparison:
     own, other, lossless = pair.own.value, pair.other.value, True
-    if not isinstance(own, Value) or not isinstance(other, Value) or own.reply is None or other.reply is None:
+    if (
+        not isinstance(own, TaskResult)
+        or not isinstance(other, TaskResult)
+        or own.response is None
+        or other.response is None
+    ):
         return Comparison(Finding.UNKNOWN, "a streamed answer cannot be compared")
-    reply = other.reply
+    response = other.response
     if pair.other.kind is not Kind.DEPLOYED:
         assert pair.other.group is not None
         lossless = pair.other.group.code.lossless
@@ -554,10 +568,12 @@ def _compared(pair: Compare, answers: Answers, tolerance: float | None) -> Compa
         part = None if other.frame is None else other.frame.slots[pair.slot]
         if part is None:
             return Comparison(Finding.FAILED, "it left a member of its group out")
-        reply = slot_reply(other, pair.slot)
-    if pair.other.kind is not Kind.DEPLOYED and reply.status >= 400 and own.reply.status < 400:
-        return Comparison(Finding.FAILED, f"it answered {reply.status}: {reply.body[:200].decode('utf-8', 'replace')}")
-    return answers.compare(own.reply, reply, lossless, tolerance)
+        response = slot_response(other, pair.slot)
+    if pair.other.kind is not Kind.DEPLOYED and response.status >= 400 and own.response.status < 400:
+        return Comparison(
+            Finding.FAILED, f"it answered {response.status}: {response.body[:200].decode('utf-8', 'replace')}"
+        )
+    return answers.compare(own.response, response, lossless, tolerance)
 
 
 def _protection_work(task: Task, target: Target) -> float:
@@ -580,15 +596,15 @@ def _decode(task: Task, errors: RowErrors | None) -> Array:
     return cast(Code, group.code).decode(slot, _raws(have), _raws(protections), group.covers, roundoff, errors)
 
 
-def _values(tasks: Mapping[int, Task]) -> dict[int, Value]:
-    return {index: cast(Value, task.value) for index, task in tasks.items()}
+def _values(tasks: Mapping[int, Task]) -> dict[int, TaskResult]:
+    return {index: cast(TaskResult, task.value) for index, task in tasks.items()}
 
 
-def _raws(values: Mapping[int, Value]) -> dict[int, Array]:
+def _raws(values: Mapping[int, TaskResult]) -> dict[int, Array]:
     return {index: raw for index, value in values.items() if (raw := value.raw) is not None}
 
 
-def _read(task: Task, result: Reply | Unreachable) -> tuple[Outcome, Value]:
+def _read(task: Task, result: Response | NoResponse) -> tuple[Outcome, TaskResult]:
     if task.kind is Kind.DEPLOYED:
         return read_prediction(result)
     if task.kind is Kind.FINISH:
@@ -598,7 +614,7 @@ def _read(task: Task, result: Reply | Unreachable) -> tuple[Outcome, Value]:
     return read_protection(result, task.group.code.family, task.group.code.k, task.group.sent[task.row])
 
 
-def _error(query: Query, reason: Reason) -> Unavailable:
+def _error_of(query: Query, reason: Reason) -> Unavailable:
     if reason is Reason.OVERLOADED:
         return Overloaded(f"too many requests for {query.pool} are waiting", RETRY_AFTER_S)
     if reason is Reason.DEADLINE:

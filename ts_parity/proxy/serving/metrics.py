@@ -44,7 +44,7 @@ _SECONDS: Final = (
 _BOUNDS: Final = (*(str(float(bound)) for bound in _SECONDS), "+Inf")
 
 
-class Counts:
+class Counter:
     """A counter: a number for each combination of label values."""
 
     def __init__(self, name: str, text: str, labels: Sequence[str] = ()) -> None:
@@ -66,7 +66,7 @@ class Counts:
         return family
 
 
-class Durations:
+class Histogram:
     """A histogram of seconds by one label."""
 
     def __init__(self, name: str, text: str, label: str) -> None:
@@ -100,40 +100,40 @@ class Metrics(Collector):
         """`clients`: connections now and at most; clients refused, and idle ones closed, for want of room."""
         self._snapshot = snapshot
         self._clients = clients
-        self.queries = Counts(
+        self.queries = Counter(
             "ts_parity_queries",
             "Queries that ended, by the source of the answer (none: no prediction) and how they ended.",
             ["source", "outcome"],
         )
-        self.query_seconds = Durations(
+        self.query_seconds = Histogram(
             "ts_parity_query_seconds",
             "From a query's arrival to its answer. Compare the sources to choose reconstruct_after_s.",
             "source",
         )
-        self.tasks = Counts("ts_parity_tasks", "Tasks that ended, by kind and outcome.", ["kind", "outcome"])
-        self.work = Counts(
+        self.tasks = Counter("ts_parity_tasks", "Tasks that ended, by kind and outcome.", ["kind", "outcome"])
+        self.work = Counter(
             "ts_parity_work",
             "Work sent, in deployed inferences: a query 1, a parity query 1, a backup 1 per member.",
             ["kind"],
         )
-        self.comparisons = Counts(
+        self.comparisons = Counter(
             "ts_parity_comparisons",
             "Answers compared with the deployed model's own, of its protection or of second copies, by finding.",
             ["pool", "of", "finding"],
         )
-        self.rebuilt = Counts(
+        self.rebuilt = Counter(
             "ts_parity_rebuilt",
             "Rebuilt answers given, by whether their confidence is known.",
             ["pool", "confidence"],
         )
-        self.differing = Counts(
+        self.differing = Counter(
             "ts_parity_expected_differing",
             "How many of those whose confidence is known are expected to differ from the deployed model's own.",
             ["pool"],
         )
-        self.decode_failures = Counts("ts_parity_decode_failures", "Raw outputs that could not be decoded.")
-        self.finish_failures = Counts("ts_parity_finish_failures", "Rebuilt outputs that no worker made an answer of.")
-        self.passed_through = Counts(
+        self.decode_failures = Counter("ts_parity_decode_failures", "Raw outputs that could not be decoded.")
+        self.finish_failures = Counter("ts_parity_finish_failures", "Rebuilt outputs that no worker made an answer of.")
+        self.passed_through = Counter(
             "ts_parity_passed_through", "Requests that did not go through the engine.", ["outcome"]
         )
         self._registry = CollectorRegistry(auto_describe=False)

@@ -18,27 +18,27 @@ from ts_parity.engine import Query, Source
 from ts_parity.errors import BadClientRequest, DeadlineExceeded, Unavailable
 from ts_parity.proxy.fleet.plan import Plan, pool_name
 from ts_parity.proxy.fleet.reports import REFUSED
-from ts_parity.proxy.http.access import ERROR, PASSED, Facts
+from ts_parity.proxy.http.access import ERROR, PASSED, AccessEntry
 from ts_parity.proxy.http.messages import (
     AUTHORIZATION,
     REQUEST_ID,
-    Answered,
-    Reply,
+    AnyResponse,
     Request,
-    Streamed,
-    error_reply,
+    Response,
+    StreamedResponse,
+    error_response,
     has,
     header,
-    identified,
     torchserve_error,
     with_header,
+    with_request_id,
 )
 from ts_parity.proxy.http.streams import Stream
 from ts_parity.proxy.http.upstream import Address, Exchange, Result, Upstream, error_fields, from_gateway
-from ts_parity.proxy.serving.driver import RETRY_AFTER_S, Delivered, Driver
+from ts_parity.proxy.serving.driver import RETRY_AFTER_S, Driver, QueryResult
 from ts_parity.proxy.serving.metrics import Metrics
 from ts_parity.proxy.serving.routes import Prediction, model_named, prediction
-from ts_parity.proxy.serving.tasks import Ask
+from ts_parity.proxy.serving.tasks import QueryPayload
 from ts_parity.wire import CONFIDENCE, DEADLINE_MS, EXACT, SOURCE, Headers
 
 log = logging.getLogger(__name__)
@@ -47,18 +47,18 @@ log = logging.getLogger(__name__)
 _ALWAYS_GROUP_BY = ("explain", "describe")
 _MAX_DEADLINE_S = 24 * 3600.0
 # So long a request for an unknown model waits for the instances to say what they host.
-_LOOK_S = 1.0
+_DISCOVERY_WAIT_S = 1.0
 _WARMED_EVERY_S = 10.0
 _NOT_RUN = frozenset({"InvalidKeyException", "ModelNotFoundException", "ModelVersionNotFoundException"})
 
 
-class Asker(Protocol):
-    """Who wants an answer: `answer` is called once. What is put into `on_leave` is called if it goes before."""
+class Responder(Protocol):
+    """Takes the response: `respond` is called once. `on_disconnect`, if set, is called when the client goes first."""
 
-    on_leave: Callable[[], object] | None
-    facts: Facts | None
+    on_disconnect: Callable[[], object] | None
+    entry: AccessEntry | None
 
-    def answer(self, answered: Answered) -> None: ...
+    def respond(self, response: AnyResponse) -> None: ...
 
 
 class Service:
@@ -70,14 +70,14 @@ class Service:
         upstream: Upstream,
         metrics: Metrics,
         group_by: tuple[str, ...],
-        look: Callable[[], Future[None]],
+        discover: Callable[[], Future[None]],
     ) -> None:
-        """`look` looks at the fleet now: what it gives back is done when `change_fleet` has been told."""
+        """`discover` looks at the fleet now; its future is done once `change_fleet` has been called."""
         self._driver = driver
         self._upstream = upstream
         self._metrics = metrics
         self._group_by = frozenset((*_ALWAYS_GROUP_BY, *(name.lower() for name in group_by)))
-        self._look = look
+        self._discover = discover
         self._loop = get_running_loop()
         self._plan = Plan()
         self._addresses: Mapping[str, Address] = {}
@@ -88,7 +88,7 @@ class Service:
     def change_fleet(self, plan: Plan, addresses: Mapping[str, Address]) -> None:
         self._plan, self._addresses = plan, addresses
 
-    def answer(self, request: Request, asker: Asker) -> None:
+    def handle(self, request: Request, responder: Responder) -> None:
         """Never raises for what can go wrong with a request: errors are answers in TorchServe's shape."""
         exact, deadline_s = False, None
         if request.controls:
@@ -96,24 +96,24 @@ class Service:
                 exact = _read_header(request, EXACT, _flag) or False
                 deadline_s = _read_header(request, DEADLINE_MS, _milliseconds)
             except BadClientRequest as error:
-                asker.answer(_own(error_reply(error), request))
+                responder.respond(_identified(error_response(error), request))
                 return
         path, _, query_string = request.target.partition("?")
         asked = prediction(request.method, path)
         pool = None if asked is None else self._pool(asked)
         if asked is not None and pool is not None and pool in self._plan.serving:
-            self._predict(pool, asked, request, exact, deadline_s, asker)
+            self._predict(pool, asked, request, exact, deadline_s, responder)
             return
         model = asked.model if asked is not None else model_named(path, query_string)
-        passing = _Passing(request, model, asker, asked, exact, deadline_s)
+        passed = _PassThrough(request, model, responder, asked, exact, deadline_s)
         if model is None or (asked is None and model in self._plan.hosts):
-            self._pass_through(passing)
-        elif not self._is_refused(passing):
+            self._pass_through(passed)
+        elif not self._is_refused(passed):
             if self._plan.locked:  # a look would tell no more of those: nobody waits for it
-                self._look()
-                self._pass_through(passing)
+                self._discover()
+                self._pass_through(passed)
             else:
-                self._after_a_look(passing)
+                self._wait_for_discovery(passed)
 
     def _pool(self, asked: Prediction) -> str | None:
         version = asked.version or self._plan.versions.get(asked.model)
@@ -122,58 +122,58 @@ class Service:
 
     # ---- models that nobody is known to serve ----------------------------------------------------------------------
 
-    def _is_refused(self, passing: _Passing) -> bool:
+    def _is_refused(self, passed: _PassThrough) -> bool:
         """A protection is not for clients, and a model whose instances are all down is not unknown."""
-        model, asked, plan = passing.model, passing.asked, self._plan
+        model, asked, plan = passed.model, passed.asked, self._plan
         assert model is not None
         if model in plan.protections and model not in plan.hosts:
             not_found = torchserve_error(404, "ModelNotFoundException", f"Model not found: {model}")
-            passing.asker.answer(_own(not_found, passing.request))
+            passed.responder.respond(_identified(not_found, passed.request))
             return True
         pool = pool_name(model, asked.version) if asked is not None and asked.version else None
         if model in plan.missing or pool in plan.missing:
             self._metrics.passed_through.add("unavailable")
             cause = "; ".join(self._plan.problems)
-            passing.asker.facts = Facts(ERROR, None, pool or model, cause=cause)
+            passed.responder.entry = AccessEntry(ERROR, None, pool or model, cause=cause)
             error = Unavailable(f"no instance that serves {pool or model} can be reached", RETRY_AFTER_S)
-            passing.asker.answer(_own(error_reply(error), passing.request))
+            passed.responder.respond(_identified(error_response(error), passed.request))
             return True
         return False
 
-    def _after_a_look(self, passing: _Passing) -> None:
+    def _wait_for_discovery(self, passed: _PassThrough) -> None:
         """It may have been registered, or become READY, since the last look: a client that did so need not pause. An
         instance that is slow to say what it has holds nobody up for long.
         """
-        look = self._look()
-        timer = self._loop.call_later(_LOOK_S, self._looked, passing)
-        look.add_done_callback(lambda _: self._looked(passing))
-        passing.asker.on_leave = passing.leave
-        passing.timer = timer
+        discover = self._discover()
+        timer = self._loop.call_later(_DISCOVERY_WAIT_S, self._after_discovery, passed)
+        discover.add_done_callback(lambda _: self._after_discovery(passed))
+        passed.responder.on_disconnect = passed.stop_timer
+        passed.timer = timer
 
-    def _looked(self, passing: _Passing) -> None:
-        if passing.timer is None:
+    def _after_discovery(self, passed: _PassThrough) -> None:
+        if passed.timer is None:
             return
-        passing.timer.cancel()
-        passing.timer = None
-        asked = passing.asked
+        passed.timer.cancel()
+        passed.timer = None
+        asked = passed.asked
         pool = None if asked is None else self._pool(asked)
-        if passing.lost is not None and pool == passing.lost[0] and pool not in self._plan.serving:
-            _give(passing.asker, passing.request, passing.lost[1])
+        if passed.lost is not None and pool == passed.lost[0] and pool not in self._plan.serving:
+            _respond(passed.responder, passed.request, passed.lost[1])
             return
         if asked is None or pool is None:
-            if not self._is_refused(passing):
-                self._pass_through(passing)
+            if not self._is_refused(passed):
+                self._pass_through(passed)
             return
         if pool not in self._plan.serving:
             for host in self._plan.cold.get(pool, ()):
                 if host not in self._probed:
-                    self._pass_to(passing, host, probes=True)
+                    self._pass_to(passed, host, probes=True)
                     return
             if self._plan.locked:
-                self._pass_through(passing)
+                self._pass_through(passed)
                 return
-        once = passing.lost is not None
-        self._predict(pool, asked, passing.request, passing.exact, passing.deadline_s, passing.asker, once)
+        final = passed.lost is not None
+        self._predict(pool, asked, passed.request, passed.exact, passed.deadline_s, passed.responder, final)
 
     def _warm(self, pool: str, request: Request) -> None:
         """Once in a while a copy of a query, for whose answer nobody waits, goes where it may be what READY needs."""
@@ -192,9 +192,9 @@ class Service:
     def _warmed(self, host: str, result: Result) -> None:
         self._probed.discard(host)
         if isinstance(result, Stream):
-            result.leave()
-        elif isinstance(result, Reply) and result.status < 300:
-            self._look()
+            result.close()
+        elif isinstance(result, Response) and result.status < 300:
+            self._discover()
 
     # ---- predictions ------------------------------------------------------------------------------------------------
 
@@ -205,8 +205,8 @@ class Service:
         request: Request,
         exact: bool,
         deadline_s: float | None,
-        asker: Asker,
-        once: bool = False,
+        responder: Responder,
+        final: bool = False,
     ) -> None:
         """`once`: what becomes of it is its answer, even if the model has gone meanwhile."""
         plan = self._plan.pools[pool]
@@ -216,45 +216,47 @@ class Service:
         key = None if uncoded else self._key(asked, request)
         if key is not None and plan.never_code is not None and plan.never_code.covers(request.headers, request.body):
             key = None
-        if once or not plan.repeatable:
-            client = partial(_give, asker, request)
+        if final or not plan.repeatable:
+            client = partial(_respond, responder, request)
         else:
             ends_at = None if deadline_s is None else self._loop.time() + deadline_s
-            client = partial(self._give_or_look, pool, asked, request, exact, ends_at, asker)
+            client = partial(self._respond_or_rediscover, pool, asked, request, exact, ends_at, responder)
         query = self._driver.predict(
-            pool, Ask(request, asked.extra, asked.version is None), key, client, exact, deadline_s
+            pool, QueryPayload(request, asked.extra, asked.version is None), key, client, exact, deadline_s
         )
         if query.open:
-            asker.on_leave = partial(self._leave, asker, query)
+            responder.on_disconnect = partial(self._abandon, responder, query)
         if self._plan.cold and pool in self._plan.cold:
             self._warm(pool, request)
 
-    def _give_or_look(
+    def _respond_or_rediscover(
         self,
         pool: str,
         asked: Prediction,
         request: Request,
         exact: bool,
         ends_at: float | None,
-        asker: Asker,
-        delivered: Delivered,
+        responder: Responder,
+        result: QueryResult,
     ) -> None:
         """Its version may have gone under it, and another may be the default by now. Or the same one is back: while a
         fleet is replaced in turn, each instance may lack it just when this query comes. Then it is asked anew, once.
         """
         left_s = None if ends_at is None else ends_at - self._loop.time()
-        if not delivered.missing or (left_s is not None and left_s <= 0):
-            _give(asker, request, delivered)
+        if not result.missing or (left_s is not None and left_s <= 0):
+            _respond(responder, request, result)
             return
-        passing = _Passing(request, asked.model, asker, asked, exact, left_s)
-        passing.lost = pool, delivered
-        self._after_a_look(passing)
+        passed = _PassThrough(request, asked.model, responder, asked, exact, left_s)
+        passed.lost = pool, result
+        self._wait_for_discovery(passed)
 
-    def _leave(self, asker: Asker, query: Query) -> None:
-        asker.facts = self._driver.abandon(query)
+    def _abandon(self, responder: Responder, query: Query) -> None:
+        responder.entry = self._driver.abandon(query)
 
     def _is_judged(self, request: Request) -> bool:
-        return has(request.headers, AUTHORIZATION) and any(each.judges(request) for each in self._addresses.values())
+        return has(request.headers, AUTHORIZATION) and any(
+            each.checks_client_key(request) for each in self._addresses.values()
+        )
 
     def _key(self, asked: Prediction, request: Request) -> Hashable:
         """Queries share a group only if the model computes the same function for them. (TorchServe drops the query
@@ -270,89 +272,89 @@ class Service:
 
     # ---- everything else -------------------------------------------------------------------------------------------
 
-    def _pass_through(self, passing: _Passing) -> None:
-        instance = self._candidate(passing.model, passing.tried)
+    def _pass_through(self, passed: _PassThrough) -> None:
+        instance = self._candidate(passed.model, passed.tried)
         if instance is not None:
-            self._pass_to(passing, instance)
-        elif passing.page is not None:
-            passing.asker.answer(passing.page)
+            self._pass_to(passed, instance)
+        elif passed.page is not None:
+            passed.responder.respond(passed.page)
         else:
             self._metrics.passed_through.add("unavailable")
             # Why is for operators: problems name addresses, and say what the operating system said.
-            tried, cause = passing.tried, passing.cause or "; ".join(self._plan.problems)
-            passing.asker.facts = Facts(ERROR, ", ".join(tried) or None, attempts=len(tried), cause=cause)
+            tried, cause = passed.tried, passed.cause or "; ".join(self._plan.problems)
+            passed.responder.entry = AccessEntry(ERROR, ", ".join(tried) or None, attempts=len(tried), cause=cause)
             error = Unavailable("no instance can be reached", RETRY_AFTER_S)
-            passing.asker.answer(_own(error_reply(error), passing.request))
+            passed.responder.respond(_identified(error_response(error), passed.request))
 
-    def _pass_to(self, passing: _Passing, instance: str, probes: bool = False) -> None:
-        passing.instance = instance
-        passing.asker.facts = Facts(PASSED, instance)
-        passing.probes = probes or instance not in self._plan.up
-        if passing.probes:
+    def _pass_to(self, passed: _PassThrough, instance: str, probes: bool = False) -> None:
+        passed.instance = instance
+        passed.responder.entry = AccessEntry(PASSED, instance)
+        passed.probes = probes or instance not in self._plan.up
+        if passed.probes:
             self._probed.add(instance)
-        exchange = self._upstream.send(self._addresses[instance], passing.request, partial(self._passed, passing))
-        passing.asker.on_leave = partial(self._left, passing, exchange)
-        if passing.asked is not None:  # a prediction has a deadline, whoever carries it out
-            given = passing.deadline_s
+        exchange = self._upstream.send(self._addresses[instance], passed.request, partial(self._on_result, passed))
+        passed.responder.on_disconnect = partial(self._on_disconnect, passed, exchange)
+        if passed.asked is not None:  # a prediction has a deadline, whoever carries it out
+            given = passed.deadline_s
             wait_s = self._driver.scheduler.policy.deadline_s if given is None else given
-            passing.timer = self._loop.call_later(wait_s, self._late, passing, exchange)
+            passed.timer = self._loop.call_later(wait_s, self._on_deadline, passed, exchange)
 
-    def _late(self, passing: _Passing, exchange: Exchange) -> None:
-        passing.is_late = True
-        exchange.late()
+    def _on_deadline(self, passed: _PassThrough, exchange: Exchange) -> None:
+        passed.is_late = True
+        exchange.time_out()
 
-    def _left(self, passing: _Passing, exchange: Exchange) -> None:
-        passing.leave()
-        if passing.probes:
-            self._probed.discard(passing.instance)
+    def _on_disconnect(self, passed: _PassThrough, exchange: Exchange) -> None:
+        passed.stop_timer()
+        if passed.probes:
+            self._probed.discard(passed.instance)
         exchange.cancel()
 
-    def _passed(self, passing: _Passing, result: Result) -> None:
-        answer: Answered
-        passing.leave()
-        if passing.probes:
-            self._probed.discard(passing.instance)
-        if isinstance(result, Reply):
+    def _on_result(self, passed: _PassThrough, result: Result) -> None:
+        answer: AnyResponse
+        passed.stop_timer()
+        if passed.probes:
+            self._probed.discard(passed.instance)
+        if isinstance(result, Response):
             if from_gateway(result):
                 # As for a prediction: the instance behind it is in trouble, and another may not be.
-                passing.failed(f"{result.status} from a gateway")
-                passing.page = result
-                if self._may_be_repeated(passing.model):
-                    self._pass_through(passing)
+                passed.failed(f"{result.status} from a gateway")
+                passed.page = result
+                if self._may_be_repeated(passed.model):
+                    self._pass_through(passed)
                 else:
-                    passing.asker.answer(result)
+                    passed.responder.respond(result)
                 return
-            if passing.instance in self._plan.locked and _was_not_run(result):
-                passing.failed(f"{result.status} {error_fields(result)[0]}")
-                passing.page = passing.page or result
-                self._pass_through(passing)
+            if passed.instance in self._plan.locked and _was_not_run(result):
+                passed.failed(f"{result.status} {error_fields(result)[0]}")
+                passed.page = passed.page or result
+                self._pass_through(passed)
                 return
-            if passing.asked is not None and result.status < 300:
-                self._look()  # somebody does serve it
+            if passed.asked is not None and result.status < 300:
+                self._discover()  # somebody does serve it
             self._metrics.passed_through.add("answered")
             answer = result
         elif isinstance(result, Stream):
             self._metrics.passed_through.add("answered")
-            answer = Streamed(result, result.headers)
+            answer = StreamedResponse(result, result.headers)
         elif result.refused:
-            passing.failed(result.reason)
-            self._pass_through(passing)  # nothing was run, so this is not a second attempt
+            passed.failed(result.reason)
+            self._pass_through(passed)  # nothing was run, so this is not a second attempt
             return
-        elif passing.is_late:
+        elif passed.is_late:
             self._metrics.passed_through.add("failed")
-            passing.failed("no answer before the deadline")
-            passing.asker.facts = Facts(ERROR, passing.instance, attempts=len(passing.tried), cause=passing.cause)
-            error = DeadlineExceeded(f"no prediction of {passing.model} arrived before the deadline")
-            answer = _own(error_reply(error), passing.request)
+            passed.failed("no answer before the deadline")
+            passed.responder.entry = AccessEntry(ERROR, passed.instance, attempts=len(passed.tried), cause=passed.cause)
+            error = DeadlineExceeded(f"no prediction of {passed.model} arrived before the deadline")
+            answer = _identified(error_response(error), passed.request)
         else:
             self._metrics.passed_through.add("failed")
-            passing.failed(result.reason)
-            log.info("%s %s: %s", passing.request.method, passing.request.target, passing.cause)
-            reply = torchserve_error(502, "BadGatewayException", "the instance gave no answer")
-            attempts = len(passing.tried)
-            passing.asker.facts = Facts(ERROR, passing.instance, attempts=attempts, cause=passing.cause)
-            answer = _own(reply, passing.request)
-        passing.asker.answer(answer)
+            passed.failed(result.reason)
+            log.info("%s %s: %s", passed.request.method, passed.request.target, passed.cause)
+            response = torchserve_error(502, "BadGatewayException", "the instance gave no answer")
+            attempts = len(passed.tried)
+            passed.responder.entry = AccessEntry(ERROR, passed.instance, attempts=attempts, cause=passed.cause)
+            answer = _identified(response, passed.request)
+        passed.responder.respond(answer)
 
     def _may_be_repeated(self, model: str | None) -> bool:
         """A gateway does not say whether the instance behind it has run what was asked."""
@@ -365,7 +367,7 @@ class Service:
         hosts = () if model is None else self._plan.hosts.get(model, ()) or self._plan.locked
         best, least = None, 0
         for name in hosts or self._plan.up:
-            busy = self._upstream.busy(self._addresses[name])
+            busy = self._upstream.outstanding(self._addresses[name])
             if (best is None or busy < least) and name not in tried:
                 best, least = name, busy
         if best is None and not self._plan.up:
@@ -373,26 +375,38 @@ class Service:
         return best
 
 
-class _Passing:
+class _PassThrough:
     """A request that is passed through, and who has refused the connection so far."""
 
     __slots__ = (
-        "asked", "asker", "cause", "deadline_s", "exact", "instance", "is_late", "lost", "model", "page", "probes",
-        "request", "timer", "tried",
+        "asked",
+        "cause",
+        "deadline_s",
+        "exact",
+        "instance",
+        "is_late",
+        "lost",
+        "model",
+        "page",
+        "probes",
+        "request",
+        "responder",
+        "timer",
+        "tried",
     )  # fmt: skip
 
     def __init__(
         self,
         request: Request,
         model: str | None,
-        asker: Asker,
+        responder: Responder,
         asked: Prediction | None,
         exact: bool,
         deadline_s: float | None,
     ) -> None:
         self.request = request
         self.model = model
-        self.asker = asker
+        self.responder = responder
         self.asked = asked
         self.exact = exact
         self.deadline_s = deadline_s
@@ -403,9 +417,9 @@ class _Passing:
         self.tried: list[str] = []
         self.cause = ""
         """What went wrong first."""
-        self.page: Reply | None = None
+        self.page: Response | None = None
         """What a gateway said, for want of a better answer."""
-        self.lost: tuple[str, Delivered] | None = None
+        self.lost: tuple[str, QueryResult] | None = None
         """The pool that was gone when its turn came, and what it would have been told."""
         self.timer: TimerHandle | None = None
         """Of its wait for a look at the fleet, then of its deadline."""
@@ -414,39 +428,39 @@ class _Passing:
         self.tried.append(self.instance)
         self.cause = self.cause or f"{self.instance}: {reason}"
 
-    def leave(self) -> None:
+    def stop_timer(self) -> None:
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
 
 
-def _was_not_run(reply: Reply) -> bool:
+def _was_not_run(response: Response) -> bool:
     """It is another instance's key, or another has the model."""
-    return reply.status in (400, 404) and error_fields(reply)[0] in _NOT_RUN
+    return response.status in (400, 404) and error_fields(response)[0] in _NOT_RUN
 
 
-def _own(reply: Reply, request: Request) -> Reply:
-    return identified(reply, request.header(REQUEST_ID))
+def _identified(response: Response, request: Request) -> Response:
+    return with_request_id(response, request.header(REQUEST_ID))
 
 
-def _give(asker: Asker, request: Request, delivered: Delivered) -> None:
+def _respond(responder: Responder, request: Request, result: QueryResult) -> None:
     """What the driver brings, as an answer that says where it came from."""
-    answer, source = delivered.answer, delivered.source
-    asker.facts = delivered.facts
+    answer, source = result.answer, result.source
+    responder.entry = result.entry
     if isinstance(answer, Unavailable):
-        asker.answer(_own(error_reply(answer), request))
+        responder.respond(_identified(error_response(answer), request))
         return
-    if isinstance(answer, Reply):
+    if isinstance(answer, Response):
         if source is Source.DEFAULT:
-            answer = _own(answer, request)
+            answer = _identified(answer, request)
         if source is not None:
             answer = with_header(answer, SOURCE, source._value_)
-        if delivered.confidence is not None:
-            answer = with_header(answer, CONFIDENCE, in_header(delivered.confidence))
-        asker.answer(answer)
+        if result.confidence is not None:
+            answer = with_header(answer, CONFIDENCE, in_header(result.confidence))
+        responder.respond(answer)
         return
     mark: Headers = () if source is None else ((SOURCE, source.value),)
-    asker.answer(Streamed(answer, (*answer.headers, *mark)))
+    responder.respond(StreamedResponse(answer, (*answer.headers, *mark)))
 
 
 T = TypeVar("T")

@@ -18,19 +18,19 @@ from ts_parity.confidence import from_header
 from ts_parity.engine import ARRIVED, ARRIVED_ERROR, ARRIVED_RAW, Arrived, Failed, Outcome
 from ts_parity.errors import MalformedFrame, MalformedTail
 from ts_parity.proxy.fleet.plan import Target
-from ts_parity.proxy.http.access import Other
+from ts_parity.proxy.http.access import OtherTask
 from ts_parity.proxy.http.messages import (
     BODILESS,
     LENGTH,
-    Reply,
     Request,
+    Response,
     as_block,
     header,
-    meaning,
+    header_flags,
     split_controls,
     without_hop_by_hop,
 )
-from ts_parity.proxy.http.upstream import Unreachable, classify
+from ts_parity.proxy.http.upstream import NoResponse, classify
 from ts_parity.proxy.serving.routes import prediction_target, url_path
 from ts_parity.wire import (
     CONFIDENCE,
@@ -60,7 +60,7 @@ _FRONTEND_HEADERS = frozenset({"x-request-id", "pragma", "cache-control", "expir
 
 
 @final
-class Ask:
+class QueryPayload:
     """A query's payload: the client's request less control headers, and what followed the version in its path.
     `unversioned`: there was none.
     """
@@ -71,23 +71,23 @@ class Ask:
         self.request = request
         self.extra = extra
         self.unversioned = unversioned
-        self.failed: list[Other] | None = None
+        self.failed: list[OtherTask] | None = None
         """Its attempts that failed, if somebody logs them."""
         self.service_s: float | None = None
         """How long the task took that answered it, likewise."""
 
 
 @final
-class Value:
+class TaskResult:
     """What a task brought: the reply, and what was taken out of it. The driver keeps it in `task.value`."""
 
-    __slots__ = ("_body", "_tail", "confidence", "frame", "reply")
+    __slots__ = ("_body", "_tail", "confidence", "frame", "response")
 
     def __init__(
-        self, reply: Reply | None = None, frame: Frame | None = None, body: bytes = b"", tail: Tail | None = None
+        self, response: Response | None = None, frame: Frame | None = None, body: bytes = b"", tail: Tail | None = None
     ) -> None:
         """`tail`: where in `body`, the whole of what came, the raw output is; it is read only if it is needed."""
-        self.reply = reply
+        self.response = response
         self.frame = frame
         self.confidence: float | None = None
         """Of a finished answer: what is expected of the raw output that it was made from."""
@@ -107,11 +107,11 @@ class Value:
         return ROUNDOFF[said] if said else 0.0
 
 
-def prediction_request(ask: Ask, target: Target, raw: bool, secret: str) -> Request:
+def prediction_request(payload: QueryPayload, target: Target, raw: bool, secret: str) -> Request:
     """The client's own request. With `raw`, the worker is asked for the model's raw output behind the answer."""
-    request = ask.request
-    version = "" if ask.unversioned and target.default else target.version
-    path = prediction_target(target.model, version, ask.extra, request.query_string)
+    request = payload.request
+    version = "" if payload.unversioned and target.default else target.version
+    path = prediction_target(target.model, version, payload.extra, request.query_string)
     if not raw:
         return Request(request.method, path, request.headers, request.body, request.block)
     block = request.block
@@ -120,46 +120,48 @@ def prediction_request(ask: Ask, target: Target, raw: bool, secret: str) -> Requ
     return Request(request.method, path, (*request.headers, *_control(OP_RAW, secret)), request.body, block)
 
 
-def group_request(members: Sequence[Ask | None], target: Target, secret: str) -> Request:
-    frame = Frame(tuple(None if ask is None else _part(ask) for ask in members))
+def group_request(members: Sequence[QueryPayload | None], target: Target, secret: str) -> Request:
+    frame = Frame(tuple(None if payload is None else _part(payload) for payload in members))
     return _frame_request(frame, target, OP_GROUP, secret)
 
 
-def finish_request(ask: Ask, raw: Array, target: Target, secret: str) -> Request:
-    return _frame_request(Frame((_part(ask),), raw), target, OP_FINISH, secret)
+def finish_request(payload: QueryPayload, raw: Array, target: Target, secret: str) -> Request:
+    return _frame_request(Frame((_part(payload),), raw), target, OP_FINISH, secret)
 
 
-def read_prediction(result: Reply | Unreachable) -> tuple[Outcome, Value]:
+def read_prediction(result: Response | NoResponse) -> tuple[Outcome, TaskResult]:
     """The ordinary answer, and the raw tail if there is one. The tail never reaches the client."""
-    if isinstance(result, Unreachable):
-        return Failed(result.reason, cause=result.cause), Value()
+    if isinstance(result, NoResponse):
+        return Failed(result.reason, cause=result.cause), TaskResult()
     failure = classify(result)
     if failure is not None:
-        return failure, Value(result)
+        return failure, TaskResult(result)
     described = header(result.controls, RAW)
     if described is None or result.status in BODILESS:  # no body, no tail
-        return ARRIVED if result.status < 400 else ARRIVED_ERROR, Value(result)
+        return ARRIVED if result.status < 400 else ARRIVED_ERROR, TaskResult(result)
     try:
         tail = find_tail(result.body, described)
     except MalformedTail as error:
         # Where the ordinary body ends is unknown now, so there is no answer in it.
-        return Failed(str(error)), Value()
-    return ARRIVED_RAW, Value(_ordinary(result, tail.offset), None, result.body, tail)
+        return Failed(str(error)), TaskResult()
+    return ARRIVED_RAW, TaskResult(_ordinary(result, tail.offset), None, result.body, tail)
 
 
-def _ordinary(reply: Reply, length: int) -> Reply:
+def _ordinary(response: Response, length: int) -> Response:
     """What the answer would have been without the tail: its length is corrected where it stands."""
     said = str(length)
-    headers = tuple([(name, said if meaning(name) & LENGTH else value) for name, value in reply.headers])
+    headers = tuple([(name, said if header_flags(name) & LENGTH else value) for name, value in response.headers])
     block = None
-    if reply.block is not None:
-        whole = b"\r\ncontent-length: %d" % len(reply.body)  # as TorchServe spells it
-        once = reply.block.count(whole) == 1 and reply.block.endswith(whole)
-        block = reply.block[: -len(whole)] + b"\r\ncontent-length: %d" % length if once else as_block(headers)
-    return Reply(reply.status, reply.phrase, headers, reply.body[:length], block)
+    if response.block is not None:
+        whole = b"\r\ncontent-length: %d" % len(response.body)  # as TorchServe spells it
+        once = response.block.count(whole) == 1 and response.block.endswith(whole)
+        block = response.block[: -len(whole)] + b"\r\ncontent-length: %d" % length if once else as_block(headers)
+    return Response(response.status, response.phrase, headers, response.body[:length], block)
 
 
-def read_protection(result: Reply | Unreachable, family: str, k: int, sent: frozenset[int]) -> tuple[Outcome, Value]:
+def read_protection(
+    result: Response | NoResponse, family: str, k: int, sent: frozenset[int]
+) -> tuple[Outcome, TaskResult]:
     """A group's answer: one raw parity output, or one ordinary answer per slot. `sent`: the slots with a member.
 
     What does not belong to this group, or is not finite, protects nobody.
@@ -167,21 +169,21 @@ def read_protection(result: Reply | Unreachable, family: str, k: int, sent: froz
     failure = _no_answer(result)
     if failure is not None:
         return failure
-    assert isinstance(result, Reply)
+    assert isinstance(result, Response)
     if result.header("content-type") != FRAME_TYPE:
-        return Failed("the answer to a group request is no frame; is this a protection?", retry=False), Value()
+        return Failed("the answer to a group request is no frame; is this a protection?", retry=False), TaskResult()
     try:
         frame = unpack_frame(result.body)
     except MalformedFrame as error:
-        return Failed(str(error), retry=False), Value()
+        return Failed(str(error), retry=False), TaskResult()
     if frame.k != k:
-        return Failed(f"the answer to a group of {k} is a frame of {frame.k} slots", retry=False), Value()
+        return Failed(f"the answer to a group of {k} is a frame of {frame.k} slots", retry=False), TaskResult()
     covers = frozenset(i for i, part in enumerate(frame.slots) if part and _is_answer(part)) & sent
     if family == Family.PARITY and frame.raw is None:
-        return Failed("no parity output in the answer to a group request", retry=False), Value()
+        return Failed("no parity output in the answer to a group request", retry=False), TaskResult()
     if frame.raw is not None and not np.isfinite(frame.raw).all():
-        return Failed("the parity output is not finite (NaN or infinity)", retry=False), Value()
-    return Arrived(covers=covers), Value(result, frame)
+        return Failed("the parity output is not finite (NaN or infinity)", retry=False), TaskResult()
+    return Arrived(covers=covers), TaskResult(result, frame)
 
 
 def _is_answer(part: Part) -> bool:
@@ -194,50 +196,50 @@ def _are_headers(headers: Headers) -> bool:
     return all(_NAME.fullmatch(name) and _VALUE.fullmatch(value) for name, value in headers)
 
 
-def read_finish(result: Reply | Unreachable) -> tuple[Outcome, Value]:
+def read_finish(result: Response | NoResponse) -> tuple[Outcome, TaskResult]:
     """An error is not an answer here: it may be about the operation, and the query's own task may still bring one."""
     failure = _no_answer(result)
     if failure is not None:
         return failure
-    assert isinstance(result, Reply)
-    return Arrived(), Value(result)
+    assert isinstance(result, Response)
+    return Arrived(), TaskResult(result)
 
 
-def slot_reply(value: Value, slot: int) -> Reply:
+def slot_response(value: TaskResult, slot: int) -> Response:
     """An ordinary answer out of a backup's frame, with the headers the frontend would have put on it."""
     assert value.frame is not None
-    assert value.reply is not None
+    assert value.response is not None
     part = value.frame.slots[slot]
     assert part is not None, f"slot {slot} was not covered"
     own, _ = split_controls(without_hop_by_hop(part.headers))
     taken = {name.lower() for name, _ in own}
     frontend = tuple(
         (name, text)
-        for name, text in value.reply.headers
+        for name, text in value.response.headers
         if name.lower() in _FRONTEND_HEADERS and name.lower() not in taken
     )
-    own = tuple(pair for pair in own if not meaning(pair[0]) & LENGTH)
+    own = tuple(pair for pair in own if not header_flags(pair[0]) & LENGTH)
     if part.status in BODILESS:
-        return Reply(part.status, part.phrase, (*own, *frontend), b"")
+        return Response(part.status, part.phrase, (*own, *frontend), b"")
     headers = (*own, *frontend, ("content-length", str(len(part.body))))
-    return Reply(part.status, part.phrase, headers, part.body)
+    return Response(part.status, part.phrase, headers, part.body)
 
 
-def slot_confidence(value: Value, slot: int) -> float | None:
+def slot_confidence(value: TaskResult, slot: int) -> float | None:
     """What a backup says of its own answer."""
     part = None if value.frame is None else value.frame.slots[slot]
     return None if part is None else from_header(header(part.headers, CONFIDENCE))
 
 
-def _no_answer(result: Reply | Unreachable) -> tuple[Outcome, Value] | None:
-    if isinstance(result, Unreachable):
-        return Failed(result.reason, cause=result.cause), Value()
+def _no_answer(result: Response | NoResponse) -> tuple[Outcome, TaskResult] | None:
+    if isinstance(result, NoResponse):
+        return Failed(result.reason, cause=result.cause), TaskResult()
     failure = classify(result)
     if failure is not None:
-        return failure, Value(result)
+        return failure, TaskResult(result)
     if result.status >= 400:
         text = result.body[:200].decode("utf-8", "replace")
-        return Failed(f"refused with {result.status}: {text}", retry=False), Value(result)
+        return Failed(f"refused with {result.status}: {text}", retry=False), TaskResult(result)
     return None
 
 
@@ -251,11 +253,11 @@ def _as_lines(operation: str, secret: str) -> bytes:
     return b"\r\n" + as_block(_control(operation, secret))
 
 
-def _part(ask: Ask) -> Part:
-    headers = without_hop_by_hop(ask.request.headers)
-    if ask.extra and header(headers, "url_path") is None:
-        headers = (*headers, ("url_path", url_path(ask.extra)))
-    return Part(headers, ask.request.body)
+def _part(payload: QueryPayload) -> Part:
+    headers = without_hop_by_hop(payload.request.headers)
+    if payload.extra and header(headers, "url_path") is None:
+        headers = (*headers, ("url_path", url_path(payload.extra)))
+    return Part(headers, payload.request.body)
 
 
 def _frame_request(frame: Frame, target: Target, operation: str, secret: str) -> Request:

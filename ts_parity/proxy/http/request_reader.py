@@ -1,8 +1,9 @@
-"""A client's bytes in, requests out, or the reason why there will be none.
+"""Parses a client's bytes into requests, or into the response that refuses them.
 
-`heads` reads what is plain, httptools the rest (llhttp, strict: conflicting lengths, bare line feeds and folded headers
-are refused; what it would still let pass and another reader might take otherwise is refused here, and in
-`request_line`). Knows bytes and limits; knows nothing of sockets, time, or what becomes of a request.
+`heads` reads heads of the common shape; httptools (llhttp) reads the rest. llhttp is strict: it refuses conflicting
+lengths, bare line feeds and folded headers. What it accepts but another parser could read differently is refused here
+and in `request_line`, so that no request can be smuggled past a proxy. Knows bytes and limits. Knows nothing of
+sockets, of time, or of what a request asks for.
 """
 
 from __future__ import annotations
@@ -13,21 +14,21 @@ from typing import Final, Protocol, final
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
 from ts_parity.proxy.http.buffers import BodyBuffer
-from ts_parity.proxy.http.heads import PlainRequest, read_request
+from ts_parity.proxy.http.heads import RequestHead, read_request_head
 from ts_parity.proxy.http.messages import (
+    CONNECTION_OPTIONS,
     EXPECT,
     HOP,
     HOST,
     LENGTH,
     MAX_HEAD_BYTES,
     MAX_HEADERS,
-    NAMES_OTHERS,
     REQUEST_ID,
-    Reply,
     Request,
-    head,
+    Response,
+    encode_head,
     header,
-    meaning,
+    header_flags,
     split_controls,
     too_large,
     torchserve_error,
@@ -46,53 +47,53 @@ _OVERHEAD_BYTES: Final = 65536
 """Chunk headers may be more than the body up to here; beyond it reading would cost far more than what is read."""
 
 
-class Taker(Protocol):
+class RequestListener(Protocol):
     """Whoever wants the requests. Each that begins is told of whole later, or the reader is refused or let go."""
 
-    def begins(self) -> None: ...
-    def waits(self) -> None:
+    def on_begin(self) -> None: ...
+    def on_expect_continue(self) -> None:
         """The client says that it waits for a word before it sends its body; it may send it all the same."""
 
-    def asks(self, request: Request, size: int, keep: bool, old: bool) -> None:
-        """`size`: about what it takes in memory. `keep`: the connection may go on after it. `old`: HTTP/1.0, no chunks
-        and no interim answers.
+    def on_request(self, request: Request, size: int, keep_alive: bool, http10: bool) -> None:
+        """`size`: about what it takes in memory. `keep_alive`: the connection may go on after it. `http10`: it is
+        HTTP/1.0, which knows no chunks and no interim responses.
         """
 
 
 @final
-class _Nobody:
+class _NoListener:
     """Takes the place of a taker that is gone, so that it is not kept alive."""
 
-    def begins(self) -> None: ...
-    def waits(self) -> None: ...
-    def asks(self, request: Request, size: int, keep: bool, old: bool) -> None: ...
+    def on_begin(self) -> None: ...
+    def on_expect_continue(self) -> None: ...
+    def on_request(self, request: Request, size: int, keep_alive: bool, http10: bool) -> None: ...
 
 
-_NOBODY: Final = _Nobody()
+_NO_LISTENER: Final = _NoListener()
 
 
 @final
 class RequestReader:
-    """`feed` it. When `refusal` is set, nothing more can be read: that is the last answer on this connection. While its
-    taker has set `full` it reads no further than the request it is at; what is left waits for `resume`. In the end, or
-    when its client has left, `drop` what it holds.
+    """`feed` it bytes; it calls its listener. Once `refusal` is set nothing more is read: that is the last response on
+    the connection. While the listener has set `paused`, the reader stops after the current request; the rest waits for
+    `resume`. At the end, or when the client has left, `drop` what it holds.
     """
 
-    def __init__(self, taker: Taker, max_body_bytes: int) -> None:
-        self._taker = taker
+    def __init__(self, listener: RequestListener, max_body_bytes: int) -> None:
+        self._listener = listener
         self._max_body_bytes = max_body_bytes
         self._parser: HttpRequestParser | None = None
         """Made when it is needed, for most connections never."""
-        self._plain: PlainRequest | None = None
+        self._head: RequestHead | None = None
         """The head of a request whose body is still coming, if it was read without the parser."""
         self._clean = True
         """The parser is not in the middle of anything."""
-        self._changing = False
+        self._replaying_head = False
         """A second parser is told of a head that is known already."""
         self._unfinished = 0
         self._body = BodyBuffer()
         self._rest = b""
-        self.full = False
+        self.paused = False
         self._line = b""
         """The request line, as it came."""
         self._in_line = False
@@ -106,15 +107,15 @@ class RequestReader:
         self._target = ""
         self._headers: list[tuple[str, str]] = []
         self._head_bytes = self._length = self._body_bytes = self._overhead = 0
-        self.refusal: Reply | None = None
+        self.refusal: Response | None = None
         self.expects = False
         """The client waits for a word before it sends its body."""
-        self._method, self._keep, self._old = "", False, False
+        self._method, self._keep_alive, self._http10 = "", False, False
 
     @property
     def request_id(self) -> str | None:
         """Of the request that is being read, or was refused."""
-        headers = tuple(self._headers) if self._plain is None else self._plain.headers
+        headers = tuple(self._headers) if self._head is None else self._head.headers
         return header(headers, REQUEST_ID)
 
     def feed(self, data: bytes) -> None:
@@ -124,14 +125,14 @@ class RequestReader:
     def resume(self) -> None:
         data, self._rest = self._rest, b""
         at, size = 0, len(data)
-        while at < size and not self._deaf():
-            if self.full:
+        while at < size and not self._is_over():
+            if self.paused:
                 self._rest = data[at:]
                 return
-            if self._plain is not None:
-                at = self._take_body(self._plain, data, at)
+            if self._head is not None:
+                at = self._take_body(self._head, data, at)
             elif self._clean:
-                at = self._take(data, at)
+                at = self._take_request(data, at)
             else:
                 at = self._parse(data, at)
 
@@ -146,45 +147,45 @@ class RequestReader:
         runs, with all that hangs on them.
         """
         self.stop()
-        self._taker = _NOBODY
-        self._parser = self._plain = None
+        self._listener = _NO_LISTENER
+        self._parser = self._head = None
         self._reset()
 
     # ---- without the parser ----------------------------------------------------------------------------------------
 
     # Each takes what it can of the data from `at` on, and says where what it left begins.
 
-    def _take(self, data: bytes, at: int) -> int:
+    def _take_request(self, data: bytes, at: int) -> int:
         """A request of the plain shape, or what the parser makes of it."""
-        plain = read_request(data, at)
-        if plain is None or plain.length > self._max_body_bytes:
+        head = read_request_head(data, at)
+        if head is None or head.length > self._max_body_bytes:
             return self._parse(data, at)
-        self._taker.begins()
-        end = plain.end + plain.length
-        self._head_bytes = plain.end - at
+        self._listener.on_begin()
+        end = head.end + head.length
+        self._head_bytes = head.end - at
         if end <= len(data):
-            self._asks(plain, data[plain.end : end])
+            self._deliver(head, data[head.end : end])
             return end
-        self._plain, self.in_body = plain, True
-        self._body_bytes = len(data) - plain.end
-        self._body.add(data[plain.end :])
+        self._head, self.in_body = head, True
+        self._body_bytes = len(data) - head.end
+        self._body.add(data[head.end :])
         return len(data)
 
-    def _take_body(self, plain: PlainRequest, data: bytes, at: int) -> int:
-        end = at + plain.length - self._body_bytes
+    def _take_body(self, head: RequestHead, data: bytes, at: int) -> int:
+        end = at + head.length - self._body_bytes
         whole = end <= len(data)
         piece = data if at == 0 and end >= len(data) else data[at:end]
         self._body_bytes += len(piece)
         self._body.add(piece)
         if whole:
-            self._plain, self.in_body = None, False
-            self._asks(plain, self._body.take())
+            self._head, self.in_body = None, False
+            self._deliver(head, self._body.take())
         return at + len(piece)
 
-    def _asks(self, plain: PlainRequest, body: bytes) -> None:
-        request = Request(plain.method, plain.target, plain.headers, body, plain.block, plain.controls)
-        size = self._head_bytes + len(body) + _HEADER_BYTES * len(plain.headers)
-        self._taker.asks(request, size, plain.keep, False)
+    def _deliver(self, head: RequestHead, body: bytes) -> None:
+        request = Request(head.method, head.target, head.headers, body, head.block, head.controls)
+        size = self._head_bytes + len(body) + _HEADER_BYTES * len(head.headers)
+        self._listener.on_request(request, size, head.keep_alive, False)
 
     # ---- with it ---------------------------------------------------------------------------------------------------
 
@@ -247,29 +248,29 @@ class RequestReader:
             # Nobody here speaks another protocol: the request is answered as if it had not asked. The parser has left
             # it at the end of its head; another one goes on with the body.
             self._parser = HttpRequestParser(self)
-            if not self._deaf():
-                self._changing = True
+            if not self._is_over():
+                self._replaying_head = True
                 self._parser.feed_data(_framing_only(self._headers))
-                self._changing = False
+                self._replaying_head = False
             return int(upgrade.args[0])
         return len(data)
 
     # The parser's calls. At the end they fall on deaf ears, for it may have gone on to the next request.
 
-    def _deaf(self) -> bool:
+    def _is_over(self) -> bool:
         return self.stopped or self.refusal is not None
 
     def on_message_begin(self) -> None:
-        if not self._deaf() and not self._changing:
+        if not self._is_over() and not self._replaying_head:
             self._reset()
             self.in_head = True
 
     def on_url(self, url: bytes) -> None:
-        if not self._deaf() and not self._changing:
+        if not self._is_over() and not self._replaying_head:
             self._head_bytes += len(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._deaf() or self._changing:
+        if self._is_over() or self._replaying_head:
             return
         self._head_bytes += len(name) + len(value)
         if not self.in_body:
@@ -282,28 +283,28 @@ class RequestReader:
 
     def on_headers_complete(self) -> None:
         parser = self._parser
-        if self._deaf() or self._changing or parser is None:
+        if self._is_over() or self._replaying_head or parser is None:
             return
         self.in_head, self.in_body = False, True
-        self._taker.begins()
+        self._listener.on_begin()
         version = parser.get_http_version()
-        self._method, self._old = parser.get_method().decode("latin-1"), version == "1.0"
+        self._method, self._http10 = parser.get_method().decode("latin-1"), version == "1.0"
         length, expects, hosts, codings, closes = 0, "", [], [], False
         line = _REQUEST_LINE.fullmatch(self._line)
         self._target = "" if line is None else line[1].decode("latin-1")  # as TorchServe reads it
         for name, value in self._headers:
-            flags = meaning(name)
+            flags = header_flags(name)
             if flags & LENGTH:
                 length = int(value)
             elif flags & HOST:
                 hosts.append(value)
             elif flags & EXPECT:
                 expects = value.strip().lower()
-            elif flags & NAMES_OTHERS:
+            elif flags & CONNECTION_OPTIONS:
                 closes = closes or "close" in [token.strip().lower() for token in value.split(",")]
             elif flags & HOP and name.lower() == "transfer-encoding":
                 codings.append(value.strip(" ").lower())
-        self._keep = parser.should_keep_alive() and not closes
+        self._keep_alive = parser.should_keep_alive() and not closes
         self._length = length
         if self._head_bytes > MAX_HEAD_BYTES:
             self.refusal = _long_head()
@@ -311,21 +312,21 @@ class RequestReader:
             self.refusal = _not_http(f"the version in {self._line[-20:].strip().decode('latin-1')!r}")
         elif self._method in REFUSED_METHODS:
             self.refusal = _not_allowed()
-        elif wrong := trouble(self._target, hosts, self._old):
+        elif wrong := trouble(self._target, hosts, self._http10):
             self.refusal = _not_http(wrong)
-        elif codings and (codings != ["chunked"] or self._old):
+        elif codings and (codings != ["chunked"] or self._http10):
             self.refusal = _not_http(f"a body in the transfer encoding {', '.join(codings)}")
         elif length > self._max_body_bytes:
             self.refusal = too_large()
-        elif expects and not self._old:
+        elif expects and not self._http10:
             if expects == "100-continue":
                 self.expects = True
-                self._taker.waits()
+                self._listener.on_expect_continue()
             else:
-                self.refusal = Reply(417, "Expectation Failed", (("content-length", "0"),), b"")
+                self.refusal = Response(417, "Expectation Failed", (("content-length", "0"),), b"")
 
     def on_body(self, piece: bytes) -> None:
-        if self._deaf():
+        if self._is_over():
             return
         self.expects = False
         self._body_bytes += len(piece)
@@ -336,36 +337,36 @@ class RequestReader:
 
     def on_message_complete(self) -> None:
         parser = self._parser
-        if self._deaf() or parser is None or (parser.should_upgrade() and not self._changing):
+        if self._is_over() or parser is None or (parser.should_upgrade() and not self._replaying_head):
             return
         self.in_body = False
         body = self._body.take()
         size = self._head_bytes + len(body) + _HEADER_BYTES * len(self._headers)
         headers, controls = split_controls(without_hop_by_hop(tuple(self._headers)))
         request = Request(self._method, self._target, headers, body, None, controls)
-        keep, old = self._keep, self._old
+        keep_alive, http10 = self._keep_alive, self._http10
         self._reset()
-        self._taker.asks(request, size, keep, old)
+        self._listener.on_request(request, size, keep_alive, http10)
 
 
 def _framing_only(headers: list[tuple[str, str]]) -> bytes:
     """A head that says nothing but how its body is framed."""
-    framing = [pair for pair in headers if meaning(pair[0]) & LENGTH or pair[0].lower() == "transfer-encoding"]
-    return head("POST / HTTP/1.1", tuple(framing))
+    framing = [pair for pair in headers if header_flags(pair[0]) & LENGTH or pair[0].lower() == "transfer-encoding"]
+    return encode_head("POST / HTTP/1.1", tuple(framing))
 
 
-def _not_http(what: str) -> Reply:
+def _not_http(what: str) -> Response:
     return torchserve_error(400, "BadRequestException", f"not HTTP as it should be: {what}")
 
 
-def _not_allowed() -> Reply:
+def _not_allowed() -> Response:
     text = "Requested method is not allowed, please refer to API document."
     return torchserve_error(405, "MethodNotAllowedException", text)
 
 
-def _long_head() -> Reply:
+def _long_head() -> Response:
     return torchserve_error(431, "BadRequestException", f"headers of over {MAX_HEAD_BYTES} bytes")
 
 
-def _many_headers() -> Reply:
+def _many_headers() -> Response:
     return torchserve_error(431, "BadRequestException", f"over {MAX_HEADERS} headers")

@@ -16,11 +16,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ts_parity.errors import TsParityError
-from ts_parity.proxy.fleet.reports import UNTESTED, Described, InstanceReport, ModelReport
+from ts_parity.proxy.fleet.reports import UNTESTED, ArchiveDescription, InstanceReport, ModelReport
 
 log = logging.getLogger(__name__)
 
-Key = tuple[str, str, str]
+ModelKey = tuple[str, str, str]
 """Instance, model and version."""
 
 # One that has not been tested yet may come to another verdict while it serves.
@@ -36,21 +36,21 @@ _IN_TURN_OF_MANY_S = 2.0
 _BUSY_S = 10.0
 
 
-class NoAnswer(TsParityError):
+class DescribeFailed(TsParityError):
     """The question may have been lost, or be waiting still."""
 
 
 @dataclass(frozen=True)
-class Said:
+class DescribeResult:
     """`described` is None for an archive that is not wrapped; `problem`: for one that cannot be understood."""
 
-    described: Described | None
+    described: ArchiveDescription | None
     problem: str = ""
 
 
 @dataclass(frozen=True)
-class _Known:
-    said: Said
+class _CachedResult:
+    said: DescribeResult
     pids: tuple[str, ...]
     at: float
 
@@ -61,7 +61,7 @@ class _Known:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _PendingDescribe:
     task: asyncio.Task[None]
     pids: tuple[str, ...]
     at: float
@@ -69,17 +69,17 @@ class _Asked:
     """Nothing of ours was under way there: what is sent now would wait behind the question."""
 
 
-class Questions:
+class DescribeCache:
     """Remembers who was asked, and what they said."""
 
-    def __init__(self, ask: Callable[[Key], Awaitable[Said]], idle: Callable[[str], bool]) -> None:
-        """`ask` raises NoAnswer. `idle`: whether nothing is under way at the instance of that name."""
+    def __init__(self, ask: Callable[[ModelKey], Awaitable[DescribeResult]], idle: Callable[[str], bool]) -> None:
+        """`ask` raises DescribeFailed. `idle`: whether nothing is under way at the instance of that name."""
         self._ask = ask
         self._idle = idle
-        self._known: dict[Key, _Known] = {}
-        self._asked: dict[Key, _Asked] = {}
-        self._seen_at: dict[Key, float] = {}
-        self._lost: dict[Key, tuple[float, float]] = {}
+        self._known: dict[ModelKey, _CachedResult] = {}
+        self._asked: dict[ModelKey, _PendingDescribe] = {}
+        self._seen_at: dict[ModelKey, float] = {}
+        self._lost: dict[ModelKey, tuple[float, float]] = {}
         """Who gave no answer -> until when it is left alone, and the pause after that."""
 
     async def close(self) -> None:
@@ -133,7 +133,7 @@ class Questions:
                 if not idle and now - self._seen_at.setdefault(key, now) < _BUSY_S:
                     continue
                 task = asyncio.get_running_loop().create_task(self._question(key, model.pids))
-                self._asked[key] = _Asked(task, model.pids, now, idle)
+                self._asked[key] = _PendingDescribe(task, model.pids, now, idle)
                 pending.add(kind)
                 tasks.add(task)
         return tasks
@@ -148,29 +148,29 @@ class Questions:
             if now - question.at < (_IN_TURN_OF_MANY_S if ready[key[1:]] - asked[key[1:]] > 1 else _IN_TURN_S)
         }
 
-    def _is_due(self, key: Key, model: ModelReport, now: float) -> bool:
+    def _is_due(self, key: ModelKey, model: ModelReport, now: float) -> bool:
         known = self._known.get(key)
         if not model.ready or key in self._asked or (known is not None and known.still_true(model.pids, now)):
             return False
         return now >= self._lost.get(key, (-math.inf, 0.0))[0]
 
-    async def _question(self, key: Key, pids: tuple[str, ...]) -> None:
+    async def _question(self, key: ModelKey, pids: tuple[str, ...]) -> None:
         loop = asyncio.get_running_loop()
         try:
             said = await self._ask(key)
-        except NoAnswer as error:
+        except DescribeFailed as error:
             log.info("%s: %s did not answer describe: %s", key[0], key[1], error)
             pause_s = self._lost.get(key, (0.0, _FIRST_PAUSE_S))[1]
             self._lost[key] = (loop.time() + pause_s, min(2 * pause_s, _LONGEST_PAUSE_S))
         else:
-            self._known[key] = _Known(said, pids, loop.time())
+            self._known[key] = _CachedResult(said, pids, loop.time())
             self._lost.pop(key, None)
         finally:
             asked = self._asked.get(key)
             if asked is not None and asked.task is asyncio.current_task():
                 del self._asked[key]
 
-    def _was_wrapped(self, key: Key) -> bool:
+    def _was_wrapped(self, key: ModelKey) -> bool:
         known = self._known.get(key)
         return known is not None and known.said.described is not None
 
