@@ -42,9 +42,10 @@ from tqdm import tqdm
 from accuracy_boxes import locator
 from accuracy_data import Data, load
 from accuracy_kept import KeptOutputs, Said, errors_of_rows, with_repeats, without_repeats
-from tables import markdown, renew
+from tables import renew
 from ts_parity.arguments import count, number
 from ts_parity.codes import Code, Family, make_code
+from ts_parity.tables import markdown
 from ts_parity.training.architectures import DEPLOYED, Called, Shaped, Shapes, cnn, folded, has_width, make_called
 from ts_parity.training.augment import vary
 from ts_parity.training.calibration import HeldOut, TooFew, calibrate, reliability
@@ -581,10 +582,10 @@ SEEDS = 3
 
 def tables(document: dict) -> str:
     """Markdown: ours beside the paper's, and the rivals at equal cost."""
-    lines = [
-        "| data | k | code | A_a | A_d | drop | agreement | cost of a group | seeds | steps | paper's drop |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    head = (
+        "data", "k", "code", "A_a", "A_d", "drop", "agreement", "cost of a group", "seeds", "steps", "paper's drop",
+    )  # fmt: skip
+    cells = []
     rows = [row for row in in_order(document["rows"]) if row["r"] == 1]
     for row in rows:
         paper = PAPER.get((row["data"], row["code"], row["k"]))
@@ -592,17 +593,18 @@ def tables(document: dict) -> str:
         if "drop_95" in row:
             spread += " [{:.2f}, {:.2f}]".format(*(100 * end for end in row["drop_95"]))
         cost = f"{row['cost']:.2f} ({row['multiplications']:.2f})"
-        lines.append(
-            f"| {NAMES[row['data']]} | {row['k']} | `{row['code']}` | {row['A_a']:.2%} | {row['A_d']:.2%} | "
-            f"{100 * row['drop']:.2f}{spread} | {row['agreement']:.2%} | {cost} | "
-            f"{seeds_of(row)} | {row['steps']:,} | {'' if paper is None else f'{paper[1]:.2f}'} |"
-        )
-    lines += ["", "| data | a default answer | `exact` |", "|---|---|---|"]
-    for name in NAMES:
-        row = next((row for row in rows if row["data"] == name), None)
-        if row is not None:
-            lines.append(f"| {NAMES[name]} | {row['A_default']:.2%} | {row['A_a']:.2%} (drop 0, cost k) |")
-    return "\n".join(lines)
+        cells.append(
+            [
+                NAMES[row["data"]], str(row["k"]), f"`{row['code']}`", f"{row['A_a']:.2%}", f"{row['A_d']:.2%}",
+                f"{100 * row['drop']:.2f}{spread}", f"{row['agreement']:.2%}", cost, seeds_of(row),
+                f"{row['steps']:,}", "" if paper is None else f"{paper[1]:.2f}",
+            ]
+        )  # fmt: skip
+    firsts = [next((row for row in rows if row["data"] == name), None) for name in NAMES]
+    beside = [
+        [NAMES[row["data"]], f"{row['A_default']:.2%}", f"{row['A_a']:.2%} (drop 0, cost k)"] for row in firsts if row
+    ]
+    return f"{markdown(head, cells)}\n\n{markdown(('data', 'a default answer', '`exact`'), beside)}"
 
 
 def in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -632,13 +634,14 @@ def seeds_of(row: dict[str, Any]) -> str:
 
 
 def curve_table(document: dict) -> str:
-    lines = ["| data | code | k | bodies | steps | drop | agreement |", "|---|---|---|---|---|---|---|"]
-    for row in document["curve"]:
-        lines.append(
-            f"| {NAMES[row['data']]} | `{row['code']}` | {row['k']} | {row['bodies']:,} | {row['steps']:,} | "
-            f"{100 * row['drop']:.2f} | {row['agreement']:.2%} |"
-        )
-    return "\n".join(lines)
+    rows = [
+        [
+            NAMES[row["data"]], f"`{row['code']}`", str(row["k"]), f"{row['bodies']:,}", f"{row['steps']:,}",
+            f"{100 * row['drop']:.2f}", f"{row['agreement']:.2%}",
+        ]
+        for row in document["curve"]
+    ]  # fmt: skip
+    return markdown(("data", "code", "k", "bodies", "steps", "drop", "agreement"), rows)
 
 
 def sections(document: dict) -> dict[str, str]:

@@ -38,6 +38,7 @@ from ts_parity.lab.demo import (
 from ts_parity.lab.records import Record
 from ts_parity.lab.report import summarize
 from ts_parity.lab.traffic import drive, poisson_load
+from ts_parity.tables import markdown
 from ts_parity.torchserve.configuration import InstanceOptions
 from ts_parity.torchserve.launcher import TorchServeInstance, start_fleet
 
@@ -142,16 +143,15 @@ def main() -> int:
         print(json.dumps(document, indent=1))
     else:
         print(f"{args.code} k={args.k} seed {args.seed}: A_a {report['A_a']:.2%}, A_d {report['A_d']:.2%}")
-        print("| late | queries | errors | rebuilt | A_d received | A_o received | A_o expected | 95 % |")
-        print("|---|---|---|---|---|---|---|---|")
-        for row in rows:
-            outside = "" if row["within"] else " OUTSIDE"
-            shares = " | ".join(f"{row[part]:.2%}" for part in ("f", "A_d_received", "A_o_received", "A_o_expected"))
-            print(
-                f"| {row['late']:.0%} | {row['queries']:,} | {row['errors']} | {shares} | "
-                f"± {100 * row['half_width']:.2f}{outside} |"
-            )
+        head = ("late", "queries", "errors", "rebuilt", "A_d received", "A_o received", "A_o expected", "95 %")
+        print(markdown(head, [cells_of(row) for row in rows]))
     return 0 if all(row["within"] and not row["errors"] for row in rows) else 1
+
+
+def cells_of(row: dict) -> list[str]:
+    shares = [f"{row[part]:.2%}" for part in ("f", "A_d_received", "A_o_received", "A_o_expected")]
+    half_width = f"± {100 * row['half_width']:.2f}{'' if row['within'] else ' OUTSIDE'}"
+    return [f"{row['late']:.0%}", f"{row['queries']:,}", str(row["errors"]), *shares, half_width]
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from tables import markdown, renew
+from tables import renew
 from ts_parity.arguments import count
 from ts_parity.lab.compare import World, service_from
 from ts_parity.lab.faults import Fault, FaultPlan, Injector, make_schedule
@@ -41,6 +41,7 @@ from ts_parity.lab.report import percentile
 from ts_parity.lab.rivals import Arrangement, arrange, serve_flags
 from ts_parity.lab.simulate import simulate
 from ts_parity.lab.traffic import Body, drive, poisson_load
+from ts_parity.tables import markdown
 from ts_parity.testing import FakeModel, FakeTorchServe, protection
 
 RESULTS = Path(__file__).parent / "results" / "foretold.json"

@@ -21,12 +21,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from tables import markdown, renew
+from tables import renew
 from ts_parity.arguments import count
 from ts_parity.engine import Kind, Send
 from ts_parity.lab.compare import World
 from ts_parity.lab.rivals import arrange
 from ts_parity.lab.simulate import Outage, simulate
+from ts_parity.tables import markdown
 
 RESULTS = Path(__file__).parent / "results" / "outages.json"
 DOCS = Path(__file__).parent.parent / "docs" / "policy.md"

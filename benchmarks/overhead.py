@@ -70,8 +70,9 @@ from overhead_proxies import (
     running,
     serve_aiohttp,
 )
-from tables import markdown, renew
+from tables import renew
 from ts_parity.arguments import count
+from ts_parity.tables import markdown
 
 RESULTS = Path(__file__).parent / "results" / "overhead.json"
 DOCS = Path(__file__).parent.parent / "docs" / "benchmarks.md"

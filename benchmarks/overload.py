@@ -24,13 +24,13 @@ from typing import Any
 
 import numpy as np
 
-from tables import markdown as markdown_table
 from tables import renew
 from ts_parity.arguments import count
 from ts_parity.engine import plain
 from ts_parity.lab.records import Record
 from ts_parity.lab.rivals import make_fleet
 from ts_parity.lab.simulate import Arrivals, Costs, Scenario, Service, simulate
+from ts_parity.tables import markdown
 
 RESULTS = Path(__file__).parent / "results" / "overload.json"
 DOCS = Path(__file__).parent.parent / "docs" / "policy.md"
@@ -118,7 +118,7 @@ def table(rows: list[dict[str, Any]]) -> str:
                 if (row := found.get(load)) is not None
             ]
             body.append([clients, fleet, *cells])
-    return markdown_table(("clients", "fleet", *(f"load {load:g}" for load in LOADS)), body)
+    return markdown(("clients", "fleet", *(f"load {load:g}" for load in LOADS)), body)
 
 
 def main() -> None:

@@ -24,10 +24,10 @@ from pathlib import Path
 
 import aiohttp
 
-from tables import markdown as markdown_table
 from ts_parity.arguments import count
 from ts_parity.config import InstanceSettings, settings_of
 from ts_parity.proxy.app import Proxy
+from ts_parity.tables import markdown
 from ts_parity.torchserve.archive import pack
 from ts_parity.torchserve.configuration import InstanceOptions
 from ts_parity.torchserve.launcher import TorchServeInstance
@@ -166,7 +166,7 @@ def table(outcomes: list[Outcome]) -> str:
         ]
         for each in outcomes
     ]
-    return markdown_table(("clients", "load", "capacity, queries/s", "goodput", "p50 after, ms"), rows)
+    return markdown(("clients", "load", "capacity, queries/s", "goodput", "p50 after, ms"), rows)
 
 
 def main() -> None:

@@ -25,12 +25,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from tables import markdown as markdown_table
 from tables import renew
 from ts_parity.arguments import count, number
-from ts_parity.lab.compare import World, markdown, row_of
+from ts_parity.lab.compare import World, markdown_table, row_of
 from ts_parity.lab.rivals import NAMES
 from ts_parity.lab.simulate import Outage, Spells
+from ts_parity.tables import markdown
 
 RESULTS = Path(__file__).parent / "results" / "policies.json"
 DOCS = Path(__file__).parent.parent / "docs" / "policy.md"
@@ -155,7 +155,7 @@ def tables(document: dict[str, Any]) -> dict[str, str]:
                     best[tuple(row[part] for part in KEY if part not in ("queries", "seeds"))] = row
             rows = sorted(best.values(), key=lambda row: (NAMES.index(row["policy"]), row["workers"]))
             if rows:
-                parts[f"{scenario} {load:g}"] = f"{_sizes(rows)}\n\n{markdown(rows)}"
+                parts[f"{scenario} {load:g}"] = f"{_sizes(rows)}\n\n{markdown_table(rows)}"
     return parts
 
 
@@ -197,7 +197,7 @@ def target_table(document: dict[str, Any]) -> str:
         what = f"{policy}, `{code[0]}` k = {code[1]}" + (f", cost {code[2]:g}" if code[2] != 1 else "")
         verdict = "yes" if reached <= limit else "no"
         body.append([what, str(workers), f"`{name}` {load:g}", WORDS[figure], shown(limit), shown(reached), verdict])
-    return markdown_table(("policy", "machines", "at load", "figure", "at most", "got", "reached"), body)
+    return markdown(("policy", "machines", "at load", "figure", "at most", "got", "reached"), body)
 
 
 def main() -> None:

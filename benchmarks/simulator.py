@@ -18,11 +18,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tables import markdown, renew
+from tables import renew
 from ts_parity.arguments import count
 from ts_parity.lab.compare import World
 from ts_parity.lab.rivals import arrange
 from ts_parity.lab.simulate import Spells, simulate
+from ts_parity.tables import markdown
 
 RESULTS = Path(__file__).parent / "results" / "simulator.json"
 DOCS = Path(__file__).parent.parent / "docs" / "benchmarks.md"

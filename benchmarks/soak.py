@@ -38,8 +38,9 @@ from tqdm import tqdm
 
 from overhead_proxies import build_of, environment, imported_from
 from soak_clients import ROUTES, Load, all_at_once
-from tables import markdown, renew
+from tables import renew
 from ts_parity.arguments import count
+from ts_parity.tables import markdown
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "soak.json"

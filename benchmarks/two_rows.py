@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from accuracy_kept import KeptOutputs, errors_of_rows
-from tables import markdown, renew
+from tables import renew
 from ts_parity.codes import make_code
+from ts_parity.tables import markdown
 from ts_parity.training.evaluate import evaluate
 from ts_parity.training.meaning import CLASSES
 

@@ -21,8 +21,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from tables import markdown
 from ts_parity.arguments import count
+from ts_parity.tables import markdown
 from ts_parity.training import TrainSettings, train
 from ts_parity.wire import Array
 

@@ -21,6 +21,7 @@ LEVELS = [
         "output",
         "pages",
         "startup",
+        "tables",
     },
     {"wire", "config"},
     {"codes", "exclusion"},

@@ -10,7 +10,7 @@ import pytest
 from ts_parity.cli import main
 from ts_parity.engine import Source
 from ts_parity.errors import ConfigError
-from ts_parity.lab.compare import World, markdown, row_of, service_from, table
+from ts_parity.lab.compare import World, markdown_table, row_of, service_from, table
 from ts_parity.lab.history import End, read_history
 from ts_parity.lab.records import Record, write_records
 from ts_parity.lab.simulate import Service, Spells
@@ -42,7 +42,7 @@ def test_load_is_measured_by_the_workers_and_not_by_the_machines():
     rows = [row_of(World(load=0.5, queries=4000), name, (0,), extra=3) for name in ("none", "equal")]
     assert [row["workers"] for row in rows] == [12, 15]
     assert "equal" in table(rows)
-    assert markdown(rows).count("\n| ") == 2
+    assert markdown_table(rows).count("\n| ") == 2
 
 
 def test_service_times_from_logs(tmp_path):

@@ -7,6 +7,7 @@ from dataclasses import MISSING, Field, fields
 from typing import Any
 
 from ts_parity.config.schema import GROUPS, InstanceSettings, ModelSettings, shown_default
+from ts_parity.tables import markdown
 
 
 def settings_markdown() -> str:
@@ -46,9 +47,10 @@ def settings_markdown() -> str:
 
 
 def _table(items: Sequence[Field[Any]]) -> list[str]:
-    rows = ["| setting | default | unit | what it is |", "|---|---|---|---|"]
-    for item in items:
-        told = (item.metadata["text"], item.metadata["more"])
-        default = "required" if item.default is MISSING else f"`{shown_default(item.default)}`"
-        rows.append(f"| `{item.name}` | {default} | {item.metadata['unit']} | {'; '.join(filter(None, told))} |")
-    return rows
+    return markdown(("setting", "default", "unit", "what it is"), [_row(item) for item in items]).splitlines()
+
+
+def _row(item: Field[Any]) -> tuple[str, ...]:
+    default = "required" if item.default is MISSING else f"`{shown_default(item.default)}`"
+    what = "; ".join(filter(None, (item.metadata["text"], item.metadata["more"])))
+    return f"`{item.name}`", default, item.metadata["unit"], what

@@ -29,6 +29,7 @@ from ts_parity.lab.simulate import (
     simulate,
 )
 from ts_parity.lab.spells import ObservedFleet, seen_in
+from ts_parity.tables import columns, markdown
 
 LONGEST_ROUND = 3.0
 """Times the queries that were asked for: so many more are simulated to end a log."""
@@ -181,8 +182,7 @@ _COLUMNS = (
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     cells = [[head for head, _, _ in _COLUMNS]]
     cells += [[_cell(row, key, form) for _, key, form in _COLUMNS] for row in rows]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(_COLUMNS))]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in cells)
+    return "\n".join(columns(cells))
 
 
 def _cell(row: Mapping[str, Any], key: str, form: str) -> str:
@@ -201,23 +201,27 @@ def doubts(rows: Sequence[Mapping[str, Any]], shown: Sequence[str] = tuple(PERCE
     return f"{DOUBTFUL}: may be too low, for only {least:,} answers stand behind it, and it takes {told}."
 
 
-def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    lines = [
-        "| policy | code | k | machines | load | p50 | p99 | p99.9 (lowest, highest seed) | p99.99 | work | rebuilt "
-        "| unanswered |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+_MARKDOWN_COLUMNS = (
+    "policy", "code", "k", "machines", "load", "p50", "p99", "p99.9 (lowest, highest seed)", "p99.99", "work",
+    "rebuilt", "unanswered",
+)  # fmt: skip
+
+
+def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    cells = []
     for row in rows:
         code = "-" if row["code"] is None else f"`{row['code']}`" + (f" {row['cost']:g}" if row["cost"] != 1 else "")
         if row["code"] == "exact":
             code += f", a group {1 + (1 - row['saves']) * (row['k'] - 1):g}"
         p999 = f"{row['p999']:.2f} ({row['p999_low']:.2f}, {row['p999_high']:.2f})"
-        lines.append(
-            f"| {row['policy']} | {code} | {row['k'] or '-'} | {row['workers']} | {row['load']:g} | {row['p50']:.2f} | "
-            f"{row['p99']:.2f} | {p999} | {row['p9999']:.2f} | "
-            f"{row['work']:.3f} | {row['reconstructed']:.2%} | {row.get('unanswered', 0):.0f} |"
-        )
-    return "\n".join(lines)
+        cells.append(
+            [
+                row["policy"], code, str(row["k"] or "-"), str(row["workers"]), f"{row['load']:g}", f"{row['p50']:.2f}",
+                f"{row['p99']:.2f}", p999, f"{row['p9999']:.2f}", f"{row['work']:.3f}", f"{row['reconstructed']:.2%}",
+                f"{row.get('unanswered', 0):.0f}",
+            ]
+        )  # fmt: skip
+    return markdown(_MARKDOWN_COLUMNS, cells)
 
 
 def plot(results: Mapping[str, Sequence[float]], file: Path, title: str) -> None:

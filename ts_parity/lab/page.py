@@ -11,6 +11,7 @@ from typing import Any
 
 from ts_parity.lab.compare import DOUBTFUL, World, doubts
 from ts_parity.pages import Cell, bar, listed, page, pairs, section, sentence, table, text, typed
+from ts_parity.tables import columns
 
 ENDPOINT = "--endpoint http://HOST:8080"
 """What no plan knows: where the instances are."""
@@ -78,8 +79,7 @@ def plan_table(plan: Mapping[str, Any], world: World) -> str:
                 "; ".join(row["broken"]),
             ]
         )
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in cells)
+    return "\n".join(columns(cells))
 
 
 def plan_text(plan: Mapping[str, Any], world: World) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ts_parity.lab.records import ERROR, LOST, Record
+from ts_parity.tables import columns
 
 MIN_SAMPLES_BEYOND = 10
 """A percentile with fewer samples beyond it says more about luck than about the system, and is left out."""
@@ -89,12 +90,7 @@ def table(arms: Mapping[str, Summary]) -> str:
         "of rebuilt",
         "work/query",
     )
-    rows = [header, *(_row(name, summary) for name, summary in arms.items())]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    lines = [
-        "  ".join(cell.ljust(width) if column == 0 else cell.rjust(width) for column, (cell, width) in enumerate(cells))
-        for cells in (list(zip(row, widths, strict=True)) for row in rows)
-    ]
+    lines = columns([header, *(_row(name, summary) for name, summary in arms.items())], numbers=True)
     lines.insert(1, "-" * len(lines[0]))
     return "\n".join(lines)
 

@@ -13,6 +13,7 @@ from ts_parity import output
 from ts_parity.arguments import count, existing, number, source, to_write
 from ts_parity.config import CODES
 from ts_parity.errors import TrainingError, TsParityError
+from ts_parity.tables import columns
 from ts_parity.torchserve.commands import DECLARATION, add_declaration, declared
 from ts_parity.training import FOLDERS, FORMATS, METRICS, VARIATIONS, TrainSettings
 from ts_parity.training.figures import FIGURES, NO_GUARD, Figure, margin
@@ -274,9 +275,7 @@ _SHOWN = ("0.01", "0.05", "0.10")
 def _table(candidates: list[dict[str, Any]], figure: Figure) -> list[str]:
     letter = "E" if figure.error else "A"
     heads = ["code", "k", "r", f"{letter}_a", f"{letter}_d", "loss", figure.own, "cost", "architecture"]
-    rows = [heads, *(_row(candidate, figure, letter) for candidate in candidates)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return columns([heads, *(_row(candidate, figure, letter) for candidate in candidates)])
 
 
 def _row(candidate: dict[str, Any], figure: Figure, letter: str) -> list[str]:
@@ -338,10 +337,9 @@ def _confidence(candidates: list[dict[str, Any]], figure: Figure) -> list[str]:
         return lines
     shares = [each["share"] for each in known[0]["confidence"]["surest"]]
     rows = [["code", "k", "r", "all", *(f"{share:.0%}" for share in shares)], *(_surest(c, figure) for c in known)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     what = f"{figure.own} of their numbers" if figure.error else "agreement, with its 95 % interval"
     lines.append(f"confidence: if only the surest answers are released, {what}")
-    lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines += columns(rows)
     lines += [f"  {name}: {_calibrated(told)}" for name, told in named if "surest" in told]
     return [*lines, f"  {NO_GUARD}"]
 

@@ -14,6 +14,7 @@ from ts_parity.config import InstanceSettings
 from ts_parity.engine import Standing
 from ts_parity.proxy.fleet.plan import Plan, PoolPlan
 from ts_parity.proxy.fleet.reports import InstanceReport
+from ts_parity.tables import column_widths, columns
 
 Json = dict[str, Any]
 
@@ -194,13 +195,12 @@ def _instance(plan: Plan, report: InstanceReport, instances: Sequence[InstanceSe
 
 def _columns(rows: Sequence[tuple[str, ...]], width: int, notes: Sequence[Sequence[str]] = ()) -> list[str]:
     """A heading and rows, each with its notes below; where the screen is too narrow for that, a paragraph a row."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    widths = column_widths(rows)
     fits = sum(widths) + 2 * len(widths) - 2 <= width
     lines = []
-    for number, row in enumerate(rows):
+    for number, (row, line) in enumerate(zip(rows, columns(rows), strict=True)):
         if fits:
-            cells = (cell.ljust(wide) for cell, wide in zip(row, widths, strict=True))
-            lines.append("  ".join(cells).rstrip())
+            lines.append(line)
         elif number:
             told = [f"{name} {cell}" for name, cell in zip(rows[0][1:], row[1:], strict=True) if cell]
             lines += [*_wrapped(f"{rows[0][0]} {row[0]}", "", width), *_wrapped("; ".join(told), "    ", width)]
