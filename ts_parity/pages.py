@@ -26,8 +26,24 @@ def text(value: object, most: int | None = None) -> str:
 
 
 def page(title: str, body: Iterable[str], foot: str = "") -> str:
-    """A whole page. `title` is plain text, `body` and `foot` are HTML."""
-    return _PAGE.format(title=text(title), style=_STYLE, body="\n".join(body), foot=foot)
+    """A whole page, under its title. `title` is plain text, `body` and `foot` are HTML."""
+    heading = f"<h1>{text(title, 200)}</h1>"
+    return _PAGE.format(title=text(title), style=_STYLE, body="\n".join([heading, *body]), foot=foot)
+
+
+def lead(told: str) -> str:
+    """The sentence that says most. `told` is HTML."""
+    return f'<p class="say">{told}</p>'
+
+
+def note(words: str) -> str:
+    """Small print, from plain text."""
+    return f'<p class="note">{text(words)}</p>'
+
+
+def between(words: str, most: int | None = None) -> str:
+    """Small print beside a figure, such as its interval, from plain text, cut to `most` characters."""
+    return f' <span class="between">{text(words, most)}</span>'
 
 
 def section(heading: str, *parts: str, kind: str = "") -> str:

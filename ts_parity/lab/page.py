@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ts_parity.lab.compare import DOUBTFUL, World, doubts
-from ts_parity.pages import Cell, bar, listed, page, pairs, section, sentence, table, text, typed
+from ts_parity.pages import Cell, bar, between, lead, listed, note, page, pairs, section, sentence, table, text, typed
 from ts_parity.tables import columns
 
 ENDPOINT = "--endpoint http://HOST:8080"
@@ -112,12 +112,12 @@ def plan_page(plan: Mapping[str, Any], world: World) -> str:
     return page(
         "What to run",
         [
-            f'<h1>What to run</h1>\n<p class="say">{text(plan["sentence"])}</p>',
+            lead(text(plan["sentence"])),
             section("To run it", *to_run),
             section(
                 "What was compared",
                 _rows(plan, world),
-                *(f'<p class="note">{text(note)}</p>' for note in notes if note),
+                *(note(words) for words in notes if words),
                 pairs((name, MEANING[name]) for name in dict.fromkeys(each["policy"] for each in rows)),
             ),
             section("Where the work comes from", pairs(worked) if worked else ""),
@@ -149,7 +149,7 @@ def _time(row: Mapping[str, Any], name: str, world: World) -> str:
     told = text(_mark(row, name) + time_told(row[name], world))
     if row["seeds"] == 1 or row[name] is None:
         return told
-    return f'{told} <span class="between">{text(_between(row, name, world))}</span>'
+    return told + between(_between(row, name, world))
 
 
 def _bar(row: Mapping[str, Any], largest: float, kind: str) -> str:

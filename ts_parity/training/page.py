@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ts_parity.pages import Cell, bar, listed, page, pairs, section, sentence, table, text, typed
+from ts_parity.pages import Cell, bar, between, lead, listed, note, page, pairs, section, sentence, table, text, typed
 from ts_parity.training.bodies import Body
 from ts_parity.training.charts import Chart, Mark, Pair
 from ts_parity.training.disagreements import SHOWN
@@ -44,7 +44,6 @@ def report_page(report: Mapping[str, Any], out: Path, bodies: Mapping[int, Body]
     return page(
         title,
         [
-            f"<h1>{text(title, 200)}</h1>",
             _said(report["recommendation"]),
             _tiles(report, figure),
             section("Warnings", _lines(report.get("warnings", ())), kind="alarm"),
@@ -65,7 +64,7 @@ def _said(recommendation: str) -> str:
     """The first sentence says what to take."""
     first, point, rest = recommendation.partition(". ")
     said, more = (sentence(part) for part in (first + point.strip(), rest))
-    return f'<p class="say">{said}</p>\n' + (f"<p>{more}</p>" if more else "")
+    return lead(said) + "\n" + (f"<p>{more}</p>" if more else "")
 
 
 # ---- in a few numbers ------------------------------------------------------------------------------------------------
@@ -117,7 +116,7 @@ def _between(candidate: Candidate, name: str, what: str = "") -> str:
         told = (f"{100 * end:.2f}" + ("%" if figure.error else "") for end in ends)
     else:
         told = (figure.told(end) for end in ends)
-    return f' <span class="between">{what}{text(" to ".join(told))}</span>'
+    return between(what + " to ".join(told))
 
 
 # ---- what to do ------------------------------------------------------------------------------------------------------
@@ -125,8 +124,8 @@ def _between(candidate: Candidate, name: str, what: str = "") -> str:
 
 def _steps(report: Mapping[str, Any], out: Path) -> str:
     items = (f"<li>{sentence(step.say)}{typed(step.command)}</li>" for step in next_steps(report, out))
-    note = '<p class="note">What is written in capitals is yours to fill in.</p>'
-    return f'{note}<ol class="steps">{"".join(items)}</ol>'
+    capitals = note("What is written in capitals is yours to fill in.")
+    return f'{capitals}<ol class="steps">{"".join(items)}</ol>'
 
 
 def _lines(lines: Sequence[str]) -> str:
@@ -166,7 +165,7 @@ def _table(report: Mapping[str, Any], figure: Figure) -> str:
             ("take", "recommended") if c is taken else ("no", "loses too much") if loss(c) > MOST_LOSS else ("", "")
         )
         tagged = f' <span class="tag">{tag}</span>' if tag else ""
-        label = f'{text(_label(c))}{tagged} <span class="between">{text(_kind(report, c), 80)}</span>'
+        label = f"{text(_label(c))}{tagged}{between(_kind(report, c), 80)}"
         rows.append((kind, [Cell(label), *(Cell(cell(c)) for _, cell in shown)]))
     return table(_scored_on(report), ["protection", *(head for head, _ in shown)], rows)
 
@@ -188,14 +187,14 @@ def _over_seeds(candidate: Candidate, figure: Figure) -> str:
     mean = candidate["over_seeds"]
     told = f"{figure.own} {figure.told(mean['score'], mean['score_spread'])}"
     packed = f"{candidate['seeds']}, packed: seed {candidate['packed_seed']}"
-    return f'{packed} <span class="between">{text(told)}</span>'
+    return packed + between(told)
 
 
 def _cost(candidate: Candidate) -> str:
     if candidate.get("cost") is None:
         return ""
     counted = candidate.get("multiplications")
-    more = "" if counted is None else f' <span class="between">{counted:.2f} by multiplications</span>'
+    more = "" if counted is None else between(f"{counted:.2f} by multiplications")
     return f"{candidate['cost']:.2f}{more}"
 
 
@@ -362,7 +361,7 @@ def _classes(report: Mapping[str, Any]) -> str:
         cells = [
             Cell(text(row["name"], 60)), Cell(f"{row['bodies']:,}"),
             Cell(bar(100 * row["loss"], 100 * low, 100 * high, largest, "take", least), "bars"),
-            Cell(f'{100 * row["loss"]:.1f} <span class="between">{100 * low:.1f} to {100 * high:.1f}</span>'),
+            Cell(f"{100 * row['loss']:.1f}{between(f'{100 * low:.1f} to {100 * high:.1f}')}"),
             Cell(f"{row['agreement']:.1%}"),
         ]  # fmt: skip
         lines.append(("", cells))
@@ -374,8 +373,8 @@ def _classes(report: Mapping[str, Any]) -> str:
         "Classes of few bodies have wide ones."
     )
     heads = ["class", "bodies", "", "loss", "agreement"]
-    note = f'<p class="note">{text(more)}</p>' if more else ""
-    return section("Loss by class", table(caption, heads, lines, small=True), note)
+    rest = note(more) if more else ""
+    return section("Loss by class", table(caption, heads, lines, small=True), rest)
 
 
 # ---- how it errs -----------------------------------------------------------------------------------------------------
@@ -414,7 +413,7 @@ def _cards(shown: Iterable[Mapping[str, Any]], bodies: Mapping[int, Body]) -> It
         body = bodies.get(one["row"])
         picture = preview(body) if body is not None else ""
         if not picture or len(picture) > room:
-            picture = '<p class="note">(not shown)</p>'
+            picture = note("(not shown)")
         room -= len(picture)
         told = [("model", one["deployed"], one.get("answer")), ("rebuilt", one["rebuilt"], one.get("rebuilt_answer"))]
         if "label" in one:
@@ -464,7 +463,7 @@ def _made(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _command(report: Mapping[str, Any]) -> str:
-    return f'<p class="note">The command:</p>{typed(shlex.join(report["command"]))}' if "command" in report else ""
+    return f"{note('The command:')}{typed(shlex.join(report['command']))}" if "command" in report else ""
 
 
 def _bodies(report: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from ts_parity.pages import text
+from ts_parity.pages import note, text
 from ts_parity.training.forms import Body
 from ts_parity.wire import Part
 from ts_parity.worker.requests import request_of
@@ -148,4 +148,4 @@ def _text(told: str) -> str:
 
 
 def _named(what: str) -> str:
-    return f'<p class="note">({text(what)})</p>'
+    return note(f"({what})")
