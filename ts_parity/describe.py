@@ -46,6 +46,16 @@ class WorkerProcess:
 
 
 @dataclass(frozen=True)
+class ProtectedModel:
+    """The deployed model that a protection was made for, as the protection's archive and its describe name it."""
+
+    model: str
+    version: str
+    weights: str | None
+    """The fingerprint of its weights; None where they are not known."""
+
+
+@dataclass(frozen=True)
 class ModelDescription:
     """Durations keep TorchServe's units, named in the field."""
 

@@ -30,7 +30,7 @@ from ts_parity.exclusion import NeverCode
 from ts_parity.fingerprint import fingerprint
 from ts_parity.torchserve import commands, mar
 from ts_parity.torchserve.archive import (
-    Protects,
+    ProtectedModel,
     Sample,
     extract_archive,
     pack,
@@ -101,7 +101,7 @@ class TestReading:
         assert "deep/er/.hidden" in archive.files
         assert archive.read("labels.json") == b"[0, 1]"
         assert archive.weights() == "sha256:" + hashlib.sha256(b"weights").hexdigest()
-        assert archive.protects() == Protects("digits", "2.1", archive.weights())
+        assert archive.protects() == ProtectedModel("digits", "2.1", archive.weights())
 
     def test_an_archive_without_weights_or_version(self, make_archive: MakeArchive) -> None:
         archive = read_archive(make_archive(version=""))
@@ -452,7 +452,7 @@ class TestProtections:
 
     def test_a_parity_model_beside_the_users_own(self, digits: Path, tmp_path: Path) -> None:
         (tmp_path / "net.pt").write_bytes(as_torch_writes("code/net.py", "constants.pkl", "data.pkl"))
-        whom = Protects("other", "7", None)
+        whom = ProtectedModel("other", "7", None)
         archive = read_archive(
             wrap_parity(
                 digits,

@@ -14,8 +14,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from ts_parity.describe import ProtectedModel
 from ts_parity.errors import ArchiveError
-from ts_parity.torchserve.mar import Archive, Protects, extract_archive, read_archive
+from ts_parity.torchserve.mar import Archive, extract_archive, read_archive
 from ts_parity.torchserve.wrapping import (
     Sample,
     protection_name,
@@ -31,7 +32,7 @@ __all__ = [
     "extract_archive",
     "pack",
     "Sample",
-    "Protects",
+    "ProtectedModel",
     "wrap_deployed",
     "wrap_parity",
     "protection_name",

@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 
 import yaml
 
+from ts_parity.describe import ProtectedModel
 from ts_parity.errors import ArchiveError, ConfigError, with_article
 from ts_parity.fingerprint import fingerprint
 
@@ -50,15 +51,6 @@ _LOCAL_HEADER = struct.Struct("<6sHH4xLLLHH")
 """What stands before an entry's data: flags, method, checksum, packed size, size, lengths of name and extra fields."""
 _ZIP64, _LARGEST_NARROW = 1, 0xFFFFFFFF
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-
-
-@dataclass(frozen=True)
-class Protects:
-    """Which model a protection stands in for. `weights` as `Archive.weights` gives it, None when unknown."""
-
-    model: str
-    version: str
-    weights: str | None
 
 
 @dataclass(frozen=True)
@@ -119,14 +111,14 @@ class Archive:
         with open_zip(self.path) as archive, archive.open(self.serialized_file) as file:
             return fingerprint(file)
 
-    def protects(self, registered_as: str | None = None) -> Protects:
+    def protects(self, registered_as: str | None = None) -> ProtectedModel:
         """What a protection made from this archive would protect; `registered_as`, NAME or NAME/VERSION, where that is
         not what the manifest says. Raise ConfigError.
         """
         model, slash, version = (registered_as or self.model_name).partition("/")
         if not model or "/" in version or (slash and not version):
             raise ConfigError(f"a protected model is NAME or NAME/VERSION, not {registered_as!r}")
-        return Protects(model, version or self.model_version, self.weights())
+        return ProtectedModel(model, version or self.model_version, self.weights())
 
     def _named(self, key: str) -> str | None:
         return str(self.model[key]) if self.model.get(key) else None

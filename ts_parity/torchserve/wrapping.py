@@ -29,13 +29,13 @@ from ts_parity import output
 from ts_parity.arguments import is_key
 from ts_parity.codes import Family, RowErrors, make_code
 from ts_parity.confidence import read_confidence
+from ts_parity.describe import ProtectedModel
 from ts_parity.errors import ArchiveError
 from ts_parity.exclusion import NeverCode
 from ts_parity.torchserve.mar import (
     MANIFEST,
     SECTION,
     Archive,
-    Protects,
     open_zip,
     parse_config,
     read_archive,
@@ -114,7 +114,7 @@ def wrap_parity(
     partial: bool | None = None,
     serialized_file: str | Path | None = None,
     parity_model: str | Path | None = None,
-    protects: Protects | None = None,
+    protects: ProtectedModel | None = None,
     cost: float | None = None,
     agreement: float | None = None,
     tolerance: float | None = None,
@@ -170,7 +170,7 @@ def wrap_parity(
     return _write(source, out, name, section, config, samples, replaced, replace)
 
 
-def protection_name(protects: Protects, code: str, k: int, r: int = 1, row: int = 0) -> str:
+def protection_name(protects: ProtectedModel, code: str, k: int, r: int = 1, row: int = 0) -> str:
     """A name that no two protections of one fleet share: TorchServe tells models apart by nothing else."""
     name = f"{protects.model}-{protects.version}-{code}-k{k}" + (f"-r{r}-row{row}" if r > 1 else "")
     return re.sub(r"[^A-Za-z0-9_\-.]", "-", name)

@@ -21,7 +21,7 @@ from ts_parity.codes import OWN_ROUNDINGS, Code, RowErrors
 from ts_parity.confidence import Confidence
 from ts_parity.errors import NotCodable, TrainingError
 from ts_parity.exclusion import declared_never_code
-from ts_parity.torchserve.archive import Archive, Protects, Sample, extract_archive, wrap_deployed, wrap_parity
+from ts_parity.torchserve.archive import Archive, ProtectedModel, Sample, extract_archive, wrap_deployed, wrap_parity
 from ts_parity.torchserve.weights import Form, form_of
 from ts_parity.training import TrainSettings
 from ts_parity.training.architectures import Called, plain_call
@@ -43,7 +43,7 @@ class Packer:
 
     settings: TrainSettings
     archive: Archive
-    protects: Protects
+    protects: ProtectedModel
     work: Path
     bodies: Sequence[Body]
     out: Path

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ts_parity.torchserve.mar import Protects
+from ts_parity.describe import ProtectedModel
 from ts_parity.torchserve.wrapping import protection_name
 from ts_parity.training import FOLDERS, TrainSettings
 from ts_parity.training.recommend import chosen, named, to_try
@@ -33,7 +33,7 @@ def next_steps(report: Mapping[str, Any], out: Path) -> list[Step]:
     if taken is None:
         return [_again(report), _serve("Until then, its second copies of late queries lose nothing.")]
     if "archives" not in taken:  # `exact`, which was only compared with
-        name = protection_name(Protects(**report["deployed"]), taken["code"], taken["k"])
+        name = protection_name(ProtectedModel(**report["deployed"]), taken["code"], taken["k"])
         return [_plan(out), _package(report, taken, out), *_of_backup(taken, [out / f"{name}.mar"])]
     files = [out / name for name in taken["archives"]]
     if taken["family"] == "parity":

@@ -18,7 +18,7 @@ from ts_parity.proxy.fleet.reports import (
     BadDescribe,
     InstanceReport,
     ModelReport,
-    Protects,
+    ProtectedModel,
     read_customized,
     read_described,
     read_model,
@@ -35,7 +35,7 @@ def deployed(**changes: Any) -> ModelReport:
 def parity(
     name: str = "digits_parity", code: str = "sum", k: int = 2, r: int = 1, row: int = 0, **changes: Any
 ) -> ModelReport:
-    protects = Protects("digits", "1.0", "sha256:f")
+    protects = ProtectedModel("digits", "1.0", "sha256:f")
     described = ArchiveDescription("parity", code=make_code(code, k, r), row=row, partial=True, protects=protects)
     described = replace(described, **{k: changes.pop(k) for k in [*changes] if hasattr(described, k)})
     return replace(ModelReport(name, "1.0", True, ready=1, batch_size=1, described=described), **changes)
@@ -186,16 +186,16 @@ def test_exact_needs_nothing_of_the_deployed_archive(model: ModelReport):
 
 UNUSED = {
     "another version": (
-        parity(protects=Protects("digits", "2.0", None)),
+        parity(protects=ProtectedModel("digits", "2.0", None)),
         "it protects digits 2.0, and deployed is version 1.0",
     ),
     "another model": (
-        parity(protects=Protects("letters", "1.0", None)),
+        parity(protects=ProtectedModel("letters", "1.0", None)),
         "it protects letters 1.0, and no instance serves that model",
     ),
     "a refusal": (parity(verdict="refused", reason="integer inputs"), "it refuses groups: integer inputs"),
     "other weights": (
-        parity(protects=Protects("digits", "1.0", "sha256:old")),
+        parity(protects=ProtectedModel("digits", "1.0", "sha256:old")),
         "it was made for other weights of digits/1.0 (sha256:old) than are deployed (sha256:f)",
     ),
 }
@@ -210,7 +210,7 @@ def test_a_protection_of_something_else_is_not_used(case: str):
 
 
 def test_unknown_weights_are_no_contradiction():
-    plan = plan_of(deployed(), parity(protects=Protects("digits", "1.0", None)))
+    plan = plan_of(deployed(), parity(protects=ProtectedModel("digits", "1.0", None)))
     assert only(plan).code is not None
 
 
@@ -284,7 +284,7 @@ def test_versions_compare_as_numbers_and_differing_defaults_are_told(versions: t
 def test_versions_in_messages_are_in_the_order_of_their_numbers():
     plan = plan_of(
         (deployed(version="10.0"), deployed(version="9.0", default=False)),
-        parity(protects=Protects("digits", "1.0", None)),
+        parity(protects=ProtectedModel("digits", "1.0", None)),
     )
     assert "deployed is version 9.0, 10.0" in plan.problems[0]
 

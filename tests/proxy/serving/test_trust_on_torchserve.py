@@ -20,7 +20,7 @@ from tests.proxy.conftest import Fleet, MakeFleet, Raw, nothing_left, until
 from tests.proxy.serving.test_coded_on_torchserve import SETTINGS, given
 from tests.worker.serving import make_folder, network, pack, vector
 from ts_parity.torchserve.launcher import TorchServeInstance
-from ts_parity.torchserve.wrapping import Protects, wrap_parity
+from ts_parity.torchserve.wrapping import ProtectedModel, wrap_parity
 
 pytestmark = [pytest.mark.torchserve, pytest.mark.slow]
 
@@ -42,7 +42,7 @@ def instances(torchserve_factory: TorchServeFactory, tmp_path_factory: Any) -> l
     new = pack(make_folder(folder / "new" / "linear", "plain_class"), "linear")
     old = pack(make_folder(folder / "old" / "linear", "plain_class", weights=old_weights()), "linear")
     drops = pack(make_folder(folder / "drops", "dices"), "drops")
-    whom = Protects("linear", "1.0", None)
+    whom = ProtectedModel("linear", "1.0", None)
     protections = [
         wrap_parity(new, out, "right", code="exact", k=2),
         wrap_parity(old, out, "stale", code="exact", k=3),

@@ -13,7 +13,7 @@ from typing import Any
 
 from ts_parity.codes import Code, Family, RowErrors, make_code, read_row_errors
 from ts_parity.confidence import Confidence, read_confidence
-from ts_parity.describe import READY, UNREADABLE, customized_of, read_description, read_name, short_text
+from ts_parity.describe import READY, UNREADABLE, ProtectedModel, customized_of, read_description, read_name, short_text
 from ts_parity.errors import CodeError, ConfigError, TsParityError
 from ts_parity.exclusion import NeverCode, read_never_code
 from ts_parity.wire import VERSION
@@ -26,15 +26,6 @@ UNTESTED = "untested"
 
 class BadDescribe(TsParityError):
     """A describe that claims to be ours and cannot be understood."""
-
-
-@dataclass(frozen=True)
-class Protects:
-    """The deployed model a protection was made for."""
-
-    model: str
-    version: str
-    weights: str | None
 
 
 @dataclass(frozen=True)
@@ -53,7 +44,7 @@ class ArchiveDescription:
     code: Code | None = None
     row: int = 0
     partial: bool = False
-    protects: Protects | None = None
+    protects: ProtectedModel | None = None
     cost: float | None = None
     """Of a full group, in deployed inferences; None if it was not measured."""
     agreement: float | None = None
@@ -184,7 +175,7 @@ def _read_protection(ours: Mapping[str, Any], common: ArchiveDescription) -> Arc
         protects = ours["protects"]
         weights = protects.get("weights")
         model, version = read_name(protects["model"]), read_name(protects["version"])
-        protected = Protects(model, version, short_text(weights) if weights else None)
+        protected = ProtectedModel(model, version, short_text(weights) if weights else None)
         # Backups serve any number of members; a parity model must have been trained for it.
         partial = bool(ours.get("partial", code.family is Family.BACKUP))
         cost = None if ours.get("cost") is None else float(ours["cost"])
