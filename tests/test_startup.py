@@ -154,14 +154,14 @@ async def test_what_each_signal_means(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("asyncio.get_running_loop", Loop)
     monkeypatch.setattr("os.isatty", lambda _: False)
     monkeypatch.setattr("signal.getsignal", lambda _: signal.SIG_DFL)
-    proxy_signals.obey("end", "look", "reopen")  # type: ignore[arg-type]
+    proxy_signals.install_handlers("end", "reload", "reopen")  # type: ignore[arg-type]
     del handlers["SIGUSR2"]
     ends = dict.fromkeys(("SIGTERM", "SIGINT", "SIGQUIT"), "end")
-    assert handlers == {**ends, "SIGHUP": "look", "SIGUSR1": "reopen"}
+    assert handlers == {**ends, "SIGHUP": "reload", "SIGUSR1": "reopen"}
     monkeypatch.setattr("os.isatty", lambda _: True)
-    proxy_signals.obey("end", "look", "reopen")  # type: ignore[arg-type]
+    proxy_signals.install_handlers("end", "reload", "reopen")  # type: ignore[arg-type]
     assert handlers["SIGHUP"] == "end"
     handlers.clear()
     monkeypatch.setattr("signal.getsignal", lambda _: signal.SIG_IGN)
-    proxy_signals.obey("end", "look", "reopen")  # type: ignore[arg-type]
+    proxy_signals.install_handlers("end", "reload", "reopen")  # type: ignore[arg-type]
     assert "SIGHUP" not in handlers

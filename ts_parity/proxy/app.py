@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import math
 import time
-from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any
 
@@ -27,8 +25,8 @@ from ts_parity.proxy.http.descriptors import client_limit, open_files
 from ts_parity.proxy.http.messages import Response
 from ts_parity.proxy.http.server import Server
 from ts_parity.proxy.http.upstream import Address, Upstream
-from ts_parity.proxy.operations import signals
 from ts_parity.proxy.operations.admin import AdminServer
+from ts_parity.proxy.operations.lifecycle import Lifecycle, url_of
 from ts_parity.proxy.operations.status import health, status_json, trust_problems
 from ts_parity.proxy.serving.driver import Driver, DriverOptions
 from ts_parity.proxy.serving.metrics import Metrics
@@ -39,7 +37,7 @@ log = logging.getLogger(__name__)
 # While something is amiss the fleet is looked at this often: a worker is back after about two seconds.
 _ATTENTIVE_S = 1.0
 # Requests for models that nobody is known to serve have it looked at once, but not more often than this.
-_BETWEEN_LOOKS_S = 0.2
+_DISCOVERY_GAP_S = 0.2
 # A client that was accepted before a drain may have sent a request that is still on its way; it gets its answer.
 _ON_ITS_WAY_S = 0.1
 _STREAMED = "its answers are streamed, and what is streamed cannot be decoded"
@@ -69,7 +67,7 @@ class StreamedPools:
         return {pool: _STREAMED for pool, (until, _) in self._uncoded.items() if now < until}
 
 
-class Proxy:
+class Proxy(Lifecycle):
     """One proxy. `start`, then `drain` (or `run` for both), then `close`. Everything happens on one event loop."""
 
     def __init__(self, settings: Settings, process: int | None = None, proved: bool = False) -> None:
@@ -78,10 +76,11 @@ class Proxy:
         `process`: which one of `settings.processes` it is. It shares port and places with the others, and the admin
         port is their parent's. `proved`: protections are used without a trial, for tests of what comes after it.
         """
+        super().__init__()
         self.settings = settings
         self._process = process
         self._proved = proved
-        self._distrusted: list[str] = []
+        self._logged_distrust: list[str] = []
         self.url = self.admin_url = ""
         default = settings.read_default_answer()
         tls, to_instances = client_side(settings), instance_side(settings)
@@ -91,8 +90,10 @@ class Proxy:
         self.upstream = Upstream(settings.connect_timeout_s, settings.task_timeout_s, to_instances)
         self._access = access = _open_access_log(settings.access_log)
         options = DriverOptions(settings.secret, _default_response(default, settings), settings.task_timeout_s, access)
-        self.driver = Driver(self.scheduler, self.upstream, self.metrics, options, self._stop_coding, self._look_now)
-        self._service = Service(self.driver, self.upstream, self.metrics, settings.group_by, self._look_now)
+        self.driver = Driver(
+            self.scheduler, self.upstream, self.metrics, options, self._stop_coding, self._discover_soon
+        )
+        self._service = Service(self.driver, self.upstream, self.metrics, settings.group_by, self._discover_soon)
         self._server = Server(self._service.handle, settings.max_body_bytes, access=access, tls=tls)
         self._admin = AdminServer(self.status, self.health, self.drain, self.metrics.exposition)
         self._discovery = Discovery(settings.instances, self.upstream, settings.describe_timeout_s)
@@ -100,13 +101,11 @@ class Proxy:
         self._reports: list[InstanceReport] = []
         self._streamed = StreamedPools()
         self._addresses: dict[str, Address] = {}
-        self._watch: asyncio.Task[None] | None = None
-        self._look_asked = asyncio.Event()
-        self._looking = asyncio.Lock()
-        self._next_look: asyncio.Task[None] | None = None
-        self._looked_at = -math.inf
-        self._drain_asked = asyncio.Event()
-        self._cut = asyncio.Event()
+        self._discovery_task: asyncio.Task[None] | None = None
+        self._reload_asked = asyncio.Event()
+        self._discovering = asyncio.Lock()
+        self._next_discovery: asyncio.Task[None] | None = None
+        self._discovered_at = -math.inf
         self._started_at = time.monotonic()
 
     async def start(self) -> None:
@@ -118,79 +117,47 @@ class Proxy:
             self.admin_url = url_of(settings.admin_host, admin_port)
         port = await self._server.start(settings.host, settings.port, reuse_port=self._process is not None)
         self.url = url_of(settings.host, port, bool(settings.tls_certificate))
-        self._watch = asyncio.get_running_loop().create_task(self._keep_discovering())
+        self._discovery_task = asyncio.get_running_loop().create_task(self._keep_discovering())
 
-    async def run(self, ready: Callable[[Proxy], None]) -> int:
-        """From start to drained; -> the exit code. Signals mean what `signals` says."""
-        signals.obey(self._signalled, self.look_again, self.reopen)
-        return await self.live(ready)
-
-    async def live(self, ready: Callable[[Proxy], None]) -> int:
-        """The same without the signals: whoever calls it says `drain` and `cut`."""
-        try:
-            if not await unless(self._drain_asked, self.start()):
-                return 0
-            # What was imported and set up stays: the collector need not walk through it again and again.
-            gc.collect()
-            gc.freeze()
-            ready(self)
-            await self._drain_asked.wait()
-            return await self._drained()
-        finally:
-            await self.close()
-
-    @property
-    def draining(self) -> bool:
-        return self._drain_asked.is_set()
-
-    def drain(self) -> None:
-        """Say that this proxy is not to be asked any more, then stop accepting, finish what is in flight, end."""
-        self._drain_asked.set()
-
-    def look_again(self) -> None:
+    def reload(self) -> None:
         """At what may have changed outside: certificates, keys, the fleet, and the access log's file."""
         self.reopen()
-        self._look_asked.set()
+        self._reload_asked.set()
 
     def reopen(self) -> None:
         """The access log, since whoever keeps its file has moved it."""
         if self._access is not None:
             self._access.reopen()
 
-    def cut(self) -> None:
-        """End without waiting for what is in flight."""
-        self._cut.set()
-        self.drain()
-
     async def close(self) -> None:
-        looks = [task for task in (self._watch, self._next_look) if task is not None]
-        for task in looks:
+        discoveries = [task for task in (self._discovery_task, self._next_discovery) if task is not None]
+        for task in discoveries:
             task.cancel()
-        await asyncio.gather(*looks, return_exceptions=True)
+        await asyncio.gather(*discoveries, return_exceptions=True)
         await self._discovery.close()
         await self._server.close()
         await self.driver.close()
         await self._admin.close()
         await self.upstream.close()
 
-    async def discover(self, may_ask: bool = True) -> None:
+    async def discover(self, may_describe: bool = True) -> None:
         """Look at the fleet now. `may_ask`: its workers what they are, too."""
-        async with self._looking:
-            self._next_look = None  # who asks from now on wants another
-            self._reports = await self._discovery.look(may_ask)
-            self._adopt()
-            self._looked_at = asyncio.get_running_loop().time()
+        async with self._discovering:
+            self._next_discovery = None  # who asks from now on wants another
+            self._reports = await self._discovery.refresh(may_describe)
+            self._adopt_reports()
+            self._discovered_at = asyncio.get_running_loop().time()
 
-    def _look_now(self) -> asyncio.Task[None]:
+    def _discover_soon(self) -> asyncio.Task[None]:
         """A look that begins soon, after this: shared by all who ask before it does."""
-        if self._next_look is None:
-            self._next_look = asyncio.get_running_loop().create_task(self._look_soon())
-        return self._next_look
+        if self._next_discovery is None:
+            self._next_discovery = asyncio.get_running_loop().create_task(self._rediscover())
+        return self._next_discovery
 
-    async def _look_soon(self) -> None:
-        await asyncio.sleep(max(0.0, self._looked_at + _BETWEEN_LOOKS_S - asyncio.get_running_loop().time()))
+    async def _rediscover(self) -> None:
+        await asyncio.sleep(max(0.0, self._discovered_at + _DISCOVERY_GAP_S - asyncio.get_running_loop().time()))
         try:
-            await self.discover(may_ask=False)
+            await self.discover(may_describe=False)
         except Exception:
             log.exception("the fleet could not be looked at; the last plan stays")
 
@@ -211,13 +178,13 @@ class Proxy:
     def health(self) -> dict[str, Any]:
         return health(self.plan, self.draining, self.scheduler.snapshot())
 
-    def _adopt(self) -> None:
+    def _adopt_reports(self) -> None:
         settings = self.settings
-        wanted = PlanOptions(settings.instances, settings.protect, self._streamed.reasons(time.monotonic()))
-        wanted = replace(wanted, models=settings.models, proved=self._proved)
+        options = PlanOptions(settings.instances, settings.protect, self._streamed.reasons(time.monotonic()))
+        options = replace(options, models=settings.models, proved=self._proved)
         if self._process is not None:
-            wanted = replace(wanted, process=self._process, processes=settings.processes)
-        plan = make_plan(self._reports, wanted)
+            options = replace(options, process=self._process, processes=settings.processes)
+        plan = make_plan(self._reports, options)
         for problem in plan.problems:
             if problem not in self.plan.problems:
                 log.warning("%s", problem)
@@ -232,16 +199,16 @@ class Proxy:
         self._service.change_fleet(plan, self._addresses)
         self.driver.change_fleet(plan, self._addresses)
 
-    def _tell_trust(self) -> None:
+    def _log_trust_changes(self) -> None:
         """Once each, when a protection or second copies are taken out, and when they are back."""
         problems = trust_problems(self.scheduler.snapshot())
         for problem in problems:
-            if problem not in self._distrusted:
+            if problem not in self._logged_distrust:
                 log.warning("%s", problem)
-        for problem in self._distrusted:
+        for problem in self._logged_distrust:
             if problem not in problems:
                 log.warning("no longer: %s", problem)
-        self._distrusted = problems
+        self._logged_distrust = problems
 
     def _read_addresses(self) -> None:
         """Keys in files are renewed by TorchServe every hour, so they are read again each time."""
@@ -258,37 +225,31 @@ class Proxy:
 
     def _stop_coding(self, pool: str) -> None:
         if self._streamed.streamed(pool, time.monotonic()):
-            self._adopt()
+            self._adopt_reports()
 
     async def _keep_discovering(self) -> None:
         while True:
             interval = self.settings.discovery_interval_s
             pause_s = min(interval, _ATTENTIVE_S) if self.plan.problems else interval
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._look_asked.wait(), pause_s)
-            self._look_asked.clear()
+                await asyncio.wait_for(self._reload_asked.wait(), pause_s)
+            self._reload_asked.clear()
             for tls in self._tls:
                 tls.renew()
-            self._tell_trust()
+            self._log_trust_changes()
             try:
                 await self.discover()
             except Exception:
                 # The fleet as last seen still serves; without this loop it would never change again.
                 log.exception("the fleet could not be looked at; the last plan stays")
 
-    def _signalled(self) -> None:
-        if self.draining:
-            self.cut()
-        else:
-            self.drain()
-
     async def _drained(self) -> int:
         log.info("draining: %d requests in flight", self._server.in_flight)
         self._server.draining = True
         with contextlib.suppress(asyncio.TimeoutError):  # balancers take a while to notice that it is not ready
-            await asyncio.wait_for(self._cut.wait(), self.settings.drain_delay_s)
+            await asyncio.wait_for(self._cut_asked.wait(), self.settings.drain_delay_s)
         await self._server.stop_accepting()
-        quiet, cut = asyncio.ensure_future(self._nobody_asks()), asyncio.ensure_future(self._cut.wait())
+        quiet, cut = asyncio.ensure_future(self._until_quiet()), asyncio.ensure_future(self._cut_asked.wait())
         await asyncio.wait({quiet, cut}, timeout=self.settings.drain_s, return_when=asyncio.FIRST_COMPLETED)
         left = 0 if quiet.done() else self._server.unanswered
         quiet.cancel()
@@ -297,7 +258,7 @@ class Proxy:
             log.warning("drain: cut %d requests", left)
         return 1 if left else 0
 
-    async def _nobody_asks(self) -> None:
+    async def _until_quiet(self) -> None:
         """Nothing is in flight, and nothing has come in for a moment on the connections that are open; now they are
         closed, before anything else can come.
         """
@@ -307,21 +268,6 @@ class Proxy:
             if not self._server.unanswered:
                 await self._server.close()
                 return
-
-
-async def unless(asked: asyncio.Event, starting: Coroutine[Any, Any, None]) -> bool:
-    """-> whether the start was finished; it is given up when somebody asks for the end before. Raise what it raises
-    unless that was asked: a stop may have reached children first.
-    """
-    start, end = asyncio.ensure_future(starting), asyncio.ensure_future(asked.wait())
-    await asyncio.wait({start, end}, return_when=asyncio.FIRST_COMPLETED)
-    end.cancel()
-    if not start.done() or asked.is_set():
-        start.cancel()
-        await asyncio.gather(start, return_exceptions=True)
-        return False
-    start.result()
-    return True
 
 
 def use_uvloop() -> None:
@@ -349,8 +295,3 @@ def _default_response(body: bytes | None, settings: Settings) -> Response | None
         return None
     headers = (("content-type", settings.default_answer_type), ("content-length", str(len(body))))
     return Response(200, "", headers, body)
-
-
-def url_of(host: str, port: int, tls: bool = False) -> str:
-    scheme = "https" if tls else "http"
-    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

@@ -35,7 +35,7 @@ async def test_everything_an_instance_hosts_is_found(upstream: Upstream) -> None
     """More models than fit one page, and every version."""
     models = [FakeModel(name=f"m{n}", role=None) for n in range(150)]
     async with FakeTorchServe(*models, FakeModel(name="m0", version="2.0", default=False)) as instance:
-        (report,) = await discovery_of(instance, upstream).look()
+        (report,) = await discovery_of(instance, upstream).refresh()
     assert report.up
     assert len(report.models) == 151
     assert [(m.version, m.default) for m in report.models if m.model == "m0"] == [("1.0", True), ("2.0", False)]
@@ -43,7 +43,7 @@ async def test_everything_an_instance_hosts_is_found(upstream: Upstream) -> None
 
 async def test_roles_codes_and_places_are_read(upstream: Upstream) -> None:
     async with FakeTorchServe(FakeModel(workers=2, batch_size=4), protection(k=3)) as instance:
-        (report,) = await discovery_of(instance, upstream).look()
+        (report,) = await discovery_of(instance, upstream).refresh()
     deployed, parity = report.models
     assert (deployed.described.role, deployed.places, deployed.described.weights) == ("deployed", 8, "sha256:f")
     assert (parity.described.code.name, parity.described.code.k, parity.is_protection) == ("sum", 3, True)
@@ -53,20 +53,20 @@ async def test_describe_costs_a_workers_turn_so_it_is_asked_once_per_set_of_work
     async with FakeTorchServe(FakeModel()) as instance:
         discovery = discovery_of(instance, upstream)
         for _ in range(3):
-            await discovery.look()
+            await discovery.refresh()
         assert instance.describes == 1
         instance.models[0].pid += 1
-        await discovery.look()
+        await discovery.refresh()
         assert instance.describes == 2
 
 
 async def test_a_worker_that_is_being_restarted_is_what_it_was(upstream: Upstream) -> None:
     async with FakeTorchServe(FakeModel()) as instance:
         discovery = discovery_of(instance, upstream)
-        await discovery.look()
+        await discovery.refresh()
         instance.models[0].ready = False
         instance.models[0].pid += 1
-        (report,) = await discovery.look()
+        (report,) = await discovery.refresh()
         assert (report.models[0].ready, report.models[0].described.role) == (0, "deployed")
         assert instance.describes == 1
 
@@ -75,22 +75,22 @@ async def test_a_frozen_worker_is_silent_and_then_speaks(upstream: Upstream) -> 
     async with FakeTorchServe(FakeModel()) as instance:
         discovery = discovery_of(instance, upstream, timeout_s=0.2)
         instance.freeze()
-        (report,) = await discovery.look()
+        (report,) = await discovery.refresh()
         assert (report.models[0].silent, report.models[0].described) == (True, None)
-        await discovery.look()
+        await discovery.refresh()
         assert instance.describes == 1  # unanswered describes pile up in TorchServe's queue
         instance.thaw()
         while report.models[0].silent:
             await asyncio.sleep(0.01)
-            (report,) = await discovery.look()
+            (report,) = await discovery.refresh()
         assert report.models[0].described.role == "deployed"
 
 
 async def test_a_handler_that_knows_no_describe_is_an_unwrapped_model(upstream: Upstream) -> None:
     async with FakeTorchServe(FakeModel(mute_describe=True)) as instance:
         discovery = discovery_of(instance, upstream)
-        (report,) = await discovery.look()
-        await discovery.look()
+        (report,) = await discovery.refresh()
+        await discovery.refresh()
         assert (report.models[0].described, report.models[0].silent) == (None, False)
         assert instance.describes == 1
 
@@ -98,8 +98,8 @@ async def test_a_handler_that_knows_no_describe_is_an_unwrapped_model(upstream: 
 async def test_nobody_listening_is_down_and_silence_is_as_last_seen(upstream: Upstream) -> None:
     async with FakeTorchServe(FakeModel()) as instance:
         discovery = discovery_of(instance, upstream)
-        (first,) = await discovery.look()
-    (report,) = await discovery.look()
+        (first,) = await discovery.refresh()
+    (report,) = await discovery.refresh()
     assert not report.up
     assert "gave no answer" in report.problem
     assert first.up
@@ -107,17 +107,17 @@ async def test_nobody_listening_is_down_and_silence_is_as_last_seen(upstream: Up
 
 async def test_keys_are_sent_and_a_wrong_one_is_reported(upstream: Upstream) -> None:
     async with FakeTorchServe(FakeModel(), management_token="m") as instance:
-        (wrong,) = await discovery_of(instance, upstream, ",management_token=x").look()
-        (right,) = await discovery_of(instance, upstream, ",management_token=m").look()
-    assert (right.up, right.locked) == (True, False)
-    assert (wrong.up, wrong.locked, wrong.models) == (True, True, ())
+        (wrong,) = await discovery_of(instance, upstream, ",management_token=x").refresh()
+        (right,) = await discovery_of(instance, upstream, ",management_token=m").refresh()
+    assert (right.up, right.unauthorized) == (True, False)
+    assert (wrong.up, wrong.unauthorized, wrong.models) == (True, True, ())
     assert "Token Authorization failed" in wrong.problem
 
 
 async def test_another_port_than_managements_is_named_in_one_line(upstream: Upstream) -> None:
     async with FakeTorchServe(FakeModel()) as instance:
         given = parse_endpoint(f"{instance.inference},management={instance.inference}")
-        (report,) = await Discovery((given,), upstream, 60.0).look()
+        (report,) = await Discovery((given,), upstream, 60.0).refresh()
     port = instance.inference.rpartition(":")[2]
     assert not report.up
     assert report.problem == (
@@ -133,14 +133,14 @@ async def test_another_port_than_inference_is_named_and_not_used(upstream: Upstr
         metrics.managed = Canned.error(404, "ResourceNotFoundException", "Requested resource is not found")
         given = parse_endpoint(f"{metrics.management},management={instance.management}")
         discovery = Discovery((given,), upstream, 60.0)
-        (report,) = await discovery.look()
+        (report,) = await discovery.refresh()
         assert not report.up
         assert report.problem == (
             f"127.0.0.1:{port} answered 404 to GET /ping. Is {port} the inference port? "
             "(TorchServe's default is 8080.); not used, asked again regularly"
         )
         metrics.managed = Canned(404, "Not Found", (), b"a gateway that knows predictions only")
-        (report,) = await discovery.look()
+        (report,) = await discovery.refresh()
         assert report.up
 
 
@@ -148,15 +148,15 @@ async def test_another_port_than_inference_is_named_and_not_used(upstream: Upstr
 async def test_what_served_before_serves_on_whatever_its_management_says(upstream: Upstream, said: Canned) -> None:
     async with FakeTorchServe(FakeModel()) as instance:
         discovery = discovery_of(instance, upstream)
-        (before,) = await discovery.look()
+        (before,) = await discovery.refresh()
         instance.managed = said
         for _ in range(2):
-            (report,) = await discovery.look()
-            assert (report.up, report.models, report.locked) == (True, before.models, False)
+            (report,) = await discovery.refresh()
+            assert (report.up, report.models, report.unauthorized) == (True, before.models, False)
             assert report.problem.endswith("used as last seen")
             assert report.problem.count("as last seen") == 1
         instance.managed = None
-        (after,) = await discovery.look()
+        (after,) = await discovery.refresh()
         assert after == before
 
 
@@ -185,7 +185,7 @@ async def test_what_one_instance_says_is_its_own_problem(upstream: Upstream, nam
     async with FakeTorchServe(FakeModel()) as bad, FakeTorchServe(FakeModel()) as good:
         bad.managed = Canned.own(200, MALFORMED[name])
         instances = tuple(parse_endpoint(instance.endpoint) for instance in (bad, good))
-        first, second = await Discovery(instances, upstream, timeout_s=5).look()
+        first, second = await Discovery(instances, upstream, timeout_s=5).refresh()
     assert second.up
     assert not first.models
     assert first.problem.isprintable()
@@ -216,7 +216,7 @@ async def test_one_models_description_costs_that_model_only(
 
     monkeypatch.setattr(testing, "_describe", lying)
     async with FakeTorchServe(FakeModel(), FakeModel(name="odd")) as instance:
-        (report,) = await discovery_of(instance, upstream).look()
+        (report,) = await discovery_of(instance, upstream).refresh()
     assert report.up
     assert [model.model for model in report.models] == ["linear"]
     assert "odd" in report.problem
@@ -241,11 +241,11 @@ async def test_a_report_says_when_it_was_true(upstream: Upstream) -> None:
     async with FakeTorchServe(FakeModel()) as instance:
         looks = discovery_of(instance, upstream)
         begun_at = time.monotonic()
-        (first,) = await looks.look()
+        (first,) = await looks.refresh()
         instance.managed = Canned(drop=True)
-        (again,) = await looks.look()
+        (again,) = await looks.refresh()
         instance.managed = None
-        (later,) = await looks.look()
+        (later,) = await looks.refresh()
     assert begun_at <= first.seen_at == again.seen_at < later.seen_at
     assert "used as last seen" in again.problem
 
@@ -253,14 +253,14 @@ async def test_a_report_says_when_it_was_true(upstream: Upstream) -> None:
 async def test_pages_without_end_end(upstream: Upstream) -> None:
     async with FakeTorchServe() as instance:
         instance.managed = Canned.own(200, b'{"models": [], "nextPageToken": "1"}')
-        (report,) = await discovery_of(instance, upstream).look()
+        (report,) = await discovery_of(instance, upstream).refresh()
     assert (report.up, report.models) == (True, ())
 
 
 async def test_management_behind_a_gateway_that_answers_in_chunks(upstream: Upstream) -> None:
     async with FakeTorchServe() as instance:
         instance.managed = Canned(200, chunks=(b'{"models"', b": []}"))
-        (report,) = await discovery_of(instance, upstream).look()
+        (report,) = await discovery_of(instance, upstream).refresh()
     assert report.up
 
 

@@ -64,7 +64,7 @@ async def test_another_version_takes_over_and_no_client_notices(make_fleet: Make
     for instance in instances:
         instance.models[0] = FakeModel(version="2.0", matrix=np.eye(2, dtype=np.float32))
     if looks:
-        await fleet.proxy.discover(may_ask=False)
+        await fleet.proxy.discover(may_describe=False)
     for instance in instances:
         instance.thaw()
     assert {answer.status for answer in await running} == {200}
@@ -143,13 +143,13 @@ async def test_a_crowd_that_asks_for_nobody_costs_few_looks(make_fleet: MakeFlee
     instance = FakeTorchServe(FakeModel(), FakeModel(name="other"))
     fleet = await make_fleet(instance)
     looks: list[int] = []
-    look = fleet.proxy._discovery.look
+    look = fleet.proxy._discovery.refresh
 
-    async def counted(may_ask: bool) -> object:
+    async def counted(may_describe: bool) -> object:
         looks.append(1)
-        return await look(may_ask)
+        return await look(may_describe)
 
-    fleet.proxy._discovery.look = counted
+    fleet.proxy._discovery.refresh = counted
     answers = await asyncio.gather(*(fleet.post("/predictions/nobody") for _ in range(100)))
     assert {answer.status for answer in answers} == {404}
     assert len(looks) <= 3
@@ -168,14 +168,14 @@ async def test_an_instance_that_hangs_holds_up_nobody_who_asks_for_the_unknown(
 async def test_who_leaves_while_the_fleet_is_looked_at_is_not_asked_for(make_fleet: MakeFleet) -> None:
     instance = FakeTorchServe(FakeModel())
     fleet = await make_fleet(instance)
-    await fleet.proxy._looking.acquire()
+    await fleet.proxy._discovering.acquire()
     _, writer = await asyncio.open_connection(fleet.client.host, fleet.client.port)
     writer.write(b"POST /predictions/nobody HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\n\r\nx")
     await until(lambda: fleet.proxy._server.in_flight == 1, "the request to come in")
     writer.close()
     await until(lambda: fleet.proxy._server.in_flight == 0, "the client to be gone")
-    fleet.proxy._looking.release()
-    await fleet.proxy._look_now()
+    fleet.proxy._discovering.release()
+    await fleet.proxy._discover_soon()
     assert instance.received == []
 
 

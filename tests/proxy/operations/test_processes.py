@@ -228,14 +228,14 @@ async def test_signals_to_a_process_alone(make_processes: MakeFleet) -> None:
 async def test_a_process_stopped_while_it_starts_has_cut_nothing(make_processes: MakeFleet) -> None:
     """A stop that a service manager sends to all of them made the exit code 1."""
     fleet = await make_processes(FakeTorchServe(FakeModel()), pauses_s=(0.0, 30.0))
-    seat = fleet.supervisor._seats[0]
-    first = seat.child
+    slot = fleet.supervisor._slots[0]
+    first = slot.child
     assert first is not None
     first.kill()
-    await until(lambda: seat.child is not None and seat.child is not first, "another in its place")
-    assert seat.child is not None
-    assert not seat.child.listens
-    os.kill(seat.child.pid, signal.SIGTERM)
+    await until(lambda: slot.child is not None and slot.child is not first, "another in its place")
+    assert slot.child is not None
+    assert not slot.child.listens
+    os.kill(slot.child.pid, signal.SIGTERM)
     fleet.supervisor.drain()
     assert await fleet.life == 0
 
@@ -249,7 +249,7 @@ def test_what_takes_long_to_import_comes_after_a_stop_can_be_remembered() -> Non
 @pytest.mark.slow
 async def test_a_frozen_process_holds_nobody_up(make_processes: MakeFleet, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is known by what it said last; at the end it is killed, which is a cut."""
-    for name, seconds in {"_ANSWER_WITHIN_S": 2.0, "_SILENT_S": 2.0, "_GRACE_S": 0.2}.items():
+    for name, seconds in {"_REPORT_WAIT_S": 2.0, "_SILENT_S": 2.0, "_GRACE_S": 0.2}.items():
         monkeypatch.setattr(processes, name, seconds)
     fleet = await make_processes(FakeTorchServe(FakeModel(workers=8)), drain_s=0.1)
     await asyncio.gather(*(fleet.post() for _ in range(20)))
@@ -286,7 +286,7 @@ async def test_a_process_that_cannot_start_is_a_start_error(monkeypatch: pytest.
 
 @pytest.mark.slow
 async def test_a_process_that_dies_before_it_listens_is_a_start_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "introduction", lambda *_: b"nonsense")
+    monkeypatch.setattr(processes, "initial_message", lambda *_: b"nonsense")
     before = psutil.Process().children()  # other tests' helpers
     with pytest.raises(StartError, match=r"the process with pid .* ended with exit code 1 before it accepted requests"):
         await Supervisor(settings_of({**PROMPT, "processes": 2})).live(lambda _: None)

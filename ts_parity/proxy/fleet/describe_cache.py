@@ -50,12 +50,12 @@ class DescribeResult:
 
 @dataclass(frozen=True)
 class _CachedResult:
-    said: DescribeResult
+    result: DescribeResult
     pids: tuple[str, ...]
     at: float
 
-    def still_true(self, pids: tuple[str, ...], now: float) -> bool:
-        described = self.said.described
+    def is_current(self, pids: tuple[str, ...], now: float) -> bool:
+        described = self.result.described
         untested = described is not None and described.verdict == UNTESTED
         return pids == self.pids and not (untested and now - self.at >= _UNTESTED_S)
 
@@ -76,20 +76,20 @@ class DescribeCache:
         """`ask` raises DescribeFailed. `idle`: whether nothing is under way at the instance of that name."""
         self._ask = ask
         self._idle = idle
-        self._known: dict[ModelKey, _CachedResult] = {}
-        self._asked: dict[ModelKey, _PendingDescribe] = {}
-        self._seen_at: dict[ModelKey, float] = {}
-        self._lost: dict[ModelKey, tuple[float, float]] = {}
+        self._cached: dict[ModelKey, _CachedResult] = {}
+        self._pending: dict[ModelKey, _PendingDescribe] = {}
+        self._busy_since: dict[ModelKey, float] = {}
+        self._backoff: dict[ModelKey, tuple[float, float]] = {}
         """Who gave no answer -> until when it is left alone, and the pause after that."""
 
     async def close(self) -> None:
-        tasks = [asked.task for asked in self._asked.values()]
+        tasks = [pending.task for pending in self._pending.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def settle(
-        self, reports: Sequence[InstanceReport], wait_s: float, may_ask: bool = True
+    async def complete(
+        self, reports: Sequence[InstanceReport], wait_s: float, may_describe: bool = True
     ) -> list[InstanceReport]:
         """The reports with what is known of each model. `wait_s`: for the answers to what is asked now."""
         now = asyncio.get_running_loop().time()
@@ -97,16 +97,16 @@ class DescribeCache:
         self._forget(reports)
         waiting: set[asyncio.Task[None]] = set()
         # Where others are wrapped, one that has not said what it is has been sent nothing, whatever its instance does.
-        known_before, _ = self._verdicts(reports)
-        while may_ask:
-            waiting |= self._ask_around(reports, known_before, now)
+        known_wrapped, _ = self._wrapped_and_bare(reports)
+        while may_describe:
+            waiting |= self._ask_due(reports, known_wrapped, now)
             if not waiting:
                 break
             done, waiting = await asyncio.wait(waiting, timeout=until - now, return_when=asyncio.FIRST_COMPLETED)
             now = asyncio.get_running_loop().time()
             if not done or now >= until:
                 break
-        wrapped, bare = self._verdicts(reports)
+        wrapped, bare = self._wrapped_and_bare(reports)
         return [
             replace(report, models=tuple(self._filled(report.name, m, bare - wrapped) for m in report.models))
             if report.up
@@ -114,12 +114,12 @@ class DescribeCache:
             for report in reports
         ]
 
-    def _ask_around(
-        self, reports: Sequence[InstanceReport], known_before: set[tuple[str, str]], now: float
+    def _ask_due(
+        self, reports: Sequence[InstanceReport], known_wrapped: set[tuple[str, str]], now: float
     ) -> set[asyncio.Task[None]]:
         """-> the questions that are asked now. `known_before`: the models that were known to be wrapped."""
-        wrapped, bare = self._verdicts(reports)
-        pending = self._pending(reports, now)
+        wrapped, bare = self._wrapped_and_bare(reports)
+        pending = self._models_in_turn(reports, now)
         tasks: set[asyncio.Task[None]] = set()
         for report in reports:
             for model in report.models if report.up else ():
@@ -128,60 +128,60 @@ class DescribeCache:
                     continue
                 if kind not in wrapped and (kind in pending or (kind in bare and not self._was_wrapped(key))):
                     continue
-                unused = kind in known_before and key not in self._known
+                unused = kind in known_wrapped and key not in self._cached
                 idle = unused or self._idle(report.name)
-                if not idle and now - self._seen_at.setdefault(key, now) < _BUSY_S:
+                if not idle and now - self._busy_since.setdefault(key, now) < _BUSY_S:
                     continue
-                task = asyncio.get_running_loop().create_task(self._question(key, model.pids))
-                self._asked[key] = _PendingDescribe(task, model.pids, now, idle)
+                task = asyncio.get_running_loop().create_task(self._describe(key, model.pids))
+                self._pending[key] = _PendingDescribe(task, model.pids, now, idle)
                 pending.add(kind)
                 tasks.add(task)
         return tasks
 
-    def _pending(self, reports: Sequence[InstanceReport], now: float) -> set[tuple[str, str]]:
+    def _models_in_turn(self, reports: Sequence[InstanceReport], now: float) -> set[tuple[str, str]]:
         """Models and versions of which no other instance is to be asked yet."""
         ready = Counter((m.model, m.version) for report in reports if report.up for m in report.models if m.ready)
-        asked = Counter(key[1:] for key in self._asked)
+        pending = Counter(key[1:] for key in self._pending)
         return {
             key[1:]
-            for key, question in self._asked.items()
-            if now - question.at < (_IN_TURN_OF_MANY_S if ready[key[1:]] - asked[key[1:]] > 1 else _IN_TURN_S)
+            for key, question in self._pending.items()
+            if now - question.at < (_IN_TURN_OF_MANY_S if ready[key[1:]] - pending[key[1:]] > 1 else _IN_TURN_S)
         }
 
     def _is_due(self, key: ModelKey, model: ModelReport, now: float) -> bool:
-        known = self._known.get(key)
-        if not model.ready or key in self._asked or (known is not None and known.still_true(model.pids, now)):
+        cached = self._cached.get(key)
+        if not model.ready or key in self._pending or (cached is not None and cached.is_current(model.pids, now)):
             return False
-        return now >= self._lost.get(key, (-math.inf, 0.0))[0]
+        return now >= self._backoff.get(key, (-math.inf, 0.0))[0]
 
-    async def _question(self, key: ModelKey, pids: tuple[str, ...]) -> None:
+    async def _describe(self, key: ModelKey, pids: tuple[str, ...]) -> None:
         loop = asyncio.get_running_loop()
         try:
-            said = await self._ask(key)
+            result = await self._ask(key)
         except DescribeFailed as error:
             log.info("%s: %s did not answer describe: %s", key[0], key[1], error)
-            pause_s = self._lost.get(key, (0.0, _FIRST_PAUSE_S))[1]
-            self._lost[key] = (loop.time() + pause_s, min(2 * pause_s, _LONGEST_PAUSE_S))
+            pause_s = self._backoff.get(key, (0.0, _FIRST_PAUSE_S))[1]
+            self._backoff[key] = (loop.time() + pause_s, min(2 * pause_s, _LONGEST_PAUSE_S))
         else:
-            self._known[key] = _CachedResult(said, pids, loop.time())
-            self._lost.pop(key, None)
+            self._cached[key] = _CachedResult(result, pids, loop.time())
+            self._backoff.pop(key, None)
         finally:
-            asked = self._asked.get(key)
-            if asked is not None and asked.task is asyncio.current_task():
-                del self._asked[key]
+            pending = self._pending.get(key)
+            if pending is not None and pending.task is asyncio.current_task():
+                del self._pending[key]
 
     def _was_wrapped(self, key: ModelKey) -> bool:
-        known = self._known.get(key)
-        return known is not None and known.said.described is not None
+        cached = self._cached.get(key)
+        return cached is not None and cached.result.described is not None
 
-    def _verdicts(self, reports: Sequence[InstanceReport]) -> tuple[set[tuple[str, str]], set[tuple[str, str]]]:
+    def _wrapped_and_bare(self, reports: Sequence[InstanceReport]) -> tuple[set[tuple[str, str]], set[tuple[str, str]]]:
         """-> the models and versions of which one is wrapped, and those of which one is not."""
         wrapped, bare = set(), set()
         for report in reports:
             for model in report.models if report.up else ():
-                known = self._known.get((report.name, model.model, model.version))
-                if known is not None and known.pids == model.pids:
-                    if known.said.described is not None or known.said.problem:
+                cached = self._cached.get((report.name, model.model, model.version))
+                if cached is not None and cached.pids == model.pids:
+                    if cached.result.described is not None or cached.result.problem:
                         wrapped.add((model.model, model.version))
                     else:
                         bare.add((model.model, model.version))
@@ -190,21 +190,21 @@ class DescribeCache:
     def _filled(self, instance: str, model: ModelReport, bare: set[tuple[str, str]]) -> ModelReport:
         """A worker that is being restarted, or is frozen, will be what it was."""
         key = (instance, model.model, model.version)
-        known, asked = self._known.get(key), self._asked.get(key)
-        if known is not None:
-            return replace(model, described=known.said.described, problem=known.said.problem)
+        cached, pending = self._cached.get(key), self._pending.get(key)
+        if cached is not None:
+            return replace(model, described=cached.result.described, problem=cached.result.problem)
         if (model.model, model.version) in bare:
             return model
-        return replace(model, silent=model.ready > 0, asked=asked is not None and asked.idle)
+        return replace(model, silent=model.ready > 0, describing=pending is not None and pending.idle)
 
     def _forget(self, reports: Sequence[InstanceReport]) -> None:
         """Models that an instance has no more, and questions to workers that are gone. One that is down may be back."""
         up = {report.name for report in reports if report.up}
         pids = {(report.name, model.model, model.version): model.pids for report in reports for model in report.models}
-        for key, asked in [*self._asked.items()]:
-            if key[0] in up and pids.get(key) != asked.pids:
-                asked.task.cancel()
-                del self._asked[key]
-        for memory in (self._known, self._lost, self._seen_at):
+        for key, pending in [*self._pending.items()]:
+            if key[0] in up and pids.get(key) != pending.pids:
+                pending.task.cancel()
+                del self._pending[key]
+        for memory in (self._cached, self._backoff, self._busy_since):
             for key in [key for key in memory if key[0] in up and key not in pids]:
                 del memory[key]

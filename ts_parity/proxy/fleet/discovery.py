@@ -35,16 +35,16 @@ log = logging.getLogger(__name__)
 _PAGE = 100
 _MAX_PAGES = 100
 # An instance with hundreds of models is asked about so many at a time, or the questions would time out in its queue.
-_AT_ONCE = 8
+_MODELS_AT_ONCE = 8
 # A worker that was READY is back by itself after two seconds or so; if not, it is like one that never was.
 _COLD_AFTER_S = 10.0
 _LONGEST_TOKEN = 512
 # Bytes of an answer: a hundred models, or a thousand workers, take a tenth of it.
-_AT_MOST = 4 << 20
+_MAX_BYTES = 4 << 20
 # A worker may be busy, or frozen; TorchServe itself gives a turn 120 s.
-_QUESTION_S = 130.0
+_DESCRIBE_TIMEOUT_S = 130.0
 # A look waits so long for the answers to what it asks; the first one, before which nobody is served, a little longer.
-_ANSWERS_S = 1.0
+_DESCRIBE_WAIT_S = 1.0
 # A gateway's words for a refused connection.
 _GONE = frozenset({502, 503, 504})
 _WRONG_KEY = "InvalidKeyException"
@@ -60,14 +60,14 @@ class _ManagementFailure(TsParityError):
         message: str,
         refused: bool = False,
         answered: bool = False,
-        fronted: bool = False,
-        locked: bool = False,
+        down_by_gateway: bool = False,
+        unauthorized: bool = False,
     ) -> None:
         super().__init__(message)
         self.refused = refused
         self.answered = answered
-        self.fronted = fronted
-        self.locked = locked
+        self.down_by_gateway = down_by_gateway
+        self.unauthorized = unauthorized
 
 
 class _WrongPort(TsParityError):
@@ -86,22 +86,22 @@ class Discovery:
         self._upstream = upstream
         self._timeout_s = timeout_s
         self._last: dict[str, InstanceReport] = {}
-        self._knows_ping: set[str] = set()
+        self._inference_checked: set[str] = set()
         self._keys: dict[str, str] = {}
         self._ready_at: dict[tuple[str, str, str], float] = {}
-        self._questions = DescribeCache(self._describe, self._is_idle)
+        self._descriptions = DescribeCache(self._describe, self._is_idle)
 
-    async def look(self, may_ask: bool = True) -> list[InstanceReport]:
+    async def refresh(self, may_describe: bool = True) -> list[InstanceReport]:
         """One report per instance, in the order of the configuration. Without `may_ask` no worker is asked what it is:
         somebody waits for this look, and perhaps for that very worker.
         """
-        wait_s = min(self._timeout_s, _ANSWERS_S) if self._last else self._timeout_s
+        wait_s = min(self._timeout_s, _DESCRIBE_WAIT_S) if self._last else self._timeout_s
         reports = await asyncio.gather(*(self._report(instance) for instance in self._instances))
-        return await self._questions.settle(reports, wait_s, may_ask)
+        return await self._descriptions.complete(reports, wait_s, may_describe)
 
     async def close(self) -> None:
         """Nobody waits for answers any more."""
-        await self._questions.close()
+        await self._descriptions.close()
 
     def _is_idle(self, name: str) -> bool:
         given = next(each for each in self._instances if each.name == name)
@@ -121,20 +121,22 @@ class Discovery:
         except _WrongPort as error:
             problem = "; ".join([*problems, str(error)])
             report = self._as_last_seen(name, problem) or InstanceReport(
-                name, False, problem=f"{problem}; not used, asked again regularly", lost=self._hosted(name)
+                name, False, problem=f"{problem}; not used, asked again regularly", last_hosted=self._last_hosted(name)
             )
         except _KeyRejected as error:
             problem = "; ".join([*problems, str(error)])
             report = self._as_last_seen(name, problem) or InstanceReport(
                 name, True, problem=f"{problem}; requests are only passed through to it"
             )
-            report = replace(report, locked=True)  # a client's own key may open what ours does not
+            report = replace(report, unauthorized=True)  # a client's own key may open what ours does not
         except _ManagementFailure as error:
-            report = self._unheard(name, instance, error)
+            report = self._report_of_failure(name, instance, error)
             report = replace(report, problem="; ".join([*problems, report.problem]))
         except Exception as error:
             log.exception("%s: its description could not be read", name)
-            report = self._unheard(name, instance, _ManagementFailure(f"{type(error).__name__}: it cannot be read"))
+            report = self._report_of_failure(
+                name, instance, _ManagementFailure(f"{type(error).__name__}: it cannot be read")
+            )
         else:
             report = InstanceReport(name, True, models, "; ".join(problems), tuple(undescribed))
             self._forget(name, models)
@@ -156,12 +158,12 @@ class Discovery:
         last = self._last.get(name)
         if last is None or not last.up or not last.models:
             return None
-        return replace(last, problem=f"{problem}; used as last seen", locked=False)
+        return replace(last, problem=f"{problem}; used as last seen", unauthorized=False)
 
-    def _hosted(self, name: str) -> tuple[ModelReport, ...]:
+    def _last_hosted(self, name: str) -> tuple[ModelReport, ...]:
         """When it was last up."""
         last = self._last.get(name)
-        return () if last is None else last.models if last.up else last.lost
+        return () if last is None else last.models if last.up else last.last_hosted
 
     def _forget(self, name: str, models: Sequence[ModelReport]) -> None:
         """What was said of models that it has no more."""
@@ -169,14 +171,16 @@ class Discovery:
         for key in [key for key in self._ready_at if key[0] == name and key not in keys]:
             del self._ready_at[key]
 
-    def _unheard(self, name: str, instance: InstanceSettings, error: _ManagementFailure) -> InstanceReport:
+    def _report_of_failure(self, name: str, instance: InstanceSettings, error: _ManagementFailure) -> InstanceReport:
         """Nobody listening: it is down. No answer in time: frozen or slow, so what it said last still stands."""
         last = self._last.get(name)
         what = str(error) if error.answered else f"gave no answer ({error})"
         problem = f"its management API at {instance.management} {what}"
         if error.refused or last is None or not last.up:
             problem += "; not used, asked again regularly"
-            return InstanceReport(name, False, problem=problem, lost=self._hosted(name), fronted=error.fronted)
+            return InstanceReport(
+                name, False, problem=problem, last_hosted=self._last_hosted(name), down_by_gateway=error.down_by_gateway
+            )
         return replace(last, problem=f"{problem}; used as last seen")
 
     async def _check_inference(self, instance: InstanceSettings) -> None:
@@ -184,30 +188,30 @@ class Discovery:
 
         Asked until there is any other answer: a ping without a key, or of a sick instance, says all that is wanted.
         """
-        if instance.name in self._knows_ping:
+        if instance.name in self._inference_checked:
             return
         try:
             address = Address(instance.inference, instance.inference_token())
         except ConfigError:  # said where the key is needed
             return
         result = await self._upstream.exchange(
-            address, Request("GET", "/ping?from=ts_parity", (), b""), self._timeout_s, _AT_MOST
+            address, Request("GET", "/ping?from=ts_parity", (), b""), self._timeout_s, _MAX_BYTES
         )
         if isinstance(result, NoResponse):
             return
         if isinstance(result, Stream):
             result.close()
         elif result.status == 404 and error_fields(result)[0] == "ResourceNotFoundException":
-            where, question = _whether(instance.inference, "inference", 8080)
+            where, question = _where_and_hint(instance.inference, "inference", 8080)
             raise _WrongPort(f"{where} answered 404 to GET /ping.{question}")
-        self._knows_ping.add(instance.name)
+        self._inference_checked.add(instance.name)
 
     async def _models(
         self, instance: str, address: Address, problems: list[str], undescribed: list[str]
     ) -> tuple[ModelReport, ...]:
         """`problems` and `undescribed` are added to."""
         names = await self._names(address, problems)
-        turns = asyncio.Semaphore(_AT_ONCE)
+        turns = asyncio.Semaphore(_MODELS_AT_ONCE)
 
         async def in_turn(name: str) -> list[ModelReport]:
             async with turns:
@@ -226,13 +230,13 @@ class Discovery:
                 given = [entry["modelName"] for entry in listing["models"]]
                 page = str(listing.get("nextPageToken") or "")[:_LONGEST_TOKEN]
             except _ManagementFailure as error:
-                if error.locked:
-                    raise _KeyRejected(_no_list(address, str(error))) from None
+                if error.unauthorized:
+                    raise _KeyRejected(_no_model_list(address, str(error))) from None
                 if error.answered:
-                    raise _WrongPort(_no_list(address, str(error))) from None
+                    raise _WrongPort(_no_model_list(address, str(error))) from None
                 raise
             except UNREADABLE:
-                raise _WrongPort(_no_list(address, "answered")) from None
+                raise _WrongPort(_no_model_list(address, "answered")) from None
             for name in given:
                 try:
                     names[read_name(name)] = None
@@ -257,10 +261,10 @@ class Discovery:
             problems.append(f"{model} is not used: {error}")
             return []
         except _ManagementFailure as error:
-            if not error.answered and not error.fronted:
+            if not error.answered and not error.down_by_gateway:
                 raise
-            if error.locked:
-                raise _KeyRejected(_no_list(address, str(error))) from None
+            if error.unauthorized:
+                raise _KeyRejected(_no_model_list(address, str(error))) from None
             undescribed.append(model)
             # Unregistered between the two questions, or one model in trouble: the others need not suffer.
             log.info("%s: no describe of %s: it %s", instance, model, error)
@@ -300,15 +304,15 @@ class Discovery:
 
     async def _get(self, address: Address, target: str, meant_for_worker: bool = False) -> Any:
         """The JSON of a 200. Raise _Silence; but an error from a handler that knows no describe is an empty answer."""
-        timeout_s = _QUESTION_S if meant_for_worker else self._timeout_s
-        result = await self._upstream.exchange(address, Request("GET", target, (), b""), timeout_s, _AT_MOST)
+        timeout_s = _DESCRIBE_TIMEOUT_S if meant_for_worker else self._timeout_s
+        result = await self._upstream.exchange(address, Request("GET", target, (), b""), timeout_s, _MAX_BYTES)
         if isinstance(result, NoResponse):
             raise _ManagementFailure(result.reason, result.refused)
         if isinstance(result, Stream):
             result = await self._whole(result)
         if result.status in _GONE and from_gateway(result):
             raise _ManagementFailure(
-                f"a gateway answered {result.status}: {excerpt(result.body)}", refused=True, fronted=True
+                f"a gateway answered {result.status}: {excerpt(result.body)}", refused=True, down_by_gateway=True
             )
         if meant_for_worker and result.status != 200 and classify(result) is None:
             return []
@@ -332,24 +336,24 @@ class Discovery:
 def _json(response: Response) -> Any:
     if response.status != 200:
         kind, message = error_fields(response)
-        said = f": {excerpt(message.encode())}" if kind not in ("", "ResourceNotFoundException") else ""
-        raise _ManagementFailure(f"answered {response.status}{said}", answered=True, locked=kind == _WRONG_KEY)
+        message = f": {excerpt(message.encode())}" if kind not in ("", "ResourceNotFoundException") else ""
+        raise _ManagementFailure(f"answered {response.status}{message}", answered=True, unauthorized=kind == _WRONG_KEY)
     try:
         return json.loads(response.body)
     except (ValueError, RecursionError):
         raise _ManagementFailure("answered with something that is no JSON", answered=True) from None
 
 
-def _no_list(address: Address, answered: str) -> str:
+def _no_model_list(address: Address, answered: str) -> str:
     """In one line: what came, and what is probably wrong. `answered` may hold what TorchServe itself said."""
-    verb, colon, said = answered.partition(": ")
-    where, question = _whether(address.url, "management", 8081)
+    verb, colon, message = answered.partition(": ")
+    where, question = _where_and_hint(address.url, "management", 8081)
     if colon:  # TorchServe's own words say it better than a guess
-        return f"{where} {verb} to GET /models: {said}"
+        return f"{where} {verb} to GET /models: {message}"
     return f"{where} {verb} to GET /models{'' if verb != 'answered' else ' with no list of models'}.{question}"
 
 
-def _whether(url: str, api: str, usual: int) -> tuple[str, str]:
+def _where_and_hint(url: str, api: str, usual: int) -> tuple[str, str]:
     """-> host and port, and the question whether that is the right port."""
     where = url if url.startswith(UNIX) else urlsplit(url).netloc.rpartition("@")[2]
     port = where.rpartition(":")[2]

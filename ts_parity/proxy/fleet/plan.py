@@ -83,9 +83,9 @@ class Plan:
     """Pool -> instances that have it and may become READY for it by a prediction only."""
     missing: frozenset[str] = frozenset()
     """Models, and pools, that only instances that are down had when they were last up."""
-    fronted: tuple[str, ...] = ()
+    down_by_gateway: tuple[str, ...] = ()
     """Instances that are down by the word of a gateway."""
-    locked: tuple[str, ...] = ()
+    unauthorized: tuple[str, ...] = ()
     """Instances that are up and do not tell us what they host: any model may be there."""
 
 
@@ -119,7 +119,7 @@ HostedModel = tuple[str, ModelReport]
 """A model as an instance (by name) reports it."""
 
 
-def make_plan(reports: Sequence[InstanceReport], wanted: PlanOptions) -> Plan:
+def make_plan(reports: Sequence[InstanceReport], options: PlanOptions) -> Plan:
     up = [report for report in reports if report.up]
     problems = [f"{report.name}: {report.problem}" for report in reports if report.problem]
     members = [(report.name, model) for report in up for model in report.models]
@@ -137,11 +137,11 @@ def make_plan(reports: Sequence[InstanceReport], wanted: PlanOptions) -> Plan:
     for (model, version), all_members in deployed.items():
         name = pool_name(model, version)
         used, trouble = _answering(name, all_members)
-        pool, rows, more = _protect(name, used, protections, wanted)
+        pool, rows, more = _protect(name, used, protections, options)
         problems += trouble + more
         pools[name] = pool
         for host, member, row in [*((h, m, None) for h, m in used), *rows]:
-            places = wanted.share(member.places, host)
+            places = options.share(member.places, host)
             endpoint = Endpoint(f"{host}/{member.model}/{member.version}", host, name, row, places, member.running)
             endpoints.append(endpoint)
             cost = member.described.cost if member.described is not None else None
@@ -149,9 +149,9 @@ def make_plan(reports: Sequence[InstanceReport], wanted: PlanOptions) -> Plan:
             targets[endpoint.name] = Target(host, member.model, member.version, wrapped, cost, default)
     return Plan(
         fleet=Fleet(
-            _instances(up, endpoints, wanted),
+            _instances(up, endpoints, options),
             tuple(endpoints),
-            tuple(_engine_pool(pool, wanted) for pool in pools.values()),
+            tuple(_engine_pool(pool, options) for pool in pools.values()),
         ),
         problems=tuple(dict.fromkeys(problems)),
         pools=pools,
@@ -167,13 +167,13 @@ def make_plan(reports: Sequence[InstanceReport], wanted: PlanOptions) -> Plan:
             if (hosts := tuple(host for host, m in all_members if m.cold))
         },
         missing=_missing(reports),
-        fronted=tuple(report.name for report in reports if report.fronted),
-        locked=tuple(report.name for report in reports if report.locked),
+        down_by_gateway=tuple(report.name for report in reports if report.down_by_gateway),
+        unauthorized=tuple(report.name for report in reports if report.unauthorized),
     )
 
 
-def _engine_pool(pool: PoolPlan, wanted: PlanOptions) -> Pool:
-    return Pool(pool.name, pool.code, pool.partial, pool.repeatable, pool.agreement, wanted.proved)
+def _engine_pool(pool: PoolPlan, options: PlanOptions) -> Pool:
+    return Pool(pool.name, pool.code, pool.partial, pool.repeatable, pool.agreement, options.proved)
 
 
 def share(places: int, process: int, processes: int) -> int:
@@ -203,9 +203,9 @@ def _answering(pool: str, members: Sequence[HostedModel]) -> tuple[list[HostedMo
         used = [(host, m) for host, m in used if not m.silent]
     else:
         # Whoever is sent to a worker that may be busy with our question would wait for it; others are not.
-        free = [(host, m) for host, m in used if not m.asked]
-        asked = [host for host, m in used if m.asked] if free else []
-        problems += [f"{host}: {pool} has not answered describe yet; others serve meanwhile" for host in asked]
+        free = [(host, m) for host, m in used if not m.describing]
+        describing = [host for host, m in used if m.describing] if free else []
+        problems += [f"{host}: {pool} has not answered describe yet; others serve meanwhile" for host in describing]
         used = free or used
         silent = [host for host, m in used if m.silent]
         problems += [f"{host}: {pool} did not answer describe; served as if it were not wrapped" for host in silent]
@@ -213,14 +213,14 @@ def _answering(pool: str, members: Sequence[HostedModel]) -> tuple[list[HostedMo
 
 
 def _protect(
-    pool: str, members: Sequence[HostedModel], protections: Sequence[HostedModel], wanted: PlanOptions
+    pool: str, members: Sequence[HostedModel], protections: Sequence[HostedModel], options: PlanOptions
 ) -> tuple[PoolPlan, list[tuple[str, ModelReport, int]], list[str]]:
     """The pool with its code, the protection endpoints with their rows, and what is wrong."""
     candidates, problems = _matching(pool, members, protections)
-    offered, reason = _offered(candidates, wanted)
+    offered, reason = _offered(candidates, options)
     model, _, version = pool.rpartition("/")
-    once = _only_once(model, version, members, wanted)
-    obstacles = [once or _obstacle(pool, each, members, wanted) for each in offered]
+    once = _only_once(model, version, members, options)
+    obstacles = [once or _obstacle(pool, each, members, options) for each in offered]
     code = next((each for each, obstacle in zip(offered, obstacles, strict=True) if not obstacle), None)
     if code is None:
         reason = next(iter(obstacles), reason)
@@ -240,8 +240,8 @@ def _protect(
     rows = [(host, m, row) for host, m, row in chosen if m.ready]
     partial = bool(chosen) and all(m.described is not None and m.described.partial for _, m, _ in chosen)
     verdicts = tuple(dict.fromkeys(m.described.verdict if m.described else "not wrapped" for _, m in members))
-    told = [m.described.agreement for _, m, _ in chosen if m.described is not None]
-    agreement = min((share for share in told if share is not None), default=None)
+    values = [m.described.agreement for _, m, _ in chosen if m.described is not None]
+    agreement = min((share for share in values if share is not None), default=None)
     off = [m.described.tolerance for _, m, _ in chosen if m.described is not None]
     tolerance = max((each for each in off if each is not None), default=None)
     errors = {m.described.row_errors for _, m, _ in chosen if m.described is not None}
@@ -269,13 +269,13 @@ def _protect(
 
 
 def _confidence(rows: Sequence[ModelReport]) -> Confidence | None:
-    told = [m.described.confidence for m in rows if m.described is not None]
-    return told[0] if told and all(each == told[0] for each in told) else None
+    values = [m.described.confidence for m in rows if m.described is not None]
+    return values[0] if values and all(each == values[0] for each in values) else None
 
 
-def _only_once(model: str, version: str, members: Sequence[HostedModel], wanted: PlanOptions) -> str:
+def _only_once(model: str, version: str, members: Sequence[HostedModel], options: PlanOptions) -> str:
     """Why a query must be run once only and nothing may stand in for its answer, or an empty text."""
-    if not wanted.repeatable(model, version):
+    if not options.repeatable(model, version):
         return "the configuration says that it is not repeatable"
     for host, m in members:
         if m.described is not None and not m.described.repeatable:
@@ -312,17 +312,17 @@ def _matching(
     return matching, problems
 
 
-def _offered(candidates: Sequence[HostedModel], wanted: PlanOptions) -> tuple[list[Code], str]:
+def _offered(candidates: Sequence[HostedModel], options: PlanOptions) -> tuple[list[Code], str]:
     """The codes that may be used, the one to be preferred first; if there is none, why."""
-    if wanted.protect == OFF:
+    if options.protect == OFF:
         return [], "protections are switched off (protect = off)"
     codes = list(dict.fromkeys(code for _, m in candidates if (code := _code(m)) is not None))
     if not codes:
         return [], NO_PROTECTION
-    fitting = [c for c in codes if wanted.protect in (AUTO, c.name) or (wanted.protect == EXACT_ONLY and c.lossless)]
+    fitting = [c for c in codes if options.protect in (AUTO, c.name) or (options.protect == EXACT_ONLY and c.lossless)]
     if not fitting:
         there = ", ".join(map(_in_words, codes))
-        return [], f"the protections are {there}, the configuration asks for protect = {wanted.protect}"
+        return [], f"the protections are {there}, the configuration asks for protect = {options.protect}"
     return sorted(fitting, key=lambda code: _preference(code, candidates)), ""
 
 
@@ -332,8 +332,8 @@ def _preference(code: Code, candidates: Sequence[HostedModel]) -> tuple[Any, ...
     """
     own = [m for _, m in candidates if _code(m) == code]
     complete = {_row(m) for m in own if m.ready} == set(range(code.r))
-    told = [m.described.agreement for m in own if m.described is not None and m.described.agreement is not None]
-    promised = 1.0 if code.lossless else min(told, default=0.0)
+    values = [m.described.agreement for m in own if m.described is not None and m.described.agreement is not None]
+    promised = 1.0 if code.lossless else min(values, default=0.0)
     # Nine in ten answers of numbers are within their tolerance, whose ever it is; so it is the tolerance that tells.
     off = max((m.described.tolerance or 0.0 for m in own if m.described is not None), default=0.0)
     return (not complete, off, -promised, code.k, code.name, code.r, code.coefficients)
@@ -343,16 +343,16 @@ def _in_words(code: Code) -> str:
     return f"{code.name} with k={code.k} r={code.r}"
 
 
-def _obstacle(pool: str, code: Code, members: Sequence[HostedModel], wanted: PlanOptions) -> str:
+def _obstacle(pool: str, code: Code, members: Sequence[HostedModel], options: PlanOptions) -> str:
     """Why this pool cannot be coded, or an empty text."""
-    if pool in wanted.uncoded:
-        return wanted.uncoded[pool]
+    if pool in options.uncoded:
+        return options.uncoded[pool]
     described = [(host, m.described) for host, m in members]
     for what in ("weights", "output"):
         seen = {str(getattr(d, what)): host for host, d in described if d is not None and getattr(d, what)}
         if len(seen) > 1:
-            told = ", ".join(f"{value[:40]} on {host}" for value, host in seen.items())
-            return f"its deployed endpoints disagree about {'the raw output' if what == 'output' else what}: {told}"
+            values = ", ".join(f"{value[:40]} on {host}" for value, host in seen.items())
+            return f"its deployed endpoints disagree about {'the raw output' if what == 'output' else what}: {values}"
     if code.family is Family.PARITY:
         # A finish may be sent to any of them, and one that is not wrapped would take the frame for a client's body.
         bare = [host for host, d in described if d is None]
@@ -401,17 +401,17 @@ def _elsewhere(weights: str | None, deployed: Mapping[tuple[str, str], Sequence[
 
 
 def _instances(
-    up: Sequence[InstanceReport], endpoints: Sequence[Endpoint], wanted: PlanOptions
+    up: Sequence[InstanceReport], endpoints: Sequence[Endpoint], options: PlanOptions
 ) -> tuple[Instance, ...]:
     """All models of an instance share one machine, so with as many tasks as its largest endpoint has places, none of it
     is idle. Only places that an operator has set bound more than protections.
     """
-    settings = {instance.name: instance for instance in wanted.instances}
+    settings = {instance.name: instance for instance in options.instances}
     instances = []
     for report in up:
         given = settings[report.name]
         largest = max((e.places for e in endpoints if e.instance == report.name), default=1)
-        places = wanted.share(given.places, report.name) if given.places else largest
+        places = options.share(given.places, report.name) if given.places else largest
         instances.append(Instance(report.name, places, given.domain or given.name, capped=bool(given.places)))
     return tuple(instances)
 
@@ -456,13 +456,13 @@ def _missing(reports: Sequence[InstanceReport]) -> frozenset[str]:
     """What an instance that is up has no more was unregistered there; one that is down may come back with it. Nothing
     is, as far as we know, while one that is up does not say what it has.
     """
-    if any(report.locked for report in reports):
+    if any(report.unauthorized for report in reports):
         return frozenset()
-    lost = [m for report in reports for m in report.lost if not m.is_protection]
+    last_hosted = [m for report in reports for m in report.last_hosted if not m.is_protection]
     here = [m for report in reports if report.up for m in report.models]
     undescribed = {name for report in reports for name in report.undescribed}
-    models = {m.model for m in lost} - {m.model for m in here} - undescribed
-    pools = {pool_name(m.model, m.version) for m in lost} - {pool_name(m.model, m.version) for m in here}
+    models = {m.model for m in last_hosted} - {m.model for m in here} - undescribed
+    pools = {pool_name(m.model, m.version) for m in last_hosted} - {pool_name(m.model, m.version) for m in here}
     return frozenset(models | {pool for pool in pools if pool.rpartition("/")[0] not in undescribed})
 
 

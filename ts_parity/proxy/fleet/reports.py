@@ -61,8 +61,8 @@ class ArchiveDescription:
 class ModelReport:
     """One model and version on one instance.
 
-    `described` is None for an archive that is not wrapped. `silent`: it has not said whether it is; `asked`: its worker
-    may be busy with that question. `problem`: it answered something that cannot be used.
+    `described` is None for an archive that is not wrapped. `silent`: it has not answered describe, so whether it is
+    wrapped is not known; `describing`: its worker may be busy with that request. `problem`: its answer cannot be used.
     """
 
     model: str
@@ -76,7 +76,7 @@ class ModelReport:
     """Those of them that are READY."""
     described: ArchiveDescription | None = None
     silent: bool = False
-    asked: bool = False
+    describing: bool = False
     problem: str = ""
     cold: bool = False
     """It has workers and none was READY here yet, or for long: perhaps it becomes so by its first prediction."""
@@ -100,11 +100,11 @@ class InstanceReport:
     problem: str = ""
     undescribed: tuple[str, ...] = ()
     """Models in its list of which it would not say more."""
-    lost: tuple[ModelReport, ...] = ()
+    last_hosted: tuple[ModelReport, ...] = ()
     """What it hosted when it was last up, while it is down."""
-    fronted: bool = False
+    down_by_gateway: bool = False
     """It is down by the word of a gateway before it: that one may not know better than a prediction would."""
-    locked: bool = False
+    unauthorized: bool = False
     """Its management API asks for another key, so what it hosts is not known, or known as it was before."""
     seen_at: float = field(default=math.nan, compare=False)
     """When the look began that has told this; on the clock of `time.monotonic`."""

@@ -34,7 +34,7 @@ _LENGTH_BYTES = 4
 COULD_NOT_START = 3
 
 
-def introduction(settings: Settings, process: int, log_level: int) -> bytes:
+def initial_message(settings: Settings, process: int, log_level: int) -> bytes:
     """The first message to a child. Both ends are the same code, so a pickle will do."""
     return pickle.dumps((settings, process, log_level))
 
@@ -59,17 +59,17 @@ def main() -> int:
     from ts_parity.proxy.app import use_uvloop
 
     use_uvloop()
-    return asyncio.run(_life(socket.socket(fileno=sys.stdin.fileno())))
+    return asyncio.run(_serve_until_drained(socket.socket(fileno=sys.stdin.fileno())))
 
 
-async def _life(to_parent: socket.socket) -> int:
+async def _serve_until_drained(to_parent: socket.socket) -> int:
     from ts_parity.proxy.app import Proxy
 
     reader, writer = await asyncio.open_unix_connection(sock=to_parent)
-    introduced = await receive(reader)
-    if introduced is None:
+    received = await receive(reader)
+    if received is None:
         return COULD_NOT_START
-    settings, process, log_level = pickle.loads(introduced)
+    settings, process, log_level = pickle.loads(received)
     logging.basicConfig(
         level=log_level,
         stream=sys.stderr,
@@ -78,7 +78,7 @@ async def _life(to_parent: socket.socket) -> int:
     try:
         return await _serve(Proxy(settings, process), reader, writer)
     except TsParityError as error:
-        _say(writer, failed=str(error))
+        _send_message(writer, failed=str(error))
         return COULD_NOT_START
     finally:
         writer.close()
@@ -90,28 +90,28 @@ async def _serve(proxy: Proxy, reader: asyncio.StreamReader, writer: asyncio.Str
     loop = asyncio.get_running_loop()
     # A service manager's SIGTERM reaches all of us besides what the parent says, so a second one means nothing; cutting
     # is the parent's to say. Ctrl-C is for the parent.
-    signals.obey(proxy.drain, proxy.look_again, proxy.reopen)
+    signals.install_handlers(proxy.drain, proxy.reload, proxy.reopen)
     loop.add_signal_handler(signal.SIGINT, lambda: None)
-    obeying = loop.create_task(_obey(proxy, reader, writer))
+    commands = loop.create_task(_run_commands(proxy, reader, writer))
     try:
-        code = await proxy.live(lambda _: _say(writer, listening=True, report=_report(proxy)))
-        _say(writer, report=_report(proxy))
+        code = await proxy.live(lambda _: _send_message(writer, listening=True, report=_report(proxy)))
+        _send_message(writer, report=_report(proxy))
         return code
     finally:
-        obeying.cancel()
-        await asyncio.gather(obeying, return_exceptions=True)
+        commands.cancel()
+        await asyncio.gather(commands, return_exceptions=True)
 
 
-async def _obey(proxy: Proxy, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _run_commands(proxy: Proxy, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     try:
-        while (word := await receive(reader)) is not None:
-            match word:
+        while (command := await receive(reader)) is not None:
+            match command:
                 case b"report":
-                    _say(writer, report=_report(proxy))
+                    _send_message(writer, report=_report(proxy))
                 case b"drain":
                     proxy.drain()
-                case b"look":
-                    proxy.look_again()
+                case b"reload":
+                    proxy.reload()
                 case b"reopen":
                     proxy.reopen()
                 case b"cut":
@@ -127,7 +127,7 @@ def _report(proxy: Proxy) -> dict[str, Any]:
     return {"status": proxy.status(), "health": proxy.health(), "metrics": proxy.metrics.exposition().decode()}
 
 
-def _say(writer: asyncio.StreamWriter, **message: Any) -> None:
+def _send_message(writer: asyncio.StreamWriter, **message: Any) -> None:
     send(writer, json.dumps(message).encode())
 
 

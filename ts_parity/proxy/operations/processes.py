@@ -19,19 +19,18 @@ import os
 import socket
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ts_parity import __version__
 from ts_parity.config import Settings
 from ts_parity.errors import StartError
-from ts_parity.proxy.app import unless, url_of
 from ts_parity.proxy.http.certificates import client_side, instance_side
 from ts_parity.proxy.http.server import cannot_listen
-from ts_parity.proxy.operations import signals
 from ts_parity.proxy.operations.admin import AdminServer
-from ts_parity.proxy.operations.child import introduction, receive, send
+from ts_parity.proxy.operations.child import initial_message, receive, send
+from ts_parity.proxy.operations.lifecycle import Lifecycle, url_of
 from ts_parity.proxy.operations.merge import (
     Json,
     MetricFamilies,
@@ -50,27 +49,26 @@ log = logging.getLogger(__name__)
 PAUSES_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 """Before a process that has ended is started again; from the first once more if it has run for the longest of them."""
 # What a process that is killed has counted since it was last asked is lost, so all are asked this often.
-_ASK_EVERY_S = 1.0
-_ANSWER_WITHIN_S = 1.0
+_REPORT_EVERY_S = 1.0
+_REPORT_WAIT_S = 1.0
 _SILENT_S = 5.0
 # Beyond drain_s a process gets this long to end, and after a cut too; then it is killed.
 _GRACE_S = 2.0
 
 
-class Supervisor:
+class Supervisor(Lifecycle):
     """`start`, then `drain` (or `run` for both), then `close`, like a Proxy; what it tells is of all processes."""
 
     def __init__(self, settings: Settings, pauses_s: Sequence[float] = PAUSES_S) -> None:
+        super().__init__()
         self.settings = settings
         self.url = self.admin_url = ""
         self._pauses_s = pauses_s
         self._admin = AdminServer(self.status, self.health, self.drain, self.exposition, self.refresh)
-        self._seats = [ProcessSlot(process) for process in range(settings.processes)]
+        self._slots = [ProcessSlot(process) for process in range(settings.processes)]
         self._reserved: list[socket.socket] = []
         self._tasks: list[asyncio.Task[None]] = []
-        self._keepers: list[asyncio.Task[None]] = []
-        self._drain_asked = asyncio.Event()
-        self._cut_asked = asyncio.Event()
+        self._restarters: list[asyncio.Task[None]] = []
         self._started_at = asyncio.get_running_loop().time()
 
     async def start(self) -> None:
@@ -84,49 +82,34 @@ class Supervisor:
         admin_port = await self._admin.start(settings)
         self.url = url_of(settings.host, port, bool(settings.tls_certificate))
         self.admin_url = url_of(settings.admin_host, admin_port)
-        for seat in self._seats:
-            await self._fill(seat)
-        await asyncio.gather(*(seat.child.listening for seat in self._seats if seat.child is not None))
+        for slot in self._slots:
+            await self._start_child(slot)
+        await asyncio.gather(*(slot.child.listening for slot in self._slots if slot.child is not None))
         loop = asyncio.get_running_loop()
-        self._keepers = [loop.create_task(self._keep(seat)) for seat in self._seats]
-        self._tasks = [*self._keepers, loop.create_task(self._keep_asking())]
+        self._restarters = [loop.create_task(self._keep_running(slot)) for slot in self._slots]
+        self._tasks = [*self._restarters, loop.create_task(self._keep_reporting())]
 
-    async def run(self, ready: Callable[[Supervisor], None]) -> int:
-        """From start to drained; -> the exit code. Signals mean what `signals` says."""
-        signals.obey(self._signalled, lambda: self._tell_all(b"look"), lambda: self._tell_all(b"reopen"))
-        return await self.live(ready)
+    def reload(self) -> None:
+        self._send_all(b"reload")
 
-    async def live(self, ready: Callable[[Supervisor], None]) -> int:
-        """The same without the signals: whoever calls it says `drain` and `cut`."""
-        try:
-            if not await unless(self._drain_asked, self.start()):
-                return 0
-            ready(self)
-            await self._drain_asked.wait()
-            return await self._drained()
-        finally:
-            await self.close()
-
-    @property
-    def draining(self) -> bool:
-        return self._drain_asked.is_set()
+    def reopen(self) -> None:
+        self._send_all(b"reopen")
 
     def drain(self) -> None:
-        """All say that they are not to be asked any more, stop accepting, finish what is in flight, and end."""
-        self._drain_asked.set()
-        self._tell_all(b"drain")
+        """The same in every child."""
+        super().drain()
+        self._send_all(b"drain")
 
     def cut(self) -> None:
-        self._cut_asked.set()
-        self.drain()
-        self._tell_all(b"cut")
+        super().cut()
+        self._send_all(b"cut")
 
     async def close(self) -> None:
         """Whoever still runs is told to end at once, and killed if it does not."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        children = [seat.child for seat in self._seats if seat.child is not None]
+        children = [slot.child for slot in self._slots if slot.child is not None]
         await asyncio.gather(*(child.close() for child in children))
         await self._admin.close()
         for reserved in self._reserved:
@@ -134,90 +117,84 @@ class Supervisor:
 
     async def refresh(self) -> None:
         """Ask all; who does not answer soon is known by what it said last."""
-        await asyncio.gather(*(seat.child.ask() for seat in self._seats if seat.child is not None))
+        await asyncio.gather(*(slot.child.request_report() for slot in self._slots if slot.child is not None))
 
     def status(self) -> Json:
-        merged = merge_status([part for seat in self._seats for part in seat.status_parts()])
+        merged = merge_status([part for slot in self._slots for part in slot.status_parts()])
         own: Json = {
             "version": __version__,
             "state": "draining" if self.draining else "serving",
             "uptime_s": round(asyncio.get_running_loop().time() - self._started_at, 3),
             "requests_in_flight": 0,
             "held": {},
-            "processes": [seat.row() for seat in self._seats],
+            "processes": [slot.row() for slot in self._slots],
             "problems": [],
             "pools": {},
             "instances": [],
         }
-        problems = [problem for seat in self._seats if (problem := seat.problem())]
+        problems = [problem for slot in self._slots if (problem := slot.problem())]
         ours = {key: own[key] for key in ("state", "uptime_s", "processes")}
         return {**own, **merged, **ours, "problems": [*problems, *merged.get("problems", [])]}
 
     def health(self) -> Json:
         if self.draining:
             return {"status": "draining", "reason": "this proxy is being stopped"}
-        return merge_health([seat.child.health() for seat in self._seats if seat.child is not None])
+        return merge_health([slot.child.health() for slot in self._slots if slot.child is not None])
 
     def exposition(self) -> bytes:
-        listening = sum(seat.child is not None and seat.child.listens for seat in self._seats)
+        listening = sum(slot.child is not None and slot.child.listens for slot in self._slots)
         own = gauge("ts_parity_processes", "Processes that accept requests; see the setting of this name.", listening)
         # Always in this order: rounded sums in another order could be a little less, and a counter never falls.
-        return exposition(merge_metrics([own, *(seat.metrics() for seat in self._seats)]))
+        return exposition(merge_metrics([own, *(slot.metrics() for slot in self._slots)]))
 
-    def _signalled(self) -> None:
+    def _send_all(self, command: bytes) -> None:
+        for slot in self._slots:
+            if slot.child is not None:
+                slot.child.send(command)
+
+    async def _start_child(self, slot: ProcessSlot) -> None:
+        slot.child = await ChildProcess.start(self.settings, slot.process)
         if self.draining:
-            self.cut()
-        else:
-            self.drain()
+            slot.child.send(b"cut" if self._cut_asked.is_set() else b"drain")
 
-    def _tell_all(self, word: bytes) -> None:
-        for seat in self._seats:
-            if seat.child is not None:
-                seat.child.tell(word)
-
-    async def _fill(self, seat: ProcessSlot) -> None:
-        seat.child = await ChildProcess.start(self.settings, seat.process)
-        if self.draining:
-            seat.child.tell(b"cut" if self._cut_asked.is_set() else b"drain")
-
-    async def _keep(self, seat: ProcessSlot) -> None:
+    async def _keep_running(self, slot: ProcessSlot) -> None:
         """One child after another, until we drain."""
         falls = 0
         while True:
             lived_s = 0.0
-            if seat.child is not None:
-                ended, lived_s = await seat.child.ended(), seat.child.age_s
+            if slot.child is not None:
+                ended, lived_s = await slot.child.ended(), slot.child.age_s
                 # One that has accepted nothing, stopped while it started say, has cut nothing however it ended.
-                seat.code = ended if seat.child.listens else 0
-                await seat.empty()
+                slot.code = ended if slot.child.listens else 0
+                await slot.record_exit()
             if self.draining:
                 return
             if lived_s >= max(self._pauses_s):
                 falls = 0
             pause_s = self._pauses_s[min(falls, len(self._pauses_s) - 1)]
             falls += 1
-            seat.trouble += f"; it is started again {pause_s:g} s later"
-            log.warning("%s", seat.trouble)
+            slot.trouble += f"; it is started again {pause_s:g} s later"
+            log.warning("%s", slot.trouble)
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._drain_asked.wait(), pause_s)
-                seat.code = 0  # there is nothing of its to finish
+                slot.code = 0  # there is nothing of its to finish
                 return
-            seat.restarts += 1
+            slot.restarts += 1
             try:
-                await self._fill(seat)
+                await self._start_child(slot)
             except StartError as error:
-                seat.trouble = str(error)
+                slot.trouble = str(error)
 
-    async def _keep_asking(self) -> None:
+    async def _keep_reporting(self) -> None:
         while True:
-            await asyncio.sleep(_ASK_EVERY_S)
+            await asyncio.sleep(_REPORT_EVERY_S)
             await self.refresh()
 
     async def _drained(self) -> int:
-        log.info("draining %d processes", len(self._seats))
+        log.info("draining %d processes", len(self._slots))
         self._tasks.append(asyncio.get_running_loop().create_task(self._kill_stuck()))
-        await asyncio.gather(*self._keepers)
-        return 1 if any(seat.code for seat in self._seats) else 0
+        await asyncio.gather(*self._restarters)
+        return 1 if any(slot.code for slot in self._slots) else 0
 
     async def _kill_stuck(self) -> None:
         """Children end by themselves after so long, or soon after a cut; but one may be frozen."""
@@ -225,10 +202,10 @@ class Supervisor:
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._cut_asked.wait(), patience_s)
         await asyncio.sleep(_GRACE_S)
-        for seat in self._seats:
-            if seat.child is not None:
-                log.warning("drain: process %d (pid %d) does not end; it is killed", seat.process, seat.child.pid)
-                seat.child.kill()
+        for slot in self._slots:
+            if slot.child is not None:
+                log.warning("drain: process %d (pid %d) does not end; it is killed", slot.process, slot.child.pid)
+                slot.child.kill()
 
 
 class ChildProcess:
@@ -240,7 +217,7 @@ class ChildProcess:
         loop = asyncio.get_running_loop()
         self.pid = process.pid
         self.listening: asyncio.Future[None] = loop.create_future()
-        self.said: Json = {}
+        self.report: Json = {}
         """What it said last: status, health and metrics. Empty until it listens."""
         self.why = ""
         """Why it could not listen."""
@@ -249,8 +226,8 @@ class ChildProcess:
         self._writer = writer
         self._started_at = loop.time()
         # When it was asked what it has not answered yet; it answers in the order in which it was asked.
-        self._asked: deque[tuple[float, asyncio.Future[None]]] = deque()
-        self._hearing = loop.create_task(self._hear())
+        self._report_requests: deque[tuple[float, asyncio.Future[None]]] = deque()
+        self._reading = loop.create_task(self._read_messages())
 
     @classmethod
     async def start(cls, settings: Settings, process: int) -> ChildProcess:
@@ -270,7 +247,7 @@ class ChildProcess:
             ours.close()
             raise StartError(f"process {process} cannot be started: {error}") from None
         reader, writer = await asyncio.open_unix_connection(sock=ours)
-        send(writer, introduction(settings, process, logging.getLogger().getEffectiveLevel()))
+        send(writer, initial_message(settings, process, logging.getLogger().getEffectiveLevel()))
         return cls(started, reader, writer)
 
     @property
@@ -279,7 +256,9 @@ class ChildProcess:
 
     @property
     def silent(self) -> bool:
-        return bool(self._asked) and asyncio.get_running_loop().time() - self._asked[0][0] > _SILENT_S
+        return (
+            bool(self._report_requests) and asyncio.get_running_loop().time() - self._report_requests[0][0] > _SILENT_S
+        )
 
     @property
     def age_s(self) -> float:
@@ -289,26 +268,26 @@ class ChildProcess:
         if not self.listens or self.silent:
             how = "is silent" if self.listens else "is starting"
             return {"status": "unhealthy", "reason": f"the process with pid {self.pid} {how}"}
-        said: Json = self.said["health"]
-        return said
+        report: Json = self.report["health"]
+        return report
 
-    def tell(self, word: bytes) -> None:
-        send(self._writer, word)
+    def send(self, command: bytes) -> None:
+        send(self._writer, command)
 
-    async def ask(self) -> None:
+    async def request_report(self) -> None:
         """`said` is new, unless it takes too long. One that does not answer is not asked without end."""
-        if not self.listens or self._hearing.done():
+        if not self.listens or self._reading.done():
             return
         loop = asyncio.get_running_loop()
-        if len(self._asked) < 3:
-            self._asked.append((loop.time(), loop.create_future()))
-            self.tell(b"report")
-        await asyncio.wait({self._asked[-1][1]}, timeout=_ANSWER_WITHIN_S)
+        if len(self._report_requests) < 3:
+            self._report_requests.append((loop.time(), loop.create_future()))
+            self.send(b"report")
+        await asyncio.wait({self._report_requests[-1][1]}, timeout=_REPORT_WAIT_S)
 
     async def ended(self) -> int:
         """Wait for its end and its last words. -> the exit code, negative for a signal."""
         code = await self._process.wait()
-        await asyncio.wait({self._hearing}, timeout=1.0)
+        await asyncio.wait({self._reading}, timeout=1.0)
         return code
 
     def kill(self) -> None:
@@ -317,47 +296,47 @@ class ChildProcess:
 
     async def close(self) -> None:
         """Cut, then kill."""
-        self.tell(b"cut")
+        self.send(b"cut")
         try:
             await asyncio.wait_for(self._process.wait(), _GRACE_S)
         except asyncio.TimeoutError:
             self.kill()
             await self._process.wait()
-        await self.leave()
+        await self.release()
 
-    async def leave(self) -> None:
+    async def release(self) -> None:
         """It has ended: give back what belongs to the talk with it."""
-        self._hearing.cancel()
-        await asyncio.gather(self._hearing, return_exceptions=True)
+        self._reading.cancel()
+        await asyncio.gather(self._reading, return_exceptions=True)
         self._writer.close()
         with contextlib.suppress(OSError):
             await self._writer.wait_closed()
 
-    async def _hear(self) -> None:
+    async def _read_messages(self) -> None:
         """Until its end."""
         try:
             while (message := await receive(self._reader)) is not None:
-                self._heard(json.loads(message))
-            why = f"{_how(await self._process.wait())} before it accepted requests"
+                self._on_message(json.loads(message))
+            why = f"{_exit_reason(await self._process.wait())} before it accepted requests"
             self._cannot_listen(why, f"the process with pid {self.pid} {why}")
         finally:
-            for _, asked in self._asked:
+            for _, asked in self._report_requests:
                 asked.cancel()
 
-    def _heard(self, message: dict[str, Any]) -> None:
+    def _on_message(self, message: dict[str, Any]) -> None:
         if "failed" in message:
             self._cannot_listen(message["failed"], message["failed"])
             return
-        self.said = message["report"]
+        self.report = message["report"]
         if "listening" in message:
             self.listening.set_result(None)
-        elif self._asked:
-            self._asked.popleft()[1].set_result(None)
+        elif self._report_requests:
+            self._report_requests.popleft()[1].set_result(None)
 
-    def _cannot_listen(self, why: str, told: str) -> None:
+    def _cannot_listen(self, why: str, message: str) -> None:
         if not self.listening.done():
             self.why = why
-            self.listening.set_exception(StartError(told))
+            self.listening.set_exception(StartError(message))
             self.listening.exception()  # whoever waits for it hears of it; a restart is nobody's to wait for
 
 
@@ -376,14 +355,14 @@ class ProcessSlot:
     def row(self) -> Json:
         """What an operator is shown of it; what it has answered is the present child's."""
         child = self.child
-        said = child.said.get("status", {}) if child is not None else {}
+        report = child.report.get("status", {}) if child is not None else {}
         return {
             "process": self.process,
             "pid": child.pid if child is not None else None,
             "state": self._state(),
             "uptime_s": round(child.age_s, 3) if child is not None else 0.0,
-            "requests_in_flight": said.get("requests_in_flight", 0),
-            "answered": sum(said["engine"]["answered"].values()) if said else 0,
+            "requests_in_flight": report.get("requests_in_flight", 0),
+            "answered": sum(report["engine"]["answered"].values()) if report else 0,
             "restarts": self.restarts,
         }
 
@@ -394,31 +373,31 @@ class ProcessSlot:
         return "" if child is not None and child.listens else self.trouble
 
     def status_parts(self) -> list[Json]:
-        said = self.child.said if self.child is not None else {}
-        return [said["status"], self.left_status] if said else [self.left_status]
+        report = self.child.report if self.child is not None else {}
+        return [report["status"], self.left_status] if report else [self.left_status]
 
     def metrics(self) -> MetricFamilies:
-        said = self.child.said if self.child is not None else {}
-        return merge_metrics([self.left_metrics, read_metrics(said["metrics"])]) if said else self.left_metrics
+        report = self.child.report if self.child is not None else {}
+        return merge_metrics([self.left_metrics, read_metrics(report["metrics"])]) if report else self.left_metrics
 
-    async def empty(self) -> None:
+    async def record_exit(self) -> None:
         """Its child has ended; what that counted is kept, as far as it was told."""
         child = self.child
         if child is None:
             return
-        self.trouble = f"process {self.process} (pid {child.pid}) {child.why or _how(self.code)}"
-        if child.said:
-            self.left_status = merge_status([self.left_status, outlasting_status(child.said["status"])])
+        self.trouble = f"process {self.process} (pid {child.pid}) {child.why or _exit_reason(self.code)}"
+        if child.report:
+            self.left_status = merge_status([self.left_status, outlasting_status(child.report["status"])])
             self.left_metrics = outlasting_metrics(self.metrics())
         self.child = None
-        await child.leave()
+        await child.release()
 
     def _state(self) -> str:
         if self.child is None:
             return "restarting"
         if not self.child.listens:
             return "starting"
-        return "silent" if self.child.silent else str(self.child.said["status"]["state"])
+        return "silent" if self.child.silent else str(self.child.report["status"]["state"])
 
 
 async def reserve(host: str, port: int) -> tuple[list[socket.socket], int]:
@@ -465,5 +444,5 @@ def _python_path() -> str:
     return os.pathsep.join(path or os.getcwd() for path in sys.path)
 
 
-def _how(code: int) -> str:
+def _exit_reason(code: int) -> str:
     return f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"

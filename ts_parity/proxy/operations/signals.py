@@ -18,13 +18,13 @@ from collections.abc import Callable
 from ts_parity.startup import asked_to_end
 
 
-def obey(end: Callable[[], None], look_again: Callable[[], None], reopen: Callable[[], None]) -> None:
+def install_handlers(end: Callable[[], None], reload: Callable[[], None], reopen: Callable[[], None]) -> None:
     """From now on. A SIGTERM that came before there was a loop counts."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
         loop.add_signal_handler(number, end)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup leaves it
-        loop.add_signal_handler(signal.SIGHUP, end if os.isatty(0) else look_again)
+        loop.add_signal_handler(signal.SIGHUP, end if os.isatty(0) else reload)
     loop.add_signal_handler(signal.SIGUSR1, reopen)
     loop.add_signal_handler(signal.SIGUSR2, _nothing)
     if asked_to_end():

@@ -72,7 +72,7 @@ def health(plan: Plan, draining: bool, engine: Mapping[str, Any]) -> Json:
     for endpoint in plan.fleet.endpoints:
         if endpoint.row is None:
             deployed.setdefault(endpoint.pool, []).append(endpoint.name)
-    if not deployed and plan.locked:
+    if not deployed and plan.unauthorized:
         return {"status": "degraded", "reason": f"all is only passed through: {'; '.join(plan.problems)}"}
     if not deployed:
         reason = "; ".join(plan.problems) or "no instance hosts a model"

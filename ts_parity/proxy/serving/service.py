@@ -109,7 +109,7 @@ class Service:
         if model is None or (asked is None and model in self._plan.hosts):
             self._pass_through(passed)
         elif not self._is_refused(passed):
-            if self._plan.locked:  # a look would tell no more of those: nobody waits for it
+            if self._plan.unauthorized:  # a look would tell no more of those: nobody waits for it
                 self._discover()
                 self._pass_through(passed)
             else:
@@ -157,8 +157,8 @@ class Service:
         passed.timer = None
         asked = passed.asked
         pool = None if asked is None else self._pool(asked)
-        if passed.lost is not None and pool == passed.lost[0] and pool not in self._plan.serving:
-            _respond(passed.responder, passed.request, passed.lost[1])
+        if passed.fallback is not None and pool == passed.fallback[0] and pool not in self._plan.serving:
+            _respond(passed.responder, passed.request, passed.fallback[1])
             return
         if asked is None or pool is None:
             if not self._is_refused(passed):
@@ -169,10 +169,10 @@ class Service:
                 if host not in self._probed:
                     self._pass_to(passed, host, probes=True)
                     return
-            if self._plan.locked:
+            if self._plan.unauthorized:
                 self._pass_through(passed)
                 return
-        final = passed.lost is not None
+        final = passed.fallback is not None
         self._predict(pool, asked, passed.request, passed.exact, passed.deadline_s, passed.responder, final)
 
     def _warm(self, pool: str, request: Request) -> None:
@@ -247,7 +247,7 @@ class Service:
             _respond(responder, request, result)
             return
         passed = _PassThrough(request, asked.model, responder, asked, exact, left_s)
-        passed.lost = pool, result
+        passed.fallback = pool, result
         self._wait_for_discovery(passed)
 
     def _abandon(self, responder: Responder, query: Query) -> None:
@@ -324,7 +324,7 @@ class Service:
                 else:
                     passed.responder.respond(result)
                 return
-            if passed.instance in self._plan.locked and _was_not_run(result):
+            if passed.instance in self._plan.unauthorized and _was_not_run(result):
                 passed.failed(f"{result.status} {error_fields(result)[0]}")
                 passed.page = passed.page or result
                 self._pass_through(passed)
@@ -364,14 +364,16 @@ class Service:
         """The least busy one not tried yet, of those that host the model, or may, or of all that are up. If none is,
         one that only a gateway says is down; but no more than a request at a time.
         """
-        hosts = () if model is None else self._plan.hosts.get(model, ()) or self._plan.locked
+        hosts = () if model is None else self._plan.hosts.get(model, ()) or self._plan.unauthorized
         best, least = None, 0
         for name in hosts or self._plan.up:
             busy = self._upstream.outstanding(self._addresses[name])
             if (best is None or busy < least) and name not in tried:
                 best, least = name, busy
         if best is None and not self._plan.up:
-            return next((name for name in self._plan.fronted if name not in self._probed and name not in tried), None)
+            return next(
+                (name for name in self._plan.down_by_gateway if name not in self._probed and name not in tried), None
+            )
         return best
 
 
@@ -383,9 +385,9 @@ class _PassThrough:
         "cause",
         "deadline_s",
         "exact",
+        "fallback",
         "instance",
         "is_late",
-        "lost",
         "model",
         "page",
         "probes",
@@ -419,7 +421,7 @@ class _PassThrough:
         """What went wrong first."""
         self.page: Response | None = None
         """What a gateway said, for want of a better answer."""
-        self.lost: tuple[str, QueryResult] | None = None
+        self.fallback: tuple[str, QueryResult] | None = None
         """The pool that was gone when its turn came, and what it would have been told."""
         self.timer: TimerHandle | None = None
         """Of its wait for a look at the fleet, then of its deadline."""
