@@ -11,13 +11,12 @@ from typing import Any
 import pytest
 
 from tests.proxy.conftest import MakeFleet
-from ts_parity import testing
 from ts_parity.config import parse_endpoint
 from ts_parity.proxy.fleet.discovery import Discovery
 from ts_parity.proxy.fleet.plan import PlanOptions, make_plan
 from ts_parity.proxy.http.upstream import Upstream
 from ts_parity.proxy.operations.status import status_json
-from ts_parity.testing import Canned, FakeModel, FakeTorchServe, protection
+from ts_parity.testing import Canned, FakeModel, FakeTorchServe, fakes, protection
 
 
 @pytest.fixture
@@ -209,12 +208,12 @@ async def test_what_one_instance_says_is_its_own_problem(upstream: Upstream, nam
 async def test_one_models_description_costs_that_model_only(
     upstream: Upstream, change: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    describe = testing._describe
+    describe = fakes._describe
 
     def lying(model: FakeModel) -> Any:
         return describe(model) if model.name == "linear" else change and {**describe(model), **change}
 
-    monkeypatch.setattr(testing, "_describe", lying)
+    monkeypatch.setattr(fakes, "_describe", lying)
     async with FakeTorchServe(FakeModel(), FakeModel(name="odd")) as instance:
         (report,) = await discovery_of(instance, upstream).refresh()
     assert report.up
@@ -224,12 +223,12 @@ async def test_one_models_description_costs_that_model_only(
 
 async def test_a_version_that_is_listed_twice_is_one(make_fleet: MakeFleet, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two of one name would be two endpoints of one name, and no plan for anybody."""
-    describe = testing._json
+    describe = fakes._json
 
     def twice(status: int, value: Any) -> Any:
         return describe(status, value * 2 if isinstance(value, list) else value)
 
-    monkeypatch.setattr(testing, "_json", twice)
+    monkeypatch.setattr(fakes, "_json", twice)
     fleet = await make_fleet(FakeTorchServe(FakeModel()))
     assert [endpoint.places for endpoint in fleet.proxy.plan.fleet.endpoints] == [1]
     assert any("a version twice" in problem for problem in fleet.proxy.plan.problems)
