@@ -4,7 +4,7 @@
     python benchmarks/accuracy.py --data DIR --minutes 20   a slice of it; the same command goes on (exit code 75)
     python benchmarks/accuracy.py --data DIR --quick        a minute: all codes, too few steps to mean anything
     python benchmarks/accuracy.py --rescore                 the figures anew from the kept outputs; nothing is trained
-    python benchmarks/accuracy.py --tables                  the tables of docs/training.md, renewed from the results
+    python benchmarks/accuracy.py --tables                  the tables of docs/benchmarks.md, renewed from the results
 
 DIR holds mnist.npz and fashion_mnist.npz (x_train, y_train, x_test, y_test) and cifar10_jpeg.zip (train/CLASS/*.jpg and
 test/CLASS/*.jpg); digits are scikit-learn's. Training and scoring are the package's own `fit` and `evaluate`; only
@@ -60,7 +60,7 @@ from ts_parity.wire import Array
 from ts_parity.worker.watches import ModelCall
 
 RESULTS = Path(__file__).parent / "results" / "accuracy.json"
-DOCS = Path(__file__).parent.parent / "docs" / "training.md"
+DOCS = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 KEY = ("data", "code", "k", "r", "seed", "bodies")
 CHOOSE = 5000
 """Training samples held out to choose the best weights, as many as the paper's."""
@@ -645,8 +645,8 @@ def curve_table(document: dict) -> str:
 
 
 def sections(document: dict) -> dict[str, str]:
-    """What docs/training.md says between its marks."""
-    return {"tables": tables(document), "surest": surest_table(document), "curve": curve_table(document)}
+    """What docs/benchmarks.md says between its marks."""
+    return {"accuracy": tables(document), "surest": surest_table(document), "curve": curve_table(document)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,7 +4,7 @@
     python benchmarks/overhead.py                 everything, half an hour
     python benchmarks/overhead.py --quick         every kind of row, 3 minutes; what it measures is not kept
     python benchmarks/overhead.py --only haproxy "ts_parity uncoded"      these arms beside direct and nginx; not kept
-    python benchmarks/overhead.py --tables        the tables of docs/benchmarks.md and README.md, from the kept results
+    python benchmarks/overhead.py --tables        renew docs/benchmarks.md and README.md from the kept results
 
 Three parts. With trivial instances behind (overhead_instances.py), where next to all the time is the proxy's; with
 real TorchServe behind, a model that takes 10 ms; and with TorchServe at half of its capacity, measured just before,
@@ -539,8 +539,26 @@ def _of(rows: list[Row], name: str, **wanted: Any) -> Any:
 # ---- the documents' sections -----------------------------------------------------------------------------------------
 
 
-def readme_section(document: dict[str, Any]) -> str:
-    """One cell of all: what README.md says between its marks."""
+def headline(document: dict[str, Any]) -> str:
+    """What README.md says between its marks."""
+    connections, size = CENTRE
+    cell = {"upstream": "trivial", "load": "closed", "connections": connections, "body_bytes": size, "client": SAME}
+
+    def told(mode: str) -> tuple[str, str]:
+        ours = {"proxy": "ts_parity", "mode": mode, "build": document["build"], **cell}
+        per_core = _of(document["rows"], "requests_per_second_per_core", **ours)
+        return f"{per_core:,.0f}", f"{_of(document['rows'], 'rps_ratio_to_nginx', **ours):.2f}"
+
+    passed, queued, coded = told("pass-through"), told("uncoded"), told("coded-sum")
+    return (
+        f"One core passes on {passed[0]} requests of {size:,} bytes a second, {passed[1]} of what nginx does; "
+        f"it serves {queued[0]} ({queued[1]})\nthrough the proxy's queue, and {coded[0]} ({coded[1]}) with a parity "
+        "model. More: [Benchmarks](docs/benchmarks.md#the-data-path)."
+    )
+
+
+def summary(document: dict[str, Any]) -> str:
+    """One cell of all, with unique heads beside it."""
     connections, size = CENTRE
     cell: Row = {"upstream": "trivial", "load": "closed", "connections": connections, "body_bytes": size}
     lines = []
@@ -570,7 +588,7 @@ def sections(document: dict[str, Any]) -> dict[str, str]:
         "overhead-half": (_seeds(document["torchserve"]), half_table(document)),
     }
     verdicts = markdown(("target", "is", "reached", ""), [target.line for target in targets(document)])
-    out = {"overhead-targets": f"{said}\n\n{verdicts}"}
+    out = {"overhead-targets": f"{said}\n\n{verdicts}", "overhead-summary": summary(document)}
     for mark, (how, tables) in parts.items():
         out[mark] = f"{how}\n\n{tables}" if tables else "Not measured."
     return out
@@ -692,7 +710,7 @@ def main() -> int:
     if args.tables:
         for mark, text in sections(json.loads((args.out or RESULTS).read_text())).items():
             renew(DOCS, mark, text)
-        renew(README, "overhead", readme_section(json.loads((args.out or RESULTS).read_text())))
+        renew(README, "overhead", headline(json.loads((args.out or RESULTS).read_text())))
         return 0
     missing = [program for program in ("nginx", "haproxy", "wrk", "taskset") if shutil.which(program) is None]
     if missing or (os.cpu_count() or 1) < 2:

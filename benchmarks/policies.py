@@ -1,7 +1,7 @@
-"""Every policy in every kind of trouble, on the simulator: what docs/policy.md says is read off here.
+"""Every policy in every kind of trouble, on the simulator: the tables of docs/benchmarks.md.
 
     python benchmarks/policies.py [--queries N] [--seeds N]    hours on one core as it is
-    python benchmarks/policies.py --tables                     renew docs/policy.md
+    python benchmarks/policies.py --tables                     renew docs/benchmarks.md
 
 Service lognormal, mean 1, cv 0.1; 12 workers are load 1; times in mean service times. `quiet`: no slowness; `ep`: each
 worker 5 times slower 4 % of the time, in spells of mean 100; `net`: 2 % of replies late by Exp(5); `domains`: as ep,
@@ -33,7 +33,7 @@ from ts_parity.lab.simulate import Outage, Spells
 from ts_parity.tables import markdown
 
 RESULTS = Path(__file__).parent / "results" / "policies.json"
-DOCS = Path(__file__).parent.parent / "docs" / "policy.md"
+DOCS = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 SCENARIOS: dict[str, dict[str, Any]] = {
     "quiet": {},
     "ep": {"spells": Spells(0.04, 100.0, 5.0)},
@@ -172,10 +172,10 @@ def _sizes(rows: list[dict[str, Any]]) -> str:
 
 
 def sections(document: dict[str, Any]) -> dict[str, str]:
-    """What docs/policy.md says between its marks."""
+    """What docs/benchmarks.md says between its marks."""
     parts = tables(document).items()
     said = [f"### `{name.split()[0]}` at load {name.split()[1]}\n\n{part}" for name, part in parts]
-    return {"tables": "\n\n".join(said), "targets": target_table(document)}
+    return {"policies": "\n\n".join(said), "targets": target_table(document)}
 
 
 def target_table(document: dict[str, Any]) -> str:
@@ -208,7 +208,7 @@ def main() -> None:
     parser.add_argument("--queries", type=count(), default=500_000)
     parser.add_argument("--seeds", type=count(), default=5)
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--tables", action="store_true", help="renew the tables of docs/policy.md, run nothing")
+    parser.add_argument("--tables", action="store_true", help="renew the tables of docs/benchmarks.md, run nothing")
     args = parser.parse_args()
     document = kept(args.out)
     if args.tables:

@@ -25,7 +25,7 @@ from ts_parity.training.evaluate import evaluate
 from ts_parity.training.meaning import CLASSES
 
 RESULTS = Path(__file__).parent / "results" / "two_rows.json"
-DOCS = Path(__file__).parent.parent / "docs" / "training.md"
+DOCS = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 WAYS = {"first": "the first row alone", "alike": "as if they erred alike", "weighed": "weighed"}
 
 

@@ -137,13 +137,13 @@ def test_a_row_of_fewer_than_three_seeds_says_so(script):
 
 
 def test_the_docs_say_what_was_measured(script):
-    """The tables of docs/training.md are the script's own output from the kept results."""
+    """The tables of docs/benchmarks.md are the script's own output from the kept results."""
     document = json.loads(RESULTS.read_text())
     assert all(row.keys() >= COLUMNS for row in document["rows"])
     assert script.summary([run for run in document["runs"] if run.get("bodies") is None]) == document["rows"]
     assert script.curve(document["runs"]) == document["curve"]
     assert script.surest(document["runs"]) == document["surest"]
-    docs = (ROOT / "docs" / "training.md").read_text()
+    docs = (ROOT / "docs" / "benchmarks.md").read_text()
     assert script.tables(document) in docs
     assert script.surest_table(document) in docs
     assert script.curve_table(document) in docs

@@ -25,21 +25,27 @@ def test_the_docs_show_every_part_of_the_data_path():
 
     document = json.loads(overhead.RESULTS.read_text())
     sections = overhead.sections(document)
-    assert list(sections) == ["overhead-targets", "overhead", "overhead-torchserve", "overhead-half"]
-    verdicts = sections.pop("overhead-targets")
+    parts = ["overhead-targets", "overhead-summary", "overhead", "overhead-torchserve", "overhead-half"]
+    assert list(sections) == parts
+    verdicts, summary = sections.pop("overhead-targets"), sections.pop("overhead-summary")
     assert all(f"| {target.what} | " in verdicts for target in overhead.targets(document))
+    for proxy in ("nginx", "haproxy", "aiohttp", "ts_parity, uncoded", "ts_parity, coded-sum, plain Python"):
+        assert f"| {proxy}" in summary
     lines = [line for text in sections.values() for line in text.splitlines() if line.startswith("|")]
     heads = sum(line.startswith("|---") for line in lines)
     assert len(lines) - 2 * heads == len(document["rows"])
 
 
-def test_the_readme_says_what_the_proxy_costs_beside_its_rivals():
+def test_the_readme_says_what_was_measured_in_one_sentence_each():
+    import demo
+
     import overhead
 
-    section = overhead.readme_section(json.loads(overhead.RESULTS.read_text()))
-    assert f"<!-- overhead -->\n\n{section}\n\n<!-- end of overhead -->" in overhead.README.read_text()
-    for proxy in ("nginx", "haproxy", "aiohttp", "ts_parity, uncoded", "ts_parity, coded-sum, plain Python"):
-        assert f"| {proxy}" in section
+    document = json.loads(overhead.RESULTS.read_text())
+    runs = json.loads(demo.RESULTS.read_text())["runs"]
+    page = demo.README.read_text()
+    for mark, said in (("overhead", overhead.headline(document)), ("demo", demo.headline(runs))):
+        assert f"<!-- {mark} -->\n\n{said}\n\n<!-- end of {mark} -->" in page
 
 
 def test_the_demos_tables_are_of_four_seeds():
@@ -48,5 +54,4 @@ def test_the_demos_tables_are_of_four_seeds():
     runs = json.loads(demo.RESULTS.read_text())["runs"]
     assert [run["seed"] for run in runs] == [0, 1, 2, 3]
     assert all(run["arms"].keys() == demo.ARMS.keys() for run in runs)
-    assert demo.first_table(runs) in demo.README.read_text()
     assert demo.all_tables(runs) in demo.DOCS.read_text()
