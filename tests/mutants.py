@@ -85,14 +85,14 @@ MUTANTS = [
     _engine(
         "slow endpoints do not help in a crowd",
         "selection",
-        "self._policy.slow_factor and waiting > len(self.deployed)",
+        "self._policy.slow_factor > 0 and waiting > len(self.deployed)",
         "False",
     ),
     _engine(
         "slow endpoints help although nobody waits",
         "selection",
-        "self._policy.slow_factor and waiting > len(self.deployed)",
-        "self._policy.slow_factor",
+        "self._policy.slow_factor > 0 and waiting > len(self.deployed)",
+        "self._policy.slow_factor > 0",
     ),
     _engine(
         "the busiest of the overdue is given the benefit of the doubt",

@@ -74,3 +74,15 @@ def test_a_slow_endpoint_helps_only_where_more_wait_than_there_are_machines():
     run = scenario(arrivals=arrivals, code=None, deployed=3, policy=policy, slow={"d0": (1.0, 0.05)})
     assert [change.endpoint for change in run.scheduler.changes] == ["d0"]
     assert [endpoint for at, _, endpoint in run.sent if at >= 2.45] == ["d1", "d2", "d1", "d2", "d1"]
+
+
+def test_a_slow_endpoint_helps_as_soon_as_the_crowd_is_there():
+    """The fourth to wait makes it one. It helped only when the next answer came."""
+    arrivals = [*(n * 0.04 for n in range(60)), *([2.45] * 6)]
+    policy = {"slow_factor": 3.0, "slow_until_out": 1, "max_out": 0.5, "out_s": 50.0}
+    run = scenario(arrivals=arrivals, code=None, deployed=3, policy=policy, slow={"d0": (1.0, 0.05)})
+    assert [(at, endpoint) for at, _, endpoint in run.sent if at >= 2.45][:3] == [
+        (2.45, "d1"),
+        (2.45, "d2"),
+        (2.45, "d0"),
+    ]

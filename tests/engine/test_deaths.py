@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from ts_parity.engine import Answer, Arrived, Fail, Failed, Fleet, Kind, Query, Scheduler, Send, Source, plain
+from ts_parity.engine import Answer, Arrived, Cause, Fail, Failed, Fleet, Kind, Query, Scheduler, Send, Source, plain
 from ts_parity.testing import POOL, fleet, scenario
 
 FOREVER = 1000.0
@@ -331,6 +331,18 @@ def test_a_finish_left_behind_is_asked_for_elsewhere():
     assert scheduler.in_flight() == 0
 
 
+def test_a_finish_goes_to_no_endpoint_that_is_gone():
+    """Its protection has just answered, so it is asked first, but meanwhile it has been unregistered."""
+    whole = fleet(deployed=3)
+    scheduler = Scheduler(whole, plain(reconstruct_after_s=0.05))
+    own, _, protection = [t for n in (0, 1) for t in sends(scheduler.query_arrived(Query(n, POOL, "k"), 0.0))]
+    scheduler.task_done(own, Arrived(True), 0.01)
+    scheduler.task_done(protection, Arrived(), 0.01)
+    assert scheduler.endpoints_changed(without(whole, protection.endpoint.name), 0.02) == []
+    [finish] = sends(scheduler.tick(0.05))
+    assert (finish.kind, finish.endpoint.name) == (Kind.FINISH, "d2")
+
+
 @pytest.mark.parametrize("own_fails", [True, False])
 @pytest.mark.parametrize("when", ["before its release", "while it is finished"])
 def test_a_query_whose_answer_nobody_can_finish_any_more_does_not_hang(when, own_fails):
@@ -409,6 +421,26 @@ def test_who_has_run_nothing_cannot_have_been_killed(nothing_run):
     run = scenario(arrivals=[0.0], code=None, deployed=9, tasks=rows)
     assert len(run.sends(0)) == 3
     assert set(run.answers) == {0}
+
+
+def test_a_finish_that_waits_while_the_one_before_kills_is_the_one_more():
+    """The first is left behind by its endpoint and so is no attempt; but both of them have been waited for too long.
+    Nobody has a place for another until the second kills its worker: then it goes, and nothing after it.
+    """
+    whole = fleet(deployed=2, protections=2)
+    scheduler = Scheduler(whole, plain(reconstruct_after_s=0.01))
+    own, other, protection = [t for n in (0, 1) for t in sends(scheduler.query_arrived(Query(n, POOL, "k"), 0.0))]
+    scheduler.task_done(protection, Arrived(), 0.001)
+    scheduler.task_done(other, Arrived(True), 0.001)
+    [first] = sends(scheduler.task_done(own, Failed("refused", retry=False), 0.001))
+    for number in (2, 3):  # they take what places the others have
+        scheduler.query_arrived(Query(number, POOL), 0.002)
+    [second] = sends(scheduler.endpoints_changed(without(whole, first.endpoint.name), 0.003))
+    assert scheduler.tick(0.02) == []
+    [third] = sends(scheduler.task_done(second, Failed("killed", cause=Cause.WORKER_DIED), 0.021))
+    assert {(task.kind, task.query.id) for task in (first, second, third)} == {(Kind.FINISH, 0)}
+    [failed] = scheduler.task_done(third, Failed("broken", cause=Cause.LOST), 0.022)
+    assert (type(failed), failed.query.id) == (Fail, 0)
 
 
 HEDGED = {"hedge_ratio": 1.0, "hedge_after_s": 0.03}

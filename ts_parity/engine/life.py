@@ -338,7 +338,8 @@ class Life:
     def send_finish(
         self, pool: PoolState, query: Query, place: EndpointState, now: float, actions: list[Action]
     ) -> None:
-        query.finish_attempts += 1
+        if query.kills:
+            query.last_chance = True
         query.avoid |= place.only
         self._sender.send(Kind.FINISH, place, query, query.group, query.slot, None, now, actions)
         # The endpoint may be frozen and not known to be: then a second one is asked.
@@ -706,7 +707,7 @@ class Life:
         pool = self._fleet.pool_of(query.pool)
         if not pool.release.may_be_finished(query, pool.can_finish):
             return False
-        query.last_chance = query.kills > 0
+        query.finish_attempts += 1
         query.finishes_pending += 1
         pool.finishes.append(query)
         return True

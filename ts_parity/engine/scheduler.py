@@ -60,7 +60,8 @@ class Scheduler:
             life.turn_away(query, Reason.OVERLOADED, actions)
         else:
             pool.waiting.append(query)
-            if len(pool.waiting) == 1:  # else those before it found no place, and none has come free since
+            # Else those before it found no place, and none has come free since.
+            if len(pool.waiting) == 1 or pool.selection.is_crowd(len(pool.waiting)):
                 self._pump(now, actions)
             if query.waiting:
                 query.launch_at = now + pool.launch.after_waiting_s

@@ -45,13 +45,17 @@ class Selection:
             # A second attempt goes to another failure domain, for what failed may have failed together.
             domains = {query.domain: 1} if query.avoid else NO_DOMAINS
             chosen = choose(line, now, query.avoid, domains)
-        if chosen is None and self._policy.slow_factor and waiting > len(self.deployed):
+        if chosen is None and self.is_crowd(waiting):
             # Where so many wait, a slow machine is sooner done than the queue.
             slow = [s for s in self.deployed.parked.values() if s.health.only_slow and s.has_place()]
             chosen = min(slow, key=lambda s: s.last_sent, default=None)
         if chosen is None and self._policy.spare_places:
             chosen = self._with_an_overdue_reply(query, now)
         return chosen
+
+    def is_crowd(self, waiting: int) -> bool:
+        """So many wait that endpoints which are out for their slowness alone help."""
+        return self._policy.slow_factor > 0 and waiting > len(self.deployed)
 
     def for_retry(self, query: Query, now: float, waiting: int) -> EndpointState | None:
         """One elsewhere, in another failure domain if there are any healthy ones, or none for now. If there is no
@@ -132,7 +136,8 @@ class Selection:
         First the one whose protection has just answered: of the idle ones it is the least likely to be frozen.
         """
         lively = [] if query.group is None else [task.place for task in query.group.protections.values()]
-        idle = [state for state in lively if state.has_place() and state.endpoint.instance not in query.avoid]
+        there = [state for line in self.rows.values() for state in line.everyone]
+        idle = [s for s in lively if s in there and s.has_place() and s.endpoint.instance not in query.avoid]
         chosen = least_outstanding(idle, now)
         if chosen is not None:
             return chosen
