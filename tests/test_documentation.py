@@ -102,7 +102,7 @@ PROMISES = [
     f"at most every {app._DISCOVERY_GAP_S} s, for at most {service._DISCOVERY_WAIT_S:.0f} s",
     f"a copy of a query goes there every {service._WARMED_EVERY_S:.0f} s",
     f"never yet or for {discovery._COLD_AFTER_S:.0f} s",
-    f"says what cannot be read, or over {discovery._MAX_BYTES >> 20} MB",
+    f"sends something unreadable, or over {discovery._MAX_BYTES >> 20} MB",
     f"for about {trust.TRIAL} early queries",
     f"On trial again after {trust.FIRST_PAUSE_S:.0f} s, later {trust.LONGEST_PAUSE_S / 60:.0f} min",
     f"tried again after {trust.LONGEST_PAUSE_S / 60:.0f} min",
@@ -115,7 +115,7 @@ PROMISES = [
     f"a table of contents over {mar._LARGEST_DIRECTORY >> 20} MB",
     f"{access.STATUS_LEFT}: it left before",
     {2.0: "its connection is read for two seconds more"}[server._LINGER_S],
-    {10: "a protection brings nothing ten times in a row"}[trust.FAILURES],
+    {10: "a protection fails ten times in a row"}[trust.FAILURES],
     {2: "after two differing second copies there are no more"}[trust.CONTRADICTIONS],
     {600.0: "served plainly for ten minutes"}[app._FIRST_UNCODED_S],
 ]
