@@ -68,6 +68,23 @@ def test_the_configuration_that_the_page_shows_is_one(tmp_path: Path) -> None:
     assert unix.inference == "unix:/run/torchserve/inference.sock"
 
 
+def anchors(page: Path) -> set[str]:
+    """As GitHub makes them of headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if target.startswith("http"):
+            continue
+        file, _, anchor = target.partition("#")
+        other = (page.parent / file).resolve() if file else page
+        assert other.exists(), f"{page.name} links to {target}"
+        assert not anchor or anchor in anchors(other), f"{page.name} links to {target}"
+
+
 MAP = (ROOT / "docs/design.md").read_text().partition("## The map\n")[2].partition("\n## ")[0]
 PACKAGE = ROOT / "ts_parity"
 FOLDERS = sorted({file.parent for file in PACKAGE.rglob("*.py")})
