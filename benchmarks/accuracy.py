@@ -44,7 +44,7 @@ from accuracy_data import Data, load
 from accuracy_kept import KeptOutputs, Said, errors_of_rows, with_repeats, without_repeats
 from tables import renew
 from ts_parity.arguments import count, number
-from ts_parity.codes import Code, Family, make_code
+from ts_parity.codes import ErasureCode, Family, make_code
 from ts_parity.tables import markdown
 from ts_parity.training.architectures import DEPLOYED, Called, Shaped, Shapes, cnn, folded, has_width, make_called
 from ts_parity.training.augment import vary
@@ -339,7 +339,7 @@ def rows_of(name: str, args: argparse.Namespace) -> None:
         )
 
 
-def rows_to_learn(code: Code) -> range:
+def rows_to_learn(code: ErasureCode) -> range:
     return range(code.r if code.family is Family.PARITY else 1)
 
 
@@ -348,14 +348,14 @@ def _name(architecture: str) -> str:
     return architecture.rpartition(":")[2] if ".py:" in architecture else architecture
 
 
-def _runs(code: Code) -> int:
+def _runs(code: ErasureCode) -> int:
     """Inferences that protect one group."""
     return code.k if code.family is Family.BACKUP else 1
 
 
 def _learnt(
     task: Task,
-    code: Code,
+    code: ErasureCode,
     row: int,
     architecture: str,
     knobs: Knobs,
@@ -397,7 +397,7 @@ def _learnt(
 
 
 def _kept_outputs(
-    task: Task, code: Code, models: Sequence[Called], seed: int, test: Array, held: Array, held_out: Array
+    task: Task, code: ErasureCode, models: Sequence[Called], seed: int, test: Array, held: Array, held_out: Array
 ) -> KeptOutputs:
     data = task.data
 
@@ -412,7 +412,7 @@ def _kept_outputs(
     )
 
 
-def figures(code: Code, kept: KeptOutputs, meaning: Meaning) -> dict[str, Any]:
+def figures(code: ErasureCode, kept: KeptOutputs, meaning: Meaning) -> dict[str, Any]:
     """All of a row that follows from what was said."""
     errors = errors_of_rows(code, kept.held, meaning) if is_weighed(code) else None
     test, held = (replace(_answered(code, said), errors=errors) for said in (kept.test, kept.held))
@@ -430,7 +430,7 @@ def figures(code: Code, kept: KeptOutputs, meaning: Meaning) -> dict[str, Any]:
 INTERVALS = {"A_d": "A_d", "drop": "drop", "agreement": "score"}
 
 
-def _answered(code: Code, said: Said) -> HeldOut:
+def _answered(code: ErasureCode, said: Said) -> HeldOut:
     groups = said.groups
     return HeldOut(said.outputs[groups], with_repeats(code, said.protections), said.labels[groups], contents=groups)
 
@@ -442,7 +442,7 @@ def _two_erased(scores: dict[str, Any]) -> dict[str, Any]:
 SUREST = (95, 90, 85, 80)
 
 
-def _surest(code: Code, held: HeldOut, test: HeldOut, meaning: Meaning) -> dict[str, Any]:
+def _surest(code: ErasureCode, held: HeldOut, test: HeldOut, meaning: Meaning) -> dict[str, Any]:
     """Of the test set, by curve and thresholds from held-out bodies without their labels: how often the surest answers
     differ from the deployed model's own (of boxes: by more than nine tenths of the held-out do), and what `released`
     lose against it on the same bodies.
@@ -479,7 +479,7 @@ def rescored(args: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def _cost(task: Task, model: nn.Module, code: Code) -> dict[str, Any]:
+def _cost(task: Task, model: nn.Module, code: ErasureCode) -> dict[str, Any]:
     """Of the networks alone, as the TorchScript that a worker runs: handlers are left out here, and what they do."""
     inputs, goal = task.data.train[: code.k], Goal(code)
 

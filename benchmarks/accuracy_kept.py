@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ts_parity.codes import Code, Family, RowErrors
+from ts_parity.codes import ErasureCode, Family, RowErrors
 from ts_parity.training.meaning import Meaning
 from ts_parity.training.weighing import row_errors
 from ts_parity.wire import Array
@@ -65,18 +65,18 @@ def _said(name: str, arrays: dict[str, Array]) -> Said:
     return Said(arrays[f"{name} outputs"], arrays[f"{name} labels"], arrays[f"{name} groups"], protections)
 
 
-def without_repeats(code: Code, protections: dict[int, dict[int, Array]]) -> dict[int, dict[int, Array]]:
+def without_repeats(code: ErasureCode, protections: dict[int, dict[int, Array]]) -> dict[int, dict[int, Array]]:
     """A backup's answer does not depend on how many members its group has: it is kept once."""
     return {code.k: protections[code.k]} if code.family is Family.BACKUP else protections
 
 
-def with_repeats(code: Code, protections: dict[int, dict[int, Array]]) -> dict[int, dict[int, Array]]:
+def with_repeats(code: ErasureCode, protections: dict[int, dict[int, Array]]) -> dict[int, dict[int, Array]]:
     if code.family is Family.BACKUP:
         return dict.fromkeys(range(1, code.k + 1), protections[code.k])
     return protections
 
 
-def errors_of_rows(code: Code, held: Said, meaning: Meaning) -> RowErrors:
+def errors_of_rows(code: ErasureCode, held: Said, meaning: Meaning) -> RowErrors:
     """For groups that are filled from the first slot on, which is all that `evaluate` looks at."""
     said = {tuple(range(members)): rows for members, rows in held.protections.items()}
     return row_errors(code, held.outputs[held.groups], said, meaning, len(held.outputs))

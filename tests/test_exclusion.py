@@ -6,10 +6,10 @@ import json
 import pytest
 
 from ts_parity.errors import ConfigError
-from ts_parity.exclusion import NeverCode, declared_never_code, read_never_code
+from ts_parity.exclusion import Exclusions, declared_never_code, read_never_code
 
-PATH = NeverCode(keys=("path",))
-URIS = NeverCode(content_types=("text/uri-list", "Application/X-Ref*"))
+PATH = Exclusions(keys=("path",))
+URIS = Exclusions(content_types=("text/uri-list", "Application/X-Ref*"))
 JSON = (("content-type", "application/json"),)
 FORM = (("Content-Type", "application/x-www-form-urlencoded"),)
 MULTIPART = (("content-type", "multipart/form-data; boundary=b"),)
@@ -55,7 +55,7 @@ def test_what_is_no_such_key_is_coded(headers, body):
 
 
 def test_a_key_that_is_not_ascii_is_found_however_it_is_written():
-    declared = NeverCode(keys=("größe",))
+    declared = Exclusions(keys=("größe",))
     assert declared.covers(JSON, json.dumps({"größe": 1}).encode())
     assert declared.covers(JSON, json.dumps({"größe": 1}, ensure_ascii=False).encode())
     for encoding in ("utf-16", "utf-32-be"):
@@ -73,10 +73,10 @@ def test_content_types():
 
 def test_declarations():
     declared = declared_never_code(["text/uri-list", "path", " url "])
-    assert declared == NeverCode(("text/uri-list",), ("path", "url"))
+    assert declared == Exclusions(("text/uri-list",), ("path", "url"))
     assert read_never_code(json.loads(json.dumps(declared.as_json()))) == declared
-    assert not NeverCode()
-    assert NeverCode(URIS.content_types, ("path",)) == PATH | URIS | PATH
+    assert not Exclusions()
+    assert Exclusions(URIS.content_types, ("path",)) == PATH | URIS | PATH
     for wrong in ("path", ["path"], {"keys": "path"}, {"keys": [1]}, {"keys": [""]}, {"bodies": []}):
         with pytest.raises(ConfigError, match="never_code"):
             read_never_code(wrong)

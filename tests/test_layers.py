@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parent.parent / "ts_parity"
 LEVELS = [
     {"engine"},
     {
+        "admin_client",
         "arguments",
-        "asking",
         "describe",
         "errors",
         "fingerprint",

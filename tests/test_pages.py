@@ -4,7 +4,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from ts_parity.pages import Cell, bar, listed, page, pairs, section, sentence, table, text, typed
+from ts_parity.pages import TableCell, bar, listed, page, pairs, section, sentence, table, text, typed
 
 NASTY = [
     "<script>alert(1)</script>",
@@ -30,7 +30,7 @@ def test_whatever_is_shown_does_nothing(nasty):
         nasty,
         [
             section(nasty, listed([nasty]), pairs([(nasty, nasty)]), typed(nasty)),
-            table(nasty, [nasty, nasty], [("", [Cell(text(nasty)), Cell(text(nasty))])]),
+            table(nasty, [nasty, nasty], [("", [TableCell(text(nasty)), TableCell(text(nasty))])]),
         ],
     )
     root = parsed(written)
@@ -56,7 +56,7 @@ def test_a_page_asks_nobody_for_anything():
 
 def test_a_table_tells_heads_from_cells_on_any_screen():
     root = ElementTree.fromstring(
-        table("of what", ["one", "other", "none"], [("take", [Cell("a"), Cell("b", "bars"), Cell("")])])
+        table("of what", ["one", "other", "none"], [("take", [TableCell("a"), TableCell("b", "bars"), TableCell("")])])
     )
     assert [head.text for head in root.findall(".//th[@scope='col']")] == ["one", "other", "none"]
     assert "".join(root.find(".//th[@scope='row']").itertext()) == "a"

@@ -17,7 +17,7 @@ from importlib import import_module
 from ts_parity import __version__, startup
 from ts_parity.arguments import Parser
 from ts_parity.errors import EXIT_CODES, FAILED, INTERRUPTED, OUTSIDE, WRONG_INPUT, TsParityError
-from ts_parity.output import Aside
+from ts_parity.output import SideLog
 
 Run = Callable[[argparse.Namespace], int]
 
@@ -116,7 +116,7 @@ def _run(argv: Sequence[str]) -> int:
         run: Run = args.run
         return run(args)
     except TsParityError as error:
-        return _fail(str(error), error.exit_code, error.__cause__, error.aside)
+        return _fail(str(error), error.exit_code, error.__cause__, error.side_log)
     except ModuleNotFoundError as error:
         extra = EXTRAS.get((error.name or "").split(".")[0])
         if extra is None:
@@ -142,15 +142,15 @@ def _unexpected(error: Exception) -> int:
     )
 
 
-def _fail(message: str, code: int, cause: BaseException | None = None, aside: Aside | None = None) -> int:
+def _fail(message: str, code: int, cause: BaseException | None = None, side_log: SideLog | None = None) -> int:
     """One line to the screen. A file gets what is more: other lines, and the traceback of a `cause` that is foreign."""
     first, *more = message.splitlines() or [""]
-    aside = aside or Aside()
+    side_log = side_log or SideLog()
     if more or cause is not None:
-        aside.write(f"{message}\n")
+        side_log.write(f"{message}\n")
     if cause is not None:
-        aside.write("".join(traceback.format_exception(cause)))
-    print(f"ts-parity: {first}{aside.name and f' (more in {aside.name})'}", file=sys.stderr)
+        side_log.write("".join(traceback.format_exception(cause)))
+    print(f"ts-parity: {first}{side_log.name and f' (more in {side_log.name})'}", file=sys.stderr)
     return code
 
 

@@ -65,7 +65,7 @@ class RowErrors:
 
 
 @dataclass(frozen=True)
-class Code:
+class ErasureCode:
     """k queries to a group, r protections, and what can be recovered from what has arrived.
 
     Build one with `make_code`. `coefficients` has r rows of k numbers for the parity family and is empty for backups.
@@ -150,7 +150,7 @@ class Code:
         return np.asarray(total), np.asarray(size)
 
 
-def make_code(name: str, k: int, r: int = 1, coefficients: Coefficients | None = None) -> Code:
+def make_code(name: str, k: int, r: int = 1, coefficients: Coefficients | None = None) -> ErasureCode:
     """Raise CodeError, saying which argument is wrong and what is possible."""
     if name == "sum":
         if k not in SUM_K:
@@ -159,7 +159,7 @@ def make_code(name: str, k: int, r: int = 1, coefficients: Coefficients | None =
             raise CodeError(f"code sum has r of 1 or {MAX_R}, not {r}")
         rows = default_coefficients(k, r) if coefficients is None else coefficients
         check_coefficients(rows, k, r)
-        return Code(name, k, r, Family.PARITY, rows, lossless=False)
+        return ErasureCode(name, k, r, Family.PARITY, rows, lossless=False)
     if name == "concat":
         return _concat(k, r, coefficients)
     if name in ("student", "exact"):
@@ -169,11 +169,11 @@ def make_code(name: str, k: int, r: int = 1, coefficients: Coefficients | None =
             raise CodeError(f"r must be at least 1, not {r}")
         if coefficients:
             raise CodeError(f"code {name} has no coefficients")
-        return Code(name, k, r, Family.BACKUP, (), lossless=name == "exact")
+        return ErasureCode(name, k, r, Family.BACKUP, (), lossless=name == "exact")
     raise CodeError(f"unknown code {name!r}; there are sum, concat, student and exact")
 
 
-def _concat(k: int, r: int, coefficients: Coefficients | None) -> Code:
+def _concat(k: int, r: int, coefficients: Coefficients | None) -> ErasureCode:
     if k not in CONCAT_K:
         raise CodeError(
             f"code concat has k of {' or '.join(map(str, CONCAT_K))}, not {k}: k images of one size must tile an image "
@@ -184,7 +184,7 @@ def _concat(k: int, r: int, coefficients: Coefficients | None) -> Code:
     ones = ((1.0,) * k,)
     if coefficients is not None and coefficients != ones:
         raise CodeError(f"code concat decodes by subtraction: coefficients must be {ones}, not {coefficients}")
-    return Code("concat", k, r, Family.PARITY, ones, lossless=False)
+    return ErasureCode("concat", k, r, Family.PARITY, ones, lossless=False)
 
 
 def default_coefficients(k: int, r: int) -> Coefficients:
@@ -248,7 +248,7 @@ def _pattern(covers: Covers) -> _Pattern:
 
 
 @lru_cache(maxsize=4096)
-def _recoverable(code: Code, have: frozenset[int], pattern: _Pattern) -> frozenset[int]:
+def _recoverable(code: ErasureCode, have: frozenset[int], pattern: _Pattern) -> frozenset[int]:
     wanted = frozenset().union(*(slots for _, slots in pattern)) - have
     if code.family is Family.BACKUP:
         return wanted
@@ -259,7 +259,9 @@ _Weights = tuple[tuple[tuple[int, float], ...], tuple[tuple[int, float], ...]]
 
 
 @lru_cache(maxsize=4096)
-def _weights(code: Code, slot: int, have: frozenset[int], pattern: _Pattern, errors: RowErrors | None) -> _Weights:
+def _weights(
+    code: ErasureCode, slot: int, have: frozenset[int], pattern: _Pattern, errors: RowErrors | None
+) -> _Weights:
     if code.family is Family.BACKUP:
         raise DecodeError(f"code {code.name} has nothing to decode: take slot {slot} of the answer")
     solution = None if slot in have else _solve(code, slot, have, pattern, errors)
@@ -279,7 +281,7 @@ def _weights(code: Code, slot: int, have: frozenset[int], pattern: _Pattern, err
 
 
 def _solve(
-    code: Code, slot: int, have: frozenset[int], pattern: _Pattern, errors: RowErrors | None = None
+    code: ErasureCode, slot: int, have: frozenset[int], pattern: _Pattern, errors: RowErrors | None = None
 ) -> list[float] | None:
     """One weight per arrived parity row so that their weighted sum holds `slot` once and no other missing slot."""
     missing = sorted(frozenset().union(*(slots for _, slots in pattern)) - have)
@@ -313,7 +315,7 @@ def _correction(system: Array, weights: Array, moments: Array | None) -> Array:
     return np.asarray(-free @ np.linalg.pinv(free.T @ moments @ free) @ (free.T @ moments @ weights))
 
 
-def read_row_errors(told: object, code: Code) -> RowErrors:
+def read_row_errors(told: object, code: ErasureCode) -> RowErrors:
     """From what `as_json` gives. Raise CodeError for anything else, or what cannot be of this code."""
     try:
         assert isinstance(told, Mapping)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ts_parity.codes import Code, Covers, Family
+from ts_parity.codes import Covers, ErasureCode, Family
 from ts_parity.errors import ConfigError
 from ts_parity.wire import Array
 
@@ -36,7 +36,7 @@ _MOST_CURVES, _MOST_KNOTS = 256, 64
 
 
 @dataclass(frozen=True)
-class Line:
+class LinearErrorModel:
     """Predicts from an output how far off it is: constant + weights * (z, |z|), where z = (output - mean) / spread.
 
     Of an output of more than `MOST_NUMBERS` numbers, which share mean and spread, z is summed up first: its root mean
@@ -50,15 +50,15 @@ class Line:
 
     def predicted(self, numbers: Array) -> Array:
         """(n, numbers) -> (n,), in the unit of the errors that it was fitted to."""
-        line = features(numbers, self.mean, self.spread) @ np.array(self.weights) + self.constant
-        return np.asarray(np.maximum(line, 0.0))
+        errors = features(numbers, self.mean, self.spread) @ np.array(self.weights) + self.constant
+        return np.asarray(np.maximum(errors, 0.0))
 
     def fits(self, size: int) -> bool:
         return size == len(self.mean) if size <= MOST_NUMBERS else len(self.weights) == SUMMED_UP
 
 
 def features(numbers: Array, mean: Sequence[float], spread: Sequence[float]) -> Array:
-    """(n, numbers) -> (n, as many as a `Line` has weights)."""
+    """(n, numbers) -> (n, as many as a `LinearErrorModel` has weights)."""
     z = np.clip((numbers - np.array(mean)) / np.array(spread), -_FARTHEST, _FARTHEST)
     if numbers.shape[1] <= MOST_NUMBERS:
         return np.concatenate([z, np.abs(z)], axis=1)
@@ -66,9 +66,9 @@ def features(numbers: Array, mean: Sequence[float], spread: Sequence[float]) -> 
 
 
 @dataclass(frozen=True)
-class Sureness:
+class ConfidenceScorer:
     """How sure an output looks. Of classes by the margin of the two best, of labels by the chance that all are as said,
-    of numbers (boxes, embeddings) by the error that a line predicts.
+    of numbers (boxes, embeddings) by the error that a linear model predicts.
 
     `axis`: of one output, along which the classes stand. `probabilities`: the outputs are such, and not logits.
     """
@@ -76,12 +76,12 @@ class Sureness:
     kind: str
     axis: int = -1
     probabilities: bool = False
-    line: Line | None = None
+    error_model: LinearErrorModel | None = None
 
     def fits(self, outputs: Array) -> bool:
         """Whether (n, *output) are of the kind that was learned from."""
-        if self.line is not None:
-            return self.line.fits(outputs[:1].size)
+        if self.error_model is not None:
+            return self.error_model.fits(outputs[:1].size)
         return outputs.ndim == 1 or self.kind == LABELS or outputs.ndim > -self.axis
 
     def scores(self, outputs: Array) -> Array:
@@ -92,8 +92,8 @@ class Sureness:
             if wide.size == 0 or not finite.any():
                 return np.full(len(wide), -np.inf)
             wide = np.where(finite.reshape(-1, *[1] * (wide.ndim - 1)), wide, 0.0)
-            if self.line is not None:
-                scores = -self.line.predicted(wide.reshape(len(wide), -1))
+            if self.error_model is not None:
+                scores = -self.error_model.predicted(wide.reshape(len(wide), -1))
             else:
                 doubt = _DOUBTS[self.kind](self._rows(wide), self.probabilities).mean(-1)
                 scores = -np.log(np.clip(doubt, SMALLEST_DOUBT, 1.0))
@@ -164,13 +164,13 @@ class Curve:
 class Confidence:
     """A curve for each pattern of what an output is decoded from, see `pattern_of`."""
 
-    sureness: Sureness
+    scorer: ConfidenceScorer
     curves: Mapping[str, Curve]
 
     def expected(self, outputs: Array, pattern: str = ALONE) -> Array | None:
         """(n, *output) -> (n,), 0 to 1; None: such a pattern was never seen, or these outputs are of another kind."""
         curve = self.curves.get(pattern)
-        return curve.at(self.sureness.scores(outputs)) if curve is not None and self.sureness.fits(outputs) else None
+        return curve.at(self.scorer.scores(outputs)) if curve is not None and self.scorer.fits(outputs) else None
 
     def of(self, output: Array, pattern: str = ALONE) -> float | None:
         """Of one raw output."""
@@ -179,16 +179,16 @@ class Confidence:
 
     def as_json(self) -> dict[str, Any]:
         """What `read_confidence` reads: JSON of a few kilobytes at most."""
-        sureness = self.sureness
-        told: dict[str, Any] = {"score": sureness.kind}
-        if sureness.line is not None:
-            line = sureness.line
+        scorer = self.scorer
+        told: dict[str, Any] = {"score": scorer.kind}
+        if scorer.error_model is not None:
+            error_model = scorer.error_model
             told["line"] = {
-                **{name: list(getattr(line, name)) for name in ("mean", "spread", "weights")},
-                "constant": line.constant,
+                **{name: list(getattr(error_model, name)) for name in ("mean", "spread", "weights")},
+                "constant": error_model.constant,
             }
         else:
-            told |= {"axis": sureness.axis, "probabilities": sureness.probabilities}
+            told |= {"axis": scorer.axis, "probabilities": scorer.probabilities}
         told["curves"] = {
             pattern: {"scores": list(curve.scores), "expected": list(curve.expected)}
             for pattern, curve in self.curves.items()
@@ -213,7 +213,7 @@ def from_header(text: str | None) -> float | None:
     return share if 0.0 <= share <= 1.0 else None
 
 
-def pattern_of(code: Code, have: Iterable[int], covers: Covers) -> str:
+def pattern_of(code: ErasureCode, have: Iterable[int], covers: Covers) -> str:
     """What the error of a decoded output depends on: the members of its group, and with r > 1 which rows have arrived
     and how many members have not ("4" or "4:01:2").
     """
@@ -237,10 +237,10 @@ def read_confidence(told: Any) -> Confidence:
 
 
 def _read(told: Any) -> Confidence:
-    kind, line = told["score"], told.get("line")
+    kind, error_model = told["score"], told.get("line")
     if kind not in KINDS:
         raise ValueError(f"score is one of {', '.join(KINDS)}, not {str(kind)[:40]!r}")
-    if (kind == NUMBERS) != (line is not None):
+    if (kind == NUMBERS) != (error_model is not None):
         raise ValueError("a line belongs to numbers, and numbers need one")
     axis, probabilities = told.get("axis", -1), told.get("probabilities", False)
     if not isinstance(axis, int) or not -16 <= axis < 0 or not isinstance(probabilities, bool):
@@ -248,7 +248,10 @@ def _read(told: Any) -> Confidence:
     curves = {str(pattern): _read_curve(curve) for pattern, curve in told["curves"].items()}
     if not 1 <= len(curves) <= _MOST_CURVES:
         raise ValueError(f"{len(curves)} curves")
-    return Confidence(Sureness(kind, axis, probabilities, None if line is None else _read_line(line)), curves)
+    return Confidence(
+        ConfidenceScorer(kind, axis, probabilities, None if error_model is None else _read_error_model(error_model)),
+        curves,
+    )
 
 
 def _read_curve(told: Any) -> Curve:
@@ -261,14 +264,14 @@ def _read_curve(told: Any) -> Curve:
     return Curve(scores, expected)
 
 
-def _read_line(told: Any) -> Line:
+def _read_error_model(told: Any) -> LinearErrorModel:
     mean, spread, weights = (_numbers(told[name]) for name in ("mean", "spread", "weights"))
     [constant] = _numbers([told["constant"]])
     if not 1 <= len(mean) <= MOST_NUMBERS or len(spread) != len(mean) or min(spread) <= 0:
         raise ValueError(f"a line has 1 to {MOST_NUMBERS} means and as many spreads above 0")
     if len(weights) != 2 * len(mean) and (len(mean) != 1 or len(weights) != SUMMED_UP):
         raise ValueError("a line has two weights for each mean, or three in all")
-    return Line(mean, spread, weights, constant)
+    return LinearErrorModel(mean, spread, weights, constant)
 
 
 def _numbers(told: Any) -> tuple[float, ...]:

@@ -29,8 +29,8 @@ class TsParityError(Exception):
     status = 500
     kind = "InternalServerException"
     exit_code = FAILED
-    aside: Any = None
-    """An `output.Aside` that has more of it."""
+    side_log: Any = None
+    """An `output.SideLog` that has more of it."""
 
 
 class ConfigError(TsParityError):

@@ -30,7 +30,7 @@ _PART_TYPE = re.compile(rb"(?i)^content-type:[ \t]*([^\r\n;]+)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
-class NeverCode:
+class Exclusions:
     """`content_types` as in a header, `image/*` for all of a kind; `keys`: form fields, or at any depth of JSON."""
 
     content_types: tuple[str, ...] = ()
@@ -57,9 +57,9 @@ class NeverCode:
         """Is anything excluded?"""
         return bool(self.content_types or self.keys)
 
-    def __or__(self, other: NeverCode) -> NeverCode:
+    def __or__(self, other: Exclusions) -> Exclusions:
         """What either excludes."""
-        return NeverCode(
+        return Exclusions(
             tuple(dict.fromkeys((*self.content_types, *other.content_types))),
             tuple(dict.fromkeys((*self.keys, *other.keys))),
         )
@@ -80,21 +80,21 @@ class NeverCode:
         return any(key.encode() in fields for key in self.keys)
 
 
-def read_never_code(told: Any) -> NeverCode:
+def read_never_code(told: Any) -> Exclusions:
     """The declaration as it stands in a config or in describe. Raise ConfigError."""
     if not isinstance(told, Mapping) or not set(told) <= {"content_types", "keys"}:
         raise ConfigError(f"never_code must have content_types and keys, each a list, not {told!r}")
-    return NeverCode(_texts(told, "content_types"), _texts(told, "keys"))
+    return Exclusions(_texts(told, "content_types"), _texts(told, "keys"))
 
 
-def declared_never_code(words: Iterable[str]) -> NeverCode:
+def declared_never_code(words: Iterable[str]) -> Exclusions:
     """From a command line: what has a slash is a content type, anything else a key."""
     given = [word.strip() for word in words]
     if not all(given):
         raise ConfigError("--never-code must name a content type (text/uri-list) or a key (path), not nothing")
     if odd := [word for word in given if word.count("/") > 1 or word[0] == "/" or word[-1] == "/"]:
         raise ConfigError(f"--never-code {odd[0]!r} is neither a content type (text/uri-list, image/*) nor a key")
-    return NeverCode(tuple(w for w in given if "/" in w), tuple(w for w in given if "/" not in w))
+    return Exclusions(tuple(w for w in given if "/" in w), tuple(w for w in given if "/" not in w))
 
 
 def _texts(told: Mapping[str, Any], name: str) -> tuple[str, ...]:

@@ -90,7 +90,7 @@ def moved(folder: Path, path: Path) -> None:
     folder.rename(path)
 
 
-class Aside(io.TextIOBase):
+class SideLog(io.TextIOBase):
     """A file in the temporary folder, made when there is something to write: its `name` is empty before."""
 
     def __init__(self) -> None:
@@ -114,13 +114,13 @@ class Aside(io.TextIOBase):
 
 
 @contextmanager
-def users_code_speaks(aside: Aside) -> Iterator[None]:
+def user_output_aside(side_log: SideLog) -> Iterator[None]:
     """What user code prints and logs goes aside: standard output is for results."""
-    kept, handler = logging.root.handlers, logging.StreamHandler(aside)
+    kept, handler = logging.root.handlers, logging.StreamHandler(side_log)
     handler.setLevel(logging.WARNING)
     logging.root.handlers = [handler]
     try:
-        with redirect_stdout(aside):
+        with redirect_stdout(side_log):
             yield
     finally:
         logging.root.handlers = kept

@@ -54,14 +54,16 @@ def section(heading: str, *parts: str, kind: str = "") -> str:
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """Of a table. `shown` is HTML; an empty one is left out where rows are cards."""
 
     shown: str
     kind: str = ""
 
 
-def table(caption: str, heads: Sequence[str], rows: Iterable[tuple[str, Sequence[Cell]]], small: bool = False) -> str:
+def table(
+    caption: str, heads: Sequence[str], rows: Iterable[tuple[str, Sequence[TableCell]]], small: bool = False
+) -> str:
     """On a narrow screen each row is a card, with the heads beside its cells, or, in a `small` table, two lines.
 
     The first cell is the row's own head. A small table has five columns.
@@ -79,7 +81,7 @@ def table(caption: str, heads: Sequence[str], rows: Iterable[tuple[str, Sequence
     return f'<table class="{look}">\n<caption>{text(caption)}</caption>\n' + "\n".join(lines) + "\n</table>"
 
 
-def _cell(head: str, cell: Cell) -> str:
+def _cell(head: str, cell: TableCell) -> str:
     kind = cell.kind if cell.shown else "none"
     classed = f' class="{kind}"' if kind else ""
     return f'<td{classed} data-head="{text(head)}"><span>{cell.shown}</span></td>'

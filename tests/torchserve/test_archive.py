@@ -26,7 +26,7 @@ import yaml
 from ts_parity.arguments import Parser
 from ts_parity.cli import main as run_cli
 from ts_parity.errors import ArchiveError, CodeError, ConfigError
-from ts_parity.exclusion import NeverCode
+from ts_parity.exclusion import Exclusions
 from ts_parity.fingerprint import fingerprint
 from ts_parity.torchserve import commands, mar
 from ts_parity.torchserve.archive import (
@@ -578,7 +578,7 @@ class TestWorkerZip:
         assert (ROOT / "handlers" / f"{role}_handler.py").read_text() == shim(role)
 
 
-class TestNeverCode:
+class TestExclusions:
     def test_it_is_written_kept_and_replaced(self, digits: Path, tmp_path: Path) -> None:
         words = ["--never-code", "path", "--never-code", "text/uri-list"]
         assert run_cli(["package", "--archive", str(digits), "--out", str(tmp_path / "a.mar"), *words]) == 0
@@ -588,7 +588,7 @@ class TestNeverCode:
         again = read_archive(wrap_parity(tmp_path / "a.mar", tmp_path, "p", code="exact", k=2)).section
         assert again is not None
         assert again["never_code"] == section["never_code"]
-        other = wrap_deployed(tmp_path / "a.mar", tmp_path, "b", never_code=NeverCode(keys=("url",)))
+        other = wrap_deployed(tmp_path / "a.mar", tmp_path, "b", never_code=Exclusions(keys=("url",)))
         changed = read_archive(other).section
         assert changed is not None
         assert changed["never_code"] == {"content_types": [], "keys": ["url"]}

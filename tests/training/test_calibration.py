@@ -140,9 +140,9 @@ def numbers(groups, seed, count=1):
 def test_of_numbers_an_error_is_predicted(metric, count):
     meaning = Meaning(metric)
     fitted = calibrate(STUDENT, numbers(1000, 1, count), meaning)
-    assert fitted.confidence.sureness.kind == NUMBERS
+    assert fitted.confidence.scorer.kind == NUMBERS
     judged = numbers(4000, 2, count)
-    predicted = -fitted.confidence.sureness.scores(judged.protections[K][0].reshape(-1, 1, count))
+    predicted = -fitted.confidence.scorer.scores(judged.protections[K][0].reshape(-1, 1, count))
     power = {"mae": 1, "rmse": 2}[metric]
     found = (np.abs(judged.protections[K][0] - judged.outputs) ** power).reshape(-1, count).mean(1) ** (1 / power)
     assert np.mean(predicted) == pytest.approx(np.mean(found), rel=0.1)
@@ -186,7 +186,7 @@ def test_every_task_has_a_confidence(meaning, make):
     assert told["expected"] == pytest.approx(told["agreement"], abs=0.05)
     one = judged.protections[K][0][0, 0]
     assert 0.0 <= fitted.confidence.of(one) <= 1.0
-    assert fitted.confidence.sureness.kind != TOP5 or meaning.metric == "top5"
+    assert fitted.confidence.scorer.kind != TOP5 or meaning.metric == "top5"
 
 
 def _unit(vector):

@@ -11,12 +11,12 @@ import torch
 
 from tests.worker.serving import Ask, vector
 from tests.worker.test_operations import NAN, Serve, _proven, _student, _vectors
-from ts_parity.confidence import CLASSES, Confidence, Curve, Sureness, in_header
+from ts_parity.confidence import CLASSES, Confidence, ConfidenceScorer, Curve, in_header
 from ts_parity.errors import ConfigError
 from ts_parity.worker.confidence import of_batch
 
 NAME = "x-ts-parity-confidence"
-KNOWN = Confidence(Sureness(CLASSES), {"1": Curve((0.0, 1.0, 8.0), (0.5, 0.8, 0.975))})
+KNOWN = Confidence(ConfidenceScorer(CLASSES), {"1": Curve((0.0, 1.0, 8.0), (0.5, 0.8, 0.975))})
 
 
 def section(own_form: bool, code: str = "student", k: int = 3) -> dict[str, Any]:

@@ -375,7 +375,7 @@ def _duration(text: str) -> float:
 
 def _workers_of(admin: str) -> int:
     """How many endpoints serve the (only) deployed model behind a running proxy."""
-    from ts_parity.asking import ask
+    from ts_parity.admin_client import ask
 
     try:
         pools = ask(f"{admin}/status")["pools"]

@@ -10,7 +10,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ts_parity.lab.compare import DOUBTFUL, World, doubts
-from ts_parity.pages import Cell, bar, between, lead, listed, note, page, pairs, section, sentence, table, text, typed
+from ts_parity.pages import (
+    TableCell,
+    bar,
+    between,
+    lead,
+    listed,
+    note,
+    page,
+    pairs,
+    section,
+    sentence,
+    table,
+    text,
+    typed,
+)
 from ts_parity.tables import columns
 
 ENDPOINT = "--endpoint http://HOST:8080"
@@ -137,10 +151,15 @@ def _rows(plan: Mapping[str, Any], world: World) -> str:
     for index, row in enumerate(plan["rows"]):
         kind = "take" if index == plan["recommended"] and plan["reached"] else "no" if row["broken"] else "may"
         cells = [
-            Cell(text(named(row))), Cell(str(row["workers"])), *(Cell(_time(row, name, world)) for name in _SHOWN),
-            Cell(_bar(row, largest, kind), "bars"), Cell(f"{row['work']:.3f}"), Cell(f"{row['reconstructed']:.2%}"),
-            Cell(f"{100 * row['loss']:.3f}"), Cell(text("; ".join(row["broken"])), "long"),
-        ]  # fmt: skip
+            TableCell(text(named(row))),
+            TableCell(str(row["workers"])),
+            *(TableCell(_time(row, name, world)) for name in _SHOWN),
+            TableCell(_bar(row, largest, kind), "bars"),
+            TableCell(f"{row['work']:.3f}"),
+            TableCell(f"{row['reconstructed']:.2%}"),
+            TableCell(f"{100 * row['loss']:.3f}"),
+            TableCell(text("; ".join(row["broken"])), "long"),
+        ]
         lines.append((kind, cells))
     return table(_legend(plan["rows"], world), _COLUMNS, lines)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ts_parity.codes import Code, make_code
+from ts_parity.codes import ErasureCode, make_code
 from ts_parity.engine import Endpoint, Fleet, Instance, Policy, Pool, plain
 from ts_parity.errors import ConfigError
 from ts_parity.lab.simulate import Costs
@@ -35,7 +35,7 @@ class Arrangement:
     fleet: Fleet
     policy: Policy
     costs: Costs
-    code: Code | None = None
+    code: ErasureCode | None = None
 
     @property
     def workers(self) -> int:
@@ -96,7 +96,7 @@ def serve_flags(name: str) -> list[str] | None:
 
 
 def make_fleet(
-    deployed: int, protections: int, shared: bool, code: Code | None, places: int = 1, domains: int | None = None
+    deployed: int, protections: int, shared: bool, code: ErasureCode | None, places: int = 1, domains: int | None = None
 ) -> Fleet:
     """Machines m0 .. with the deployed model, protections on machines of their own or (`shared`) on the same ones.
 

@@ -123,7 +123,7 @@ def run_serve(args: argparse.Namespace) -> int:
 def run_status(args: argparse.Namespace) -> int:
     import shutil
 
-    from ts_parity.asking import ask
+    from ts_parity.admin_client import ask
     from ts_parity.proxy.operations.status import status_table
 
     url = f"{args.admin}/status"
@@ -138,7 +138,7 @@ def run_status(args: argparse.Namespace) -> int:
 
 
 def run_drain(args: argparse.Namespace) -> int:
-    from ts_parity.asking import ask
+    from ts_parity.admin_client import ask
 
     token = args.token or os.environ.get(TOKEN_VARIABLE, "")
     if token and not is_key(token):

@@ -148,7 +148,7 @@ def scenario(
     """
     settings = {"reconstruct_after_s": 0.05, "group_wait_s": 0.02, "deadline_s": 1.0, **(policy or {})}
     run = Run(Scheduler(fleet(**shape), plain(**settings)))
-    world = _World(run, list(tasks), service, slow or {}, dead or {}, erring or {}, findings)
+    world = _Race(run, list(tasks), service, slow or {}, dead or {}, erring or {}, findings)
     queries = [
         Query(i, POOL, (keys or {}).get(i, "same"), (deadlines or {}).get(i), i in exact) for i in range(len(arrivals))
     ]
@@ -160,7 +160,7 @@ def scenario(
     return run
 
 
-class _World:
+class _Race:
     """The heap of what will happen, and the table of what tasks do."""
 
     def __init__(

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ts_parity import asking
+from ts_parity import admin_client
 from ts_parity.errors import Unreachable
 
 
@@ -39,7 +39,7 @@ def ask(admin: str) -> View:
     """Raise Unreachable."""
     url = f"{admin}/status"
     try:
-        return _view(asking.ask(url))
+        return _view(admin_client.ask(url))
     except (KeyError, TypeError, ValueError, AttributeError):
         raise Unreachable(f"{url} says nothing of what it has seen; is this the admin port of a proxy?") from None
 

@@ -31,7 +31,7 @@ from ts_parity.codes import Family, RowErrors, make_code
 from ts_parity.confidence import read_confidence
 from ts_parity.describe import ProtectedModel
 from ts_parity.errors import ArchiveError
-from ts_parity.exclusion import NeverCode
+from ts_parity.exclusion import Exclusions
 from ts_parity.torchserve.mar import (
     MANIFEST,
     SECTION,
@@ -82,7 +82,7 @@ def wrap_deployed(
     samples: Sequence[Sample | str | Path] = (),
     secret: str | None = None,
     declaration: Mapping[str, str] | None = None,
-    never_code: NeverCode | None = None,
+    never_code: Exclusions | None = None,
     response_timeout_s: int | None = None,
     replace: bool = True,
 ) -> Path:
@@ -123,7 +123,7 @@ def wrap_parity(
     samples: Sequence[Sample | str | Path] = (),
     secret: str | None = None,
     declaration: Mapping[str, str] | None = None,
-    never_code: NeverCode | None = None,
+    never_code: Exclusions | None = None,
     response_timeout_s: int | None = None,
     replace: bool = True,
 ) -> Path:
@@ -223,7 +223,7 @@ def _section(
     samples: Sequence[Sample | str | Path],
     secret: str | None,
     declaration: Mapping[str, str] | None,
-    never_code: NeverCode | None,
+    never_code: Exclusions | None,
 ) -> dict[str, Any]:
     before = source.section or {}
     declared = {**{key: before[key] for key in _DECLARABLE if key in before}, **(declaration or {})}

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ts_parity.codes import Code, Family, RowErrors
+from ts_parity.codes import ErasureCode, Family, RowErrors
 from ts_parity.confidence import (
     ALONE,
     CLASSES,
@@ -26,9 +26,9 @@ from ts_parity.confidence import (
     SUMMED_UP,
     TOP5,
     Confidence,
+    ConfidenceScorer,
     Curve,
-    Line,
-    Sureness,
+    LinearErrorModel,
     features,
     pattern_of,
 )
@@ -112,7 +112,7 @@ class Calibrated:
     """The distance at which an answer that is no decision still agrees; see `meaning` for its unit."""
 
 
-def calibrate(code: Code, held: HeldOut, meaning: Meaning = SCORES_OF_CLASSES) -> Calibrated | TooFew:
+def calibrate(code: ErasureCode, held: HeldOut, meaning: Meaning = SCORES_OF_CLASSES) -> Calibrated | TooFew:
     """One curve for each pattern: groups of 1 to k members, and with r > 1 for what has arrived of them."""
     different = held.different
     if different < FEWEST:
@@ -121,7 +121,7 @@ def calibrate(code: Code, held: HeldOut, meaning: Meaning = SCORES_OF_CLASSES) -
 
 
 def in_turn(
-    code: Code, others: Sequence[HeldOut], folds: Sequence[HeldOut], meaning: Meaning = SCORES_OF_CLASSES
+    code: ErasureCode, others: Sequence[HeldOut], folds: Sequence[HeldOut], meaning: Meaning = SCORES_OF_CLASSES
 ) -> tuple[Calibrated, dict[str, Any]] | TooFew:
     """Fitted on all of them, which is what an archive holds; and what that is worth, see `reliability`: each of `folds`
     is judged by what was fitted on all but it. No two have a body in common. `others` are never judged.
@@ -132,35 +132,35 @@ def in_turn(
         return fitted
     without = [joined([*others, *folds[:place], *folds[place + 1 :]]) for place in range(len(folds))]
     told = reliability(code, [_fitted(code, each, meaning) for each in without], folds, meaning)
-    return fitted, {"fitted_on": everything.different, "score": fitted.confidence.sureness.kind, **told}
+    return fitted, {"fitted_on": everything.different, "score": fitted.confidence.scorer.kind, **told}
 
 
-def _fitted(code: Code, held: HeldOut, meaning: Meaning) -> Calibrated:
+def _fitted(code: ErasureCode, held: HeldOut, meaning: Meaning) -> Calibrated:
     different = held.different
     pairs = dict(_patterns(code, held))
     full = _full(code)
     tolerance = None
     if _is_no_decision(meaning):
         tolerance = float(np.quantile(_distances(pairs[full], meaning), TOLERATED))
-    sureness = _sureness(pairs[full], meaning)
+    scorer = _scorer(pairs[full], meaning)
     curves = {}
     for pattern, each in pairs.items():
-        scores, agreed = sureness.scores(each.rebuilt), _agreed(each, meaning, tolerance)
+        scores, agreed = scorer.scores(each.rebuilt), _agreed(each, meaning, tolerance)
         curves[pattern] = _curve(scores, agreed, min(different, len(scores)))
-    scores = sureness.scores(pairs[full].rebuilt)
+    scores = scorer.scores(pairs[full].rebuilt)
     if _is_no_decision(meaning):  # a line fits best those whom it was drawn through
         scores = _crossed(pairs[full], meaning)
         curves[full] = _curve(scores, _agreed(pairs[full], meaning, tolerance), min(different, len(scores)))
-    return Calibrated(Confidence(sureness, curves), full, np.sort(scores), tolerance)
+    return Calibrated(Confidence(scorer, curves), full, np.sort(scores), tolerance)
 
 
-def _full(code: Code) -> str:
+def _full(code: ErasureCode) -> str:
     if code.family is Family.BACKUP:
         return ALONE
     return pattern_of(code, range(1, code.k), dict.fromkeys(range(code.r), frozenset(range(code.k))))
 
 
-def _patterns(code: Code, held: HeldOut) -> Iterator[tuple[str, _Pairs]]:
+def _patterns(code: ErasureCode, held: HeldOut) -> Iterator[tuple[str, _Pairs]]:
     """Every slot erased, alone and (r > 1) together with others, for each set of rows that can tell it."""
     if code.family is Family.BACKUP:
         yield ALONE, _pairs(held, rebuilt_slots(code, held.outputs, held.protections[code.k], code.k, 1))
@@ -211,18 +211,18 @@ def _agreed(pairs: _Pairs, meaning: Meaning, tolerance: float | None) -> Array:
 # ---- how sure it looks ---------------------------------------------------------------------------------------------
 
 
-def _sureness(pairs: _Pairs, meaning: Meaning) -> Sureness:
+def _scorer(pairs: _Pairs, meaning: Meaning) -> ConfidenceScorer:
     if _is_no_decision(meaning):
-        return Sureness(NUMBERS, line=_line(_flat(pairs.rebuilt), _distances(pairs, meaning)))
+        return ConfidenceScorer(NUMBERS, error_model=_error_model(_flat(pairs.rebuilt), _distances(pairs, meaning)))
     kind = {"accuracy": CLASSES, "top5": TOP5}.get(meaning.metric, LABELS)
-    return Sureness(kind, meaning.axis, meaning.bounds in (PROBABILITIES, SHARES))
+    return ConfidenceScorer(kind, meaning.axis, meaning.bounds in (PROBABILITIES, SHARES))
 
 
 def _flat(outputs: Array) -> Array:
     return outputs.reshape(len(outputs), -1).astype(np.float64)
 
 
-def _line(numbers: Array, distances: Array) -> Line:
+def _error_model(numbers: Array, distances: Array) -> LinearErrorModel:
     """Ridge regression, so that columns that say the same share a weight."""
     apart = numbers.shape[1] <= MOST_NUMBERS
     mean = _rounded(numbers.mean(0) if apart else [numbers.mean()])
@@ -233,7 +233,7 @@ def _line(numbers: Array, distances: Array) -> Line:
     gram = centred.T @ centred + _RIDGE * np.eye(shown.shape[1])
     weights = np.linalg.solve(gram, centred.T @ (distances - distances.mean()))
     assert len(weights) == (2 * len(mean) if apart else SUMMED_UP)
-    return Line(mean, spread, _rounded(weights), _rounded([distances.mean() - centre @ weights])[0])
+    return LinearErrorModel(mean, spread, _rounded(weights), _rounded([distances.mean() - centre @ weights])[0])
 
 
 def _crossed(pairs: _Pairs, meaning: Meaning) -> Array:
@@ -242,7 +242,7 @@ def _crossed(pairs: _Pairs, meaning: Meaning) -> Array:
     scores = np.empty(len(numbers))
     for fold in range(_FOLDS):
         out = np.arange(len(numbers)) % _FOLDS == fold
-        scores[out] = -_line(numbers[~out], distances[~out]).predicted(numbers[out])
+        scores[out] = -_error_model(numbers[~out], distances[~out]).predicted(numbers[out])
     return scores
 
 
@@ -345,7 +345,7 @@ class _Judged:
 
 
 def reliability(
-    code: Code, fitted: Sequence[Calibrated], judged: Sequence[HeldOut], meaning: Meaning = SCORES_OF_CLASSES
+    code: ErasureCode, fitted: Sequence[Calibrated], judged: Sequence[HeldOut], meaning: Meaning = SCORES_OF_CLASSES
 ) -> dict[str, Any]:
     """What the surest answers are worth: each of `judged` is judged by the calibration of the same place, which has not
     seen it.
@@ -386,7 +386,7 @@ def _judge(fitted: Calibrated, pattern: str, pairs: _Pairs, groups: int, meaning
     def by_slot(values: Array) -> Array:
         return values.reshape(-1, groups)
 
-    scores = fitted.confidence.sureness.scores(pairs.rebuilt)
+    scores = fitted.confidence.scorer.scores(pairs.rebuilt)
     thresholds = np.quantile(fitted.scores, [1 - share for share in RELEASED])
     right = own_right = None
     if pairs.labels is not None:
@@ -406,7 +406,7 @@ def _judge(fitted: Calibrated, pattern: str, pairs: _Pairs, groups: int, meaning
 class _Teller:
     """Figures of some of the answers of one pattern, with their intervals."""
 
-    def __init__(self, parts: Sequence[_Judged], bodies: Array, code: Code, meaning: Meaning) -> None:
+    def __init__(self, parts: Sequence[_Judged], bodies: Array, code: ErasureCode, meaning: Meaning) -> None:
         def whole(name: str) -> Array:
             return np.concatenate([getattr(part, name) for part in parts], axis=1)
 

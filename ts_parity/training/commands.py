@@ -188,15 +188,15 @@ def run_train(args: argparse.Namespace) -> int:
     chosen["declaration"] = declared(args)
     for name, default in (("codes", ("sum",)), ("ks", (2,)), ("vary", None), ("never_code", ())):
         chosen[name] = tuple(chosen[name]) if chosen[name] else default
-    aside = output.Aside()
+    side_log = output.SideLog()
     try:
-        with output.users_code_speaks(aside):
+        with output.user_output_aside(side_log):
             report = train(TrainSettings(**chosen))
     except TsParityError as error:
-        error.aside = aside
+        error.side_log = side_log
         raise
-    if aside.name:
-        print(f"ts-parity: what the handler printed and logged is in {aside.name}", file=sys.stderr)
+    if side_log.name:
+        print(f"ts-parity: what the handler printed and logged is in {side_log.name}", file=sys.stderr)
     print(json.dumps(report, indent=2) if args.json else report_text(report, args.out))
     return 0
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ts_parity.codes import Code, Family, RowErrors
+from ts_parity.codes import ErasureCode, Family, RowErrors
 from ts_parity.confidence import Confidence
 from ts_parity.training.calibration import HeldOut, TooFew, in_turn
 from ts_parity.training.data import Observations
@@ -33,7 +33,7 @@ Says = Callable[[Inputs, Array], Protections]
 
 
 def calibrated(
-    ground: Ground, code: Code, says: Says, errors: RowErrors | None, seed: int
+    ground: Ground, code: ErasureCode, says: Says, errors: RowErrors | None, seed: int
 ) -> tuple[Confidence | None, dict[str, Any]]:
     """-> what the archive holds, and what the report says of it: see `reliability`; or `too_few`, why there is none.
 
@@ -74,7 +74,7 @@ def _unlearned(ground: Ground) -> tuple[Array, Array]:
     return np.array(choose, dtype=int), np.array(scored, dtype=int)
 
 
-def _how_many(code: Code, bodies: int, total: int, size: int) -> int:
+def _how_many(code: ErasureCode, bodies: int, total: int, size: int) -> int:
     """A backup answers each body alone, so none need come twice."""
     most = min(_GROUPS, _MOST_NUMBERS // (code.k * (code.k + 1) * size))
     share = math.ceil(most * bodies / total)

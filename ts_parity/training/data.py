@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ts_parity.codes import Code
+from ts_parity.codes import ErasureCode
 from ts_parity.errors import NotCodable, TrainingError, TsParityError
 from ts_parity.training.bodies import Body
 from ts_parity.training.inputs import (
@@ -85,7 +85,7 @@ def some_calls(handler: OfflineHandler, bodies: Sequence[Body], count: int = 8) 
     return calls
 
 
-def not_encodable(code: Code, calls: Sequence[ModelCall]) -> str | None:
+def not_encodable(code: ErasureCode, calls: Sequence[ModelCall]) -> str | None:
     """Why no group of such calls can be encoded, with what can be done instead; None if it can, or nothing is known."""
     if not calls:
         return None

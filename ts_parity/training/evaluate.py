@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ts_parity.codes import Code, Family, RowErrors
+from ts_parity.codes import ErasureCode, Family, RowErrors
 from ts_parity.training.intervals import Answers, Interval, of_difference, of_mean, of_root, of_share
 from ts_parity.training.meaning import CLASSES, Meaning
 from ts_parity.wire import Array
@@ -27,7 +27,7 @@ backup its output for each slot (groups, k, *output)."""
 
 
 def evaluate(
-    code: Code,
+    code: ErasureCode,
     outputs: Array,
     protections: Protections,
     labels: Array | None = None,
@@ -63,7 +63,7 @@ class _Scored:
 
     def __init__(
         self,
-        code: Code,
+        code: ErasureCode,
         outputs: Array,
         protections: Protections,
         labels: Array | None,
@@ -223,7 +223,7 @@ def _rounded(interval: tuple[float, ...]) -> list[float]:
 
 
 def rebuilt_slots(
-    code: Code,
+    code: ErasureCode,
     outputs: Array,
     rows: Mapping[int, Array],
     members: int,

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from ts_parity.codes import Code, Family
+from ts_parity.codes import ErasureCode, Family
 from ts_parity.training.inputs import Inputs
 from ts_parity.training.meaning import PROBABILITIES, SHARES, Meaning
 from ts_parity.wire import Array
@@ -26,7 +26,7 @@ SMALLEST = 1e-6
 class Goal:
     """One row of a code. `k` and `coefficients` are those of learning: 1 and (1,) for a student."""
 
-    code: Code
+    code: ErasureCode
     row: int = 0
 
     @property

@@ -26,7 +26,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ts_parity import __version__, output
-from ts_parity.codes import Code, Family, RowErrors, make_code
+from ts_parity.codes import ErasureCode, Family, RowErrors, make_code
 from ts_parity.errors import NotCodable, NotRepeatable, TrainingError, TsParityError
 from ts_parity.fingerprint import fingerprint
 from ts_parity.torchserve.archive import extract_archive, protection_name
@@ -324,7 +324,7 @@ class _Job:
         }
         return {**_told(code, str(candidate.architecture)), **of_packed(scores, chosen), **price.told(), **told}
 
-    def _weighed(self, ground: Ground, code: Code, models: Sequence[Called | Reading]) -> Trained:
+    def _weighed(self, ground: Ground, code: ErasureCode, models: Sequence[Called | Reading]) -> Trained:
         """With how the rows' errors go together, where there are several."""
         if not is_weighed(code):
             return Trained(models)
@@ -338,7 +338,7 @@ class _Job:
         }
         return Trained(models, row_errors(code, outputs, told, ground.meaning, len(ground.choose)))
 
-    def _chosen(self, ground: Ground, code: Code, trained: Sequence[Trained]) -> int:
+    def _chosen(self, ground: Ground, code: ErasureCode, trained: Sequence[Trained]) -> int:
         """The best of several seeds, on bodies that are not scored: the best of what is scored would be luck, too."""
         if len(trained) == 1:
             return 0
@@ -355,7 +355,7 @@ class _Job:
         ]
         return losses.index(min(losses))
 
-    def _choosing(self, ground: Ground, code: Code, most: int = SCORED_GROUPS) -> tuple[Array, Array]:
+    def _choosing(self, ground: Ground, code: ErasureCode, most: int = SCORED_GROUPS) -> tuple[Array, Array]:
         """-> groups of bodies that were neither learned nor scored, and what the deployed model said to them."""
         groups = draw_groups(ground.choose, code.k, np.random.default_rng(self.settings.seed), most)
         return groups, ground.seen.outputs[groups]
@@ -398,7 +398,7 @@ class _Job:
             folded(model.network)
         return model
 
-    def _answered(self, ground: Ground, code: Code, trained: Trained, seed: int) -> _Answered:
+    def _answered(self, ground: Ground, code: ErasureCode, trained: Trained, seed: int) -> _Answered:
         dice = np.random.default_rng(self.settings.seed + 1 + seed)
         groups = draw_groups(ground.scored_rows, code.k, dice, SCORED_GROUPS)
         if not code.lossless:
@@ -406,13 +406,13 @@ class _Job:
         outputs = ground.scored.outputs[groups]  # it says what the deployed model has said, which was found repeatable
         return groups, {members: {0: outputs} for members in range(1, code.k + 1)}, None
 
-    def _scores(self, ground: Ground, code: Code, answered: _Answered) -> dict[str, Any]:
+    def _scores(self, ground: Ground, code: ErasureCode, answered: _Answered) -> dict[str, Any]:
         groups, protections, errors = answered
         labels = None if ground.labels is None else ground.labels[groups]
         contents = ground.scored_contents[groups]
         return evaluate(code, ground.scored.outputs[groups], protections, labels, ground.meaning, contents, errors)
 
-    def _shows(self, handler: OfflineHandler, ground: Ground, code: Code, answered: _Answered) -> dict[str, Any]:
+    def _shows(self, handler: OfflineHandler, ground: Ground, code: ErasureCode, answered: _Answered) -> dict[str, Any]:
         """How the packed one errs: by class, and on a dozen bodies."""
         groups, protections, errors = answered
         meaning, outputs = ground.meaning, ground.scored.outputs
@@ -467,7 +467,7 @@ class _Job:
         self,
         handler: OfflineHandler,
         ground: Ground,
-        code: Code,
+        code: ErasureCode,
         trained: Trained,
         scores: Mapping[str, Any],
     ) -> Promise:
@@ -485,7 +485,7 @@ class _Job:
 
         return promise(handler, ground.scored_bodies, rebuilt, meaning.kind in ("numbers", "box", "embedding"))
 
-    def _price(self, handler: OfflineHandler, ground: Ground, code: Code, model: Model) -> _Price:
+    def _price(self, handler: OfflineHandler, ground: Ground, code: ErasureCode, model: Model) -> _Price:
         """`model`: what will be packed."""
         runs = 1 if code.family is Family.PARITY else code.k
         own, one = (multiplications(each, ground.shapes) for each in (model, ground.deployed()))
@@ -569,7 +569,7 @@ def _unloadable(error: Exception) -> TrainingError:
     return TrainingError(f"the archive's handler could not be loaded: {type(error).__name__}: {error}")
 
 
-def _unscored(code: Code, archives: list[str]) -> dict[str, Any]:
+def _unscored(code: ErasureCode, archives: list[str]) -> dict[str, Any]:
     """What is known of `exact` once the handler has proved repeatable: that it loses nothing."""
     return {**_told(code, ITSELF), "agreement": 1.0, "loss": 0.0, "seeds": 0, "archives": archives}
 
@@ -596,7 +596,7 @@ _Answered = tuple[Array, Protections, RowErrors | None]
 _SHARED = ("A_a", "A_default", "E_a", "E_default", "spread")
 
 
-def said(code: Code, models: Sequence[nn.Module], inputs: Inputs, groups: Array) -> dict[int, dict[int, Array]]:
+def said(code: ErasureCode, models: Sequence[nn.Module], inputs: Inputs, groups: Array) -> dict[int, dict[int, Array]]:
     """What the protections say to groups (G, k) of inputs, for every number of members, as `evaluate` wants it."""
     if code.family is Family.BACKUP:
         flat = run_network(models[0], inputs, groups.reshape(-1, 1), Goal(code))
@@ -610,7 +610,7 @@ def said(code: Code, models: Sequence[nn.Module], inputs: Inputs, groups: Array)
     }
 
 
-def _told(code: Code, architecture: str) -> dict[str, Any]:
+def _told(code: ErasureCode, architecture: str) -> dict[str, Any]:
     return {
         "code": code.name,
         "k": code.k,

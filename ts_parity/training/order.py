@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ts_parity.arguments import is_key
-from ts_parity.codes import Code, make_code
+from ts_parity.codes import ErasureCode, make_code
 from ts_parity.errors import CodeError, TrainingError
 from ts_parity.exclusion import declared_never_code
 from ts_parity.torchserve.archive import Archive, read_archive
@@ -26,7 +26,7 @@ FEWEST_BODIES = 20
 class Candidate:
     """One code and k to be made. `architecture`: as asked for, later as decided; `width`: where that says none."""
 
-    code: Code
+    code: ErasureCode
     architecture: str | None
     width: float = 1.0
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ts_parity.codes import OWN_ROUNDINGS, Code, RowErrors
+from ts_parity.codes import OWN_ROUNDINGS, ErasureCode, RowErrors
 from ts_parity.confidence import Confidence
 from ts_parity.errors import NotCodable, TrainingError
 from ts_parity.exclusion import declared_never_code
@@ -63,7 +63,7 @@ class Packer:
 
     def protection(
         self,
-        code: Code,
+        code: ErasureCode,
         row: int,
         model: Called | Reading | None,
         name: str,

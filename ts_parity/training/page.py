@@ -12,7 +12,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ts_parity.pages import Cell, bar, between, lead, listed, note, page, pairs, section, sentence, table, text, typed
+from ts_parity.pages import (
+    TableCell,
+    bar,
+    between,
+    lead,
+    listed,
+    note,
+    page,
+    pairs,
+    section,
+    sentence,
+    table,
+    text,
+    typed,
+)
 from ts_parity.training.bodies import Body
 from ts_parity.training.charts import Chart, Mark, Pair
 from ts_parity.training.disagreements import SHOWN
@@ -166,7 +180,7 @@ def _table(report: Mapping[str, Any], figure: Figure) -> str:
         )
         tagged = f' <span class="tag">{tag}</span>' if tag else ""
         label = f"{text(_label(c))}{tagged}{between(_kind(report, c), 80)}"
-        rows.append((kind, [Cell(label), *(Cell(cell(c)) for _, cell in shown)]))
+        rows.append((kind, [TableCell(label), *(TableCell(cell(c)) for _, cell in shown)]))
     return table(_scored_on(report), ["protection", *(head for head, _ in shown)], rows)
 
 
@@ -359,10 +373,10 @@ def _classes(report: Mapping[str, Any]) -> str:
     for row in rows[:MOST_CLASSES]:
         low, high = interval(row, "loss") or (row["loss"], row["loss"])
         cells = [
-            Cell(text(row["name"], 60)), Cell(f"{row['bodies']:,}"),
-            Cell(bar(100 * row["loss"], 100 * low, 100 * high, largest, "take", least), "bars"),
-            Cell(f"{100 * row['loss']:.1f}{between(f'{100 * low:.1f} to {100 * high:.1f}')}"),
-            Cell(f"{row['agreement']:.1%}"),
+            TableCell(text(row["name"], 60)), TableCell(f"{row['bodies']:,}"),
+            TableCell(bar(100 * row["loss"], 100 * low, 100 * high, largest, "take", least), "bars"),
+            TableCell(f"{100 * row['loss']:.1f}{between(f'{100 * low:.1f} to {100 * high:.1f}')}"),
+            TableCell(f"{row['agreement']:.1%}"),
         ]  # fmt: skip
         lines.append(("", cells))
     rest = rows[MOST_CLASSES:]
@@ -483,7 +497,7 @@ def _archives(report: Mapping[str, Any]) -> str:
     if not hashes:
         return ""
     rows = [
-        ("", [Cell(text(name)), Cell(f"<code>{text(digest.removeprefix('sha256:'))}</code>", "long")])
+        ("", [TableCell(text(name)), TableCell(f"<code>{text(digest.removeprefix('sha256:'))}</code>", "long")])
         for name, digest in hashes.items()
     ]
     return table("What was packed, and your own archive.", ["archive", "sha256"], rows)

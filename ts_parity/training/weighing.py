@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ts_parity.codes import Code, Family, RowErrors
+from ts_parity.codes import ErasureCode, Family, RowErrors
 from ts_parity.training.meaning import Meaning
 from ts_parity.wire import Array
 
@@ -26,19 +26,19 @@ MOST_GROUPS = 500
 Slots = tuple[int, ...]
 
 
-def is_weighed(code: Code) -> bool:
+def is_weighed(code: ErasureCode) -> bool:
     """Whether there is a choice: with one row there is one way to decode."""
     return code.family is Family.PARITY and code.r > 1
 
 
-def all_members(code: Code) -> Iterator[Slots]:
+def all_members(code: ErasureCode) -> Iterator[Slots]:
     """The slots that a group may have: a query may be refused in any of them."""
     for members in range(1, code.k + 1):
         yield from itertools.combinations(range(code.k), members)
 
 
 def row_errors(
-    code: Code, outputs: Array, said: Mapping[Slots, Mapping[int, Array]], meaning: Meaning, bodies: int
+    code: ErasureCode, outputs: Array, said: Mapping[Slots, Mapping[int, Array]], meaning: Meaning, bodies: int
 ) -> RowErrors:
     """Of the deployed model's outputs (groups, k, *output), and of what the rows said to groups with members in these
     slots only: by row (groups, *output). bodies: how many different ones the groups are made of.
@@ -56,7 +56,7 @@ def row_errors(
 
 
 def _moments(
-    code: Code, outputs: Array, slots: Slots, rows: Mapping[int, Array], meaning: Meaning, spread: Array
+    code: ErasureCode, outputs: Array, slots: Slots, rows: Mapping[int, Array], meaning: Meaning, spread: Array
 ) -> Array:
     errors = []
     for row in range(code.r):

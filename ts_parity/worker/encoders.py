@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from ts_parity.codes import Code
+from ts_parity.codes import ErasureCode
 from ts_parity.errors import NotCodable
 from ts_parity.worker.leaves import any_tensor, floating_tensor, holds_integers, in_place_of, is_numbers, same
 from ts_parity.worker.remedy import write
@@ -64,7 +64,7 @@ def tile(inputs: torch.Tensor) -> torch.Tensor:
     return tiled.reshape(*inputs.shape[:-4], inputs.shape[-3], height, width).to(inputs.dtype)
 
 
-def combine_by(code: Code, row: int, inputs: Sequence[torch.Tensor | None]) -> torch.Tensor:
+def combine_by(code: ErasureCode, row: int, inputs: Sequence[torch.Tensor | None]) -> torch.Tensor:
     """The input of the parity model of this row of the code. None is an empty slot; there may be fewer than k."""
     padded = [*inputs, *[None] * (code.k - len(inputs))]
     if code.name != "concat":
@@ -167,7 +167,7 @@ def not_finite_ones(calls: Mapping[int, ModelCall]) -> dict[int, str]:
     }
 
 
-def encode(calls: Sequence[ModelCall | None], code: Code, row: int = 0) -> ModelCall:
+def encode(calls: Sequence[ModelCall | None], code: ErasureCode, row: int = 0) -> ModelCall:
     """The call of the parity model: as the slots called theirs, with the combined input in place of their own.
 
     Every other argument must be the same in all slots. Raise NotCodable with a reason.

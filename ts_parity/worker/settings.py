@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ts_parity.codes import Code, Family, RowErrors, make_code, read_row_errors
+from ts_parity.codes import ErasureCode, Family, RowErrors, make_code, read_row_errors
 from ts_parity.confidence import Confidence, read_confidence
 from ts_parity.errors import CodeError, ConfigError
-from ts_parity.exclusion import NeverCode, read_never_code
+from ts_parity.exclusion import Exclusions, read_never_code
 
 DEPLOYED = "deployed"
 PARITY = "parity"
@@ -54,7 +54,7 @@ class Sample:
 class Protection:
     """What only a parity archive declares: which row of which code its model answers, for which deployed model."""
 
-    code: Code
+    code: ErasureCode
     row: int
     partial: bool
     parity_model: str | None
@@ -85,7 +85,7 @@ class Settings:
     samples: tuple[Sample, ...] = ()
     secret: str | None = None
     protection: Protection | None = None
-    never_code: NeverCode = field(default_factory=NeverCode)
+    never_code: Exclusions = field(default_factory=Exclusions)
 
 
 def read_settings(config: Mapping[str, Any] | None, role: str) -> Settings:
@@ -175,9 +175,9 @@ def _confidence(told: Any) -> Confidence | None:
         raise ConfigError(f"ts_parity: {error}") from None
 
 
-def _never_code(told: Any) -> NeverCode:
+def _never_code(told: Any) -> Exclusions:
     try:
-        return NeverCode() if told is None else read_never_code(told)
+        return Exclusions() if told is None else read_never_code(told)
     except ConfigError as error:
         raise ConfigError(f"ts_parity: {error}") from None
 

@@ -11,7 +11,7 @@ from ts_parity.codes import make_code, read_row_errors
 from ts_parity.confidence import read_confidence
 from ts_parity.config import InstanceSettings, ModelSettings
 from ts_parity.engine import Instance
-from ts_parity.exclusion import NeverCode
+from ts_parity.exclusion import Exclusions
 from ts_parity.proxy.fleet.plan import Plan, PlanOptions, by_number, make_plan, share
 from ts_parity.proxy.fleet.reports import (
     ArchiveDescription,
@@ -505,7 +505,7 @@ def test_of_several_tolerances_the_largest_counts():
 def test_what_any_archive_declares_is_never_coded():
     """The deployed archive may not be wrapped, so a protection's declaration counts for the pool."""
     assert only(plan_of(deployed(), parity())).never_code is None
-    types, keys = NeverCode(content_types=("a/b",)), NeverCode(keys=("path",))
+    types, keys = Exclusions(content_types=("a/b",)), Exclusions(keys=("path",))
     bare = deployed(described=None)
     assert only(plan_of(bare, parity(code="exact", never_code=keys))).never_code == keys
     wrapped = deployed(described=replace(WRAPPED, never_code=types))
@@ -514,6 +514,6 @@ def test_what_any_archive_declares_is_never_coded():
 
 def test_a_declaration_of_what_is_never_coded_is_read_or_refused():
     ours = {"wire": 1, "role": "deployed", "never_code": {"keys": ["path"]}}
-    assert read_described(ours).never_code == NeverCode(keys=("path",))
+    assert read_described(ours).never_code == Exclusions(keys=("path",))
     with pytest.raises(BadDescribe, match="never_code"):
         read_described({**ours, "never_code": "path"})

@@ -12,12 +12,12 @@ import pytest
 from tests.proxy.conftest import PATIENCE_S, Fleet, MakeFleet, nothing_left, until
 from tests.proxy.http.test_access import lines
 from tests.proxy.serving.test_predictions import linear
-from ts_parity.confidence import CLASSES, Confidence, Curve, Sureness, in_header
+from ts_parity.confidence import CLASSES, Confidence, ConfidenceScorer, Curve, in_header
 from ts_parity.testing import FakeModel, FakeTorchServe, protection
 
 NAME = "x-ts-parity-confidence"
 CURVE = Curve((0.0, 1.0, 8.0), (0.5, 0.8, 0.975))
-KNOWN = Confidence(Sureness(CLASSES), {"1": CURVE, "2": Curve((0.0, 8.0), (0.25, 0.75))})
+KNOWN = Confidence(ConfidenceScorer(CLASSES), {"1": CURVE, "2": Curve((0.0, 8.0), (0.25, 0.75))})
 
 
 OTHER_GROUPS = {**KNOWN.as_json(), "curves": {"7": {"scores": [0], "expected": [1]}}}

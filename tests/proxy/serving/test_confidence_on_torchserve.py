@@ -12,7 +12,7 @@ from tests.conftest import TorchServeFactory
 from tests.proxy.conftest import MakeFleet, nothing_left, until
 from tests.proxy.serving.test_coded_on_torchserve import SETTINGS, _samples, ask, frozen, given
 from tests.worker.serving import make_folder, network, pack, vector
-from ts_parity.confidence import CLASSES, Confidence, Curve, Sureness, from_header
+from ts_parity.confidence import CLASSES, Confidence, ConfidenceScorer, Curve, from_header
 from ts_parity.torchserve.launcher import TorchServeInstance
 from ts_parity.torchserve.wrapping import wrap_deployed, wrap_parity
 
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.torchserve, pytest.mark.slow]
 
 NAME = "x-ts-parity-confidence"
 KNOWN = Confidence(
-    Sureness(CLASSES), {"1": Curve((0.0, 1.0, 8.0), (0.5, 0.8, 0.975)), "2": Curve((0.0, 8.0), (0.25, 0.75))}
+    ConfidenceScorer(CLASSES), {"1": Curve((0.0, 1.0, 8.0), (0.5, 0.8, 0.975)), "2": Curve((0.0, 8.0), (0.25, 0.75))}
 )
 
 

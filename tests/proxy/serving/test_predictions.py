@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.proxy.conftest import PATIENCE_S, Client, Clock, MakeFleet, nothing_left, until
-from ts_parity.codes import Code, make_code, read_row_errors
+from ts_parity.codes import ErasureCode, make_code, read_row_errors
 from ts_parity.config import parse_endpoint
 from ts_parity.testing import Canned, FakeModel, FakeTorchServe, protection
 
@@ -71,13 +71,13 @@ async def test_rows_are_weighed_by_what_their_archives_say_of_their_errors(
     rows = [protection(name=f"p{row}", r=2, row=row, row_errors=told) for row in range(2)]
     instances = [FakeTorchServe(FakeModel()), FakeTorchServe(FakeModel()), *map(FakeTorchServe, rows)]
     fleet = await make_fleet(*instances)
-    weighed, decode = [], Code.decode
+    weighed, decode = [], ErasureCode.decode
 
-    def watched(self: Code, *args: Any) -> Any:
+    def watched(self: ErasureCode, *args: Any) -> Any:
         weighed.append(args[-1])
         return decode(self, *args)
 
-    monkeypatch.setattr(Code, "decode", watched)
+    monkeypatch.setattr(ErasureCode, "decode", watched)
     instances[0].freeze()
     answers = await fleet.posts(2)
     instances[0].thaw()

@@ -13,11 +13,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ts_parity.codes import Code, Family, RowErrors
+from ts_parity.codes import ErasureCode, Family, RowErrors
 from ts_parity.confidence import Confidence
 from ts_parity.config import AUTO, EXACT_ONLY, OFF, InstanceSettings, ModelSettings
 from ts_parity.engine import Endpoint, Fleet, Instance, Pool
-from ts_parity.exclusion import NeverCode
+from ts_parity.exclusion import Exclusions
 from ts_parity.proxy.fleet.reports import REFUSED, InstanceReport, ModelReport
 
 NO_PROTECTION = "no protection for it was found"
@@ -44,7 +44,7 @@ class PoolPlan:
     name: str
     model: str
     version: str
-    code: Code | None
+    code: ErasureCode | None
     reason: str
     partial: bool
     verdicts: tuple[str, ...]
@@ -58,7 +58,7 @@ class PoolPlan:
     """By what its protection's rows are weighed; None: alike."""
     confidence: Confidence | None = None
     """What is expected of a rebuilt answer by its raw output; None if the rows do not say, or not the same."""
-    never_code: NeverCode | None = None
+    never_code: Exclusions | None = None
     """Bodies that no protection may answer, as the archives of the pool and its protections declare."""
 
 
@@ -283,9 +283,9 @@ def _only_once(model: str, version: str, members: Sequence[HostedModel], options
     return ""
 
 
-def _never(*groups: Sequence[HostedModel]) -> NeverCode | None:
+def _never(*groups: Sequence[HostedModel]) -> Exclusions | None:
     declared = [m.described.never_code for members in groups for _, m in members if m.described is not None]
-    return functools.reduce(operator.or_, [each for each in declared if each is not None], NeverCode()) or None
+    return functools.reduce(operator.or_, [each for each in declared if each is not None], Exclusions()) or None
 
 
 def _matching(
@@ -312,7 +312,7 @@ def _matching(
     return matching, problems
 
 
-def _offered(candidates: Sequence[HostedModel], options: PlanOptions) -> tuple[list[Code], str]:
+def _offered(candidates: Sequence[HostedModel], options: PlanOptions) -> tuple[list[ErasureCode], str]:
     """The codes that may be used, the one to be preferred first; if there is none, why."""
     if options.protect == OFF:
         return [], "protections are switched off (protect = off)"
@@ -326,7 +326,7 @@ def _offered(candidates: Sequence[HostedModel], options: PlanOptions) -> tuple[l
     return sorted(fitting, key=lambda code: _preference(code, candidates)), ""
 
 
-def _preference(code: Code, candidates: Sequence[HostedModel]) -> tuple[Any, ...]:
+def _preference(code: ErasureCode, candidates: Sequence[HostedModel]) -> tuple[Any, ...]:
     """To sort by: what can be used now, then what promises most, then what loses fewest with one protection. While one
     protection takes another's place both are there, and all proxies must choose alike.
     """
@@ -339,11 +339,11 @@ def _preference(code: Code, candidates: Sequence[HostedModel]) -> tuple[Any, ...
     return (not complete, off, -promised, code.k, code.name, code.r, code.coefficients)
 
 
-def _in_words(code: Code) -> str:
+def _in_words(code: ErasureCode) -> str:
     return f"{code.name} with k={code.k} r={code.r}"
 
 
-def _obstacle(pool: str, code: Code, members: Sequence[HostedModel], options: PlanOptions) -> str:
+def _obstacle(pool: str, code: ErasureCode, members: Sequence[HostedModel], options: PlanOptions) -> str:
     """Why this pool cannot be coded, or an empty text."""
     if pool in options.uncoded:
         return options.uncoded[pool]
@@ -466,7 +466,7 @@ def _missing(reports: Sequence[InstanceReport]) -> frozenset[str]:
     return frozenset(models | {pool for pool in pools if pool.rpartition("/")[0] not in undescribed})
 
 
-def _code(model: ModelReport) -> Code | None:
+def _code(model: ModelReport) -> ErasureCode | None:
     return model.described.code if model.described is not None else None
 
 

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ts_parity.codes import Code, Family, RowErrors, make_code, read_row_errors
+from ts_parity.codes import ErasureCode, Family, RowErrors, make_code, read_row_errors
 from ts_parity.confidence import Confidence, read_confidence
 from ts_parity.describe import READY, UNREADABLE, ProtectedModel, customized_of, read_description, read_name, short_text
 from ts_parity.errors import CodeError, ConfigError, TsParityError
-from ts_parity.exclusion import NeverCode, read_never_code
+from ts_parity.exclusion import Exclusions, read_never_code
 from ts_parity.wire import VERSION
 
 DEPLOYED = "deployed"
@@ -40,8 +40,8 @@ class ArchiveDescription:
     """Shape and dtype of the raw output, as text to compare; empty where unknown."""
     repeatable: bool = True
     """False: its handler was found to say something else when it is asked again, or to keep what it was asked."""
-    never_code: NeverCode | None = None
-    code: Code | None = None
+    never_code: Exclusions | None = None
+    code: ErasureCode | None = None
     row: int = 0
     partial: bool = False
     protects: ProtectedModel | None = None
@@ -201,7 +201,7 @@ def _read_protection(ours: Mapping[str, Any], common: ArchiveDescription) -> Arc
     )
 
 
-def _row_errors(given: Any, code: Code) -> RowErrors | None:
+def _row_errors(given: Any, code: ErasureCode) -> RowErrors | None:
     try:
         return None if given is None else read_row_errors(given, code)
     except CodeError:

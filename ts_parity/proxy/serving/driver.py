@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import cast, final
 
-from ts_parity.codes import Code, Family, RowErrors
+from ts_parity.codes import ErasureCode, Family, RowErrors
 from ts_parity.confidence import pattern_of
 from ts_parity.engine import (
     Action,
@@ -353,7 +353,7 @@ class Driver:
             log.exception("the confidence of %r could not be told", task)
             return None
 
-    def _code(self, pool: str) -> Code | None:
+    def _code(self, pool: str) -> ErasureCode | None:
         plan = self._plan.pools.get(pool)
         return None if plan is None else plan.code
 
@@ -593,7 +593,7 @@ def _decode(task: Task, errors: RowErrors | None) -> Array:
     others = {member: own for member, own in group.have.items() if member != slot}  # on trial, it may have arrived
     have, protections = _values(others), _values(group.protections)
     roundoff = max(value.roundoff for value in (*have.values(), *protections.values()))
-    return cast(Code, group.code).decode(slot, _raws(have), _raws(protections), group.covers, roundoff, errors)
+    return cast(ErasureCode, group.code).decode(slot, _raws(have), _raws(protections), group.covers, roundoff, errors)
 
 
 def _values(tasks: Mapping[int, Task]) -> dict[int, TaskResult]:

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from ts_parity.asking import ask
+from ts_parity.admin_client import ask
 from ts_parity.errors import Unreachable
 from ts_parity.torchserve import proxies
 

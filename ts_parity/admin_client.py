@@ -19,7 +19,7 @@ MOST_BYTES = 64 << 20
 """A fleet of thousands is described in a tenth of it."""
 
 
-class _Stays(urllib.request.HTTPRedirectHandler):
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
     """No admin port sends anybody elsewhere, and whoever does is not to have the token."""
 
     def redirect_request(self, *redirect: Any) -> None:
@@ -27,7 +27,7 @@ class _Stays(urllib.request.HTTPRedirectHandler):
 
 
 # A proxy for the world outside (http_proxy) has no way to a machine's own ports.
-_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}), _Stays)
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirects)
 
 
 def ask(url: str, action: dict[str, str] | None = None) -> dict[str, Any]:
