@@ -12,7 +12,7 @@ COMPILED_READY := $(COMPILED)/.ready
 demo: $(READY)
 	$(BIN)/ts-parity demo --out demo-out --force $(ARGS)
 
-# Three at once on two cores, for most tests wait, the longest first; ARGS="-n 0" for one after the other.
+# Three at once on two cores, because most tests wait; the longest go first. ARGS="-n 0" for one after the other.
 AT_ONCE := -n 3 --dist loadfile --no-loadscope-reorder
 
 test: check
@@ -34,7 +34,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/simulator.py
 
 # Beside nginx and HAProxy: apt-get install nginx-light haproxy wrk. Half an hour; ARGS=--quick for a trial.
-# It fails when a target is missed, and the tables are for then too.
+# It fails if a target is missed; the tables are renewed all the same.
 overhead: $(COMPILED_READY)
 	PYTHONPATH=$(COMPILED) $(BIN)/python benchmarks/overhead.py $(ARGS); code=$$?; \
 	$(BIN)/python benchmarks/overhead.py --tables; exit $$code
@@ -44,7 +44,7 @@ soak: $(COMPILED_READY)
 	PYTHONPATH=$(COMPILED) $(BIN)/python benchmarks/soak.py $(ARGS)
 	$(BIN)/python benchmarks/soak.py --tables
 
-# A hundred thousand hostile connections, and the property tests with new dice: minutes on one core.
+# A hundred thousand hostile connections, and the property tests with new seeds: minutes on one core.
 fuzz: $(READY)
 	$(BIN)/python -m pytest -m "hypothesis and not torchserve" --hypothesis-profile dice
 	$(BIN)/python -m tests.proxy.http.fuzzing --cases 100000 --seed 0 $(ARGS)
