@@ -157,7 +157,7 @@ def _archives(folder: Path) -> tuple[Path, list[Path]]:
     """-> the deployed model's archive and those of its protections: a linear model can be its own parity model."""
     import torch
 
-    from ts_parity.torchserve.wrapping import Sample, wrap_deployed, wrap_parity
+    from ts_parity.torchserve.wrapping import SampleRequest, wrap_deployed, wrap_parity
 
     linear = torch.nn.Linear(2, 2, bias=False)
     with torch.no_grad():
@@ -175,7 +175,7 @@ def _archives(folder: Path) -> tuple[Path, list[Path]]:
     for n in range(2):
         file = folder / f"sample{n}.json"
         file.write_text(json.dumps([n, 2]))
-        samples.append(Sample(file, "application/json"))
+        samples.append(SampleRequest(file, "application/json"))
     out = folder / "wrapped"
     out.mkdir()
     deployed = wrap_deployed(bare, out, samples=samples)

@@ -31,7 +31,7 @@ from ts_parity.fingerprint import fingerprint
 from ts_parity.torchserve import commands, mar
 from ts_parity.torchserve.archive import (
     ProtectedModel,
-    Sample,
+    SampleRequest,
     extract_archive,
     pack,
     read_archive,
@@ -40,7 +40,7 @@ from ts_parity.torchserve.archive import (
     wrap_deployed,
     wrap_parity,
 )
-from ts_parity.torchserve.weights import Form, form_of_file
+from ts_parity.torchserve.weights import WeightsFormat, format_of_file
 
 MakeArchive = Callable[..., Path]
 ROOT = Path(__file__).parents[2]
@@ -321,7 +321,7 @@ class TestWrapping:
             digits,
             tmp_path / "other.mar",
             "renamed",
-            samples=[body, Sample(body, "image/png")],
+            samples=[body, SampleRequest(body, "image/png")],
             secret="s3cret",
             declaration={"model": "net", "call": "encode"},
         )
@@ -526,20 +526,20 @@ class TestProtections:
     def test_what_torch_writes_is_known_by_its_form(self, tmp_path: Path) -> None:
         net, file = torch.nn.Linear(3, 2), tmp_path / "net"
         torch.save(net.state_dict(), file)
-        assert form_of_file(file) is Form.SAVED
+        assert format_of_file(file) is WeightsFormat.SAVED
         torch.save(net.state_dict(), file, _use_new_zipfile_serialization=False)
-        assert form_of_file(file) is Form.SAVED
+        assert format_of_file(file) is WeightsFormat.SAVED
         torch.jit.save(torch.jit.script(net), str(file))
-        assert form_of_file(file) is Form.SCRIPT
+        assert format_of_file(file) is WeightsFormat.SCRIPT
         torch.export.save(torch.export.export(net, (torch.rand(1, 3),)), tmp_path / "net.pt2")
-        assert form_of_file(tmp_path / "net.pt2") is Form.EXPORTED
+        assert format_of_file(tmp_path / "net.pt2") is WeightsFormat.EXPORTED
 
     @pytest.mark.parametrize("content_type", ["multipart/form-data", "multipart/form-data; boundary=other"])
     def test_a_sample_of_a_form_without_its_boundary(self, digits: Path, tmp_path: Path, content_type: str) -> None:
         (tmp_path / "body").write_bytes(b'--here\r\nContent-Disposition: form-data; name="x"\r\n\r\n1\r\n--here--\r\n')
         with pytest.raises(ArchiveError, match=r"body: a sample of a form is the whole body .* boundary="):
-            wrap_deployed(digits, tmp_path, samples=[Sample(tmp_path / "body", content_type)])
-        right = Sample(tmp_path / "body", 'multipart/form-data; boundary="here"')
+            wrap_deployed(digits, tmp_path, samples=[SampleRequest(tmp_path / "body", content_type)])
+        right = SampleRequest(tmp_path / "body", 'multipart/form-data; boundary="here"')
         assert wrap_deployed(digits, tmp_path / "out", samples=[right]).exists()
 
 

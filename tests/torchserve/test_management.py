@@ -166,7 +166,7 @@ class TestAgainstTorchServe:
         broken = fleet[0].add_archive(write_archive(tmp_path / "broken.mar", BROKEN_HANDLER))
         fake.store[broken] = FakeModel("broken", loads=False)
         register = "/models?initial_workers=1&synchronous=true&url="
-        asked = [
+        requested = [
             ("POST", f"{register}more-1.0.mar"),
             ("POST", f"{register}more-1.0.mar"),
             ("POST", f"{register}more-1.0.mar&model_name=other"),
@@ -185,7 +185,7 @@ class TestAgainstTorchServe:
             ("DELETE", "/models/other/1.0"),
         ]
         async with fake:
-            for method, path in asked:
+            for method, path in requested:
                 answers = [
                     await asyncio.to_thread(requests.request, method, url + path, headers=headers, timeout=60)
                     for url, headers in (

@@ -21,8 +21,9 @@ from ts_parity.testing import Canned, FakeModel, FakeTorchServe
 from ts_parity.torchserve import rollout
 from ts_parity.torchserve.archive import Archive, read_archive, wrap_deployed, wrap_parity
 from ts_parity.torchserve.management import ManagementClient
-from ts_parity.torchserve.proxies import View
-from ts_parity.torchserve.rollout import Asked, Rollout, Source, check_content, look, plan_registration
+from ts_parity.torchserve.proxies import ProxyView
+from ts_parity.torchserve.rollout import Rollout, check_content
+from ts_parity.torchserve.rollout_plan import ArchiveSource, RequestedOptions, look, plan_registration
 
 FAILURE = Canned.error(500, "InternalServerException", "out of\n  luck")
 LOST = Canned(drop=True)
@@ -387,7 +388,10 @@ class TestReplace:
         def act() -> None:
             clients = {instance.management: ManagementClient(instance.management) for instance in fleet}
             steps = plan_registration(
-                [look(client) for client in clients.values()], [Source(new.name, read_archive(new))], Asked(), True
+                [look(client) for client in clients.values()],
+                [ArchiveSource(new.name, read_archive(new))],
+                RequestedOptions(),
+                True,
             )
             assert len(steps) == 6
             with pytest.raises(KeyboardInterrupt):
@@ -416,7 +420,7 @@ class TestUnregister:
         instance = await start(*versions)
         for given, said in (
             ("linear", "has linear in versions 1.0, 2.0, 3.0: say which, as linear/1.0"),
-            ("linear/1.0", "linear 1.0 is the default version, and TorchServe does not give it up while there is 2.0"),
+            ("linear/1.0", "linear 1.0 is the default version, and TorchServe keeps that while there is 2.0"),
             ("linear/9", "no instance has linear 9: there is linear 1.0 and 2.0 and 3.0"),
         ):
             assert await run("unregister", given, on=(instance,)) == 3
@@ -509,7 +513,7 @@ class TestSayingItFirst:
 
 
 def test_what_a_proxy_has_seen() -> None:
-    view = View({"http://a": 3.0, "http://b": 9.0}, {"m/1.0": frozenset({"http://b"})})
+    view = ProxyView({"http://a": 3.0, "http://b": 9.0}, {"m/1.0": frozenset({"http://b"})})
     assert view.missing({"http://a": 90.0, "http://b": 90.0, "http://elsewhere": 99.0}, [], 100.0) == ""
     assert view.missing({"http://a": 97.5}, [], 100.0) == "what was changed on http://a"
     assert view.missing({}, [("http://b", "m/1.0"), ("http://elsewhere", "m/1.0")], 100.0) == ""

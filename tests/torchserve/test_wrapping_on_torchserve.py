@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.conftest import TorchServeFactory, write_archive
-from ts_parity.torchserve.archive import Sample, wrap_deployed, wrap_parity
+from ts_parity.torchserve.archive import SampleRequest, wrap_deployed, wrap_parity
 from ts_parity.torchserve.launcher import TorchServeInstance
 from ts_parity.wire import CONFIDENCE
 
@@ -38,7 +38,7 @@ def instance(torchserve_factory: TorchServeFactory, tmp_path_factory: pytest.Tem
     own = write_archive(folder / "own.mar", HANDLER, serialized=b"weights")
     body = folder / "body.txt"
     body.write_bytes(b"sample")
-    wrapped = wrap_deployed(own, folder / "wrapped", "wrapped", samples=[Sample(body)], response_timeout_s=33)
+    wrapped = wrap_deployed(own, folder / "wrapped", "wrapped", samples=[SampleRequest(body)], response_timeout_s=33)
     guard = wrap_parity(own, folder / "wrapped", "guard", code="exact", k=2)
     return torchserve_factory([own, wrapped, guard])
 

@@ -18,7 +18,7 @@ from ts_parity.describe import ProtectedModel
 from ts_parity.errors import ArchiveError
 from ts_parity.torchserve.mar import Archive, extract_archive, read_archive
 from ts_parity.torchserve.wrapping import (
-    Sample,
+    SampleRequest,
     protection_name,
     shim,
     worker_zip_bytes,
@@ -31,7 +31,7 @@ __all__ = [
     "read_archive",
     "extract_archive",
     "pack",
-    "Sample",
+    "SampleRequest",
     "ProtectedModel",
     "wrap_deployed",
     "wrap_parity",

@@ -25,7 +25,7 @@ from ts_parity.exclusion import declared_never_code
 
 if TYPE_CHECKING:
     from ts_parity.torchserve.management import ManagementClient
-    from ts_parity.torchserve.rollout import Hosted, Source, Step
+    from ts_parity.torchserve.rollout_plan import ArchiveSource, InstanceModels, RolloutStep
 
 SECRET_VARIABLE = "TS_PARITY_SECRET"
 TOKEN_VARIABLE = "TS_PARITY_MANAGEMENT_TOKEN"
@@ -248,10 +248,10 @@ def declared(args: argparse.Namespace) -> dict[str, str]:
 
 def run_package(args: argparse.Namespace) -> int:
     """Write one wrapped archive and print its path."""
-    from ts_parity.torchserve.archive import Sample, read_archive, wrap_deployed, wrap_parity
+    from ts_parity.torchserve.archive import SampleRequest, read_archive, wrap_deployed, wrap_parity
 
     common: dict[str, Any] = {
-        "samples": [Sample(file, args.content_type) for file in args.sample],
+        "samples": [SampleRequest(file, args.content_type) for file in args.sample],
         "secret": args.secret or os.environ.get(SECRET_VARIABLE) or None,
         "declaration": declared(args),
         "never_code": declared_never_code(args.never_code),
@@ -285,18 +285,18 @@ def run_package(args: argparse.Namespace) -> int:
 
 
 def run_register(args: argparse.Namespace) -> int:
-    from ts_parity.torchserve.rollout import Asked, plan_registration
+    from ts_parity.torchserve.rollout_plan import RequestedOptions, plan_registration
 
     sources = [_source(given, args.replace) for given in args.archives]
     known = [(each.archive.model_name, each.archive.model_version) for each in sources if each.archive is not None]
     if len(known) > len(set(known)) or len(sources) > len({each.url for each in sources}):
         raise ConfigError("two of these archives have one name and version: a TorchServe takes one of them")
-    asked = Asked(args.workers, args.batch_size, args.max_batch_delay_ms)
-    return _roll_out(args, lambda fleet: plan_registration(fleet, sources, asked, args.replace), args.admin)
+    requested = RequestedOptions(args.workers, args.batch_size, args.max_batch_delay_ms)
+    return _roll_out(args, lambda fleet: plan_registration(fleet, sources, requested, args.replace), args.admin)
 
 
 def run_unregister(args: argparse.Namespace) -> int:
-    from ts_parity.torchserve.rollout import plan_unregistration
+    from ts_parity.torchserve.rollout_plan import plan_unregistration
 
     for name in args.models:
         model, slash, version = name.partition("/")
@@ -305,17 +305,17 @@ def run_unregister(args: argparse.Namespace) -> int:
     return _roll_out(args, lambda fleet: plan_unregistration(fleet, list(dict.fromkeys(args.models))))
 
 
-def _source(given: str, replace: bool) -> Source:
+def _source(given: str, replace: bool) -> ArchiveSource:
     """What TorchServe is to be told, and the archive that it should find there."""
     from ts_parity.torchserve.archive import read_archive
-    from ts_parity.torchserve.rollout import Source
+    from ts_parity.torchserve.rollout_plan import ArchiveSource
 
     if given.startswith(("http://", "https://")):
         if replace:
             raise ConfigError(
                 f"--replace looks into the archive: copy it into the model stores, and give that file, not {given}"
             )
-        return Source(given)
+        return ArchiveSource(given)
     if not given:
         raise ConfigError("'' is no archive: give a file, its name in the model stores, or an address")
     path = Path(given)
@@ -327,7 +327,7 @@ def _source(given: str, replace: bool) -> Source:
             raise ConfigError(
                 f"--replace looks into the archive: give the file {given} that was copied into the model stores"
             )
-        return Source(given, archive)
+        return ArchiveSource(given, archive)
     if not path.is_file():
         raise ConfigError(f"there is no file {given}; one that is in the model stores only is given by its name alone")
     archive = read_archive(path)
@@ -336,14 +336,17 @@ def _source(given: str, replace: bool) -> Source:
             f"TorchServe would read {path.name} from its own model store, and whether that is {path} cannot be seen "
             f"from outside, since the archive is not wrapped: copy it there and give its name alone, {path.name}"
         )
-    return Source(path.name, archive)
+    return ArchiveSource(path.name, archive)
 
 
-def _roll_out(args: argparse.Namespace, plan: Callable[[list[Hosted]], list[Step]], admins: Sequence[str] = ()) -> int:
+def _roll_out(
+    args: argparse.Namespace, plan: Callable[[list[InstanceModels]], list[RolloutStep]], admins: Sequence[str] = ()
+) -> int:
     """Look at the instances, say what will be done, and do it."""
-    from ts_parity.torchserve.rollout import Rollout, check_admins, look
+    from ts_parity.torchserve.rollout import Rollout, check_admins
+    from ts_parity.torchserve.rollout_plan import look
 
-    steps: list[Step] = []
+    steps: list[RolloutStep] = []
     error = ""
     with contextlib.ExitStack() as stack:
         clients = {client.url: stack.enter_context(client) for client in _clients(args)}

@@ -30,7 +30,7 @@ _PIECE = 256
 
 
 @dataclass(frozen=True)
-class ModelName:
+class RegisteredModel:
     """A registered model (its default version) in the list of models."""
 
     name: str
@@ -64,9 +64,9 @@ class ManagementClient:
     def close(self) -> None:
         self._session.close()
 
-    def models(self, page: int = 100) -> list[ModelName]:
+    def models(self, page: int = 100) -> list[RegisteredModel]:
         """Every registered model, however many pages that takes."""
-        found: list[ModelName] = []
+        found: list[RegisteredModel] = []
         token: str | None = None
         for _ in range(_MOST_PAGES):
             parameters: dict[str, Any] = {"limit": page}
@@ -74,7 +74,7 @@ class ManagementClient:
                 parameters["next_page_token"] = token
             answer = self._json("GET", "/models", parameters)
             try:
-                found += [ModelName(str(m["modelName"]), str(m.get("modelUrl", ""))) for m in answer["models"]]
+                found += [RegisteredModel(str(m["modelName"]), str(m.get("modelUrl", ""))) for m in answer["models"]]
                 token = answer.get("nextPageToken")
             except (KeyError, TypeError, AttributeError) as error:
                 raise self._unknown("GET /models", error) from None

@@ -385,7 +385,7 @@ def _descriptor(file: BinaryIO, at: int, told: tuple[int, int, int]) -> int:
     wide = max(told[1:]) > _LARGEST_NARROW
     sizes = struct.pack("<LQQ" if wide else "<LLL", *told)
     marked = b"PK\7\x08" + sizes
-    return next((len(form) for form in (marked, sizes) if found.startswith(form)), 0)
+    return next((len(format_) for format_ in (marked, sizes) if found.startswith(format_)), 0)
 
 
 def _large_sizes(extra: bytes) -> tuple[int, int] | None:

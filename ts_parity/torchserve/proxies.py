@@ -14,7 +14,7 @@ from ts_parity.errors import Unreachable
 
 
 @dataclass(frozen=True)
-class View:
+class ProxyView:
     """`ages`: by management address, how many seconds ago the last look at the instance began that was answered.
     `used`: by NAME/VERSION, the instances that its queries are sent to.
     """
@@ -35,19 +35,19 @@ class View:
         return ""
 
 
-def ask(admin: str) -> View:
+def ask(admin: str) -> ProxyView:
     """Raise Unreachable."""
     url = f"{admin}/status"
     try:
-        return _view(admin_client.ask(url))
+        return _proxy_view(admin_client.ask(url))
     except (KeyError, TypeError, ValueError, AttributeError):
         raise Unreachable(f"{url} says nothing of what it has seen; is this the admin port of a proxy?") from None
 
 
-def _view(status: Any) -> View:
+def _proxy_view(status: Any) -> ProxyView:
     managed = {each["name"]: str(each["management"]).rstrip("/") for each in status["instances"]}
     used = {
         name: frozenset(managed[each["instance"]] for each in pool["endpoints"] if each["row"] is None)
         for name, pool in status["pools"].items()
     }
-    return View({managed[each["name"]]: float(each["seen_s"]) for each in status["instances"]}, used)
+    return ProxyView({managed[each["name"]]: float(each["seen_s"]) for each in status["instances"]}, used)

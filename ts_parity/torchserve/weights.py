@@ -19,7 +19,7 @@ _OLD_SAVED = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # a pickled magic numb
 _PICKLES = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 
 
-class Form(Enum):
+class WeightsFormat(Enum):
     """The value is for people."""
 
     SCRIPT = "a TorchScript program"
@@ -30,34 +30,34 @@ class Form(Enum):
 
 
 _NAMES = {
-    b"/constants.pkl": Form.SCRIPT,
-    b"/archive_format": Form.EXPORTED,
-    b"serialized_exported_program.json": Form.EXPORTED,  # before torch 2.8
-    b"/data.pkl": Form.SAVED,  # a script has it too
+    b"/constants.pkl": WeightsFormat.SCRIPT,
+    b"/archive_format": WeightsFormat.EXPORTED,
+    b"serialized_exported_program.json": WeightsFormat.EXPORTED,  # before torch 2.8
+    b"/data.pkl": WeightsFormat.SAVED,  # a script has it too
 }
 
 
-def form_of(file: IO[bytes]) -> Form:
+def format_of(file: IO[bytes]) -> WeightsFormat:
     """Read once from first to last, since it may lie packed in an archive."""
     before = file.read(_BLOCK)
     if before.startswith(_OLD_SAVED):
-        return Form.SAVED
+        return WeightsFormat.SAVED
     if before.startswith(_PICKLES):
-        return Form.PICKLED
+        return WeightsFormat.PICKLED
     if not before.startswith(_ZIP):
-        return Form.OTHER
+        return WeightsFormat.OTHER
     found = {name for name in _NAMES if name in before}
     while block := file.read(_BLOCK):
         found |= {name for name in _NAMES if name in before[-40:] + block}
         before = block
-    return next((form for name, form in _NAMES.items() if name in found), Form.OTHER)
+    return next((kind for name, kind in _NAMES.items() if name in found), WeightsFormat.OTHER)
 
 
-def form_of_file(path: Path) -> Form:
+def format_of_file(path: Path) -> WeightsFormat:
     """Raise ArchiveError for one that cannot be read, or is cut off or changed."""
     try:
         with open(path, "rb") as file:
-            form = form_of(file)
+            kind = format_of(file)
             file.seek(0)
             if file.read(len(_ZIP)) == _ZIP:
                 with zipfile.ZipFile(path) as whole:
@@ -67,27 +67,27 @@ def form_of_file(path: Path) -> Form:
         raise ArchiveError(f"cannot read {path}: {error.strerror}") from None
     except Exception as error:  # zipfile has many ways to complain
         raise ArchiveError(f"{path} is not whole: {error}") from None
-    return form
+    return kind
 
 
 def check_script(path: Path) -> None:
     """Raise ArchiveError unless a worker can load it without any code of the user's."""
-    form = form_of_file(path)
-    if form is Form.SCRIPT:
+    kind = format_of_file(path)
+    if kind is WeightsFormat.SCRIPT:
         return
-    of_own_class = form in (Form.SAVED, Form.PICKLED)
+    of_own_class = kind in (WeightsFormat.SAVED, WeightsFormat.PICKLED)
     raise ArchiveError(
-        f"{path} is {form.value}, and a parity model beside the archive's own is {Form.SCRIPT.value}: write it with "
-        f"torch.jit.trace and torch.jit.save"
+        f"{path} is {kind.value}, and a parity model beside the archive's own is {WeightsFormat.SCRIPT.value}: write "
+        "it with torch.jit.trace and torch.jit.save"
         + ("; or give it as the serialized file, if the handler loads its own model so" if of_own_class else "")
     )
 
 
-def check_same_form(path: Path, own: IO[bytes], archive: Path) -> None:
+def check_same_format(path: Path, own: IO[bytes], archive: Path) -> None:
     """Raise ArchiveError if a handler that loads `own`, the archive's serialized file, could not load this one."""
-    form, expected = form_of_file(path), form_of(own)
-    if form is not expected:
+    kind, expected = format_of_file(path), format_of(own)
+    if kind is not expected:
         raise ArchiveError(
-            f"{path} is {form.value}, and the serialized file of {archive} is {expected.value}: its handler loads the "
-            "one like the other"
+            f"{path} is {kind.value}, and the serialized file of {archive} is {expected.value}: its handler loads both "
+            "in one way"
         )

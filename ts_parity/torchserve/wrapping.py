@@ -40,7 +40,7 @@ from ts_parity.torchserve.mar import (
     parse_config,
     read_archive,
 )
-from ts_parity.torchserve.weights import check_same_form, check_script
+from ts_parity.torchserve.weights import check_same_format, check_script
 
 WORKER_ZIP = "ts_parity_worker.zip"
 SHIMS = {"deployed": "ts_parity_deployed.py", "parity": "ts_parity_parity.py"}
@@ -67,7 +67,7 @@ _WORKER_FILES = ("__init__.py", "errors.py", "wire.py", "codes.py", "exclusion.p
 
 
 @dataclass(frozen=True)
-class Sample:
+class SampleRequest:
     """A request body for the self-test at load, and the content type a client sends with it."""
 
     path: Path
@@ -79,7 +79,7 @@ def wrap_deployed(
     out: str | Path,
     model_name: str | None = None,
     *,
-    samples: Sequence[Sample | str | Path] = (),
+    samples: Sequence[SampleRequest | str | Path] = (),
     secret: str | None = None,
     declaration: Mapping[str, str] | None = None,
     never_code: Exclusions | None = None,
@@ -120,7 +120,7 @@ def wrap_parity(
     tolerance: float | None = None,
     row_errors: RowErrors | None = None,
     confidence: Mapping[str, Any] | None = None,
-    samples: Sequence[Sample | str | Path] = (),
+    samples: Sequence[SampleRequest | str | Path] = (),
     secret: str | None = None,
     declaration: Mapping[str, str] | None = None,
     never_code: Exclusions | None = None,
@@ -220,7 +220,7 @@ def _user_handler(archive: Archive) -> str:
 def _section(
     role: str,
     source: Archive,
-    samples: Sequence[Sample | str | Path],
+    samples: Sequence[SampleRequest | str | Path],
     secret: str | None,
     declaration: Mapping[str, str] | None,
     never_code: Exclusions | None,
@@ -244,14 +244,14 @@ def _section(
     return section
 
 
-def _named_samples(samples: Sequence[Sample | str | Path]) -> Iterator[tuple[str, Sample]]:
+def _named_samples(samples: Sequence[SampleRequest | str | Path]) -> Iterator[tuple[str, SampleRequest]]:
     for number, given in enumerate(samples):
-        sample = given if isinstance(given, Sample) else Sample(Path(given))
+        sample = given if isinstance(given, SampleRequest) else SampleRequest(Path(given))
         _check_form(sample)
         yield f"{SAMPLES}/{number}_{sample.path.name}", sample
 
 
-def _check_form(sample: Sample) -> None:
+def _check_form(sample: SampleRequest) -> None:
     """Raise ArchiveError for a form whose parts no worker could find."""
     told = email.message.Message()
     told["content-type"] = sample.content_type or "application/octet-stream"
@@ -265,7 +265,7 @@ def _check_form(sample: Sample) -> None:
         )
 
 
-def _sample_entry(name: str, sample: Sample) -> str | dict[str, str]:
+def _sample_entry(name: str, sample: SampleRequest) -> str | dict[str, str]:
     return name if sample.content_type is None else {"file": name, "content_type": sample.content_type}
 
 
@@ -285,7 +285,7 @@ def _check_parity_files(
         check_script(Path(parity_model))
     if serialized_file is not None and source.serialized_file is not None:
         with open_zip(source.path) as archive, archive.open(source.serialized_file) as own:
-            check_same_form(Path(serialized_file), own, source.path)
+            check_same_format(Path(serialized_file), own, source.path)
 
 
 def _write(
@@ -294,7 +294,7 @@ def _write(
     model_name: str,
     section: Mapping[str, Any],
     config: str,
-    samples: Sequence[Sample | str | Path],
+    samples: Sequence[SampleRequest | str | Path],
     files: Mapping[str, Path],
     replace: bool,
 ) -> Path:
@@ -371,7 +371,7 @@ def _free_config_name(source: Archive) -> str:
     return f"{SECTION}-{CONFIG_FILE}" if CONFIG_FILE in source.files else CONFIG_FILE
 
 
-def _old_sample(name: str, samples: Sequence[Sample | str | Path]) -> bool:
+def _old_sample(name: str, samples: Sequence[SampleRequest | str | Path]) -> bool:
     return bool(samples) and name.startswith(f"{SAMPLES}/")
 
 

@@ -21,8 +21,15 @@ from ts_parity.codes import OWN_ROUNDINGS, ErasureCode, RowErrors
 from ts_parity.confidence import Confidence
 from ts_parity.errors import NotCodable, TrainingError
 from ts_parity.exclusion import declared_never_code
-from ts_parity.torchserve.archive import Archive, ProtectedModel, Sample, extract_archive, wrap_deployed, wrap_parity
-from ts_parity.torchserve.weights import Form, form_of
+from ts_parity.torchserve.archive import (
+    Archive,
+    ProtectedModel,
+    SampleRequest,
+    extract_archive,
+    wrap_deployed,
+    wrap_parity,
+)
+from ts_parity.torchserve.weights import WeightsFormat, format_of
 from ts_parity.training import TrainSettings
 from ts_parity.training.architectures import Called, plain_call
 from ts_parity.training.bodies import Body
@@ -130,7 +137,7 @@ class Packer:
 
 
 @contextmanager
-def _samples(bodies: Sequence[Body]) -> Iterator[list[Sample]]:
+def _samples(bodies: Sequence[Body]) -> Iterator[list[SampleRequest]]:
     """Bodies as files, which may have come from within a zip or an array."""
     with tempfile.TemporaryDirectory(prefix="ts-parity-samples-") as scratch:
         samples = []
@@ -139,7 +146,7 @@ def _samples(bodies: Sequence[Body]) -> Iterator[list[Sample]]:
             path = Path(scratch) / str(number) / PurePosixPath(body.name).name
             path.parent.mkdir()
             path.write_bytes(body.read())
-            samples.append(Sample(path, body.content_type))
+            samples.append(SampleRequest(path, body.content_type))
         yield samples
 
 
@@ -164,7 +171,7 @@ def _save_as_deployed(archive: Archive, work: Path, model: Called | Reading, cal
         return False
     original = work / archive.serialized_file
     with original.open("rb") as file:
-        is_script = form_of(file) is Form.SCRIPT
+        is_script = format_of(file) is WeightsFormat.SCRIPT
     if is_script:
         if call.method not in ("__call__", "forward"):
             return False
