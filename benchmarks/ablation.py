@@ -21,7 +21,7 @@ from tqdm import tqdm
 from tables import renew
 from ts_parity.arguments import count
 from ts_parity.lab.compare import World, row_of
-from ts_parity.lab.simulate import Spells
+from ts_parity.lab.scenario import Spells
 from ts_parity.tables import markdown
 
 RESULTS = Path(__file__).parent / "results" / "ablation.json"

@@ -35,7 +35,7 @@ from ts_parity.lab.demo import (
     read_bodies,
     read_digit,
 )
-from ts_parity.lab.records import Record
+from ts_parity.lab.records import QueryRecord
 from ts_parity.lab.report import summarize
 from ts_parity.lab.traffic import drive, poisson_load
 from ts_parity.tables import markdown
@@ -48,7 +48,7 @@ RATE = 40.0
 PLACES = 8
 
 
-async def one_share(late: float, fleet: list[TorchServeInstance], bodies, args, out: Path) -> list[Record]:
+async def one_share(late: float, fleet: list[TorchServeInstance], bodies, args, out: Path) -> list[QueryRecord]:
     """-> the records of a whole load with this share of predictions late."""
     load = poisson_load(args.queries, RATE, len(bodies), args.seed)
     async with AsyncExitStack() as stack:
@@ -88,7 +88,7 @@ class proxied:
         await self._process.wait()
 
 
-def row_of(late: float, records: list[Record], report: dict) -> dict:
+def row_of(late: float, records: list[QueryRecord], report: dict) -> dict:
     summary = summarize(records)
     rebuilt = summary.reconstructed
     f = rebuilt / summary.answered

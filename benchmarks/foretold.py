@@ -36,11 +36,11 @@ from tables import renew
 from ts_parity.arguments import count
 from ts_parity.lab.compare import World, service_from
 from ts_parity.lab.faults import Fault, FaultPlan, Injector, make_schedule
-from ts_parity.lab.records import Record, read_records, write_records
+from ts_parity.lab.records import QueryRecord, read_records, write_records
 from ts_parity.lab.report import percentile
 from ts_parity.lab.rivals import Arrangement, arrange, serve_flags
 from ts_parity.lab.simulate import simulate
-from ts_parity.lab.traffic import Body, drive, poisson_load
+from ts_parity.lab.traffic import LabelledBody, drive, poisson_load
 from ts_parity.tables import markdown
 from ts_parity.testing import FakeModel, FakeTorchServe, protection
 
@@ -185,7 +185,7 @@ async def serve(policy: str, fleet: Fleet) -> None:
 # ---- a run ---------------------------------------------------------------------------------------------------------
 
 
-async def run(kind: str, policy: str, seed: int, work: Path) -> list[Record]:
+async def run(kind: str, policy: str, seed: int, work: Path) -> list[QueryRecord]:
     fleet = FLEETS[kind]
     start: Callable[..., Any] = torchserve if kind == "torchserve" else workers
     named = f"{kind}-{policy}-{seed}"
@@ -196,9 +196,9 @@ async def run(kind: str, policy: str, seed: int, work: Path) -> list[Record]:
         return await loaded(fleet, url, seed, freeze, log)
 
 
-async def loaded(fleet: Fleet, url: str, seed: int, freeze: Any, log: Path) -> list[Record]:
+async def loaded(fleet: Fleet, url: str, seed: int, freeze: Any, log: Path) -> list[QueryRecord]:
     body = np.array([1.0, 2.0], dtype=np.float32).tobytes() if "torchserve" in log.name else b"[1, 2]"
-    bodies = [Body(body)]
+    bodies = [LabelledBody(body)]
     targets = [f"{url}/predictions/{MODEL}"]
     for _ in range(3):  # until a protection has proved itself
         await drive(poisson_load(WARM_UP, fleet.rate / 2, 1, seed + 1), bodies, targets, json.loads, 30.0)
@@ -244,7 +244,7 @@ def url_in(ready: str) -> str:
         return ""
 
 
-def measured(records: Sequence[Record]) -> dict[str, float]:
+def measured(records: Sequence[QueryRecord]) -> dict[str, float]:
     """By the clients, from when a query was due."""
     return percentiles([r.latency_s for r in records if r.answered and r.latency_s is not None])
 

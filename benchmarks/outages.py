@@ -26,7 +26,8 @@ from ts_parity.arguments import count
 from ts_parity.engine import Kind, Send
 from ts_parity.lab.compare import World
 from ts_parity.lab.rivals import arrange
-from ts_parity.lab.simulate import Outage, simulate
+from ts_parity.lab.scenario import Outage
+from ts_parity.lab.simulate import simulate
 from ts_parity.tables import markdown
 
 RESULTS = Path(__file__).parent / "results" / "outages.json"

@@ -27,9 +27,10 @@ import numpy as np
 from tables import renew
 from ts_parity.arguments import count
 from ts_parity.engine import plain
-from ts_parity.lab.records import Record
+from ts_parity.lab.records import QueryRecord
 from ts_parity.lab.rivals import make_fleet
-from ts_parity.lab.simulate import Arrivals, Costs, Scenario, Service, simulate
+from ts_parity.lab.scenario import Arrivals, Costs, Scenario, ServiceTimes
+from ts_parity.lab.simulate import simulate
 from ts_parity.tables import markdown
 
 RESULTS = Path(__file__).parent / "results" / "overload.json"
@@ -71,7 +72,7 @@ def one_run(fleet: str, clients: str, load: float, seed: int) -> dict[str, float
         plain(),
         Arrivals(0.0, trace=due),
         len(due),
-        Service(SERVICE_S, cv),
+        ServiceTimes(SERVICE_S, cv),
         costs=Costs(batch_saves=SAVES),
         worker_batch=batch,
         warm_up=0.0,
@@ -90,12 +91,12 @@ def one_run(fleet: str, clients: str, load: float, seed: int) -> dict[str, float
     }
 
 
-def latency(record: Record) -> float:
+def latency(record: QueryRecord) -> float:
     assert record.latency_s is not None
     return record.latency_s
 
 
-def ended_at(record: Record) -> float:
+def ended_at(record: QueryRecord) -> float:
     return record.due_at + latency(record)
 
 

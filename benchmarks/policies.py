@@ -29,7 +29,7 @@ from tables import renew
 from ts_parity.arguments import count, number
 from ts_parity.lab.compare import World, markdown_table, row_of
 from ts_parity.lab.rivals import NAMES
-from ts_parity.lab.simulate import Outage, Spells
+from ts_parity.lab.scenario import Outage, Spells
 from ts_parity.tables import markdown
 
 RESULTS = Path(__file__).parent / "results" / "policies.json"

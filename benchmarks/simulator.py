@@ -22,7 +22,8 @@ from tables import renew
 from ts_parity.arguments import count
 from ts_parity.lab.compare import World
 from ts_parity.lab.rivals import arrange
-from ts_parity.lab.simulate import Spells, simulate
+from ts_parity.lab.scenario import Spells
+from ts_parity.lab.simulate import simulate
 from ts_parity.tables import markdown
 
 RESULTS = Path(__file__).parent / "results" / "simulator.json"

@@ -11,9 +11,9 @@ from ts_parity.cli import main
 from ts_parity.engine import Source
 from ts_parity.errors import ConfigError
 from ts_parity.lab.compare import World, markdown_table, row_of, service_from, table
-from ts_parity.lab.history import End, read_history
-from ts_parity.lab.records import Record, write_records
-from ts_parity.lab.simulate import Service, Spells
+from ts_parity.lab.history import TaskEnd, read_history
+from ts_parity.lab.records import QueryRecord, write_records
+from ts_parity.lab.scenario import ServiceTimes, Spells
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,7 +47,7 @@ def test_load_is_measured_by_the_workers_and_not_by_the_machines():
 
 def test_service_times_from_logs(tmp_path):
     records = tmp_path / "records.jsonl"
-    write_records(records, [Record(n, 0.0, 0.0, 0.1 * (n + 1), Source.DEPLOYED.value, 200) for n in range(3)])
+    write_records(records, [QueryRecord(n, 0.0, 0.0, 0.1 * (n + 1), Source.DEPLOYED.value, 200) for n in range(3)])
     assert service_from(records)[1] == pytest.approx(0.2)
     file = tmp_path / "log.csv"
     file.write_text("at,seconds\n1,0.5\n2,1.5\n")
@@ -92,7 +92,7 @@ def test_what_is_wrong_in_a_log_is_named_by_its_line(name, text, why, tmp_path):
 
 def test_blank_lines_marks_and_compression_are_no_obstacle(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n" + GOOD + "\n" + GOOD, encoding="utf-8-sig")
-    assert service_from(tmp_path / "a.jsonl") == (Service(samples=(1.0, 1.0)), 0.5, None)
+    assert service_from(tmp_path / "a.jsonl") == (ServiceTimes(samples=(1.0, 1.0)), 0.5, None)
     with gzip.open(tmp_path / "a.csv.gz", "wt") as file:
         file.write("seconds\n0.5\n\n1.5\n")
     assert service_from(tmp_path / "a.csv.gz")[1] == 1.0
@@ -230,7 +230,7 @@ def test_a_rescued_querys_own_task_counts_with_the_time_it_took(tmp_path):
     rescued = entry(2, 1.0, "reconstructed", None, others=[out()])
     history = history_of(tmp_path, entry(1, 0.5), rescued, late(2, 1.0, 0.6), entry(3, 2.0))
     assert [(round(t.sent_at, 3), t.took_s, t.end) for t in history.served] == [
-        (0.0, 0.02, End.ANSWERED), (0.5, 0.6, End.ANSWERED), (1.5, 0.02, End.ANSWERED),
+        (0.0, 0.02, TaskEnd.ANSWERED), (0.5, 0.6, TaskEnd.ANSWERED), (1.5, 0.02, TaskEnd.ANSWERED),
     ]  # fmt: skip
     assert history.arrivals == pytest.approx((0.0, 0.5, 1.5))
 
@@ -239,7 +239,8 @@ def test_one_that_never_ended_took_at_least_as_long_as_its_process_was_heard_of(
     rescued = entry(1, 1.0, "hedged", 0.02, waited_s=0.03, endpoint="b/m/1.0", others=[out()])
     history = history_of(tmp_path, rescued, entry(2, 4.0), entry(1, 50.0, query="other-1"))
     assert [(t.endpoint[0], round(t.took_s, 6), t.end) for t in history.served] == [
-        ("a", 3.02, End.UNKNOWN), ("b", 0.02, End.ANSWERED), ("a", 0.02, End.ANSWERED), ("a", 0.02, End.ANSWERED),
+        ("a", 3.02, TaskEnd.UNKNOWN), ("b", 0.02, TaskEnd.ANSWERED), ("a", 0.02, TaskEnd.ANSWERED),
+        ("a", 0.02, TaskEnd.ANSWERED),
     ]  # fmt: skip
 
 
@@ -251,19 +252,19 @@ def test_a_log_that_hides_the_slow_answers_is_refused_with_what_to_do(outcome, t
     fine = {**old, "outcome": "deployed", "service_s": 0.02}
     with pytest.raises(ConfigError, match=rf"line 2 of .* was answered otherwise \({outcome}\), .*record again"):
         history_of(tmp_path, fine, old)
-    write_records(tmp_path / "records.jsonl", [Record(0, 0.0, 0.0, 0.1, outcome, 200)])
+    write_records(tmp_path / "records.jsonl", [QueryRecord(0, 0.0, 0.0, 0.1, outcome, 200)])
     with pytest.raises(ConfigError, match="query records do not say how long the model itself took"):
         read_history(tmp_path / "records.jsonl")
     assert len(history_of(tmp_path, fine).served) == 1  # nothing is missing here
     left = {**fine, "outcome": "left", "status": 499, "service_s": None, "latency_s": 5.0}
-    assert [task.end for task in history_of(tmp_path, fine, left).served] == [End.ANSWERED, End.UNKNOWN]
+    assert [task.end for task in history_of(tmp_path, fine, left).served] == [TaskEnd.ANSWERED, TaskEnd.UNKNOWN]
 
 
 def test_errors_and_what_is_passed_through_say_nothing_of_service_times(tmp_path):
     passed = {**entry(9, 0.1, "passed", None), "pool": None, "query": None}
     failed = entry(2, 0.3, others=[out(0.1, "b/m/1.0", failed=True)], waited_s=0.2)
     history = history_of(tmp_path, passed, entry(1, 0.2, status=500, service_s=0.001), failed, entry(3, 0.4))
-    assert [task.end for task in history.served] == [End.FAILED, End.ANSWERED, End.ANSWERED]
+    assert [task.end for task in history.served] == [TaskEnd.FAILED, TaskEnd.ANSWERED, TaskEnd.ANSWERED]
     assert len(history.arrivals) == 3
 
 
@@ -292,7 +293,7 @@ def test_what_came_within_a_millisecond_took_half_of_one(tmp_path):
     gone = late(1, 0.1, None, task="failed", at_least_s=0.0)
     history = history_of(tmp_path, entry(1, 0.1, "hedged", 0.0, endpoint="b", latency_s=0.001), gone, late(2, 0.2, 0.0))
     assert [(task.took_s, task.end) for task in history.served] == [
-        (0.0005, End.ANSWERED), (0.0, End.FAILED), (0.0005, End.ANSWERED),
+        (0.0005, TaskEnd.ANSWERED), (0.0, TaskEnd.FAILED), (0.0005, TaskEnd.ANSWERED),
     ]  # fmt: skip
 
 

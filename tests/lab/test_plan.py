@@ -16,7 +16,6 @@ from ts_parity import __version__
 from ts_parity.cli import main, parsed
 from ts_parity.config import given_flags, load_settings
 from ts_parity.errors import ConfigError, TsParityError
-from ts_parity.lab.commands import _duration, _share_of_work, _workers_of
 from ts_parity.lab.compare import World
 from ts_parity.lab.page import command, spread
 from ts_parity.lab.plan import (
@@ -33,8 +32,9 @@ from ts_parity.lab.plan import (
     read_report,
     unseen,
 )
+from ts_parity.lab.plan_command import _duration, _share_of_work, _workers_of
 from ts_parity.lab.rivals import PATIENT, serve_flags
-from ts_parity.lab.simulate import Outage, Service, Spells
+from ts_parity.lab.scenario import Outage, ServiceTimes, Spells
 from ts_parity.lab.spells import ObservedFleet
 from ts_parity.proxy.app import policy_of
 from ts_parity.testing import FakeModel, FakeTorchServe
@@ -224,7 +224,7 @@ def test_what_is_no_report_is_refused(text, tmp_path):
 @pytest.mark.parametrize("choice", choices(12, 3, [STUDENT, SUM, {**STUDENT, "code": "exact"}]), ids=str)
 def test_serve_takes_the_flags_and_does_what_was_simulated(choice):
     """But for patience: nobody gives up in a simulation."""
-    world = World(service=Service(samples=(1.0,)), unit=0.02)
+    world = World(service=ServiceTimes(samples=(1.0,)), unit=0.02)
     line = command({"serve": serve_flags(choice.policy)})
     assert bool(line) is (choice.policy not in ("none", "equal")), "what needs no proxy"
     if line:
@@ -311,7 +311,7 @@ def test_a_long_tail_is_not_called_enough():
 def test_what_is_taken_for_true_depends_on_what_the_log_said():
     spells = {"a": (Outage("", 10.0, 5.0), Outage("", 30.0, 5.0)), "b": ()}
     seen = ObservedFleet((1.0,), spells, (), 100.0, places=2)
-    world = World(load=0.8, places=2, service=Service(samples=(1.0,) * 7), seen=seen)
+    world = World(load=0.8, places=2, service=ServiceTimes(samples=(1.0,) * 7), seen=seen)
     told, blind = " ".join(assumed(world, None)), " ".join(unseen(world, [STUDENT]))
     assert "run 2 queries at a time" in told
     assert "frozen or dead as the log has seen it" in told

@@ -3,14 +3,14 @@
 import pytest
 
 from ts_parity.errors import ConfigError
-from ts_parity.lab.records import OUTCOMES, Record, read_records, write_records
+from ts_parity.lab.records import OUTCOMES, QueryRecord, read_records, write_records
 
 
 def test_what_is_written_is_read_back(tmp_path):
     records = [
-        Record(0, 0.5, 0.501, 0.0231, "reconstructed", 200, 7, 7),
-        Record(1, 0.7, 0.7, None, "lost", label=3, reason="no answer in 30 s"),
-        Record(2, 0.9, 0.9, 0.004, "error", 503, reason="busy"),
+        QueryRecord(0, 0.5, 0.501, 0.0231, "reconstructed", 200, 7, 7),
+        QueryRecord(1, 0.7, 0.7, None, "lost", label=3, reason="no answer in 30 s"),
+        QueryRecord(2, 0.9, 0.9, 0.004, "error", 503, reason="busy"),
     ]
     write_records(tmp_path / "run.jsonl", records)
     assert list(read_records(tmp_path / "run.jsonl")) == records
@@ -34,5 +34,5 @@ def test_a_bad_line_is_named(tmp_path, line):
 
 
 def test_answered_means_a_prediction_came():
-    answered = {outcome for outcome in OUTCOMES if Record(0, 0, 0, 0.1, outcome).answered}
+    answered = {outcome for outcome in OUTCOMES if QueryRecord(0, 0, 0, 0.1, outcome).answered}
     assert answered == {"deployed", "reconstructed", "hedged", "default"}

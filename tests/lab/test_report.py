@@ -2,12 +2,12 @@
 
 import pytest
 
-from ts_parity.lab.records import Record
+from ts_parity.lab.records import QueryRecord
 from ts_parity.lab.report import percentile, plot_latencies, summarize, table
 
 
 def record(seq, latency_s=0.01, outcome="deployed", predicted=1, label=1, lag_s=0.0):
-    return Record(seq, float(seq), seq + lag_s, latency_s, outcome, 200, predicted, label)
+    return QueryRecord(seq, float(seq), seq + lag_s, latency_s, outcome, 200, predicted, label)
 
 
 def test_every_query_is_counted_once():

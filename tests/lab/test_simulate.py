@@ -9,19 +9,10 @@ import pytest
 
 from ts_parity.engine import Arrived, Query, Scheduler, Send
 from ts_parity.errors import ConfigError
+from ts_parity.lab.measure import doubtful, measured, needed
 from ts_parity.lab.rivals import NAMES, arrange
-from ts_parity.lab.simulate import (
-    Arrivals,
-    Costs,
-    Outage,
-    Scenario,
-    Service,
-    Spells,
-    doubtful,
-    measured,
-    needed,
-    simulate,
-)
+from ts_parity.lab.scenario import Arrivals, Costs, Outage, Scenario, ServiceTimes, Spells
+from ts_parity.lab.simulate import simulate
 
 
 def scenario(name="none", load=0.5, queries=20_000, **more):
@@ -39,7 +30,7 @@ def mean(values):
 @pytest.mark.parametrize(("cv", "load"), [(1e-6, 0.7), (1.0, 0.5)])
 def test_one_worker_is_an_m_g_1_queue(cv, load):
     """Pollaczek-Khinchine: the mean wait is load / (1 - load) * (1 + cv^2) / 2 service times."""
-    result = simulate(scenario(workers=1, load=load, queries=100_000, service=Service(cv=cv)), seed=1)
+    result = simulate(scenario(workers=1, load=load, queries=100_000, service=ServiceTimes(cv=cv)), seed=1)
     expected = 1 + load / (1 - load) * (1 + cv**2) / 2
     assert mean(result.latencies) == pytest.approx(expected, rel=0.06)
 
@@ -52,7 +43,7 @@ def test_many_workers_with_one_queue_wait_as_erlang_says():
     blocked = offered**workers / math.factorial(workers) / (1 - load)
     chance = blocked / (sum(offered**n / math.factorial(n) for n in range(workers)) + blocked)
     wait = chance / (workers * (1 - load))
-    result = simulate(scenario(workers=workers, load=load, queries=200_000, service=Service(cv=1.0)), seed=2)
+    result = simulate(scenario(workers=workers, load=load, queries=200_000, service=ServiceTimes(cv=1.0)), seed=2)
     assert mean(result.latencies) - 1 == pytest.approx(wait, rel=0.2)
 
 
@@ -108,14 +99,14 @@ def test_an_outage_loses_nothing(kind):
 def test_a_machine_of_several_places_runs_as_many_at_once_and_is_frozen_as_a_whole():
     made = arrange("none", 1, places=4)
     run = Scenario(
-        made.fleet, made.policy, Arrivals(0.0, trace=(0.0, 0.1, 0.2, 0.3, 0.4)), 5, Service(cv=1e-9), places=4
+        made.fleet, made.policy, Arrivals(0.0, trace=(0.0, 0.1, 0.2, 0.3, 0.4)), 5, ServiceTimes(cv=1e-9), places=4
     )
     run = replace(run, warm_up=0.0, outages=(Outage("m0", 1.25, 10.0),))
     assert sorted(round(x, 2) for x in simulate(run, 0).latencies) == [1.0, 1.0, 1.0, 11.0, 11.6]
 
 
 def test_a_proxy_whose_clock_is_coarse_decides_by_it_and_takes_as_long_as_it_takes():
-    run = replace(scenario(queries=300, load=0.1, service=Service(cv=0.3)), clock=0.25)
+    run = replace(scenario(queries=300, load=0.1, service=ServiceTimes(cv=0.3)), clock=0.25)
     seen = []
     result = simulate(run, 0, on_event=lambda what, now, subject, actions: seen.append((what, now, subject)))
     assert all(subject.arrived_at == math.floor(now / 0.25) * 0.25 for what, now, subject in seen if what == "arrived")
@@ -124,7 +115,7 @@ def test_a_proxy_whose_clock_is_coarse_decides_by_it_and_takes_as_long_as_it_tak
 
 def test_a_machine_that_dies_takes_what_it_has_with_it():
     made = arrange("none", 2)
-    run = Scenario(made.fleet, made.policy, Arrivals(0.0, trace=(0.0, 0.9)), 2, Service(cv=1e-9), warm_up=0.0)
+    run = Scenario(made.fleet, made.policy, Arrivals(0.0, trace=(0.0, 0.9)), 2, ServiceTimes(cv=1e-9), warm_up=0.0)
     run = replace(run, outages=(Outage("m0", 0.5, 1.0, "dead"), Outage("m1", 1.0, 10.0, "slow", 5.0)))
     # The first is sent to m1 at 0.5, which is slow for the second half of it: 0.5 + 0.5 + 2.5.
     assert simulate(run, 0).latencies[0] == pytest.approx(3.5, abs=1e-3)

@@ -13,9 +13,10 @@ import pytest
 
 from ts_parity.engine import Kind, Send
 from ts_parity.lab.compare import World, service_from
-from ts_parity.lab.history import End, History, Served
+from ts_parity.lab.history import History, ServedTask, TaskEnd
 from ts_parity.lab.rivals import Arrangement, arrange
-from ts_parity.lab.simulate import Outage, Service, simulate
+from ts_parity.lab.scenario import Outage, ServiceTimes
+from ts_parity.lab.simulate import simulate
 from ts_parity.lab.spells import ObservedFleet, as_samples, seen_in
 
 USUAL_S = 0.02
@@ -25,7 +26,7 @@ def quiet(endpoint="a", seconds=20.0, gap_s=0.1, but=()):
     """A task every `gap_s`, none while one of `but` (begin, end) is out."""
     times = [n * gap_s for n in range(int(seconds / gap_s))]
     return [
-        Served(endpoint, at, USUAL_S * (1 + 0.1 * (n % 5)), End.ANSWERED)
+        ServedTask(endpoint, at, USUAL_S * (1 + 0.1 * (n % 5)), TaskEnd.ANSWERED)
         for n, at in enumerate(times)
         if not any(begin - USUAL_S * 1.5 <= at < end for begin, end in but)
     ]
@@ -38,7 +39,7 @@ def fleet_of(*tasks, quiet_too=()):
 
 
 def test_one_late_answer_is_a_freeze_that_began_while_it_ran_or_just_before():
-    fleet = fleet_of(Served("a", 5.0, 0.6, End.ANSWERED), quiet_too=quiet(but=[(4.95, 5.6)]))
+    fleet = fleet_of(ServedTask("a", 5.0, 0.6, TaskEnd.ANSWERED), quiet_too=quiet(but=[(4.95, 5.6)]))
     (spell,) = fleet.spells["a"]
     assert spell.kind == "frozen"
     assert 4.9 <= spell.at <= 5.0 + USUAL_S * 1.2
@@ -47,23 +48,23 @@ def test_one_late_answer_is_a_freeze_that_began_while_it_ran_or_just_before():
 
 
 def test_alike_ones_in_a_row_are_a_machine_that_is_slow():
-    slow = [Served("a", 5.0 + 0.12 * n, 0.1, End.ANSWERED) for n in range(6)]
+    slow = [ServedTask("a", 5.0 + 0.12 * n, 0.1, TaskEnd.ANSWERED) for n in range(6)]
     (spell,) = fleet_of(*slow, quiet_too=quiet(but=[(5.0, 5.75)])).spells["a"]
     assert (spell.kind, spell.at <= 5.0, spell.ends_at >= 5.7) == ("slow", True, True)
     assert spell.factor == pytest.approx(5.0, rel=0.3)
 
 
 def test_a_machine_that_is_a_little_slow_for_long_is_seen_and_chance_is_not():
-    rather = [Served("a", 5.0 + 0.1 * n, 0.042, End.ANSWERED) for n in range(12)]
+    rather = [ServedTask("a", 5.0 + 0.1 * n, 0.042, TaskEnd.ANSWERED) for n in range(12)]
     (spell,) = fleet_of(*rather, quiet_too=quiet(but=[(5.0, 6.2)], seconds=100)).spells["a"]
     assert (spell.kind, spell.factor) == ("slow", pytest.approx(1.8, rel=0.15))
-    two = [Served("a", 5.0 + 0.1 * n, 0.042, End.ANSWERED) for n in range(2)]
+    two = [ServedTask("a", 5.0 + 0.1 * n, 0.042, TaskEnd.ANSWERED) for n in range(2)]
     assert fleet_of(*two, quiet_too=quiet(but=[(5.0, 5.2)], seconds=100)).spells == {"a": ()}
 
 
 def test_what_stands_still_together_is_seen_although_each_is_only_rather_late():
     """A pause of the whole machine, or of the proxy: it is not chance that all were late at the same time."""
-    held = [Served(name, 5.0, 0.045, End.ANSWERED) for name in "abcdefgh"]
+    held = [ServedTask(name, 5.0, 0.045, TaskEnd.ANSWERED) for name in "abcdefgh"]
     rest = [task for name in "abcdefgh" for task in quiet(name, but=[(5.0, 5.045)])]
     fleet = fleet_of(*held, quiet_too=rest)
     kinds = {name: [spell.kind for spell in spells] for name, spells in fleet.spells.items()}
@@ -72,14 +73,14 @@ def test_what_stands_still_together_is_seen_although_each_is_only_rather_late():
 
 
 def test_failures_in_a_row_are_a_machine_that_is_dead():
-    failed = [Served("a", 5.0 + 0.1 * n, 0.001, End.FAILED) for n in range(4)]
+    failed = [ServedTask("a", 5.0 + 0.1 * n, 0.001, TaskEnd.FAILED) for n in range(4)]
     (spell,) = fleet_of(*failed, quiet_too=quiet(but=[(5.0, 5.4)])).spells["a"]
     assert (spell.kind, spell.at <= 5.0, 5.301 <= spell.ends_at <= 5.5) == ("dead", True, True)
 
 
 def test_what_was_still_out_lasted_as_long_as_those_that_lasted_longer():
-    freezes = [Served("a", at, took, End.ANSWERED) for at, took in ((3.0, 0.3), (8.0, 2.0), (15.0, 2.0))]
-    lost = Served("b", 18.0, 1.0, End.UNKNOWN)
+    freezes = [ServedTask("a", at, took, TaskEnd.ANSWERED) for at, took in ((3.0, 0.3), (8.0, 2.0), (15.0, 2.0))]
+    lost = ServedTask("b", 18.0, 1.0, TaskEnd.UNKNOWN)
     pauses = [(task.sent_at, task.ends_at) for task in freezes]
     fleet = fleet_of(*freezes, lost, quiet_too=[*quiet(but=pauses), *quiet("b", seconds=18.0)])
     (spell,) = fleet.spells["b"]
@@ -89,7 +90,7 @@ def test_what_was_still_out_lasted_as_long_as_those_that_lasted_longer():
 
 
 def test_too_few_answers_say_nothing_of_what_is_usual():
-    fleet = fleet_of(*(Served("a", float(n), 0.01 * 10 ** (n % 3), End.ANSWERED) for n in range(10)))
+    fleet = fleet_of(*(ServedTask("a", float(n), 0.01 * 10 ** (n % 3), TaskEnd.ANSWERED) for n in range(10)))
     assert fleet.spells == {"a": ()}
     assert len(fleet.usual) == 10
 
@@ -126,17 +127,17 @@ def test_every_seed_begins_elsewhere_in_the_log_all_machines_together():
 
 def test_one_place_of_several_may_be_late_alone_and_all_are_late_together():
     """While one task is out, others come and go as usual: that is the task's own matter, or its place's."""
-    alone = Served("a", 5.0, 0.6, End.ANSWERED)
+    alone = ServedTask("a", 5.0, 0.6, TaskEnd.ANSWERED)
     fleet = seen_in(History(served=(*quiet(), alone), places={"a": 4}))
     assert fleet.spells == {"a": ()}
     assert (max(fleet.usual), fleet.places) == (0.6, 4)
-    together = [Served("a", 5.0 + 0.01 * n, 0.6 - 0.01 * n, End.ANSWERED) for n in range(3)]
+    together = [ServedTask("a", 5.0 + 0.01 * n, 0.6 - 0.01 * n, TaskEnd.ANSWERED) for n in range(3)]
     (spell,) = seen_in(History(served=(*quiet(but=[(5.0, 5.6)]), *together), places={"a": 4})).spells["a"]
     assert (spell.kind, spell.ends_at) == ("frozen", pytest.approx(5.6, abs=0.05))
 
 
 def test_a_task_beyond_the_places_begins_when_another_has_ended():
-    waited = [Served("a", 5.0, 0.06, End.ANSWERED), Served("a", 5.001, 0.079, End.ANSWERED)]
+    waited = [ServedTask("a", 5.0, 0.06, TaskEnd.ANSWERED), ServedTask("a", 5.001, 0.079, TaskEnd.ANSWERED)]
     fleet = seen_in(History(served=(*quiet(but=[(5.0, 5.1)]), *waited), places={"a": 1}))
     assert (fleet.spells, max(fleet.usual)) == ({"a": ()}, 0.06)
 
@@ -154,11 +155,11 @@ def test_it_says_how_often_how_long_and_how_many_at_once():
     told = fleet.told()
     assert (told["frozen"], told["slow"], told["dead"], told["most_at_once"]) == (2, 1, 0, 2)
     assert (told["mean_spell_s"], told["share_in_spells"]) == (4.0, 0.06)
-    assert fleet.told_in_words() == (
+    assert fleet.in_words() == (
         "replayed from 2 endpoints in 100 s: 2 frozen, 1 slow, of 4000 ms on average; "
         "6.0% of the time, at most 2 at once"
     )
-    assert replace(fleet, spells={"a": ()}).told_in_words() == "none seen of 1 endpoints in 100 s"
+    assert replace(fleet, spells={"a": ()}).in_words() == "none seen of 1 endpoints in 100 s"
 
 
 # ---- a known world, its log, and what a plan makes of it ------------------------------------------------------------
@@ -180,7 +181,7 @@ class Log:
 
     def __init__(self, file: Path) -> None:
         self._lines = file.open("w")
-        self._out: dict[int, Served] = {}
+        self._out: dict[int, ServedTask] = {}
 
     def __call__(self, what: str, now: float, subject: object, actions: list[object]) -> None:
         if what == "done" and subject.kind is Kind.DEPLOYED:
@@ -229,7 +230,7 @@ def slow_in_turn(machines: int, until: float) -> tuple[Outage, ...]:
 WORLDS = {
     "two machines, frozen in turn": World(0.5, 2, 10_000, outages=one_at_a_time(2, 10_000)),
     "six machines, slow in turn": World(0.4, 6, 10_000, outages=slow_in_turn(6, 4200)),
-    "service times that differ widely": World(0.4, 6, 10_000, Service(cv=1.0)),
+    "service times that differ widely": World(0.4, 6, 10_000, ServiceTimes(cv=1.0)),
 }
 
 

@@ -6,7 +6,7 @@ import json
 import pytest
 from aiohttp import web
 
-from ts_parity.lab.traffic import Body, Load, drive, poisson_load
+from ts_parity.lab.traffic import LabelledBody, Load, drive, poisson_load
 
 
 def read_digit(body):
@@ -58,7 +58,7 @@ async def test_the_source_header_tells_the_outcome(serve):
         return answer(5, **({"x-ts-parity": source} if source else {}))
 
     url = await serve(handler)
-    bodies = [Body(source, label=5) for source in (b"deployed", b"reconstructed", b"", b"hedged")]
+    bodies = [LabelledBody(source, label=5) for source in (b"deployed", b"reconstructed", b"", b"hedged")]
     records = await drive(Load((0.0, 0.03, 0.06, 0.09), (0, 1, 2, 3)), bodies, [url], read_digit, 60.0)
     assert [record.outcome for record in records] == ["deployed", "reconstructed", "deployed", "hedged"]
     assert all(record.predicted == record.label == 5 for record in records)
@@ -76,7 +76,7 @@ async def test_several_targets_are_taken_in_turn(serve):
         return handler
 
     urls = [await serve(target(name)) for name in "ab"]
-    bodies = [Body(b"zero", "image/png"), Body(b"one")]
+    bodies = [LabelledBody(b"zero", "image/png"), LabelledBody(b"one")]
     await drive(Load((0.0, 0.02, 0.04), (0, 1, 0)), bodies, urls, read_digit, 60.0)
     octets = "application/octet-stream"
     assert sorted(seen) == [("a", b"zero", "image/png"), ("a", b"zero", "image/png"), ("b", b"one", octets)]
@@ -92,7 +92,7 @@ async def test_a_stuck_query_holds_no_other_up(serve):
 
     url = await serve(handler)
     due_at = tuple(0.01 * n for n in range(20))
-    load, bodies, collect = Load(due_at, (0, *[1] * 19)), [Body(b"stuck"), Body(b"x")], _Collect()
+    load, bodies, collect = Load(due_at, (0, *[1] * 19)), [LabelledBody(b"stuck"), LabelledBody(b"x")], _Collect()
     run = asyncio.create_task(drive(load, bodies, [url], read_digit, 60.0, collect))
     await collect.until(19)
     stuck.set()
@@ -125,7 +125,7 @@ async def test_silence_is_lost_and_a_refusal_is_an_error(serve):
         return answer(1)
 
     url = await serve(handler)
-    bodies = [Body(b"silence"), Body(b"busy"), Body(b"garbage")]
+    bodies = [LabelledBody(b"silence"), LabelledBody(b"busy"), LabelledBody(b"garbage")]
     lost, busy, garbage = await drive(Load((0.0, 0.0, 0.0), (0, 1, 2)), bodies, [url], read_digit, 2.0)
     assert (lost.outcome, lost.latency_s, lost.status) == ("lost", None, None)
     assert (busy.outcome, busy.status) == ("error", 503)
@@ -135,7 +135,7 @@ async def test_silence_is_lost_and_a_refusal_is_an_error(serve):
 
 
 async def test_nobody_there_is_an_error():
-    (record,) = await drive(Load((0.0,), (0,)), [Body(b"x")], ["http://127.0.0.1:1/"], read_digit, 60.0)
+    (record,) = await drive(Load((0.0,), (0,)), [LabelledBody(b"x")], ["http://127.0.0.1:1/"], read_digit, 60.0)
     assert record.outcome == "error"
     assert record.status is None
     assert "ClientConnector" in record.reason
@@ -147,7 +147,7 @@ async def test_a_cancelled_run_leaves_no_flight(serve):
 
     url = await serve(handler)
     before = len(asyncio.all_tasks())
-    run = asyncio.create_task(drive(Load((0.0,) * 5, (0,) * 5), [Body(b"x")], [url], read_digit, 60.0))
+    run = asyncio.create_task(drive(Load((0.0,) * 5, (0,) * 5), [LabelledBody(b"x")], [url], read_digit, 60.0))
     while len(asyncio.all_tasks()) < before + 6:
         await asyncio.sleep(0.005)
     run.cancel()

@@ -12,22 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from ts_parity.errors import ConfigError
-from ts_parity.lab.history import End, read_history
+from ts_parity.lab.history import TaskEnd, read_history
 from ts_parity.lab.lines import shown
+from ts_parity.lab.measure import PERCENTILES, doubtful, measured, needed
 from ts_parity.lab.rivals import SERVICE_S, Arrangement, arrange
-from ts_parity.lab.simulate import (
-    PERCENTILES,
-    Arrivals,
-    Outage,
-    Result,
-    Scenario,
-    Service,
-    Spells,
-    doubtful,
-    measured,
-    needed,
-    simulate,
-)
+from ts_parity.lab.scenario import Arrivals, Outage, Scenario, ServiceTimes, Spells
+from ts_parity.lab.simulate import Result, simulate
 from ts_parity.lab.spells import ObservedFleet, seen_in
 from ts_parity.tables import columns, markdown
 
@@ -48,7 +38,7 @@ class World:
     load: float = 0.6
     workers: int = 12
     queries: int = 100_000
-    service: Service = field(default_factory=Service)
+    service: ServiceTimes = field(default_factory=ServiceTimes)
     spells: Spells | None = None
     outages: tuple[Outage, ...] = ()
     net_share: float = 0.0
@@ -255,15 +245,15 @@ def in_units(outage: Outage, unit: float) -> Outage:
 
 def service_from(
     file: Path, model: str | None = None, note: Callable[[str], object] = str
-) -> tuple[Service, float, ObservedFleet | None]:
+) -> tuple[ServiceTimes, float, ObservedFleet | None]:
     """-> the service times of a latency log in units of their mean, and that mean in seconds; if the log says where and
     when, without the spells, which come third. `note` is told what was left out. Raise ConfigError.
     """
     history = read_history(file, model)
     if history.cut_line:
         note(f"line {history.cut_line} of {shown(file)}, the last, is cut and was left out; is it still written to?")
-    answered = sum(task.end is End.ANSWERED for task in history.served)
-    if (unknown := sum(task.end is End.UNKNOWN for task in history.served)) > answered + len(history.times):
+    answered = sum(task.answered for task in history.served)
+    if (unknown := sum(task.end is TaskEnd.UNKNOWN for task in history.served)) > answered + len(history.times):
         raise ConfigError(
             f"{shown(file)} does not say how long the model takes: of {unknown + answered} of its answers {unknown} "
             "were still waited for when the log ended"
@@ -271,4 +261,4 @@ def service_from(
     seen = seen_in(history) if answered else None
     seconds = [*history.times, *(seen.usual if seen is not None else ())]
     mean = sum(seconds) / len(seconds)
-    return Service(samples=tuple(value / mean for value in seconds)), mean, seen
+    return ServiceTimes(samples=tuple(value / mean for value in seconds)), mean, seen

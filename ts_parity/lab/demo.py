@@ -32,9 +32,9 @@ from ts_parity.codes import make_code
 from ts_parity.config import CODES
 from ts_parity.errors import ConfigError, StartError
 from ts_parity.lab.faults import Fault, FaultPlan, Injector, make_schedule
-from ts_parity.lab.records import Record, write_records
+from ts_parity.lab.records import QueryRecord, write_records
 from ts_parity.lab.report import Summary, plot_latencies, summarize, table
-from ts_parity.lab.traffic import Body, drive, poisson_load
+from ts_parity.lab.traffic import LabelledBody, drive, poisson_load
 from ts_parity.torchserve.archive import pack
 from ts_parity.torchserve.configuration import InstanceOptions
 from ts_parity.torchserve.launcher import TorchServeInstance, start_fleet
@@ -71,7 +71,7 @@ class Arm:
     """One way to serve the same load."""
 
     summary: Summary
-    records: Sequence[Record]
+    records: Sequence[QueryRecord]
     struck: dict[str, int]
 
 
@@ -190,11 +190,11 @@ def _train(
     )
 
 
-def read_bodies(data: Path) -> list[Body]:
+def read_bodies(data: Path) -> list[LabelledBody]:
     """The scans no model has seen, as clients send them."""
     labels = dict(line.split(",") for line in (data / "labels.csv").read_text().splitlines()[1:])
     files = sorted((data / "test").glob("*.png"))
-    return [Body(file.read_bytes(), "image/png", int(labels[f"test/{file.name}"])) for file in files]
+    return [LabelledBody(file.read_bytes(), "image/png", int(labels[f"test/{file.name}"])) for file in files]
 
 
 def read_digit(body: bytes) -> int:
@@ -278,7 +278,7 @@ def _arm(
     targets: Sequence[str],
     fleet: Sequence[TorchServeInstance],
     models: Sequence[Sequence[str]],
-    bodies: Sequence[Body],
+    bodies: Sequence[LabelledBody],
     schedule: Sequence[Fault],
     proxy: ProxyProcess | None,
     say: Say,
@@ -293,7 +293,7 @@ def _arm(
         total=settings.queries, desc=f"{name:12}", unit="query", file=sys.stderr, disable=not settings.progress
     ) as bar:
 
-        def count(record: Record) -> None:
+        def count(record: QueryRecord) -> None:
             bar.update()
 
         records = asyncio.run(_under_fire(settings, bodies, targets, schedule, injector, count))
@@ -309,12 +309,12 @@ def _arm(
 
 async def _under_fire(
     settings: DemoSettings,
-    bodies: Sequence[Body],
+    bodies: Sequence[LabelledBody],
     targets: Sequence[str],
     schedule: Sequence[Fault],
     injector: Injector,
-    on_record: Callable[[Record], None],
-) -> list[Record]:
+    on_record: Callable[[QueryRecord], None],
+) -> list[QueryRecord]:
     load = poisson_load(settings.queries, settings.rate, len(bodies), settings.seed)
     started_at = time.monotonic() + 0.2
     faults = asyncio.create_task(injector.run(schedule, started_at))

@@ -38,7 +38,7 @@ REMEDY = (
 )
 
 
-class End(Enum):
+class TaskEnd(Enum):
     ANSWERED = "answered"
     FAILED = "failed"
     """It took so long to fail: the instance was gone, or not in time."""
@@ -46,17 +46,21 @@ class End(Enum):
     """It was out for at least so long; then nobody looked any more."""
 
 
-class Served(NamedTuple):
+class ServedTask(NamedTuple):
     """One task of the deployed model. Seconds; `sent_at` counts from the first arrival."""
 
     endpoint: str
     sent_at: float
     took_s: float
-    end: End
+    end: TaskEnd
 
     @property
     def ends_at(self) -> float:
         return self.sent_at + self.took_s
+
+    @property
+    def answered(self) -> bool:
+        return self.end is TaskEnd.ANSWERED
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class History:
     """`times`: how long answers took of which nobody says where and when. `arrivals`, ascending, begin at 0."""
 
     times: tuple[float, ...] = ()
-    served: tuple[Served, ...] = ()
+    served: tuple[ServedTask, ...] = ()
     arrivals: tuple[float, ...] = ()
     places: Mapping[str, int] = field(default_factory=dict)
     """By endpoint, where it is known: how many tasks it may have at once."""
@@ -91,13 +95,13 @@ def read_history(file: Path, model: str | None = None) -> History:
             raise ConfigError(f"{shown(file)} is a table of times and does not say whose they are: leave --model out")
         history = History(tuple(seconds(value, number, file) for number, value in last_cells(every, file)))
     else:
-        history = _Reader(file, model).read(every)
-    if not history.times and not any(task.end is End.ANSWERED for task in history.served):
+        history = _LogReader(file, model).read(every)
+    if not history.times and not any(task.answered for task in history.served):
         raise ConfigError(f"{shown(file)} holds no latencies of answered queries")
     return history
 
 
-class _Clock:
+class _LogClock:
     """One process's lines. Its wall clock may be set back; the files of a rotated log may come in any order."""
 
     def __init__(self) -> None:
@@ -121,16 +125,16 @@ class _Clock:
         return ends_at - took_s
 
 
-class _Reader:
+class _LogReader:
     def __init__(self, file: Path, model: str | None) -> None:
         self._file = file
         self._model = model
         self._number = self._cut = self._read = 0
         self._times: list[float] = []
-        self._served: dict[str, list[Served]] = {}
+        self._served: dict[str, list[ServedTask]] = {}
         self._arrivals: dict[str, list[float]] = {}
-        self._clocks: dict[str, _Clock] = {}
-        self._out: dict[tuple[str, str], tuple[str, Served]] = {}
+        self._clocks: dict[str, _LogClock] = {}
+        self._out: dict[tuple[str, str], tuple[str, ServedTask]] = {}
         """By query and endpoint: tasks that were still out when their query ended, each with its pool."""
         self._counted = self._whole = 0
         """Queries that took whole milliseconds: an event loop like uvloop's counts these."""
@@ -144,14 +148,14 @@ class _Reader:
         for (query, _), (owner, task) in self._out.items():
             ended_at = self._clocks[_process(query)].ended_at
             self._served.setdefault(owner, []).append(
-                Served(task.endpoint, task.sent_at, max(task.took_s, ended_at - task.sent_at), End.UNKNOWN)
+                ServedTask(task.endpoint, task.sent_at, max(task.took_s, ended_at - task.sent_at), TaskEnd.UNKNOWN)
             )
         pool = self._chosen()
         served, arrivals = self._served.get(pool, []), sorted(self._arrivals.get(pool, []))
         begins_at = min([*arrivals[:1], *(task.sent_at for task in served)], default=0.0)
         return History(
             tuple(self._times),
-            tuple(Served(t.endpoint, t.sent_at - begins_at, t.took_s, t.end) for t in sorted(served, key=_by_time)),
+            tuple(ServedTask(t.endpoint, t.sent_at - begins_at, t.took_s, t.end) for t in sorted(served, key=_by_time)),
             tuple(at - begins_at for at in arrivals),
             self._places(),
             MILLISECOND if self._whole > 0.99 * self._counted > 0 else 0.0,
@@ -227,28 +231,28 @@ class _Reader:
         pool, latency_s = str(entry["pool"]), self._duration(entry["latency_s"])
         self._counted += 1
         self._whole += abs(1000 * latency_s - round(1000 * latency_s)) < 1e-3
-        clock = self._clocks.setdefault(_process(name), _Clock())
+        clock = self._clocks.setdefault(_process(name), _LogClock())
         number = int(name.rpartition("-")[2]) if name else None
         arrived_at = clock.at(_instant(entry["at"]), latency_s, number)
         self._arrivals.setdefault(pool, []).append(arrived_at)
         served = self._served.setdefault(pool, [])
         if service_s is not None and entry["status"] < 400:  # how fast errors are says nothing
             sent_at = arrived_at + self._duration(entry["waited_s"])
-            served.append(Served(str(entry["endpoint"]), sent_at, service_s, End.ANSWERED))
+            served.append(ServedTask(str(entry["endpoint"]), sent_at, service_s, TaskEnd.ANSWERED))
             if entry.get("places"):
                 clock.places[entry["endpoint"]] = int(entry["places"])
         for other in entry.get("others") or ():
-            end = End.FAILED if other["failed"] else End.UNKNOWN
+            end = TaskEnd.FAILED if other["failed"] else TaskEnd.UNKNOWN
             sent_at, took_s = arrived_at + self._duration(other["waited_s"]), self._duration(other["at_least_s"])
-            task = Served(other["endpoint"], sent_at, took_s, end)
-            if end is End.FAILED:
+            task = ServedTask(other["endpoint"], sent_at, took_s, end)
+            if end is TaskEnd.FAILED:
                 served.append(task)
             elif f"{name} {task.endpoint}" not in self._seen:
                 self._out[name, task.endpoint] = (pool, task)
         if version is None and outcome in ("left", "error") and entry.get("cause") in (None, "deadline"):
             where = entry.get("endpoint") or ""
             if where and "," not in where:  # its task went on, and all there is to know is that it was out so long
-                served.append(Served(where, arrived_at, latency_s, End.UNKNOWN))
+                served.append(ServedTask(where, arrived_at, latency_s, TaskEnd.UNKNOWN))
 
     def _task(self, entry: dict[str, Any]) -> None:
         """A task that ended after its query."""
@@ -259,8 +263,8 @@ class _Reader:
         self._out.pop((name, endpoint), None)
         arrived = entry["service_s"] is not None
         took_s = self._took(entry) if arrived else self._duration(entry["at_least_s"])
-        sent_at = self._clocks.setdefault(_process(name), _Clock()).at(_instant(entry["at"]), took_s, None)
-        task = Served(endpoint, sent_at, took_s, End.ANSWERED if arrived else End.FAILED)
+        sent_at = self._clocks.setdefault(_process(name), _LogClock()).at(_instant(entry["at"]), took_s, None)
+        task = ServedTask(endpoint, sent_at, took_s, TaskEnd.ANSWERED if arrived else TaskEnd.FAILED)
         self._served.setdefault(str(entry["pool"]), []).append(task)
 
     def _took(self, entry: Mapping[str, Any]) -> float:
@@ -282,7 +286,7 @@ class _Reader:
         return self._wrong(f"was answered otherwise ({outcome}), and {why}: the slow answers are missing. {REMEDY}")
 
 
-def _by_time(task: Served) -> float:
+def _by_time(task: ServedTask) -> float:
     return task.sent_at
 
 

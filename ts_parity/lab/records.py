@@ -21,7 +21,7 @@ OUTCOMES = (*ANSWERED, ERROR, LOST)
 
 
 @dataclass(frozen=True)
-class Record:
+class QueryRecord:
     """What became of one query. Instants count from the start of the load; the latency from when the query was due."""
 
     seq: int
@@ -43,19 +43,19 @@ class Record:
         return self.outcome in ANSWERED
 
 
-def write_records(path: Path, records: Iterable[Record]) -> None:
+def write_records(path: Path, records: Iterable[QueryRecord]) -> None:
     """One JSON object a line."""
     with open(path, "w", encoding="utf-8") as file:
         for record in records:
             file.write(json.dumps(asdict(record)) + "\n")
 
 
-def read_records(path: Path) -> Iterator[Record]:
+def read_records(path: Path) -> Iterator[QueryRecord]:
     """Raise ConfigError naming the file and line of what is not a record. Fields of later versions are ignored."""
-    known = {field.name for field in fields(Record)}
+    known = {field.name for field in fields(QueryRecord)}
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             try:
-                yield Record(**{name: value for name, value in json.loads(line).items() if name in known})
+                yield QueryRecord(**{name: value for name, value in json.loads(line).items() if name in known})
             except (ValueError, TypeError, AttributeError) as error:
                 raise ConfigError(f"{path}, line {number}: not a query record: {error}") from None

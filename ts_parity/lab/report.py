@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ts_parity.lab.records import ERROR, LOST, Record
+from ts_parity.lab.records import ERROR, LOST, QueryRecord
 from ts_parity.tables import columns
 
 MIN_SAMPLES_BEYOND = 10
@@ -46,7 +46,7 @@ class Summary:
         return asdict(self)
 
 
-def summarize(records: Sequence[Record], work_per_query: float | None = None) -> Summary:
+def summarize(records: Sequence[QueryRecord], work_per_query: float | None = None) -> Summary:
     answered = [record for record in records if record.answered]
     rebuilt = [record for record in answered if record.outcome == RECONSTRUCTED]
     latencies = sorted(record.latency_s for record in answered if record.latency_s is not None)
@@ -95,7 +95,7 @@ def table(arms: Mapping[str, Summary]) -> str:
     return "\n".join(lines)
 
 
-def plot_latencies(arms: Mapping[str, Sequence[Record]], path: Path, title: str) -> None:
+def plot_latencies(arms: Mapping[str, Sequence[QueryRecord]], path: Path, title: str) -> None:
     """Share of queries slower than t, both axes logarithmic: the tail is what it shows. Writes a PNG.
 
     Queries without an answer never come down: each arm's curve ends at the share that errors and losses hold.
@@ -138,7 +138,7 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None else form.format(value)
 
 
-def _accuracy(records: Sequence[Record]) -> float | None:
+def _accuracy(records: Sequence[QueryRecord]) -> float | None:
     labelled = [record for record in records if record.label is not None]
     if not labelled:
         return None

@@ -12,7 +12,7 @@ from typing import Any
 from ts_parity.codes import ErasureCode, make_code
 from ts_parity.engine import Endpoint, Fleet, Instance, Policy, Pool, plain
 from ts_parity.errors import ConfigError
-from ts_parity.lab.simulate import Costs
+from ts_parity.lab.scenario import Costs
 
 POOL = "model"
 UNBOUNDED = 1_000_000

@@ -10,10 +10,9 @@ from __future__ import annotations
 import heapq
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any
 
 import numpy as np
 
@@ -23,135 +22,16 @@ from ts_parity.engine import (
     Cause,
     Fail,
     Failed,
-    Fleet,
     Kind,
     Outcome,
-    Policy,
     Query,
     Scheduler,
     Send,
     Source,
 )
 from ts_parity.engine.query import Action, Task
-from ts_parity.lab.records import ERROR, Record
-
-BLOCK = 1 << 14
-"""Random numbers are drawn so many at a time: one by one they would cost more than the engine."""
-
-
-@dataclass(frozen=True)
-class Service:
-    """How long one deployed inference takes: lognormal of this mean and cv, or drawn from `samples` (a latency log)."""
-
-    mean: float = 1.0
-    cv: float = 0.1
-    samples: tuple[float, ...] = ()
-
-    def draw(self, rng: np.random.Generator, size: int) -> list[float]:
-        if self.samples:
-            drawn: list[float] = rng.choice(np.asarray(self.samples), size).tolist()
-            return drawn
-        sigma = math.sqrt(math.log(1 + self.cv**2))
-        lognormal: list[float] = rng.lognormal(math.log(self.mean) - sigma**2 / 2, sigma, size).tolist()
-        return lognormal
-
-
-@dataclass(frozen=True)
-class Spells:
-    """Each worker, or each failure domain together, is `factor` times slower for a share of the time, in spells.
-
-    `factor` inf: frozen, what it has begun goes on when the spell ends. Lengths and gaps are exponential.
-    """
-
-    share: float
-    mean: float
-    factor: float
-    by_domain: bool = False
-
-
-@dataclass(frozen=True)
-class Outage:
-    """From `at` on, for `lasts`, this worker does what `kind` says: frozen, dead (what is sent fails), or slow."""
-
-    worker: str
-    at: float
-    lasts: float = math.inf
-    kind: str = "frozen"
-    factor: float = 5.0
-
-    @property
-    def ends_at(self) -> float:
-        return self.at + self.lasts
-
-
-@dataclass(frozen=True)
-class Arrivals:
-    """Poisson of a rate; Gamma gaps of this cv; bursts (`burst` times as many for a tenth of the time); or a trace."""
-
-    rate: float
-    cv: float = 1.0
-    burst: float = 1.0
-    burst_mean: float = 50.0
-    trace: tuple[float, ...] = ()
-
-    def times(self, rng: np.random.Generator) -> Iterator[float]:
-        if self.trace:
-            yield from self.trace
-            return
-        at, high, until = 0.0, False, 0.0
-        # So that the mean rate is `rate`: a tenth of the time at `burst` times the low rate.
-        low = self.rate / (0.9 + 0.1 * self.burst)
-        while True:
-            shape = 1.0 / self.cv**2
-            for gap in rng.gamma(shape, 1.0 / shape, BLOCK).tolist():
-                while self.burst > 1.0 and at >= until:
-                    high = not high
-                    until = at + rng.exponential(self.burst_mean * (1.0 if high else 9.0))
-                at += gap / (low * self.burst if high and self.burst > 1.0 else low if self.burst > 1.0 else self.rate)
-                yield at
-
-
-@dataclass(frozen=True)
-class Costs:
-    """In deployed inferences. `group`: of a parity model's answer, or of each query in a backup's group.
-
-    `batch_saves`: what each further query in one run saves, from 0 (k cost k) to 1 (k cost one).
-    """
-
-    group: float = 1.0
-    batch_saves: float = 0.0
-    finish: float = 0.01
-    decode: float = 0.0
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """Everything that makes a run. The same scenario and seed give the same run."""
-
-    fleet: Fleet
-    policy: Policy
-    arrivals: Arrivals
-    queries: int
-    service: Service = field(default_factory=Service)
-    spells: Spells | None = None
-    outages: tuple[Outage, ...] = ()
-    net_share: float = 0.0
-    net_mean: float = 0.0
-    costs: Costs = field(default_factory=Costs)
-    proxies: int = 1
-    places: int = 1
-    """How many tasks a machine runs at once."""
-    clock: float = 0.0
-    """What the proxies' clock counts in; 0: exact. Their timers are up to two counts late: one since the clock was
-    read, one since they sleep for whole counts.
-    """
-    worker_batch: int = 1
-    deadline: float = math.inf
-    """What each client asks for; inf: nothing but the policy's."""
-    patience: float = math.inf
-    """So long after its query a client leaves, which the proxy is not told before."""
-    warm_up: float = 0.02
-    """Share of the queries at the beginning that is not measured."""
+from ts_parity.lab.records import ERROR, QueryRecord
+from ts_parity.lab.scenario import BLOCK, Outage, Scenario, Spells
 
 
 @dataclass
@@ -169,7 +49,7 @@ class Result:
     work_of: dict[str, float] = field(default_factory=dict)
     """The same by what was run: `deployed`, `copy` (second copies), `protection`, `finish`."""
     queries: int = 0
-    records: list[Record] | None = None
+    records: list[QueryRecord] | None = None
     sent: dict[str, int] = field(default_factory=dict)
 
     def percentile(self, share: float) -> float:
@@ -407,7 +287,7 @@ class _Run:
         source = action.source.value
         result.answered[source] = result.answered.get(source, 0) + 1
         if result.records is not None:
-            result.records.append(Record(query.id, query.arrived_at, query.arrived_at, latency, source, 200))
+            result.records.append(QueryRecord(query.id, query.arrived_at, query.arrived_at, latency, source, 200))
 
     def _failed(self, action: Fail, now: float) -> None:
         if action.query.id < self._skip:
@@ -415,7 +295,7 @@ class _Run:
         self._result.failed += 1
         if self._result.records is not None:
             at, reason = action.query.arrived_at, action.reason.value
-            self._result.records.append(Record(action.query.id, at, at, now - at, ERROR, 503, reason=reason))
+            self._result.records.append(QueryRecord(action.query.id, at, at, now - at, ERROR, 503, reason=reason))
 
     # ---- workers ---------------------------------------------------------------------------------------------------
 
@@ -501,59 +381,3 @@ class _Run:
         if ends < math.inf:
             self._result.work += takes
         return ends
-
-
-def measured(
-    scenario: Scenario | Callable[[int], Scenario],
-    seeds: Sequence[int],
-    progress: Callable[[int], object] | None = None,
-) -> dict[str, Any]:
-    """Of a scenario, or of one for each seed: means over seeds of percentiles, work and shares; `p99_low`, `p99_high`
-    and so on are the extremes.
-
-    `samples`: the fewest answers there are behind a seed's percentiles. A percentile of no answers is None. `launched`:
-    protections per query; `launched_late`: of the queries, those that got one because they were late.
-    """
-    made = [scenario if isinstance(scenario, Scenario) else scenario(seed) for seed in seeds]
-    results = [simulate(each, seed, progress=progress) for each, seed in zip(made, seeds, strict=True)]
-    row: dict[str, Any] = {}
-    for name, share in PERCENTILES.items():
-        each = [r.percentile(share) for r in results]
-        known = not any(math.isnan(value) for value in each)
-        row[name] = _mean(each) if known else None
-        row[f"{name}_low"], row[f"{name}_high"] = (round(min(each), 3), round(max(each), 3)) if known else (None, None)
-    return {
-        **row,
-        "samples": min(len(r.latencies) for r in results),
-        "work": _mean([r.work_per_query for r in results]),
-        **{
-            f"work_{kind}": _mean([r.work_of.get(kind, 0.0) / max(1, r.queries) for r in results], 5)
-            for kind in WORK_KINDS
-        },
-        "launched": _mean([r.sent.get("protection", 0) / max(1, r.queries) for r in results], 5),
-        "launched_late": _mean([r.sent.get("late", 0) / max(1, r.queries) for r in results], 5),
-        "reconstructed": _mean([r.reconstructed for r in results], 5),
-        "unanswered": float(sum(r.failed + r.unanswered for r in results)),
-    }
-
-
-PERCENTILES = {"p50": 0.5, "p99": 0.99, "p999": 0.999, "p9999": 0.9999}
-WORK_KINDS = ("copy", "protection", "finish")
-"""Of the work, what is there beside the deployed model's own answers."""
-CONFIDENCE = 0.99
-
-
-def needed(share: float) -> int:
-    """So many samples that one of them at least is beyond this percentile, with CONFIDENCE: 459 for p99, 4,603 for
-    p99.9, 46,050 for p99.99. With fewer, the percentile may lie above all that was seen.
-    """
-    return math.ceil(math.log(1 - CONFIDENCE) / math.log(share))
-
-
-def doubtful(samples: int) -> list[str]:
-    """The percentiles that this many samples do not support."""
-    return [name for name, share in PERCENTILES.items() if samples < needed(share)]
-
-
-def _mean(values: Sequence[float], digits: int = 3) -> float:
-    return round(float(np.mean(values)), digits)

@@ -35,8 +35,8 @@ from itertools import groupby, islice, pairwise
 from typing import Any
 
 from ts_parity.engine.lateness import ENOUGH, MARGIN, robust_quantile
-from ts_parity.lab.history import End, History, Served
-from ts_parity.lab.simulate import Outage
+from ts_parity.lab.history import History, ServedTask, TaskEnd
+from ts_parity.lab.scenario import Outage
 
 FAR = 3.0
 """Times the median: nearer than that, nothing is late by itself."""
@@ -86,7 +86,7 @@ class ObservedFleet:
             "most_at_once": _most_at_once(every),
         }
 
-    def told_in_words(self) -> str:
+    def in_words(self) -> str:
         told = self.told()
         where = f"{told['endpoints']} endpoints in {told['seconds']:g} s"
         kinds = ", ".join(f"{told[kind]} {kind}" for kind in (_FROZEN, _SLOW, _DEAD) if told[kind])
@@ -119,11 +119,11 @@ class ObservedFleet:
 def seen_in(history: History, seed: int = 0) -> ObservedFleet:
     """What the history says. It must hold answered tasks with their endpoints."""
     rng = random.Random(f"spells {seed}")
-    ordered = sorted(task.took_s for task in history.served if task.end is End.ANSWERED)
+    ordered = sorted(task.took_s for task in history.served if task.answered)
     limits = _limits(ordered)
     median = limits.median
-    usual: list[Served] = []
-    found: dict[str, list[_SpellSeen]] = {}
+    usual: list[ServedTask] = []
+    found: dict[str, list[_ObservedSpell]] = {}
     by_endpoint = sorted(history.served, key=lambda task: (task.endpoint, task.sent_at))
     row = _run_beyond_chance(len(ordered))
     together = _late_together(history.served, limits, row)
@@ -140,7 +140,7 @@ def seen_in(history: History, seed: int = 0) -> ObservedFleet:
         endpoint: [_drawn(spell, means[spell.kind], cores[spell.kind], median, rng) for spell in spells]
         for endpoint, spells in found.items()
     }
-    times = as_samples([task.took_s for task in usual], [task.end is End.ANSWERED for task in usual])
+    times = as_samples([task.took_s for task in usual], [task.answered for task in usual])
     return ObservedFleet(
         tuple(times),
         {name: _apart(spells) for name, spells in drawn.items()},
@@ -173,25 +173,25 @@ def as_samples(times: Sequence[float], ended: Sequence[bool]) -> list[float]:
 
 
 @dataclass(frozen=True)
-class _Lateness:
+class _LateLimits:
     median: float
     late: float
     rather_late: float
 
-    def rather(self, task: Served) -> bool:
+    def rather(self, task: ServedTask) -> bool:
         return task.took_s > max(self.rather_late, MARGIN * self.median)
 
 
-def _limits(ordered: Sequence[float]) -> _Lateness:
+def _limits(ordered: Sequence[float]) -> _LateLimits:
     median = ordered[len(ordered) // 2]
     if len(ordered) < ENOUGH:  # nobody knows what is usual
-        return _Lateness(median, math.inf, math.inf)
+        return _LateLimits(median, math.inf, math.inf)
     late = max(FAR * median, robust_quantile([*ordered], 0.999))
-    return _Lateness(median, late, robust_quantile([*ordered], 0.95))
+    return _LateLimits(median, late, robust_quantile([*ordered], 0.95))
 
 
 @dataclass
-class _SpellSeen:
+class _ObservedSpell:
     """What is sure of it: from the first task that it held up to when the last went on, and the idle time around it."""
 
     kind: str
@@ -210,7 +210,7 @@ class _SpellSeen:
         return self.ends_at - self.begins_at
 
 
-_Marked = tuple[Served, bool]
+_Marked = tuple[ServedTask, bool]
 """A task and whether it was late."""
 
 
@@ -219,7 +219,7 @@ def _run_beyond_chance(tasks: int) -> int:
     return max(RUN, math.ceil(math.log(CHANCE / max(tasks, 1)) / math.log(0.05)))
 
 
-def _late_together(tasks: Sequence[Served], limits: _Lateness, row: int) -> set[float]:
+def _late_together(tasks: Sequence[ServedTask], limits: _LateLimits, row: int) -> set[float]:
     """When many in a row that are rather late have ended, on whatever endpoints: all stood still, or the proxy did."""
     found: set[float] = set()
     for late, run in groupby(sorted(tasks, key=lambda task: task.ends_at), key=limits.rather):
@@ -229,7 +229,7 @@ def _late_together(tasks: Sequence[Served], limits: _Lateness, row: int) -> set[
     return found
 
 
-def _marked(tasks: list[Served], limits: _Lateness, row: int, together: set[float]) -> list[_Marked]:
+def _marked(tasks: list[ServedTask], limits: _LateLimits, row: int, together: set[float]) -> list[_Marked]:
     marks = [task.took_s > limits.late for task in tasks]
     # Where others come and go as usual meanwhile, it is not the endpoint that is late, but one of its places.
     marks = [late and not _passed(tasks, at, limits) for at, late in enumerate(marks)]
@@ -243,7 +243,7 @@ def _marked(tasks: list[Served], limits: _Lateness, row: int, together: set[floa
     return [*zip(tasks, marks, strict=True)]
 
 
-def _begun(tasks: list[Served], places: int | None, clear_s: float) -> tuple[list[Served], set[Served]]:
+def _begun(tasks: list[ServedTask], places: int | None, clear_s: float) -> tuple[list[ServedTask], set[ServedTask]]:
     """-> the tasks of an endpoint as they began there, and those that began after others only.
 
     Unless they are known, its places are what it usually has in flight: nine of ten tasks found fewer.
@@ -254,18 +254,18 @@ def _begun(tasks: list[Served], places: int | None, clear_s: float) -> tuple[lis
         found.append([*ends])
         ends.append(task.ends_at)
     places = places or 1 + sorted(len(others) for others in found)[int(0.9 * (len(found) - 1))]
-    begun: list[Served] = []
+    begun: list[ServedTask] = []
     after_others = set()
     for task, others in zip(tasks, found, strict=True):
         if len(others) >= places:
             begins_at = min(task.ends_at, sorted(others)[len(others) - places])
-            task = Served(task.endpoint, begins_at, task.ends_at - begins_at, task.end)
+            task = ServedTask(task.endpoint, begins_at, task.ends_at - begins_at, task.end)
             after_others.add(task)
         begun.append(task)
     return sorted(begun, key=lambda task: task.sent_at), after_others
 
 
-def _tell_slow_ones(spells: Sequence[_SpellSeen], median: float) -> None:
+def _tell_slow_ones(spells: Sequence[_ObservedSpell], median: float) -> None:
     """Single late tasks: what took as long as in spells that are known to be slow."""
     factors = sorted(spell.factor for spell in spells if spell.kind == _SLOW)
     if not factors:
@@ -278,10 +278,10 @@ def _tell_slow_ones(spells: Sequence[_SpellSeen], median: float) -> None:
             spell.ends_at += median
 
 
-def _spells(tasks: list[_Marked], limits: _Lateness, until_s: float) -> tuple[list[_SpellSeen], list[Served]]:
+def _spells(tasks: list[_Marked], limits: _LateLimits, until_s: float) -> tuple[list[_ObservedSpell], list[ServedTask]]:
     """-> of one endpoint, in order; and what was as usual."""
-    found: list[_SpellSeen] = []
-    usual: list[Served] = []
+    found: list[_ObservedSpell] = []
+    usual: list[ServedTask] = []
     well_at = 0.0
     for trouble, run in groupby(tasks, key=_trouble):
         held = [task for task, _ in run]
@@ -300,47 +300,47 @@ def _spells(tasks: list[_Marked], limits: _Lateness, until_s: float) -> tuple[li
     return found, usual
 
 
-def _passed(tasks: Sequence[Served], at: int, limits: _Lateness) -> bool:
+def _passed(tasks: Sequence[ServedTask], at: int, limits: _LateLimits) -> bool:
     """Whether one that was sent later was answered as usual in the meantime."""
     task = tasks[at]
     for other in islice(tasks, at + 1, None):
         if other.sent_at >= task.ends_at:
             return False
-        if other.end is End.ANSWERED and other.took_s <= limits.late and other.ends_at < task.ends_at - limits.median:
+        if other.answered and other.took_s <= limits.late and other.ends_at < task.ends_at - limits.median:
             return True
     return False
 
 
 def _trouble(marked: _Marked) -> str:
     task, late = marked
-    return "late" if late else _DEAD if task.end is End.FAILED else ""
+    return "late" if late else _DEAD if task.end is TaskEnd.FAILED else ""
 
 
-def _spells_of(trouble: str, held: list[Served], limits: _Lateness) -> list[_SpellSeen]:
+def _spells_of(trouble: str, held: list[ServedTask], limits: _LateLimits) -> list[_ObservedSpell]:
     """Of tasks in a row on one endpoint, none of which was as usual."""
     if trouble == _DEAD:
-        return [_SpellSeen(_DEAD, held[0].sent_at, max(task.ends_at for task in held))]
+        return [_ObservedSpell(_DEAD, held[0].sent_at, max(task.ends_at for task in held))]
     took = [task.took_s for task in held]
     inner = took[1:-1] if len(took) > 3 else took  # the spell began within the first, and ended within the last
     one_by_one = all(later.sent_at >= task.ends_at - 1e-3 for task, later in pairwise(held))
     if len(held) >= RUN and one_by_one and max(inner) <= ALIKE * min(inner):
         factor = sum(inner) / (len(inner) * limits.median)
-        return [_SpellSeen(_SLOW, held[0].sent_at, held[-1].ends_at, factor, ended=held[-1].end is End.ANSWERED)]
-    spells: list[_SpellSeen] = []
+        return [_ObservedSpell(_SLOW, held[0].sent_at, held[-1].ends_at, factor, ended=held[-1].answered)]
+    spells: list[_ObservedSpell] = []
     for task in held:
-        ends_at = task.ends_at - limits.median if task.end is End.ANSWERED else task.ends_at
+        ends_at = task.ends_at - limits.median if task.answered else task.ends_at
         if spells and task.sent_at < spells[-1].ends_at:  # several places: held up together
             spells[-1].ends_at = max(spells[-1].ends_at, ends_at)
-            spells[-1].ended = spells[-1].ended and task.end is End.ANSWERED
+            spells[-1].ended = spells[-1].ended and task.answered
         else:
             before = max(0.0, task.sent_at - spells[-1].ends_at - limits.median) if spells else 0.0
-            spells.append(
-                _SpellSeen(_FROZEN, task.sent_at, ends_at, idle_before=before, ended=task.end is End.ANSWERED)
-            )
+            spells.append(_ObservedSpell(_FROZEN, task.sent_at, ends_at, idle_before=before, ended=task.answered))
     return spells
 
 
-def _drawn(spell: _SpellSeen, mean: float, others: Sequence[_SpellSeen], median: float, rng: random.Random) -> Outage:
+def _drawn(
+    spell: _ObservedSpell, mean: float, others: Sequence[_ObservedSpell], median: float, rng: random.Random
+) -> Outage:
     """Of its kind: as it may have been, given what is sure and how long the others lasted."""
     begins_at, ends_at = spell.begins_at, spell.ends_at
     if rng.random() < _chance_before(spell, mean, median):
@@ -355,7 +355,7 @@ def _drawn(spell: _SpellSeen, mean: float, others: Sequence[_SpellSeen], median:
     return Outage("", begins_at, ends_at - begins_at, spell.kind, spell.factor)
 
 
-def _mean(spells: Sequence[_SpellSeen], median: float) -> float:
+def _mean(spells: Sequence[_ObservedSpell], median: float) -> float:
     """How long spells last, as if exponential, what is not seen of them included (Dempster, Laird and Rubin's EM)."""
     mean = sum(spell.lasts for spell in spells) / len(spells)
     for _ in range(10):
@@ -368,7 +368,7 @@ def _mean(spells: Sequence[_SpellSeen], median: float) -> float:
     return mean
 
 
-def _chance_before(spell: _SpellSeen, mean: float, median: float) -> float:
+def _chance_before(spell: _ObservedSpell, mean: float, median: float) -> float:
     """That it began while nobody was there, and not while the first task that it held up ran."""
     before = mean * -math.expm1(-spell.idle_before / mean)
     return before / (before + median)
@@ -383,7 +383,7 @@ def _share_of(idle: float, mean: float, rng: random.Random) -> float:
     return -mean * math.log1p(rng.random() * math.expm1(-idle / mean)) if idle > 0 else 0.0
 
 
-def _longer(spell: _SpellSeen, others: Sequence[_SpellSeen], rng: random.Random) -> float:
+def _longer(spell: _ObservedSpell, others: Sequence[_ObservedSpell], rng: random.Random) -> float:
     samples = as_samples([other.lasts for other in others], [other.ended for other in others])
     longer = [lasted for lasted in samples if lasted > spell.lasts]
     return rng.choice(longer) if longer else spell.lasts

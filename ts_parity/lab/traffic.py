@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import aiohttp
 
-from ts_parity.lab.records import ERROR, LOST, Record
+from ts_parity.lab.records import ERROR, LOST, QueryRecord
 from ts_parity.wire import SOURCE
 
 REASON_CHARACTERS = 200
@@ -27,7 +27,7 @@ Reader = Callable[[bytes], str | int | None]
 
 
 @dataclass(frozen=True)
-class Body:
+class LabelledBody:
     """A request body as a client would send it, and, for scoring, what it shows."""
 
     data: bytes
@@ -72,20 +72,20 @@ def _shuffled_passes(rng: random.Random, queries: int, bodies: int) -> list[int]
 
 async def drive(
     load: Load,
-    bodies: Sequence[Body],
+    bodies: Sequence[LabelledBody],
     targets: Sequence[str],
     read: Reader,
     timeout_s: float,
-    on_record: Callable[[Record], None] = lambda record: None,
+    on_record: Callable[[QueryRecord], None] = lambda record: None,
     started_at: float | None = None,
-) -> list[Record]:
+) -> list[QueryRecord]:
     """Send the whole load and wait for every answer or its time limit. -> records in order of `seq`.
 
     Query i goes to targets[i % len(targets)]. `started_at` (time.monotonic) lets a fault schedule share the origin.
     """
     origin = time.monotonic() if started_at is None else started_at
 
-    def told(flight: asyncio.Task[Record]) -> None:
+    def told(flight: asyncio.Task[QueryRecord]) -> None:
         if not flight.cancelled() and flight.exception() is None:
             on_record(flight.result())
 
@@ -94,7 +94,7 @@ async def drive(
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60)
     async with aiohttp.ClientSession(timeout=limits, connector=connector, auto_decompress=False) as session:
         client = _Client(session, bodies, targets, read, timeout_s, origin)
-        flights: list[asyncio.Task[Record]] = []
+        flights: list[asyncio.Task[QueryRecord]] = []
         try:
             for seq, due_at in enumerate(load.due_at):
                 delay = origin + due_at - time.monotonic()
@@ -113,13 +113,13 @@ async def drive(
 @dataclass(frozen=True)
 class _Client:
     session: aiohttp.ClientSession
-    bodies: Sequence[Body]
+    bodies: Sequence[LabelledBody]
     targets: Sequence[str]
     read: Reader
     timeout_s: float
     origin: float
 
-    async def ask(self, seq: int, due_at: float, pick: int) -> Record:
+    async def ask(self, seq: int, due_at: float, pick: int) -> QueryRecord:
         body = self.bodies[pick]
         sent_at = time.monotonic() - self.origin
         # The time limit, too, counts from when the query was due.
@@ -133,7 +133,7 @@ class _Client:
             else:
                 predicted = self.read(answer)
         except asyncio.TimeoutError:
-            return Record(
+            return QueryRecord(
                 seq, due_at, sent_at, None, LOST, None, None, body.label, f"no answer in {self.timeout_s:g} s"
             )
         except aiohttp.ClientError as error:
@@ -141,9 +141,9 @@ class _Client:
         except (ValueError, KeyError, TypeError) as error:
             outcome, reason = ERROR, f"unreadable answer: {error!r}"[:REASON_CHARACTERS]
         latency_s = time.monotonic() - self.origin - due_at
-        return Record(seq, due_at, sent_at, latency_s, outcome, status, predicted, body.label, reason)
+        return QueryRecord(seq, due_at, sent_at, latency_s, outcome, status, predicted, body.label, reason)
 
-    async def _post(self, seq: int, body: Body) -> tuple[int, str, bytes]:
+    async def _post(self, seq: int, body: LabelledBody) -> tuple[int, str, bytes]:
         url = self.targets[seq % len(self.targets)]
         headers = {"Content-Type": body.content_type}
         async with self.session.post(url, data=body.data, headers=headers) as response:

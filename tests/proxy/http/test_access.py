@@ -15,7 +15,7 @@ import pytest
 from tests.proxy.conftest import Fleet, MakeFleet, until
 from ts_parity.errors import ConfigError
 from ts_parity.lab.compare import service_from
-from ts_parity.lab.history import End, read_history
+from ts_parity.lab.history import TaskEnd, read_history
 from ts_parity.proxy.http.access import VERSION, AccessEntry, AccessLog
 from ts_parity.testing import Canned, FakeModel, FakeTorchServe, protection
 
@@ -241,7 +241,7 @@ async def test_what_ends_after_its_query_has_a_line_of_its_own(make_fleet: MakeF
     assert out["at_least_s"] > 0
     assert all(line["others"] == [] for line in read(file) if line is not rescued and line["query"] != rescued["query"])
     before = read_history(file)
-    assert [task.endpoint for task in before.served if task.end is End.UNKNOWN] == [where]
+    assert [task.endpoint for task in before.served if task.end is TaskEnd.UNKNOWN] == [where]
     instances[0].thaw()
     *_, late = await lines(fleet, file, 5)
     assert {line["version"] for line in read(file)} == {VERSION}
@@ -251,7 +251,7 @@ async def test_what_ends_after_its_query_has_a_line_of_its_own(make_fleet: MakeF
     assert late["service_s"] > out["at_least_s"]
     history = read_history(file)
     assert len(history.arrivals) == 4
-    assert [task.end for task in history.served] == [End.ANSWERED] * 4
+    assert [task.end for task in history.served] == [TaskEnd.ANSWERED] * 4
     assert late["service_s"] in [task.took_s for task in history.served]
 
 
