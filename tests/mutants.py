@@ -250,7 +250,7 @@ MUTANTS = [
     Mutant(
         "a client may say what only the proxy may",
         "proxy/http/messages.py",
-        "return tuple(pair for pair in headers if not meaning(pair[0]) & CONTROL), controls",
+        "return tuple(pair for pair in headers if not header_flags(pair[0]) & CONTROL), controls",
         "return tuple(headers), controls",
         (
             "tests/proxy/http/test_heads.py",

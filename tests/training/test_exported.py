@@ -15,7 +15,7 @@ from ts_parity.torchserve.archive import extract_archive, read_archive, wrap_dep
 from ts_parity.training import TrainSettings, train
 from ts_parity.wire import FRAME_TYPE, OP, RAW, Frame, Part, pack_frame, unpack_frame
 from ts_parity.worker.offline import OfflineHandler
-from ts_parity.worker.verdict import State
+from ts_parity.worker.verdict import VerdictState
 
 pytestmark = pytest.mark.slow
 
@@ -90,7 +90,7 @@ def test_protections_of_an_exported_model(archive, json_bodies, tmp_path, kind):
     with OfflineHandler(tmp_path / "x") as handler:
         lines = json_bodies.read_bytes().splitlines()[:2]
         verdict = handler.judge([handler.request(line, "application/json") for line in lines])
-    assert verdict.state is State.CODABLE, verdict.reason
+    assert verdict.state is VerdictState.CODABLE, verdict.reason
     codes = ("sum", "student", "exact")
     report = train(TrainSettings(source, json_bodies, out, codes=codes, steps=100, score=json_bodies, progress=False))
     made = {candidate["code"]: candidate for candidate in report["candidates"]}

@@ -12,7 +12,7 @@ from ts_parity.errors import NotCodable
 from ts_parity.torchserve.archive import extract_archive, read_archive
 from ts_parity.training import TrainSettings, train
 from ts_parity.training.data import given_to
-from ts_parity.worker.entry import rehearse
+from ts_parity.worker.entry import self_test
 from ts_parity.worker.watches import ModelCall
 
 PROBABILITIES = """
@@ -65,10 +65,10 @@ def test_every_code_is_made_for_it(archive, bodies, tmp_path, kind):
         packed = read_archive(tmp_path / "out" / made["archives"][0])
         assert ("parity_model" in packed.section) == (code != "exact")
         extract_archive(packed.path, tmp_path / code)
-        verdict = rehearse(tmp_path / code, "parity")
+        verdict = self_test(tmp_path / code, "parity")
         assert verdict.state.value == "codable", verdict.reason
     extract_archive(tmp_path / "out" / report["archives"]["deployed"], tmp_path / "deployed")
-    assert rehearse(tmp_path / "deployed", "deployed").state.value == "codable"
+    assert self_test(tmp_path / "deployed", "deployed").state.value == "codable"
 
 
 def test_texts_are_nothing_to_learn_from():

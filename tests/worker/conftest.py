@@ -12,8 +12,8 @@ import pytest
 
 from tests.worker.serving import InProcess, make_folder
 from ts_parity.errors import ConfigError
-from ts_parity.worker.entry import rehearse
-from ts_parity.worker.rehearsal import verdict_file, write_verdict
+from ts_parity.worker.entry import self_test
+from ts_parity.worker.selftest_process import verdict_file, write_verdict
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., InProcess]]:
         if section and section.get("samples"):
             # A worker tests them in a process of its own, which takes seconds; what it does is done here beforehand.
             with contextlib.suppress(ConfigError):
-                write_verdict(rehearse(folder, section.get("role", "deployed")), verdict_file(folder, None))
+                write_verdict(self_test(folder, section.get("role", "deployed")), verdict_file(folder, None))
         opened.append(InProcess(folder))
         return opened[-1]
 

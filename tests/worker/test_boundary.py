@@ -15,8 +15,8 @@ from ts_parity.errors import NotCodable
 from ts_parity.worker import boundary as boundary_module
 from ts_parity.worker.boundary import Boundary
 from ts_parity.worker.encoders import model_input
-from ts_parity.worker.sites import Search
-from ts_parity.worker.standin import StandIn
+from ts_parity.worker.model_search import ModelSearch
+from ts_parity.worker.stand_in import StandIn
 
 X = torch.tensor([[1.0, 2.0, 3.0]])
 
@@ -140,7 +140,7 @@ ENTRIES: dict[str, Callable[[], Any]] = {
 
 
 def _no_stand_ins_left(entry: Any) -> bool:
-    return not any(type(site.get()) is StandIn for site in Search(entry).sites())
+    return not any(type(site.get()) is StandIn for site in ModelSearch(entry).sites())
 
 
 @pytest.mark.parametrize("where", ENTRIES)
@@ -153,7 +153,7 @@ def test_the_model_is_found(where: str) -> None:
     assert record.raw is not None
     np.testing.assert_allclose(record.raw, ordinary)
     assert torch.equal(model_input(boundary.capture(X, None)), X)
-    assert boundary.give(X, None, record.raw * 2) == (record.raw * 2).tolist()
+    assert boundary.finish(X, None, record.raw * 2) == (record.raw * 2).tolist()
     assert entry(X, None) == ordinary
     assert _no_stand_ins_left(entry)
     assert len(boundary.models) == 1
@@ -170,7 +170,7 @@ def test_nothing_stays_behind_when_user_code_raises() -> None:
     with pytest.raises(KeyError):
         boundary.record(X, None)
     with pytest.raises(KeyError):
-        boundary.give(X, None, np.zeros((1, 2), np.float32))
+        boundary.finish(X, None, np.zeros((1, 2), np.float32))
     assert torch.equal(model_input(boundary.capture(X, None)), X)
     assert type(handler.model) is torch.nn.Linear
 
@@ -255,7 +255,7 @@ def test_several_calls_are_refused_by_name() -> None:
     declared = Boundary(Pair().handle, model="self.first")
     record = declared.record(X, None)
     assert record.raw is not None
-    assert declared.give(X, None, record.raw) == record.answer
+    assert declared.finish(X, None, record.raw) == record.answer
 
 
 def test_a_declared_method_is_the_model_call() -> None:
@@ -277,7 +277,7 @@ def test_a_declared_method_is_the_model_call() -> None:
     record = boundary.record(X, None)
     np.testing.assert_allclose(record.raw, X * 3)
     assert boundary.capture(X, None).method == "encode"
-    assert boundary.give(X, None, np.ones((1, 3), np.float32)) == [[1.0, 1.0, 1.0]]
+    assert boundary.finish(X, None, np.ones((1, 3), np.float32)) == [[1.0, 1.0, 1.0]]
 
 
 def test_a_wrong_declaration_says_what_is_wrong() -> None:
@@ -330,7 +330,7 @@ def test_a_model_that_is_made_late_is_made_first() -> None:
     record = Boundary(Lazy().handle).record(X, None)
     assert (record.raw, record.existed) == (None, False)
     assert torch.equal(model_input(Boundary(Lazy().handle).capture(X, None)), X)
-    assert Boundary(Lazy().handle).give(X, None, np.ones((1, 2), np.float32)) == [[1.0, 1.0]]
+    assert Boundary(Lazy().handle).finish(X, None, np.ones((1, 2), np.float32)) == [[1.0, 1.0]]
 
 
 def test_transforms_are_not_the_model() -> None:

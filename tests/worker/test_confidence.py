@@ -13,7 +13,7 @@ from tests.worker.serving import Ask, vector
 from tests.worker.test_operations import NAN, Serve, _proven, _student, _vectors
 from ts_parity.confidence import CLASSES, Confidence, ConfidenceScorer, Curve, in_header
 from ts_parity.errors import ConfigError
-from ts_parity.worker.confidence import of_batch
+from ts_parity.worker.confidence import confidence_headers
 
 NAME = "x-ts-parity-confidence"
 KNOWN = Confidence(ConfidenceScorer(CLASSES), {"1": Curve((0.0, 1.0, 8.0), (0.5, 0.8, 0.975))})
@@ -75,7 +75,7 @@ def test_a_batch_tells_each_of_its_answers(serve: Serve, own_form: bool) -> None
 
 @pytest.mark.parametrize(("shape", "requests", "told"), [((3, 5), 3, 3), ((5,), 1, 1), ((6, 5), 3, 0), ((), 2, 0)])
 def test_rows_that_are_no_requests_say_nothing(shape: tuple[int, ...], requests: int, told: int) -> None:
-    assert len(of_batch(KNOWN, np.ones(shape, np.float32), requests)) == told
+    assert len(confidence_headers(KNOWN, np.ones(shape, np.float32), requests)) == told
 
 
 def test_a_bad_neighbour_changes_nobodys_confidence(serve: Serve) -> None:

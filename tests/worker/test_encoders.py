@@ -11,7 +11,7 @@ from scipy.sparse import csr_matrix
 
 from ts_parity.codes import make_code
 from ts_parity.errors import NotCodable
-from ts_parity.worker.encoders import combine, encode, model_input, odd_ones_out, tile
+from ts_parity.worker.encoders import combine, encode, mismatched_slots, model_input, tile
 from ts_parity.worker.watches import ModelCall
 
 A, B = torch.tensor([[1.0, 2.0]]), torch.tensor([[10.0, 20.0]])
@@ -103,11 +103,11 @@ def test_refused(calls: list[ModelCall], why: str) -> None:
 
 
 def test_odd_ones_out() -> None:
-    odd = odd_ones_out({0: _call(A), 1: _call(torch.ones(2, 2)), 3: _call(B)})
+    odd = mismatched_slots({0: _call(A), 1: _call(torch.ones(2, 2)), 3: _call(B)})
     assert list(odd) == [1]
     assert "float32 (2, 2) cannot be coded with the group's float32 (1, 2)" in odd[1]
-    assert odd_ones_out({0: _call(A), 1: _call(B.double())}).keys() == {1}
-    assert odd_ones_out({0: _call(A)}) == {}
+    assert mismatched_slots({0: _call(A), 1: _call(B.double())}).keys() == {1}
+    assert mismatched_slots({0: _call(A)}) == {}
 
 
 def test_model_input() -> None:

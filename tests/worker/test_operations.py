@@ -19,9 +19,9 @@ from tests.worker.serving import Ask, InProcess, Reply, finish_ask, group_ask, l
 from ts_parity.codes import make_code
 from ts_parity.errors import ConfigError
 from ts_parity.wire import OP, OP_RAW, ROUNDOFF, Part
-from ts_parity.worker.answers import Answer
 from ts_parity.worker.operations import MAX_RESPONSE_SIZE, max_response_size
 from ts_parity.worker.protections import ScriptedModel
+from ts_parity.worker.responses import HandlerResponse
 from ts_parity.worker.selftest import LIVE_REQUESTS
 from ts_parity.worker.verdict import alike
 from ts_parity.worker.watches import ModelCall
@@ -238,10 +238,10 @@ def test_a_student_answers_in_the_models_place(
         slots = worker.group(*parts).frame.slots
         for slot, ordinary in zip(slots, expected, strict=True):
             assert slot is not None
-            assert alike(Answer(slot.body, slot.status), Answer(ordinary.body, ordinary.status))
+            assert alike(HandlerResponse(slot.body, slot.status), HandlerResponse(ordinary.body, ordinary.status))
             assert dict(slot.headers) == ordinary.headers
     plain = worker.batch([_ask(parts[0])])[0]
-    assert alike(Answer(plain.body, plain.status), Answer(expected[0].body, expected[0].status))
+    assert alike(HandlerResponse(plain.body, plain.status), HandlerResponse(expected[0].body, expected[0].status))
     # A student stands in for one model call, so a loop over the rows is no batch here.
     assert worker.describe()["ts_parity"]["batched"] is batches
 
@@ -290,7 +290,7 @@ def test_a_mixed_batch_on_a_parity_worker(serve: Serve) -> None:
     assert plain.body == worker.ask(vector(1)).body
     assert group.frame.covers == {0, 1}
     assert finish.status == 200
-    assert alike(Answer(finish.body), Answer(plain.body))
+    assert alike(HandlerResponse(finish.body), HandlerResponse(plain.body))
     backup = serve("overrides_steps", {"role": "parity", "code": "exact", "k": 2})
     assert backup.finish(vector(1), linear(vector(1))).status == 400
 
@@ -351,7 +351,7 @@ def test_a_fresh_process_can_finish(serve: Serve) -> None:
         ordinary = serve(handler, {}, **packed).ask(vector(3))
         finished = serve(handler, {}, **packed).finish(vector(3), linear(vector(3)).astype(np.float32))
         assert finished.status == 200
-        assert alike(Answer(finished.body), Answer(ordinary.body))
+        assert alike(HandlerResponse(finished.body), HandlerResponse(ordinary.body))
 
 
 def test_no_tail_beyond_the_response_limit(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

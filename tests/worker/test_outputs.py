@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from ts_parity.errors import NotCodable
+from ts_parity.worker.missing_part import MissingPart
 from ts_parity.worker.outputs import SeveralParts, floating_leaf, take
-from ts_parity.worker.unsaid import Unsaid
 
 LOGITS = torch.tensor([[1.5, -2.0]])
 Pair = namedtuple("Pair", ["logits", "extra"])
@@ -147,7 +147,7 @@ def test_what_is_no_number_may_be_beside_it_and_is_not_said_again(name: str) -> 
     np.testing.assert_array_equal(take(again)[0], raw)
     fields = again if isinstance(again, (tuple, list)) else vars(again) if hasattr(again, "__dict__") else again
     rest = fields.values() if isinstance(fields, dict) else fields
-    unsaid = [part for part in rest if type(part) is Unsaid]
+    unsaid = [part for part in rest if type(part) is MissingPart]
     assert unsaid
     for part in unsaid:
         assert part is not None

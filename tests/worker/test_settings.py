@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ts_parity.errors import ConfigError
-from ts_parity.worker.settings import Sample, read_settings
+from ts_parity.worker.settings import SampleFile, read_settings
 
 PARITY = {"role": "parity", "handler": "h.py", "code": "sum", "k": 2}
 
@@ -16,7 +16,7 @@ def test_a_deployed_section() -> None:
     section = {"handler": "h.py:predict", "model": "net", "samples": ["a.png", {"file": "b", "content_type": "x/y"}]}
     settings = read_settings({"minWorkers": 1, "ts_parity": section}, "deployed")
     assert (settings.handler, settings.declaration) == ("h.py:predict", {"model": "net"})
-    assert settings.samples == (Sample("a.png"), Sample("b", "x/y"))
+    assert settings.samples == (SampleFile("a.png"), SampleFile("b", "x/y"))
     assert settings.protection is None
 
 

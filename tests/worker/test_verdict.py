@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from tests.worker.serving import InProcess, vector
-from ts_parity.worker.answers import Answer
+from ts_parity.worker.responses import HandlerResponse
 from ts_parity.worker.selftest import MAX_MISSES
-from ts_parity.worker.verdict import State, Verdict, alike, close, same_answer
+from ts_parity.worker.verdict import HandlerVerdict, VerdictState, alike, close, same_answer
 
 
-def _answer(**body: Any) -> Answer:
-    return Answer(json.dumps(body).encode())
+def _answer(**body: Any) -> HandlerResponse:
+    return HandlerResponse(json.dumps(body).encode())
 
 
 def test_what_differs_between_two_ordinary_runs_need_not_agree() -> None:
@@ -24,9 +24,9 @@ def test_what_differs_between_two_ordinary_runs_need_not_agree() -> None:
     assert not same_answer(one, two, _answer(score=0.6, took=1))
     assert not same_answer(one, two, _answer(score=0.5))
     assert not same_answer(one, one, two)
-    assert not same_answer(Answer(b"text"), Answer(b"text"), Answer(b"other"))
-    assert not same_answer(one, two, Answer(one.body, status=201))
-    assert not same_answer(one, two, Answer(one.body, headers={"x": "1"}))
+    assert not same_answer(HandlerResponse(b"text"), HandlerResponse(b"text"), HandlerResponse(b"other"))
+    assert not same_answer(one, two, HandlerResponse(one.body, status=201))
+    assert not same_answer(one, two, HandlerResponse(one.body, headers={"x": "1"}))
 
 
 def test_batches_may_round_numbers_and_nothing_else() -> None:
@@ -43,11 +43,11 @@ def test_close_is_relative_to_the_largest() -> None:
 
 
 def test_refused_is_final() -> None:
-    verdict = Verdict()
+    verdict = HandlerVerdict()
     verdict.refuse("first")
     verdict.accept("later")
     verdict.refuse("second")
-    assert (verdict.state, verdict.reason) == (State.REFUSED, "first")
+    assert (verdict.state, verdict.reason) == (VerdictState.REFUSED, "first")
 
 
 def test_bad_bodies_do_not_condemn_a_handler_at_once(serve: Callable[..., InProcess]) -> None:

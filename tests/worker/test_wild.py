@@ -19,11 +19,11 @@ from tests.worker.wild import BASE, CODED, DECLARED, GRAPH, LIBRARY, LOOKS_AT_IT
 from ts_parity.errors import NotCodable
 from ts_parity.training.bodies import Body
 from ts_parity.training.data import glance
-from ts_parity.worker.entry import rehearse
+from ts_parity.worker.entry import self_test
 from ts_parity.worker.offline import OfflineHandler
 from ts_parity.worker.operations import DeployedOperations
 from ts_parity.worker.selftest import MAX_MISSES
-from ts_parity.worker.verdict import State, Verdict
+from ts_parity.worker.verdict import HandlerVerdict, VerdictState
 
 SAMPLES = ("first.bin", "second.bin")
 LINE = re.compile(r"`(\w+: [^`]+)`")
@@ -35,7 +35,7 @@ def classifier() -> bytes:
     return pickle.dumps(LogisticRegression().fit(inputs, inputs[:, :3].argmax(1)))
 
 
-def judged(folder: Path, handler: str, **section: Any) -> Verdict:
+def judged(folder: Path, handler: str, **section: Any) -> HandlerVerdict:
     """What a worker of this handler's archive says when it has tested two samples."""
     files = {**files_of(handler), **{name: vector(number) for number, name in enumerate(SAMPLES)}}
     role = section.setdefault("role", "deployed")
@@ -46,7 +46,7 @@ def judged(folder: Path, handler: str, **section: Any) -> Verdict:
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
-    return rehearse(folder, role)
+    return self_test(folder, role)
 
 
 def files_of(handler: str) -> dict[str, bytes]:
@@ -82,12 +82,12 @@ def other(folder: Path, outputs: tuple[int, ...]) -> str:
 def test_coded_without_a_declaration(tmp_path: Path, name: str) -> None:
     """Raw and finish, and both families: a parity model for `sum`, a student in the model's place."""
     verdict = judged(tmp_path / "deployed", CODED[name])
-    assert verdict.state is State.CODABLE, verdict.reason
+    assert verdict.state is VerdictState.CODABLE, verdict.reason
     assert verdict.output is not None
     for code in ("sum", "student"):
         model = other(tmp_path / code, tuple(verdict.output["shape"]))
         protected = judged(tmp_path / code, CODED[name], role="parity", code=code, k=2, parity_model=model)
-        assert protected.state is State.CODABLE, f"{code}: {protected.reason}"
+        assert protected.state is VerdictState.CODABLE, f"{code}: {protected.reason}"
 
 
 @pytest.mark.parametrize("name", DECLARED)
@@ -95,18 +95,18 @@ def test_the_reason_names_the_line_to_write(tmp_path: Path, name: str) -> None:
     """The lines stand in backquotes; written down, they are all that was missing."""
     handler, line = DECLARED[name]
     refused = judged(tmp_path / "refused", handler)
-    assert refused.state is State.REFUSED
+    assert refused.state is VerdictState.REFUSED
     told = yaml.safe_load("\n".join(LINE.findall(refused.reason)))
     assert told == line, refused.reason
     accepted = judged(tmp_path / "accepted", handler, **told)
-    assert accepted.state is State.CODABLE, accepted.reason
+    assert accepted.state is VerdictState.CODABLE, accepted.reason
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_where_no_line_helps_the_reason_says_why(tmp_path: Path, name: str) -> None:
     handler, why = REFUSED[name]
     refused = judged(tmp_path, handler)
-    assert refused.state is State.REFUSED
+    assert refused.state is VerdictState.REFUSED
     assert why in refused.reason
     assert not LINE.findall(refused.reason)
 
@@ -114,7 +114,7 @@ def test_where_no_line_helps_the_reason_says_why(tmp_path: Path, name: str) -> N
 def test_code_that_does_not_bear_a_stand_in_costs_no_client_an_answer(tmp_path: Path) -> None:
     """Live, without samples: what fails while it is watched is run as always, and is not watched for ever."""
     judged(tmp_path, LOOKS_AT_ITS_MODEL)
-    verdict = Verdict()
+    verdict = HandlerVerdict()
     with OfflineHandler(tmp_path) as handler:
         operations = DeployedOperations(handler.boundary, verdict)
         request = handler.request(vector(0))
@@ -190,7 +190,7 @@ def test_an_input_that_is_the_same_for_all_is_declared(tmp_path: Path) -> None:
     refused = judged(tmp_path / "refused", GRAPH, **section)
     assert LINE.findall(refused.reason) == ["input: args.0"]
     accepted = judged(tmp_path / "accepted", GRAPH, input="args.0", **section)
-    assert accepted.state is State.CODABLE, accepted.reason
+    assert accepted.state is VerdictState.CODABLE, accepted.reason
 
 
 def test_a_declaration_that_does_not_fit_costs_no_client_an_answer(tmp_path: Path) -> None:
@@ -210,5 +210,5 @@ def test_what_is_looked_at_beside_the_coded_part_is_refused_and_named(tmp_path: 
     )
     assert uses.count("best") == 2
     refused = judged(tmp_path, uses)
-    assert refused.state is State.REFUSED
+    assert refused.state is VerdictState.REFUSED
     assert "output 1 of its model beside the part that is coded" in refused.reason

@@ -31,9 +31,16 @@ from ts_parity.training.inputs import (
 )
 from ts_parity.training.split import Keys
 from ts_parity.wire import Array
-from ts_parity.worker.answers import BadAnswer
-from ts_parity.worker.encoders import check_one_input, check_other_arguments, encode, odd_ones_out, tensors, where
+from ts_parity.worker.encoders import (
+    check_one_input,
+    check_other_arguments,
+    encode,
+    mismatched_slots,
+    place_name,
+    tensors,
+)
 from ts_parity.worker.offline import OfflineHandler
+from ts_parity.worker.responses import BadHandlerResponse
 from ts_parity.worker.watches import ModelCall
 
 MAX_REFUSED = 0.05
@@ -93,7 +100,7 @@ def not_encodable(code: ErasureCode, calls: Sequence[ModelCall]) -> str | None:
     try:
         check_one_input(calls)
         for other in calls[1:]:
-            if why := next(iter(odd_ones_out({0: calls[0], 1: other}).values()), None):
+            if why := next(iter(mismatched_slots({0: calls[0], 1: other}).values()), None):
                 raise NotCodable(f"{why}: lengths differ from request to request; take code student or exact")
         encode([*group.values()], code)
     except NotCodable as refusal:
@@ -172,7 +179,7 @@ def given_to(call: ModelCall) -> Given:
             f"the model ({call.name}) is given no tensor, array or list of numbers that a network could learn from "
             f"({kinds}); take code exact"
         )
-    each = ((where(place), tensor.detach().cpu()) for place, tensor in found.items())
+    each = ((place_name(place), tensor.detach().cpu()) for place, tensor in found.items())
     return tuple((name, tensor.float() if tensor.dtype in halves else tensor) for name, tensor in each)
 
 
@@ -235,7 +242,7 @@ def _run_alone(handler: OfflineHandler, body: Body) -> _Seen:
     request = handler.request(body.read(), body.content_type)
     try:
         record, answer = handler.record(request)
-    except BadAnswer as error:  # TorchServe would answer 503
+    except BadHandlerResponse as error:  # TorchServe would answer 503
         return _Seen(problem=str(error))
     except TsParityError:
         raise

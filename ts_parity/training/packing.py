@@ -39,7 +39,7 @@ from ts_parity.wire import ROUNDOFF, Array
 from ts_parity.worker.encoders import in_dtype, tensors, with_tensors
 from ts_parity.worker.offline import OfflineHandler
 from ts_parity.worker.outputs import floating_leaf, take
-from ts_parity.worker.standin import CALL
+from ts_parity.worker.stand_in import CALL
 from ts_parity.worker.verdict import CLOSE, close
 from ts_parity.worker.watches import ModelCall
 

@@ -18,8 +18,8 @@ from ts_parity.proxy.serving.comparison import compare, off_by
 from ts_parity.training.bodies import Body
 from ts_parity.training.intervals import wilson
 from ts_parity.wire import Array
-from ts_parity.worker.answers import Answer
 from ts_parity.worker.offline import OfflineHandler
+from ts_parity.worker.responses import HandlerResponse
 
 COMPARED = 200
 """Rebuilt answers that are finished by the handler; fewer than `FEWEST` prove nothing."""
@@ -65,7 +65,7 @@ def promise(
     return Promise(round(agreement, 4), tolerance, [round(low, 4), round(high, 4)])
 
 
-def finished(handler: OfflineHandler, body: Body, raw: Array) -> tuple[Answer, Answer] | None:
+def finished(handler: OfflineHandler, body: Body, raw: Array) -> tuple[HandlerResponse, HandlerResponse] | None:
     """The handler's own answer, and the one that it makes of this raw output; None if there is none."""
     request = handler.request(body.read(), body.content_type)
     try:
@@ -76,5 +76,5 @@ def finished(handler: OfflineHandler, body: Body, raw: Array) -> tuple[Answer, A
         return None
 
 
-def _response(answer: Answer) -> Response:
+def _response(answer: HandlerResponse) -> Response:
     return Response(answer.status, answer.phrase or "", answer.header_pairs, answer.body)

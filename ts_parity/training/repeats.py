@@ -11,10 +11,10 @@ from pathlib import Path
 
 from ts_parity.errors import NotRepeatable
 from ts_parity.training.bodies import Body
-from ts_parity.worker.answers import Answer, failed
 from ts_parity.worker.offline import OfflineHandler
-from ts_parity.worker.repeatable import Once, Seen, check_repeats
-from ts_parity.worker.requests import Request
+from ts_parity.worker.repeatable import ObservedRun, RunOnce, check_repeats
+from ts_parity.worker.requests import HandlerRequest
+from ts_parity.worker.responses import HandlerResponse, response_to_error
 from ts_parity.worker.verdict import differing, same_raw
 
 MOST = 100
@@ -44,19 +44,19 @@ def check_repeatable(
     return sorted(set().union(*varying))
 
 
-def _answering(handler: OfflineHandler) -> Once:
+def _answering(handler: OfflineHandler) -> RunOnce:
     """What a handler says to a body that it refuses is an answer too."""
 
-    def once(request: Request) -> Seen:
+    def once(request: HandlerRequest) -> ObservedRun:
         try:
             return handler.once(request)
         except Exception as error:  # user code's own way of refusing; TorchServe answers for it
-            return Seen(failed(error))
+            return ObservedRun(response_to_error(error))
 
     return once
 
 
-def _check_same(body: Body, own: Seen, other: Seen, natural: set[str]) -> None:
+def _check_same(body: Body, own: ObservedRun, other: ObservedRun, natural: set[str]) -> None:
     told = f"body {body.name}: a fresh copy of the handler, asked in another order, gave"
     if not same_raw(own.raw, other.raw):
         raise NotRepeatable(f"{told} another raw output")
@@ -65,5 +65,5 @@ def _check_same(body: Body, own: Seen, other: Seen, natural: set[str]) -> None:
             raise NotRepeatable(f"{told} {repr(b)[:_SHOWN]} in place of {repr(a)[:_SHOWN]} at {where}")
 
 
-def _answers(one: Sequence[Seen], other: Sequence[Seen]) -> list[tuple[Answer, Answer]]:
+def _answers(one: Sequence[ObservedRun], other: Sequence[ObservedRun]) -> list[tuple[HandlerResponse, HandlerResponse]]:
     return [(a.answer, b.answer) for a, b in zip(one, other, strict=True)]

@@ -21,20 +21,20 @@ from ts.model_loader import TsModelLoader
 
 from ts_parity.errors import NotCodable
 from ts_parity.wire import Array
-from ts_parity.worker.kinds import calls_of
+from ts_parity.worker.model_kinds import calls_of
+from ts_parity.worker.model_search import ModelSearch, Site
 from ts_parity.worker.outputs import Container, take
-from ts_parity.worker.remedy import Lines, write
-from ts_parity.worker.sites import Search, Site
-from ts_parity.worker.standin import CALL, StandIn, dismiss, unwrap
+from ts_parity.worker.stand_in import CALL, StandIn, dismiss, unwrap
+from ts_parity.worker.suggestions import Declaration, suggestion
 from ts_parity.worker.watches import (
     NOT_BEFORE,
-    Declared,
-    Giving,
+    CallWatch,
+    CapturingWatch,
+    DeclaredPlaces,
     ModelCall,
     ModelReached,
-    Recording,
-    Stopping,
-    Watching,
+    RecordingWatch,
+    SubstitutingWatch,
     copied,
 )
 
@@ -43,7 +43,7 @@ NOT_FOUND = "no model object was found; declare where it is with model:, or take
 
 
 @dataclass(frozen=True)
-class Record:
+class RecordedRun:
     """What one ordinary run showed. `raw` is None if `reason` says why there is none; `lines`: what to declare."""
 
     answer: Any
@@ -58,12 +58,12 @@ class Record:
     """False if no model object could be found before the run: it may have been created in it."""
     parts: tuple[str, ...] = ()
     """Places of the floating parts of an output that has several, none of which is declared."""
-    lines: Lines = field(default_factory=dict)
+    lines: Declaration = field(default_factory=dict)
 
     @property
     def refusal(self) -> str | None:
         """Why there is no raw output, and the line to write where one may help."""
-        return f"{self.reason}; {write(**self.lines)}" if self.lines else self.reason
+        return f"{self.reason}; {suggestion(**self.lines)}" if self.lines else self.reason
 
 
 def load_entry_point(handler: str, context: Any) -> EntryPoint:
@@ -107,10 +107,10 @@ class Boundary:
         output: str | None = None,
     ) -> None:
         self.entry = entry
-        self._declared = Declared(input or "", output or "")
+        self._declared = DeclaredPlaces(input or "", output or "")
         self._reached = False
         self._has_run = False
-        self._search = Search(entry)
+        self._search = ModelSearch(entry)
         self._model = model
         self._calls = frozenset({call}) if call else None
         self._container: Container | None = None
@@ -120,31 +120,33 @@ class Boundary:
         self._has_run = True
         return answer
 
-    def record(self, data: Any, context: Any, keep_inputs: bool = False, look_around: bool = False) -> Record:
+    def record(self, data: Any, context: Any, keep_inputs: bool = False, look_around: bool = False) -> RecordedRun:
         """Run as always and take the model's raw output. Exceptions of user code pass through.
 
         `look_around`: see what user code does with its other objects too, to name the line of a declaration. Not where
         clients are served: a stand-in in the place of something that is no model is one more thing that may surprise.
         """
-        watch = Recording(self._declared, keep_inputs, looks=look_around or not self._reached)
+        watch = RecordingWatch(self._declared, keep_inputs, looks=look_around or not self._reached)
         try:
             may_come, sites = self._may_come(), self.sites()
         except NotCodable as wrong:  # a declaration that does not fit is no client's fault
-            return Record(self.plain(data, context), None, str(wrong))
+            return RecordedRun(self.plain(data, context), None, str(wrong))
         around = self._search.helpers(sites) if look_around else []
-        with _looking(watch, around), _watched(watch, sites, self._calls):
+        with _observed(watch, around), _watched(watch, sites, self._calls):
             answer = self.entry(data, context)
         self._reached, self._has_run = self._reached or bool(watch.calls), True
-        if may_come and self._search.surely():
+        if may_come and self._search.finds_model():
             # What was watched was none: the model is there from now on.
-            return Record(answer, None, NOT_BEFORE, existed=False)
+            return RecordedRun(answer, None, NOT_BEFORE, existed=False)
         if watch.container is not None:
             self._container = watch.container
         raw, reason, lines = watch.verdict([site.path for site in sites])
         computed_in = "" if watch.container is None else watch.container.computed_in
         called = {call.site for call in watch.calls}
         models = {site.path: site.get() for site in sites if site.path in called}
-        return Record(answer, raw, reason, tuple(watch.calls), computed_in, models, bool(sites), watch.parts, lines)
+        return RecordedRun(
+            answer, raw, reason, tuple(watch.calls), computed_in, models, bool(sites), watch.parts, lines
+        )
 
     def capture(self, data: Any, context: Any) -> ModelCall:
         """Run up to the model call and end there. Raise NotCodable if the run ended without exactly one such call.
@@ -152,7 +154,7 @@ class Boundary:
         Exceptions of user code pass through, unless they came after the model was reached: then user code swallowed
         our own, and what follows is of no interest.
         """
-        watch = Stopping(self._declared)
+        watch = CapturingWatch(self._declared)
         try:
             with _watched(watch, self._existing_sites(data, context), self._calls):
                 watch.ended_with(self.entry(data, context))
@@ -163,15 +165,15 @@ class Boundary:
                 raise
         return watch.only_call()
 
-    def give(self, data: Any, context: Any, raw: Array) -> Any:
+    def finish(self, data: Any, context: Any, raw: Array) -> Any:
         """Run as always, `raw` standing in for what the model would have returned. -> the entry point's answer.
 
         The first of all runs learns the output's container by letting the model compute once.
         """
-        return self._answered(lambda call: raw, data, context)
+        return self._run_with_output(lambda call: raw, data, context)
 
-    def substituted(
-        self, compute: Callable[[ModelCall], Any], data: Any, context: Any, told: Callable[[Array], object]
+    def run_with(
+        self, compute: Callable[[ModelCall], Any], data: Any, context: Any, on_raw: Callable[[Array], object]
     ) -> Any:
         """Run as always, with `compute` making the model call in place of the user's own model, and `told` the raw
         output. -> the answer.
@@ -179,22 +181,22 @@ class Boundary:
 
         def raw_of(call: ModelCall) -> Array:
             raw = finite(take(compute(call), call.output)[0])
-            told(raw)
+            on_raw(raw)
             return raw
 
-        return self._answered(raw_of, data, context)
+        return self._run_with_output(raw_of, data, context)
 
-    def only_finite(self, data: Any, context: Any, told: Callable[[Array], object]) -> Any:
+    def run_checked(self, data: Any, context: Any, on_raw: Callable[[Array], object]) -> Any:
         """Run as always; raise NotCodable if the model said NaN or infinity. `told` of the raw output, if there is one.
         -> the answer.
         """
         record = self.record(data, context)
         if record.raw is not None:
-            told(finite(record.raw))
+            on_raw(finite(record.raw))
         return record.answer
 
-    def _answered(self, raw_of: Callable[[ModelCall], Array], data: Any, context: Any) -> Any:
-        watch = Giving(self._declared, raw_of, self._container)
+    def _run_with_output(self, raw_of: Callable[[ModelCall], Array], data: Any, context: Any) -> Any:
+        watch = SubstitutingWatch(self._declared, raw_of, self._container)
         try:
             with _watched(watch, self._existing_sites(data, context), self._calls):
                 answer = self.entry(data, context)
@@ -246,7 +248,7 @@ class Boundary:
 
     def _may_come(self) -> bool:
         """A handler may create its model in its first request."""
-        return not self._has_run and not self._model and not self._search.surely()
+        return not self._has_run and not self._model and not self._search.finds_model()
 
     def _existing_sites(self, data: Any, context: Any) -> list[Site]:
         """Where the model may have yet to be created by a first request, this one is first run once, plainly."""
@@ -259,7 +261,7 @@ class Boundary:
         return sites
 
     @contextmanager
-    def trying(self, model: str = "", call: str = "", output: str = "") -> Iterator[None]:
+    def declaring(self, model: str = "", call: str = "", output: str = "") -> Iterator[None]:
         """While it lasts, these count as declared, beside what is."""
         kept = self._declared, self._container, self._model, self._calls
         self._declared, self._container = replace(self._declared, output=output or self._declared.output), None
@@ -278,7 +280,7 @@ def finite(raw: Array) -> Array:
 
 
 @contextmanager
-def _looking(watch: Recording, around: Sequence[Site]) -> Iterator[None]:
+def _observed(watch: RecordingWatch, around: Sequence[Site]) -> Iterator[None]:
     """Stand-ins that only look, at these sites while it lasts."""
     armed: list[tuple[Site, Any]] = []
     try:
@@ -294,7 +296,7 @@ def _looking(watch: Recording, around: Sequence[Site]) -> Iterator[None]:
 
 
 @contextmanager
-def _watched(watch: Watching, sites: Sequence[Site], calls: frozenset[str] | None) -> Iterator[None]:
+def _watched(watch: CallWatch, sites: Sequence[Site], calls: frozenset[str] | None) -> Iterator[None]:
     """Stand-ins at every site of a model while it lasts; one per object, so that aliases stay aliases.
 
     `calls`: the methods that are model calls, where the archive declares them; None: those of the object's kind.

@@ -15,25 +15,25 @@ from ts_parity.wire import CONFIDENCE, Array
 from ts_parity.worker.boundary import EntryPoint
 
 
-def certain(entry: EntryPoint, data: Any, context: Any) -> Any:
+def with_certainty(entry: EntryPoint, data: Any, context: Any) -> Any:
     """Run as always. -> the answer."""
     answer = entry(data, context)
     _put(context, [CERTAIN] * len(data))
     return answer
 
 
-def telling(
+def with_confidence(
     confidence: Confidence | None, entry: Callable[[Any, Any, Callable[[Array], None]], Any], data: Any, context: Any
 ) -> Any:
     """`entry` runs as always and hands over the raw output that the answers were made of. -> the answer."""
     raws: list[Array] = []
     answer = entry(data, context, raws.append)
     if confidence is not None and len(raws) == 1:
-        _put(context, of_batch(confidence, raws[0], len(data)))
+        _put(context, confidence_headers(confidence, raws[0], len(data)))
     return answer
 
 
-def of_batch(confidence: Confidence, raw: Array, requests: int) -> Sequence[str]:
+def confidence_headers(confidence: Confidence, raw: Array, requests: int) -> Sequence[str]:
     """The header of each request; none at all where the rows of a raw output do not belong to requests."""
     if requests == 1:
         raw = raw[None]

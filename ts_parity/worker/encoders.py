@@ -18,8 +18,15 @@ from torch.nn import functional
 
 from ts_parity.codes import ErasureCode
 from ts_parity.errors import NotCodable
-from ts_parity.worker.leaves import any_tensor, floating_tensor, holds_integers, in_place_of, is_numbers, same
-from ts_parity.worker.remedy import write
+from ts_parity.worker.suggestions import suggestion
+from ts_parity.worker.tensor_conversion import (
+    any_tensor,
+    floating_tensor,
+    from_tensor,
+    is_numbers,
+    non_floating_dtype,
+    same,
+)
 from ts_parity.worker.watches import ModelCall
 
 Place = tuple[Any, ...]
@@ -116,8 +123,8 @@ def check_other_arguments(one: ModelCall, other: ModelCall) -> None:
     for place, leaf in leaves.items():
         if any_tensor(leaf) is None and not same(leaf, others[place]):
             raise NotCodable(
-                f"the model's argument {where(place)} differs from request to request, and is no tensor that a network "
-                "could be given; take code exact"
+                f"the model's argument {place_name(place)} differs from request to request, and is no "
+                "tensor that a network could be given; take code exact"
             )
 
 
@@ -142,20 +149,20 @@ def input_shapes(call: ModelCall) -> tuple[Shape, ...]:
     return tuple((tuple(tensor.shape), tensor.dtype) for tensor in tensors if tensor is not None)
 
 
-def odd_ones_out(calls: Mapping[int, ModelCall]) -> dict[int, str]:
+def mismatched_slots(calls: Mapping[int, ModelCall]) -> dict[int, str]:
     """Slots whose inputs have another shape than most of the group's -> why each cannot be coded with it."""
     shapes = {slot: input_shapes(call) for slot, call in calls.items()}
     if len(set(shapes.values())) <= 1:
         return {}
     common = Counter(shapes.values()).most_common(1)[0][0]
     return {
-        slot: f"model inputs of {_told(shape)} cannot be coded with the group's {_told(common)}"
+        slot: f"model inputs of {_listed(shape)} cannot be coded with the group's {_listed(common)}"
         for slot, shape in shapes.items()
         if shape != common
     }
 
 
-def not_finite_ones(calls: Mapping[int, ModelCall]) -> dict[int, str]:
+def non_finite_slots(calls: Mapping[int, ModelCall]) -> dict[int, str]:
     """Slots with NaN or infinity in their inputs -> why. In a sum they would spoil the whole group."""
     if not calls:
         return {}
@@ -185,7 +192,7 @@ def _tensor_at(call: ModelCall, place: Place) -> torch.Tensor:
 
 
 def _with(call: ModelCall, place: Place, tensor: torch.Tensor) -> ModelCall:
-    held = in_place_of(dict(_leaves(call))[place], tensor)
+    held = from_tensor(dict(_leaves(call))[place], tensor)
     arguments = _replaced({"args": call.args, "kwargs": call.kwargs}, place, held)
     return replace(call, args=arguments["args"], kwargs=arguments["kwargs"])
 
@@ -209,8 +216,10 @@ def _input_place(calls: Sequence[ModelCall]) -> Place:
     varying = [place for place in floating if place not in constant]
     if len(varying) == 1:
         return varying[0]
-    listed = f" ({', '.join(map(where, floating))})" if floating else ""
-    line = f"; if only one of them depends on the request, {write(input=where(varying[0]))}" if varying else ""
+    listed = f" ({', '.join(map(place_name, floating))})" if floating else ""
+    line = (
+        f"; if only one of them depends on the request, {suggestion(input=place_name(varying[0]))}" if varying else ""
+    )
     raise NotCodable(
         f"the model was called with {len(floating)} floating tensors{listed}, of which {len(varying)} differ from "
         f"slot to slot; code sum needs exactly one; take code student or exact{line}"
@@ -220,29 +229,31 @@ def _input_place(calls: Sequence[ModelCall]) -> Place:
 def _declared_place(declared: str, leaves: Sequence[Mapping[Place, Any]]) -> Place:
     """The input that an archive declares; everything else is the same for all."""
     for place, leaf in leaves[0].items():
-        if where(place) == declared and floating_tensor(leaf) is not None:
+        if place_name(place) == declared and floating_tensor(leaf) is not None:
             if any(not same(leaves[0].get(p), o.get(p)) for o in leaves[1:] for p in {*leaves[0], *o} - {place}):
                 raise NotCodable(f"input: {declared!r} is declared, but another argument of the model differs as well")
             return place
-    there = ", ".join(where(place) for place, leaf in leaves[0].items() if floating_tensor(leaf) is not None) or "none"
+    there = (
+        ", ".join(place_name(place) for place, leaf in leaves[0].items() if floating_tensor(leaf) is not None) or "none"
+    )
     raise NotCodable(f"input: {declared!r} is declared, but is no floating argument of the model; there are: {there}")
 
 
 def _check_other(place: Place, leaf: Any, constant: bool, slots: int) -> None:
     if constant or floating_tensor(leaf) is not None:
         return
-    if dtype := holds_integers(leaf):
+    if dtype := non_floating_dtype(leaf):
         if not dtype.startswith(("int", "uint", "bool", "torch.")):
             raise NotCodable(
-                f"the model's argument {where(place)} holds other things than numbers ({dtype}), and only floating "
-                "inputs can be coded with sum or concat; take code exact"
+                f"the model's argument {place_name(place)} holds other things than numbers ({dtype}), and only "
+                "floating inputs can be coded with sum or concat; take code exact"
             )
         raise NotCodable(
-            f"the model was called with a tensor of {dtype} at {where(place)}: integers (token ids, indices) are "
+            f"the model was called with a tensor of {dtype} at {place_name(place)}: integers (token ids, indices) are "
             "never added, only floating inputs can be coded with sum or concat; take code student or exact"
         )
     if slots > 1:
-        raise NotCodable(f"the model's argument {where(place)} differs from request to request")
+        raise NotCodable(f"the model's argument {place_name(place)} differs from request to request")
 
 
 def _leaves(call: ModelCall) -> Iterator[tuple[Place, Any]]:
@@ -274,10 +285,10 @@ def _replaced(value: Any, place: Place, new: torch.Tensor) -> Any:
     return type(value)(_replaced(child, tuple(rest), new) if i == key else child for i, child in enumerate(value))
 
 
-def where(place: Place) -> str:
+def place_name(place: Place) -> str:
     """A place as it is told."""
     return ".".join(map(str, place))
 
 
-def _told(shapes: tuple[Shape, ...]) -> str:
+def _listed(shapes: tuple[Shape, ...]) -> str:
     return ", ".join(f"{str(dtype).removeprefix('torch.')} {shape}" for shape, dtype in shapes) or "no tensors"

@@ -35,19 +35,27 @@ from ts_parity.wire import (
     pack_frame,
     unpack_frame,
 )
-from ts_parity.worker.answers import Answer, Streamed, Tap, error_answer, failed, put_answer, run
 from ts_parity.worker.boundary import Boundary, EntryPoint, load_entry_point
-from ts_parity.worker.confidence import certain, telling
-from ts_parity.worker.naming import functions_of, owner_of
+from ts_parity.worker.confidence import with_certainty, with_confidence
 from ts_parity.worker.offline import make_context, without_modules_of, working_in
 from ts_parity.worker.operations import DeployedOperations, max_response_size
 from ts_parity.worker.protections import BackupGroups, ParityGroups, ScriptedModel
-from ts_parity.worker.rehearsal import rehearsed
-from ts_parity.worker.repeatable import Once
-from ts_parity.worker.requests import Request, request_of
-from ts_parity.worker.selftest import STREAMS, judge_deployed, seen_once
-from ts_parity.worker.settings import Protection, Sample, file_in_archive, read_settings
-from ts_parity.worker.verdict import Verdict
+from ts_parity.worker.repeatable import RunOnce
+from ts_parity.worker.requests import HandlerRequest, request_of
+from ts_parity.worker.responses import (
+    HandlerResponse,
+    RecordingSocket,
+    StreamingRefused,
+    error_response,
+    response_to_error,
+    run,
+    set_response,
+)
+from ts_parity.worker.selftest import STREAMS, judge_deployed, observed_run
+from ts_parity.worker.selftest_process import verdict_on_samples
+from ts_parity.worker.settings import Protection, SampleFile, file_in_archive, read_settings
+from ts_parity.worker.user_code import functions_of, owner_of
+from ts_parity.worker.verdict import HandlerVerdict
 
 log = logging.getLogger(__name__)
 
@@ -79,18 +87,18 @@ def make_handle(role: str) -> Callable[[Any, Any], Any]:
 class Worker:
     """The user's handler, loaded, and what is done with it in this process."""
 
-    def __init__(self, context: Any, role: str, rehearses: bool = False) -> None:
+    def __init__(self, context: Any, role: str, for_selftest: bool = False) -> None:
         """`rehearses`: it is here to test the samples, and never serves."""
         self._settings = read_settings(context.model_yaml_config, role)
         self._folder = Path(context.system_properties["model_dir"])
         # User code that looks itself up in the manifest must find itself, not the shim.
         context.manifest["model"]["handler"] = self._settings.handler
         self._samples = [_sample_request(self._folder, sample) for sample in self._settings.samples]
-        self._verdict = Verdict()
-        if self._samples and not rehearses:
+        self._verdict = HandlerVerdict()
+        if self._samples and not for_selftest:
             # First, so that two of the same model are never in memory at once.
             gpu_id = context.system_properties["gpu_id"]
-            self._verdict = rehearsed(self._folder, role, gpu_id, context.model_yaml_config)
+            self._verdict = verdict_on_samples(self._folder, role, gpu_id, context.model_yaml_config)
             log.info("self-test: %s, %s", self._verdict.state.value, self._verdict.reason)
         entry = load_entry_point(self._settings.handler, context)
         self._boundary = Boundary(entry, **self._settings.declaration)
@@ -101,7 +109,7 @@ class Worker:
         self._entry = self._plain_entry()
         self._groups = self._make_groups(context, self._settings.protection)
 
-    def rehearse(self, context: Any, fresh: Callable[[], Once]) -> Verdict:
+    def self_test(self, context: Any, fresh: Callable[[], RunOnce]) -> HandlerVerdict:
         """Judge the handler by its samples. `fresh`: another object of it, with modules of its own."""
         if self._groups is not None:
             self._groups.judge(context, self._samples, fresh)
@@ -109,11 +117,11 @@ class Worker:
             judge_deployed(self._boundary, self._verdict, context, self._samples, fresh)
         return self._verdict
 
-    def once(self, context: Any) -> Once:
+    def once(self, context: Any) -> RunOnce:
         """How it runs one sample."""
         if self._groups is not None:
             return self._groups.once(context)
-        return lambda request: seen_once(self._boundary, context, request)
+        return lambda request: observed_run(self._boundary, context, request)
 
     def group(self, context: Any, frame: Frame, request_id: str) -> Frame:
         """Of an archive that is a protection."""
@@ -136,16 +144,16 @@ class Worker:
         if not all(isinstance(row, dict) for row in data):
             self._verdict.refuse(ENVELOPE)
         requests = [
-            Request(context.get_request_id(index) or "", row, _without_control(each))
+            HandlerRequest(context.get_request_id(index) or "", row, _without_control(each))
             for index, (row, each) in enumerate(zip(data, headers, strict=True))
         ]
         answers = self._answers(context, requests, operations, [_header(each, SECRET) for each in headers])
-        return [put_answer(context, index, answer) for index, answer in enumerate(answers)]
+        return [set_response(context, index, answer) for index, answer in enumerate(answers)]
 
     def _answers(
-        self, context: Any, requests: list[Request], operations: list[str], secrets: list[str]
-    ) -> list[Answer]:
-        answers: dict[int, Answer] = {}
+        self, context: Any, requests: list[HandlerRequest], operations: list[str], secrets: list[str]
+    ) -> list[HandlerResponse]:
+        answers: dict[int, HandlerResponse] = {}
         socket = getattr(context, "cl_socket", None)
         allowed = {index for index in range(len(requests)) if self._admits(operations[index], secrets[index])}
         raw = {i: requests[i] for i in sorted(allowed) if operations[i] == OP_RAW}
@@ -159,38 +167,38 @@ class Worker:
             if index in answers:
                 continue
             if index not in allowed:
-                answers[index] = error_answer(403, f"{SECRET} is missing or wrong", "ForbiddenException")
+                answers[index] = error_response(403, f"{SECRET} is missing or wrong", "ForbiddenException")
                 continue
             try:
                 answers[index] = self._one(context, request, operation, socket)
             except TsParityError as error:
-                answers[index] = failed(error)
-            except Streamed:
+                answers[index] = response_to_error(error)
+            except StreamingRefused:
                 self._verdict.refuse(STREAMS)
-                answers[index] = failed(NotCodable(STREAMS))
+                answers[index] = response_to_error(NotCodable(STREAMS))
             except Exception as error:
                 if len(requests) == 1:
                     raise  # TorchServe itself answers
                 log.warning("a request failed", exc_info=True)
-                answers[index] = failed(error)
+                answers[index] = response_to_error(error)
         return [answers[index] for index in range(len(requests))]
 
-    def _plain(self, context: Any, requests: dict[int, Request], socket: Any) -> dict[int, Answer]:
+    def _plain(self, context: Any, requests: dict[int, HandlerRequest], socket: Any) -> dict[int, HandlerResponse]:
         """Plain requests beside operations: together, as TorchServe would have run them; they fail together too."""
         if not requests:
             return {}
         try:
-            answers = run(context, list(requests.values()), self._entry, Tap(socket))
+            answers = run(context, list(requests.values()), self._entry, RecordingSocket(socket))
         except Exception as error:
             log.warning("plain requests failed", exc_info=True)
-            answers = [failed(error)] * len(requests)
+            answers = [response_to_error(error)] * len(requests)
         return dict(zip(requests, answers, strict=True))
 
-    def _raw_together(self, context: Any, requests: dict[int, Request]) -> dict[int, Answer]:
+    def _raw_together(self, context: Any, requests: dict[int, HandlerRequest]) -> dict[int, HandlerResponse]:
         answers = self._deployed.raw_batch(context, list(requests.values()))
         return {} if answers is None else dict(zip(requests, answers, strict=True))
 
-    def _one(self, context: Any, request: Request, operation: str, socket: Any) -> Answer:
+    def _one(self, context: Any, request: HandlerRequest, operation: str, socket: Any) -> HandlerResponse:
         if operation == OP_DESCRIBE:
             return self._describe(context, request)
         if operation == OP_RAW:
@@ -204,7 +212,7 @@ class Worker:
             raise WrongOperation(f"operation {operation} is not for an endpoint of role {self._settings.role}")
         raise WrongOperation(f"unknown operation {operation!r} in {OP}")
 
-    def _coded(self, request: Request) -> Frame:
+    def _coded(self, request: HandlerRequest) -> Frame:
         """The request's frame. What is never coded should not come here; whoever sends it all the same is refused."""
         frame = _frame(request)
         never = self._settings.never_code
@@ -212,11 +220,11 @@ class Worker:
             raise NotCodable("the model's archive declares such a body as one that is never coded (never_code)")
         return frame
 
-    def _framed(self, frame: Frame) -> Answer:
+    def _framed(self, frame: Frame) -> HandlerResponse:
         body = pack_frame(frame)
         if len(body) > self._limit:
-            return error_answer(500, f"the group's answer of {len(body)} bytes exceeds max_response_size")
-        return Answer(body, headers={"content-type": FRAME_TYPE})
+            return error_response(500, f"the group's answer of {len(body)} bytes exceeds max_response_size")
+        return HandlerResponse(body, headers={"content-type": FRAME_TYPE})
 
     def _only_ordinary(self, operations: list[str], headers: list[dict[str, Any]]) -> bool:
         """Nothing but requests that get the handler's own answer."""
@@ -244,11 +252,11 @@ class Worker:
         if protection is None or not protection.is_backup:
             return self._boundary.plain
         if protection.code.lossless:
-            return functools.partial(certain, self._boundary.plain)
+            return functools.partial(with_certainty, self._boundary.plain)
         if self._other_model is None:  # the handler has loaded the student as its own
-            return functools.partial(telling, protection.confidence, self._boundary.only_finite)
-        substituted = functools.partial(self._boundary.substituted, self._other_model)
-        return functools.partial(telling, protection.confidence, substituted)
+            return functools.partial(with_confidence, protection.confidence, self._boundary.run_checked)
+        run_with = functools.partial(self._boundary.run_with, self._other_model)
+        return functools.partial(with_confidence, protection.confidence, run_with)
 
     def _make_groups(self, context: Any, protection: Protection | None) -> ParityGroups | BackupGroups | None:
         if protection is None:
@@ -259,16 +267,16 @@ class Worker:
             return BackupGroups(self._entry, boundary, self._verdict, protection, may_batch)
         return ParityGroups(self._boundary, self._verdict, protection, self._other_model)
 
-    def _describe(self, context: Any, request: Request) -> Answer:
+    def _describe(self, context: Any, request: HandlerRequest) -> HandlerResponse:
         described: dict[str, Any] = {"ts_parity": self._self_description(context)}
         if answers_describe(self._boundary.entry):
             try:
                 [own] = run(context, [request], self._boundary.plain)
                 described["handler"] = json.loads(own.body)
-            except (Exception, Streamed):
+            except (Exception, StreamingRefused):
                 # Its own description is an extra; ours must arrive.
                 log.info("the handler's own describe failed", exc_info=True)
-        return Answer(json.dumps(described, indent=2).encode())
+        return HandlerResponse(json.dumps(described, indent=2).encode())
 
     def _self_description(self, context: Any) -> dict[str, Any]:
         model = context.manifest["model"]
@@ -308,21 +316,21 @@ class Worker:
         return description
 
 
-def rehearse(folder: Path, role: str, gpu_id: int | None = None) -> Verdict:
+def self_test(folder: Path, role: str, gpu_id: int | None = None) -> HandlerVerdict:
     """Load an extracted archive, judge it by its samples, and forget it."""
     with without_modules_of(folder), working_in(folder):
         sys.path.insert(0, str(folder))
         try:
             context = make_context(folder, gpu_id)
-            return Worker(context, role, rehearses=True).rehearse(context, lambda: _another(folder, role, gpu_id))
+            return Worker(context, role, for_selftest=True).self_test(context, lambda: _another(folder, role, gpu_id))
         finally:
             sys.path.remove(str(folder))
 
 
-def _another(folder: Path, role: str, gpu_id: int | None) -> Once:
+def _another(folder: Path, role: str, gpu_id: int | None) -> RunOnce:
     with without_modules_of(folder):
         context = make_context(folder, gpu_id)
-        return Worker(context, role, rehearses=True).once(context)
+        return Worker(context, role, for_selftest=True).once(context)
 
 
 class OfflineProtection:
@@ -334,8 +342,8 @@ class OfflineProtection:
             sys.path.insert(0, str(self._folder))
             try:
                 self._context = make_context(self._folder, gpu_id)
-                self._worker = Worker(self._context, "parity", rehearses=True)
-                self.verdict = self._worker.rehearse(self._context, lambda: _another(self._folder, "parity", gpu_id))
+                self._worker = Worker(self._context, "parity", for_selftest=True)
+                self.verdict = self._worker.self_test(self._context, lambda: _another(self._folder, "parity", gpu_id))
             finally:
                 sys.path.remove(str(self._folder))
 
@@ -389,7 +397,7 @@ def _is_control(name: str) -> bool:
     return name[:_PREFIX_LENGTH].lower() == CONTROL_PREFIX
 
 
-def _frame(request: Request) -> Frame:
+def _frame(request: HandlerRequest) -> Frame:
     if not isinstance(request.data, dict):
         raise NotCodable(ENVELOPE)
     body = request.data.get("body")
@@ -398,7 +406,7 @@ def _frame(request: Request) -> Frame:
     return unpack_frame(body)
 
 
-def _sample_request(folder: Path, sample: Sample) -> Request:
+def _sample_request(folder: Path, sample: SampleFile) -> HandlerRequest:
     file = file_in_archive(folder, sample.file, "sample")
     content_type = sample.content_type or mimetypes.guess_type(sample.file)[0] or "application/octet-stream"
     return request_of(Part((("content-type", content_type),), file.read_bytes()), sample.file)

@@ -25,13 +25,13 @@ from ts.utils.util import get_yaml_config
 
 from ts_parity.errors import ArchiveError
 from ts_parity.wire import Array, Headers, Part
-from ts_parity.worker.answers import Answer, run
-from ts_parity.worker.boundary import Boundary, Record, load_entry_point
-from ts_parity.worker.repeatable import Seen
-from ts_parity.worker.requests import Request, request_of
+from ts_parity.worker.boundary import Boundary, RecordedRun, load_entry_point
+from ts_parity.worker.repeatable import ObservedRun
+from ts_parity.worker.requests import HandlerRequest, request_of
+from ts_parity.worker.responses import HandlerResponse, run
 from ts_parity.worker.selftest import judge_deployed, record_many, why_not
 from ts_parity.worker.settings import declaration
-from ts_parity.worker.verdict import Verdict
+from ts_parity.worker.verdict import HandlerVerdict
 from ts_parity.worker.watches import ModelCall
 
 
@@ -66,16 +66,16 @@ class OfflineHandler:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def request(self, body: bytes, content_type: str | None = None, headers: Headers = ()) -> Request:
+    def request(self, body: bytes, content_type: str | None = None, headers: Headers = ()) -> HandlerRequest:
         """A request body as the handler would see it under TorchServe."""
         typed = (("content-type", content_type), *headers) if content_type else headers
         return request_of(Part(typed, body), "offline")
 
-    def answer(self, request: Request) -> Answer:
+    def answer(self, request: HandlerRequest) -> HandlerResponse:
         """The ordinary answer."""
         return self._run(request, self.boundary.plain)
 
-    def record(self, request: Request, keep_inputs: bool = True) -> tuple[Record, Answer]:
+    def record(self, request: HandlerRequest, keep_inputs: bool = True) -> tuple[RecordedRun, HandlerResponse]:
         """One ordinary run: model inputs (`calls`), raw output or why there is none, and the answer.
 
         A handler may make its model in its first request, or load it anew until a flag is set: that one is run again.
@@ -85,8 +85,8 @@ class OfflineHandler:
             record, answer = self._recorded(request, keep_inputs)
         return record, answer
 
-    def _recorded(self, request: Request, keep_inputs: bool) -> tuple[Record, Answer]:
-        records: list[Record] = []
+    def _recorded(self, request: HandlerRequest, keep_inputs: bool) -> tuple[RecordedRun, HandlerResponse]:
+        records: list[RecordedRun] = []
 
         def entry(data: Any, context: Any) -> Any:
             records.append(self.boundary.record(data, context, keep_inputs))
@@ -95,12 +95,12 @@ class OfflineHandler:
         answer = self._run(request, entry)
         return records[0], answer
 
-    def record_batch(self, requests: list[Request]) -> tuple[Record, list[Answer]]:
+    def record_batch(self, requests: list[HandlerRequest]) -> tuple[RecordedRun, list[HandlerResponse]]:
         """Several requests in one run, for handlers whose verdict says batched."""
         with self._inside():
             return record_many(self.boundary, self._context, requests)
 
-    def capture(self, request: Request) -> ModelCall:
+    def capture(self, request: HandlerRequest) -> ModelCall:
         """The model call that the request leads to, without making it. `encoders.model_input` takes its tensor."""
         calls: list[ModelCall] = []
 
@@ -111,18 +111,18 @@ class OfflineHandler:
         self._run(request, entry)
         return calls[0]
 
-    def finish(self, request: Request, raw: Array) -> Answer:
+    def finish(self, request: HandlerRequest, raw: Array) -> HandlerResponse:
         """The answer the handler would have given had its model returned `raw`."""
-        return self._run(request, lambda data, context: self.boundary.give(data, context, raw))
+        return self._run(request, lambda data, context: self.boundary.finish(data, context, raw))
 
-    def why_not(self, request: Request, record: Record) -> str:
+    def why_not(self, request: HandlerRequest, record: RecordedRun) -> str:
         """Why a recorded run gave no raw output, and the line to write where one helps."""
         with self._inside():
             return why_not(self.boundary, self._context, request, record)
 
-    def judge(self, requests: list[Request]) -> Verdict:
+    def judge(self, requests: list[HandlerRequest]) -> HandlerVerdict:
         """The same self-test as in a worker."""
-        verdict = Verdict()
+        verdict = HandlerVerdict()
         with self._inside():
             judge_deployed(self.boundary, verdict, self._context, requests, lambda: self.another().once)
         return verdict
@@ -134,10 +134,10 @@ class OfflineHandler:
             made.close()  # of modules there is nothing left to forget after this
         return made
 
-    def once(self, request: Request) -> Seen:
+    def once(self, request: HandlerRequest) -> ObservedRun:
         """One ordinary run, as `repeatable` looks at it."""
         record, answer = self.record(request, keep_inputs=False)
-        return Seen(answer, record.raw, record.models)
+        return ObservedRun(answer, record.raw, record.models)
 
     def model_of(self, call: ModelCall) -> Any:
         """The user's model object behind a call; of its own method that is kept as a function, the module itself."""
@@ -157,7 +157,7 @@ class OfflineHandler:
         for name in modules_of(self.folder) - self._modules:
             del sys.modules[name]
 
-    def _run(self, request: Request, entry: Callable[[Any, Any], Any]) -> Answer:
+    def _run(self, request: HandlerRequest, entry: Callable[[Any, Any], Any]) -> HandlerResponse:
         with self._inside():
             return run(self._context, [request], entry)[0]
 

@@ -17,12 +17,12 @@ import numpy as np
 
 from ts_parity.errors import MalformedFrame, NotCodable
 from ts_parity.wire import RAW, Array, Frame, attach_tail
-from ts_parity.worker.answers import Answer, Streamed, Tap, failed, run
 from ts_parity.worker.boundary import Boundary
-from ts_parity.worker.repeatable import Dice
-from ts_parity.worker.requests import Request, request_of
+from ts_parity.worker.repeatable import RandomStates
+from ts_parity.worker.requests import HandlerRequest, request_of
+from ts_parity.worker.responses import HandlerResponse, RecordingSocket, StreamingRefused, response_to_error, run
 from ts_parity.worker.selftest import STREAMS, Observer, record_many, record_one, split_rows
-from ts_parity.worker.verdict import State, Verdict, not_finite
+from ts_parity.worker.verdict import HandlerVerdict, VerdictState, not_finite
 
 MAX_RESPONSE_SIZE = 6_553_500
 """TorchServe's default. A larger response makes its frontend drop the worker, so the tail stays within."""
@@ -31,19 +31,19 @@ MAX_RESPONSE_SIZE = 6_553_500
 class DeployedOperations:
     """raw and finish for one user handler."""
 
-    def __init__(self, boundary: Boundary, verdict: Verdict, max_response_size: int = MAX_RESPONSE_SIZE) -> None:
+    def __init__(self, boundary: Boundary, verdict: HandlerVerdict, max_response_size: int = MAX_RESPONSE_SIZE) -> None:
         self.verdict = verdict
         self._observer = Observer(verdict)
         self._boundary = boundary
         self._max_response_size = max_response_size
 
-    def raw(self, context: Any, request: Request, socket: Any) -> Answer:
+    def raw(self, context: Any, request: HandlerRequest, socket: Any) -> HandlerResponse:
         """The ordinary answer, with its raw output behind the body where there is one. User exceptions pass."""
         if self.verdict.refused:
             return run(context, [request], self._boundary.plain, socket)[0]
-        untested = self.verdict.state is State.UNTESTED
-        dice = Dice() if untested else None
-        tap = Tap(socket)
+        untested = self.verdict.state is VerdictState.UNTESTED
+        dice = RandomStates() if untested else None
+        tap = RecordingSocket(socket)
         try:
             record, answer = record_one(self._boundary, context, request, tap)
         except Exception as error:
@@ -57,29 +57,29 @@ class DeployedOperations:
             self.verdict.refuse(STREAMS)
             return answer
         if dice is not None:
-            self._observer.saw(record, answer, dice)
+            self._observer.observe(record, answer, dice)
             return answer
         return self._with_tail(answer, record.raw, record.computed_in)
 
     @property
     def may_run_apart(self) -> bool:
         """Whether requests that share a batch may be run without the others: it is known to make no difference."""
-        return self.verdict.state is State.CODABLE and self.verdict.alone is True
+        return self.verdict.state is VerdictState.CODABLE and self.verdict.alone is True
 
-    def raw_batch(self, context: Any, requests: Sequence[Request]) -> list[Answer] | None:
+    def raw_batch(self, context: Any, requests: Sequence[HandlerRequest]) -> list[HandlerResponse] | None:
         """All in one run of the entry point, where the self-test has shown that it may. None: take them one by one."""
         if len(requests) < 2 or not self.may_run_apart or not self.verdict.batched:
             return None
         try:
             record, answers = record_many(self._boundary, context, requests)
-        except (Exception, Streamed):
+        except (Exception, StreamingRefused):
             return None  # one of them is bad; alone, each gets its own answer
         rows = split_rows(record.raw, len(requests))
         if rows is None:
             return None
         return [self._with_tail(answer, row, record.computed_in) for answer, row in zip(answers, rows, strict=True)]
 
-    def finish(self, context: Any, frame: Frame, request_id: str) -> Answer:
+    def finish(self, context: Any, frame: Frame, request_id: str) -> HandlerResponse:
         """The user's ordinary answer as if the model had returned the frame's raw output."""
         if self.verdict.refused:
             raise NotCodable(f"this handler cannot finish raw outputs: {self.verdict.reason}")
@@ -88,16 +88,16 @@ class DeployedOperations:
             raise MalformedFrame("a finish needs a frame of one slot, the original request, and a raw output")
         request = slot_request(frame, 0, request_id)
         try:
-            answer = run(context, [request], lambda data, ctx: self._boundary.give(data, ctx, raw))[0]
+            answer = run(context, [request], lambda data, ctx: self._boundary.finish(data, ctx, raw))[0]
         except NotCodable:
             raise
         except Exception as error:
-            return failed(error)
+            return response_to_error(error)
         if not_finite(answer.body):
             raise NotCodable("the answer made from the rebuilt output holds NaN or infinity")
         return answer
 
-    def _with_tail(self, answer: Answer, raw: Array | None, computed_in: str) -> Answer:
+    def _with_tail(self, answer: HandlerResponse, raw: Array | None, computed_in: str) -> HandlerResponse:
         if raw is None or not 200 <= answer.status < 300 or not np.isfinite(raw).all():
             return answer
         if len(answer.body) + raw.nbytes > self._max_response_size:
@@ -106,7 +106,7 @@ class DeployedOperations:
         return replace(answer, body=body, headers={**answer.headers, RAW: described})
 
 
-def slot_request(frame: Frame, slot: int, request_id: str) -> Request:
+def slot_request(frame: Frame, slot: int, request_id: str) -> HandlerRequest:
     part = frame.slots[slot]
     assert part is not None
     try:
@@ -117,8 +117,8 @@ def slot_request(frame: Frame, slot: int, request_id: str) -> Request:
 
 def max_response_size() -> int:
     """TorchServe's limit where this process can learn it, else TorchServe's default."""
-    told = os.environ.get("TS_MAX_RESPONSE_SIZE") or _configured("max_response_size")
-    return int(told) if told and told.isdigit() else MAX_RESPONSE_SIZE
+    on_raw = os.environ.get("TS_MAX_RESPONSE_SIZE") or _configured("max_response_size")
+    return int(on_raw) if on_raw and on_raw.isdigit() else MAX_RESPONSE_SIZE
 
 
 def _configured(key: str) -> str | None:
@@ -134,8 +134,8 @@ def _configured(key: str) -> str | None:
 
 def _config_file() -> Path | None:
     """The frontend's config.properties: it is our parent process and does not tell, but its command line does."""
-    if told := os.environ.get("TS_CONFIG_FILE"):
-        return Path(told)
+    if on_raw := os.environ.get("TS_CONFIG_FILE"):
+        return Path(on_raw)
     frontend = Path(f"/proc/{os.getppid()}")
     try:
         words = (frontend / "cmdline").read_text(encoding="utf-8", errors="replace").split("\0")

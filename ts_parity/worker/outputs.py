@@ -19,7 +19,7 @@ import torch
 
 from ts_parity.errors import NotCodable, with_article
 from ts_parity.wire import MAX_DIMENSIONS, Array
-from ts_parity.worker.unsaid import Unsaid
+from ts_parity.worker.missing_part import MissingPart
 
 _WIRE_DTYPES = {
     torch.float16: torch.float32,
@@ -80,7 +80,7 @@ class _Leaf:
 
 
 @dataclass(frozen=True)
-class _Other:
+class _UncodablePart:
     """A part that is not floating, and why it cannot be coded."""
 
     where: Place
@@ -119,7 +119,7 @@ def _chosen(parts: _Parts, declared: str) -> _Leaf:
         for leaf in leaves:
             if leaf.where == wanted:
                 return leaf
-        there = ", ".join(_told(leaf.where) for leaf in leaves) or "none"
+        there = ", ".join(_place_name(leaf.where) for leaf in leaves) or "none"
         raise NotCodable(
             f"output: {declared!r} is declared, but is no floating part of the model's output; there are: {there}"
         )
@@ -127,7 +127,7 @@ def _chosen(parts: _Parts, declared: str) -> _Leaf:
         whys = [other.why for other in parts.others]
         raise NotCodable(whys[0] if whys else "the model's output holds no floating tensor, array or list")
     if len(leaves) > 1:
-        listed = ", ".join(f"{_told(leaf.where)} {leaf.what()}" for leaf in leaves[:8])
+        listed = ", ".join(f"{_place_name(leaf.where)} {leaf.what()}" for leaf in leaves[:8])
         places = sorted((".".join(leaf.where) for leaf in leaves), key=_unusual)
         raise SeveralParts(
             f"the model's output holds {len(leaves)} floating parts ({listed}); a code needs exactly one",
@@ -147,7 +147,7 @@ def _place(declared: str) -> Place:
     return tuple(name for name in dotted.split(".") if name)
 
 
-def _told(where: Place) -> str:
+def _place_name(where: Place) -> str:
     return f"output {'.'.join(where)}" if where else "its root"
 
 
@@ -160,7 +160,7 @@ class _Parts:
 
     def __init__(self) -> None:
         self.leaves: list[_Leaf] = []
-        self.others: list[_Other] = []
+        self.others: list[_UncodablePart] = []
         self._seen: dict[int, _Leaf] = {}
 
     def node(self, value: Any, where: Place) -> _Bound:
@@ -180,13 +180,13 @@ class _Parts:
 
     def _leaf_node(self, leaf: _Leaf) -> _Bound:
         def bound(coded: _Leaf) -> _Build:
-            return (lambda made, refuse: made) if coded is leaf else _unsaid(leaf.where)
+            return (lambda made, refuse: made) if coded is leaf else _missing(leaf.where)
 
         return bound
 
     def _other(self, where: Place, why: str) -> _Bound:
-        self.others.append(_Other(where, why))
-        return lambda coded: _unsaid(where)
+        self.others.append(_UncodablePart(where, why))
+        return lambda coded: _missing(where)
 
     def _container(self, value: Any, where: Place) -> _Bound:
         kind, fields = type(value), None
@@ -197,12 +197,13 @@ class _Parts:
         if fields is None:
             return self._other(
                 where,
-                f"the model's output holds {with_article(kind.__name__)} at {_told(where)}, which cannot be coded",
+                f"the model's output holds {with_article(kind.__name__)} at {_place_name(where)}, which cannot be "
+                "coded",
             )
         before = len(self.leaves)
         nodes = {name: self.node(child, (*where, str(name))) for name, child in fields.items()}
         if len(self.leaves) == before and not isinstance(value, Mapping) and not dataclasses.is_dataclass(value):
-            return lambda coded: _unsaid(where)  # an object without a floating part is looked at as little as a number
+            return lambda coded: _missing(where)  # an object without a floating part is looked at as little as a number
         if isinstance(value, Mapping):
             keyed = dataclasses.is_dataclass(kind)
 
@@ -254,8 +255,8 @@ class _Parts:
         return bound
 
 
-def _unsaid(where: Place) -> _Build:
-    return lambda made, refuse: Unsaid(_told(where), refuse)
+def _missing(where: Place) -> _Build:
+    return lambda made, refuse: MissingPart(_place_name(where), refuse)
 
 
 def _fields(value: Any) -> dict[Any, Any] | None:
@@ -289,7 +290,7 @@ def _leaf(value: Any, where: Place) -> _Leaf | None:
     if (keys := _keys_of_numbers(value)) is not None:
         return _table_leaf(value, keys, where)
     if isinstance(value, int):
-        raise NotCodable(f"the model's output holds an integer at {_told(where)}: integers are never coded")
+        raise NotCodable(f"the model's output holds an integer at {_place_name(where)}: integers are never coded")
     return None
 
 
@@ -297,7 +298,7 @@ def _tensor_leaf(tensor: torch.Tensor, where: Place) -> _Leaf:
     dtype, device = tensor.dtype, tensor.device
     if dtype not in _WIRE_DTYPES or tensor.layout is not torch.strided or tensor.is_nested:
         raise NotCodable(
-            f"the model's output holds {with_article(_name(dtype))} tensor ({tensor.layout}) at {_told(where)}; "
+            f"the model's output holds {with_article(_name(dtype))} tensor ({tensor.layout}) at {_place_name(where)}; "
             "only dense float16, bfloat16, float32 and float64 can be coded"
         )
     return _Leaf(
@@ -320,8 +321,8 @@ def _numpy_leaf(value: Any, where: Place) -> _Leaf:
     if value.dtype not in (np.float16, np.float32, np.float64):
         what = f"{value.dtype} numbers" if value.dtype.kind in "iufbc" else "no numbers"
         raise NotCodable(
-            f"the model's output holds {what} at {_told(where)}: a code needs floating ones, such as the scores of "
-            "classes (predict_proba)"
+            f"the model's output holds {what} at {_place_name(where)}: a code needs floating ones, such as the "
+            "scores of classes (predict_proba)"
         )
     dtype, scalar = value.dtype, isinstance(value, np.generic)
 
@@ -337,11 +338,11 @@ def _numpy_leaf(value: Any, where: Place) -> _Leaf:
 
 def _list_leaf(value: Any, where: Place) -> _Leaf:
     if not all(isinstance(number, float) for number in _numbers(value)):
-        raise NotCodable(f"the model's output holds integers in a list at {_told(where)}: they are never coded")
+        raise NotCodable(f"the model's output holds integers in a list at {_place_name(where)}: they are never coded")
     try:
         array = np.array(value, dtype=np.float64)
     except ValueError:
-        raise NotCodable(f"the model's output holds a ragged list at {_told(where)}") from None
+        raise NotCodable(f"the model's output holds a ragged list at {_place_name(where)}") from None
     kind = type(value)
     return _Leaf(where, value, lambda: f"list {array.shape}", lambda: array, lambda raw: kind(raw.tolist()))
 

@@ -18,17 +18,24 @@ import torch
 from ts_parity.confidence import CERTAIN
 from ts_parity.errors import MalformedFrame, NotCodable, TsParityError
 from ts_parity.wire import CONFIDENCE, Array, Frame, Part
-from ts_parity.worker.answers import Answer, BadAnswer, Streamed, error_answer, failed, run
 from ts_parity.worker.boundary import Boundary, EntryPoint, finite
-from ts_parity.worker.confidence import of_batch
-from ts_parity.worker.encoders import encode, not_finite_ones, odd_ones_out, tensors
+from ts_parity.worker.confidence import confidence_headers
+from ts_parity.worker.encoders import encode, mismatched_slots, non_finite_slots, tensors
 from ts_parity.worker.operations import slot_request
 from ts_parity.worker.outputs import take
-from ts_parity.worker.repeatable import Dice, Once, Seen, check_repeats, check_seen
-from ts_parity.worker.requests import Request
+from ts_parity.worker.repeatable import ObservedRun, RandomStates, RunOnce, check_repeats, check_run
+from ts_parity.worker.requests import HandlerRequest
+from ts_parity.worker.responses import (
+    BadHandlerResponse,
+    HandlerResponse,
+    StreamingRefused,
+    error_response,
+    response_to_error,
+    run,
+)
 from ts_parity.worker.selftest import LIVE_REQUESTS, described_input, judging, record_one
 from ts_parity.worker.settings import Protection
-from ts_parity.worker.verdict import State, Verdict, alike, described, not_finite
+from ts_parity.worker.verdict import HandlerVerdict, VerdictState, alike, not_finite, shape_and_dtype
 from ts_parity.worker.watches import ModelCall
 
 log = logging.getLogger(__name__)
@@ -44,7 +51,11 @@ class ParityGroups:
     """The parity family."""
 
     def __init__(
-        self, boundary: Boundary, verdict: Verdict, protection: Protection, parity_model: ParityModel | None = None
+        self,
+        boundary: Boundary,
+        verdict: HandlerVerdict,
+        protection: Protection,
+        parity_model: ParityModel | None = None,
     ) -> None:
         self.verdict = verdict
         self._boundary = boundary
@@ -54,33 +65,33 @@ class ParityGroups:
     def answer(self, context: Any, frame: Frame, request_id: str) -> Frame:
         check_group(frame, self._protection, self.verdict)
         calls: dict[int, ModelCall] = {}
-        errors: dict[int, Answer] = {}
-        for slot in present(frame):
+        errors: dict[int, HandlerResponse] = {}
+        for slot in member_slots(frame):
             try:
                 calls[slot] = self._captured(context, slot_request(frame, slot, f"{request_id}/{slot}"))
             except Exception as error:
                 errors[slot] = _slot_error(slot, error)
-        for find in (odd_ones_out, not_finite_ones):
+        for find in (mismatched_slots, non_finite_slots):
             for slot, why in find(calls).items():
                 del calls[slot]
-                errors[slot] = error_answer(_REFUSED_SLOT, why, "BadRequestException")
+                errors[slot] = error_response(_REFUSED_SLOT, why, "BadRequestException")
         parts = _parts(frame, {**dict.fromkeys(calls, COVERED), **_as_parts(errors)})
         return Frame(parts, *self._raw(frame.k, calls))
 
-    def judge(self, context: Any, samples: Sequence[Request], fresh: Callable[[], Once]) -> None:
+    def judge(self, context: Any, samples: Sequence[HandlerRequest], fresh: Callable[[], RunOnce]) -> None:
         """By samples. Each is taken to the parity model alone, with every other slot empty."""
         with judging(self.verdict, samples):
             check_repeats(self.once(context), samples, fresh)
 
-    def once(self, context: Any) -> Once:
-        def run_one(sample: Request) -> Seen:
+    def once(self, context: Any) -> RunOnce:
+        def run_one(sample: HandlerRequest) -> ObservedRun:
             call = self._captured(context, sample)
             raw, _ = self._raw_of([call])
-            return Seen(Answer(b""), raw)
+            return ObservedRun(HandlerResponse(b""), raw)
 
         return run_one
 
-    def _captured(self, context: Any, request: Request) -> ModelCall:
+    def _captured(self, context: Any, request: HandlerRequest) -> ModelCall:
         captured: list[ModelCall] = []
 
         def entry(data: Any, ctx: Any) -> list[bytes]:
@@ -103,19 +114,19 @@ class ParityGroups:
 
     def _raw_of(self, calls: list[ModelCall | None]) -> tuple[Array, str]:
         encoded = encode(calls, self._protection.code, self._protection.row)
-        if self.verdict.state is State.UNTESTED:
+        if self.verdict.state is VerdictState.UNTESTED:
             self._check_mode(encoded)
         with torch.inference_mode():
             raw, container = take(self._parity_model(encoded), encoded.output)
         finite(raw)
-        self.verdict.input, self.verdict.output = described_input(encoded), described(raw)
+        self.verdict.input, self.verdict.output = described_input(encoded), shape_and_dtype(raw)
         self.verdict.accept("inputs were combined and the parity model answered")
         return raw, container.computed_in
 
     def _check_mode(self, call: ModelCall) -> None:
         models = {site.path: site.get() for site in self._boundary.sites() if site.path == call.site}
         try:
-            check_seen(Seen(Answer(b""), models=models), ())
+            check_run(ObservedRun(HandlerResponse(b""), models=models), ())
         except NotCodable as refusal:
             self.verdict.refuse(refusal)
             raise
@@ -134,14 +145,14 @@ class BackupGroups:
         self,
         entry: EntryPoint,
         boundary: Boundary | None,
-        verdict: Verdict,
+        verdict: HandlerVerdict,
         protection: Protection,
         may_batch: bool = True,
     ) -> None:
         self.verdict = verdict
         self._boundary = boundary
         # Samples have shown more than the first runs could.
-        self._observed = LIVE_REQUESTS if verdict.state is State.CODABLE else 0
+        self._observed = LIVE_REQUESTS if verdict.state is VerdictState.CODABLE else 0
         self._entry = entry
         self._protection = protection
         self._may_batch = may_batch
@@ -149,16 +160,16 @@ class BackupGroups:
 
     def answer(self, context: Any, frame: Frame, request_id: str) -> Frame:
         check_group(frame, self._protection, self.verdict)
-        errors: dict[int, Answer] = {}
-        requests: dict[int, Request] = {}
-        for slot in present(frame):
+        errors: dict[int, HandlerResponse] = {}
+        requests: dict[int, HandlerRequest] = {}
+        for slot in member_slots(frame):
             try:
                 requests[slot] = slot_request(frame, slot, f"{request_id}/{slot}")
             except MalformedFrame as error:
-                errors[slot] = failed(error)
+                errors[slot] = response_to_error(error)
         return Frame(_parts(frame, _as_parts({**errors, **self._answers(context, requests)})))
 
-    def judge(self, context: Any, samples: Sequence[Request], fresh: Callable[[], Once]) -> None:
+    def judge(self, context: Any, samples: Sequence[HandlerRequest], fresh: Callable[[], RunOnce]) -> None:
         """By samples."""
         with judging(self.verdict, samples):
             seen = check_repeats(self.once(context), samples, fresh)
@@ -168,79 +179,81 @@ class BackupGroups:
             count = f"{len(samples)} sample{'s' if len(samples) > 1 else ''}"
             self.verdict.accept(f"each slot is answered by the handler itself; the self-test passed on {count}")
 
-    def once(self, context: Any) -> Once:
-        def run_one(request: Request) -> Seen:
+    def once(self, context: Any) -> RunOnce:
+        def run_one(request: HandlerRequest) -> ObservedRun:
             if self._boundary is None:
-                return Seen(run(context, [request], self._entry)[0])
+                return ObservedRun(run(context, [request], self._entry)[0])
             record, answer = record_one(self._boundary, context, request)
-            return Seen(answer, record.raw, record.models)
+            return ObservedRun(answer, record.raw, record.models)
 
         return run_one
 
-    def _answers(self, context: Any, requests: dict[int, Request]) -> dict[int, Answer]:
+    def _answers(self, context: Any, requests: dict[int, HandlerRequest]) -> dict[int, HandlerResponse]:
         together = self._together(context, requests) if self._may_batch and self.verdict.batched else None
         if together is not None:
             return together
         return {slot: self._alone(context, request) for slot, request in requests.items()}
 
-    def _judge_batch(self, context: Any, requests: dict[int, Request], alone: Mapping[int, Answer]) -> None:
+    def _judge_batch(
+        self, context: Any, requests: dict[int, HandlerRequest], alone: Mapping[int, HandlerResponse]
+    ) -> None:
         together = self._together(context, requests)
         self.verdict.batched = together is not None and all(alike(alone[slot], together[slot]) for slot in alone)
 
-    def _alone(self, context: Any, request: Request) -> Answer:
+    def _alone(self, context: Any, request: HandlerRequest) -> HandlerResponse:
         try:
             looked_at = self._observed < LIVE_REQUESTS
             answer = self._observed_run(context, request) if looked_at else run(context, [request], self._entry)[0]
         except Exception as error:
             log.warning("a slot's run failed", exc_info=True)
-            return failed(error)
+            return response_to_error(error)
         if not self._protection.code.lossless and not_finite(answer.body):
-            return error_answer(500, "the answer holds NaN or infinity")
+            return error_response(500, "the answer holds NaN or infinity")
         return answer
 
-    def _observed_run(self, context: Any, request: Request) -> Answer:
+    def _observed_run(self, context: Any, request: HandlerRequest) -> HandlerResponse:
         """The first runs are looked at: dice and training mode show without a second run."""
-        dice = Dice()
+        dice = RandomStates()
         seen = self.once(context)(request)
         drawn = dice.drawn() if self._observed else []  # as for an observer
         self._observed += 1
         try:
-            check_seen(seen, drawn)
+            check_run(seen, drawn)
         except NotCodable as refusal:
             self.verdict.refuse(refusal)
             raise
-        return self._told(seen.answer, seen.raw)
+        return self._with_confidence(seen.answer, seen.raw)
 
-    def _told(self, answer: Answer, raw: Array | None) -> Answer:
+    def _with_confidence(self, answer: HandlerResponse, raw: Array | None) -> HandlerResponse:
         """With its confidence, as its entry point would have told it."""
         confidence, said = self._protection.confidence, list[str]()
         if self._protection.code.lossless:
             said.append(CERTAIN)
         elif raw is not None:
             finite(raw)
-            said += [] if confidence is None else of_batch(confidence, raw, 1)
+            said += [] if confidence is None else confidence_headers(confidence, raw, 1)
         return replace(answer, headers={**answer.headers, CONFIDENCE: said[0]}) if said else answer
 
-    def _together(self, context: Any, requests: dict[int, Request]) -> dict[int, Answer] | None:
+    def _together(self, context: Any, requests: dict[int, HandlerRequest]) -> dict[int, HandlerResponse] | None:
         try:
             answers = run(context, list(requests.values()), self._entry)
-        except (Exception, Streamed):
+        except (Exception, StreamingRefused):
             return None  # one of them is bad; alone, each gets its own answer
         if not self._protection.code.lossless and any(not_finite(answer.body) for answer in answers):
             return None
         return dict(zip(requests, answers, strict=True))
 
 
-def check_group(frame: Frame, protection: Protection, verdict: Verdict) -> None:
+def check_group(frame: Frame, protection: Protection, verdict: HandlerVerdict) -> None:
     if verdict.refused:
         raise NotCodable(f"this handler cannot be protected with {protection.code.name}: {verdict.reason}")
     if frame.k != protection.code.k:
         raise MalformedFrame(f"this endpoint protects groups of k = {protection.code.k}, not {frame.k}")
-    if not present(frame):
+    if not member_slots(frame):
         raise MalformedFrame("a group needs at least one member")
 
 
-def present(frame: Frame) -> list[int]:
+def member_slots(frame: Frame) -> list[int]:
     return [slot for slot, part in enumerate(frame.slots) if part is not None]
 
 
@@ -270,14 +283,14 @@ def _dtype_of(script: Any) -> torch.dtype | None:
     return next((weight.dtype for weight in weights if weight.is_floating_point()), None)
 
 
-def _slot_error(slot: int, error: Exception) -> Answer:
-    if isinstance(error, TsParityError) and not isinstance(error, BadAnswer):
-        return error_answer(_REFUSED_SLOT, str(error), "BadRequestException")
+def _slot_error(slot: int, error: Exception) -> HandlerResponse:
+    if isinstance(error, TsParityError) and not isinstance(error, BadHandlerResponse):
+        return error_response(_REFUSED_SLOT, str(error), "BadRequestException")
     log.warning("slot %d: the handler failed before its model call", slot, exc_info=error)
-    return failed(error)
+    return response_to_error(error)
 
 
-def _as_parts(answers: Mapping[int, Answer]) -> dict[int, Part]:
+def _as_parts(answers: Mapping[int, HandlerResponse]) -> dict[int, Part]:
     return {slot: Part(a.header_pairs, a.body, a.status, a.phrase or "") for slot, a in answers.items()}
 
 

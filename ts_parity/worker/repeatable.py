@@ -18,28 +18,28 @@ import torch
 
 from ts_parity.errors import NotRepeatable
 from ts_parity.wire import Array
-from ts_parity.worker.answers import Answer
-from ts_parity.worker.naming import functions_in
-from ts_parity.worker.requests import Request
+from ts_parity.worker.requests import HandlerRequest
+from ts_parity.worker.responses import HandlerResponse
+from ts_parity.worker.user_code import functions_in
 from ts_parity.worker.verdict import differing, same_raw
 
 _SHOWN = 60
 
 
 @dataclass(frozen=True)
-class Seen:
+class ObservedRun:
     """One ordinary run: its answer, the raw output if there was one, and the models that were called, by site."""
 
-    answer: Answer
+    answer: HandlerResponse
     raw: Array | None = None
     models: dict[str, Any] = field(default_factory=dict)
 
 
-Once = Callable[[Request], Seen]
+RunOnce = Callable[[HandlerRequest], ObservedRun]
 """Run one request as always."""
 
 
-class Dice:
+class RandomStates:
     """The states of the global random generators, to be compared with what they are later."""
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Dice:
         return [name for name, state in self._before.items() if now.get(name, state) != state]
 
 
-def check_seen(seen: Seen, drawn: Sequence[str], sampled: bool = False) -> None:
+def check_run(seen: ObservedRun, drawn: Sequence[str], sampled: bool = False) -> None:
     """What one run shows without being repeated. Raise NotRepeatable."""
     for site, model in seen.models.items():
         if part := in_training_mode(model):
@@ -66,7 +66,7 @@ def check_seen(seen: Seen, drawn: Sequence[str], sampled: bool = False) -> None:
         )
 
 
-def check_repeats(once: Once, samples: Sequence[Request], fresh: Callable[[], Once]) -> list[Seen]:
+def check_repeats(once: RunOnce, samples: Sequence[HandlerRequest], fresh: Callable[[], RunOnce]) -> list[ObservedRun]:
     """Run every sample twice, and once more in reversed order, the generators seeded otherwise each time.
 
     -> what each showed first. Raise NotRepeatable if a later answer is another. What differs in every answer, such as
@@ -78,11 +78,11 @@ def check_repeats(once: Once, samples: Sequence[Request], fresh: Callable[[], On
     varying: list[tuple[int, int, str]] = []
     for position, index in enumerate(order):
         before = first.setdefault(index, position)
-        check_seen(seen[position], [])
+        check_run(seen[position], [])
         _check_raw(samples[index], seen[before], seen[position])
         varying += [(before, position, where) for where, _, _ in differing(seen[before].answer, seen[position].answer)]
     # PyTorch's are drawn by much that is no dice: each DataLoader seeds itself. If they mattered, answers would differ.
-    check_seen(seen[0], [name for name in rolled if name != "torch"], sampled=True)
+    check_run(seen[0], [name for name in rolled if name != "torch"], sampled=True)
     if varying:
         again, _ = _runs(fresh(), samples, order)
         for before, position, where in varying:
@@ -98,14 +98,14 @@ def in_training_mode(model: Any) -> str:
     return next((f"{_kind(part)} {name}".strip() for name, part in parts if _heeds_mode(part)), "")
 
 
-def _runs(once: Once, samples: Sequence[Request], order: Sequence[int]) -> tuple[list[Seen], set[str]]:
+def _runs(once: RunOnce, samples: Sequence[HandlerRequest], order: Sequence[int]) -> tuple[list[ObservedRun], set[str]]:
     """-> what each run showed, and which generators it drew from without seeding them itself."""
     seen, drawn = [], set()
     after: dict[tuple[int, str], bytes] = {}
     with _generators_kept():
         for seed, index in enumerate(order):
             _seed(seed)
-            dice = Dice()
+            dice = RandomStates()
             seen.append(once(samples[index]))
             now = _states()
             # One that seeds itself ends in the same state wherever it began.
@@ -114,7 +114,7 @@ def _runs(once: Once, samples: Sequence[Request], order: Sequence[int]) -> tuple
     return seen, drawn
 
 
-def _check_raw(sample: Request, one: Seen, other: Seen) -> None:
+def _check_raw(sample: HandlerRequest, one: ObservedRun, other: ObservedRun) -> None:
     if (one.raw is None) != (other.raw is None):
         raise NotRepeatable(f"{sample.id} reached the model once, and not when it was run again")
     if not same_raw(one.raw, other.raw):
@@ -124,7 +124,12 @@ def _check_raw(sample: Request, one: Seen, other: Seen) -> None:
         )
 
 
-def _check_state(where: str, rolled: set[str], one: tuple[Answer, Answer], other: tuple[Answer, Answer]) -> None:
+def _check_state(
+    where: str,
+    rolled: set[str],
+    one: tuple[HandlerResponse, HandlerResponse],
+    other: tuple[HandlerResponse, HandlerResponse],
+) -> None:
     """Answers to one request at two positions, of one handler and of a fresh one. The dice fell alike in both."""
     within = {place: (a, b) for place, a, b in differing(*one)}
     across = {place for earlier, later in zip(one, other, strict=True) for place, _, _ in differing(earlier, later)}

@@ -24,7 +24,7 @@ _DEFAULT_FILE_TYPE = "application/octet-stream"
 
 
 @dataclass(frozen=True)
-class Request:
+class HandlerRequest:
     """`data` is one entry of the list that handlers get; `headers` is what the context shows for it."""
 
     id: str
@@ -36,7 +36,7 @@ class Request:
         return copied(self.data)
 
 
-def request_of(part: Part, request_id: str) -> Request:
+def request_of(part: Part, request_id: str) -> HandlerRequest:
     """The request that the frontend would have made of these headers and this body."""
     # A HashMap in the frontend: names keep their case, and a repeated one keeps its last value.
     headers: dict[str, Any] = dict(without_control_headers(part.headers))
@@ -46,7 +46,7 @@ def request_of(part: Part, request_id: str) -> Request:
     for name, value, kind in _parameters(content_type, part.body):
         data[name] = _decoded(value, kind)
         parameters[name] = {"content-type": kind}
-    return Request(request_id, data, {**parameters, **headers})
+    return HandlerRequest(request_id, data, {**parameters, **headers})
 
 
 def _parameters(content_type: str, body: bytes) -> Iterator[tuple[str, bytearray, str]]:

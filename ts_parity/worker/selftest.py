@@ -18,13 +18,13 @@ import numpy as np
 
 from ts_parity.errors import NotCodable
 from ts_parity.wire import Array
-from ts_parity.worker.answers import Answer, Streamed, run
-from ts_parity.worker.boundary import Boundary, Record
+from ts_parity.worker.boundary import Boundary, RecordedRun
 from ts_parity.worker.encoders import model_input
-from ts_parity.worker.remedy import Lines
-from ts_parity.worker.repeatable import Dice, Once, Seen, check_repeats, check_seen
-from ts_parity.worker.requests import Request
-from ts_parity.worker.verdict import BATCH_CLOSE, Verdict, alike, close, described, same_answer
+from ts_parity.worker.repeatable import ObservedRun, RandomStates, RunOnce, check_repeats, check_run
+from ts_parity.worker.requests import HandlerRequest
+from ts_parity.worker.responses import HandlerResponse, StreamingRefused, run
+from ts_parity.worker.suggestions import Declaration
+from ts_parity.worker.verdict import BATCH_CLOSE, HandlerVerdict, alike, close, same_answer, shape_and_dtype
 from ts_parity.worker.watches import ModelCall
 
 log = logging.getLogger(__name__)
@@ -39,20 +39,20 @@ STREAMS = "the handler streams its answer"
 class Observer:
     """What live requests show, each of them run once and as always, fills in the verdict of a worker."""
 
-    def __init__(self, verdict: Verdict, needed: int = LIVE_REQUESTS) -> None:
+    def __init__(self, verdict: HandlerVerdict, needed: int = LIVE_REQUESTS) -> None:
         self._verdict = verdict
         self._needed = needed
         self._runs = 0
         self._seen = 0
         self._misses = 0
 
-    def saw(self, record: Record, answer: Answer, dice: Dice) -> None:
+    def observe(self, record: RecordedRun, answer: HandlerResponse, dice: RandomStates) -> None:
         """One request that ran alone. `dice` were looked at before it."""
         # What the first request draws may be the beginning of something that it makes, such as a model.
         drawn = dice.drawn() if self._runs else []
         self._runs += 1
         try:
-            check_seen(Seen(answer, record.raw, record.models), drawn)
+            check_run(ObservedRun(answer, record.raw, record.models), drawn)
             if record.raw is None and record.calls:
                 raise NotCodable(record.refusal or "")
         except NotCodable as refusal:
@@ -66,7 +66,7 @@ class Observer:
     def _passed(self, call: ModelCall, raw: Array) -> None:
         self._misses = 0
         self._seen += 1
-        self._verdict.input, self._verdict.output = described_input(call), described(raw)
+        self._verdict.input, self._verdict.output = described_input(call), shape_and_dtype(raw)
         if self._seen >= self._needed:
             self._verdict.accept(
                 f"{self._seen} live requests showed nothing against it; none was run twice to test it, which takes "
@@ -84,23 +84,27 @@ class Observer:
 
 
 @dataclass(frozen=True)
-class Trial:
+class SampleTrial:
     """A sample, and what two runs of it showed."""
 
-    request: Request
+    request: HandlerRequest
     raw: Array
-    answer: Answer
-    repeated: Answer
+    answer: HandlerResponse
+    repeated: HandlerResponse
 
 
 def judge_deployed(
-    boundary: Boundary, verdict: Verdict, context: Any, samples: Sequence[Request], fresh: Callable[[], Once]
+    boundary: Boundary,
+    verdict: HandlerVerdict,
+    context: Any,
+    samples: Sequence[HandlerRequest],
+    fresh: Callable[[], RunOnce],
 ) -> None:
     """Judge a handler by its samples: may its answers be made from raw outputs? `fresh`: another object of it."""
-    records: list[Record] = []
+    records: list[RecordedRun] = []
 
-    def once(request: Request) -> Seen:
-        return seen_once(boundary, context, request, records)
+    def once(request: HandlerRequest) -> ObservedRun:
+        return observed_run(boundary, context, request, records)
 
     with judging(verdict, samples):
         first = check_repeats(once, samples, fresh)
@@ -111,25 +115,25 @@ def judge_deployed(
                 raise NotCodable("the model's output is not finite")
         repeated = [once(sample) for sample in samples]
         trials = [
-            Trial(sample, seen.raw, seen.answer, again.answer)
+            SampleTrial(sample, seen.raw, seen.answer, again.answer)
             for sample, seen, again in zip(samples, first, repeated, strict=True)
             if seen.raw is not None
         ]
         for trial in (*trials, *reversed(trials)):
             _check_finish(boundary, context, trial)
         _judge_batches(boundary, verdict, context, trials[-2:])
-        verdict.input, verdict.output = described_input(records[0].calls[0]), described(trials[0].raw)
+        verdict.input, verdict.output = described_input(records[0].calls[0]), shape_and_dtype(trials[0].raw)
         verdict.accept(f"the self-test passed on {len(samples)} sample{'s' if len(samples) > 1 else ''}")
 
 
 @contextmanager
-def judging(verdict: Verdict, samples: Sequence[Request]) -> Iterator[None]:
+def judging(verdict: HandlerVerdict, samples: Sequence[HandlerRequest]) -> Iterator[None]:
     """Whatever goes wrong inside refuses the handler, with its reason."""
     try:
         yield
     except NotCodable as refusal:
         verdict.refuse(refusal)
-    except Streamed:
+    except StreamingRefused:
         verdict.refuse(STREAMS)
     except Exception as error:
         names = ", ".join(sample.id for sample in samples)
@@ -137,8 +141,8 @@ def judging(verdict: Verdict, samples: Sequence[Request]) -> Iterator[None]:
         verdict.refuse(f"running the samples ({names}) failed: {error!r}")
 
 
-def _check_finish(boundary: Boundary, context: Any, trial: Trial) -> None:
-    [finished] = run(context, [trial.request], lambda data, ctx: boundary.give(data, ctx, trial.raw))
+def _check_finish(boundary: Boundary, context: Any, trial: SampleTrial) -> None:
+    [finished] = run(context, [trial.request], lambda data, ctx: boundary.finish(data, ctx, trial.raw))
     if not same_answer(trial.answer, trial.repeated, finished):
         raise NotCodable(
             "the answer made from a request and its raw output differs from the ordinary answer: the handler keeps "
@@ -146,23 +150,25 @@ def _check_finish(boundary: Boundary, context: Any, trial: Trial) -> None:
         )
 
 
-def seen_once(boundary: Boundary, context: Any, request: Request, records: list[Record] | None = None) -> Seen:
+def observed_run(
+    boundary: Boundary, context: Any, request: HandlerRequest, records: list[RecordedRun] | None = None
+) -> ObservedRun:
     """One recorded run as `repeatable` looks at it."""
     record, answer = record_one(boundary, context, request)
     if not record.existed and record.raw is None:  # a model created by the first request is there for the second
         record, answer = record_one(boundary, context, request)
     if records is not None:
         records.append(record)
-    return Seen(answer, record.raw, record.models)
+    return ObservedRun(answer, record.raw, record.models)
 
 
-def why_not(boundary: Boundary, context: Any, request: Request, record: Record) -> str:
+def why_not(boundary: Boundary, context: Any, request: HandlerRequest, record: RecordedRun) -> str:
     """Why this run gave no raw output, and the lines to write where some help: found by running it again, watched."""
     try:
         if not record.parts:
             record, _ = record_one(boundary, context, request, look_around=True)
         known = {key: line for key, line in record.lines.items() if key != "output"}
-        with boundary.trying(**known):
+        with boundary.declaring(**known):
             called = record_one(boundary, context, request)[0] if known else record
         if not called.parts:
             return record.refusal or ""
@@ -175,32 +181,32 @@ def why_not(boundary: Boundary, context: Any, request: Request, record: Record) 
         return record.refusal or ""
 
 
-def _answers_by(boundary: Boundary, context: Any, request: Request, lines: Lines) -> bool:
+def _answers_by(boundary: Boundary, context: Any, request: HandlerRequest, lines: Declaration) -> bool:
     """Is the answer made from this part of the output the ordinary one? Then it is the part that is used."""
-    with boundary.trying(**lines):
+    with boundary.declaring(**lines):
         record, answer = record_one(boundary, context, request)
         raw = record.raw
         if raw is None:
             return False
         try:
-            [finished] = run(context, [request], lambda data, ctx: boundary.give(data, ctx, raw))
+            [finished] = run(context, [request], lambda data, ctx: boundary.finish(data, ctx, raw))
         except Exception:  # it looks at another part
             return False
         return same_answer(answer, answer, finished)
 
 
 def record_one(
-    boundary: Boundary, context: Any, request: Request, socket: Any = None, look_around: bool = False
-) -> tuple[Record, Answer]:
+    boundary: Boundary, context: Any, request: HandlerRequest, socket: Any = None, look_around: bool = False
+) -> tuple[RecordedRun, HandlerResponse]:
     """One recorded run of one request. -> (record, its ordinary answer)."""
     record, [answer] = record_many(boundary, context, [request], socket, look_around)
     return record, answer
 
 
 def record_many(
-    boundary: Boundary, context: Any, requests: Sequence[Request], socket: Any = None, look_around: bool = False
-) -> tuple[Record, list[Answer]]:
-    records: list[Record] = []
+    boundary: Boundary, context: Any, requests: Sequence[HandlerRequest], socket: Any = None, look_around: bool = False
+) -> tuple[RecordedRun, list[HandlerResponse]]:
+    records: list[RecordedRun] = []
 
     def entry(data: Any, ctx: Any) -> Any:
         records.append(boundary.record(data, ctx, look_around=look_around))
@@ -210,7 +216,7 @@ def record_many(
     return records[0], answers
 
 
-def _judge_batches(boundary: Boundary, verdict: Verdict, context: Any, trials: Sequence[Trial]) -> None:
+def _judge_batches(boundary: Boundary, verdict: HandlerVerdict, context: Any, trials: Sequence[SampleTrial]) -> None:
     """Do two requests in one batch get the answers they get alone? If they are too alike, these two cannot tell."""
     if len(trials) < 2 or close(trials[0].raw, trials[1].raw):
         return
@@ -241,6 +247,6 @@ def split_rows(raw: Array | None, rows: int) -> list[Array] | None:
 
 def described_input(call: ModelCall) -> dict[str, Any] | None:
     try:
-        return described(model_input(call))
+        return shape_and_dtype(model_input(call))
     except NotCodable:
         return None

@@ -43,7 +43,7 @@ _PARITY_ONLY = frozenset(
 
 
 @dataclass(frozen=True)
-class Sample:
+class SampleFile:
     """A request body in the archive, for the self-test at load."""
 
     file: str
@@ -76,19 +76,19 @@ class Protection:
 
 
 @dataclass(frozen=True)
-class Settings:
+class WorkerSettings:
     """`protection` is None for the deployed role."""
 
     role: str
     handler: str
     declaration: Mapping[str, str] = field(default_factory=dict)
-    samples: tuple[Sample, ...] = ()
+    samples: tuple[SampleFile, ...] = ()
     secret: str | None = None
     protection: Protection | None = None
     never_code: Exclusions = field(default_factory=Exclusions)
 
 
-def read_settings(config: Mapping[str, Any] | None, role: str) -> Settings:
+def read_settings(config: Mapping[str, Any] | None, role: str) -> WorkerSettings:
     """Raise ConfigError, saying which entry is wrong and what it must be."""
     section = (config or {}).get("ts_parity")
     if not isinstance(section, Mapping):
@@ -103,7 +103,7 @@ def read_settings(config: Mapping[str, Any] | None, role: str) -> Settings:
     declared = section.get("role", role)
     if declared != role:
         raise ConfigError(f"ts_parity: role is {declared!r}, but the archive's handler is the one for role {role!r}")
-    return Settings(
+    return WorkerSettings(
         role,
         _string(section, "handler", required=True) or "",
         declaration(section),
@@ -161,28 +161,28 @@ def _protection(section: Mapping[str, Any]) -> Protection:
     ):
         raise ConfigError(f"ts_parity: tolerance is how far off its numbers usually are, not {tolerance!r}")
     try:
-        errors = None if (told := section.get("row_errors")) is None else read_row_errors(told, code)
+        errors = None if (values := section.get("row_errors")) is None else read_row_errors(values, code)
     except CodeError as error:
         raise ConfigError(f"ts_parity: {error}") from None
     confidence = _confidence(section.get("confidence"))
     return Protection(code, row, partial, parity_model, protects, cost, agreement, tolerance, errors, confidence)
 
 
-def _confidence(told: Any) -> Confidence | None:
+def _confidence(values: Any) -> Confidence | None:
     try:
-        return None if told is None else read_confidence(told)
+        return None if values is None else read_confidence(values)
     except ConfigError as error:
         raise ConfigError(f"ts_parity: {error}") from None
 
 
-def _never_code(told: Any) -> Exclusions:
+def _never_code(values: Any) -> Exclusions:
     try:
-        return Exclusions() if told is None else read_never_code(told)
+        return Exclusions() if values is None else read_never_code(values)
     except ConfigError as error:
         raise ConfigError(f"ts_parity: {error}") from None
 
 
-def _samples(entries: Any) -> list[Sample]:
+def _samples(entries: Any) -> list[SampleFile]:
     if entries is None:
         return []
     if not isinstance(entries, list):
@@ -190,13 +190,13 @@ def _samples(entries: Any) -> list[Sample]:
     return [_sample(entry) for entry in entries]
 
 
-def _sample(entry: Any) -> Sample:
+def _sample(entry: Any) -> SampleFile:
     if isinstance(entry, str):
-        return Sample(entry)
+        return SampleFile(entry)
     if isinstance(entry, Mapping) and set(entry) <= {"file", "content_type"} and isinstance(entry.get("file"), str):
         content_type = entry.get("content_type")
         if content_type is None or isinstance(content_type, str):
-            return Sample(entry["file"], content_type)
+            return SampleFile(entry["file"], content_type)
     raise ConfigError(f"ts_parity: a sample is a file name or {{file:, content_type:}}, not {entry!r}")
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from ts_parity.errors import NotRepeatable
 from ts_parity.wire import CONTROL_PREFIX, Array
-from ts_parity.worker.answers import Answer
+from ts_parity.worker.responses import HandlerResponse
 
 CLOSE = 1e-4
 """Two runs of one request may differ by what reduced precision and parallel sums make of the largest output."""
@@ -25,21 +25,21 @@ BATCH_CLOSE = 1e-3
 """Other kernels run for a batch of two than for one, with other roundings."""
 
 
-class State(str, Enum):
+class VerdictState(str, Enum):
     CODABLE = "codable"
     UNTESTED = "untested"
     REFUSED = "refused"
 
 
 @dataclass
-class Verdict:
+class HandlerVerdict:
     """Refused is final for the process.
 
     `batched`: one run of a batch gives each request the answer and the raw output it would get alone. `alone`: requests
     of a batch may be run one by one, since the answers are the same. None: not known.
     """
 
-    state: State = State.UNTESTED
+    state: VerdictState = VerdictState.UNTESTED
     reason: str = "no request has been seen yet"
     batched: bool | None = None
     alone: bool | None = None
@@ -50,29 +50,29 @@ class Verdict:
 
     @property
     def refused(self) -> bool:
-        return self.state is State.REFUSED
+        return self.state is VerdictState.REFUSED
 
     def as_json(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "state": self.state.value}
 
     @classmethod
-    def from_json(cls, told: dict[str, Any]) -> Verdict:
+    def from_json(cls, told: dict[str, Any]) -> HandlerVerdict:
         """Raise KeyError, TypeError or ValueError for what `as_json` never makes."""
-        return cls(**{**told, "state": State(told["state"])})
+        return cls(**{**told, "state": VerdictState(told["state"])})
 
     def refuse(self, reason: str | Exception) -> None:
         """An exception is its own reason."""
         if isinstance(reason, NotRepeatable):
             self.repeatable = False
         if not self.refused:
-            self.state, self.reason = State.REFUSED, str(reason)
+            self.state, self.reason = VerdictState.REFUSED, str(reason)
 
     def accept(self, reason: str) -> None:
         if not self.refused:
-            self.state, self.reason = State.CODABLE, reason
+            self.state, self.reason = VerdictState.CODABLE, reason
 
 
-def described(array: Any) -> dict[str, Any]:
+def shape_and_dtype(array: Any) -> dict[str, Any]:
     """Shape and dtype of an array or a tensor, for describe."""
     return {"shape": list(array.shape), "dtype": str(array.dtype).removeprefix("torch.")}
 
@@ -92,7 +92,7 @@ def same_raw(one: Array | None, other: Array | None) -> bool:
     return one.shape == other.shape and (bool(np.array_equal(one, other, equal_nan=True)) or close(one, other))
 
 
-def same_answer(expected: Answer, repeated: Answer, got: Answer) -> bool:
+def same_answer(expected: HandlerResponse, repeated: HandlerResponse, got: HandlerResponse) -> bool:
     """Is `got` the answer `expected`? What differs between two ordinary runs (times, ids) need not agree."""
     if expected.status != got.status or not _agree(expected.headers, repeated.headers, got.headers):
         return False
@@ -104,12 +104,12 @@ def same_answer(expected: Answer, repeated: Answer, got: Answer) -> bool:
     return _agree(*(dict(_flat(body)) for body in bodies))
 
 
-def alike(one: Answer, other: Answer) -> bool:
+def alike(one: HandlerResponse, other: HandlerResponse) -> bool:
     """Equal answers, save that numbers in JSON may differ by rounding."""
     return not differing(one, other)
 
 
-def differing(one: Answer, other: Answer) -> list[tuple[str, Any, Any]]:
+def differing(one: HandlerResponse, other: HandlerResponse) -> list[tuple[str, Any, Any]]:
     """Where two answers differ by more than rounding -> (where, in the one, in the other). Our own headers tell of a
     run: another rounding, another confidence.
     """

@@ -16,12 +16,12 @@ import torch
 
 from ts_parity.errors import NotCodable
 from ts_parity.wire import Array
-from ts_parity.worker import remedy
-from ts_parity.worker.kinds import Rank, calls_of, rank_of
+from ts_parity.worker import suggestions
+from ts_parity.worker.missing_part import missing_parts_in, refuse_use
+from ts_parity.worker.model_kinds import ModelKind, calls_of, model_kind
 from ts_parity.worker.outputs import Container, SeveralParts, take
-from ts_parity.worker.remedy import Lines, Outcome
-from ts_parity.worker.standin import CALL, StandIn, Watch
-from ts_parity.worker.unsaid import held, looked_at
+from ts_parity.worker.stand_in import CALL, StandIn, Watch
+from ts_parity.worker.suggestions import Declaration, ObservedCall
 
 NOT_BEFORE = "no model object was found before the request"
 
@@ -30,7 +30,7 @@ class ModelReached(BaseException):
     """Ends a run at the model call. Not an Exception: user code's `except Exception` must not swallow it."""
 
 
-class _CannotAnswer(RuntimeError):
+class _OutputRefused(RuntimeError):
     """Raised into user code when no output can be given to it. What is reported is the watch's refusal."""
 
 
@@ -54,24 +54,24 @@ class ModelCall:
 
 
 @dataclass(frozen=True)
-class Declared:
+class DeclaredPlaces:
     """Places in the arguments and the output of the model call, as an archive declares them; empty: there is one."""
 
     input: str = ""
     output: str = ""
 
 
-class Watching:
+class CallWatch:
     """Counts the model calls of one run; `called` is what distinguishes the watches."""
 
-    def __init__(self, declared: Declared) -> None:
+    def __init__(self, declared: DeclaredPlaces) -> None:
         self.calls: list[ModelCall] = []
         self.extra: list[StandIn] = []
         """Stand-ins that were given to user code beside those at the sites; they are dismissed with these."""
         self._declared = declared
 
     def at(self, path: str, model: Any) -> Watch:
-        return _AtSite(self, path, model, self._declared)
+        return _SiteWatch(self, path, model, self._declared)
 
     def read(self, path: str, model: Any, name: str, value: Any) -> Any:
         """User code reads an attribute of the model. -> what it gets."""
@@ -91,13 +91,13 @@ class Watching:
 
 
 @dataclass(frozen=True)
-class _AtSite:
+class _SiteWatch:
     """What a watch hears of one model object."""
 
-    watching: Watching
+    watching: CallWatch
     path: str
     model: Any
-    declared: Declared
+    declared: DeclaredPlaces
 
     def called(self, method: str, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = ModelCall(self.path, method, args, kwargs, self.declared.input, self.declared.output)
@@ -110,27 +110,27 @@ class _AtSite:
         self.watching.returned(self.path, method, result)
 
 
-class Recording(Watching):
+class RecordingWatch(CallWatch):
     """Let the model compute and take its output.
 
     `looks`: also see what else user code does with the model, or with other objects that `looking` is asked about, so
     that the line which a declaration needs can be named.
     """
 
-    def __init__(self, declared: Declared, keep_inputs: bool = False, looks: bool = False) -> None:
+    def __init__(self, declared: DeclaredPlaces, keep_inputs: bool = False, looks: bool = False) -> None:
         super().__init__(declared)
         self.container: Container | None = None
         self._looks = looks
         self._keep_inputs = keep_inputs
         self._raw: Array | None = None
         self._refusal: str | None = None
-        self._outcomes: list[Outcome] = []
-        self._looked: list[Outcome] = []
+        self._outcomes: list[ObservedCall] = []
+        self._looked: list[ObservedCall] = []
 
     def called(self, call: ModelCall, run: Callable[..., Any]) -> Any:
         self.calls.append(_detached(call) if self._keep_inputs else call)
         output = run(*call.args, **call.kwargs)
-        outcome = Outcome(call.site, call.method)
+        outcome = ObservedCall(call.site, call.method)
         try:
             # At once: user code may change the output in place.
             self._raw, self.container = take(output, call.output)
@@ -147,7 +147,7 @@ class Recording(Watching):
                     f"the handler takes more from its model than the output ({path}.{name}, read after the call), so "
                     "an answer cannot be made from an output alone"
                 )
-        elif self._looks and rank_of(value) is Rank.MODEL and not isinstance(model, torch.jit.ScriptModule):
+        elif self._looks and model_kind(value) is ModelKind.MODEL and not isinstance(model, torch.jit.ScriptModule):
             return self.looking(f"{path}.{name}", value)
         return value
 
@@ -157,12 +157,12 @@ class Recording(Watching):
 
     def looking(self, path: str, value: Any) -> StandIn:
         """A stand-in for something that is not watched for model calls: what it is called for is seen."""
-        stand_in = StandIn(value, _Look(self, path, value), calls_of(value))
+        stand_in = StandIn(value, _LookingWatch(self, path, value), calls_of(value))
         self.extra.append(stand_in)
         return stand_in
 
     def saw(self, path: str, method: str, result: Any) -> None:
-        outcome = Outcome(path, method)
+        outcome = ObservedCall(path, method)
         try:
             take(result)
         except NotCodable as refusal:
@@ -176,34 +176,34 @@ class Recording(Watching):
         """Of the output of the one call, if it has several and none of them is declared."""
         return self._outcomes[0].parts if len(self._outcomes) == 1 else ()
 
-    def verdict(self, sites: Sequence[str]) -> tuple[Array | None, str | None, Lines]:
+    def verdict(self, sites: Sequence[str]) -> tuple[Array | None, str | None, Declaration]:
         """-> (raw output, None, {}) or (None, why there is none, what to declare). `sites`: where models were."""
         if len(self.calls) > 1:
-            return None, str(self.several()), remedy.of_several(self._outcomes, self._looked)
+            return None, str(self.several()), suggestions.for_several_calls(self._outcomes, self._looked)
         if not self.calls:
             missing = "the model was not reached" if sites else NOT_BEFORE
-            if lines := remedy.of_others(self._looked, sites):
+            if lines := suggestions.for_other_calls(self._looked, sites):
                 return None, missing, lines
-            if instead := remedy.instead(self._looked, sites):
+            if instead := suggestions.called_instead(self._looked, sites):
                 return None, f"{missing}: {instead}; take code exact", {}
             return None, f"{missing}; if this is always so, declare where it is with model:, or take code exact", {}
         if self.parts:
-            return None, self._refusal, remedy.of_parts(self.parts)
+            return None, self._refusal, suggestions.for_parts(self.parts)
         if self._raw is None or self._refusal:
             return None, self._refusal or "the model raised an exception", {}
         return self._raw, None, {}
 
 
-def _refused(outcome: Outcome, refusal: NotCodable) -> Outcome:
+def _refused(outcome: ObservedCall, refusal: NotCodable) -> ObservedCall:
     parts = refusal.parts if isinstance(refusal, SeveralParts) else ()
     return replace(outcome, why=str(refusal), parts=parts)
 
 
 @dataclass(frozen=True)
-class _Look:
+class _LookingWatch:
     """What a recording hears of an object that is not watched for model calls. Its parts are looked at as well."""
 
-    recording: Recording
+    recording: RecordingWatch
     path: str
     value: Any
 
@@ -213,16 +213,16 @@ class _Look:
         return result
 
     def read(self, name: str, value: Any) -> Any:
-        return self.recording.looking(f"{self.path}.{name}", value) if rank_of(value) is Rank.MODEL else value
+        return self.recording.looking(f"{self.path}.{name}", value) if model_kind(value) is ModelKind.MODEL else value
 
     def returned(self, method: str, result: Any) -> None:
         self.recording.saw(self.path, method, result)
 
 
-class Stopping(Watching):
+class CapturingWatch(CallWatch):
     """Take the model's inputs and end the run."""
 
-    def __init__(self, declared: Declared) -> None:
+    def __init__(self, declared: DeclaredPlaces) -> None:
         super().__init__(declared)
         self._ended = ""
 
@@ -239,13 +239,15 @@ class Stopping(Watching):
         raise self.several() if self.calls else NotCodable(f"the model was not reached{self._ended}")
 
 
-class Giving(Watching):
+class SubstitutingWatch(CallWatch):
     """Answer with a raw output from elsewhere, in the container that the model would have used.
 
     `raw_of`: the output for this call, known beforehand or computed by another model.
     """
 
-    def __init__(self, declared: Declared, raw_of: Callable[[ModelCall], Array], container: Container | None) -> None:
+    def __init__(
+        self, declared: DeclaredPlaces, raw_of: Callable[[ModelCall], Array], container: Container | None
+    ) -> None:
         super().__init__(declared)
         self.container = container
         self.refusal: NotCodable | None = None
@@ -261,20 +263,20 @@ class Giving(Watching):
             return self.container.rebuild(self._raw_of(call), self._looked_at)
         except NotCodable as refusal:
             self.refusal = refusal
-            raise _CannotAnswer(str(refusal)) from refusal
+            raise _OutputRefused(str(refusal)) from refusal
 
     def answered(self, answer: Any) -> None:
         """Nothing that the model has not said may be in an answer."""
-        for unsaid in held(answer):
-            with suppress(_CannotAnswer):
-                looked_at(unsaid)
+        for unsaid in missing_parts_in(answer):
+            with suppress(_OutputRefused):
+                refuse_use(unsaid)
 
     def _looked_at(self, place: str) -> NoReturn:
         self.refusal = NotCodable(
             f"the handler uses {place} of its model beside the part that is coded, so an answer cannot be made from "
             "that part alone"
         )
-        raise _CannotAnswer(str(self.refusal))
+        raise _OutputRefused(str(self.refusal))
 
 
 def _is_left_behind(value: Any, model: Any) -> bool:

@@ -26,10 +26,17 @@ from typing import Any, Protocol
 import torch
 
 from ts_parity.errors import NotCodable
-from ts_parity.worker.kinds import FUNCTIONS, Rank, is_compiled, is_container, is_remembering, rank_of
-from ts_parity.worker.naming import FOREIGN, Names, own_classes, owner_of, referent
-from ts_parity.worker.remedy import declarable
-from ts_parity.worker.standin import unwrap
+from ts_parity.worker.model_kinds import (
+    FUNCTIONS,
+    ModelKind,
+    is_cache_or_weakref,
+    is_compiled,
+    is_container,
+    model_kind,
+)
+from ts_parity.worker.stand_in import unwrap
+from ts_parity.worker.suggestions import declarable
+from ts_parity.worker.user_code import FOREIGN, CodeNames, own_classes, owner_of, referent
 
 MAX_DEPTH = 5
 """Steps from the entry point to the model: self.predictor.models["en"].net is four."""
@@ -65,7 +72,7 @@ class Site(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Item:
+class EntrySite:
     """An entry of a dictionary (instance, module globals, `_modules`, plain dict) or of a list."""
 
     path: str
@@ -85,7 +92,7 @@ class Item:
 
 
 @dataclass(frozen=True, eq=False)
-class Member:
+class FixedEntrySite:
     """An entry of what cannot be changed, a tuple or a read-only mapping: it is made again where it is kept."""
 
     path: str
@@ -106,7 +113,7 @@ class Member:
 
 
 @dataclass(frozen=True, eq=False)
-class PartialPart:
+class PartialSite:
     """What a functools.partial calls (place -1), or one of the arguments that it gives."""
 
     path: str
@@ -127,7 +134,7 @@ class PartialPart:
 
 
 @dataclass(frozen=True, eq=False)
-class ClassAttribute:
+class ClassAttributeSite:
     """An attribute of a class of the user's, which its methods, or whoever names the class, may read."""
 
     path: str
@@ -144,7 +151,7 @@ class ClassAttribute:
 
 
 @dataclass(frozen=True, eq=False)
-class Remembered:
+class CachedSite:
     """What a function has made and remembers (functools.cache), or what a weak reference gives: while it is exchanged,
     that is covered.
     """
@@ -155,24 +162,24 @@ class Remembered:
 
     def get(self) -> Any:
         function = self.kept.get()
-        return function.given.get(_identity(self.made), self.made) if isinstance(function, _Covered) else self.made
+        return function.given.get(_identity(self.made), self.made) if isinstance(function, _CacheWrapper) else self.made
 
     def put(self, value: Any) -> None:
         function = self.kept.get()
-        if not isinstance(function, _Covered):
-            function = _Covered(function)
+        if not isinstance(function, _CacheWrapper):
+            function = _CacheWrapper(function)
             self.kept.put(function)
         function.given[_identity(self.made)] = value
 
     def put_back(self, value: Any) -> None:
         function = self.kept.get()
-        if isinstance(function, _Covered):
+        if isinstance(function, _CacheWrapper):
             function.given.pop(_identity(self.made), None)
             if not function.given:
                 self.kept.put_back(function.function)
 
 
-class _Covered:
+class _CacheWrapper:
     """In the place of a function, a method in its class, or a weak reference: gives out other objects for some of its
     own.
     """
@@ -202,7 +209,7 @@ def _identity(made: Any) -> Any:
 
 
 @dataclass(frozen=True, eq=False)
-class Shadow:
+class ShadowingSite:
     """A class attribute, covered by an instance attribute while exchanged: the class itself stays as it is."""
 
     path: str
@@ -220,7 +227,7 @@ class Shadow:
 
 
 @dataclass(frozen=True, eq=False)
-class Slot:
+class SlotSite:
     path: str
     owner: Any
     name: str
@@ -235,7 +242,7 @@ class Slot:
 
 
 @dataclass(frozen=True, eq=False)
-class Cell:
+class ClosureSite:
     path: str
     cell: types.CellType
 
@@ -252,42 +259,42 @@ class Cell:
 
 
 @dataclass(eq=False)
-class _Found:
+class _PossibleModel:
     """A site of what may be a model, and what it was found inside of, if that may be one too."""
 
     site: Site
     value: Any
-    rank: Rank
-    outer: _Found | None
+    kind: ModelKind
+    outer: _PossibleModel | None
 
-    def around(self) -> Iterator[_Found]:
+    def around(self) -> Iterator[_PossibleModel]:
         outer = self.outer
         while outer is not None:
             yield outer
             outer = outer.outer
 
 
-class Search:
+class ModelSearch:
     """Finds the sites of an entry point. What its code names is worked out once; what is there, at each call."""
 
     def __init__(self, entry: Any) -> None:
         self._partial = entry if isinstance(entry, functools.partial) else None
         self._owner = owner_of(entry)
         self._class_attributes = _class_attributes(self._owner)
-        names = Names(entry)
-        self._module = names.spaces[0] if names.spaces else {}
+        names = CodeNames(entry)
+        self._module = names.namespaces[0] if names.namespaces else {}
         self._classes = names.classes
         # A name may get its value later: singletons are often made by the first request.
         self._globals = [
-            (path, space, name)
-            for path, space, name, stored in names.places()
-            if stored or _may_change(referent(space.get(name)))
+            (path, namespace, name)
+            for path, namespace, name, stored in names.places()
+            if stored or _may_change(referent(namespace.get(name)))
         ]
         self._cells = [cell for function in names.functions for cell in _cells(function)]
 
-    def surely(self) -> bool:
+    def finds_model(self) -> bool:
         """Is something found that is a model, and not only something that may be one?"""
-        return any(rank_of(site.get()) is Rank.MODEL for site in self.sites())
+        return any(model_kind(site.get()) is ModelKind.MODEL for site in self.sites())
 
     def sites(self) -> list[Site]:
         """Every site of a model object that can be reached now, of the surest kind that is found.
@@ -296,25 +303,25 @@ class Search:
         one is a helper of the user's. Of two callables the outer one.
         """
         found = self._found()
-        models = [each for each in found if each.rank is Rank.MODEL]
+        models = [each for each in found if each.kind is ModelKind.MODEL]
         if models:
             helpers = {id(outer.value) for each in models for outer in each.around()}
             return [each.site for each in models if id(each.value) not in helpers]
         return [each.site for each in found if each.outer is None]
 
-    def _found(self) -> list[_Found]:
-        found: list[_Found] = []
+    def _found(self) -> list[_PossibleModel]:
+        found: list[_PossibleModel] = []
         seen = {id(self._owner)}  # its own are the roots, also where a helper leads back to it
-        queue: list[tuple[Site, int, _Found | None]] = [(site, 1, None) for site in self._roots()]
+        queue: list[tuple[Site, int, _PossibleModel | None]] = [(site, 1, None) for site in self._roots()]
         for site, depth, outer in queue:  # grows while it is walked: nearest first
-            value = _healed(site)
-            rank = None if self._is_own(value) else rank_of(value)
-            if rank is not None:
-                outer = _Found(site, value, rank, outer)
+            value = _unwrapped(site)
+            kind = None if self._is_own(value) else model_kind(value)
+            if kind is not None:
+                outer = _PossibleModel(site, value, kind, outer)
                 found.append(outer)
-            if depth < MAX_DEPTH and len(seen) < MAX_OBJECTS and id(value) not in seen and _may_hold(value):
+            if depth < MAX_DEPTH and len(seen) < MAX_OBJECTS and id(value) not in seen and _may_contain_model(value):
                 seen.add(id(value))
-                queue += [(child, depth + 1, outer) for child in _inside(site, value)]
+                queue += [(child, depth + 1, outer) for child in _sites_inside(site, value)]
         return found
 
     def _is_own(self, value: Any) -> bool:
@@ -327,14 +334,14 @@ class Search:
         return [
             site
             for site in self._roots()
-            if id(value := _healed(site)) not in watched and not self._is_own(value) and _may_be_asked(value)
+            if id(value := _unwrapped(site)) not in watched and not self._is_own(value) and _may_be_declared(value)
         ]
 
     def declared(self, path: str) -> list[Site]:
         """The declared site, and every other one that holds the same object."""
         known = (site for site in self.sites() if declarable(path) in (site.path, declarable(site.path)))
         declared = next(known, None) or self.resolve(path)
-        model = _healed(declared)
+        model = _unwrapped(declared)
         if model is None:
             return []
         return [
@@ -348,17 +355,17 @@ class Search:
         for name in rest:
             holder = unwrap(site.get())
             if isinstance(holder, MutableMapping):
-                site = Item(f"{site.path}.{name}", holder, _key(holder, name))
+                site = EntrySite(f"{site.path}.{name}", holder, _key(holder, name))
             elif isinstance(holder, MutableSequence) and name.isdigit():
-                site = Item(f"{site.path}.{name}", holder, int(name))
+                site = EntrySite(f"{site.path}.{name}", holder, int(name))
             elif _is_fixed(holder):
-                site = Member(
+                site = FixedEntrySite(
                     f"{site.path}.{name}", site, int(name) if isinstance(holder, tuple) else _key(holder, name)
                 )
             elif hasattr(holder, name):
                 site = _attribute_site(holder, name, site.path)
             elif holder is None:
-                return Item(path, {}, name)  # not made yet
+                return EntrySite(path, {}, name)  # not made yet
             elif (found := _by_item(site, holder, name)) is not None:
                 site = found
             else:
@@ -371,7 +378,7 @@ class Search:
         if self._owner is not None and hasattr(self._owner, first):
             return _attribute_site(self._owner, first), rest
         if first in self._module:
-            return Item(first, self._module, first), rest
+            return EntrySite(first, self._module, first), rest
         for root in self._roots():  # of another module, a closure or a class
             begin = declarable(root.path).split(".")
             if [first, *rest][: len(begin)] == begin:
@@ -384,29 +391,33 @@ class Search:
         if self._owner is not None:
             yield from _children(self._owner, "self")
             own = vars(self._owner) if self._class_attributes else {}
-            yield from (Shadow(f"self.{n}", self._owner, n) for n in self._class_attributes if n not in own)
-        for path, space, name in self._globals:
-            if name in space:
-                yield Item(path, space, name)
+            yield from (ShadowingSite(f"self.{n}", self._owner, n) for n in self._class_attributes if n not in own)
+        for path, namespace, name in self._globals:
+            if name in namespace:
+                yield EntrySite(path, namespace, name)
         for cls in self._classes:
             for name, value in [*vars(cls).items()]:
                 if _is_plain(value) or name.startswith("__"):
                     continue
-                if not _is_bound(value) or is_remembering(value):
-                    yield ClassAttribute(f"{cls.__name__}.{name}", cls, name)
+                if not _is_bound(value) or is_cache_or_weakref(value):
+                    yield ClassAttributeSite(f"{cls.__name__}.{name}", cls, name)
         yield from self._cells
 
 
-def _inside(site: Site, value: Any) -> Iterator[Site]:
+def _sites_inside(site: Site, value: Any) -> Iterator[Site]:
     """Where what it keeps is."""
-    if is_remembering(value):
-        made = [each for each in _made_by(value) if rank_of(unwrap(each)) is Rank.MODEL or _may_hold(unwrap(each))]
+    if is_cache_or_weakref(value):
+        made = [
+            each
+            for each in _cached_objects(value)
+            if model_kind(unwrap(each)) is ModelKind.MODEL or _may_contain_model(unwrap(each))
+        ]
         for place, each in enumerate(made[:MAX_ITEMS]):
-            yield Remembered(f"{site.path}()" + (f"[{place}]" if place else ""), site, each)
+            yield CachedSite(f"{site.path}()" + (f"[{place}]" if place else ""), site, each)
     elif _is_fixed(value):
         entries = enumerate(value) if isinstance(value, tuple) else value.items()
         if len(value) <= MAX_ITEMS:
-            yield from (Member(f"{site.path}[{k!r}]", site, k) for k, child in entries if not _is_plain(child))
+            yield from (FixedEntrySite(f"{site.path}[{k!r}]", site, k) for k, child in entries if not _is_plain(child))
     else:
         yield from _children(value, site.path)
 
@@ -423,7 +434,7 @@ def _with_entry(value: Any, key: Any, entry: Any) -> Any:
     return tuple(entries) if type(value) is tuple else type(value)._make(entries)
 
 
-def _made_by(function: Any) -> list[Any]:
+def _cached_objects(function: Any) -> list[Any]:
     """What it remembers. Nothing but the garbage collector can tell."""
     if isinstance(function, weakref.ref):
         return [there] if (there := function()) is not None else []
@@ -448,39 +459,43 @@ def _by_item(site: Site, holder: Any, name: str) -> Site | None:
         if value is wanted:
             return child
         if depth < 3 and (isinstance(value, (dict, list)) or _is_fixed(value)):
-            queue += [(inner, depth + 1) for inner in _inside(child, value)]
+            queue += [(inner, depth + 1) for inner in _sites_inside(child, value)]
     return None
 
 
 def _children(value: Any, path: str) -> Iterator[Site]:
     if isinstance(value, MutableMapping):
         if len(value) <= MAX_ITEMS:
-            yield from (Item(f"{path}[{k!r}]", value, k) for k, child in list(value.items()) if not _is_plain(child))
+            yield from (
+                EntrySite(f"{path}[{k!r}]", value, k) for k, child in list(value.items()) if not _is_plain(child)
+            )
     elif isinstance(value, MutableSequence):
         if len(value) <= MAX_ITEMS:
-            yield from (Item(f"{path}[{i}]", value, i) for i, child in enumerate(value) if not _is_plain(child))
+            yield from (EntrySite(f"{path}[{i}]", value, i) for i, child in enumerate(value) if not _is_plain(child))
     elif isinstance(value, queue.Queue):
         yield from _children(value.queue, path)
     elif isinstance(value, functools.partial):
-        yield PartialPart(f"{path}.func", value, -1)
-        yield from (PartialPart(f"{path}.args[{i}]", value, i) for i, x in enumerate(value.args) if not _is_plain(x))
+        yield PartialSite(f"{path}.func", value, -1)
+        yield from (PartialSite(f"{path}.args[{i}]", value, i) for i, x in enumerate(value.args) if not _is_plain(x))
         yield from _children(value.keywords, f"{path}.keywords")
     elif is_container(value):
         numbered = isinstance(value, torch.nn.ModuleList)
-        yield from (Item(f"{path}[{k if numbered else repr(k)}]", value._modules, k) for k in list(value._modules))
+        yield from (EntrySite(f"{path}[{k if numbered else repr(k)}]", value._modules, k) for k in list(value._modules))
     elif isinstance(value, types.FunctionType):
         yield from _cells(value, path)
     elif isinstance(value, types.MethodType):
         yield from _children(value.__self__, f"{path}.__self__")
     else:
         attributes = getattr(value, "__dict__", {})
-        yield from (Item(f"{path}.{n}", attributes, n) for n, child in list(attributes.items()) if not _is_plain(child))
-        yield from (Slot(f"{path}.{name}", value, name) for name in _slots(type(value)))
+        yield from (
+            EntrySite(f"{path}.{n}", attributes, n) for n, child in list(attributes.items()) if not _is_plain(child)
+        )
+        yield from (SlotSite(f"{path}.{name}", value, name) for name in _slots(type(value)))
 
 
 def _cells(function: types.FunctionType, path: str = "") -> list[Site]:
     cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-    return [Cell(f"{path or function.__name__}.{name}", cell) for name, cell in cells]
+    return [ClosureSite(f"{path or function.__name__}.{name}", cell) for name, cell in cells]
 
 
 def _key(holder: Any, name: str) -> Any:
@@ -488,7 +503,7 @@ def _key(holder: Any, name: str) -> Any:
     return next((key for key in holder if str(key) == name), name)
 
 
-def _may_be_asked(value: Any) -> bool:
+def _may_be_declared(value: Any) -> bool:
     """An object with methods of its own, such as an engine; no container, number, text, class or part of TorchServe."""
     if _is_plain(value) or isinstance(value, (type, dict, list, tuple, *FUNCTIONS)):
         return False
@@ -518,7 +533,7 @@ def _class_attributes(owner: Any) -> list[str]:
     if not hasattr(owner, "__dict__"):
         return []
     classes = own_classes(type(owner))
-    return [name for cls in classes for name, value in vars(cls).items() if rank_of(value) is Rank.MODEL]
+    return [name for cls in classes for name, value in vars(cls).items() if model_kind(value) is ModelKind.MODEL]
 
 
 def _attribute_site(owner: Any, name: str, path: str = "") -> Site:
@@ -526,34 +541,34 @@ def _attribute_site(owner: Any, name: str, path: str = "") -> Site:
     if isinstance(owner, torch.jit.ScriptModule):
         raise NotCodable(f"model: {path!r} is inside a TorchScript model, whose parts cannot be watched")
     if isinstance(owner, torch.nn.Module) and name in owner._modules:
-        return Item(path, owner._modules, name)
+        return EntrySite(path, owner._modules, name)
     if name in getattr(owner, "__dict__", {}):
-        return Item(path, owner.__dict__, name)
+        return EntrySite(path, owner.__dict__, name)
     descriptor = inspect.getattr_static(owner, name, None)
     if isinstance(descriptor, types.MemberDescriptorType):
-        return Slot(path, owner, name)
+        return SlotSite(path, owner, name)
     if isinstance(descriptor, property) or not hasattr(owner, "__dict__"):
         raise NotCodable(f"model: {path!r} is computed (a property); declare the attribute that it reads instead")
-    return Shadow(path, owner, name)
+    return ShadowingSite(path, owner, name)
 
 
-def _healed(site: Site) -> Any:
+def _unwrapped(site: Site) -> Any:
     """The value at a site; a stand-in that user code kept from an earlier call gives way to the real object, save where
     a function or a weak reference remembers it.
     """
     value = site.get()
     real = unwrap(value)
-    if real is not value and not isinstance(site, Remembered):
+    if real is not value and not isinstance(site, CachedSite):
         site.put(real)
     return referent(real)
 
 
-def _may_hold(value: Any) -> bool:
+def _may_contain_model(value: Any) -> bool:
     if is_compiled(value):
         return False
     if isinstance(value, (*_HOLDERS, types.FunctionType)) or _is_fixed(value):
         return True
-    if is_remembering(value):
+    if is_cache_or_weakref(value):
         return True
     if isinstance(value, types.MethodType):
         value = value.__self__

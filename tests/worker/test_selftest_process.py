@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tests.worker.serving import InProcess, make_folder, vector
-from ts_parity.worker.rehearsal import rehearsed, verdict_file
-from ts_parity.worker.verdict import State, Verdict
+from ts_parity.worker.selftest_process import verdict_file, verdict_on_samples
+from ts_parity.worker.verdict import HandlerVerdict, VerdictState
 
 FILES = {"a.bin": vector(1), "b.bin": vector(2)}
 SECTION = {"samples": ["a.bin", "b.bin"]}
@@ -25,7 +25,7 @@ class Dies:
 
     def handle(self, data, context):
         with open("/proc/self/cmdline") as words:
-            if "ts_parity.worker.rehearsal" in words.read():
+            if "ts_parity.worker.selftest_process" in words.read():
                 os._exit(3)
         return ["fine"] * len(data)
 """
@@ -59,15 +59,15 @@ def test_a_test_that_ends_its_process_ends_no_worker(tmp_path: Path) -> None:
 @pytest.mark.parametrize("config", [{"startupTimeout": 0.003}, {"startupTimeout": 0.003, "responseTimeout": 9}])
 def test_a_test_that_takes_too_long_is_given_up(tmp_path: Path, config: dict[str, Any]) -> None:
     folder = make_folder(tmp_path / "a", "plain_class", SECTION, files=FILES)
-    verdict = rehearsed(folder, "deployed", None, config)
-    assert verdict.state is State.UNTESTED
+    verdict = verdict_on_samples(folder, "deployed", None, config)
+    assert verdict.state is VerdictState.UNTESTED
     assert "not through in 0 s" in verdict.reason
 
 
 def test_a_verdict_comes_back_as_it_was(tmp_path: Path) -> None:
-    verdict = Verdict(State.REFUSED, "why", True, False, False, {"shape": [1]}, None)
-    assert Verdict.from_json(json.loads(json.dumps(verdict.as_json()))) == verdict
+    verdict = HandlerVerdict(VerdictState.REFUSED, "why", True, False, False, {"shape": [1]}, None)
+    assert HandlerVerdict.from_json(json.loads(json.dumps(verdict.as_json()))) == verdict
     damaged = verdict_file(tmp_path, None)
     for text in ("", "[]", '{"state": "sure"}', '{"state": "codable", "colour": 1}'):
         damaged.write_text(text)
-        assert rehearsed(tmp_path, "deployed", None, {}).state is State.UNTESTED
+        assert verdict_on_samples(tmp_path, "deployed", None, {}).state is VerdictState.UNTESTED

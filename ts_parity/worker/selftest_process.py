@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from ts_parity.worker.verdict import State, Verdict
+from ts_parity.worker.verdict import HandlerVerdict, VerdictState
 
 log = logging.getLogger(__name__)
 
@@ -35,21 +35,21 @@ _LAST_TO_DIE = "1000"
 """If memory is short, the system shall end the test and not a worker."""
 
 
-def rehearsed(folder: Path, role: str, gpu_id: Any, config: Mapping[str, Any]) -> Verdict:
+def verdict_on_samples(folder: Path, role: str, gpu_id: Any, config: Mapping[str, Any]) -> HandlerVerdict:
     """The verdict on the archive's samples: read if it is there, else found now; untested if it cannot be found."""
     told = config.get("startupTimeout")
     limit_s = _SHARE * (float(told) if isinstance(told, (int, float)) and told > 0 else _STARTUP_S)
     try:
-        with _alone(verdict_file(folder, gpu_id), limit_s) as file:
+        with _exclusive(verdict_file(folder, gpu_id), limit_s) as file:
             if not file.exists():
                 _in_a_process(folder, role, gpu_id, file, limit_s)
-            return Verdict.from_json(json.loads(file.read_text(encoding="utf-8")))
+            return HandlerVerdict.from_json(json.loads(file.read_text(encoding="utf-8")))
     except subprocess.TimeoutExpired:
         why = f"the samples were not through in {limit_s:.0f} s"
     except (OSError, ValueError, KeyError, TypeError, subprocess.CalledProcessError) as error:
         log.warning("self-test: the samples could not be run", exc_info=True)
         why = f"the samples could not be run: {error}"
-    return Verdict(reason=f"{why}, so live requests are watched instead")
+    return HandlerVerdict(reason=f"{why}, so live requests are watched instead")
 
 
 def verdict_file(folder: Path, gpu_id: Any) -> Path:
@@ -57,14 +57,14 @@ def verdict_file(folder: Path, gpu_id: Any) -> Path:
     return folder / f".ts_parity_verdict.{'cpu' if gpu_id is None else 'cuda'}.json"
 
 
-def write_verdict(verdict: Verdict, file: Path) -> None:
+def write_verdict(verdict: HandlerVerdict, file: Path) -> None:
     with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="utf-8") as unfinished:
         json.dump(verdict.as_json(), unfinished)
     os.replace(unfinished.name, file)
 
 
 @contextlib.contextmanager
-def _alone(file: Path, limit_s: float) -> Iterator[Path]:
+def _exclusive(file: Path, limit_s: float) -> Iterator[Path]:
     """One worker tests, the others wait for what it finds. Where nothing can be written, each tests for itself."""
     if not os.access(file.parent, os.W_OK):
         with tempfile.TemporaryDirectory(prefix="ts-parity-verdict-") as own:
@@ -101,14 +101,14 @@ def _in_a_process(folder: Path, role: str, gpu_id: Any, file: Path, limit_s: flo
 
 
 def main(words: list[str]) -> None:
-    from ts_parity.worker.entry import rehearse
+    from ts_parity.worker.entry import self_test
 
     folder, role, gpu_id, file, limit_s = words
     signal.alarm(int(limit_s) + 5)  # should the worker that waits be gone
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_LAST_TO_DIE)
-    verdict = rehearse(Path(folder), role, int(gpu_id) if gpu_id else None)
-    if verdict.state is State.UNTESTED:
+    verdict = self_test(Path(folder), role, int(gpu_id) if gpu_id else None)
+    if verdict.state is VerdictState.UNTESTED:
         raise SystemExit("the self-test came to no verdict")
     write_verdict(verdict, Path(file))
     os._exit(0)  # user code may have left threads that would keep this process

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 
-class Unsaid:
+class MissingPart:
     """`refuse(place)` is called, and raises, when it is looked at."""
 
     __slots__ = ("_place", "_refuse")
@@ -22,32 +22,32 @@ class Unsaid:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name.endswith("__"):
             raise AttributeError(name)  # Python asks for these by itself, as to copy a container
-        looked_at(self)
+        refuse_use(self)
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for found in held((args, kwargs)):
-            looked_at(found)
+        for found in missing_parts_in((args, kwargs)):
+            refuse_use(found)
 
 
-def looked_at(unsaid: Unsaid) -> NoReturn:
+def refuse_use(unsaid: MissingPart) -> NoReturn:
     unsaid._refuse(unsaid._place)
 
 
-def held(value: Any) -> Iterator[Unsaid]:
+def missing_parts_in(value: Any) -> Iterator[MissingPart]:
     """Those in plain containers, such as an answer."""
-    if type(value) is Unsaid:
+    if type(value) is MissingPart:
         yield value
     elif isinstance(value, (list, tuple)):
         for child in value:
-            yield from held(child)
+            yield from missing_parts_in(child)
     elif isinstance(value, dict):
         for child in value.values():
-            yield from held(child)
+            yield from missing_parts_in(child)
 
 
-def _refusing(self: Unsaid, *args: Any, **kwargs: Any) -> Any:
-    looked_at(self)
+def _refusing(self: MissingPart, *args: Any, **kwargs: Any) -> Any:
+    refuse_use(self)
 
 
 _OPERATORS = (
@@ -72,4 +72,4 @@ for _name in (
     *_OPERATORS,
     *(f"r{operator}" for operator in _OPERATORS),
 ):
-    setattr(Unsaid, f"__{_name}__", _refusing)
+    setattr(MissingPart, f"__{_name}__", _refusing)

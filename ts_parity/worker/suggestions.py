@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ts_parity.worker.standin import CALL
+from ts_parity.worker.stand_in import CALL
 
 _PREPARING = ("transform", "inverse_transform", "preprocess", "postprocess", "tokenize", "normalize", "to", "numpy")
 """Methods that make inputs or answers and no predictions, though they may return floating numbers."""
@@ -20,7 +20,7 @@ _FLAGS = {"model": "--model", "call": "--call", "input": "--model-input", "outpu
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ObservedCall:
     """A call that user code made: of which object, by which method, and why its output cannot be coded, if it cannot.
 
     `parts`: the places of its floating parts, where it has several.
@@ -36,11 +36,11 @@ class Outcome:
         return not self.why or bool(self.parts)
 
 
-Lines = dict[str, str]
+Declaration = dict[str, str]
 """What to declare: model, call, input, output."""
 
 
-def write(**lines: str) -> str:
+def suggestion(**lines: str) -> str:
     """The lines, and where they go: `call: encode`."""
     if (place := lines.get("output", "")).replace(".", "").isdigit() and "." in place:
         lines["output"] = repr(place)  # as YAML takes it for a text
@@ -49,15 +49,15 @@ def write(**lines: str) -> str:
     return f"write {' and '.join(told)} in the archive's ts_parity section (package or train {flags})"
 
 
-def of_several(calls: Sequence[Outcome], looked: Sequence[Outcome]) -> Lines:
+def for_several_calls(calls: Sequence[ObservedCall], looked: Sequence[ObservedCall]) -> Declaration:
     """What can be declared to be the one call: that of a helper which makes them all, as a committee does; else the
     last of them that is made once and can be coded.
     """
 
-    def makes_all(each: Outcome) -> bool:
+    def makes_all(each: ObservedCall) -> bool:
         return all(call.site.startswith((f"{each.site}.", f"{each.site}[")) for call in calls)
 
-    if lines := of_others([each for each in looked if makes_all(each)], ()):
+    if lines := for_other_calls([each for each in looked if makes_all(each)], ()):
         return lines
     names = [(call.site, call.method) for call in calls]
     for call in reversed(calls):
@@ -68,11 +68,11 @@ def of_several(calls: Sequence[Outcome], looked: Sequence[Outcome]) -> Lines:
                 lines["model"] = declarable(call.site)
             if any(other.site == call.site for other in others):
                 lines["call"] = call.method
-            return lines | of_parts(call.parts)
+            return lines | for_parts(call.parts)
     return {}
 
 
-def of_others(looked: Sequence[Outcome], watched: Sequence[str]) -> Lines:
+def for_other_calls(looked: Sequence[ObservedCall], watched: Sequence[str]) -> Declaration:
     """What was called in place of a model: another method of it, a part of it, or another object of the handler.
 
     `watched`: where a model is looked for without a declaration.
@@ -85,16 +85,16 @@ def of_others(looked: Sequence[Outcome], watched: Sequence[str]) -> Lines:
             lines["model"] = declarable(each.site)
         if each.method not in (CALL, "forward"):
             lines["call"] = each.method
-        return lines | of_parts(each.parts)
+        return lines | for_parts(each.parts)
     return {}
 
 
-def of_parts(parts: Sequence[str]) -> Lines:
+def for_parts(parts: Sequence[str]) -> Declaration:
     """The first of these parts of the output is the one."""
     return {"output": parts[0]} if parts else {}
 
 
-def instead(looked: Sequence[Outcome], watched: Sequence[str]) -> str:
+def called_instead(looked: Sequence[ObservedCall], watched: Sequence[str]) -> str:
     """What the model was called for in place of a call that could be coded, and why that cannot be."""
     for each in reversed(looked):
         plumbing = each.method in (*_PREPARING, *_PLUMBING) or each.method.startswith(("get_", "named_"))

@@ -30,7 +30,7 @@ FOREIGN = frozenset(sys.stdlib_module_names) | {
 """Packages whose classes and functions are nobody's handler."""
 
 
-class Names:
+class CodeNames:
     """What the code of an entry point names, and the code of whatever of the user's it names in turn.
 
     `functions`, and `classes`, those of the object that the entry point belongs to first. `spaces`: the globals of each
@@ -41,75 +41,75 @@ class Names:
     def __init__(self, entry: Any) -> None:
         self.functions: list[types.FunctionType] = []
         self.classes: list[type] = []
-        self.spaces: list[dict[str, Any]] = []
+        self.namespaces: list[dict[str, Any]] = []
         self.globals: dict[tuple[int, str], bool] = {}
         self._seen: set[int] = set()
         owner = owner_of(entry)
         kinds = [] if owner is None else own_classes(type(owner))
         first = plain_function(entry) if owner is None else None
         for function in [*([first] if first else []), *(f for kind in kinds for f in _functions_of_class(kind))]:
-            self._function(function)
-        self._home = _folder(self.spaces[0]) if self.spaces else None
+            self._add_function(function)
+        self._home = _folder(self.namespaces[0]) if self.namespaces else None
         for kind in kinds:
-            self._class(kind)
+            self._add_class(kind)
         for function in self.functions:  # grows while it is walked
             self._read(function)
 
     def places(self) -> Iterator[tuple[str, dict[str, Any], str, bool]]:
         """Of every global: its path, the space it is in, its name there, and whether this code gives it a value."""
-        for space in self.spaces:
-            prefix = "" if space is self.spaces[0] else f"{space.get('__name__', '')}."
+        for namespace in self.namespaces:
+            prefix = "" if namespace is self.namespaces[0] else f"{namespace.get('__name__', '')}."
             for (where, name), stored in self.globals.items():
-                if where == id(space):
-                    yield f"{prefix}{name}", space, name, stored
+                if where == id(namespace):
+                    yield f"{prefix}{name}", namespace, name, stored
 
     def _read(self, function: types.FunctionType) -> None:
-        space = function.__globals__
+        namespace = function.__globals__
         for name, stored, attribute in _accesses(function.__code__):
-            module = referent(space.get(name))
+            module = referent(namespace.get(name))
             if not isinstance(module, types.ModuleType):
-                self._place(space, name, stored)
+                self._add_global(namespace, name, stored)
             elif attribute is not None and self._lies_beside(vars(module)):
-                self._place(vars(module), *attribute)
+                self._add_global(vars(module), *attribute)
 
-    def _place(self, space: dict[str, Any], name: str, stored: bool) -> None:
-        self._space(space)
-        place = (id(space), name)
+    def _add_global(self, namespace: dict[str, Any], name: str, stored: bool) -> None:
+        self._add_namespace(namespace)
+        place = (id(namespace), name)
         self.globals[place] = self.globals.get(place, False) or stored
-        value = referent(space.get(name))
+        value = referent(namespace.get(name))
         if isinstance(value, type):
             for kind in own_classes(value):
                 module = sys.modules.get(kind.__module__)
                 if module is not None and self._lies_beside(vars(module)):
-                    self._class(kind)
+                    self._add_class(kind)
             return
         function = plain_function(value)
-        if function and (function.__globals__ is space or self._lies_beside(function.__globals__)):
-            self._function(function)
+        if function and (function.__globals__ is namespace or self._lies_beside(function.__globals__)):
+            self._add_function(function)
 
-    def _class(self, kind: type) -> None:
+    def _add_class(self, kind: type) -> None:
         """Not those of networks: what these name is inside of a model."""
         if id(kind) not in self._seen and not issubclass(kind, torch.nn.Module):
             self._seen.add(id(kind))
             self.classes.append(kind)
             for function in _functions_of_class(kind):
-                self._function(function)
+                self._add_function(function)
 
-    def _function(self, function: types.FunctionType) -> None:
+    def _add_function(self, function: types.FunctionType) -> None:
         if id(function) not in self._seen:
             self._seen.add(id(function))
             self.functions.append(function)
-            self._space(function.__globals__)
+            self._add_namespace(function.__globals__)
 
-    def _space(self, space: dict[str, Any]) -> None:
-        if not any(space is known for known in self.spaces):
-            self.spaces.append(space)
+    def _add_namespace(self, namespace: dict[str, Any]) -> None:
+        if not any(namespace is known for known in self.namespaces):
+            self.namespaces.append(namespace)
 
-    def _lies_beside(self, space: dict[str, Any]) -> bool:
+    def _lies_beside(self, namespace: dict[str, Any]) -> bool:
         """Is it the entry point's own module, or one whose file lies in the same folder or below?"""
-        folder = _folder(space)
+        folder = _folder(namespace)
         beside = self._home is not None and folder is not None and folder.is_relative_to(self._home)
-        return beside or any(space is own for own in self.spaces[:1])
+        return beside or any(namespace is own for own in self.namespaces[:1])
 
 
 def owner_of(entry: Any) -> Any:
@@ -133,7 +133,7 @@ def referent(value: Any) -> Any:
 
 def functions_of(entry: Any) -> list[types.FunctionType]:
     """The user's functions that the entry point consists of: itself, its class's methods, and what these name."""
-    return Names(entry).functions
+    return CodeNames(entry).functions
 
 
 def functions_in(kind: type) -> list[types.FunctionType]:
@@ -176,6 +176,6 @@ def _accesses(code: types.CodeType) -> Iterator[tuple[str, bool, tuple[str, bool
             yield from _accesses(constant)
 
 
-def _folder(space: dict[str, Any]) -> Path | None:
-    file = space.get("__file__")
+def _folder(namespace: dict[str, Any]) -> Path | None:
+    file = namespace.get("__file__")
     return Path(file).resolve().parent if isinstance(file, str) else None

@@ -37,7 +37,7 @@ def any_tensor(leaf: Any) -> torch.Tensor | None:
     return torch.from_numpy(np.ascontiguousarray(array) if array.flags.writeable else array.copy())
 
 
-def holds_integers(leaf: Any) -> str | None:
+def non_floating_dtype(leaf: Any) -> str | None:
     """The dtype of what holds numbers that are not floating; None for anything else."""
     if isinstance(leaf, torch.Tensor):
         return None if leaf.is_floating_point() else str(leaf.dtype)
@@ -45,7 +45,7 @@ def holds_integers(leaf: Any) -> str | None:
     return None if array is None or array.dtype in _FLOATING else str(array.dtype)
 
 
-def in_place_of(leaf: Any, tensor: torch.Tensor) -> Any:
+def from_tensor(leaf: Any, tensor: torch.Tensor) -> Any:
     """The tensor's numbers held as `leaf` holds its own."""
     if isinstance(leaf, torch.Tensor):
         return tensor

@@ -20,20 +20,20 @@ from ts.utils.util import PredictionException
 
 from ts_parity.errors import TsParityError, error_body
 from ts_parity.wire import Headers
-from ts_parity.worker.requests import Request
+from ts_parity.worker.requests import HandlerRequest
 
-Run = Callable[[list[Any], Any], Any]
+EntryCall = Callable[[list[Any], Any], Any]
 """Something that is called as TorchServe calls an entry point: (data, context) -> list of results."""
 
 ERROR_KIND = "InternalServerException"
 JSON = "application/json"
 
 
-class Streamed(BaseException):
+class StreamingRefused(BaseException):
     """User code began to send a chunked answer where none can be sent. Not an Exception: it must not be swallowed."""
 
 
-class BadAnswer(TsParityError):
+class BadHandlerResponse(TsParityError):
     """The user's handler broke TorchServe's contract for answers. The message is TorchServe's own."""
 
     status = 503
@@ -41,7 +41,7 @@ class BadAnswer(TsParityError):
 
 
 @dataclass(frozen=True)
-class Answer:
+class HandlerResponse:
     """The ordinary answer to one request."""
 
     body: bytes
@@ -54,26 +54,28 @@ class Answer:
         return tuple((str(name), str(value)) for name, value in self.headers.items())
 
 
-def run(context: Any, requests: Sequence[Request], entry: Run, socket: Any = None) -> list[Answer]:
+def run(
+    context: Any, requests: Sequence[HandlerRequest], entry: EntryCall, socket: Any = None
+) -> list[HandlerResponse]:
     """The answers of the entry point to these requests alone.
 
     `socket` is where intermediate answers go; None refuses them with Streamed. Exceptions of user code pass through.
     """
     processors = [RequestProcessor(dict(request.headers)) for request in requests]
-    no_socket = _NoSocket()
-    with narrowed(context, requests, processors, socket or no_socket):
+    no_socket = _RefusingSocket()
+    with context_for(context, requests, processors, socket or no_socket):
         results = entry([request.fresh_data() for request in requests], context)
     if no_socket.used:
-        raise Streamed  # user code swallowed the first one
+        raise StreamingRefused  # user code swallowed the first one
     if not isinstance(results, list):
-        raise BadAnswer("Invalid model predict output")
+        raise BadHandlerResponse("Invalid model predict output")
     if len(results) != len(requests):
-        raise BadAnswer("number of batch response mismatched")
-    return [_answer(result, processor) for result, processor in zip(results, processors, strict=True)]
+        raise BadHandlerResponse("number of batch response mismatched")
+    return [_response(result, processor) for result, processor in zip(results, processors, strict=True)]
 
 
 @contextmanager
-def narrowed(context: Any, requests: Sequence[Request], processors: list[Any], socket: Any) -> Iterator[None]:
+def context_for(context: Any, requests: Sequence[HandlerRequest], processors: list[Any], socket: Any) -> Iterator[None]:
     """The context shows these requests only, to whoever holds it."""
     ids = {index: request.id for index, request in enumerate(requests)}
     metrics = context.metrics
@@ -90,7 +92,7 @@ def narrowed(context: Any, requests: Sequence[Request], processors: list[Any], s
             metrics.request_ids = kept_ids
 
 
-class Tap:
+class RecordingSocket:
     """Passes intermediate answers on and remembers that there were some."""
 
     def __init__(self, socket: Any) -> None:
@@ -102,31 +104,31 @@ class Tap:
         self._socket.sendall(data)
 
 
-class _NoSocket:
+class _RefusingSocket:
     used = False
 
     def sendall(self, data: Any) -> None:
         self.used = True
-        raise Streamed
+        raise StreamingRefused
 
 
-def failed(error: BaseException) -> Answer:
+def response_to_error(error: BaseException) -> HandlerResponse:
     """The answer TorchServe gives when user code raises this."""
     if isinstance(error, TsParityError):
-        return error_answer(error.status, str(error), error.kind)
+        return error_response(error.status, str(error), error.kind)
     if isinstance(error, PredictionException):
-        return error_answer(error.error_code, error.message)
+        return error_response(error.error_code, error.message)
     if isinstance(error, MemoryError) or "CUDA" in str(error):
-        return error_answer(507, "Out of resources")
-    return error_answer(503, "Prediction failed")
+        return error_response(507, "Out of resources")
+    return error_response(503, "Prediction failed")
 
 
-def error_answer(status: int, message: str, kind: str = ERROR_KIND) -> Answer:
+def error_response(status: int, message: str, kind: str = ERROR_KIND) -> HandlerResponse:
     """An error in TorchServe's shape."""
-    return Answer(error_body(status, kind, message), status, _phrase(status), {"content-type": JSON})
+    return HandlerResponse(error_body(status, kind, message), status, _phrase(status), {"content-type": JSON})
 
 
-def put_answer(context: Any, index: int, answer: Answer) -> bytes:
+def set_response(context: Any, index: int, answer: HandlerResponse) -> bytes:
     """Make this the answer of one request of the batch. -> what the entry point returns for it."""
     context.set_response_status(answer.status, answer.phrase, index)
     headers = context.get_response_headers(index)
@@ -148,12 +150,12 @@ def serialised(result: Any) -> bytes:
     try:
         return json.dumps(result, indent=2).encode()
     except TypeError:
-        raise BadAnswer("Unsupported model output data type.") from None
+        raise BadHandlerResponse("Unsupported model output data type.") from None
 
 
-def _answer(result: Any, processor: Any) -> Answer:
+def _response(result: Any, processor: Any) -> HandlerResponse:
     status = processor.get_response_status_code()
-    return Answer(
+    return HandlerResponse(
         serialised(result),
         200 if status is None else status,
         processor.get_response_status_phrase(),

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ts_parity.worker.standin import CALL, MODEL_CALLS
+from ts_parity.worker.stand_in import CALL, MODEL_CALLS
 
 ESTIMATOR_CALLS = frozenset(
     {"predict_proba", "predict_log_proba", "decision_function", "predict", "inplace_predict", "predict_on_batch"}
@@ -26,7 +26,7 @@ _TRANSFORMS = frozenset({"torchvision", "PIL", "numpy", "cv2", "builtins", "logg
 """Their callables prepare inputs or speak to people."""
 
 
-class Rank(IntEnum):
+class ModelKind(IntEnum):
     """How sure it is that an object is a model: of what is found, the surest kind alone is taken."""
 
     MODEL = 0
@@ -34,23 +34,23 @@ class Rank(IntEnum):
     """Might be one: a module without weights (a transform, a loss), a function, an object that can be called."""
 
 
-def rank_of(value: Any) -> Rank | None:
+def model_kind(value: Any) -> ModelKind | None:
     """None: it can be no model."""
     if isinstance(value, torch.nn.Module):
         if is_container(value):
             return None
-        return Rank.MODEL if has_weights(value) else None if _prepares(type(value)) else Rank.CALLABLE
-    if isinstance(value, type) or is_remembering(value):
+        return ModelKind.MODEL if has_weights(value) else None if _prepares(type(value)) else ModelKind.CALLABLE
+    if isinstance(value, type) or is_cache_or_weakref(value):
         return None
     if is_compiled(value):
-        return Rank.MODEL
+        return ModelKind.MODEL
     if isinstance(value, (types.MethodType, types.BuiltinMethodType)):
         owner = value.__self__
         if isinstance(owner, types.ModuleType) or owner is None:
-            return Rank.CALLABLE
-        kept_of_model = value.__name__ in calls_of(owner) and rank_of(owner) is Rank.MODEL
-        return Rank.MODEL if kept_of_model else Rank.CALLABLE
-    return _rank_of_kind(type(value))  # type: ignore[arg-type]  # classes can be hashed
+            return ModelKind.CALLABLE
+        kept_of_model = value.__name__ in calls_of(owner) and model_kind(owner) is ModelKind.MODEL
+        return ModelKind.MODEL if kept_of_model else ModelKind.CALLABLE
+    return _kind_of_class(type(value))  # type: ignore[arg-type]  # classes can be hashed
 
 
 def is_compiled(value: Any) -> bool:
@@ -62,7 +62,7 @@ def is_compiled(value: Any) -> bool:
     return not isinstance(value, (type, torch.nn.Module)) and bool(_compiled_calls(type(value)))  # type: ignore[arg-type]
 
 
-def is_remembering(value: Any) -> bool:
+def is_cache_or_weakref(value: Any) -> bool:
     """A function or method behind functools.cache or lru_cache, or a weak reference: no model, but it may give one that
     is there already.
     """
@@ -98,11 +98,11 @@ def has_weights(model: Any) -> bool:
 
 
 @functools.lru_cache(maxsize=1024)  # it is asked of everything that can be reached, for every request
-def _rank_of_kind(kind: type) -> Rank | None:
+def _kind_of_class(kind: type) -> ModelKind | None:
     """Of a class, which says it without running a property of the object."""
     if _is_session(kind) or _estimator_calls(kind):
-        return Rank.MODEL
-    return Rank.CALLABLE if _is_called(kind) else None
+        return ModelKind.MODEL
+    return ModelKind.CALLABLE if _is_called(kind) else None
 
 
 @functools.lru_cache(maxsize=1024)
