@@ -235,7 +235,7 @@ class Proxy(Lifecycle):
                 await asyncio.wait_for(self._reload_asked.wait(), pause_s)
             self._reload_asked.clear()
             for tls in self._tls:
-                tls.renew()
+                tls.reload()
             self._log_trust_changes()
             try:
                 await self.discover()

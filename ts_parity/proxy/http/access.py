@@ -1,11 +1,12 @@
 """The access log: one JSON line for each request, for people, for their tools, and for `ts-parity plan --service-log`.
 
-A query that something else answered (a protection, a second copy, an error of the proxy's) leaves its own task behind,
-which says how slow the deployed model was: it has a second line when that ends. Without these lines exactly the slow
-answers would be missing.
+When something else answers a query (a protection, a second copy, an error made by the proxy), the query's own task is
+still running. When that task ends it gets a line of its own, which tells how slow the deployed model was. Without
+these lines the log would lack exactly the slow answers.
 
-Lines are gathered and written about once a second, whole, by appending; so several processes may share a file, and one
-that was moved away by a log rotation is made anew. Knows lines and files; is told what happened by server and driver.
+Lines are collected and appended whole about once a second, so several processes can share a file. If a log rotation has
+moved the file away, a new one is created. Knows lines and files. Knows nothing of requests or queries: server and
+driver hand it finished entries.
 """
 
 from __future__ import annotations
@@ -24,27 +25,27 @@ from typing import Any, NamedTuple, final
 log = logging.getLogger(__name__)
 
 VERSION = 2
-"""Of the lines. 1, without this field, had no line for a task that ended after its query."""
+"""Of the format. Version 1, which lacked this field, had no lines for tasks that ended after their query."""
 TASK = "task"
-"""The field that only such a line has."""
+"""The field that only the line of such a task has."""
 PASSED = "passed"
 ERROR = "error"
 REFUSED = "refused"
 LEFT = "left"
-# What a client that has left would have got, by the custom of nginx's logs.
+# The status logged for a client that has left, as nginx logs it.
 STATUS_LEFT = 499
 _MOST_BYTES = 1 << 22
-"""So much is gathered at most before it is written, whatever the time."""
+"""Collected lines are written once they exceed this, whatever the time."""
 
 
 class OtherTask(NamedTuple):
-    """A task of a query that has not answered it: it failed, or (`failed` False) was still out."""
+    """A task that did not answer its query: it failed or, with `failed` False, was still outstanding."""
 
     endpoint: str
     waited_s: float
     """From the query's arrival to when it was sent."""
     at_least_s: float
-    """How long it took to fail, or had been out."""
+    """How long it took to fail, or how long it had been outstanding."""
     failed: bool
 
     def described(self) -> dict[str, Any]:
@@ -54,7 +55,7 @@ class OtherTask(NamedTuple):
 
 @final
 class AccessEntry:
-    """How a request was answered, beyond what the client sees. Times in seconds; None where there is none."""
+    """How a request was answered, beyond what the client sees. Times are in seconds; None where there is none."""
 
     __slots__ = (
         "attempts", "cause", "confidence", "endpoint", "group", "others", "outcome", "places", "pool", "query",
@@ -73,43 +74,43 @@ class AccessEntry:
         cause: str | None = None,
     ) -> None:
         self.outcome = outcome
-        """`deployed`, `reconstructed`, `hedged`, `default`; `passed` through; `error` of the proxy's own making;
-        `refused` by the server; the client `left`.
+        """Where the answer came from (`deployed`, `reconstructed`, `hedged`, `default`), or: `passed` through; an
+        `error` made by the proxy; `refused` by the server; the client `left`.
         """
         self.endpoint = endpoint
-        """Whose answer it was; for what was passed through, the instance; without an answer, who was asked for it."""
+        """Who answered; for a request passed through, the instance; without an answer, the endpoints asked."""
         self.pool = pool
         self.group = group
         self.attempts = attempts
-        """Tasks that the query itself has cost."""
+        """Attempts that the query itself took, without copies and protections."""
         self.waited_s = waited_s
-        """From its arrival to when the task that answered it was sent."""
+        """From the query's arrival to when the task that answered it was sent."""
         self.service_s = service_s
-        """That task's own time, if it was the deployed model's."""
+        """How long that task took, if the deployed model ran it."""
         self.cause = cause
-        """What went wrong first."""
+        """The first thing that went wrong."""
         self.places: int | None = None
-        """How many tasks the endpoint may have at once, as far as this process may use them."""
+        """How many tasks this process may have outstanding at the endpoint."""
         self.confidence: float | None = None
-        """Of a rebuilt answer, where it is known."""
+        """In a rebuilt answer, where it is known."""
         self.query: int | None = None
         self.others: Sequence[OtherTask] = ()
 
 
 class AccessLog:
-    """Create with a file's name ("-": standard error), `add` lines, `flush` now and then, `close`."""
+    """Create with a file's name ("-": standard error), `add` lines, `flush` regularly, and `close`."""
 
     def __init__(self, path: str) -> None:
         """Raise OSError if the file cannot be written."""
         self._path = path
-        # Numbers of queries begin at 0 again with each process, and process ids in each container.
+        # Query numbers restart with each process, and process ids with each container; this id tells them apart.
         self._id = secrets.token_hex(4)
         self._lines: list[str] = []
         self._size = 0
         self._torn = False
-        """What is there ends within a line."""
+        """The file ends in the middle of a line."""
         self._lost = 0
-        """Lines, since writing last worked."""
+        """Lines lost since the last successful write."""
         self._descriptor = self._open()
 
     def add(
@@ -151,7 +152,7 @@ class AccessLog:
         self._append(line)
 
     def add_task(self, query: int, pool: str, other: OtherTask, cause: str | None) -> None:
-        """A task of the deployed model has ended whose query had been answered, or given up, before."""
+        """A task of the deployed model has ended after its query was answered or abandoned."""
         line = {
             "at": _instant(time.time() - other.at_least_s),
             "version": VERSION,
@@ -197,7 +198,7 @@ class AccessLog:
             self._lost = 0
 
     def _cut_partial_line(self, written: bytes) -> None:
-        """A full disk takes half a line: take it back, or if that cannot be, begin a line of its own next time."""
+        """A full disk may take half a line. Cut that off; if it cannot be cut, start the next write on a new line."""
         if not written:
             return
         piece = len(written) - (written.rfind(b"\n") + 1)
@@ -205,19 +206,19 @@ class AccessLog:
         if piece:
             with contextlib.suppress(OSError):  # a pipe, say
                 end = os.lseek(self._descriptor, 0, os.SEEK_CUR)
-                if os.fstat(self._descriptor).st_size == end:  # else another process has written behind it
+                if os.fstat(self._descriptor).st_size == end:  # otherwise another process has written after it
                     os.ftruncate(self._descriptor, end - piece)
                     self._torn = False
 
     def reopen(self) -> None:
-        """Whatever is there by that name now."""
+        """Open the file that has this name now."""
         self.flush()
         if self._path == "-":
             return
         try:
             new = self._open()
         except OSError as error:
-            log.warning("access log %s: %s; the old file stays in use", self._path, error.strerror or error)
+            log.warning("access log %s: %s; still writing to the old file", self._path, error.strerror or error)
             return
         os.close(self._descriptor)
         self._descriptor = new
@@ -257,7 +258,7 @@ def _rounded(number: float | None) -> float | None:
 
 
 def _ends_within_a_line(path: str) -> bool:
-    """As after a crash, or of what another program wrote there."""
+    """As after a crash, or when another program has written there."""
     with contextlib.suppress(OSError):
         there = os.stat(path)
         if stat.S_ISREG(there.st_mode) and there.st_size:

@@ -1,7 +1,7 @@
-"""Bytes that come in pieces. What is held costs memory by the byte, not by the piece.
+"""Collects a body that arrives in pieces, at a memory cost per byte and not per piece.
 
-A bytes object of one byte takes 34, and its place in a list 8 more: a body in tiny chunks would cost forty times its
-size.
+A bytes object of one byte takes 34 bytes and its place in a list 8 more, so a list of tiny chunks would take forty
+times the body's size. Knows bytes and nothing else.
 """
 
 from __future__ import annotations
@@ -9,20 +9,20 @@ from __future__ import annotations
 from typing import Final, final
 
 _SMALL: Final = 4096
-"""Pieces from here on are kept as they are; their overhead is a hundredth, and they are copied once, at the end."""
+"""Pieces of at least this size are kept as they are: their overhead is 1 %, and they are copied only once."""
 _FULL: Final = 65536
 
 
 @final
 class BodyBuffer:
-    """`add` pieces, `take` them all as one."""
+    """`add` pieces, then `take` them all as one."""
 
     __slots__ = ("_pieces", "_small")
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
         self._small: bytearray | None = None
-        """Gathers small pieces; what is in it comes after `_pieces`."""
+        """Collects small pieces; its bytes follow those in `_pieces`."""
 
     def add(self, piece: bytes) -> None:
         small = self._small

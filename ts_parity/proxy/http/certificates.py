@@ -1,4 +1,4 @@
-"""TLS contexts made of PEM files, for both doors, and made anew when the files have changed.
+"""TLS contexts from PEM files, for clients and for instances, reloaded when the files change.
 
 Knows certificates, keys and whom to trust. Knows no sockets.
 """
@@ -20,18 +20,18 @@ _Stamp = tuple[tuple[int, int, int] | None, ...]
 
 
 class Tls:
-    """`context` is for the next connection; those that are open keep what they have."""
+    """`context` is for new connections; open ones keep theirs."""
 
     def __init__(self, whose: str, files: Sequence[str], make: Callable[[], ssl.SSLContext]) -> None:
-        """`whose` is for messages. Raise ConfigError if no context can be made of the files."""
+        """`whose` names the owner in messages. Raise ConfigError if no context can be made from the files."""
         self._whose = whose
         self._files = [Path(file) for file in files if file]
         self._make = make
-        self._stamp = self._look()  # first: what changes while it is read is read again
+        self._stamp = self._look()  # before reading: a change meanwhile makes it read again
         self.context = make()
 
-    def renew(self) -> None:
-        """If the files have changed. Useless ones, or half of a new pair, change nothing and are told once."""
+    def reload(self) -> None:
+        """Read the files again if they have changed. Unusable ones, or half of a new pair, only log a warning."""
         stamp = self._look()
         if stamp == self._stamp:
             return
@@ -48,7 +48,7 @@ class Tls:
 
 
 def client_side(settings: Settings) -> Tls | None:
-    """What the inference port shows to clients; None: it speaks plain http. Raise ConfigError."""
+    """The inference port's certificate; None: it speaks plain http. Raise ConfigError."""
     if not settings.tls_certificate:
         return None
     files = (settings.tls_certificate, settings.tls_key)
@@ -56,7 +56,7 @@ def client_side(settings: Settings) -> Tls | None:
     def make() -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-        # A client could make us do the expensive part of a handshake again and again.
+        # With renegotiation a client could make the proxy do the expensive part of a handshake again and again.
         context.options |= ssl.OP_NO_RENEGOTIATION
         context.set_alpn_protocols(["http/1.1"])
         _load_pair(context, *files)
@@ -66,7 +66,7 @@ def client_side(settings: Settings) -> Tls | None:
 
 
 def listening(tls: Tls) -> ssl.SSLContext:
-    """A context for a listener, which keeps it for life: every handshake takes the latest certificate from `tls`."""
+    """A context that a listener can keep for life: every handshake takes the latest certificate from `tls`."""
     context = tls.context
 
     def take_latest(handshake: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
@@ -78,7 +78,7 @@ def listening(tls: Tls) -> ssl.SSLContext:
 
 
 def instance_side(settings: Settings) -> dict[str, Tls]:
-    """How every https address is spoken to. Raise ConfigError."""
+    """The TLS settings of each https address. Raise ConfigError."""
     found: dict[str, Tls] = {}
     for instance in settings.instances:
         secure = [url for url in (instance.inference, instance.management) if urlsplit(url).scheme == "https"]
@@ -89,7 +89,7 @@ def instance_side(settings: Settings) -> dict[str, Tls]:
 
 
 def why_failed(error: ssl.SSLError) -> str:
-    """A failed handshake with an instance, and the setting that may help."""
+    """Why a handshake with an instance failed, and the setting that may help."""
     if isinstance(error, ssl.SSLCertVerificationError):
         hint = "; set tls_ca to what it should be trusted by" if error.verify_code in _UNKNOWN_ISSUER else ""
         return f"certificate verify failed: {error.verify_message.rstrip('.')}{hint}"
@@ -121,10 +121,10 @@ def _trusting(instance: InstanceSettings) -> Tls:
 
 def _trusting_only(path: str) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    # A certificate that is named is trusted, also one that is nobody's CA.
+    # Any certificate that is named is trusted, even if it is no CA's.
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     try:
-        # OpenSSL itself would look into a folder only for names that are hashes.
+        # Given a folder, OpenSSL itself would read only files whose names are hashes.
         files = sorted(file for file in Path(path).iterdir() if file.is_file()) if Path(path).is_dir() else [Path(path)]
         for file in files:
             _trust(context, file, alone=len(files) == 1)
@@ -152,7 +152,7 @@ class _EncryptedKey(Exception):
 
 def _load_pair(context: ssl.SSLContext, certificate: str, key: str) -> None:
     def ask_nobody() -> str:
-        raise _EncryptedKey  # without this OpenSSL would ask on the terminal
+        raise _EncryptedKey  # otherwise OpenSSL would ask on the terminal
 
     for name, path in (("tls_certificate", certificate), ("tls_key", key)):
         try:
@@ -175,12 +175,12 @@ def _load_pair(context: ssl.SSLContext, certificate: str, key: str) -> None:
         raise ConfigError(
             f"tls_certificate, tls_key: no PEM certificate in {certificate!r}, or no PEM key in {key!r}"
         ) from None
-    except OSError as error:  # gone since it was looked at
+    except OSError as error:  # removed since it was opened above
         raise ConfigError(f"tls_certificate, tls_key: {error}") from None
 
 
 def _stamp(file: Path) -> tuple[int, int, int] | None:
-    """Changes with the file; links are followed, for that is how Kubernetes renews a secret."""
+    """Changes with the file. Links are followed, since Kubernetes renews a secret by changing a link."""
     try:
         found = file.stat()
     except OSError:

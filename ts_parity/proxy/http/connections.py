@@ -1,7 +1,7 @@
-"""Connections to the instances: kept open, used again, one exchange at a time on each.
+"""Connections to the instances: kept open and reused, with one exchange at a time on each.
 
-Knows sockets and HTTP's framing (`heads` reads what is plain, httptools the rest). Knows nothing of what is asked or
-what an answer means.
+Knows sockets and HTTP's framing: `heads` reads heads of the common shape, httptools the rest. Knows nothing of what a
+request asks or what a response means.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from ts_parity.proxy.http.streams import Stream
 from ts_parity.wire import Headers
 
 _BACKLOG_PAUSE_S = 0.01
-# No descriptor is left, here or in the whole system: not the instance's fault, and one will be free soon.
+# No file descriptor is left, in this process or in the system. The instance is not to blame, and one is free soon.
 _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 _NO_DESCRIPTOR_PAUSE_S = 0.05
 _STREAMS = "ts_stream_next"
@@ -44,19 +44,19 @@ _GATHERED_BYTES = 65536
 
 
 class ResponseListener(Protocol):
-    """Whoever sent something on a connection. Exactly one of the two is called, once, when it knows."""
+    """Waits for the response to one request. Exactly one of the two methods is called, once."""
 
     def arrived(self, response: Response | Stream) -> None: ...
     def lost(self, reason: str, untouched: bool) -> None:
-        """`untouched`: the connection was closed before a byte of an answer had come."""
+        """`untouched`: the connection was closed before the first byte of a response."""
 
 
 @final
 class Origin:
-    """One API of one instance: where it is, and its idle connections."""
+    """One API of one instance: its address and its idle connections."""
 
     def __init__(self, url: str, outbox: Outbox, connect_timeout_s: float, tls: Tls | None = None) -> None:
-        """Of an address as the configuration has checked it; `tls` for every https one."""
+        """`url`: as the configuration has checked it; `tls` is needed for every https one."""
         parts = urlsplit("http://localhost" if url.startswith(UNIX) else url)
         if parts.scheme == "https" and tls is None:
             raise ValueError(f"nothing says whom to trust at {url}")
@@ -70,10 +70,10 @@ class Origin:
         self.outbox = outbox
         self.in_flight = 0
         self.idle: list[UpstreamConnection] = []
-        """The one used last is last: what is not needed grows old and is closed by the instance."""
+        """The last one used is at the end, so those that are not needed grow old until the instance closes them."""
 
     async def connection(self) -> UpstreamConnection:
-        """A new one. Raise OSError (ssl.SSLError is one) or asyncio.TimeoutError."""
+        """Open a new one. Raise OSError (ssl.SSLError is one) or asyncio.TimeoutError."""
         made = UpstreamConnection(self)
         await asyncio.wait_for(self._connect_when_possible(made), self._connect_timeout_s)
         return made
@@ -103,8 +103,8 @@ class Origin:
 
 
 async def _unix(path: str) -> socket.socket:
-    """Not the loop's own way: a backlog that is full refuses at once, where TCP would wait, and asyncio takes it for a
-    connection.
+    """Connect a Unix socket. The loop's own method will not do: a full backlog refuses at once, where TCP would wait,
+    and asyncio takes that for a connection.
     """
     connecting = socket.socket(socket.AF_UNIX)
     try:
@@ -122,27 +122,27 @@ async def _unix(path: str) -> socket.socket:
 
 @final
 class UpstreamConnection:
-    """One connection, an asyncio protocol in all but name: `send` a request; its listener is given the answer, or its
-    beginning if it comes in chunks.
+    """One connection, an asyncio protocol in all but name. `send` a request; its listener gets the response, or a
+    stream as soon as a chunked response begins.
     """
 
     def __init__(self, origin: Origin) -> None:
         self._origin = origin
         self._transport = cast(asyncio.Transport, None)
         self._parser: HttpResponseParser | None = None
-        """Made when it is needed: most answers are read without."""
+        """Created when needed: most responses are read without it."""
         self._listener: ResponseListener | None = None
         self._stream: Stream | None = None
         self._head: ResponseHead | None = None
-        """The head of an answer whose body is still coming, if it was read without the parser."""
+        """The head of a response whose body is still arriving, if it was read without the parser."""
         self._for_head = False
         self._max_bytes = math.inf
         self._open = False
         self._paused = False
         self._unsolicited = False
-        """An answer has begun that nobody asked for: what follows could be taken for the answer to somebody else."""
+        """A response has begun that no request asked for: the next request could get it, so the connection must go."""
         self._ended: tuple[Response | None, bool] | None = None
-        """The answer is read to its end: the reply (None: it was a stream), and whether the connection can be kept."""
+        """The response has ended: the response (None: it was a stream), and whether the connection can be kept."""
         self._body = BodyBuffer()
         self._reset()
 
@@ -154,12 +154,12 @@ class UpstreamConnection:
         self._status = 0
         self._until_close = False
         self._gathers = False
-        """An error in chunks that is no handler's stream: a page, wanted whole if it is not long."""
+        """A chunked error that no handler streams: a gateway's page, collected whole unless it is long."""
         self._gathered = 0
         self._unfinished = 0
-        """Bytes since the last of its body: the parser gathers a trailer that has no end, and tells nobody."""
+        """Bytes since the last piece of the body: the parser would silently collect an endless trailer."""
         self._framing_error = ""
-        """Why nobody can say where the answer ends."""
+        """Why the end of the response cannot be found."""
 
     def send(self, data: list[bytes], for_head: bool, listener: ResponseListener, max_bytes: float = math.inf) -> None:
         """Only when nobody is listening. `max_bytes`: of a response, head and all; a longer one counts as none."""
@@ -178,14 +178,14 @@ class UpstreamConnection:
 
     @property
     def closing(self) -> bool:
-        """It was reset or closed, whether we have been told or are about to be."""
+        """It was reset or closed, even if `connection_lost` has yet to be called."""
         return not self._open or self._transport.is_closing()
 
     def abort(self) -> None:
-        """Close it, whatever is under way: what is still to come could not be told apart. Nobody is told."""
+        """Close it and call no listener. What still arrives could not be matched to a request."""
         self._listener = None
         self._open = False
-        if self in self._origin.idle:  # at once: until the loop has closed it, somebody could take it
+        if self in self._origin.idle:  # at once, or it could be taken before the loop has closed it
             self._origin.idle.remove(self)
         self._transport.abort()
 
@@ -207,7 +207,7 @@ class UpstreamConnection:
 
     def data_received(self, data: bytes) -> None:
         if self._listener is None and self._stream is None:
-            self.abort()  # nobody has asked for anything
+            self.abort()  # no request was sent
             return
         fresh = not self._received
         self._received += len(data)
@@ -231,11 +231,11 @@ class UpstreamConnection:
         self._head = None
         body = data[head.end : end]
         response = Response(head.status, head.phrase, head.headers, body, head.block, head.controls)
-        # What comes behind the end was not asked for: it goes to nobody, and neither does this connection.
+        # Bytes after the end belong to no request: they are dropped, and so is the connection.
         self._complete(response, keep_alive=head.keep_alive and self._received == end)
 
     def _parse(self, data: bytes) -> None:
-        """Nobody is told before the parser is done: who is told may send on this very connection."""
+        """Call the listener only when the parser is done: it may send on this very connection."""
         trouble = ""
         if self._parser is None:
             self._parser = HttpResponseParser(self)
@@ -265,10 +265,10 @@ class UpstreamConnection:
             self._fail(f"it says over {MAX_HEAD_BYTES} bytes between two pieces of its body, or behind it")
 
     def eof_received(self) -> None:
-        """The transport closes, and says so by `connection_lost`."""
+        """The transport closes itself and then calls `connection_lost`."""
 
     def pause_writing(self) -> None:
-        """A request waits in the transport whole; there is nothing else to hold back."""
+        """A request waits whole in the transport; there is nothing else to hold back."""
 
     def resume_writing(self) -> None:
         pass
@@ -280,7 +280,7 @@ class UpstreamConnection:
         if self._until_close and error is None:
             self._complete(self._response(), keep_alive=False)
         self._fail(str(error) or type(error).__name__ if error is not None else "it closed the connection")
-        # Parser and connection would keep each other, and what they hold, until a collector runs.
+        # Parser and connection refer to each other, and would live until the garbage collector runs.
         self._parser = None
         self._reset()
 
@@ -303,7 +303,7 @@ class UpstreamConnection:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._status:
-            return  # trailers are no headers, and go nowhere
+            return  # trailers are dropped
         if len(self._headers) < MAX_HEADERS:
             self._headers.append((name.decode("latin-1"), value.decode("latin-1")))
         else:
@@ -315,7 +315,7 @@ class UpstreamConnection:
         if self._status < 200 or self._unsolicited:
             return
         if self._for_head:
-            # The parser would wait for a body that does not come.
+            # A response to HEAD has no body; the parser would wait for one.
             self._ended = (self._response(), False)
             return
         sized, codings = False, []
@@ -338,7 +338,7 @@ class UpstreamConnection:
 
     def on_body(self, piece: bytes) -> None:
         if self._ended is not None:
-            return  # of an answer that nobody asked for, behind the end of the one that was
+            return  # of an unsolicited response
         self._unfinished = 0
         if self._stream is not None:
             self._stream.feed(piece)
@@ -358,7 +358,7 @@ class UpstreamConnection:
     def on_message_complete(self) -> None:
         if self._ended is not None:
             return
-        if self._status < 200:  # an interim answer; the real one follows
+        if self._status < 200:  # an interim response; the final one follows
             received = self._received
             self._reset()
             self._received = received
@@ -382,7 +382,7 @@ class UpstreamConnection:
         self._until_close = False
         if self._paused:
             self.resume()
-        # First back into its place: whoever is told may ask the next question at once.
+        # Make the connection idle first: the listener may send the next request at once.
         if keep_alive and self._open:
             self._origin.idle.append(self)
         else:

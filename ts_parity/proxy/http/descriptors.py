@@ -1,7 +1,8 @@
-"""Open files: how many this process may have, and what is left of them for clients.
+"""File descriptors: how many this process may have open, and how many of them clients may use.
 
-Every connection takes one. Where they run out nothing works any more, least of all what would tell: neither instances
-nor the admin port can be reached. So clients get what is left when everything else has its share.
+Every connection takes one. When they run out, the proxy can reach neither instances nor its own log, and nobody can
+reach the admin port to see why. So clients get what is left after everything else has its share. Knows limits. Knows
+no sockets.
 """
 
 from __future__ import annotations
@@ -14,20 +15,20 @@ if sys.platform != "win32":
     import resource
 
 _ENOUGH = 65536
-"""Connections that one process could serve; some systems' hard limit is a thousand million."""
+"""More connections than one process can serve; the hard limit of some systems is a thousand million."""
 _OWN = 20
-"""Standard streams, the loop's own, listening sockets, logs, certificates while they are read."""
+"""Standard streams, the event loop's own, listening sockets, logs, certificates while they are read."""
 _ADMIN = 64
-"""Probes, scrapers and operators at a time: more than there are, even if all come at once."""
+"""Probes, scrapers and operators, even if all connect at once."""
 _FOR_AN_INSTANCE = 2
-"""Beside its places: for what is asked of its management address, and for a request that is passed through."""
+"""Besides its places: one for its management API, one for a request that is passed through."""
 _BURST = 1024
 
 
 @dataclass(frozen=True)
 class ClientLimit:
-    """`connections`: clients at a time. `burst`: so many more may be there for a moment, to be told that they are too
-    many; no more are accepted at once.
+    """`connections`: how many clients may be connected. `burst`: how many more may connect for a moment, only to be
+    refused; it is also the listener's backlog.
     """
 
     connections: int
@@ -36,17 +37,17 @@ class ClientLimit:
 
 
 def raise_limit() -> None:
-    """The soft limit of open files to the hard one: systemd's 1024 is for programs that use `select`."""
+    """Raise the soft limit of open files to the hard one: systemd's 1024 is for programs that use `select`."""
     if sys.platform != "win32":
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         wanted = _ENOUGH if hard == resource.RLIM_INFINITY else min(hard, _ENOUGH)
         if soft != resource.RLIM_INFINITY and soft < wanted:
-            with contextlib.suppress(ValueError, OSError):  # macOS names a hard limit that it does not grant
+            with contextlib.suppress(ValueError, OSError):  # macOS reports a hard limit that it does not grant
                 resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def open_files() -> int:
-    """How many this process may have."""
+    """How many files this process may have open."""
     if sys.platform == "win32":
         return _ENOUGH
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -54,13 +55,13 @@ def open_files() -> int:
 
 
 def admin_limit(files: int) -> int:
-    """Connections that the admin port keeps at a time, and how many may wait there."""
+    """How many connections the admin port keeps, and the length of its backlog."""
     return max(8, min(files // 16, _ADMIN))
 
 
 def client_limit(files: int, places: int, instances: int) -> ClientLimit:
-    """What is left for clients before `instances` with so many places in all. An eighth at least, however many those
-    are: a proxy without clients would be of no use.
+    """What is left for clients, given `instances` with `places` in all. At least an eighth of the files: a proxy that
+    takes no clients is of no use.
     """
     burst = max(8, min(files // 16, _BURST))
     left = files - _OWN - admin_limit(files) - burst - places - _FOR_AN_INSTANCE * instances

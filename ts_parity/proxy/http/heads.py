@@ -1,10 +1,10 @@
-"""Heads of the plain shape, read without a parser.
+"""Reads message heads of the common shape without a parser.
 
-Nearly every head comes whole in one packet, is framed by one length, and consists of lines that have been seen before;
-so what a line means is remembered. Whatever is not of that shape, or not surely, is None here and goes to llhttp, the
-judge of everything odd. What is read here is a strict subset of what llhttp reads, and read the same (tested against
-it). Bytes beyond ASCII in a target are the exception: TorchServe takes them, llhttp does not. Knows bytes; knows
-nothing of sockets.
+Nearly every head arrives whole in one packet, is framed by one Content-Length, and consists of header lines that were
+seen before. So the meaning of a line is cached. For any other head, and in any doubt, the functions here return None
+and llhttp decides. They accept a strict subset of what llhttp accepts and read it the same way, which a test checks
+against llhttp. The one exception is a target with bytes beyond ASCII: TorchServe accepts them, llhttp does not. Knows
+bytes. Knows nothing of sockets.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ts_parity.wire import Headers
 
 _NEEDS_PARSER: Final = 1024
 _CLOSE: Final = 2048
-"""Flags beside those of `messages`: a header that needs the parser; the connection ends with this message."""
+"""Two more flags beside those in `messages`: a header that needs the parser; the connection ends here."""
 _REQUEST_LINE: Final = re.compile(rb"(GET|POST|PUT|PATCH|DELETE|OPTIONS|HEAD) (/[!-~\x80-\xff]*) HTTP/1\.1")
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.1 ([2-9][0-9][0-9]) ([ -~]*)")
 _TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
@@ -38,15 +38,15 @@ _VALUE: Final = rb"(?:[!-~\x80-\xff](?:[ -~\t\x80-\xff]*[!-~\x80-\xff])?)?"
 _LINE: Final = re.compile(rb"(%b):[ \t]*(%b)" % (_TOKEN, _VALUE))
 _MOST_DIGITS: Final = 15
 _MOST_REMEMBERED: Final = 4096
-"""So many different lines are remembered, then all are forgotten: what is common comes back at once."""
+"""When the cache holds this many lines it is cleared: common lines are back at once."""
 _LONGEST: Final = 256
 _MOST_LINES_PER_NAME: Final = 64
-"""A name with so many different lines says something else each time (an id, a length): no more of them are kept."""
+"""A header name with this many different lines differs in each message (an id, a length): no more are cached."""
 
 
 @final
 class _Name:
-    """A header's name as it was spelt, and what it means."""
+    """A header's name in one spelling, and what it means."""
 
     __slots__ = ("depends_on_value", "flags", "lines", "text")
 
@@ -55,7 +55,7 @@ class _Name:
         self.flags = flags
         self.lines = 0
         self.depends_on_value = bool(flags & (CONNECTION_OPTIONS | EXPECT | HOP | HOST | _NEEDS_PARSER | _CLOSE))
-        """What it means depends on its value."""
+        """The meaning depends on the value, so each line is read closely."""
 
 
 _names: Final[dict[bytes, _Name]] = {}
@@ -67,8 +67,8 @@ _FRAMING: Final = frozenset({"transfer-encoding", "upgrade", "proxy-connection"}
 
 @final
 class RequestHead:
-    """`headers` are those for the other end, `controls` those for the proxy; `block` is `headers` as bytes, fit to go
-    on, with a length.
+    """`headers` are for the other end, `controls` for the proxy. `block` holds `headers` as bytes, with a length, ready
+    to be sent on.
     """
 
     __slots__ = ("block", "controls", "end", "headers", "keep_alive", "length", "method", "target")
@@ -97,7 +97,7 @@ class RequestHead:
 
 @final
 class ResponseHead:
-    """The same of an answer."""
+    """The same for a response."""
 
     __slots__ = ("block", "controls", "end", "headers", "keep_alive", "length", "phrase", "status")
 
@@ -123,7 +123,7 @@ class ResponseHead:
 
 
 def read_request_head(data: bytes, start: int = 0) -> RequestHead | None:
-    """The head that begins at `start`. None: the parser is to read it, or it is not all there."""
+    """The head that begins at `start`. None: the parser must read it, or it is incomplete."""
     end = data.find(b"\r\n\r\n", start)
     if end < 0 or end - start > MAX_HEAD_BYTES:
         return None
@@ -146,13 +146,13 @@ def read_request_head(data: bytes, start: int = 0) -> RequestHead | None:
     headers, controls, block, length, seen = read
     if not seen & HOST:
         return None
-    if length < 0:  # nothing else is to say where it ends
+    if length < 0:  # the receiver must not have to guess where it ends
         block += NO_BODY
     return RequestHead(first[0], first[1], headers, controls, block, max(length, 0), not seen & _CLOSE, end + 4)
 
 
 def read_response_head(data: bytes) -> ResponseHead | None:
-    """The head of a final answer with a length. None: the parser is to read it, or it is not all there."""
+    """The head of a final response with a length. None: the parser must read it, or it is incomplete."""
     end = data.find(b"\r\n\r\n")
     if end < 0 or end > MAX_HEAD_BYTES:
         return None
@@ -209,7 +209,7 @@ def _read_lines(lines: list[bytes]) -> tuple[Headers, Headers, bytes, int, int] 
 
 
 def _learn(line: bytes) -> tuple[tuple[str, str], int] | None:
-    """A line that was not seen before. None: it is for the parser."""
+    """Read and cache a new line. None: the parser must read it."""
     spelt, colon, rest = line.partition(b":")
     if not colon:
         return None
@@ -237,7 +237,7 @@ def _forget() -> None:
 
 
 def _with_known_name(name: _Name, value: str) -> tuple[tuple[str, str], int] | None:
-    """None: look closer."""
+    """None: the line must be read closely."""
     if name.depends_on_value or not value.isprintable():
         return None
     value = value.lstrip(" ")
@@ -253,8 +253,8 @@ def _with_any_name(line: bytes) -> tuple[tuple[str, str], int] | None:
     name, value = match[1].decode(), match[2].decode("latin-1")
     flags = header_flags(name)
     if flags & CONNECTION_OPTIONS:
-        said = value.lower()
-        flags |= _CLOSE if said == "close" else 0 if said == "keep-alive" else _NEEDS_PARSER
+        option = value.lower()
+        flags |= _CLOSE if option == "close" else 0 if option == "keep-alive" else _NEEDS_PARSER
     elif flags & EXPECT or name.lower() in _FRAMING:
         flags |= _NEEDS_PARSER
     elif flags & HOST:

@@ -1,6 +1,8 @@
-"""Requests and replies as values, and the header rules of a proxy that wants to be unseen.
+"""Requests and responses as values, and the header rules of a proxy that clients must not notice.
 
-Knows HTTP's words and TorchServe's error shape. Knows nothing of sockets or who sends what to whom.
+Which headers are stripped is decided here: hop-by-hop headers (`without_hop_by_hop`) and the control headers that only
+proxy and worker may exchange (`split_controls`). Knows HTTP and the shape of TorchServe's errors. Knows nothing of
+sockets, or of who sends what to whom.
 """
 
 from __future__ import annotations
@@ -15,11 +17,11 @@ from ts_parity.wire import CONTROL_PREFIX, Headers
 MAX_HEAD_BYTES: Final = 65536
 """Of a request line or status line and its headers."""
 MAX_HEADERS: Final = 200
-"""In one head. Each costs some 160 bytes beside its own, so a head of tiny ones would take twelve times its size.
-Apache, Tomcat, Envoy and hyper take 100; what a mesh adds behind such a server has room here.
+"""In one head. Each costs some 160 bytes besides its own, so a head of tiny headers would take twelve times its size.
+Apache, Tomcat, Envoy and hyper accept 100; this leaves room for what a service mesh adds behind such a server.
 """
 REQUEST_ID: Final = "x-request-id"
-# RFC 9110, 7.6.1: these speak of one connection and are not passed on. Nor is what asks for another protocol, for it
+# RFC 9110, 7.6.1: these concern one connection and are not passed on. Nor are requests for another protocol, which
 # can change where the receiver looks for the end of the message: Netty, under TorchServe, waits for eight bytes more
 # behind a GET with Sec-WebSocket-Key1 and -Key2. `_header_flags` adds all that begins with SEC_WEBSOCKET.
 HOP_BY_HOP: Final = frozenset(
@@ -40,10 +42,10 @@ SEC_WEBSOCKET: Final = "sec-websocket-"
 NO_BODY: Final = b"\r\ncontent-length: 0"
 """Of a request, behind its other headers; spelt as TorchServe's own frontend adds it for its handlers."""
 BODILESS: Final = frozenset({204, 304})
-"""Answers with these have no body, whatever their headers say (RFC 9112, 6.3)."""
+"""Responses with these have no body, whatever their headers say (RFC 9112, 6.3)."""
 
 
-# What a header's name can mean to a proxy; flags.
+# Flags: what a header's name can mean to a proxy.
 HOP: Final = 1
 CONNECTION_OPTIONS: Final = 2
 CONTROL: Final = 4
@@ -57,7 +59,7 @@ _FLAGS_OF: Final[dict[str, int]] = {}
 
 
 def header_flags(name: str) -> int:
-    """The flags of a header's name in this spelling. They are always the same few, so they are remembered."""
+    """The flags of a header's name in this spelling. The same few names come again and again, so they are cached."""
     flags = _FLAGS_OF.get(name)
     if flags is None:
         flags = _header_flags(name.lower())
@@ -78,7 +80,7 @@ def _header_flags(name: str) -> int:
 
 
 def has(headers: Iterable[tuple[str, str]], flags: int) -> bool:
-    """Whether a header of one of these meanings is among them."""
+    """Whether one of the headers has one of these flags."""
     for name, _ in headers:  # noqa: SIM110 - a generator would cost more than it looks at
         if header_flags(name) & flags:
             return True
@@ -87,9 +89,9 @@ def has(headers: Iterable[tuple[str, str]], flags: int) -> bool:
 
 @final
 class Request:
-    """What a client sent, less what concerns its connection only. `target` is path and query exactly as they stood in
-    the request line. What was meant for the proxy is in `controls`, and nowhere else. `block`, if any: the headers as
-    bytes, fit to be sent on as they are (with a Host and the right length), so whoever changes `headers` drops it.
+    """What a client sent, without hop-by-hop headers. `target` is path and query exactly as in the request line.
+    Control headers, which are for the proxy, are in `controls` only. `block`, if any, holds the headers as bytes, ready
+    to be sent on (with a Host and the right length); code that changes `headers` must drop it.
     """
 
     __slots__ = ("block", "body", "controls", "headers", "method", "target")
@@ -119,14 +121,14 @@ class Request:
         return self.target.partition("?")[2]
 
     def header(self, name: str) -> str | None:
-        """The last one of that name (written in lower case), as TorchServe's own map keeps it."""
+        """The last value of this name (given in lower case), which is the one that TorchServe keeps."""
         return header(self.headers, name)
 
 
 @final
 class Response:
-    """A whole answer. An empty `phrase` is TorchServe's habit, not an omission. `controls` and `block` as in a request:
-    what a worker says to the proxy, and the headers as bytes, with the length.
+    """A whole response. TorchServe often sends an empty `phrase`. `controls` and `block` are as in a request: headers
+    from the worker for the proxy, and the headers as bytes, with the length.
     """
 
     __slots__ = ("block", "body", "controls", "headers", "phrase", "status")
@@ -163,7 +165,7 @@ class Response:
 class ResponseStream(Protocol):
     """A response whose body comes in pieces. Its reader calls `close` at the end, read to the end or not.
 
-    Iteration raises BrokenStream if the answer breaks off.
+    Iteration raises BrokenStream if the response breaks off.
     """
 
     status: int
@@ -175,7 +177,7 @@ class ResponseStream(Protocol):
 
 
 class StreamedResponse(NamedTuple):
-    """A chunked answer with the headers the client shall see."""
+    """A chunked response with the headers that the client gets."""
 
     chunks: ResponseStream
     headers: Headers
@@ -185,7 +187,7 @@ AnyResponse = Response | StreamedResponse
 
 
 class BrokenStream(TsParityError):
-    """A streamed answer broke off. All that can be done for the client is to break off too."""
+    """A streamed response broke off. Its status is sent already, so the proxy can only break off too."""
 
     status = 502
 
@@ -199,7 +201,7 @@ def header(headers: Headers, name: str) -> str | None:
 
 
 def without_hop_by_hop(headers: Headers) -> Headers:
-    """Less the headers of one connection, those that `Connection` names included."""
+    """Without the headers that concern one connection, including those that `Connection` names."""
     if not has(headers, HOP):
         return headers
     named = {
@@ -209,7 +211,7 @@ def without_hop_by_hop(headers: Headers) -> Headers:
 
 
 def encode_head(first_line: str, headers: Headers, more: Headers = ()) -> bytes:
-    """The head of a request or an answer. A line break in a header (a handler may set one) becomes a space."""
+    """The head of a request or a response. A line break in a header, which a handler may set, becomes a space."""
     lines = [first_line]
     lines += [f"{name}: {value}" for name, value in headers]
     lines += [f"{name}: {value}" for name, value in more]
@@ -234,7 +236,7 @@ def split_controls(headers: Headers) -> tuple[Headers, Headers]:
 
 
 def with_header(response: Response, name: str, value: str) -> Response:
-    """`name` and `value` are the proxy's own words, fit for a header."""
+    """`name` and `value` come from the proxy itself, so they need no cleaning."""
     block = response.block
     if block is not None:
         block = b"%b\r\n%b: %b" % (block, name.encode(), value.encode())
@@ -242,7 +244,7 @@ def with_header(response: Response, name: str, value: str) -> Response:
 
 
 def with_request_id(response: Response, client_id: str | None) -> Response:
-    """An answer of the proxy's own bears an id as TorchServe's answers do: the client's, or a new one."""
+    """A response made by the proxy carries a request id as TorchServe's do: the client's, or a new one."""
     return with_header(response, REQUEST_ID, client_id or str(uuid.uuid4()))
 
 
@@ -261,7 +263,7 @@ def torchserve_error(status: int, kind: str, message: str) -> Response:
 
 
 def too_large() -> Response:
-    """TorchServe's answer to a body over the limit: nothing but the status."""
+    """TorchServe's response to a body over the limit: nothing but the status."""
     return Response(413, "Request Entity Too Large", (("content-length", "0"),), b"")
 
 

@@ -1,7 +1,7 @@
-"""Whom and what a request may ask for: its method, target and Host.
+"""Checks the method, target and Host of a request.
 
-What nginx refuses is refused here too, so that no request reaches an instance which another proxy or filter would have
-read in another way. Pure. Knows nothing of how a request is framed, or of TorchServe's routes.
+What nginx refuses is refused here too, so that no request reaches an instance that another proxy or filter would have
+read differently. Pure. Knows nothing of how a request is framed, or of TorchServe's routes.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ _HOST: Final = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+;=%-]+|\[[0-9A-Fa-f:.]+\])(?
 _ABSOLUTE: Final = re.compile(r"(?i:https?)://([^/?#]*)(.*)", re.DOTALL)
 _BROKEN_ESCAPE: Final = re.compile("%(?![0-9A-Fa-f]{2})")
 REFUSED_METHODS: Final = frozenset({"CONNECT", "TRACE"})
-"""A tunnel, and an echo of what proxies have added."""
+"""A tunnel, and an echo of headers that proxies have added."""
 
 
 def host_is_sound(host: str) -> bool:
-    """Whether this can be one host and perhaps its port."""
+    """Whether this is one host, with or without a port."""
     return _HOST.fullmatch(host) is not None and ".." not in host and host.partition(":")[0] != "."
 
 
 def target_is_sound(target: str) -> bool:
-    """Whether a target in origin form has a path that everybody unescapes and resolves alike."""
+    """Whether a target in origin form has a path that every parser unescapes and resolves alike."""
     path = re.split("[?#]", target, maxsplit=1)[0]
     if not path.startswith("/"):
         return False
@@ -37,13 +37,11 @@ def target_is_sound(target: str) -> bool:
     return ".." not in path or not _climbs_out(path)
 
 
-def trouble(target: str, hosts: Sequence[str], old: bool) -> str:
-    """What is wrong with a request's target and its `Host` headers, or an empty text. `old`: HTTP/1.0, which needs no
-    Host.
-    """
+def trouble(target: str, hosts: Sequence[str], http10: bool) -> str:
+    """What is wrong with the target and its `Host` headers; empty if nothing. `http10`: HTTP/1.0 needs no Host."""
     if len(hosts) > 1:
         return "more than one Host"
-    if not hosts and not old:
+    if not hosts and not http10:
         return "no Host"
     if hosts and not host_is_sound(hosts[0]):
         return f"the Host {hosts[0][:100]!r}"
@@ -57,7 +55,7 @@ def trouble(target: str, hosts: Sequence[str], old: bool) -> str:
 
 
 def _climbs_out(path: str) -> bool:
-    """Whether its `..` lead above the root on the way."""
+    """Whether its `..` lead above the root at any point."""
     depth = 0
     for segment in path.split("/"):
         if segment == "..":

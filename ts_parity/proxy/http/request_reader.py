@@ -36,23 +36,23 @@ from ts_parity.proxy.http.messages import (
 )
 from ts_parity.proxy.http.request_line import REFUSED_METHODS, trouble
 
-# llhttp reads RTSP and ICE as well, and does not say so.
+# llhttp accepts RTSP and ICE as well, without saying so.
 _REQUEST_LINE: Final = re.compile(rb"[!-~]+ +([!-~\x80-\xff]+) +HTTP/[^\n]*\n")
 _LINE_BREAKS: Final = re.compile(rb"[\r\n]+")
 _BEYOND_ASCII: Final = bytes(byte if byte < 0x80 else ord("x") for byte in range(256))
 
 _HEADER_BYTES: Final = 160
-"""What a header takes beside its own bytes: a pair and two strings."""
+"""What a header takes besides its own bytes: a pair and two strings."""
 _OVERHEAD_BYTES: Final = 65536
-"""Chunk headers may be more than the body up to here; beyond it reading would cost far more than what is read."""
+"""Up to this size chunk headers may exceed the body; beyond it, reading would cost far more than what is read."""
 
 
 class RequestListener(Protocol):
-    """Whoever wants the requests. Each that begins is told of whole later, or the reader is refused or let go."""
+    """Gets the requests. After `on_begin` comes `on_request`, unless the request is refused or the reader dropped."""
 
     def on_begin(self) -> None: ...
     def on_expect_continue(self) -> None:
-        """The client says that it waits for a word before it sends its body; it may send it all the same."""
+        """The client waits for "100 Continue" before it sends its body; it may send it all the same."""
 
     def on_request(self, request: Request, size: int, keep_alive: bool, http10: bool) -> None:
         """`size`: about what it takes in memory. `keep_alive`: the connection may go on after it. `http10`: it is
@@ -62,7 +62,7 @@ class RequestListener(Protocol):
 
 @final
 class _NoListener:
-    """Takes the place of a taker that is gone, so that it is not kept alive."""
+    """Replaces a listener that is gone, so that the reader does not keep it alive."""
 
     def on_begin(self) -> None: ...
     def on_expect_continue(self) -> None: ...
@@ -83,13 +83,13 @@ class RequestReader:
         self._listener = listener
         self._max_body_bytes = max_body_bytes
         self._parser: HttpRequestParser | None = None
-        """Made when it is needed, for most connections never."""
+        """Created when needed, which is never for most connections."""
         self._head: RequestHead | None = None
-        """The head of a request whose body is still coming, if it was read without the parser."""
+        """The head of a request whose body is still arriving, if it was read without the parser."""
         self._clean = True
-        """The parser is not in the middle of anything."""
+        """The parser is between two requests."""
         self._replaying_head = False
-        """A second parser is told of a head that is known already."""
+        """A second parser is being fed a head that was parsed already."""
         self._unfinished = 0
         self._body = BodyBuffer()
         self._rest = b""
@@ -100,7 +100,7 @@ class RequestReader:
         self.in_head = False
         self.in_body = False
         self.stopped = False
-        """Set by the taker: nothing more is wanted."""
+        """Nothing more is read; the listener has called `stop`."""
         self._reset()
 
     def _reset(self) -> None:
@@ -109,12 +109,12 @@ class RequestReader:
         self._head_bytes = self._length = self._body_bytes = self._overhead = 0
         self.refusal: Response | None = None
         self.expects = False
-        """The client waits for a word before it sends its body."""
+        """The client waits for "100 Continue" before it sends its body."""
         self._method, self._keep_alive, self._http10 = "", False, False
 
     @property
     def request_id(self) -> str | None:
-        """Of the request that is being read, or was refused."""
+        """The id of the request that is being read or was refused."""
         headers = tuple(self._headers) if self._head is None else self._head.headers
         return header(headers, REQUEST_ID)
 
@@ -137,14 +137,14 @@ class RequestReader:
                 at = self._parse(data, at)
 
     def stop(self) -> None:
-        """Nothing more is wanted."""
+        """Read nothing more."""
         self.stopped = True
         self._rest = b""
         self._body.drop()
 
     def drop(self) -> None:
-        """The same, and nobody is kept alive: reference cycles would wait for a collector that an idle process never
-        runs, with all that hangs on them.
+        """The same, and let go of the listener and the parser: a reference cycle would live until the garbage collector
+        runs, which in an idle process is never.
         """
         self.stop()
         self._listener = _NO_LISTENER
@@ -153,10 +153,10 @@ class RequestReader:
 
     # ---- without the parser ----------------------------------------------------------------------------------------
 
-    # Each takes what it can of the data from `at` on, and says where what it left begins.
+    # Each reads what it can from position `at` on, and returns the position of the rest.
 
     def _take_request(self, data: bytes, at: int) -> int:
-        """A request of the plain shape, or what the parser makes of it."""
+        """Read a request whose head has the common shape; the parser reads any other."""
         head = read_request_head(data, at)
         if head is None or head.length > self._max_body_bytes:
             return self._parse(data, at)
@@ -199,7 +199,7 @@ class RequestReader:
             taken = self._feed_parser(self._with_line(piece))
         except HttpParserError as error:
             self.refusal = _not_http(str(error))
-        # A header (or a trailer) without an end is not told of: the parser gathers it.
+        # The parser silently collects a header or a trailer that does not end.
         stuck = (self.in_head and had_begun) or (self.in_body and self._body_bytes == had_body)
         self._unfinished = self._unfinished + taken if stuck else 0
         if self._unfinished > MAX_HEAD_BYTES and self.refusal is None:
@@ -208,25 +208,25 @@ class RequestReader:
             self._overhead += taken - (self._body_bytes - had_body)
             if self._overhead > max(_OVERHEAD_BYTES, self._body_bytes):
                 self.refusal = _not_http("a body that is mostly chunk headers")
-        # Line breaks before a request say nothing, so between two of them the parser remembers nothing.
+        # Line breaks before a request mean nothing, so between two requests the parser holds no state.
         self._clean = self.refusal is None and not self.in_head and not self.in_body
         return at + taken
 
     def _next_stop(self, data: bytes, at: int) -> int:
-        """The parser cannot be halted, so it is never given the end of one request and the beginning of another: a body
-        with a length ends there, everything else with an empty line.
+        """Where to cut the data. The parser cannot be paused, so it never gets the end of one request and the start of
+        the next together: a body with a length ends there, everything else ends with an empty line.
         """
         if self.in_body and self._length:
             return min(len(data), at + self._length - self._body_bytes)
         breaks = _LINE_BREAKS.match(data, at)
-        if breaks is not None:  # perhaps the second half of such an end
+        if breaks is not None:  # perhaps the second half of such an empty line
             return breaks.end()
         empty_line = data.find(b"\r\n\r\n", at)
         return len(data) if empty_line < 0 else empty_line + 4
 
     def _with_line(self, data: bytes) -> bytes:
-        """Keep the request line, if this is of it. -> `data` as the parser can read it: TorchServe takes targets beyond
-        ASCII, llhttp does not.
+        """Keep the request line if `data` is part of it. -> `data` as llhttp can read it, which, unlike TorchServe,
+        refuses targets beyond ASCII.
         """
         if not self.in_head and not self.in_body and data[0] not in b"\r\n":
             self._line, self._in_line = b"", True
@@ -239,14 +239,14 @@ class RequestReader:
         return data if part.isascii() else part.translate(_BEYOND_ASCII) + data[len(part) :]
 
     def _feed_parser(self, data: bytes) -> int:
-        """-> how much of it was taken."""
+        """-> how many bytes were read."""
         if self._parser is None:
             self._parser = HttpRequestParser(self)
         try:
             self._parser.feed_data(data)
         except HttpParserUpgrade as upgrade:
-            # Nobody here speaks another protocol: the request is answered as if it had not asked. The parser has left
-            # it at the end of its head; another one goes on with the body.
+            # The proxy speaks no other protocol, so it ignores the request for one. The parser has stopped after the
+            # head; a new one reads the body.
             self._parser = HttpRequestParser(self)
             if not self._is_over():
                 self._replaying_head = True
@@ -255,7 +255,7 @@ class RequestReader:
             return int(upgrade.args[0])
         return len(data)
 
-    # The parser's calls. At the end they fall on deaf ears, for it may have gone on to the next request.
+    # The parser's callbacks. They do nothing once reading is over: the parser may have gone on to the next request.
 
     def _is_over(self) -> bool:
         return self.stopped or self.refusal is not None
@@ -274,11 +274,11 @@ class RequestReader:
             return
         self._head_bytes += len(name) + len(value)
         if not self.in_body:
-            # Latin-1 gives every byte back as it was, as TorchServe reads it too.
+            # Latin-1 keeps every byte as it was, and TorchServe reads headers the same way.
             self._headers.append((name.decode("latin-1"), value.decode("latin-1")))
             if len(self._headers) > MAX_HEADERS:
                 self.refusal = _many_headers()
-        elif self._head_bytes > MAX_HEAD_BYTES:  # trailers are no headers, and go nowhere
+        elif self._head_bytes > MAX_HEAD_BYTES:  # trailers are dropped
             self.refusal = _long_head()
 
     def on_headers_complete(self) -> None:
@@ -350,7 +350,7 @@ class RequestReader:
 
 
 def _framing_only(headers: list[tuple[str, str]]) -> bytes:
-    """A head that says nothing but how its body is framed."""
+    """A head that only tells how its body is framed."""
     framing = [pair for pair in headers if header_flags(pair[0]) & LENGTH or pair[0].lower() == "transfer-encoding"]
     return encode_head("POST / HTTP/1.1", tuple(framing))
 

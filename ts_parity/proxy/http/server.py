@@ -49,11 +49,11 @@ log = logging.getLogger(__name__)
 _PIPELINED: Final = 16
 _PIPELINED_BYTES: Final = 65536
 _SWEEP_S: Final = 1.0
-# A socket that is not read tells nothing of an end behind what it holds; the kernel does, if asked (Linux).
+# A socket that is not read does not show that the client has closed it; Linux tells when polled for it.
 _ENDED: Final[int] = getattr(select, "POLLRDHUP", 0)
-# A refused request may still be on its way: closing at once would reset the connection before the answer is read.
+# A refused request may still be arriving: closing at once would reset the connection before the response is read.
 _LINGER_S: Final = 2.0
-# A connection is closed when what was written has gone; TLS, when both sides have said so too.
+# A connection closes when everything written has been sent; over TLS, when both sides have also said goodbye.
 _GOODBYE_S: Final = 30.0
 _AHEAD_BYTES: Final = 65536
 _NOT_LISTENING: Final = {
@@ -61,9 +61,9 @@ _NOT_LISTENING: Final = {
     errno.EADDRNOTAVAIL: "this machine has no such address; give one of its own, or 0.0.0.0 for all",
     errno.EACCES: "not allowed, as ports below 1024 mostly are; choose another port",
 }
-# A client that has just connected, or has just had its answer, is about to ask: it is not idle yet.
+# A client that has just connected or has just got its response is about to send a request: it is not idle yet.
 _SETTLED_S: Final = 1.0
-# One in so many of those that are idle make room together, as in nginx, so that not each newcomer looks at them all.
+# Like nginx, evict one in this many idle connections together, so that not every newcomer scans them all.
 _IDLE_PER_EVICTION: Final = 32
 _CROWDED_S: Final = 60.0
 _NO_REQUEST: Final = Request("", "", (), b"")
@@ -71,8 +71,8 @@ _NO_REQUEST: Final = Request("", "", (), b"")
 
 @dataclass(frozen=True)
 class ClientTimeouts:
-    """How long a client may take, in seconds: between requests, for a head, between two pieces of a body, and for TLS's
-    handshake.
+    """How long a client may take, in seconds: between requests, for a head, between two pieces of a body, and for the
+    TLS handshake.
     """
 
     idle_s: float = 75.0
@@ -98,23 +98,23 @@ class Server:
         self.timeouts = timeouts
         self.tls = tls
         self.draining = False
-        """Connections end with their next answer, which says so; new ones are accepted all the same."""
+        """Each connection closes after its next response, which says so; new ones are still accepted."""
         self.connections: set[ClientConnection] = set()
         self.limit: ClientLimit = client_limit(open_files(), 0, 0)
         self.refused = self.closed_idle = 0
-        """Clients over the limit, and those that made room for others."""
+        """Clients refused because of the limit, and idle ones closed to make room."""
         self.problem = ""
-        """While there are, or lately were, more clients than there is room for."""
+        """Set while there are, or recently were, more clients than the limit allows."""
         self._crowded_until = 0.0
         self.outbox = Outbox()
         self.in_flight = 0
         self._listener: asyncio.AbstractServer | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         self._idle: asyncio.Future[None] | None = None
-        """For whoever waits until nothing is in flight."""
+        """Done when nothing is in flight."""
 
     async def start(self, host: str, port: int, reuse_port: bool = False) -> int:
-        """-> the port, which matters if 0 was asked for. Raise StartError."""
+        """-> the port, which differs from `port` if that is 0. Raise StartError."""
         loop = asyncio.get_running_loop()
         try:
             listener: Any = await loop.create_server(
@@ -133,7 +133,7 @@ class Server:
         return int(listener.sockets[0].getsockname()[1])
 
     async def stop_accepting(self) -> None:
-        """No new connections, but those that the kernel has made already, and would reset, are accepted first."""
+        """Stop listening. Connections that the kernel has already made are accepted first, or it would reset them."""
         self.draining = True
         listener, self._listener = self._listener, None
         if listener is not None:
@@ -148,17 +148,17 @@ class Server:
 
     @property
     def unanswered(self) -> int:
-        """Requests in flight, and clients that have not taken their answer yet."""
+        """Requests in flight, and clients that have not read their whole response."""
         return self.in_flight + sum(connection.has_unwritten for connection in self.connections)
 
     async def idle(self) -> None:
-        """Wait until no request is in flight. For one at a time."""
+        """Wait until no request is in flight. Only one caller may wait."""
         while self.in_flight:
             self._idle = asyncio.get_running_loop().create_future()
             await self._idle
 
     async def close(self) -> None:
-        """Cut what is left."""
+        """Abort whatever is left."""
         await self.stop_accepting()
         if self._sweeper is not None:
             self._sweeper.cancel()
@@ -177,7 +177,7 @@ class Server:
             self._idle.set_result(None)
 
     def _sweep(self) -> None:
-        """One timer for the patience with all clients: one for each would cost more than reading their requests."""
+        """Check the timeouts of all clients: a timer for each would cost more than reading its requests."""
         loop = asyncio.get_running_loop()
         self._sweeper = loop.call_later(_SWEEP_S, self._sweep)
         now = loop.time()
@@ -191,11 +191,11 @@ class Server:
             self.access.flush()
 
     def clients(self) -> tuple[int, int, int, int]:
-        """-> connections now, and at most; clients refused, and closed, because they were too many."""
+        """-> connections now and at most; clients refused, and idle ones closed, because of the limit."""
         return len(self.connections), self.limit.connections, self.refused, self.closed_idle
 
     def make_room(self, newcomer: ClientConnection) -> None:
-        """One more than there is room for: those that have been idle for longest go, or it does."""
+        """The newcomer exceeds the limit: close the connections that have been idle longest, or refuse it."""
         now = asyncio.get_running_loop().time()
         self._crowded_until = now + _CROWDED_S
         if not self.problem:
@@ -214,7 +214,7 @@ class Server:
             newcomer.reject(linger=len(self.connections) <= self.limit.connections + self.limit.burst // 2)
 
     def _look_for_ends(self) -> None:
-        """Who has left behind more requests than are read ahead is not noticed by reading."""
+        """Find clients that have left while their connection was not being read."""
         reading_paused = {
             connection.descriptor: connection for connection in self.connections if connection.reading_paused
         }
@@ -262,11 +262,11 @@ class PendingResponse:
         self.http10 = http10
         """HTTP/1.0: no chunks, and it closes unless asked not to."""
         self.refusal = refusal
-        """The answer that stands already, to a request that was not taken."""
+        """The response to a request that was not accepted."""
         self.on_disconnect: Callable[[], object] | None = None
         self.received_at = 0.0
         self.entry: AccessEntry | None = None
-        """For the access log, from whoever answers."""
+        """For the access log; set by whoever responds."""
 
     def respond(self, response: AnyResponse) -> None:
         connection, self._connection = self._connection, None
@@ -285,8 +285,8 @@ class PendingResponse:
 
 @final
 class ClientConnection:
-    """One client's connection, an asyncio protocol in all but name: requests are answered one by one, in the order in
-    which they came.
+    """One client's connection, an asyncio protocol in all but name. Requests are answered one at a time, in the order
+    in which they came.
     """
 
     def __init__(self, server: Server, loop: asyncio.AbstractEventLoop) -> None:
@@ -297,27 +297,27 @@ class ClientConnection:
         self._queue: deque[PendingResponse] = deque()
         self._queued_bytes = 0
         self._current: PendingResponse | None = None
-        """Whose answer is being made or written."""
+        """The request that is being answered."""
         self._last: PendingResponse | None = None
-        """Whose answer ends the connection, since it has been read when a drain began."""
+        """While draining: the request whose response closes the connection."""
         self._advancing = False
         self._streaming: asyncio.Task[None] | None = None
         self._streamed_bytes = 0
         self._write_paused = False
-        """The client does not take what is written to it."""
+        """The client does not read what is written to it, so the transport has paused us."""
         self._writable: asyncio.Future[None] | None = None
-        """For a stream that waits until it does."""
+        """Done when it reads again; a stream waits for it."""
         self.reading_paused = False
-        """Nothing is read, because enough is waiting for its answer."""
+        """Nothing is read, because enough requests wait for their responses."""
         self._read_ended = False
-        """Nothing more is read: the client is told so, or has left."""
+        """Nothing more is read: the last response says so, or the client has left."""
         self.since = loop.time()
-        """When it came, or had its last answer."""
+        """When it connected, or got its last response."""
         self._give_up_at = self.since + server.timeouts.head_s
         self._counted = False
-        """The request that is being read counts as in flight already."""
+        """The request that is being read is already counted as in flight."""
         self._closes_when_written = False
-        """Over TLS, where what has not been written soon after closing is lost."""
+        """Over TLS, where anything still unwritten shortly after closing is lost."""
         self._unwritten = 0
 
     def _stop_reading(self) -> None:
@@ -331,7 +331,7 @@ class ClientConnection:
         self._transport = cast(asyncio.Transport, transport)
         self._server.connections.add(self)
         if self._server.tls is not None:
-            self._transport.set_write_buffer_limits(_AHEAD_BYTES)  # as without TLS, where its default is half a MB
+            self._transport.set_write_buffer_limits(_AHEAD_BYTES)  # as without TLS; the default with it is half a MB
         if len(self._server.connections) > self._server.limit.connections:
             self._server.make_room(self)
 
@@ -353,7 +353,7 @@ class ClientConnection:
             self._streaming.cancel()
 
     def eof_received(self) -> None:
-        """A client that has nothing more to say has left, for TorchServe as for us: the transport closes."""
+        """A client that closes its sending side has left, for TorchServe as for us: the transport closes."""
         self._server.outbox.flush(self._transport)
 
     def pause_writing(self) -> None:
@@ -388,7 +388,7 @@ class ClientConnection:
         if reader.refusal is not None:
             self._refuse(reader.refusal)
             return
-        # A head must come whole in its time; a body may take long as long as it moves.
+        # A head must arrive whole in its time; a body may take any time as long as it keeps arriving.
         if reader.in_body:
             self._give_up_at = self._loop.time() + self._server.timeouts.body_s
         elif reader.in_head and not had_head:
@@ -398,13 +398,13 @@ class ClientConnection:
         return len(self._queue) > _PIPELINED or self._queued_bytes > _PIPELINED_BYTES
 
     def _pause_reading(self) -> None:
-        """Nothing more is read until there is room."""
+        """Stop reading until there is room in the queue."""
         self.reading_paused = self._reader.paused = True
         if not self._transport.is_closing():
             self._transport.pause_reading()
 
     def _resume_reading(self) -> None:
-        """First what had been received already, which may be more than there is room for."""
+        """First read what has arrived already, which may fill the queue again."""
         self.reading_paused = self._reader.paused = False
         had_head = self._reader.in_head
         self._reader.resume()
@@ -417,7 +417,7 @@ class ClientConnection:
         return int(self._transport.get_extra_info("socket").fileno())
 
     def ended(self) -> None:
-        """The client has said goodbye, or is gone, behind what has not been read: read to there, and take nothing."""
+        """The client has closed the connection beyond what was read: read to the end and drop it."""
         self._stop_reading()
         self._transport.resume_reading()
 
@@ -429,7 +429,7 @@ class ClientConnection:
         self._transport.abort()
 
     def reject(self, linger: bool) -> None:
-        """Too many are there. `linger`: until it has read that, if it is sending already."""
+        """Refuse the client: there are too many. `linger`: keep the connection until it has read the response."""
         response = torchserve_error(503, "ServiceUnavailableException", "this proxy has too many connections")
         self._refuse(with_header(response, "Retry-After", "1"))
         if not linger:
@@ -437,13 +437,13 @@ class ClientConnection:
             self._give_up_at = self._loop.time() + _LINGER_S
 
     def check_timeouts(self, now: float) -> None:
-        """Whether the client has used up its patience."""
+        """Close the connection if the client has taken too long."""
         if self._write_paused:
             self._check_write_timeout(now)
             return
         reading = not self._read_ended and (self._reader.in_head or self._reader.in_body)
         answering = (self._current is not None or len(self._queue) > 0) and not reading
-        if now < self._give_up_at or answering or self.reading_paused:  # then it is we who do not read
+        if now < self._give_up_at or answering or self.reading_paused:  # then it is the proxy that does not read
             return
         if not reading:
             self._leave(now)
@@ -451,7 +451,7 @@ class ClientConnection:
             self._refuse(torchserve_error(408, "RequestTimeoutException", "the request did not arrive in time"))
 
     def _check_write_timeout(self, now: float) -> None:
-        """A client may be slow to take its answer, as long as it takes something."""
+        """A client may read its response slowly, as long as it reads something."""
         unwritten = self._transport.get_write_buffer_size()
         if unwritten != self._unwritten:
             self._unwritten = unwritten
@@ -460,7 +460,7 @@ class ClientConnection:
             self._transport.abort()
 
     def _leave(self, now: float) -> None:
-        if self._transport.is_closing():  # it was closed, and what was written is not taken, or TLS's goodbye not said
+        if self._transport.is_closing():  # closed, but the client has not read everything, or not said TLS's goodbye
             self._transport.abort()
         else:
             self._close(now)
@@ -475,7 +475,7 @@ class ClientConnection:
         return self._current is None and self._transport.get_write_buffer_size() > 0
 
     def cut(self) -> asyncio.Task[None] | None:
-        """-> what is still to be waited for."""
+        """-> the task to wait for, if a stream was being written."""
         self._server.outbox.flush(self._transport)
         self._transport.abort()
         streaming = self._streaming
@@ -489,7 +489,7 @@ class ClientConnection:
         self._counted = True
 
     def on_expect_continue(self) -> None:
-        if self._current is None and not self._queue:  # else when those before it are answered
+        if self._current is None and not self._queue:  # otherwise when the requests before it are answered
             self._send_continue()
 
     def on_request(self, request: Request, size: int, keep_alive: bool, http10: bool) -> None:
@@ -499,17 +499,17 @@ class ClientConnection:
             self._pause_reading()
 
     def _send_continue(self) -> None:
-        """A client that asks first (curl does, for large bodies) is told to go on only if its body will be taken."""
+        """Ask the client for its body (curl waits for this with large ones), now that the body will be read."""
         self._reader.expects = False
         self._put(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _refuse(self, response: Response) -> None:
-        """The last answer on this connection, after those to what came before."""
+        """Queue the last response on this connection, after those to earlier requests."""
         self._stop_reading()
         if not self._counted:
             self._server.request_begins()
         self._counted = False
-        if response.body:  # TorchServe's own refusals without one have no id either
+        if response.body:  # TorchServe's own refusals without a body have no id either
             response = with_request_id(response, self._reader.request_id)
         self._enqueue(PendingResponse(self, _NO_REQUEST, False, False, 0, response))
 
@@ -531,8 +531,8 @@ class ClientConnection:
             self._advance()
 
     def _advance(self) -> None:
-        """The next request's turn, as soon as the one before has its answer and the client takes what was written."""
-        if self._advancing:  # an answer that came at once
+        """Handle the next request once the previous one is answered and the client reads what was written."""
+        if self._advancing:  # called again by a response that came at once
             return
         self._advancing = True
         try:
@@ -557,16 +557,16 @@ class ClientConnection:
             pending.respond(with_request_id(response, pending.request.header(REQUEST_ID)))
 
     def send_response(self, pending: PendingResponse, response: AnyResponse) -> None:
-        """Of the turn that it is, and of no other: each is asked once, and answers once."""
+        """Write the response to the current request. `PendingResponse.respond` calls this once for each."""
         if isinstance(response, StreamedResponse):
             self._streaming = self._loop.create_task(self._write_stream(response, pending))
-            # A task that is cancelled before it begins does nothing, not even tidy up.
+            # A task that is cancelled before it starts runs no code at all, so the callback closes the stream.
             self._streaming.add_done_callback(lambda _: response.chunks.close())
         else:
             self._response_written(self._write(response, pending))
 
     def _response_written(self, keep_alive: bool) -> None:
-        """An answer is written."""
+        """The response to the current request is written."""
         self._current = None
         self._server.request_ends()
         if not keep_alive:
@@ -581,7 +581,7 @@ class ClientConnection:
             self._send_continue()
 
     def _keeps_alive(self, pending: PendingResponse) -> bool:
-        """What has been read when a drain begins is answered; the last of it says that it is the last."""
+        """Requests read before a drain are answered; the response to the last one closes the connection."""
         if not self._server.draining or not pending.keep_alive:
             return pending.keep_alive
         if self._last is None:
@@ -589,7 +589,7 @@ class ClientConnection:
         return pending is not self._last
 
     def _write(self, response: Response, pending: PendingResponse) -> bool:
-        """-> whether the connection goes on."""
+        """-> whether the connection stays open."""
         if self._transport.is_closing():
             self._log_access(pending, STATUS_LEFT, 0, None, LEFT)
             return False
@@ -626,7 +626,7 @@ class ClientConnection:
     def _log_access(
         self, pending: PendingResponse, status: int, body_bytes: int, answer_id: str | None, otherwise: str
     ) -> None:
-        """For the access log. `otherwise`: what to call it if nobody has said."""
+        """Add the request to the access log. `otherwise`: the outcome if the handler has set none."""
         access = self._server.access
         if access is None:
             return
@@ -654,13 +654,13 @@ class ClientConnection:
         try:
             keep_alive = await self._write_chunks(streamed, pending)
         except BrokenStream as error:
-            # The status is long gone; an end without the last chunk is the only way left to say it.
+            # The status is sent; ending without the last chunk is the only way left to show that it broke off.
             log.info("%s", error)
             self._transport.abort()
         finally:
             self._streaming = None
             streamed.chunks.close()
-            if self._current is pending:  # else the client has left
+            if self._current is pending:  # otherwise the client has left
                 self._log_access(pending, status, self._streamed_bytes, header(streamed.headers, REQUEST_ID), ERROR)
                 self._response_written(keep_alive)
 
@@ -686,13 +686,13 @@ class ClientConnection:
         return keep_alive
 
     def _put(self, data: bytes) -> None:
-        """A connection that was reset is closing before we are told, and takes nothing any more."""
+        """Write now. A connection that was reset is closing before `connection_lost` is called, and takes nothing."""
         self._server.outbox.flush(self._transport)
         if not self._transport.is_closing():
             self._transport.write(data)
 
     def _end(self) -> None:
-        """Close, but let the client read what was written to it first."""
+        """Close, but let the client read everything written to it first."""
         may_be_sending = self._read_ended or self._server.draining
         self._stop_reading()
         self._server.outbox.flush(self._transport)
@@ -703,8 +703,8 @@ class ClientConnection:
             self._transport.write_eof()
             self._transport.resume_reading()
         elif may_be_sending:
-            # TLS is closed in both directions at once, and what came after that would reset the connection. The client
-            # has been told that it closes, so it will do so itself.
+            # TLS closes both directions at once, and data that arrived later would reset the connection. The last
+            # response has told the client that the connection closes, so the client will close it.
             self._transport.resume_reading()
         elif not self._write_paused:
             self._close(self._loop.time())

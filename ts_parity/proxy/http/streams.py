@@ -1,7 +1,7 @@
-"""Answers in chunks: from an instance (`Stream`), and on from a task to a client (`Pipe`), with back-pressure.
+"""Chunked responses with back-pressure: `Stream` comes from an instance, `Pipe` leads from a task to a client.
 
-A task fills its pipe at most a few chunks ahead of the client; a client that leaves lets the rest run through, because
-the worker goes on anyway and its place is taken until it ends.
+A task fills its pipe only a few chunks ahead of the client. When the client leaves, the task reads the rest and drops
+it, because the worker goes on anyway and its place is taken until it ends. Knows chunks. Knows nothing of sockets.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from ts_parity.proxy.http.buffers import BodyBuffer
 from ts_parity.proxy.http.messages import BrokenStream
 from ts_parity.wire import Headers
 
-# So much of a stream may wait for its reader; then nothing more is read.
+# When this much of a stream waits for its reader, the connection stops reading.
 _AHEAD_BYTES = 1 << 18
 _AHEAD = 16
-# Chunks are handed on as they came, until so many wait; then they are gathered, since tiny ones would cost far more
-# than their bytes.
+# Up to this many waiting chunks are kept as they came. Beyond it they are joined, since tiny chunks would cost far more
+# memory than their bytes.
 _SINGLY = 256
 
 
 class StreamSource(Protocol):
-    """What a stream comes from."""
+    """The connection that a stream reads from."""
 
     def pause(self) -> None: ...
     def resume(self) -> None: ...
@@ -31,7 +31,7 @@ class StreamSource(Protocol):
 
 
 class Stream:
-    """An answer that comes in chunks. Holds its connection until read to the end or left."""
+    """A chunked response. It holds its connection until it is read to the end or closed."""
 
     def __init__(self, status: int, phrase: str, headers: Headers, connection: StreamSource) -> None:
         self.status = status
@@ -90,7 +90,7 @@ class Pipe:
         self.phrase = stream.phrase
         self.headers = headers
         self._stall_timeout_s = stall_timeout_s
-        # An element is a chunk, or how it ended: None well, a text not.
+        # An element is a chunk, or the end: None if the stream is complete, else the reason why it is not.
         self._queue: asyncio.Queue[bytes | str | None] = asyncio.Queue(_AHEAD)
         self._closed = False
 

@@ -1,7 +1,7 @@
-"""The door to the instances: sends one request, gives back what came of it, as data.
+"""The instances' side: sends one request to an instance and returns what came of it, as data.
 
-The only place that knows what TorchServe's status codes mean for the question "would another endpoint do better?".
-Knows nothing of queries, groups or policy.
+Only `classify` here decides what TorchServe's status codes mean for the question "would another endpoint do better?".
+Knows addresses, keys and TorchServe's errors. Knows nothing of queries, groups or policy.
 """
 
 from __future__ import annotations
@@ -36,38 +36,38 @@ from ts_parity.wire import Headers
 
 _ERROR_BYTES: Final = 65536
 _SMALL_BODY: Final = 65536
-# What TorchServe's frontend sends with everything (NettyUtils.sendHttpResponse); the date should say GMT, and the list
-# should have a comma.
+# What TorchServe's frontend sends with every response (NettyUtils.sendHttpResponse). The date should say GMT and the
+# list should have a comma, so nobody else sends these.
 _EXPIRES: Final = "Thu, 01 Jan 1970 00:00:00 UTC"
 _CACHE_CONTROL: Final = "no-cache; no-store, must-revalidate, private"
-# How gateways say that nobody is there any more.
+# How gateways say that the instance is gone.
 _INSTANCE_GONE: Final = frozenset({502, 503, 504})
-# What TorchServe's frontend itself says where a model, a version or the route is not there.
+# Error types of TorchServe's frontend for a model, a version or a route that does not exist.
 _NOT_FOUND: Final = frozenset({"ModelNotFoundException", "ModelVersionNotFoundException", "ResourceNotFoundException"})
-# What it says with a status that a gateway may have made as well.
+# Its error types for statuses that a gateway may have sent as well.
 _ITS_ERRORS: Final = _NOT_FOUND | {
     "InternalServerException", "RequestTimeoutException", "ServiceUnavailableException", "WorkflowNotFoundException",
 }  # fmt: skip
-# What gateways say of the instance, besides every 5xx: redirects, "no such route", timeouts, a limit of requests.
+# Other statuses by which a gateway speaks of the instance: redirects, no such route, timeouts, rate limits.
 _OF_GATEWAYS: Final = frozenset({301, 302, 303, 307, 308, 404, 408, 429})
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where an API of an instance is, and its key. `vouch`: it is shown for clients that bring one, too."""
+    """Where an API of an instance is, and its key. `vouch`: it replaces the key that a client brings."""
 
     url: str
     token: str = ""
     vouch: bool = False
 
     def checks_client_key(self, request: Request) -> bool:
-        """Whether the instance is to judge the client's own key."""
+        """Whether the client's own key is passed on, so that the instance checks it."""
         return bool(self.token) and not self.vouch and has(request.headers, AUTHORIZATION)
 
 
 @dataclass(frozen=True)
 class NoResponse:
-    """No answer: there was no connection, so nothing was run; or it broke; or time was up."""
+    """There was no connection, so nothing was run; or the connection broke; or time was up."""
 
     reason: str
     cause: Cause = Cause.ERROR
@@ -82,7 +82,7 @@ Result = Response | Stream | NoResponse
 
 @final
 class Exchange:
-    """One request on its way to an instance, until its result is known or nobody wants it any more."""
+    """One request to an instance, until its result is known or the exchange is cancelled."""
 
     __slots__ = (
         "_connection",
@@ -135,7 +135,7 @@ class Exchange:
         except (OSError, ValueError, asyncio.TimeoutError) as error:  # ValueError: a name that cannot be one
             self._end(NoResponse(_in_words(error), Cause.UNREACHABLE))
             return
-        if self not in self._outstanding:  # it ended meanwhile, and the cancellation was swallowed on the way
+        if self not in self._outstanding:  # it ended meanwhile, and the cancellation was swallowed
             connection.abort()
         elif connection.closing:
             self._end(NoResponse("it closed the connection at once", Cause.UNREACHABLE))
@@ -148,25 +148,25 @@ class Exchange:
 
     def lost(self, reason: str, untouched: bool) -> None:
         if untouched and self._opening is None:
-            # It closed an idle connection as we wrote: nothing was run, so this is no second attempt.
+            # The instance closed an idle connection as we wrote. Nothing was run, so this is no second attempt.
             self.start()
         else:
             self._end(NoResponse(reason, Cause.LOST))
 
     def time_out(self) -> None:
-        """No answer in time."""
+        """End it: the time is up."""
         self._give_up_connection()
         self._end(NoResponse("no answer in time"))
 
     def cancel(self) -> None:
-        """Nobody wants the result any more, so nobody is told."""
+        """End it without calling `done`."""
         if self in self._outstanding:
             self._give_up_connection()
             self._done = _ignore
             self._end(NoResponse("cancelled"))
 
     def _give_up_connection(self) -> None:
-        """What is still to come could not be told apart from the next answer, so the connection is given up."""
+        """Close the connection: what still arrives could be taken for the next response."""
         if self._connection is not None:
             self._connection.abort()
         elif self._opening is not None:
@@ -183,17 +183,17 @@ def _ignore(result: Result) -> None:
 
 
 class Upstream:
-    """Connections to all instances, kept open. How much is in flight is the engine's business: no limit here."""
+    """Connections to all instances, kept open. The engine limits how much is in flight; this does not."""
 
     def __init__(self, connect_timeout_s: float, task_timeout_s: float, tls: Mapping[str, Tls] | None = None) -> None:
-        """`tls`: how every https address is spoken to."""
+        """`tls`: the TLS settings of each https address."""
         self._tls = tls or {}
         self._connect_timeout_s = connect_timeout_s
         self._task_timeout_s = task_timeout_s
         self._outbox = Outbox()
         self._origins: dict[str, Origin] = {}
         self._outstanding: dict[Exchange, None] = {}
-        """In the order of their time limits, since all have the same patience; so one timer serves them all."""
+        """In the order of their deadlines, since all have the same timeout; so one timer serves them all."""
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -201,7 +201,7 @@ class Upstream:
         return sum(origin.in_flight for origin in self._origins.values())
 
     def outstanding(self, address: Address) -> int:
-        """Exchanges under way with it."""
+        """Outstanding exchanges with this address."""
         origin = self._origins.get(address.url)
         return 0 if origin is None else origin.in_flight
 
@@ -214,13 +214,13 @@ class Upstream:
             origin.close()
 
     def send(self, address: Address, request: Request, done: Callable[[Result], None]) -> Exchange:
-        """`done` is called once, later, with the result; a chunked answer is a result as soon as it begins."""
+        """`done` is called once, later, with the result; a chunked response is a result as soon as it begins."""
         return self._send(address, request, done, self._outstanding, self._task_timeout_s)
 
     async def exchange(
         self, address: Address, request: Request, timeout_s: float, max_bytes: float = math.inf
     ) -> Result:
-        """Send and wait, for those who need not hurry. `max_bytes`: of a response; a longer one counts as none."""
+        """Send and wait for the result. `max_bytes`: of a response; a longer one counts as none."""
         result: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
 
         def done(what: Result) -> None:
@@ -260,11 +260,11 @@ class Upstream:
         return exchange
 
     def _check(self) -> None:
-        """End what is late; the timer goes on to the next that could be."""
+        """End the exchanges whose time is up, and set the timer for the next."""
         loop = asyncio.get_running_loop()
         self._timer = None
         for exchange in [*takewhile(lambda exchange: exchange.times_out_at <= loop.time(), self._outstanding)]:
-            if exchange in self._outstanding:  # what another's end has led to may have ended it too
+            if exchange in self._outstanding:  # ending another one may have ended this one too
                 exchange.time_out()
         first = next(iter(self._outstanding), None)
         if first is not None and self._timer is None:
@@ -272,25 +272,25 @@ class Upstream:
 
 
 def classify(response: Response) -> Failed | Rejected | None:
-    """None: this is the answer, good or bad. Else the instance, not the request, is what is wrong.
+    """None: this is the answer, good or bad. Otherwise the instance is at fault, not the request.
 
-    TorchServe says "Worker died." with 500 or 507, "Out of resources" with 507, and 503 with the type
-    ServiceUnavailableException when a queue is full or no worker is there. A handler's exception is 503 "Prediction
-    failed": nearly always this client's own bad input, so it is passed on and never decoded into an invented answer.
-    A status that TorchServe did not write comes from a gateway before it, which speaks of the instance behind it.
+    TorchServe sends "Worker died." with 500 or 507, "Out of resources" with 507, and 503 with the type
+    ServiceUnavailableException when a queue is full or there is no worker. A handler's exception is 503 "Prediction
+    failed". Its cause is nearly always this client's own bad input, so it is passed on, and no rebuilt answer replaces
+    it. A status that TorchServe did not write comes from a gateway and speaks of the instance behind that gateway.
     """
     status = response.status
     if status < 300:
         return None
     if from_gateway(response):
-        # "Bad gateway" and the like are how a sidecar says that the instance behind it is gone with what it had.
+        # With "bad gateway" and the like a sidecar says that the instance behind it is gone, and its work with it.
         cause = Cause.LOST if status in _INSTANCE_GONE else Cause.ERROR
         return Failed(f"{status} from a gateway, not from TorchServe: {excerpt(response.body)}", cause=cause)
     if status not in (404, 500, 503, 507):
         return None
     kind, message = error_fields(response)
     if status == 404:
-        # Only models that an instance was seen to have are asked of it.
+        # Queries go only to instances that were seen to have the model.
         return Failed(f"{status} {message}", cause=Cause.MISSING) if kind in _NOT_FOUND else None
     if status == 503:
         return Rejected() if kind == "ServiceUnavailableException" else None
@@ -304,32 +304,32 @@ def classify(response: Response) -> Failed | Rejected | None:
 
 
 def key_refused(response: Response) -> bool:
-    """Whether the key was not the instance's. Nothing was run."""
+    """Whether the instance rejected the key. Nothing was run."""
     return response.status == 400 and error_fields(response)[0] == "InvalidKeyException"
 
 
 def from_gateway(response: Response) -> bool:
-    """An error that TorchServe did not write: a sidecar or a load balancer speaks of the instance behind it."""
+    """Whether a sidecar or a load balancer wrote this error, which then speaks of the instance behind it."""
     if response.status < 500 and response.status not in _OF_GATEWAYS:
         return False
     return not _written_by_torchserve(response) and error_fields(response)[0] not in _ITS_ERRORS
 
 
 def excerpt(body: bytes) -> str:
-    """The beginning of a foreign text, in one line that a terminal can show."""
+    """The beginning of a foreign text as one line that is safe on a terminal."""
     text = " ".join(body[:200].decode("utf-8", "replace").split())
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _written_by_torchserve(response: Response) -> bool:
-    """TorchServe's frontend puts these two on every answer, whoever made it (only its empty 413 is Netty's own), and
-    spells them as nobody else does. Either is enough, for a gateway may add to one of them.
+    """TorchServe's frontend puts these two headers on every response, the handler's included (only its empty 413 is
+    Netty's own), and spells them as nobody else does. Either is enough, since a gateway may change one of them.
     """
     return response.header("expires") == _EXPIRES or response.header("cache-control") == _CACHE_CONTROL
 
 
 def error_fields(response: Response) -> tuple[str, str]:
-    """Type and message of an error in TorchServe's shape; empty for everything else."""
+    """Type and message of an error in TorchServe's shape; empty texts for anything else."""
     if len(response.body) > _ERROR_BYTES:
         return "", ""
     try:
@@ -345,7 +345,7 @@ def error_fields(response: Response) -> tuple[str, str]:
 
 
 def _serialized(request: Request, token: str, origin: Origin) -> list[bytes]:
-    """`token`, if any, takes the place of the client's."""
+    """`token`, if any, replaces the client's key."""
     method, target, body, block = request.method, request.target, request.body, request.block
     if block is not None and not (token and has(request.headers, AUTHORIZATION)):
         key = b"\r\nAuthorization: Bearer " + token.encode("latin-1", "replace") if token else b""
@@ -354,15 +354,15 @@ def _serialized(request: Request, token: str, origin: Origin) -> list[bytes]:
         )  # fmt: skip
     else:
         data = encode_head(f"{method} {origin.prefix}{target} HTTP/1.1", _adapted(request, token, origin))
-    # A small body goes out in one packet with its head; a large one is not copied for that.
+    # A small body goes out in one packet with its head; copying a large one would cost more than a packet.
     return [data + body] if len(body) < _SMALL_BODY else [data, body]
 
 
 def _adapted(request: Request, token: str, origin: Origin) -> Headers:
-    """With a host, the right length, and the instance's own key if there is one."""
+    """The headers with a Host, the right length, and the instance's own key if there is one."""
     headers = []
     has_host = sized = False
-    # `Expect` was for the proxy and has been answered.
+    # `Expect` was for the proxy, which has responded to it.
     left_out = EXPECT | (AUTHORIZATION if token else 0)
     for pair in without_hop_by_hop(request.headers):
         flags = header_flags(pair[0])
@@ -376,7 +376,7 @@ def _adapted(request: Request, token: str, origin: Origin) -> Headers:
         headers.append(("Host", origin.host_header))
     if token:
         headers.append(("Authorization", f"Bearer {token}"))
-    if not sized:  # nothing else is to say where the request ends; spelt as TorchServe's own frontend spells it
+    if not sized:  # so that the receiver need not guess; spelt as TorchServe's own frontend spells it
         headers.append(("content-length", str(len(request.body))))
     return tuple(headers)
 
