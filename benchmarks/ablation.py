@@ -41,7 +41,7 @@ WITHOUT_PROTECTION = CELLS[:2] + CELLS[4:]
 RULES: dict[str, dict[str, Any]] = {
     "all": {},
     "launched with the group": {"launch": "group", "launch_waiting": 0.0},
-    "no backups for who waits long": {"launch_waiting": 0.0},
+    "no backups for queries that wait long": {"launch_waiting": 0.0},
     "launch not later under load": {"launch_stretch": 0.0},
     "no second copies": {"hedge_ratio": 0.0, "hedge_burst": 1.0},
     "slow machines stay in": {"slow_factor": 0.0},
