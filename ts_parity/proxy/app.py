@@ -1,6 +1,7 @@
-"""Puts the rooms together: settings in, a running proxy out, and its life from start to drain.
+"""Puts the rooms together: settings in, a running proxy out.
 
-Knows everybody, decides nothing about queries.
+`Proxy` builds upstream, engine, driver, service, server, admin port and discovery, connects them, and keeps the fleet
+up to date. Imports all rooms of the proxy. Decides nothing about queries: the engine does.
 """
 
 from __future__ import annotations
@@ -34,27 +35,27 @@ from ts_parity.proxy.serving.service import Service
 
 log = logging.getLogger(__name__)
 
-# While something is amiss the fleet is looked at this often: a worker is back after about two seconds.
+# Discovery runs this often while there are problems: a restarted worker is back after about two seconds.
 _ATTENTIVE_S = 1.0
-# Requests for models that nobody is known to serve have it looked at once, but not more often than this.
+# A request for an unknown model starts discovery at once, but not more often than this.
 _DISCOVERY_GAP_S = 0.2
-# A client that was accepted before a drain may have sent a request that is still on its way; it gets its answer.
+# A client accepted before a drain may have sent a request that is still on its way; it gets its answer.
 _ON_ITS_WAY_S = 0.1
 _STREAMED = "its answers are streamed, and what is streamed cannot be decoded"
-# One streamed answer may be a gateway's whim, or the handler's for one kind of question.
+# A gateway may have chunked one answer, or the handler may stream for one kind of request only.
 _FIRST_UNCODED_S = 600.0
 _LONGEST_UNCODED_S = 24 * 3600.0
 
 
 class StreamedPools:
-    """Pools whose answers came in chunks. Each is coded again after a while, which doubles every time it streams."""
+    """Pools whose answers were chunked. Each is coded again after a pause, which doubles every time it streams."""
 
     def __init__(self) -> None:
         self._uncoded: dict[str, tuple[float, float]] = {}
-        """Pool -> until when, and for how long."""
+        """Pool -> until when it is not coded, and the length of that pause."""
 
     def streamed(self, pool: str, now: float) -> bool:
-        """-> whether that is news."""
+        """-> whether the pool has just stopped being coded."""
         until, lasted_s = self._uncoded.get(pool, (now, _FIRST_UNCODED_S / 2))
         if now < until:
             return False
@@ -109,7 +110,7 @@ class Proxy(Lifecycle):
         self._started_at = time.monotonic()
 
     async def start(self) -> None:
-        """Look at the fleet once, then listen. A fleet that is down is no reason not to. Raise StartError."""
+        """Discover the fleet once, then listen, even if the whole fleet is down. Raise StartError."""
         settings = self.settings
         await self.discover()
         if self._process is None:
@@ -120,12 +121,10 @@ class Proxy(Lifecycle):
         self._discovery_task = asyncio.get_running_loop().create_task(self._keep_discovering())
 
     def reload(self) -> None:
-        """At what may have changed outside: certificates, keys, the fleet, and the access log's file."""
         self.reopen()
         self._reload_asked.set()
 
     def reopen(self) -> None:
-        """The access log, since whoever keeps its file has moved it."""
         if self._access is not None:
             self._access.reopen()
 
@@ -141,15 +140,15 @@ class Proxy(Lifecycle):
         await self.upstream.close()
 
     async def discover(self, may_describe: bool = True) -> None:
-        """Look at the fleet now. `may_ask`: its workers what they are, too."""
+        """Refresh the plan now. `may_describe`: workers may be asked for describe, too."""
         async with self._discovering:
-            self._next_discovery = None  # who asks from now on wants another
+            self._next_discovery = None  # callers from now on need another one
             self._reports = await self._discovery.refresh(may_describe)
             self._adopt_reports()
             self._discovered_at = asyncio.get_running_loop().time()
 
     def _discover_soon(self) -> asyncio.Task[None]:
-        """A look that begins soon, after this: shared by all who ask before it does."""
+        """Discovery that has yet to begin, shared by all callers until it does."""
         if self._next_discovery is None:
             self._next_discovery = asyncio.get_running_loop().create_task(self._rediscover())
         return self._next_discovery
@@ -159,7 +158,7 @@ class Proxy(Lifecycle):
         try:
             await self.discover(may_describe=False)
         except Exception:
-            log.exception("the fleet could not be looked at; the last plan stays")
+            log.exception("discovery failed; the last plan stays in use")
 
     def status(self) -> dict[str, Any]:
         now = time.monotonic()
@@ -200,7 +199,7 @@ class Proxy(Lifecycle):
         self.driver.change_fleet(plan, self._addresses)
 
     def _log_trust_changes(self) -> None:
-        """Once each, when a protection or second copies are taken out, and when they are back."""
+        """Log, once each, that a protection or second copies were taken out or are back."""
         problems = trust_problems(self.scheduler.snapshot())
         for problem in problems:
             if problem not in self._logged_distrust:
@@ -211,7 +210,7 @@ class Proxy(Lifecycle):
         self._logged_distrust = problems
 
     def _read_addresses(self) -> None:
-        """Keys in files are renewed by TorchServe every hour, so they are read again each time."""
+        """TorchServe renews its key files every hour, so they are read again each time."""
         addresses = {}
         for instance in self.settings.instances:
             try:
@@ -240,13 +239,13 @@ class Proxy(Lifecycle):
             try:
                 await self.discover()
             except Exception:
-                # The fleet as last seen still serves; without this loop it would never change again.
-                log.exception("the fleet could not be looked at; the last plan stays")
+                # The last plan still serves; if this loop ended, the plan would never change again.
+                log.exception("discovery failed; the last plan stays in use")
 
     async def _drained(self) -> int:
         log.info("draining: %d requests in flight", self._server.in_flight)
         self._server.draining = True
-        with contextlib.suppress(asyncio.TimeoutError):  # balancers take a while to notice that it is not ready
+        with contextlib.suppress(asyncio.TimeoutError):  # load balancers take a while to notice that it is not ready
             await asyncio.wait_for(self._cut_asked.wait(), self.settings.drain_delay_s)
         await self._server.stop_accepting()
         quiet, cut = asyncio.ensure_future(self._until_quiet()), asyncio.ensure_future(self._cut_asked.wait())
@@ -259,8 +258,8 @@ class Proxy(Lifecycle):
         return 1 if left else 0
 
     async def _until_quiet(self) -> None:
-        """Nothing is in flight, and nothing has come in for a moment on the connections that are open; now they are
-        closed, before anything else can come.
+        """Wait until nothing is in flight and nothing has arrived for a moment on the open connections; then close
+        them, before anything else can arrive.
         """
         while True:
             await self._server.idle()
@@ -271,7 +270,7 @@ class Proxy(Lifecycle):
 
 
 def use_uvloop() -> None:
-    """For event loops that are yet to be made. Without it everything works, at half the speed."""
+    """Make new event loops uvloop's. Without uvloop everything works at half the speed."""
     with contextlib.suppress(ImportError):
         import uvloop
 
@@ -279,7 +278,7 @@ def use_uvloop() -> None:
 
 
 def policy_of(settings: Settings) -> Policy:
-    """The default answer is a file in the settings, and something to be had or not in the policy."""
+    """The settings name a file for the default answer; the policy only knows whether there is one."""
     return replace(settings.policy, default_answer=settings.default_answer != "")
 
 

@@ -144,8 +144,8 @@ def run_drain(args: argparse.Namespace) -> int:
     if token and not is_key(token):
         raise ConfigError(f"{TOKEN_VARIABLE} must be {A_KEY}")
     url = f"{args.admin}/drain"
-    said = ask(url, {"Content-Type": "application/json", "Authorization": f"Bearer {token}"})
-    if said.get("status") != "draining":
+    answer = ask(url, {"Content-Type": "application/json", "Authorization": f"Bearer {token}"})
+    if answer.get("status") != "draining":
         raise Unreachable(f"{url}: nothing drains; is this the admin port of a proxy?")
     print("draining")
     return 0
@@ -155,7 +155,7 @@ def _announce(proxy: Proxy | Supervisor, ready_file: Path | None) -> None:
     print(f"serving on {proxy.url} (admin {proxy.admin_url})", file=sys.stderr, flush=True)
     if ready_file is not None:
         ready = {"url": proxy.url, "admin_url": proxy.admin_url, "pid": os.getpid()}
-        # Whoever waits for the file must never see half of it.
+        # A reader must never see half of the file.
         partial = ready_file.with_name(ready_file.name + ".partial")
         try:
             partial.write_text(json.dumps(ready) + "\n", encoding="utf-8")

@@ -36,7 +36,7 @@ from tests.proxy.http.mutations import answer, mutated, requests, split
 from tests.proxy.http.strict import End, Message, read_answer, read_requests
 from ts_parity.config import parse_endpoint, settings_of
 from ts_parity.proxy.app import Proxy
-from ts_parity.proxy.serving.routes import prediction, prediction_target
+from ts_parity.proxy.serving.routes import prediction_route, prediction_target
 from ts_parity.testing import FakeModel, FakeTorchServe
 
 MAX_BODY_BYTES = 100_000
@@ -433,7 +433,7 @@ def _target(sent: Message) -> bytes:
     """Predictions are sent to the version that was meant; everything else as it stands."""
     method, target = sent.first[0].decode(), sent.first[1].decode("latin-1")
     path, _, query = target.partition("?")
-    asked = prediction(method, path)
+    asked = prediction_route(method, path)
     if asked is None or asked.model != "linear" or asked.version not in (None, "", "1.0"):
         return sent.first[1]
     version = "" if asked.version is None else "1.0"  # nothing is coded here, so the instance's own default will do

@@ -12,7 +12,7 @@ from ts_parity.config import InstanceSettings
 from ts_parity.proxy.http.messages import Request, Response
 from ts_parity.proxy.http.request_line import host_is_sound, target_is_sound, trouble
 from ts_parity.proxy.http.request_reader import RequestReader
-from ts_parity.proxy.serving.routes import model_named, prediction, prediction_target
+from ts_parity.proxy.serving.routes import model_named, prediction_route, prediction_target
 from ts_parity.testing import FakeTorchServe
 
 
@@ -158,10 +158,10 @@ async def test_bytes_beyond_ascii_go_on_as_they_are(make_fleet: MakeFleet, chunk
 
 def test_models_are_found_in_such_paths_as_torchserve_finds_them() -> None:
     """Each byte is one sign (Latin-1), what is escaped is UTF-8; captured from TorchServe 0.12."""
-    asked = prediction("POST", "/predictions/m\xc3\xbc/1.0/caf\xe9/%C3%A9\x80")
+    asked = prediction_route("POST", "/predictions/m\xc3\xbc/1.0/caf\xe9/%C3%A9\x80")
     assert asked is not None
     assert (asked.model, asked.version) == ("m\xc3\xbc", "1.0")
-    again = prediction("POST", prediction_target(asked.model, "1.0", asked.extra))
+    again = prediction_route("POST", prediction_target(asked.model, "1.0", asked.extra))
     assert again == asked, "escaped on the way, and unescaped to the same by TorchServe"
     assert model_named("/invocations", "model_name=\xc3\xbc") == "\xc3\xbc"
     assert model_named("/invocations", "model_name=%C3%BC") == "\xfc"

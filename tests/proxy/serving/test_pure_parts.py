@@ -10,7 +10,7 @@ from ts_parity.errors import Overloaded, error_body
 from ts_parity.proxy.fleet.plan import Target
 from ts_parity.proxy.http.messages import Request, Response, error_response, split_controls, without_hop_by_hop
 from ts_parity.proxy.http.upstream import NoResponse, classify
-from ts_parity.proxy.serving.routes import Prediction, model_named, prediction, prediction_target, url_path
+from ts_parity.proxy.serving.routes import PredictionRoute, model_named, prediction_route, prediction_target, url_path
 from ts_parity.proxy.serving.tasks import (
     QueryPayload,
     finish_request,
@@ -107,19 +107,19 @@ def test_what_speaks_of_the_request_is_an_answer_whoever_wrote_it(status: int):
 @pytest.mark.parametrize(
     ("path", "expected"),
     [
-        ("/predictions/m", Prediction("m", None, "")),
-        ("/predictions/m/", Prediction("m", None, "")),
-        ("/predictions/m/1.0", Prediction("m", "1.0", "")),
-        ("/predictions/m/1.0/a/b%20c", Prediction("m", "1.0", "/a/b%20c")),
-        ("/predictions/my%20m", Prediction("my m", None, "")),
+        ("/predictions/m", PredictionRoute("m", None, "")),
+        ("/predictions/m/", PredictionRoute("m", None, "")),
+        ("/predictions/m/1.0", PredictionRoute("m", "1.0", "")),
+        ("/predictions/m/1.0/a/b%20c", PredictionRoute("m", "1.0", "/a/b%20c")),
+        ("/predictions/my%20m", PredictionRoute("my m", None, "")),
         ("/predictions", None),
         ("/predictions/", None),
         ("/predictions//x", None),
         ("/predictions/m//x", None),
-        ("/predictions/m/1.0//x", Prediction("m", "1.0", "//x")),
-        ("/predictions/m%2F1.0", Prediction("m", "1.0", "")),
-        ("/%70redictions/m/1%2E0/a%2Fb/", Prediction("m", "1.0", "/a/b")),
-        ("/predictions/m/1.0/a%3Fb%23c#d", Prediction("m", "1.0", "/a%3Fb%23c")),
+        ("/predictions/m/1.0//x", PredictionRoute("m", "1.0", "//x")),
+        ("/predictions/m%2F1.0", PredictionRoute("m", "1.0", "")),
+        ("/%70redictions/m/1%2E0/a%2Fb/", PredictionRoute("m", "1.0", "/a/b")),
+        ("/predictions/m/1.0/a%3Fb%23c#d", PredictionRoute("m", "1.0", "/a%3Fb%23c")),
         ("/predictions/m/1.0/%zz", None),
         ("/predictions/m/1.0/%4", None),
         ("/explanations/m", None),
@@ -127,10 +127,10 @@ def test_what_speaks_of_the_request_is_an_answer_whoever_wrote_it(status: int):
         ("/", None),
     ],
 )
-def test_prediction_paths(path: str, expected: Prediction | None):
-    assert prediction("POST", path) == expected
-    assert prediction("GET", path) == expected
-    assert prediction("OPTIONS", path) is None
+def test_prediction_paths(path: str, expected: PredictionRoute | None):
+    assert prediction_route("POST", path) == expected
+    assert prediction_route("GET", path) == expected
+    assert prediction_route("OPTIONS", path) is None
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""What the instances host, and how far they are believed: asked, read, and made into the engine's plan."""
+"""What the instances host: asked for, parsed, and turned into the engine's plan."""

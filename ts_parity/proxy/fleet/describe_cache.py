@@ -1,9 +1,10 @@
-"""What archives say of themselves: whom to ask, when, and what to believe until they have answered.
+"""Remembers what archives publish in describe: which workers to ask, when, and what to assume until they answer.
 
-Nothing that TorchServe's own description shows tells a wrapped archive from any other, so a worker must be asked. That
-costs one of its turns: a handler that is not wrapped may take it for a request, and run for seconds. So each set of
-worker processes is asked once; of several instances of a model one first, and the others only if it turns out to be
-wrapped; while it is idle, and never while a question is unanswered. Knows reports and times; how to ask is given.
+TorchServe's own description does not show whether an archive is wrapped, so a worker must be asked. That costs a
+request: a handler that is not wrapped may take it for a prediction and run for seconds. So each set of worker processes
+is asked once. Of several instances of a model one is asked first, and the others only if it turns out to be wrapped. An
+instance is asked while it is idle, and never while an earlier describe is pending. Knows reports and times. Knows
+nothing of HTTP: how to ask is passed in.
 """
 
 from __future__ import annotations
@@ -23,26 +24,26 @@ log = logging.getLogger(__name__)
 ModelKey = tuple[str, str, str]
 """Instance, model and version."""
 
-# One that has not been tested yet may come to another verdict while it serves.
+# An untested handler may reach a verdict while it serves, so it is asked again after this.
 _UNTESTED_S = 30.0
-# TorchServe keeps a question until a worker takes it, so one whose connection was lost may be under way all the same.
+# TorchServe queues a describe until a worker takes it, so after a lost connection one may still be pending there.
 _FIRST_PAUSE_S = 30.0
 _LONGEST_PAUSE_S = 600.0
-# An unanswered question keeps the same model's other instances from being asked for so long: it may be frozen. Less
-# where one is left to serve even so.
+# While a describe is pending, the model's other instances are not asked, but only for this long: the asked one may be
+# frozen. For less if another instance is left to serve.
 _IN_TURN_S = 10.0
 _IN_TURN_OF_MANY_S = 2.0
-# One that is never idle is asked all the same.
+# An instance that is never idle is asked after this long all the same.
 _BUSY_S = 10.0
 
 
 class DescribeFailed(TsParityError):
-    """The question may have been lost, or be waiting still."""
+    """The describe may have been lost, or may still be pending."""
 
 
 @dataclass(frozen=True)
 class DescribeResult:
-    """`described` is None for an archive that is not wrapped; `problem`: for one that cannot be understood."""
+    """`described` is None for an archive that is not wrapped. `problem`: why its describe cannot be understood."""
 
     described: ArchiveDescription | None
     problem: str = ""
@@ -66,21 +67,21 @@ class _PendingDescribe:
     pids: tuple[str, ...]
     at: float
     idle: bool
-    """Nothing of ours was under way there: what is sent now would wait behind the question."""
+    """Nothing else was outstanding there, so a query sent now would wait behind the describe."""
 
 
 class DescribeCache:
-    """Remembers who was asked, and what they said."""
+    """Which archives were asked, and what they published."""
 
     def __init__(self, ask: Callable[[ModelKey], Awaitable[DescribeResult]], idle: Callable[[str], bool]) -> None:
-        """`ask` raises DescribeFailed. `idle`: whether nothing is under way at the instance of that name."""
+        """`ask` raises DescribeFailed. `idle`: whether nothing is outstanding at the instance of that name."""
         self._ask = ask
         self._idle = idle
         self._cached: dict[ModelKey, _CachedResult] = {}
         self._pending: dict[ModelKey, _PendingDescribe] = {}
         self._busy_since: dict[ModelKey, float] = {}
         self._backoff: dict[ModelKey, tuple[float, float]] = {}
-        """Who gave no answer -> until when it is left alone, and the pause after that."""
+        """Models whose describe failed -> when to ask again, and the pause after that."""
 
     async def close(self) -> None:
         tasks = [pending.task for pending in self._pending.values()]
@@ -91,12 +92,13 @@ class DescribeCache:
     async def complete(
         self, reports: Sequence[InstanceReport], wait_s: float, may_describe: bool = True
     ) -> list[InstanceReport]:
-        """The reports with what is known of each model. `wait_s`: for the answers to what is asked now."""
+        """The reports, completed with what is known about each model. `wait_s`: how long to wait for new answers."""
         now = asyncio.get_running_loop().time()
         until = now + wait_s
         self._forget(reports)
         waiting: set[asyncio.Task[None]] = set()
-        # Where others are wrapped, one that has not said what it is has been sent nothing, whatever its instance does.
+        # Where other instances are wrapped, one that has not answered describe gets no queries, so it may be asked even
+        # while its instance is busy.
         known_wrapped, _ = self._wrapped_and_bare(reports)
         while may_describe:
             waiting |= self._ask_due(reports, known_wrapped, now)
@@ -117,7 +119,7 @@ class DescribeCache:
     def _ask_due(
         self, reports: Sequence[InstanceReport], known_wrapped: set[tuple[str, str]], now: float
     ) -> set[asyncio.Task[None]]:
-        """-> the questions that are asked now. `known_before`: the models that were known to be wrapped."""
+        """-> the describes that are sent now. `known_wrapped`: the models that were known to be wrapped before."""
         wrapped, bare = self._wrapped_and_bare(reports)
         pending = self._models_in_turn(reports, now)
         tasks: set[asyncio.Task[None]] = set()
@@ -139,7 +141,7 @@ class DescribeCache:
         return tasks
 
     def _models_in_turn(self, reports: Sequence[InstanceReport], now: float) -> set[tuple[str, str]]:
-        """Models and versions of which no other instance is to be asked yet."""
+        """Models and versions of which no other instance may be asked yet."""
         ready = Counter((m.model, m.version) for report in reports if report.up for m in report.models if m.ready)
         pending = Counter(key[1:] for key in self._pending)
         return {
@@ -175,7 +177,7 @@ class DescribeCache:
         return cached is not None and cached.result.described is not None
 
     def _wrapped_and_bare(self, reports: Sequence[InstanceReport]) -> tuple[set[tuple[str, str]], set[tuple[str, str]]]:
-        """-> the models and versions of which one is wrapped, and those of which one is not."""
+        """-> the models and versions that are wrapped on some instance, and those that are not on some instance."""
         wrapped, bare = set(), set()
         for report in reports:
             for model in report.models if report.up else ():
@@ -188,7 +190,7 @@ class DescribeCache:
         return wrapped, bare
 
     def _filled(self, instance: str, model: ModelReport, bare: set[tuple[str, str]]) -> ModelReport:
-        """A worker that is being restarted, or is frozen, will be what it was."""
+        """Add what is known. A worker that is restarting or frozen is assumed to be what it was."""
         key = (instance, model.model, model.version)
         cached, pending = self._cached.get(key), self._pending.get(key)
         if cached is not None:
@@ -198,7 +200,7 @@ class DescribeCache:
         return replace(model, silent=model.ready > 0, describing=pending is not None and pending.idle)
 
     def _forget(self, reports: Sequence[InstanceReport]) -> None:
-        """Models that an instance has no more, and questions to workers that are gone. One that is down may be back."""
+        """Forget models that an instance no longer has, and describes to workers that are gone."""
         up = {report.name for report in reports if report.up}
         pids = {(report.name, model.model, model.version): model.pids for report in reports for model in report.models}
         for key, pending in [*self._pending.items()]:

@@ -1,6 +1,7 @@
 """Asks the instances' management APIs what they host.
 
-Knows TorchServe's management API, timeouts and what was said before. Decides nothing: `plan` does.
+Knows TorchServe's management API, timeouts, and each instance's last report: when an instance does not answer, that
+report may still hold. Decides nothing about the fleet; `plan` does.
 """
 
 from __future__ import annotations
@@ -34,25 +35,25 @@ log = logging.getLogger(__name__)
 
 _PAGE = 100
 _MAX_PAGES = 100
-# An instance with hundreds of models is asked about so many at a time, or the questions would time out in its queue.
+# Of an instance with hundreds of models, only this many are described at a time; more would time out in its queue.
 _MODELS_AT_ONCE = 8
-# A worker that was READY is back by itself after two seconds or so; if not, it is like one that never was.
+# A worker that was READY is back by itself after about two seconds; after this long it counts as never READY.
 _COLD_AFTER_S = 10.0
 _LONGEST_TOKEN = 512
-# Bytes of an answer: a hundred models, or a thousand workers, take a tenth of it.
+# Of a response: a hundred models, or a thousand workers, take a tenth of it.
 _MAX_BYTES = 4 << 20
-# A worker may be busy, or frozen; TorchServe itself gives a turn 120 s.
+# A worker may be busy or frozen; TorchServe itself gives a request 120 s.
 _DESCRIBE_TIMEOUT_S = 130.0
-# A look waits so long for the answers to what it asks; the first one, before which nobody is served, a little longer.
+# A refresh waits this long for archives to answer describe; the first one, before which nothing is served, longer.
 _DESCRIBE_WAIT_S = 1.0
-# A gateway's words for a refused connection.
+# What a gateway answers when its connection to the instance is refused.
 _GONE = frozenset({502, 503, 504})
 _WRONG_KEY = "InvalidKeyException"
 
 
 class _ManagementFailure(TsParityError):
-    """No usable answer. `refused`: nobody is listening. `answered`: somebody is, but said something else;
-    `locked`: that it wants another key. `fronted`: a gateway says that nobody is.
+    """No usable response. `refused`: nothing listens. `answered`: there was one, but not what was asked for;
+    `unauthorized`: it asks for another key. `down_by_gateway`: a gateway says that the instance is down.
     """
 
     def __init__(
@@ -71,11 +72,11 @@ class _ManagementFailure(TsParityError):
 
 
 class _WrongPort(TsParityError):
-    """Another API is at this address. The message says so whole."""
+    """Another API is at this address. The message is complete."""
 
 
 class _KeyRejected(TsParityError):
-    """The management API wants a key that we have not. The message says so whole."""
+    """The management API asks for a key that we do not have. The message is complete."""
 
 
 class Discovery:
@@ -92,15 +93,15 @@ class Discovery:
         self._descriptions = DescribeCache(self._describe, self._is_idle)
 
     async def refresh(self, may_describe: bool = True) -> list[InstanceReport]:
-        """One report per instance, in the order of the configuration. Without `may_ask` no worker is asked what it is:
-        somebody waits for this look, and perhaps for that very worker.
+        """One report per instance, in the order of the configuration. Without `may_describe` no worker is asked for
+        describe: a request waits for this refresh, and perhaps for that very worker.
         """
         wait_s = min(self._timeout_s, _DESCRIBE_WAIT_S) if self._last else self._timeout_s
         reports = await asyncio.gather(*(self._report(instance) for instance in self._instances))
         return await self._descriptions.complete(reports, wait_s, may_describe)
 
     async def close(self) -> None:
-        """Nobody waits for answers any more."""
+        """Stop waiting for describes."""
         await self._descriptions.close()
 
     def _is_idle(self, name: str) -> bool:
@@ -108,7 +109,7 @@ class Discovery:
         return not self._upstream.outstanding(Address(given.inference))
 
     async def _report(self, instance: InstanceSettings) -> InstanceReport:
-        """Whatever this instance says or does is its own problem: it must not keep the others from being seen."""
+        """Whatever goes wrong with this instance ends up in its report and does not disturb the others."""
         name = instance.name
         problems: list[str] = []
         undescribed: list[str] = []
@@ -116,7 +117,7 @@ class Discovery:
         try:
             address = Address(instance.management, self._key(instance, problems))
             models = await self._models(name, address, problems, undescribed)
-            if models:  # else nothing will be sent there
+            if models:  # otherwise nothing will be sent there
                 await self._check_inference(instance)
         except _WrongPort as error:
             problem = "; ".join([*problems, str(error)])
@@ -128,7 +129,7 @@ class Discovery:
             report = self._as_last_seen(name, problem) or InstanceReport(
                 name, True, problem=f"{problem}; requests are only passed through to it"
             )
-            report = replace(report, unauthorized=True)  # a client's own key may open what ours does not
+            report = replace(report, unauthorized=True)  # a client's own key may be accepted where ours is not
         except _ManagementFailure as error:
             report = self._report_of_failure(name, instance, error)
             report = replace(report, problem="; ".join([*problems, report.problem]))
@@ -140,13 +141,13 @@ class Discovery:
         else:
             report = InstanceReport(name, True, models, "; ".join(problems), tuple(undescribed))
             self._forget(name, models)
-        if math.isnan(report.seen_at):  # it is not the one before, told again
+        if math.isnan(report.seen_at):  # it is not the previous report again
             report = replace(report, seen_at=began_at)
         self._last[name] = report
         return report
 
     def _key(self, instance: InstanceSettings, problems: list[str]) -> str:
-        """TorchServe writes its key file anew, and removes it: the last key may still be right, or none be needed."""
+        """TorchServe rewrites and removes its key file, so the last key may still be right, or none may be needed."""
         try:
             self._keys[instance.name] = instance.management_key()
         except ConfigError as error:
@@ -154,25 +155,25 @@ class Discovery:
         return self._keys.get(instance.name, "")
 
     def _as_last_seen(self, name: str, problem: str) -> InstanceReport | None:
-        """What served a moment ago need not be ill because its management API is."""
+        """The last report: an instance that served a moment ago is not ill just because its management API is."""
         last = self._last.get(name)
         if last is None or not last.up or not last.models:
             return None
         return replace(last, problem=f"{problem}; used as last seen", unauthorized=False)
 
     def _last_hosted(self, name: str) -> tuple[ModelReport, ...]:
-        """When it was last up."""
+        """What the instance hosted when it was last up."""
         last = self._last.get(name)
         return () if last is None else last.models if last.up else last.last_hosted
 
     def _forget(self, name: str, models: Sequence[ModelReport]) -> None:
-        """What was said of models that it has no more."""
+        """Forget models that the instance no longer has."""
         keys = {(name, model.model, model.version) for model in models}
         for key in [key for key in self._ready_at if key[0] == name and key not in keys]:
             del self._ready_at[key]
 
     def _report_of_failure(self, name: str, instance: InstanceSettings, error: _ManagementFailure) -> InstanceReport:
-        """Nobody listening: it is down. No answer in time: frozen or slow, so what it said last still stands."""
+        """Nothing listens: it is down. No response in time: it is frozen or slow, so its last report still holds."""
         last = self._last.get(name)
         what = str(error) if error.answered else f"gave no answer ({error})"
         problem = f"its management API at {instance.management} {what}"
@@ -184,15 +185,16 @@ class Discovery:
         return replace(last, problem=f"{problem}; used as last seen")
 
     async def _check_inference(self, instance: InstanceSettings) -> None:
-        """Raise _WrongPort if predictions would go to another of TorchServe's APIs, which knows no ping either.
+        """Raise _WrongPort if predictions would go to another of TorchServe's APIs, which has no ping.
 
-        Asked until there is any other answer: a ping without a key, or of a sick instance, says all that is wanted.
+        Any response but 404 will do, even one to a ping without a key or from a sick instance; then it is not checked
+        again.
         """
         if instance.name in self._inference_checked:
             return
         try:
             address = Address(instance.inference, instance.inference_token())
-        except ConfigError:  # said where the key is needed
+        except ConfigError:  # reported where the key is needed
             return
         result = await self._upstream.exchange(
             address, Request("GET", "/ping?from=ts_parity", (), b""), self._timeout_s, _MAX_BYTES
@@ -266,7 +268,7 @@ class Discovery:
             if error.unauthorized:
                 raise _KeyRejected(_no_model_list(address, str(error))) from None
             undescribed.append(model)
-            # Unregistered between the two questions, or one model in trouble: the others need not suffer.
+            # Unregistered between the two requests, or one model is in trouble; the others are not affected.
             log.info("%s: no describe of %s: it %s", instance, model, error)
             return []
         own: dict[str, ModelReport] = {}
@@ -287,7 +289,7 @@ class Discovery:
         return replace(model, cold=cold)
 
     async def _describe(self, key: ModelKey) -> DescribeResult:
-        """What the archive says of itself, whenever its worker has a turn for it. Raise NoAnswer."""
+        """What the archive publishes, whenever a worker is free to tell. Raise DescribeFailed."""
         instance, model, version = key
         path = f"/models/{quote(model, safe='')}/{quote(version, safe='')}?customized=true"
         try:
@@ -303,7 +305,7 @@ class Discovery:
             raise DescribeFailed(str(error)) from None
 
     async def _get(self, address: Address, target: str, meant_for_worker: bool = False) -> Any:
-        """The JSON of a 200. Raise _Silence; but an error from a handler that knows no describe is an empty answer."""
+        """The JSON of a 200. Raise _ManagementFailure; but an error of a handler without describe counts as []."""
         timeout_s = _DESCRIBE_TIMEOUT_S if meant_for_worker else self._timeout_s
         result = await self._upstream.exchange(address, Request("GET", target, (), b""), timeout_s, _MAX_BYTES)
         if isinstance(result, NoResponse):
@@ -319,7 +321,7 @@ class Discovery:
         return _json(result)
 
     async def _whole(self, stream: Stream) -> Response:
-        """A gateway may pass on in chunks what TorchServe sends whole. Raise _Silence."""
+        """Read a response that a gateway has chunked. Raise _ManagementFailure."""
 
         async def read() -> bytes:
             return b"".join([piece async for piece in stream])
@@ -345,16 +347,16 @@ def _json(response: Response) -> Any:
 
 
 def _no_model_list(address: Address, answered: str) -> str:
-    """In one line: what came, and what is probably wrong. `answered` may hold what TorchServe itself said."""
+    """In one line: what came, and what is probably wrong. `answered` may hold TorchServe's own message."""
     verb, colon, message = answered.partition(": ")
     where, question = _where_and_hint(address.url, "management", 8081)
-    if colon:  # TorchServe's own words say it better than a guess
+    if colon:  # TorchServe's own message says more than a guess
         return f"{where} {verb} to GET /models: {message}"
     return f"{where} {verb} to GET /models{'' if verb != 'answered' else ' with no list of models'}.{question}"
 
 
 def _where_and_hint(url: str, api: str, usual: int) -> tuple[str, str]:
-    """-> host and port, and the question whether that is the right port."""
+    """-> host and port, and the question whether that port is the right one."""
     where = url if url.startswith(UNIX) else urlsplit(url).netloc.rpartition("@")[2]
     port = where.rpartition(":")[2]
     if not port.isdigit():

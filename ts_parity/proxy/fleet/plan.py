@@ -1,7 +1,8 @@
-"""From what the instances report to what the engine works with: pools, places, codes, and what is wrong.
+"""Turns the instances' reports into the engine's fleet: pools, places and codes, and a list of problems.
 
-Pure: the same reports give the same plan. Knows nothing of how reports are fetched or when. Everything that is not as
-it should be becomes a problem, a sentence for log and status, and the fleet serves on without it.
+Pure: the same reports give the same plan. Anything wrong becomes a problem, which is a sentence for log and status, and
+the fleet serves without the part that is wrong. Knows reports and settings. Knows nothing of how or when reports are
+fetched.
 """
 
 from __future__ import annotations
@@ -25,21 +26,21 @@ NO_PROTECTION = "no protection for it was found"
 
 @dataclass(frozen=True)
 class Target:
-    """A model on an instance, as a task is addressed to it."""
+    """Where a task goes: a model and version on an instance."""
 
     instance: str
     model: str
     version: str
     wrapped: bool
     cost: float | None = None
-    """Of a full group, for a protection where it was measured, in deployed inferences."""
+    """Measured cost of a full group, in deployed inferences; None for a deployed model or if it was not measured."""
     default: bool = False
-    """The instance takes a request without a version for one of this, and nothing is coded that relies on it."""
+    """The instance's default version, and nothing is coded for it: queries may go there without a version."""
 
 
 @dataclass(frozen=True)
 class PoolPlan:
-    """One model and version, and how it is protected. `reason` says why `code` is None."""
+    """One model and version, and how it is protected. `reason`: why `code` is None."""
 
     name: str
     model: str
@@ -49,22 +50,22 @@ class PoolPlan:
     partial: bool
     verdicts: tuple[str, ...]
     repeatable: bool = True
-    """Asked twice, it says the same and is none the worse, as far as is known."""
+    """As far as is known, the same request gets the same answer again and changes nothing."""
     agreement: float | None = None
-    """What the protection's report promises, the least of its rows."""
+    """The agreement that the protection's report promises: the least of its rows."""
     tolerance: float | None = None
-    """How far off its protection's answers usually are, where they are numbers: the largest that its rows tell."""
+    """How far off numbers in its protection's answers usually are: the largest of its rows."""
     row_errors: RowErrors | None = None
-    """By what its protection's rows are weighed; None: alike."""
+    """How its protection's rows err, by which they are weighed; None: all alike."""
     confidence: Confidence | None = None
-    """What is expected of a rebuilt answer by its raw output; None if the rows do not say, or not the same."""
+    """Expected agreement of a rebuilt answer, from its raw output; None if the rows have none, or differ."""
     never_code: Exclusions | None = None
-    """Bodies that no protection may answer, as the archives of the pool and its protections declare."""
+    """Bodies that no protection may answer, as the archives of pool and protections declare."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The engine's fleet, and what the proxy needs besides to address it."""
+    """The engine's fleet, and what else the proxy needs to reach it."""
 
     fleet: Fleet = field(default_factory=lambda: Fleet((), (), ()))
     problems: tuple[str, ...] = ()
@@ -73,27 +74,27 @@ class Plan:
     versions: Mapping[str, str] = field(default_factory=dict)
     """Model -> the version that a request without one goes to."""
     hosts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Model, deployed or not wrapped at all -> instances that are up and have it."""
+    """Model (protections excluded) -> instances that are up and host it."""
     protections: frozenset[str] = frozenset()
-    """Names of protections, which are not for clients."""
+    """Names of protections, which clients may not call."""
     up: tuple[str, ...] = ()
     serving: frozenset[str] = frozenset()
     """Pools with a READY worker."""
     cold: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Pool -> instances that have it and may become READY for it by a prediction only."""
+    """Pool -> instances whose workers may need a prediction to become READY."""
     missing: frozenset[str] = frozenset()
-    """Models, and pools, that only instances that are down had when they were last up."""
+    """Models and pools that were hosted only by instances that are down now."""
     down_by_gateway: tuple[str, ...] = ()
-    """Instances that are down by the word of a gateway."""
+    """Instances that are down according to a gateway."""
     unauthorized: tuple[str, ...] = ()
-    """Instances that are up and do not tell us what they host: any model may be there."""
+    """Instances that are up but refuse our management key: they may host any model."""
 
 
 @dataclass(frozen=True)
 class PlanOptions:
     """What the configuration says about the plan. `uncoded`: pool -> why it is not coded, learnt while serving.
 
-    The plan is for number `process` of `processes` proxies that share all places.
+    The plan is for process number `process` of the `processes` that share all places.
     """
 
     instances: tuple[InstanceSettings, ...]
@@ -103,14 +104,14 @@ class PlanOptions:
     processes: int = 1
     models: tuple[ModelSettings, ...] = ()
     proved: bool = False
-    """Protections are used without a trial: for tests of what comes after it."""
+    """Use protections without a trial, for tests of what comes after it."""
 
     def repeatable(self, model: str, version: str) -> bool:
         return all(given.repeatable for given in self.models if given.name == model and given.version in ("", version))
 
     def share(self, places: int, instance: str) -> int:
-        """Of the places of an instance, or of a model on it, those that are this process's."""
-        # Another process is the first for each instance, or the places left over would all be process 0's.
+        """The share of this process in the places of an instance, or of a model on it."""
+        # Start with another process for each instance, or process 0 would get all the places left over.
         turn = [given.name for given in self.instances].index(instance)
         return share(places, (self.process + turn) % self.processes, self.processes)
 
@@ -177,7 +178,7 @@ def _engine_pool(pool: PoolPlan, options: PlanOptions) -> Pool:
 
 
 def share(places: int, process: int, processes: int) -> int:
-    """All shares together are the places there are; but a process without a place could not serve, so it is never 0."""
+    """The shares add up to all places; but never 0, since a process without a place could not serve."""
     return max(1, places // processes + (process < places % processes))
 
 
@@ -193,16 +194,17 @@ def _by_pool(members: Sequence[HostedModel]) -> dict[tuple[str, str], list[Hoste
 
 
 def _answering(pool: str, members: Sequence[HostedModel]) -> tuple[list[HostedModel], list[str]]:
-    """The members that can be used now, and what is wrong with the others."""
+    """-> the members that can be used now, and what is wrong with the others."""
     problems = [f"{host}: {pool} has no READY worker" for host, m in members if not m.ready]
     used = [(host, m) for host, m in members if m.ready]
     if any(m.described is not None for _, m in used):
-        # The rest of the pool is wrapped, so this one surely is: it is frozen or overloaded and can wait until it says.
+        # The rest of the pool is wrapped, so these are too: they are frozen or overloaded, and can wait until they
+        # answer.
         silent = [host for host, m in used if m.silent]
         problems += [f"{host}: {pool} did not answer describe; not used until it does" for host in silent]
         used = [(host, m) for host, m in used if not m.silent]
     else:
-        # Whoever is sent to a worker that may be busy with our question would wait for it; others are not.
+        # A query sent to a worker that may be busy with describe would wait for it, so other members come first.
         free = [(host, m) for host, m in used if not m.describing]
         describing = [host for host, m in used if m.describing] if free else []
         problems += [f"{host}: {pool} has not answered describe yet; others serve meanwhile" for host in describing]
@@ -215,7 +217,7 @@ def _answering(pool: str, members: Sequence[HostedModel]) -> tuple[list[HostedMo
 def _protect(
     pool: str, members: Sequence[HostedModel], protections: Sequence[HostedModel], options: PlanOptions
 ) -> tuple[PoolPlan, list[tuple[str, ModelReport, int]], list[str]]:
-    """The pool with its code, the protection endpoints with their rows, and what is wrong."""
+    """-> the pool with its code, its protection endpoints with their rows, and what is wrong."""
     candidates, problems = _matching(pool, members, protections)
     offered, reason = _offered(candidates, options)
     model, _, version = pool.rpartition("/")
@@ -274,7 +276,7 @@ def _confidence(rows: Sequence[ModelReport]) -> Confidence | None:
 
 
 def _only_once(model: str, version: str, members: Sequence[HostedModel], options: PlanOptions) -> str:
-    """Why a query must be run once only and nothing may stand in for its answer, or an empty text."""
+    """Why a query must run only once, so that no copy or protection may answer it; empty if it need not."""
     if not options.repeatable(model, version):
         return "the configuration says that it is not repeatable"
     for host, m in members:
@@ -291,7 +293,7 @@ def _never(*groups: Sequence[HostedModel]) -> Exclusions | None:
 def _matching(
     pool: str, members: Sequence[HostedModel], protections: Sequence[HostedModel]
 ) -> tuple[list[HostedModel], list[str]]:
-    """The protections made for this very model, version and weights."""
+    """-> the protections made for this model, version and weights, and what is wrong with others."""
     weights = {m.described.weights for _, m in members if m.described is not None and m.described.weights}
     matching, problems = [], []
     for host, m in protections:
@@ -313,7 +315,7 @@ def _matching(
 
 
 def _offered(candidates: Sequence[HostedModel], options: PlanOptions) -> tuple[list[ErasureCode], str]:
-    """The codes that may be used, the one to be preferred first; if there is none, why."""
+    """-> the codes that may be used, best first; if there is none, why."""
     if options.protect == OFF:
         return [], "protections are switched off (protect = off)"
     codes = list(dict.fromkeys(code for _, m in candidates if (code := _code(m)) is not None))
@@ -327,14 +329,14 @@ def _offered(candidates: Sequence[HostedModel], options: PlanOptions) -> tuple[l
 
 
 def _preference(code: ErasureCode, candidates: Sequence[HostedModel]) -> tuple[Any, ...]:
-    """To sort by: what can be used now, then what promises most, then what loses fewest with one protection. While one
-    protection takes another's place both are there, and all proxies must choose alike.
+    """A sort key: what can be used now, then what promises most, then the smallest group. While one protection replaces
+    another both are registered, and all proxies must choose the same.
     """
     own = [m for _, m in candidates if _code(m) == code]
     complete = {_row(m) for m in own if m.ready} == set(range(code.r))
     values = [m.described.agreement for m in own if m.described is not None and m.described.agreement is not None]
     promised = 1.0 if code.lossless else min(values, default=0.0)
-    # Nine in ten answers of numbers are within their tolerance, whose ever it is; so it is the tolerance that tells.
+    # About nine in ten answers are within any protection's own tolerance, so the tolerance is what to compare.
     off = max((m.described.tolerance or 0.0 for m in own if m.described is not None), default=0.0)
     return (not complete, off, -promised, code.k, code.name, code.r, code.coefficients)
 
@@ -344,7 +346,7 @@ def _in_words(code: ErasureCode) -> str:
 
 
 def _obstacle(pool: str, code: ErasureCode, members: Sequence[HostedModel], options: PlanOptions) -> str:
-    """Why this pool cannot be coded, or an empty text."""
+    """Why this pool cannot be coded; empty if it can."""
     if pool in options.uncoded:
         return options.uncoded[pool]
     described = [(host, m.described) for host, m in members]
@@ -354,7 +356,7 @@ def _obstacle(pool: str, code: ErasureCode, members: Sequence[HostedModel], opti
             values = ", ".join(f"{value[:40]} on {host}" for value, host in seen.items())
             return f"its deployed endpoints disagree about {'the raw output' if what == 'output' else what}: {values}"
     if code.family is Family.PARITY:
-        # A finish may be sent to any of them, and one that is not wrapped would take the frame for a client's body.
+        # A finish may go to any of them, and one that is not wrapped would take the frame for a client's body.
         bare = [host for host, d in described if d is None]
         if bare:
             return f"code {code.name} needs wrapped archives, and that of {', '.join(bare)} is not"
@@ -367,7 +369,7 @@ def _obstacle(pool: str, code: ErasureCode, members: Sequence[HostedModel], opti
 def _orphans(
     protections: Sequence[HostedModel], deployed: Mapping[tuple[str, str], Sequence[HostedModel]]
 ) -> list[str]:
-    """Protections of a model that nobody serves, or serves in another version only."""
+    """Problems: protections of a model that no instance serves, or only in another version."""
     problems = []
     for host, m in protections:
         protects = m.described.protects if m.described else None
@@ -383,8 +385,8 @@ def _orphans(
 
 
 def _elsewhere(weights: str | None, deployed: Mapping[tuple[str, str], Sequence[HostedModel]]) -> str:
-    """Who has the weights that a protection was made for, under another name. It may be another handler all the same,
-    so the operator is told and nothing is taken for granted.
+    """A hint: deployed models that have the same weights under another name. Their handler may differ, so this only
+    tells the operator and uses nothing.
     """
     twins = [
         (model, version)
@@ -403,8 +405,8 @@ def _elsewhere(weights: str | None, deployed: Mapping[tuple[str, str], Sequence[
 def _instances(
     up: Sequence[InstanceReport], endpoints: Sequence[Endpoint], options: PlanOptions
 ) -> tuple[Instance, ...]:
-    """All models of an instance share one machine, so with as many tasks as its largest endpoint has places, none of it
-    is idle. Only places that an operator has set bound more than protections.
+    """All models of an instance share one machine, which is busy when as many tasks run as its largest endpoint has
+    places. That number limits protections only, unless an operator has set it.
     """
     settings = {instance.name: instance for instance in options.instances}
     instances = []
@@ -417,13 +419,13 @@ def _instances(
 
 
 def by_number(version: str) -> list[tuple[int, int, str]]:
-    """To sort by: 9.0 comes before 10.0, and numbers before words."""
+    """A sort key: 9.0 comes before 10.0, and numbers before words."""
     parts = re.findall(r"[0-9]+|[^0-9.]+", version)
     return [(0, int(part), "") if part.isdecimal() and len(part) < 20 else (1, 0, part) for part in parts]
 
 
 def _versions(members: Sequence[HostedModel]) -> tuple[dict[str, str], list[str]]:
-    """The default version of each model, and which instances have another."""
+    """-> the default version of each model, and which instances have another."""
     votes: dict[str, dict[str, list[str]]] = {}
     for host, m in members:
         if m.default:
@@ -453,8 +455,8 @@ def _hosts(up: Sequence[InstanceReport], protections: Collection[str]) -> dict[s
 
 
 def _missing(reports: Sequence[InstanceReport]) -> frozenset[str]:
-    """What an instance that is up has no more was unregistered there; one that is down may come back with it. Nothing
-    is, as far as we know, while one that is up does not say what it has.
+    """Models that only down instances had. An instance that is up has unregistered what it no longer has, while a down
+    one may come back with it. While an instance that is up refuses our key, nothing is known to be missing.
     """
     if any(report.unauthorized for report in reports):
         return frozenset()

@@ -1,7 +1,7 @@
-"""What an instance says of itself: its models, their workers, and what a wrapped archive publishes in describe.
+"""What an instance reports: its models, their workers, and what a wrapped archive publishes in describe.
 
-Values, and the parsing of foreign JSON into them, with nothing believed before it is checked. Knows nothing of how the
-JSON was fetched or what will be made of it.
+Values, and the parser that turns foreign JSON into them and checks everything first. Knows nothing of how the JSON was
+fetched, or of what `plan` makes of it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class ArchiveDescription:
     output: str = ""
     """Shape and dtype of the raw output, as text to compare; empty where unknown."""
     repeatable: bool = True
-    """False: its handler was found to say something else when it is asked again, or to keep what it was asked."""
+    """False: its handler was seen to answer the same request differently, or to keep state between requests."""
     never_code: Exclusions | None = None
     code: ErasureCode | None = None
     row: int = 0
@@ -48,13 +48,13 @@ class ArchiveDescription:
     cost: float | None = None
     """Of a full group, in deployed inferences; None if it was not measured."""
     agreement: float | None = None
-    """With the deployed model's own decisions, as its report says; None if it was not measured."""
+    """With the deployed model's own decisions, from its report; None if it was not measured."""
     tolerance: float | None = None
     """How far off its answers usually are, where they are numbers."""
     row_errors: RowErrors | None = None
     """Of all rows of its training, with r > 1; None if they were not measured."""
     confidence: Confidence | None = None
-    """What is expected of its answers by their raw output; None if it was not calibrated."""
+    """Expected agreement of its answers, from their raw output; None if it was not calibrated."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class ModelReport:
     ready: int
     batch_size: int
     pids: tuple[str, ...] = ()
-    """Its worker processes, each by what is another when it is started or registered anew."""
+    """Its worker processes. A name changes when its worker is restarted or registered again."""
     running: frozenset[str] = frozenset()
     """Those of them that are READY."""
     described: ArchiveDescription | None = None
@@ -79,7 +79,7 @@ class ModelReport:
     describing: bool = False
     problem: str = ""
     cold: bool = False
-    """It has workers and none was READY here yet, or for long: perhaps it becomes so by its first prediction."""
+    """It has workers, but none was READY yet or for a while. Its first prediction may make one READY."""
 
     @property
     def places(self) -> int:
@@ -99,15 +99,15 @@ class InstanceReport:
     models: tuple[ModelReport, ...] = ()
     problem: str = ""
     undescribed: tuple[str, ...] = ()
-    """Models in its list of which it would not say more."""
+    """Models in its list that it did not describe."""
     last_hosted: tuple[ModelReport, ...] = ()
-    """What it hosted when it was last up, while it is down."""
+    """While it is down: what it hosted when it was last up."""
     down_by_gateway: bool = False
-    """It is down by the word of a gateway before it: that one may not know better than a prediction would."""
+    """A gateway in front of it says that it is down. The gateway may be wrong, so a prediction may be tried."""
     unauthorized: bool = False
-    """Its management API asks for another key, so what it hosts is not known, or known as it was before."""
+    """Its management API asks for another key, so what it hosts is unknown, or known from before only."""
     seen_at: float = field(default=math.nan, compare=False)
-    """When the look began that has told this; on the clock of `time.monotonic`."""
+    """When the refresh that this report is from began, on the clock of `time.monotonic`."""
 
 
 def read_model(entry: Any, default_version: str) -> ModelReport:
@@ -115,7 +115,7 @@ def read_model(entry: Any, default_version: str) -> ModelReport:
     try:
         described = read_description(entry)
     except UNREADABLE as error:
-        raise BadDescribe(f"its describe is not TorchServe's: {_said(error)}") from None
+        raise BadDescribe(f"its describe is not TorchServe's: {_error_text(error)}") from None
     ready = [worker for worker in described.workers if worker.status == READY]
     return ModelReport(
         model=described.name,
@@ -128,12 +128,12 @@ def read_model(entry: Any, default_version: str) -> ModelReport:
     )
 
 
-def _said(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     return f"{type(error).__name__} {ascii(str(error))[1:100]}"
 
 
 def read_customized(entry: Any) -> ArchiveDescription | None:
-    """What a wrapped archive says; None for any other archive. Raise BadDescribe if it says something unusable."""
+    """What a wrapped archive publishes; None for any other archive. Raise BadDescribe if it is unusable."""
     customized = customized_of(entry)
     ours = None if customized is None else customized.get("ts_parity")
     return read_described(ours) if isinstance(ours, Mapping) else None
@@ -152,7 +152,7 @@ def read_described(ours: Mapping[str, Any]) -> ArchiveDescription:
     if "never_code" in ours:
         try:
             never_code = read_never_code(ours["never_code"])
-        except ConfigError as error:  # which bodies may be coded is not known then
+        except ConfigError as error:  # otherwise it would not be known which bodies may be coded
             raise BadDescribe(short_text(error)) from None
     described = ArchiveDescription(
         role=role,
@@ -184,7 +184,7 @@ def _read_protection(ours: Mapping[str, Any], common: ArchiveDescription) -> Arc
     except CodeError as error:
         raise BadDescribe(short_text(error)) from None
     except UNREADABLE as error:
-        raise BadDescribe(f"its describe as a protection is incomplete: {_said(error)}") from None
+        raise BadDescribe(f"its describe as a protection is incomplete: {_error_text(error)}") from None
     if not 0 <= row < code.r:
         raise BadDescribe(f"it says it is row {row} of {code.r}")
     return replace(
@@ -209,7 +209,7 @@ def _row_errors(given: Any, code: ErasureCode) -> RowErrors | None:
 
 
 def _confidence(given: Any) -> Confidence | None:
-    """What cannot be read is as good as not said: then an answer's worth is not known beforehand, and that is all."""
+    """An unreadable one counts as absent: confidences are then unknown, and nothing else changes."""
     try:
         return None if given is None else read_confidence(given)
     except ConfigError:
@@ -217,7 +217,7 @@ def _confidence(given: Any) -> Confidence | None:
 
 
 def _share(given: Any) -> float | None:
-    """What is no share is as good as not said."""
+    """Anything but a share counts as absent."""
     number = isinstance(given, int | float) and not isinstance(given, bool)
     return float(given) if number and 0.0 <= given <= 1.0 else None
 

@@ -1,1 +1,1 @@
-"""Bytes: sockets, TLS, heads, bodies and chunks, at the clients' door and at the instances'. Knows no models."""
+"""Bytes: sockets, TLS, heads, bodies and chunks, on the clients' side and the instances'. Knows no models."""

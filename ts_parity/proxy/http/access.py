@@ -82,7 +82,7 @@ class AccessEntry:
         self.pool = pool
         self.group = group
         self.attempts = attempts
-        """Attempts that the query itself took, without copies and protections."""
+        """How many tasks of its own the query took."""
         self.waited_s = waited_s
         """From the query's arrival to when the task that answered it was sent."""
         self.service_s = service_s

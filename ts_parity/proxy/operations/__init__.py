@@ -1,1 +1,1 @@
-"""For whoever runs the proxy: admin port, status, signals, several processes on one port."""
+"""What operators need: admin port, status, signals, draining, several processes on one port."""

@@ -1,6 +1,6 @@
 """The admin port: status, metrics, health, drain. Not for clients, nor for web pages in an operator's browser.
 
-Knows HTTP, a few questions and who may ask them; the answers come from the application.
+Knows HTTP, the routes and who may use them. Knows nothing of fleets or queries: the responses' contents are passed in.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ async def _nothing_to_wait_for() -> None:
 
 
 class AdminServer:
-    """Listening ports for operators and their tools. `refresh` is waited for before status or metrics are told; not
-    for health: whoever probes gives up soon, and a process that is slow to report makes no other less ready.
+    """Listening ports for operators and their tools. Status and metrics wait for `refresh`; health does not, since
+    probes have short timeouts, and one process that is slow to report makes the others no less ready.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class AdminServer:
             "/metrics": self._on_metrics,
         }
         if settings.metrics_address:
-            # Its own address is the permission: whoever reaches it may read, by whatever name.
+            # It has its own address for this purpose: anyone who can reach it may read, by any host name.
             await self._listen(_AdminListener(reads, {}), *host_and_port(settings.metrics_address))
         door = _AdminListener(
             {**reads, "/status": self._on_status}, {"/drain": self._on_drain}, self._refusal(settings)
@@ -92,19 +92,19 @@ class AdminServer:
         return _json(200, self._status())
 
     async def _on_livez(self) -> web.Response:
-        """Only that somebody answers: a new start would mend nothing that is wrong with the fleet, or with a drain."""
+        """Alive as long as it answers: a restart would mend neither the fleet nor a drain."""
         return _json(200, {"status": "alive"})
 
     async def _on_health(self) -> web.Response:
-        said = self._health()
-        return _json(200 if said["status"] == "healthy" else 503, said)
+        state = self._health()
+        return _json(200 if state["status"] == "healthy" else 503, state)
 
     async def _on_readyz(self) -> web.Response:
-        """Another proxy would see the same instances, and one that is out comes back by being asked: so a proxy whose
-        instances all fail is ready as long as they are there.
+        """Ready while instances are there, even if all of them are ejected: another proxy would see the same
+        instances, and an ejected one comes back only through queries.
         """
-        said = self._health()
-        return _json(200 if said["status"] in ("healthy", "degraded") else 503, said)
+        state = self._health()
+        return _json(200 if state["status"] in ("healthy", "degraded") else 503, state)
 
     async def _on_metrics(self) -> web.Response:
         await self._refresh()
@@ -116,8 +116,8 @@ class AdminServer:
 
 
 class _AdminListener(web.Server):
-    """A port with so few connections that they never take the open files of others: the one that has asked nothing for
-    longest makes room.
+    """A port with few connections, so that they never use up the process's file descriptors. For a new one the
+    connection that has been idle longest is closed.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class _AdminListener(web.Server):
         self._actions = actions
         self._refused = refused
         self._open: dict[asyncio.BaseProtocol, asyncio.Transport] = {}
-        """In the order in which they came or last asked."""
+        """In the order in which they connected or last sent a request."""
         self._asking: set[asyncio.BaseProtocol] = set()
 
     def connection_made(self, handler: Any, transport: asyncio.Transport) -> None:
@@ -170,7 +170,7 @@ class _AdminListener(web.Server):
 
 
 def _log() -> logging.Logger:
-    """Requests that are not HTTP are told to who sent them, which is enough; our own mistakes are logged."""
+    """Logs our own errors only: a client that sends no valid HTTP gets an error, which is enough."""
     log = logging.getLogger(f"{__name__}.http")
     if not log.filters:
         log.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError)))
@@ -178,10 +178,10 @@ def _log() -> logging.Logger:
 
 
 def refusal(request: web.BaseRequest, name: str, token: str) -> str:
-    """Why the admin port does not answer; empty if it does. `name` is what it is called in the configuration.
+    """Why the admin port refuses the request; empty if it does not. `name` is the port's host in the configuration.
 
-    A page in an operator's browser can send a request anywhere, and read the answer if it has made its own name point
-    here (DNS rebinding). It cannot learn the token, claim another origin, or send JSON elsewhere unasked.
+    A web page in an operator's browser can send requests anywhere, and can read the response if its own host name
+    points here (DNS rebinding). It cannot learn the token, claim another origin, or send JSON to another origin.
     """
     shown = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
     if token and hmac.compare_digest(shown, f"Bearer {token}".encode()):
@@ -205,7 +205,7 @@ def refusal(request: web.BaseRequest, name: str, token: str) -> str:
 
 
 def _is_ours(host: str, name: str) -> bool:
-    """An address, or a name that nobody outside could have pointed here: one in the public DNS has a dot."""
+    """An IP address, or a name that no outsider can point here: names in the public DNS have a dot."""
     read = _HOST.fullmatch(host.lower())
     if read is None:
         return False

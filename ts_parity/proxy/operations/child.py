@@ -1,11 +1,11 @@
-"""One of several proxies that share a port: a whole proxy in a process of its own.
+"""One of several proxies that share a port: a whole proxy in its own process.
 
     python -m ts_parity.proxy.operations.child    # by `processes`, with one end of a pair of sockets as its stdin
 
-The parent sends settings first (so that keys are in nobody's list of processes), then words: `report`, `drain`, `cut`.
-The child says when it listens, or why it cannot, and what it knows whenever it is asked and once more at its end. When
-the parent's end closes, however the parent died, the child drains: nobody is left to tell it anything. Knows nothing of
-its brothers but how many they are.
+The parent first sends the settings (not as arguments, where a list of processes would show keys), then commands:
+`report`, `reload`, `reopen`, `drain`, `cut`. The child reports when it listens, or why it cannot; it sends its status
+whenever it is asked and once more at its end. When the parent's end of the socket closes, however the parent died, the
+child drains, since no further command can come. Knows nothing of its siblings but their number.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ async def receive(reader: asyncio.StreamReader) -> bytes | None:
 
 def main() -> int:
     startup.prepare()
-    # Only now, for this takes a while, in which a SIGTERM would end the process as if something were wrong.
+    # Imported only now: it takes a while, and a SIGTERM meanwhile would end the process as if something were wrong.
     from ts_parity.proxy.app import use_uvloop
 
     use_uvloop()
@@ -88,8 +88,8 @@ async def _serve_until_drained(to_parent: socket.socket) -> int:
 
 async def _serve(proxy: Proxy, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> int:
     loop = asyncio.get_running_loop()
-    # A service manager's SIGTERM reaches all of us besides what the parent says, so a second one means nothing; cutting
-    # is the parent's to say. Ctrl-C is for the parent.
+    # A service manager sends SIGTERM to the children too, in addition to the parent's command, so a second one must not
+    # cut: only the parent's command does. Ctrl-C is for the parent alone.
     signals.install_handlers(proxy.drain, proxy.reload, proxy.reopen)
     loop.add_signal_handler(signal.SIGINT, lambda: None)
     commands = loop.create_task(_run_commands(proxy, reader, writer))

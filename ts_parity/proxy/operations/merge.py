@@ -1,8 +1,8 @@
-"""What several processes say of themselves, made into what one would say.
+"""Merges the reports of several processes into one, as if one process had written it.
 
-Pure: values in, values out. Knows what may be added up and what may not; knows nothing of processes or how they were
-asked. A process that has ended goes on counting through `outlasting`: what it counted happened, and a counter that fell
-would be taken for a restart of everything.
+Pure: values in, values out. What an ended process has counted stays in the sums (`outlasting_...`): it did happen, and
+a counter that decreased would look like a restart of the whole proxy. Knows which numbers may be added and which may
+not. Knows nothing of processes.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def read_metrics(exposition: str) -> MetricFamilies:
 
 
 def merge_metrics(parts: Iterable[MetricFamilies]) -> MetricFamilies:
-    """Added up from left to right; but of times the longest, and of the instants when counting began the first."""
+    """Sums, from left to right; but the longest of times, and the first of the instants when counting began."""
     merged: dict[str, MetricFamily] = {}
     for part in parts:
         for name, family in part.items():
@@ -63,7 +63,7 @@ def merge_metrics(parts: Iterable[MetricFamilies]) -> MetricFamilies:
 
 
 def outlasting_metrics(families: MetricFamilies) -> MetricFamilies:
-    """Of what a process said, what stays true when it has ended: what it counted, and since when."""
+    """The part of a report that stays true when its process has ended: counters, and since when they count."""
     return {name: family for name, family in families.items() if _counts(family) or _began(family)}
 
 
@@ -110,13 +110,13 @@ _ADDED = {
     *("failures", "ejections"),
 }
 _COUNTS = ("sent", "answered", "failed")
-# From best to worst: what one process finds wrong is worth knowing.
+# From best to worst: an operator should see what any one process finds wrong.
 _HEALTH = ("in", "trial", "out")
 _STANDINGS = ("in use", "on trial", "out")
 
 
 def merge_status(parts: Sequence[Json]) -> Json:
-    """Numbers of queries, tasks and places are added up; of what all should agree about, the first is believed."""
+    """Numbers of queries, tasks and places are added; of values that all should share, the first is taken."""
     merged: Json = _merge("", list(parts)) or {}
     return merged
 
@@ -126,11 +126,11 @@ def outlasting_status(status: Json) -> Json:
 
 
 def merge_health(parts: Sequence[Json]) -> Json:
-    """The best of all: a process that can serve is enough."""
-    best = [said for status in ("healthy", "degraded") for said in parts if said["status"] == status]
+    """The best one: a single process that can serve is enough."""
+    best = [part for status in ("healthy", "degraded") for part in parts if part["status"] == status]
     if best:
         return best[0]
-    reasons = dict.fromkeys(str(said.get("reason", "")) for said in parts)
+    reasons = dict.fromkeys(str(part.get("reason", "")) for part in parts)
     return {"status": "unhealthy", "reason": "; ".join(reasons) or "no process runs"}
 
 
@@ -156,21 +156,21 @@ def _merge(key: str, values: list[Any]) -> Any:
     if key in ("trust", "copies"):
         return _merge_trust(known)
     if isinstance(first, dict):
-        # A process that has no code for a pool says None, and why: the first one's word is taken for both.
+        # A process without a code for a pool reports None and a reason; both are taken from the first process.
         return values[0] if key == "code" else {k: _merge(k, [v[k] for v in known if k in v]) for k in _keys(known)}
     if isinstance(first, list):
         return _merge_lists(known)
     return values[0]
 
 
-def _merge_trust(told: list[Json]) -> Json:
-    """Each process compares for itself: what they counted is added up, and the one that thinks worst is believed."""
-    worst = max(told, key=lambda one: (_STANDINGS.index(one.get("state", _STANDINGS[0])), bool(one["reason"])))
-    return {key: sum(one[key] for one in told) if isinstance(worst[key], int) else worst[key] for key in worst}
+def _merge_trust(standings: list[Json]) -> Json:
+    """Each process compares answers itself: their counts are added, and the worst standing is taken."""
+    worst = max(standings, key=lambda one: (_STANDINGS.index(one.get("state", _STANDINGS[0])), bool(one["reason"])))
+    return {key: sum(one[key] for one in standings) if isinstance(worst[key], int) else worst[key] for key in worst}
 
 
 def _merge_lists(lists: list[list[Any]]) -> list[Any]:
-    """Named things by their names; of texts each once; of anything else the first list."""
+    """Named items are merged by name; of texts each is kept once; otherwise the first list is taken."""
     items = [item for items in lists for item in items]
     if all(isinstance(item, dict) and "name" in item for item in items):
         names = dict.fromkeys(item["name"] for item in items)

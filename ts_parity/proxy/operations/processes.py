@@ -1,12 +1,12 @@
-"""Several proxies on one port, and their parent: it starts them, restarts them, asks them, and ends them as one.
+"""Several proxies on one port, and their parent, the supervisor: it starts, restarts, monitors and drains them.
 
-Each child is a whole proxy with a listening socket of its own on the common port (SO_REUSEPORT): the kernel deals new
-connections out by their addresses. One socket that all accept from would let whoever is awake take them, and as clients
-keep their connections, one process could end up with all the work. The price: connections that a killed process had not
-accepted yet are reset with it.
+Each child is a whole proxy with its own listening socket on the shared port (SO_REUSEPORT), so the kernel distributes
+new connections by a hash of their addresses. If all accepted from one socket, any idle process could take connections;
+since clients keep them open, one process could end up with all the work. The price: when a process is killed, the
+connections that it had not accepted yet are reset.
 
-Knows processes, signals and words; `child` is what it starts, `merge` makes one answer of theirs. Handles no query, so
-nothing waits for it, and should it be killed its children notice (see `child`), drain and end.
+Knows processes, signals and commands; `child` is what it starts, `merge` makes one report of theirs. The supervisor
+handles no query, so no query waits for it. If it is killed, its children notice (see `child`), drain and end.
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ from ts_parity.proxy.operations.merge import (
 log = logging.getLogger(__name__)
 
 PAUSES_S = (1.0, 2.0, 5.0, 10.0, 30.0)
-"""Before a process that has ended is started again; from the first once more if it has run for the longest of them."""
-# What a process that is killed has counted since it was last asked is lost, so all are asked this often.
+"""Pauses before a process that has ended is restarted; back to the first once one has run for the longest of these."""
+# What a killed process counted since its last report is lost, so all report this often.
 _REPORT_EVERY_S = 1.0
 _REPORT_WAIT_S = 1.0
 _SILENT_S = 5.0
-# Beyond drain_s a process gets this long to end, and after a cut too; then it is killed.
+# A process gets this long beyond drain_s, or after a cut, to end; then it is killed.
 _GRACE_S = 2.0
 
 
 class Supervisor(Lifecycle):
-    """`start`, then `drain` (or `run` for both), then `close`, like a Proxy; what it tells is of all processes."""
+    """Runs like one Proxy; its status, health and metrics cover all processes."""
 
     def __init__(self, settings: Settings, pauses_s: Sequence[float] = PAUSES_S) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class Supervisor(Lifecycle):
         self._started_at = asyncio.get_running_loop().time()
 
     async def start(self) -> None:
-        """All listen, or StartError says why one does not. Raise ConfigError for settings that no process could use."""
+        """Start all; all listen. Raise StartError if one does not, ConfigError for settings that none could use."""
         settings = self.settings
         settings.read_default_answer()
         client_side(settings)
@@ -96,7 +96,7 @@ class Supervisor(Lifecycle):
         self._send_all(b"reopen")
 
     def drain(self) -> None:
-        """The same in every child."""
+        """Drain every child."""
         super().drain()
         self._send_all(b"drain")
 
@@ -105,7 +105,7 @@ class Supervisor(Lifecycle):
         self._send_all(b"cut")
 
     async def close(self) -> None:
-        """Whoever still runs is told to end at once, and killed if it does not."""
+        """Cut the processes that still run, and kill those that do not end."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -116,7 +116,7 @@ class Supervisor(Lifecycle):
             reserved.close()
 
     async def refresh(self) -> None:
-        """Ask all; who does not answer soon is known by what it said last."""
+        """Request a report from all; if one is slow, its last report stays."""
         await asyncio.gather(*(slot.child.request_report() for slot in self._slots if slot.child is not None))
 
     def status(self) -> Json:
@@ -144,7 +144,7 @@ class Supervisor(Lifecycle):
     def exposition(self) -> bytes:
         listening = sum(slot.child is not None and slot.child.listens for slot in self._slots)
         own = gauge("ts_parity_processes", "Processes that accept requests; see the setting of this name.", listening)
-        # Always in this order: rounded sums in another order could be a little less, and a counter never falls.
+        # Always in this order: a rounded sum in another order could be slightly lower, and counters must not decrease.
         return exposition(merge_metrics([own, *(slot.metrics() for slot in self._slots)]))
 
     def _send_all(self, command: bytes) -> None:
@@ -158,13 +158,13 @@ class Supervisor(Lifecycle):
             slot.child.send(b"cut" if self._cut_asked.is_set() else b"drain")
 
     async def _keep_running(self, slot: ProcessSlot) -> None:
-        """One child after another, until we drain."""
+        """Restart the slot's process whenever it ends, until draining."""
         falls = 0
         while True:
             lived_s = 0.0
             if slot.child is not None:
                 ended, lived_s = await slot.child.ended(), slot.child.age_s
-                # One that has accepted nothing, stopped while it started say, has cut nothing however it ended.
+                # A process that never listened, stopped during its start say, has cut no requests, however it ended.
                 slot.code = ended if slot.child.listens else 0
                 await slot.record_exit()
             if self.draining:
@@ -177,7 +177,7 @@ class Supervisor(Lifecycle):
             log.warning("%s", slot.trouble)
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._drain_asked.wait(), pause_s)
-                slot.code = 0  # there is nothing of its to finish
+                slot.code = 0  # it has nothing to finish
                 return
             slot.restarts += 1
             try:
@@ -197,7 +197,7 @@ class Supervisor(Lifecycle):
         return 1 if any(slot.code for slot in self._slots) else 0
 
     async def _kill_stuck(self) -> None:
-        """Children end by themselves after so long, or soon after a cut; but one may be frozen."""
+        """Kill the children that should have ended by now, in time or after a cut: one may be frozen."""
         patience_s = self.settings.drain_delay_s + self.settings.drain_s
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._cut_asked.wait(), patience_s)
@@ -218,29 +218,29 @@ class ChildProcess:
         self.pid = process.pid
         self.listening: asyncio.Future[None] = loop.create_future()
         self.report: Json = {}
-        """What it said last: status, health and metrics. Empty until it listens."""
+        """Its last report: status, health and metrics. Empty until it listens."""
         self.why = ""
         """Why it could not listen."""
         self._process = process
         self._reader = reader
         self._writer = writer
         self._started_at = loop.time()
-        # When it was asked what it has not answered yet; it answers in the order in which it was asked.
+        # Requests for reports that are pending, with their times. The child answers in order.
         self._report_requests: deque[tuple[float, asyncio.Future[None]]] = deque()
         self._reading = loop.create_task(self._read_messages())
 
     @classmethod
     async def start(cls, settings: Settings, process: int) -> ChildProcess:
-        """Raise StartError if there can be no such process; whether it listens is known later."""
+        """Start one. Raise StartError if the process cannot be created; `listening` tells later whether it listens."""
         ours, theirs = socket.socketpair()
         try:
             with theirs:
                 started = await asyncio.create_subprocess_exec(
                     *(sys.executable, "-m", "ts_parity.proxy.operations.child"),
                     stdin=theirs.fileno(),
-                    # What this process imports from, and (from Python 3.11 on) not what lies in the current folder.
+                    # The same import path as here and (from Python 3.11 on) not the current folder.
                     env={**os.environ, "PYTHONPATH": _python_path(), "PYTHONSAFEPATH": "1"},
-                    # The terminal's Ctrl-C goes to all processes of its foreground group, and these are told by us.
+                    # A terminal sends Ctrl-C to its whole foreground group; children must get it only as our command.
                     start_new_session=True,
                 )
         except OSError as error:
@@ -275,7 +275,7 @@ class ChildProcess:
         send(self._writer, command)
 
     async def request_report(self) -> None:
-        """`said` is new, unless it takes too long. One that does not answer is not asked without end."""
+        """Wait briefly for a new `report`. A process that does not answer gets at most three requests."""
         if not self.listens or self._reading.done():
             return
         loop = asyncio.get_running_loop()
@@ -285,7 +285,7 @@ class ChildProcess:
         await asyncio.wait({self._report_requests[-1][1]}, timeout=_REPORT_WAIT_S)
 
     async def ended(self) -> int:
-        """Wait for its end and its last words. -> the exit code, negative for a signal."""
+        """Wait until it has ended, and for its last report. -> the exit code, negative for a signal."""
         code = await self._process.wait()
         await asyncio.wait({self._reading}, timeout=1.0)
         return code
@@ -295,7 +295,7 @@ class ChildProcess:
             self._process.kill()
 
     async def close(self) -> None:
-        """Cut, then kill."""
+        """Cut it, then kill it if that does not help."""
         self.send(b"cut")
         try:
             await asyncio.wait_for(self._process.wait(), _GRACE_S)
@@ -305,7 +305,7 @@ class ChildProcess:
         await self.release()
 
     async def release(self) -> None:
-        """It has ended: give back what belongs to the talk with it."""
+        """It has ended: close the socket to it."""
         self._reading.cancel()
         await asyncio.gather(self._reading, return_exceptions=True)
         self._writer.close()
@@ -313,7 +313,7 @@ class ChildProcess:
             await self._writer.wait_closed()
 
     async def _read_messages(self) -> None:
-        """Until its end."""
+        """Read its messages until it ends."""
         try:
             while (message := await receive(self._reader)) is not None:
                 self._on_message(json.loads(message))
@@ -337,12 +337,12 @@ class ChildProcess:
         if not self.listening.done():
             self.why = why
             self.listening.set_exception(StartError(message))
-            self.listening.exception()  # whoever waits for it hears of it; a restart is nobody's to wait for
+            self.listening.exception()  # marked as retrieved: nobody awaits it after a restart
 
 
 @dataclass
 class ProcessSlot:
-    """A number among `processes`, who has it now, and what those before have left behind."""
+    """One of the `processes`: the child that runs in it now, and what earlier ones have counted."""
 
     process: int
     child: ChildProcess | None = None
@@ -353,7 +353,7 @@ class ProcessSlot:
     left_metrics: MetricFamilies = field(default_factory=dict)
 
     def row(self) -> Json:
-        """What an operator is shown of it; what it has answered is the present child's."""
+        """Its row in the status; `answered` counts for the present child only."""
         child = self.child
         report = child.report.get("status", {}) if child is not None else {}
         return {
@@ -381,7 +381,7 @@ class ProcessSlot:
         return merge_metrics([self.left_metrics, read_metrics(report["metrics"])]) if report else self.left_metrics
 
     async def record_exit(self) -> None:
-        """Its child has ended; what that counted is kept, as far as it was told."""
+        """Its child has ended; keep what the child counted, as far as it was reported."""
         child = self.child
         if child is None:
             return
@@ -401,10 +401,10 @@ class ProcessSlot:
 
 
 async def reserve(host: str, port: int) -> tuple[list[socket.socket], int]:
-    """Hold the port without listening: -> what holds it, and the port, which matters if 0 was asked for.
+    """Bind the port without listening: -> the bound sockets, and the port, which differs from `port` if that is 0.
 
-    Other programs of the same user can join a port that is shared, another ts-parity for one, and would get a part of
-    the requests. So it is first asked for as if for oneself alone. Raise StartError.
+    Other programs of the same user, such as another ts-parity, could share the port and would get some of the
+    requests. So it is first bound exclusively, as a test. Raise StartError.
     """
     if not hasattr(socket, "SO_REUSEPORT"):
         raise StartError("several processes need a platform with SO_REUSEPORT, such as Linux; set processes to 1")
@@ -427,7 +427,7 @@ async def reserve(host: str, port: int) -> tuple[list[socket.socket], int]:
 def _bound(family: int, address: tuple[Any, ...], shared: bool) -> socket.socket:
     bound = socket.socket(family, socket.SOCK_STREAM)
     try:
-        # Connections of an earlier life that are still fading away must not keep us out.
+        # Connections of an earlier process that are still closing must not block the port.
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if shared:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)

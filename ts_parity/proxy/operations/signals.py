@@ -1,11 +1,11 @@
 """What each signal means to a proxy.
 
     SIGTERM, SIGINT, SIGQUIT   the first drains, the second cuts
-    SIGHUP                     look again: certificates, keys, the fleet, the access log; drain if a terminal has gone
-    SIGUSR1                    open the access log anew
+    SIGHUP                     reload certificates, keys, the fleet and the access log; drain if a terminal has gone
+    SIGUSR1                    reopen the access log
     SIGUSR2                    nothing
 
-Without a handler each of them would end the process and cut what is in flight.
+Without a handler each of them would end the process and cut the requests in flight.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ts_parity.startup import asked_to_end
 
 
 def install_handlers(end: Callable[[], None], reload: Callable[[], None], reopen: Callable[[], None]) -> None:
-    """From now on. A SIGTERM that came before there was a loop counts."""
+    """Handle signals from now on. A SIGTERM that came before there was an event loop counts."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
         loop.add_signal_handler(number, end)

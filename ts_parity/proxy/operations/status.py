@@ -1,6 +1,7 @@
-"""What an operator is shown: the status as one JSON value, as a table, and whether the proxy is of any use.
+"""What operators see: the status as JSON and as a table, and the proxy's health.
 
-Pure: plan, reports and counters in, plain values out.
+Pure: plan, reports and the engine's snapshot in, plain values out. Knows nothing of HTTP or of how any of them was
+made.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def status_json(
 
 
 def trust_problems(engine: Mapping[str, Any]) -> list[str]:
-    """Protections and second copies that have been taken out for what they, or the deployed instances, answered."""
+    """Protections and second copies that were taken out because of answers, theirs or the deployed instances'."""
     problems = []
     for name, pool in engine["pools"].items():
         trust = pool.get("trust")
@@ -62,9 +63,9 @@ def endpoint_problems(engine: Mapping[str, Any]) -> list[str]:
 
 
 def health(plan: Plan, draining: bool, engine: Mapping[str, Any]) -> Json:
-    """`healthy`: each model has a deployed endpoint that is in. `degraded`: one has not, and what can be is rebuilt;
-    or nobody says what is deployed. `unhealthy`: none has a READY worker. `draining`: this proxy does not want to be
-    asked.
+    """`healthy`: each model has a deployed endpoint that is in. `degraded`: some model has none, so its answers are
+    rebuilt where possible; or no instance tells what it hosts. `unhealthy`: no model has a READY worker. `draining`:
+    this proxy wants no more requests.
     """
     if draining:
         return {"status": "draining", "reason": "this proxy is being stopped"}
@@ -120,7 +121,7 @@ def _pool_row(name: str, pool: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _pool_notes(pool: Mapping[str, Any]) -> list[str]:
-    """What a word in the row is too short for."""
+    """Reasons that are too long for a cell."""
     notes = [] if pool["code"] else [f"not coded: {pool['reason']}"]
     if pool.get("trust") and pool["trust"]["reason"]:
         notes.append(f"{pool['trust']['state']}: {pool['trust']['reason']}")
@@ -194,7 +195,7 @@ def _instance(plan: Plan, report: InstanceReport, instances: Sequence[InstanceSe
 
 
 def _columns(rows: Sequence[tuple[str, ...]], width: int, notes: Sequence[Sequence[str]] = ()) -> list[str]:
-    """A heading and rows, each with its notes below; where the screen is too narrow for that, a paragraph a row."""
+    """A heading and rows, each with its notes below; on a narrow screen one paragraph for each row."""
     widths = column_widths(rows)
     fits = sum(widths) + 2 * len(widths) - 2 <= width
     lines = []
@@ -202,8 +203,8 @@ def _columns(rows: Sequence[tuple[str, ...]], width: int, notes: Sequence[Sequen
         if fits:
             lines.append(line)
         elif number:
-            told = [f"{name} {cell}" for name, cell in zip(rows[0][1:], row[1:], strict=True) if cell]
-            lines += [*_wrapped(f"{rows[0][0]} {row[0]}", "", width), *_wrapped("; ".join(told), "    ", width)]
+            cells = [f"{name} {cell}" for name, cell in zip(rows[0][1:], row[1:], strict=True) if cell]
+            lines += [*_wrapped(f"{rows[0][0]} {row[0]}", "", width), *_wrapped("; ".join(cells), "    ", width)]
         below = notes[number - 1] if number and notes else ()
         lines += [line for note in below for line in _wrapped(note, "    ", width)]
     return lines

@@ -1,8 +1,8 @@
-"""Whether two answers to one question say the same.
+"""Whether two answers to one query agree.
 
-Two questions are asked. Of a lossless protection and of second copies: are they equal, up to the last digits that
-batching and other kernels change? Of the other codes: is it the same decision? Where nothing can be said, the finding
-is unknown and says why; equal bytes always agree.
+There are two tests. For a lossless protection and for second copies: are the answers equal, up to the last digits,
+which batching and other kernels change? For other codes: is it the same decision? If neither can be told, the finding
+is unknown and gives the reason; equal bytes always agree.
 
     part of the answer        equal                                    same decision
     ------------------------  ---------------------------------------  ---------------------------------------
@@ -18,12 +18,12 @@ is unknown and says why; equal bytes always agree.
     gzip                      what is in it                            what is in it
     other bytes               equal                                    unknown, unless equal
     content type, encoding    equal                                    equal
-    other headers             equal where they ever were, see Answers  not looked at, unless there is no body
+    other headers             equal if ever, see ResponseComparer      ignored, unless there is no body
 
-A protection whose model says numbers, a box or an embedding decides nothing. Its archive says how far off it usually is
-(`tolerance`, the root mean square over all numbers of an answer), and then nothing else is asked of the numbers.
+Numbers, boxes and embeddings are no decisions. A protection for such a model declares how far off it usually is
+(`tolerance`: the root mean square over all numbers of an answer), and its numbers are then compared by that alone.
 
-Pure. Knows replies. Knows nothing of queries, and nothing of what follows from a finding.
+Pure. Knows responses. Knows nothing of queries, or of what follows from a finding.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ from ts_parity.engine import Finding
 from ts_parity.proxy.http.messages import Response
 
 CLOSE: Final = 1e-3
-"""Other kernels run for a batch of two than for one, with other roundings; half precision has three digits."""
+"""A batch of two runs other kernels than one request, with other roundings; half precision has three digits."""
 SMALLEST: Final = 1e-6
 SIMILAR: Final = 0.1
-"""A number alone is no decision. A student's price or share within a tenth is taken for the same."""
+"""A lone number is no decision. A student's price or share within a tenth counts as the same."""
 LARGEST: Final = 256 * 1024
-"""Bodies are parsed up to this size, which takes milliseconds; larger ones must be equal to agree."""
+"""Bodies up to this size are parsed, which takes milliseconds; larger ones agree only if they are equal."""
 MOST_HEADERS: Final = 64
 
 _TYPES: Final = ("content-type", "content-encoding")
-# Made anew for each answer, or by what stands between the model and its client.
+# Headers that change with each response, or are added between the model and its client.
 _PASSING: Final = frozenset(
     {
         *("x-request-id", "date", "age", "expires", "pragma", "cache-control", "content-length", "server", "via"),
@@ -56,7 +56,7 @@ _PASSING: Final = frozenset(
         *("traceparent", "tracestate", "x-ts-parity"),
     }
 )
-# Names of fields that tell of the run and not of the input, as handlers spell them.
+# Fields, as handlers spell them, that describe the run and not the input.
 _OF_THE_RUN: Final = frozenset(
     {
         *("requestid", "reqid", "traceid", "uuid", "timestamp", "createdat", "inferencetime", "inferencetimems"),
@@ -66,15 +66,15 @@ _OF_THE_RUN: Final = frozenset(
         *("hostname", "podname", "nodename", "servedby", "instanceid", "workerid", "workerpid", "pid", "gpuid"),
     }
 )
-# Values that differ from answer to answer by their nature: numbers (times), instants, ids.
+# Values that naturally differ from answer to answer: numbers (times), instants, ids.
 _MADE_ANEW: Final = re.compile(r"[0-9a-fA-F-]{16,}|\d{4}-\d\d-\d\d[T ].*|\w{3}, \d\d \w{3} .*")
 _NUMBER: Final = re.compile(r"(?=.*\d)[\d.,:+\-eE\s]+(ms|s|us)?")
-# Headers whose numbers and texts tell of the run, where there is nothing else to go by.
+# Headers that describe the run, judged by their names where the body is empty.
 _NAMES_THE_RUN: Final = re.compile(
     r"time|latency|duration|elapsed|took|trace|uuid|host|server|instance|worker|node|pod|queue|memory|[-_]?(id|ms|us|ns)$"
 )
 _NOTHING: Final = frozenset({b"", b"{}", b"[]", b"null", b'""', b"[{}]", b"[null]"})
-"""Bodies that say nothing, whatever was asked."""
+"""Bodies that say nothing about the input."""
 _GZIP: Final = b"\x1f\x8b"
 _DECIMAL: Final = re.compile(r"([-+]?\d+\.\d*(?:[eE][-+]?\d+)?|[-+]?\d+[eE][-+]?\d+)")
 _NO_JSON: Final = object()
@@ -90,18 +90,18 @@ _TOO_LARGE: Final = Comparison(Finding.UNKNOWN, f"over {LARGEST} bytes, which is
 
 
 class ResponseComparer:
-    """The answers of one pool, as far as they must be remembered: which headers were ever the same in two of them.
+    """Compares the answers of one pool, and remembers which headers were ever equal in two of them.
 
-    A header that never was (an instance's name, say) belongs to the run; one that was belongs to the answer. Where the
-    bodies are empty, the headers are all there is: numbers count there too, and while one never was the same,
-    nobody can say whether the answers agree.
+    A header that never was equal, such as an instance's name, describes the run; one that was describes the answer.
+    Where bodies are empty, headers are all there is: then numbers count too, and while a header was never equal, the
+    finding is unknown.
     """
 
     def __init__(self) -> None:
         self._steady: set[str] = set()
 
     def compare(self, own: Response, other: Response, lossless: bool, tolerance: float | None = None) -> Comparison:
-        """`own`: the deployed model's; the order makes no difference but for what is remembered."""
+        """`own` is the deployed model's answer. The order matters only for what is remembered."""
         comparison = compare(own, other, lossless, tolerance)
         empty = own.body.strip() in _NOTHING and other.body.strip() in _NOTHING
         if comparison.finding is not Finding.AGREED or not (lossless or empty):
@@ -122,7 +122,7 @@ class ResponseComparer:
 
 
 def compare(one: Response, other: Response, lossless: bool, tolerance: float | None = None) -> Comparison:
-    """Symmetric, and a reply agrees with itself, unless it is an error."""
+    """Symmetric; a response agrees with itself, unless it is an error."""
     if one.status >= 400 and other.status >= 400:
         return Comparison(Finding.UNKNOWN, f"both are errors ({one.status} and {other.status})")
     if one.status != other.status:
@@ -134,16 +134,16 @@ def compare(one: Response, other: Response, lossless: bool, tolerance: float | N
             return _differs(name, _kind(one, name), _kind(other, name))
     if one.body == other.body:
         return AGREES
-    if one.body.startswith(_GZIP) and other.body.startswith(_GZIP):  # it holds the time when it was made
+    if one.body.startswith(_GZIP) and other.body.startswith(_GZIP):  # a gzip header holds the time of compression
         parts = _unzip(one.body), _unzip(other.body)
         return _TOO_LARGE if max(map(len, parts)) > LARGEST else _compare_bodies(*parts, lossless, tolerance)
     return _compare_bodies(one.body, other.body, lossless, tolerance)
 
 
 def off_by(one: bytes, other: bytes) -> float | None:
-    """How far the numbers of two answers are apart (root mean square); None if they hold none, or else differ too.
+    """How far apart the numbers of two answers are (root mean square); None if they hold none, or differ otherwise too.
 
-    What a tolerance is made from, and compared with.
+    Tolerances are fitted to this, and compared with it.
     """
     differences = _differences(_json(one), _json(other))
     if isinstance(differences, Comparison) or not differences:
@@ -167,7 +167,7 @@ def _compare_bodies(one: bytes, other: bytes, lossless: bool, tolerance: float |
 
 
 def _unzip(body: bytes) -> bytes:
-    """As far as it is looked at; what is no gzip after all stays as it is."""
+    """The first LARGEST bytes; a body that is not gzip after all is returned as it is."""
     try:
         return zlib.decompressobj(31).decompress(body, LARGEST + 1)
     except zlib.error:
@@ -179,7 +179,7 @@ def _kind(reply: Response, name: str) -> str:
 
 
 def _texts(reply: Response, empty: bool) -> dict[str, str]:
-    """The headers that may say something of the answer. Numbers beside a body are run times, nearly always."""
+    """The headers that may describe the answer. Next to a body, a number is nearly always a run time."""
     texts: dict[str, str] = {}
     for name, value in reply.headers:
         lower = name.lower()
@@ -191,7 +191,7 @@ def _texts(reply: Response, empty: bool) -> dict[str, str]:
 
 
 def _same_text(one: str, other: str, lossless: bool) -> bool:
-    """Equal but for the digits of numbers with a point; whole ones count things or name classes."""
+    """Equal except for the digits of decimal numbers; whole numbers count things or name classes."""
     if one == other:
         return True
     mine, others = _DECIMAL.split(one), _DECIMAL.split(other)
@@ -215,7 +215,7 @@ def _short(value: object) -> str:
 
 
 def _equal(one: Any, other: Any) -> Comparison:
-    """Two JSON values, without recursion: clients and handlers choose how deep they are."""
+    """Compare two JSON values, without recursion: clients and handlers choose how deep they are."""
     pairs: list[tuple[Any, Any, str, float]] = [(one, other, "", 0.0)]
     looked_at = 0
     while pairs:
@@ -261,7 +261,7 @@ def _within(one: Any, other: Any, tolerance: float) -> Comparison:
 
 
 def _differences(one: Any, other: Any) -> list[float] | Comparison:
-    """Of all numbers, whole ones too (a handler may round); or what else is different."""
+    """The differences of all numbers, whole ones too, since a handler may round; or what else differs."""
     pairs: list[tuple[Any, Any, str]] = [(one, other, "")]
     differences: list[float] = []
     while pairs:
@@ -304,7 +304,7 @@ def _at(path: str) -> str:
 
 
 def _scale(*groups: Any) -> float:
-    """Of numbers side by side the small ones are only as exact as the large ones; up to 1, as probabilities are."""
+    """Small numbers beside large ones are only as exact as those; at most 1, for probabilities."""
     largest = 0.0
     for values in groups:
         for value in values:
@@ -314,7 +314,7 @@ def _scale(*groups: Any) -> float:
 
 
 def _below(scale: float, value: Any) -> float:
-    """Of a field: what stands in a list or dict of its own has nothing to do with the numbers beside that."""
+    """The scale for a field: numbers in a list or dict of their own have a scale of their own."""
     return 0.0 if isinstance(value, dict | list) else scale
 
 
@@ -325,7 +325,7 @@ def _parts(item: Any) -> Iterable[Any]:
 
 
 def _labels(item: Any) -> str:
-    """What a ranked item is called: all of it but its score."""
+    """The label of a ranked item: all of it but its score."""
     named = sorted(item.items()) if isinstance(item, dict) else item
     return json.dumps([part for part in named if not isinstance(part[1] if isinstance(item, dict) else part, float)])
 
@@ -389,7 +389,7 @@ def _same_decision(one: Any, other: Any) -> Comparison:
 
 
 def _decision(value: Any) -> Any:
-    """What the answer decides on, as something that can be compared; None if it decides nothing."""
+    """The decision in an answer, as a comparable value; None if it decides nothing."""
     if isinstance(value, str | bool | int):
         return value
     if isinstance(value, dict):
@@ -417,7 +417,7 @@ def _any_float(values: Any) -> bool:
 
 
 def _is_ranking(items: list[Any]) -> bool:
-    """Labels with scores, the best first: pairs, or dicts of a text and a number."""
+    """Labels with scores, best first: pairs, or dicts of a text and a number."""
     scores = [_score(item) for item in items]
     known = [score for score in scores if score is not None]
     return bool(items) and len(known) == len(items) and known == sorted(known, reverse=True)
@@ -451,5 +451,5 @@ def _lone(value: Any) -> float:
 
 
 def _similar(a: float, b: float) -> bool:
-    share = min(a, b) >= 0.0 and max(a, b) <= 1.0  # it may be a probability, small differences of which decide nothing
+    share = min(a, b) >= 0.0 and max(a, b) <= 1.0  # perhaps a probability, where small differences decide nothing
     return _near(a, b, 0.0) or abs(a - b) <= SIMILAR * (1.0 if share else max(abs(a), abs(b)))

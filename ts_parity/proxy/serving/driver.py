@@ -1,8 +1,7 @@
-"""Carries out what the engine decides: sends, decodes, answers. One branch per action.
+"""Carries out what the engine decides: sends tasks, decodes raw outputs, answers queries. One branch per action.
 
-Owns the tasks in flight, the one timer, and the calls by which clients get their answers. Decides nothing: which
-endpoint, when to rebuild, whom to answer with what, all comes from the engine. Knows nothing of routes, discovery or
-client sockets.
+Owns the outstanding tasks, the engine's one timer, and the callbacks that answer clients. Decides nothing: the engine
+chooses endpoints, when to rebuild, and which answer a query gets. Knows nothing of routes, discovery or client sockets.
 """
 
 from __future__ import annotations
@@ -68,32 +67,32 @@ RETRY_AFTER_S = 1.0
 
 @final
 class QueryResult:
-    """What a client gets. `source` is None for an error: an instance's, which is passed on, or the proxy's own."""
+    """What becomes of a query. `source` is None for an error: an instance's, which is passed on, or the proxy's."""
 
     __slots__ = ("answer", "confidence", "entry", "missing", "source")
 
     def __init__(
         self, answer: Response | Pipe | Unavailable, source: Source | None, confidence: float | None = None
     ) -> None:
-        """`confidence`: of a rebuilt answer, how often one that looks so is the deployed model's own; None: unknown."""
+        """`confidence`: of a rebuilt answer, how often one like it agrees with the deployed model's; None: unknown."""
         self.answer = answer
         self.source = source
         self.confidence = confidence
         self.missing = False
-        """The error says that nobody has this version any more; and no worker has died of the query."""
+        """The error says that no instance has this version any more, and no worker has died of the query."""
         self.entry: AccessEntry | None = None
         """For the access log, if there is one."""
 
 
 @dataclass(frozen=True)
 class DriverOptions:
-    """What the configuration says about carrying out tasks."""
+    """The settings that concern tasks and answers."""
 
     secret: str = ""
     default_answer: Response | None = None
     task_timeout_s: float = 130.0
     access: AccessLog | None = None
-    """Gets the facts behind each answer, and what comes after it."""
+    """Gets an entry for each answer, and one for each task that ends after its query."""
 
 
 class Driver:
@@ -108,8 +107,8 @@ class Driver:
         on_streaming: Callable[[str], None],
         on_missing: Callable[[], object],
     ) -> None:
-        """`on_streaming` is told the name of a pool whose answer came in chunks although it was to be coded;
-        `on_missing`, that an instance lacks a model that it was seen to have.
+        """`on_streaming` is called with the name of a coded pool whose answer was chunked; `on_missing`, when an
+        instance lacks a model that it was seen to have.
         """
         self.scheduler = scheduler
         self._upstream = upstream
@@ -125,11 +124,11 @@ class Driver:
         self._waiting: dict[int, Callable[[QueryResult], None]] = {}
         self._in_flight = 0
         self._sent: dict[int, tuple[Task, float]] = {}
-        """The deployed model's tasks in flight, if there is a log, and when they were sent: by a finer clock than the
-        loop's, which counts milliseconds. A quantile that half of the answers reach at once is none.
+        """If there is an access log: the deployed model's outstanding tasks and when they were sent. The event loop's
+        clock counts milliseconds, which is too coarse for a fast model's quantiles, so this is a finer clock.
         """
         self._confidences: dict[int, float | None] = {}
-        """Of the finishes in flight: the confidence of what they make an answer of."""
+        """Task id of an outstanding finish -> the confidence of the raw output that it finishes."""
         self._streams: set[asyncio.Task[None]] = set()
         self._todo: deque[Action] = deque()
         self._carrying_out = False
@@ -146,7 +145,7 @@ class Driver:
         exact: bool = False,
         deadline_s: float | None = None,
     ) -> Query:
-        """`client` is called once, now or later, unless its query is given to `abandon` before."""
+        """`client` is called once, now or later, unless the query is abandoned first."""
         now = self._loop.time()
         query = Query(next(self._ids), pool, key, None if deadline_s is None else now + deadline_s, exact, payload)
         self._waiting[query.id] = client
@@ -154,7 +153,7 @@ class Driver:
         return query
 
     def abandon(self, query: Query) -> AccessEntry | None:
-        """The client left. -> what the log wants to know of its query."""
+        """The client has left. -> the entry for the access log, if there is one."""
         entry = None if self._options.access is None else self._entry_of_failure(query, LEFT, query.last_failure)
         if self._waiting.pop(query.id, None) is not None:
             self._metrics.queries.add("none", "abandoned")
@@ -162,24 +161,24 @@ class Driver:
         return entry
 
     def may_copy(self, pool: str) -> bool:
-        """Whether one more run of a query does no harm and says the same, as far as is known."""
+        """Whether, as far as is known, running a query once more is harmless and gives the same answer."""
         return self.scheduler.may_copy(pool, self._loop.time())
 
     def change_fleet(self, plan: Plan, addresses: Mapping[str, Address]) -> None:
-        """Adopt a new plan; the engine hears of it only if its fleet is another one."""
+        """Adopt a new plan; the engine gets an event only if the fleet has changed."""
         changed = plan.fleet != self._plan.fleet
         self._comparers = {name: self._comparers.get(name, ResponseComparer()) for name in plan.pools}
-        # First, since the actions that follow speak of the new endpoints.
+        # First, since the actions that follow name the new endpoints.
         self._plan, self._addresses = plan, addresses
         if changed:
             self._carry_out(self.scheduler.endpoints_changed(plan.fleet, self._loop.time()))
 
     def left_over(self) -> dict[str, int]:
-        """What is held at this moment, for status and for tests that want nothing left."""
+        """What is held at this moment, for status and for tests that check that nothing is left."""
         return {"clients": len(self._waiting), "tasks": self._in_flight}
 
     async def close(self) -> None:
-        """Cut what is still in flight. Nothing is answered after this."""
+        """Drop what is still outstanding. No query is answered after this."""
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
@@ -190,8 +189,8 @@ class Driver:
     # ---- actions ---------------------------------------------------------------------------------------------------
 
     def _carry_out(self, actions: list[Action]) -> None:
-        """Carry out these after all that were decided before: what an action leads to (an answer, the client's next
-        question; a group that cannot be framed, its failure) queues up, it never nests.
+        """Carry out these actions after all earlier ones. An action may cause more (a client that is answered sends its
+        next request; a group that cannot be framed fails); those are queued and never nested.
         """
         todo = self._todo
         todo.extend(actions)
@@ -233,7 +232,7 @@ class Driver:
             self._internal_error(task)
 
     def _compare(self, pair: Compare) -> None:
-        """What it costs is bounded by the bodies that are compared; see `comparison`."""
+        """Its cost is bounded by the size of the bodies that are parsed; see `comparison`."""
         query = pair.own.query
         assert query is not None
         answers = self._comparers.get(query.pool)
@@ -302,18 +301,18 @@ class Driver:
     def _notify(self, client: Callable[[QueryResult], None], what: QueryResult) -> None:
         try:
             client(what)
-        except Exception:  # one client's trouble is not the others'
+        except Exception:  # one client's failure must not affect the others
             log.exception("a client could not be answered")
 
     # ---- tasks -----------------------------------------------------------------------------------------------------
 
     def _request(self, task: Task) -> Request:
-        """Raise DecodeError or WireError: then there is nothing to send."""
+        """The request of this task. Raise DecodeError or WireError if there is none."""
         target = self._plan.targets[task.endpoint.name]
         secret = self._options.secret
         if task.kind is Kind.PROTECTION:
             assert task.group is not None
-            # A group waits in the queue under its code; meanwhile other protections may have been registered.
+            # While a group waited in the queue, other protections may have been registered.
             if task.group.code != self._code(task.endpoint.pool):
                 raise DecodeError("the group's code is no longer the pool's")
             assert task.row is not None
@@ -340,7 +339,7 @@ class Driver:
         return prediction_request(payload, target, wants_raw, secret)
 
     def _expected_confidence(self, task: Task, raw: Array) -> float | None:
-        """The confidence of a decoded output. What looks as nothing in training did must not cost the answer."""
+        """The confidence of a decoded output; None if it fails, which must not cost the client its answer."""
         group = task.group
         assert group is not None
         plan = self._plan.pools.get(task.endpoint.pool)
@@ -350,7 +349,7 @@ class Driver:
         try:
             return plan.confidence.of(raw, pattern_of(plan.code, have, group.covers))
         except Exception:
-            log.exception("the confidence of %r could not be told", task)
+            log.exception("the confidence of %r could not be computed", task)
             return None
 
     def _code(self, pool: str) -> ErasureCode | None:
@@ -362,12 +361,12 @@ class Driver:
         return None if plan is None else plan.row_errors
 
     def _on_result(self, task: Task, result: Result) -> None:
-        """Tell the engine what came of a task, whatever happens: its place depends on it."""
+        """Report to the engine how a task ended, whatever happens: otherwise its place would be lost."""
         if isinstance(result, Stream):
             stream = asyncio.get_running_loop().create_task(self._stream(task, result))
             self._streams.add(stream)
             stream.add_done_callback(self._streams.discard)
-            # A task that is cancelled before it begins does nothing, not even tidy up.
+            # An asyncio task that is cancelled before it starts runs no code, so the callback closes the stream.
             stream.add_done_callback(lambda _: result.close())
             return
         outcome: Outcome
@@ -388,7 +387,7 @@ class Driver:
         self._task_ended(task, outcome)
 
     def _sent_our_key(self, task: Task) -> bool:
-        """Whether a key that was refused was the proxy's own. A client's own is judged, and that is its answer."""
+        """Whether a refused key was the proxy's. If it was the client's, the refusal is the client's answer."""
         target = self._plan.targets.get(task.endpoint.name)
         address = None if target is None else self._addresses.get(target.instance)
         if address is None or not address.token:
@@ -399,7 +398,7 @@ class Driver:
         return payload is None or not address.checks_client_key(payload.request)
 
     def _internal_error(self, task: Task) -> None:
-        """Not a failure of the instance but of this program. The place must come back all the same."""
+        """An error in this program, not in the instance. The place must become free all the same."""
         log.exception("task %r could not be carried out", task)
         self._task_ended(task, Failed("internal error of the proxy", retry=False))
 
@@ -414,7 +413,7 @@ class Driver:
             log.info("%r failed: %s", task, outcome.reason)
             if task.kind is Kind.FINISH:
                 self._metrics.finish_failures.add()
-            if outcome.cause is Cause.MISSING:  # what is registered there next may have other weights
+            if outcome.cause is Cause.MISSING:  # a model registered there next may have other weights
                 self._on_missing()
         if not self._closed:
             self._carry_out(self.scheduler.task_done(task, outcome, self._loop.time()))
@@ -437,7 +436,7 @@ class Driver:
         if task.kind is not Kind.DEPLOYED:
             return Failed("the answer is streamed, which cannot be decoded", retry=False)
         failure = classify(Response(stream.status, stream.phrase, stream.headers, b""))
-        if failure is not None:  # a gateway's page, too long to be kept
+        if failure is not None:  # a gateway's error page that is too long to be kept
             return failure
         if 200 <= stream.status < 300 and self._code(task.endpoint.pool) is not None:
             self._on_streaming(task.endpoint.pool)
@@ -459,7 +458,7 @@ class Driver:
     # ---- for the access log ----------------------------------------------------------------------------------------
 
     def _log_task_end(self, task: Task, outcome: Outcome, access: AccessLog) -> None:
-        """What its query's line cannot say: how long a task took that fails, or that ends when the query has."""
+        """Log what the query's own line cannot: a task that failed, or that ended after its query."""
         _, sent_at = self._sent.pop(task.id)
         query = task.query
         assert query is not None
@@ -495,7 +494,7 @@ class Driver:
         return self._with_other_tasks(entry, query, task)
 
     def _entry_of_failure(self, query: Query, outcome: str, task: Task | None) -> AccessEntry:
-        """`task`: its last attempt, if that has ended."""
+        """`task`: the query's last attempt, if that has ended."""
         where = _asked_endpoints(query) if task is None else task.endpoint.name
         entry = AccessEntry(outcome, where, query.pool, None, query.attempts, None, None, query.first_cause or None)
         return self._with_other_tasks(entry, query, task)
@@ -503,7 +502,7 @@ class Driver:
     def _with_other_tasks(self, entry: AccessEntry, query: Query, task: Task | None) -> AccessEntry:
         entry.query = query.id
         entry.others = cast(QueryPayload, query.payload).failed or ()
-        if query.in_flight:  # seldom: it was answered otherwise, or its answer is a stream
+        if query.in_flight:  # rare: something else answered it, or its answer is a stream
             now = time.monotonic()
             out = [(other, at) for other, at in self._sent.values() if other.query is query and other is not task]
             entry.others = [*entry.others, *(_other_task(other, now - at, False) for other, at in out)]
@@ -512,7 +511,7 @@ class Driver:
     # ---- time ------------------------------------------------------------------------------------------------------
 
     def _arm(self) -> None:
-        """A timer that has become too early stays: it finds nothing due and arms anew; to move it would cost more."""
+        """Set the timer for the next deadline. A timer that is too early stays: moving it costs more than a tick."""
         at = self.scheduler.next_deadline()
         if at >= self._timer_at:
             return
@@ -547,7 +546,7 @@ def _other_task(task: Task, at_least_s: float, failed: bool) -> OtherTask:
 
 
 def _asked_endpoints(query: Query) -> str | None:
-    """The endpoints that have it, or have failed it."""
+    """The endpoints that have the query, or have failed it."""
     return ", ".join(f"{instance}/{query.pool}" for instance in sorted(query.avoid)) or None
 
 
@@ -577,7 +576,7 @@ def _compared(pair: Compare, answers: ResponseComparer, tolerance: float | None)
 
 
 def _protection_work(task: Task, target: Target) -> float:
-    """In deployed inferences: as measured, else one for a parity model and one for each query of a backup."""
+    """In deployed inferences: as measured, otherwise 1 for a parity model and 1 for each query of a backup."""
     group = task.group
     assert group is not None
     backup = group.code.family == Family.BACKUP
@@ -590,7 +589,9 @@ def _decode(task: Task, errors: RowErrors | None) -> Array:
     group, slot = task.group, task.slot
     assert group is not None
     assert slot is not None
-    others = {member: own for member, own in group.have.items() if member != slot}  # on trial, it may have arrived
+    others = {
+        member: own for member, own in group.have.items() if member != slot
+    }  # on trial, its own answer may have arrived
     have, protections = _values(others), _values(group.protections)
     roundoff = max(value.roundoff for value in (*have.values(), *protections.values()))
     return cast(ErasureCode, group.code).decode(slot, _raws(have), _raws(protections), group.covers, roundoff, errors)

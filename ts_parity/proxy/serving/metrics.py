@@ -1,7 +1,8 @@
-"""What Prometheus may know. One registry per proxy, base units, few label values and no ids.
+"""The Prometheus metrics. One registry per proxy, base units, few label values and no ids.
 
-Counting is adding to a plain number; families are made of the numbers when somebody asks. Knows names and numbers; is
-told by the driver what happened and reads gauges from the engine when it is asked.
+To count is to add to a plain number; Prometheus' objects are made from these numbers when `/metrics` is read. The
+driver counts events; gauges are read from the engine's snapshot at that moment. Knows names and numbers. Knows nothing
+of queries or tasks.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from prometheus_client.registry import Collector
 from ts_parity.engine import Standing
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-# From a small model's millisecond to TorchServe's own patience; fine where tails are decided.
+# From a small model's millisecond to TorchServe's own timeout; finest where tails lie.
 _SECONDS: Final = (
     0.001,
     0.0025,
@@ -49,7 +50,7 @@ class Counter:
 
     def __init__(self, name: str, text: str, labels: Sequence[str] = ()) -> None:
         self._name, self._text, self._labels = name, text, labels
-        # Without labels there is one number, and it is there from the start.
+        # Without labels there is one number, which exists from the start.
         self._values: dict[tuple[str, ...], float] = {} if labels else {(): 0.0}
 
     def add(self, *labels: str, by: float = 1.0) -> None:
@@ -90,7 +91,7 @@ class Histogram:
 
 
 class Metrics(Collector):
-    """Counters and histograms, and the gauges that `snapshot` (the engine's) holds at the moment of asking."""
+    """Counters and histograms, and gauges from the engine's `snapshot` at the moment of reading."""
 
     def __init__(
         self,
@@ -191,7 +192,7 @@ class Metrics(Collector):
 
 
 def _of_endpoints(endpoints: Mapping[str, Mapping[str, Any]]) -> Iterable[Metric]:
-    """As many label values as the fleet has endpoints now; those of one that is gone go with it."""
+    """One series per endpoint of the present fleet; those of removed endpoints disappear."""
     labels = ["pool", "endpoint"]
     out = GaugeMetricFamily(
         "ts_parity_endpoint_out",

@@ -1,6 +1,6 @@
-"""Which model a path of TorchServe's inference API speaks of, by TorchServe's own rules.
+"""Which model a path of TorchServe's inference API names, by TorchServe's own rules.
 
-Pure. Knows paths; knows nothing of which models there are or who serves them.
+Pure. Knows paths. Knows nothing of which models there are or which instances serve them.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import parse_qs, quote, unquote
 
-# Clients ask for the same few paths again and again.
+# Clients use the same few paths again and again.
 _REMEMBERED = 1024
 _LONGEST = 256
-"""What is longer is not remembered, or a few clients could fill the memory."""
+"""Longer paths are not cached, or a few clients could fill the memory."""
 _MODEL_FIRST = frozenset({"predictions", "explanations"})
 _BROKEN_ESCAPE = re.compile("%(?![0-9A-Fa-f]{2})")
 
 
 @dataclass(frozen=True)
-class Prediction:
+class PredictionRoute:
     """`/predictions/{model}[/{version}[/extra...]]`. `extra` is escaped, with its leading slash, or empty."""
 
     model: str
@@ -27,13 +27,13 @@ class Prediction:
     extra: str
 
 
-def prediction(method: str, path: str) -> Prediction | None:
-    """The prediction this request asks for, or None. OPTIONS asks for a description instead."""
+def prediction_route(method: str, path: str) -> PredictionRoute | None:
+    """The prediction that this request asks for, or None. OPTIONS asks for a description instead."""
     return (_prediction if len(path) <= _LONGEST else _prediction.__wrapped__)(method, path)
 
 
 @lru_cache(_REMEMBERED)
-def _prediction(method: str, path: str) -> Prediction | None:
+def _prediction(method: str, path: str) -> PredictionRoute | None:
     segments = _segments(path)
     if method == "OPTIONS" or len(segments) < 2 or segments[0] != "predictions":
         return None
@@ -42,7 +42,7 @@ def _prediction(method: str, path: str) -> Prediction | None:
         return None
     version = segments[2] if len(segments) > 2 else None
     extra = "".join(f"/{quote(segment, safe='')}" for segment in segments[3:])
-    return Prediction(segments[1], version, extra)
+    return PredictionRoute(segments[1], version, extra)
 
 
 def model_named(path: str, query_string: str) -> str | None:
@@ -73,8 +73,8 @@ def _model_named(path: str, query_string: str) -> str | None:
 
 
 def prediction_target(model: str, version: str, extra: str = "", query_string: str = "") -> str:
-    """The path to send. With a version it means the same on every instance, whatever their defaults are. Without one,
-    an empty text, TorchServe's own metrics count it as what its client has asked for.
+    """The path to send. With a version it means the same on every instance, whatever their defaults are. Without one
+    (an empty text), TorchServe's own metrics count it as the client has asked for it.
     """
     path = _path(model, version)
     return f"{path}{extra}?{query_string}" if query_string else path + extra
@@ -92,7 +92,7 @@ def url_path(extra: str) -> str:
 
 
 def _segments(path: str) -> list[str]:
-    """As TorchServe reads it: less a fragment, unescaped, and only then taken apart. A broken escape leaves nothing."""
+    """As TorchServe does it: drop the fragment, unescape, then split. A broken escape gives no segments."""
     if _BROKEN_ESCAPE.search(path):
         return []
     segments = unquote(path.partition("#")[0]).split("/")[1:]

@@ -1,7 +1,8 @@
-"""Answers one request: predictions of deployed models through the engine, everything else passed through.
+"""Handles one request: predictions of deployed models go through the engine, everything else is passed through.
 
-Knows routes, the plan and the control headers. Knows nothing of client sockets, of how tasks are carried out, or of
-TorchServe's management API.
+Also decides what becomes of a request for a model that is not known (discovery runs first), not READY, or gone while
+its query waited. Knows routes, the plan and the control headers. Knows nothing of client sockets, of how tasks are
+carried out, or of TorchServe's management API.
 """
 
 from __future__ import annotations
@@ -37,16 +38,16 @@ from ts_parity.proxy.http.streams import Stream
 from ts_parity.proxy.http.upstream import Address, Exchange, Result, Upstream, error_fields, from_gateway
 from ts_parity.proxy.serving.driver import RETRY_AFTER_S, Driver, QueryResult
 from ts_parity.proxy.serving.metrics import Metrics
-from ts_parity.proxy.serving.routes import Prediction, model_named, prediction
+from ts_parity.proxy.serving.routes import PredictionRoute, model_named, prediction_route
 from ts_parity.proxy.serving.tasks import QueryPayload
 from ts_parity.wire import CONFIDENCE, DEADLINE_MS, EXACT, SOURCE, Headers
 
 log = logging.getLogger(__name__)
 
-# TorchServe itself speaks to handlers with these: they decide which of its functions runs.
+# TorchServe itself sets these: they decide which of the handler's functions runs.
 _ALWAYS_GROUP_BY = ("explain", "describe")
 _MAX_DEADLINE_S = 24 * 3600.0
-# So long a request for an unknown model waits for the instances to say what they host.
+# A request for an unknown model waits this long for discovery.
 _DISCOVERY_WAIT_S = 1.0
 _WARMED_EVERY_S = 10.0
 _NOT_RUN = frozenset({"InvalidKeyException", "ModelNotFoundException", "ModelVersionNotFoundException"})
@@ -62,7 +63,7 @@ class Responder(Protocol):
 
 
 class Service:
-    """The proxy's answer to everything, given a plan of the fleet."""
+    """Handles requests according to the current plan."""
 
     def __init__(
         self,
@@ -82,14 +83,14 @@ class Service:
         self._plan = Plan()
         self._addresses: Mapping[str, Address] = {}
         self._probed: set[str] = set()
-        """Instances that are not known to serve, and have a request all the same, one at a time."""
+        """Instances that are not known to serve and have one request all the same."""
         self._warmed_at: dict[str, float] = {}
 
     def change_fleet(self, plan: Plan, addresses: Mapping[str, Address]) -> None:
         self._plan, self._addresses = plan, addresses
 
     def handle(self, request: Request, responder: Responder) -> None:
-        """Never raises for what can go wrong with a request: errors are answers in TorchServe's shape."""
+        """Respond, now or later. Never raises for a bad request: errors are responses in TorchServe's shape."""
         exact, deadline_s = False, None
         if request.controls:
             try:
@@ -99,38 +100,38 @@ class Service:
                 responder.respond(_identified(error_response(error), request))
                 return
         path, _, query_string = request.target.partition("?")
-        asked = prediction(request.method, path)
-        pool = None if asked is None else self._pool(asked)
-        if asked is not None and pool is not None and pool in self._plan.serving:
-            self._predict(pool, asked, request, exact, deadline_s, responder)
+        route = prediction_route(request.method, path)
+        pool = None if route is None else self._pool(route)
+        if route is not None and pool is not None and pool in self._plan.serving:
+            self._predict(pool, route, request, exact, deadline_s, responder)
             return
-        model = asked.model if asked is not None else model_named(path, query_string)
-        passed = _PassThrough(request, model, responder, asked, exact, deadline_s)
-        if model is None or (asked is None and model in self._plan.hosts):
+        model = route.model if route is not None else model_named(path, query_string)
+        passed = _PassThrough(request, model, responder, route, exact, deadline_s)
+        if model is None or (route is None and model in self._plan.hosts):
             self._pass_through(passed)
         elif not self._is_refused(passed):
-            if self._plan.unauthorized:  # a look would tell no more of those: nobody waits for it
+            if self._plan.unauthorized:  # discovery cannot see what those host, so the request does not wait for it
                 self._discover()
                 self._pass_through(passed)
             else:
                 self._wait_for_discovery(passed)
 
-    def _pool(self, asked: Prediction) -> str | None:
-        version = asked.version or self._plan.versions.get(asked.model)
-        pool = None if version is None else pool_name(asked.model, version)
+    def _pool(self, route: PredictionRoute) -> str | None:
+        version = route.version or self._plan.versions.get(route.model)
+        pool = None if version is None else pool_name(route.model, version)
         return pool if pool in self._plan.pools else None
 
-    # ---- models that nobody is known to serve ----------------------------------------------------------------------
+    # ---- models that no instance is known to serve -----------------------------------------------------------------
 
     def _is_refused(self, passed: _PassThrough) -> bool:
-        """A protection is not for clients, and a model whose instances are all down is not unknown."""
-        model, asked, plan = passed.model, passed.asked, self._plan
+        """Respond with an error if it is a protection, or if all instances of the model are down. -> whether it was."""
+        model, route, plan = passed.model, passed.route, self._plan
         assert model is not None
         if model in plan.protections and model not in plan.hosts:
             not_found = torchserve_error(404, "ModelNotFoundException", f"Model not found: {model}")
             passed.responder.respond(_identified(not_found, passed.request))
             return True
-        pool = pool_name(model, asked.version) if asked is not None and asked.version else None
+        pool = pool_name(model, route.version) if route is not None and route.version else None
         if model in plan.missing or pool in plan.missing:
             self._metrics.passed_through.add("unavailable")
             cause = "; ".join(self._plan.problems)
@@ -141,8 +142,8 @@ class Service:
         return False
 
     def _wait_for_discovery(self, passed: _PassThrough) -> None:
-        """It may have been registered, or become READY, since the last look: a client that did so need not pause. An
-        instance that is slow to say what it has holds nobody up for long.
+        """The model may have been registered, or become READY, since the last discovery; a client that has just
+        registered it need not pause. A slow instance delays the request only briefly.
         """
         discover = self._discover()
         timer = self._loop.call_later(_DISCOVERY_WAIT_S, self._after_discovery, passed)
@@ -155,12 +156,12 @@ class Service:
             return
         passed.timer.cancel()
         passed.timer = None
-        asked = passed.asked
-        pool = None if asked is None else self._pool(asked)
+        route = passed.route
+        pool = None if route is None else self._pool(route)
         if passed.fallback is not None and pool == passed.fallback[0] and pool not in self._plan.serving:
             _respond(passed.responder, passed.request, passed.fallback[1])
             return
-        if asked is None or pool is None:
+        if route is None or pool is None:
             if not self._is_refused(passed):
                 self._pass_through(passed)
             return
@@ -173,10 +174,10 @@ class Service:
                 self._pass_through(passed)
                 return
         final = passed.fallback is not None
-        self._predict(pool, asked, passed.request, passed.exact, passed.deadline_s, passed.responder, final)
+        self._predict(pool, route, passed.request, passed.exact, passed.deadline_s, passed.responder, final)
 
     def _warm(self, pool: str, request: Request) -> None:
-        """Once in a while a copy of a query, for whose answer nobody waits, goes where it may be what READY needs."""
+        """Occasionally send a copy of a query to instances whose workers may need one to become READY."""
         plan, never = self._plan.pools[pool], self._plan.pools[pool].never_code
         if REFUSED in plan.verdicts or not self._driver.may_copy(pool):
             return
@@ -201,28 +202,28 @@ class Service:
     def _predict(
         self,
         pool: str,
-        asked: Prediction,
+        route: PredictionRoute,
         request: Request,
         exact: bool,
         deadline_s: float | None,
         responder: Responder,
         final: bool = False,
     ) -> None:
-        """`once`: what becomes of it is its answer, even if the model has gone meanwhile."""
+        """`final`: the result is the response, even if the model has gone meanwhile."""
         plan = self._plan.pools[pool]
-        # The answer to HEAD has no body, so there is no raw output behind it and nothing to rebuild. And a client whose
-        # key TorchServe is to judge gets TorchServe's answer: a rebuilt one would be had with the proxy's.
+        # A response to HEAD has no body, so it has no raw output and nothing can be rebuilt. And a client whose key
+        # TorchServe must check gets TorchServe's answer: a rebuilt one would come with the proxy's key.
         uncoded = plan.code is None or request.method == "HEAD" or self._is_judged(request)
-        key = None if uncoded else self._key(asked, request)
+        key = None if uncoded else self._key(route, request)
         if key is not None and plan.never_code is not None and plan.never_code.covers(request.headers, request.body):
             key = None
         if final or not plan.repeatable:
             client = partial(_respond, responder, request)
         else:
             ends_at = None if deadline_s is None else self._loop.time() + deadline_s
-            client = partial(self._respond_or_rediscover, pool, asked, request, exact, ends_at, responder)
+            client = partial(self._respond_or_rediscover, pool, route, request, exact, ends_at, responder)
         query = self._driver.predict(
-            pool, QueryPayload(request, asked.extra, asked.version is None), key, client, exact, deadline_s
+            pool, QueryPayload(request, route.extra, route.version is None), key, client, exact, deadline_s
         )
         if query.open:
             responder.on_disconnect = partial(self._abandon, responder, query)
@@ -232,21 +233,22 @@ class Service:
     def _respond_or_rediscover(
         self,
         pool: str,
-        asked: Prediction,
+        route: PredictionRoute,
         request: Request,
         exact: bool,
         ends_at: float | None,
         responder: Responder,
         result: QueryResult,
     ) -> None:
-        """Its version may have gone under it, and another may be the default by now. Or the same one is back: while a
-        fleet is replaced in turn, each instance may lack it just when this query comes. Then it is asked anew, once.
+        """If no instance has the version any more, discover and send the query once more. Another version may be the
+        default by now, or the same one may be back: while instances are replaced one by one, each may lack the model
+        just when the query reaches it.
         """
         left_s = None if ends_at is None else ends_at - self._loop.time()
         if not result.missing or (left_s is not None and left_s <= 0):
             _respond(responder, request, result)
             return
-        passed = _PassThrough(request, asked.model, responder, asked, exact, left_s)
+        passed = _PassThrough(request, route.model, responder, route, exact, left_s)
         passed.fallback = pool, result
         self._wait_for_discovery(passed)
 
@@ -258,17 +260,17 @@ class Service:
             each.checks_client_key(request) for each in self._addresses.values()
         )
 
-    def _key(self, asked: Prediction, request: Request) -> Hashable:
-        """Queries share a group only if the model computes the same function for them. (TorchServe drops the query
-        string of predictions, so that is no difference.)
+    def _key(self, route: PredictionRoute, request: Request) -> Hashable:
+        """Queries share a group only if the model computes the same function for them, so only if this key is equal.
+        (TorchServe drops the query string of predictions, so it is no part of the key.)
         """
         found: dict[str, str] | None = None
         for name, value in request.headers:
             lower = name.lower()
             if lower in self._group_by:
                 found = {} if found is None else found
-                found[lower] = value  # the last one of that name, as TorchServe's own map keeps it
-        return asked.extra if found is None else (asked.extra, *sorted(found.items()))
+                found[lower] = value  # the last one of that name, which is the one that TorchServe keeps
+        return route.extra if found is None else (route.extra, *sorted(found.items()))
 
     # ---- everything else -------------------------------------------------------------------------------------------
 
@@ -280,7 +282,7 @@ class Service:
             passed.responder.respond(passed.page)
         else:
             self._metrics.passed_through.add("unavailable")
-            # Why is for operators: problems name addresses, and say what the operating system said.
+            # The cause is for operators only: it names addresses and quotes the operating system.
             tried, cause = passed.tried, passed.cause or "; ".join(self._plan.problems)
             passed.responder.entry = AccessEntry(ERROR, ", ".join(tried) or None, attempts=len(tried), cause=cause)
             error = Unavailable("no instance can be reached", RETRY_AFTER_S)
@@ -294,7 +296,7 @@ class Service:
             self._probed.add(instance)
         exchange = self._upstream.send(self._addresses[instance], passed.request, partial(self._on_result, passed))
         passed.responder.on_disconnect = partial(self._on_disconnect, passed, exchange)
-        if passed.asked is not None:  # a prediction has a deadline, whoever carries it out
+        if passed.route is not None:  # a prediction has a deadline, passed through or not
             given = passed.deadline_s
             wait_s = self._driver.scheduler.policy.deadline_s if given is None else given
             passed.timer = self._loop.call_later(wait_s, self._on_deadline, passed, exchange)
@@ -316,7 +318,7 @@ class Service:
             self._probed.discard(passed.instance)
         if isinstance(result, Response):
             if from_gateway(result):
-                # As for a prediction: the instance behind it is in trouble, and another may not be.
+                # As for a prediction: the instance behind the gateway is in trouble, and another may not be.
                 passed.failed(f"{result.status} from a gateway")
                 passed.page = result
                 if self._may_be_repeated(passed.model):
@@ -329,8 +331,8 @@ class Service:
                 passed.page = passed.page or result
                 self._pass_through(passed)
                 return
-            if passed.asked is not None and result.status < 300:
-                self._discover()  # somebody does serve it
+            if passed.route is not None and result.status < 300:
+                self._discover()  # an instance does serve it
             self._metrics.passed_through.add("answered")
             answer = result
         elif isinstance(result, Stream):
@@ -357,12 +359,13 @@ class Service:
         passed.responder.respond(answer)
 
     def _may_be_repeated(self, model: str | None) -> bool:
-        """A gateway does not say whether the instance behind it has run what was asked."""
+        """Whether the request may be sent again: a gateway does not say whether the instance has run it."""
         return all(pool.repeatable for pool in self._plan.pools.values() if pool.model == model)
 
     def _candidate(self, model: str | None, tried: Sequence[str]) -> str | None:
-        """The least busy one not tried yet, of those that host the model, or may, or of all that are up. If none is,
-        one that only a gateway says is down; but no more than a request at a time.
+        """The instance with the fewest outstanding requests that was not tried yet: of those that host the model, else
+        that may host it, else of all that are up. If none is up, one that only a gateway calls down, one request at a
+        time.
         """
         hosts = () if model is None else self._plan.hosts.get(model, ()) or self._plan.unauthorized
         best, least = None, 0
@@ -378,10 +381,9 @@ class Service:
 
 
 class _PassThrough:
-    """A request that is passed through, and who has refused the connection so far."""
+    """A request that is passed through, and the instances tried so far."""
 
     __slots__ = (
-        "asked",
         "cause",
         "deadline_s",
         "exact",
@@ -393,6 +395,7 @@ class _PassThrough:
         "probes",
         "request",
         "responder",
+        "route",
         "timer",
         "tried",
     )  # fmt: skip
@@ -402,29 +405,29 @@ class _PassThrough:
         request: Request,
         model: str | None,
         responder: Responder,
-        asked: Prediction | None,
+        route: PredictionRoute | None,
         exact: bool,
         deadline_s: float | None,
     ) -> None:
         self.request = request
         self.model = model
         self.responder = responder
-        self.asked = asked
+        self.route = route
         self.exact = exact
         self.deadline_s = deadline_s
         self.instance = ""
         self.is_late = False
         self.probes = False
-        """Its instance is not known to serve, so it is the only one there."""
+        """Its instance is not known to serve, so no other request may go there meanwhile."""
         self.tried: list[str] = []
         self.cause = ""
-        """What went wrong first."""
+        """The first thing that went wrong."""
         self.page: Response | None = None
-        """What a gateway said, for want of a better answer."""
+        """A gateway's error page, used if no instance gives a better response."""
         self.fallback: tuple[str, QueryResult] | None = None
-        """The pool that was gone when its turn came, and what it would have been told."""
+        """The pool that was gone when the query was sent, and its result, used unless the pool is back."""
         self.timer: TimerHandle | None = None
-        """Of its wait for a look at the fleet, then of its deadline."""
+        """For its wait for discovery, then for its deadline."""
 
     def failed(self, reason: str) -> None:
         self.tried.append(self.instance)
@@ -437,7 +440,7 @@ class _PassThrough:
 
 
 def _was_not_run(response: Response) -> bool:
-    """It is another instance's key, or another has the model."""
+    """The key or the model may belong to another instance, so nothing was run here."""
     return response.status in (400, 404) and error_fields(response)[0] in _NOT_RUN
 
 
@@ -446,7 +449,7 @@ def _identified(response: Response, request: Request) -> Response:
 
 
 def _respond(responder: Responder, request: Request, result: QueryResult) -> None:
-    """What the driver brings, as an answer that says where it came from."""
+    """Respond with the driver's result, and name its source in a header."""
     answer, source = result.answer, result.source
     responder.entry = result.entry
     if isinstance(answer, Unavailable):

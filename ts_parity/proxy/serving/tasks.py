@@ -1,7 +1,7 @@
-"""What each kind of task says on the wire, and what its reply means.
+"""What each kind of task sends to an instance, and what the response means.
 
-Pure: requests out of queries and groups, outcomes out of replies. Knows frames, tails and control headers; knows
-nothing of sockets, time or which endpoint is chosen.
+Pure: makes requests from queries and groups, and outcomes from responses. Knows frames, raw tails and control headers.
+Knows nothing of sockets, of time, or of which endpoint is chosen.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ from ts_parity.wire import (
 _FRAME_HEADERS: Headers = (("Content-Type", FRAME_TYPE),)
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,256}")
 _VALUE = re.compile(r"[\t -~\x80-\xff]{0,8192}")
-# Of TorchServe's own headers on the reply to a group, these would stand on an ordinary answer too.
+# The headers that TorchServe's frontend puts on the response to a group and would put on an ordinary answer too.
 _FRONTEND_HEADERS = frozenset({"x-request-id", "pragma", "cache-control", "expires"})
 
 
 @final
 class QueryPayload:
-    """A query's payload: the client's request less control headers, and what followed the version in its path.
-    `unversioned`: there was none.
+    """What the driver keeps of a query: the client's request without control headers, and what followed the version in
+    its path. `unversioned`: the path named no version.
     """
 
     __slots__ = ("extra", "failed", "request", "service_s", "unversioned")
@@ -72,25 +72,25 @@ class QueryPayload:
         self.extra = extra
         self.unversioned = unversioned
         self.failed: list[OtherTask] | None = None
-        """Its attempts that failed, if somebody logs them."""
+        """Its failed attempts, if there is an access log."""
         self.service_s: float | None = None
-        """How long the task took that answered it, likewise."""
+        """How long the task took that answered it, if there is an access log."""
 
 
 @final
 class TaskResult:
-    """What a task brought: the reply, and what was taken out of it. The driver keeps it in `task.value`."""
+    """What a task brought: the response, and what was parsed from it. The driver keeps it in `task.value`."""
 
     __slots__ = ("_body", "_tail", "confidence", "frame", "response")
 
     def __init__(
         self, response: Response | None = None, frame: Frame | None = None, body: bytes = b"", tail: Tail | None = None
     ) -> None:
-        """`tail`: where in `body`, the whole of what came, the raw output is; it is read only if it is needed."""
+        """`tail`: where in `body`, the whole body received, the raw output is; it is read only when needed."""
         self.response = response
         self.frame = frame
         self.confidence: float | None = None
-        """Of a finished answer: what is expected of the raw output that it was made from."""
+        """Of a finished answer: the confidence of the raw output that it was made from."""
         self._body = body
         self._tail = tail
 
@@ -102,13 +102,13 @@ class TaskResult:
 
     @property
     def roundoff(self) -> float:
-        """Of the dtype the raw output was computed in; 0 where that is the one it came in."""
-        said = self.frame.computed_in if self.frame is not None else self._tail.computed_in if self._tail else ""
-        return ROUNDOFF[said] if said else 0.0
+        """Of the dtype that the raw output was computed in; 0 if it arrived in that dtype."""
+        dtype = self.frame.computed_in if self.frame is not None else self._tail.computed_in if self._tail else ""
+        return ROUNDOFF[dtype] if dtype else 0.0
 
 
 def prediction_request(payload: QueryPayload, target: Target, raw: bool, secret: str) -> Request:
-    """The client's own request. With `raw`, the worker is asked for the model's raw output behind the answer."""
+    """The client's own request. With `raw`, the worker appends the model's raw output to its answer."""
     request = payload.request
     version = "" if payload.unversioned and target.default else target.version
     path = prediction_target(target.model, version, payload.extra, request.query_string)
@@ -130,7 +130,7 @@ def finish_request(payload: QueryPayload, raw: Array, target: Target, secret: st
 
 
 def read_prediction(result: Response | NoResponse) -> tuple[Outcome, TaskResult]:
-    """The ordinary answer, and the raw tail if there is one. The tail never reaches the client."""
+    """The ordinary answer, and the raw tail if there is one. Clients never get the tail."""
     if isinstance(result, NoResponse):
         return Failed(result.reason, cause=result.cause), TaskResult()
     failure = classify(result)
@@ -142,15 +142,15 @@ def read_prediction(result: Response | NoResponse) -> tuple[Outcome, TaskResult]
     try:
         tail = find_tail(result.body, described)
     except MalformedTail as error:
-        # Where the ordinary body ends is unknown now, so there is no answer in it.
+        # Without the tail's start the end of the ordinary body is unknown, so there is no answer in it.
         return Failed(str(error)), TaskResult()
     return ARRIVED_RAW, TaskResult(_ordinary(result, tail.offset), None, result.body, tail)
 
 
 def _ordinary(response: Response, length: int) -> Response:
-    """What the answer would have been without the tail: its length is corrected where it stands."""
-    said = str(length)
-    headers = tuple([(name, said if header_flags(name) & LENGTH else value) for name, value in response.headers])
+    """The answer as it would be without the tail: its length is corrected in place."""
+    text = str(length)
+    headers = tuple([(name, text if header_flags(name) & LENGTH else value) for name, value in response.headers])
     block = None
     if response.block is not None:
         whole = b"\r\ncontent-length: %d" % len(response.body)  # as TorchServe spells it
@@ -164,7 +164,7 @@ def read_protection(
 ) -> tuple[Outcome, TaskResult]:
     """A group's answer: one raw parity output, or one ordinary answer per slot. `sent`: the slots with a member.
 
-    What does not belong to this group, or is not finite, protects nobody.
+    An answer that does not fit this group, or is not finite, is a failure.
     """
     failure = _no_answer(result)
     if failure is not None:
@@ -187,7 +187,7 @@ def read_protection(
 
 
 def _is_answer(part: Part) -> bool:
-    """Good, and fit to be written as it is: a frontend would have refused to write names and values that are none."""
+    """A success whose headers are valid: TorchServe's frontend would have refused to write invalid ones."""
     return 200 <= part.status < 300 and _are_headers(part.headers) and _VALUE.fullmatch(part.phrase) is not None
 
 
@@ -197,7 +197,7 @@ def _are_headers(headers: Headers) -> bool:
 
 
 def read_finish(result: Response | NoResponse) -> tuple[Outcome, TaskResult]:
-    """An error is not an answer here: it may be about the operation, and the query's own task may still bring one."""
+    """Here an error is no answer: it may be about the operation, and the query's own task may still bring one."""
     failure = _no_answer(result)
     if failure is not None:
         return failure
@@ -206,7 +206,7 @@ def read_finish(result: Response | NoResponse) -> tuple[Outcome, TaskResult]:
 
 
 def slot_response(value: TaskResult, slot: int) -> Response:
-    """An ordinary answer out of a backup's frame, with the headers the frontend would have put on it."""
+    """An ordinary answer from a backup's frame, with the headers that the frontend would have added."""
     assert value.frame is not None
     assert value.response is not None
     part = value.frame.slots[slot]
@@ -226,7 +226,7 @@ def slot_response(value: TaskResult, slot: int) -> Response:
 
 
 def slot_confidence(value: TaskResult, slot: int) -> float | None:
-    """What a backup says of its own answer."""
+    """The confidence that a backup reports for its own answer."""
     part = None if value.frame is None else value.frame.slots[slot]
     return None if part is None else from_header(header(part.headers, CONFIDENCE))
 
@@ -249,7 +249,7 @@ def _control(operation: str, secret: str) -> Headers:
 
 @lru_cache(16)
 def _as_lines(operation: str, secret: str) -> bytes:
-    """The control headers as they follow a block."""
+    """The control headers as bytes that follow a block."""
     return b"\r\n" + as_block(_control(operation, secret))
 
 
