@@ -187,6 +187,49 @@ MUTANTS = [
         "if not pool.protecting:\n                    self.proving",
         "if False:\n                    self.proving",
     ),
+    _engine(
+        "a lossless protection may answer differently from the model",
+        "trust",
+        "        if self.lossless:\n            return True\n",
+        "        if self.lossless:\n            return False\n",
+    ),
+    _engine(
+        "a protection is in use after its first comparison",
+        "trust",
+        "return self._compared >= (TRIAL_WHERE_QUIET if quiet else self._needed)",
+        "return True",
+    ),
+    _engine("an endpoint that comes back gets all its places at once", "health", "self.ramp = 1\n", "pass\n"),
+    _engine(
+        "an endpoint that fails each time it comes back is tried as often as at first",
+        "health",
+        "min(LONGEST_OUT, 2**self._returns)",
+        "1.0",
+    ),
+    _engine(
+        "where a fifth of the answers are late, late is usual",
+        "lateness",
+        "return min(_at(ordered, share), usual)",
+        "return _at(ordered, share)",
+    ),
+    _engine(
+        "a model and its protection on one machine take places at once",
+        "capacity",
+        "if self.in_flight >= self.endpoint.places or share.in_flight >= share.places:",
+        "if self.in_flight >= self.endpoint.places:",
+    ),
+    _engine(
+        "a finish goes to an endpoint that is gone",
+        "selection",
+        "if s in there and s.has_place()",
+        "if s.has_place()",
+    ),
+    _engine(
+        "a trial takes places from those who are served",
+        "selection",
+        "or 2 * host.in_flight <= host.instance.places else None",
+        "or True else None",
+    ),
     Mutant(
         "what hides behind its neighbours' rounding is decoded",
         "codes.py",
@@ -230,6 +273,62 @@ MUTANTS = [
         ("tests/training/test_recommend.py",),
     ),
     Mutant(
+        "what is scored is learned from too",
+        "training/split.py",
+        "np.flatnonzero(np.isin(contents, different[learned]))",
+        "np.arange(len(contents))",
+        ("tests/training/test_split.py",),
+    ),
+    Mutant(
+        "answers of one group count as if each told something of its own",
+        "training/intervals.py",
+        "        if self.together:\n",
+        "        if False:\n",
+        ("tests/training/test_intervals.py",),
+    ),
+    Mutant(
+        "of two slots that are lost together, one is there",
+        "training/evaluate.py",
+        "itertools.combinations(range(members), min(erased, members))",
+        "itertools.combinations(range(members), 1)",
+        ("tests/training/test_evaluate.py",),
+    ),
+    Mutant(
+        "an interrupted run goes on with other bodies",
+        "training/workshop.py",
+        '"inputs": _contents(bodies),',
+        '"inputs": "",',
+        ("tests/training/test_leaks.py",),
+    ),
+    Mutant(
+        "a confidence is judged by answers that it was fitted to",
+        "training/calibration.py",
+        "joined([*others, *folds[:place], *folds[place + 1 :]])",
+        "joined([*others, *folds])",
+        ("tests/training/test_calibration.py",),
+    ),
+    Mutant(
+        "rows that err alike are believed from two bodies on",
+        "training/weighing.py",
+        "believed = bodies / (bodies + HALF_BELIEVED)",
+        "believed = 1.0",
+        ("tests/training/test_weighing.py",),
+    ),
+    Mutant(
+        "networks learn from full groups only",
+        "training/goals.py",
+        "np.flatnonzero(rng.random(groups) < empty)",
+        "np.flatnonzero(rng.random(groups) < 0.0)",
+        ("tests/training/test_goals.py", "tests/training/test_training.py"),
+    ),
+    Mutant(
+        "the time of the whole group is called that of one answer",
+        "training/cost.py",
+        "one_s = statistics.mean(each_s)",
+        "one_s = sum(each_s)",
+        ("tests/training/test_cost.py",),
+    ),
+    Mutant(
         "a protection's measured cost is left out of the work",
         "proxy/serving/driver.py",
         "if target.cost is None:",
@@ -266,6 +365,62 @@ MUTANTS = [
         ("tests/proxy/serving/test_comparison.py",),
     ),
     Mutant(
+        "targets that climb above the root are passed on",
+        "proxy/http/request_line.py",
+        "        if depth < 0:\n",
+        "        if False:\n",
+        ("tests/proxy/http/test_request_line.py",),
+    ),
+    Mutant(
+        "where instances have many places no client is let in",
+        "proxy/http/descriptors.py",
+        "max(left, files // 8)",
+        "left",
+        ("tests/proxy/http/test_descriptors.py",),
+    ),
+    Mutant(
+        "a page may ask the admin port by a name of its own",
+        "proxy/operations/admin.py",
+        "if not _is_ours(host, name):",
+        "if False:",
+        ("tests/proxy/operations/test_admin.py",),
+    ),
+    Mutant(
+        "times of several processes are added up",
+        "proxy/operations/merge.py",
+        'if not _counts(family) and family.name.endswith("_seconds"):',
+        "if False:",
+        ("tests/proxy/operations/test_merge.py",),
+    ),
+    Mutant(
+        "queries that a header keeps apart share a group",
+        "proxy/serving/service.py",
+        "if lower in self._group_by:",
+        "if False:",
+        ("tests/proxy/serving/test_predictions.py",),
+    ),
+    Mutant(
+        "a body that must never be coded is",
+        "proxy/serving/service.py",
+        "if key is not None and plan.never_code is not None",
+        "if False and plan.never_code is not None",
+        ("tests/proxy/serving/test_predictions.py", "tests/proxy/test_promises.py", "tests/proxy/fleet/test_plan.py"),
+    ),
+    Mutant(
+        "a body that may have killed a worker is sent with its group all the same",
+        "proxy/serving/driver.py",
+        "if member is not None and slot in sent else None",
+        "if member is not None else None",
+        ("tests/proxy/serving",),
+    ),
+    Mutant(
+        "a protection made for other weights is used",
+        "proxy/fleet/plan.py",
+        "elif protects.weights and weights and protects.weights not in weights:",
+        "elif False:",
+        ("tests/proxy/fleet/test_plan.py",),
+    ),
+    Mutant(
         "an operation needs no secret",
         "worker/entry.py",
         "if index not in allowed:",
@@ -286,11 +441,137 @@ MUTANTS = [
         "if not any(operations):",
         ("tests/worker/test_operations.py", "tests/worker/test_requests.py"),
     ),
+    Mutant(
+        "a raw output that is not finite goes out",
+        "worker/operations.py",
+        " or not np.isfinite(raw).all():",
+        ":",
+        ("tests/worker/test_operations.py",),
+    ),
+    Mutant(
+        "a response may be larger than TorchServe bears",
+        "worker/operations.py",
+        "if len(answer.body) + raw.nbytes > self._max_response_size:",
+        "if False:",
+        ("tests/worker/test_operations.py",),
+    ),
+    Mutant(
+        "an answer with NaN in it is finished",
+        "worker/operations.py",
+        "if not_finite(answer.body):",
+        "if False:",
+        ("tests/worker/test_operations.py",),
+    ),
+    Mutant(
+        "requests of a batch are run apart although that makes a difference",
+        "worker/operations.py",
+        "self.verdict.state is VerdictState.CODABLE and self.verdict.alone is True",
+        "self.verdict.state is VerdictState.CODABLE",
+        ("tests/worker/test_operations.py",),
+    ),
+    Mutant(
+        "a handler that was refused is coded after its next good answer",
+        "worker/verdict.py",
+        "        if not self.refused:\n            self.state, self.reason = VerdictState.CODABLE, reason",
+        "        self.state, self.reason = VerdictState.CODABLE, reason",
+        ("tests/worker/test_verdict.py", "tests/worker/test_operations.py"),
+    ),
+    Mutant(
+        "an input of NaN is added to its neighbours",
+        "worker/encoders.py",
+        "if not bool(torch.isfinite(_tensor_at(call, place)).all())",
+        "if False",
+        ("tests/worker/test_encoders.py", "tests/worker/test_operations.py"),
+    ),
+    Mutant(
+        "half precision is added in half precision",
+        "worker/encoders.py",
+        "wide = torch.promote_types(dtype, torch.float32)",
+        "wide = dtype",
+        ("tests/worker/test_encoders.py",),
+    ),
+    Mutant(
+        "user code may change a raw output after it was taken",
+        "worker/outputs.py",
+        "_WIRE_DTYPES[tensor.dtype], copy=True)",
+        "_WIRE_DTYPES[tensor.dtype])",
+        ("tests/worker/test_outputs.py", "tests/worker/test_boundary.py"),
+    ),
+    Mutant(
+        "a percentile is told of a handful of samples",
+        "lab/report.py",
+        "if round((1 - share) * len(ordered), 6) < MIN_SAMPLES_BEYOND:",
+        "if not ordered:",
+        ("tests/lab/test_report.py",),
+    ),
+    Mutant(
+        "latency counts from when a query could be sent",
+        "lab/traffic.py",
+        "latency_s = time.monotonic() - self.origin - due_at",
+        "latency_s = time.monotonic() - self.origin - sent_at",
+        ("tests/lab/test_traffic.py",),
+    ),
+    Mutant(
+        "a client's patience begins when its query could be sent",
+        "lab/traffic.py",
+        "max(0.001, self.timeout_s - (sent_at - due_at))",
+        "self.timeout_s",
+        ("tests/lab/test_traffic.py",),
+    ),
+    Mutant(
+        "an instance is frozen twice at once",
+        "lab/faults.py",
+        "at += spell_s + rng.expovariate(1 / plan.mean_gap_s)",
+        "at += rng.expovariate(1 / plan.mean_gap_s)",
+        ("tests/lab/test_faults.py",),
+    ),
+    Mutant(
+        "an injector that ends leaves frozen what it froze",
+        "lab/faults.py",
+        "                spell.cancel()\n            self.thaw_all()",
+        "                spell.cancel()",
+        ("tests/lab/test_faults.py",),
+    ),
+    Mutant(
+        "a frozen machine works on",
+        "lab/simulate.py",
+        'if outage.kind == "frozen":\n                at = max(at, outage.ends_at)\n',
+        'if outage.kind == "frozen":\n',
+        ("tests/lab/test_simulate.py",),
+    ),
+    Mutant(
+        "machines beyond those that were seen are slow together with them",
+        "lab/spells.py",
+        "((index // len(seen) + begun) * 0.618034 % 1.0)",
+        "(begun * 0.618034 % 1.0)",
+        ("tests/lab/test_spells.py",),
+    ),
+    Mutant(
+        "a plan takes what loses too much where nothing was said of it",
+        "lab/plan.py",
+        'elif row["loss_each"] > MOST_LOSS and self.loss is None:',
+        "elif False:",
+        ("tests/lab/test_plan.py",),
+    ),
+    Mutant(
+        "of plans that do as well the fastest is taken, whatever it costs",
+        "lab/plan.py",
+        'return min(close, key=lambda row: (row["extra_machines"], row["work"], row["loss"]))',
+        "return min(close, key=_tail)",
+        ("tests/lab/test_plan.py",),
+    ),
 ]
 
 
+def made(mutant: Mutant, text: str) -> str:
+    """The text of its file, changed. Raise ValueError if the piece is not there just once."""
+    if (times := text.count(mutant.before)) != 1:
+        raise ValueError(f"{mutant.what}: its piece is {times} times in {mutant.file}")
+    return text.replace(mutant.before, mutant.after)
+
+
 def survives(mutant: Mutant) -> bool:
-    """Run its tests on a copy of the package. Raise ValueError if the piece is not there just once."""
+    """Run its tests on a copy of the package. Raise ValueError if it cannot be made or its tests cannot be run."""
     with tempfile.TemporaryDirectory() as folder:
         for name in ("ts_parity", "tests", "handlers", "examples", "benchmarks", "docs", "pyproject.toml", "README.md"):
             source = ROOT / name
@@ -299,10 +580,7 @@ def survives(mutant: Mutant) -> bool:
             else:
                 shutil.copy(source, folder)
         file = Path(folder, "ts_parity", mutant.file)
-        text = file.read_text()
-        if (times := text.count(mutant.before)) != 1:
-            raise ValueError(f"{mutant.what}: its piece is {times} times in {mutant.file}")
-        file.write_text(text.replace(mutant.before, mutant.after))
+        file.write_text(made(mutant, file.read_text()))
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *mutant.tests]
         command += ["-m", "not torchserve"]
         environment = {**os.environ, "PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1"}

@@ -23,10 +23,10 @@ def test_nothing_is_launched_for_queries_in_time():
 
 
 def test_a_late_query_gets_a_backup_in_another_domain():
-    run = late(arrivals=[0.0], tasks=[(0, NEVER, "never"), ("parity 0", 0.004, "ok")])
-    [(at, endpoint)] = run.sends("parity 0")
-    assert at == 0.050
-    assert not endpoint.startswith("d0")
+    """d1 is as idle as d2, but stands in d0's rack."""
+    racks = ["rack", "rack", "elsewhere", "elsewhere"]
+    run = late(arrivals=[0.0], tasks=[(0, NEVER, "never"), ("parity 0", 0.004, "ok")], domains=racks)
+    assert run.sends("parity 0") == [(0.050, "p0.2")]
     assert run.answers == {0: ("reconstructed", 0.054)}
     assert run.nothing_left_over()
 
@@ -78,11 +78,13 @@ def test_a_query_that_refuses_approximate_answers_gets_no_student_but_an_exact_b
     for code, answered in (("student", False), ("exact", True)):
         run = late(arrivals=[0.0], exact=[0], tasks=[(0, NEVER, "never")], code=code)
         assert (0 in run.answers) == answered
+        assert len(run.sends("parity 0")) == answered
 
 
 def test_a_client_that_leaves_takes_its_launch_along():
-    run = late(arrivals=[0.0], tasks=[(0, NEVER, "never")], abandons={0: 0.04})
-    assert run.sends("parity 0") == []
+    run = late(arrivals=[0.0, 0.0], tasks=[(0, NEVER, "never"), (1, NEVER, "never")], abandons={0: 0.04})
+    assert [at for at, _ in run.sends("parity 0")] == [0.05]
+    assert run.scheduler.sent["late"] == 1, "the other one's alone"
     assert run.nothing_left_over()
 
 
@@ -140,7 +142,9 @@ def test_a_waiting_query_that_refuses_approximate_answers_goes_on_waiting():
 
 
 def test_waiting_queries_get_no_backup_unless_asked_for():
-    run = late(arrivals=[0.0, 0.0], tasks=[(0, 0.030, "ok")], deployed=1, protections=1)
+    """The second query has waited for 30 ms when it is sent, and a backup is launched after 20."""
+    policy = {**CROWD, "launch_waiting": 0.0}
+    run = late(arrivals=[0.0, 0.0], tasks=[(0, 0.030, "ok")], deployed=1, protections=1, policy=policy)
     assert run.sends("parity 0") == []
     assert run.answers[1] == ("deployed", 0.040)
 

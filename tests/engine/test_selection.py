@@ -109,6 +109,14 @@ def test_a_late_querys_backup_runs_in_another_domain():
     assert name(selection(endpoints(2), {0: backups}).for_late(query, 0.0)) == "d1"
 
 
+def test_a_late_querys_backup_waits_while_only_its_own_domain_is_idle():
+    backups = endpoints(2, row=0)
+    query = Query(0, "m")
+    query.domain = "d0"
+    sent(Query(1, "m"), backups.everyone[1])
+    assert selection(endpoints(2), {0: backups}).for_late(query, 0.0) is None
+
+
 def test_a_groups_protection_runs_where_no_member_does():
     backups = endpoints(3, row=0)
     rule = selection(endpoints(2), {0: backups})

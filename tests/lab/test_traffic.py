@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 
 import pytest
 from aiohttp import web
@@ -132,6 +133,31 @@ async def test_silence_is_lost_and_a_refusal_is_an_error(serve):
     assert "no worker" in busy.reason
     assert garbage.outcome == "error"
     assert "unreadable answer" in garbage.reason
+
+
+async def test_latency_counts_from_when_a_query_was_due(serve):
+    """The load should have begun 2 s ago."""
+
+    async def handler(request):
+        return answer(1)
+
+    load, begun_at = Load((0.0,), (0,)), time.monotonic() - 2.0
+    url = await serve(handler)
+    [record] = await drive(load, [LabelledBody(b"x")], [url], read_digit, 60.0, started_at=begun_at)
+    assert record.sent_at >= 2.0
+    assert record.latency_s > record.sent_at - record.due_at
+
+
+async def test_patience_counts_from_when_a_query_was_due(serve):
+    """It was over before the query could be sent; counted from then, this would take two minutes."""
+
+    async def handler(request):
+        await asyncio.sleep(600)
+
+    load, begun_at = Load((0.0,), (0,)), time.monotonic() - 120.0
+    run = drive(load, [LabelledBody(b"x")], [await serve(handler)], read_digit, 119.0, started_at=begun_at)
+    [record] = await asyncio.wait_for(run, 60.0)
+    assert record.outcome == "lost"
 
 
 async def test_nobody_there_is_an_error():

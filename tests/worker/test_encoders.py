@@ -25,6 +25,8 @@ def test_combine() -> None:
     assert combine([A, B], [1.0, 2.0]).tolist() == [[21.0, 42.0]]
     assert combine([None, B], [1.0, 2.0]).tolist() == [[20.0, 40.0]]
     assert combine([A.half(), B.half()], [1.0, 1.0]).dtype == torch.float16
+    large, one = torch.tensor([2048.0]).half(), torch.tensor([1.0]).half()
+    assert combine([large, one, one], [1.0, 1.0, 1.0]) == 2050.0, "in half precision 2048 and 1 are 2048"
     with pytest.raises(NotCodable, match="at least one member"):
         combine([None], [1.0])
 
