@@ -9,6 +9,15 @@ but three failure domains are slow as one; `burst`: as ep, four times the rate f
 kept is not run again. `proxies`: as ep, seen by three proxies that share the traffic; `frozen`, `slow`: one worker of
 twelve is frozen, or five times slower, for ever from 500 on; `dead`: so are all machines of one domain of three.
 `exact`: as ep, the deployed model itself as the backup, where four queries in one run cost as one, as 1.3 or as four.
+As `ep` too: `cv05` and `cv10`, service times of cv 0.5 and 1; `sizes`, bodies of 1, 4 and 10 (89, 10 and 1 %) that take
+so many times as long; `own`, half of whose variation belongs to the query; `three`, `four`, `six` machines; `quarter`,
+where every fourth machine is twice as slow for good. `twice`: spells twice as slow, a tenth of the time; `change`:
+everything is twice as slow from the middle on.
+
+`r` is p99.9 against that of `none` on the same fleet at the same load with nothing slow: 1 is as if nothing were ever
+slow. `extra_work` is the work beside that of `none` in the same scenario. `differing` are the answers expected to
+differ from the deployed model's own by their confidence, as measured on Fashion-MNIST; `differing_drawn`, those that
+did.
 """
 
 from __future__ import annotations
@@ -29,7 +38,7 @@ from tables import renew
 from ts_parity.arguments import count, number
 from ts_parity.lab.compare import World, markdown_table, row_of
 from ts_parity.lab.rivals import NAMES
-from ts_parity.lab.scenario import Outage, Spells
+from ts_parity.lab.scenario import Outage, ServiceTimes, Spells
 from ts_parity.tables import markdown
 
 RESULTS = Path(__file__).parent / "results" / "policies.json"
@@ -45,6 +54,16 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "slow": {"outages": (Outage("m0", 500.0, kind="slow"),)},
     "dead": {"outages": tuple(Outage(f"m{i}", 500.0, kind="dead") for i in (0, 3, 6, 9))},
     "exact": {"spells": Spells(0.04, 100.0, 5.0)},
+    "twice": {"spells": Spells(0.1, 100.0, 2.0)},
+    "quarter": {"spells": Spells(0.04, 100.0, 5.0), "speeds": (2.0, 1.0, 1.0, 1.0)},
+    "cv05": {"spells": Spells(0.04, 100.0, 5.0), "service": ServiceTimes(cv=0.5)},
+    "cv10": {"spells": Spells(0.04, 100.0, 5.0), "service": ServiceTimes(cv=1.0)},
+    "sizes": {"spells": Spells(0.04, 100.0, 5.0), "sizes": ((1.0, 0.89), (4.0, 0.1), (10.0, 0.01))},
+    "own": {"spells": Spells(0.04, 100.0, 5.0), "own_cv": 0.5, "service": ServiceTimes(cv=0.5)},
+    "three": {"spells": Spells(0.04, 100.0, 5.0), "workers": 3},
+    "four": {"spells": Spells(0.04, 100.0, 5.0), "workers": 4},
+    "six": {"spells": Spells(0.04, 100.0, 5.0), "workers": 6},
+    "change": {"spells": Spells(0.04, 100.0, 5.0), "slower_from_half": 2.0},
 }
 LOADS = {
     "quiet": (0.3, 0.6),
@@ -57,7 +76,18 @@ LOADS = {
     "slow": (0.3,),
     "dead": (0.3,),
     "exact": (0.3, 0.6),
+    "twice": (0.3, 0.6),
+    "quarter": (0.5,),
+    "cv05": (0.3, 0.6, 0.85),
+    "cv10": (0.3, 0.6, 0.85),
+    "sizes": (0.3, 0.6),
+    "own": (0.3, 0.6),
+    "three": (0.5,),
+    "four": (0.5,),
+    "six": (0.5,),
+    "change": (0.4,),
 }
+VARIED = ("twice", "quarter", "cv05", "cv10", "sizes", "own", "three", "four", "six", "change")
 # name, and how it is arranged; `extra` machines on top of the 12.
 POLICIES: list[tuple[str, dict[str, Any]]] = [
     ("none", {"extra": 0}),
@@ -83,6 +113,8 @@ EXACT: list[tuple[str, dict[str, Any]]] = [
     for name, extra in (("coded", 3), ("ours", 0), ("ours", 3))
     for saves in (1.0, 0.9, 0.0)
 ]
+RIVALS = [(name, {"extra": 0}) for name in ("none", "hedge", "copies")]
+WHERE_IT_VARIES: list[tuple[str, dict[str, Any]]] = [*RIVALS, ("ours", {"extra": 0, "k": 4, "cost": 0.25})]
 STUDENT, TENTH = ("student", 4, 0.25), ("student", 4, 0.1)
 # What was aimed at: policy, (code, k, cost), machines, scenario, load, figure, at most. `+none`: above `none` there.
 TARGETS: list[tuple[str, tuple[str, int, float], int, str, float, str, float]] = [
@@ -115,7 +147,7 @@ def key_of(scenario: str, load: float, name: str, shape: dict[str, Any], args: a
     """What a row will say of itself, before it is run."""
     from ts_parity.lab.rivals import arrange
 
-    made = arrange(name, 12, **_shape(shape, scenario))
+    made = arrange(name, SCENARIOS[scenario].get("workers", 12), **_shape(shape, scenario))
     code = made.code
     coded = (code.name, code.k, made.costs.group) if code is not None else (None, None, None)
     values = (scenario, name, *coded, made.costs.batch_saves, made.workers, load, args.queries, args.seeds)
@@ -130,16 +162,39 @@ def kept(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text()) if file.exists() else {"rows": []}
 
 
-def keep(row: dict[str, Any], file: Path) -> dict[str, Any]:
-    """Add it to the file; several of these programs may run side by side."""
+def _policies_of(scenario: str) -> list[tuple[str, dict[str, Any]]]:
+    if scenario == "exact":
+        return EXACT
+    return WHERE_IT_VARIES if scenario in VARIED else POLICIES
+
+
+def baseline(scenario: str, load: float, world: World, args: argparse.Namespace) -> tuple[float, float]:
+    """-> of `none` with as many queries and seeds: p99.9 with nothing slow, and the work in this scenario."""
+    key = {"scenario": scenario, "load": load, "queries": args.queries, "seeds": args.seeds}
+    known = kept(args.out).get("baselines", [])
+    found = next((row for row in known if all(row[part] == value for part, value in key.items())), None)
+    if found is None:
+        shape = _shape({"extra": 0}, scenario)
+        quiet = row_of(world.with_nothing_slow(), "none", range(args.seeds), **shape)
+        none = row_of(world, "none", range(args.seeds), **shape)
+        found = {**key, "quiet_p999": quiet["p999"], "none_work": none["work"]}
+        keep("baselines", found, args.out)
+    return found["quiet_p999"], found["none_work"]
+
+
+def keep(part: str, row: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Add it to this part of the file; several of these programs may run side by side."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with open(file.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        before = kept(file)
         document = {
             "command": "python benchmarks/policies.py",
             "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-            "rows": [*kept(file)["rows"], row],
+            "baselines": before.get("baselines", []),
+            "rows": before["rows"],
         }
+        document[part] = [*document[part], row]
         file.write_text(json.dumps(document, indent=1) + "\n")
     return document
 
@@ -219,7 +274,7 @@ def main() -> None:
         (scenario, load, name, shape)
         for scenario in args.scenarios
         for load in args.loads or LOADS[scenario]
-        for name, shape in (EXACT if scenario == "exact" else POLICIES)
+        for name, shape in _policies_of(scenario)
         if args.policies is None or name in args.policies
     ]
     for scenario, load, name, shape in todo:
@@ -232,8 +287,10 @@ def main() -> None:
         total = args.queries * args.seeds
         with tqdm(total=total, desc=f"{scenario} {load:g} {name}", unit="query", unit_scale=True) as bar:
             row = row_of(world, name, range(args.seeds), bar.update, **_shape(shape, scenario))
-        row = {"scenario": scenario, **row, "seconds": round(time.monotonic() - started)}
-        document = keep(row, args.out)
+        quiet, none_work = baseline(scenario, load, world, args)
+        compared = {"r": round(row["p999"] / quiet, 3), "extra_work": round(row["work"] / none_work - 1.0, 4)}
+        row = {"scenario": scenario, **row, **compared, "seconds": round(time.monotonic() - started)}
+        document = keep("rows", row, args.out)
         print(f"{scenario} {load:g} {name} {row['workers']}: p99.9 {row['p999']}", file=sys.stderr)
     for name, part in tables(document).items():
         print(f"{name}\n{part}\n")

@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -191,6 +192,11 @@ def test_the_command_prints_a_table_or_json_and_draws(tmp_path, capsys):
         (["--slow", "0.1:5:x"], "--slow SHARE:MEAN:FACTOR must be a number of at least 1, not 'x'"),
         (["--trace", "/nowhere"], "--trace: there is no file '/nowhere'"),
         (["--plot", "tail.txt"], "--plot must end in .png, .svg, .pdf, .jpg, not 'tail.txt'"),
+        (["--sizes", "1:0.5"], "the shares of --sizes must add up to 1, not 0.5"),
+        (["--sizes", "1"], "--sizes SIZE:SHARE,... must have 2 numbers between colons, not '1'"),
+        (["--speeds", "1,x"], "--speeds FACTOR,... must be a number above 0, not 'x'"),
+        (["--cv", "0"], "--cv must be a number above 0, not '0'"),
+        (["--cv", "0.5", "--service-log", __file__], "give one of them"),
     ],
 )
 def test_what_a_command_line_may_not_ask_for(arguments, why, capsys):
@@ -334,3 +340,47 @@ def test_a_clock_that_is_set_back_and_files_in_any_order(tmp_path):
     assert history_of(tmp_path, *set_back).arrivals == pytest.approx((0.0, 1.0, 1.0, 2.0))
     rotated = [entry(n, at) for n, at in ((3, 12.0), (4, 13.0), (1, 10.0), (2, 11.0), (2, 11.0))]
     assert history_of(tmp_path, *rotated).arrivals == pytest.approx((0.0, 1.0, 2.0, 3.0))
+
+
+def test_a_fleet_with_nothing_slow_is_the_same_but_for_that():
+    world = World(
+        load=0.5, workers=6, spells=Spells(0.1, 50.0, 5.0), net_share=0.1, net_mean=5.0, slower_from_half=2.0, proxies=3
+    )
+    quiet = world.with_nothing_slow()
+    assert (quiet.load, quiet.workers, quiet.busy) == (0.5, 6, 0.5)
+    row = row_of(replace(quiet, queries=3000), "none", [0], extra=0)
+    slow = row_of(replace(world, queries=3000), "none", [0], extra=0)
+    assert row["p999"] < 3.0 < 6.0 < slow["p999"]
+
+
+def test_every_machine_becomes_slower_in_the_middle():
+    """Half of the queries take once, half three times as long."""
+    row = row_of(World(load=0.1, queries=4000, slower_from_half=3.0), "none", [0], extra=0)
+    assert row["p99"] == pytest.approx(3.8, rel=0.2)
+    assert row["work"] == pytest.approx(2.0, rel=0.05)
+
+
+def test_how_busy_a_fleet_is_counts_sizes_and_speeds():
+    world = World(load=0.5, sizes=((1.0, 0.5), (3.0, 0.5)), speeds=(1.0, 2.0))
+    assert world.busy == pytest.approx(0.5 * 2.0 / 0.75)
+
+
+def test_worlds_by_flags(capsys):
+    """Half of the bodies take twice as long, on whatever machine: with nothing else varying, so do they here."""
+    given = ["simulate", "--policy", "none", "--workers", "2", "--load", "0.05", "--queries", "2000", "--seeds", "1"]
+    assert main([*given, "--cv", "0.001", "--sizes", "1:0.9,2:0.1", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["p50"], row["p99"], row["cv"]) == (pytest.approx(1.0, abs=0.01), pytest.approx(2.0, abs=0.05), 0.001)
+    assert main([*given, "--cv", "0.001", "--speeds", "3,3", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["p50"] == pytest.approx(3.0, abs=0.01)
+
+
+def test_answers_that_differ_are_told_by_code():
+    """A student's as measured, a lossless code's never; of a code that was not measured nothing is known."""
+    world = World(load=0.5, spells=Spells(0.1, 50.0, 5.0), queries=6000)
+    student = row_of(world, "ours", [0], extra=0, k=4, cost=0.25)
+    assert student["differing"] == pytest.approx(0.0371 * student["reconstructed"], rel=0.5)
+    exact = row_of(world, "ours", [0], extra=0, k=4, code="exact")
+    assert exact["reconstructed"] > 0
+    assert exact["differing"] == exact["differing_drawn"] == 0.0

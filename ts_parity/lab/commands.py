@@ -13,7 +13,7 @@ from ts_parity import output
 from ts_parity.arguments import count, existing, number, to_write
 from ts_parity.config import CODES
 from ts_parity.lab.plan_command import add_plan
-from ts_parity.lab.world_flags import MOST_MACHINES, add_output, add_world, world_of
+from ts_parity.lab.world_flags import MOST_MACHINES, add_output, add_variety, add_world, world_of
 
 SET_ASIDE = ("parm", "coded", "approximate")
 """Policies whose protections stand on machines of their own."""
@@ -109,7 +109,7 @@ def _add_simulate(subparsers: Any) -> None:
         metavar="COST",
         help="of a student's answer, in deployed inferences",
     )
-    add_world(parser)
+    add_variety(add_world(parser))
     add_output(parser).add_argument(
         "--plot", type=_picture, metavar="FILE.png", help="write a plot of the latency distributions, of the first seed"
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ts_parity.errors import ConfigError
+from ts_parity.lab.agreement import AgreementCurve, measured_curve
 from ts_parity.lab.history import TaskEnd, read_history
 from ts_parity.lab.lines import shown
 from ts_parity.lab.measure import PERCENTILES, doubtful, measured, needed
@@ -49,6 +50,15 @@ class World:
     proxies: int = 1
     places: int = 1
     """How many tasks a worker runs at once."""
+    worker_batch: int = 1
+    sizes: tuple[tuple[float, float], ...] = ()
+    own_cv: float = 0.0
+    speeds: tuple[float, ...] = ()
+    """These four as in `Scenario`."""
+    slower_from_half: float = 1.0
+    """From the middle of the run on, every machine takes so many times longer: a new version of the model."""
+    agreement: AgreementCurve | None = None
+    """How sure protections are of their answers. None: as measured on Fashion-MNIST."""
     unit: float = 1.0
     seen: ObservedFleet | None = None
     """Whose spells are replayed, where and when they were."""
@@ -58,7 +68,23 @@ class World:
         """The share of the time that the workers would have to be busy, on average. From 1 on queues grow for ever."""
         lost = 0.0 if self.spells is None else self.spells.share * (1.0 - 1.0 / self.spells.factor)
         lost += 0.0 if self.seen is None else self.seen.lost
-        return self.load / (1.0 - min(lost, _MOST_LOST))
+        return self.load * self._size / self._speed / (1.0 - min(lost, _MOST_LOST))
+
+    @property
+    def _size(self) -> float:
+        """Of a body, on average."""
+        return sum(size * share for size, share in self.sizes) if self.sizes else 1.0
+
+    @property
+    def _speed(self) -> float:
+        """Of a machine, on average: inferences per unit of time."""
+        return sum(1.0 / speed for speed in self.speeds) / len(self.speeds) if self.speeds else 1.0
+
+    def with_nothing_slow(self) -> World:
+        """The same fleet, queries and load without spells, outages, late replies or a change in the middle."""
+        return replace(
+            self, spells=None, outages=(), net_share=0.0, net_mean=0.0, seen=None, proxies=1, slower_from_half=1.0
+        )
 
     @property
     def rate(self) -> float:
@@ -92,20 +118,32 @@ class World:
             until_s = self.unit * (self.trace[-1] if self.trace else queries / rate)
             machines = [instance.name for instance in arrangement.fleet.instances]
             outages += (in_units(outage, self.unit) for outage in self.seen.outages(machines, until_s, seed))
+        code, agreement = arrangement.code, self.agreement
+        if agreement is None and code is not None:
+            agreement = measured_curve(code.name, code.k)
+        if self.slower_from_half != 1.0:
+            names = [instance.name for instance in arrangement.fleet.instances]
+            half = queries / rate / 2.0
+            outages += [Outage(name, half, kind="slow", factor=self.slower_from_half) for name in names]
         return Scenario(
             arrangement.fleet,
             arrangement.policy,
             Arrivals(rate, self.arrival_cv, self.burst, trace=self.trace),
             queries,
-            self.service,
-            self.spells,
-            tuple(outages),
-            self.net_share,
-            self.net_mean,
-            arrangement.costs,
-            self.proxies,
-            self.places,
-            0.0 if self.seen is None else self.seen.clock_s / self.unit,
+            service=self.service,
+            spells=self.spells,
+            outages=tuple(outages),
+            net_share=self.net_share,
+            net_mean=self.net_mean,
+            costs=arrangement.costs,
+            proxies=self.proxies,
+            places=self.places,
+            worker_batch=self.worker_batch,
+            clock=0.0 if self.seen is None else self.seen.clock_s / self.unit,
+            sizes=self.sizes,
+            own_cv=self.own_cv,
+            speeds=self.speeds,
+            agreement=agreement,
         )
 
 
@@ -141,6 +179,7 @@ def row_of(
         "saves": made.costs.batch_saves,
         "workers": made.workers,
         "load": world.load,
+        "cv": None if world.service.samples else world.service.cv,
         "seeds": len(seeds),
         "queries": scenario.queries,
         **_in_unit(told, world.unit),
@@ -165,7 +204,8 @@ _COLUMNS = (
     ("policy", "policy", "{}"), ("code", "code", "{}"), ("k", "k", "{}"), ("machines", "workers", "{}"),
     ("load", "load", "{:.2f}"), ("p50", "p50", "{:.2f}"), ("p99", "p99", "{:.2f}"), ("p99.9", "p999", "{:.2f}"),
     ("(low", "p999_low", "{:.2f}"), ("high)", "p999_high", "{:.2f}"), ("p99.99", "p9999", "{:.2f}"),
-    ("work", "work", "{:.3f}"), ("rebuilt", "reconstructed", "{:.2%}"), ("unanswered", "unanswered", "{:.0f}"),
+    ("work", "work", "{:.3f}"), ("rebuilt", "reconstructed", "{:.2%}"), ("differing", "differing", "{:.3%}"),
+    ("(drawn)", "differing_drawn", "{:.3%}"), ("unanswered", "unanswered", "{:.0f}"),
 )  # fmt: skip
 
 
@@ -193,8 +233,13 @@ def doubts(rows: Sequence[Mapping[str, Any]], shown: Sequence[str] = tuple(PERCE
 
 _MARKDOWN_COLUMNS = (
     "policy", "code", "k", "machines", "load", "p50", "p99", "p99.9 (lowest, highest seed)", "p99.99", "work",
-    "rebuilt", "unanswered",
+    "R", "extra work", "rebuilt", "differing (drawn)", "unanswered",
 )  # fmt: skip
+
+
+def _known(row: Mapping[str, Any], key: str, form: str) -> str:
+    """Rows of earlier versions lack some figures."""
+    return "-" if row.get(key) is None else form.format(row[key])
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -207,7 +252,10 @@ def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
         cells.append(
             [
                 row["policy"], code, str(row["k"] or "-"), str(row["workers"]), f"{row['load']:g}", f"{row['p50']:.2f}",
-                f"{row['p99']:.2f}", p999, f"{row['p9999']:.2f}", f"{row['work']:.3f}", f"{row['reconstructed']:.2%}",
+                f"{row['p99']:.2f}", p999, f"{row['p9999']:.2f}", f"{row['work']:.3f}", _known(row, "r", "{:.2f}"),
+                _known(row, "extra_work", "{:.1%}"), f"{row['reconstructed']:.2%}",
+                f"{_known(row, 'differing', '{:.3%}')} ({_known(row, 'differing_drawn', '{:.3%}')})"
+                if "differing" in row else "-",
                 f"{row.get('unanswered', 0):.0f}",
             ]
         )  # fmt: skip

@@ -50,6 +50,8 @@ def measured(
         "launched": _mean([r.sent.get("protection", 0) / max(1, r.queries) for r in results], 5),
         "launched_late": _mean([r.sent.get("late", 0) / max(1, r.queries) for r in results], 5),
         "reconstructed": _mean([r.reconstructed for r in results], 5),
+        "differing": _mean([r.differing / max(1, len(r.latencies)) for r in results], 7),
+        "differing_drawn": _mean([r.differing_drawn / max(1, len(r.latencies)) for r in results], 7),
         "unanswered": float(sum(r.failed + r.unanswered for r in results)),
     }
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ts_parity.engine import Fleet, Policy
+from ts_parity.lab.agreement import AgreementCurve
 
 BLOCK = 1 << 14
 """Random numbers are drawn so many at a time: one by one they would cost more than the engine."""
@@ -124,6 +125,14 @@ class Scenario:
     read, one since they sleep for whole counts.
     """
     worker_batch: int = 1
+    sizes: tuple[tuple[float, float], ...] = ()
+    """(size, share): a body of size 4 takes four times as long, on whatever machine, its second copy too."""
+    own_cv: float = 0.0
+    """Coefficient of variation of the time that belongs to a query besides its size: the same on every machine."""
+    speeds: tuple[float, ...] = ()
+    """How many times longer each machine takes, always; repeated over the machines."""
+    agreement: AgreementCurve | None = None
+    """How sure a protection that is not lossless is of its answers, and so how many differ. None: none is counted."""
     deadline: float = math.inf
     """What each client asks for; inf: nothing but the policy's."""
     patience: float = math.inf

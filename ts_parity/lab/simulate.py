@@ -30,8 +30,9 @@ from ts_parity.engine import (
     Source,
 )
 from ts_parity.engine.query import Action, Task
+from ts_parity.lab.agreement import AgreementCurve
 from ts_parity.lab.records import ERROR, QueryRecord
-from ts_parity.lab.scenario import BLOCK, Outage, Scenario, Spells
+from ts_parity.lab.scenario import BLOCK, Outage, Scenario, ServiceTimes, Spells
 
 
 @dataclass
@@ -48,6 +49,10 @@ class Result:
     work: float = 0.0
     work_of: dict[str, float] = field(default_factory=dict)
     """The same by what was run: `deployed`, `copy` (second copies), `protection`, `finish`."""
+    differing: float = 0.0
+    """Answers expected to differ from the deployed model's own, by their confidence."""
+    differing_drawn: int = 0
+    """Answers that did differ."""
     queries: int = 0
     records: list[QueryRecord] | None = None
     sent: dict[str, int] = field(default_factory=dict)
@@ -64,13 +69,24 @@ class Result:
         return self.answered.get(Source.RECONSTRUCTED.value, 0) / max(1, len(self.latencies))
 
 
+class _Client:
+    """What a simulated query carries: when it came, and how long it takes on a usual machine."""
+
+    __slots__ = ("came_at", "takes")
+
+    def __init__(self, came_at: float, takes: float) -> None:
+        self.came_at = came_at
+        self.takes = takes
+
+
 class _Worker:
     """One TorchServe: a queue, and as many runs at a time as it has places, or one (of up to `batch` tasks)."""
 
-    __slots__ = ("deaths", "free_at", "name", "outages", "queue", "running", "spell")
+    __slots__ = ("deaths", "free_at", "name", "outages", "queue", "running", "speed", "spell")
 
-    def __init__(self, name: str, spell: _Spell | None, outages: Sequence[Outage], places: int) -> None:
+    def __init__(self, name: str, spell: _Spell | None, outages: Sequence[Outage], places: int, speed: float) -> None:
         self.name = name
+        self.speed = speed
         self.spell = spell
         self.outages = deque(outage for outage in outages if outage.kind != "dead")
         self.deaths = deque(outage for outage in outages if outage.kind == "dead")
@@ -168,12 +184,17 @@ class _Run:
     ) -> None:
         self.scenario = scenario
         self._rng = np.random.default_rng(seed)
+        # Separate streams: every policy meets the same queries and the same spells, however many times it runs them.
+        self._query_rng = np.random.default_rng([seed, 1])
+        self._draw_rng = np.random.default_rng([seed, 2])
         self._schedulers = [Scheduler(scenario.fleet, scenario.policy) for _ in range(scenario.proxies)]
         self._workers = self._make_workers(scenario)
         self._heap: list[tuple[float, int, Task | Query, Outcome | None]] = []
         self._order = count()
         self._service: list[float] = []
         self._uniform: list[float] = []
+        self._own: list[float] = []
+        self._drawn: list[float] = []
         self._result = Result(records=[] if keep_records else None)
         self._progress = progress
         self._on_event = on_event
@@ -185,17 +206,19 @@ class _Run:
     def _make_workers(self, scenario: Scenario) -> dict[str, _Worker]:
         spells: dict[str, _Spell] = {}
         workers = {}
+        speeds = scenario.speeds or (1.0,)
         outages: dict[str, list[Outage]] = {}
         for outage in sorted(scenario.outages, key=lambda outage: outage.at):
             outages.setdefault(outage.worker, []).append(outage)
-        for instance in scenario.fleet.instances:
+        for index, instance in enumerate(scenario.fleet.instances):
             spell = None
             if scenario.spells is not None and scenario.spells.share > 0:
                 key = instance.domain if scenario.spells.by_domain else instance.name
                 if key not in spells:
-                    spells[key] = _Spell(scenario.spells, self._rng)
+                    spells[key] = _Spell(scenario.spells, np.random.default_rng(self._rng.integers(1 << 60)))
                 spell = spells[key]
-            workers[instance.name] = _Worker(instance.name, spell, outages.get(instance.name, ()), scenario.places)
+            own, speed = outages.get(instance.name, ()), speeds[index % len(speeds)]
+            workers[instance.name] = _Worker(instance.name, spell, own, scenario.places, speed)
         return workers
 
     def go(self) -> Result:
@@ -214,7 +237,7 @@ class _Run:
                     break
                 self._obey(scheduler, scheduler.tick(max(deadline, self._read(due_at))), due_at, "tick", None)
             elif arrival_at <= event_at:
-                query = Query(arrived, self._pool, "key", payload=arrival_at)
+                query = Query(arrived, self._pool, "key", payload=_Client(arrival_at, self._takes()))
                 if scenario.deadline < inf:
                     query.deadline_at = arrival_at + scenario.deadline
                 if scenario.patience < inf:
@@ -280,9 +303,15 @@ class _Run:
         query, result = action.query, self._result
         if query.id < self._skip:
             return
-        latency = now - query.payload
+        latency = now - query.payload.came_at
         if action.source is Source.RECONSTRUCTED:
             latency += self.scenario.costs.decode
+            assert action.task is not None
+            assert action.task.group is not None
+            if self.scenario.agreement is not None and not action.task.group.code.lossless:
+                agreement = self._agreement(self.scenario.agreement)
+                result.differing += 1.0 - agreement
+                result.differing_drawn += float(self._draw_rng.random()) >= agreement
         result.latencies.append(latency)
         source = action.source.value
         result.answered[source] = result.answered.get(source, 0) + 1
@@ -343,31 +372,58 @@ class _Run:
         of[kind] = of.get(kind, 0.0) + work
 
     def _reply(self, task: Task, ends: float) -> None:
-        if self.scenario.net_share:
-            if not self._uniform:
-                self._uniform = self._rng.random(BLOCK).tolist()
-            if self._uniform.pop() < self.scenario.net_share:
-                ends += self._rng.exponential(self.scenario.net_mean)
+        if self.scenario.net_share and self._random() < self.scenario.net_share:
+            ends += self._rng.exponential(self.scenario.net_mean)
         heapq.heappush(self._heap, (ends, next(self._order), task, _ARRIVED))
+
+    def _agreement(self, curve: AgreementCurve) -> float:
+        """How often such an answer is the deployed model's own."""
+        if not self._drawn:
+            self._drawn = curve.draw(self._draw_rng, BLOCK)
+        return self._drawn.pop()
+
+    def _random(self) -> float:
+        if not self._uniform:
+            self._uniform = self._rng.random(BLOCK).tolist()
+        return self._uniform.pop()
+
+    def _takes(self) -> float:
+        """How long the next query takes on a usual machine, in deployed inferences of the mean."""
+        if not self._own:
+            self._own = self._own_times(BLOCK)
+        return self._own.pop()
+
+    def _own_times(self, size: int) -> list[float]:
+        sizes, own_cv = self.scenario.sizes, self.scenario.own_cv
+        takes = np.ones(size)
+        if sizes:
+            values, shares = zip(*sizes, strict=True)
+            takes *= self._query_rng.choice(np.asarray(values), size, p=np.asarray(shares))
+        if own_cv:
+            takes *= ServiceTimes(cv=own_cv).draw(self._query_rng, size)
+        drawn: list[float] = takes.tolist()
+        return drawn
 
     def _cost(self, task: Task) -> float:
         """Of one task on a worker of the usual speed, in deployed inferences."""
         if task.kind is Kind.DEPLOYED:
-            return 1.0
+            assert task.query is not None
+            return float(task.query.payload.takes)
         costs = self.scenario.costs
         if task.kind is Kind.FINISH:
             return costs.finish
         group = task.group
         assert group is not None
+        members = [member.payload.takes for member in group.members if member is not None]
         if group.code.family == "parity":
-            return costs.group
-        return costs.group * (1 + (1 - costs.batch_saves) * (group.size - 1))
+            return float(costs.group * max(members))
+        return float(costs.group * (max(members) + (1 - costs.batch_saves) * (sum(members) - max(members))))
 
     def _runs(self, worker: _Worker, begins: float, cost: float) -> float:
         """-> when a run ends that begins then. Work counts as the worker is busy with it; frozen time is no work."""
         if not self._service:
             self._service = self.scenario.service.draw(self._rng, BLOCK)
-        takes = self._service.pop() * cost
+        takes = self._service.pop() * cost * worker.speed
         if worker.spell is not None:
             slow, until = worker.spell.at(begins)
             if slow and worker.spell.factor == math.inf:

@@ -20,7 +20,7 @@ MOST_MACHINES, MOST_QUERIES, MOST_SEEDS = 10_000, 100_000_000, 1000
 """More than that would fill a machine's memory, or its days."""
 
 
-def add_world(parser: argparse.ArgumentParser) -> None:
+def add_world(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     world = parser.add_argument_group("what happens to it")
     world.add_argument(
         "--service-log",
@@ -67,6 +67,18 @@ def add_world(parser: argparse.ArgumentParser) -> None:
     world.add_argument(
         "--seeds", type=count(most=MOST_SEEDS), default=3, metavar="N", help="how many times, each with other dice"
     )
+    return world
+
+
+def add_variety(world: argparse._ArgumentGroup) -> None:
+    """What a plan takes from logs."""
+    world.add_argument("--cv", type=number(above=0), metavar="CV", help="of the service times; default: 0.1")
+    world.add_argument(
+        "--sizes", metavar="SIZE:SHARE,...", help="bodies that take SIZE times as long, such as 1:0.89,4:0.1,10:0.01"
+    )
+    world.add_argument(
+        "--speeds", metavar="FACTOR,...", help="how many times longer each machine takes, in turn, such as 2,1,1,1"
+    )
 
 
 def add_output(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -89,7 +101,10 @@ def world_of(args: argparse.Namespace) -> World:
     share, positive = number(above=0, below=1), number(above=0)
     slow = _spell(args.slow, "--slow SHARE:MEAN:FACTOR", (share, number(least=0.01), _factor))
     net = _spell(args.net, "--net SHARE:MEAN", (share, positive)) or (0.0, 0.0)
-    service, unit, seen = ServiceTimes(), 1.0, None
+    cv = getattr(args, "cv", None)
+    service, unit, seen = ServiceTimes() if cv is None else ServiceTimes(cv=cv), 1.0, None
+    if args.service_log is not None and cv is not None:
+        raise ConfigError("--cv says how far service times vary, and so does a --service-log: give one of them")
     if args.service_log is not None:
         service, unit, seen = service_from(args.service_log, args.model, _note)
     elif args.model is not None:
@@ -114,7 +129,24 @@ def world_of(args: argparse.Namespace) -> World:
         unit=unit,
         places=places,
         seen=seen,
+        sizes=_sizes(getattr(args, "sizes", None)),
+        speeds=_speeds(getattr(args, "speeds", None)),
     )
+
+
+def _sizes(text: str | None) -> tuple[tuple[float, float], ...]:
+    positive = number(above=0)
+    parts = () if text is None else text.split(",")
+    numbers = [_spell(part, "--sizes SIZE:SHARE,...", (positive, positive)) for part in parts]
+    sizes = tuple((size, share) for size, share in numbers)
+    if sizes and not math.isclose(sum(share for _, share in sizes), 1.0):
+        raise ConfigError(f"the shares of --sizes must add up to 1, not {sum(share for _, share in sizes):g}")
+    return sizes
+
+
+def _speeds(text: str | None) -> tuple[float, ...]:
+    parts = () if text is None else text.split(",")
+    return tuple(_spell(part, "--speeds FACTOR,...", (number(above=0),))[0] for part in parts)
 
 
 def _note(text: str) -> None:
