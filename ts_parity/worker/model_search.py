@@ -1,13 +1,14 @@
-"""Where the user's model object is: every place that user code may read it from, found anew for each call.
+"""Finds the user's model object: every place that user code may read it from, searched again for each run.
 
-A site is one reference that can be exchanged and put back: an entry of an instance's, a module's, a class's or a
-container's dictionary, a slot, a closure's cell, what a function remembers. Knows Python objects; what a model is,
-`kinds` knows; knows nothing of calls.
+A site is one reference that can be replaced and restored: an entry in the dictionary of an instance, a module, a class
+or a container; a slot; a closure's cell; the cached result of a function.
 
-Only what the entry point can reach is looked at: the owner of a bound method and the globals and classes that its code
-names, never a global picked for its name (a decoy singleton may sit beside the object that is served). Modules,
-sessions and estimators are not entered: the top-most one is the model. The user's own helpers are: what they keep is
-the model, if they keep one.
+The search begins with what the entry point can reach: the object whose method it is, and the globals and classes that
+its code names. It never picks a global by its name, since another instance may be kept beside the one that serves. It
+does not enter torch modules, sessions or estimators: the outermost one is the model. It does enter the user's own
+helpers: what they keep is the model, if they keep one.
+
+Knows Python objects; `model_kinds` decides what a model is. Knows nothing of model calls.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ import queue
 import threading
 import types
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, MutableMapping, MutableSequence, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -41,7 +43,7 @@ from ts_parity.worker.user_code import FOREIGN, CodeNames, own_classes, owner_of
 MAX_DEPTH = 5
 """Steps from the entry point to the model: self.predictor.models["en"].net is four."""
 MAX_ITEMS = 64
-"""Containers larger than this are vocabularies and label maps, not homes of models."""
+"""Larger containers are vocabularies and label maps, and hold no models."""
 MAX_OBJECTS = 1000
 
 _SURROUNDINGS = frozenset({"builtins", "logging", "pathlib", "threading", "ts", "numpy", "torch"})
@@ -58,24 +60,30 @@ _HOLDERS = (
     queue.Queue,
     functools.partial,
 )
-"""Of the standard library's objects, those that may keep a model."""
-
-
-class Site(Protocol):
-    """One exchangeable reference."""
-
-    @property
-    def path(self) -> str: ...
-    def get(self) -> Any: ...
-    def put(self, value: Any) -> None: ...
-    def put_back(self, value: Any) -> None: ...
+"""The standard library's objects that may contain a model."""
 
 
 @dataclass(frozen=True, eq=False)
-class EntrySite:
-    """An entry of a dictionary (instance, module globals, `_modules`, plain dict) or of a list."""
+class Site(ABC):
+    """One reference that can be replaced. `path`: how messages and declarations name it."""
 
     path: str
+
+    @abstractmethod
+    def get(self) -> Any: ...
+
+    @abstractmethod
+    def put(self, value: Any) -> None: ...
+
+    def put_back(self, value: Any) -> None:
+        """Restore what `get` returned before."""
+        self.put(value)
+
+
+@dataclass(frozen=True, eq=False)
+class EntrySite(Site):
+    """An entry of a dictionary (of an instance, a module, `_modules`, a plain dict) or of a list."""
+
     holder: Any
     key: Any
 
@@ -88,14 +96,11 @@ class EntrySite:
     def put(self, value: Any) -> None:
         self.holder[self.key] = value
 
-    put_back = put
-
 
 @dataclass(frozen=True, eq=False)
-class FixedEntrySite:
-    """An entry of what cannot be changed, a tuple or a read-only mapping: it is made again where it is kept."""
+class FixedEntrySite(Site):
+    """An entry of an immutable container (tuple, read-only mapping), which is replaced by a changed copy."""
 
-    path: str
     kept: Site
     key: Any
 
@@ -113,10 +118,9 @@ class FixedEntrySite:
 
 
 @dataclass(frozen=True, eq=False)
-class PartialSite:
-    """What a functools.partial calls (place -1), or one of the arguments that it gives."""
+class PartialSite(Site):
+    """The function of a functools.partial (place -1), or one of its arguments."""
 
-    path: str
     partial: functools.partial[Any]
     place: int
 
@@ -127,17 +131,14 @@ class PartialSite:
         state = [self.partial.func, *self.partial.args]
         state[self.place + 1] = value
         function, *args = state
-        # As unpickling would: whoever holds the partial has it changed.
+        # As unpickling does: this changes the partial itself, for all who hold it.
         self.partial.__setstate__((function, tuple(args), self.partial.keywords, vars(self.partial)))  # type: ignore[attr-defined]
-
-    put_back = put
 
 
 @dataclass(frozen=True, eq=False)
-class ClassAttributeSite:
-    """An attribute of a class of the user's, which its methods, or whoever names the class, may read."""
+class ClassAttributeSite(Site):
+    """An attribute of one of the user's classes, which methods and users of the class may read."""
 
-    path: str
     owner: type
     name: str
 
@@ -147,16 +148,13 @@ class ClassAttributeSite:
     def put(self, value: Any) -> None:
         setattr(self.owner, self.name, value)
 
-    put_back = put
-
 
 @dataclass(frozen=True, eq=False)
-class CachedSite:
-    """What a function has made and remembers (functools.cache), or what a weak reference gives: while it is exchanged,
-    that is covered.
+class CachedSite(Site):
+    """An object that a function has cached (functools.cache), or that a weak reference refers to. To replace it, the
+    function or reference is wrapped.
     """
 
-    path: str
     kept: Site
     made: Any
 
@@ -180,8 +178,8 @@ class CachedSite:
 
 
 class _CacheWrapper:
-    """In the place of a function, a method in its class, or a weak reference: gives out other objects for some of its
-    own.
+    """Wraps a cached function, a method in its class, or a weak reference, and returns other objects in place of some
+    of its results.
     """
 
     def __init__(self, function: Any) -> None:
@@ -204,15 +202,14 @@ class _CacheWrapper:
 
 
 def _identity(made: Any) -> Any:
-    """A method is another object each time that it is asked for."""
+    """A bound method is a new object each time it is read."""
     return (id(made.__self__), id(made.__func__)) if type(made) is types.MethodType else id(made)
 
 
 @dataclass(frozen=True, eq=False)
-class ShadowingSite:
-    """A class attribute, covered by an instance attribute while exchanged: the class itself stays as it is."""
+class ShadowingSite(Site):
+    """A class attribute, shadowed by an instance attribute while replaced: the class itself stays unchanged."""
 
-    path: str
     owner: Any
     name: str
 
@@ -227,8 +224,7 @@ class ShadowingSite:
 
 
 @dataclass(frozen=True, eq=False)
-class SlotSite:
-    path: str
+class SlotSite(Site):
     owner: Any
     name: str
 
@@ -238,12 +234,9 @@ class SlotSite:
     def put(self, value: Any) -> None:
         object.__setattr__(self.owner, self.name, value)
 
-    put_back = put
-
 
 @dataclass(frozen=True, eq=False)
-class ClosureSite:
-    path: str
+class ClosureSite(Site):
     cell: types.CellType
 
     def get(self) -> Any:
@@ -255,12 +248,10 @@ class ClosureSite:
     def put(self, value: Any) -> None:
         self.cell.cell_contents = value
 
-    put_back = put
-
 
 @dataclass(eq=False)
 class _PossibleModel:
-    """A site of what may be a model, and what it was found inside of, if that may be one too."""
+    """A site of an object that may be a model, and the enclosing object, if that may be one too."""
 
     site: Site
     value: Any
@@ -275,7 +266,7 @@ class _PossibleModel:
 
 
 class ModelSearch:
-    """Finds the sites of an entry point. What its code names is worked out once; what is there, at each call."""
+    """Finds the sites of an entry point. Its code is analysed once; objects are searched at each call."""
 
     def __init__(self, entry: Any) -> None:
         self._partial = entry if isinstance(entry, functools.partial) else None
@@ -284,7 +275,7 @@ class ModelSearch:
         names = CodeNames(entry)
         self._module = names.namespaces[0] if names.namespaces else {}
         self._classes = names.classes
-        # A name may get its value later: singletons are often made by the first request.
+        # A name may get its value later: singletons are often created by the first request.
         self._globals = [
             (path, namespace, name)
             for path, namespace, name, stored in names.places()
@@ -293,14 +284,14 @@ class ModelSearch:
         self._cells = [cell for function in names.functions for cell in _cells(function)]
 
     def finds_model(self) -> bool:
-        """Is something found that is a model, and not only something that may be one?"""
+        """Whether it finds an object that certainly is a model."""
         return any(model_kind(site.get()) is ModelKind.MODEL for site in self.sites())
 
     def sites(self) -> list[Site]:
-        """Every site of a model object that can be reached now, of the surest kind that is found.
+        """Every site of a model object that can be reached now; callables only if there is no certain model.
 
-        Of two models one inside the other, the inner one counts if it is the surer or both are models: then the outer
-        one is a helper of the user's. Of two callables the outer one.
+        Of two models, one inside the other, the inner one counts: the outer one is a helper of the user's. Of two
+        callables the outer one counts.
         """
         found = self._found()
         models = [each for each in found if each.kind is ModelKind.MODEL]
@@ -311,9 +302,9 @@ class ModelSearch:
 
     def _found(self) -> list[_PossibleModel]:
         found: list[_PossibleModel] = []
-        seen = {id(self._owner)}  # its own are the roots, also where a helper leads back to it
+        seen = {id(self._owner)}  # its attributes are roots already, even if a helper refers back to it
         queue: list[tuple[Site, int, _PossibleModel | None]] = [(site, 1, None) for site in self._roots()]
-        for site, depth, outer in queue:  # grows while it is walked: nearest first
+        for site, depth, outer in queue:  # grows during the loop: nearest objects first
             value = _unwrapped(site)
             kind = None if self._is_own(value) else model_kind(value)
             if kind is not None:
@@ -325,11 +316,11 @@ class ModelSearch:
         return found
 
     def _is_own(self, value: Any) -> bool:
-        """The handler itself and its methods are what is watched, not what it calls."""
+        """Whether it is the handler itself or a method of it, which cannot be its model."""
         return self._owner is not None and (value is self._owner or getattr(value, "__self__", None) is self._owner)
 
     def helpers(self, sites: Sequence[Site]) -> list[Site]:
-        """Other objects that the handler itself keeps and that may be called: what a declaration might be about."""
+        """Other callable objects that the handler keeps, one of which might have to be declared as the model."""
         watched = {id(site.get()) for site in sites}
         return [
             site
@@ -338,7 +329,7 @@ class ModelSearch:
         ]
 
     def declared(self, path: str) -> list[Site]:
-        """The declared site, and every other one that holds the same object."""
+        """The declared site, and all others that hold the same object."""
         known = (site for site in self.sites() if declarable(path) in (site.path, declarable(site.path)))
         declared = next(known, None) or self.resolve(path)
         model = _unwrapped(declared)
@@ -365,7 +356,7 @@ class ModelSearch:
             elif hasattr(holder, name):
                 site = _attribute_site(holder, name, site.path)
             elif holder is None:
-                return EntrySite(path, {}, name)  # not made yet
+                return EntrySite(path, {}, name)  # not created yet
             elif (found := _by_item(site, holder, name)) is not None:
                 site = found
             else:
@@ -373,7 +364,7 @@ class ModelSearch:
         return site
 
     def _first(self, path: str) -> tuple[Site, list[str]]:
-        """-> the site that the path begins with, and the names that follow."""
+        """-> the site that the path begins with, and the remaining names."""
         first, *rest = declarable(path).split(".")
         if self._owner is not None and hasattr(self._owner, first):
             return _attribute_site(self._owner, first), rest
@@ -405,7 +396,7 @@ class ModelSearch:
 
 
 def _sites_inside(site: Site, value: Any) -> Iterator[Site]:
-    """Where what it keeps is."""
+    """The sites inside an object."""
     if is_cache_or_weakref(value):
         made = [
             each
@@ -423,7 +414,7 @@ def _sites_inside(site: Site, value: Any) -> Iterator[Site]:
 
 
 def _is_fixed(value: Any) -> bool:
-    """A tuple, a named one too, or a read-only mapping."""
+    """A tuple, named or not, or a read-only mapping."""
     return type(value) is tuple or isinstance(value, types.MappingProxyType) or hasattr(type(value), "_make")
 
 
@@ -435,7 +426,7 @@ def _with_entry(value: Any, key: Any, entry: Any) -> Any:
 
 
 def _cached_objects(function: Any) -> list[Any]:
-    """What it remembers. Nothing but the garbage collector can tell."""
+    """The objects that it has cached. Only the garbage collector can list them."""
     if isinstance(function, weakref.ref):
         return [there] if (there := function()) is not None else []
     found = []
@@ -448,13 +439,13 @@ def _cached_objects(function: Any) -> list[Any]:
 
 
 def _by_item(site: Site, holder: Any, name: str) -> Site | None:
-    """Where the object keeps what it gives for `holder[name]`, as pipelines and sequences of layers do."""
+    """The site inside the object of what `holder[name]` returns, as for pipelines and sequences of layers."""
     try:
         wanted = holder[int(name) if name.lstrip("-").isdigit() else name]
     except (LookupError, TypeError, ValueError, AttributeError):
         return None
     queue: list[tuple[Site, int]] = [(child, 1) for child in _children(holder, site.path)]
-    for child, depth in queue:  # grows while it is walked
+    for child, depth in queue:  # grows during the loop
         value = child.get()
         if value is wanted:
             return child
@@ -499,24 +490,24 @@ def _cells(function: types.FunctionType, path: str = "") -> list[Site]:
 
 
 def _key(holder: Any, name: str) -> Any:
-    """Keys may be numbers, which a dotted path cannot tell from texts."""
+    """The key of this name. Keys may be numbers, which a dotted path cannot tell from texts."""
     return next((key for key in holder if str(key) == name), name)
 
 
 def _may_be_declared(value: Any) -> bool:
-    """An object with methods of its own, such as an engine; no container, number, text, class or part of TorchServe."""
+    """Whether it has methods of its own, as an engine has; no container, number, text, class or part of TorchServe."""
     if _is_plain(value) or isinstance(value, (type, dict, list, tuple, *FUNCTIONS)):
         return False
     return type(value).__module__.partition(".")[0] not in _SURROUNDINGS
 
 
 def _is_bound(value: Any) -> bool:
-    """In a class, it is given the object that it is read from: a stand-in would not be."""
+    """Whether it is a descriptor: read from a class, it is bound to the object; a stand-in would not be."""
     return hasattr(type(value), "__get__")
 
 
 def _is_plain(value: Any) -> bool:
-    """Most values are numbers and texts; they are passed over before anything is made of them."""
+    """Whether it cannot contain a model. Most values are numbers and texts, so they are skipped early."""
     return value is None or type(value) in _PLAIN_VALUES
 
 
@@ -529,7 +520,7 @@ def _slots(cls: type) -> tuple[str, ...]:
 
 
 def _class_attributes(owner: Any) -> list[str]:
-    """Names that the owner's own classes give values to, other than functions and the like."""
+    """Names of class attributes of the owner that are models."""
     if not hasattr(owner, "__dict__"):
         return []
     classes = own_classes(type(owner))
@@ -553,8 +544,8 @@ def _attribute_site(owner: Any, name: str, path: str = "") -> Site:
 
 
 def _unwrapped(site: Site) -> Any:
-    """The value at a site; a stand-in that user code kept from an earlier call gives way to the real object, save where
-    a function or a weak reference remembers it.
+    """The value at a site. If user code has kept a stand-in there from an earlier run, the real object is put back,
+    except in a cache or a weak reference.
     """
     value = site.get()
     real = unwrap(value)
