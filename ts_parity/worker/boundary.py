@@ -1,11 +1,12 @@
-"""The boundary at the model call: the user's own entry point, run whole, with one point of it watched or replaced.
+"""The boundary at the model call: runs the user's whole entry point, and watches or replaces its one model call.
 
-Finds the entry point with TorchServe's own rules and, for one call at a time, puts a stand-in wherever the model object
-is. Then a call can be recorded (raw output), stopped (model inputs) or fed (a raw output from elsewhere). Used inside a
-worker and, in process, by training. Knows nothing of requests, frames, codes or what the numbers mean.
+Loads the entry point by TorchServe's own rules. For one run at a time it puts a stand-in wherever the user's code keeps
+the model object. So the model call can be recorded (its raw output), captured (its inputs; the run ends there) or
+finished (user code gets a raw output from elsewhere). Workers use it, and training does in process. Knows nothing of
+requests, frames, codes, or what the numbers mean.
 
-Promises: nothing stays changed after a call, whatever user code does in it; a run that reaches the model twice, or
-whose output is not one floating leaf, is not codable, and the reason is said.
+It promises two things. After a run nothing stays changed, whatever user code does. And a run that calls the model
+twice, or whose output does not have exactly one floating part, is refused with a reason.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ NOT_FOUND = "no model object was found; declare where it is with model:, or take
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """What one ordinary run showed. `raw` is None if `reason` says why there is none; `lines`: what to declare."""
+    """What one ordinary run showed. `reason`: why `raw` is None; `lines`: what to declare so that it need not be."""
 
     answer: Any
     raw: Array | None
@@ -53,16 +54,16 @@ class RecordedRun:
     computed_in: str = ""
     """As in a frame."""
     models: dict[str, Any] = field(default_factory=dict)
-    """Those that were called, by site."""
+    """The model objects that were called, by site."""
     existed: bool = True
-    """False if no model object could be found before the run: it may have been created in it."""
+    """False if no model object was found before the run; the run may have created it."""
     parts: tuple[str, ...] = ()
-    """Places of the floating parts of an output that has several, none of which is declared."""
+    """The places of the floating parts, if the output has several and none is declared."""
     lines: Declaration = field(default_factory=dict)
 
     @property
     def refusal(self) -> str | None:
-        """Why there is no raw output, and the line to write where one may help."""
+        """Why there is no raw output, with the line to write if one may help."""
         return f"{self.reason}; {suggestion(**self.lines)}" if self.lines else self.reason
 
 
@@ -86,16 +87,16 @@ def _import_handler(loader: Any, handler: str) -> tuple[ModuleType, str | None]:
         try:
             return loader._load_default_handler(handler), None
         except ImportError as stock:
-            # TorchServe reports the second error whatever the first was. Of the two, the one that helps is told.
+            # TorchServe always reports the second error. Raise the one of the two that helps.
             module = handler.split(":", 1)[0].removesuffix(".py")
             raise (own if stock.name == f"ts.torch_handler.{module}" else stock) from None
 
 
 class Boundary:
-    """The entry point of one user handler, and every way to run it.
+    """The entry point of one user handler, and all the ways to run it.
 
-    The others are the archive's declaration: `model` and `call`, where the search would not find the right object or
-    method, `input` and `output`, where the call has several floating inputs, or its output several floating parts.
+    The other arguments are what the archive declares: `model` and `call` if the search would not find the right object
+    or method, `input` and `output` if the call has several floating inputs or its output several floating parts.
     """
 
     def __init__(
@@ -123,20 +124,20 @@ class Boundary:
     def record(self, data: Any, context: Any, keep_inputs: bool = False, look_around: bool = False) -> RecordedRun:
         """Run as always and take the model's raw output. Exceptions of user code pass through.
 
-        `look_around`: see what user code does with its other objects too, to name the line of a declaration. Not where
-        clients are served: a stand-in in the place of something that is no model is one more thing that may surprise.
+        `look_around`: also watch the user's other objects, to find out what to declare. Never while serving clients: a
+        stand-in for an object that is no model is one more thing that can surprise user code.
         """
         watch = RecordingWatch(self._declared, keep_inputs, looks=look_around or not self._reached)
         try:
             may_come, sites = self._may_come(), self.sites()
-        except NotCodable as wrong:  # a declaration that does not fit is no client's fault
+        except NotCodable as wrong:  # a wrong declaration must not cost clients their answers
             return RecordedRun(self.plain(data, context), None, str(wrong))
         around = self._search.helpers(sites) if look_around else []
         with _observed(watch, around), _watched(watch, sites, self._calls):
             answer = self.entry(data, context)
         self._reached, self._has_run = self._reached or bool(watch.calls), True
         if may_come and self._search.finds_model():
-            # What was watched was none: the model is there from now on.
+            # The run has created the model, so what was watched was not it.
             return RecordedRun(answer, None, NOT_BEFORE, existed=False)
         if watch.container is not None:
             self._container = watch.container
@@ -149,10 +150,10 @@ class Boundary:
         )
 
     def capture(self, data: Any, context: Any) -> ModelCall:
-        """Run up to the model call and end there. Raise NotCodable if the run ended without exactly one such call.
+        """Run up to the model call and end there. Raise NotCodable unless there was exactly one such call.
 
-        Exceptions of user code pass through, unless they came after the model was reached: then user code swallowed
-        our own, and what follows is of no interest.
+        Exceptions of user code pass through, unless they came after the model call: then user code has swallowed the
+        exception that should have ended the run, and whatever followed does not matter.
         """
         watch = CapturingWatch(self._declared)
         try:
@@ -166,17 +167,17 @@ class Boundary:
         return watch.only_call()
 
     def finish(self, data: Any, context: Any, raw: Array) -> Any:
-        """Run as always, `raw` standing in for what the model would have returned. -> the entry point's answer.
+        """Run as always, with `raw` in place of what the model would have returned. -> the entry point's result.
 
-        The first of all runs learns the output's container by letting the model compute once.
+        The first run lets the model compute once, to learn the container of its output.
         """
         return self._run_with_output(lambda call: raw, data, context)
 
     def run_with(
         self, compute: Callable[[ModelCall], Any], data: Any, context: Any, on_raw: Callable[[Array], object]
     ) -> Any:
-        """Run as always, with `compute` making the model call in place of the user's own model, and `told` the raw
-        output. -> the answer.
+        """Run as always, with `compute` in place of the user's own model; `on_raw` gets the raw output. -> the entry
+        point's result.
         """
 
         def raw_of(call: ModelCall) -> Array:
@@ -187,8 +188,8 @@ class Boundary:
         return self._run_with_output(raw_of, data, context)
 
     def run_checked(self, data: Any, context: Any, on_raw: Callable[[Array], object]) -> Any:
-        """Run as always; raise NotCodable if the model said NaN or infinity. `told` of the raw output, if there is one.
-        -> the answer.
+        """Run as always; raise NotCodable if the model returned NaN or infinity. `on_raw` gets the raw output, if
+        there is one. -> the entry point's result.
         """
         record = self.record(data, context)
         if record.raw is not None:
@@ -211,11 +212,11 @@ class Boundary:
 
     @property
     def models(self) -> list[Any]:
-        """The distinct model objects that user code would call now; empty while it has not created one."""
+        """The distinct model objects that user code would call now; empty until it has created one."""
         return list({id(model): model for model in (site.get() for site in self.sites())}.values())
 
     def compute(self, call: ModelCall) -> Any:
-        """Let the user's own model compute a call that was captured here, perhaps with other inputs. -> its output."""
+        """Let the user's own model compute a call captured here, perhaps with other inputs. -> its output."""
         model = self.called(call)
         run = model if call.method == CALL else getattr(model, call.method)
         return run(*call.args, **call.kwargs)
@@ -229,7 +230,7 @@ class Boundary:
 
     @contextmanager
     def replaced(self, model: Any) -> Iterator[None]:
-        """While it lasts, user code uses this model instead of its own, at every site."""
+        """While it lasts, this model replaces the user's own at every site."""
         sites = self.sites()
         if not sites:
             raise NotCodable(NOT_FOUND)
@@ -243,7 +244,7 @@ class Boundary:
                 site.put_back(original)
 
     def sites(self) -> list[Site]:
-        """Where the model object is now."""
+        """The sites where the model object is now."""
         return self._search.declared(self._model) if self._model else self._search.sites()
 
     def _may_come(self) -> bool:
@@ -251,7 +252,7 @@ class Boundary:
         return not self._has_run and not self._model and not self._search.finds_model()
 
     def _existing_sites(self, data: Any, context: Any) -> list[Site]:
-        """Where the model may have yet to be created by a first request, this one is first run once, plainly."""
+        """The sites of the model. If a first request may have yet to create it, run this one plainly first."""
         sites = self.sites()
         if not sites or self._may_come():
             self.plain(copied(data), context)
@@ -262,7 +263,7 @@ class Boundary:
 
     @contextmanager
     def declaring(self, model: str = "", call: str = "", output: str = "") -> Iterator[None]:
-        """While it lasts, these count as declared, beside what is."""
+        """While it lasts, these count as declared too."""
         kept = self._declared, self._container, self._model, self._calls
         self._declared, self._container = replace(self._declared, output=output or self._declared.output), None
         self._model, self._calls = model or self._model, frozenset({call}) if call else self._calls
@@ -281,7 +282,7 @@ def finite(raw: Array) -> Array:
 
 @contextmanager
 def _observed(watch: RecordingWatch, around: Sequence[Site]) -> Iterator[None]:
-    """Stand-ins that only look, at these sites while it lasts."""
+    """While it lasts, stand-ins at these sites that only observe."""
     armed: list[tuple[Site, Any]] = []
     try:
         for site in around:
@@ -297,9 +298,9 @@ def _observed(watch: RecordingWatch, around: Sequence[Site]) -> Iterator[None]:
 
 @contextmanager
 def _watched(watch: CallWatch, sites: Sequence[Site], calls: frozenset[str] | None) -> Iterator[None]:
-    """Stand-ins at every site of a model while it lasts; one per object, so that aliases stay aliases.
+    """While it lasts, stand-ins at every site of a model; one per object, so that aliases stay aliases.
 
-    `calls`: the methods that are model calls, where the archive declares them; None: those of the object's kind.
+    `calls`: the methods that are model calls, if the archive declares them; None: those of the object's kind.
     """
     stand_ins: dict[int, StandIn] = {}
     armed: list[tuple[Site, StandIn]] = []
@@ -315,6 +316,6 @@ def _watched(watch: CallWatch, sites: Sequence[Site], calls: frozenset[str] | No
         for stand_in in (*stand_ins.values(), *watch.extra):
             dismiss(stand_in)
         for site, stand_in in armed:
-            # What user code put there meanwhile is its own business.
+            # If user code has put another object there meanwhile, it stays.
             if site.get() is stand_in:
                 site.put_back(unwrap(stand_in))

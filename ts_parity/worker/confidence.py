@@ -1,8 +1,8 @@
-"""How sure a backup is of each of its answers, said in a header beside it.
+"""Puts the confidence of each of a backup's answers into a response header.
 
-Of a student by its raw output, of which the archive's confidence knows what it is worth; an exact copy is certain. An
-answer whose raw output is not known, or an archive that has no confidence, says nothing. Knows contexts and raw
-outputs; knows nothing of models.
+A student's confidence comes from its raw output and the archive's calibration; an exact copy is certain. If the raw
+output is not known, or the archive has no calibration, there is no header. Knows contexts and raw outputs. Knows
+nothing of models.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def with_certainty(entry: EntryPoint, data: Any, context: Any) -> Any:
 def with_confidence(
     confidence: Confidence | None, entry: Callable[[Any, Any, Callable[[Array], None]], Any], data: Any, context: Any
 ) -> Any:
-    """`entry` runs as always and hands over the raw output that the answers were made of. -> the answer."""
+    """`entry` runs as always and passes the raw output to its third argument. -> the answer."""
     raws: list[Array] = []
     answer = entry(data, context, raws.append)
     if confidence is not None and len(raws) == 1:
@@ -34,7 +34,7 @@ def with_confidence(
 
 
 def confidence_headers(confidence: Confidence, raw: Array, requests: int) -> Sequence[str]:
-    """The header of each request; none at all where the rows of a raw output do not belong to requests."""
+    """A header for each request; none if the rows of the raw output do not correspond to requests."""
     if requests == 1:
         raw = raw[None]
     elif raw.ndim == 0 or raw.shape[0] != requests:

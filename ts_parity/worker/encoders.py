@@ -1,8 +1,7 @@
 """The encoders: from the model inputs of a group's slots to the input of a parity model, on the inputs' own device.
 
-`sum` adds floating tensors of one shape, `concat` shrinks and tiles images; what cannot be encoded is refused with a
-reason. The same functions serve groups in a worker and training. Knows torch and containers; knows nothing of requests
-or models.
+`sum` adds floating tensors of one shape; `concat` shrinks and tiles images. What cannot be encoded is refused with a
+reason. Workers and training use the same functions. Knows torch and containers. Knows nothing of requests or models.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from ts_parity.worker.tensor_conversion import (
 from ts_parity.worker.watches import ModelCall
 
 Place = tuple[Any, ...]
-"""Where a leaf is in the arguments of a call: ("args", 0) or ("kwargs", "pixel_values")."""
+"""Where a value is in the arguments of a call: ("args", 0) or ("kwargs", "pixel_values")."""
 Shape = tuple[tuple[int, ...], torch.dtype]
 
 
@@ -62,7 +61,7 @@ def tile(inputs: torch.Tensor) -> torch.Tensor:
     if height % rows or width % columns:
         raise NotCodable(f"code concat with k = {k} needs images of even height and width, not {height} x {width}")
     flat = inputs.reshape(-1, *inputs.shape[-3:]).float()
-    # As an image library shrinks: the filter grows with the scale, so every pixel counts.
+    # As image libraries do it: the filter grows with the scale, so every pixel counts.
     small = functional.interpolate(
         flat, (height // rows, width // columns), mode="bilinear", align_corners=False, antialias=True
     )
@@ -98,25 +97,25 @@ def model_input(call: ModelCall) -> torch.Tensor:
 
 
 def tensors(call: ModelCall) -> dict[Place, torch.Tensor]:
-    """All that holds numbers among the arguments of a call, in their order: what a student is given."""
+    """The arguments of a call that hold numbers, in order: a student's inputs."""
     found = {place: any_tensor(leaf) for place, leaf in _leaves(call)}
     return {place: tensor for place, tensor in found.items() if tensor is not None}
 
 
 def with_tensors(call: ModelCall, given: Mapping[Place, torch.Tensor]) -> ModelCall:
-    """The same call with other numbers in these places, held as its own were."""
+    """The same call with other numbers in these places, in the same kinds of containers."""
     for place, tensor in given.items():
         call = _with(call, place, tensor)
     return call
 
 
 def check_one_input(calls: Sequence[ModelCall]) -> None:
-    """Raise NotCodable unless these calls differ in one floating tensor at most, which is what an encoder takes."""
+    """Raise NotCodable unless these calls differ in at most one floating tensor, which an encoder can combine."""
     _input_place(calls)
 
 
 def check_other_arguments(one: ModelCall, other: ModelCall) -> None:
-    """Raise NotCodable unless two calls differ in their tensors alone, which are all that a network learns from."""
+    """Raise NotCodable unless two calls differ only in tensors, which are all that a network is given."""
     leaves, others = dict(_leaves(one)), dict(_leaves(other))
     if set(leaves) != set(others):
         raise NotCodable("the model was called with different arguments for different requests; take code exact")
@@ -129,7 +128,7 @@ def check_other_arguments(one: ModelCall, other: ModelCall) -> None:
 
 
 def in_dtype(call: ModelCall, dtype: torch.dtype | None, device: torch.device | None = None) -> ModelCall:
-    """The same call with every floating tensor in this dtype, and every tensor on this device. None: as they are."""
+    """The same call with floating tensors in this dtype and all tensors on this device. None: unchanged."""
 
     def moved(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
@@ -166,7 +165,7 @@ def non_finite_slots(calls: Mapping[int, ModelCall]) -> dict[int, str]:
     """Slots with NaN or infinity in their inputs -> why. In a sum they would spoil the whole group."""
     if not calls:
         return {}
-    place = _input_place([*calls.values()])  # elsewhere, as in an attention mask, infinity has its use
+    place = _input_place([*calls.values()])  # other arguments, such as attention masks, may hold infinity
     return {
         slot: "the model's input is not finite (NaN or infinity), which cannot be coded with others"
         for slot, call in calls.items()
@@ -175,9 +174,9 @@ def non_finite_slots(calls: Mapping[int, ModelCall]) -> dict[int, str]:
 
 
 def encode(calls: Sequence[ModelCall | None], code: ErasureCode, row: int = 0) -> ModelCall:
-    """The call of the parity model: as the slots called theirs, with the combined input in place of their own.
+    """The parity model's call: the same as the slots' calls, with the combined input in place of theirs.
 
-    Every other argument must be the same in all slots. Raise NotCodable with a reason.
+    All other arguments must be the same in all slots. Raise NotCodable with a reason.
     """
     present = [call for call in calls if call is not None]
     place = _input_place(present)
@@ -198,7 +197,7 @@ def _with(call: ModelCall, place: Place, tensor: torch.Tensor) -> ModelCall:
 
 
 def _input_place(calls: Sequence[ModelCall]) -> Place:
-    """Where the input to add is: the one floating tensor, or the one that is not the same in all slots."""
+    """The place of the input to combine: the only floating tensor, or the only one that differs between slots."""
     if not calls:
         raise NotCodable("a group needs at least one member")
     leaves = [dict(_leaves(call)) for call in calls]
@@ -227,7 +226,7 @@ def _input_place(calls: Sequence[ModelCall]) -> Place:
 
 
 def _declared_place(declared: str, leaves: Sequence[Mapping[Place, Any]]) -> Place:
-    """The input that an archive declares; everything else is the same for all."""
+    """The place of the input that the archive declares; all other arguments must be equal."""
     for place, leaf in leaves[0].items():
         if place_name(place) == declared and floating_tensor(leaf) is not None:
             if any(not same(leaves[0].get(p), o.get(p)) for o in leaves[1:] for p in {*leaves[0], *o} - {place}):
@@ -267,7 +266,7 @@ def _walk(value: Any, place: Place) -> Iterator[tuple[Place, Any]]:
     if type(value) in (list, tuple) and not is_numbers(value):
         for index, child in enumerate(value):
             yield from _walk(child, (*place, index))
-    elif isinstance(value, MutableMapping):  # a tokenizer's answer is none of Python's own
+    elif isinstance(value, MutableMapping):  # a tokenizer's result is no dict
         for name, child in value.items():
             yield from _walk(child, (*place, name))
     else:
@@ -286,7 +285,7 @@ def _replaced(value: Any, place: Place, new: torch.Tensor) -> Any:
 
 
 def place_name(place: Place) -> str:
-    """A place as it is told."""
+    """A place as messages name it."""
     return ".".join(map(str, place))
 
 

@@ -1,7 +1,8 @@
-"""What TorchServe calls: sorts the requests of a batch by operation and answers each in its own way.
+"""What TorchServe calls: sorts the requests of a batch by operation, and has each answered.
 
-A batch without control headers goes to the user's entry point untouched. Knows headers and order; the operations
-themselves are in operations.py and protections.py. One worker per process, made when TorchServe initialises it.
+A batch without control headers goes to the user's entry point untouched. There is one `Worker` per process, created
+when TorchServe initialises the handler. Knows headers, secrets and the order of a batch. The operations themselves are
+in `operations` (raw output, finish) and `protections` (groups).
 """
 
 from __future__ import annotations
@@ -85,18 +86,18 @@ def make_handle(role: str) -> Callable[[Any, Any], Any]:
 
 
 class Worker:
-    """The user's handler, loaded, and what is done with it in this process."""
+    """The user's handler, loaded in this process, and all that is done with it."""
 
     def __init__(self, context: Any, role: str, for_selftest: bool = False) -> None:
-        """`rehearses`: it is here to test the samples, and never serves."""
+        """`for_selftest`: it only runs the samples and serves no clients."""
         self._settings = read_settings(context.model_yaml_config, role)
         self._folder = Path(context.system_properties["model_dir"])
-        # User code that looks itself up in the manifest must find itself, not the shim.
+        # User code that reads its handler's name from the manifest must find its own, not the wrapper's.
         context.manifest["model"]["handler"] = self._settings.handler
         self._samples = [_sample_request(self._folder, sample) for sample in self._settings.samples]
         self._verdict = HandlerVerdict()
         if self._samples and not for_selftest:
-            # First, so that two of the same model are never in memory at once.
+            # Before loading the handler, so that its model is never in memory twice.
             gpu_id = context.system_properties["gpu_id"]
             self._verdict = verdict_on_samples(self._folder, role, gpu_id, context.model_yaml_config)
             log.info("self-test: %s, %s", self._verdict.state.value, self._verdict.reason)
@@ -110,7 +111,7 @@ class Worker:
         self._groups = self._make_groups(context, self._settings.protection)
 
     def self_test(self, context: Any, fresh: Callable[[], RunOnce]) -> HandlerVerdict:
-        """Judge the handler by its samples. `fresh`: another object of it, with modules of its own."""
+        """Test the handler on its samples. `fresh` makes another object of it, with its own modules."""
         if self._groups is not None:
             self._groups.judge(context, self._samples, fresh)
         else:
@@ -118,13 +119,13 @@ class Worker:
         return self._verdict
 
     def once(self, context: Any) -> RunOnce:
-        """How it runs one sample."""
+        """The function that runs one sample."""
         if self._groups is not None:
             return self._groups.once(context)
         return lambda request: observed_run(self._boundary, context, request)
 
     def group(self, context: Any, frame: Frame, request_id: str) -> Frame:
-        """Of an archive that is a protection."""
+        """Answer a group; only for a protection's archive."""
         assert self._groups is not None
         return self._groups.answer(context, frame, request_id)
 
@@ -132,11 +133,11 @@ class Worker:
         processors = context.request_processor
         headers = [processor.get_request_properties() for processor in processors or ()]
         operations = [operation_of(each) for each in headers]
-        # Under an envelope that drops requests, rows and headers do not belong together.
+        # A service envelope may drop requests; then rows and headers do not correspond.
         if not any(operations) or len(headers) != len(data):
             return self._entry(data, context)
         if len(data) > 1 and not self._deployed.may_run_apart and self._only_ordinary(operations, headers):
-            # As it would have been without us: one run of all, without raw outputs; if it fails, it fails for all.
+            # As without this wrapper: one run of the whole batch, without raw outputs; if it fails, it fails for all.
             for each in headers:
                 for name in [name for name in each if _is_control(name)]:
                     del each[name]
@@ -184,7 +185,7 @@ class Worker:
         return [answers[index] for index in range(len(requests))]
 
     def _plain(self, context: Any, requests: dict[int, HandlerRequest], socket: Any) -> dict[int, HandlerResponse]:
-        """Plain requests beside operations: together, as TorchServe would have run them; they fail together too."""
+        """Plain requests beside operations run together, as TorchServe would have run them, and fail together."""
         if not requests:
             return {}
         try:
@@ -203,7 +204,7 @@ class Worker:
             return self._describe(context, request)
         if operation == OP_RAW:
             return self._deployed.raw(context, request, socket)
-        # A parity worker has the user's code as well, and is often the idler one.
+        # A parity worker has the user's code too, and is often less busy.
         if operation == OP_FINISH and not isinstance(self._groups, BackupGroups):
             return self._deployed.finish(context, self._coded(request), request.id)
         if operation == OP_GROUP and self._groups is not None:
@@ -213,7 +214,7 @@ class Worker:
         raise WrongOperation(f"unknown operation {operation!r} in {OP}")
 
     def _coded(self, request: HandlerRequest) -> Frame:
-        """The request's frame. What is never coded should not come here; whoever sends it all the same is refused."""
+        """The request's frame. Refuse bodies that are never coded; the proxy does not send them."""
         frame = _frame(request)
         never = self._settings.never_code
         if never and any(part is not None and never.covers(*part[:2]) for part in frame.slots):
@@ -227,7 +228,7 @@ class Worker:
         return HandlerResponse(body, headers={"content-type": FRAME_TYPE})
 
     def _only_ordinary(self, operations: list[str], headers: list[dict[str, Any]]) -> bool:
-        """Nothing but requests that get the handler's own answer."""
+        """Whether all requests get the handler's ordinary response."""
         return all(
             not operation or (operation == OP_RAW and self._admits(operation, _header(each, SECRET)))
             for operation, each in zip(operations, headers, strict=True)
@@ -239,7 +240,7 @@ class Worker:
         return hmac.compare_digest(secret.encode(), self._settings.secret.encode())
 
     def _load_other_model(self, context: Any) -> ScriptedModel | None:
-        """The model that answers here, where the user's handler could not load it as its own."""
+        """The protection's model, if the user's handler could not load it as its own."""
         protection = self._settings.protection
         if protection is None or protection.parity_model is None:
             return None
@@ -247,13 +248,13 @@ class Worker:
         return ScriptedModel(str(file), assigned_device(context))
 
     def _plain_entry(self) -> EntryPoint:
-        """What answers a plain request. A student answers them too: a backup of one query is an ordinary request."""
+        """What runs plain requests. A backup gets them too: as the backup of a single query."""
         protection = self._settings.protection
         if protection is None or not protection.is_backup:
             return self._boundary.plain
         if protection.code.lossless:
             return functools.partial(with_certainty, self._boundary.plain)
-        if self._other_model is None:  # the handler has loaded the student as its own
+        if self._other_model is None:  # the handler itself has loaded the student
             return functools.partial(with_confidence, protection.confidence, self._boundary.run_checked)
         run_with = functools.partial(self._boundary.run_with, self._other_model)
         return functools.partial(with_confidence, protection.confidence, run_with)
@@ -274,7 +275,7 @@ class Worker:
                 [own] = run(context, [request], self._boundary.plain)
                 described["handler"] = json.loads(own.body)
             except (Exception, StreamingRefused):
-                # Its own description is an extra; ours must arrive.
+                # The handler's own description is optional; ours must be sent.
                 log.info("the handler's own describe failed", exc_info=True)
         return HandlerResponse(json.dumps(described, indent=2).encode())
 
@@ -317,7 +318,7 @@ class Worker:
 
 
 def self_test(folder: Path, role: str, gpu_id: int | None = None) -> HandlerVerdict:
-    """Load an extracted archive, judge it by its samples, and forget it."""
+    """Load an extracted archive in this process, test it on its samples, and unload it."""
     with without_modules_of(folder), working_in(folder):
         sys.path.insert(0, str(folder))
         try:
@@ -334,7 +335,7 @@ def _another(folder: Path, role: str, gpu_id: int | None) -> RunOnce:
 
 
 class OfflineProtection:
-    """A protection's extracted archive as its worker has it, self-test included, outside TorchServe."""
+    """A protection's extracted archive outside TorchServe, loaded and self-tested as its worker would do it."""
 
     def __init__(self, folder: Path, gpu_id: int | None = None) -> None:
         self._folder = folder.resolve()
@@ -358,12 +359,12 @@ def operation_of(headers: dict[str, Any]) -> str:
     if headers.get("describe") == "True":
         return OP_DESCRIBE
     operation = _header(headers, OP)
-    # An explanation is another function of the same request: nothing to code.
+    # An explanation is another function of the request, so it has no raw output.
     return "" if operation == OP_RAW and headers.get("explain") == "True" else operation
 
 
 def answers_describe(entry: Any) -> bool:
-    """Does the user's code deal with describe requests? One that does not would choke on an empty body."""
+    """Whether the user's code handles describe requests; otherwise it would fail on their empty body."""
     described = getattr(type(owner_of(entry)), "describe_handle", None)
     if described is not None and not described.__module__.startswith("ts."):
         return True
@@ -376,13 +377,13 @@ def assigned_device(context: Any) -> torch.device:
 
 
 def _weights(folder: Path, manifest: dict[str, Any]) -> str | None:
-    """Which weights are behind this endpoint: the archive's serialized file."""
+    """The fingerprint of the weights: of the archive's serialized file."""
     name = manifest["model"].get("serializedFile")
     return fingerprint(folder / name) if name and (folder / name).is_file() else None
 
 
 def _header(headers: dict[str, Any], wanted: str) -> str:
-    """TorchServe keeps the letter case that a client wrote."""
+    """The value of a header. TorchServe keeps the letter case that the client sent."""
     for name, value in headers.items():
         if len(name) == len(wanted) and name.lower() == wanted and isinstance(value, str):
             return value

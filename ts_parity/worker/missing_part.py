@@ -1,7 +1,8 @@
-"""What stands in a rebuilt output where the model had said something that no raw output carries.
+"""A placeholder, in a rebuilt output, for a part that the model returned beside the raw output.
 
-User code may pass it on and throw it away; whatever else it does with it is told to whoever made it. Knows nothing of
-outputs or codes.
+No raw output carries such parts (class indices, texts), so nobody knows their values. User code may pass the
+placeholder on or drop it; any other use ends the run with a refusal that names the part. Knows nothing of outputs or
+codes.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any, NoReturn
 
 
 class MissingPart:
-    """`refuse(place)` is called, and raises, when it is looked at."""
+    """Any use of it calls `refuse(place)`, which raises."""
 
     __slots__ = ("_place", "_refuse")
 
@@ -21,7 +22,7 @@ class MissingPart:
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name.endswith("__"):
-            raise AttributeError(name)  # Python asks for these by itself, as to copy a container
+            raise AttributeError(name)  # Python itself reads these, for example to copy a container
         refuse_use(self)
 
     @classmethod
@@ -30,12 +31,12 @@ class MissingPart:
             refuse_use(found)
 
 
-def refuse_use(unsaid: MissingPart) -> NoReturn:
-    unsaid._refuse(unsaid._place)
+def refuse_use(missing: MissingPart) -> NoReturn:
+    missing._refuse(missing._place)
 
 
 def missing_parts_in(value: Any) -> Iterator[MissingPart]:
-    """Those in plain containers, such as an answer."""
+    """The placeholders in plain containers, such as an answer."""
     if type(value) is MissingPart:
         yield value
     elif isinstance(value, (list, tuple)):

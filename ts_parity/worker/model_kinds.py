@@ -1,8 +1,8 @@
-"""What counts as a model object, and by which of its methods it is called.
+"""What counts as a model object, and which of its methods are model calls.
 
-Torch modules, sessions of ONNX Runtime, estimators in scikit-learn's manner (XGBoost's, LightGBM's and Keras' are such)
-and plain callables. Libraries are known by their objects' manner and never imported. Knows Python objects; knows
-nothing of where they are kept or of what a call does.
+Torch modules, ONNX Runtime sessions, estimators like scikit-learn's (XGBoost, LightGBM and Keras included) and plain
+callables. Objects of other libraries are recognised by their methods; the libraries are never imported. Knows Python
+objects. Knows nothing of where they are kept, or of what a call does.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ ESTIMATOR_CALLS = frozenset(
 SESSION_CALLS = frozenset({"run"})
 FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinFunctionType)
 _TRANSFORMS = frozenset({"torchvision", "PIL", "numpy", "cv2", "builtins", "logging"})
-"""Their callables prepare inputs or speak to people."""
+"""Packages whose callables prepare inputs or write logs."""
 
 
 class ModelKind(IntEnum):
-    """How sure it is that an object is a model: of what is found, the surest kind alone is taken."""
+    """How certain it is that an object is a model. Of all objects found, only the most certain kind is taken."""
 
     MODEL = 0
     CALLABLE = 1
-    """Might be one: a module without weights (a transform, a loss), a function, an object that can be called."""
+    """It may be one: a module without weights (a transform, a loss), a function, a callable object."""
 
 
 def model_kind(value: Any) -> ModelKind | None:
-    """None: it can be no model."""
+    """None: it cannot be a model."""
     if isinstance(value, torch.nn.Module):
         if is_container(value):
             return None
@@ -54,8 +54,8 @@ def model_kind(value: Any) -> ModelKind | None:
 
 
 def is_compiled(value: Any) -> bool:
-    """A function that torch.compile has made, or an object of a class with such a method. What it uses is compiled into
-    it, so no stand-in is of use there, or even allowed.
+    """A function made by torch.compile, or an object of a class with such a method. What it uses is compiled into it,
+    so a stand-in inside it would have no effect or raise an error.
     """
     if isinstance(value, FUNCTIONS):
         return hasattr(value, "_torchdynamo_orig_callable")
@@ -63,21 +63,21 @@ def is_compiled(value: Any) -> bool:
 
 
 def is_cache_or_weakref(value: Any) -> bool:
-    """A function or method behind functools.cache or lru_cache, or a weak reference: no model, but it may give one that
-    is there already.
+    """A function or method behind functools.cache or lru_cache, or a weak reference: not a model, but it may return one
+    that exists already.
     """
     return isinstance(getattr(value, "__func__", value), (functools._lru_cache_wrapper, weakref.ref))
 
 
 def is_container(value: Any) -> bool:
-    """A ModuleList or ModuleDict, which cannot be called: the models are in it."""
+    """A ModuleList or ModuleDict, which cannot be called but may contain models."""
     if not isinstance(value, (torch.nn.ModuleList, torch.nn.ModuleDict)):
         return False
     return type(value).forward is torch.nn.Module.forward and not _estimator_calls(type(value))
 
 
 def calls_of(value: Any) -> frozenset[str]:
-    """The methods that are model calls; of an unknown object, calling it."""
+    """The methods that are model calls; for an object of no known kind, calling it."""
     kind = type(value)
     if isinstance(value, torch.nn.Module):
         return MODEL_CALLS | _estimator_calls(kind)
@@ -91,15 +91,15 @@ def calls_of(value: Any) -> frozenset[str]:
 
 
 def has_weights(model: Any) -> bool:
-    """A frozen script holds its weights as constants, so a script always counts."""
+    """A script always counts, since a frozen one holds its weights as constants."""
     if isinstance(model, torch.jit.ScriptModule):
         return True
     return next(model.parameters(), None) is not None or next(model.buffers(), None) is not None
 
 
-@functools.lru_cache(maxsize=1024)  # it is asked of everything that can be reached, for every request
+@functools.lru_cache(maxsize=1024)  # every request asks this about all reachable objects
 def _kind_of_class(kind: type) -> ModelKind | None:
-    """Of a class, which says it without running a property of the object."""
+    """Decided by the class, since reading an object's attributes may run its properties."""
     if _is_session(kind) or _estimator_calls(kind):
         return ModelKind.MODEL
     return ModelKind.CALLABLE if _is_called(kind) else None

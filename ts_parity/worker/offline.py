@@ -1,7 +1,7 @@
-"""A user's handler outside TorchServe: loaded in process from an extracted archive, behind the same boundary.
+"""A user's handler outside TorchServe: loaded in this process from an extracted archive, behind the same boundary.
 
-What training uses: model inputs and raw outputs come from the very code that serves. Knows archives as folders and
-TorchServe's context; knows nothing of training.
+Training uses it, so that model inputs and raw outputs come from the very code that serves. Knows extracted archives and
+TorchServe's context. Knows nothing of training.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from ts_parity.worker.watches import ModelCall
 
 
 class OfflineHandler:
-    """A context manager: the archive's modules are importable while it is open, and forgotten afterwards.
+    """A context manager: the archive's modules are importable while it is open, and unloaded afterwards.
 
     `folder` is an extracted archive, plain or wrapped; of a wrapped one the user's own handler is loaded.
     """
 
     def __init__(self, folder: Path, gpu_id: int | None = None, declared: Mapping[str, str] | None = None) -> None:
-        """`declared`: what the archive itself does not declare, as `settings.declaration` has it."""
+        """`declared`: more declarations than the archive has, in the form of `settings.declaration`."""
         self._more = declared
         self.folder = folder.resolve()
         self._gpu_id = gpu_id
@@ -76,9 +76,10 @@ class OfflineHandler:
         return self._run(request, self.boundary.plain)
 
     def record(self, request: HandlerRequest, keep_inputs: bool = True) -> tuple[RecordedRun, HandlerResponse]:
-        """One ordinary run: model inputs (`calls`), raw output or why there is none, and the answer.
+        """One ordinary run: model inputs (`calls`), the raw output or why there is none, and the answer.
 
-        A handler may make its model in its first request, or load it anew until a flag is set: that one is run again.
+        A handler may create its model in its first request, or reload it until a flag is set; then the request is run
+        again.
         """
         record, answer = self._recorded(request, keep_inputs)
         if not record.existed and record.raw is None:
@@ -96,7 +97,7 @@ class OfflineHandler:
         return records[0], answer
 
     def record_batch(self, requests: list[HandlerRequest]) -> tuple[RecordedRun, list[HandlerResponse]]:
-        """Several requests in one run, for handlers whose verdict says batched."""
+        """Several requests in one run, for handlers whose verdict is `batched`."""
         with self._inside():
             return record_many(self.boundary, self._context, requests)
 
@@ -112,11 +113,11 @@ class OfflineHandler:
         return calls[0]
 
     def finish(self, request: HandlerRequest, raw: Array) -> HandlerResponse:
-        """The answer the handler would have given had its model returned `raw`."""
+        """The answer that the handler would give if its model returned `raw`."""
         return self._run(request, lambda data, context: self.boundary.finish(data, context, raw))
 
     def why_not(self, request: HandlerRequest, record: RecordedRun) -> str:
-        """Why a recorded run gave no raw output, and the line to write where one helps."""
+        """Why a recorded run gave no raw output, and the line to declare, if one helps."""
         with self._inside():
             return why_not(self.boundary, self._context, request, record)
 
@@ -128,30 +129,30 @@ class OfflineHandler:
         return verdict
 
     def another(self) -> OfflineHandler:
-        """A fresh object of the same handler, with modules of its own."""
+        """A new object of the same handler, with its own modules."""
         with without_modules_of(self.folder):
             made = OfflineHandler(self.folder, self._gpu_id, self._more)
-            made.close()  # of modules there is nothing left to forget after this
+            made.close()  # its modules are unloaded already when this block ends
         return made
 
     def once(self, request: HandlerRequest) -> ObservedRun:
-        """One ordinary run, as `repeatable` looks at it."""
+        """One ordinary run, in the form that `repeatable` compares."""
         record, answer = self.record(request, keep_inputs=False)
         return ObservedRun(answer, record.raw, record.models)
 
     def model_of(self, call: ModelCall) -> Any:
-        """The user's model object behind a call; of its own method that is kept as a function, the module itself."""
+        """The user's model object behind a call; for a method that is kept as a function, its module."""
         model = self.boundary.called(call)
         owner = getattr(model, "__self__", None)
         is_forward = isinstance(owner, torch.nn.Module) and model in (owner.forward, owner.__call__)
         return owner if is_forward else model
 
     def replaced(self, model: Any) -> AbstractContextManager[None]:
-        """While it lasts, the handler runs with this model in place of its own."""
+        """While it lasts, this model replaces the handler's own."""
         return self.boundary.replaced(model)
 
     def close(self) -> None:
-        """Forget the archive's modules, so that another archive may have modules of the same names."""
+        """Unload the archive's modules, so that another archive may have modules of the same names."""
         if str(self.folder) in sys.path:
             sys.path.remove(str(self.folder))
         for name in modules_of(self.folder) - self._modules:
@@ -167,13 +168,13 @@ class OfflineHandler:
 
 @contextmanager
 def working_in(folder: Path) -> Iterator[None]:
-    """Workers run in the archive's folder, and handlers open files by relative paths."""
+    """Change to this folder, as workers do: handlers open files by relative paths."""
     before = os.getcwd()
     os.chdir(folder)
     try:
         yield
     except SystemExit as ended:
-        if ended.code == 128 + signal.SIGTERM:  # no doing of theirs
+        if ended.code == 128 + signal.SIGTERM:  # a SIGTERM, not the handler's doing
             raise
         raise RuntimeError(f"it called sys.exit({ended.code!r})") from ended
     finally:
@@ -182,7 +183,7 @@ def working_in(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def without_modules_of(folder: Path) -> Iterator[None]:
-    """The archive's modules are imported anew in here; outside, they are those of before."""
+    """While it lasts, the archive's modules are imported again; afterwards the previous ones are back."""
     before = {name: sys.modules.pop(name) for name in modules_of(folder)}
     try:
         yield
@@ -193,7 +194,7 @@ def without_modules_of(folder: Path) -> Iterator[None]:
 
 
 def modules_of(folder: Path) -> set[str]:
-    """Names of the imported modules that come from the archive; our own, which may lie in it, are not counted."""
+    """Names of the imported modules that come from the archive, without ours, which an archive may contain."""
     inside = os.path.join(os.path.realpath(folder), "")
     files = [(name, getattr(module, "__file__", None)) for name, module in [*sys.modules.items()]]
     return {
@@ -211,7 +212,7 @@ def _lies_in(folder: str) -> str:
 
 @lru_cache(maxsize=1 << 14)
 def _real(folder: str) -> str:
-    """Thousands of modules are asked about each time, and what is below this one asks the disk."""
+    """Cached: thousands of modules are checked each time, and realpath reads the disk."""
     return os.path.join(os.path.realpath(folder), "")
 
 

@@ -1,7 +1,8 @@
 """What a deployed worker does besides plain requests: answers with a raw tail, and finishes.
 
-Each is a replay of the user's own entry point behind the boundary. Knows answers and raw outputs; knows nothing of how
-operations arrive (entry.py) or of parity models (protections.py).
+Both run the user's own entry point behind the boundary. A finish makes an ordinary answer from a rebuilt raw output:
+the entry point runs on the original request, and its model call returns that output. Knows responses and raw outputs.
+Knows nothing of how operations arrive (`entry`) or of parity models (`protections`).
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from ts_parity.worker.selftest import STREAMS, Observer, record_many, record_one
 from ts_parity.worker.verdict import HandlerVerdict, VerdictState, not_finite
 
 MAX_RESPONSE_SIZE = 6_553_500
-"""TorchServe's default. A larger response makes its frontend drop the worker, so the tail stays within."""
+"""TorchServe's default. A larger response makes its frontend drop the worker, so none with a tail exceeds it."""
 
 
 class DeployedOperations:
-    """raw and finish for one user handler."""
+    """The operations `raw` and `finish` for one user handler."""
 
     def __init__(self, boundary: Boundary, verdict: HandlerVerdict, max_response_size: int = MAX_RESPONSE_SIZE) -> None:
         self.verdict = verdict
@@ -38,49 +39,49 @@ class DeployedOperations:
         self._max_response_size = max_response_size
 
     def raw(self, context: Any, request: HandlerRequest, socket: Any) -> HandlerResponse:
-        """The ordinary answer, with its raw output behind the body where there is one. User exceptions pass."""
+        """The ordinary answer, with the raw output after its body if there is one. User exceptions pass through."""
         if self.verdict.refused:
             return run(context, [request], self._boundary.plain, socket)[0]
         untested = self.verdict.state is VerdictState.UNTESTED
-        dice = RandomStates() if untested else None
+        before = RandomStates() if untested else None
         tap = RecordingSocket(socket)
         try:
             record, answer = record_one(self._boundary, context, request, tap)
         except Exception as error:
             if not untested or tap.used:
                 raise
-            # Code that looks at its model's class, or compiles it, may not bear the stand-in: no client's fault.
+            # Code that checks its model's class, or compiles it, may fail with a stand-in. The client must not suffer.
             answer = run(context, [request], self._boundary.plain, socket)[0]
             self._observer.missed(f"the handler fails while its model is watched, and not otherwise: {error!r}")
             return answer
         if tap.used:
             self.verdict.refuse(STREAMS)
             return answer
-        if dice is not None:
-            self._observer.observe(record, answer, dice)
+        if before is not None:
+            self._observer.observe(record, answer, before)
             return answer
         return self._with_tail(answer, record.raw, record.computed_in)
 
     @property
     def may_run_apart(self) -> bool:
-        """Whether requests that share a batch may be run without the others: it is known to make no difference."""
+        """Whether requests of a batch may run separately, since samples have shown that it makes no difference."""
         return self.verdict.state is VerdictState.CODABLE and self.verdict.alone is True
 
     def raw_batch(self, context: Any, requests: Sequence[HandlerRequest]) -> list[HandlerResponse] | None:
-        """All in one run of the entry point, where the self-test has shown that it may. None: take them one by one."""
+        """All in one run, if the self-test has shown that a batch gives the same answers. None: run them one by one."""
         if len(requests) < 2 or not self.may_run_apart or not self.verdict.batched:
             return None
         try:
             record, answers = record_many(self._boundary, context, requests)
         except (Exception, StreamingRefused):
-            return None  # one of them is bad; alone, each gets its own answer
+            return None  # one of them is bad; run alone, each gets its own answer
         rows = split_rows(record.raw, len(requests))
         if rows is None:
             return None
         return [self._with_tail(answer, row, record.computed_in) for answer, row in zip(answers, rows, strict=True)]
 
     def finish(self, context: Any, frame: Frame, request_id: str) -> HandlerResponse:
-        """The user's ordinary answer as if the model had returned the frame's raw output."""
+        """The ordinary answer, as if the model had returned the frame's raw output."""
         if self.verdict.refused:
             raise NotCodable(f"this handler cannot finish raw outputs: {self.verdict.reason}")
         part, raw = frame.slots[0], frame.raw
@@ -116,9 +117,9 @@ def slot_request(frame: Frame, slot: int, request_id: str) -> HandlerRequest:
 
 
 def max_response_size() -> int:
-    """TorchServe's limit where this process can learn it, else TorchServe's default."""
-    on_raw = os.environ.get("TS_MAX_RESPONSE_SIZE") or _configured("max_response_size")
-    return int(on_raw) if on_raw and on_raw.isdigit() else MAX_RESPONSE_SIZE
+    """TorchServe's limit, if this process can find it out, else TorchServe's default."""
+    limit = os.environ.get("TS_MAX_RESPONSE_SIZE") or _configured("max_response_size")
+    return int(limit) if limit and limit.isdigit() else MAX_RESPONSE_SIZE
 
 
 def _configured(key: str) -> str | None:
@@ -133,9 +134,9 @@ def _configured(key: str) -> str | None:
 
 
 def _config_file() -> Path | None:
-    """The frontend's config.properties: it is our parent process and does not tell, but its command line does."""
-    if on_raw := os.environ.get("TS_CONFIG_FILE"):
-        return Path(on_raw)
+    """The frontend's config.properties. The frontend is our parent process, and its command line names the file."""
+    if path := os.environ.get("TS_CONFIG_FILE"):
+        return Path(path)
     frontend = Path(f"/proc/{os.getppid()}")
     try:
         words = (frontend / "cmdline").read_text(encoding="utf-8", errors="replace").split("\0")

@@ -1,8 +1,8 @@
-"""A model's output: the one floating part of it that is coded, and how to build the same container around another.
+"""A model's output: its one floating part, which is coded, and how to build the same container around another one.
 
-What cannot be added and subtracted is never coded: integers (ids, class indices), texts. Beside a floating part they
-may be there: an answer made from a raw output is given something in their place that user code may pass on, but not
-look at. Knows torch, numpy and containers; knows nothing of handlers or requests.
+Values that cannot be added and subtracted, such as integers (ids, class indices) and texts, are never coded. They may
+be there beside the floating part. When an answer is made from a raw output, user code gets a `MissingPart` in their
+place, which it may pass on but not use. Knows torch, numpy and containers. Knows nothing of handlers or requests.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ _WIRE_DTYPES = {
 _HALF = (torch.float16, torch.bfloat16)
 _DEEPEST = 6
 _USUAL = ("logits", "scores", "probabilities", "probs", "predictions", "prediction", "out", "output", "embedding")
-"""Of several floating parts, what is coded is mostly called so."""
+"""Usual names of the part that is coded, if there are several."""
 
 Place = tuple[str, ...]
 Refuse = Callable[[str], NoReturn]
-"""Told of a part, by its place, that no raw output carries and that user code has looked at."""
+"""Called with the place of a part that user code has used although no raw output carries it. Raises."""
 _Build = Callable[[Any, Refuse], Any]
-"""(the coded part, made of a raw output; refuse) -> this part of the output."""
+"""(the coded part, made from a raw output; refuse) -> this part of the output."""
 
 
 class SeveralParts(NotCodable):
-    """Which one is coded must be declared. `parts`: their places."""
+    """The archive must declare which part is coded. `parts`: their places."""
 
     def __init__(self, message: str, parts: tuple[str, ...]) -> None:
         super().__init__(message)
@@ -54,15 +54,15 @@ def _refuse(place: str) -> NoReturn:
 
 @dataclass(frozen=True)
 class Container:
-    """What surrounds the raw output: rebuild(raw) is a fresh output as the model would have returned it."""
+    """What surrounds the raw output: `rebuild(raw)` is a new output as the model would have returned it."""
 
     make: Callable[[Array], Any]
     build: _Build
     computed_in: str = ""
-    """The output's own dtype where the raw output, which is float32 or float64, is finer; else empty."""
+    """The output's own dtype, if it is coarser than the raw output's float32 or float64; else empty."""
 
     def rebuild(self, raw: Array, refuse: Refuse = _refuse) -> Any:
-        """Raise NotCodable for an output of a type that cannot be made again."""
+        """Raise NotCodable if the output's type cannot be built again."""
         try:
             return self.build(self.make(raw), refuse)
         except (TypeError, ValueError, AttributeError) as error:
@@ -104,7 +104,7 @@ def take(output: Any, declared: str = "") -> tuple[Array, Container]:
 def floating_leaf(output: Any, declared: str = "") -> torch.Tensor:
     """The part that is coded, gradients and all: `take`, for training. Raise NotCodable without one.
 
-    Of a model that is no torch module, its array as a tensor.
+    For a model that is no torch module: its array as a tensor.
     """
     parts = _Parts()
     parts.node(output, ())
@@ -115,7 +115,7 @@ def floating_leaf(output: Any, declared: str = "") -> torch.Tensor:
 def _chosen(parts: _Parts, declared: str) -> _Leaf:
     leaves = parts.leaves
     wanted = _place(declared)
-    if wanted and [leaf.where for leaf in leaves] != [()]:  # a network of ours gives the part alone
+    if wanted and [leaf.where for leaf in leaves] != [()]:  # a network made by training returns this part alone
         for leaf in leaves:
             if leaf.where == wanted:
                 return leaf
@@ -142,7 +142,7 @@ def _unusual(place: str) -> int:
 
 
 def _place(declared: str) -> Place:
-    """logits, 0, scores.1, and the same as Python writes it: .logits, [0], ['scores'][1]."""
+    """Parse logits, 0, scores.1, or the same in Python's notation: .logits, [0], ['scores'][1]."""
     dotted = re.sub(r"\[\s*['\"]?([^\]'\"]*)['\"]?\s*\]", r".\1", declared)
     return tuple(name for name in dotted.split(".") if name)
 
@@ -152,11 +152,11 @@ def _place_name(where: Place) -> str:
 
 
 _Bound = Callable[[_Leaf], _Build]
-"""The builder of a part, once it is known which leaf is coded."""
+"""Gives the builder of a part, once it is known which leaf is coded."""
 
 
 class _Parts:
-    """Walks an output: collects its floating leaves and what else there is, and makes the builder of each part."""
+    """Walks an output, collects its floating leaves and other parts, and makes the builder of each part."""
 
     def __init__(self) -> None:
         self.leaves: list[_Leaf] = []
@@ -173,7 +173,7 @@ class _Parts:
         if leaf is None:
             return self._container(value, where)
         if isinstance(value, (torch.Tensor, np.ndarray)):
-            leaf = self._seen.setdefault(id(value), leaf)  # an output may hold one tensor twice
+            leaf = self._seen.setdefault(id(value), leaf)  # an output may contain one tensor twice
         if leaf.where == where:
             self.leaves.append(leaf)
         return self._leaf_node(leaf)
@@ -203,7 +203,7 @@ class _Parts:
         before = len(self.leaves)
         nodes = {name: self.node(child, (*where, str(name))) for name, child in fields.items()}
         if len(self.leaves) == before and not isinstance(value, Mapping) and not dataclasses.is_dataclass(value):
-            return lambda coded: _missing(where)  # an object without a floating part is looked at as little as a number
+            return lambda coded: _missing(where)  # an object without a floating part is replaced whole
         if isinstance(value, Mapping):
             keyed = dataclasses.is_dataclass(kind)
 
@@ -228,7 +228,7 @@ class _Parts:
 
             def build(made: Any, refuse: Refuse) -> Any:
                 parts = [part(made, refuse) for part in builds]
-                # A named tuple takes its fields one by one; those of torch are named, but take them as one.
+                # A named tuple takes its fields as arguments; torch's return types take one sequence.
                 return kind(*parts) if hasattr(kind, "_fields") else kind(parts)
 
             return build
@@ -236,10 +236,10 @@ class _Parts:
         return sequence
 
     def _object(self, value: Any, nodes: Mapping[str, _Bound]) -> _Bound:
-        """An object of the user's own: copied, never constructed, for its constructor may want what is not known."""
+        """An object of the user's own: copied, never constructed, since its constructor's arguments are unknown."""
         skeleton = copy.copy(value)
         for name in nodes:
-            object.__setattr__(skeleton, name, None)  # what it held shall not be kept
+            object.__setattr__(skeleton, name, None)  # do not keep what it held
 
         def bound(coded: _Leaf) -> _Build:
             builds = {name: node(coded) for name, node in nodes.items()}
@@ -260,7 +260,7 @@ def _missing(where: Place) -> _Build:
 
 
 def _fields(value: Any) -> dict[Any, Any] | None:
-    """What a container holds, by name; None for anything else."""
+    """The fields of a container, by name; None for anything else."""
     if isinstance(value, Mapping):
         return dict(value.items())
     if isinstance(value, (type, torch.nn.Module, str, bytes, int)):
@@ -278,7 +278,7 @@ def _slots(kind: type) -> Iterator[str]:
 
 
 def _leaf(value: Any, where: Place) -> _Leaf | None:
-    """None for a container. Raise NotCodable for what holds numbers of another kind, or none."""
+    """None for a container. Raise NotCodable for numbers of another kind, and for non-numbers."""
     if isinstance(value, torch.Tensor):
         return _tensor_leaf(value, where)
     if isinstance(value, (np.ndarray, np.generic)):
@@ -312,7 +312,7 @@ def _tensor_leaf(tensor: torch.Tensor, where: Place) -> _Leaf:
 
 
 def to_array(tensor: torch.Tensor) -> Array:
-    """A copy on the CPU in the dtype that travels: float32, or float64 where the tensor is float64."""
+    """A copy on the CPU in the dtype of the wire: float32, or float64 if the tensor is float64."""
     array: Array = tensor.detach().to("cpu", _WIRE_DTYPES[tensor.dtype], copy=True).contiguous().numpy()
     return array
 
@@ -332,8 +332,8 @@ def _numpy_leaf(value: Any, where: Place) -> _Leaf:
 
     wire = np.float32 if dtype == np.float16 else dtype
     computed_in = "float16" if dtype == np.float16 else ""
-    told = f"{dtype} {value.shape}"
-    return _Leaf(where, value, lambda: told, lambda: np.array(value, dtype=wire), build, computed_in)
+    what = f"{dtype} {value.shape}"
+    return _Leaf(where, value, lambda: what, lambda: np.array(value, dtype=wire), build, computed_in)
 
 
 def _list_leaf(value: Any, where: Place) -> _Leaf:
@@ -348,7 +348,7 @@ def _list_leaf(value: Any, where: Place) -> _Leaf:
 
 
 def _table_leaf(value: Any, keys: list[Any], where: Place) -> _Leaf:
-    """Numbers by name, or a list of such rows, as converted scikit-learn models answer: {"cat": 0.9, "dog": 0.1}."""
+    """Numbers by name, or a list of such rows, as converted scikit-learn models return: {"cat": 0.9, "dog": 0.1}."""
     rows = value if isinstance(value, list) else [value]
     array = np.array([[row[key] for key in keys] for row in rows], dtype=np.float64)
 
@@ -361,7 +361,7 @@ def _table_leaf(value: Any, keys: list[Any], where: Place) -> _Leaf:
 
 
 def _keys_of_numbers(value: Any) -> list[Any] | None:
-    """The keys of a dictionary of two floats or more, or of every one in a list; None for anything else."""
+    """The keys of a dictionary of at least two floats, or of each one in a list; None for anything else."""
     rows = value if type(value) is list and value else [value]
     if not all(type(row) is dict and len(row) > 1 and row.keys() == rows[0].keys() for row in rows):
         return None
@@ -369,7 +369,7 @@ def _keys_of_numbers(value: Any) -> list[Any] | None:
 
 
 def _is_numbers(value: Any) -> bool:
-    """More than an empty list; in a tuple of no other kind than floats, for a tuple may be of parts."""
+    """Whether it is a non-empty list of numbers, or a tuple of floats; other tuples may consist of parts."""
     numbers = list(_numbers(value))
     kinds = float if isinstance(value, tuple) else (int, float)
     return bool(numbers) and all(isinstance(number, kinds) for number in numbers)

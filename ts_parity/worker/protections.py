@@ -1,9 +1,10 @@
-"""What a parity worker does: answer a group of original requests with what protects them.
+"""What a protection's worker does: it answers a group of original requests.
 
 Parity family: each slot runs up to its model call, the inputs are combined on their device, the parity model computes
-once, and its raw output is the answer. Backup family: each slot runs whole, alone or as a batch where that is proven,
-the model call made by the deployed model itself (`exact`) or by a small one (`student`).
-A bad slot fails alone. Knows frames, codes and the boundary; knows nothing of how groups are formed or who is late.
+once, and its raw output is the answer. Backup family: each slot runs whole, alone or as a batch where samples have
+shown that this is the same; the model call is made by the deployed model itself (`exact`) or by a small one
+(`student`). A bad slot fails alone. Knows frames, codes and the boundary. Knows nothing of how groups are formed, or of
+which query is late.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ COVERED = Part((), b"", 200, "")
 _REFUSED_SLOT = 400
 
 ParityModel = Callable[[ModelCall], Any]
-"""Computes one call, the inputs of which have been combined."""
+"""Computes one call whose inputs have been combined."""
 
 
 class ParityGroups:
@@ -79,7 +80,7 @@ class ParityGroups:
         return Frame(parts, *self._raw(frame.k, calls))
 
     def judge(self, context: Any, samples: Sequence[HandlerRequest], fresh: Callable[[], RunOnce]) -> None:
-        """By samples. Each is taken to the parity model alone, with every other slot empty."""
+        """Test it on samples, each in a group by itself with all other slots empty."""
         with judging(self.verdict, samples):
             check_repeats(self.once(context), samples, fresh)
 
@@ -135,10 +136,10 @@ class ParityGroups:
 class BackupGroups:
     """The backup family: the user's own entry point runs on each slot.
 
-    `entry` is that of the user's handler with whatever model answers here: its own one, or a student in its place; then
-    `boundary` is None, for no model of the user's is to be looked at. `may_batch`: slots may run as one batch where
-    samples have shown that it answers alike. It rounds differently, so a lossless code goes without on a CPU, where a
-    batch saves next to nothing and bytes can stay identical.
+    `entry` is the user's entry point with the model that answers here: its own, or a student in its place; then
+    `boundary` is None, since the user's own model is not called. `may_batch`: slots may run as one batch if samples
+    have shown that it gives the same answers. A batch rounds differently, so a lossless code does not use it on a CPU,
+    where it saves next to nothing and answers can stay identical to the byte.
     """
 
     def __init__(
@@ -151,7 +152,7 @@ class BackupGroups:
     ) -> None:
         self.verdict = verdict
         self._boundary = boundary
-        # Samples have shown more than the first runs could.
+        # Samples have shown more than the first live requests can.
         self._observed = LIVE_REQUESTS if verdict.state is VerdictState.CODABLE else 0
         self._entry = entry
         self._protection = protection
@@ -170,7 +171,7 @@ class BackupGroups:
         return Frame(_parts(frame, _as_parts({**errors, **self._answers(context, requests)})))
 
     def judge(self, context: Any, samples: Sequence[HandlerRequest], fresh: Callable[[], RunOnce]) -> None:
-        """By samples."""
+        """Test it on samples."""
         with judging(self.verdict, samples):
             seen = check_repeats(self.once(context), samples, fresh)
             if self._may_batch and len({each.answer.body for each in seen}) > 1:
@@ -212,10 +213,10 @@ class BackupGroups:
         return answer
 
     def _observed_run(self, context: Any, request: HandlerRequest) -> HandlerResponse:
-        """The first runs are looked at: dice and training mode show without a second run."""
-        dice = RandomStates()
+        """Run while watching: drawing random numbers and training mode show in a single run."""
+        before = RandomStates()
         seen = self.once(context)(request)
-        drawn = dice.drawn() if self._observed else []  # as for an observer
+        drawn = before.drawn() if self._observed else []  # as in Observer
         self._observed += 1
         try:
             check_run(seen, drawn)
@@ -225,20 +226,20 @@ class BackupGroups:
         return self._with_confidence(seen.answer, seen.raw)
 
     def _with_confidence(self, answer: HandlerResponse, raw: Array | None) -> HandlerResponse:
-        """With its confidence, as its entry point would have told it."""
-        confidence, said = self._protection.confidence, list[str]()
+        """Add the confidence header, as `entry` would have done."""
+        confidence, headers = self._protection.confidence, list[str]()
         if self._protection.code.lossless:
-            said.append(CERTAIN)
+            headers.append(CERTAIN)
         elif raw is not None:
             finite(raw)
-            said += [] if confidence is None else confidence_headers(confidence, raw, 1)
-        return replace(answer, headers={**answer.headers, CONFIDENCE: said[0]}) if said else answer
+            headers += [] if confidence is None else confidence_headers(confidence, raw, 1)
+        return replace(answer, headers={**answer.headers, CONFIDENCE: headers[0]}) if headers else answer
 
     def _together(self, context: Any, requests: dict[int, HandlerRequest]) -> dict[int, HandlerResponse] | None:
         try:
             answers = run(context, list(requests.values()), self._entry)
         except (Exception, StreamingRefused):
-            return None  # one of them is bad; alone, each gets its own answer
+            return None  # one of them is bad; run alone, each gets its own answer
         if not self._protection.code.lossless and any(not_finite(answer.body) for answer in answers):
             return None
         return dict(zip(requests, answers, strict=True))
@@ -258,8 +259,8 @@ def member_slots(frame: Frame) -> list[int]:
 
 
 class ScriptedModel:
-    """A parity model or a student from a TorchScript file. The tensors of a call go to it one after the other, floating
-    ones in its own dtype, on its own device.
+    """A parity model or a student from a TorchScript file. It gets the tensors of a call as positional arguments, on
+    its device, floating ones in its dtype.
     """
 
     def __init__(self, file: str, device: torch.device) -> None:
@@ -268,7 +269,7 @@ class ScriptedModel:
         self._dtype = _dtype_of(self._module)
 
     def __call__(self, call: ModelCall) -> Any:
-        # A network of another architecture does not know by what names, or in what, user code passes its tensors.
+        # A network of another architecture does not have the argument names and containers that user code uses.
         return self._module(*(self._moved(tensor) for tensor in tensors(call).values()))
 
     def _moved(self, value: torch.Tensor) -> torch.Tensor:
@@ -276,7 +277,7 @@ class ScriptedModel:
 
 
 def _dtype_of(script: Any) -> torch.dtype | None:
-    """Of its first floating weight; None if it has none. A frozen script holds its weights as constants."""
+    """The dtype of its first floating weight; None without one. A frozen script holds weights as constants."""
     nodes = (node for node in script.graph.findAllNodes("prim::Constant") if node.hasAttribute("value"))
     constants = (node.t("value") for node in nodes if node.kindOf("value") == "t")
     weights = (*script.parameters(), *script.buffers(), *(value for value in constants if value.ndim))

@@ -1,8 +1,8 @@
-"""Whether the same request gets the same answer: dice, training mode, and state that a handler keeps between requests.
+"""Checks whether the same request gets the same answer: random numbers, training mode, state between requests.
 
-What is protected is answered in another process, at another time, after other requests. So a handler whose answers
-depend on any of these cannot be protected, nor may a copy of its query stand in for the query. Knows runs and their
-answers; knows nothing of how they are made or of what a code does with them.
+A protection answers in another process, at another time, after other requests. So a handler whose answers depend on any
+of these can be neither protected nor sent second copies. Knows runs and their answers. Knows nothing of how a run is
+made, or of what a code does with it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SHOWN = 60
 
 @dataclass(frozen=True)
 class ObservedRun:
-    """One ordinary run: its answer, the raw output if there was one, and the models that were called, by site."""
+    """One ordinary run: its answer, its raw output if there was one, and the models that were called, by site."""
 
     answer: HandlerResponse
     raw: Array | None = None
@@ -36,23 +36,23 @@ class ObservedRun:
 
 
 RunOnce = Callable[[HandlerRequest], ObservedRun]
-"""Run one request as always."""
+"""Runs one request as always."""
 
 
 class RandomStates:
-    """The states of the global random generators, to be compared with what they are later."""
+    """The states of the global random generators at one moment, to compare with later ones."""
 
     def __init__(self) -> None:
         self._before = _states()
 
     def drawn(self) -> list[str]:
-        """Of which libraries random numbers were drawn meanwhile."""
+        """The libraries from which random numbers have been drawn since."""
         now = _states()
         return [name for name, state in self._before.items() if now.get(name, state) != state]
 
 
 def check_run(seen: ObservedRun, drawn: Sequence[str], sampled: bool = False) -> None:
-    """What one run shows without being repeated. Raise NotRepeatable."""
+    """Check what a single run shows. Raise NotRepeatable."""
     for site, model in seen.models.items():
         if part := in_training_mode(model):
             raise NotRepeatable(
@@ -67,13 +67,13 @@ def check_run(seen: ObservedRun, drawn: Sequence[str], sampled: bool = False) ->
 
 
 def check_repeats(once: RunOnce, samples: Sequence[HandlerRequest], fresh: Callable[[], RunOnce]) -> list[ObservedRun]:
-    """Run every sample twice, and once more in reversed order, the generators seeded otherwise each time.
+    """Run every sample twice, then all once more in reversed order, with another random seed each time.
 
-    -> what each showed first. Raise NotRepeatable if a later answer is another. What differs in every answer, such as
-    times and ids, is no state: with a `fresh` handler it comes out otherwise again, and state the same.
+    -> the first run of each. Raise NotRepeatable if a later answer differs because of random numbers or state. Times
+    and ids differ in every answer, also from those of a `fresh` handler; state comes out the same there.
     """
     order = [*(i for i in range(len(samples)) for _ in range(2)), *reversed(range(len(samples)))]
-    seen, rolled = _runs(once, samples, order)
+    seen, drawn_from = _runs(once, samples, order)
     first: dict[int, int] = {}
     varying: list[tuple[int, int, str]] = []
     for position, index in enumerate(order):
@@ -81,35 +81,35 @@ def check_repeats(once: RunOnce, samples: Sequence[HandlerRequest], fresh: Calla
         check_run(seen[position], [])
         _check_raw(samples[index], seen[before], seen[position])
         varying += [(before, position, where) for where, _, _ in differing(seen[before].answer, seen[position].answer)]
-    # PyTorch's are drawn by much that is no dice: each DataLoader seeds itself. If they mattered, answers would differ.
-    check_run(seen[0], [name for name in rolled if name != "torch"], sampled=True)
+    # Much harmless code draws from PyTorch's generator, such as each DataLoader. If it mattered, answers would differ.
+    check_run(seen[0], [name for name in drawn_from if name != "torch"], sampled=True)
     if varying:
         again, _ = _runs(fresh(), samples, order)
         for before, position, where in varying:
-            _check_state(where, rolled, *((run[before].answer, run[position].answer) for run in (seen, again)))
+            _check_state(where, drawn_from, *((run[before].answer, run[position].answer) for run in (seen, again)))
     return [seen[first[index]] for index in range(len(samples))]
 
 
 def in_training_mode(model: Any) -> str:
-    """A part of the model that computes otherwise in training mode, and is in it; empty if there is none."""
+    """A part of the model that is in training mode and computes differently there; empty if there is none."""
     if not isinstance(model, torch.nn.Module):
         return ""
     parts = ((name, part) for name, part in model.named_modules() if getattr(part, "training", False))
-    return next((f"{_kind(part)} {name}".strip() for name, part in parts if _heeds_mode(part)), "")
+    return next((f"{_kind(part)} {name}".strip() for name, part in parts if _depends_on_mode(part)), "")
 
 
 def _runs(once: RunOnce, samples: Sequence[HandlerRequest], order: Sequence[int]) -> tuple[list[ObservedRun], set[str]]:
-    """-> what each run showed, and which generators it drew from without seeding them itself."""
+    """-> the runs, and the generators that they drew from without seeding them first."""
     seen, drawn = [], set()
     after: dict[tuple[int, str], bytes] = {}
     with _generators_kept():
         for seed, index in enumerate(order):
             _seed(seed)
-            dice = RandomStates()
+            before = RandomStates()
             seen.append(once(samples[index]))
             now = _states()
-            # One that seeds itself ends in the same state wherever it began.
-            drawn |= {name for name in dice.drawn() if after.get((index, name), now[name]) != now[name]}
+            # Code that seeds a generator itself leaves it in the same state wherever it began.
+            drawn |= {name for name in before.drawn() if after.get((index, name), now[name]) != now[name]}
             after |= {(index, name): state for name, state in now.items()}
     return seen, drawn
 
@@ -126,21 +126,23 @@ def _check_raw(sample: HandlerRequest, one: ObservedRun, other: ObservedRun) -> 
 
 def _check_state(
     where: str,
-    rolled: set[str],
+    drawn_from: set[str],
     one: tuple[HandlerResponse, HandlerResponse],
     other: tuple[HandlerResponse, HandlerResponse],
 ) -> None:
-    """Answers to one request at two positions, of one handler and of a fresh one. The dice fell alike in both."""
+    """Compare answers to one request at two positions, by one handler and by a fresh one, with the same seeds."""
     within = {place: (a, b) for place, a, b in differing(*one)}
     across = {place for earlier, later in zip(one, other, strict=True) for place, _, _ in differing(earlier, later)}
     if where in across:
         return
     a, b = (repr(value)[:_SHOWN] for value in within[where])
-    why = f"draws random numbers ({', '.join(sorted(rolled))})" if rolled else "keeps something between requests"
+    why = (
+        f"draws random numbers ({', '.join(sorted(drawn_from))})" if drawn_from else "keeps something between requests"
+    )
     raise NotRepeatable(f"the handler {why}: run again, one request was answered with {b} in place of {a} at {where}")
 
 
-def _heeds_mode(part: torch.nn.Module) -> bool:
+def _depends_on_mode(part: torch.nn.Module) -> bool:
     code = getattr(part, "code", None)  # of a script
     if isinstance(code, str):
         return "training" in code

@@ -1,7 +1,7 @@
-"""One request as the user's code sees it under TorchServe, made from an original request (headers and body).
+"""Makes a request as the user's code sees it under TorchServe from an original request (headers and body).
 
-Imitates what TorchServe's frontend and `ts.protocol.otf_message_handler` do to a request, type for type. Knows their
-rules and nothing else: no models, no operations.
+Does to a request what TorchServe's frontend and `ts.protocol.otf_message_handler` do, type for type. Knows their rules.
+Knows nothing of models or operations.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class HandlerRequest:
 
 
 def request_of(part: Part, request_id: str) -> HandlerRequest:
-    """The request that the frontend would have made of these headers and this body."""
+    """The request that the frontend would make from these headers and this body."""
     # A HashMap in the frontend: names keep their case, and a repeated one keeps its last value.
     headers: dict[str, Any] = dict(without_control_headers(part.headers))
     data: dict[str, Any] = {}
@@ -55,7 +55,7 @@ def _parameters(content_type: str, body: bytes) -> Iterator[tuple[str, bytearray
     if content_type.lower().startswith("multipart/form-data"):
         yield from _form_parts(content_type, body)
     elif mime.lower() == _FORM:
-        # As text: of bytes parse_qsl takes ASCII only. The frontend reads UTF-8 too, and puts a sign for what is none.
+        # As text, since parse_qsl reads bytes as ASCII only. The frontend too reads UTF-8 and replaces invalid bytes.
         for name, value in urllib.parse.parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True):
             yield name, bytearray(value.encode()), ""
     else:
@@ -63,7 +63,7 @@ def _parameters(content_type: str, body: bytes) -> Iterator[tuple[str, bytearray
 
 
 def _form_parts(content_type: str, body: bytes) -> Iterator[tuple[str, bytearray, str]]:
-    """Split at the boundary by hand: a mail parser would go through an image line by line."""
+    """Split at the boundary by hand: a mail parser would read an image line by line."""
     boundary = _headers(f"Content-Type: {content_type}".encode("latin-1", "replace")).get_boundary()
     if boundary is None:
         raise ValueError("a multipart body needs a boundary in its content type")
@@ -84,7 +84,7 @@ def _named_part(headers: email.message.Message, value: bytes) -> tuple[str, byte
     if not isinstance(name, str):
         raise ValueError("a part of the multipart body has no name")
     if headers.get_param("filename", header="content-disposition") is None:
-        return name, bytearray(value), ""  # a plain field: the frontend forgets its type
+        return name, bytearray(value), ""  # a plain field: the frontend drops its type
     kind = str(headers.get("content-type", _DEFAULT_FILE_TYPE)).partition(";")[0].strip()
     return name, bytearray(value), kind
 
@@ -101,6 +101,6 @@ def _decoded(value: bytearray, content_type: str) -> Any:
             return json.loads(value.decode())
         if content_type.startswith("text"):
             return value.decode()
-    except ValueError:  # TorchServe hands undecodable input on as it came
+    except ValueError:  # TorchServe passes undecodable input on unchanged
         return value
     return value

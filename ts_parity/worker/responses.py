@@ -1,7 +1,7 @@
-"""Running user code on chosen requests, and its answers: exactly what TorchServe would have sent, one per request.
+"""Runs user code on chosen requests; gives the response to each, exactly as TorchServe would have sent it.
 
-While some requests of a batch run, the context shows these alone; it stays the same object, since handlers keep a
-reference to it. Knows TorchServe's context and how it serialises; knows nothing of models or operations.
+While some requests of a batch run, TorchServe's context shows only these. It stays the same object, since handlers keep
+references to it. Knows the context, and how TorchServe serialises results. Knows nothing of models or operations.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from ts_parity.wire import Headers
 from ts_parity.worker.requests import HandlerRequest
 
 EntryCall = Callable[[list[Any], Any], Any]
-"""Something that is called as TorchServe calls an entry point: (data, context) -> list of results."""
+"""Called as TorchServe calls an entry point: (data, context) -> list of results."""
 
 ERROR_KIND = "InternalServerException"
 JSON = "application/json"
 
 
 class StreamingRefused(BaseException):
-    """User code began to send a chunked answer where none can be sent. Not an Exception: it must not be swallowed."""
+    """User code began to stream where that is not possible. Not an Exception, so that user code does not swallow it."""
 
 
 class BadHandlerResponse(TsParityError):
-    """The user's handler broke TorchServe's contract for answers. The message is TorchServe's own."""
+    """The user's handler broke TorchServe's contract for results. The message is TorchServe's own."""
 
     status = 503
     kind = ERROR_KIND
@@ -42,7 +42,7 @@ class BadHandlerResponse(TsParityError):
 
 @dataclass(frozen=True)
 class HandlerResponse:
-    """The ordinary answer to one request."""
+    """The handler's ordinary response to one request."""
 
     body: bytes
     status: int = 200
@@ -57,16 +57,17 @@ class HandlerResponse:
 def run(
     context: Any, requests: Sequence[HandlerRequest], entry: EntryCall, socket: Any = None
 ) -> list[HandlerResponse]:
-    """The answers of the entry point to these requests alone.
+    """Run the entry point on these requests alone. -> its responses.
 
-    `socket` is where intermediate answers go; None refuses them with Streamed. Exceptions of user code pass through.
+    `socket` takes intermediate responses; without one they raise StreamingRefused. Exceptions of user code pass
+    through.
     """
     processors = [RequestProcessor(dict(request.headers)) for request in requests]
     no_socket = _RefusingSocket()
     with context_for(context, requests, processors, socket or no_socket):
         results = entry([request.fresh_data() for request in requests], context)
     if no_socket.used:
-        raise StreamingRefused  # user code swallowed the first one
+        raise StreamingRefused  # user code has swallowed the first one
     if not isinstance(results, list):
         raise BadHandlerResponse("Invalid model predict output")
     if len(results) != len(requests):
@@ -76,7 +77,7 @@ def run(
 
 @contextmanager
 def context_for(context: Any, requests: Sequence[HandlerRequest], processors: list[Any], socket: Any) -> Iterator[None]:
-    """The context shows these requests only, to whoever holds it."""
+    """While it lasts, the context shows only these requests."""
     ids = {index: request.id for index, request in enumerate(requests)}
     metrics = context.metrics
     kept = context.request_ids, context.request_processor, getattr(context, "cl_socket", None)
@@ -93,7 +94,7 @@ def context_for(context: Any, requests: Sequence[HandlerRequest], processors: li
 
 
 class RecordingSocket:
-    """Passes intermediate answers on and remembers that there were some."""
+    """Passes intermediate responses on and remembers that there were some."""
 
     def __init__(self, socket: Any) -> None:
         self._socket = socket
@@ -113,7 +114,7 @@ class _RefusingSocket:
 
 
 def response_to_error(error: BaseException) -> HandlerResponse:
-    """The answer TorchServe gives when user code raises this."""
+    """The response that TorchServe gives when user code raises this."""
     if isinstance(error, TsParityError):
         return error_response(error.status, str(error), error.kind)
     if isinstance(error, PredictionException):
@@ -129,7 +130,7 @@ def error_response(status: int, message: str, kind: str = ERROR_KIND) -> Handler
 
 
 def set_response(context: Any, index: int, answer: HandlerResponse) -> bytes:
-    """Make this the answer of one request of the batch. -> what the entry point returns for it."""
+    """Make this the response to one request of the batch. -> what the entry point returns for it."""
     context.set_response_status(answer.status, answer.phrase, index)
     headers = context.get_response_headers(index)
     headers.clear()

@@ -1,9 +1,9 @@
-"""The self-test: is there one model call with one floating output, the same each time, that finishes as it should?
+"""The self-test: does the handler make one model call with one floating output, repeatably, and can it be finished?
 
-It takes the archive's samples and runs them again and again, in another order, finished from their own raw outputs,
-and in a batch. User code may keep something of every run, so this is done where no client is served: in a process of
-its own (`rehearsal`). A worker that has no samples, or could not test them, only watches: `Observer` sees what live
-requests show by themselves, each run once, as always.
+It runs the archive's samples repeatedly, in another order, finished from their own raw outputs, and in a batch. User
+code may keep state from every run, so this happens where no client is served: in a separate process
+(`selftest_process`). A worker without samples, or whose test failed to run, only watches: `Observer` learns what it can
+from live requests, each run once as always.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from ts_parity.worker.watches import ModelCall
 log = logging.getLogger(__name__)
 
 LIVE_REQUESTS = 2
-"""So many live requests must have shown nothing against it before answers carry a raw output."""
+"""Answers carry a raw output once this many live requests have shown nothing against it."""
 MAX_MISSES = 10
-"""So many live requests in a row may end without reaching the model (bad bodies do) before the handler is refused."""
+"""After this many live requests in a row that do not reach the model, as bad bodies do not, the handler is refused."""
 STREAMS = "the handler streams its answer"
 
 
 class Observer:
-    """What live requests show, each of them run once and as always, fills in the verdict of a worker."""
+    """Fills in a worker's verdict from live requests, each run once, as always."""
 
     def __init__(self, verdict: HandlerVerdict, needed: int = LIVE_REQUESTS) -> None:
         self._verdict = verdict
@@ -46,10 +46,10 @@ class Observer:
         self._seen = 0
         self._misses = 0
 
-    def observe(self, record: RecordedRun, answer: HandlerResponse, dice: RandomStates) -> None:
-        """One request that ran alone. `dice` were looked at before it."""
-        # What the first request draws may be the beginning of something that it makes, such as a model.
-        drawn = dice.drawn() if self._runs else []
+    def observe(self, record: RecordedRun, answer: HandlerResponse, before: RandomStates) -> None:
+        """One request that ran alone. `before`: the random generators before it."""
+        # The first request may draw random numbers to create something lasting, such as a model.
+        drawn = before.drawn() if self._runs else []
         self._runs += 1
         try:
             check_run(ObservedRun(answer, record.raw, record.models), drawn)
@@ -76,7 +76,7 @@ class Observer:
             self._verdict.reason = f"{self._seen} of {self._needed} live requests have shown nothing against it"
 
     def missed(self, why: str) -> None:
-        """A request that ended without reaching the model, or that could not be watched."""
+        """A request did not reach the model, or could not be watched."""
         self._misses += 1
         self._verdict.reason = why
         if self._misses >= MAX_MISSES:
@@ -85,7 +85,7 @@ class Observer:
 
 @dataclass(frozen=True)
 class SampleTrial:
-    """A sample, and what two runs of it showed."""
+    """A sample and the results of two runs of it."""
 
     request: HandlerRequest
     raw: Array
@@ -100,7 +100,7 @@ def judge_deployed(
     samples: Sequence[HandlerRequest],
     fresh: Callable[[], RunOnce],
 ) -> None:
-    """Judge a handler by its samples: may its answers be made from raw outputs? `fresh`: another object of it."""
+    """Test a handler on its samples: can answers be made from raw outputs? `fresh` makes another object of it."""
     records: list[RecordedRun] = []
 
     def once(request: HandlerRequest) -> ObservedRun:
@@ -128,7 +128,7 @@ def judge_deployed(
 
 @contextmanager
 def judging(verdict: HandlerVerdict, samples: Sequence[HandlerRequest]) -> Iterator[None]:
-    """Whatever goes wrong inside refuses the handler, with its reason."""
+    """While it lasts, any failure refuses the handler, with the reason."""
     try:
         yield
     except NotCodable as refusal:
@@ -153,9 +153,9 @@ def _check_finish(boundary: Boundary, context: Any, trial: SampleTrial) -> None:
 def observed_run(
     boundary: Boundary, context: Any, request: HandlerRequest, records: list[RecordedRun] | None = None
 ) -> ObservedRun:
-    """One recorded run as `repeatable` looks at it."""
+    """One recorded run, in the form that `repeatable` compares."""
     record, answer = record_one(boundary, context, request)
-    if not record.existed and record.raw is None:  # a model created by the first request is there for the second
+    if not record.existed and record.raw is None:  # the first request may have created the model for the second
         record, answer = record_one(boundary, context, request)
     if records is not None:
         records.append(record)
@@ -163,7 +163,7 @@ def observed_run(
 
 
 def why_not(boundary: Boundary, context: Any, request: HandlerRequest, record: RecordedRun) -> str:
-    """Why this run gave no raw output, and the lines to write where some help: found by running it again, watched."""
+    """Why this run gave no raw output, and what to declare, if that helps: found by running it again, watched."""
     try:
         if not record.parts:
             record, _ = record_one(boundary, context, request, look_around=True)
@@ -176,13 +176,13 @@ def why_not(boundary: Boundary, context: Any, request: HandlerRequest, record: R
             if _answers_by(boundary, context, request, {**known, "output": part}):
                 return replace(record, lines={**known, "output": part}).refusal or ""
         return f"{called.reason}, and the handler's answer is made from several of them"
-    except Exception:  # whatever user code makes of a stand-in in the place of something that is no model
+    except Exception:  # user code may do anything with a stand-in for an object that is no model
         log.info("looking for a line to declare failed", exc_info=True)
         return record.refusal or ""
 
 
 def _answers_by(boundary: Boundary, context: Any, request: HandlerRequest, lines: Declaration) -> bool:
-    """Is the answer made from this part of the output the ordinary one? Then it is the part that is used."""
+    """Whether finishing from this part of the output gives the ordinary answer: then the handler uses this part."""
     with boundary.declaring(**lines):
         record, answer = record_one(boundary, context, request)
         raw = record.raw
@@ -190,7 +190,7 @@ def _answers_by(boundary: Boundary, context: Any, request: HandlerRequest, lines
             return False
         try:
             [finished] = run(context, [request], lambda data, ctx: boundary.finish(data, ctx, raw))
-        except Exception:  # it looks at another part
+        except Exception:  # it uses another part
             return False
         return same_answer(answer, answer, finished)
 
@@ -217,7 +217,7 @@ def record_many(
 
 
 def _judge_batches(boundary: Boundary, verdict: HandlerVerdict, context: Any, trials: Sequence[SampleTrial]) -> None:
-    """Do two requests in one batch get the answers they get alone? If they are too alike, these two cannot tell."""
+    """Whether two requests in a batch get the answers they get alone. If their outputs are alike, this cannot tell."""
     if len(trials) < 2 or close(trials[0].raw, trials[1].raw):
         return
     try:
@@ -239,7 +239,7 @@ def _judge_batches(boundary: Boundary, verdict: HandlerVerdict, context: Any, tr
 
 
 def split_rows(raw: Array | None, rows: int) -> list[Array] | None:
-    """The raw output of each request of a batch: row i keeps its axis, as a batch of one has it."""
+    """The raw output of each request of a batch. Row i keeps its axis, as in a batch of one."""
     if raw is None or raw.ndim == 0 or raw.shape[0] != rows:
         return None
     return [raw[i : i + 1] for i in range(rows)]

@@ -1,10 +1,10 @@
-"""The self-test on an archive's samples, in a process of its own, before the worker loads the handler for its clients.
+"""Runs the self-test on an archive's samples in a separate process, before the worker loads the handler for clients.
 
-A handler may keep something of every run, on itself, in its modules or on its model. So the object that serves is never
-run for a test: another process loads the archive, runs the samples, writes down its verdict and ends. The verdict stays
-beside the extracted archive, so that an archive's other workers, and one that is started again, have it at once. What
-user code does outside its process, in files or databases, happens as at any load and for any request. Knows processes
-and files; what is tested is in `selftest`.
+A handler may keep state from every run: on itself, in its modules, on its model. So the object that serves clients is
+never used for tests. Another process loads the archive, runs the samples, writes its verdict and ends. The verdict
+stays in a file in the extracted archive, so other workers of the archive, and restarted ones, have it at once. What
+user code does outside its process, in files or databases, happens as for any request. Knows processes and files. Knows
+nothing of what is tested: that is in `selftest`.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from ts_parity.worker.verdict import HandlerVerdict, VerdictState
 log = logging.getLogger(__name__)
 
 _SHARE = 1 / 3
-"""Of the time that TorchServe gives a worker to start; the rest is for loading."""
+"""The share of TorchServe's start timeout that the self-test may take; the rest is for loading."""
 _STARTUP_S = 120.0  # TorchServe's own default
 _LOOK_S = 0.1
 _LAST_TO_DIE = "1000"
-"""If memory is short, the system shall end the test and not a worker."""
+"""The OOM score: if memory runs out, Linux kills the test and no worker."""
 
 
 def verdict_on_samples(folder: Path, role: str, gpu_id: Any, config: Mapping[str, Any]) -> HandlerVerdict:
-    """The verdict on the archive's samples: read if it is there, else found now; untested if it cannot be found."""
-    told = config.get("startupTimeout")
-    limit_s = _SHARE * (float(told) if isinstance(told, (int, float)) and told > 0 else _STARTUP_S)
+    """The verdict on the archive's samples: from its file, else by running the test; untested if that fails."""
+    timeout_s = config.get("startupTimeout")
+    limit_s = _SHARE * (float(timeout_s) if isinstance(timeout_s, (int, float)) and timeout_s > 0 else _STARTUP_S)
     try:
         with _exclusive(verdict_file(folder, gpu_id), limit_s) as file:
             if not file.exists():
@@ -53,7 +53,7 @@ def verdict_on_samples(folder: Path, role: str, gpu_id: Any, config: Mapping[str
 
 
 def verdict_file(folder: Path, gpu_id: Any) -> Path:
-    """Where the verdict is kept. A CPU and a GPU may differ in it."""
+    """The verdict's file, one for CPUs and one for GPUs, since results may differ."""
     return folder / f".ts_parity_verdict.{'cpu' if gpu_id is None else 'cuda'}.json"
 
 
@@ -65,7 +65,7 @@ def write_verdict(verdict: HandlerVerdict, file: Path) -> None:
 
 @contextlib.contextmanager
 def _exclusive(file: Path, limit_s: float) -> Iterator[Path]:
-    """One worker tests, the others wait for what it finds. Where nothing can be written, each tests for itself."""
+    """Let one worker test while the others wait for its verdict. In a read-only folder each worker tests for itself."""
     if not os.access(file.parent, os.W_OK):
         with tempfile.TemporaryDirectory(prefix="ts-parity-verdict-") as own:
             yield Path(own) / file.name
@@ -87,31 +87,31 @@ def _wait_for(lock: IO[str], limit_s: float) -> None:
 
 
 def _in_a_process(folder: Path, role: str, gpu_id: Any, file: Path, limit_s: float) -> None:
-    words = [str(folder), role, "" if gpu_id is None else str(gpu_id), str(file), f"{limit_s:.0f}"]
+    arguments = [str(folder), role, "" if gpu_id is None else str(gpu_id), str(file), f"{limit_s:.0f}"]
     path = os.pathsep.join([str(folder), *(entry for entry in sys.path if entry)])
     subprocess.run(
-        [sys.executable, "-m", __name__, *words],
+        [sys.executable, "-m", __name__, *arguments],
         env={**os.environ, "PYTHONPATH": path},
         cwd=folder,
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,  # TorchServe takes some words of a worker's output for its own
+        stdout=subprocess.DEVNULL,  # TorchServe parses some lines of a worker's output
         timeout=limit_s,
         check=True,
     )
 
 
-def main(words: list[str]) -> None:
+def main(arguments: list[str]) -> None:
     from ts_parity.worker.entry import self_test
 
-    folder, role, gpu_id, file, limit_s = words
-    signal.alarm(int(limit_s) + 5)  # should the worker that waits be gone
+    folder, role, gpu_id, file, limit_s = arguments
+    signal.alarm(int(limit_s) + 5)  # in case the waiting worker is gone
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_LAST_TO_DIE)
     verdict = self_test(Path(folder), role, int(gpu_id) if gpu_id else None)
     if verdict.state is VerdictState.UNTESTED:
         raise SystemExit("the self-test came to no verdict")
     write_verdict(verdict, Path(file))
-    os._exit(0)  # user code may have left threads that would keep this process
+    os._exit(0)  # threads of user code might keep this process alive
 
 
 if __name__ == "__main__":

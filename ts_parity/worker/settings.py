@@ -1,7 +1,7 @@
-"""The `ts_parity` section of a model's config YAML: what this worker is to do with the user's handler.
+"""The `ts_parity` section of a model's config YAML: what this worker does with the user's handler.
 
-Knows names, types and which belong together; loads nothing. A section that is wrong stops the worker at load, with a
-message that says what to write.
+A wrong section stops the worker at load, with a message that says what to write. Knows names, types and which settings
+belong together. Loads nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DEPLOYED = "deployed"
 PARITY = "parity"
 _EXAMPLE = "ts_parity:\n  role: {role}\n  handler: my_handler.py"
 DECLARATION = ("model", "call", "input", "output")
-"""Where the model object is, which method is the model call, and which input and which part of its output are coded."""
+"""Where the model object is, which method is the model call, which input and which part of its output are coded."""
 _COMMON = frozenset({"role", "handler", *DECLARATION, "samples", "secret", "never_code"})
 _PARITY_ONLY = frozenset(
     {
@@ -52,7 +52,7 @@ class SampleFile:
 
 @dataclass(frozen=True)
 class Protection:
-    """What only a parity archive declares: which row of which code its model answers, for which deployed model."""
+    """What only a protection's archive declares: its code and row, and the deployed model that it protects."""
 
     code: ErasureCode
     row: int
@@ -64,11 +64,11 @@ class Protection:
     agreement: float | None = None
     """With the deployed model's own decisions, as measured by training."""
     tolerance: float | None = None
-    """How far off its answers usually are, where they are numbers and no decisions."""
+    """How far off its answers usually are, if they are numbers and not decisions."""
     row_errors: RowErrors | None = None
     """Of all rows of its training, with r > 1."""
     confidence: Confidence | None = None
-    """What is expected of an answer by its raw output, as calibrated by training."""
+    """Expected agreement of an answer from its raw output, as calibrated by training."""
 
     @property
     def is_backup(self) -> bool:
@@ -115,12 +115,12 @@ def read_settings(config: Mapping[str, Any] | None, role: str) -> WorkerSettings
 
 
 def declaration(section: Mapping[str, Any]) -> dict[str, str]:
-    """What an archive declares of its handler: the keyword arguments of a boundary."""
+    """What an archive declares about its handler, as keyword arguments of Boundary."""
     declared = {}
     for name in DECLARATION:
         value = section.get(name)
         if name == "output" and isinstance(value, (int, float)) and not isinstance(value, bool):
-            value = str(value)  # YAML's reading of 0
+            value = str(value)  # YAML reads 0 as a number
         if value is not None:
             declared[name] = _string({name: value}, name, required=True) or ""
     return declared

@@ -1,7 +1,7 @@
-"""A stand-in for the user's model object, for one call of the user's entry point.
+"""A stand-in for the user's model object, during one run of the user's entry point.
 
-It looks like the model in everything but one thing: calling it goes to a watch. It does not know what the watch does
-with a call, where the model lives, or what the output means.
+It behaves like the model in everything except model calls, which go to a watch. Knows Python's object protocol. Knows
+nothing of what the watch does with a call, of where the model is kept, or of what the output means.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 
 class Watch(Protocol):
-    """Who hears of what user code does with one model object."""
+    """Gets what user code does with one model object."""
 
     def called(self, method: str, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """`run`: the model's own method. -> what user code gets."""
@@ -25,7 +25,7 @@ class Watch(Protocol):
         """User code reads an attribute or an item. -> what it gets."""
 
     def returned(self, method: str, result: Any) -> None:
-        """Another method than those that are model calls has returned."""
+        """A method that is no model call has returned."""
 
 
 CALL = "__call__"
@@ -33,13 +33,13 @@ MODEL_CALLS = frozenset({CALL, "forward"})
 
 _read = object.__getattribute__
 _LASTING: list[StandIn] = []
-"""Those that user code has made weak references to, which would be dead where the model itself lives on."""
+"""Stand-ins with weak references to them: kept alive, since the model itself would be alive too."""
 
 
 class StandIn:
-    """Forwards every attribute, write and special method to the real object; `calls` go to the watch.
+    """Forwards attributes, writes and special methods to the real object; the methods in `calls` go to the watch.
 
-    User code may keep a stand-in beyond its call (`self.net = self.model.eval()`), so a dismissed one is transparent.
+    User code may keep a stand-in after the run (`self.net = self.model.eval()`), so a dismissed one only forwards.
     """
 
     __slots__ = ("__weakref__", "_ts_parity_calls", "_ts_parity_real", "_ts_parity_watch")
@@ -61,7 +61,7 @@ class StandIn:
 
     def __getitem__(self, key: Any) -> Any:
         value, watch = _read(self, "_ts_parity_real")[key], _read(self, "_ts_parity_watch")
-        # A slice is another object each time: what is done with it is no call of a part that is kept.
+        # A slice is a new object each time, so calling it is no call of a part that the model keeps.
         return watch.read(str(key), value) if watch is not None and isinstance(key, (int, str)) else value
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -92,12 +92,12 @@ class StandIn:
 
 
 def unwrap(value: Any) -> Any:
-    """The real object behind a stand-in; anything else as it is."""
+    """The real object behind a stand-in; any other value unchanged."""
     return _read(value, "_ts_parity_real") if type(value) is StandIn else value
 
 
 def dismiss(stand_in: StandIn) -> None:
-    """From now on the stand-in only forwards."""
+    """End the watch: from now on the stand-in only forwards."""
     object.__setattr__(stand_in, "_ts_parity_watch", None)
     _LASTING[:] = [each for each in (*_LASTING, stand_in) if weakref.getweakrefcount(each)]
 
@@ -109,7 +109,7 @@ def _called(stand_in: StandIn, name: str, *args: Any, **kwargs: Any) -> Any:
 
 
 def _chaining(stand_in: StandIn, real: object, method: Callable[..., Any]) -> Callable[..., Any]:
-    """`model.eval()(x)` and `model = model.to(device)` must not slip past the stand-in: self answers become it."""
+    """Return the stand-in where a method returns the model: `model.eval()(x)`, `model = model.to(device)`."""
 
     @functools.wraps(method)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -131,7 +131,7 @@ def _forwarding(operation: Callable[..., Any]) -> Callable[..., Any]:
     return method
 
 
-# Python looks special methods up on the class, so attribute forwarding alone does not reach them.
+# Python looks special methods up on the class, so forwarding attributes does not cover them.
 _SPECIAL: dict[str, Callable[..., Any]] = {
     "__len__": len,
     "__iter__": iter,

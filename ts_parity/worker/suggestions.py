@@ -1,6 +1,7 @@
-"""The line to write into an archive's `ts_parity` section where a handler cannot be coded as it is, found by looking.
+"""Suggests what to declare in an archive's `ts_parity` section if a handler cannot be coded as it is.
 
-Pure: what one run showed in, a line out. Knows calls and their outcome; knows nothing of how they were watched.
+Pure: the calls that one run made in, a declaration out. Knows calls and whether their outputs can be coded. Knows
+nothing of how they were watched.
 """
 
 from __future__ import annotations
@@ -12,18 +13,18 @@ from dataclasses import dataclass
 from ts_parity.worker.stand_in import CALL
 
 _PREPARING = ("transform", "inverse_transform", "preprocess", "postprocess", "tokenize", "normalize", "to", "numpy")
-"""Methods that make inputs or answers and no predictions, though they may return floating numbers."""
+"""Methods that make inputs or answers, not predictions, though they may return floating numbers."""
 _EMBEDDING = ("transform",)
-"""Of these, what may be a prediction all the same, if a model makes it: distances to centres, say."""
+"""Of these, methods that may return a prediction if a model has them: distances to centres, say."""
 _PLUMBING = ("parameters", "buffers", "modules", "children", "state_dict", "eval", "train", "apply")
 _FLAGS = {"model": "--model", "call": "--call", "input": "--model-input", "output": "--model-output"}
 
 
 @dataclass(frozen=True)
 class ObservedCall:
-    """A call that user code made: of which object, by which method, and why its output cannot be coded, if it cannot.
+    """A call by user code: of which object, by which method, and why its output cannot be coded, if it cannot.
 
-    `parts`: the places of its floating parts, where it has several.
+    `parts`: the places of the output's floating parts, if there are several.
     """
 
     site: str
@@ -41,23 +42,23 @@ Declaration = dict[str, str]
 
 
 def suggestion(**lines: str) -> str:
-    """The lines, and where they go: `call: encode`."""
+    """The suggestion as a sentence: the lines to write, such as `call: encode`, and where."""
     if (place := lines.get("output", "")).replace(".", "").isdigit() and "." in place:
-        lines["output"] = repr(place)  # as YAML takes it for a text
-    told = [f"`{key}: {value}`" for key, value in lines.items()]
+        lines["output"] = repr(place)  # quoted, so that YAML reads it as text
+    written = [f"`{key}: {value}`" for key, value in lines.items()]
     flags = " ".join(f"{_FLAGS[key]} {value}" for key, value in lines.items())
-    return f"write {' and '.join(told)} in the archive's ts_parity section (package or train {flags})"
+    return f"write {' and '.join(written)} in the archive's ts_parity section (package or train {flags})"
 
 
-def for_several_calls(calls: Sequence[ObservedCall], looked: Sequence[ObservedCall]) -> Declaration:
-    """What can be declared to be the one call: that of a helper which makes them all, as a committee does; else the
-    last of them that is made once and can be coded.
+def for_several_calls(calls: Sequence[ObservedCall], observed: Sequence[ObservedCall]) -> Declaration:
+    """Which of several calls to declare as the model call: that of a helper that makes them all, as an ensemble does;
+    else the last one that is made once and can be coded.
     """
 
     def makes_all(each: ObservedCall) -> bool:
         return all(call.site.startswith((f"{each.site}.", f"{each.site}[")) for call in calls)
 
-    if lines := for_other_calls([each for each in looked if makes_all(each)], ()):
+    if lines := for_other_calls([each for each in observed if makes_all(each)], ()):
         return lines
     names = [(call.site, call.method) for call in calls]
     for call in reversed(calls):
@@ -72,13 +73,13 @@ def for_several_calls(calls: Sequence[ObservedCall], looked: Sequence[ObservedCa
     return {}
 
 
-def for_other_calls(looked: Sequence[ObservedCall], watched: Sequence[str]) -> Declaration:
-    """What was called in place of a model: another method of it, a part of it, or another object of the handler.
+def for_other_calls(observed: Sequence[ObservedCall], watched: Sequence[str]) -> Declaration:
+    """What to declare if no model call was seen: another method or part of the model, or another object of the handler.
 
-    `watched`: where a model is looked for without a declaration.
+    `watched`: the sites where the search finds models without a declaration.
     """
-    able = [each for each in looked if each.coded and each.method not in _PREPARING]
-    able = able or [each for each in looked if each.coded and each.method in _EMBEDDING and each.site in watched]
+    able = [each for each in observed if each.coded and each.method not in _PREPARING]
+    able = able or [each for each in observed if each.coded and each.method in _EMBEDDING and each.site in watched]
     for each in reversed(able):
         lines = {}
         if [each.site] != list(dict.fromkeys(watched)):
@@ -90,13 +91,13 @@ def for_other_calls(looked: Sequence[ObservedCall], watched: Sequence[str]) -> D
 
 
 def for_parts(parts: Sequence[str]) -> Declaration:
-    """The first of these parts of the output is the one."""
+    """Declare the first of these parts of the output."""
     return {"output": parts[0]} if parts else {}
 
 
-def called_instead(looked: Sequence[ObservedCall], watched: Sequence[str]) -> str:
-    """What the model was called for in place of a call that could be coded, and why that cannot be."""
-    for each in reversed(looked):
+def called_instead(observed: Sequence[ObservedCall], watched: Sequence[str]) -> str:
+    """Which other method of the model was called, and why its output cannot be coded."""
+    for each in reversed(observed):
         plumbing = each.method in (*_PREPARING, *_PLUMBING) or each.method.startswith(("get_", "named_"))
         if each.site in watched and each.why and not plumbing:
             return f"the handler calls {each.site}.{each.method}, and {each.why}"
@@ -104,5 +105,5 @@ def called_instead(looked: Sequence[ObservedCall], watched: Sequence[str]) -> st
 
 
 def declarable(path: str) -> str:
-    """The path of a site as a declaration has it: self.parts['en'][0].net is parts.en.0.net."""
+    """The path of a site in the form of a declaration: self.parts['en'][0].net becomes parts.en.0.net."""
     return re.sub(r"\[['\"]?([^\]'\"]*)['\"]?\]", r".\1", path).removeprefix("self.")

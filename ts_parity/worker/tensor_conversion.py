@@ -1,8 +1,8 @@
-"""The numbers of one argument of a model call as a tensor, and back: tensors, arrays, lists of numbers, data frames,
-sparse matrices, XGBoost's own.
+"""Converts one argument of a model call to a tensor and back: tensors, arrays, lists of numbers, data frames, sparse
+matrices, XGBoost's DMatrix.
 
-A model that is no torch module is given what its library takes. Knows containers of numbers; knows nothing of calls or
-codes.
+A model that is no torch module must get what its library accepts, so each conversion has its inverse. Knows containers
+of numbers. Knows nothing of calls or codes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _FLOATING = (np.float16, np.float32, np.float64)
 
 
 def floating_tensor(leaf: Any) -> torch.Tensor | None:
-    """None unless it holds floating numbers. A list of which only some are whole is floating, as JSON writes 1.0 as 1.
+    """None unless it holds floating numbers. A list with some whole numbers is floating, as JSON writes 1.0 as 1.
 
     Arrays and tensors are not copied.
     """
@@ -38,7 +38,7 @@ def any_tensor(leaf: Any) -> torch.Tensor | None:
 
 
 def non_floating_dtype(leaf: Any) -> str | None:
-    """The dtype of what holds numbers that are not floating; None for anything else."""
+    """The dtype, if it holds numbers that are not floating; None for anything else."""
     if isinstance(leaf, torch.Tensor):
         return None if leaf.is_floating_point() else str(leaf.dtype)
     array = _array(leaf)
@@ -46,7 +46,7 @@ def non_floating_dtype(leaf: Any) -> str | None:
 
 
 def from_tensor(leaf: Any, tensor: torch.Tensor) -> Any:
-    """The tensor's numbers held as `leaf` holds its own."""
+    """The tensor's numbers in the kind of container that `leaf` is."""
     if isinstance(leaf, torch.Tensor):
         return tensor
     array = tensor.detach().cpu().numpy()
@@ -58,7 +58,7 @@ def from_tensor(leaf: Any, tensor: torch.Tensor) -> Any:
         return array.astype(leaf.dtype, copy=False)
     if is_numbers(leaf):
         return array.tolist()
-    index = leaf.index if len(leaf.index) == len(array) else None  # a batch of other rows has an index of its own
+    index = leaf.index if len(leaf.index) == len(array) else None  # other rows need another index
     return type(leaf)(array, columns=leaf.columns, index=index)
 
 
@@ -107,17 +107,17 @@ def _array(leaf: Any) -> Any:
 
 
 def _is_sparse(leaf: Any) -> bool:
-    """In SciPy's manner."""
+    """A matrix like SciPy's."""
     return hasattr(leaf, "toarray") and hasattr(leaf, "nnz")
 
 
 def _is_xgboost(leaf: Any) -> bool:
-    """A DMatrix"""
+    """A DMatrix."""
     return hasattr(leaf, "get_data") and hasattr(leaf, "num_row") and hasattr(leaf, "feature_names")
 
 
 def _of_xgboost(leaf: Any) -> Any:
-    """What it lacks is missing (NaN), and no zero."""
+    """Entries that are absent are missing (NaN), not zero."""
     held = leaf.get_data().tocoo()
     array = np.full((leaf.num_row(), leaf.num_col()), np.nan, dtype=np.float32)
     array[held.row, held.col] = held.data

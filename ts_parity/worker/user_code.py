@@ -1,8 +1,7 @@
-"""What the user's own code names: the functions that a request may run through, and the globals and classes they use.
+"""Analyses the user's own code: the functions that a request may run through, and the globals and classes they name.
 
-Read off the code, not by running it. Own code is the entry point's and whatever lies beside its file: helpers in a
-module of their own are as much the user's as the handler. Knows functions, classes and modules; knows nothing of
-models.
+The code is read, not run. The user's own code is the entry point's module and modules beside its file: a helper module
+belongs to the user as much as the handler does. Knows functions, classes and modules. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -27,15 +26,14 @@ FOREIGN = frozenset(sys.stdlib_module_names) | {
     *("builtins", "numpy", "PIL", "torch", "torchvision", "ts", "cv2", "scipy", "pandas", "tokenizers"),
     *("onnxruntime", "sklearn", "xgboost", "lightgbm", "catboost", "keras", "tensorflow"),
 }
-"""Packages whose classes and functions are nobody's handler."""
+"""Packages whose classes and functions belong to no handler."""
 
 
 class CodeNames:
-    """What the code of an entry point names, and the code of whatever of the user's it names in turn.
+    """What the code of an entry point names, directly or through other functions of the user's.
 
-    `functions`, and `classes`, those of the object that the entry point belongs to first. `spaces`: the globals of each
-    module that is looked at, the entry point's own first. `globals`: of which space, by which name -> does this code
-    give it a value?
+    `functions` and `classes` begin with those of the object that the entry point belongs to. `namespaces`: the globals
+    of each module involved, the entry point's own first. `globals`: (namespace, name) -> whether this code assigns it.
     """
 
     def __init__(self, entry: Any) -> None:
@@ -56,7 +54,7 @@ class CodeNames:
             self._read(function)
 
     def places(self) -> Iterator[tuple[str, dict[str, Any], str, bool]]:
-        """Of every global: its path, the space it is in, its name there, and whether this code gives it a value."""
+        """For every global: its path, its namespace, its name there, and whether this code assigns it."""
         for namespace in self.namespaces:
             prefix = "" if namespace is self.namespaces[0] else f"{namespace.get('__name__', '')}."
             for (where, name), stored in self.globals.items():
@@ -88,7 +86,7 @@ class CodeNames:
             self._add_function(function)
 
     def _add_class(self, kind: type) -> None:
-        """Not those of networks: what these name is inside of a model."""
+        """Classes of networks are left out: what they name is inside a model."""
         if id(kind) not in self._seen and not issubclass(kind, torch.nn.Module):
             self._seen.add(id(kind))
             self.classes.append(kind)
@@ -106,7 +104,7 @@ class CodeNames:
             self.namespaces.append(namespace)
 
     def _lies_beside(self, namespace: dict[str, Any]) -> bool:
-        """Is it the entry point's own module, or one whose file lies in the same folder or below?"""
+        """Whether it is the entry point's own module, or one whose file is in the same folder or below."""
         folder = _folder(namespace)
         beside = self._home is not None and folder is not None and folder.is_relative_to(self._home)
         return beside or any(namespace is own for own in self.namespaces[:1])
@@ -122,17 +120,17 @@ def owner_of(entry: Any) -> Any:
 
 
 def referent(value: Any) -> Any:
-    """What a weakref.proxy stands for, None where that is gone; anything else as it is."""
+    """The object behind a weakref.proxy, None if that is gone; any other value unchanged."""
     if type(value) not in weakref.ProxyTypes:
         return value
     try:
-        return value.__str__.__self__  # a proxy does not say itself what it is of
+        return value.__str__.__self__  # a proxy has no public way to get at its object
     except ReferenceError:
         return None
 
 
 def functions_of(entry: Any) -> list[types.FunctionType]:
-    """The user's functions that the entry point consists of: itself, its class's methods, and what these name."""
+    """The user's functions behind an entry point: itself, its class's methods, and what these name."""
     return CodeNames(entry).functions
 
 
@@ -142,7 +140,7 @@ def functions_in(kind: type) -> list[types.FunctionType]:
 
 
 def own_classes(kind: type) -> list[type]:
-    """A class and those that it inherits from, as far as they are the user's own."""
+    """A class and its base classes, as far as they are the user's own."""
     return [cls for cls in kind.__mro__ if cls.__module__.partition(".")[0] not in FOREIGN]
 
 
@@ -163,8 +161,8 @@ def _functions_of_class(cls: type) -> list[types.FunctionType]:
 
 
 def _accesses(code: types.CodeType) -> Iterator[tuple[str, bool, tuple[str, bool] | None]]:
-    """The globals that a function's code, and the code of functions inside it, reads or writes: name, whether it is
-    written, and the attribute of it that is used, if one is.
+    """The globals that a function and its inner functions read or write: name, whether it is written, and which
+    attribute of it is used, if any.
     """
     for step, after in itertools.pairwise([*dis.get_instructions(code), None]):
         if step is not None and step.opname in _GLOBAL_ACCESS:

@@ -1,6 +1,6 @@
-"""Whether this handler's predictions can be coded, and the comparisons that the self-test decides it by.
+"""The verdict on a handler (can its predictions be coded?), and the comparisons that decide it.
 
-Knows answers and arrays; runs nothing. A wrong decoded answer is worse than none, so doubt means no.
+A wrong rebuilt answer is worse than none, so in doubt the verdict is no. Knows responses and arrays. Runs nothing.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from ts_parity.wire import CONTROL_PREFIX, Array
 from ts_parity.worker.responses import HandlerResponse
 
 CLOSE = 1e-4
-"""Two runs of one request may differ by what reduced precision and parallel sums make of the largest output."""
+"""Two runs of one request may differ this much, relative to the largest output: parallel sums, low precision."""
 BATCH_CLOSE = 1e-3
-"""Other kernels run for a batch of two than for one, with other roundings."""
+"""A batch of two runs other kernels than one request, with other roundings."""
 
 
 class VerdictState(str, Enum):
@@ -33,10 +33,10 @@ class VerdictState(str, Enum):
 
 @dataclass
 class HandlerVerdict:
-    """Refused is final for the process.
+    """`refused` is final for the process.
 
-    `batched`: one run of a batch gives each request the answer and the raw output it would get alone. `alone`: requests
-    of a batch may be run one by one, since the answers are the same. None: not known.
+    `batched`: one run of a batch gives each request the answer and raw output that it gets alone. `alone`: requests of
+    a batch may run one by one, since the answers are the same. None: not known.
     """
 
     state: VerdictState = VerdictState.UNTESTED
@@ -44,7 +44,7 @@ class HandlerVerdict:
     batched: bool | None = None
     alone: bool | None = None
     repeatable: bool = True
-    """False: the same request may get another answer, so no copy of it may stand in for another."""
+    """False: the same request may get another answer, so no copy may answer for it."""
     input: dict[str, Any] | None = None
     output: dict[str, Any] | None = None
 
@@ -56,12 +56,12 @@ class HandlerVerdict:
         return {**dataclasses.asdict(self), "state": self.state.value}
 
     @classmethod
-    def from_json(cls, told: dict[str, Any]) -> HandlerVerdict:
-        """Raise KeyError, TypeError or ValueError for what `as_json` never makes."""
-        return cls(**{**told, "state": VerdictState(told["state"])})
+    def from_json(cls, values: dict[str, Any]) -> HandlerVerdict:
+        """Raise KeyError, TypeError or ValueError unless it is as `as_json` writes it."""
+        return cls(**{**values, "state": VerdictState(values["state"])})
 
     def refuse(self, reason: str | Exception) -> None:
-        """An exception is its own reason."""
+        """Refuse for this reason, which may be an exception."""
         if isinstance(reason, NotRepeatable):
             self.repeatable = False
         if not self.refused:
@@ -86,14 +86,14 @@ def close(one: Array, other: Array, tolerance: float = CLOSE) -> bool:
 
 
 def same_raw(one: Array | None, other: Array | None) -> bool:
-    """Are these what two runs of one request may give? What is not a number stays so."""
+    """Whether two runs of one request may give these. NaN must be in the same places."""
     if one is None or other is None:
         return one is other
     return one.shape == other.shape and (bool(np.array_equal(one, other, equal_nan=True)) or close(one, other))
 
 
 def same_answer(expected: HandlerResponse, repeated: HandlerResponse, got: HandlerResponse) -> bool:
-    """Is `got` the answer `expected`? What differs between two ordinary runs (times, ids) need not agree."""
+    """Whether `got` is the answer `expected`. What differs between two ordinary runs (times, ids) need not agree."""
     if expected.status != got.status or not _agree(expected.headers, repeated.headers, got.headers):
         return False
     if expected.body == got.body:
@@ -105,13 +105,13 @@ def same_answer(expected: HandlerResponse, repeated: HandlerResponse, got: Handl
 
 
 def alike(one: HandlerResponse, other: HandlerResponse) -> bool:
-    """Equal answers, save that numbers in JSON may differ by rounding."""
+    """Equal answers, except that numbers in JSON may differ by rounding."""
     return not differing(one, other)
 
 
 def differing(one: HandlerResponse, other: HandlerResponse) -> list[tuple[str, Any, Any]]:
-    """Where two answers differ by more than rounding -> (where, in the one, in the other). Our own headers tell of a
-    run: another rounding, another confidence.
+    """Where two answers differ by more than rounding -> (where, in the one, in the other). Control headers are ignored:
+    another rounding gives another confidence.
     """
     compared: list[tuple[str, Any, Any]] = [("status", one.status, other.status)]
     names = sorted(name for name in {*one.headers, *other.headers} if not name.lower().startswith(CONTROL_PREFIX))
@@ -134,7 +134,7 @@ def differing(one: HandlerResponse, other: HandlerResponse) -> list[tuple[str, A
 
 
 def not_finite(body: bytes) -> bool:
-    """Does a JSON answer hold NaN or infinity? Python writes them, though JSON has no such numbers."""
+    """Whether a JSON answer holds NaN or infinity. Python writes them, though JSON has no such numbers."""
     if b"NaN" not in body and b"Infinity" not in body:
         return False
     parsed = _json(body)

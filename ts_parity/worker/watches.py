@@ -1,6 +1,7 @@
-"""What a stand-in does with a call of the model: record it, end the run there, or answer in the model's place.
+"""What a stand-in does with a model call: record it, end the run there, or answer in the model's place.
 
-One watch sees one run of the user's entry point. Knows outputs; knows nothing of where the model object is.
+There is one watch for each run of the user's entry point. Knows calls and outputs. Knows nothing of where the model
+object is kept.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ class ModelReached(BaseException):
 
 
 class _OutputRefused(RuntimeError):
-    """Raised into user code when no output can be given to it. What is reported is the watch's refusal."""
+    """Raised in user code if there is no output for it. The watch's refusal is what gets reported."""
 
 
 @dataclass(frozen=True)
 class ModelCall:
-    """One call of the model by user code: at which site, by which method, with what.
+    """One model call by user code: the object's site, the method, the arguments.
 
-    `input` and `output`: the places of what is coded in its arguments and its output, where the archive declares them.
+    `input` and `output`: the places of what is coded in its arguments and output, if the archive declares them.
     """
 
     site: str
@@ -55,19 +56,19 @@ class ModelCall:
 
 @dataclass(frozen=True)
 class DeclaredPlaces:
-    """Places in the arguments and the output of the model call, as an archive declares them; empty: there is one."""
+    """Places in the model call's arguments and output, as the archive declares them; empty: there is only one."""
 
     input: str = ""
     output: str = ""
 
 
 class CallWatch:
-    """Counts the model calls of one run; `called` is what distinguishes the watches."""
+    """Counts the model calls of one run; the kinds of watches differ in `called`."""
 
     def __init__(self, declared: DeclaredPlaces) -> None:
         self.calls: list[ModelCall] = []
         self.extra: list[StandIn] = []
-        """Stand-ins that were given to user code beside those at the sites; they are dismissed with these."""
+        """More stand-ins that user code got, besides those at the sites; all are dismissed together."""
         self._declared = declared
 
     def at(self, path: str, model: Any) -> Watch:
@@ -92,7 +93,7 @@ class CallWatch:
 
 @dataclass(frozen=True)
 class _SiteWatch:
-    """What a watch hears of one model object."""
+    """Adds the site of one model object to what a watch gets."""
 
     watching: CallWatch
     path: str
@@ -111,10 +112,10 @@ class _SiteWatch:
 
 
 class RecordingWatch(CallWatch):
-    """Let the model compute and take its output.
+    """Let the model compute, and take its output.
 
-    `looks`: also see what else user code does with the model, or with other objects that `looking` is asked about, so
-    that the line which a declaration needs can be named.
+    `looks`: also observe what else user code does with the model, and with objects passed to `looking`, to find out
+    what to declare.
     """
 
     def __init__(self, declared: DeclaredPlaces, keep_inputs: bool = False, looks: bool = False) -> None:
@@ -125,14 +126,14 @@ class RecordingWatch(CallWatch):
         self._raw: Array | None = None
         self._refusal: str | None = None
         self._outcomes: list[ObservedCall] = []
-        self._looked: list[ObservedCall] = []
+        self._observed_calls: list[ObservedCall] = []
 
     def called(self, call: ModelCall, run: Callable[..., Any]) -> Any:
         self.calls.append(_detached(call) if self._keep_inputs else call)
         output = run(*call.args, **call.kwargs)
         outcome = ObservedCall(call.site, call.method)
         try:
-            # At once: user code may change the output in place.
+            # At once, since user code may change the output in place.
             self._raw, self.container = take(output, call.output)
         except NotCodable as refusal:
             self._refusal, outcome = str(refusal), _refused(outcome, refusal)
@@ -140,7 +141,7 @@ class RecordingWatch(CallWatch):
         return output
 
     def read(self, path: str, model: Any, name: str, value: Any) -> Any:
-        """What the model has left behind is not in its output: an answer made from an output alone would lack it."""
+        """An attribute read after the call may hold results that a rebuilt output would lack."""
         if self.calls:
             if not self._refusal and _is_left_behind(value, model):
                 self._refusal = (
@@ -156,7 +157,7 @@ class RecordingWatch(CallWatch):
             self.saw(path, method, result)
 
     def looking(self, path: str, value: Any) -> StandIn:
-        """A stand-in for something that is not watched for model calls: what it is called for is seen."""
+        """A stand-in that only observes the calls of an object that is not watched for model calls."""
         stand_in = StandIn(value, _LookingWatch(self, path, value), calls_of(value))
         self.extra.append(stand_in)
         return stand_in
@@ -169,22 +170,22 @@ class RecordingWatch(CallWatch):
             outcome = _refused(outcome, refusal)
         if result is None:
             outcome = replace(outcome, why="it returns nothing: what it computes cannot be taken from where it lies")
-        self._looked.append(outcome)
+        self._observed_calls.append(outcome)
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Of the output of the one call, if it has several and none of them is declared."""
+        """The places of the only call's floating parts, if there are several and none is declared."""
         return self._outcomes[0].parts if len(self._outcomes) == 1 else ()
 
     def verdict(self, sites: Sequence[str]) -> tuple[Array | None, str | None, Declaration]:
         """-> (raw output, None, {}) or (None, why there is none, what to declare). `sites`: where models were."""
         if len(self.calls) > 1:
-            return None, str(self.several()), suggestions.for_several_calls(self._outcomes, self._looked)
+            return None, str(self.several()), suggestions.for_several_calls(self._outcomes, self._observed_calls)
         if not self.calls:
             missing = "the model was not reached" if sites else NOT_BEFORE
-            if lines := suggestions.for_other_calls(self._looked, sites):
+            if lines := suggestions.for_other_calls(self._observed_calls, sites):
                 return None, missing, lines
-            if instead := suggestions.called_instead(self._looked, sites):
+            if instead := suggestions.called_instead(self._observed_calls, sites):
                 return None, f"{missing}: {instead}; take code exact", {}
             return None, f"{missing}; if this is always so, declare where it is with model:, or take code exact", {}
         if self.parts:
@@ -201,7 +202,7 @@ def _refused(outcome: ObservedCall, refusal: NotCodable) -> ObservedCall:
 
 @dataclass(frozen=True)
 class _LookingWatch:
-    """What a recording hears of an object that is not watched for model calls. Its parts are looked at as well."""
+    """Observes an object that is not watched for model calls, and its parts, for a recording."""
 
     recording: RecordingWatch
     path: str
@@ -220,7 +221,7 @@ class _LookingWatch:
 
 
 class CapturingWatch(CallWatch):
-    """Take the model's inputs and end the run."""
+    """Take the model's inputs, and end the run."""
 
     def __init__(self, declared: DeclaredPlaces) -> None:
         super().__init__(declared)
@@ -240,7 +241,7 @@ class CapturingWatch(CallWatch):
 
 
 class SubstitutingWatch(CallWatch):
-    """Answer with a raw output from elsewhere, in the container that the model would have used.
+    """Return a raw output from elsewhere, in the container that the model would have used.
 
     `raw_of`: the output for this call, known beforehand or computed by another model.
     """
@@ -266,10 +267,10 @@ class SubstitutingWatch(CallWatch):
             raise _OutputRefused(str(refusal)) from refusal
 
     def answered(self, answer: Any) -> None:
-        """Nothing that the model has not said may be in an answer."""
-        for unsaid in missing_parts_in(answer):
+        """The answer may not contain a missing part."""
+        for missing in missing_parts_in(answer):
             with suppress(_OutputRefused):
-                refuse_use(unsaid)
+                refuse_use(missing)
 
     def _looked_at(self, place: str) -> NoReturn:
         self.refusal = NotCodable(
@@ -280,7 +281,7 @@ class SubstitutingWatch(CallWatch):
 
 
 def _is_left_behind(value: Any, model: Any) -> bool:
-    """A tensor, or a container of some, that is none of the model's weights."""
+    """Whether it is a tensor, or holds one, that is none of the model's weights."""
     if type(value) in (list, tuple):
         return any(_is_left_behind(child, model) for child in value)
     if type(value) is dict:
@@ -292,7 +293,7 @@ def _is_left_behind(value: Any, model: Any) -> bool:
 
 
 def copied(value: Any) -> Any:
-    """A copy of tensors, arrays, bytes and the plain containers around them; anything else as it is."""
+    """A copy of tensors, arrays, bytes and plain containers; anything else unchanged."""
     if isinstance(value, torch.Tensor):
         return value.detach().clone()
     if isinstance(value, np.ndarray):
@@ -309,7 +310,7 @@ def copied(value: Any) -> Any:
 
 
 def _detached(call: ModelCall) -> ModelCall:
-    """With copied inputs: user code may fill the same buffer again for its next request."""
+    """Copy the inputs: user code may reuse the same buffer for its next request."""
     # Outside inference mode, because training needs ordinary tensors.
     with torch.inference_mode(False), torch.no_grad():
         return replace(call, args=copied(call.args), kwargs=copied(call.kwargs))
