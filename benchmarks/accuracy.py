@@ -46,14 +46,23 @@ from tables import renew
 from ts_parity.arguments import count, number
 from ts_parity.codes import ErasureCode, Family, make_code
 from ts_parity.tables import markdown
-from ts_parity.training.architectures import DEPLOYED, Called, Shaped, Shapes, cnn, folded, has_width, make_called
+from ts_parity.training.architectures import (
+    DEPLOYED,
+    CallAdapter,
+    ReshapedNetwork,
+    Shapes,
+    cnn,
+    folded,
+    has_width,
+    make_model,
+)
 from ts_parity.training.augment import vary
-from ts_parity.training.calibration import HeldOut, TooFew, calibrate, reliability
+from ts_parity.training.calibration import HeldOut, NotCalibrated, calibrate, reliability
 from ts_parity.training.evaluate import evaluate, over_seeds
-from ts_parity.training.fit import Knobs, Material, Progress, fit, run_network
+from ts_parity.training.fit import Hyperparameters, Progress, TrainingData, fit, run_network
 from ts_parity.training.goals import Goal, draw_groups
-from ts_parity.training.job import said
-from ts_parity.training.meaning import CLASSES, Meaning
+from ts_parity.training.job import predictions
+from ts_parity.training.semantics import CLASSES, OutputSemantics
 from ts_parity.training.sizing import affordable_width, in_turn, multiplications, usual
 from ts_parity.training.weighing import is_weighed
 from ts_parity.wire import Array
@@ -93,7 +102,7 @@ class Plan:
     varied: tuple[str, ...] = ()
     network: str = "cnn"
     """Of the deployed model; at a smaller width of students."""
-    meaning: Meaning = CLASSES
+    semantics: OutputSemantics = CLASSES
     copies: dict[str, int] = field(default_factory=dict)
     """By code: varied copies of the training set, of which the deployed model is asked once: cheaper than at every
     step. `sum` and `concat` agree no less on images they have not seen, so variations would only take room."""
@@ -108,7 +117,9 @@ PLANS = {
     "fashion": Plan(5000, {"sum": 8000, "concat": 6000, "student": 4000}, ("shift", "flip")),
     "cifar10": Plan(8000, {"sum": 4000, "concat": 4000, "student": 6000}, ("shift", "flip"), copies={"student": 4}),
     "words": Plan(2000, {"sum": 2000, "concat": 2000, "student": 2000}, ("shift",)),
-    "boxes": Plan(2000, {"sum": 2000, "concat": 2000, "student": 2000}, network=LOCATOR, meaning=Meaning("iou")),
+    "boxes": Plan(
+        2000, {"sum": 2000, "concat": 2000, "student": 2000}, network=LOCATOR, semantics=OutputSemantics("iou")
+    ),
 }
 CANDIDATES = [("sum", 2, 1), ("concat", 2, 1), ("student", 2, 1), ("student", 4, 1), ("sum", 3, 1), ("sum", 4, 1)]
 CANDIDATES += [("concat", 4, 1)]
@@ -137,7 +148,7 @@ class Task:
     plan: Plan
     data: Data
     network: nn.Module
-    deployed: Called
+    deployed: CallAdapter
     weights_hash: str
 
     @property
@@ -157,7 +168,9 @@ def task_of(name: str, args: argparse.Namespace) -> Task:
         data = data.first(4000, 1000)
     shapes = Shapes(tuple(data.train.shape[1:]), (1, data.outputs))
     torch.manual_seed(0)
-    network = Shaped((locator if plan.network == LOCATOR else cnn)(shapes.one_input, data.outputs, 1.0), shapes)
+    network = ReshapedNetwork(
+        (locator if plan.network == LOCATOR else cnn)(shapes.one_input, data.outputs, 1.0), shapes
+    )
     own, usual = args.kept / f"{name}.pt", _kept_beside(RESULTS) / f"{name}.pt"
     if not own.exists() and (args.quick or not usual.exists()):
         _train_on_labels(network, data, plan, own, args.clock)
@@ -165,7 +178,7 @@ def task_of(name: str, args: argparse.Namespace) -> Task:
     network.load_state_dict(weights)
     network.eval()
     call = ModelCall("self.model", "__call__", (data.train[0],), {})
-    deployed = make_called(DEPLOYED, network, call, shapes).requires_grad_(False).eval()
+    deployed = make_model(DEPLOYED, network, call, shapes).requires_grad_(False).eval()
     return Task(name, plan, data, network, deployed, _hash_of(weights))
 
 
@@ -238,23 +251,25 @@ class Materials:
         order = np.random.default_rng(0).permutation(len(task.data.train))
         held = min(CHOOSE, len(order) // 5)
         self.held, self._learn = order[:held], order[held:][:bodies]
-        self._made: tuple[int, Material] | None = None
+        self._made: tuple[int, TrainingData] | None = None
 
-    def of(self, copies: int) -> Material:
+    def of(self, copies: int) -> TrainingData:
         """The images and varied copies of those to learn from, with what the deployed model says to each."""
         if self._made is None or self._made[0] != copies:
             self._made = None  # before the next is made: each may take gigabytes
             self._made = (copies, self._make(copies))
         return self._made[1]
 
-    def _make(self, copies: int) -> Material:
+    def _make(self, copies: int) -> TrainingData:
         task, dice = self._task, torch.Generator().manual_seed(0)
         inputs = task.data.train
         shown = inputs[torch.from_numpy(self._learn)].flatten(0, 1)
         everything = torch.cat([inputs, *(vary(shown, task.plan.varied, dice)[:, None] for _ in range(copies))])
         more = np.arange(len(inputs), len(everything))
         outputs = self._outputs(everything)
-        return Material(everything, outputs, np.concatenate([self._learn, more]), self.held, meaning=task.plan.meaning)
+        return TrainingData(
+            everything, outputs, np.concatenate([self._learn, more]), self.held, semantics=task.plan.semantics
+        )
 
     def _outputs(self, inputs: torch.Tensor) -> Array:
         """Of an interrupted run they need not be made again: minutes, with copies."""
@@ -297,39 +312,38 @@ def rows_of(name: str, args: argparse.Namespace) -> None:
     task = task_of(name, args)
     materials = Materials(task, args.bodies, args.kept)
     test = outputs_of(task.deployed, task.data.test)
-    meaning = task.plan.meaning
-    own = meaning.scores(test, meaning.truths(task.data.test_labels.numpy(), 1), 1)
-    print(f"{name}: A_a {meaning.figure_of(own):.2%}", file=sys.stderr)
+    semantics = task.plan.semantics
+    own = semantics.scores(test, semantics.truths(task.data.test_labels.numpy(), 1), 1)
+    print(f"{name}: A_a {semantics.figure_of(own):.2%}", file=sys.stderr)
     for key in keys:
         started = time.monotonic()
         code = make_code(key["code"], key["k"], key["r"])
         copies = task.plan.copies.get(code.name, 0) if args.copies is None else args.copies
-        knobs = Knobs(
+        hparams = Hyperparameters(
             steps=args.steps or task.plan.steps[code.name],
             peak_rate=args.rate,
             output_loss=args.output_loss,
             empty=args.empty,
         )
         architecture = args.architecture or (task.plan.network if code.family is Family.BACKUP else DEPLOYED)
-        material = materials.of(copies)
+        data = materials.of(copies)
         models = [
-            _learnt(task, code, row, architecture, knobs, key, material, args)
-            for row in range(len(rows_to_learn(code)))
+            _learnt(task, code, row, architecture, hparams, key, data, args) for row in range(len(rows_to_learn(code)))
         ]
-        kept = _kept_outputs(task, code, models, key["seed"], test, material.outputs[materials.held], materials.held)
+        kept = _kept_outputs(task, code, models, key["seed"], test, data.outputs[materials.held], materials.held)
         kept.save(_file(args, key))
         runs = _runs(code)
         made_with = {
             "architecture": architecture
             if runs == 1
             else f"{_name(architecture)} at {runs} x {_share(models[0], task)}",
-            "steps": knobs.steps,
+            "steps": hparams.steps,
             "copies": copies,
             "rate": args.rate,
             "precision": args.precision,
             "deployed": task.weights_hash,
         }
-        row = {**key, **made_with, **figures(code, kept, meaning), **_cost(task, models[0], code)}
+        row = {**key, **made_with, **figures(code, kept, semantics), **_cost(task, models[0], code)}
         row["seconds"] = round(time.monotonic() - started)  # of the last slice
         write(args, [row])
         for index in range(len(models)):
@@ -358,16 +372,16 @@ def _learnt(
     code: ErasureCode,
     row: int,
     architecture: str,
-    knobs: Knobs,
+    hparams: Hyperparameters,
     key: dict[str, Any],
-    material: Material,
+    data: TrainingData,
     args: argparse.Namespace,
-) -> Called:
+) -> CallAdapter:
     """One row's network, from its file if it is there, else from its checkpoint or from the beginning."""
     torch.manual_seed(key["seed"])
 
-    def make(width: float) -> Called:
-        return make_called(architecture, task.network, task.call, task.shapes, width)
+    def make(width: float) -> CallAdapter:
+        return make_model(architecture, task.network, task.call, task.shapes, width)
 
     width = 1.0
     if has_width(architecture):
@@ -379,17 +393,17 @@ def _learnt(
         model.eval()
     else:
         label = label_of(key)
-        with tqdm(total=knobs.steps, desc=label, unit="step") as bar:
+        with tqdm(total=hparams.steps, desc=label, unit="step") as bar:
 
             def told(step: int, loss: float, score: float) -> None:
                 bar.update(step - bar.n)
                 bar.set_postfix(loss=f"{loss:.3f}", score=f"{score:.4f}")
-                if step < knobs.steps:
-                    args.clock.check(f"{label}, step {step} of {knobs.steps}")
+                if step < hparams.steps:
+                    args.clock.check(f"{label}, step {step} of {hparams.steps}")
 
             fabric = Fabric(accelerator="cpu", precision=args.precision)
             seed = key["seed"] + 100 * row
-            fit(fabric, model, material, Goal(code, row), knobs, seed, checkpoint, Progress(told))
+            fit(fabric, model, data, Goal(code, row), hparams, seed, checkpoint, Progress(told))
         _save(model.state_dict(), weights)
     if code.family is Family.BACKUP:
         folded(model.network)
@@ -397,13 +411,13 @@ def _learnt(
 
 
 def _kept_outputs(
-    task: Task, code: ErasureCode, models: Sequence[Called], seed: int, test: Array, held: Array, held_out: Array
+    task: Task, code: ErasureCode, models: Sequence[CallAdapter], seed: int, test: Array, held: Array, held_out: Array
 ) -> KeptOutputs:
     data = task.data
 
     def asked(outputs: Array, inputs: torch.Tensor, labels: torch.Tensor) -> Said:
         groups = draw_groups(np.arange(len(inputs)), code.k, np.random.default_rng(seed), len(inputs) // code.k)
-        answers = without_repeats(code, said(code, models, inputs, groups))
+        answers = without_repeats(code, predictions(code, models, inputs, groups))
         return Said(outputs, labels.numpy(), groups, answers)
 
     picks = torch.from_numpy(held_out)
@@ -412,18 +426,18 @@ def _kept_outputs(
     )
 
 
-def figures(code: ErasureCode, kept: KeptOutputs, meaning: Meaning) -> dict[str, Any]:
+def figures(code: ErasureCode, kept: KeptOutputs, semantics: OutputSemantics) -> dict[str, Any]:
     """All of a row that follows from what was said."""
-    errors = errors_of_rows(code, kept.held, meaning) if is_weighed(code) else None
+    errors = errors_of_rows(code, kept.held, semantics) if is_weighed(code) else None
     test, held = (replace(_answered(code, said), errors=errors) for said in (kept.test, kept.held))
-    scores = evaluate(code, test.outputs, test.protections, test.labels, meaning, kept.test.groups, errors)
+    scores = evaluate(code, test.outputs, test.protections, test.labels, semantics, kept.test.groups, errors)
     return {
         **{part: scores[part] for part in ("A_a", "A_d", "drop", "A_default")},
         "agreement": scores["score"],
         **{f"{part}_95": scores["intervals"][name] for part, name in INTERVALS.items()},
         "members": {m: each["A_d"] for m, each in scores["members"].items()},
         **({"two_erased": _two_erased(scores)} if code.r > 1 else {}),
-        **_surest(code, held, test, meaning),
+        **_surest(code, held, test, semantics),
     }
 
 
@@ -442,15 +456,15 @@ def _two_erased(scores: dict[str, Any]) -> dict[str, Any]:
 SUREST = (95, 90, 85, 80)
 
 
-def _surest(code: ErasureCode, held: HeldOut, test: HeldOut, meaning: Meaning) -> dict[str, Any]:
+def _surest(code: ErasureCode, held: HeldOut, test: HeldOut, semantics: OutputSemantics) -> dict[str, Any]:
     """Of the test set, by curve and thresholds from held-out bodies without their labels: how often the surest answers
     differ from the deployed model's own (of boxes: by more than nine tenths of the held-out do), and what `released`
     lose against it on the same bodies.
     """
-    fitted = calibrate(code, held, meaning)
-    if isinstance(fitted, TooFew):
+    fitted = calibrate(code, held, semantics)
+    if isinstance(fitted, NotCalibrated):
         return {}
-    told = reliability(code, [fitted], [test], meaning)
+    told = reliability(code, [fitted], [test], semantics)
     surest = {round(100 * each["share"]): each for each in told["surest"] if round(100 * each["share"]) in SUREST}
     rows: dict[str, Any] = {f"surest_{share}": round(1.0 - each["agreement"], 5) for share, each in surest.items()}
     for share, each in surest.items():
@@ -475,7 +489,7 @@ def rescored(args: argparse.Namespace) -> list[dict[str, Any]]:
         file = _file(args, run)
         if file.exists():
             code = make_code(run["code"], run["k"], run["r"])
-            rows.append({**run, **figures(code, KeptOutputs.load(file), PLANS[run["data"]].meaning)})
+            rows.append({**run, **figures(code, KeptOutputs.load(file), PLANS[run["data"]].semantics)})
     return rows
 
 
@@ -660,8 +674,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=count(), help="instead of each plan's own")
     tried = parser.add_argument_group("to try other things", "their rows go to an --out of their own")
     tried.add_argument("--rate", type=number(above=0), default=RATE, help="peak learning rate, default %(default)s")
-    tried.add_argument("--output-loss", type=number(least=0), default=Knobs().output_loss, help="default %(default)s")
-    tried.add_argument("--empty", type=number(least=0, most=1), default=Knobs().empty, help="default %(default)s")
+    tried.add_argument(
+        "--output-loss", type=number(least=0), default=Hyperparameters().output_loss, help="default %(default)s"
+    )
+    tried.add_argument(
+        "--empty", type=number(least=0, most=1), default=Hyperparameters().empty, help="default %(default)s"
+    )
     tried.add_argument("--architecture", help="of what is trained, as for ts-parity train")
     tried.add_argument("--copies", type=count(0), help="varied copies of each image")
     parser.add_argument("--bodies", type=count(), help="learn from so many images only: a row of the curve")
@@ -688,7 +706,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if args.data is None or not args.data.is_dir():
         parser.error("--data must be the folder of the datasets")
-    usual = (RATE, Knobs().output_loss, Knobs().empty, None, None)
+    usual = (RATE, Hyperparameters().output_loss, Hyperparameters().empty, None, None)
     tried_ones = (args.rate, args.output_loss, args.empty, args.architecture, args.copies)
     if tried_ones != usual and args.out in (None, RESULTS):
         parser.error("what is tried needs an --out of its own")

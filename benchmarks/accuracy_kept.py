@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ts_parity.codes import ErasureCode, Family, RowErrors
-from ts_parity.training.meaning import Meaning
+from ts_parity.training.semantics import OutputSemantics
 from ts_parity.training.weighing import row_errors
 from ts_parity.wire import Array
 
@@ -76,7 +76,7 @@ def with_repeats(code: ErasureCode, protections: dict[int, dict[int, Array]]) ->
     return protections
 
 
-def errors_of_rows(code: ErasureCode, held: Said, meaning: Meaning) -> RowErrors:
+def errors_of_rows(code: ErasureCode, held: Said, semantics: OutputSemantics) -> RowErrors:
     """For groups that are filled from the first slot on, which is all that `evaluate` looks at."""
     said = {tuple(range(members)): rows for members, rows in held.protections.items()}
-    return row_errors(code, held.outputs[held.groups], said, meaning, len(held.outputs))
+    return row_errors(code, held.outputs[held.groups], said, semantics, len(held.outputs))

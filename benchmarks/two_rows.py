@@ -22,7 +22,7 @@ from tables import renew
 from ts_parity.codes import make_code
 from ts_parity.tables import markdown
 from ts_parity.training.evaluate import evaluate
-from ts_parity.training.meaning import CLASSES
+from ts_parity.training.semantics import CLASSES
 
 RESULTS = Path(__file__).parent / "results" / "two_rows.json"
 DOCS = Path(__file__).parent.parent / "docs" / "benchmarks.md"

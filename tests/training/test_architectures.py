@@ -11,11 +11,11 @@ from ts_parity.errors import NotCodable, TrainingError
 from ts_parity.training.architectures import (
     DEPLOYED,
     FRESH,
-    Called,
-    Shaped,
+    CallAdapter,
+    ReshapedNetwork,
     Shapes,
     folded,
-    make_called,
+    make_model,
     plain_call,
     usual_architecture,
 )
@@ -28,7 +28,7 @@ VECTORS = Shapes((8,), (3,))
 
 
 def call_of(shapes, *more, **named):
-    return ModelCall("self.model", "__call__", (torch.zeros(shapes.given), *more), named)
+    return ModelCall("self.model", "__call__", (torch.zeros(shapes.input), *more), named)
 
 
 def deployed(shapes=IMAGES):
@@ -42,38 +42,40 @@ def deployed(shapes=IMAGES):
 def test_built_in_networks_have_the_deployed_models_shapes(shapes, architecture):
     if not shapes.is_image and architecture != "mlp":
         with pytest.raises(TrainingError, match="is for images"):
-            make_called(architecture, deployed(shapes), call_of(shapes), shapes)
+            make_model(architecture, deployed(shapes), call_of(shapes), shapes)
         return
-    model = make_called(architecture, deployed(shapes), call_of(shapes), shapes).eval()
-    inputs = torch.rand(4, *shapes.given)
+    model = make_model(architecture, deployed(shapes), call_of(shapes), shapes).eval()
+    inputs = torch.rand(4, *shapes.input)
     with torch.no_grad():
         said = model(inputs)
         one = model.network(inputs[0])
-    assert said.shape == (4, *shapes.said)
-    assert one.shape == shapes.said, "as the handler calls it, with a single query"
+    assert said.shape == (4, *shapes.output)
+    assert one.shape == shapes.output, "as the handler calls it, with a single query"
     torch.testing.assert_close(one, said[0], rtol=1e-3, atol=1e-4)
 
 
 def test_what_is_the_same_in_every_call_is_no_input():
     """A mask or a graph that never changes: the network is not made for it, and may be given it."""
     call = call_of(IMAGES, mask=torch.ones(1))
-    model = make_called("cnn", deployed(), call, IMAGES).eval()
-    assert model(torch.rand(4, *IMAGES.given)).shape == (4, *IMAGES.said)
-    assert model.network(*plain_call(call).args).shape == IMAGES.said
+    model = make_model("cnn", deployed(), call, IMAGES).eval()
+    assert model(torch.rand(4, *IMAGES.input)).shape == (4, *IMAGES.output)
+    assert model.network(*plain_call(call).args).shape == IMAGES.output
 
 
 @pytest.mark.parametrize("k", [1, 2, 4])
 def test_a_budget_is_kept_in_multiplications_and_used(k):
-    big = Shaped(torch.nn.Sequential(torch.nn.Conv2d(3, 64, 3, padding=1), torch.nn.AdaptiveAvgPool2d(1),
+    big = ReshapedNetwork(torch.nn.Sequential(torch.nn.Conv2d(3, 64, 3, padding=1), torch.nn.AdaptiveAvgPool2d(1),
                                      torch.nn.Flatten(), torch.nn.Linear(64, 10)), IMAGES)  # fmt: skip
-    one = multiplications(Called(big, call_of(IMAGES), IMAGES), IMAGES)
+    one = multiplications(CallAdapter(big, call_of(IMAGES), IMAGES), IMAGES)
     assert one == 64 * 27 * 1024 + 640
 
     def student(width):
-        return make_called("cnn", big, call_of(IMAGES), IMAGES, width)
+        return make_model("cnn", big, call_of(IMAGES), IMAGES, width)
 
     def width(budget):
-        return affordable_width(student, Called(big, call_of(IMAGES), IMAGES), IMAGES, k, budget, torch.device("cpu"))
+        return affordable_width(
+            student, CallAdapter(big, call_of(IMAGES), IMAGES), IMAGES, k, budget, torch.device("cpu")
+        )
 
     assert 0.8 * 2.0 * one < k * multiplications(student(width(2.0)), IMAGES) <= 2.0 * one
     with pytest.raises(TrainingError, match=r"too small: .* in multiplications. Give --budget (\S+) or more") as error:
@@ -84,8 +86,8 @@ def test_a_budget_is_kept_in_multiplications_and_used(k):
 
 def test_a_copy_of_the_deployed_model_learns_and_leaves_it_alone():
     original = deployed().requires_grad_(False)
-    copied = make_called(DEPLOYED, original, call_of(IMAGES), IMAGES)
-    fresh = make_called(FRESH, original, call_of(IMAGES), IMAGES)
+    copied = make_model(DEPLOYED, original, call_of(IMAGES), IMAGES)
+    fresh = make_model(FRESH, original, call_of(IMAGES), IMAGES)
     assert all(p.requires_grad for p in copied.parameters())
     assert not any(p.requires_grad for p in original.parameters())
     assert torch.equal(copied.network[1].weight, original[1].weight)
@@ -94,13 +96,13 @@ def test_a_copy_of_the_deployed_model_learns_and_leaves_it_alone():
 
 def test_what_cannot_learn_says_why():
     scripted = torch.jit.script(deployed())
-    make_called(DEPLOYED, scripted, call_of(IMAGES), IMAGES)
+    make_model(DEPLOYED, scripted, call_of(IMAGES), IMAGES)
     with pytest.raises(NotCodable, match="cannot be made afresh"):
-        make_called(FRESH, scripted, call_of(IMAGES), IMAGES)
+        make_model(FRESH, scripted, call_of(IMAGES), IMAGES)
     with pytest.raises(NotCodable, match="not a torch module"):
-        make_called(DEPLOYED, lambda x: x, call_of(IMAGES), IMAGES)
+        make_model(DEPLOYED, lambda x: x, call_of(IMAGES), IMAGES)
     with pytest.raises(NotCodable, match="no parameters to learn"):
-        make_called(DEPLOYED, torch.nn.ReLU(), call_of(IMAGES), IMAGES)
+        make_model(DEPLOYED, torch.nn.ReLU(), call_of(IMAGES), IMAGES)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +111,7 @@ def test_what_cannot_learn_says_why():
 )
 def test_unknown_architectures(architecture, why):
     with pytest.raises(TrainingError, match=why):
-        make_called(architecture, deployed(), call_of(IMAGES), IMAGES)
+        make_model(architecture, deployed(), call_of(IMAGES), IMAGES)
 
 
 def test_the_users_own_function(tmp_path):
@@ -123,12 +125,12 @@ def test_the_users_own_function(tmp_path):
         "def wrong(one_input, outputs, width):\n"
         "    return 7\n"
     )
-    wide, narrow = (make_called(f"{file}:make", deployed(), call_of(IMAGES), IMAGES, width) for width in (1.0, 0.1))
+    wide, narrow = (make_model(f"{file}:make", deployed(), call_of(IMAGES), IMAGES, width) for width in (1.0, 0.1))
     assert multiplications(narrow, IMAGES) < multiplications(wide, IMAGES)
     with pytest.raises(TrainingError, match="returned an int, not a torch module"):
-        make_called(f"{file}:wrong", deployed(), call_of(IMAGES), IMAGES)
+        make_model(f"{file}:wrong", deployed(), call_of(IMAGES), IMAGES)
     with pytest.raises(TrainingError, match="has no function other"):
-        make_called(f"{file}:other", deployed(), call_of(IMAGES), IMAGES)
+        make_model(f"{file}:other", deployed(), call_of(IMAGES), IMAGES)
 
 
 def test_a_narrower_network_begins_with_what_the_deployed_one_has_learned():
@@ -155,8 +157,8 @@ def test_a_narrower_network_begins_with_what_the_deployed_one_has_learned():
 
 @pytest.mark.parametrize("architecture", ["cnn", "resnet18:0.06"])
 def test_folded_networks_answer_the_same_without_batch_norms(architecture):
-    model = make_called(architecture, deployed(), call_of(IMAGES), IMAGES)
-    inputs = torch.rand(8, *IMAGES.given)
+    model = make_model(architecture, deployed(), call_of(IMAGES), IMAGES)
+    inputs = torch.rand(8, *IMAGES.input)
     model(inputs)  # moves the running means
     model.eval()
     slim = copy.deepcopy(model)

@@ -9,8 +9,16 @@ import pytest
 from ts_parity.codes import make_code
 from ts_parity.confidence import NUMBERS, TOP5, read_confidence
 from ts_parity.training import calibration
-from ts_parity.training.calibration import FEWEST, RELEASED, HeldOut, TooFew, calibrate, in_turn, reliability
-from ts_parity.training.meaning import CLASSES, LENGTH_1, PROBABILITIES, SHARES, Meaning
+from ts_parity.training.calibration import (
+    FEWEST,
+    RELEASED,
+    HeldOut,
+    NotCalibrated,
+    calibrate,
+    cross_validated,
+    reliability,
+)
+from ts_parity.training.semantics import CLASSES, LENGTH_1, PROBABILITIES, SHARES, OutputSemantics
 
 K = 2
 
@@ -29,8 +37,8 @@ def held_out(groups, seed, k=K, classes=10, noise=0.3, labelled=False):
 STUDENT = make_code("student", K)
 
 
-def worth(code, fitted, judged, meaning=CLASSES):
-    return reliability(code, [calibrate(code, fitted, meaning)], [judged], meaning)
+def worth(code, fitted, judged, semantics=CLASSES):
+    return reliability(code, [calibrate(code, fitted, semantics)], [judged], semantics)
 
 
 def test_what_is_expected_is_what_is_found():
@@ -78,8 +86,10 @@ def test_bodies_that_are_repeated_prove_nothing_more():
 
 def test_of_few_bodies_there_is_no_confidence():
     told = calibrate(STUDENT, held_out(FEWEST // K - 1, 1))
-    assert told == TooFew(f"{FEWEST - K} held-out bodies are too few to say how sure an answer is; it takes {FEWEST}")
-    assert not isinstance(calibrate(STUDENT, held_out(FEWEST // K, 1)), TooFew)
+    assert told == NotCalibrated(
+        f"{FEWEST - K} held-out bodies are too few to say how sure an answer is; it takes {FEWEST}"
+    )
+    assert not isinstance(calibrate(STUDENT, held_out(FEWEST // K, 1)), NotCalibrated)
 
 
 def test_a_curve_is_small_and_can_be_read_again():
@@ -138,8 +148,8 @@ def numbers(groups, seed, count=1):
 @pytest.mark.parametrize("metric", ["mae", "rmse"])
 @pytest.mark.parametrize("count", [1, 4, 40])
 def test_of_numbers_an_error_is_predicted(metric, count):
-    meaning = Meaning(metric)
-    fitted = calibrate(STUDENT, numbers(1000, 1, count), meaning)
+    semantics = OutputSemantics(metric)
+    fitted = calibrate(STUDENT, numbers(1000, 1, count), semantics)
     assert fitted.confidence.scorer.kind == NUMBERS
     judged = numbers(4000, 2, count)
     predicted = -fitted.confidence.scorer.scores(judged.protections[K][0].reshape(-1, 1, count))
@@ -148,7 +158,7 @@ def test_of_numbers_an_error_is_predicted(metric, count):
     assert np.mean(predicted) == pytest.approx(np.mean(found), rel=0.1)
     if count < 40:
         assert np.corrcoef(predicted, found)[0, 1] > 0.3
-    told = reliability(STUDENT, [fitted], [judged], meaning)
+    told = reliability(STUDENT, [fitted], [judged], semantics)
     assert told["agreement"] == pytest.approx(0.9, abs=0.02), "nine in ten are within the tolerance"
     assert told["expected"] == pytest.approx(told["agreement"], abs=0.02)
     off = [each["score"] for each in told["surest"]]
@@ -156,37 +166,40 @@ def test_of_numbers_an_error_is_predicted(metric, count):
 
 
 @pytest.mark.parametrize(
-    ("meaning", "make"),
+    ("semantics", "make"),
     [
-        (Meaning("accuracy", threshold=0.0), lambda dice: dice.normal(size=(1, 1)) * 3),
-        (Meaning("accuracy", threshold=0.5, bounds=SHARES), lambda dice: dice.random((1, 1))),
-        (Meaning("accuracy", threshold=0.5, bounds=PROBABILITIES), lambda dice: dice.dirichlet([0.3] * 5)[None]),
-        (Meaning("top5"), lambda dice: 3 * dice.normal(size=(1, 30))),
-        (Meaning("labels"), lambda dice: 3 * dice.normal(size=(1, 4))),
-        (Meaning("labels", threshold=0.5, bounds=SHARES), lambda dice: dice.random((1, 4))),
-        (Meaning("iou"), lambda dice: np.cumsum(dice.random((2, 2)), axis=0).reshape(1, 4)),
-        (Meaning("cosine"), lambda dice: dice.normal(size=(1, 64))),
-        (Meaning("cosine", bounds=LENGTH_1), lambda dice: _unit(dice.normal(size=(1, 64)))),
-        (Meaning("accuracy"), lambda dice: 2 * dice.normal(size=(1, 6, 3))),
-        (Meaning("accuracy", axis=-3), lambda dice: 2 * dice.normal(size=(1, 3, 4, 4))),
-        (Meaning("mae"), lambda dice: dice.normal(size=())),
+        (OutputSemantics("accuracy", threshold=0.0), lambda dice: dice.normal(size=(1, 1)) * 3),
+        (OutputSemantics("accuracy", threshold=0.5, bounds=SHARES), lambda dice: dice.random((1, 1))),
+        (
+            OutputSemantics("accuracy", threshold=0.5, bounds=PROBABILITIES),
+            lambda dice: dice.dirichlet([0.3] * 5)[None],
+        ),
+        (OutputSemantics("top5"), lambda dice: 3 * dice.normal(size=(1, 30))),
+        (OutputSemantics("labels"), lambda dice: 3 * dice.normal(size=(1, 4))),
+        (OutputSemantics("labels", threshold=0.5, bounds=SHARES), lambda dice: dice.random((1, 4))),
+        (OutputSemantics("iou"), lambda dice: np.cumsum(dice.random((2, 2)), axis=0).reshape(1, 4)),
+        (OutputSemantics("cosine"), lambda dice: dice.normal(size=(1, 64))),
+        (OutputSemantics("cosine", bounds=LENGTH_1), lambda dice: _unit(dice.normal(size=(1, 64)))),
+        (OutputSemantics("accuracy"), lambda dice: 2 * dice.normal(size=(1, 6, 3))),
+        (OutputSemantics("accuracy", axis=-3), lambda dice: 2 * dice.normal(size=(1, 3, 4, 4))),
+        (OutputSemantics("mae"), lambda dice: dice.normal(size=())),
     ],
-    ids=lambda value: f"{value.metric} {value.bounds} {value.axis}" if isinstance(value, Meaning) else "",
+    ids=lambda value: f"{value.metric} {value.bounds} {value.axis}" if isinstance(value, OutputSemantics) else "",
 )
-def test_every_task_has_a_confidence(meaning, make):
+def test_every_task_has_a_confidence(semantics, make):
     def held(seed):
         dice = np.random.default_rng(seed)
         outputs = np.stack([np.stack([make(dice) for _ in range(K)]) for _ in range(700)])
         said = outputs + 0.1 * dice.normal(size=outputs.shape)
         return HeldOut(outputs, {members: {0: said} for members in range(1, K + 1)})
 
-    fitted, judged = calibrate(STUDENT, held(1), meaning), held(2)
+    fitted, judged = calibrate(STUDENT, held(1), semantics), held(2)
     assert read_confidence(json.loads(json.dumps(fitted.confidence.as_json()))) == fitted.confidence
-    told = reliability(STUDENT, [fitted], [judged], meaning)
+    told = reliability(STUDENT, [fitted], [judged], semantics)
     assert told["expected"] == pytest.approx(told["agreement"], abs=0.05)
     one = judged.protections[K][0][0, 0]
     assert 0.0 <= fitted.confidence.of(one) <= 1.0
-    assert fitted.confidence.scorer.kind != TOP5 or meaning.metric == "top5"
+    assert fitted.confidence.scorer.kind != TOP5 or semantics.metric == "top5"
 
 
 def _unit(vector):
@@ -217,9 +230,9 @@ def test_folds_are_judged_by_what_has_not_seen_them(monkeypatch):
     seen = []
     fitted = calibration._fitted
     monkeypatch.setattr(
-        calibration, "_fitted", lambda code, held, meaning: seen.append(held) or fitted(code, held, meaning)
+        calibration, "_fitted", lambda code, held, semantics: seen.append(held) or fitted(code, held, semantics)
     )
-    calibrated, told = in_turn(STUDENT, [others], folds)
+    calibrated, told = cross_validated(STUDENT, [others], folds)
     assert told["fitted_on"] == 5 * 200 + 120
     assert told["bodies"] == 5 * 200
     whole, *without = seen
@@ -237,7 +250,7 @@ def numbered(held, first):
 
 def test_too_few_in_all_folds_are_too_few():
     folds = [numbered(held_out(5, seed), 1000 * seed) for seed in range(5)]
-    assert "50 held-out bodies are too few" in in_turn(STUDENT, [], folds).reason
+    assert "50 held-out bodies are too few" in cross_validated(STUDENT, [], folds).reason
 
 
 def test_an_interval_holds_for_bodies_and_not_for_their_repetitions():

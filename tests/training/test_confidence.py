@@ -58,7 +58,7 @@ def test_too_few_bodies_are_said_and_leave_it_out(model, bodies, tmp_path):
     assert "confidence" not in read_archive(tmp_path / "out" / made["archives"][0]).section
 
 
-def ground(learn, choose, score, seen, scored):
+def dataset(learn, choose, score, seen, scored):
     return SimpleNamespace(
         learn=np.array(learn),
         choose=np.array(choose),
@@ -72,9 +72,9 @@ def test_what_was_learned_neither_fits_nor_judges():
     """Whatever --score gives; and what is judged is fitted to in another fold only, never as one that chose weights."""
     seen = [("a", "A"), ("b", "B"), ("c", "C"), ("d", "D")]
     scored = [("x", "A"), ("y", "Y"), ("c", "Z")]
-    choose, score = _unlearned(ground([0, 1], [2, 3], [0, 1, 2], seen, scored))
+    choose, score = _unlearned(dataset([0, 1], [2, 3], [0, 1, 2], seen, scored))
     assert (choose.tolist(), score.tolist()) == ([3], [1, 2])
-    same = _unlearned(ground([0, 1], [2], [3], seen, seen))
+    same = _unlearned(dataset([0, 1], [2], [3], seen, seen))
     assert [each.tolist() for each in same] == [[2], [3]]
 
 

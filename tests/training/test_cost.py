@@ -9,7 +9,7 @@ from tests.training.test_training import EAGER, HANDLER, NET, SCORES, net, run, 
 from ts_parity.errors import NotCodable
 from ts_parity.torchserve.archive import read_archive
 from ts_parity.training import cost, sizing
-from ts_parity.training.bodies import Body
+from ts_parity.training.bodies import RequestBody
 from ts_parity.training.commands import report_text
 from ts_parity.wire import Frame, Part
 from ts_parity.worker.entry import OfflineProtection
@@ -59,7 +59,7 @@ def measured(monkeypatch, answered, group_s, one_s, k=4):
     monkeypatch.setattr(sizing, "time", clock)
     monkeypatch.setattr(cost, "OfflineProtection", Fake)
     monkeypatch.setattr(cost, "extract_archive", lambda packed, folder: None)
-    bodies = [Body(str(n), None, lambda n=n: bytes([n])) for n in range(k)]
+    bodies = [RequestBody(str(n), None, lambda n=n: bytes([n])) for n in range(k)]
     return cost.measure(Handler(), "packed.mar", bodies, 0.97, CPU), threads
 
 

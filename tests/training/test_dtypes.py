@@ -10,7 +10,7 @@ from tests.conftest import write_archive
 from ts_parity.errors import TrainingError
 from ts_parity.torchserve.archive import extract_archive, read_archive
 from ts_parity.training import TrainSettings, sizing, train
-from ts_parity.training.architectures import Deployed, Shapes
+from ts_parity.training.architectures import DeployedModel, Shapes
 from ts_parity.training.sizing import NARROWEST, affordable_width, multiplications, widest
 from ts_parity.worker.offline import OfflineHandler
 from ts_parity.worker.watches import ModelCall
@@ -98,7 +98,7 @@ def records(packed, bodies, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_code_is_made_whatever_the_model_computes_in(archive, json_bodies, tmp_path, kind, monkeypatch):
     if kind == "quantized":  # of which no multiplications are counted: a network would be as wide as the clock allows
-        monkeypatch.setattr("ts_parity.training.deciding.affordable_width", lambda *_: 1.0)
+        monkeypatch.setattr("ts_parity.training.architecture_choice.affordable_width", lambda *_: 1.0)
     source, out = archive(kind), tmp_path / "out"
     codes = ("sum", "student", "exact")
     settings = TrainSettings(source, json_bodies, out, codes=codes, steps=150, score=json_bodies, progress=False)
@@ -120,7 +120,7 @@ def test_every_code_is_made_whatever_the_model_computes_in(archive, json_bodies,
 
 
 def called(model, dtype=torch.float32, size=8):
-    return Deployed(model, ModelCall("self.model", "__call__", (torch.zeros(1, size, dtype=dtype),), {}), SHAPES)
+    return DeployedModel(model, ModelCall("self.model", "__call__", (torch.zeros(1, size, dtype=dtype),), {}), SHAPES)
 
 
 SHAPES = Shapes((1, 8), (1, 3))

@@ -5,7 +5,7 @@ import pytest
 
 from ts_parity.codes import make_code
 from ts_parity.training.evaluate import evaluate, over_seeds
-from ts_parity.training.meaning import CLASSES, SHARES, Meaning
+from ts_parity.training.semantics import CLASSES, SHARES, OutputSemantics
 
 RNG = np.random.default_rng(0)
 
@@ -62,7 +62,7 @@ def test_top5():
     code = make_code("exact", 1)
     outputs = np.arange(10, dtype=np.float32).reshape(1, 1, 1, 10)
     for label, right in ((9, 1.0), (5, 1.0), (4, 0.0)):
-        scores = evaluate(code, outputs, {1: {0: outputs}}, np.array([[label]]), Meaning("top5"))
+        scores = evaluate(code, outputs, {1: {0: outputs}}, np.array([[label]]), OutputSemantics("top5"))
         assert scores["A_a"] == right
 
 
@@ -70,7 +70,7 @@ def test_boxes_are_scored_by_their_overlap():
     code = make_code("exact", 1)
     outputs = np.array([[[[0.0, 0.0, 2.0, 2.0]]]])
     for box, overlap in (([0, 0, 2, 2], 1.0), ([2, 2, 0, 0], 1.0), ([1, 0, 3, 2], 1 / 3), ([5, 5, 6, 6], 0.0)):
-        scores = evaluate(code, outputs, {1: {0: outputs}}, np.array([[box]], float), Meaning("iou"))
+        scores = evaluate(code, outputs, {1: {0: outputs}}, np.array([[box]], float), OutputSemantics("iou"))
         assert scores["A_a"] == pytest.approx(overlap, abs=1e-5)
         assert scores["score"] == 1.0
         assert "agreement" not in scores, "overlap is not agreement"
@@ -83,41 +83,41 @@ def test_outputs_of_one_number_are_classes_by_sign():
     assert (scores["A_a"], scores["A_d"], scores["agreement"]) == (1.0, 0.0, 0.0)
 
 
-def exact(outputs, rebuilt, labels=None, meaning=CLASSES):
+def exact(outputs, rebuilt, labels=None, semantics=CLASSES):
     """One query a group; what a backup said in its place."""
-    return evaluate(make_code("exact", 1), outputs[:, None], {1: {0: rebuilt[:, None]}}, labels, meaning)
+    return evaluate(make_code("exact", 1), outputs[:, None], {1: {0: rebuilt[:, None]}}, labels, semantics)
 
 
 def test_a_lone_probability_says_yes_above_a_half():
     outputs, rebuilt = np.array([[0.7], [0.2]]), np.array([[0.6], [0.1]])
-    yes = Meaning("accuracy", threshold=0.5, bounds=SHARES)
+    yes = OutputSemantics("accuracy", threshold=0.5, bounds=SHARES)
     scores = exact(outputs, rebuilt, np.array([[1], [0]]), yes)
     assert (scores["A_a"], scores["A_d"], scores["agreement"]) == (1.0, 1.0, 1.0)
-    assert exact(outputs, 1 - rebuilt, meaning=yes)["agreement"] == 0.0
+    assert exact(outputs, 1 - rebuilt, semantics=yes)["agreement"] == 0.0
 
 
 def test_numbers_are_off_by_so_much_in_their_own_unit():
     """Off by 10 in every second answer, of outputs that spread by 50."""
     outputs = np.array([[100.0], [200.0], [100.0], [200.0]])
     rebuilt = outputs + np.array([[10.0], [0.0], [-10.0], [0.0]])
-    scores = exact(outputs, rebuilt, meaning=Meaning("mae"))
+    scores = exact(outputs, rebuilt, semantics=OutputSemantics("mae"))
     assert (scores["score"], scores["spread"]) == (5.0, 50.0)
     assert scores["error"] == pytest.approx(np.sqrt(50) / 50, abs=1e-5)
     assert (scores["loss"], scores["loss_of"]) == (pytest.approx(0.02), "the outputs' variance")
     assert "agreement" not in scores
-    assert exact(outputs, rebuilt, meaning=Meaning("rmse"))["score"] == pytest.approx(np.sqrt(50), abs=1e-4)
+    assert exact(outputs, rebuilt, semantics=OutputSemantics("rmse"))["score"] == pytest.approx(np.sqrt(50), abs=1e-4)
 
 
 def test_numbers_against_labels_are_errors_and_no_accuracy():
     outputs = np.array([[100.0], [200.0], [100.0], [200.0]])
     labels = outputs + 20.0  # (groups, k = 1)
-    scores = exact(outputs, outputs - 10.0, labels, Meaning("mae"))
+    scores = exact(outputs, outputs - 10.0, labels, OutputSemantics("mae"))
     assert (scores["E_a"], scores["E_d"]) == (20.0, 30.0)
     assert scores["E_o"]["0.10"] == pytest.approx(21.0)
     assert scores["E_default"] == pytest.approx(50.0), "the median of all labels"
     assert scores["loss"] == pytest.approx((900 - 400) / 2500)
     assert not {"A_a", "A_d", "drop", "agreement"} & scores.keys()
-    squares = exact(outputs, outputs - 10.0, labels, Meaning("rmse"))
+    squares = exact(outputs, outputs - 10.0, labels, OutputSemantics("rmse"))
     assert squares["E_o"]["0.10"] == pytest.approx(np.sqrt(0.9 * 400 + 0.1 * 900), abs=1e-4)
 
 
@@ -125,14 +125,14 @@ def test_numbers_of_several_units_count_alike_and_one_that_never_changes_does_no
     grams, metres = RNG.normal(70_000, 10_000, 200), RNG.normal(1.7, 0.1, 200)
     outputs = np.stack([grams, metres, np.full(200, 3.0)], axis=1)
     rebuilt = outputs + np.array([0.0, 0.1, 0.0])  # a whole spread off in the small one
-    assert exact(outputs, rebuilt, meaning=Meaning("mae"))["loss"] == pytest.approx(1 / 3, rel=0.2)
+    assert exact(outputs, rebuilt, semantics=OutputSemantics("mae"))["loss"] == pytest.approx(1 / 3, rel=0.2)
 
 
 def test_several_labels_are_compared_as_sets():
     outputs = np.array([[0.9, 0.8, 0.1], [0.9, 0.1, 0.1], [0.1, 0.1, 0.1]])
     rebuilt = np.array([[0.9, 0.2, 0.1], [0.9, 0.1, 0.1], [0.2, 0.2, 0.2]])
-    meaning = Meaning("labels", threshold=0.5, bounds=SHARES)
-    scores = exact(outputs, rebuilt, np.array([[1, 1, 0], [1, 1, 0], [0, 0, 0]])[:, None], meaning)
+    semantics = OutputSemantics("labels", threshold=0.5, bounds=SHARES)
+    scores = exact(outputs, rebuilt, np.array([[1, 1, 0], [1, 1, 0], [0, 0, 0]])[:, None], semantics)
     assert scores["score"] == pytest.approx((0.5 + 1 + 1) / 3, abs=1e-5)
     assert scores["A_a"] == pytest.approx((1 + 0.5 + 1) / 3, abs=1e-5)
     assert scores["A_default"] == pytest.approx((1 + 1 + 0) / 3, abs=1e-5)
@@ -141,16 +141,16 @@ def test_several_labels_are_compared_as_sets():
 
 def test_embeddings_are_compared_by_direction():
     outputs = np.array([[3.0, 4.0], [0.0, 2.0]])
-    scores = exact(outputs, np.array([[30.0, 40.0], [2.0, 0.0]]), meaning=Meaning("cosine"))
+    scores = exact(outputs, np.array([[30.0, 40.0], [2.0, 0.0]]), semantics=OutputSemantics("cosine"))
     assert (scores["score"], scores["loss"]) == (pytest.approx(0.5), pytest.approx(0.5))
 
 
 def test_a_class_for_each_pixel():
     outputs = RNG.normal(size=(6, 1, 3, 4, 5))
-    scores = exact(outputs, outputs, outputs.argmax(2).reshape(6, 1, 20), Meaning(axis=-3))
+    scores = exact(outputs, outputs, outputs.argmax(2).reshape(6, 1, 20), OutputSemantics(axis=-3))
     assert (scores["A_a"], scores["A_d"], scores["agreement"]) == (1.0, 1.0, 1.0)
     turned = np.roll(outputs, 1, axis=2)
-    assert exact(outputs, turned, meaning=Meaning(axis=-3))["agreement"] == 0.0
+    assert exact(outputs, turned, semantics=OutputSemantics(axis=-3))["agreement"] == 0.0
 
 
 def test_several_seeds_have_a_mean_and_a_spread():

@@ -5,7 +5,7 @@ import torch
 
 from ts_parity.codes import make_code
 from ts_parity.training.goals import Goal
-from ts_parity.training.meaning import CLASSES
+from ts_parity.training.semantics import CLASSES
 
 
 @pytest.mark.parametrize("code", ["sum", "concat"])

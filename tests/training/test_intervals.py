@@ -9,13 +9,13 @@ from ts_parity.codes import make_code
 from ts_parity.training.evaluate import evaluate, of_packed
 from ts_parity.training.figures import margin
 from ts_parity.training.goals import draw_groups
-from ts_parity.training.intervals import Answers, of_difference, of_mean, of_root, of_share, wilson
-from ts_parity.training.meaning import Meaning
+from ts_parity.training.intervals import ScoredAnswers, of_difference, of_mean, of_root, of_share, wilson
+from ts_parity.training.semantics import OutputSemantics
 
 
 def alone(count):
     """Each body once, in a group of its own."""
-    return Answers((0,), np.arange(count)[:, None], together=False)
+    return ScoredAnswers((0,), np.arange(count)[:, None], together=False)
 
 
 def test_wilsons_interval_is_that_of_the_books():
@@ -32,7 +32,7 @@ def test_a_share_of_independent_bodies_has_wilsons_interval():
 
 def test_copies_of_a_body_are_no_more_evidence_than_it_is():
     scores = np.array([[1.0] * 18 + [0.0] * 2])
-    ten_times = Answers((0,), np.repeat(np.arange(20), 10)[:, None], together=False)
+    ten_times = ScoredAnswers((0,), np.repeat(np.arange(20), 10)[:, None], together=False)
     assert of_share(np.repeat(scores, 10, axis=1), ten_times) == pytest.approx(of_share(scores, alone(20)))
     assert of_share(np.ones((1, 200)), ten_times) == pytest.approx(wilson(1.0, 20))
 
@@ -72,7 +72,7 @@ def test_nineteen_of_twenty_intervals_hold_what_is_true_of_all_bodies(bodies, to
     held = []
     for _ in range(100):
         groups = draw_groups(np.arange(bodies), k, dice, 1000)
-        low, high = of_share(scored(groups, bodies, dice), Answers((0, 1), groups, together))
+        low, high = of_share(scored(groups, bodies, dice), ScoredAnswers((0, 1), groups, together))
         held.append(low <= truth <= high)
     assert sum(held) >= 90
 
@@ -103,7 +103,7 @@ def test_every_figure_has_an_interval_around_it(metric, labelled, name, r):
     rows = {row: np.einsum("k,gk...->g...", c, noisy) for row, c in enumerate(code.coefficients)} or {0: noisy}
     labels = outputs[:, :, 0].argmax(-1) if metric in ("accuracy", "top5") else outputs + 0.1
     labels = (labels > 0) if metric == "labels" else labels
-    scores = evaluate(code, outputs, {1: rows, 2: rows}, labels if labelled else None, Meaning(metric))
+    scores = evaluate(code, outputs, {1: rows, 2: rows}, labels if labelled else None, OutputSemantics(metric))
     pairs = [*figures_of(scores)]
     assert len(pairs) > 5
     for value, (low, high) in pairs:

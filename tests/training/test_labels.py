@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from ts_parity.errors import TrainingError
-from ts_parity.training.bodies import Body, list_bodies
+from ts_parity.training.bodies import RequestBody, list_bodies
 from ts_parity.training.labels import classes_of_folders, doubts, read_labels
-from ts_parity.training.meaning import CLASSES
+from ts_parity.training.semantics import CLASSES
 
 
 def test_labels_by_folder_by_table_and_by_array(folder, arrays, tmp_path):
@@ -68,7 +68,7 @@ def test_labels_that_are_not_there(folder, arrays, tmp_path):
 
 
 def bodies_of(*names):
-    return [Body(name, None, bytes) for name in names]
+    return [RequestBody(name, None, bytes) for name in names]
 
 
 def test_classes_come_from_all_inputs(folder):

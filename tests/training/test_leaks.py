@@ -11,12 +11,12 @@ from tests.training.test_training import EAGER, HANDLER, NET, SCORES, net, run, 
 from ts_parity.codes import make_code
 from ts_parity.errors import TrainingError
 from ts_parity.training import TrainSettings, job
+from ts_parity.training.architecture_choice import ArchitectureChooser
 from ts_parity.training.bodies import list_bodies
 from ts_parity.training.commands import report_text
-from ts_parity.training.deciding import Deciding
-from ts_parity.training.fit import Knobs
-from ts_parity.training.meaning import Meaning
-from ts_parity.training.order import Candidate
+from ts_parity.training.fit import Hyperparameters
+from ts_parity.training.job_spec import Candidate
+from ts_parity.training.semantics import OutputSemantics
 from ts_parity.training.workshop import workshop
 
 
@@ -106,10 +106,10 @@ def test_an_interrupted_run_does_not_go_on_with_other_contents_of_the_same_names
 
 
 def keyed(source, tmp_path, **more):
-    knobs = Knobs(steps=2)
+    hparams = Hyperparameters(steps=2)
     settings = TrainSettings(tmp_path / "vec.mar", tmp_path, tmp_path / "out", progress=False)
     candidate = Candidate(make_code("student", 2), f"{source}:make")
-    return Deciding(settings, knobs, torch.device("cpu"), tmp_path).key(candidate, **more)
+    return ArchitectureChooser(settings, hparams, torch.device("cpu"), tmp_path).key(candidate, **more)
 
 
 def test_weights_of_an_edited_architecture_are_learned_anew(tmp_path, monkeypatch):
@@ -125,8 +125,10 @@ def test_weights_of_an_edited_architecture_are_learned_anew(tmp_path, monkeypatc
     keys.append(keyed(source, tmp_path))
     helper.write_text("WIDTH = 2")
     keys.append(keyed(source, tmp_path))
-    keys.append(keyed(source, tmp_path, meaning=Meaning(axis=-3)))
-    keys.append(keyed(source, tmp_path, meaning=Meaning(axis=-3, why="another reason, which is none to learn anew")))
+    keys.append(keyed(source, tmp_path, semantics=OutputSemantics(axis=-3)))
+    keys.append(
+        keyed(source, tmp_path, semantics=OutputSemantics(axis=-3, why="another reason, which is none to learn anew"))
+    )
     assert keys[0] == keys[1]
     assert keys[4] == keys[5]
     assert len(set(keys)) == 4

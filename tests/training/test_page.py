@@ -13,7 +13,7 @@ from PIL import Image
 
 from ts_parity.cli import build_parser
 from ts_parity.training import FOLDERS, TrainSettings
-from ts_parity.training.bodies import Body
+from ts_parity.training.bodies import RequestBody
 from ts_parity.training.charts import BOTTOM, HEIGHT, TOP
 from ts_parity.training.page import MOST_SHOWN, report_page
 from ts_parity.training.previews import MOST_BYTES, preview
@@ -74,7 +74,8 @@ def report(*candidates, **more):
         "deployed": {"model": "net", "version": "1.0", "weights": None}, "bodies": 9876, "seed": 0, "torch": "2.12",
         "machine": "x86-64", "device": "cpu",
         "split": {"learn": 7000, "choose": 1376, "score": 1500, "repeated": 12, "scored_repeated": 0},
-        "knobs": {"steps": 2000, "peak_rate": 0.003, "vary": []}, "budget": 1.0, "seconds": 612.5, "metric": "accuracy",
+        "hyperparameters": {"steps": 2000, "peak_rate": 0.003, "vary": []}, "budget": 1.0, "seconds": 612.5,
+        "metric": "accuracy",
         "scored_on": "1500 held-out bodies of photos", "scored_groups": 2000, "warnings": [], "refused": [],
         "outputs": {"kind": "classes", "why": "the largest of several outputs decides"}, "candidates": list(candidates),
         "hashes": {"net-1.0-student-k2.mar": "sha256:" + "ab" * 32}, "archives": {"deployed": "net.mar"},
@@ -102,7 +103,7 @@ def png(width=28, height=28, noise=False, seed=0):
 
 
 def body(data, content_type="application/octet-stream", name="a"):
-    return Body(name, content_type, lambda: data)
+    return RequestBody(name, content_type, lambda: data)
 
 
 def disagreement(row, **more):
@@ -153,7 +154,7 @@ def test_a_single_candidate_has_no_plot_of_a_single_dot():
 def test_exact_alone_is_not_compared_with_anything():
     exact = {name: told for name, told in beside().items() if name != "cost"} | {"archives": ["net-1.0-exact-k2.mar"]}
     told = report(exact, beside=[])
-    for name in ("scored_on", "scored_groups", "outputs", "split", "knobs", "metric"):
+    for name in ("scored_on", "scored_groups", "outputs", "split", "hyperparameters", "metric"):
         del told[name]
     root = ElementTree.fromstring(report_page({**told, "recommendation": recommend(told)}, OUT).split("\n", 1)[1])
     assert [head.text for head in root.findall(".//h2")] == ["What to do next", "How it was made"]
@@ -459,4 +460,4 @@ def test_a_body_that_is_gone_has_its_name():
     def gone():
         raise FileNotFoundError("no such file")
 
-    assert "cannot be read: no such file" in preview(Body("a", None, gone))
+    assert "cannot be read: no such file" in preview(RequestBody("a", None, gone))

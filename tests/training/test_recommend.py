@@ -12,7 +12,9 @@ def made(code, k, loss, cost, **more):
 
 
 def say(*candidates, **more):
-    return recommend({"candidates": candidates, "bodies": 60_000, "knobs": {"steps": 2000}, "budget": 1.0, **more})
+    return recommend(
+        {"candidates": candidates, "bodies": 60_000, "hyperparameters": {"steps": 2000}, "budget": 1.0, **more}
+    )
 
 
 EXACT = made("exact", 2, 0.0, 2.0)

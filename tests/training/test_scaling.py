@@ -7,11 +7,11 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from ts_parity.codes import make_code
-from ts_parity.training.architectures import Called, Shaped, Shapes, mlp
-from ts_parity.training.fit import Knobs, Material, Progress, fit
+from ts_parity.training.architectures import CallAdapter, ReshapedNetwork, Shapes, mlp
+from ts_parity.training.fit import Hyperparameters, Progress, TrainingData, fit
 from ts_parity.training.goals import Goal
-from ts_parity.training.meaning import LENGTH_1, PROBABILITIES, SHARES, Meaning
 from ts_parity.training.scaling import scaled
+from ts_parity.training.semantics import LENGTH_1, PROBABILITIES, SHARES, OutputSemantics
 from ts_parity.worker.watches import ModelCall
 
 STUDENT, SUM = Goal(make_code("student", 1)), Goal(make_code("sum", 2))
@@ -21,10 +21,10 @@ PRICES = (1000 * (TABLE[..., :1] + (TABLE[..., 1:2] - 740) / 250) + 150_000).ast
 SHAPES = Shapes((1, 3), (1, 1))
 
 
-def network(goal=STUDENT, meaning=None, outputs=PRICES, shapes=SHAPES, inputs=TABLE):
+def network(goal=STUDENT, semantics=None, outputs=PRICES, shapes=SHAPES, inputs=TABLE):
     torch.manual_seed(0)
     inner = mlp(shapes.one_input, shapes.one_output[0], 0.1)
-    return scaled(inner, shapes, goal, meaning or Meaning("mae"), torch.from_numpy(inputs), outputs)
+    return scaled(inner, shapes, goal, semantics or OutputSemantics("mae"), torch.from_numpy(inputs), outputs)
 
 
 def test_what_is_shown_has_mean_0_and_spread_1_and_what_is_said_lies_where_outputs_do():
@@ -52,20 +52,20 @@ def test_a_column_that_never_changes_and_one_that_lacks_values():
 
 
 @pytest.mark.parametrize(
-    ("meaning", "kept"),
+    ("semantics", "kept"),
     [
-        (Meaning("accuracy", bounds=PROBABILITIES), lambda said: torch.allclose(said.sum(-1), torch.ones(400))),
-        (Meaning("labels", bounds=SHARES), lambda said: bool(((said > 0) & (said < 1)).all())),
-        (Meaning("cosine", bounds=LENGTH_1), lambda said: torch.allclose(said.norm(dim=-1), torch.ones(400))),
+        (OutputSemantics("accuracy", bounds=PROBABILITIES), lambda said: torch.allclose(said.sum(-1), torch.ones(400))),
+        (OutputSemantics("labels", bounds=SHARES), lambda said: bool(((said > 0) & (said < 1)).all())),
+        (OutputSemantics("cosine", bounds=LENGTH_1), lambda said: torch.allclose(said.norm(dim=-1), torch.ones(400))),
     ],
 )
-def test_a_student_keeps_to_what_the_deployed_outputs_keep_to(meaning, kept):
+def test_a_student_keeps_to_what_the_deployed_outputs_keep_to(semantics, kept):
     """Else a client would get probabilities below 0."""
     outputs = DICE.normal(size=(400, 1, 5)).astype(np.float32)
     shapes = Shapes((1, 3), (1, 5))
     with torch.no_grad():
-        said = network(STUDENT, meaning, outputs, shapes)(torch.from_numpy(TABLE[:, 0]))
-        of_sum = network(SUM, meaning, outputs, shapes)(torch.from_numpy(TABLE[:, 0]))
+        said = network(STUDENT, semantics, outputs, shapes)(torch.from_numpy(TABLE[:, 0]))
+        of_sum = network(SUM, semantics, outputs, shapes)(torch.from_numpy(TABLE[:, 0]))
     assert kept(said)
     assert not kept(of_sum), "a sum of two has no such bounds"
 
@@ -75,17 +75,19 @@ def test_a_student_keeps_to_what_the_deployed_outputs_keep_to(meaning, kept):
 def test_prices_from_a_table_are_learned_in_a_few_hundred_steps(goal):
     """Without it the network is 150 000 off when it begins, and still is at the end."""
     inner: nn.Module = mlp(SHAPES.one_input, 1, 0.2)
-    material = Material(torch.from_numpy(TABLE), PRICES, np.arange(340), np.arange(340, 400), None, Meaning("mae"))
+    data = TrainingData(
+        torch.from_numpy(TABLE), PRICES, np.arange(340), np.arange(340, 400), None, OutputSemantics("mae")
+    )
     call = ModelCall("self.model", "__call__", (torch.from_numpy(TABLE[0]),), {})
     scores = []
     for used in (inner, network(goal)):
-        model = Called(Shaped(used, SHAPES), call, SHAPES)
+        model = CallAdapter(ReshapedNetwork(used, SHAPES), call, SHAPES)
         fit(
             Fabric(accelerator="cpu"),
             model,
-            material,
+            data,
             goal,
-            Knobs(steps=300),
+            Hyperparameters(steps=300),
             0,
             None,
             Progress(lambda *told: scores.append(told[2])),

@@ -16,20 +16,20 @@ from ts_parity.training.architectures import (
     BAG,
     DEPLOYED,
     TRANSFORMER,
-    Called,
-    Deployed,
+    CallAdapter,
+    DeployedModel,
     Shapes,
-    make_called,
+    make_model,
     plain_call,
     usual_architecture,
     widest,
 )
+from ts_parity.training.batching import BatchMode
 from ts_parity.training.counting import counting
 from ts_parity.training.data import not_encodable
 from ts_parity.training.inputs import Calls, Writer, inputs_of, read_columns
-from ts_parity.training.joining import Way
-from ts_parity.training.reading import Reader, parts_of
 from ts_parity.training.sizing import affordable_width, multiplications
+from ts_parity.training.text_network import TextNetwork, parts_of
 from ts_parity.wire import Part
 from ts_parity.worker.watches import ModelCall
 
@@ -107,9 +107,7 @@ def test_a_built_in_network_reads_them_alone_together_and_traced(tmp_path, name,
     columns = seen(tmp_path, CALLS[name][0])
     torch.manual_seed(0)
     calls, shapes = Calls(columns, np.arange(5)), Shapes((), (1, 3), calls=Calls(columns, np.arange(5)))
-    model = make_called(
-        f"{TRANSFORMER if blocks else BAG}:0.5", None, ModelCall("m", "__call__", (), {}), shapes
-    ).eval()
+    model = make_model(f"{TRANSFORMER if blocks else BAG}:0.5", None, ModelCall("m", "__call__", (), {}), shapes).eval()
     with torch.no_grad():
         learned = model(calls)
         alone = torch.stack([model.network(*calls.tensors(row)) for row in range(5)])
@@ -128,9 +126,9 @@ def test_a_batch_padded_by_its_handler_is_read_as_its_texts_are(tmp_path):
     flat = torch.tensor([number for row in IDS for number in row])
     torch.manual_seed(0)
     for blocks in (0, 1):
-        network = Reader(parts_of(seen(tmp_path / f"{blocks}", rows), True), (1, 3), 0.5, blocks).eval()
+        network = TextNetwork(parts_of(seen(tmp_path / f"{blocks}", rows), True), (1, 3), 0.5, blocks).eval()
         bag = [{"0": torch.tensor(row), "1": torch.tensor([0])} for row in IDS]
-        offsets = Reader(parts_of(seen(tmp_path / f"bag{blocks}", bag), True), (1, 3), 0.5, blocks).eval()
+        offsets = TextNetwork(parts_of(seen(tmp_path / f"bag{blocks}", bag), True), (1, 3), 0.5, blocks).eval()
         offsets.load_state_dict(network.state_dict())
         with torch.no_grad():
             alone = torch.cat([network(row["0"], row["1"]) for row in rows])
@@ -140,7 +138,7 @@ def test_a_batch_padded_by_its_handler_is_read_as_its_texts_are(tmp_path):
 
 
 def test_ids_never_seen_and_empty_texts_are_answered(tmp_path):
-    network = Reader(parts_of(seen(tmp_path, [{"0": one(*row)} for row in IDS]), True), (1, 3), 1.0, 1).eval()
+    network = TextNetwork(parts_of(seen(tmp_path, [{"0": one(*row)} for row in IDS]), True), (1, 3), 1.0, 1).eval()
     with torch.no_grad():
         for ids in (one(10**12, -7), torch.zeros(1, 0, dtype=torch.long), torch.zeros(1, 900, dtype=torch.int32)):
             assert bool(torch.isfinite(network(ids)).all())
@@ -177,25 +175,25 @@ def masked(rows=IDS):
 
 
 @pytest.mark.parametrize(
-    ("name", "rows", "call", "way"),
+    ("name", "rows", "call", "mode"),
     [
-        ("Mean", masked(), ((one(1), one(1)), {}), Way.PADDED),
-        ("Attends", masked(), ((), {"input_ids": one(1), "attention_mask": one(1)}), Way.PADDED),
-        ("Named", masked(), (({"input_ids": one(1), "attention_mask": one(1)},), {}), Way.PADDED),
+        ("Mean", masked(), ((one(1), one(1)), {}), BatchMode.PADDED),
+        ("Attends", masked(), ((), {"input_ids": one(1), "attention_mask": one(1)}), BatchMode.PADDED),
+        ("Named", masked(), (({"input_ids": one(1), "attention_mask": one(1)},), {}), BatchMode.PADDED),
         ("Bag", [{"0": torch.tensor(r), "1": torch.tensor([0])} for r in IDS],
-         ((torch.tensor([1]), torch.tensor([0])), {}), Way.PADDED),
-        ("Plain", [{"0": one(*row)} for row in IDS], ((one(1),), {}), Way.ALIKE),
+         ((torch.tensor([1]), torch.tensor([0])), {}), BatchMode.PADDED),
+        ("Plain", [{"0": one(*row)} for row in IDS], ((one(1),), {}), BatchMode.ALIKE),
     ],
 )  # fmt: skip
-def test_a_copy_of_the_deployed_network_answers_many_as_it_answers_each(name, rows, call, way, shapes_of):
+def test_a_copy_of_the_deployed_network_answers_many_as_it_answers_each(name, rows, call, mode, shapes_of):
     torch.manual_seed(0)
     shapes, deployed = shapes_of(rows), getattr(text_nets, name)().eval()
-    model = make_called(DEPLOYED, deployed, ModelCall("m", "__call__", *call), shapes).eval()
-    assert isinstance(model, Called)
+    model = make_model(DEPLOYED, deployed, ModelCall("m", "__call__", *call), shapes).eval()
+    assert isinstance(model, CallAdapter)
     with torch.no_grad():
         together = model(shapes.calls)
         alone = torch.cat([model(shapes.calls[row : row + 1]) for row in range(5)])
-    assert model._asking._joins.way is way
+    assert model._caller._batcher.mode is mode
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
@@ -206,18 +204,18 @@ def test_a_network_that_takes_one_text_at_a_time_is_given_one(shapes_of):
             return super().forward(ids)
 
     shapes = shapes_of([{"0": one(*row)} for row in IDS])
-    model = make_called(DEPLOYED, Alone().eval(), ModelCall("m", "__call__", (one(1),), {}), shapes)
+    model = make_model(DEPLOYED, Alone().eval(), ModelCall("m", "__call__", (one(1),), {}), shapes)
     assert model(shapes.calls).shape == (5, 1, 3)
-    assert model._asking._joins.way is Way.ALONE
+    assert model._caller._batcher.mode is BatchMode.ALONE
 
 
 def sized(architecture, deployed, call, shapes, k):
     """A student, a group of whom costs one deployed inference, and its share of that."""
 
     def make(width):
-        return make_called(architecture, deployed, call, shapes, width)
+        return make_model(architecture, deployed, call, shapes, width)
 
-    own = Deployed(deployed, call, shapes)
+    own = DeployedModel(deployed, call, shapes)
     width = affordable_width(make, own, shapes, k, 1.0, torch.device("cpu"), widest(architecture))
     return make(width), k * multiplications(make(width), shapes) / multiplications(own, shapes)
 
@@ -265,8 +263,8 @@ def test_a_student_may_do_nothing_but_look_up(shapes_of):
     """As an embedding bag of scores does, whose price only the clock can tell."""
     shapes = shapes_of([{"0": torch.tensor(row), "1": torch.tensor([0])} for row in IDS])
     call = ModelCall("m", "__call__", (torch.tensor([1]), torch.tensor([0])), {})
-    assert multiplications(Deployed(torch.nn.EmbeddingBag(20, 3), call, shapes), shapes) is None
-    student = make_called(f"{BAG}:0.016", None, call, shapes)
+    assert multiplications(DeployedModel(torch.nn.EmbeddingBag(20, 3), call, shapes), shapes) is None
+    student = make_model(f"{BAG}:0.016", None, call, shapes)
     assert multiplications(student, shapes) == 0
     assert student(shapes.calls).shape == (5, 1, 3)
 
@@ -274,9 +272,9 @@ def test_a_student_may_do_nothing_but_look_up(shapes_of):
 def test_networks_for_one_floating_input_are_not_for_ids(shapes_of):
     shapes, call = shapes_of(masked()), ModelCall("m", "__call__", (one(1), one(1)), {})
     with pytest.raises(TrainingError, match="is given input_ids, attention_mask: try bag, transformer, deployed"):
-        make_called("mlp", text_nets.Mean(), call, shapes)
+        make_model("mlp", text_nets.Mean(), call, shapes)
     with pytest.raises(TrainingError, match="bag is for ids"):
-        make_called(BAG, None, ModelCall("m", "__call__", (torch.rand(1, 8),), {}), Shapes((1, 8), (1, 3)))
+        make_model(BAG, None, ModelCall("m", "__call__", (torch.rand(1, 8),), {}), Shapes((1, 8), (1, 3)))
 
 
 def test_the_users_own_network_is_told_what_it_is_given(tmp_path, shapes_of):
@@ -327,7 +325,7 @@ def test_the_deployed_class_is_made_as_narrow_as_the_budget_needs(shapes_of, nam
     assert 0.1 < share <= 1
     assert student(shapes.calls).shape == (5, 1, 3)
     with pytest.raises(NotCodable, match="TorchScript cannot be made narrower"):
-        make_called("narrower", torch.jit.trace(deployed, args, check_trace=False), call, shapes)
+        make_model("narrower", torch.jit.trace(deployed, args, check_trace=False), call, shapes)
 
 
 def test_a_class_that_has_its_sizes_written_down_elsewhere_says_so():
@@ -343,13 +341,13 @@ def test_a_class_that_has_its_sizes_written_down_elsewhere_says_so():
             return self.head(self.layers(x).reshape(-1, self.size() if callable(self.size) else self.size) * self.scale)
 
     shapes, call = Shapes((1, 8), (1, 3)), ModelCall("m", "__call__", (torch.rand(1, 8),), {})
-    narrow = make_called("narrower:0.25", Views(32), call, shapes)
+    narrow = make_model("narrower:0.25", Views(32), call, shapes)
     assert narrow.network.head.in_features == 8
     assert narrow(torch.rand(4, 1, 8)).shape == (4, 1, 3)
     with pytest.raises(NotCodable, match=r"does not run with narrower layers .* file\.py:function"):
-        make_called("narrower:0.25", Views(lambda: 32), call, shapes)
+        make_model("narrower:0.25", Views(lambda: 32), call, shapes)
     with pytest.raises(NotCodable, match="no inner layers that could be made narrower"):
-        make_called("narrower", torch.nn.Linear(8, 3), call, shapes)
+        make_model("narrower", torch.nn.Linear(8, 3), call, shapes)
 
 
 @pytest.mark.parametrize("code", ["sum", "concat"])
@@ -414,13 +412,13 @@ def test_a_model_of_complex_numbers_is_learned_from(tmp_path, shapes_of):
     torch.manual_seed(0)
     rows = [{"0": torch.randn(1, 6, dtype=torch.complex64)} for _ in range(5)]
     shapes, call = shapes_of(rows), ModelCall("m", "__call__", (rows[0]["0"],), {})
-    student = make_called(BAG, None, call, shapes)
+    student = make_model(BAG, None, call, shapes)
     with torch.no_grad():
         assert student(shapes.calls).std(0).min() > 1e-4
         traced = torch.jit.trace(student.network, shapes.calls.tensors(0))
         torch.testing.assert_close(traced(*shapes.calls.tensors(1)), student.network(*shapes.calls.tensors(1)))
     with pytest.raises(TrainingError, match="transformer is for ids, and this model is given numbers only; try bag"):
-        make_called(TRANSFORMER, None, call, shapes)
+        make_model(TRANSFORMER, None, call, shapes)
 
 
 @pytest.mark.slow

@@ -20,13 +20,13 @@ from ts_parity.errors import ConfigError, Exhausted, NotCodable, TrainingError
 from ts_parity.torchserve.archive import extract_archive, read_archive
 from ts_parity.training import TrainSettings, job, train
 from ts_parity.training import fit as fit_module
-from ts_parity.training.architectures import DEPLOYED, Shapes, make_called
+from ts_parity.training.architectures import DEPLOYED, Shapes, make_model
 from ts_parity.training.bodies import list_bodies
 from ts_parity.training.commands import report_text
 from ts_parity.training.data import observe
-from ts_parity.training.fit import Knobs, Material, Progress, check_batches, fit
+from ts_parity.training.fit import Hyperparameters, Progress, TrainingData, check_batches, fit
 from ts_parity.training.goals import Goal, draw_present
-from ts_parity.training.meaning import Meaning
+from ts_parity.training.semantics import OutputSemantics
 from ts_parity.worker.encoders import combine_by
 from ts_parity.worker.offline import OfflineHandler
 
@@ -236,13 +236,13 @@ def shapes_of(seen):
 def test_a_step_moves_the_parity_model_once_and_never_the_deployed_one(model, bodies, tmp_path, vary):
     seen, deployed = observations(model(), bodies, tmp_path)
     before = copy.deepcopy(deployed.state_dict())
-    called = make_called(DEPLOYED, deployed, seen.call, shapes_of(seen))
-    teacher = make_called(DEPLOYED, deployed, seen.call, shapes_of(seen)).requires_grad_(False)
-    material = Material(seen.inputs, seen.outputs, np.arange(100), np.arange(100, 120), teacher)
+    called = make_model(DEPLOYED, deployed, seen.call, shapes_of(seen))
+    teacher = make_model(DEPLOYED, deployed, seen.call, shapes_of(seen)).requires_grad_(False)
+    data = TrainingData(seen.inputs, seen.outputs, np.arange(100), np.arange(100, 120), teacher)
     told = []
     progress = Progress(lambda *said: told.append(said))
-    knobs = Knobs(steps=1, vary=vary)
-    weights = fit(Fabric(accelerator="cpu"), called, material, Goal(make_code("sum", 2)), knobs, 0, None, progress)
+    hparams = Hyperparameters(steps=1, vary=vary)
+    weights = fit(Fabric(accelerator="cpu"), called, data, Goal(make_code("sum", 2)), hparams, 0, None, progress)
     assert [step for step, _, _ in told] == [1]
     for module in (deployed, teacher.network):
         assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
@@ -251,13 +251,13 @@ def test_a_step_moves_the_parity_model_once_and_never_the_deployed_one(model, bo
 
 def test_the_best_of_the_weights_are_kept_and_not_the_last(model, bodies, tmp_path, monkeypatch):
     seen, deployed = observations(model(), bodies, tmp_path)
-    called = make_called(DEPLOYED, deployed, seen.call, shapes_of(seen))
-    material = Material(seen.inputs, seen.outputs, np.arange(100), np.arange(100, 120))
+    called = make_model(DEPLOYED, deployed, seen.call, shapes_of(seen))
+    data = TrainingData(seen.inputs, seen.outputs, np.arange(100), np.arange(100, 120))
     scores, kept = iter([0.5, 0.9, 0.1]), []
     monkeypatch.setattr("ts_parity.training.fit.held_out_score", lambda *_: next(scores))
     progress = Progress(lambda *_: kept.append(copy.deepcopy(called.state_dict())))
-    knobs = Knobs(steps=3, checks=3)
-    weights = fit(Fabric(accelerator="cpu"), called, material, Goal(make_code("sum", 2)), knobs, 0, None, progress)
+    hparams = Hyperparameters(steps=3, checks=3)
+    weights = fit(Fabric(accelerator="cpu"), called, data, Goal(make_code("sum", 2)), hparams, 0, None, progress)
     assert all(torch.equal(weights[name], value) for name, value in kept[1].items())
     assert any(not torch.equal(weights[name], value) for name, value in kept[2].items())
 
@@ -278,7 +278,7 @@ def test_a_perfect_parity_model_has_no_loss():
     said = torch.einsum("k,gk...->g...", torch.tensor(goal.coefficients), targets)
     for metric in ("accuracy", "mae"):
         loss = [
-            float(goal.loss(each, targets, present, torch.tensor(1.0), 0.2, Meaning(metric)))
+            float(goal.loss(each, targets, present, torch.tensor(1.0), 0.2, OutputSemantics(metric)))
             for each in (said, said + 1)
         ]
         assert loss[0] == pytest.approx(0, abs=1e-6)
@@ -339,7 +339,7 @@ def test_integer_outputs_are_refused(model, bodies, tmp_path):
 
 def test_a_model_that_treats_batches_differently_is_refused(model, bodies, tmp_path):
     seen, deployed = observations(model(), bodies, tmp_path)
-    called = make_called(DEPLOYED, deployed, seen.call, shapes_of(seen))
+    called = make_model(DEPLOYED, deployed, seen.call, shapes_of(seen))
     check_batches(called, seen.inputs, seen.outputs)
     with pytest.raises(NotCodable, match="batch"):
         check_batches(called, seen.inputs, seen.outputs + 5.0)

@@ -5,7 +5,7 @@ import pytest
 
 from ts_parity.codes import make_code
 from ts_parity.training.evaluate import evaluate
-from ts_parity.training.meaning import CLASSES, Meaning
+from ts_parity.training.semantics import CLASSES, OutputSemantics
 from ts_parity.training.weighing import all_members, is_weighed, row_errors
 
 SPREAD = np.array([[1.0, 0.0], [2.4, 1.8]])
@@ -30,7 +30,7 @@ def trained(k, groups, seed=0, size=5, common=0.0):
 @pytest.mark.parametrize("k", [2, 3, 4])
 def test_errors_are_found_for_every_set_of_members(k):
     code, outputs, said = trained(k, 4000)
-    found = row_errors(code, outputs, said, Meaning("mae"), 10_000)
+    found = row_errors(code, outputs, said, OutputSemantics("mae"), 10_000)
     assert len(found.moments) == 2**k - 1
     for _, ((a, b), (c, d)) in found.moments:
         assert b == c
@@ -52,7 +52,7 @@ def test_what_is_added_to_all_classes_is_no_error():
     one, other = (row_errors(code, outputs, each, CLASSES, 1000).moments for each in (said, shifted))
     for (_, a), (_, b) in zip(one, other, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4)
-    assert row_errors(code, outputs, shifted, Meaning("mae"), 1000).moments != one
+    assert row_errors(code, outputs, shifted, OutputSemantics("mae"), 1000).moments != one
 
 
 @pytest.mark.parametrize("k", [2, 3, 4])

@@ -17,8 +17,8 @@ from sklearn.linear_model import LogisticRegression
 from tests.worker.serving import network, onnx_file, vector
 from tests.worker.wild import BASE, CODED, DECLARED, GRAPH, LIBRARY, LOOKS_AT_ITS_MODEL, NET, REFUSED, SERVICE
 from ts_parity.errors import NotCodable
-from ts_parity.training.bodies import Body
-from ts_parity.training.data import glance
+from ts_parity.training.bodies import RequestBody
+from ts_parity.training.data import observe_few
 from ts_parity.worker.entry import self_test
 from ts_parity.worker.offline import OfflineHandler
 from ts_parity.worker.operations import DeployedOperations
@@ -131,9 +131,9 @@ def test_training_says_that_code_does_not_bear_a_stand_in(tmp_path: Path) -> Non
     """And not that the handler refuses its bodies, as it does an odd one."""
     judged(tmp_path, LOOKS_AT_ITS_MODEL)
     with OfflineHandler(tmp_path) as handler:
-        assert glance(handler, [Body("odd", None, lambda: b"odd")], 1) is None
+        assert observe_few(handler, [RequestBody("odd", None, lambda: b"odd")], 1) is None
         with pytest.raises(NotCodable, match=r"fails while its model is watched, .* \(AssertionError.*take code exact"):
-            glance(handler, [Body("fine", None, lambda: vector(0))], 1)
+            observe_few(handler, [RequestBody("fine", None, lambda: vector(0))], 1)
 
 
 def test_a_live_worker_names_the_line_as_well(tmp_path: Path) -> None:

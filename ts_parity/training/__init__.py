@@ -15,7 +15,7 @@ from ts_parity.training.figures import FIGURES
 
 METRICS = tuple(FIGURES)
 """How an answer is scored: by its best class, its five best, its set of labels, the overlap of its box, its direction,
-or how far its numbers are off. See `meaning`."""
+or how far its numbers are off. See `semantics`."""
 FORMATS = ("png", "npy", "raw", "json")
 """How a row of an .npz array becomes a request body."""
 VARIATIONS = ("none", "shift", "flip", "mix")
@@ -75,12 +75,12 @@ def train(settings: TrainSettings) -> dict[str, Any]:
     there.
     """
     check_free(settings.out, settings.force)
-    from ts_parity.training.order import checked
+    from ts_parity.training.job_spec import checked
 
-    order = checked(settings)
+    spec = checked(settings)
     from ts_parity.training.job import run
 
-    return run(order)
+    return run(spec)
 
 
 __all__ = ["FORMATS", "METRICS", "VARIATIONS", "TrainSettings", "train"]

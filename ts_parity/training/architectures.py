@@ -24,10 +24,10 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ts_parity.errors import NotCodable, TrainingError, with_article
+from ts_parity.training.batching import BatchMode, CallBatcher
 from ts_parity.training.inputs import Calls, Column, Inputs
-from ts_parity.training.joining import Join, Way
 from ts_parity.training.narrowing import narrowed
-from ts_parity.training.reading import InputKind, InputPart, Reader, Reading, parts_of
+from ts_parity.training.text_network import InputKind, InputPart, TextAdapter, TextNetwork, parts_of
 from ts_parity.wire import Array
 from ts_parity.worker.encoders import in_dtype, tensors, with_tensors
 from ts_parity.worker.outputs import floating_leaf
@@ -42,46 +42,46 @@ class Shapes:
     """Of one query: the model's input and raw output, as the handler makes them (a batch axis of 1 included).
 
     `column`: the input is this one of a call's tensors, and the others are always the same. `calls`: it is not one
-    floating tensor of one shape, and these are all that were seen; then `given` is empty.
+    floating tensor of one shape, and these are all that were seen; then `input` is empty.
     """
 
-    given: tuple[int, ...]
-    said: tuple[int, ...]
+    input: tuple[int, ...]
+    output: tuple[int, ...]
     column: int = 0
     calls: Calls | None = None
 
     @classmethod
     def of(cls, inputs: Inputs, outputs: Array, column: int = 0) -> Shapes:
-        said = tuple(outputs.shape[1:])
+        output = tuple(outputs.shape[1:])
         if isinstance(inputs, Calls):
-            return cls((), said, calls=inputs)
-        return cls(tuple(inputs.shape[1:]), said, column)
+            return cls((), output, calls=inputs)
+        return cls(tuple(inputs.shape[1:]), output, column)
 
     @functools.cached_property
     def parts(self) -> tuple[InputPart, ...]:
         """What each tensor of the calls is. Raise NotCodable where there is nothing to learn from."""
         assert self.calls is not None
-        return parts_of(self.calls.columns, self.said[:1] == (1,))
+        return parts_of(self.calls.columns, self.output[:1] == (1,))
 
     @property
     def batch_axis(self) -> bool:
-        return self.given[:1] == (1,) and self.said[:1] == (1,)
+        return self.input[:1] == (1,) and self.output[:1] == (1,)
 
     @property
     def one_input(self) -> tuple[int, ...]:
-        return self.given[1:] if self.batch_axis else self.given
+        return self.input[1:] if self.batch_axis else self.input
 
     @property
     def one_output(self) -> tuple[int, ...]:
-        return self.said[1:] if self.batch_axis else self.said
+        return self.output[1:] if self.batch_axis else self.output
 
     @property
     def is_image(self) -> bool:
         return len(self.one_input) == 3 and self.one_input[0] <= 4 and min(self.one_input[1:]) >= 8
 
 
-class Called(nn.Module):
-    """A network and the user's way of calling it: inputs of n queries -> (n, *said). `network` is what is packed.
+class CallAdapter(nn.Module):
+    """A network and the user's way of calling it: inputs of n queries -> (n, *output). `network` is what is packed.
 
     `plain`: not the user's way after all, but the tensors of the call, one after the other. It learns in float32,
     whatever the deployed model serves in.
@@ -92,9 +92,9 @@ class Called(nn.Module):
         self.network = network
         self.plain = plain
         call = in_dtype(call, torch.float32)
-        self._asking = _Asking(network, plain_call(call) if plain else call, shapes)
+        self._caller = _ModelCaller(network, plain_call(call) if plain else call, shapes)
         self._shapes = shapes
-        self._joins: Join | None = None
+        self._batcher: CallBatcher | None = None
 
     def forward(self, inputs: Inputs) -> torch.Tensor:
         return self.bound(inputs)()
@@ -102,17 +102,17 @@ class Called(nn.Module):
     def bound(self, inputs: Inputs) -> Callable[[], torch.Tensor]:
         """The inputs are made ready; what is called then is the network alone."""
         like = next(self.network.parameters(), torch.empty(0))
-        return self._asking.bound(inputs, lambda given, own: _put(given, like.device, like.dtype))
+        return self._caller.bound(inputs, lambda given, own: _put(given, like.device, like.dtype))
 
-    def train(self, mode: bool = True) -> Called:
+    def train(self, mode: bool = True) -> CallAdapter:
         self.training = mode
         with contextlib.suppress(NotImplementedError):  # an exported program is in one mode for ever
             self.network.train(mode)
         return self
 
 
-class Deployed:
-    """The deployed model as its handler calls it: inputs of n queries -> (n, *said). It is asked, not changed or moved.
+class DeployedModel:
+    """The deployed model as its handler calls it: inputs of n queries -> (n, *output). It is run, not changed or moved.
 
     So nothing is wanted of it but answers: it may be frozen, quantized, compiled. Inputs go to it in the dtype and to
     the device of its handler's own call.
@@ -120,14 +120,14 @@ class Deployed:
 
     def __init__(self, model: Any, call: ModelCall, shapes: Shapes) -> None:
         model = getattr(model, "_orig_mod", model)  # of torch.compile: compiling again for every shape takes long
-        self._asking = _Asking(model, call, shapes)
+        self._caller = _ModelCaller(model, call, shapes)
 
     @torch.no_grad()
     def __call__(self, inputs: Inputs) -> torch.Tensor:
         return self.bound(inputs)().to(inputs.device)
 
     def bound(self, inputs: Inputs) -> Callable[[], torch.Tensor]:
-        return self._asking.bound(inputs, lambda given, own: _put(given, own.device, own.dtype))
+        return self._caller.bound(inputs, lambda given, own: _put(given, own.device, own.dtype))
 
 
 Moved = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -138,14 +138,14 @@ def _put(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torc
     return tensor.to(device, dtype if tensor.is_floating_point() and dtype.is_floating_point else tensor.dtype)
 
 
-class _Asking:
+class _ModelCaller:
     """One model, called as in this call with the tensors of others."""
 
     def __init__(self, model: Any, call: ModelCall, shapes: Shapes) -> None:
         self._model = model
         self._call = call
         self._shapes = shapes
-        self._joins: Join | None = None
+        self._batcher: CallBatcher | None = None
 
     def bound(self, inputs: Inputs, moved: Moved) -> Callable[[], torch.Tensor]:
         own = tensors(self._call)
@@ -154,30 +154,32 @@ class _Asking:
             place, like = [*own.items()][self._shapes.column]
             call = with_tensors(self._call, {place: moved(given, like)})
             return lambda: self._said(call)
-        alone = Join(Way.ALONE, self._shapes.parts)  # one call is never tried in other ways: it may be counted or timed
-        return self._bound(inputs, alone if len(inputs) == 1 else self._join(inputs, moved), moved)
+        alone = CallBatcher(
+            BatchMode.ALONE, self._shapes.parts
+        )  # one call is never tried in other ways: it may be counted or timed
+        return self._bound(inputs, alone if len(inputs) == 1 else self._fastest(inputs, moved), moved)
 
-    def _bound(self, inputs: Calls, join: Join, moved: Moved) -> Callable[[], torch.Tensor]:
-        together, own = join.together(inputs), tensors(self._call)
+    def _bound(self, inputs: Calls, batcher: CallBatcher, moved: Moved) -> Callable[[], torch.Tensor]:
+        together, own = batcher.together(inputs), tensors(self._call)
         calls = []
         for rows in together:
-            joined = zip(own.items(), join.joined(inputs[rows]), strict=True)
+            joined = zip(own.items(), batcher.joined(inputs[rows]), strict=True)
             calls.append(with_tensors(self._call, {place: moved(each, like) for (place, like), each in joined}))
         back = torch.from_numpy(np.argsort(np.concatenate(together)))
         return lambda: torch.cat([self._said(call) for call in calls])[back]
 
     def _said(self, call: ModelCall) -> torch.Tensor:
         run: Any = self._model if call.method == "__call__" else getattr(self._model, call.method)
-        return floating_leaf(run(*call.args, **call.kwargs), call.output).float().reshape(-1, *self._shapes.said)
+        return floating_leaf(run(*call.args, **call.kwargs), call.output).float().reshape(-1, *self._shapes.output)
 
-    def _join(self, inputs: Calls, moved: Moved) -> Join:
+    def _fastest(self, inputs: Calls, moved: Moved) -> CallBatcher:
         """The fastest way to make one call of several that this model answers as it answers them alone."""
-        if self._joins is None:
-            ways = [Join(way, self._shapes.parts) for way in Way]
-            self._joins = next(j for j in ways if j.way is Way.ALONE or self._answers_alike(j, inputs, moved))
-        return self._joins
+        if self._batcher is None:
+            modes = [CallBatcher(mode, self._shapes.parts) for mode in BatchMode]
+            self._batcher = next(j for j in modes if j.mode is BatchMode.ALONE or self._answers_alike(j, inputs, moved))
+        return self._batcher
 
-    def _answers_alike(self, join: Join, inputs: Calls, moved: Moved) -> bool:
+    def _answers_alike(self, batcher: CallBatcher, inputs: Calls, moved: Moved) -> bool:
         some = inputs.spread(4)
         some = Calls(some.columns, np.concatenate([some.rows, some.rows[:1]]), some.device)
         learning = isinstance(self._model, nn.Module) and self._model.training
@@ -185,8 +187,8 @@ class _Asking:
             self._model.eval()
         try:
             with torch.no_grad():
-                ways = join, Join(Way.ALONE, self._shapes.parts)
-                together, alone = (self._bound(some, each, moved)() for each in ways)
+                modes = batcher, CallBatcher(BatchMode.ALONE, self._shapes.parts)
+                together, alone = (self._bound(some, each, moved)() for each in modes)
         except Exception:  # what a model says to inputs of another form is up to it
             return False
         finally:
@@ -218,7 +220,7 @@ class GivenTensor:
         return cls(column.name, column.flat.dtype, shape, largest)
 
 
-class Shaped(nn.Module):
+class ReshapedNetwork(nn.Module):
     """A built-in network, or the user's own one, behind the shapes of the deployed model's call."""
 
     def __init__(self, network: nn.Module, shapes: Shapes) -> None:
@@ -253,9 +255,9 @@ def folded(model: nn.Module) -> nn.Module:
     return nn.Sequential(*layers)
 
 
-def make_called(
+def make_model(
     architecture: str, deployed: Any, call: ModelCall, shapes: Shapes, width: float = 1.0
-) -> Called | Reading:
+) -> CallAdapter | TextAdapter:
     """The network of this name, ready to learn.
 
     `architecture`: deployed (a copy, its weights a start), deployed-fresh (the same with new weights), narrower (of the
@@ -264,14 +266,14 @@ def make_called(
     Raise TrainingError or NotCodable.
     """
     if architecture in (DEPLOYED, FRESH):
-        return Called(_copy_of(deployed, fresh=architecture == FRESH), call, shapes)
+        return CallAdapter(_copy_of(deployed, fresh=architecture == FRESH), call, shapes)
     make, named = _maker(architecture, deployed, call, shapes)
     return make(width if named is None else named)
 
 
 def has_width(architecture: str) -> bool:
     """Whether its width is still to be chosen."""
-    return ".py:" in architecture or architecture in (NARROWER, *BUILT_IN, *READERS)
+    return ".py:" in architecture or architecture in (NARROWER, *BUILT_IN, *TEXT_NETWORKS)
 
 
 def widest(architecture: str | None) -> float:
@@ -294,11 +296,11 @@ def check_architecture(architecture: str | None) -> None:
         _function(architecture)
         return
     name, _, number = architecture.partition(":")
-    if name not in (NARROWER, *BUILT_IN, *READERS):
+    if name not in (NARROWER, *BUILT_IN, *TEXT_NETWORKS):
         raise TrainingError(
             f"--architecture {architecture} is unknown; there are {DEPLOYED}, {FRESH}, {NARROWER}, "
-            f"{', '.join(BUILT_IN)}, for ids and several inputs {', '.join(READERS)} (each but the first two with "
-            ":WIDTH if wanted), and file.py:function"
+            f"{', '.join(BUILT_IN)}, for ids and several inputs {', '.join(TEXT_NETWORKS)} (each but the first two "
+            "with :WIDTH if wanted), and file.py:function"
         )
     if number and not (re.fullmatch(r"\d+(\.\d+)?", number) and float(number) > 0):
         raise TrainingError(f"--architecture {architecture}: the width is a number above 0, 1 its usual size")
@@ -347,31 +349,36 @@ def _reset(network: nn.Module) -> None:
 
 def _maker(
     architecture: str, deployed: Any, call: ModelCall, shapes: Shapes
-) -> tuple[Callable[[float], Called | Reading], float | None]:
+) -> tuple[Callable[[float], CallAdapter | TextAdapter], float | None]:
     """-> a network of any width, and the width if it is a part of the name."""
     check_architecture(architecture)
     if ".py:" in architecture:
         users = _users(architecture, shapes)
-        return lambda width: Called(users(width), call, shapes, plain=True), None
+        return lambda width: CallAdapter(users(width), call, shapes, plain=True), None
     name, _, number = architecture.partition(":")
     own = float(number) if number else None
     if name == NARROWER:
         return _narrower(deployed, call, shapes), own
     if shapes.calls is not None:
-        if name not in READERS:
+        if name not in TEXT_NETWORKS:
             raise TrainingError(
                 f"--architecture {name} is for one floating input of one shape; this model is given "
-                f"{', '.join(column.name for column in shapes.calls.columns)}: try {', '.join(READERS)}, {DEPLOYED}"
+                f"{', '.join(column.name for column in shapes.calls.columns)}: "
+                f"try {', '.join(TEXT_NETWORKS)}, {DEPLOYED}"
             )
-        if READERS[name] and all(part.kind is not InputKind.IDS for part in shapes.parts):
+        if TEXT_NETWORKS[name] and all(part.kind is not InputKind.IDS for part in shapes.parts):
             raise TrainingError(f"--architecture {name} is for ids, and this model is given numbers only; try {BAG}")
-        return lambda width: Reading(Reader(shapes.parts, shapes.said, width, READERS[name]), shapes.said), own
+        return lambda width: TextAdapter(
+            TextNetwork(shapes.parts, shapes.output, width, TEXT_NETWORKS[name]), shapes.output
+        ), own
     one_input, outputs = shapes.one_input, math.prod(shapes.one_output)
-    if name in READERS or (name != "mlp" and not shapes.is_image):
-        kind = "ids" if name in READERS else "images"
+    if name in TEXT_NETWORKS or (name != "mlp" and not shapes.is_image):
+        kind = "ids" if name in TEXT_NETWORKS else "images"
         raise TrainingError(f"--architecture {name} is for {kind}, not for a model input of {one_input}; try mlp")
     make = BUILT_IN[name]
-    return lambda width: Called(Shaped(make(one_input, outputs, width), shapes), call, shapes, plain=True), own
+    return lambda width: CallAdapter(
+        ReshapedNetwork(make(one_input, outputs, width), shapes), call, shapes, plain=True
+    ), own
 
 
 def _function(architecture: str) -> Callable[..., Any]:
@@ -392,23 +399,23 @@ def _function(architecture: str) -> Callable[..., Any]:
     return make  # type: ignore[no-any-return]
 
 
-def _narrower(deployed: Any, call: ModelCall, shapes: Shapes) -> Callable[[float], Called]:
+def _narrower(deployed: Any, call: ModelCall, shapes: Shapes) -> Callable[[float], CallAdapter]:
     """The deployed class, narrower, where it still runs so."""
     deployed = getattr(deployed, "_orig_mod", deployed)
     if not isinstance(deployed, nn.Module):
         raise NotCodable(
             f"the model is {with_article(type(deployed).__name__)}, not a torch module that could be made narrower"
         )
-    outer = {*shapes.said, math.prod(shapes.said), *shapes.given, math.prod(shapes.given)}
+    outer = {*shapes.output, math.prod(shapes.output), *shapes.input, math.prod(shapes.input)}
     if shapes.calls is not None:
         numbers = [one for one in shapes.calls.columns if one.flat.is_floating_point() or one.flat.is_complex()]
         outer |= {int(side) for column in numbers for side in column.shapes[0]}
 
-    def make(width: float) -> Called:
-        made = Called(narrowed(deployed, width, frozenset(outer)), call, shapes)
+    def make(width: float) -> CallAdapter:
+        made = CallAdapter(narrowed(deployed, width, frozenset(outer)), call, shapes)
         try:
             with torch.no_grad():
-                made.eval()(torch.zeros(1, *shapes.given) if shapes.calls is None else shapes.calls[:1])
+                made.eval()(torch.zeros(1, *shapes.input) if shapes.calls is None else shapes.calls[:1])
             made.train()
         except Exception as error:  # user code that has its sizes written down elsewhere
             raise NotCodable(
@@ -436,7 +443,7 @@ def _users(architecture: str, shapes: Shapes) -> Callable[[float], nn.Module]:
             raise TrainingError(
                 f"--architecture {architecture} returned {with_article(type(made).__name__)}, not a torch module"
             )
-        return made if shapes.calls is not None else Shaped(made, shapes)
+        return made if shapes.calls is not None else ReshapedNetwork(made, shapes)
 
     return checked
 
@@ -497,7 +504,7 @@ def resnet18(one_input: tuple[int, ...], outputs: int, width: float) -> nn.Modul
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(entering, outputs))
 
 
-READERS = {BAG: 0, TRANSFORMER: 2}
+TEXT_NETWORKS = {BAG: 0, TRANSFORMER: 2}
 """Names of built-in networks for ids and several inputs, and how many blocks of attention they have."""
 BUILT_IN: dict[str, Callable[[tuple[int, ...], int, float], nn.Module]] = {
     "mlp": mlp,

@@ -17,10 +17,10 @@ import numpy as np
 from ts_parity.errors import TrainingError
 from ts_parity.torchserve.mar import LARGEST_FILE, check_expansion, opened_zip, read_entry
 from ts_parity.training import FORMATS, TrainSettings
-from ts_parity.training.forms import Body, Sending, of_files, of_line, sending
+from ts_parity.training.forms import ContentType, RequestBody, of_files, of_line, parse_content_type
 from ts_parity.wire import Array
 
-__all__ = ["Body", "bodies_of", "list_bodies", "places_of", "read_array", "split_source"]
+__all__ = ["RequestBody", "bodies_of", "list_bodies", "places_of", "read_array", "split_source"]
 
 _CONTENT_TYPES = {
     "png": "image/png",
@@ -28,7 +28,7 @@ _CONTENT_TYPES = {
     "raw": "application/octet-stream",
     "json": "application/json",
 }
-_JSON = sending("application/json")
+_JSON = parse_content_type("application/json")
 _LINES = (".jsonl", ".ndjson")
 _HINT = (
     "give a folder of files, a zip (FILE.zip or FILE.zip/FOLDER), an array of an .npz (FILE.npz/ARRAY with --body), or "
@@ -36,13 +36,13 @@ _HINT = (
 )
 
 
-def list_bodies(source: Path, body_format: str | None = None, content_type: str | None = None) -> list[Body]:
+def list_bodies(source: Path, body_format: str | None = None, content_type: str | None = None) -> list[RequestBody]:
     """Every body of `source`, in name order or in the order of the file. Raise TrainingError if there is none.
 
     `body_format`: how a row of an .npz array becomes a body, one of FORMATS. `content_type`: what clients send, where
     names of files do not tell; for forms see `forms`.
     """
-    how = None if content_type is None else sending(content_type)
+    how = None if content_type is None else parse_content_type(content_type)
     file, inside = split_source(source)
     if file.is_dir():
         bodies = _from_folder(file)
@@ -61,7 +61,7 @@ def list_bodies(source: Path, body_format: str | None = None, content_type: str 
     return bodies if how is None or file.suffix in _LINES else of_files(bodies, how)
 
 
-def bodies_of(settings: TrainSettings, source: Path) -> list[Body]:
+def bodies_of(settings: TrainSettings, source: Path) -> list[RequestBody]:
     """As the settings say what they are."""
     return list_bodies(source, settings.body, settings.content_type)
 
@@ -74,10 +74,10 @@ def split_source(source: Path) -> tuple[Path, str]:
     return source, ""
 
 
-def _from_folder(folder: Path) -> list[Body]:
+def _from_folder(folder: Path) -> list[RequestBody]:
     files = {p.relative_to(folder): p for p in folder.rglob("*") if p.is_file()}
     return [
-        Body(name.as_posix(), mimetypes.guess_type(name.name)[0], files[name].read_bytes)
+        RequestBody(name.as_posix(), mimetypes.guess_type(name.name)[0], files[name].read_bytes)
         for name in sorted(files)
         if _is_meant(PurePosixPath(name.as_posix()))
     ]
@@ -89,7 +89,7 @@ def _is_meant(name: PurePosixPath) -> bool:
     return not leftover and name.name not in ("Thumbs.db", "desktop.ini")
 
 
-def _from_zip(file: Path, inside: str) -> list[Body]:
+def _from_zip(file: Path, inside: str) -> list[RequestBody]:
     opened = opened_zip(file)  # stays open as long as a body refers to it
     prefix = f"{inside}/" if inside else ""
 
@@ -100,13 +100,13 @@ def _from_zip(file: Path, inside: str) -> list[Body]:
     entries = [entry for entry in opened.infolist() if entry.filename.startswith(prefix) and not entry.is_dir()]
     named = [(entry.filename.removeprefix(prefix), entry) for entry in entries]
     return [
-        Body(name, mimetypes.guess_type(name)[0], reader(entry))
+        RequestBody(name, mimetypes.guess_type(name)[0], reader(entry))
         for name, entry in sorted(named, key=lambda pair: pair[0])
         if _is_meant(PurePosixPath(name))
     ]
 
 
-def places_of(source: Path, bodies: Sequence[Body]) -> list[int | None]:
+def places_of(source: Path, bodies: Sequence[RequestBody]) -> list[int | None]:
     """Which row of an array each body is, or which of the JSON lines, counted from 0. None: it is neither."""
     file, _ = split_source(source)
     if file.suffix not in _LINES:
@@ -117,7 +117,7 @@ def places_of(source: Path, bodies: Sequence[Body]) -> list[int | None]:
     return [place.get(body.name) for body in bodies]
 
 
-def _from_lines(file: Path, how: Sending | None) -> list[Body]:
+def _from_lines(file: Path, how: ContentType | None) -> list[RequestBody]:
     bodies = []
     for number, line in enumerate(file.read_bytes().splitlines(), start=1):
         if not line.strip():
@@ -130,7 +130,7 @@ def _from_lines(file: Path, how: Sending | None) -> list[Body]:
     return bodies
 
 
-def _from_array(file: Path, name: str, body_format: str | None) -> list[Body]:
+def _from_array(file: Path, name: str, body_format: str | None) -> list[RequestBody]:
     array = read_array(file, name, "--inputs")
     if body_format is None:
         raise TrainingError(
@@ -141,7 +141,7 @@ def _from_array(file: Path, name: str, body_format: str | None) -> list[Body]:
     def reader(row: int) -> Callable[[], bytes]:
         return lambda: write(array[row])
 
-    return [Body(str(row), _CONTENT_TYPES[body_format], reader(row)) for row in range(len(array))]
+    return [RequestBody(str(row), _CONTENT_TYPES[body_format], reader(row)) for row in range(len(array))]
 
 
 def read_array(file: Path, name: str, option: str) -> Array:

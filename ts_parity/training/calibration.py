@@ -33,9 +33,9 @@ from ts_parity.confidence import (
     pattern_of,
 )
 from ts_parity.training.evaluate import Protections, rebuilt_slots
-from ts_parity.training.intervals import Answers, of_difference, wilson
-from ts_parity.training.meaning import CLASSES as SCORES_OF_CLASSES
-from ts_parity.training.meaning import PROBABILITIES, SHARES, Meaning
+from ts_parity.training.intervals import ScoredAnswers, of_difference, wilson
+from ts_parity.training.semantics import CLASSES as SCORES_OF_CLASSES
+from ts_parity.training.semantics import PROBABILITIES, SHARES, OutputSemantics
 from ts_parity.wire import Array
 
 FEWEST = 100
@@ -50,7 +50,7 @@ _POINTS = 200
 _RIDGE, _FOLDS = 1.0, 5
 
 
-class TooFew(NamedTuple):
+class NotCalibrated(NamedTuple):
     """Why there is no confidence."""
 
     reason: str
@@ -91,7 +91,7 @@ def joined(parts: Sequence[HeldOut]) -> HeldOut:
 
 
 @dataclass(frozen=True)
-class _Pairs:
+class _AnswerPairs:
     """Answers of one pattern beside the deployed model's own: raw outputs (slots * groups, *output), and labels."""
 
     slots: tuple[int, ...]
@@ -109,48 +109,53 @@ class Calibrated:
     """Their pattern."""
     scores: Array
     tolerance: float | None
-    """The distance at which an answer that is no decision still agrees; see `meaning` for its unit."""
+    """The distance at which an answer that is no decision still agrees; see `semantics` for its unit."""
 
 
-def calibrate(code: ErasureCode, held: HeldOut, meaning: Meaning = SCORES_OF_CLASSES) -> Calibrated | TooFew:
+def calibrate(
+    code: ErasureCode, held: HeldOut, semantics: OutputSemantics = SCORES_OF_CLASSES
+) -> Calibrated | NotCalibrated:
     """One curve for each pattern: groups of 1 to k members, and with r > 1 for what has arrived of them."""
     different = held.different
     if different < FEWEST:
-        return TooFew(f"{different} held-out bodies are too few to say how sure an answer is; it takes {FEWEST}")
-    return _fitted(code, held, meaning)
+        return NotCalibrated(f"{different} held-out bodies are too few to say how sure an answer is; it takes {FEWEST}")
+    return _fitted(code, held, semantics)
 
 
-def in_turn(
-    code: ErasureCode, others: Sequence[HeldOut], folds: Sequence[HeldOut], meaning: Meaning = SCORES_OF_CLASSES
-) -> tuple[Calibrated, dict[str, Any]] | TooFew:
+def cross_validated(
+    code: ErasureCode,
+    others: Sequence[HeldOut],
+    folds: Sequence[HeldOut],
+    semantics: OutputSemantics = SCORES_OF_CLASSES,
+) -> tuple[Calibrated, dict[str, Any]] | NotCalibrated:
     """Fitted on all of them, which is what an archive holds; and what that is worth, see `reliability`: each of `folds`
     is judged by what was fitted on all but it. No two have a body in common. `others` are never judged.
     """
     everything = joined([*others, *folds])
-    fitted = calibrate(code, everything, meaning)
-    if isinstance(fitted, TooFew):
+    fitted = calibrate(code, everything, semantics)
+    if isinstance(fitted, NotCalibrated):
         return fitted
     without = [joined([*others, *folds[:place], *folds[place + 1 :]]) for place in range(len(folds))]
-    told = reliability(code, [_fitted(code, each, meaning) for each in without], folds, meaning)
+    told = reliability(code, [_fitted(code, each, semantics) for each in without], folds, semantics)
     return fitted, {"fitted_on": everything.different, "score": fitted.confidence.scorer.kind, **told}
 
 
-def _fitted(code: ErasureCode, held: HeldOut, meaning: Meaning) -> Calibrated:
+def _fitted(code: ErasureCode, held: HeldOut, semantics: OutputSemantics) -> Calibrated:
     different = held.different
     pairs = dict(_patterns(code, held))
     full = _full(code)
     tolerance = None
-    if _is_no_decision(meaning):
-        tolerance = float(np.quantile(_distances(pairs[full], meaning), TOLERATED))
-    scorer = _scorer(pairs[full], meaning)
+    if _is_no_decision(semantics):
+        tolerance = float(np.quantile(_distances(pairs[full], semantics), TOLERATED))
+    scorer = _scorer(pairs[full], semantics)
     curves = {}
     for pattern, each in pairs.items():
-        scores, agreed = scorer.scores(each.rebuilt), _agreed(each, meaning, tolerance)
+        scores, agreed = scorer.scores(each.rebuilt), _agreed(each, semantics, tolerance)
         curves[pattern] = _curve(scores, agreed, min(different, len(scores)))
     scores = scorer.scores(pairs[full].rebuilt)
-    if _is_no_decision(meaning):  # a line fits best those whom it was drawn through
-        scores = _crossed(pairs[full], meaning)
-        curves[full] = _curve(scores, _agreed(pairs[full], meaning, tolerance), min(different, len(scores)))
+    if _is_no_decision(semantics):  # a line fits best those whom it was drawn through
+        scores = _crossed(pairs[full], semantics)
+        curves[full] = _curve(scores, _agreed(pairs[full], semantics, tolerance), min(different, len(scores)))
     return Calibrated(Confidence(scorer, curves), full, np.sort(scores), tolerance)
 
 
@@ -160,7 +165,7 @@ def _full(code: ErasureCode) -> str:
     return pattern_of(code, range(1, code.k), dict.fromkeys(range(code.r), frozenset(range(code.k))))
 
 
-def _patterns(code: ErasureCode, held: HeldOut) -> Iterator[tuple[str, _Pairs]]:
+def _patterns(code: ErasureCode, held: HeldOut) -> Iterator[tuple[str, _AnswerPairs]]:
     """Every slot erased, alone and (r > 1) together with others, for each set of rows that can tell it."""
     if code.family is Family.BACKUP:
         yield ALONE, _pairs(held, rebuilt_slots(code, held.outputs, held.protections[code.k], code.k, 1))
@@ -175,47 +180,49 @@ def _patterns(code: ErasureCode, held: HeldOut) -> Iterator[tuple[str, _Pairs]]:
                     yield pattern, _pairs(held, rebuilt_slots(code, held.outputs, told, members, erased, held.errors))
 
 
-def _pairs(held: HeldOut, rebuilt: Iterator[tuple[int, Array]]) -> _Pairs:
+def _pairs(held: HeldOut, rebuilt: Iterator[tuple[int, Array]]) -> _AnswerPairs:
     slots, outputs = zip(*rebuilt, strict=True)
     labels = None if held.labels is None else np.concatenate([held.labels[:, slot] for slot in slots])
-    return _Pairs(slots, np.concatenate(outputs), np.concatenate([held.outputs[:, slot] for slot in slots]), labels)
+    return _AnswerPairs(
+        slots, np.concatenate(outputs), np.concatenate([held.outputs[:, slot] for slot in slots]), labels
+    )
 
 
 # ---- what is predicted ---------------------------------------------------------------------------------------------
 
 
-def _is_no_decision(meaning: Meaning) -> bool:
-    return meaning.kind in ("numbers", "box", "embedding")
+def _is_no_decision(semantics: OutputSemantics) -> bool:
+    return semantics.kind in ("numbers", "box", "embedding")
 
 
-def _scores(pairs: _Pairs, meaning: Meaning) -> Array:
+def _scores(pairs: _AnswerPairs, semantics: OutputSemantics) -> Array:
     """By the metric, against the deployed model's own answers: (n,)."""
-    return meaning.scores(pairs.rebuilt, meaning.answers(pairs.own, 1), 1)
+    return semantics.scores(pairs.rebuilt, semantics.answers(pairs.own, 1), 1)
 
 
-def _distances(pairs: _Pairs, meaning: Meaning) -> Array:
-    scores = _scores(pairs, meaning)
-    if meaning.metric == "rmse":
+def _distances(pairs: _AnswerPairs, semantics: OutputSemantics) -> Array:
+    scores = _scores(pairs, semantics)
+    if semantics.metric == "rmse":
         return np.sqrt(scores)
-    return scores if meaning.figure.error else 1.0 - scores
+    return scores if semantics.figure.error else 1.0 - scores
 
 
-def _agreed(pairs: _Pairs, meaning: Meaning, tolerance: float | None) -> Array:
+def _agreed(pairs: _AnswerPairs, semantics: OutputSemantics, tolerance: float | None) -> Array:
     """(n,) of 0 and 1; where an answer has several classes, of tokens say, the share that is the same."""
     if tolerance is not None:
-        return np.asarray(_distances(pairs, meaning) <= tolerance, dtype=float)
-    scores = _scores(pairs, meaning)
-    return np.asarray(scores == 1.0, dtype=float) if meaning.kind == "labels" else scores
+        return np.asarray(_distances(pairs, semantics) <= tolerance, dtype=float)
+    scores = _scores(pairs, semantics)
+    return np.asarray(scores == 1.0, dtype=float) if semantics.kind == "labels" else scores
 
 
 # ---- how sure it looks ---------------------------------------------------------------------------------------------
 
 
-def _scorer(pairs: _Pairs, meaning: Meaning) -> ConfidenceScorer:
-    if _is_no_decision(meaning):
-        return ConfidenceScorer(NUMBERS, error_model=_error_model(_flat(pairs.rebuilt), _distances(pairs, meaning)))
-    kind = {"accuracy": CLASSES, "top5": TOP5}.get(meaning.metric, LABELS)
-    return ConfidenceScorer(kind, meaning.axis, meaning.bounds in (PROBABILITIES, SHARES))
+def _scorer(pairs: _AnswerPairs, semantics: OutputSemantics) -> ConfidenceScorer:
+    if _is_no_decision(semantics):
+        return ConfidenceScorer(NUMBERS, error_model=_error_model(_flat(pairs.rebuilt), _distances(pairs, semantics)))
+    kind = {"accuracy": CLASSES, "top5": TOP5}.get(semantics.metric, LABELS)
+    return ConfidenceScorer(kind, semantics.axis, semantics.bounds in (PROBABILITIES, SHARES))
 
 
 def _flat(outputs: Array) -> Array:
@@ -236,9 +243,9 @@ def _error_model(numbers: Array, distances: Array) -> LinearErrorModel:
     return LinearErrorModel(mean, spread, _rounded(weights), _rounded([distances.mean() - centre @ weights])[0])
 
 
-def _crossed(pairs: _Pairs, meaning: Meaning) -> Array:
+def _crossed(pairs: _AnswerPairs, semantics: OutputSemantics) -> Array:
     """The scores of each answer by a line that was drawn through others."""
-    numbers, distances = _flat(pairs.rebuilt), _distances(pairs, meaning)
+    numbers, distances = _flat(pairs.rebuilt), _distances(pairs, semantics)
     scores = np.empty(len(numbers))
     for fold in range(_FOLDS):
         out = np.arange(len(numbers)) % _FOLDS == fold
@@ -332,7 +339,7 @@ def _rounded(numbers: Sequence[float] | Array) -> tuple[float, ...]:
 
 
 @dataclass(frozen=True)
-class _Judged:
+class _CrossValidated:
     """Answers of one pattern, by a confidence that was fitted on others: (slots, groups), `released` by shares."""
 
     slots: tuple[int, ...]
@@ -345,7 +352,10 @@ class _Judged:
 
 
 def reliability(
-    code: ErasureCode, fitted: Sequence[Calibrated], judged: Sequence[HeldOut], meaning: Meaning = SCORES_OF_CLASSES
+    code: ErasureCode,
+    fitted: Sequence[Calibrated],
+    judged: Sequence[HeldOut],
+    semantics: OutputSemantics = SCORES_OF_CLASSES,
 ) -> dict[str, Any]:
     """What the surest answers are worth: each of `judged` is judged by the calibration of the same place, which has not
     seen it.
@@ -357,11 +367,11 @@ def reliability(
     what was `expected`. `bodies`: how many different ones were judged. What ends in `_95` is an interval.
     """
     bodies = np.concatenate([held.bodies for held in judged])
-    by_pattern: dict[str, list[_Judged]] = {}
+    by_pattern: dict[str, list[_CrossValidated]] = {}
     for calibrated, held in zip(fitted, judged, strict=True):
         for pattern, pairs in _patterns(code, held):
-            by_pattern.setdefault(pattern, []).append(_judge(calibrated, pattern, pairs, len(held.outputs), meaning))
-    tellers = {pattern: _Teller(parts, bodies, code, meaning) for pattern, parts in by_pattern.items()}
+            by_pattern.setdefault(pattern, []).append(_judge(calibrated, pattern, pairs, len(held.outputs), semantics))
+    tellers = {pattern: _ReliabilityFigures(parts, bodies, code, semantics) for pattern, parts in by_pattern.items()}
     teller = tellers[full := fitted[0].full]
     released = np.concatenate([part.released for part in by_pattern[full]], axis=2)
     whole = teller.told(np.ones(released.shape[1:], dtype=bool))
@@ -377,12 +387,14 @@ def reliability(
 _WHOLE = ("agreement", "agreement_95", "expected")
 
 
-def _shortly(teller: _Teller) -> dict[str, Any]:
+def _shortly(teller: _ReliabilityFigures) -> dict[str, Any]:
     told = teller.told(np.ones(teller.expected.shape, dtype=bool))
     return {name: told[name] for name in _WHOLE}
 
 
-def _judge(fitted: Calibrated, pattern: str, pairs: _Pairs, groups: int, meaning: Meaning) -> _Judged:
+def _judge(
+    fitted: Calibrated, pattern: str, pairs: _AnswerPairs, groups: int, semantics: OutputSemantics
+) -> _CrossValidated:
     def by_slot(values: Array) -> Array:
         return values.reshape(-1, groups)
 
@@ -390,52 +402,54 @@ def _judge(fitted: Calibrated, pattern: str, pairs: _Pairs, groups: int, meaning
     thresholds = np.quantile(fitted.scores, [1 - share for share in RELEASED])
     right = own_right = None
     if pairs.labels is not None:
-        truth = meaning.truths(pairs.labels, 1)
-        right, own_right = (by_slot(meaning.scores(each, truth, 1)) for each in (pairs.rebuilt, pairs.own))
-    return _Judged(
+        truth = semantics.truths(pairs.labels, 1)
+        right, own_right = (by_slot(semantics.scores(each, truth, 1)) for each in (pairs.rebuilt, pairs.own))
+    return _CrossValidated(
         pairs.slots,
         by_slot(fitted.confidence.curves[pattern].at(scores)),
-        by_slot(_agreed(pairs, meaning, fitted.tolerance)),
-        by_slot(_scores(pairs, meaning)),
+        by_slot(_agreed(pairs, semantics, fitted.tolerance)),
+        by_slot(_scores(pairs, semantics)),
         np.stack([by_slot(scores >= threshold) for threshold in thresholds]),
         right,
         own_right,
     )
 
 
-class _Teller:
+class _ReliabilityFigures:
     """Figures of some of the answers of one pattern, with their intervals."""
 
-    def __init__(self, parts: Sequence[_Judged], bodies: Array, code: ErasureCode, meaning: Meaning) -> None:
+    def __init__(
+        self, parts: Sequence[_CrossValidated], bodies: Array, code: ErasureCode, semantics: OutputSemantics
+    ) -> None:
         def whole(name: str) -> Array:
             return np.concatenate([getattr(part, name) for part in parts], axis=1)
 
         self.expected, self.agreed, self._scored = (whole(name) for name in ("expected", "agreed", "scored"))
         labelled = parts[0].right is not None
         self._right, self._own_right = (whole(n) if labelled else None for n in ("right", "own_right"))
-        self._answers = Answers(parts[0].slots, bodies, code.family is Family.PARITY)
-        self._meaning = meaning
+        self._answers = ScoredAnswers(parts[0].slots, bodies, code.family is Family.PARITY)
+        self._semantics = semantics
 
     def told(self, chosen: Array) -> dict[str, Any]:
         """Of the chosen (slots, groups) answers."""
-        share, meaning = float(chosen.mean()), self._meaning
+        share, semantics = float(chosen.mean()), self._semantics
         if not share:
             return {"released": 0.0}
         told: dict[str, Any] = {
             "released": round(share, 5),
             **self._agreement(chosen),
             "expected": round(float(self.expected[chosen].mean()), 5),
-            "score": round(meaning.figure_of(self._scored[chosen]), 5),
+            "score": round(semantics.figure_of(self._scored[chosen]), 5),
         }
         if self._right is None or self._own_right is None:
             return told
-        letter = "E" if meaning.figure.error else "A"
-        own, rebuilt = meaning.figure_of(self._own_right[chosen]), meaning.figure_of(self._right[chosen])
-        lost = rebuilt - own if meaning.figure.error else own - rebuilt
+        letter = "E" if semantics.figure.error else "A"
+        own, rebuilt = semantics.figure_of(self._own_right[chosen]), semantics.figure_of(self._right[chosen])
+        lost = rebuilt - own if semantics.figure.error else own - rebuilt
         figures = {f"{letter}_a": own, f"{letter}_d": rebuilt, "loss": lost}
         told |= {name: round(value, 5) for name, value in figures.items()}
-        if meaning.metric != "rmse":  # whose loss is no mean of single answers
-            sign = 1 if meaning.figure.error else -1
+        if semantics.metric != "rmse":  # whose loss is no mean of single answers
+            sign = 1 if semantics.figure.error else -1
             answers = sign * (self._right - self._own_right)
             low, high = of_difference(*self._as_mean(answers, chosen, lost))
             told["loss_95"] = [round(low + lost, 5), round(high + lost, 5)]
@@ -461,6 +475,6 @@ class _Teller:
         low, high = wilson(agreement, max(1.0, min(worth, count)))
         return {"agreement": round(agreement, 5), "agreement_95": [round(low, 5), round(high, 5)]}
 
-    def _as_mean(self, values: Array, chosen: Array, mean: float) -> tuple[Array, Answers]:
+    def _as_mean(self, values: Array, chosen: Array, mean: float) -> tuple[Array, ScoredAnswers]:
         """A mean of some is the ratio of two means of all: to first order, the mean of these (0) varies as it does."""
         return np.where(chosen, values - mean, 0.0) / float(chosen.mean()), self._answers

@@ -24,7 +24,7 @@ Pair = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Mark:
+class Series:
     """One series: `label` names it in the legend, `colour` is one of the page's, `form` keeps those of a colour apart.
 
     points: (x, y), with `ends` from low to high of each y where they are known. `line`: joined, and not marked.
@@ -45,7 +45,7 @@ class Chart:
     told: str
     across: str
     up: str
-    marks: Sequence[Mark]
+    marks: Sequence[Series]
     limit: tuple[float, str] | None = None
     zero: bool = True
     """Both axes begin at 0 where all lies above it."""
@@ -137,7 +137,7 @@ def _within(drawn: str) -> str:
     return f'<svg aria-hidden="true" {at} viewBox="{left:g} {top:g} {width:g} {height:g}">{drawn}</svg>'
 
 
-def _drawn(mark: Mark, across: _Scale, up: _Scale) -> str:
+def _drawn(mark: Series, across: _Scale, up: _Scale) -> str:
     at = [(across.at(x), up.at(y)) for x, y in mark.points]
     if mark.line:
         lows = [(x, up.at(ends[0])) for (x, _), ends in zip(at, mark.ends, strict=False) if ends]
@@ -170,7 +170,7 @@ def _form(form: int, x: float, y: float) -> str:
     )[form % _FORMS]
 
 
-def _legend(marks: Sequence[Mark]) -> str:
+def _legend(marks: Sequence[Series]) -> str:
     """Which mark is which; a page's letters are larger than a drawing's on a wide screen, so it stands below."""
     if len(marks) == 1 and not marks[0].label:
         return ""

@@ -15,11 +15,11 @@ import numpy as np
 
 from ts_parity.codes import ErasureCode, Family, RowErrors
 from ts_parity.confidence import Confidence
-from ts_parity.training.calibration import HeldOut, TooFew, in_turn
+from ts_parity.training.calibration import HeldOut, NotCalibrated, cross_validated
 from ts_parity.training.data import Observations
+from ts_parity.training.dataset import Dataset
 from ts_parity.training.evaluate import Protections
 from ts_parity.training.goals import draw_groups
-from ts_parity.training.ground import Ground
 from ts_parity.training.inputs import Inputs
 from ts_parity.wire import Array
 
@@ -33,44 +33,44 @@ Says = Callable[[Inputs, Array], Protections]
 
 
 def calibrated(
-    ground: Ground, code: ErasureCode, says: Says, errors: RowErrors | None, seed: int
+    dataset: Dataset, code: ErasureCode, says: Says, errors: RowErrors | None, seed: int
 ) -> tuple[Confidence | None, dict[str, Any]]:
     """-> what the archive holds, and what the report says of it: see `reliability`; or `too_few`, why there is none.
 
     `errors`: what decode weighs several rows by.
     """
     dice = np.random.default_rng([seed, 3])
-    choose, scored = _unlearned(ground)
-    different, place = np.unique(ground.scored_contents[scored], return_inverse=True)
+    choose, scored = _unlearned(dataset)
+    different, place = np.unique(dataset.scored_contents[scored], return_inverse=True)
     fold_of = dice.permutation(len(different))[place] % _FOLDS
     total = len(choose) + len(scored)
 
     def held(seen: Observations, rows: Array, contents: Array, labels: Array | None) -> list[HeldOut]:
         if not len(rows):
             return []
-        groups = draw_groups(rows, code.k, dice, _how_many(code, len(rows), total, ground.scored.outputs[0].size))
+        groups = draw_groups(rows, code.k, dice, _how_many(code, len(rows), total, dataset.scored.outputs[0].size))
         own = None if labels is None else labels[groups]
         return [HeldOut(seen.outputs[groups], says(seen.inputs, groups), own, contents[groups], errors)]
 
-    others = held(ground.seen, choose, -1 - np.arange(len(ground.seen)), None)
+    others = held(dataset.seen, choose, -1 - np.arange(len(dataset.seen)), None)
     parts = (scored[fold_of == fold] for fold in range(_FOLDS))
-    folds = [one for rows in parts for one in held(ground.scored, rows, ground.scored_contents, ground.labels)]
+    folds = [one for rows in parts for one in held(dataset.scored, rows, dataset.scored_contents, dataset.labels)]
     if not folds:
         return None, {"too_few": "all scored bodies are bodies of --inputs, which may have been learned"}
-    fitted = in_turn(code, others, folds, ground.meaning)
-    if isinstance(fitted, TooFew):
+    fitted = cross_validated(code, others, folds, dataset.semantics)
+    if isinstance(fitted, NotCalibrated):
         return None, {"too_few": fitted.reason}
     return fitted[0].confidence, fitted[1]
 
 
-def _unlearned(ground: Ground) -> tuple[Array, Array]:
+def _unlearned(dataset: Dataset) -> tuple[Array, Array]:
     """Rows of `seen` and of `scored`, without a body in common and without any that was learned: what --score gives may
     be bodies of --inputs.
     """
-    learned = {key for row in ground.learn for key in ground.seen.keys[row]}
-    scored = [row for row in ground.scored_rows if learned.isdisjoint(ground.scored.keys[row])]
-    judged = {key for row in scored for key in ground.scored.keys[row]}
-    choose = [row for row in ground.choose if judged.isdisjoint(ground.seen.keys[row])]
+    learned = {key for row in dataset.learn for key in dataset.seen.keys[row]}
+    scored = [row for row in dataset.scored_rows if learned.isdisjoint(dataset.scored.keys[row])]
+    judged = {key for row in scored for key in dataset.scored.keys[row]}
+    choose = [row for row in dataset.choose if judged.isdisjoint(dataset.seen.keys[row])]
     return np.array(choose, dtype=int), np.array(scored, dtype=int)
 
 

@@ -16,7 +16,7 @@ import torch
 
 from ts_parity.errors import NotCodable
 from ts_parity.torchserve.archive import extract_archive
-from ts_parity.training.bodies import Body
+from ts_parity.training.bodies import RequestBody
 from ts_parity.training.sizing import in_turn, usual
 from ts_parity.wire import Frame, Part
 from ts_parity.worker.entry import OfflineProtection
@@ -38,7 +38,11 @@ class Cost:
 
 
 def measure(
-    handler: OfflineHandler, packed: Path, bodies: Sequence[Body], multiplications: float | None, device: torch.device
+    handler: OfflineHandler,
+    packed: Path,
+    bodies: Sequence[RequestBody],
+    multiplications: float | None,
+    device: torch.device,
 ) -> Cost:
     """`handler`: of the deployed archive; `bodies`: the k of one group. Raise NotCodable if what was packed does not
     answer them, as it would not on a worker.

@@ -18,7 +18,7 @@ import torch
 
 from ts_parity.codes import ErasureCode
 from ts_parity.errors import NotCodable, TrainingError, TsParityError
-from ts_parity.training.bodies import Body
+from ts_parity.training.bodies import RequestBody
 from ts_parity.training.inputs import (
     Given,
     Inputs,
@@ -80,7 +80,7 @@ class Observations:
         return list(dict.fromkeys((middle, short, long)))
 
 
-def some_calls(handler: OfflineHandler, bodies: Sequence[Body], count: int = 8) -> list[ModelCall]:
+def some_calls(handler: OfflineHandler, bodies: Sequence[RequestBody], count: int = 8) -> list[ModelCall]:
     """The model calls of a few bodies, from the first to the last; what the handler refuses is passed over."""
     calls = []
     for at in np.linspace(0, len(bodies) - 1, min(count, len(bodies))).astype(int):
@@ -109,7 +109,10 @@ def not_encodable(code: ErasureCode, calls: Sequence[ModelCall]) -> str | None:
 
 
 def observe(
-    handler: OfflineHandler, bodies: Sequence[Body], folder: Path, progress: Callable[[int], object] = lambda n: None
+    handler: OfflineHandler,
+    bodies: Sequence[RequestBody],
+    folder: Path,
+    progress: Callable[[int], object] = lambda n: None,
 ) -> Observations:
     """Run every body once; keep model inputs and raw outputs in `folder`. A finished folder is read, not made again.
 
@@ -117,7 +120,7 @@ def observe(
     outputs differ in shape or are not finite; raise NotCodable if the handler cannot be coded at all.
     """
     if not (folder / _INDEX).exists():
-        seen = _Store(folder, len(bodies))
+        seen = _ObservationWriter(folder, len(bodies))
         for chunk, results in _runs(handler, bodies):
             for number, body, result in zip(chunk, (bodies[i] for i in chunk), results, strict=True):
                 seen.add(number, body, result)
@@ -134,7 +137,7 @@ def observe(
     return Observations(inputs, outputs, kept, call, column, tuple(index["refused"]), keys)
 
 
-def glance(handler: OfflineHandler, bodies: Sequence[Body], wanted: int) -> Observations | None:
+def observe_few(handler: OfflineHandler, bodies: Sequence[RequestBody], wanted: int) -> Observations | None:
     """The same of the first few bodies that are answered, kept nowhere. None if none is, or if all of them give the
     model the same, which says nothing of what others give it.
 
@@ -163,7 +166,7 @@ def glance(handler: OfflineHandler, bodies: Sequence[Body], wanted: int) -> Obse
     return Observations(inputs, np.stack(outputs), np.array([*seen]), call, column)
 
 
-def _captured(handler: OfflineHandler, body: Body) -> ModelCall:
+def _captured(handler: OfflineHandler, body: RequestBody) -> ModelCall:
     return handler.capture(handler.request(body.read(), body.content_type))
 
 
@@ -184,7 +187,7 @@ def given_to(call: ModelCall) -> Given:
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _Observed:
     """One body: what the model was given and said and how it was called, or why there is nothing."""
 
     given: Given | None = None
@@ -193,7 +196,7 @@ class _Seen:
     problem: str = ""
 
 
-def _runs(handler: OfflineHandler, bodies: Sequence[Body]) -> Iterator[tuple[range, list[_Seen]]]:
+def _runs(handler: OfflineHandler, bodies: Sequence[RequestBody]) -> Iterator[tuple[range, list[_Observed]]]:
     """Bodies in chunks, together where the handler is proven to treat a batch like single requests."""
     requests = [handler.request(body.read(), body.content_type) for body in bodies[:2]]
     together = TOGETHER if len(bodies) > 2 and handler.judge(requests).batched else 1
@@ -220,7 +223,9 @@ def _shapes(given: Given) -> list[tuple[int, ...]]:
     return [tuple(tensor.shape) for _, tensor in given]
 
 
-def _run_together(handler: OfflineHandler, bodies: Sequence[Body], alone: list[tuple[int, ...]]) -> list[_Seen] | None:
+def _run_together(
+    handler: OfflineHandler, bodies: Sequence[RequestBody], alone: list[tuple[int, ...]]
+) -> list[_Observed] | None:
     """None: something was wrong with one of them; alone, each gets its own answer. Or they are padded to the longest,
     so that a row is not what the model is given for that body `alone` (these shapes, of one that was).
     """
@@ -235,15 +240,15 @@ def _run_together(handler: OfflineHandler, bodies: Sequence[Body], alone: list[t
     if [(rows, *shape[1:]) for shape in alone] != _shapes(given) or any(shape[:1] != (1,) for shape in alone):
         return None
     each = [tuple((name, tensor[i : i + 1]) for name, tensor in given) for i in range(rows)]
-    return [_Seen(one, raw[i : i + 1], record.calls[0]) for i, one in enumerate(each)]
+    return [_Observed(one, raw[i : i + 1], record.calls[0]) for i, one in enumerate(each)]
 
 
-def _run_alone(handler: OfflineHandler, body: Body) -> _Seen:
+def _run_alone(handler: OfflineHandler, body: RequestBody) -> _Observed:
     request = handler.request(body.read(), body.content_type)
     try:
         record, answer = handler.record(request)
     except BadHandlerResponse as error:  # TorchServe would answer 503
-        return _Seen(problem=str(error))
+        return _Observed(problem=str(error))
     except TsParityError:
         raise
     except Exception as error:  # user code's own way of refusing a body; TorchServe would answer 503
@@ -252,24 +257,24 @@ def _run_alone(handler: OfflineHandler, body: Body) -> _Seen:
                 "this handler cannot be protected by a trained model: it fails while its model is watched, and not "
                 f"otherwise ({type(error).__name__}: {error}); take code exact"
             ) from error
-        return _Seen(problem=f"{type(error).__name__}: {error}")
+        return _Observed(problem=f"{type(error).__name__}: {error}")
     if record.raw is not None and answer.status < 400:
-        return _Seen(given_to(record.calls[0]), record.raw, record.calls[0])
+        return _Observed(given_to(record.calls[0]), record.raw, record.calls[0])
     if record.raw is None and record.refusal and answer.status < 400:
         why = handler.why_not(request, record)
         remedy = "" if "take code exact" in why else "; or take code exact"
         raise NotCodable(f"this handler cannot be protected by a trained model: {why}{remedy}")
-    return _Seen(problem=f"status {answer.status}")
+    return _Observed(problem=f"status {answer.status}")
 
 
-def _answers_unwatched(handler: OfflineHandler, body: Body) -> bool:
+def _answers_unwatched(handler: OfflineHandler, body: RequestBody) -> bool:
     try:
         return handler.answer(handler.request(body.read(), body.content_type)).status < 400
     except Exception:  # its own error then
         return False
 
 
-class _Store:
+class _ObservationWriter:
     """What was given and said, growing on disk, and which bodies the rows belong to."""
 
     def __init__(self, folder: Path, total: int) -> None:
@@ -283,7 +288,7 @@ class _Store:
         self._call: ModelCall | None = None
         self._outputs: Array | None = None
 
-    def add(self, number: int, body: Body, seen: _Seen) -> None:
+    def add(self, number: int, body: RequestBody, seen: _Observed) -> None:
         if seen.given is None or seen.raw is None:
             self._refused.append((body.name, seen.problem))
             self._check_refused(final=False)

@@ -13,9 +13,9 @@ from lightning_fabric import Fabric
 
 from ts_parity.errors import NotCodable, TrainingError
 from ts_parity.training import TrainSettings
-from ts_parity.training.architectures import Called
+from ts_parity.training.architectures import CallAdapter
 from ts_parity.training.fit import fit
-from ts_parity.training.reading import Reading
+from ts_parity.training.text_network import TextAdapter
 from ts_parity.wire import Array
 
 
@@ -39,7 +39,7 @@ def make_fabric(settings: TrainSettings) -> Fabric:
 class _Share:
     """What one of several processes is sent to do. Not plain arguments: those, the library would take apart."""
 
-    def __init__(self, model: Called | Reading, *arguments: Any) -> None:
+    def __init__(self, model: CallAdapter | TextAdapter, *arguments: Any) -> None:
         self._model = model
         self._arguments = arguments
 
@@ -64,7 +64,7 @@ def _device(name: str | None) -> torch.device:
     return torch.device("cuda:0") if name == "cuda" else device
 
 
-def launch(fabric: Fabric, model: Called | Reading, *arguments: Any) -> dict[str, torch.Tensor]:
+def launch(fabric: Fabric, model: CallAdapter | TextAdapter, *arguments: Any) -> dict[str, torch.Tensor]:
     """`fit(fabric, model, ...)` here, or in one process for each device."""
     if fabric.strategy.launcher is None:
         return fit(fabric, model, *arguments)

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from ts_parity.codes import ErasureCode, Family, RowErrors
-from ts_parity.training.intervals import Answers, Interval, of_difference, of_mean, of_root, of_share
-from ts_parity.training.meaning import CLASSES, Meaning
+from ts_parity.training.intervals import Interval, ScoredAnswers, of_difference, of_mean, of_root, of_share
+from ts_parity.training.semantics import CLASSES, OutputSemantics
 from ts_parity.wire import Array
 
 SHARES = (0.0, 0.01, 0.02, 0.05, 0.10, 0.20)
@@ -31,7 +31,7 @@ def evaluate(
     outputs: Array,
     protections: Protections,
     labels: Array | None = None,
-    meaning: Meaning = CLASSES,
+    semantics: OutputSemantics = CLASSES,
     contents: Array | None = None,
     errors: RowErrors | None = None,
 ) -> dict[str, Any]:
@@ -55,10 +55,10 @@ def evaluate(
     """
     if contents is None:
         contents = np.arange(outputs.shape[0] * code.k).reshape(-1, code.k)
-    return _Scored(code, outputs, protections, labels, meaning, contents, errors).result()
+    return _Evaluation(code, outputs, protections, labels, semantics, contents, errors).result()
 
 
-class _Scored:
+class _Evaluation:
     """What the scores of one candidate share."""
 
     def __init__(
@@ -67,25 +67,25 @@ class _Scored:
         outputs: Array,
         protections: Protections,
         labels: Array | None,
-        meaning: Meaning,
+        semantics: OutputSemantics,
         contents: Array,
         errors: RowErrors | None,
     ) -> None:
         self.code = code
         self.outputs = outputs
         self.protections = protections
-        self.meaning = meaning
-        self.said = meaning.answers(outputs)
-        self.truth = None if labels is None else meaning.truths(labels)
-        self.spread = meaning.spread(outputs)
+        self.semantics = semantics
+        self.own = semantics.answers(outputs)
+        self.truth = None if labels is None else semantics.truths(labels)
+        self.spread = semantics.spread(outputs)
         self.contents = contents
         self.errors = errors
-        self.letter = "E" if meaning.figure.error else "A"
+        self.letter = "E" if semantics.figure.error else "A"
 
     def result(self) -> dict[str, Any]:
-        code, meaning = self.code, self.meaning
+        code, semantics = self.code, self.semantics
         full, answers = self._scores(code.k, 1)
-        result: dict[str, Any] = {"metric": meaning.metric, **full.figures}
+        result: dict[str, Any] = {"metric": semantics.metric, **full.figures}
         intervals: dict[str, Any] = full.intervals
         for more in (self._loss(full, answers), self._overall(full, answers)):
             result |= more.figures
@@ -94,27 +94,27 @@ class _Scored:
         result["members"] = {str(m): self._scores(m, 1)[0].told() for m in sorted(self.protections)}
         if code.r > 1 and code.family is Family.PARITY:
             result["two_erased"] = self._scores(code.k, 2)[0].told()
-        if meaning.figure.error:
+        if semantics.figure.error:
             result["spread"] = round(float(np.sqrt(np.square(self.spread).mean())), 5)
         return result
 
-    def _scores(self, members: int, erased: int) -> tuple[_Figures, _Rebuilt]:
+    def _scores(self, members: int, erased: int) -> tuple[_Figures, _RebuiltScores]:
         """`erased` of the slots of groups with so many members, in every way there is."""
-        meaning = self.meaning
+        semantics = self.semantics
         slots, agreed, right, squares = [], [], [], []
         for slot, rebuilt in self._rebuilt(members, erased):
             slots.append(slot)
-            agreed.append(meaning.scores(rebuilt, self.said[:, slot], 1))
+            agreed.append(semantics.scores(rebuilt, self.own[:, slot], 1))
             difference = (rebuilt - self.outputs[:, slot]).reshape(len(rebuilt), -1)
             squares.append(np.square(difference / self.spread).mean(1))
             if self.truth is not None:
-                right.append(meaning.scores(rebuilt, self.truth[:, slot], 1))
-        answers = Answers(tuple(slots), self.contents[:, :members], self.code.family is Family.PARITY)
-        scored = _Rebuilt(answers, np.stack(squares), np.stack(right) if right else None)
+                right.append(semantics.scores(rebuilt, self.truth[:, slot], 1))
+        answers = ScoredAnswers(tuple(slots), self.contents[:, :members], self.code.family is Family.PARITY)
+        scored = _RebuiltScores(answers, np.stack(squares), np.stack(right) if right else None)
         told = _Figures()
         score = self._figure(np.stack(agreed), answers, known=self.code.lossless)
         told.add("score", *score)
-        if meaning.metric == "accuracy":
+        if semantics.metric == "accuracy":
             told.add("agreement", *score)
         error = float(np.sqrt(scored.squares.mean()))
         told.add("error", error, (error, error) if self.code.lossless else of_root(scored.squares, answers))
@@ -122,27 +122,27 @@ class _Scored:
             told.add(f"{self.letter}_d", *self._figure(scored.right, answers))
         return told, scored
 
-    def _figure(self, scores: Array, answers: Answers, known: bool = False) -> tuple[float, Interval]:
+    def _figure(self, scores: Array, answers: ScoredAnswers, known: bool = False) -> tuple[float, Interval]:
         """Of the scores of single answers. `known`: it is so by construction, of all bodies."""
-        value = self.meaning.figure_of(scores)
+        value = self.semantics.figure_of(scores)
         if known:
             return value, (value, value)
-        if self.meaning.metric == "rmse":
+        if self.semantics.metric == "rmse":
             return value, of_root(scores, answers)
-        if self.meaning.figure.share:
+        if self.semantics.figure.share:
             return value, of_share(scores, answers, self._binary)
         low, high = of_mean(scores, answers)
-        return value, (max(0.0, low), high) if self.meaning.figure.error else (low, min(1.0, high))
+        return value, (max(0.0, low), high) if self.semantics.figure.error else (low, min(1.0, high))
 
     @property
     def _binary(self) -> bool:
-        return self.meaning.kind == "classes" and self.said.shape[-1] == 1
+        return self.semantics.kind == "classes" and self.own.shape[-1] == 1
 
     def _rebuilt(self, members: int, erased: int) -> Iterator[tuple[int, Array]]:
         return rebuilt_slots(self.code, self.outputs, self.protections[members], members, erased, self.errors)
 
-    def _loss(self, full: _Figures, scored: _Rebuilt) -> _Figures:
-        meaning, figure, told, answers = self.meaning, self.meaning.figure, _Figures(), scored.answers
+    def _loss(self, full: _Figures, scored: _RebuiltScores) -> _Figures:
+        semantics, figure, told, answers = self.semantics, self.semantics.figure, _Figures(), scored.answers
         if not figure.error:
             if self.truth is None:
                 low, high = full.intervals["score"]
@@ -158,11 +158,11 @@ class _Scored:
             told.add("loss", full.figures["error"] ** 2, tuple(side**2 for side in full.intervals["error"]))
             told.figures["loss_of"] = "the outputs' variance"
             return told
-        spread = meaning.spread(self.truth)
+        spread = semantics.spread(self.truth)
         lost = np.stack(
             [
-                meaning.lost_variance(rebuilt, self.truth[:, slot], spread, 1)
-                - meaning.lost_variance(self.outputs[:, slot], self.truth[:, slot], spread, 1)
+                semantics.lost_variance(rebuilt, self.truth[:, slot], spread, 1)
+                - semantics.lost_variance(self.outputs[:, slot], self.truth[:, slot], spread, 1)
                 for slot, rebuilt in self._rebuilt(self.code.k, 1)
             ]
         )
@@ -170,13 +170,13 @@ class _Scored:
         told.figures["loss_of"] = "the labels' variance"
         return told
 
-    def _overall(self, full: _Figures, scored: _Rebuilt) -> _Figures:
+    def _overall(self, full: _Figures, scored: _RebuiltScores) -> _Figures:
         told, letter, answers = _Figures(), self.letter, scored.answers
         if self.truth is None:
             return told
         assert scored.right is not None
         own = self._own(answers)
-        default = self.meaning.default_scores(self.truth)[:, list(answers.slots)].T
+        default = self.semantics.default_scores(self.truth)[:, list(answers.slots)].T
         told.add(f"{letter}_a", *self._figure(own, answers))
         if letter == "A":
             drop = own - scored.right
@@ -189,18 +189,18 @@ class _Scored:
             told.intervals[name] = {f: _rounded(interval) for f, (_, interval) in mixed.items()}
         return told
 
-    def _own(self, answers: Answers) -> Array:
+    def _own(self, answers: ScoredAnswers) -> Array:
         """What the deployed model's own answers score, in the order of the rebuilt ones."""
         assert self.truth is not None
-        scores = self.meaning.scores(self.outputs, self.truth)
+        scores = self.semantics.scores(self.outputs, self.truth)
         return np.asarray(scores[:, list(answers.slots)].T)
 
 
 @dataclass(frozen=True)
-class _Rebuilt:
+class _RebuiltScores:
     """Of all answers that were rebuilt: the squares of their errors, and what they score against the truth."""
 
-    answers: Answers
+    answers: ScoredAnswers
     squares: Array
     right: Array | None
 

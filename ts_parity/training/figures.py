@@ -1,6 +1,6 @@
 """The figures by which answers are scored: what each is called, against whom, and how it is written.
 
-Names only, cheap to import. Knows nothing of arrays; how a figure is computed stands in `meaning`.
+Names only, cheap to import. Knows nothing of arrays; how a figure is computed stands in `semantics`.
 """
 
 from __future__ import annotations

@@ -23,12 +23,12 @@ from ts_parity.errors import NotCodable, TrainingError
 from ts_parity.training.augment import vary
 from ts_parity.training.goals import Goal, draw_groups, draw_present
 from ts_parity.training.inputs import Inputs
-from ts_parity.training.meaning import CLASSES, Meaning
+from ts_parity.training.semantics import CLASSES, OutputSemantics
 from ts_parity.wire import Array
 
 
 @dataclass(frozen=True)
-class Knobs:
+class Hyperparameters:
     """Everything one may turn, with the reason for its value."""
 
     steps: int = 2000
@@ -50,12 +50,12 @@ class Knobs:
 
 
 @dataclass(frozen=True)
-class Material:
-    """What is learned from. `learn` and `choose` are indices into inputs (n) and outputs (n, *said).
+class TrainingData:
+    """What is learned from. `learn` and `choose` are indices into inputs (n) and outputs (n, *output).
 
-    `meaning`: of the outputs; it decides by which loss they are learned, and which weights are the best.
+    `semantics`: of the outputs; it decides by which loss they are learned, and which weights are the best.
 
-    `deployed` is asked only for variations: (m, *given) -> (m, *said).
+    `deployed` is asked only for variations: (m, *input) -> (m, *output).
     """
 
     inputs: Inputs
@@ -63,7 +63,7 @@ class Material:
     learn: Array
     choose: Array
     deployed: Callable[[torch.Tensor], torch.Tensor] | None = None
-    meaning: Meaning = CLASSES
+    semantics: OutputSemantics = CLASSES
 
 
 @dataclass
@@ -86,14 +86,14 @@ class _State:
 def fit(
     fabric: Fabric,
     model: nn.Module,
-    material: Material,
+    data: TrainingData,
     goal: Goal,
-    knobs: Knobs,
+    hparams: Hyperparameters,
     seed: int,
     checkpoint: Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, torch.Tensor]:
-    """-> the weights of best held-out score, on the CPU. `model`: inputs (G) -> (G, *said), left as it ends.
+    """-> the weights of best held-out score, on the CPU. `model`: inputs (G) -> (G, *output), left as it ends.
 
     A `checkpoint` that exists is gone on from, if it was made with the same arguments (TrainingError otherwise); it is
     written at every check. Raise TrainingError if the loss is not finite.
@@ -101,32 +101,32 @@ def fit(
     torch.manual_seed(seed)
     rng = np.random.default_rng([seed, fabric.global_rank])
     dice = torch.Generator().manual_seed(seed * 1000 + fabric.global_rank)
-    held = draw_groups(material.choose, goal.k, np.random.default_rng(seed), max(1, 2 * len(material.choose) // goal.k))
-    outputs = torch.from_numpy(np.ascontiguousarray(material.outputs)).float().to(fabric.device)  # (n, *said)
-    meaning = _chosen_by(material.meaning)
-    spread = torch.from_numpy(meaning.spread(material.outputs, 1)).float().to(fabric.device)
-    spread = spread.reshape(outputs.shape[1:]) if meaning.has_units else spread
-    optimizer = torch.optim.AdamW(model.parameters(), lr=knobs.peak_rate, weight_decay=knobs.weight_decay)
+    held = draw_groups(data.choose, goal.k, np.random.default_rng(seed), max(1, 2 * len(data.choose) // goal.k))
+    outputs = torch.from_numpy(np.ascontiguousarray(data.outputs)).float().to(fabric.device)  # (n, *output)
+    semantics = _chosen_by(data.semantics)
+    spread = torch.from_numpy(semantics.spread(data.outputs, 1)).float().to(fabric.device)
+    spread = spread.reshape(outputs.shape[1:]) if semantics.has_units else spread
+    optimizer = torch.optim.AdamW(model.parameters(), lr=hparams.peak_rate, weight_decay=hparams.weight_decay)
     network, optimizer = fabric.setup(model, optimizer)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, knobs.peak_rate, total_steps=knobs.steps)
-    groups = max(1, knobs.groups * (2 if goal.k == 1 else 1) // fabric.world_size)
-    every = max(1, knobs.steps // knobs.checks)
-    state, saved = _State(), _Checkpoint(fabric, checkpoint, network, optimizer, schedule, goal, knobs, seed)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, hparams.peak_rate, total_steps=hparams.steps)
+    groups = max(1, hparams.groups * (2 if goal.k == 1 else 1) // fabric.world_size)
+    every = max(1, hparams.steps // hparams.checks)
+    state, saved = _State(), _Checkpoint(fabric, checkpoint, network, optimizer, schedule, goal, hparams, seed)
     saved.restore(state, rng, dice)
     network.train()
-    while state.step < knobs.steps:
+    while state.step < hparams.steps:
         state.step += 1
-        picks = material.learn[rng.integers(len(material.learn), size=(groups, goal.k))]  # (G, k)
-        present = torch.from_numpy(draw_present(groups, goal.k, knobs.empty, rng)).to(fabric.device)  # (G, k)
-        inputs = material.inputs[torch.from_numpy(picks)].to(fabric.device)  # (G, k, *given)
-        targets = outputs[torch.from_numpy(picks).to(fabric.device)]  # (G, k, *said)
-        if knobs.vary and material.deployed is not None and isinstance(inputs, torch.Tensor):
-            varied = vary(inputs.flatten(0, 1), knobs.vary, dice)
+        picks = data.learn[rng.integers(len(data.learn), size=(groups, goal.k))]  # (G, k)
+        present = torch.from_numpy(draw_present(groups, goal.k, hparams.empty, rng)).to(fabric.device)  # (G, k)
+        inputs = data.inputs[torch.from_numpy(picks)].to(fabric.device)  # (G, k, *input)
+        targets = outputs[torch.from_numpy(picks).to(fabric.device)]  # (G, k, *output)
+        if hparams.vary and data.deployed is not None and isinstance(inputs, torch.Tensor):
+            varied = vary(inputs.flatten(0, 1), hparams.vary, dice)
             with torch.no_grad():
-                targets = material.deployed(varied).float().reshape(targets.shape)
+                targets = data.deployed(varied).float().reshape(targets.shape)
             inputs = varied.reshape(inputs.shape)
-        said = network(goal.encode(inputs, present)).float()  # (G, *said)
-        loss = goal.loss(said, targets, present, spread, knobs.output_loss, meaning)
+        said = network(goal.encode(inputs, present)).float()  # (G, *output)
+        loss = goal.loss(said, targets, present, spread, hparams.output_loss, semantics)
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"the loss is {loss.item()} at step {state.step}: the deployed outputs may be too large"
@@ -135,9 +135,9 @@ def fit(
         fabric.backward(loss)
         optimizer.step()
         schedule.step()
-        if state.step % every == 0 or state.step == knobs.steps:
-            score = held_out_score(network, material.inputs, outputs, held, goal, meaning)
-            goodness = -score if meaning.figure.error else score
+        if state.step % every == 0 or state.step == hparams.steps:
+            score = held_out_score(network, data.inputs, outputs, held, goal, semantics)
+            goodness = -score if semantics.figure.error else score
             if goodness >= state.best:  # of equals the later, whose rate is lower
                 state.best, state.best_weights = goodness, _on_cpu(model.state_dict())
             saved.write(state, rng, dice)
@@ -152,7 +152,7 @@ def fit(
 def run_network(
     network: nn.Module, inputs: Inputs, groups: Array, goal: Goal, present: Sequence[int] | None = None
 ) -> Array:
-    """What the network says to each group (G, k) of indices, these slots of it or all: (G, *said)."""
+    """What the network says to each group (G, k) of indices, these slots of it or all: (G, *output)."""
     was_training = network.training
     network.eval()
     device = next(network.parameters()).device
@@ -166,24 +166,24 @@ def run_network(
 
 
 def held_out_score(
-    network: nn.Module, inputs: Inputs, outputs: torch.Tensor, groups: Array, goal: Goal, meaning: Meaning
+    network: nn.Module, inputs: Inputs, outputs: torch.Tensor, groups: Array, goal: Goal, semantics: OutputSemantics
 ) -> float:
     """What rebuilt predictions score against the deployed model's own, every slot erased once."""
     said = torch.from_numpy(run_network(network, inputs, groups, goal)).to(outputs.device)
-    targets = outputs[torch.from_numpy(groups).to(outputs.device)]  # (G, k, *said)
+    targets = outputs[torch.from_numpy(groups).to(outputs.device)]  # (G, k, *output)
     rebuilt = goal.rebuilt(said, targets).cpu().numpy()
-    return meaning.figure_of(meaning.scores(rebuilt, meaning.answers(targets.cpu().numpy())))
+    return semantics.figure_of(semantics.scores(rebuilt, semantics.answers(targets.cpu().numpy())))
 
 
-def _chosen_by(meaning: Meaning) -> Meaning:
+def _chosen_by(semantics: OutputSemantics) -> OutputSemantics:
     """Of few classes the five best are always right, and tell no weights from others."""
-    return replace(meaning, metric="accuracy") if meaning.metric == "top5" else meaning
+    return replace(semantics, metric="accuracy") if semantics.metric == "top5" else semantics
 
 
 def check_batches(model: Callable[[Any], torch.Tensor], inputs: Inputs, outputs: Array) -> None:
     """Training runs many groups at once: refuse a deployed model that does not treat them as single ones.
 
-    inputs (n), outputs (n, *said); `model` with the deployed weights.
+    inputs (n), outputs (n, *output); `model` with the deployed weights.
     """
     count = min(4, len(inputs))
     refusal = NotCodable("the deployed model answers a batch differently from single inputs; it cannot be distilled")
@@ -208,7 +208,7 @@ class _Checkpoint:
         optimizer: Any,
         schedule: Any,
         goal: Goal,
-        knobs: Knobs,
+        hparams: Hyperparameters,
         seed: int,
     ) -> None:
         self._fabric = fabric
@@ -218,7 +218,7 @@ class _Checkpoint:
             "code": goal.code.name,
             "k": goal.code.k,
             "row": goal.row,
-            "knobs": asdict(knobs),
+            "hyperparameters": asdict(hparams),
             "seed": seed,
         }
 

@@ -23,7 +23,7 @@ BOUNDARY = "ts-parity-7d3c1f9be04a42c6"
 
 
 @dataclass(frozen=True)
-class Body:
+class RequestBody:
     """One request body, and the content type that a client would send with it. `read` gives its bytes."""
 
     name: str
@@ -42,7 +42,7 @@ class FormPart:
 
 
 @dataclass(frozen=True)
-class Sending:
+class ContentType:
     """How bodies are sent: what --content-type says."""
 
     content_type: str
@@ -56,7 +56,7 @@ class Sending:
         return self.kind in (MULTIPART, URLENCODED)
 
 
-def sending(content_type: str) -> Sending:
+def parse_content_type(content_type: str) -> ContentType:
     """Raise TrainingError for what is no content type."""
     kind = content_type.partition(";")[0].strip().lower()
     if kind.count("/") != 1 or not all(kind.split("/")) or not content_type.isascii() or not content_type.isprintable():
@@ -64,10 +64,10 @@ def sending(content_type: str) -> Sending:
     message = email.message.Message()
     message["content-type"] = content_type
     part, boundary = message.get_param("name"), message.get_param("boundary")
-    return Sending(content_type, kind, str(part) if part else None, str(boundary) if boundary else None)
+    return ContentType(content_type, kind, str(part) if part else None, str(boundary) if boundary else None)
 
 
-def of_files(files: Sequence[Body], how: Sending) -> list[Body]:
+def of_files(files: Sequence[RequestBody], how: ContentType) -> list[RequestBody]:
     """Files as they are sent. Of a multipart form, a file may be the whole body as a client has sent it; else the files
     of one folder are the parts of one request: `image.png` the file `image`; `text`, without a suffix, a plain field.
     """
@@ -78,7 +78,7 @@ def of_files(files: Sequence[Body], how: Sending) -> list[Body]:
     return [body for folder, inside in _folders(files) for body in _requests(folder, inside, how)]
 
 
-def of_line(number: int, line: bytes, value: Any, how: Sending) -> Body:
+def of_line(number: int, line: bytes, value: Any, how: ContentType) -> RequestBody:
     """A JSON line as it is sent: an object as the fields of a form, a string as text; else the line itself."""
     name = str(number)
     if how.is_form:
@@ -89,18 +89,18 @@ def of_line(number: int, line: bytes, value: Any, how: Sending) -> Body:
         texts = {field: each if isinstance(each, str) else json.dumps(each) for field, each in value.items()}
         return _form(name, [FormPart(field, None, "", text.encode) for field, text in texts.items()], how)
     text = value.encode() if how.kind.startswith("text/") and isinstance(value, str) else line
-    return Body(name, how.content_type, lambda: text)
+    return RequestBody(name, how.content_type, lambda: text)
 
 
-def _folders(files: Sequence[Body]) -> Iterator[tuple[str, list[Body]]]:
-    def folder(file: Body) -> str:
+def _folders(files: Sequence[RequestBody]) -> Iterator[tuple[str, list[RequestBody]]]:
+    def folder(file: RequestBody) -> str:
         return PurePosixPath(file.name).parent.as_posix()
 
     for name, inside in itertools.groupby(sorted(files, key=folder), folder):
         yield name, [*inside]
 
 
-def _requests(folder: str, files: Sequence[Body], how: Sending) -> Iterator[Body]:
+def _requests(folder: str, files: Sequence[RequestBody], how: ContentType) -> Iterator[RequestBody]:
     boundaries = [_boundary_of(file.read(), how) for file in files]
     if None not in boundaries:
         for file, boundary in zip(files, boundaries, strict=True):
@@ -119,7 +119,7 @@ def _requests(folder: str, files: Sequence[Body], how: Sending) -> Iterator[Body
     yield _form(folder, parts, how)
 
 
-def _boundary_of(body: bytes, how: Sending) -> str | None:
+def _boundary_of(body: bytes, how: ContentType) -> str | None:
     """Of a file that is a whole multipart body: what its first line says, and its last."""
     first = body[: max(0, body.find(b"\r\n"))]
     if not first.startswith(b"--") or not body.rstrip().endswith(first + b"--"):
@@ -128,7 +128,7 @@ def _boundary_of(body: bytes, how: Sending) -> str | None:
     return boundary if how.boundary in (None, boundary) else None
 
 
-def _part(file: Body, name: str | None = None) -> FormPart:
+def _part(file: RequestBody, name: str | None = None) -> FormPart:
     own = PurePosixPath(file.name).name
     if name is None and "." not in own:
         return FormPart(own, None, "", file.read)
@@ -136,10 +136,12 @@ def _part(file: Body, name: str | None = None) -> FormPart:
     return FormPart(name or own.partition(".")[0], own, kind, file.read)
 
 
-def _form(request: str, parts: Sequence[FormPart], how: Sending) -> Body:
+def _form(request: str, parts: Sequence[FormPart], how: ContentType) -> RequestBody:
     if how.kind == URLENCODED:
-        return Body(request, URLENCODED, lambda: urllib.parse.urlencode([(p.name, p.read()) for p in parts]).encode())
-    return Body(request, f"{MULTIPART}; boundary={BOUNDARY}", lambda: _multipart(request, parts))
+        return RequestBody(
+            request, URLENCODED, lambda: urllib.parse.urlencode([(p.name, p.read()) for p in parts]).encode()
+        )
+    return RequestBody(request, f"{MULTIPART}; boundary={BOUNDARY}", lambda: _multipart(request, parts))
 
 
 def _multipart(request: str, parts: Sequence[FormPart]) -> bytes:

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from ts_parity.codes import ErasureCode, Family
 from ts_parity.training.inputs import Inputs
-from ts_parity.training.meaning import PROBABILITIES, SHARES, Meaning
+from ts_parity.training.semantics import PROBABILITIES, SHARES, OutputSemantics
 from ts_parity.wire import Array
 from ts_parity.worker.encoders import check_images, tile
 
@@ -57,7 +57,7 @@ class Goal:
         present: torch.Tensor,
         spread: torch.Tensor,
         output_loss: float,
-        meaning: Meaning,
+        semantics: OutputSemantics,
     ) -> torch.Tensor:
         """Said (G, *output), targets (G, k, *output), present (G, k); spread: of the deployed outputs.
 
@@ -70,7 +70,7 @@ class Goal:
         error = said - wanted  # (G, *output)
         squared = (error / spread).square().mean()
         rebuilt = targets + error.unsqueeze(1) / _wide(row.unsqueeze(0), targets)
-        divergence = _divergence(rebuilt, targets, meaning, alone=self.k == 1)
+        divergence = _divergence(rebuilt, targets, semantics, alone=self.k == 1)
         if divergence is None:
             return squared
         return output_loss * squared + (divergence.flatten(2).mean(-1) * present).sum() / present.sum()
@@ -82,17 +82,19 @@ class Goal:
         return targets + error.unsqueeze(1) / _wide(row.unsqueeze(0), targets)
 
 
-def _divergence(rebuilt: torch.Tensor, targets: torch.Tensor, meaning: Meaning, alone: bool) -> torch.Tensor | None:
+def _divergence(
+    rebuilt: torch.Tensor, targets: torch.Tensor, semantics: OutputSemantics, alone: bool
+) -> torch.Tensor | None:
     """(G, k, *output) each -> (G, k, ...) of predictions from what F said; None where there is no such thing: numbers,
     and probabilities rebuilt from a sum (not `alone`), which may be below 0.
     """
-    bounded = meaning.bounds in (PROBABILITIES, SHARES)
-    if meaning.kind not in ("classes", "labels") or (bounded and not alone):
+    bounded = semantics.bounds in (PROBABILITIES, SHARES)
+    if semantics.kind not in ("classes", "labels") or (bounded and not alone):
         return None
-    axis = meaning.axis if targets.ndim > 2 else -1
-    if meaning.kind == "classes" and targets.ndim > 2 and targets.shape[axis] > 1:
+    axis = semantics.axis if targets.ndim > 2 else -1
+    if semantics.kind == "classes" and targets.ndim > 2 and targets.shape[axis] > 1:
         said, wanted = (
-            (each + SMALLEST).log() if meaning.bounds == PROBABILITIES else each.log_softmax(axis)
+            (each + SMALLEST).log() if semantics.bounds == PROBABILITIES else each.log_softmax(axis)
             for each in (rebuilt, targets)
         )
         return functional.kl_div(said, wanted, reduction="none", log_target=True).sum(axis).unsqueeze(-1)

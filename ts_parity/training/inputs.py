@@ -145,7 +145,7 @@ class Writer:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._first: tuple[str, Given] = ("", ())
-        self._columns: list[_Growing] = []
+        self._columns: list[_ColumnWriter] = []
 
     def add(self, body: str, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         """The tensors of one call, by name. Raise TrainingError if they are others than those of the first."""
@@ -156,7 +156,7 @@ class Writer:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._first = body, given
             self._columns = [
-                _Growing(name, self._folder / f"given-{i}.bin", tensor) for i, (name, tensor) in enumerate(given)
+                _ColumnWriter(name, self._folder / f"given-{i}.bin", tensor) for i, (name, tensor) in enumerate(given)
             ]
         check_alike(body, given, *self._first)
         for column, (_, tensor) in zip(self._columns, given, strict=True):
@@ -167,7 +167,7 @@ class Writer:
         return [column.finish() for column in self._columns]
 
 
-class _Growing:
+class _ColumnWriter:
     """One column while it is written. Nothing is, beyond the first, until one differs from the first."""
 
     def __init__(self, name: str, file: Path, first: torch.Tensor) -> None:

@@ -24,7 +24,7 @@ Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Answers:
+class ScoredAnswers:
     """To which bodies the answers belong whose scores are (answers of a group, groups).
 
     `slots`: of each of a group's answers. `contents` (groups, members): the number of each slot's content. `together`:
@@ -56,7 +56,7 @@ class Answers:
         return float(squares / scores.size**2 * count / max(1, count - 1))
 
 
-def of_share(scores: Array, answers: Answers, binary: bool = True) -> Interval:
+def of_share(scores: Array, answers: ScoredAnswers, binary: bool = True) -> Interval:
     """Of the mean of scores between 0 and 1. `binary`: each is (nearly) one or the other, and then they tell no more
     than so many bodies do; none in fifty wrong is no proof that none is.
     """
@@ -73,7 +73,7 @@ def wilson(share: float, count: float) -> Interval:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def of_difference(scores: Array, answers: Answers) -> Interval:
+def of_difference(scores: Array, answers: ScoredAnswers) -> Interval:
     """Of the mean of scores that are 1, 0 or -1, or between these: of two shares, pair by pair.
 
     With half a pair more of each kind (Agresti and Min, Statistics in Medicine 2005): where no pair differs, the next
@@ -83,12 +83,12 @@ def of_difference(scores: Array, answers: Answers) -> Interval:
     return _normal(float(scores.mean()), answers.variance(scores) + more * more)
 
 
-def of_mean(scores: Array, answers: Answers) -> Interval:
+def of_mean(scores: Array, answers: ScoredAnswers) -> Interval:
     """Of the mean of scores that have a unit."""
     return _normal(float(scores.mean()), answers.variance(scores))
 
 
-def of_root(squares: Array, answers: Answers) -> Interval:
+def of_root(squares: Array, answers: ScoredAnswers) -> Interval:
     """Of the root of a mean of squares."""
     low, high = of_mean(squares, answers)
     return math.sqrt(max(0.0, low)), math.sqrt(high)

@@ -31,23 +31,24 @@ from ts_parity.errors import NotCodable, NotRepeatable, TrainingError, TsParityE
 from ts_parity.fingerprint import fingerprint
 from ts_parity.torchserve.archive import extract_archive, protection_name
 from ts_parity.training import FOLDERS, TrainSettings
+from ts_parity.training.architecture_choice import ArchitectureChooser, sample_of, sample_run, substitutes
 from ts_parity.training.architectures import (
     DEPLOYED,
     FRESH,
-    Called,
-    Shaped,
+    CallAdapter,
+    ReshapedNetwork,
     check_architecture,
     folded,
-    make_called,
+    make_model,
 )
-from ts_parity.training.bodies import Body, bodies_of
+from ts_parity.training.bodies import RequestBody, bodies_of
 from ts_parity.training.confidence import calibrated
 from ts_parity.training.cost import Cost, measure
 from ts_parity.training.data import not_encodable, some_calls
-from ts_parity.training.deciding import Deciding, first_sight, sight_of, substitutes
+from ts_parity.training.dataset import Dataset, prepare
 from ts_parity.training.devices import launch, make_fabric
 from ts_parity.training.disagreements import (
-    Rebuilt,
+    RebuiltAnswers,
     by_class,
     chosen_from,
     class_name,
@@ -57,22 +58,21 @@ from ts_parity.training.disagreements import (
     who_was_right,
 )
 from ts_parity.training.evaluate import Protections, evaluate, of_packed, rebuilt_slots
-from ts_parity.training.fit import Knobs, Material, Progress, run_network
+from ts_parity.training.fit import Hyperparameters, Progress, TrainingData, run_network
 from ts_parity.training.goals import Goal, draw_groups
-from ts_parity.training.ground import Ground, prepare
 from ts_parity.training.inputs import Calls, Inputs, tensor_bytes
-from ts_parity.training.meaning import Meaning, find_meaning
-from ts_parity.training.order import FEWEST_BODIES, Candidate, Order, check_enough
+from ts_parity.training.job_spec import FEWEST_BODIES, Candidate, JobSpec, check_enough
 from ts_parity.training.packing import Packer
 from ts_parity.training.page import report_page
 from ts_parity.training.previews import as_text
 from ts_parity.training.promise import COMPARED, Promise, finished, promise
-from ts_parity.training.reading import Reader, Reading
 from ts_parity.training.recommend import recommend
 from ts_parity.training.repeats import MOST, check_repeatable
 from ts_parity.training.scaling import scaled
+from ts_parity.training.semantics import OutputSemantics, infer_semantics
 from ts_parity.training.sizing import USUAL_BUDGET, Model, multiplications
 from ts_parity.training.steps import command_of
+from ts_parity.training.text_network import TextAdapter, TextNetwork
 from ts_parity.training.weighing import MOST_GROUPS, all_members, is_weighed, row_errors
 from ts_parity.training.workshop import workshop
 from ts_parity.wire import Array
@@ -83,18 +83,18 @@ _NAMED = 20
 """Refused bodies; of more there is the count."""
 
 
-def run(order: Order) -> dict[str, Any]:
+def run(spec: JobSpec) -> dict[str, Any]:
     """See `training.train`."""
-    settings = order.settings
+    settings = spec.settings
     check_architecture(settings.architecture)
-    with workshop(settings, order.bodies) as work:
-        refused = list(order.refused)
-        job = _Job(order, work)
-        report = job.run(order.candidates, refused)
+    with workshop(settings, spec.bodies) as work:
+        refused = list(spec.refused)
+        job = _Job(spec, work)
+        report = job.run(spec.candidates, refused)
         report["refused"] = refused
         report["recommendation"] = recommend(report)
         made = work / "made"
-        report["hashes"] = _hashes(made, order.settings.archive)
+        report["hashes"] = _hashes(made, spec.settings.archive)
         (made / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         (made / "report.html").write_text(report_page(report, settings.out, job.shown), encoding="utf-8")
         output.moved(made, settings.out)
@@ -105,12 +105,12 @@ def run(order: Order) -> dict[str, Any]:
 class Trained:
     """The networks of one candidate with one seed: one for each row, or one for all."""
 
-    models: Sequence[Called | Reading]
+    models: Sequence[CallAdapter | TextAdapter]
     errors: RowErrors | None = None
 
 
 @dataclass
-class _Price:
+class _CostMeter:
     """What a group costs; asked for each row of a code, whose networks are alike, and measured once."""
 
     measured: Callable[[Path], Cost]
@@ -127,19 +127,19 @@ class _Price:
 class _Job:
     """What the stages share."""
 
-    def __init__(self, order: Order, work: Path) -> None:
-        settings = self.settings = order.settings
-        self.archive = order.archive
-        self.protects = order.archive.protects(settings.protects)
-        self.bodies = order.bodies
-        self.labels = order.labels
+    def __init__(self, spec: JobSpec, work: Path) -> None:
+        settings = self.settings = spec.settings
+        self.archive = spec.archive
+        self.protects = spec.archive.protects(settings.protects)
+        self.bodies = spec.bodies
+        self.labels = spec.labels
         self.work = work
         self.extracted = work / "archive"
         self.fabric = make_fabric(settings)
-        self.knobs = _knobs(settings)
-        self.deciding = Deciding(settings, self.knobs, self.fabric.device, work)
+        self.hparams = _hparams(settings)
+        self.chooser = ArchitectureChooser(settings, self.hparams, self.fabric.device, work)
         self.warnings: list[str] = []
-        self.shown: dict[int, Body] = {}
+        self.shown: dict[int, RequestBody] = {}
         """Those of the disagreements, by their row among the scored ones."""
 
     def run(self, candidates: Sequence[Candidate], refused: list[str]) -> dict[str, Any]:
@@ -219,49 +219,49 @@ class _Job:
 
     def _learn(self, candidates: Sequence[Candidate], refused: list[str]) -> dict[str, Any]:
         with _loaded(self.extracted, self._gpu, self.settings.declaration) as handler:
-            if (sight := first_sight(handler, self.bodies)) is not None:
-                candidates = self._of_such_inputs(sight.inputs, candidates, refused)
+            if (sample := sample_run(handler, self.bodies)) is not None:
+                candidates = self._of_such_inputs(sample.inputs, candidates, refused)
                 if self.labels is not None or self.settings.metric is not None:  # whether they fit, before hours
-                    find_meaning(self.settings.metric, sight.outputs, self.labels, list)
+                    infer_semantics(self.settings.metric, sample.outputs, self.labels, list)
                 for candidate in candidates:
-                    self.deciding.decided(candidate, sight)
-            ground = prepare(handler, self.settings, self.bodies, self.labels, self.work, self._bar)
-            candidates = self._of_such_inputs(ground.seen.inputs, candidates, refused)
-            candidates = _of_such_outputs(ground, candidates, refused)
-            check_enough(len(ground.seen), candidates, ground.repeated)
-            sight = sight_of(ground.model, ground.seen)
-            decided = [self.deciding.decided(candidate, sight) for candidate in candidates]
-            packer = self._packer([self.bodies[int(ground.seen.kept[row])] for row in ground.seen.examples()])
-            self._tell(ground.meaning)
-            made = [self._candidate(handler, ground, packer, candidate) for candidate in decided]
+                    self.chooser.chosen(candidate, sample)
+            dataset = prepare(handler, self.settings, self.bodies, self.labels, self.work, self._bar)
+            candidates = self._of_such_inputs(dataset.seen.inputs, candidates, refused)
+            candidates = _of_such_outputs(dataset, candidates, refused)
+            check_enough(len(dataset.seen), candidates, dataset.repeated)
+            sample = sample_of(dataset.model, dataset.seen)
+            chosen = [self.chooser.chosen(candidate, sample) for candidate in candidates]
+            packer = self._packer([self.bodies[int(dataset.seen.kept[row])] for row in dataset.seen.examples()])
+            self._tell(dataset.semantics)
+            made = [self._candidate(handler, dataset, packer, candidate) for candidate in chosen]
             beside = [
-                self._beside(handler, ground, packer, k)
+                self._beside(handler, dataset, packer, k)
                 for k in self.settings.ks
                 if all(k != c["k"] for c in made if c["code"] == "exact")
             ]
         report = {
-            "refused_bodies": list(ground.refused[:_NAMED]),
-            "refused_count": len(ground.refused),
+            "refused_bodies": list(dataset.refused[:_NAMED]),
+            "refused_count": len(dataset.refused),
             "warnings": [
-                *ground.doubts,
-                *_overlap(ground, decided),
-                *_warnings(ground.seen.outputs, decided),
-                *substitutes(candidates, decided),
+                *dataset.doubts,
+                *_overlap(dataset, chosen),
+                *_warnings(dataset.seen.outputs, chosen),
+                *substitutes(candidates, chosen),
                 *self.warnings,
             ],
-            "knobs": {**asdict(self.knobs), "vary": list(self.knobs.vary)},
+            "hyperparameters": {**asdict(self.hparams), "vary": list(self.hparams.vary)},
             "split": {
-                "learn": len(ground.learn),
-                "choose": len(ground.choose),
-                "score": len(ground.scored_rows),
-                "repeated": ground.repeated,
-                "scored_repeated": ground.scored_repeated,
-                "overlap": ground.overlap,
+                "learn": len(dataset.learn),
+                "choose": len(dataset.choose),
+                "score": len(dataset.scored_rows),
+                "repeated": dataset.repeated,
+                "scored_repeated": dataset.scored_repeated,
+                "overlap": dataset.overlap,
             },
-            "scored_on": ground.scored_on,
+            "scored_on": dataset.scored_on,
             "scored_groups": SCORED_GROUPS,
-            "metric": ground.meaning.metric,
-            "outputs": {"kind": ground.meaning.kind, "why": ground.meaning.why},
+            "metric": dataset.semantics.metric,
+            "outputs": {"kind": dataset.semantics.kind, "why": dataset.semantics.why},
             **{name: made[0][name] for name in _SHARED if name in made[0]},
             "candidates": made,
             "beside": beside,
@@ -274,7 +274,7 @@ class _Job:
         """Those that can be made of what only some bodies have shown."""
         if not isinstance(inputs, Calls):
             return list(candidates)
-        if self.knobs.vary:
+        if self.hparams.vary:
             raise TrainingError("--vary is for images: one floating input of one shape for all bodies")
         why = f"needs one floating input of one shape, and {inputs.told()}; take code student or exact"
         refused += [f"code {one.code.name} {why}" for one in candidates if one.code.family is Family.PARITY]
@@ -284,13 +284,13 @@ class _Job:
         return left
 
     def _candidate(
-        self, handler: OfflineHandler, ground: Ground, packer: Packer, candidate: Candidate
+        self, handler: OfflineHandler, dataset: Dataset, packer: Packer, candidate: Candidate
     ) -> dict[str, Any]:
         """Train it with every seed, score it, and pack the best of them."""
         code = candidate.code
         if code.lossless:
-            scores = [self._scores(ground, code, self._answered(ground, code, Trained([]), 0))]
-            price = self._price(handler, ground, code, ground.deployed())
+            scores = [self._scores(dataset, code, self._answered(dataset, code, Trained([]), 0))]
+            price = self._price(handler, dataset, code, dataset.deployed())
             archives = self._exact(packer, candidate, price)
             return {
                 **_told(code, ITSELF),
@@ -301,17 +301,17 @@ class _Job:
             }
         rows = range(code.r if code.family is Family.PARITY else 1)  # the r instances of a backup run one network
         trained = [
-            self._weighed(ground, code, [self._row(ground, candidate, row, seed) for row in rows])
+            self._weighed(dataset, code, [self._row(dataset, candidate, row, seed) for row in rows])
             for seed in range(self.settings.seed, self.settings.seed + self.settings.seeds)
         ]
-        answered = [self._answered(ground, code, each, seed) for seed, each in enumerate(trained)]
-        scores = [self._scores(ground, code, each) for each in answered]
-        chosen = self._chosen(ground, code, trained)
+        answered = [self._answered(dataset, code, each, seed) for seed, each in enumerate(trained)]
+        scores = [self._scores(dataset, code, each) for each in answered]
+        chosen = self._chosen(dataset, code, trained)
         best = trained[chosen]
-        promised = self._promise(handler, ground, code, best, scores[chosen])
-        says = functools.partial(said, code, best.models)
-        confidence, worth = calibrated(ground, code, says, best.errors, self.settings.seed)
-        price, archives = self._price(handler, ground, code, best.models[0]), []
+        promised = self._promise(handler, dataset, code, best, scores[chosen])
+        says = functools.partial(predictions, code, best.models)
+        confidence, worth = calibrated(dataset, code, says, best.errors, self.settings.seed)
+        price, archives = self._price(handler, dataset, code, best.models[0]), []
         for row in range(code.r):
             model, name = best.models[min(row, len(best.models) - 1)], self._name(candidate, row)
             archives.append(packer.protection(code, row, model, name, price, promised, best.errors, confidence))
@@ -320,121 +320,131 @@ class _Job:
             "confidence": worth,
             "packed_seed": self.settings.seed + chosen,
             "archives": archives,
-            **self._shows(handler, ground, code, answered[chosen]),
+            **self._shows(handler, dataset, code, answered[chosen]),
         }
         return {**_told(code, str(candidate.architecture)), **of_packed(scores, chosen), **price.told(), **told}
 
-    def _weighed(self, ground: Ground, code: ErasureCode, models: Sequence[Called | Reading]) -> Trained:
+    def _weighed(self, dataset: Dataset, code: ErasureCode, models: Sequence[CallAdapter | TextAdapter]) -> Trained:
         """With how the rows' errors go together, where there are several."""
         if not is_weighed(code):
             return Trained(models)
-        groups, outputs = self._choosing(ground, code, MOST_GROUPS)
+        groups, outputs = self._choosing(dataset, code, MOST_GROUPS)
         told = {
             slots: {
-                row: run_network(model, ground.seen.inputs, groups, Goal(code, row), slots)
+                row: run_network(model, dataset.seen.inputs, groups, Goal(code, row), slots)
                 for row, model in enumerate(models)
             }
             for slots in all_members(code)
         }
-        return Trained(models, row_errors(code, outputs, told, ground.meaning, len(ground.choose)))
+        return Trained(models, row_errors(code, outputs, told, dataset.semantics, len(dataset.choose)))
 
-    def _chosen(self, ground: Ground, code: ErasureCode, trained: Sequence[Trained]) -> int:
+    def _chosen(self, dataset: Dataset, code: ErasureCode, trained: Sequence[Trained]) -> int:
         """The best of several seeds, on bodies that are not scored: the best of what is scored would be luck, too."""
         if len(trained) == 1:
             return 0
-        groups, outputs = self._choosing(ground, code)
+        groups, outputs = self._choosing(dataset, code)
         losses = [
             evaluate(
                 code,
                 outputs,
-                said(code, each.models, ground.seen.inputs, groups),
-                meaning=ground.meaning,
+                predictions(code, each.models, dataset.seen.inputs, groups),
+                semantics=dataset.semantics,
                 errors=each.errors,
             )["loss"]
             for each in trained
         ]
         return losses.index(min(losses))
 
-    def _choosing(self, ground: Ground, code: ErasureCode, most: int = SCORED_GROUPS) -> tuple[Array, Array]:
+    def _choosing(self, dataset: Dataset, code: ErasureCode, most: int = SCORED_GROUPS) -> tuple[Array, Array]:
         """-> groups of bodies that were neither learned nor scored, and what the deployed model said to them."""
-        groups = draw_groups(ground.choose, code.k, np.random.default_rng(self.settings.seed), most)
-        return groups, ground.seen.outputs[groups]
+        groups = draw_groups(dataset.choose, code.k, np.random.default_rng(self.settings.seed), most)
+        return groups, dataset.seen.outputs[groups]
 
     def _exact(self, packer: Packer, candidate: Candidate, price: Callable[[Path], float | None]) -> list[str]:
         code = candidate.code
         return [packer.protection(code, row, None, self._name(candidate, row), price) for row in range(code.r)]
 
-    def _row(self, ground: Ground, candidate: Candidate, row: int, seed: int) -> Called | Reading:
+    def _row(self, dataset: Dataset, candidate: Candidate, row: int, seed: int) -> CallAdapter | TextAdapter:
         """One trained network, from its finished weights if an earlier run left them."""
         goal, label = Goal(candidate.code, row), f"{candidate.label}-row{row}-seed{seed}"
         dice = seed * 100 + row
         torch.manual_seed(dice)
-        model = make_called(str(candidate.architecture), ground.model, ground.seen.call, ground.shapes, candidate.width)
-        observed = ground.meaning, ground.seen.inputs, ground.seen.outputs
-        if isinstance(model.network, Reader):
-            model.network.said = scaled(model.network.said, ground.shapes, goal, *observed)
-        if isinstance(model.network, Shaped) and ".py:" not in str(candidate.architecture):  # a user's own is as it is
-            model.network.network = scaled(model.network.network, ground.shapes, goal, *observed)
-        key = self.deciding.key(candidate, row, seed, ground.meaning, _digest(model))
+        model = make_model(
+            str(candidate.architecture), dataset.model, dataset.seen.call, dataset.shapes, candidate.width
+        )
+        observed = dataset.semantics, dataset.seen.inputs, dataset.seen.outputs
+        if isinstance(model.network, TextNetwork):
+            model.network.head = scaled(model.network.head, dataset.shapes, goal, *observed)
+        if isinstance(model.network, ReshapedNetwork) and ".py:" not in str(
+            candidate.architecture
+        ):  # a user's own is as it is
+            model.network.network = scaled(model.network.network, dataset.shapes, goal, *observed)
+        key = self.chooser.key(candidate, row, seed, dataset.semantics, _digest(model))
         kept = self.work / f"{label}-{key}"
         finished, checkpoint = kept.with_suffix(".weights"), kept.with_suffix(".checkpoint")
         if not finished.exists():
-            deployed = ground.deployed() if self.knobs.vary else None
-            seen = ground.seen
-            material = Material(seen.inputs, seen.outputs, ground.learn, ground.choose, deployed, ground.meaning)
-            with self._bar(label, self.knobs.steps, "step") as bar:
+            deployed = dataset.deployed() if self.hparams.vary else None
+            seen = dataset.seen
+            data = TrainingData(seen.inputs, seen.outputs, dataset.learn, dataset.choose, deployed, dataset.semantics)
+            with self._bar(label, self.hparams.steps, "step") as bar:
 
                 def told(step: int, loss: float, score: float) -> None:
                     bar.update(step - bar.n)
-                    figure = ground.meaning.figure
+                    figure = dataset.semantics.figure
                     bar.set_postfix_str(f"loss={loss:.3f}, {figure.own}={figure.told(score)}")
 
-                weights = launch(self.fabric, model, material, goal, self.knobs, dice, checkpoint, Progress(told))
+                weights = launch(self.fabric, model, data, goal, self.hparams, dice, checkpoint, Progress(told))
             torch.save(weights, finished)
             checkpoint.unlink(missing_ok=True)
         model.load_state_dict(torch.load(finished, weights_only=True))
         model.to(self.fabric.device).eval()
-        if isinstance(model.network, Shaped):  # ours, so it may be rebuilt; user code must find its own as it made it
+        if isinstance(
+            model.network, ReshapedNetwork
+        ):  # ours, so it may be rebuilt; user code must find its own as it made it
             folded(model.network)
         return model
 
-    def _answered(self, ground: Ground, code: ErasureCode, trained: Trained, seed: int) -> _Answered:
+    def _answered(self, dataset: Dataset, code: ErasureCode, trained: Trained, seed: int) -> _Answered:
         dice = np.random.default_rng(self.settings.seed + 1 + seed)
-        groups = draw_groups(ground.scored_rows, code.k, dice, SCORED_GROUPS)
+        groups = draw_groups(dataset.scored_rows, code.k, dice, SCORED_GROUPS)
         if not code.lossless:
-            return groups, said(code, trained.models, ground.scored.inputs, groups), trained.errors
-        outputs = ground.scored.outputs[groups]  # it says what the deployed model has said, which was found repeatable
+            return groups, predictions(code, trained.models, dataset.scored.inputs, groups), trained.errors
+        outputs = dataset.scored.outputs[groups]  # it says what the deployed model has said, which was found repeatable
         return groups, {members: {0: outputs} for members in range(1, code.k + 1)}, None
 
-    def _scores(self, ground: Ground, code: ErasureCode, answered: _Answered) -> dict[str, Any]:
+    def _scores(self, dataset: Dataset, code: ErasureCode, answered: _Answered) -> dict[str, Any]:
         groups, protections, errors = answered
-        labels = None if ground.labels is None else ground.labels[groups]
-        contents = ground.scored_contents[groups]
-        return evaluate(code, ground.scored.outputs[groups], protections, labels, ground.meaning, contents, errors)
+        labels = None if dataset.labels is None else dataset.labels[groups]
+        contents = dataset.scored_contents[groups]
+        return evaluate(code, dataset.scored.outputs[groups], protections, labels, dataset.semantics, contents, errors)
 
-    def _shows(self, handler: OfflineHandler, ground: Ground, code: ErasureCode, answered: _Answered) -> dict[str, Any]:
+    def _shows(
+        self, handler: OfflineHandler, dataset: Dataset, code: ErasureCode, answered: _Answered
+    ) -> dict[str, Any]:
         """How the packed one errs: by class, and on a dozen bodies."""
         groups, protections, errors = answered
-        meaning, outputs = ground.meaning, ground.scored.outputs
+        semantics, outputs = dataset.semantics, dataset.scored.outputs
         told = rebuilt_slots(code, outputs[groups], protections[code.k], code.k, 1, errors)
         slots, rebuilt = zip(*told, strict=True)
         rows = np.concatenate([groups[:, slot] for slot in slots])
-        labels = None if ground.labels is None else ground.labels[rows]
-        all_of_them = Rebuilt(rows, np.concatenate(rebuilt), outputs[rows], ground.scored_contents[rows], labels)
+        labels = None if dataset.labels is None else dataset.labels[rows]
+        all_of_them = RebuiltAnswers(
+            rows, np.concatenate(rebuilt), outputs[rows], dataset.scored_contents[rows], labels
+        )
         folders = self.bodies if str(self.settings.labels) == FOLDERS else ()
-        names = class_names(self.extracted, meaning.rows(outputs[:1], 1).shape[-1], folders)
+        names = class_names(self.extracted, semantics.rows(outputs[:1], 1).shape[-1], folders)
         shown = []
-        for place in chosen_from(all_of_them, meaning, np.random.default_rng(self.settings.seed)):
+        for place in chosen_from(all_of_them, semantics, np.random.default_rng(self.settings.seed)):
             row, raw = int(rows[place]), all_of_them.rebuilt[place].astype(outputs.dtype)
-            body = self.shown[row] = ground.scored_bodies[row]
+            body = self.shown[row] = dataset.scored_bodies[row]
             both = finished(handler, body, raw)
             shown.append(
                 {
                     "body": body.name,
                     "row": row,
-                    "deployed": told_of(outputs[row], meaning, names),
-                    "rebuilt": told_of(raw, meaning, names),
-                    **({} if labels is None else {"label": label_told(labels[place], meaning, names)}),
+                    "deployed": told_of(outputs[row], semantics, names),
+                    "rebuilt": told_of(raw, semantics, names),
+                    **({} if labels is None else {"label": label_told(labels[place], semantics, names)}),
                     **(
                         {}
                         if both is None
@@ -442,58 +452,59 @@ class _Job:
                     ),
                 }
             )
-        classes = [{**each, "name": class_name(each["class"], names)} for each in by_class(all_of_them, meaning)]
-        return {"classes": classes, "differing": who_was_right(all_of_them, meaning), "disagreements": shown}
+        classes = [{**each, "name": class_name(each["class"], names)} for each in by_class(all_of_them, semantics)]
+        return {"classes": classes, "differing": who_was_right(all_of_them, semantics), "disagreements": shown}
 
-    def _beside(self, handler: OfflineHandler, ground: Ground, packer: Packer, k: int) -> dict[str, Any]:
+    def _beside(self, handler: OfflineHandler, dataset: Dataset, packer: Packer, k: int) -> dict[str, Any]:
         """What `exact` would cost, which nobody asked for: the others are compared with it."""
         code = make_code("exact", k)
         cost = asdict(Cost(float(k), multiplications=float(k)))  # a CPU answers one slot after the other
         if self.fabric.device.type == "cuda":
-            price = self._price(handler, ground, code, ground.deployed())
+            price = self._price(handler, dataset, code, dataset.deployed())
             with tempfile.TemporaryDirectory(prefix="ts-parity-exact-") as scratch:
                 replace(packer, out=Path(scratch)).protection(code, 0, None, f"exact-k{k}", price)
             cost = price.told()
-        return {**_told(code, ITSELF), "metric": ground.meaning.metric, "loss": 0.0, **cost}
+        return {**_told(code, ITSELF), "metric": dataset.semantics.metric, "loss": 0.0, **cost}
 
-    def _tell(self, meaning: Meaning) -> None:
+    def _tell(self, semantics: OutputSemantics) -> None:
         """Before hours are spent on it."""
         if self.settings.progress:
             print(
-                f"outputs are taken for {meaning.kind} and scored by {meaning.metric}: {meaning.why}", file=sys.stderr
+                f"outputs are taken for {semantics.kind} and scored by {semantics.metric}: {semantics.why}",
+                file=sys.stderr,
             )
 
     def _promise(
         self,
         handler: OfflineHandler,
-        ground: Ground,
+        dataset: Dataset,
         code: ErasureCode,
         trained: Trained,
         scores: Mapping[str, Any],
     ) -> Promise:
         """Of classes a proxy will find what was scored; all else is finished and compared."""
-        meaning, scored = ground.meaning, ground.scored
-        if meaning.metric == "accuracy" and scored.outputs[0].size > 1:
+        semantics, scored = dataset.semantics, dataset.scored
+        if semantics.metric == "accuracy" and scored.outputs[0].size > 1:
             return Promise(float(scores["agreement"]), interval=scores["intervals"]["agreement"])
-        groups = draw_groups(ground.scored_rows, code.k, np.random.default_rng(self.settings.seed), COMPARED)
-        rows = said(code, trained.models, scored.inputs, groups)[code.k]
+        groups = draw_groups(dataset.scored_rows, code.k, np.random.default_rng(self.settings.seed), COMPARED)
+        rows = predictions(code, trained.models, scored.inputs, groups)[code.k]
 
         def rebuilt() -> Iterator[tuple[int, Array]]:
             for slot, raw in rebuilt_slots(code, scored.outputs[groups], rows, code.k, 1, trained.errors):
                 for group in range(slot, len(groups), code.k):
                     yield int(groups[group, slot]), raw[group].astype(scored.outputs.dtype)
 
-        return promise(handler, ground.scored_bodies, rebuilt, meaning.kind in ("numbers", "box", "embedding"))
+        return promise(handler, dataset.scored_bodies, rebuilt, semantics.kind in ("numbers", "box", "embedding"))
 
-    def _price(self, handler: OfflineHandler, ground: Ground, code: ErasureCode, model: Model) -> _Price:
+    def _price(self, handler: OfflineHandler, dataset: Dataset, code: ErasureCode, model: Model) -> _CostMeter:
         """`model`: what will be packed."""
         runs = 1 if code.family is Family.PARITY else code.k
-        own, one = (multiplications(each, ground.shapes) for each in (model, ground.deployed()))
+        own, one = (multiplications(each, dataset.shapes) for each in (model, dataset.deployed()))
         counted = None if own is None or one is None else runs * own / one
         counted = float(runs) if code.lossless else counted
-        inputs = ground.seen.inputs
+        inputs = dataset.seen.inputs
         rows = inputs.typical(code.k).rows if isinstance(inputs, Calls) else range(code.k)
-        bodies = [self.bodies[int(ground.seen.kept[row])] for row in rows]
+        bodies = [self.bodies[int(dataset.seen.kept[row])] for row in rows]
 
         def measured(packed: Path) -> Cost:
             try:
@@ -502,9 +513,9 @@ class _Job:
                 self.warnings.append(f"{packed.name} does not answer a group here, and perhaps on no worker: {error}")
                 return Cost(multiplications=counted)
 
-        return _Price(measured)
+        return _CostMeter(measured)
 
-    def _packer(self, bodies: Sequence[Body]) -> Packer:
+    def _packer(self, bodies: Sequence[RequestBody]) -> Packer:
         return Packer(self.settings, self.archive, self.protects, self.extracted, bodies, self.work / "made")
 
     def _name(self, candidate: Candidate, row: int) -> str:
@@ -519,10 +530,10 @@ class _Job:
         return tqdm(total=total, desc=what, disable=not self.settings.progress, file=sys.stderr, unit=unit)
 
 
-def _overlap(ground: Ground, candidates: Sequence[Candidate]) -> list[str]:
-    if not ground.overlap or all(candidate.code.lossless for candidate in candidates):
+def _overlap(dataset: Dataset, candidates: Sequence[Candidate]) -> list[str]:
+    if not dataset.overlap or all(candidate.code.lossless for candidate in candidates):
         return []
-    told = f"{ground.overlap} of the {len(ground.scored_rows)} scored bodies"
+    told = f"{dataset.overlap} of the {len(dataset.scored_rows)} scored bodies"
     return [f"{told} are the same as bodies of --inputs: they may have been learned, so the figures are too good"]
 
 
@@ -547,11 +558,11 @@ def _loaded(folder: Path, gpu: int | None, declaration: Mapping[str, str]) -> Of
         raise _unloadable(error) from error
 
 
-def _of_such_outputs(ground: Ground, candidates: Sequence[Candidate], refused: list[str]) -> list[Candidate]:
+def _of_such_outputs(dataset: Dataset, candidates: Sequence[Candidate], refused: list[str]) -> list[Candidate]:
     """Those that need not learn them, where no network can. Raise NotCodable if none is left."""
-    if not ground.meaning.numbered:
+    if not dataset.semantics.numbered:
         return list(candidates)
-    values = [f"{value:g}" for value in np.unique(ground.seen.outputs)]
+    values = [f"{value:g}" for value in np.unique(dataset.seen.outputs)]
     shown = ", ".join(values if len(values) <= 4 else [*values[:2], "...", values[-1]])
     why = (
         f"cannot be learned: the model answers with {shown}, as classes are numbered, and a network would answer with "
@@ -596,7 +607,9 @@ _Answered = tuple[Array, Protections, RowErrors | None]
 _SHARED = ("A_a", "A_default", "E_a", "E_default", "spread")
 
 
-def said(code: ErasureCode, models: Sequence[nn.Module], inputs: Inputs, groups: Array) -> dict[int, dict[int, Array]]:
+def predictions(
+    code: ErasureCode, models: Sequence[nn.Module], inputs: Inputs, groups: Array
+) -> dict[int, dict[int, Array]]:
     """What the protections say to groups (G, k) of inputs, for every number of members, as `evaluate` wants it."""
     if code.family is Family.BACKUP:
         flat = run_network(models[0], inputs, groups.reshape(-1, 1), Goal(code))
@@ -621,15 +634,15 @@ def _told(code: ErasureCode, architecture: str) -> dict[str, Any]:
     }
 
 
-def _knobs(settings: TrainSettings) -> Knobs:
-    knobs = Knobs()
+def _hparams(settings: TrainSettings) -> Hyperparameters:
+    hparams = Hyperparameters()
     if settings.steps is not None:
         if settings.steps < 1:
             raise TrainingError(f"--steps must be at least 1, not {settings.steps}")
-        knobs = replace(knobs, steps=settings.steps)
+        hparams = replace(hparams, steps=settings.steps)
     if settings.rate is not None:
         if settings.rate <= 0:
             raise TrainingError(f"--rate must be positive, not {settings.rate}")
-        knobs = replace(knobs, peak_rate=settings.rate)
+        hparams = replace(hparams, peak_rate=settings.rate)
     chosen = tuple(kind for kind in settings.vary or () if kind != "none")
-    return replace(knobs, vary=chosen)
+    return replace(hparams, vary=chosen)

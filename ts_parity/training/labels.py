@@ -16,7 +16,7 @@ import numpy as np
 
 from ts_parity.errors import TrainingError
 from ts_parity.training import FOLDERS
-from ts_parity.training.bodies import Body, places_of, read_array, split_source
+from ts_parity.training.bodies import RequestBody, places_of, read_array, split_source
 from ts_parity.wire import Array
 
 _BYTE_ORDER_MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
@@ -27,7 +27,7 @@ _WORTH_TELLING = 0.2
 """Accuracy that other names for the classes would bring, from which on the labels are doubted."""
 
 
-def read_labels(labels: Path, source: Path, bodies: Sequence[Body], inputs: Sequence[Body] = ()) -> Array:
+def read_labels(labels: Path, source: Path, bodies: Sequence[RequestBody], inputs: Sequence[RequestBody] = ()) -> Array:
     """-> (n,) class indices, (n,) numbers, or (n, m) numbers (boxes), one row for each of `bodies`, which come from
     `source`. Whole numbers come as integers.
 
@@ -47,7 +47,7 @@ def read_labels(labels: Path, source: Path, bodies: Sequence[Body], inputs: Sequ
     return _of_table(file, bodies, source)
 
 
-def classes_of_folders(labels: Path | None, bodies: Sequence[Body], inputs: Sequence[Body]) -> int | None:
+def classes_of_folders(labels: Path | None, bodies: Sequence[RequestBody], inputs: Sequence[RequestBody]) -> int | None:
     """How many classes the folders name; None where it is not they that do."""
     return None if str(labels) != FOLDERS else len(_order_of_folders(bodies, inputs))
 
@@ -82,7 +82,7 @@ def doubts(labels: Array, rows: Array, said: Array, folders: int | None = None) 
     return told
 
 
-def _of_folders(bodies: Sequence[Body], inputs: Sequence[Body]) -> Array:
+def _of_folders(bodies: Sequence[RequestBody], inputs: Sequence[RequestBody]) -> Array:
     scored = _folders(bodies)
     loose = [body.name for body, folder in zip(bodies, scored, strict=True) if folder == "."]
     if loose:
@@ -91,7 +91,7 @@ def _of_folders(bodies: Sequence[Body], inputs: Sequence[Body]) -> Array:
     return np.array([order.index(folder) for folder in scored])
 
 
-def _order_of_folders(bodies: Sequence[Body], inputs: Sequence[Body]) -> list[str]:
+def _order_of_folders(bodies: Sequence[RequestBody], inputs: Sequence[RequestBody]) -> list[str]:
     scored, named = set(_folders(bodies)), set(_folders(inputs))
     strange = sorted(scored - named)
     if strange and named & scored:
@@ -103,11 +103,11 @@ def _order_of_folders(bodies: Sequence[Body], inputs: Sequence[Body]) -> list[st
     return sorted(scored if strange else named - {"."})
 
 
-def _folders(bodies: Sequence[Body]) -> list[str]:
+def _folders(bodies: Sequence[RequestBody]) -> list[str]:
     return [PurePosixPath(body.name).parent.as_posix() for body in bodies]
 
 
-def _of_table(file: Path, bodies: Sequence[Body], source: Path) -> Array:
+def _of_table(file: Path, bodies: Sequence[RequestBody], source: Path) -> Array:
     by_name = _read_table(file)
     # Names may be given relative to the CSV, as seen from its folder, or to the bodies' own folder.
     names = [(_plain(body.name), _plain(f"{source.name}/{body.name}")) for body in bodies]

@@ -31,10 +31,10 @@ from ts_parity.torchserve.archive import (
 )
 from ts_parity.torchserve.weights import WeightsFormat, format_of
 from ts_parity.training import TrainSettings
-from ts_parity.training.architectures import Called, plain_call
-from ts_parity.training.bodies import Body
+from ts_parity.training.architectures import CallAdapter, plain_call
+from ts_parity.training.bodies import RequestBody
 from ts_parity.training.promise import NOTHING_PROMISED, Promise
-from ts_parity.training.reading import Reading
+from ts_parity.training.text_network import TextAdapter
 from ts_parity.wire import ROUNDOFF, Array
 from ts_parity.worker.encoders import in_dtype, tensors, with_tensors
 from ts_parity.worker.offline import OfflineHandler
@@ -52,7 +52,7 @@ class Packer:
     archive: Archive
     protects: ProtectedModel
     work: Path
-    bodies: Sequence[Body]
+    bodies: Sequence[RequestBody]
     out: Path
 
     def deployed(self) -> str:
@@ -72,7 +72,7 @@ class Packer:
         self,
         code: ErasureCode,
         row: int,
-        model: Called | Reading | None,
+        model: CallAdapter | TextAdapter | None,
         name: str,
         price: Callable[[Path], float | None],
         promised: Promise = NOTHING_PROMISED,
@@ -137,7 +137,7 @@ class Packer:
 
 
 @contextmanager
-def _samples(bodies: Sequence[Body]) -> Iterator[list[SampleRequest]]:
+def _samples(bodies: Sequence[RequestBody]) -> Iterator[list[SampleRequest]]:
     """Bodies as files, which may have come from within a zip or an array."""
     with tempfile.TemporaryDirectory(prefix="ts-parity-samples-") as scratch:
         samples = []
@@ -150,7 +150,7 @@ def _samples(bodies: Sequence[Body]) -> Iterator[list[SampleRequest]]:
         yield samples
 
 
-def _calls(work: Path, bodies: Sequence[Body], declaration: Mapping[str, str]) -> list[ModelCall]:
+def _calls(work: Path, bodies: Sequence[RequestBody], declaration: Mapping[str, str]) -> list[ModelCall]:
     with OfflineHandler(work, declared=declaration) as handler:
         captured = [handler.capture(handler.request(body.read(), body.content_type)) for body in bodies]
     return [in_dtype(call, torch.float32) for call in captured]  # as it was trained
@@ -164,7 +164,9 @@ def _answer(network: Any, call: ModelCall) -> Array:
     return raw
 
 
-def _save_as_deployed(archive: Archive, work: Path, model: Called | Reading, call: ModelCall, to: Path) -> bool:
+def _save_as_deployed(
+    archive: Archive, work: Path, model: CallAdapter | TextAdapter, call: ModelCall, to: Path
+) -> bool:
     """Whether the archive's serialised file is of a kind that can be written for `model`; then it was."""
     network = model.network
     if archive.serialized_file is None:
@@ -203,13 +205,13 @@ def _take_dtypes(network: nn.Module, original: nn.Module) -> None:
         value.data = value.data.to(dtypes.get(name, value.dtype))
 
 
-def _beside(model: Called | Reading, call: ModelCall) -> Any:
+def _beside(model: CallAdapter | TextAdapter, call: ModelCall) -> Any:
     """As TorchScript that is called with the tensors of a call, one after the other."""
-    network: nn.Module = model.network if model.plain else _Plain(model.network, call)
+    network: nn.Module = model.network if model.plain else _PlainCall(model.network, call)
     return _traced(network, tuple(tensors(call).values()), {})
 
 
-class _Plain(nn.Module):
+class _PlainCall(nn.Module):
     """The deployed model's own class, called with the tensors of a call alone, by whatever method; all else is as in
     this call. It answers with the part of its output that is coded: any other container might not be traced.
     """
@@ -264,7 +266,7 @@ def _traced(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def _loads_as(packed: Path, bodies: Sequence[Body], expected: Sequence[Array]) -> bool:
+def _loads_as(packed: Path, bodies: Sequence[RequestBody], expected: Sequence[Array]) -> bool:
     """Whether the packed archive's own handler, loading its own file, runs the network that was trained."""
     with tempfile.TemporaryDirectory(prefix="ts-parity-check-") as scratch:
         extract_archive(packed, Path(scratch))

@@ -27,13 +27,13 @@ from ts_parity.pages import (
     text,
     typed,
 )
-from ts_parity.training.bodies import Body
-from ts_parity.training.charts import Chart, Mark, Pair
+from ts_parity.training.bodies import RequestBody
+from ts_parity.training.charts import Chart, Pair, Series
 from ts_parity.training.disagreements import SHOWN
 from ts_parity.training.figures import FIGURES, Figure
-from ts_parity.training.meaning import Meaning
 from ts_parity.training.previews import preview
 from ts_parity.training.recommend import MOST_LOSS, SMALL_LOSS, chosen, extra_work, looked_at, loss, named
+from ts_parity.training.semantics import OutputSemantics
 from ts_parity.training.steps import next_steps
 
 MOST_SHOWN = 1 << 20
@@ -49,7 +49,7 @@ F = [i / 100 for i in range(21)]
 Candidate = Mapping[str, Any]
 
 
-def report_page(report: Mapping[str, Any], out: Path, bodies: Mapping[int, Body] | None = None) -> str:
+def report_page(report: Mapping[str, Any], out: Path, bodies: Mapping[int, RequestBody] | None = None) -> str:
     """`out`: the folder of the archives. `bodies`: those of the disagreements, by their row among the scored ones."""
     candidates: Sequence[Candidate] = report["candidates"]
     deployed, figure = report["deployed"], FIGURES[report.get("metric") or "accuracy"]
@@ -285,7 +285,7 @@ def _ends(candidate: Candidate, name: str) -> Pair | None:
 
 def _against_work(candidates: Sequence[Candidate], figure: Figure) -> str:
     marks = [
-        Mark(
+        Series(
             _label(c), c["code"], [(100 * (extra_work(c) or 0.0), _points(c))], _form(c), [_ends(c, "loss")],
         )
         for c in candidates
@@ -305,13 +305,13 @@ def _overall_name(candidate: Candidate) -> str:
 
 def _overall(candidates: Sequence[Candidate]) -> str:
     first = candidates[0]
-    figure, meaning = FIGURES[first["metric"]], Meaning(metric=first["metric"])
+    figure, semantics = FIGURES[first["metric"]], OutputSemantics(metric=first["metric"])
     scale = 1.0 if figure.error else 100.0
     own = float(first.get("E_a", 0.0) if figure.error else first.get("A_a", 1.0))
 
-    def line(label: str, colour: str, other: float, form: int = 0) -> Mark:
-        points = [(100 * f, scale * meaning.mixed(own, other, f)) for f in F]
-        return Mark(label, colour, points, form, line=True)
+    def line(label: str, colour: str, other: float, form: int = 0) -> Series:
+        points = [(100 * f, scale * semantics.mixed(own, other, f)) for f in F]
+        return Series(label, colour, points, form, line=True)
 
     marks = [line(_label(c), c["code"], _worth(c), _form(c)) for c in candidates]
     ends = [scale * own, *(mark.points[-1][1] for mark in marks)]
@@ -344,19 +344,19 @@ def _confidence(candidates: Sequence[Candidate]) -> str:
     return Chart(told, "surest answers that are released, %", up, marks, zero=False, bounds=bounds).svg()
 
 
-def _surest(candidate: Candidate) -> Mark:
+def _surest(candidate: Candidate) -> Series:
     told = candidate["confidence"]
     points = [{**told, "released": 1.0}, *(each for each in told["surest"] if "agreement" in each)]
     shown = [(100 * point["released"], 100 * point["agreement"]) for point in points]
     ends = [(100 * point["agreement_95"][0], 100 * point["agreement_95"][1]) for point in points]
-    return Mark(_label(candidate), candidate["code"], shown, _form(candidate), ends, line=True)
+    return Series(_label(candidate), candidate["code"], shown, _form(candidate), ends, line=True)
 
 
-def _surest_numbers(candidate: Candidate) -> Mark:
+def _surest_numbers(candidate: Candidate) -> Series:
     """Of numbers there is no share that agrees."""
     points = [(100 * p["released"], float(p["score"])) for p in candidate["confidence"]["surest"] if "score" in p]
     whole = (100.0, float(candidate["score"]))
-    return Mark(_label(candidate), candidate["code"], [whole, *points], _form(candidate), line=True)
+    return Series(_label(candidate), candidate["code"], [whole, *points], _form(candidate), line=True)
 
 
 # ---- by class --------------------------------------------------------------------------------------------------------
@@ -394,7 +394,7 @@ def _classes(report: Mapping[str, Any]) -> str:
 # ---- how it errs -----------------------------------------------------------------------------------------------------
 
 
-def _disagreements(report: Mapping[str, Any], bodies: Mapping[int, Body]) -> str:
+def _disagreements(report: Mapping[str, Any], bodies: Mapping[int, RequestBody]) -> str:
     one = looked_at(report)
     shown: Sequence[Mapping[str, Any]] = [] if one is None else one.get("disagreements", [])
     if one is None or not shown:
@@ -421,7 +421,7 @@ def _counted(one: Candidate, shown: Sequence[Mapping[str, Any]]) -> str:
     return f"{words}. Here are {len(shown)} of the bodies, drawn at random, as the client sends them:"
 
 
-def _cards(shown: Iterable[Mapping[str, Any]], bodies: Mapping[int, Body]) -> Iterator[str]:
+def _cards(shown: Iterable[Mapping[str, Any]], bodies: Mapping[int, RequestBody]) -> Iterator[str]:
     room = MOST_SHOWN
     for one in shown:
         body = bodies.get(one["row"])
@@ -464,10 +464,10 @@ def _made(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "made at", report["made_at"]
     yield "model", f"{report['deployed']['model']} {report['deployed']['version']}"
     yield "bodies", _bodies(report)
-    if "knobs" in report:
-        knobs = report["knobs"]
-        varied = f", varied by {', '.join(knobs['vary'])}" if knobs.get("vary") else ""
-        yield "training", f"{knobs['steps']:,} steps a network, peak rate {knobs['peak_rate']:g}{varied}"
+    if "hyperparameters" in report:
+        hparams = report["hyperparameters"]
+        varied = f", varied by {', '.join(hparams['vary'])}" if hparams.get("vary") else ""
+        yield "training", f"{hparams['steps']:,} steps a network, peak rate {hparams['peak_rate']:g}{varied}"
     if any(c["code"] != "exact" for c in report["candidates"]):
         seeds = max(int(c.get("seeds") or 0) for c in report["candidates"])
         yield "seeds", f"{seeds}, from {report['seed']} on" if seeds > 1 else f"one, {report['seed']}"

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ts_parity.pages import note, text
-from ts_parity.training.forms import Body
+from ts_parity.training.forms import RequestBody
 from ts_parity.wire import Part
 from ts_parity.worker.requests import request_of
 
@@ -31,7 +31,7 @@ _SOUNDS = {b"RIFF": "audio/wav", b"OggS": "audio/ogg", b"fLaC": "audio/flac", b"
 _DEEPEST = 6
 
 
-def preview(body: Body) -> str:
+def preview(body: RequestBody) -> str:
     """As HTML of at most about 1.4 * MOST_BYTES a part."""
     try:
         data = body.read()

@@ -15,7 +15,7 @@ from ts_parity.engine import Finding
 from ts_parity.errors import TsParityError
 from ts_parity.proxy.http.messages import Response
 from ts_parity.proxy.serving.comparison import compare, off_by
-from ts_parity.training.bodies import Body
+from ts_parity.training.bodies import RequestBody
 from ts_parity.training.intervals import wilson
 from ts_parity.wire import Array
 from ts_parity.worker.offline import OfflineHandler
@@ -44,7 +44,10 @@ NOTHING_PROMISED = Promise()
 
 
 def promise(
-    handler: OfflineHandler, bodies: Sequence[Body], rebuilt: Callable[[], Iterator[tuple[int, Array]]], numbers: bool
+    handler: OfflineHandler,
+    bodies: Sequence[RequestBody],
+    rebuilt: Callable[[], Iterator[tuple[int, Array]]],
+    numbers: bool,
 ) -> Promise:
     """`rebuilt`: pairs of an index into `bodies` and the raw output that was decoded for it. `numbers`: the outputs are
     no decisions, so their answers are compared by how far off they are.
@@ -65,7 +68,7 @@ def promise(
     return Promise(round(agreement, 4), tolerance, [round(low, 4), round(high, 4)])
 
 
-def finished(handler: OfflineHandler, body: Body, raw: Array) -> tuple[HandlerResponse, HandlerResponse] | None:
+def finished(handler: OfflineHandler, body: RequestBody, raw: Array) -> tuple[HandlerResponse, HandlerResponse] | None:
     """The handler's own answer, and the one that it makes of this raw output; None if there is none."""
     request = handler.request(body.read(), body.content_type)
     try:

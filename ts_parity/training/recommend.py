@@ -122,8 +122,8 @@ def to_try(report: Mapping[str, Any]) -> list[str]:
         tips.append(f"--budget {2 * report['budget']:g}")
     if min(int(c["k"]) for c in trained) > 2:
         tips.append("--k 2")
-    if "knobs" in report:
-        tips.append(f"--steps {4 * report['knobs']['steps']}")
+    if "hyperparameters" in report:
+        tips.append(f"--steps {4 * report['hyperparameters']['steps']}")
     if report.get("bodies", FEW_BODIES) < FEW_BODIES:
         tips.append(f"more bodies (these were {report['bodies']})")
     if all(c["loss_of"] == "agreement" for c in trained):

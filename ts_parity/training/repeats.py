@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ts_parity.errors import NotRepeatable
-from ts_parity.training.bodies import Body
+from ts_parity.training.bodies import RequestBody
 from ts_parity.worker.offline import OfflineHandler
 from ts_parity.worker.repeatable import ObservedRun, RunOnce, check_repeats
 from ts_parity.worker.requests import HandlerRequest
@@ -25,7 +25,7 @@ _SHOWN = 60
 def check_repeatable(
     folder: Path,
     gpu_id: int | None,
-    bodies: Sequence[Body],
+    bodies: Sequence[RequestBody],
     most: int = MOST,
     declaration: Mapping[str, str] | None = None,
 ) -> list[str]:
@@ -56,7 +56,7 @@ def _answering(handler: OfflineHandler) -> RunOnce:
     return once
 
 
-def _check_same(body: Body, own: ObservedRun, other: ObservedRun, natural: set[str]) -> None:
+def _check_same(body: RequestBody, own: ObservedRun, other: ObservedRun, natural: set[str]) -> None:
     told = f"body {body.name}: a fresh copy of the handler, asked in another order, gave"
     if not same_raw(own.raw, other.raw):
         raise NotRepeatable(f"{told} another raw output")

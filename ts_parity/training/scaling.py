@@ -18,7 +18,7 @@ from ts_parity.codes import Family
 from ts_parity.training.architectures import Shapes
 from ts_parity.training.goals import Goal
 from ts_parity.training.inputs import Inputs
-from ts_parity.training.meaning import ANY, LENGTH_1, LOGARITHMS, PROBABILITIES, SHARES, Meaning
+from ts_parity.training.semantics import ANY, LENGTH_1, LOGARITHMS, PROBABILITIES, SHARES, OutputSemantics
 from ts_parity.wire import Array
 
 Moments = tuple[torch.Tensor, torch.Tensor]
@@ -57,20 +57,22 @@ class Scaled(nn.Module):
         return functional.normalize(said, dim=-1) if self.bounds == LENGTH_1 else said
 
 
-def scaled(network: nn.Module, shapes: Shapes, goal: Goal, meaning: Meaning, inputs: Inputs, outputs: Array) -> Scaled:
-    """`network` (n, *one_input) -> (n, numbers) with fresh weights; inputs (n, *given), outputs (n, *said) as observed.
+def scaled(
+    network: nn.Module, shapes: Shapes, goal: Goal, semantics: OutputSemantics, inputs: Inputs, outputs: Array
+) -> Scaled:
+    """`network` (n, *one_input) -> (n, numbers) with new weights; inputs (n, *input), outputs (n, *output) as observed.
 
     Images stay as they are, since their handlers have scaled them, and so do ids. Of a sum's inputs and outputs mean
     and spread grow as those of sums do, and a sum of probabilities keeps to no bounds.
     """
     alone = goal.code.family is Family.BACKUP
-    bounded = alone and len(shapes.one_output) == 1 and meaning.kind not in ("numbers", "box")
+    bounded = alone and len(shapes.one_output) == 1 and semantics.kind not in ("numbers", "box")
     given = said = None
     if not shapes.is_image and isinstance(inputs, torch.Tensor) and inputs.is_floating_point():
         given = _moments(inputs.numpy().reshape(len(inputs), *shapes.one_input), goal)
-    if meaning.has_units or meaning.metric == "cosine":
+    if semantics.has_units or semantics.metric == "cosine":
         said = _moments(outputs.reshape(len(outputs), -1), goal)
-    return Scaled(network, given, said, meaning.bounds if bounded else ANY)
+    return Scaled(network, given, said, semantics.bounds if bounded else ANY)
 
 
 def _moments(numbers: Array, goal: Goal) -> Moments:

@@ -21,7 +21,7 @@ from ts_parity.errors import TrainingError
 from ts_parity.training.architectures import Shapes
 from ts_parity.training.counting import counting
 from ts_parity.training.inputs import Inputs
-from ts_parity.training.reading import Reading
+from ts_parity.training.text_network import TextAdapter
 from ts_parity.wire import Array
 
 NARROWEST, WIDEST = 1 / 64, 16.0
@@ -44,7 +44,7 @@ COUNTED = 5
 """Calls of every length whose multiplications are counted."""
 
 Model = Callable[[Any], Any]
-"""Inputs (n) -> (n, *said)."""
+"""Inputs (n) -> (n, *output)."""
 
 _UNCOUNTED = ("rnn", "lstm", "gru", "mkldnn", "pack_mm", "int_mm", "fft")
 """Parts of the names of operators in aten that multiply and that torch's counter does not know."""
@@ -54,7 +54,7 @@ def multiplications(model: Model, shapes: Shapes) -> float | None:
     """Multiplications of one inference, counted in the operators that it ran. None: they cannot be counted."""
     watch = _Uncounted()
     # Of texts some of every length, since what one costs may grow faster than its length.
-    inputs = torch.zeros(1, *shapes.given) if shapes.calls is None else shapes.calls.spread(COUNTED)
+    inputs = torch.zeros(1, *shapes.input) if shapes.calls is None else shapes.calls.spread(COUNTED)
     learning = isinstance(model, nn.Module) and model.training
     if isinstance(model, nn.Module):
         model.eval()
@@ -64,7 +64,7 @@ def multiplications(model: Model, shapes: Shapes) -> float | None:
     if isinstance(model, nn.Module):
         model.train(learning)
     counted = counter.get_total_flops()
-    if watch.seen or not (counted or isinstance(model, Reading)):  # ours, which may do nothing but look up
+    if watch.seen or not (counted or isinstance(model, TextAdapter)):  # ours, which may do nothing but look up
         return None
     return counted / 2 / len(inputs)
 
@@ -127,7 +127,7 @@ def by_the_clock(
     most: float,
 ) -> float:
     """As `affordable_width`, of what takes time and cannot be counted."""
-    inputs = (torch.zeros(runs, *shapes.given) if shapes.calls is None else shapes.calls.typical(runs)).to(device)
+    inputs = (torch.zeros(runs, *shapes.input) if shapes.calls is None else shapes.calls.typical(runs)).to(device)
     one = bound(deployed, inputs[:1])
     widths, groups = [], []
     for width in np.geomspace(NARROWEST, most, SIZED):

@@ -19,14 +19,14 @@ from ts_parity.training.recommend import chosen, named, to_try
 
 
 @dataclass(frozen=True)
-class Step:
+class NextStep:
     """`say`: what the command does, in words. `command` may have several lines."""
 
     say: str
     command: str
 
 
-def next_steps(report: Mapping[str, Any], out: Path) -> list[Step]:
+def next_steps(report: Mapping[str, Any], out: Path) -> list[NextStep]:
     """`out`: the folder of the archives."""
     out = out.absolute()
     taken = chosen(report)
@@ -41,10 +41,10 @@ def next_steps(report: Mapping[str, Any], out: Path) -> list[Step]:
     return [_plan(out), *_of_backup(taken, files)]
 
 
-def _of_backup(taken: Mapping[str, Any], files: list[Path]) -> list[Step]:
+def _of_backup(taken: Mapping[str, Any], files: list[Path]) -> list[NextStep]:
     return [
         _copied("Copy the protection into the model store of every instance.", files),
-        Step(
+        NextStep(
             f"Register {named(taken)} beside the model on every instance: one --management each.",
             _line("ts-parity register --management http://INSTANCE:8081", *files),
         ),
@@ -53,17 +53,17 @@ def _of_backup(taken: Mapping[str, Any], files: list[Path]) -> list[Step]:
     ]
 
 
-def _of_parity(report: Mapping[str, Any], taken: Mapping[str, Any], files: list[Path], out: Path) -> list[Step]:
+def _of_parity(report: Mapping[str, Any], taken: Mapping[str, Any], files: list[Path], out: Path) -> list[NextStep]:
     deployed = out / report["archives"]["deployed"]
     return [
         _copied("Copy the archives into the model stores of the instances that shall run them.", [deployed, *files]),
-        Step(
+        NextStep(
             "Your own model, wrapped so that its workers give raw outputs as well, takes the place of yours on every "
             "deployed instance: one --management each.",
             _line("ts-parity register --management http://DEPLOYED:8081 --replace", deployed),
         ),
         *(
-            Step(
+            NextStep(
                 f"Register {named(taken)} on instances of its own" + (f" (row {row} of the code)." if row else "."),
                 _line("ts-parity register --management http://PARITY:8081", file),
             )
@@ -74,15 +74,15 @@ def _of_parity(report: Mapping[str, Any], taken: Mapping[str, Any], files: list[
     ]
 
 
-_STATUS = Step("Watch it prove itself on live queries: first on trial, then in use.", "ts-parity status")
+_STATUS = NextStep("Watch it prove itself on live queries: first on trial, then in use.", "ts-parity status")
 
 
-def _again(report: Mapping[str, Any]) -> Step:
+def _again(report: Mapping[str, Any]) -> NextStep:
     more = [tip for tip in to_try(report) if tip.startswith("--") and "(" not in tip]
-    return Step("Train again with more.", " ".join([_line(*report["command"]), *more, "--force"]))
+    return NextStep("Train again with more.", " ".join([_line(*report["command"]), *more, "--force"]))
 
 
-def _package(report: Mapping[str, Any], taken: Mapping[str, Any], out: Path) -> Step:
+def _package(report: Mapping[str, Any], taken: Mapping[str, Any], out: Path) -> NextStep:
     words = (
         "--archive",
         Path(report["archive"]).absolute(),
@@ -95,19 +95,19 @@ def _package(report: Mapping[str, Any], taken: Mapping[str, Any], out: Path) -> 
         "--out",
         out,
     )
-    return Step(f"Package {named(taken)}. It needs no training.", _line("ts-parity package", *words))
+    return NextStep(f"Package {named(taken)}. It needs no training.", _line("ts-parity package", *words))
 
 
-def _copied(say: str, files: list[Path]) -> Step:
-    return Step(say, _line("cp", *files, "MODEL_STORE/"))
+def _copied(say: str, files: list[Path]) -> NextStep:
+    return NextStep(say, _line("cp", *files, "MODEL_STORE/"))
 
 
-def _serve(say: str) -> Step:
-    return Step(say, "ts-parity serve --endpoint http://INSTANCE:8080")
+def _serve(say: str) -> NextStep:
+    return NextStep(say, "ts-parity serve --endpoint http://INSTANCE:8080")
 
 
-def _plan(out: Path) -> Step:
-    return Step(
+def _plan(out: Path) -> NextStep:
+    return NextStep(
         "First see whether it is worth it for your traffic. LOG is an access log, or a table of how long your model's "
         "answers take; RATE is in queries per second; N is the number of instances.",
         _line("ts-parity plan --service-log LOG --rate RATE --workers N --report", out),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ts_parity.codes import ErasureCode, Family, RowErrors
-from ts_parity.training.meaning import Meaning
+from ts_parity.training.semantics import OutputSemantics
 from ts_parity.wire import Array
 
 HALF_BELIEVED = 1
@@ -38,17 +38,21 @@ def all_members(code: ErasureCode) -> Iterator[Slots]:
 
 
 def row_errors(
-    code: ErasureCode, outputs: Array, said: Mapping[Slots, Mapping[int, Array]], meaning: Meaning, bodies: int
+    code: ErasureCode,
+    outputs: Array,
+    said: Mapping[Slots, Mapping[int, Array]],
+    semantics: OutputSemantics,
+    bodies: int,
 ) -> RowErrors:
     """Of the deployed model's outputs (groups, k, *output), and of what the rows said to groups with members in these
     slots only: by row (groups, *output). bodies: how many different ones the groups are made of.
 
     Errors count in units of each number's spread. Of scores of classes only what tells one class from another counts.
     """
-    spread = meaning.spread(outputs)
+    spread = semantics.spread(outputs)
     believed = bodies / (bodies + HALF_BELIEVED)
     moments = {
-        slots: _moments(code, outputs, slots, rows, meaning, spread) * np.where(np.eye(code.r), 1.0, believed)
+        slots: _moments(code, outputs, slots, rows, semantics, spread) * np.where(np.eye(code.r), 1.0, believed)
         for slots, rows in said.items()
     }
     unit = float(np.trace(moments[tuple(range(code.k))])) or 1.0
@@ -56,15 +60,20 @@ def row_errors(
 
 
 def _moments(
-    code: ErasureCode, outputs: Array, slots: Slots, rows: Mapping[int, Array], meaning: Meaning, spread: Array
+    code: ErasureCode,
+    outputs: Array,
+    slots: Slots,
+    rows: Mapping[int, Array],
+    semantics: OutputSemantics,
+    spread: Array,
 ) -> Array:
     errors = []
     for row in range(code.r):
         weights = np.array([code.coefficients[row][slot] for slot in slots])
         wanted = np.einsum("s,gs...->g...", weights, outputs[:, list(slots)].astype(np.float64))
         error = (rows[row] - wanted).reshape(len(outputs), -1) / spread
-        if meaning.kind == "classes" and error.shape[1] > 1:
-            error = meaning.rows(error.reshape(wanted.shape), 1)
+        if semantics.kind == "classes" and error.shape[1] > 1:
+            error = semantics.rows(error.reshape(wanted.shape), 1)
             error = error - error.mean(-1, keepdims=True)
         errors.append(error.ravel())
     stacked = np.stack(errors)

@@ -19,11 +19,11 @@ from ts_parity import __version__
 from ts_parity.errors import Exhausted, TrainingError
 from ts_parity.fingerprint import fingerprint
 from ts_parity.training import TrainSettings
-from ts_parity.training.bodies import Body, bodies_of
+from ts_parity.training.bodies import RequestBody, bodies_of
 
 
 @contextmanager
-def workshop(settings: TrainSettings, bodies: Sequence[Body]) -> Iterator[Path]:
+def workshop(settings: TrainSettings, bodies: Sequence[RequestBody]) -> Iterator[Path]:
     """The folder of unfinished work; gone when all is done, or when nothing in it is worth keeping.
 
     A run with other settings finds in it what these settings make no difference to.
@@ -57,7 +57,7 @@ def workshop(settings: TrainSettings, bodies: Sequence[Body]) -> Iterator[Path]:
     shutil.rmtree(work)
 
 
-def _identity(settings: TrainSettings, bodies: Sequence[Body]) -> dict[str, Any]:
+def _identity(settings: TrainSettings, bodies: Sequence[RequestBody]) -> dict[str, Any]:
     """What all unfinished work depends on. What learned weights depend on besides is in their files' names."""
     scored = [] if settings.score is None else bodies_of(settings, settings.score)
     return {
@@ -69,7 +69,7 @@ def _identity(settings: TrainSettings, bodies: Sequence[Body]) -> dict[str, Any]
     }
 
 
-def _contents(bodies: Sequence[Body]) -> str:
+def _contents(bodies: Sequence[RequestBody]) -> str:
     digest = hashlib.sha256()
     for body in bodies:
         content = hashlib.sha256(body.read()).hexdigest()

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from ts_parity.training.inputs import Calls
-from ts_parity.training.reading import InputKind, InputPart
+from ts_parity.training.text_network import InputKind, InputPart
 from ts_parity.wire import Array
 
 
-class Way(Enum):
+class BatchMode(Enum):
     """From the fastest, which most networks do not allow."""
 
     PADDED = "padded with zeros to the longest"
@@ -26,15 +26,15 @@ class Way(Enum):
 
 
 @dataclass(frozen=True)
-class Join:
-    way: Way
+class CallBatcher:
+    mode: BatchMode
     parts: tuple[InputPart, ...]
 
     def together(self, calls: Calls) -> list[Array]:
         """(n,) calls -> which of them go together."""
-        if self.way is Way.PADDED:
+        if self.mode is BatchMode.PADDED:
             return [np.arange(len(calls))]
-        if self.way is Way.ALONE:
+        if self.mode is BatchMode.ALONE:
             return [np.array([at]) for at in range(len(calls))]
         shapes = np.concatenate([column.shapes[calls.rows] for column in calls.columns], axis=1)
         _, kind = np.unique(shapes, axis=0, return_inverse=True)

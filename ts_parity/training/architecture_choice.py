@@ -23,25 +23,25 @@ from ts_parity.training import TrainSettings
 from ts_parity.training.architectures import (
     DEPLOYED,
     FRESH,
-    Called,
-    Deployed,
-    Shaped,
+    CallAdapter,
+    DeployedModel,
+    ReshapedNetwork,
     Shapes,
     folded,
     has_width,
-    make_called,
+    make_model,
     usual_architecture,
     widest,
 )
-from ts_parity.training.bodies import Body
-from ts_parity.training.data import Observations, glance
-from ts_parity.training.fit import Knobs, check_batches
+from ts_parity.training.bodies import RequestBody
+from ts_parity.training.data import Observations, observe_few
+from ts_parity.training.fit import Hyperparameters, check_batches
 from ts_parity.training.goals import Goal
 from ts_parity.training.inputs import Inputs
-from ts_parity.training.meaning import Meaning
-from ts_parity.training.order import Candidate
-from ts_parity.training.reading import Reading
+from ts_parity.training.job_spec import Candidate
+from ts_parity.training.semantics import OutputSemantics
 from ts_parity.training.sizing import affordable_width
+from ts_parity.training.text_network import TextAdapter
 from ts_parity.wire import Array
 from ts_parity.worker.offline import OfflineHandler
 from ts_parity.worker.watches import ModelCall
@@ -53,7 +53,7 @@ LOOKED_AT = 20
 
 
 @dataclass(frozen=True)
-class Sight:
+class SampleRun:
     """The deployed model and what it did with a few bodies, as in `Observations`."""
 
     model: Any
@@ -67,77 +67,77 @@ class Sight:
         return Shapes.of(self.inputs, self.outputs, self.column)
 
     @property
-    def deployed(self) -> Deployed:
-        return Deployed(self.model, self.call, self.shapes)
+    def deployed(self) -> DeployedModel:
+        return DeployedModel(self.model, self.call, self.shapes)
 
 
-def first_sight(handler: OfflineHandler, bodies: Sequence[Body]) -> Sight | None:
+def sample_run(handler: OfflineHandler, bodies: Sequence[RequestBody]) -> SampleRun | None:
     """The model and a few bodies' worth of what it does; None if the handler refuses whatever is tried."""
-    seen = glance(handler, bodies[:: max(1, len(bodies) // LOOKED_AT)], SEEN_FIRST)
-    return None if seen is None else sight_of(handler.model_of(seen.call), seen)
+    seen = observe_few(handler, bodies[:: max(1, len(bodies) // LOOKED_AT)], SEEN_FIRST)
+    return None if seen is None else sample_of(handler.model_of(seen.call), seen)
 
 
-def sight_of(model: Any, seen: Observations) -> Sight:
+def sample_of(model: Any, seen: Observations) -> SampleRun:
     few = slice(4) if isinstance(seen.inputs, torch.Tensor) else slice(None)  # of texts all, for their lengths
-    return Sight(model, seen.call, seen.inputs[few], seen.outputs[few], seen.column)
+    return SampleRun(model, seen.call, seen.inputs[few], seen.outputs[few], seen.column)
 
 
 @dataclass(frozen=True)
-class Deciding:
+class ArchitectureChooser:
     """`work`: where a width that was measured is kept, since measured again it would be another."""
 
     settings: TrainSettings
-    knobs: Knobs
+    hparams: Hyperparameters
     device: torch.device
     work: Path
 
-    def decided(self, candidate: Candidate, sight: Sight) -> Candidate:
+    def chosen(self, candidate: Candidate, sample: SampleRun) -> Candidate:
         """With the architecture and the width that it will have. Raise TrainingError or NotCodable if it cannot be."""
         code = candidate.code
         if code.lossless:
             return candidate
         goal = Goal(code)
-        if isinstance(sight.inputs, torch.Tensor):
-            goal.encode(sight.inputs[:1].expand(goal.k, *sight.shapes.given)[None], torch.ones(1, goal.k))
-        if self.knobs.vary:
-            check_batches(sight.deployed, sight.inputs, sight.outputs)
-        candidate = replace(candidate, architecture=self._architecture(candidate, sight))
-        return replace(candidate, width=self._width(candidate, sight))
+        if isinstance(sample.inputs, torch.Tensor):
+            goal.encode(sample.inputs[:1].expand(goal.k, *sample.shapes.input)[None], torch.ones(1, goal.k))
+        if self.hparams.vary:
+            check_batches(sample.deployed, sample.inputs, sample.outputs)
+        candidate = replace(candidate, architecture=self._architecture(candidate, sample))
+        return replace(candidate, width=self._width(candidate, sample))
 
-    def _architecture(self, candidate: Candidate, sight: Sight) -> str:
+    def _architecture(self, candidate: Candidate, sample: SampleRun) -> str:
         asked = candidate.architecture
         if asked is None and candidate.code.family is Family.BACKUP:
-            return usual_architecture(sight.shapes)
+            return usual_architecture(sample.shapes)
         if asked not in (None, DEPLOYED, FRESH):
             return asked
         try:
-            self._check_learning(asked or DEPLOYED, sight)
+            self._check_learning(asked or DEPLOYED, sample)
         except NotCodable as refusal:
             if asked is not None:
-                other = "" if "use --architecture" in str(refusal) else f"; use {usual_architecture(sight.shapes)}"
+                other = "" if "use --architecture" in str(refusal) else f"; use {usual_architecture(sample.shapes)}"
                 raise NotCodable(f"--architecture {asked}: {refusal}{other}") from None
-            return usual_architecture(sight.shapes)
+            return usual_architecture(sample.shapes)
         return asked or DEPLOYED
 
-    def _check_learning(self, architecture: str, sight: Sight) -> None:
+    def _check_learning(self, architecture: str, sample: SampleRun) -> None:
         """Raise NotCodable unless a copy of the deployed model can learn, many groups at once."""
-        copied = make_called(architecture, sight.model, sight.call, sight.shapes)
+        copied = make_model(architecture, sample.model, sample.call, sample.shapes)
         if self.settings.devices > 1 and any(isinstance(part, torch.jit.ScriptModule) for part in copied.modules()):
             raise NotCodable("a TorchScript model cannot be sent to several processes: train it with --devices 1")
-        check_batches(copied.eval() if architecture == DEPLOYED else sight.deployed, sight.inputs, sight.outputs)
+        check_batches(copied.eval() if architecture == DEPLOYED else sample.deployed, sample.inputs, sample.outputs)
         with torch.enable_grad():
-            if not copied(sight.inputs).requires_grad:
+            if not copied(sample.inputs).requires_grad:
                 raise NotCodable("the deployed model computes without gradients, so a copy of it cannot learn")
 
-    def _width(self, candidate: Candidate, sight: Sight) -> float:
+    def _width(self, candidate: Candidate, sample: SampleRun) -> float:
         assert candidate.architecture is not None
 
-        def make(width: float) -> Called | Reading:
-            return make_called(architecture, sight.model, sight.call, sight.shapes, width)
+        def make(width: float) -> CallAdapter | TextAdapter:
+            return make_model(architecture, sample.model, sample.call, sample.shapes, width)
 
-        def served(width: float) -> Called | Reading:
+        def served(width: float) -> CallAdapter | TextAdapter:
             model = make(width).to(self.device).eval()
-            if isinstance(model.network, Shaped):
+            if isinstance(model.network, ReshapedNetwork):
                 folded(model.network)
             return model
 
@@ -146,18 +146,23 @@ class Deciding:
             make(1.0)
             return 1.0
         # The first look has seen a few lengths, and what is paid for is the lengths of all.
-        lengths = "" if isinstance(sight.inputs, torch.Tensor) else f"-{len(sight.inputs)}"
+        lengths = "" if isinstance(sample.inputs, torch.Tensor) else f"-{len(sample.inputs)}"
         kept = self.work / f"{candidate.label}-{self.key(candidate)}{lengths}.width"
         if kept.exists():
             return float(kept.read_text())
         runs = 1 if candidate.code.family is Family.PARITY else candidate.code.k
         most = widest(architecture)
-        width = affordable_width(served, sight.deployed, sight.shapes, runs, self.settings.budget, self.device, most)
+        width = affordable_width(served, sample.deployed, sample.shapes, runs, self.settings.budget, self.device, most)
         kept.write_text(f"{width!r}\n")
         return width
 
     def key(
-        self, candidate: Candidate, row: int = 0, seed: int = 0, meaning: Meaning | None = None, begun: str = ""
+        self,
+        candidate: Candidate,
+        row: int = 0,
+        seed: int = 0,
+        semantics: OutputSemantics | None = None,
+        begun: str = "",
     ) -> str:
         """Of what is learned: another for whatever makes a difference to it, the same for anything else. `begun`: tells
         the network before its first step from others, whose code reads files, perhaps.
@@ -167,8 +172,8 @@ class Deciding:
             **asdict(candidate),
             "row": row,
             "seeds": (settings.seed, seed),
-            "knobs": asdict(self.knobs),
-            "meaning": meaning and {**asdict(meaning), "why": ""},
+            "hyperparameters": asdict(self.hparams),
+            "meaning": semantics and {**asdict(semantics), "why": ""},
             "begun": begun,
             "budget": settings.budget if has_width(candidate.architecture or "") else None,
             "on": (self.device.type, settings.devices, settings.precision),
@@ -190,11 +195,11 @@ def _sources(architecture: str) -> list[str]:
     ]
 
 
-def substitutes(candidates: Sequence[Candidate], decided: Sequence[Candidate]) -> list[str]:
+def substitutes(candidates: Sequence[Candidate], chosen: Sequence[Candidate]) -> list[str]:
     """For the report: where another network learns than a copy of the deployed one."""
     others = {
         after.architecture
-        for before, after in zip(candidates, decided, strict=True)
+        for before, after in zip(candidates, chosen, strict=True)
         if before.architecture is None and after.code.family is Family.PARITY and after.architecture != DEPLOYED
     }
     return [

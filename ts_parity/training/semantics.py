@@ -47,7 +47,7 @@ SHARES, LENGTH_1 = "between 0 and 1", "of length 1"
 
 
 @dataclass(frozen=True)
-class Meaning:
+class OutputSemantics:
     """What the outputs of one model are taken for.
 
     Outputs are (*lead, *output): one raw output as the handler's model gives it, behind `lead` axes of any number.
@@ -151,31 +151,31 @@ class Meaning:
         return np.asarray(_SCORES[self.metric](yes, np.broadcast_to(constant, truth.shape), truth).mean(-1))
 
 
-CLASSES = Meaning()
+CLASSES = OutputSemantics()
 
 # ---- how one answer is scored: rows (..., positions, numbers) and the truth -> (..., positions) ------------------
 
 
-def _accuracy(meaning: Meaning, rows: Array, truth: Array) -> Array:
-    if meaning.numbered:
+def _accuracy(semantics: OutputSemantics, rows: Array, truth: Array) -> Array:
+    if semantics.numbered:
         return np.asarray(np.rint(rows[..., 0]) == truth, dtype=float)
-    said = rows.argmax(-1) if rows.shape[-1] > 1 else rows[..., 0] > meaning.threshold
+    said = rows.argmax(-1) if rows.shape[-1] > 1 else rows[..., 0] > semantics.threshold
     return np.asarray(said == truth, dtype=float)
 
 
-def _top5(meaning: Meaning, rows: Array, truth: Array) -> Array:
+def _top5(semantics: OutputSemantics, rows: Array, truth: Array) -> Array:
     best = np.argpartition(rows, -min(5, rows.shape[-1]), axis=-1)[..., -5:]
     return np.asarray((best == truth[..., None]).any(-1), dtype=float)
 
 
-def _labels(meaning: Meaning, rows: Array, truth: Array) -> Array:
+def _labels(semantics: OutputSemantics, rows: Array, truth: Array) -> Array:
     """Of the labels that either side gives, the share that both give (Jaccard); 1 if neither gives any."""
-    said = rows > meaning.threshold
+    said = rows > semantics.threshold
     either, both = (said | truth).sum(-1), (said & truth).sum(-1)
     return np.where(either == 0, 1.0, both / np.maximum(either, 1))
 
 
-def _iou(meaning: Meaning, rows: Array, truth: Array) -> Array:
+def _iou(semantics: OutputSemantics, rows: Array, truth: Array) -> Array:
     """Boxes as two corners (x1, y1, x2, y2), in any order of corners."""
     one, other = _corners(rows), _corners(truth)
     low, high = np.maximum(one[..., :2], other[..., :2]), np.minimum(one[..., 2:], other[..., 2:])
@@ -189,20 +189,20 @@ def _corners(boxes: Array) -> Array:
     return np.concatenate([pairs.min(-2), pairs.max(-2)], axis=-1)
 
 
-def _cosine(meaning: Meaning, rows: Array, truth: Array) -> Array:
+def _cosine(semantics: OutputSemantics, rows: Array, truth: Array) -> Array:
     lengths = np.linalg.norm(rows, axis=-1) * np.linalg.norm(truth, axis=-1)
     return np.asarray((rows * truth).sum(-1) / np.maximum(lengths, 1e-12))
 
 
-def _mae(meaning: Meaning, rows: Array, truth: Array) -> Array:
+def _mae(semantics: OutputSemantics, rows: Array, truth: Array) -> Array:
     return np.asarray(np.abs(rows - truth).mean(-1))
 
 
-def _rmse(meaning: Meaning, rows: Array, truth: Array) -> Array:
+def _rmse(semantics: OutputSemantics, rows: Array, truth: Array) -> Array:
     return np.asarray(np.square(rows - truth).mean(-1))
 
 
-_SCORES: dict[str, Callable[[Meaning, Array, Array], Array]] = {
+_SCORES: dict[str, Callable[[OutputSemantics, Array, Array], Array]] = {
     "accuracy": _accuracy,
     "top5": _top5,
     "labels": _labels,
@@ -224,9 +224,9 @@ _LOOKED_AT = 5_000_000
 _SHORTEST_EMBEDDING, _LONG = 8, 64
 
 
-def find_meaning(
+def infer_semantics(
     metric: str | None, outputs: Array, labels: Array | None, answers: Callable[[], Sequence[bytes]]
-) -> Meaning:
+) -> OutputSemantics:
     """For outputs (n, *output) and labels (n,) or (n, numbers), of any bodies of the same kind.
 
     `answers`: what the handler says to some bodies, asked for only in doubt. Raise TrainingError if outputs, labels and
@@ -236,16 +236,16 @@ def find_meaning(
     shown = _shape_of_scores(seen)
     if metric is not None:
         numbered = metric == "accuracy" and seen[0].size == 1 and _are_class_numbers(seen)
-        meaning = replace(shown, metric=metric, numbered=numbered)
+        semantics = replace(shown, metric=metric, numbered=numbered)
     elif labels is not None:
-        meaning = _by_labels(shown, seen, labels)
+        semantics = _by_labels(shown, seen, labels)
     else:
-        meaning = _by_outputs(shown, seen, answers)
-    _check(meaning, seen, labels)
-    return meaning
+        semantics = _by_outputs(shown, seen, answers)
+    _check(semantics, seen, labels)
+    return semantics
 
 
-def _shape_of_scores(outputs: Array) -> Meaning:
+def _shape_of_scores(outputs: Array) -> OutputSemantics:
     """All but what they are scored by."""
     said = outputs.shape[1:]
     one = said[1:] if len(said) > 1 and said[0] == 1 else said  # without the batch axis
@@ -259,7 +259,7 @@ def _shape_of_scores(outputs: Array) -> Meaning:
         bounds = LENGTH_1
     else:
         bounds = SHARES if inside else ANY
-    return Meaning(axis=usual if axis is None else axis, threshold=0.5 if inside else 0.0, bounds=bounds)
+    return OutputSemantics(axis=usual if axis is None else axis, threshold=0.5 if inside else 0.0, bounds=bounds)
 
 
 def _add_up(outputs: Array, axis: int) -> bool:
@@ -270,7 +270,7 @@ def _add_up(outputs: Array, axis: int) -> bool:
     return bool(np.allclose(shares.sum(axis), 1.0, atol=1e-2))
 
 
-def _by_labels(shown: Meaning, outputs: Array, labels: Array) -> Meaning:
+def _by_labels(shown: OutputSemantics, outputs: Array, labels: Array) -> OutputSemantics:
     size, one_each = math.prod(outputs.shape[1:]), labels.size == len(labels)
     binary = bool(np.isin(labels, (0, 1)).all())
     if one_each and size == 1:
@@ -290,7 +290,7 @@ def _by_labels(shown: Meaning, outputs: Array, labels: Array) -> Meaning:
     return replace(shown, metric="mae", why="labels that are numbers")
 
 
-def _by_outputs(shown: Meaning, outputs: Array, answers: Callable[[], Sequence[bytes]]) -> Meaning:
+def _by_outputs(shown: OutputSemantics, outputs: Array, answers: Callable[[], Sequence[bytes]]) -> OutputSemantics:
     flat = outputs.reshape(len(outputs), -1)
     size = flat.shape[1]
     places = outputs[0].size > max(outputs.shape[1:], default=1)  # more than one vector
@@ -418,23 +418,23 @@ def _leaves(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
         yield where, value
 
 
-def _check(meaning: Meaning, outputs: Array, labels: Array | None) -> None:
+def _check(semantics: OutputSemantics, outputs: Array, labels: Array | None) -> None:
     size = math.prod(outputs.shape[1:])
-    rows = meaning.rows(outputs[:1], 1)
-    if meaning.metric == "iou" and size != 4:
+    rows = semantics.rows(outputs[:1], 1)
+    if semantics.metric == "iou" and size != 4:
         raise TrainingError(f"--metric iou needs four outputs, two corners of a box; this model has {size}")
-    if meaning.metric in ("cosine", "top5") and rows.shape[-1] < 2:
-        raise TrainingError(f"--metric {meaning.metric} needs several outputs; this model has one")
+    if semantics.metric in ("cosine", "top5") and rows.shape[-1] < 2:
+        raise TrainingError(f"--metric {semantics.metric} needs several outputs; this model has one")
     if labels is None:
         return
     each = labels.size // max(1, len(labels))
-    wanted = rows.shape[-2] if meaning.kind == "classes" else size
+    wanted = rows.shape[-2] if semantics.kind == "classes" else size
     if each != wanted:
         raise TrainingError(
-            f"--labels gives {each} numbers a body; {meaning.figure.true} of this model's outputs "
+            f"--labels gives {each} numbers a body; {semantics.figure.true} of this model's outputs "
             f"{outputs.shape[1:]} needs {wanted}"
         )
-    if meaning.kind == "classes" and labels.dtype.kind == "f" and (labels != np.rint(labels)).any():
+    if semantics.kind == "classes" and labels.dtype.kind == "f" and (labels != np.rint(labels)).any():
         raise TrainingError(
             f"--labels gives fractions, such as {labels[labels != np.rint(labels)].flat[0]:g}, and the model {size} "
             "outputs a body: a class index is a whole number; for numbers say --metric mae and give one for each output"

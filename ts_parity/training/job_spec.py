@@ -15,7 +15,7 @@ from ts_parity.errors import CodeError, TrainingError
 from ts_parity.exclusion import declared_never_code
 from ts_parity.torchserve.archive import Archive, read_archive
 from ts_parity.training import TrainSettings
-from ts_parity.training.bodies import Body, bodies_of
+from ts_parity.training.bodies import RequestBody, bodies_of
 from ts_parity.training.labels import read_labels
 from ts_parity.wire import Array
 
@@ -36,20 +36,20 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Order:
+class JobSpec:
     """A job that can begin. `refused`: why some of what was asked for cannot be made. `labels`: of the bodies that are
     scored, in their order.
     """
 
     settings: TrainSettings
     archive: Archive
-    bodies: Sequence[Body]
+    bodies: Sequence[RequestBody]
     candidates: Sequence[Candidate]
     refused: Sequence[str]
     labels: Array | None = None
 
 
-def checked(settings: TrainSettings) -> Order:
+def checked(settings: TrainSettings) -> JobSpec:
     """Raise CodeError, TrainingError, ConfigError or ArchiveError for what is wrong with it."""
     declared_never_code(settings.never_code)  # written into the archives when all is trained
     if settings.secret is not None and not is_key(settings.secret):
@@ -59,10 +59,10 @@ def checked(settings: TrainSettings) -> Order:
     bodies = bodies_of(settings, settings.inputs)
     if any(not candidate.code.lossless for candidate in candidates):
         check_enough(len(bodies), candidates)
-    return Order(settings, archive, bodies, candidates, refused, _labels(settings, bodies))
+    return JobSpec(settings, archive, bodies, candidates, refused, _labels(settings, bodies))
 
 
-def _labels(settings: TrainSettings, bodies: Sequence[Body]) -> Array | None:
+def _labels(settings: TrainSettings, bodies: Sequence[RequestBody]) -> Array | None:
     if settings.labels is None:
         return None
     if settings.score is None:

@@ -201,11 +201,11 @@ def _pooled(numbers: torch.Tensor, varying: tuple[int, ...]) -> torch.Tensor:
     return torch.cat([mean.reshape(-1), spread.reshape(-1)])
 
 
-class Reader(nn.Module):
+class TextNetwork(nn.Module):
     """An embedding bag of ids and of pairs of neighbours (fastText's); with `blocks` of attention, a transformer too.
 
     It is called with the tensors of a call as the handler gives them to its own model, one text or many, padded or not:
-    what is padding by a mask, lengths or offsets makes no difference to it. `said` is what its outputs go through.
+    what is padding by a mask, lengths or offsets makes no difference to it. `head` is what its outputs go through.
     """
 
     mean: torch.Tensor
@@ -216,7 +216,7 @@ class Reader(nn.Module):
         super().__init__()
         self.parts = tuple(parts)
         self._shape = said
-        self.said: nn.Module = nn.Identity()
+        self.head: nn.Module = nn.Identity()
         outputs = int(np.prod(said))
         self._ids = [i for i, part in enumerate(parts) if part.kind is InputKind.IDS]
         self._numbers = [i for i, part in enumerate(parts) if part.kind is InputKind.NUMBERS or part.fixed]
@@ -291,7 +291,7 @@ class Reader(nn.Module):
             features.append(_mean(x, here))
         read = torch.cat([*features, numbers], 1)
         numbers = self.straight(read)
-        said: torch.Tensor = self.said(numbers if self.bent is None else numbers + self.bent(read))
+        said: torch.Tensor = self.head(numbers if self.bent is None else numbers + self.bent(read))
         return said
 
     def _tokens(self, place: int, ids: torch.Tensor) -> torch.Tensor:
@@ -379,10 +379,10 @@ def texts_of(ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
     return torch.where(here, picked, torch.full_like(picked, -(1 << 62)))
 
 
-class Reading(nn.Module):
-    """A Reader that is given calls, (n) -> (n, *said): `network` is what is packed."""
+class TextAdapter(nn.Module):
+    """A TextNetwork that is called with calls, (n) -> (n, *output). `network` is what is packed."""
 
-    def __init__(self, network: Reader, said: tuple[int, ...]) -> None:
+    def __init__(self, network: TextNetwork, said: tuple[int, ...]) -> None:
         super().__init__()
         self.network = network
         self.plain = True

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from ts_parity.training import TrainSettings
-from ts_parity.training.architectures import Deployed, Shapes
-from ts_parity.training.bodies import Body, bodies_of
+from ts_parity.training.architectures import DeployedModel, Shapes
+from ts_parity.training.bodies import RequestBody, bodies_of
 from ts_parity.training.data import Observations, observe
 from ts_parity.training.labels import classes_of_folders, doubts
-from ts_parity.training.meaning import Meaning, find_meaning
+from ts_parity.training.semantics import OutputSemantics, infer_semantics
 from ts_parity.training.split import contents_of, repeated, split
 from ts_parity.wire import Array
 from ts_parity.worker.offline import OfflineHandler
@@ -30,7 +30,7 @@ Observing = Callable[[str, int], Any]
 
 
 @dataclass(frozen=True)
-class Ground:
+class Dataset:
     """`learn` and `choose` are rows of `seen`, `scored_rows` of `scored`, to whose rows `labels`, `scored_bodies` and
     `scored_contents` belong. What each part may be used for: see `split`. `repeated` counts the bodies of `seen` that
     are copies of another, `scored_repeated` the same of what is scored, `overlap` what is scored and may be learned.
@@ -42,12 +42,12 @@ class Ground:
     learn: Array
     choose: Array
     scored: Observations
-    scored_bodies: Sequence[Body]
+    scored_bodies: Sequence[RequestBody]
     scored_rows: Array
     scored_contents: Array
     scored_on: str
     labels: Array | None
-    meaning: Meaning
+    semantics: OutputSemantics
     repeated: int = 0
     scored_repeated: int = 0
     overlap: int = 0
@@ -59,18 +59,18 @@ class Ground:
         """Bodies, of whatever part, with the reason."""
         return self.seen.refused + (() if self.scored is self.seen else self.scored.refused)
 
-    def deployed(self) -> Deployed:
-        return Deployed(self.model, self.seen.call, self.shapes)
+    def deployed(self) -> DeployedModel:
+        return DeployedModel(self.model, self.seen.call, self.shapes)
 
 
 def prepare(
     handler: OfflineHandler,
     settings: TrainSettings,
-    bodies: Sequence[Body],
+    bodies: Sequence[RequestBody],
     every_label: Array | None,
     work: Path,
     bar: Observing,
-) -> Ground:
+) -> Dataset:
     """Run every body through the handler and divide what was seen. `every_label`: of all bodies that are to be scored.
 
     Scored are bodies no model has learned from: those given for it, or the held-out share (which the deployed model may
@@ -100,12 +100,12 @@ def prepare(
         some = scored_bodies[:_ANSWERS]
         return [handler.answer(handler.request(body.read(), body.content_type)).body for body in some]
 
-    meaning = find_meaning(settings.metric, scored.outputs, labels, answers)
+    semantics = infer_semantics(settings.metric, scored.outputs, labels, answers)
     doubtful = []
-    if labels is not None and meaning.kind == "classes" and not meaning.numbered:
+    if labels is not None and semantics.kind == "classes" and not semantics.numbered:
         folders = classes_of_folders(settings.labels, others, bodies)
-        doubtful = doubts(labels, meaning.rows(scored.outputs, 1), meaning.answers(scored.outputs, 1), folders)
-    return Ground(
+        doubtful = doubts(labels, semantics.rows(scored.outputs, 1), semantics.answers(scored.outputs, 1), folders)
+    return Dataset(
         handler.model_of(seen.call),
         seen,
         shapes,
@@ -117,7 +117,7 @@ def prepare(
         scored_contents,
         told,
         labels,
-        meaning,
+        semantics,
         repeated(contents),
         repeated(scored_contents[rows]),
         overlap,
@@ -125,6 +125,8 @@ def prepare(
     )
 
 
-def _observe(handler: OfflineHandler, bodies: Sequence[Body], folder: Path, bar: Observing, what: str) -> Observations:
+def _observe(
+    handler: OfflineHandler, bodies: Sequence[RequestBody], folder: Path, bar: Observing, what: str
+) -> Observations:
     with bar(what, len(bodies)) as shown:
         return observe(handler, bodies, folder, shown.update)

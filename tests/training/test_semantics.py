@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ts_parity.errors import TrainingError
-from ts_parity.training.meaning import ANY, LENGTH_1, LOGARITHMS, PROBABILITIES, SHARES, find_meaning
+from ts_parity.training.semantics import ANY, LENGTH_1, LOGARITHMS, PROBABILITIES, SHARES, infer_semantics
 
 DICE = np.random.default_rng(0)
 N = 200
@@ -23,7 +23,7 @@ RARE = np.array([4.0, -4.0]) + DICE.normal(size=(N, 1, 1)) * np.array([1.0, -1.0
 
 
 def found(outputs, labels=None, answers=(), metric=None):
-    return find_meaning(metric, outputs, labels, lambda: [json.dumps(each).encode() for each in answers])
+    return infer_semantics(metric, outputs, labels, lambda: [json.dumps(each).encode() for each in answers])
 
 
 @pytest.mark.parametrize(
@@ -51,8 +51,8 @@ def found(outputs, labels=None, answers=(), metric=None):
     ],
 )
 def test_what_outputs_tell_by_themselves(outputs, kind, metric, bounds):
-    meaning = found(outputs)
-    assert (meaning.kind, meaning.metric, meaning.bounds) == (kind, metric, bounds)
+    semantics = found(outputs)
+    assert (semantics.kind, semantics.metric, semantics.bounds) == (kind, metric, bounds)
 
 
 WHOLE = DICE.integers(0, 10, N)
@@ -82,14 +82,14 @@ IDS = WHOLE.astype(np.float32) % 3
     ],
 )
 def test_numbers_of_classes_are_no_quantities_and_no_scores(outputs, labels, metric, numbered):
-    meaning = found(outputs, labels, metric=metric)
-    assert meaning.numbered == numbered
+    semantics = found(outputs, labels, metric=metric)
+    assert semantics.numbered == numbered
     if numbered:
-        assert meaning.metric == "accuracy"
-        said = meaning.answers(outputs, 1)
+        assert semantics.metric == "accuracy"
+        said = semantics.answers(outputs, 1)
         assert np.array_equal(said.reshape(outputs.shape), outputs)
         other = np.where(outputs == 0, 1, outputs)
-        assert np.mean(meaning.scores(other, said, 1)) == pytest.approx(1 - np.mean(outputs == 0))
+        assert np.mean(semantics.scores(other, said, 1)) == pytest.approx(1 - np.mean(outputs == 0))
 
 
 @pytest.mark.parametrize(
