@@ -354,7 +354,7 @@ MUTANTS = [
         (
             "tests/proxy/http/test_heads.py",
             "tests/proxy/http/test_fidelity.py",
-            "tests/proxy/serving/test_pure_parts.py",
+            "tests/proxy/http/test_messages.py",
         ),
     ),
     Mutant(

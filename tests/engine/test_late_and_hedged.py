@@ -271,9 +271,11 @@ def test_without_a_token_the_query_itself_is_untouched():
 
 
 def test_no_second_copy_on_a_busy_pool():
-    run = hedged(arrivals=[0.0, 0.0, 0.005], tasks=[(0, 0.050, "ok"), (1, 0.060, "ok"), (2, 0.010, "ok")], deployed=2)
+    """From 50 ms on d0 has a place, but is not idle."""
+    tasks = [(0, 0.050, "ok"), (1, 0.060, "ok"), (2, 0.100, "ok"), (3, 0.100, "ok")]
+    run = hedged(arrivals=[0.0] * 4, tasks=tasks, deployed=2, places=2)
     assert run.sends("hedge 0") == run.sends("hedge 1") == []
-    assert {source for source, _ in run.answers.values()} == {"deployed"}
+    assert run.answers[1] == ("deployed", 0.060)
 
 
 def test_a_copy_that_fails_does_not_fail_its_query():

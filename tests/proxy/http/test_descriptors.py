@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.proxy.conftest import Client, MakeFleet, read_answer, until
-from tests.proxy.http.test_server import PLAIN, Instance, by, echo
+from tests.proxy.http.both_ends import PLAIN, Instance, by, echo
 from tests.proxy.test_app import RUN
 from ts_parity.proxy.http.descriptors import ClientLimit, client_limit
 from ts_parity.proxy.http.messages import Request, Response

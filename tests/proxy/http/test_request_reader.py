@@ -6,8 +6,8 @@ from random import Random
 
 import pytest
 
+from tests.proxy.http.both_ends import PLAIN, Instance
 from tests.proxy.http.test_memory import CHUNKED, SIZED, counted
-from tests.proxy.http.test_server import PLAIN, Instance
 from ts_parity.proxy.http.buffers import BodyBuffer
 from ts_parity.proxy.http.messages import MAX_HEADERS, Request, Response
 from ts_parity.proxy.http.request_reader import RequestReader

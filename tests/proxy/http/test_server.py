@@ -1,7 +1,9 @@
-"""The two doors alone, over real sockets: HTTP as clients and instances speak it, well and badly."""
+"""The clients' end over real sockets: HTTP as they speak it, well, badly and at its most awkward."""
+
+from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import re
 from contextlib import asynccontextmanager, suppress
 
 import pytest
@@ -9,29 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.proxy.conftest import PATIENCE_S, read_answer, until
-from ts_parity.proxy.http.messages import MAX_HEAD_BYTES, BrokenStream, Request, Response
+from tests.proxy.http.both_ends import LIMIT, by, echo, ended
+from ts_parity.proxy.http.messages import MAX_HEAD_BYTES, Request, Response
 from ts_parity.proxy.http.server import ClientTimeouts, PendingResponse, Server
 from ts_parity.proxy.http.streams import Stream
-from ts_parity.proxy.http.upstream import Address, NoResponse, Upstream
+from ts_parity.proxy.serving.service import StreamedResponse
 
-LIMIT = 1000
-
-
-async def echo(request: Request) -> Response:
-    """What was asked, as an answer."""
-    body = f"{request.method} {request.target} {len(request.headers)} ".encode() + request.body
-    return Response(200, "OK", (("x-echo", "1"), ("content-length", str(len(body)))), body)
-
-
-def by(answer: Callable[[Request], Awaitable[Response]]) -> Callable[[Request, PendingResponse], None]:
-    """A coroutine as what a server asks; it is cancelled if its client leaves."""
-
-    def ask(request: Request, pending: PendingResponse) -> None:
-        task = asyncio.ensure_future(answer(request))
-        pending.on_disconnect = task.cancel
-        task.add_done_callback(lambda task: task.cancelled() or pending.respond(task.result()))
-
-    return ask
+GET = b"GET /%d HTTP/1.1\r\nHost: h\r\n\r\n"
 
 
 @asynccontextmanager
@@ -45,15 +31,6 @@ async def serving(answer=echo, patience=None):
         writer.close()
         await server.close()
         assert server.in_flight == 0
-
-
-async def ended(reader: asyncio.StreamReader) -> bool:
-    with suppress(ConnectionError):
-        return await asyncio.wait_for(reader.read(), PATIENCE_S) == b""
-    return True
-
-
-# ---- clients -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [1, 7, 10_000])
@@ -259,226 +236,121 @@ def test_no_bytes_harm_the_server_or_its_other_clients(pieces: list[bytes]) -> N
     assert trouble == []
 
 
-# ---- instances -----------------------------------------------------------------------------------------------------
+# ---- clients at their most awkward -----------------------------------------------------------------------------------
 
 
-class Instance:
-    """Answers each request with the next of its lines; `None` closes the connection instead."""
-
-    def __init__(self, *says: bytes | None) -> None:
-        self.says = list(says)
-        self.heard: list[bytes] = []
-        self.connections = 0
-
-    async def __aenter__(self) -> "Instance":
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.address = Address(f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}")
-        self.upstream = Upstream(connect_timeout_s=60.0, task_timeout_s=60.0)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.upstream.close()
-        self._server.close()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        with suppress(ConnectionError, asyncio.IncompleteReadError):
-            while self.says:
-                self.heard.append(await reader.readuntil(b"\r\n\r\n"))
-                said = self.says.pop(0)
-                if said is None:
-                    break
-                writer.write(said)
-        writer.close()
-
-    async def get(self, method: str = "GET", timeout_s: float = 60.0):
-        request = Request(method, "/x", (("Host", "h"),), b"")
-        return await self.upstream.exchange(self.address, request, timeout_s)
+def reply(body: bytes) -> Response:
+    return Response(200, "OK", (("content-length", str(len(body))),), body)
 
 
-PLAIN = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+async def statuses(reader: asyncio.StreamReader, count: int) -> list[bytes]:
+    data = b""
+    while data.count(b"HTTP/1.1") < count:
+        data += await asyncio.wait_for(reader.read(1 << 20), PATIENCE_S)
+    return re.findall(rb"HTTP/1\.1 (\d+)", data)
 
 
-@pytest.mark.parametrize("end", [b"0\r\nX: ", b"0\r\n", b"2;x="], ids=["one trailer", "trailers", "an extension"])
-async def test_what_an_instance_says_beside_its_body_has_an_end(end: bytes) -> None:
-    """The parser gathers a trailer until it ends, and tells nobody: one instance could fill the memory."""
-    flood = (b"x: y\r\n" if end == b"0\r\n" else b"x" * 8) * 5000
-
-    async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n" + end)
-        with suppress(ConnectionError):
-            while True:
-                writer.write(flood)
-                await writer.drain()
-
-    instance = await asyncio.start_server(say, "127.0.0.1", 0)
-    upstream = Upstream(60.0, 60.0)
-    address = Address(f"http://127.0.0.1:{instance.sockets[0].getsockname()[1]}")
-    answer = await upstream.exchange(address, Request("GET", "/x", (("Host", "h"),), b""), 60.0)
-    assert isinstance(answer, Stream)
-    with pytest.raises(BrokenStream, match="over 65536 bytes"):
-        assert [piece async for piece in answer] == [b"ab"]
-    await upstream.close()
-    instance.close()
+async def opened(server: Server) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_connection("127.0.0.1", await server.start("127.0.0.1", 0))
 
 
-async def test_a_connection_is_used_again() -> None:
-    async with Instance(PLAIN, PLAIN, PLAIN) as instance:
-        assert [(await instance.get()).body for _ in range(3)] == [b"ok"] * 3
-        assert instance.connections == 1
+class StreamSource:
+    left = False
+
+    def pause(self) -> None:
+        pass
+
+    def resume(self) -> None:
+        pass
+
+    def abort(self) -> None:
+        self.left = True
 
 
-@pytest.mark.parametrize(
-    ("says", "status", "body"),
-    [
-        (b"HTTP/1.1 200 \r\nContent-Length: 2\r\nConnection: close\r\n\r\nok", 200, b"ok"),
-        (b"HTTP/1.0 200 OK\r\n\r\nuntil the end", 200, b"until the end"),
-        (b"HTTP/1.1 100 Continue\r\n\r\n" + PLAIN, 200, b"ok"),
-        (b"HTTP/1.1 204 No Content\r\n\r\n", 204, b""),
-    ],
-)
-async def test_answers_of_every_framing_are_read(says: bytes, status: int, body: bytes) -> None:
-    async with Instance(says) as instance:
-        answer = await instance.get()
-        assert (answer.status, answer.body) == (status, body)
+async def test_a_stream_is_left_though_its_client_went_before_it_began() -> None:
+    waiting: list[PendingResponse] = []
+    server = Server(lambda request, pending: waiting.append(pending), 1000)
+    _, writer = await opened(server)
+    writer.write(GET % 1)
+    await until(lambda: len(waiting) == 1, "the request")
+    tap = StreamSource()
+    stream = Stream(200, "OK", (), tap)
+    waiting[0].respond(StreamedResponse(stream, ()))
+    for connection in server.connections:
+        connection._transport.abort()
+    await until(lambda: tap.left, "the stream to be left")
+    writer.close()
+    await server.close()
 
 
-async def test_the_answer_to_head_has_no_body_though_it_has_a_length() -> None:
-    async with Instance(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n", PLAIN) as instance:
-        answer = await instance.get("HEAD")
-        assert (answer.body, answer.header("content-length")) == (b"", "9")
-        assert (await instance.get()).body == b"ok"
+async def test_a_client_that_asks_and_says_goodbye_at_once_still_gets_an_answer_that_was_made() -> None:
+    server = Server(lambda request, pending: pending.respond(reply(b"made")), 1000)
+    reader, writer = await opened(server)
+    writer.write(GET % 1)
+    writer.write_eof()
+    assert (await asyncio.wait_for(reader.read(), PATIENCE_S)).endswith(b"made")
+    writer.close()
+    await server.close()
 
 
-@pytest.mark.parametrize("stray", [PLAIN.replace(b"ok", b"no"), b"HTTP/1.1 200", b"HTTP/1.1 100 Continue\r\n\r\n"])
-async def test_an_answer_that_nobody_asked_for_is_given_to_nobody(stray: bytes) -> None:
-    """It comes in one packet with a good one; the connection is not used again, least of all by two at a time."""
-    async with Instance(PLAIN + stray, PLAIN, PLAIN, PLAIN) as instance:
-        assert (await instance.get()).body == b"ok"
-        answers = await asyncio.gather(*(instance.get() for _ in range(3)))
-        assert [answer.body for answer in answers] == [b"ok"] * 3
+async def test_a_connection_with_too_many_questions_ends_with_the_answer_that_closes_it() -> None:
+    waiting: list[PendingResponse] = []
+    server = Server(lambda request, pending: waiting.append(pending), 1000, ClientTimeouts(0.2, 0.2, 0.2))
+    reader, writer = await opened(server)
+    writer.write(b"GET /0 HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n" + GET % 1)
+    writer.write(b"".join(GET % n for n in range(20)))
+    await until(lambda: len(waiting) == 1, "the first request")
+    waiting[0].respond(reply(b"ok"))
+    assert await statuses(reader, 1) == [b"200"]
+    await until(lambda: not server.connections, "the connection to end")
+    assert server.in_flight == 0
+    writer.close()
+    await server.close()
 
 
-CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n"
+async def test_who_is_slow_to_take_one_answer_gets_the_others_all_the_same() -> None:
+    waiting: list[PendingResponse] = []
+    server = Server(lambda request, pending: waiting.append(pending), 1000, ClientTimeouts(60.0, 0.5, 60.0))
+    reader, writer = await opened(server)
+    writer.write(b"".join(GET % n for n in range(3)))
+    big = reply(b"x" * 10_000_000)
+    await until(lambda: len(waiting) == 1, "the first request")
+    waiting[0].respond(big)
+    await asyncio.sleep(2.5)  # longer than the patience with a head, and two looks at it
+    for n in range(3):
+        got = await reader.readuntil(b"\r\n\r\n")
+        assert got.startswith(b"HTTP/1.1 200")
+        await reader.readexactly(10_000_000 if n == 0 else 2)
+        if n < 2:
+            await until(lambda n=n: len(waiting) == n + 2, "the next request")
+            waiting[n + 1].respond(reply(b"ok"))
+    writer.close()
+    await server.close()
 
 
-@pytest.mark.parametrize(
-    "behind",
-    [
-        PLAIN.replace(b"ok", b"no"),
-        CHUNKED + b"\r\n",
-        b"HTTP/1.1 200 OK\r\n\r\nuntil the end",
-        b"2\r\nno\r\n0\r\n\r\n",
-        b"\x00\x01",
-        b"HTTP/1.1 100 Continue\r\n\r\n",
-    ],
-)
-async def test_what_follows_the_last_chunk_goes_to_nobody(behind: bytes) -> None:
-    """It was appended to the body that the client got; nor is that connection used again."""
-    async with Instance(CHUNKED + b"\r\n" + behind, PLAIN) as instance:
-        stream = await instance.get()
-        assert isinstance(stream, Stream)
-        assert b"".join([piece async for piece in stream]) == b"ok"
-        answer = await instance.get()
-        assert (answer.body, instance.connections) == (b"ok", 2)
+async def test_who_never_takes_its_answer_is_given_up() -> None:
+    server = Server(
+        lambda request, pending: pending.respond(reply(b"x" * 20_000_000)), 1000, ClientTimeouts(0.2, 0.2, 0.2)
+    )
+    _, writer = await opened(server)
+    writer.transport.pause_reading()  # type: ignore[attr-defined]
+    writer.write(GET % 1)
+    await until(lambda: bool(server.connections), "the connection")
+    await until(lambda: not server.connections, "the client to be given up")
+    writer.close()
+    await server.close()
 
 
-@pytest.mark.parametrize("status", [b"200 OK", b"503 Busy"], ids=["streamed", "gathered"])
-async def test_trailers_are_no_headers(status: bytes) -> None:
-    """They came late, from whoever made the body, and were given to the client as if the instance had said them."""
-    trailers = b"Set-Cookie: a=b\r\nX-T: 1\r\n\r\n"
-    async with Instance(CHUNKED.replace(b"200 OK", status) + trailers, PLAIN) as instance:
-        answer = await instance.get()
-        assert answer.headers == ()
-        assert (b"".join([piece async for piece in answer]) if isinstance(answer, Stream) else answer.body) == b"ok"
-        assert (await instance.get()).body == b"ok"
-        assert instance.connections == 1
-
-
-@pytest.mark.parametrize("upgrade", [b"", b"Connection: upgrade\r\nUpgrade: x\r\n"])
-async def test_an_instance_does_not_change_the_protocol(upgrade: bytes, caplog: pytest.LogCaptureFixture) -> None:
-    async with Instance(b"HTTP/1.1 101 Switching Protocols\r\n" + upgrade + b"\r\n\x00\x01" + PLAIN, PLAIN) as instance:
-        assert isinstance(await instance.get(), NoResponse)
-        assert (await instance.get()).body == b"ok"
-    assert not caplog.records, "an exception must not be what ends the connection"
-
-
-async def test_interim_answers_without_end_are_none() -> None:
-    async with Instance(b"HTTP/1.1 102 Processing\r\n\r\n" * 4000, PLAIN) as instance:
-        assert isinstance(await instance.get(), NoResponse)
-        assert (await instance.get()).body == b"ok"
-
-
-@pytest.mark.parametrize(
-    "head",
-    [
-        b"Content-Length: 2\r\nContent-Length: 3\r\n",
-        b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n",
-        b"Content-Length: +2\r\n",
-        b"Content-Length: 2, 2\r\n",
-        b"Transfer-Encoding: identity, chunked\r\n",
-        b"Content-Length: 2\r\nX: y\r\n z\r\n",
-        b"Content-Length: 2\r\nX : y\r\n",
-        b"Content-Length: 2\r\nX: \x00\r\n",
-    ],
-)
-async def test_an_answer_that_two_parsers_could_read_differently_is_none(head: bytes) -> None:
-    async with Instance(b"HTTP/1.1 200 OK\r\n" + head + b"\r\nok", PLAIN) as instance:
-        assert isinstance(await instance.get(), NoResponse)
-        assert (await instance.get()).body == b"ok"
-
-
-@pytest.mark.parametrize("status", [b"204 No Content", b"304 Not Modified"])
-async def test_a_body_where_there_can_be_none_goes_to_nobody(status: bytes) -> None:
-    async with Instance(b"HTTP/1.1 " + status + b"\r\nContent-Length: 2\r\n\r\nno", PLAIN) as instance:
-        assert (await instance.get()).body == b""
-        assert (await instance.get()).body == b"ok"
-        assert instance.connections == 2
-
-
-async def test_an_idle_connection_that_was_closed_costs_nothing() -> None:
-    """The instance closes as we write: nothing was run, and another connection is tried."""
-    async with Instance(PLAIN, None, PLAIN) as instance:
-        assert (await instance.get()).body == b"ok"
-        assert (await instance.get()).body == b"ok"
-        assert len(instance.heard) == 3
-
-
-async def test_a_new_connection_that_is_closed_without_an_answer_is_a_failure() -> None:
-    async with Instance(None, PLAIN) as instance:
-        answer = await instance.get()
-        assert isinstance(answer, NoResponse)
-        assert not answer.refused
-
-
-@pytest.mark.parametrize(
-    "says",
-    [
-        b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nshort",
-        b"nonsense\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nX: " + b"y" * 99999,
-    ],
-)
-async def test_half_an_answer_is_none(says: bytes) -> None:
-    async with Instance(says) as instance:
-        assert isinstance(await instance.get(), NoResponse)
-
-
-async def test_no_answer_in_time() -> None:
-    async with Instance(b"HTTP/1.1 200 OK\r\n", PLAIN) as instance:
-        answer = await instance.get(timeout_s=0.1)
-        assert answer == NoResponse("no answer in time")
-
-
-async def test_a_streamed_answer_waits_for_its_reader() -> None:
-    piece = b"x" * 50_000
-    body = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for _ in range(100)) + b"0\r\n\r\n"
-    async with Instance(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + body, PLAIN) as instance:
-        stream = await instance.get()
-        assert isinstance(stream, Stream)
-        await asyncio.sleep(0.2)
-        assert stream.held <= 1 << 20, "what nobody reads is left to the instance"
-        assert sum([len(part) async for part in stream]) == 100 * len(piece)
-        assert (await instance.get()).body == b"ok"
-        assert instance.connections == 1
+async def test_nobody_is_told_to_go_on_before_the_answers_that_come_first() -> None:
+    big = reply(b"x" * 5_000_000)
+    server = Server(lambda request, pending: pending.respond(big), 1000)
+    reader, writer = await opened(server)
+    writer.transport.pause_reading()  # type: ignore[attr-defined]
+    writer.write(GET % 1 + GET % 2)
+    await asyncio.sleep(0.1)
+    writer.write(b"POST /3 HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n")
+    await asyncio.sleep(0.1)
+    writer.transport.resume_reading()  # type: ignore[attr-defined]
+    assert await statuses(reader, 3) == [b"200", b"200", b"100"]
+    writer.close()
+    await server.close()

@@ -19,7 +19,7 @@ import uvloop
 
 from tests.proxy.authority import HERE, Authority
 from tests.proxy.conftest import PATIENCE_S, Fleet, MakeFleet, Raw, nothing_left, read_answer, until
-from tests.proxy.http.test_server import LIMIT, by, echo, ended
+from tests.proxy.http.both_ends import LIMIT, by, echo, ended
 from ts_parity.config import InstanceSettings, Settings, parse_endpoint
 from ts_parity.proxy.http.certificates import client_side
 from ts_parity.proxy.http.messages import Request, Response

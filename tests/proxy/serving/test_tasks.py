@@ -1,16 +1,15 @@
-"""Routes, classification, and what tasks say on the wire: tables."""
+"""What each kind of task says on the wire, and what its answer is taken for."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from ts_parity.engine import Arrived, Failed, Rejected
-from ts_parity.errors import Overloaded, error_body
+from ts_parity.engine import Arrived, Failed
+from ts_parity.errors import error_body
 from ts_parity.proxy.fleet.plan import Target
-from ts_parity.proxy.http.messages import Request, Response, error_response, split_controls, without_hop_by_hop
-from ts_parity.proxy.http.upstream import NoResponse, classify
-from ts_parity.proxy.serving.routes import PredictionRoute, model_named, prediction_route, prediction_target, url_path
+from ts_parity.proxy.http.messages import Request, Response, split_controls
+from ts_parity.proxy.http.upstream import NoResponse
 from ts_parity.proxy.serving.tasks import (
     QueryPayload,
     finish_request,
@@ -22,148 +21,6 @@ from ts_parity.proxy.serving.tasks import (
     slot_response,
 )
 from ts_parity.wire import FRAME_TYPE, RAW, Frame, Part, attach_tail, pack_frame, unpack_frame
-
-FRONTEND = (
-    ("Cache-Control", "no-cache; no-store, must-revalidate, private"),
-    ("Expires", "Thu, 01 Jan 1970 00:00:00 UTC"),
-)
-INTERNAL, UNAVAILABLE = "InternalServerException", "ServiceUnavailableException"
-
-CLASSES = [
-    # status, type, message -> what it is
-    (500, INTERNAL, "Worker died.", "failed"),
-    (507, INTERNAL, "Worker died.", "failed"),
-    (507, INTERNAL, "Out of resources", "failed"),
-    (503, UNAVAILABLE, 'Model "m" has no worker to serve inference request.', "rejected"),
-    (503, INTERNAL, "Prediction failed", "answer"),
-    (503, INTERNAL, "Invalid model predict output", "answer"),
-    (500, INTERNAL, "the handler's own PredictionException", "answer"),
-    (400, "InvalidKeyException", "Token Authorization failed.", "answer"),
-    (400, "BadRequestException", "Parameter model_name is required.", "answer"),
-    (403, "IllegalArgumentException", "no", "answer"),
-    (404, "ModelNotFoundException", "Model not found: m", "failed"),
-    (404, "ModelVersionNotFoundException", "m", "failed"),
-    (405, "MethodNotAllowedException", "m", "answer"),
-    (408, "RequestTimeoutException", "m", "answer"),
-    (409, "ConflictStatusException", "m", "answer"),
-    (200, INTERNAL, "Worker died.", "answer"),
-]
-
-
-@pytest.mark.parametrize(("status", "kind", "message", "expected"), CLASSES)
-def test_torchserves_status_codes(status: int, kind: str, message: str, expected: str):
-    outcome = classify(Response(status, "", (), error_body(status, kind, message)))
-    names = {type(None): "answer", Failed: "failed", Rejected: "rejected"}
-    assert names[type(outcome)] == expected
-
-
-@pytest.mark.parametrize("body", [b"", b"Worker died.", b"[]", b'"x"', b"\xff", b"{" * 100, b"x" * 100_000])
-@pytest.mark.parametrize("status", [500, 503, 507, 413, 418])
-def test_a_handlers_own_status_is_an_answer_whatever_its_body(status: int, body: bytes):
-    assert classify(Response(status, "", FRONTEND, body)) is None
-
-
-GATEWAYS = [
-    (503, b"upstream connect error or disconnect/reset before headers. reset reason: connection failure"),
-    (502, b"<html><h1>502 Bad Gateway</h1></html>"),
-    (504, b""),
-    (500, b"<html>" + b"x" * 100_000),
-    (503, b'{"code": 503, "message": "no healthy upstream"}'),
-    (503, b'{"code": "503", "type": "ServiceUnavailableException", "message": "in quotes"}'),
-    (502, b'{"code": 503, "type": "ServiceUnavailableException", "message": "of another status"}'),
-    (503, b'{"code": 503, "type": "no_healthy_upstream", "message": ""}'),
-    (503, b'{"code": 503, "type": ["ServiceUnavailableException"]}'),
-    (503, b"[" * 60_000),
-    (503, b'{"code": 503, "type": ' + b"[" * 60_000),
-    (520, b"error code: 520"),
-    (429, b"local_rate_limited"),
-    (408, b"stream timeout"),
-    (404, b"default backend - 404"),
-    (302, b""),
-]
-
-
-@pytest.mark.parametrize(("status", "body"), GATEWAYS)
-def test_what_torchserve_did_not_write_is_its_instances_failure(status: int, body: bytes):
-    outcome = classify(Response(status, "", (("content-type", "text/plain"), ("server", "envoy")), body))
-    assert isinstance(outcome, Failed)
-    assert outcome.retry
-    assert f"{status} from a gateway" in outcome.reason
-    assert len(outcome.reason) < 300
-    assert "\n" not in outcome.reason
-
-
-@pytest.mark.parametrize("mark", FRONTEND)
-@pytest.mark.parametrize("status", [302, 404, 429, 502, 503, 504])
-def test_either_of_torchserves_own_headers_is_enough(status: int, mark: tuple[str, str]):
-    assert classify(Response(status, "", (mark,), b"the handler's own")) is None
-
-
-@pytest.mark.parametrize("status", [200, 204, 304, 400, 401, 403, 413, 422])
-def test_what_speaks_of_the_request_is_an_answer_whoever_wrote_it(status: int):
-    assert classify(Response(status, "", (), b"")) is None
-
-
-@pytest.mark.parametrize(
-    ("path", "expected"),
-    [
-        ("/predictions/m", PredictionRoute("m", None, "")),
-        ("/predictions/m/", PredictionRoute("m", None, "")),
-        ("/predictions/m/1.0", PredictionRoute("m", "1.0", "")),
-        ("/predictions/m/1.0/a/b%20c", PredictionRoute("m", "1.0", "/a/b%20c")),
-        ("/predictions/my%20m", PredictionRoute("my m", None, "")),
-        ("/predictions", None),
-        ("/predictions/", None),
-        ("/predictions//x", None),
-        ("/predictions/m//x", None),
-        ("/predictions/m/1.0//x", PredictionRoute("m", "1.0", "//x")),
-        ("/predictions/m%2F1.0", PredictionRoute("m", "1.0", "")),
-        ("/%70redictions/m/1%2E0/a%2Fb/", PredictionRoute("m", "1.0", "/a/b")),
-        ("/predictions/m/1.0/a%3Fb%23c#d", PredictionRoute("m", "1.0", "/a%3Fb%23c")),
-        ("/predictions/m/1.0/%zz", None),
-        ("/predictions/m/1.0/%4", None),
-        ("/explanations/m", None),
-        ("/ping", None),
-        ("/", None),
-    ],
-)
-def test_prediction_paths(path: str, expected: PredictionRoute | None):
-    assert prediction_route("POST", path) == expected
-    assert prediction_route("GET", path) == expected
-    assert prediction_route("OPTIONS", path) is None
-
-
-@pytest.mark.parametrize(
-    ("path", "query", "expected"),
-    [
-        ("/explanations/m/1.0", "", "m"),
-        ("/v1/models/m:predict", "", "m"),
-        ("/v1/models/m:explain", "", "m"),
-        ("/v2/models/m/infer", "", "m"),
-        ("/v2/models/m/versions/1/infer", "", "m"),
-        ("/invocations", "model_name=my%20m", "my m"),
-        ("/v1/models/m%3Apredict", "", "m"),
-        ("/invocations", "", None),
-        ("/invocations", "model_name=m&model_name=n", "m"),
-        ("/invocations", "a=b;model_name=m", "m"),
-        ("/invocations", "model_name=&model_name=m", ""),
-        ("/models/m/invoke", "", "m"),
-        ("/m/predict", "", "m"),
-        ("/m/1.0/predict", "", "m"),
-        ("/predictions/m", "", "m"),
-        ("/ping", "", None),
-        ("/wfpredict/w", "", None),
-        ("/", "", None),
-    ],
-)
-def test_models_named_by_other_paths(path: str, query: str, expected: str | None):
-    assert model_named(path, query) == expected
-
-
-def test_targets_are_escaped_and_extras_kept():
-    assert prediction_target("my m", "1.0", "/a%20b", "q=1") == "/predictions/my%20m/1.0/a%20b?q=1"
-    assert url_path("/a%20b/c") == "a b/c"
-
 
 TARGET = Target("i", "m", "1.0", True)
 ASK = QueryPayload(
@@ -329,14 +186,3 @@ def test_a_protections_nonsense_is_a_failure_that_is_not_repeated(answer: Respon
 def test_a_finish_that_is_an_error_is_no_answer():
     assert read_finish(response(b"no", status=403))[0] == Failed("refused with 403: no", retry=False)
     assert read_finish(response(b"yes"))[0] == Arrived()
-
-
-def test_hop_by_hop_headers_and_those_that_connection_names_are_dropped():
-    headers = (("Connection", "keep-alive, X-Mine"), ("x-mine", "1"), ("Keep-Alive", "1"), ("X-Kept", "2"))
-    assert without_hop_by_hop(headers) == (("X-Kept", "2"),)
-
-
-def test_errors_of_the_proxy_have_torchserves_shape():
-    made = error_response(Overloaded("full", retry_after_s=0.2))
-    assert (made.status, made.phrase, made.header("retry-after")) == (503, "Service Unavailable", "1")
-    assert made.body == error_body(503, "ServiceUnavailableException", "full")
