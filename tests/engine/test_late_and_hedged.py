@@ -278,9 +278,11 @@ def test_no_second_copy_on_a_busy_pool():
     assert run.answers[1] == ("deployed", 0.060)
 
 
-def test_a_copy_that_fails_does_not_fail_its_query():
-    run = hedged(arrivals=[0.0], tasks=[(0, 0.070, "ok"), ("hedge 0", 0.005, "fatal")])
+@pytest.mark.parametrize("outcome", ["fail", "fatal", "reject"])
+def test_a_copy_that_fails_does_not_fail_its_query(outcome):
+    run = hedged(arrivals=[0.0], tasks=[(0, 0.070, "ok"), ("hedge 0", 0.005, outcome)])
     assert run.answers == {0: ("deployed", 0.070)}
+    assert run.sends(0) == [(0.0, "d0")], "nor is it sent again"
 
 
 def test_a_query_whose_own_task_fails_waits_for_its_copy():
