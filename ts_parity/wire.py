@@ -1,6 +1,6 @@
 """What travels between proxy and worker: header names, the group frame, the raw tail.
 
-Shared by both sides and by nothing else. Knows bytes and arrays; knows nothing of HTTP clients, TorchServe or torch.
+Knows bytes and arrays. Knows nothing of HTTP clients, TorchServe or torch.
 Everything here is either parsed completely or refused with a named error: no length is believed before it is checked.
 
 The frame (all integers big-endian):
@@ -44,6 +44,11 @@ DEADLINE_MS: Final = "x-ts-parity-deadline-ms"
 CONFIDENCE: Final = "x-ts-parity-confidence"
 """Of a rebuilt answer: how often one that looks so is the deployed model's own, 0 to 1."""
 FRAME_TYPE: Final = "application/x-ts-parity-group"
+PROTECTION_FIELDS: Final = (
+    "code", "k", "r", "row", "coefficients", "partial", "cost", "agreement", "tolerance", "row_errors", "confidence",
+    "protects",
+)  # fmt: skip
+"""What a protection's archive declares in its `ts_parity` section, and its worker repeats in describe."""
 
 VERSION: Final = 1
 MAX_K: Final = 64

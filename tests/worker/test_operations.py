@@ -18,7 +18,7 @@ from PIL import Image
 from tests.worker.serving import Ask, InProcess, Reply, finish_ask, group_ask, linear, network, scripted, vector
 from ts_parity.codes import make_code
 from ts_parity.errors import ConfigError
-from ts_parity.wire import OP, OP_RAW, ROUNDOFF, Part
+from ts_parity.wire import OP, OP_RAW, PROTECTION_FIELDS, ROUNDOFF, Part
 from ts_parity.worker.operations import MAX_RESPONSE_SIZE, max_response_size
 from ts_parity.worker.protections import ScriptedModel
 from ts_parity.worker.responses import HandlerResponse
@@ -433,6 +433,14 @@ def test_the_secret_guards_operations(serve: Serve) -> None:
     assert worker.ask(vector(1), "raw").status == 403
     assert worker.ask(vector(1), "raw", x_ts_parity_secret="swordfisx").status == 403
     assert worker.ask(vector(1), "raw", x_ts_parity_secret="swordfish").status == 200
+
+
+def test_describe_repeats_what_a_protections_archive_declares(serve: Serve) -> None:
+    """Proxies go by describe, and a rollout compares it with the archive at hand."""
+    worker = serve("overrides_steps", {"role": "parity", "code": "sum", "k": 2, "agreement": 0.9, "cost": 1.5})
+    described = worker.describe()["ts_parity"]
+    assert described.keys() >= set(PROTECTION_FIELDS)
+    assert (described["code"], described["k"], described["agreement"], described["cost"]) == ("sum", 2, 0.9, 1.5)
 
 
 def test_samples_decide_at_load(serve: Serve) -> None:

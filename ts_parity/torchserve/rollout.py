@@ -28,6 +28,7 @@ from ts_parity.torchserve.rollout_plan import (
     StepAction,
     look,
 )
+from ts_parity.wire import PROTECTION_FIELDS
 
 SETTLE_S = 10.0
 """Proxies ask the instances every 5 s (`discovery_interval_s`), may wait 2 s for an answer, and ask a new worker what
@@ -47,23 +48,8 @@ LATE_S = 5.0
 POLL_S = 0.2
 NOT_FOUND = 404
 _REGISTERED = re.compile(r'Model "(?P<model>.+)" Version: (?P<version>.+) registered with')
-# What a wrapped archive's section and its describe both say.
-_SAID_TWICE = (
-    "role",
-    "code",
-    "k",
-    "r",
-    "row",
-    "coefficients",
-    "partial",
-    "cost",
-    "agreement",
-    "tolerance",
-    "row_errors",
-    "confidence",
-    "protects",
-    "never_code",
-)
+# What a wrapped archive declares in its section and repeats in describe.
+_IN_DESCRIBE = ("role", *PROTECTION_FIELDS, "never_code")
 
 
 Say = Callable[[str], None]
@@ -316,7 +302,7 @@ def check_content(client: ManagementClient, model: str, version: str, archive: A
         differing = ["it is not wrapped"]
     else:
         section = archive.section or {}
-        here = {"weights": archive.weights(), **{key: section[key] for key in _SAID_TWICE if key in section}}
+        here = {"weights": archive.weights(), **{key: section[key] for key in _IN_DESCRIBE if key in section}}
         differing = [
             f"{key}: {_short(ours.get(key))} there, {_short(value)} here"
             for key, value in here.items()

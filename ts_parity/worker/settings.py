@@ -16,6 +16,7 @@ from ts_parity.codes import ErasureCode, Family, RowErrors, make_code, read_row_
 from ts_parity.confidence import Confidence, read_confidence
 from ts_parity.errors import CodeError, ConfigError
 from ts_parity.exclusion import Exclusions, read_never_code
+from ts_parity.wire import PROTECTION_FIELDS
 
 DEPLOYED = "deployed"
 PARITY = "parity"
@@ -23,23 +24,7 @@ _EXAMPLE = "ts_parity:\n  role: {role}\n  handler: my_handler.py"
 DECLARATION = ("model", "call", "input", "output")
 """Where the model object is, which method is the model call, which input and which part of its output are coded."""
 _COMMON = frozenset({"role", "handler", *DECLARATION, "samples", "secret", "never_code"})
-_PARITY_ONLY = frozenset(
-    {
-        "code",
-        "k",
-        "r",
-        "row",
-        "coefficients",
-        "partial",
-        "parity_model",
-        "protects",
-        "cost",
-        "agreement",
-        "tolerance",
-        "row_errors",
-        "confidence",
-    }
-)
+_PARITY_ONLY = frozenset({*PROTECTION_FIELDS, "parity_model"})
 
 
 @dataclass(frozen=True)
