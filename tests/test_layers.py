@@ -102,6 +102,16 @@ def test_there_is_no_import_circle():
     assert not imports, f"these import each other, or what does: {sorted(imports)}"
 
 
+def test_a_class_name_occurs_once():
+    """A name in an import, a traceback or a review means one thing."""
+    files = {}
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ClassDef):
+                files.setdefault(node.name, []).append(str(file.relative_to(PACKAGE)))
+    assert {name: there for name, there in files.items() if len(there) > 1} == {}
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
 def test_heavy_packages_stay_in_their_rooms(file):
     for module in imports_of(file):

@@ -69,7 +69,7 @@ class Result:
         return self.answered.get(Source.RECONSTRUCTED.value, 0) / max(1, len(self.latencies))
 
 
-class _Client:
+class _SimulatedQuery:
     """What a simulated query carries: when it came, and how long it takes on a usual machine."""
 
     __slots__ = ("came_at", "takes")
@@ -237,7 +237,7 @@ class _Run:
                     break
                 self._obey(scheduler, scheduler.tick(max(deadline, self._read(due_at))), due_at, "tick", None)
             elif arrival_at <= event_at:
-                query = Query(arrived, self._pool, "key", payload=_Client(arrival_at, self._takes()))
+                query = Query(arrived, self._pool, "key", payload=_SimulatedQuery(arrival_at, self._takes()))
                 if scenario.deadline < inf:
                     query.deadline_at = arrival_at + scenario.deadline
                 if scenario.patience < inf:
