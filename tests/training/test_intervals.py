@@ -37,6 +37,15 @@ def test_copies_of_a_body_are_no_more_evidence_than_it_is():
     assert of_share(np.ones((1, 200)), ten_times) == pytest.approx(wilson(1.0, 20))
 
 
+def test_answers_that_share_their_error_are_no_more_evidence_than_their_group():
+    """A parity model errs for all members at once: so many groups are so many answers, whatever their size."""
+    errors = np.random.default_rng(0).normal(size=100)
+    bodies = np.arange(400).reshape(100, 4)
+    of_groups = ScoredAnswers((0, 1, 2, 3), bodies, together=True).variance(np.tile(errors, (4, 1)))
+    assert of_groups == pytest.approx(alone(100).variance(errors[None, :]), rel=0.01)
+    assert ScoredAnswers((0, 1, 2, 3), bodies, together=False).variance(np.tile(errors, (4, 1))) < 0.3 * of_groups
+
+
 def test_a_drop_is_known_better_than_either_of_its_sides():
     """The same answers: what both get wrong says nothing of the difference."""
     own = np.array([[1.0] * 800 + [0.0] * 200])
