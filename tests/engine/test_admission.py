@@ -5,7 +5,15 @@ from itertools import chain
 
 import pytest
 
-from ts_parity.engine import Answer, Arrived, Fail, Query, Scheduler, plain
+from tests.engine.races import NEVER
+from ts_parity.engine import (
+    Answer,
+    Arrived,
+    Fail,
+    Query,
+    Scheduler,
+    plain,
+)
 from ts_parity.engine.admission import Admission, PatienceMeter, Verdict
 from ts_parity.engine.lateness import LatencyWindow
 from ts_parity.testing import POOL, fleet, scenario
@@ -280,3 +288,26 @@ def test_what_is_hopeless_is_asked_again_of_what_is_usual_now():
     rule = admission(usual_s=0.010)
     query = waiting(rule, deadline_at=0.05)
     assert [rule.is_hopeless(query, at) for at in (0.039, 0.041)] == [False, True]
+
+
+# ---- in the engine --------------------------------------------------------------------------------------------------
+
+
+def test_a_query_without_prediction_fails_at_its_own_deadline():
+    run = scenario(arrivals=[0.0], code=None, tasks=[(0, NEVER, "never")], deadlines={0: 0.25})
+    assert run.failures == {0: ("deadline", 0.25)}
+
+
+def test_or_gets_the_default_answer():
+    run = scenario(arrivals=[0.0], code=None, tasks=[(0, NEVER, "never")], policy={"default_answer": True})
+    assert run.answers == {0: ("default", 1.0)}
+
+
+def test_a_full_queue_refuses():
+    run = scenario(arrivals=[0.0] * 4, deployed=1, code=None, policy={"max_waiting": 2})
+    assert run.failures == {3: ("overloaded", 0.0)}
+
+
+def test_a_queue_that_has_become_too_slow_refuses():
+    run = scenario(arrivals=[0.0, 0.1], deployed=1, code=None, tasks=[(0, NEVER, "never")], policy={"max_wait_s": 0.3})
+    assert run.failures[1] == ("overloaded", pytest.approx(0.4))

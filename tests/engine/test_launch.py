@@ -1,14 +1,25 @@
-"""Launch alone: when a protection is asked to run."""
+"""Launch: when a protection is asked to run; the rule alone, and at work in virtual time."""
 
 import math
 
 import pytest
 
+from tests.engine.races import NEVER, late
 from ts_parity.codes import make_code
-from ts_parity.engine import Query, plain
+from ts_parity.engine import (
+    Arrived,
+    Failed,
+    Fleet,
+    Query,
+    Rejected,
+    Scheduler,
+    Send,
+    plain,
+)
 from ts_parity.engine.lateness import LatencyWindow
 from ts_parity.engine.launch import SHED_LOAD, Launch
 from ts_parity.engine.policy import LoadMeter
+from ts_parity.testing import POOL, fleet, scenario
 
 from .made import group_of
 
@@ -73,3 +84,188 @@ def test_whom_a_backup_is_launched_for(code, exact, why_not, suits):
     for name, value in why_not.items():
         setattr(query, name, value)
     assert Launch.suits(query, make_code(code, 1, 1)) is suits
+
+
+# ---- in the engine --------------------------------------------------------------------------------------------------
+
+CROWD = {"launch_waiting": 1.0, "launch_after_s": 0.02, "reconstruct_after_s": 0.02}
+
+BURSTS = [0.041 * burst for burst in range(50) for _ in range(12)]
+"""Twelve queries of 10 ms at once for four machines, and then a moment in which all are idle."""
+
+
+def test_nothing_is_launched_for_queries_in_time():
+    run = late(arrivals=[0.0, 0.0, 0.03])
+    assert set(run.answers.values()) == {("deployed", 0.010), ("deployed", 0.040)}
+    assert all("parity" not in what for _, what, _ in run.sent)
+    assert run.nothing_left_over()
+
+
+def test_a_late_query_gets_a_backup_in_another_domain():
+    """d1 is as idle as d2, but stands in d0's rack."""
+    racks = ["rack", "rack", "elsewhere", "elsewhere"]
+    run = late(arrivals=[0.0], tasks=[(0, NEVER, "never"), ("parity 0", 0.004, "ok")], domains=racks)
+    assert run.sends("parity 0") == [(0.050, "p0.2")]
+    assert run.answers == {0: ("reconstructed", 0.054)}
+    assert run.nothing_left_over()
+
+
+def test_late_queries_share_a_launch():
+    run = late(arrivals=[0.0, 0.0, 0.0], tasks=[(n, NEVER, "never") for n in range(3)], deployed=4, k=4)
+    assert len(run.sends("parity 0")) == 1
+    assert run.answers == dict.fromkeys(range(3), ("reconstructed", 0.06))
+
+
+def test_the_deployed_answer_wins_if_it_comes_first():
+    run = late(arrivals=[0.0], tasks=[(0, 0.055, "ok"), ("parity 0", 0.010, "ok")])
+    assert run.answers == {0: ("deployed", 0.055)}
+    assert run.nothing_left_over()
+
+
+def test_a_backup_launched_early_waits_for_its_release():
+    run = late(arrivals=[0.0], tasks=[(0, NEVER, "never")], policy={"launch_after_s": 0.02})
+    assert run.sends("parity 0")[0][0] == 0.020
+    assert run.answers == {0: ("reconstructed", 0.050)}
+
+
+def test_late_queries_go_before_waiting_ones():
+    """Two machines: both are busy, one for ever; what comes free first helps the late query."""
+    run = late(
+        arrivals=[0.0, 0.0, 0.01],
+        tasks=[(0, NEVER, "never"), (1, 0.055, "ok")],
+        deployed=2,
+        protections=2,
+    )
+    assert run.sends("parity 0") == [(0.055, "p0.1")]
+    assert run.sends(2) == [(0.065, "d1")]
+    assert run.answers[0] == ("reconstructed", 0.065)
+
+
+def test_a_failed_query_is_launched_at_once_and_not_failed():
+    run = late(arrivals=[0.0], tasks=[(0, 0.005, "fatal"), ("parity 0", 0.004, "ok")])
+    assert run.answers == {0: ("reconstructed", 0.009)}
+    assert run.failures == {}
+
+
+def test_when_the_backup_fails_too_the_query_fails():
+    run = late(arrivals=[0.0], tasks=[(0, 0.005, "fatal"), ("parity 0", 0.004, "fatal")])
+    assert run.failures == {0: ("failed", 0.009)}
+    assert run.nothing_left_over()
+
+
+def test_a_query_that_refuses_approximate_answers_gets_no_student_but_an_exact_backup():
+    for code, answered in (("student", False), ("exact", True)):
+        run = late(arrivals=[0.0], exact=[0], tasks=[(0, NEVER, "never")], code=code)
+        assert (0 in run.answers) == answered
+        assert len(run.sends("parity 0")) == answered
+
+
+def test_a_client_that_leaves_takes_its_launch_along():
+    run = late(arrivals=[0.0, 0.0], tasks=[(0, NEVER, "never"), (1, NEVER, "never")], abandons={0: 0.04})
+    assert [at for at, _ in run.sends("parity 0")] == [0.05]
+    assert run.scheduler.sent["late"] == 1, "the other one's alone"
+    assert run.nothing_left_over()
+
+
+def test_a_query_that_waits_too_long_for_a_place_gets_a_backup_instead():
+    """One machine, busy for 30 ms: the second query is due at 20 ms and takes the first place; it is never sent."""
+    run = late(
+        arrivals=[0.0, 0.0],
+        tasks=[(0, 0.030, "ok"), ("parity 0", 0.004, "ok")],
+        deployed=1,
+        protections=1,
+        policy=CROWD,
+    )
+    assert run.sends("parity 0") == [(0.030, "p0.0")]
+    assert run.sends(1) == []
+    assert run.answers[1] == ("reconstructed", 0.034)
+    assert run.nothing_left_over()
+
+
+def test_when_that_backup_fails_the_query_is_sent_after_all():
+    run = late(
+        arrivals=[0.0, 0.0],
+        tasks=[(0, 0.030, "ok"), ("parity 0", 0.004, "fatal")],
+        deployed=1,
+        protections=1,
+        policy=CROWD,
+    )
+    assert run.sends(1) == [(0.034, "d0")]
+    assert run.answers[1] == ("deployed", 0.044)
+    assert run.nothing_left_over()
+
+
+def test_when_the_backup_of_a_query_that_has_failed_fails_too_it_is_tried_again():
+    """Its second attempt, which the budget has paid for, was waiting for the busy machine."""
+    run = late(
+        arrivals=[0.0, 0.0],
+        tasks=[(0, 0.001, "fail"), (1, 0.060, "ok"), ("parity 0", 0.004, "fail")],
+        deployed=2,
+        shared=False,
+        protections=1,
+    )
+    assert run.sends("parity 0")[0] == (0.001, "p0.0")
+    assert run.sends(0) == [(0.0, "d0"), (0.005, "d0")]
+    assert run.answers[0] == ("deployed", 0.015)
+    assert run.nothing_left_over()
+
+
+def test_a_waiting_query_that_refuses_approximate_answers_goes_on_waiting():
+    run = late(arrivals=[0.0, 0.0], exact=[1], tasks=[(0, 0.030, "ok")], deployed=1, protections=1, policy=CROWD)
+    assert run.answers[1] == ("deployed", 0.040)
+
+
+def test_waiting_queries_get_no_backup_unless_asked_for():
+    """The second query has waited for 30 ms when it is sent, and a backup is launched after 20."""
+    policy = {**CROWD, "launch_waiting": 0.0}
+    run = late(arrivals=[0.0, 0.0], tasks=[(0, 0.030, "ok")], deployed=1, protections=1, policy=policy)
+    assert run.sends("parity 0") == []
+    assert run.answers[1] == ("deployed", 0.040)
+
+
+def test_a_late_query_whose_pool_is_gone_fails_once():
+    policy = plain(launch="late", launch_after_s=0.5)
+    scheduler = Scheduler(fleet(deployed=2, code="student", k=1), policy)
+    first, _ = (scheduler.query_arrived(Query(n, POOL, "same"), 0.0)[0] for n in (0, 1))
+    scheduler.task_done(first.task, Failed("refused", retry=False), 0.001)  # its backup takes the only place for it
+    [third] = scheduler.query_arrived(Query(2, POOL, "same"), 0.002)
+    assert scheduler.task_done(third.task, Failed("worker died"), 0.003) == []
+    ended = [action.query.id for action in scheduler.endpoints_changed(Fleet((), (), ()), 0.004)]
+    assert ended.count(2) == 1
+
+
+def test_a_backup_whose_endpoint_is_gone_gives_the_place_that_is_free_to_its_query():
+    """Its backup was rejected, then the machine for it went; the deployed machine had come free before."""
+    policy = plain(launch="late", launch_after_s=0.02, launch_waiting=1.0, reconstruct_after_s=0.02)
+    scheduler = Scheduler(fleet(deployed=1, code="student", k=1), policy)
+    [own] = scheduler.query_arrived(Query(0, POOL, "same", exact=True), 0.0)
+    assert scheduler.query_arrived(Query(1, POOL, "same"), 0.0) == []
+    [backup] = [a for a in scheduler.tick(0.02) if isinstance(a, Send)]
+    scheduler.task_done(backup.task, Rejected(), 0.03)
+    scheduler.task_done(own.task, Arrived(), 0.031)
+    [sent] = scheduler.endpoints_changed(fleet(deployed=1, code="student", k=1, protections=0), 0.04)
+    assert (sent.task.query.id, sent.task.endpoint.name) == (1, "d0")
+
+
+@pytest.mark.parametrize(("shared", "source"), [(True, "deployed"), (False, "reconstructed")])
+def test_a_crowded_pool_launches_no_groups_protections_on_its_own_machines(shared, source):
+    """In the short moments in which one is idle they would be in the way; on machines of their own they are not."""
+    run = scenario(
+        arrivals=BURSTS,
+        tasks=[(500, 3.0, "ok")],
+        code="student",
+        shared=shared,
+        protections=4,
+        policy={"deadline_s": 9.0},
+    )
+    assert run.answers[500][0] == source
+
+
+@pytest.mark.parametrize(("arrivals", "after"), [(BURSTS, 0.06), ([0.1 * n for n in range(600)], 0.05)])
+def test_the_fuller_the_later_is_a_backup_launched(arrivals, after):
+    policy = {"launch": "late", "launch_after_s": 0.05, "launch_stretch": 0.2}
+    tasks = [(599, NEVER, "never")]
+    run = scenario(arrivals=arrivals, tasks=tasks, code="student", shared=True, protections=4, policy=policy)
+    [(sent_at, _)] = run.sends(599)
+    [(at, _)] = run.sends("parity 0")
+    assert at - sent_at == pytest.approx(after, abs=0.0005)

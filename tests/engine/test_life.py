@@ -1,14 +1,29 @@
-"""The table at the top of engine/life.py: what it says, what is done, and what happens are the same."""
+"""Lives of single queries, and the table at the top of engine/life.py: it says what is done and what happens."""
 
 import random
 from pathlib import Path
 
 import pytest
 
-from ts_parity.engine import Arrived, Cause, Failed, Kind, Query, Scheduler, Send, life, plain
+from tests.engine.races import NEVER
+from ts_parity.engine import (
+    Arrived,
+    Cause,
+    Endpoint,
+    Failed,
+    Fleet,
+    Instance,
+    Kind,
+    Pool,
+    Query,
+    Scheduler,
+    Send,
+    life,
+    plain,
+)
 from ts_parity.engine.life import TABLE, Event, move
 from ts_parity.engine.query import QueryState
-from ts_parity.testing import POOL, fleet
+from ts_parity.testing import POOL, fleet, scenario
 
 from .world import World
 
@@ -94,3 +109,108 @@ def test_a_life_with_a_retry():
     assert query.state is QueryState.RUNNING
     scheduler.task_done(again.task, Arrived(), 0.03)
     assert query.state is QueryState.DONE
+
+
+def test_a_queued_query_whose_client_left_is_never_sent():
+    run = scenario(arrivals=[0.0, 0.0], deployed=1, code=None, abandons={1: 0.005})
+    assert run.sends(1) == []
+    assert set(run.answers) == {0}
+    assert run.nothing_left_over()
+
+
+def test_work_in_flight_of_a_client_that_left_helps_its_neighbour():
+    run = scenario(arrivals=[0.0, 0.0], abandons={0: 0.005}, tasks=[(0, 0.030, "ok"), (1, NEVER, "never")])
+    assert run.answers == {1: ("reconstructed", 0.051)}
+    assert run.nothing_left_over()
+
+
+def test_nobody_there_is_said_at_once():
+    scheduler = Scheduler(Fleet((), (), (Pool(POOL),)), plain())
+    (fail,) = scheduler.query_arrived(Query(1, POOL), 0.0)
+    assert fail.reason.value == "no endpoint"
+    (fail,) = scheduler.query_arrived(Query(2, "unknown"), 0.0)
+    assert fail.reason.value == "no endpoint"
+
+
+def test_a_streamed_answer_keeps_its_place_until_it_ends():
+    scheduler = Scheduler(fleet(deployed=1, code=None), plain())
+    (send,) = scheduler.query_arrived(Query(1, POOL), 0.0)
+    assert scheduler.query_arrived(Query(2, POOL), 0.0) == []
+    (answer,) = scheduler.answer_started(send.task, 0.1)
+    assert answer.query.id == 1
+    assert scheduler.in_flight() == 1
+    (second,) = scheduler.task_done(send.task, Arrived(), 0.2)
+    assert isinstance(second, Send)
+
+
+def test_a_group_whose_pool_is_gone_fails_whom_nothing_can_save():
+    scheduler = Scheduler(fleet(deployed=2), plain(group_wait_s=0.02))
+    [send] = scheduler.query_arrived(Query(0, POOL, "same"), 0.0)
+    assert scheduler.task_done(send.task, Failed("refused", retry=False), 0.001) == []
+    [failed] = scheduler.endpoints_changed(Fleet((), (), ()), 0.002)
+    assert failed.query.id == 0
+    assert scheduler.open_queries() == 0
+
+
+def test_who_ends_while_it_waits_takes_with_it_whom_only_it_could_save():
+    """Query 0 has failed and needs 1's output; 1 has failed once and waits for a busy machine until its deadline."""
+    tasks = [(0, 0.001, "fatal"), (1, 0.002, "fail"), (2, 0.5, "ok"), (3, 0.5, "ok"), ("parity 0", 0.001, "ok")]
+    shape = {"deployed": 2, "domains": ["a", "b"], "keys": {2: None, 3: None}, "tasks": tasks}
+    run = scenario(arrivals=[0.0] * 4, deadlines={0: 10.0, 1: 0.04}, policy={"retry_ratio": 0.0}, **shape)
+    assert run.failures == {1: ("deadline", 0.04), 0: ("failed", 0.04)}
+    run = scenario(arrivals=[0.0] * 4, deadlines={0: 10.0}, abandons={1: 0.02}, **shape)
+    assert run.failures == {0: ("failed", 0.02)}
+
+
+def test_a_pool_that_is_gone_fails_what_waits_for_it():
+    scheduler = Scheduler(fleet(deployed=1, code=None), plain())
+    (send,) = scheduler.query_arrived(Query(1, POOL), 0.0)
+    scheduler.query_arrived(Query(2, POOL), 0.0)
+    (fail,) = scheduler.endpoints_changed(Fleet((), (), ()), 0.1)
+    assert (fail.query.id, fail.reason.value) == (2, "no endpoint")
+    (answer,) = scheduler.task_done(send.task, Arrived(), 0.2)
+    assert answer.query.id == 1
+
+
+def test_an_instance_that_returns_has_its_old_work_on_its_places():
+    one, none = fleet(deployed=1, code=None), Fleet((), (), (Pool(POOL),))
+    scheduler = Scheduler(one, plain())
+    (send,) = scheduler.query_arrived(Query(1, POOL), 0.0)
+    scheduler.endpoints_changed(none, 0.1)
+    scheduler.endpoints_changed(one, 0.2)
+    assert scheduler.query_arrived(Query(2, POOL), 0.3) == []
+    actions = scheduler.task_done(send.task, Arrived(), 0.4)
+    assert [type(action).__name__ for action in actions] == ["Answer", "Send"]
+
+
+def test_fewer_places_hold_back_what_waits():
+    many, few = fleet(deployed=1, places=2, code=None), fleet(deployed=1, places=1, code=None)
+    scheduler = Scheduler(many, plain())
+    (first,) = scheduler.query_arrived(Query(1, POOL), 0.0)
+    (second,) = scheduler.query_arrived(Query(2, POOL), 0.0)
+    scheduler.query_arrived(Query(3, POOL), 0.0)
+    scheduler.endpoints_changed(few, 0.1)
+    assert len(scheduler.task_done(first.task, Arrived(), 0.2)) == 1
+    assert len(scheduler.task_done(second.task, Arrived(), 0.3)) == 2
+
+
+def test_nonsense_raises_and_changes_nothing():
+    scheduler = Scheduler(fleet(), plain())
+    query = Query(1, POOL, "same")
+    (send,) = scheduler.query_arrived(query, 0.0)
+    before = scheduler.snapshot()
+    with pytest.raises(ValueError, match="arrived already"):
+        scheduler.query_arrived(query, 0.1)
+    bad = Fleet((Instance("a", 1, "a"),), (Endpoint("e", "b", POOL, None, 1),), (Pool(POOL),))
+    with pytest.raises(ValueError, match="not listed"):
+        scheduler.endpoints_changed(bad, 0.1)
+    assert scheduler.snapshot() == before
+    scheduler.task_done(send.task, Arrived(raw=True), 0.2)
+    with pytest.raises(ValueError, match="ended already"):
+        scheduler.task_done(send.task, Arrived(), 0.3)
+
+
+def test_a_group_says_what_it_is():
+    run = scenario(arrivals=[0.0, 0.0], tasks=[(1, NEVER, "never")], until=0.03)
+    group = run.tasks[0].group
+    assert repr(group) == f"<CodingGroup {group.id} k=2 r=1 [0 done+raw, 1 running | 0 arrived]>"

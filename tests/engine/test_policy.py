@@ -4,7 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from ts_parity.engine import Policy, Scheduler
+from ts_parity.engine import (
+    Policy,
+    Scheduler,
+    plain,
+)
 from ts_parity.engine.policy import PLAIN
 from ts_parity.testing import POOL, fleet, scenario
 
@@ -76,3 +80,20 @@ def test_durations_are_told_in_other_units():
     told = Policy(hedge_after_s=0.1).in_units(0.05)
     assert (told.hedge_after_s, told.out_s, told.reconstruct_after_s) == (2.0, 20.0, None)
     assert told.in_units(20.0) == Policy(hedge_after_s=0.1)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"reconstruct_quantile": 1.0}, {"deadline_s": -1.0}, {"max_attempts": 0}, {"retry_ratio": float("nan")}],
+)
+def test_impossible_policies_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        plain(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("launch", "never"), ("balance", "best"), ("hedge_quantile", 1.0), ("max_out", 1.0)]
+)
+def test_settings_that_make_no_sense(setting, value):
+    with pytest.raises(ValueError, match=setting):
+        plain(**{setting: value})

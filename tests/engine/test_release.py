@@ -1,11 +1,16 @@
-"""Release alone: when a rebuilt answer may be used, and by whom."""
+"""Release: when a rebuilt answer may be used, and by whom; the rule alone, and at work in virtual time."""
 
 import pytest
 
-from ts_parity.engine import Query, plain
+from tests.engine.races import NEVER
+from ts_parity.engine import (
+    Query,
+    plain,
+)
 from ts_parity.engine.lateness import LatencyWindow
 from ts_parity.engine.query import QueryState
 from ts_parity.engine.release import MAX_FINISHES, Release
+from ts_parity.testing import scenario
 
 from .made import group_of
 
@@ -65,3 +70,111 @@ def test_what_may_have_killed_a_worker_is_finished_only_if_it_does_not_run_itsel
     query = Query(0, "m")
     query.kills, query.state = 1, state
     assert Release.may_be_finished(query, True) is may
+
+
+# ---- in the engine --------------------------------------------------------------------------------------------------
+
+
+def test_a_deployed_answer_that_comes_in_time_is_used():
+    """A usable parity output does not answer a query before reconstruct_after."""
+    run = scenario(arrivals=[0.0, 0.0], tasks=[(0, 0.020, "ok"), (1, 0.045, "ok"), ("parity 0", 0.021, "ok")])
+    assert run.answers == {0: ("deployed", 0.020), 1: ("deployed", 0.045)}
+    assert run.nothing_left_over()
+
+
+def test_a_rebuilt_answer_is_used_from_reconstruct_after_on():
+    run = scenario(arrivals=[0.0, 0.0], tasks=[(1, NEVER, "never")])
+    assert run.answers == {0: ("deployed", 0.010), 1: ("reconstructed", 0.051)}
+    assert run.sends("finish 1") == [(0.050, "p0.0")]
+    assert run.nothing_left_over()
+
+
+def test_a_rebuilt_answer_may_be_used_at_once_if_the_own_task_failed():
+    run = scenario(arrivals=[0.0, 0.0], tasks=[(1, 0.012, "fatal")])
+    assert run.answers[1] == ("reconstructed", 0.013)
+
+
+def test_a_late_neighbour_completes_the_equation_after_the_release():
+    run = scenario(arrivals=[0.0, 0.0], tasks=[(0, 0.080, "ok"), (1, NEVER, "never")])
+    assert run.answers == {0: ("deployed", 0.080), 1: ("reconstructed", 0.081)}
+
+
+def test_the_deployed_answer_wins_while_the_finish_is_under_way():
+    run = scenario(arrivals=[0.0, 0.0], tasks=[(1, 0.055, "ok"), ("finish 1", 0.020, "ok")])
+    assert run.answers[1] == ("deployed", 0.055)
+    assert run.nothing_left_over()
+
+
+def test_a_neighbour_without_raw_output_leaves_nothing_to_decode_with():
+    run = scenario(arrivals=[0.0, 0.0], tasks=[(0, 0.010, "plain"), (1, NEVER, "never")])
+    assert run.failures == {1: ("deadline", 1.0)}
+
+
+def test_reconstruct_after_is_a_quantile_of_latency_once_there_are_enough():
+    arrivals = [0.1 * i for i in range(42)]
+    run = scenario(
+        arrivals=arrivals,
+        tasks=[(41, NEVER, "never")],
+        policy={"reconstruct_after_s": None, "reconstruct_cold_s": 0.5},
+    )
+    source, at = run.answers[41]
+    assert source == "reconstructed"
+    assert at == pytest.approx(arrivals[41] + 0.020 + 0.010 + 0.001)  # sealed, parity, finish; the release was earlier
+
+
+def test_both_late_and_one_parity_is_one_too_few():
+    run = scenario(arrivals=[0.0, 0.0], tasks=[(0, NEVER, "never"), (1, NEVER, "never")])
+    assert run.failures == {0: ("deadline", 1.0), 1: ("deadline", 1.0)}
+    assert run.nothing_left_over()
+
+
+def test_both_late_and_two_parities_are_enough():
+    run = scenario(arrivals=[0.0, 0.0], r=2, tasks=[(0, NEVER, "never"), (1, NEVER, "never")])
+    assert {source for source, _ in run.answers.values()} == {"reconstructed"}
+    assert len(run.answers) == 2
+
+
+def test_exact_answers_all_k_late_without_a_finish():
+    run = scenario(arrivals=[0.0] * 3, code="exact", k=3, tasks=[(i, NEVER, "never") for i in range(3)])
+    assert run.answers == dict.fromkeys(range(3), ("reconstructed", 0.05))
+    assert not any(what.startswith("finish") for _, what, _ in run.sent)
+
+
+def test_a_query_may_refuse_rebuilt_answers_but_not_exact_ones():
+    late = [(0, NEVER, "never")]
+    assert scenario(arrivals=[0.0, 0.0], exact={0}, tasks=late).failures == {0: ("deadline", 1.0)}
+    assert scenario(arrivals=[0.0, 0.0], exact={0}, tasks=late, code="exact").answers[0] == ("reconstructed", 0.050)
+
+
+def test_a_query_that_may_still_be_rebuilt_does_not_fail():
+    run = scenario(arrivals=[0.0, 0.0], tasks=[(0, 0.2, "ok"), (1, 0.001, "fatal")])
+    assert run.answers == {0: ("deployed", 0.2), 1: ("reconstructed", 0.201)}
+
+
+def test_a_failed_protection_fails_nobody():
+    run = scenario(arrivals=[0.0, 0.0], tasks=[("parity 0", 0.001, "fail"), (1, 0.5, "ok")])
+    assert run.answers == {0: ("deployed", 0.010), 1: ("deployed", 0.5)}
+
+
+def test_a_failed_finish_is_tried_on_another_endpoint():
+    run = scenario(arrivals=[0.0, 0.0], tasks=[(1, NEVER, "never"), ("finish 1", 0.001, "fail")])
+    first, second = (endpoint for _, endpoint in run.sends("finish 1"))
+    assert first == "p0.0"
+    assert second not in ("p0.0", "d1")
+    assert run.answers[1] == ("reconstructed", 0.052)
+
+
+def test_a_finish_on_a_frozen_endpoint_is_sent_a_second_time():
+    run = scenario(arrivals=[0.0, 0.0], tasks=[(1, NEVER, "never"), ("finish 1", NEVER, "never")])
+    first, second = run.sends("finish 1")
+    assert first == (0.050, "p0.0")
+    assert second[0] == pytest.approx(0.1)
+    assert second[1] not in ("p0.0", "d1")
+    assert run.answers[1] == ("reconstructed", 0.101)
+
+
+def test_after_two_failed_finishes_the_own_task_may_still_answer():
+    run = scenario(
+        arrivals=[0.0, 0.0], tasks=[(1, 0.3, "ok"), ("finish 1", 0.001, "fail"), ("finish 1", 0.001, "fail")]
+    )
+    assert run.answers[1] == ("deployed", 0.3)

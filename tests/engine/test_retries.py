@@ -1,11 +1,25 @@
-"""Retries alone: whether what failed is sent again, and at what price."""
+"""Retries: whether what failed is sent again, and at what price; the rule alone, and at work in virtual time."""
 
 import math
 
 import pytest
 
-from ts_parity.engine import Cause, Failed, Query, plain
+from tests.engine.races import NEVER
+from ts_parity.engine import (
+    Arrived,
+    Cause,
+    Endpoint,
+    Failed,
+    Fleet,
+    Instance,
+    Pool,
+    Query,
+    Scheduler,
+    Send,
+    plain,
+)
 from ts_parity.engine.retries import LONGEST_REST_S, Retries, Retry
+from ts_parity.testing import scenario
 
 
 def query(attempts=1, kills=0, last_chance=False, in_flight=0):
@@ -114,3 +128,148 @@ def test_where_nobody_is_there_it_rests_longer_each_time_and_not_for_ever():
     made.excused = 30
     assert rule.rest_until(made, 0.0, 1.0) == 1.0 + LONGEST_REST_S
     assert rule.rest_until(made, 0.0, 10.1) == math.inf
+
+
+# ---- in the engine --------------------------------------------------------------------------------------------------
+
+
+def test_a_failed_task_is_tried_elsewhere():
+    run = scenario(arrivals=[0.0], code=None, tasks=[(0, 0.005, "fail")])
+    assert run.sends(0) == [(0.0, "d0"), (0.005, "d1")]
+    assert run.answers == {0: ("deployed", 0.015)}
+
+
+def test_who_fails_fast_does_not_get_all_attempts_while_the_other_is_busy():
+    """d1 refuses at once, so it always has a place; d0 is healthy and works on the query before."""
+    run = scenario(arrivals=[0.0, 0.001], code=None, deployed=2, tasks=[(1, 0.001, "fail")])
+    assert run.sends(1) == [(0.001, "d1"), (0.010, "d0")]
+    assert run.answers[1] == ("deployed", 0.020)
+    assert run.nothing_left_over()
+
+
+def test_who_waits_for_the_other_holds_up_nobody():
+    run = scenario(
+        arrivals=[0.0, 0.001, 0.001, 0.005], code=None, deployed=2, tasks=[(0, 0.030, "ok"), (1, 0.001, "fail")]
+    )
+    assert run.sends(1) == [(0.001, "d1"), (0.030, "d0")]
+    assert run.sends(2) == [(0.002, "d1")], "it came after, and waited already when the first became choosy"
+    assert run.sends(3) == [(0.012, "d1")]
+    assert set(run.answers) == {0, 1, 2, 3}
+
+
+def test_who_comes_while_another_is_choosy_is_served_at_once():
+    run = scenario(arrivals=[0.0, 0.001, 0.005], code=None, deployed=2, tasks=[(0, 0.030, "ok"), (1, 0.001, "fail")])
+    assert run.sends(2) == [(0.005, "d1")]
+
+
+def test_nobody_waits_for_a_frozen_instance_longer_than_for_a_late_answer():
+    """d0 is frozen. d1 has failed one query, and serves others since."""
+    run = scenario(arrivals=[0.0, 0.001], code=None, deployed=2, tasks=[(0, NEVER, "never"), (1, 0.001, "fail")])
+    assert run.sends(1) == [(0.001, "d1"), (0.052, "d1")]
+    assert run.answers[1] == ("deployed", 0.062)
+
+
+def test_who_was_merely_full_is_still_worth_waiting_for():
+    run = scenario(arrivals=[0.0], code=None, deployed=2, tasks=[(0, 0.001, "reject"), (0, 0.001, "fail")])
+    assert run.sends(0) == [(0.0, "d0"), (0.001, "d1"), (0.051, "d0")]
+    assert run.answers == {0: ("deployed", 0.061)}
+
+
+def test_where_there_is_another_failure_domain_it_waits_for_that():
+    """Three instances of one machine that has died would have all attempts."""
+    tasks = [(0, 0.001, "ok"), (1, 0.001, "ok"), (2, 0.001, "ok"), (3, 0.030, "ok"), (4, 0.001, "fail")]
+    run = scenario(arrivals=[0.0] * 4 + [0.002], code=None, domains=["a", "a", "a", "b"], tasks=tasks)
+    assert run.sends(4) == [(0.002, "d0"), (0.030, "d3")]
+
+
+def test_where_there_is_one_failure_domain_any_other_place_will_do():
+    """d1 is doubted, for it has failed before, and d2 is busy: d1 is asked at once."""
+    tasks = [(0, 0.001, "ok"), (1, 0.001, "fail"), (2, 0.050, "ok"), (3, 0.001, "fail")]
+    run = scenario(arrivals=[0.0] * 3 + [0.012], code=None, deployed=3, domains=["a"] * 3, tasks=tasks)
+    assert run.sends(1) == [(0.0, "d1"), (0.001, "d0")]
+    assert run.sends(3) == [(0.012, "d0"), (0.013, "d1")]
+
+
+def test_it_goes_on_waiting_when_the_first_instance_elsewhere_is_full():
+    tasks = [(0, 0.005, "ok"), (1, 0.03, "ok"), (2, 0.001, "fail"), (3, 0.001, "ok"), ("retry 2", 0.001, "reject")]
+    run = scenario(arrivals=[0.0, 0.0, 0.0005, 0.003], code=None, deployed=3, tasks=tasks)
+    assert run.sends(2) == [(0.0005, "d2"), (0.005, "d0"), (0.03, "d1")]
+
+
+def test_half_of_the_time_that_is_left_is_kept_for_another_attempt():
+    run = scenario(
+        arrivals=[0.0, 0.001],
+        code=None,
+        deployed=2,
+        tasks=[(0, NEVER, "never"), (1, 0.001, "fail")],
+        deadlines={1: 0.030},
+    )
+    assert run.sends(1) == [(0.001, "d1"), (0.016, "d1")]
+    assert run.answers[1] == ("deployed", 0.026)
+
+
+def test_what_waits_for_another_instance_lets_nobody_pass_in_another_pool():
+    """Both pools share two capped instances. x1 failed on the second, which y0 asked for before x3 did."""
+    instances = (Instance("a", 1, "a", capped=True), Instance("b", 1, "b", capped=True))
+    endpoints = tuple(Endpoint(f"{i}/{p}", i, p, None, 1) for p in "xy" for i in "ab")
+    scheduler = Scheduler(Fleet(instances, endpoints, (Pool("x", None, True), Pool("y", None, True))), plain())
+    sent = {}
+
+    def obey(actions):
+        sent.update((action.task.query.id, action.task) for action in actions if isinstance(action, Send))
+
+    for number, pool, at in ((0, "x", 0.0), (1, "x", 0.001)):
+        obey(scheduler.query_arrived(Query(number, pool), at))
+    assert [sent[n].endpoint.instance for n in (0, 1)] == ["a", "b"]
+    obey(scheduler.task_done(sent.pop(1), Failed("worker died"), 0.002))
+    for number, pool, at in ((2, "x", 0.003), (3, "y", 0.004), (4, "x", 0.005)):
+        obey(scheduler.query_arrived(Query(number, pool), at))
+    assert set(sent) == {0, 2}
+    obey(scheduler.task_done(sent[2], Arrived(), 0.013))
+    assert set(sent) == {0, 2, 3}
+    obey(scheduler.task_done(sent[0], Arrived(), 0.014))
+    assert sent[1].endpoint.instance == "a"
+
+
+def test_nobody_waits_for_an_instance_that_is_out():
+    policy = {"failures_until_out": 2, "out_s": 10.0}
+    tasks = [(i, 0.001, "fail") for i in range(3)]
+    run = scenario(arrivals=[0.0, 0.002, 0.1], code=None, deployed=2, tasks=tasks, policy=policy)
+    assert run.sends(1) == [(0.002, "d0"), (0.011, "d1")], "which takes d0 out"
+    assert run.sends(2) == [(0.1, "d1"), (0.101, "d1")]
+
+
+def test_retries_end_with_the_attempts():
+    tasks = [(0, 0.001, "fail"), ("retry 0", 0.001, "fail"), ("retry 0", 0.001, "fail")]
+    run = scenario(arrivals=[0.0], code=None, tasks=tasks)
+    assert run.failures == {0: ("failed", 0.003)}
+
+
+def test_retries_end_with_the_budget():
+    run = scenario(
+        arrivals=[0.0, 0.1, 0.2],
+        code=None,
+        tasks=[(i, 0.001, "fail") for i in range(3)],
+        policy={"retry_burst": 1.0, "retry_ratio": 0.0},
+    )
+    assert set(run.answers) == {0}
+    assert {reason for reason, _ in run.failures.values()} == {"failed"}
+
+
+def test_a_rejection_costs_no_budget_and_goes_elsewhere():
+    run = scenario(arrivals=[0.0], code=None, tasks=[(0, 0.001, "reject")], policy={"retry_burst": 0.0})
+    assert run.sends(0) == [(0.0, "d0"), (0.001, "d1")]
+    assert run.answers == {0: ("deployed", 0.011)}
+
+
+def test_a_query_nothing_can_save_fails_at_once():
+    run = scenario(arrivals=[0.0], tasks=[(0, 0.030, "fatal"), ("parity 0", 0.001, "fail")])
+    assert run.failures == {0: ("failed", 0.030)}
+
+
+def test_a_second_attempt_goes_to_another_failure_domain():
+    run = scenario(
+        arrivals=[0.0], code=None, deployed=3, domains=["a", "a", "b"], tasks=[(0, 0.001, "fail")], policy={}
+    )
+    assert [endpoint for _, _, endpoint in run.sent] == ["d0", "d2"]
+    assert run.answers == {0: ("deployed", 0.011)}

@@ -1,12 +1,17 @@
-"""Selection alone: which endpoint each kind of work goes to."""
+"""Selection: which endpoint each kind of work goes to; the rule alone, and at work in virtual time."""
 
 import pytest
 
-from ts_parity.engine import Query, plain
+from tests.engine.races import NEVER
+from ts_parity.engine import (
+    Query,
+    plain,
+)
 from ts_parity.engine.health import Condition
 from ts_parity.engine.lateness import LatencyWindow
 from ts_parity.engine.release import Release
 from ts_parity.engine.selection import Selection
+from ts_parity.testing import scenario
 
 from .made import endpoints, group_of, sent
 
@@ -132,3 +137,85 @@ def test_a_trial_takes_a_place_on_a_busy_machine_only_after_long(long, chosen):
     sent(Query(1, "m"), place, 2)
     rule = selection(endpoints(1), {0: backups})
     assert name(rule.for_trial(group_of("elsewhere"), 0, 0.0, long)) == chosen
+
+
+# ---- in the engine --------------------------------------------------------------------------------------------------
+
+
+def test_a_query_is_bound_only_when_a_place_is_free_and_in_order_of_arrival():
+    run = scenario(arrivals=[0.0, 0.001, 0.002, 0.003], deployed=2, code=None)
+    assert [(at, what) for at, what, _ in run.sent] == [(0.0, "0"), (0.001, "1"), (0.010, "2"), (0.011, "3")]
+
+
+def test_least_outstanding_and_then_the_longest_unused():
+    run = scenario(arrivals=[0.0, 0.1, 0.2, 0.3, 0.4, 0.4], deployed=3, places=2, code=None)
+    assert [endpoint for _, _, endpoint in run.sent] == ["d0", "d1", "d2", "d0", "d1", "d2"]
+
+
+def test_protections_beside_the_deployed_model_use_idle_places_only():
+    run = scenario(
+        arrivals=[0.0, 0.0, 0.001], deployed=2, shared=True, protections=2, tasks=[(0, NEVER, "never")], service=0.010
+    )
+    assert run.sends(2) == [(0.010, "d1")]
+    assert run.sends("parity 0")[0][0] == pytest.approx(0.020)
+    assert run.answers[0] == ("reconstructed", 0.051)
+
+
+def test_it_takes_no_spare_place_while_others_are_idle():
+    """Query 4 fails on d2. d1 has been stuck for long; d0 is busy, and d2 idle."""
+    run = scenario(
+        arrivals=[0.0, 0.0, 0.0, 0.1, 0.12],
+        code=None,
+        deployed=3,
+        domains=["a", "a", "b"],
+        policy={"spare_places": 1, "deadline_s": 5.0},
+        tasks=[(0, 0.001, "ok"), (1, 5.0, "ok"), (2, 0.001, "ok"), (3, 0.04, "ok"), (4, 0.001, "fail")],
+    )
+    assert run.sends(4) == [(0.12, "d2"), (0.14, "d0")]
+
+
+def test_a_second_attempt_goes_to_another_failure_domain():
+    """d1 is as idle as d2, and was asked longer ago; but it stands in the rack of what has just failed."""
+    run = scenario(
+        arrivals=[0.0, 0.1, 0.2, 0.3],
+        tasks=[(3, 0.001, "fail")],
+        code=None,
+        deployed=3,
+        domains=["rack", "rack", "elsewhere"],
+    )
+    assert [run.sends(number)[0][1] for number in range(4)] == ["d0", "d1", "d2", "d0"]
+    assert run.sends(3)[1] == (0.301, "d2")
+
+
+def test_of_the_overdue_the_least_busy_gets_one_more():
+    """Both machines' replies are overdue when two more queries come: each machine gets one, not d0 both."""
+    policy = {"spare_places": 2, "reconstruct_after_s": 0.02}
+    run = scenario(
+        arrivals=[0.0, 0.0, 0.03, 0.03],
+        tasks=[(number, NEVER, "never") for number in range(4)],
+        code=None,
+        deployed=2,
+        policy=policy,
+    )
+    assert {run.sends(number)[0][1] for number in (2, 3)} == {"d0", "d1"}
+
+
+def test_a_slow_endpoint_helps_only_where_more_wait_than_there_are_machines():
+    """It is out for its slowness; three more than there are places wait their turn, and it is left alone."""
+    arrivals = [*(n * 0.04 for n in range(60)), *([2.45] * 5)]
+    policy = {"slow_factor": 3.0, "slow_until_out": 1, "max_out": 0.5, "out_s": 50.0}
+    run = scenario(arrivals=arrivals, code=None, deployed=3, policy=policy, slow={"d0": (1.0, 0.05)})
+    assert [change.endpoint for change in run.scheduler.changes] == ["d0"]
+    assert [endpoint for at, _, endpoint in run.sent if at >= 2.45] == ["d1", "d2", "d1", "d2", "d1"]
+
+
+def test_a_slow_endpoint_helps_as_soon_as_the_crowd_is_there():
+    """The fourth to wait makes it one. It helped only when the next answer came."""
+    arrivals = [*(n * 0.04 for n in range(60)), *([2.45] * 6)]
+    policy = {"slow_factor": 3.0, "slow_until_out": 1, "max_out": 0.5, "out_s": 50.0}
+    run = scenario(arrivals=arrivals, code=None, deployed=3, policy=policy, slow={"d0": (1.0, 0.05)})
+    assert [(at, endpoint) for at, _, endpoint in run.sent if at >= 2.45][:3] == [
+        (2.45, "d1"),
+        (2.45, "d2"),
+        (2.45, "d0"),
+    ]
