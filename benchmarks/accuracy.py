@@ -58,10 +58,10 @@ from ts_parity.training.architectures import (
 )
 from ts_parity.training.augment import vary
 from ts_parity.training.calibration import HeldOut, NotCalibrated, calibrate, reliability
+from ts_parity.training.candidates import predictions
 from ts_parity.training.evaluate import evaluate, over_seeds
 from ts_parity.training.fit import Hyperparameters, Progress, TrainingData, fit, run_network
 from ts_parity.training.goals import Goal, draw_groups
-from ts_parity.training.job import predictions
 from ts_parity.training.semantics import CLASSES, OutputSemantics
 from ts_parity.training.sizing import affordable_width, in_turn, multiplications, usual
 from ts_parity.training.weighing import is_weighed

@@ -10,7 +10,7 @@ from tests.conftest import write_archive
 from tests.training.test_training import EAGER, HANDLER, NET, SCORES, net, run, serialised
 from ts_parity.codes import make_code
 from ts_parity.errors import TrainingError
-from ts_parity.training import TrainSettings, job
+from ts_parity.training import TrainSettings, candidates, job
 from ts_parity.training.architecture_choice import ArchitectureChooser
 from ts_parity.training.bodies import list_bodies
 from ts_parity.training.commands import report_text
@@ -136,7 +136,7 @@ def test_weights_of_an_edited_architecture_are_learned_anew(tmp_path, monkeypatc
 
 def test_what_an_architecture_reads_from_a_file_is_seen_by_the_weights_it_begins_with():
     one, other, again = (net(seed) for seed in (0, 1, 0))
-    assert job._digest(one) == job._digest(again) != job._digest(other)
+    assert candidates._digest(one) == candidates._digest(again) != candidates._digest(other)
 
 
 @pytest.mark.slow
@@ -144,7 +144,7 @@ def test_labels_that_were_corrected_meanwhile_score_what_was_learned(archive, tm
     bodies, labels = write_bodies(tmp_path / "bodies", 60, 1), tmp_path / "labels.csv"
     labels.write_text("file,label\n" + "".join(f"{each.name},7\n" for each in sorted(bodies.iterdir())))
     with monkeypatch.context() as patched:
-        patched.setattr(job, "evaluate", lambda *args: (_ for _ in ()).throw(TrainingError("as asked")))
+        patched.setattr(candidates, "evaluate", lambda *args: (_ for _ in ()).throw(TrainingError("as asked")))
         with pytest.raises(TrainingError, match="as asked"):
             run(archive, bodies, tmp_path, steps=2, labels=labels)
     kept = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "out.unfinished").glob("*.weights")}
