@@ -74,7 +74,7 @@ def test_every_code_is_made_for_it(archive, bodies, tmp_path, kind):
 def test_texts_are_nothing_to_learn_from():
     """An encoder of texts can be served with raw outputs, and protected by itself alone."""
     call = ModelCall("self.embedder", "encode", (["a text", "another"],), {})
-    with pytest.raises(NotCodable, match=r"self.embedder.encode\) is given no tensor.*\(list\); take code exact"):
+    with pytest.raises(NotCodable, match=r"self.embedder.encode\) is given no tensor.*\(list\); use code exact"):
         given_to(call)
 
 

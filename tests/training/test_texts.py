@@ -145,7 +145,7 @@ def test_ids_never_seen_and_empty_texts_are_answered(tmp_path):
 
 
 def test_calls_that_cannot_be_learned_from_say_so(tmp_path):
-    with pytest.raises(TrainingError, match="no tensor to learn from; take code exact"):
+    with pytest.raises(TrainingError, match="no tensor to learn from; use code exact"):
         seen(tmp_path, [{}])
     with pytest.raises(NotCodable, match="the same by every body"):
         parts_of(seen(tmp_path / "b", [{"0": one(1, 2)}] * 5), True)
@@ -356,8 +356,8 @@ def test_what_no_encoder_takes_is_refused_with_the_remedy(code):
     lengths = [ModelCall("m", "__call__", (torch.rand(1, 4, 8, n),), {}) for n in (4, 6)]
     why = not_encodable(make_code(code, 2), ids)
     assert why.startswith(f"code {code} with k = 2: the model was called with a tensor of torch.int64 at args.0")
-    assert "take code student or exact" in why
-    assert "lengths differ from request to request; take code student or exact" in not_encodable(
+    assert "use code student or exact" in why
+    assert "lengths differ from request to request; use code student or exact" in not_encodable(
         make_code(code, 2), lengths
     )
     assert not_encodable(make_code(code, 2), lengths[:1]) is None
@@ -372,7 +372,7 @@ def test_sum_of_ids_is_refused_before_work_starts(tmp_path, monkeypatch):
     monkeypatch.setattr("ts_parity.training.job.check_repeatable", None)  # whoever gets there has begun
     archive, bodies = texts.archive(tmp_path, "Mean"), texts.bodies(tmp_path / "bodies", 30)
     with pytest.raises(
-        NotCodable, match=r"code sum with k = 2: .* integers .* never added.* take code student or exact"
+        NotCodable, match=r"code sum with k = 2: .* integers .* never added.* use code student or exact"
     ):
         run(archive, bodies, tmp_path, codes=("sum",))
     assert not (tmp_path / "out").exists()
@@ -385,7 +385,7 @@ def test_an_output_for_each_token_cannot_be_learned_and_the_reason_says_what_can
     with pytest.raises(
         TrainingError,
         match=r"raw output of \(1, \d+, 3\), 0000.txt one of \(1, \d+, 3\): .* let the model do that, or pad all "
-        "bodies to one length; else take code exact",
+        "bodies to one length; else use code exact",
     ):
         run(archive, bodies, tmp_path)
 

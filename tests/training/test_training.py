@@ -333,7 +333,7 @@ def test_integer_outputs_are_refused(model, bodies, tmp_path):
     with zipfile.ZipFile(archive, "w") as written:
         for name, content in files.items():
             written.writestr(name, content)
-    with pytest.raises(NotCodable, match=r"an int64 tensor .*; or take code exact"):
+    with pytest.raises(NotCodable, match=r"an int64 tensor .*; or use code exact"):
         run(archive, bodies, tmp_path)
 
 
@@ -612,11 +612,11 @@ def test_a_regressor_is_learned_and_reported_in_its_own_unit(bodies, tmp_path):
 @pytest.mark.parametrize(
     ("run_model", "rows", "why"),
     [
-        ("x[:, :1] * torch.ones(1, 3)", "row[:4] if row[0] > 1 else row", "differ from request to request; take code"),
+        ("x[:, :1] * torch.ones(1, 3)", "row[:4] if row[0] > 1 else row", "differ from request to request; use code"),
         (
             "x[:, :1] * torch.ones(1, 3)",
             "row[:4] if row[0] > 2 else row",
-            r"float32 of \(1, 4\) and \(1, 8\); take code",
+            r"float32 of \(1, 4\) and \(1, 8\); use code",
         ),
         ("torch.ones(1, 3 if x[0, 0] > 1 else 4)", "row", "gives a raw output of"),
     ],

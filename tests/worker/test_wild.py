@@ -132,7 +132,7 @@ def test_training_says_that_code_does_not_bear_a_stand_in(tmp_path: Path) -> Non
     judged(tmp_path, LOOKS_AT_ITS_MODEL)
     with OfflineHandler(tmp_path) as handler:
         assert observe_few(handler, [RequestBody("odd", None, lambda: b"odd")], 1) is None
-        with pytest.raises(NotCodable, match=r"fails while its model is watched, .* \(AssertionError.*take code exact"):
+        with pytest.raises(NotCodable, match=r"fails while its model is watched, .* \(AssertionError.*use code exact"):
             observe_few(handler, [RequestBody("fine", None, lambda: vector(0))], 1)
 
 

@@ -803,7 +803,7 @@ class Handler(Base):
         return binding.copy_outputs_to_cpu()[0].tolist()
 """,
         "the handler calls self.session.run_with_iobinding, and it returns nothing: what it computes cannot be taken "
-        "from where it lies; take code exact",
+        "from where it lies; use code exact",
     ),
     "an answer made from two outputs": (
         """

@@ -34,8 +34,8 @@ def add_parsers(subparsers: argparse._SubParsersAction[Any]) -> None:
     status.set_defaults(run=run_status)
     drain = subparsers.add_parser(
         "drain",
-        help="let a running proxy finish what is in flight, and end",
-        description="The proxy stops accepting, finishes what is in flight, and ends.",
+        help="drain a running proxy: it finishes the requests in flight and ends",
+        description="The proxy stops accepting connections, finishes the requests in flight, and ends.",
         examples=("ts-parity drain", "ts-parity drain --admin http://127.0.0.1:8090 --token KEY"),
     )
     _add_admin(drain)
@@ -48,8 +48,8 @@ def _add_serve(subparsers: argparse._SubParsersAction[Any]) -> None:
         "serve",
         help="run the proxy in front of TorchServe instances",
         description="Run the proxy. Roles, codes, places and shapes are discovered from the instances. Values shown "
-        "are the defaults; docs/settings.md says all of each. Settings may stand in a TOML file (--config) or in the "
-        "environment (TS_PARITY_PORT=8080) too; flags win.",
+        "are the defaults; docs/settings.md describes each setting. A setting may also come from a TOML file "
+        "(--config) or the environment (TS_PARITY_PORT=8080); flags win.",
         examples=(
             "ts-parity serve --endpoint http://10.0.0.1:8080 --endpoint http://10.0.0.2:8080",
             "ts-parity serve --endpoint http://ts1:8080,management=http://ts1:9081,domain=rack1",
@@ -67,27 +67,27 @@ def _add_serve(subparsers: argparse._SubParsersAction[Any]) -> None:
         action="append",
         default=[],
         metavar="URL[,KEY=VALUE]",
-        help="an inference address, once for each instance",
+        help="an instance's inference address; repeat for each instance",
     )
     endpoints.add_argument(
         "--model",
         action="append",
         default=[],
         metavar="NAME[,KEY=VALUE]",
-        help="what must be said of a model, once for each",
+        help="settings of one model; repeat for each model",
     )
     add_flags(serve)
     operations = next(group for group in serve._action_groups if group.title == "operations")
     operations.add_argument("--config", type=existing(), metavar="FILE", help="TOML file with settings")
     operations.add_argument(
-        "--ready-file", type=to_write(), metavar="FILE", help="written (JSON) when requests are accepted"
+        "--ready-file", type=to_write(), metavar="FILE", help="JSON file to write once requests are accepted"
     )
     operations.add_argument(
         "--log-level",
         default="warning",
         choices=["debug", "info", "warning", "error"],
         metavar="warning",
-        help="or debug, info, error: what is logged by default",
+        help="or debug, info, error: the least severe messages that are logged",
     )
     serve.set_defaults(run=run_serve, drains=True)
 

@@ -101,7 +101,7 @@ def not_encodable(code: ErasureCode, calls: Sequence[ModelCall]) -> str | None:
         check_one_input(calls)
         for other in calls[1:]:
             if why := next(iter(mismatched_slots({0: calls[0], 1: other}).values()), None):
-                raise NotCodable(f"{why}: lengths differ from request to request; take code student or exact")
+                raise NotCodable(f"{why}: lengths differ from request to request; use code student or exact")
         encode([*group.values()], code)
     except NotCodable as refusal:
         return f"code {code.name} with k = {code.k}: {refusal}"
@@ -180,7 +180,7 @@ def given_to(call: ModelCall) -> Given:
         kinds = ", ".join(type(value).__name__ for value in (*call.args, *call.kwargs.values())) or "nothing"
         raise NotCodable(
             f"the model ({call.name}) is given no tensor, array or list of numbers that a network could learn from "
-            f"({kinds}); take code exact"
+            f"({kinds}); use code exact"
         )
     each = ((place_name(place), tensor.detach().cpu()) for place, tensor in found.items())
     return tuple((name, tensor.float() if tensor.dtype in halves else tensor) for name, tensor in each)
@@ -255,14 +255,14 @@ def _run_alone(handler: OfflineHandler, body: RequestBody) -> _Observed:
         if _answers_unwatched(handler, body):
             raise NotCodable(
                 "this handler cannot be protected by a trained model: it fails while its model is watched, and not "
-                f"otherwise ({type(error).__name__}: {error}); take code exact"
+                f"otherwise ({type(error).__name__}: {error}); use code exact"
             ) from error
         return _Observed(problem=f"{type(error).__name__}: {error}")
     if record.raw is not None and answer.status < 400:
         return _Observed(given_to(record.calls[0]), record.raw, record.calls[0])
     if record.raw is None and record.refusal and answer.status < 400:
         why = handler.why_not(request, record)
-        remedy = "" if "take code exact" in why else "; or take code exact"
+        remedy = "" if "use code exact" in why else "; or use code exact"
         raise NotCodable(f"this handler cannot be protected by a trained model: {why}{remedy}")
     return _Observed(problem=f"status {answer.status}")
 
@@ -334,5 +334,5 @@ def _check_raw(body: str, shape: tuple[int, ...], first_body: str, first: tuple[
         raise TrainingError(
             f"{body} gives a raw output of {shape}, {first_body} one of {first}: a network can learn outputs of one "
             "shape only. If the handler pools them (a mean over tokens, say), let the model do that, or pad all bodies "
-            "to one length; else take code exact"
+            "to one length; else use code exact"
         )

@@ -152,7 +152,7 @@ class Writer:
         given = tuple((name, tensor.detach().cpu().contiguous()) for name, tensor in tensors)
         if not self._columns:
             if not given:
-                raise TrainingError(f"{body}: the model was given no tensor to learn from; take code exact")
+                raise TrainingError(f"{body}: the model was given no tensor to learn from; use code exact")
             self._folder.mkdir(parents=True, exist_ok=True)
             self._first = body, given
             self._columns = [

@@ -240,7 +240,7 @@ class _Job:
             return list(candidates)
         if self.hparams.vary:
             raise TrainingError("--vary is for images: one floating input of one shape for all bodies")
-        why = f"needs one floating input of one shape, and {inputs.told()}; take code student or exact"
+        why = f"needs one floating input of one shape, and {inputs.told()}; use code student or exact"
         refused += [f"code {one.code.name} {why}" for one in candidates if one.code.family is Family.PARITY]
         left = [one for one in candidates if one.code.family is not Family.PARITY]
         if not left:
@@ -295,7 +295,7 @@ def _of_such_outputs(dataset: Dataset, candidates: Sequence[Candidate], refused:
     shown = ", ".join(values if len(values) <= 4 else [*values[:2], "...", values[-1]])
     why = (
         f"cannot be learned: the model answers with {shown}, as classes are numbered, and a network would answer with "
-        "what lies between. Let the model give scores (of XGBoost: multi:softprob, binary:logistic) or take code exact;"
+        "what lies between. Let the model give scores (of XGBoost: multi:softprob, binary:logistic) or use code exact;"
         " if these are quantities, say --metric mae"
     )
     refused += [f"code {one.code.name} {why}" for one in candidates if not one.code.lossless]

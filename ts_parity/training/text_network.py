@@ -94,7 +94,7 @@ def parts_of(columns: Sequence[Column], batched: bool) -> tuple[InputPart, ...]:
         for i, (column, kind) in enumerate(zip(columns, kinds, strict=True))
     ]
     if not any(part.kind in (InputKind.IDS, InputKind.NUMBERS) for part in parts):
-        raise NotCodable("the model was given the same by every body: nothing can be learned from it; take code exact")
+        raise NotCodable("the model was given the same by every body: nothing can be learned from it; use code exact")
     return tuple(parts)
 
 

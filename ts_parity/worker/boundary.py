@@ -40,7 +40,7 @@ from ts_parity.worker.watches import (
 )
 
 EntryPoint = Callable[[Any, Any], Any]
-NOT_FOUND = "no model object was found; declare where it is with model:, or take code exact"
+NOT_FOUND = "no model object was found; declare where it is with model:, or use code exact"
 
 
 @dataclass(frozen=True)

@@ -118,12 +118,12 @@ def check_other_arguments(one: ModelCall, other: ModelCall) -> None:
     """Raise NotCodable unless two calls differ only in tensors, which are all that a network is given."""
     leaves, others = dict(_leaves(one)), dict(_leaves(other))
     if set(leaves) != set(others):
-        raise NotCodable("the model was called with different arguments for different requests; take code exact")
+        raise NotCodable("the model was called with different arguments for different requests; use code exact")
     for place, leaf in leaves.items():
         if any_tensor(leaf) is None and not same(leaf, others[place]):
             raise NotCodable(
                 f"the model's argument {place_name(place)} differs from request to request, and is no "
-                "tensor that a network could be given; take code exact"
+                "tensor that a network could be given; use code exact"
             )
 
 
@@ -221,7 +221,7 @@ def _input_place(calls: Sequence[ModelCall]) -> Place:
     )
     raise NotCodable(
         f"the model was called with {len(floating)} floating tensors{listed}, of which {len(varying)} differ from "
-        f"slot to slot; code sum needs exactly one; take code student or exact{line}"
+        f"slot to slot; code sum needs exactly one; use code student or exact{line}"
     )
 
 
@@ -245,11 +245,11 @@ def _check_other(place: Place, leaf: Any, constant: bool, slots: int) -> None:
         if not dtype.startswith(("int", "uint", "bool", "torch.")):
             raise NotCodable(
                 f"the model's argument {place_name(place)} holds other things than numbers ({dtype}), and only "
-                "floating inputs can be coded with sum or concat; take code exact"
+                "floating inputs can be coded with sum or concat; use code exact"
             )
         raise NotCodable(
             f"the model was called with a tensor of {dtype} at {place_name(place)}: integers (token ids, indices) are "
-            "never added, only floating inputs can be coded with sum or concat; take code student or exact"
+            "never added, only floating inputs can be coded with sum or concat; use code student or exact"
         )
     if slots > 1:
         raise NotCodable(f"the model's argument {place_name(place)} differs from request to request")

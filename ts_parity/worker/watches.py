@@ -186,8 +186,8 @@ class RecordingWatch(CallWatch):
             if lines := suggestions.for_other_calls(self._observed_calls, sites):
                 return None, missing, lines
             if instead := suggestions.called_instead(self._observed_calls, sites):
-                return None, f"{missing}: {instead}; take code exact", {}
-            return None, f"{missing}; if this is always so, declare where it is with model:, or take code exact", {}
+                return None, f"{missing}: {instead}; use code exact", {}
+            return None, f"{missing}; if this is always so, declare where it is with model:, or use code exact", {}
         if self.parts:
             return None, self._refusal, suggestions.for_parts(self.parts)
         if self._raw is None or self._refusal:

@@ -1,4 +1,4 @@
-"""A failing instance is seen: in the log when it is taken out and when it is back, in status, health and metrics."""
+"""A failing instance is seen: in the log when it is ejected and when it is back, in status, health and metrics."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def metric(fleet: Fleet, name: str) -> dict[str, float]:
 
 def told(caplog: pytest.LogCaptureFixture) -> list[str]:
     messages = [record.getMessage() for record in caplog.records]
-    return [message for message in messages if "taken out" in message or "is back" in message]
+    return [message for message in messages if "ejected" in message or "is back" in message]
 
 
 async def test_it_is_told_once_when_it_is_taken_out_and_once_when_it_is_back(
@@ -48,7 +48,7 @@ async def test_it_is_told_once_when_it_is_taken_out_and_once_when_it_is_back(
         assert (await fleet.post()).status == 200
     for _ in range(20):  # trials that fail are no news
         assert (await fleet.post()).status == 200
-    assert told(caplog) == [f"{endpoint} is taken out: 507 Out of resources; it is tried again regularly"]
+    assert told(caplog) == [f"{endpoint} is ejected: 507 Out of resources; it is probed regularly"]
     status = (await fleet.admin.get("/status")).json()
     assert status["problems"] == told(caplog)
     state = next(e for e in status["pools"]["linear/1.0"]["endpoints"] if e["name"] == endpoint)
@@ -63,7 +63,7 @@ async def test_it_is_told_once_when_it_is_taken_out_and_once_when_it_is_back(
     sick.models[0].script = deque()
     while len(told(caplog)) == 1:
         assert (await fleet.post()).status == 200
-    assert told(caplog)[1:] == [f"{endpoint} is back; it had been taken out: 507 Out of resources"]
+    assert told(caplog)[1:] == [f"{endpoint} is back; it was ejected: 507 Out of resources"]
     assert (await fleet.admin.get("/status")).json()["problems"] == []
     assert await metric(fleet, "ts_parity_endpoint_out") == {name: 0, other: 0}
 
@@ -87,7 +87,7 @@ async def test_with_all_of_them_out_it_is_degraded_and_still_asked(make_fleet: M
         await fleet.post()
     sick = await fleet.admin.get("/health")
     assert (sick.status, sick.json()["status"]) == (503, "degraded")
-    assert sick.json()["reason"] == "linear/1.0: all that serve it are taken out: 507 Out of resources"
+    assert sick.json()["reason"] == "linear/1.0: all endpoints that serve it are ejected: 507 Out of resources"
     assert (await fleet.admin.get("/readyz")).status == 200
     for instance in instances:
         instance.models[0].script = deque()
@@ -106,7 +106,7 @@ async def test_a_slow_one_is_told_too(make_fleet: MakeFleet, caplog: pytest.LogC
     while not told(caplog):
         await fleet.post()
     assert told(caplog) == [
-        f"{state.name} is taken out: its answers come over 3 times later than usual; it is tried again regularly"
+        f"{state.name} is ejected: its answers come over 3 times later than usual; it is probed regularly"
     ]
     await until(lambda: fleet.proxy.driver.left_over()["tasks"] == 0, "everything to end")
 

@@ -41,7 +41,7 @@ def status(**pools: Any) -> dict[str, Any]:
             {**up, "name": "b:1", "domain": "b:1"},
             {**up, "name": "d:1", "domain": "d:1", "up": False},
         ],
-        "problems": [LONG, "b:1/linear/1.0 is taken out: 507 Worker died.; it is tried again regularly"],
+        "problems": [LONG, "b:1/linear/1.0 is ejected: 507 Worker died.; it is probed regularly"],
     }
 
 
@@ -60,7 +60,7 @@ def test_a_row_says_how_it_is_and_the_rest_stands_below() -> None:
         ["b:1", "out", "4"],
         ["d:1", "down", "4"],
     ]
-    assert lines[-1] == "  - b:1/linear/1.0 is taken out: 507 Worker died.; it is tried again regularly"
+    assert lines[-1] == "  - b:1/linear/1.0 is ejected: 507 Worker died.; it is probed regularly"
 
 
 @pytest.mark.parametrize("width", [30, 40, 80, 100, 250])

@@ -56,7 +56,7 @@ def trust_problems(engine: Mapping[str, Any]) -> list[str]:
 
 def endpoint_problems(engine: Mapping[str, Any]) -> list[str]:
     return [
-        f"{name} is taken out: {endpoint['why_out']}; it is tried again regularly"
+        f"{name} is ejected: {endpoint['why_out']}; it is probed regularly"
         for name, endpoint in engine["endpoints"].items()
         if endpoint["health"] != "in"
     ]
@@ -82,7 +82,10 @@ def health(plan: Plan, draining: bool, engine: Mapping[str, Any]) -> Json:
     for pool, names in deployed.items():
         known = [states[name] for name in names if name in states]
         if known and all(state["health"] != "in" for state in known):
-            return {"status": "degraded", "reason": f"{pool}: all that serve it are taken out: {known[0]['why_out']}"}
+            return {
+                "status": "degraded",
+                "reason": f"{pool}: all endpoints that serve it are ejected: {known[0]['why_out']}",
+            }
     return {"status": "healthy"}
 
 

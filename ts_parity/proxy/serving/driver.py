@@ -535,9 +535,9 @@ _OUTCOMES: Mapping[type[Unavailable], str] = {
 
 def _log_health_change(change: HealthChange) -> None:
     if change.out:
-        log.warning("%s is taken out: %s; it is tried again regularly", change.endpoint, change.reason)
+        log.warning("%s is ejected: %s; it is probed regularly", change.endpoint, change.reason)
     else:
-        log.warning("%s is back; it had been taken out: %s", change.endpoint, change.reason)
+        log.warning("%s is back; it was ejected: %s", change.endpoint, change.reason)
 
 
 def _other_task(task: Task, at_least_s: float, failed: bool) -> OtherTask:

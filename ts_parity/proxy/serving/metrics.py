@@ -196,16 +196,16 @@ def _of_endpoints(endpoints: Mapping[str, Mapping[str, Any]]) -> Iterable[Metric
     labels = ["pool", "endpoint"]
     out = GaugeMetricFamily(
         "ts_parity_endpoint_out",
-        "1: taken out, and /status says why; 0: in. With several processes, in how many of them.",
+        "1: ejected, for the reason in /status; 0: in. With several processes, in how many of them it is ejected.",
         labels=labels,
     )
     busy = GaugeMetricFamily("ts_parity_endpoint_in_flight", "Tasks in flight at an endpoint.", labels=labels)
     failures = CounterMetricFamily(
         "ts_parity_endpoint_failures",
-        "Tasks that it failed; three in a row take it out.",
+        "Tasks that it failed; three in a row eject it.",
         labels=labels,
     )
-    ejections = CounterMetricFamily("ts_parity_endpoint_ejections", "Times that it was taken out.", labels=labels)
+    ejections = CounterMetricFamily("ts_parity_endpoint_ejections", "How often it was ejected.", labels=labels)
     for name, endpoint in endpoints.items():
         values = [endpoint["pool"], name]
         out.add_metric(values, float(endpoint["health"] != "in"))
