@@ -1,11 +1,13 @@
 """Instances that die under load, on real sockets: no client notices while others can bear it."""
 
 import asyncio
+import json
 
 import pytest
 
 from tests.proxy.conftest import nothing_left, until
-from ts_parity.testing import Canned, FakeModel, FakeTorchServe
+from ts_parity.testing import Canned, FakeModel, FakeTorchServe, protection
+from ts_parity.wire import unpack_frame
 
 PLACES = 64
 
@@ -89,3 +91,27 @@ async def test_a_query_that_kills_its_worker_is_sent_to_two_at_most(make_fleet, 
     answer = await fleet.post()
     assert (answer.status, answer.json()["message"]) == (status, "Worker died.")
     assert sum(len(instance.received) for instance in instances) == 2
+
+
+async def test_a_body_that_may_kill_goes_to_no_protection_any_more(make_fleet):
+    """Its group waits for the protection's only worker meanwhile, and goes without it."""
+    deployed, backup = [FakeTorchServe(FakeModel()) for _ in range(2)], FakeTorchServe(protection(code="student"))
+    fleet = await make_fleet(*deployed, backup)
+    backup.freeze()
+    await fleet.posts(2)
+    for instance in deployed:
+        instance.freeze()
+    asked = [asyncio.ensure_future(fleet.post(x=(n, n))) for n in (7, 8)]
+    await until(lambda: all(len(instance.received) == 2 for instance in deployed), "both to have come")
+    killer, other = (instance.received[-1].body for instance in deployed)
+    deployed[0].models[0].script.append(Canned.worker_died())
+    deployed[0].thaw()
+    done, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+    assert [each.result().json() for each in done] == [[3.0 * n, 7.0 * n] for n in (json.loads(killer)[0],)]
+    backup.thaw()
+    await until(lambda: backup.operations() == ["group", "group"], "the second group to be asked for")
+    slots = unpack_frame(backup.received[-1].body).slots
+    assert [part.body for part in slots if part is not None] == [other]
+    deployed[1].thaw()
+    assert {answer.status for answer in await asyncio.gather(*asked)} == {200}
+    await until(lambda: nothing_left(fleet.proxy), "everything to be let go")
