@@ -125,7 +125,7 @@ PROMISES = [
     f"tried again after {trust.LONGEST_PAUSE_S / 60:.0f} min",
     "started again after {:.0f}, {:.0f}, {:.0f}, {:.0f}, then every {:.0f} s".format(*processes.PAUSES_S),
     f"waits for `drain_delay_s` + `drain_s` + {processes._GRACE_S:.0f} s".replace("waits", "must wait"),
-    f"to {descriptors._ENOUGH:,} at most",
+    f"to {descriptors._MOST_FILES:,} at most",
     f"a sixteenth of the limit, 8 to {descriptors._BURST:,}",
     f"expand to {mar._MOST_EXPANSION} times its size (and over {mar._ALWAYS_FINE >> 20} MB)",
     f"a manifest or config over {mar.LARGEST_TEXT >> 20} MB",

@@ -28,7 +28,7 @@ from ts_parity.worker.outputs import Container, take
 from ts_parity.worker.stand_in import CALL, StandIn, dismiss, unwrap
 from ts_parity.worker.suggestions import Declaration, suggestion
 from ts_parity.worker.watches import (
-    NOT_BEFORE,
+    NO_MODEL_BEFORE,
     CallWatch,
     CapturingWatch,
     DeclaredPlaces,
@@ -127,9 +127,9 @@ class Boundary:
         `look_around`: also watch the user's other objects, to find out what to declare. Never while serving clients: a
         stand-in for an object that is no model is one more thing that can surprise user code.
         """
-        watch = RecordingWatch(self._declared, keep_inputs, looks=look_around or not self._reached)
+        watch = RecordingWatch(self._declared, keep_inputs, observes=look_around or not self._reached)
         try:
-            may_come, sites = self._may_come(), self.sites()
+            may_come, sites = self._may_be_created(), self.sites()
         except NotCodable as wrong:  # a wrong declaration must not cost clients their answers
             return RecordedRun(self.plain(data, context), None, str(wrong))
         around = self._search.helpers(sites) if look_around else []
@@ -138,7 +138,7 @@ class Boundary:
         self._reached, self._has_run = self._reached or bool(watch.calls), True
         if may_come and self._search.finds_model():
             # The run has created the model, so what was watched was not it.
-            return RecordedRun(answer, None, NOT_BEFORE, existed=False)
+            return RecordedRun(answer, None, NO_MODEL_BEFORE, existed=False)
         if watch.container is not None:
             self._container = watch.container
         raw, reason, lines = watch.verdict([site.path for site in sites])
@@ -247,14 +247,14 @@ class Boundary:
         """The sites where the model object is now."""
         return self._search.declared(self._model) if self._model else self._search.sites()
 
-    def _may_come(self) -> bool:
+    def _may_be_created(self) -> bool:
         """A handler may create its model in its first request."""
         return not self._has_run and not self._model and not self._search.finds_model()
 
     def _existing_sites(self, data: Any, context: Any) -> list[Site]:
         """The sites of the model. If a first request may have yet to create it, run this one plainly first."""
         sites = self.sites()
-        if not sites or self._may_come():
+        if not sites or self._may_be_created():
             self.plain(copied(data), context)
             sites = self.sites()
         if not sites:
@@ -287,7 +287,7 @@ def _observed(watch: RecordingWatch, around: Sequence[Site]) -> Iterator[None]:
     try:
         for site in around:
             real = site.get()
-            site.put(watch.looking(site.path, real))
+            site.put(watch.observing(site.path, real))
             armed.append((site, real))
         yield
     finally:

@@ -163,7 +163,7 @@ class Worker:
             answers.update(self._plain(context, {i: requests[i] for i in sorted({*plain, *raw})}, socket))
         else:
             answers.update(self._plain(context, plain, socket))
-            answers.update(self._raw_together(context, raw))
+            answers.update(self._raw_batch(context, raw))
         for index, (request, operation) in enumerate(zip(requests, operations, strict=True)):
             if index in answers:
                 continue
@@ -171,7 +171,7 @@ class Worker:
                 answers[index] = error_response(403, f"{SECRET} is missing or wrong", "ForbiddenException")
                 continue
             try:
-                answers[index] = self._one(context, request, operation, socket)
+                answers[index] = self._operate(context, request, operation, socket)
             except TsParityError as error:
                 answers[index] = response_to_error(error)
             except StreamingRefused:
@@ -195,25 +195,25 @@ class Worker:
             answers = [response_to_error(error)] * len(requests)
         return dict(zip(requests, answers, strict=True))
 
-    def _raw_together(self, context: Any, requests: dict[int, HandlerRequest]) -> dict[int, HandlerResponse]:
+    def _raw_batch(self, context: Any, requests: dict[int, HandlerRequest]) -> dict[int, HandlerResponse]:
         answers = self._deployed.raw_batch(context, list(requests.values()))
         return {} if answers is None else dict(zip(requests, answers, strict=True))
 
-    def _one(self, context: Any, request: HandlerRequest, operation: str, socket: Any) -> HandlerResponse:
+    def _operate(self, context: Any, request: HandlerRequest, operation: str, socket: Any) -> HandlerResponse:
         if operation == OP_DESCRIBE:
             return self._describe(context, request)
         if operation == OP_RAW:
             return self._deployed.raw(context, request, socket)
         # A parity worker has the user's code too, and is often less busy.
         if operation == OP_FINISH and not isinstance(self._groups, BackupGroups):
-            return self._deployed.finish(context, self._coded(request), request.id)
+            return self._deployed.finish(context, self._frame_to_code(request), request.id)
         if operation == OP_GROUP and self._groups is not None:
-            return self._framed(self.group(context, self._coded(request), request.id))
+            return self._frame_response(self.group(context, self._frame_to_code(request), request.id))
         if operation in (OP_FINISH, OP_GROUP):
             raise WrongOperation(f"operation {operation} is not for an endpoint of role {self._settings.role}")
         raise WrongOperation(f"unknown operation {operation!r} in {OP}")
 
-    def _coded(self, request: HandlerRequest) -> Frame:
+    def _frame_to_code(self, request: HandlerRequest) -> Frame:
         """The request's frame. Refuse bodies that are never coded; the proxy does not send them."""
         frame = _frame(request)
         never = self._settings.never_code
@@ -221,7 +221,7 @@ class Worker:
             raise NotCodable("the model's archive declares such a body as one that is never coded (never_code)")
         return frame
 
-    def _framed(self, frame: Frame) -> HandlerResponse:
+    def _frame_response(self, frame: Frame) -> HandlerResponse:
         body = pack_frame(frame)
         if len(body) > self._limit:
             return error_response(500, f"the group's answer of {len(body)} bytes exceeds max_response_size")
@@ -323,12 +323,12 @@ def self_test(folder: Path, role: str, gpu_id: int | None = None) -> HandlerVerd
         sys.path.insert(0, str(folder))
         try:
             context = make_context(folder, gpu_id)
-            return Worker(context, role, for_selftest=True).self_test(context, lambda: _another(folder, role, gpu_id))
+            return Worker(context, role, for_selftest=True).self_test(context, lambda: _fresh_run(folder, role, gpu_id))
         finally:
             sys.path.remove(str(folder))
 
 
-def _another(folder: Path, role: str, gpu_id: int | None) -> RunOnce:
+def _fresh_run(folder: Path, role: str, gpu_id: int | None) -> RunOnce:
     with without_modules_of(folder):
         context = make_context(folder, gpu_id)
         return Worker(context, role, for_selftest=True).once(context)
@@ -344,7 +344,7 @@ class OfflineProtection:
             try:
                 self._context = make_context(self._folder, gpu_id)
                 self._worker = Worker(self._context, "parity", for_selftest=True)
-                self.verdict = self._worker.self_test(self._context, lambda: _another(self._folder, "parity", gpu_id))
+                self.verdict = self._worker.self_test(self._context, lambda: _fresh_run(self._folder, "parity", gpu_id))
             finally:
                 sys.path.remove(str(self._folder))
 

@@ -202,16 +202,16 @@ def modules_of(folder: Path) -> set[str]:
         for name, file in files
         if isinstance(file, str)
         and name.partition(".")[0] != "ts_parity"
-        and _lies_in(os.path.dirname(file)).startswith(inside)
+        and _real_folder(os.path.dirname(file)).startswith(inside)
     }
 
 
-def _lies_in(folder: str) -> str:
-    return _real(folder if os.path.isabs(folder) else os.path.abspath(folder))
+def _real_folder(folder: str) -> str:
+    return _realpath(folder if os.path.isabs(folder) else os.path.abspath(folder))
 
 
 @lru_cache(maxsize=1 << 14)
-def _real(folder: str) -> str:
+def _realpath(folder: str) -> str:
     """Cached: thousands of modules are checked each time, and realpath reads the disk."""
     return os.path.join(os.path.realpath(folder), "")
 

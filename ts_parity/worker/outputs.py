@@ -128,7 +128,7 @@ def _chosen(parts: _Parts, declared: str) -> _Leaf:
         raise NotCodable(whys[0] if whys else "the model's output holds no floating tensor, array or list")
     if len(leaves) > 1:
         listed = ", ".join(f"{_place_name(leaf.where)} {leaf.what()}" for leaf in leaves[:8])
-        places = sorted((".".join(leaf.where) for leaf in leaves), key=_unusual)
+        places = sorted((".".join(leaf.where) for leaf in leaves), key=_usual_first)
         raise SeveralParts(
             f"the model's output holds {len(leaves)} floating parts ({listed}); a code needs exactly one",
             tuple(places),
@@ -136,7 +136,7 @@ def _chosen(parts: _Parts, declared: str) -> _Leaf:
     return leaves[0]
 
 
-def _unusual(place: str) -> int:
+def _usual_first(place: str) -> int:
     name = place.rpartition(".")[2]
     return _USUAL.index(name) if name in _USUAL else len(_USUAL)
 

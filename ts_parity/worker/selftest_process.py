@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 _SHARE = 1 / 3
 """The share of TorchServe's start timeout that the self-test may take; the rest is for loading."""
 _STARTUP_S = 120.0  # TorchServe's own default
-_LOOK_S = 0.1
-_LAST_TO_DIE = "1000"
+_POLL_S = 0.1
+_OOM_SCORE = "1000"
 """The OOM score: if memory runs out, Linux kills the test and no worker."""
 
 
@@ -83,7 +83,7 @@ def _wait_for(lock: IO[str], limit_s: float) -> None:
             return
         if time.monotonic() > ends_at:
             raise subprocess.TimeoutExpired("another worker's self-test", limit_s)
-        time.sleep(_LOOK_S)
+        time.sleep(_POLL_S)
 
 
 def _in_a_process(folder: Path, role: str, gpu_id: Any, file: Path, limit_s: float) -> None:
@@ -106,7 +106,7 @@ def main(arguments: list[str]) -> None:
     folder, role, gpu_id, file, limit_s = arguments
     signal.alarm(int(limit_s) + 5)  # in case the waiting worker is gone
     with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text(_LAST_TO_DIE)
+        Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
     verdict = self_test(Path(folder), role, int(gpu_id) if gpu_id else None)
     if verdict.state is VerdictState.UNTESTED:
         raise SystemExit("the self-test came to no verdict")

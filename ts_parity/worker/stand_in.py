@@ -32,7 +32,7 @@ CALL = "__call__"
 MODEL_CALLS = frozenset({CALL, "forward"})
 
 _read = object.__getattribute__
-_LASTING: list[StandIn] = []
+_WEAKLY_REFERENCED: list[StandIn] = []
 """Stand-ins with weak references to them: kept alive, since the model itself would be alive too."""
 
 
@@ -55,7 +55,7 @@ class StandIn:
         if name in _read(self, "_ts_parity_calls"):
             return functools.partial(_called, self, name)
         if isinstance(value, types.MethodType) and value.__self__ is real:
-            return _chaining(self, real, value)
+            return _returning_stand_in(self, real, value)
         watch = _read(self, "_ts_parity_watch")
         return value if watch is None else watch.read(name, value)
 
@@ -99,7 +99,7 @@ def unwrap(value: Any) -> Any:
 def dismiss(stand_in: StandIn) -> None:
     """End the watch: from now on the stand-in only forwards."""
     object.__setattr__(stand_in, "_ts_parity_watch", None)
-    _LASTING[:] = [each for each in (*_LASTING, stand_in) if weakref.getweakrefcount(each)]
+    _WEAKLY_REFERENCED[:] = [each for each in (*_WEAKLY_REFERENCED, stand_in) if weakref.getweakrefcount(each)]
 
 
 def _called(stand_in: StandIn, name: str, *args: Any, **kwargs: Any) -> Any:
@@ -108,7 +108,7 @@ def _called(stand_in: StandIn, name: str, *args: Any, **kwargs: Any) -> Any:
     return run(*args, **kwargs) if watch is None else watch.called(name, run, args, kwargs)
 
 
-def _chaining(stand_in: StandIn, real: object, method: Callable[..., Any]) -> Callable[..., Any]:
+def _returning_stand_in(stand_in: StandIn, real: object, method: Callable[..., Any]) -> Callable[..., Any]:
     """Return the stand-in where a method returns the model: `model.eval()(x)`, `model = model.to(device)`."""
 
     @functools.wraps(method)

@@ -67,7 +67,7 @@ class CodeNames:
             module = referent(namespace.get(name))
             if not isinstance(module, types.ModuleType):
                 self._add_global(namespace, name, stored)
-            elif attribute is not None and self._lies_beside(vars(module)):
+            elif attribute is not None and self._is_users_module(vars(module)):
                 self._add_global(vars(module), *attribute)
 
     def _add_global(self, namespace: dict[str, Any], name: str, stored: bool) -> None:
@@ -78,11 +78,11 @@ class CodeNames:
         if isinstance(value, type):
             for kind in own_classes(value):
                 module = sys.modules.get(kind.__module__)
-                if module is not None and self._lies_beside(vars(module)):
+                if module is not None and self._is_users_module(vars(module)):
                     self._add_class(kind)
             return
         function = plain_function(value)
-        if function and (function.__globals__ is namespace or self._lies_beside(function.__globals__)):
+        if function and (function.__globals__ is namespace or self._is_users_module(function.__globals__)):
             self._add_function(function)
 
     def _add_class(self, kind: type) -> None:
@@ -103,7 +103,7 @@ class CodeNames:
         if not any(namespace is known for known in self.namespaces):
             self.namespaces.append(namespace)
 
-    def _lies_beside(self, namespace: dict[str, Any]) -> bool:
+    def _is_users_module(self, namespace: dict[str, Any]) -> bool:
         """Whether it is the entry point's own module, or one whose file is in the same folder or below."""
         folder = _folder(namespace)
         beside = self._home is not None and folder is not None and folder.is_relative_to(self._home)

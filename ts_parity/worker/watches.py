@@ -24,7 +24,7 @@ from ts_parity.worker.outputs import Container, SeveralParts, take
 from ts_parity.worker.stand_in import CALL, StandIn, Watch
 from ts_parity.worker.suggestions import Declaration, ObservedCall
 
-NOT_BEFORE = "no model object was found before the request"
+NO_MODEL_BEFORE = "no model object was found before the request"
 
 
 class ModelReached(BaseException):
@@ -84,7 +84,7 @@ class CallWatch:
     def called(self, call: ModelCall, run: Callable[..., Any]) -> Any:
         raise NotImplementedError
 
-    def several(self) -> NotCodable:
+    def several_calls(self) -> NotCodable:
         where = ", ".join(sorted({call.name for call in self.calls}))
         return NotCodable(
             f"the model was called {len(self.calls)} times in one request ({where}); a code needs exactly one call"
@@ -114,14 +114,14 @@ class _SiteWatch:
 class RecordingWatch(CallWatch):
     """Let the model compute, and take its output.
 
-    `looks`: also observe what else user code does with the model, and with objects passed to `looking`, to find out
+    `observes`: also watch what else user code does with the model, and with objects passed to `observing`, to find out
     what to declare.
     """
 
-    def __init__(self, declared: DeclaredPlaces, keep_inputs: bool = False, looks: bool = False) -> None:
+    def __init__(self, declared: DeclaredPlaces, keep_inputs: bool = False, observes: bool = False) -> None:
         super().__init__(declared)
         self.container: Container | None = None
-        self._looks = looks
+        self._observes = observes
         self._keep_inputs = keep_inputs
         self._raw: Array | None = None
         self._refusal: str | None = None
@@ -148,21 +148,21 @@ class RecordingWatch(CallWatch):
                     f"the handler takes more from its model than the output ({path}.{name}, read after the call), so "
                     "an answer cannot be made from an output alone"
                 )
-        elif self._looks and model_kind(value) is ModelKind.MODEL and not isinstance(model, torch.jit.ScriptModule):
-            return self.looking(f"{path}.{name}", value)
+        elif self._observes and model_kind(value) is ModelKind.MODEL and not isinstance(model, torch.jit.ScriptModule):
+            return self.observing(f"{path}.{name}", value)
         return value
 
     def returned(self, path: str, method: str, result: Any) -> None:
-        if self._looks and not self.calls:
-            self.saw(path, method, result)
+        if self._observes and not self.calls:
+            self.observe(path, method, result)
 
-    def looking(self, path: str, value: Any) -> StandIn:
+    def observing(self, path: str, value: Any) -> StandIn:
         """A stand-in that only observes the calls of an object that is not watched for model calls."""
-        stand_in = StandIn(value, _LookingWatch(self, path, value), calls_of(value))
+        stand_in = StandIn(value, _ObservingWatch(self, path, value), calls_of(value))
         self.extra.append(stand_in)
         return stand_in
 
-    def saw(self, path: str, method: str, result: Any) -> None:
+    def observe(self, path: str, method: str, result: Any) -> None:
         outcome = ObservedCall(path, method)
         try:
             take(result)
@@ -180,9 +180,9 @@ class RecordingWatch(CallWatch):
     def verdict(self, sites: Sequence[str]) -> tuple[Array | None, str | None, Declaration]:
         """-> (raw output, None, {}) or (None, why there is none, what to declare). `sites`: where models were."""
         if len(self.calls) > 1:
-            return None, str(self.several()), suggestions.for_several_calls(self._outcomes, self._observed_calls)
+            return None, str(self.several_calls()), suggestions.for_several_calls(self._outcomes, self._observed_calls)
         if not self.calls:
-            missing = "the model was not reached" if sites else NOT_BEFORE
+            missing = "the model was not reached" if sites else NO_MODEL_BEFORE
             if lines := suggestions.for_other_calls(self._observed_calls, sites):
                 return None, missing, lines
             if instead := suggestions.called_instead(self._observed_calls, sites):
@@ -201,7 +201,7 @@ def _refused(outcome: ObservedCall, refusal: NotCodable) -> ObservedCall:
 
 
 @dataclass(frozen=True)
-class _LookingWatch:
+class _ObservingWatch:
     """Observes an object that is not watched for model calls, and its parts, for a recording."""
 
     recording: RecordingWatch
@@ -210,14 +210,14 @@ class _LookingWatch:
 
     def called(self, method: str, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = run(*args, **kwargs)
-        self.recording.saw(self.path, method, result)
+        self.recording.observe(self.path, method, result)
         return result
 
     def read(self, name: str, value: Any) -> Any:
-        return self.recording.looking(f"{self.path}.{name}", value) if model_kind(value) is ModelKind.MODEL else value
+        return self.recording.observing(f"{self.path}.{name}", value) if model_kind(value) is ModelKind.MODEL else value
 
     def returned(self, method: str, result: Any) -> None:
-        self.recording.saw(self.path, method, result)
+        self.recording.observe(self.path, method, result)
 
 
 class CapturingWatch(CallWatch):
@@ -237,7 +237,7 @@ class CapturingWatch(CallWatch):
     def only_call(self) -> ModelCall:
         if len(self.calls) == 1:
             return self.calls[0]
-        raise self.several() if self.calls else NotCodable(f"the model was not reached{self._ended}")
+        raise self.several_calls() if self.calls else NotCodable(f"the model was not reached{self._ended}")
 
 
 class SubstitutingWatch(CallWatch):
@@ -258,10 +258,10 @@ class SubstitutingWatch(CallWatch):
         self.calls.append(call)
         try:
             if len(self.calls) > 1:
-                raise self.several()
+                raise self.several_calls()
             if self.container is None:
                 _, self.container = take(run(*call.args, **call.kwargs), call.output)
-            return self.container.rebuild(self._raw_of(call), self._looked_at)
+            return self.container.rebuild(self._raw_of(call), self._refuse_use)
         except NotCodable as refusal:
             self.refusal = refusal
             raise _OutputRefused(str(refusal)) from refusal
@@ -272,7 +272,7 @@ class SubstitutingWatch(CallWatch):
             with suppress(_OutputRefused):
                 refuse_use(missing)
 
-    def _looked_at(self, place: str) -> NoReturn:
+    def _refuse_use(self, place: str) -> NoReturn:
         self.refusal = NotCodable(
             f"the handler uses {place} of its model beside the part that is coded, so an answer cannot be made from "
             "that part alone"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ts_parity.proxy.http.heads import read_request_head, read_response_head
 from ts_parity.proxy.http.messages import HOP_BY_HOP, SEC_WEBSOCKET, Request
 from ts_parity.proxy.http.outbox import Outbox
-from ts_parity.proxy.http.request_line import trouble
+from ts_parity.proxy.http.request_line import why_malformed
 from ts_parity.proxy.http.upstream import Address, Origin, _serialized
 
 HOST = b"Host: h\r\n"
@@ -121,7 +121,7 @@ def test_a_plain_request_is_what_the_parser_reads(line: bytes, headers: bytes) -
     target = plain.target.encode("latin-1").translate(ONLY_ASCII)
     assert (plain.method, target) == (parser.get_method().decode(), judge.target)
     hosts = [value for name, value in judge.headers if name.lower() == "host"]
-    assert trouble(plain.target, hosts, http10=False) == ""
+    assert why_malformed(plain.target, hosts, http10=False) == ""
     assert (list(plain.headers), list(plain.controls)) == judge.end_to_end()
     assert plain.keep_alive == judge.keep_alive
     assert parser.get_http_version() == "1.1"

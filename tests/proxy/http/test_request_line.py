@@ -10,7 +10,7 @@ from tests.proxy.conftest import MakeFleet, read_answer
 from tests.proxy.http.corpus import Recorder
 from ts_parity.config import InstanceSettings
 from ts_parity.proxy.http.messages import Request, Response
-from ts_parity.proxy.http.request_line import host_is_sound, target_is_sound, trouble
+from ts_parity.proxy.http.request_line import host_is_sound, target_is_sound, why_malformed
 from ts_parity.proxy.http.request_reader import RequestReader
 from ts_parity.proxy.serving.routes import model_named, prediction_route, prediction_target
 from ts_parity.testing import FakeTorchServe
@@ -67,7 +67,7 @@ def test_no_target(target: str) -> None:
     ],
 )
 def test_target_and_host_together(target: str, hosts: list[str], old: bool, wrong: str) -> None:
-    assert trouble(target, hosts, old) == wrong
+    assert why_malformed(target, hosts, old) == wrong
 
 
 class Heard:

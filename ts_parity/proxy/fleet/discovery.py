@@ -47,7 +47,7 @@ _DESCRIBE_TIMEOUT_S = 130.0
 # A refresh waits this long for archives to answer describe; the first one, before which nothing is served, longer.
 _DESCRIBE_WAIT_S = 1.0
 # What a gateway answers when its connection to the instance is refused.
-_GONE = frozenset({502, 503, 504})
+_GATEWAY_ERRORS = frozenset({502, 503, 504})
 _WRONG_KEY = "InvalidKeyException"
 
 
@@ -140,7 +140,7 @@ class Discovery:
             )
         else:
             report = InstanceReport(name, True, models, "; ".join(problems), tuple(undescribed))
-            self._forget(name, models)
+            self._forget_removed(name, models)
         if math.isnan(report.seen_at):  # it is not the previous report again
             report = replace(report, seen_at=began_at)
         self._last[name] = report
@@ -166,7 +166,7 @@ class Discovery:
         last = self._last.get(name)
         return () if last is None else last.models if last.up else last.last_hosted
 
-    def _forget(self, name: str, models: Sequence[ModelReport]) -> None:
+    def _forget_removed(self, name: str, models: Sequence[ModelReport]) -> None:
         """Forget models that the instance no longer has."""
         keys = {(name, model.model, model.version) for model in models}
         for key in [key for key in self._ready_at if key[0] == name and key not in keys]:
@@ -215,11 +215,11 @@ class Discovery:
         names = await self._names(address, problems)
         turns = asyncio.Semaphore(_MODELS_AT_ONCE)
 
-        async def in_turn(name: str) -> list[ModelReport]:
+        async def versions_of(name: str) -> list[ModelReport]:
             async with turns:
                 return await self._versions(instance, address, name, problems, undescribed)
 
-        reports = await asyncio.gather(*(in_turn(name) for name in names))
+        reports = await asyncio.gather(*(versions_of(name) for name in names))
         return tuple(model for models in reports for model in models)
 
     async def _names(self, address: Address, problems: list[str]) -> list[str]:
@@ -311,8 +311,8 @@ class Discovery:
         if isinstance(result, NoResponse):
             raise _ManagementFailure(result.reason, result.refused)
         if isinstance(result, Stream):
-            result = await self._whole(result)
-        if result.status in _GONE and from_gateway(result):
+            result = await self._read_whole(result)
+        if result.status in _GATEWAY_ERRORS and from_gateway(result):
             raise _ManagementFailure(
                 f"a gateway answered {result.status}: {excerpt(result.body)}", refused=True, down_by_gateway=True
             )
@@ -320,7 +320,7 @@ class Discovery:
             return []
         return _json(result)
 
-    async def _whole(self, stream: Stream) -> Response:
+    async def _read_whole(self, stream: Stream) -> Response:
         """Read a response that a gateway has chunked. Raise _ManagementFailure."""
 
         async def read() -> bytes:

@@ -137,7 +137,7 @@ def make_plan(reports: Sequence[InstanceReport], options: PlanOptions) -> Plan:
     targets: dict[str, Target] = {}
     for (model, version), all_members in deployed.items():
         name = pool_name(model, version)
-        used, trouble = _answering(name, all_members)
+        used, trouble = _usable_members(name, all_members)
         pool, rows, more = _protect(name, used, protections, options)
         problems += trouble + more
         pools[name] = pool
@@ -193,7 +193,7 @@ def _by_pool(members: Sequence[HostedModel]) -> dict[tuple[str, str], list[Hoste
     return pools
 
 
-def _answering(pool: str, members: Sequence[HostedModel]) -> tuple[list[HostedModel], list[str]]:
+def _usable_members(pool: str, members: Sequence[HostedModel]) -> tuple[list[HostedModel], list[str]]:
     """-> the members that can be used now, and what is wrong with the others."""
     problems = [f"{host}: {pool} has no READY worker" for host, m in members if not m.ready]
     used = [(host, m) for host, m in members if m.ready]
@@ -219,7 +219,7 @@ def _protect(
 ) -> tuple[PoolPlan, list[tuple[str, ModelReport, int]], list[str]]:
     """-> the pool with its code, its protection endpoints with their rows, and what is wrong."""
     candidates, problems = _matching(pool, members, protections)
-    offered, reason = _offered(candidates, options)
+    offered, reason = _usable_codes(candidates, options)
     model, _, version = pool.rpartition("/")
     once = _only_once(model, version, members, options)
     obstacles = [once or _obstacle(pool, each, members, options) for each in offered]
@@ -265,7 +265,7 @@ def _protect(
         tolerance,
         next(iter(errors)) if len(errors) == 1 else None,
         _confidence([m for _, m, _ in chosen]),
-        _never(members, candidates),
+        _never_code(members, candidates),
     )
     return plan, rows, problems
 
@@ -285,7 +285,7 @@ def _only_once(model: str, version: str, members: Sequence[HostedModel], options
     return ""
 
 
-def _never(*groups: Sequence[HostedModel]) -> Exclusions | None:
+def _never_code(*groups: Sequence[HostedModel]) -> Exclusions | None:
     declared = [m.described.never_code for members in groups for _, m in members if m.described is not None]
     return functools.reduce(operator.or_, [each for each in declared if each is not None], Exclusions()) or None
 
@@ -314,7 +314,7 @@ def _matching(
     return matching, problems
 
 
-def _offered(candidates: Sequence[HostedModel], options: PlanOptions) -> tuple[list[ErasureCode], str]:
+def _usable_codes(candidates: Sequence[HostedModel], options: PlanOptions) -> tuple[list[ErasureCode], str]:
     """-> the codes that may be used, best first; if there is none, why."""
     if options.protect == OFF:
         return [], "protections are switched off (protect = off)"
@@ -377,14 +377,14 @@ def _orphans(
             continue
         others = sorted((version for model, version in deployed if model == protects.model), key=by_number)
         served = f"deployed is version {', '.join(others)}" if others else "no instance serves that model"
-        served += _elsewhere(protects.weights, deployed)
+        served += _same_weights_elsewhere(protects.weights, deployed)
         problems.append(
             f"{host}: {m.model} {m.version} is not used: it protects {protects.model} {protects.version}, and {served}"
         )
     return problems
 
 
-def _elsewhere(weights: str | None, deployed: Mapping[tuple[str, str], Sequence[HostedModel]]) -> str:
+def _same_weights_elsewhere(weights: str | None, deployed: Mapping[tuple[str, str], Sequence[HostedModel]]) -> str:
     """A hint: deployed models that have the same weights under another name. Their handler may differ, so this only
     tells the operator and uses nothing.
     """

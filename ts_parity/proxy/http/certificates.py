@@ -27,12 +27,12 @@ class Tls:
         self._whose = whose
         self._files = [Path(file) for file in files if file]
         self._make = make
-        self._stamp = self._look()  # before reading: a change meanwhile makes it read again
+        self._stamp = self._stamps()  # before reading: a change meanwhile makes it read again
         self.context = make()
 
     def reload(self) -> None:
         """Read the files again if they have changed. Unusable ones, or half of a new pair, only log a warning."""
-        stamp = self._look()
+        stamp = self._stamps()
         if stamp == self._stamp:
             return
         self._stamp = stamp
@@ -43,7 +43,7 @@ class Tls:
         else:
             log.info("%s: %s read again", self._whose, ", ".join(map(str, self._files)))
 
-    def _look(self) -> _Stamp:
+    def _stamps(self) -> _Stamp:
         return tuple(_stamp(file) for file in self._files)
 
 
@@ -151,7 +151,7 @@ class _EncryptedKey(Exception):
 
 
 def _load_pair(context: ssl.SSLContext, certificate: str, key: str) -> None:
-    def ask_nobody() -> str:
+    def no_password() -> str:
         raise _EncryptedKey  # otherwise OpenSSL would ask on the terminal
 
     for name, path in (("tls_certificate", certificate), ("tls_key", key)):
@@ -161,7 +161,7 @@ def _load_pair(context: ssl.SSLContext, certificate: str, key: str) -> None:
         except OSError as error:
             raise ConfigError(f"{name}: cannot read {path!r}: {error.strerror}") from None
     try:
-        context.load_cert_chain(certificate, key, ask_nobody)
+        context.load_cert_chain(certificate, key, no_password)
     except _EncryptedKey:
         raise ConfigError(f"tls_key: {key!r} is encrypted, and there is nobody to ask for its password") from None
     except ssl.SSLError as error:

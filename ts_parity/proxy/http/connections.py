@@ -91,7 +91,7 @@ class Origin:
     async def _connect(self, made: UpstreamConnection) -> None:
         loop = asyncio.get_running_loop()
         if self._path:
-            connected = await _unix(self._path)
+            connected = await _connect_unix(self._path)
             await loop.create_unix_connection(lambda: cast(asyncio.Protocol, made), sock=connected)
         else:
             tls = self._tls.context if self._tls is not None else None
@@ -102,7 +102,7 @@ class Origin:
             connection.abort()
 
 
-async def _unix(path: str) -> socket.socket:
+async def _connect_unix(path: str) -> socket.socket:
     """Connect a Unix socket. The loop's own method will not do: a full backlog refuses at once, where TCP would wait,
     and asyncio takes that for a connection.
     """

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 if sys.platform != "win32":
     import resource
 
-_ENOUGH = 65536
+_MOST_FILES = 65536
 """More connections than one process can serve; the hard limit of some systems is a thousand million."""
-_OWN = 20
+_OWN_FILES = 20
 """Standard streams, the event loop's own, listening sockets, logs, certificates while they are read."""
-_ADMIN = 64
+_ADMIN_CONNECTIONS = 64
 """Probes, scrapers and operators, even if all connect at once."""
 _FOR_AN_INSTANCE = 2
 """Besides its places: one for its management API, one for a request that is passed through."""
@@ -40,7 +40,7 @@ def raise_limit() -> None:
     """Raise the soft limit of open files to the hard one: systemd's 1024 is for programs that use `select`."""
     if sys.platform != "win32":
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        wanted = _ENOUGH if hard == resource.RLIM_INFINITY else min(hard, _ENOUGH)
+        wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
         if soft != resource.RLIM_INFINITY and soft < wanted:
             with contextlib.suppress(ValueError, OSError):  # macOS reports a hard limit that it does not grant
                 resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
@@ -49,14 +49,14 @@ def raise_limit() -> None:
 def open_files() -> int:
     """How many files this process may have open."""
     if sys.platform == "win32":
-        return _ENOUGH
+        return _MOST_FILES
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return _ENOUGH if soft == resource.RLIM_INFINITY else soft
+    return _MOST_FILES if soft == resource.RLIM_INFINITY else soft
 
 
 def admin_limit(files: int) -> int:
     """How many connections the admin port keeps, and the length of its backlog."""
-    return max(8, min(files // 16, _ADMIN))
+    return max(8, min(files // 16, _ADMIN_CONNECTIONS))
 
 
 def client_limit(files: int, places: int, instances: int) -> ClientLimit:
@@ -64,5 +64,5 @@ def client_limit(files: int, places: int, instances: int) -> ClientLimit:
     takes no clients is of no use.
     """
     burst = max(8, min(files // 16, _BURST))
-    left = files - _OWN - admin_limit(files) - burst - places - _FOR_AN_INSTANCE * instances
+    left = files - _OWN_FILES - admin_limit(files) - burst - places - _FOR_AN_INSTANCE * instances
     return ClientLimit(max(left, files // 8), burst, files)

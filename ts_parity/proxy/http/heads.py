@@ -186,7 +186,7 @@ def _read_lines(lines: list[bytes]) -> tuple[Headers, Headers, bytes, int, int] 
     for line in lines:
         known = _lines.get(line)
         if known is None:
-            known = _learn(line)
+            known = _read_new_line(line)
             if known is None:
                 return None
         pair, flags = known
@@ -208,7 +208,7 @@ def _read_lines(lines: list[bytes]) -> tuple[Headers, Headers, bytes, int, int] 
     return tuple(pairs), tuple(controls), b"\r\n".join(kept), length, seen
 
 
-def _learn(line: bytes) -> tuple[tuple[str, str], int] | None:
+def _read_new_line(line: bytes) -> tuple[tuple[str, str], int] | None:
     """Read and cache a new line. None: the parser must read it."""
     spelt, colon, rest = line.partition(b":")
     if not colon:
@@ -221,17 +221,17 @@ def _learn(line: bytes) -> tuple[tuple[str, str], int] | None:
             return None
         if name is None and len(spelt) <= _LONGEST:
             if len(_names) >= _MOST_REMEMBERED:
-                _forget()
+                _clear_caches()
             name = _names[spelt] = _Name(known[0][0], known[1])
     if name is not None and name.lines < _MOST_LINES_PER_NAME and len(line) <= _LONGEST:
         name.lines += 1
         if len(_lines) >= _MOST_REMEMBERED:
-            _forget()
+            _clear_caches()
         _lines[line] = known
     return known
 
 
-def _forget() -> None:
+def _clear_caches() -> None:
     _lines.clear()
     _names.clear()
 

@@ -223,7 +223,7 @@ def encode_head(first_line: str, headers: Headers, more: Headers = ()) -> bytes:
     return text.encode("latin-1", "replace")
 
 
-def as_block(headers: Iterable[tuple[str, str]]) -> bytes:
+def encode_headers(headers: Iterable[tuple[str, str]]) -> bytes:
     return "\r\n".join([f"{name}: {value}" for name, value in headers]).encode("latin-1", "replace")
 
 

@@ -34,10 +34,10 @@ def target_is_sound(target: str) -> bool:
         if _BROKEN_ESCAPE.search(path) or "%00" in path:
             return False
         path = unquote(path, "latin-1")
-    return ".." not in path or not _climbs_out(path)
+    return ".." not in path or not _leaves_root(path)
 
 
-def trouble(target: str, hosts: Sequence[str], http10: bool) -> str:
+def why_malformed(target: str, hosts: Sequence[str], http10: bool) -> str:
     """What is wrong with the target and its `Host` headers; empty if nothing. `http10`: HTTP/1.0 needs no Host."""
     if len(hosts) > 1:
         return "more than one Host"
@@ -54,7 +54,7 @@ def trouble(target: str, hosts: Sequence[str], http10: bool) -> str:
     return "" if target_is_sound(target) else f"the target {target[:100]!r}"
 
 
-def _climbs_out(path: str) -> bool:
+def _leaves_root(path: str) -> bool:
     """Whether its `..` lead above the root at any point."""
     depth = 0
     for segment in path.split("/"):

@@ -34,7 +34,7 @@ from ts_parity.proxy.http.messages import (
     torchserve_error,
     without_hop_by_hop,
 )
-from ts_parity.proxy.http.request_line import REFUSED_METHODS, trouble
+from ts_parity.proxy.http.request_line import REFUSED_METHODS, why_malformed
 
 # llhttp accepts RTSP and ICE as well, without saying so.
 _REQUEST_LINE: Final = re.compile(rb"[!-~]+ +([!-~\x80-\xff]+) +HTTP/[^\n]*\n")
@@ -312,7 +312,7 @@ class RequestReader:
             self.refusal = _not_http(f"the version in {self._line[-20:].strip().decode('latin-1')!r}")
         elif self._method in REFUSED_METHODS:
             self.refusal = _not_allowed()
-        elif wrong := trouble(self._target, hosts, self._http10):
+        elif wrong := why_malformed(self._target, hosts, self._http10):
             self.refusal = _not_http(wrong)
         elif codings and (codings != ["chunked"] or self._http10):
             self.refusal = _not_http(f"a body in the transfer encoding {', '.join(codings)}")

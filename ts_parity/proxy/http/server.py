@@ -50,11 +50,11 @@ _PIPELINED: Final = 16
 _PIPELINED_BYTES: Final = 65536
 _SWEEP_S: Final = 1.0
 # A socket that is not read does not show that the client has closed it; Linux tells when polled for it.
-_ENDED: Final[int] = getattr(select, "POLLRDHUP", 0)
+_POLL_CLOSED: Final[int] = getattr(select, "POLLRDHUP", 0)
 # A refused request may still be arriving: closing at once would reset the connection before the response is read.
 _LINGER_S: Final = 2.0
 # A connection closes when everything written has been sent; over TLS, when both sides have also said goodbye.
-_GOODBYE_S: Final = 30.0
+_CLOSE_TIMEOUT_S: Final = 30.0
 _AHEAD_BYTES: Final = 65536
 _NOT_LISTENING: Final = {
     errno.EADDRINUSE: "another program listens there; choose another port",
@@ -186,7 +186,7 @@ class Server:
         if self.problem and now >= self._crowded_until:
             log.info("no longer: %s", self.problem)
             self.problem = ""
-        self._look_for_ends()
+        self._find_closed_clients()
         if self.access is not None:
             self.access.flush()
 
@@ -213,7 +213,7 @@ class Server:
             self.refused += 1
             newcomer.reject(linger=len(self.connections) <= self.limit.connections + self.limit.burst // 2)
 
-    def _look_for_ends(self) -> None:
+    def _find_closed_clients(self) -> None:
         """Find clients that have left while their connection was not being read."""
         reading_paused = {
             connection.descriptor: connection for connection in self.connections if connection.reading_paused
@@ -222,9 +222,9 @@ class Server:
             return
         poll = select.poll()
         for descriptor in reading_paused:
-            poll.register(descriptor, _ENDED)
+            poll.register(descriptor, _POLL_CLOSED)
         for descriptor, _ in poll.poll(0):
-            reading_paused[descriptor].ended()
+            reading_paused[descriptor].closed_by_client()
 
 
 @final
@@ -300,7 +300,7 @@ class ClientConnection:
         """The request that is being answered."""
         self._last: PendingResponse | None = None
         """While draining: the request whose response closes the connection."""
-        self._advancing = False
+        self._handling = False
         self._streaming: asyncio.Task[None] | None = None
         self._streamed_bytes = 0
         self._write_paused = False
@@ -339,7 +339,7 @@ class ClientConnection:
         self._stop_reading()
         self._reader.drop()
         self._server.connections.discard(self)
-        self._make_room()
+        self._resume_stream()
         self._drop_queue()
         if self._counted:
             self._counted = False
@@ -361,15 +361,15 @@ class ClientConnection:
         self._unwritten = -1
 
     def resume_writing(self) -> None:
-        self._make_room()
+        self._resume_stream()
         if self._read_ended:
             self._give_up_at = self._loop.time() + _LINGER_S
         if self._closes_when_written:
             self._close(self._loop.time())
         else:
-            self._advance()
+            self._handle_next()
 
-    def _make_room(self) -> None:
+    def _resume_stream(self) -> None:
         self._write_paused = False
         if self._writable is not None and not self._writable.done():
             self._writable.set_result(None)
@@ -416,7 +416,7 @@ class ClientConnection:
     def descriptor(self) -> int:
         return int(self._transport.get_extra_info("socket").fileno())
 
-    def ended(self) -> None:
+    def closed_by_client(self) -> None:
         """The client has closed the connection beyond what was read: read to the end and drop it."""
         self._stop_reading()
         self._transport.resume_reading()
@@ -446,7 +446,7 @@ class ClientConnection:
         if now < self._give_up_at or answering or self.reading_paused:  # then it is the proxy that does not read
             return
         if not reading:
-            self._leave(now)
+            self._close_or_abort(now)
         else:
             self._refuse(torchserve_error(408, "RequestTimeoutException", "the request did not arrive in time"))
 
@@ -459,14 +459,14 @@ class ClientConnection:
         elif now >= self._give_up_at:
             self._transport.abort()
 
-    def _leave(self, now: float) -> None:
+    def _close_or_abort(self, now: float) -> None:
         if self._transport.is_closing():  # closed, but the client has not read everything, or not said TLS's goodbye
             self._transport.abort()
         else:
             self._close(now)
 
     def _close(self, now: float) -> None:
-        self._give_up_at = now + _GOODBYE_S
+        self._give_up_at = now + _CLOSE_TIMEOUT_S
         self._server.outbox.flush(self._transport)
         self._transport.close()
 
@@ -501,7 +501,7 @@ class ClientConnection:
     def _send_continue(self) -> None:
         """Ask the client for its body (curl waits for this with large ones), now that the body will be read."""
         self._reader.expects = False
-        self._put(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._write_now(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _refuse(self, response: Response) -> None:
         """Queue the last response on this connection, after those to earlier requests."""
@@ -528,20 +528,20 @@ class ClientConnection:
         self._queue.append(pending)
         self._queued_bytes += pending.size
         if self._current is None:
-            self._advance()
+            self._handle_next()
 
-    def _advance(self) -> None:
+    def _handle_next(self) -> None:
         """Handle the next request once the previous one is answered and the client reads what was written."""
-        if self._advancing:  # called again by a response that came at once
+        if self._handling:  # called again by a response that came at once
             return
-        self._advancing = True
+        self._handling = True
         try:
             while self._current is None and self._queue and not self._write_paused:
                 self._current = pending = self._queue.popleft()
                 self._queued_bytes -= pending.size
                 self._handle(pending)
         finally:
-            self._advancing = False
+            self._handling = False
         if self.reading_paused and not self._queue_is_full() and not self._transport.is_closing():
             self._resume_reading()
 
@@ -571,12 +571,12 @@ class ClientConnection:
         self._server.request_ends()
         if not keep_alive:
             self._drop_queue()
-            self._end()
+            self._close_gracefully()
             return
         self.since = self._loop.time()
         self._give_up_at = self.since + self._server.timeouts.idle_s
         if self._queue:
-            self._advance()
+            self._handle_next()
         elif self._reader.expects:
             self._send_continue()
 
@@ -615,7 +615,7 @@ class ClientConnection:
         if len(body) < MAX_HEAD_BYTES:
             self._server.outbox.put(self._transport, data + body)
         else:
-            self._put(data)
+            self._write_now(data)
             self._transport.write(body)
         if self._server.access is not None:
             self._log_access(
@@ -671,27 +671,27 @@ class ClientConnection:
         if not pending.http10:
             headers = (*headers, ("Transfer-Encoding", "chunked"))
         line = _status_line(chunks.status, chunks.phrase)
-        self._put(encode_head(line, headers, _connection(keep_alive, pending.http10)))
+        self._write_now(encode_head(line, headers, _connection(keep_alive, pending.http10)))
         is_head = pending.request.method == "HEAD"
         self._streamed_bytes = 0
         async for chunk in chunks:
             if chunk and not is_head:
                 self._streamed_bytes += len(chunk)
-                self._put(chunk if pending.http10 else b"%x\r\n%b\r\n" % (len(chunk), chunk))
+                self._write_now(chunk if pending.http10 else b"%x\r\n%b\r\n" % (len(chunk), chunk))
                 if self._write_paused:
                     self._writable = self._loop.create_future()
                     await self._writable
         if not pending.http10 and not is_head:
-            self._put(b"0\r\n\r\n")
+            self._write_now(b"0\r\n\r\n")
         return keep_alive
 
-    def _put(self, data: bytes) -> None:
+    def _write_now(self, data: bytes) -> None:
         """Write now. A connection that was reset is closing before `connection_lost` is called, and takes nothing."""
         self._server.outbox.flush(self._transport)
         if not self._transport.is_closing():
             self._transport.write(data)
 
-    def _end(self) -> None:
+    def _close_gracefully(self) -> None:
         """Close, but let the client read everything written to it first."""
         may_be_sending = self._read_ended or self._server.draining
         self._stop_reading()

@@ -16,10 +16,10 @@ from ts_parity.wire import Headers
 
 # When this much of a stream waits for its reader, the connection stops reading.
 _AHEAD_BYTES = 1 << 18
-_AHEAD = 16
+_CHUNKS_AHEAD = 16
 # Up to this many waiting chunks are kept as they came. Beyond it they are joined, since tiny chunks would cost far more
 # memory than their bytes.
-_SINGLY = 256
+_MOST_PIECES = 256
 
 
 class StreamSource(Protocol):
@@ -47,7 +47,7 @@ class Stream:
         self._changed = asyncio.Event()
 
     def feed(self, piece: bytes) -> None:
-        if len(self._pieces) < _SINGLY:
+        if len(self._pieces) < _MOST_PIECES:
             self._pieces.append(piece)
         else:
             self._gathered.add(piece)
@@ -91,7 +91,7 @@ class Pipe:
         self.headers = headers
         self._stall_timeout_s = stall_timeout_s
         # An element is a chunk, or the end: None if the stream is complete, else the reason why it is not.
-        self._queue: asyncio.Queue[bytes | str | None] = asyncio.Queue(_AHEAD)
+        self._queue: asyncio.Queue[bytes | str | None] = asyncio.Queue(_CHUNKS_AHEAD)
         self._closed = False
 
     async def put(self, chunk: bytes | str | None) -> None:

@@ -45,7 +45,7 @@ _INSTANCE_GONE: Final = frozenset({502, 503, 504})
 # Error types of TorchServe's frontend for a model, a version or a route that does not exist.
 _NOT_FOUND: Final = frozenset({"ModelNotFoundException", "ModelVersionNotFoundException", "ResourceNotFoundException"})
 # Its error types for statuses that a gateway may have sent as well.
-_ITS_ERRORS: Final = _NOT_FOUND | {
+_TORCHSERVE_ERRORS: Final = _NOT_FOUND | {
     "InternalServerException", "RequestTimeoutException", "ServiceUnavailableException", "WorkflowNotFoundException",
 }  # fmt: skip
 # Other statuses by which a gateway speaks of the instance: redirects, no such route, timeouts, rate limits.
@@ -312,7 +312,7 @@ def from_gateway(response: Response) -> bool:
     """Whether a sidecar or a load balancer wrote this error, which then speaks of the instance behind it."""
     if response.status < 500 and response.status not in _OF_GATEWAYS:
         return False
-    return not _written_by_torchserve(response) and error_fields(response)[0] not in _ITS_ERRORS
+    return not _written_by_torchserve(response) and error_fields(response)[0] not in _TORCHSERVE_ERRORS
 
 
 def excerpt(body: bytes) -> str:
@@ -353,12 +353,12 @@ def _serialized(request: Request, token: str, origin: Origin) -> list[bytes]:
             method.encode(), origin.prefix.encode(), target.encode("latin-1"), block, key,
         )  # fmt: skip
     else:
-        data = encode_head(f"{method} {origin.prefix}{target} HTTP/1.1", _adapted(request, token, origin))
+        data = encode_head(f"{method} {origin.prefix}{target} HTTP/1.1", _outgoing_headers(request, token, origin))
     # A small body goes out in one packet with its head; copying a large one would cost more than a packet.
     return [data + body] if len(body) < _SMALL_BODY else [data, body]
 
 
-def _adapted(request: Request, token: str, origin: Origin) -> Headers:
+def _outgoing_headers(request: Request, token: str, origin: Origin) -> Headers:
     """The headers with a Host, the right length, and the instance's own key if there is one."""
     headers = []
     has_host = sized = False

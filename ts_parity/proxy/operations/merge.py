@@ -64,7 +64,7 @@ def merge_metrics(parts: Iterable[MetricFamilies]) -> MetricFamilies:
 
 def outlasting_metrics(families: MetricFamilies) -> MetricFamilies:
     """The part of a report that stays true when its process has ended: counters, and since when they count."""
-    return {name: family for name, family in families.items() if _counts(family) or _began(family)}
+    return {name: family for name, family in families.items() if _is_cumulative(family) or _is_start_time(family)}
 
 
 def exposition(families: MetricFamilies) -> bytes:
@@ -78,18 +78,18 @@ def gauge(name: str, text: str, value: float) -> MetricFamilies:
 
 
 def _rule(family: MetricFamily) -> Callable[[float, float], float]:
-    if _began(family):
+    if _is_start_time(family):
         return min
-    if not _counts(family) and family.name.endswith("_seconds"):
+    if not _is_cumulative(family) and family.name.endswith("_seconds"):
         return max
     return float.__add__
 
 
-def _counts(family: MetricFamily) -> bool:
+def _is_cumulative(family: MetricFamily) -> bool:
     return family.kind in ("counter", "histogram", "summary")
 
 
-def _began(family: MetricFamily) -> bool:
+def _is_start_time(family: MetricFamily) -> bool:
     return family.name.endswith("_created")
 
 

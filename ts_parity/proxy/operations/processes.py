@@ -173,8 +173,8 @@ class Supervisor(Lifecycle):
                 falls = 0
             pause_s = self._pauses_s[min(falls, len(self._pauses_s) - 1)]
             falls += 1
-            slot.trouble += f"; it is started again {pause_s:g} s later"
-            log.warning("%s", slot.trouble)
+            slot.last_problem += f"; it is started again {pause_s:g} s later"
+            log.warning("%s", slot.last_problem)
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._drain_asked.wait(), pause_s)
                 slot.code = 0  # it has nothing to finish
@@ -183,7 +183,7 @@ class Supervisor(Lifecycle):
             try:
                 await self._start_child(slot)
             except StartError as error:
-                slot.trouble = str(error)
+                slot.last_problem = str(error)
 
     async def _keep_reporting(self) -> None:
         while True:
@@ -347,7 +347,7 @@ class ProcessSlot:
     process: int
     child: ChildProcess | None = None
     restarts: int = 0
-    trouble: str = ""
+    last_problem: str = ""
     code: int = 0
     left_status: Json = field(default_factory=dict)
     left_metrics: MetricFamilies = field(default_factory=dict)
@@ -370,7 +370,7 @@ class ProcessSlot:
         child = self.child
         if child is not None and child.silent:
             return f"process {self.process} (pid {child.pid}) accepts requests but gives its parent no answer"
-        return "" if child is not None and child.listens else self.trouble
+        return "" if child is not None and child.listens else self.last_problem
 
     def status_parts(self) -> list[Json]:
         report = self.child.report if self.child is not None else {}
@@ -385,7 +385,7 @@ class ProcessSlot:
         child = self.child
         if child is None:
             return
-        self.trouble = f"process {self.process} (pid {child.pid}) {child.why or _exit_reason(self.code)}"
+        self.last_problem = f"process {self.process} (pid {child.pid}) {child.why or _exit_reason(self.code)}"
         if child.report:
             self.left_status = merge_status([self.left_status, outlasting_status(child.report["status"])])
             self.left_metrics = outlasting_metrics(self.metrics())

@@ -49,7 +49,7 @@ MOST_HEADERS: Final = 64
 
 _TYPES: Final = ("content-type", "content-encoding")
 # Headers that change with each response, or are added between the model and its client.
-_PASSING: Final = frozenset(
+_PER_RESPONSE: Final = frozenset(
     {
         *("x-request-id", "date", "age", "expires", "pragma", "cache-control", "content-length", "server", "via"),
         *("connection", "keep-alive", "transfer-encoding", "set-cookie", "etag", "last-modified", "server-timing"),
@@ -67,7 +67,7 @@ _OF_THE_RUN: Final = frozenset(
     }
 )
 # Values that naturally differ from answer to answer: numbers (times), instants, ids.
-_MADE_ANEW: Final = re.compile(r"[0-9a-fA-F-]{16,}|\d{4}-\d\d-\d\d[T ].*|\w{3}, \d\d \w{3} .*")
+_VARYING_VALUE: Final = re.compile(r"[0-9a-fA-F-]{16,}|\d{4}-\d\d-\d\d[T ].*|\w{3}, \d\d \w{3} .*")
 _NUMBER: Final = re.compile(r"(?=.*\d)[\d.,:+\-eE\s]+(ms|s|us)?")
 # Headers that describe the run, judged by their names where the body is empty.
 _NAMES_THE_RUN: Final = re.compile(
@@ -183,7 +183,7 @@ def _texts(reply: Response, empty: bool) -> dict[str, str]:
     texts: dict[str, str] = {}
     for name, value in reply.headers:
         lower = name.lower()
-        if lower in _PASSING or lower in _TYPES or _MADE_ANEW.fullmatch(value):
+        if lower in _PER_RESPONSE or lower in _TYPES or _VARYING_VALUE.fullmatch(value):
             continue
         if not (_NAMES_THE_RUN.search(lower) if empty else _NUMBER.fullmatch(value)):
             texts[lower] = value

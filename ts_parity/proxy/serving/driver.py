@@ -424,14 +424,14 @@ class Driver:
     async def _stream(self, task: Task, stream: Stream) -> None:
         outcome: Outcome = Failed("internal error of the proxy", retry=False)
         try:
-            outcome = await self._pass_on(task, stream)
+            outcome = await self._relay(task, stream)
         except Exception:
             log.exception("task %r could not be carried out", task)
         finally:
             stream.close()
             self._task_ended(task, outcome)
 
-    async def _pass_on(self, task: Task, stream: Stream) -> Outcome:
+    async def _relay(self, task: Task, stream: Stream) -> Outcome:
         """Answer the query with the stream, then pass it on chunk by chunk."""
         if task.kind is not Kind.DEPLOYED:
             return Failed("the answer is streamed, which cannot be decoded", retry=False)

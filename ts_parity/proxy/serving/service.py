@@ -213,7 +213,7 @@ class Service:
         plan = self._plan.pools[pool]
         # A response to HEAD has no body, so it has no raw output and nothing can be rebuilt. And a client whose key
         # TorchServe must check gets TorchServe's answer: a rebuilt one would come with the proxy's key.
-        uncoded = plan.code is None or request.method == "HEAD" or self._is_judged(request)
+        uncoded = plan.code is None or request.method == "HEAD" or self._key_is_checked(request)
         key = None if uncoded else self._key(route, request)
         if key is not None and plan.never_code is not None and plan.never_code.covers(request.headers, request.body):
             key = None
@@ -255,7 +255,7 @@ class Service:
     def _abandon(self, responder: Responder, query: Query) -> None:
         responder.entry = self._driver.abandon(query)
 
-    def _is_judged(self, request: Request) -> bool:
+    def _key_is_checked(self, request: Request) -> bool:
         return has(request.headers, AUTHORIZATION) and any(
             each.checks_client_key(request) for each in self._addresses.values()
         )

@@ -24,7 +24,7 @@ from ts_parity.proxy.http.messages import (
     LENGTH,
     Request,
     Response,
-    as_block,
+    encode_headers,
     header,
     header_flags,
     split_controls,
@@ -155,7 +155,7 @@ def _ordinary(response: Response, length: int) -> Response:
     if response.block is not None:
         whole = b"\r\ncontent-length: %d" % len(response.body)  # as TorchServe spells it
         once = response.block.count(whole) == 1 and response.block.endswith(whole)
-        block = response.block[: -len(whole)] + b"\r\ncontent-length: %d" % length if once else as_block(headers)
+        block = response.block[: -len(whole)] + b"\r\ncontent-length: %d" % length if once else encode_headers(headers)
     return Response(response.status, response.phrase, headers, response.body[:length], block)
 
 
@@ -250,7 +250,7 @@ def _control(operation: str, secret: str) -> Headers:
 @lru_cache(16)
 def _as_lines(operation: str, secret: str) -> bytes:
     """The control headers as bytes that follow a block."""
-    return b"\r\n" + as_block(_control(operation, secret))
+    return b"\r\n" + encode_headers(_control(operation, secret))
 
 
 def _part(payload: QueryPayload) -> Part:
