@@ -37,11 +37,11 @@ def _add_demo(subparsers: Any) -> None:
     load = parser.add_argument_group("load and code")
     load.add_argument("--code", default="sum", choices=CODES, help="how groups are protected")
     load.add_argument("--k", type=count(), default=2, metavar="N", help="queries per coding group")
-    load.add_argument("--queries", type=count(), default=10_500, metavar="N", help="per arm")
+    load.add_argument("--queries", type=count(), default=10_500, metavar="N", help="queries per arm")
     load.add_argument("--rate", type=number(above=0), default=200.0, metavar="RATE", help="queries per second")
-    load.add_argument("--seed", type=count(0), default=0, metavar="N", help="of all dice")
+    load.add_argument("--seed", type=count(0), default=0, metavar="N", help="seed of everything that is random")
     load.add_argument(
-        "--steps", type=count(), metavar="N", help="training steps of the parity model; default: as train has"
+        "--steps", type=count(), metavar="N", help="training steps of the parity model; default: as in train"
     )
     shown = parser.add_argument_group("files, and what is printed")
     shown.add_argument(
@@ -62,7 +62,7 @@ def run_demo_command(args: argparse.Namespace) -> int:
     from ts_parity.lab.demo import DemoSettings, run_demo
 
     output.check_free(args.out, args.force)
-    # TorchServe's handlers warn about every accelerator they do not find; that is no news here.
+    # TorchServe's handlers warn about every accelerator they do not find, which tells the reader of the demo nothing.
     logging.getLogger().setLevel(logging.ERROR)
     talk = sys.stderr if args.json else sys.stdout
     chosen = {key: value for key, value in vars(args).items() if key not in ("run", "json", "force")}
@@ -78,7 +78,7 @@ def _add_simulate(subparsers: Any) -> None:
         "simulate",
         help="see what policies would do for a fleet, in virtual time",
         description="Drive the proxy's own engine through a simulated fleet and compare policies. Times are in mean "
-        "service times of the deployed model; latencies are told in seconds with --service-log.",
+        "service times of the deployed model; with --service-log, latencies are in seconds.",
         examples=(
             "ts-parity simulate --workers 12 --load 0.6",
             "ts-parity simulate --policy none --policy coded --k 2 --slow 0.04:100:5 --plot tail.png",
@@ -96,18 +96,20 @@ def _add_simulate(subparsers: Any) -> None:
         "--extra",
         type=count(0, MOST_MACHINES),
         metavar="N",
-        help="machines more, for every policy that can use them; default: none, save what parm and coded cannot do "
-        "without, a machine for each k workers",
+        help="extra machines, for every policy that can use them; default: none, but for parm, coded and approximate "
+        "one for each k workers",
     )
-    fleet.add_argument("--load", type=number(above=0), default=0.6, metavar="SHARE", help="of what the workers can do")
-    fleet.add_argument("--code", default="sum", choices=CODES, help="of parm and coded")
-    fleet.add_argument("--k", type=count(), default=4, metavar="N", help="queries to a coding group")
+    fleet.add_argument(
+        "--load", type=number(above=0), default=0.6, metavar="SHARE", help="share of the workers' capacity"
+    )
+    fleet.add_argument("--code", default="sum", choices=CODES, help="code of parm and coded")
+    fleet.add_argument("--k", type=count(), default=4, metavar="N", help="queries per coding group")
     fleet.add_argument(
         "--cost",
         type=number(above=0),
         default=0.25,
         metavar="COST",
-        help="of a student's answer, in deployed inferences",
+        help="cost of a student's answer, in deployed inferences",
     )
     add_variety(add_world(parser))
     add_output(parser).add_argument(
@@ -134,7 +136,7 @@ def run_simulate(args: argparse.Namespace) -> int:
     names = args.policy or ["none", "hedge", "parm", "coded", "ours"]
     shapes = {name: _shape(name, args) for name in names}
     for name, shape in shapes.items():
-        arrange(name, world.workers, **shape)  # what cannot be had is said before anything has run
+        arrange(name, world.workers, **shape)  # refuse what is impossible before anything runs
     seeds = range(args.seeds)
     rows, shown = [], {}
     with tqdm(total=len(names) * len(seeds) * world.asked, unit="query", unit_scale=True, file=sys.stderr) as bar:
@@ -159,7 +161,7 @@ def _shape(policy: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _extra(policy: str, args: argparse.Namespace) -> int:
-    """All have the same machines unless told, but for those that cannot do without machines set aside."""
+    """Policies whose protections need machines of their own get these; all others have the same machines."""
     if args.extra is not None:
         return int(args.extra)
     return math.ceil(args.workers / args.k) if policy in SET_ASIDE else 0

@@ -23,9 +23,9 @@ from ts_parity.lab.spells import ObservedFleet, seen_in
 from ts_parity.tables import columns, markdown
 
 LONGEST_ROUND = 3.0
-"""Times the queries that were asked for: so many more are simulated to end a log."""
+"""At most this many times the requested queries are simulated to reach the end of a log."""
 COMFORTABLE = 0.7
-"""Load up to which a queue stays short; what an overloaded fleet is told to grow to."""
+"""Load up to which a queue stays short; the advice to an overloaded fleet is to grow to it."""
 _MOST_LOST = 0.999
 """Of a fleet's time in spells: one that does nothing at all has no load."""
 
@@ -33,7 +33,7 @@ _MOST_LOST = 0.999
 @dataclass(frozen=True)
 class World:
     """What happens to a fleet, whatever its policy. Times are in mean service times; `unit` is one of them in seconds,
-    and what latencies are multiplied with when they are told.
+    and the factor of printed latencies.
     """
 
     load: float = 0.6
@@ -93,7 +93,7 @@ class World:
 
     @property
     def asked(self) -> int:
-        """So many queries are simulated: those of the trace; else `queries`, in whole rounds through what was seen, for
+        """Queries to simulate: those of the trace; else `queries`, in whole rounds through what was seen, for
         the end of a log is worth as much as its beginning. A log that is far longer than asked for is not ended.
         """
         if self.trace or self.seen is None:
@@ -148,7 +148,7 @@ class World:
 
 
 def overloaded(world: World) -> str:
-    """What to say of a fleet that more is asked of than it can do: no policy makes up for machines."""
+    """The message for an overloaded fleet: no policy makes up for missing machines."""
     needed_now, at_ease = world.busy * world.workers, world.busy * world.workers / COMFORTABLE
     return (
         f"This fleet is overloaded: {world.workers} machines would have to be busy {world.busy:.0%} of the time, so "
@@ -295,7 +295,7 @@ def service_from(
     file: Path, model: str | None = None, note: Callable[[str], object] = str
 ) -> tuple[ServiceTimes, float, ObservedFleet | None]:
     """-> the service times of a latency log in units of their mean, and that mean in seconds; if the log says where and
-    when, without the spells, which come third. `note` is told what was left out. Raise ConfigError.
+    when, without the spells, which come third. `note` is called with what was left out. Raise ConfigError.
     """
     history = read_history(file, model)
     if history.cut_line:

@@ -2,8 +2,8 @@
 
 Four arms get the same load and the same faults: round robin over plain instances (what people have today), the proxy
 without coding, the coded proxy as in the paper, and a student beside the deployed model, launched late; each on six
-instances. This process makes the load and the faults; TorchServe and
-the proxy run in processes of their own. Knows the order of things; what each does is in its own room.
+instances. This process makes the load and the faults; TorchServe and the proxy run in processes of their own. Knows
+the order of the steps.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ MODEL = "digits"
 CLIENT_TIMEOUT_S = 20.0
 WARM_UP = 200
 FAULTS = FaultPlan(mean_gap_s=2.2, spell_s=(0.06, 0.2))
-# What an arm's proxy is told of its policy: nothing, save where it is to rescue nobody.
+# The flags of an arm's proxy: none, except where it must not rescue any query.
 POLICIES: dict[str, tuple[str, ...]] = {"uncoded": ("--protect", "off", "--hedge-ratio", "0"), "coded": (), "ours": ()}
 
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """What `ts-parity demo` is asked to do."""
+    """The options of `ts-parity demo`."""
 
     out: Path = Path("demo-out")
     code: str = "sum"

@@ -1,6 +1,6 @@
-"""What was seen of a fleet, out of a log: an access log of the proxy, the lab's records (both JSON lines), or a CSV.
+"""What a log shows of a fleet: an access log of the proxy, the lab's records (both JSON lines), or a CSV.
 
-Knows lines and what may stand on them; whatever may not is named with its line. Knows nothing of what it is good for.
+Knows what may stand on a line; an error names the line. Knows nothing of what the figures are for.
 
 Where a protection or a second copy answered, the deployed model did not, and what it took is the very thing to know.
 An access log of version 2 has it: on a line of its own when the task has ended, else as a time it took at least. A log
@@ -26,7 +26,7 @@ from ts_parity.lab.records import ANSWERED
 
 DEPLOYED, HEDGED, DEFAULT, RECONSTRUCTED = "deployed", "hedged", "default", "reconstructed"
 OTHERWISE = (RECONSTRUCTED, HEDGED, DEFAULT)
-"""Answered by something else than the query's own task, which goes on."""
+"""Something else than the query's own task has answered, and the task goes on."""
 VERSION = 2
 """Of the access log's lines."""
 MILLISECOND = 0.001
@@ -41,9 +41,9 @@ REMEDY = (
 class TaskEnd(Enum):
     ANSWERED = "answered"
     FAILED = "failed"
-    """It took so long to fail: the instance was gone, or not in time."""
+    """It failed after this time: the instance was gone, or too late."""
     UNKNOWN = "unknown"
-    """It was out for at least so long; then nobody looked any more."""
+    """It took at least this long; the log says no more."""
 
 
 class ServedTask(NamedTuple):
@@ -73,7 +73,7 @@ class History:
     places: Mapping[str, int] = field(default_factory=dict)
     """By endpoint, where it is known: how many tasks it may have at once."""
     clock_s: float = 0.0
-    """What the proxy's clock counts in; 0: exact."""
+    """The tick of the proxy's clock; 0: exact."""
     cut_line: int = 0
     """The number of the last line, if it was half written and therefore left out."""
 

@@ -1,6 +1,6 @@
 """Numbers out of text: seconds out of a table, instants out of a trace.
 
-Knows lines and what may stand on them; what may not is named with its line. Knows nothing of what the times are for.
+Knows what may stand on a line; an error names the line. Knows nothing of what the times are for.
 """
 
 from __future__ import annotations

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from ts_parity.lab.compare import World
 
 MOST_WORK = 1.0
-"""Extra work, as a share, above which a percentage was surely meant: a copy of everything is 1."""
+"""A larger share of extra work was surely meant as a percentage: a copy of everything is 1."""
 MOST_TAIL = 1000.0
-"""A p99.9 of more mean service times than that was surely meant in milliseconds."""
+"""A p99.9 of more mean service times was surely meant in milliseconds."""
 
 
 def add_plan(subparsers: Any) -> None:
@@ -41,9 +41,9 @@ def add_plan(subparsers: Any) -> None:
         "--rate",
         type=number(above=0),
         metavar="RATE",
-        help="queries per second; or --load; default: as they came in the access log",
+        help="queries per second; or --load; default: as in the access log",
     )
-    fleet.add_argument("--load", type=number(above=0), metavar="SHARE", help="of what the workers can do")
+    fleet.add_argument("--load", type=number(above=0), metavar="SHARE", help="share of the workers' capacity")
     fleet.add_argument(
         "--report", type=existing("folder"), metavar="DIR", help="the folder that `ts-parity train` wrote"
     )
@@ -52,15 +52,16 @@ def add_plan(subparsers: Any) -> None:
         "--max-work",
         type=_share_of_work,
         metavar="SHARE",
-        help="at most so much extra work, such as 0.3 or 30%%, of what the deployed model does alone",
+        help="most extra work, as a share of the deployed model's own, such as 0.3 or 30%%",
     )
     limits.add_argument(
-        "--max-loss", type=number(least=0, most=100), metavar="POINTS", help="at most so many points of accuracy"
+        "--max-loss",
+        type=number(least=0, most=100),
+        metavar="POINTS",
+        help="most points of accuracy that answers may lose",
     )
-    limits.add_argument("--p999", type=_duration, metavar="T", help="p99.9 at most this, such as 200ms, or seconds")
-    limits.add_argument(
-        "--extra", type=count(0, MOST_MACHINES), default=0, metavar="N", help="at most this many more machines"
-    )
+    limits.add_argument("--p999", type=_duration, metavar="T", help="highest p99.9, such as 200ms, or in seconds")
+    limits.add_argument("--extra", type=count(0, MOST_MACHINES), default=0, metavar="N", help="most extra machines")
     add_world(parser)
     add_output(parser).add_argument("--html", type=to_write(), metavar="FILE", help="write a page")
     parser.set_defaults(run=run_plan)
@@ -108,7 +109,7 @@ def run_plan(args: argparse.Namespace) -> int:
 
 
 def _inputs(args: argparse.Namespace, world: World, report: dict[str, Any]) -> dict[str, str]:
-    """What a plan was made from, so that somebody else can make it again, or see why theirs differs."""
+    """What a plan was made from, so that others can repeat it, or see why theirs differs."""
     import time
 
     from ts_parity import __version__
@@ -124,7 +125,7 @@ def _inputs(args: argparse.Namespace, world: World, report: dict[str, Any]) -> d
     made = {
         "latency log": f"{shown(args.service_log)}: {told}",
         "machines": str(world.workers) + (f", as {args.admin} says" if args.admin else ""),
-        "asked of them": f"{rate:.4g} queries/s, a load of {world.load:.2f}"
+        "traffic": f"{rate:.4g} queries/s, a load of {world.load:.2f}"
         + (f"; as in {shown(args.trace or args.service_log)}" if world.trace else "; Poisson arrivals"),
         "spells": "unknown: the log does not say who answered, and when; service times are drawn one by one"
         if world.seen is None
@@ -156,7 +157,7 @@ def _report_told(report: dict[str, Any]) -> str:
     return ", ".join([*told, f"{len(report['candidates'])} protections"])
 
 
-_HOW_MUCH = "--rate QUERIES_PER_SECOND or --load SHARE (or --trace FILE): how much is asked of them"
+_HOW_MUCH = "--rate QUERIES_PER_SECOND or --load SHARE (or --trace FILE): how much traffic they get"
 
 
 def _needs_what_is_true(args: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ from ts_parity.engine import Fleet, Policy
 from ts_parity.lab.agreement import AgreementCurve
 
 BLOCK = 1 << 14
-"""Random numbers are drawn so many at a time: one by one they would cost more than the engine."""
+"""Random numbers are drawn in blocks: one by one they would cost more than the engine."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,8 @@ class Scenario:
     places: int = 1
     """How many tasks a machine runs at once."""
     clock: float = 0.0
-    """What the proxies' clock counts in; 0: exact. Their timers are up to two counts late: one since the clock was
-    read, one since they sleep for whole counts.
+    """The tick of the proxies' clock; 0: exact. Their timers are up to two ticks late: one because the clock was read
+    earlier, one because they sleep for whole ticks.
     """
     worker_batch: int = 1
     sizes: tuple[tuple[float, float], ...] = ()
@@ -134,8 +134,8 @@ class Scenario:
     agreement: AgreementCurve | None = None
     """How sure a protection that is not lossless is of its answers, and so how many differ. None: none is counted."""
     deadline: float = math.inf
-    """What each client asks for; inf: nothing but the policy's."""
+    """The deadline that each client asks for; inf: only the policy's."""
     patience: float = math.inf
-    """So long after its query a client leaves, which the proxy is not told before."""
+    """A client leaves this long after its query; the proxy learns of it only then."""
     warm_up: float = 0.02
     """Share of the queries at the beginning that is not measured."""

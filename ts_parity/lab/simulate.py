@@ -45,7 +45,7 @@ class Result:
     abandoned: int = 0
     """Their clients left."""
     unanswered: int = 0
-    """Still waiting when everything else had ended: on a machine that is frozen for ever."""
+    """Still waiting when everything else had ended: on a machine that stays frozen."""
     work: float = 0.0
     work_of: dict[str, float] = field(default_factory=dict)
     """The same by what was run: `deployed`, `copy` (second copies), `protection`, `finish`."""
@@ -127,7 +127,7 @@ class _Worker:
 
 
 _FORGOTTEN = 100
-"""So many spells later it is as likely to be slow as at first. Each is a step, and there may be no end of them."""
+"""After this many spells it is as likely to be slow as at first. Without a limit, each spell would be one step."""
 
 
 class _Spell:
@@ -164,7 +164,9 @@ def simulate(
     progress: Callable[[int], object] | None = None,
     on_event: Callable[[str, float, object, list[Action]], object] | None = None,
 ) -> Result:
-    """Run it. `progress` is told how many more queries have arrived; `on_event` sees every event and its actions."""
+    """Run it. `progress` is called with how many queries have arrived since its last call; `on_event` sees every event
+    and its actions.
+    """
     return _Run(scenario, seed, keep_records, progress, on_event).go()
 
 

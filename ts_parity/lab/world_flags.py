@@ -1,4 +1,4 @@
-"""Flags that say what happens to a fleet: its service times, its load, its slow spells. Of `simulate` and of `plan`."""
+"""Flags of `simulate` and `plan` that describe what happens to a fleet: service times, arrivals, slow spells."""
 
 from __future__ import annotations
 
@@ -36,13 +36,20 @@ def add_world(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     world.add_argument(
         "--slow",
         metavar="SHARE:MEAN:FACTOR",
-        help="spells of slowness, MEAN service times long, such as 0.04:100:5; inf freezes",
+        help="each machine is FACTOR times slower for SHARE of the time, in spells of MEAN service times on "
+        "average, such as 0.04:100:5; FACTOR inf: frozen",
     )
     world.add_argument(
-        "--net", metavar="SHARE:MEAN", help="replies that are late on the way by MEAN service times, such as 0.02:5"
+        "--net",
+        metavar="SHARE:MEAN",
+        help="the network delays SHARE of the replies by MEAN service times",
     )
     world.add_argument(
-        "--gaps-cv", type=number(above=0), default=1.0, metavar="CV", help="of the gaps between arrivals; 1: Poisson"
+        "--gaps-cv",
+        type=number(above=0),
+        default=1.0,
+        metavar="CV",
+        help="variation of the gaps between arrivals; 1: Poisson",
     )
     world.add_argument(
         "--burst",
@@ -59,20 +66,24 @@ def add_world(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         type=count(most=MOST_MACHINES),
         default=1,
         metavar="N",
-        help="proxies that see only their own traffic",
+        help="proxies, each with a share of the traffic and knowing only that",
     )
     world.add_argument(
-        "--queries", type=count(most=MOST_QUERIES), default=100_000, metavar="N", help="of each policy and seed"
+        "--queries", type=count(most=MOST_QUERIES), default=100_000, metavar="N", help="queries per policy and seed"
     )
     world.add_argument(
-        "--seeds", type=count(most=MOST_SEEDS), default=3, metavar="N", help="how many times, each with other dice"
+        "--seeds",
+        type=count(most=MOST_SEEDS),
+        default=3,
+        metavar="N",
+        help="simulations per policy",
     )
     return world
 
 
 def add_variety(world: argparse._ArgumentGroup) -> None:
     """What a plan takes from logs."""
-    world.add_argument("--cv", type=number(above=0), metavar="CV", help="of the service times; default: 0.1")
+    world.add_argument("--cv", type=number(above=0), metavar="CV", help="variation of service times; default: 0.1")
     world.add_argument(
         "--sizes", metavar="SIZE:SHARE,...", help="bodies that take SIZE times as long, such as 1:0.89,4:0.1,10:0.01"
     )
