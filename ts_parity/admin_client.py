@@ -1,6 +1,6 @@
-"""What a command asks a running proxy: one answer, in JSON, from whoever it is that listens there.
+"""How commands talk to a running proxy's admin port: one request, one answer in JSON.
 
-Knows HTTP and how long to wait. Knows nothing of what is asked.
+Knows HTTP and how long to wait. Knows nothing of what the answers mean.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ MOST_BYTES = 64 << 20
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """No admin port sends anybody elsewhere, and whoever does is not to have the token."""
+    """No admin port redirects, and a server that does must not get the token."""
 
     def redirect_request(self, *redirect: Any) -> None:
         return None
 
 
-# A proxy for the world outside (http_proxy) has no way to a machine's own ports.
+# An http_proxy for the outside world cannot reach a machine's own ports.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirects)
 
 

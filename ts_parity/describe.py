@@ -1,6 +1,6 @@
 """What TorchServe's describe says of one version of a model, and where in it a wrapped archive speaks for itself.
 
-Read once for whoever asks, a proxy or a command, and nothing is believed before it is checked. Knows TorchServe's
+Proxy and commands read it here, and nothing is believed before it is checked. Knows TorchServe's
 words. Knows nothing of how they were fetched, or of what an archive says.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 READY = "READY"
 UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
-"""What foreign JSON may raise where something else was expected: a wrong type, Infinity, endless nesting."""
+"""What JSON from others may raise: a wrong type, Infinity, endless nesting."""
 _LONGEST_NAME = 512
 _LONGEST_TEXT = 500
 _MOST_ROWS = 1 << 20

@@ -1,4 +1,4 @@
-"""By what files of weights are told apart: sha256 of their bytes.
+"""The fingerprint of a file of weights: sha256 of its bytes.
 
 The worker publishes that of the weights it has loaded, and an archive knows that of the weights it was made for.
 """

@@ -2,7 +2,7 @@
 does not belong on the screen, such as tracebacks of users' handlers, goes to a file aside.
 
 Knows paths. Knows nothing of what is written. A file that other programs wait for, such as `--ready-file`, is no result
-and is always written anew.
+and is always replaced.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def add_force(parser: argparse._ActionsContainer) -> None:
 
 
 def check_free(path: Path | None, force: bool, option: str = "--out") -> None:
-    """Raise ConfigError if `path` is taken and must stay. To be asked before the work that is to be written. An empty
-    folder holds nothing that could be lost.
+    """Raise ConfigError if `path` is taken and must stay. Call it before the work whose result goes there. An empty
+    folder is free: nothing in it could be lost.
     """
     if path is None or force or _is_empty_folder(path) or _is_device(path):
         return
@@ -115,7 +115,7 @@ class SideLog(io.TextIOBase):
 
 @contextmanager
 def user_output_aside(side_log: SideLog) -> Iterator[None]:
-    """What user code prints and logs goes aside: standard output is for results."""
+    """What user code prints and logs goes to this file: standard output is for results."""
     kept, handler = logging.root.handlers, logging.StreamHandler(side_log)
     handler.setLevel(logging.WARNING)
     logging.root.handlers = [handler]

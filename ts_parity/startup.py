@@ -1,6 +1,6 @@
-"""What a program of ours does before anything else, so that how it was started cannot break it later.
+"""The first steps of every program here, so that nothing about how it was started can break it later.
 
-Descriptors 0 to 2 exist; what is printed can be printed, whatever the encoding and whoever has stopped reading; a
+Descriptors 0 to 2 exist; printing works whatever the encoding, even when the reader has left; a
 SIGTERM that comes while modules are imported is remembered. Knows nothing of what the program is for.
 """
 

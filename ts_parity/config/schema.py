@@ -95,7 +95,7 @@ class Settings:
     task_timeout_s: float = setting(
         130.0, "time limit of a task", "TorchServe's own response timeout is 120 s", unit="s", least=0.01
     )
-    secret: str = setting("", "sent with every operation of ours", "the archives must declare the same", secret=True)
+    secret: str = setting("", "sent with the proxy's own requests", "the archives must declare the same", secret=True)
     host: str = setting("127.0.0.1", "address of the inference port; 0.0.0.0 for all", group="listening and TLS")
     port: int = setting(8080, "inference port; 0: a free one", unit="port", below=65536)
     processes: int = setting(

@@ -50,29 +50,30 @@ def _add_package(subparsers: argparse._SubParsersAction[Any]) -> None:
             "ts-parity package --archive resnet.mar --out protected/ --sample dog.jpg",
         ),
     )
-    given = parser.add_argument_group("what is wrapped, and where to")
+    given = parser.add_argument_group("input and output")
     given.add_argument("--archive", required=True, type=existing(), metavar="X.mar", help="the model's own archive")
     given.add_argument(
         "--out", required=True, type=archive_to_write, metavar="DIR", help="folder (or .mar file) to write to"
     )
     output.add_force(given)
-    given.add_argument("--role", choices=("deployed", "parity"), default="deployed", help="what it is to be")
+    given.add_argument("--role", choices=("deployed", "parity"), default="deployed", help="role of the new archive")
     given.add_argument(
         "--name",
         metavar="NAME",
-        help="the model's name; default: as it is; of a protection MODEL-VERSION-CODE-kK, such as resnet-1.0-exact-k2",
+        help="the new archive's model name; default: unchanged, or of a protection MODEL-VERSION-CODE-kK, such as "
+        "resnet-1.0-exact-k2",
     )
     given.add_argument(
         "--response-timeout-s",
         type=count(most=JAVA_INT),
         metavar="S",
-        help="responseTimeout to write into a config YAML that has none; TorchServe takes 120 s then, whatever the "
-        "instance's default is",
+        help="responseTimeout to write into a config YAML that has none; without it TorchServe uses 120 s, whatever "
+        "the instance's default is",
     )
     protection = parser.add_argument_group("role parity")
     protection.add_argument("--code", choices=CODES, help="how the group is protected")
-    protection.add_argument("--k", type=count(), metavar="N", help="queries to a coding group")
-    protection.add_argument("--r", type=count(), default=1, metavar="N", help="protections to a coding group")
+    protection.add_argument("--k", type=count(), metavar="N", help="queries per coding group")
+    protection.add_argument("--r", type=count(), default=1, metavar="N", help="protections per coding group")
     protection.add_argument("--row", type=count(0), default=0, metavar="N", help="which of the r this is, from 0")
     protection.add_argument(
         "--protects",
@@ -94,7 +95,7 @@ def _add_package(subparsers: argparse._SubParsersAction[Any]) -> None:
         default=None,
         help="trained with empty slots, so it may protect groups of fewer than k (student and exact: always)",
     )
-    told = parser.add_argument_group("what must be said of the handler, and of bodies")
+    told = parser.add_argument_group("about the handler, and the bodies")
     add_declaration(told)
     told.add_argument(
         "--sample",
@@ -116,7 +117,9 @@ def _add_package(subparsers: argparse._SubParsersAction[Any]) -> None:
         "never coded: a content type (text/uri-list, image/*), or a JSON key or form field (path); may be repeated",
     )
     told.add_argument(
-        "--secret", metavar="KEY", help=f"ask for this secret before any operation of ours; or set {SECRET_VARIABLE}"
+        "--secret",
+        metavar="KEY",
+        help=f"secret that the worker requires of the proxy; or set {SECRET_VARIABLE}",
     )
     parser.set_defaults(run=run_package)
 
@@ -134,8 +137,8 @@ def _add_register(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser = subparsers.add_parser(
         "register",
         help="register archives with running TorchServe instances, or replace what they serve",
-        description="Register archives on every instance given and wait until their workers are ready. What will be "
-        "done where is said first; if a step fails, or Ctrl-C comes, what was done is undone. TorchServe opens a local "
+        description="Register archives on every instance given and wait until their workers are ready. All steps are "
+        "printed first; if one fails, or Ctrl-C comes, the steps before it are undone. TorchServe opens a local "
         "archive only from its own model store: copy it there first, or give an http(s) address. The instances must "
         "run with --enable-model-api.",
         examples=(
@@ -144,7 +147,7 @@ def _add_register(subparsers: argparse._SubParsersAction[Any]) -> None:
             "ts-parity register --management http://10.0.0.9:8081 --workers 2 https://store/resnet-1.0-exact-k2.mar",
         ),
     )
-    given = parser.add_argument_group("what, and where")
+    given = parser.add_argument_group("what to change, and where")
     given.add_argument(
         "archives",
         nargs="+",
@@ -159,14 +162,14 @@ def _add_register(subparsers: argparse._SubParsersAction[Any]) -> None:
         default=[],
         type=address,
         metavar="URL",
-        help="admin port of a proxy before these instances; may be repeated: --replace goes on when all of them have "
-        "seen what was done, however busy they are; default: it waits 10 s each time",
+        help="admin port of a proxy before these instances; may be repeated: --replace waits until all of them have "
+        "seen each change, however busy they are; default: it waits 10 s",
     )
     given.add_argument(
         "--replace",
         action="store_true",
-        help="take the place of the version that is the default: without a gap, if the new one has another version; "
-        "else one instance after another is without it while it loads",
+        help="replace the default version: without a gap if the archive has another version; otherwise one instance "
+        "after another is without the model while it loads",
     )
     served = parser.add_argument_group("how it is served")
     served.add_argument("--workers", type=count(0, JAVA_INT), metavar="N", help="default: what is replaced has, else 1")
@@ -183,14 +186,14 @@ def _add_unregister(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser = subparsers.add_parser(
         "unregister",
         help="unregister models from running TorchServe instances",
-        description="Unregister models on every instance given that has them, one instance after another. What will be "
-        "done where is said first.",
+        description="Unregister models on every instance given that has them, one instance after another. All "
+        "steps are printed first.",
         examples=(
             "ts-parity unregister --management http://10.0.0.9:8081 resnet-1.0-sum-k2",
             "ts-parity unregister --management http://10.0.0.1:8081 --dry-run resnet/1.0",
         ),
     )
-    given = parser.add_argument_group("what, and where")
+    given = parser.add_argument_group("what to change, and where")
     given.add_argument("models", nargs="+", metavar="NAME[/VERSION]", help="the version, where there are several")
     _add_instances(given)
     parser.set_defaults(run=run_unregister)
@@ -220,7 +223,7 @@ def _add_instances(given: argparse._ArgumentGroup) -> None:
         metavar="PATH",
         help="PEM file, or folder of such files, with the certificates to trust at https addresses",
     )
-    given.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+    given.add_argument("--dry-run", action="store_true", help="print the steps, and do nothing")
     given.add_argument("--json", action="store_true", help="print the steps, and which were done, as JSON")
 
 
@@ -306,7 +309,7 @@ def run_unregister(args: argparse.Namespace) -> int:
 
 
 def _source(given: str, replace: bool) -> ArchiveSource:
-    """What TorchServe is to be told, and the archive that it should find there."""
+    """The URL for TorchServe, and the archive that it should find there."""
     from ts_parity.torchserve.archive import read_archive
     from ts_parity.torchserve.rollout_plan import ArchiveSource
 
@@ -342,7 +345,7 @@ def _source(given: str, replace: bool) -> ArchiveSource:
 def _roll_out(
     args: argparse.Namespace, plan: Callable[[list[InstanceModels]], list[RolloutStep]], admins: Sequence[str] = ()
 ) -> int:
-    """Look at the instances, say what will be done, and do it."""
+    """Look at the instances, print the steps, and carry them out."""
     from ts_parity.torchserve.rollout import Rollout, check_admins
     from ts_parity.torchserve.rollout_plan import look
 

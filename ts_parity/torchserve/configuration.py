@@ -1,4 +1,4 @@
-"""What a local TorchServe is told: its options, the files they become, the command line and the environment.
+"""How a local TorchServe is configured: its options, the files they become, the command line and the environment.
 
 Knows TorchServe's settings and where Java is; starts nothing.
 """

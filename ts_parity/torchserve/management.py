@@ -23,10 +23,10 @@ from ts_parity.errors import ManagementError
 
 CUSTOMIZED_TIMEOUT_S = 30.0
 MOST_BYTES = 4 << 20
-"""Of an answer; no TorchServe says so much."""
+"""Limit of an answer's size; TorchServe's are far smaller."""
 _MOST_PAGES = 100
 _PIECE = 256
-"""Read at once: how long an answer that trickles in has been coming is looked at after each."""
+"""Bytes read at once; the time limit of an answer that trickles in is checked after each."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class ManagementClient:
         self.url = url.rstrip("/")
         self._timeout_s = timeout_s
         self._session = requests.Session()
-        self._session.trust_env = False  # proxies and .netrc are for the world outside, not for the fleet
+        self._session.trust_env = False  # proxies and .netrc are for the outside world, not for the fleet
         if tls_ca is not None:
             self._session.verify = tls_ca
         if token:
@@ -183,7 +183,7 @@ class ManagementClient:
                 "is this its management port (8081 by default)?"
             ) from None
         told = _parsed(body)
-        if answer.status_code >= 300:  # TorchServe sends nobody elsewhere
+        if answer.status_code >= 300:  # TorchServe never redirects
             raise _refusal(answer, told, body, f"{method} {path}", self.url)
         if told is None:
             raise ManagementError(
@@ -262,7 +262,7 @@ def _hint(status: int, kind: str, message: str) -> str:
 
 
 def unready(descriptions: list[ModelDescription]) -> Iterator[str]:
-    """Says of each model version that is not ready how far it is."""
+    """For each model version that is not ready: how far it is."""
     for described in descriptions:
         if not described.ready:
             states = ", ".join(worker.status for worker in described.workers) or "no workers"

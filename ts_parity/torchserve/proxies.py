@@ -1,4 +1,4 @@
-"""What running proxies have seen of the instances: how a rollout knows that it may go on, however busy they are.
+"""What running proxies have seen of the instances, so that a rollout knows when it may go on.
 
 Knows the admin port's `/status`, and of it only how old a proxy's view of an instance is and whom it sends queries to.
 """
@@ -23,8 +23,8 @@ class ProxyView:
     used: Mapping[str, frozenset[str]]
 
     def missing(self, changed: Mapping[str, float], wanted: Iterable[tuple[str, str]], now: float) -> str:
-        """What it has not seen yet of what was changed, and when; empty: it has seen all. `wanted`: instances that must
-        be in use, each with its model.
+        """Which change the proxy has not seen yet; empty: it has seen all. `changed`: when each instance was changed.
+        `wanted`: instances that must be in use, each with its model.
         """
         for instance, changed_at in changed.items():
             if instance in self.ages and self.ages[instance] >= now - changed_at:

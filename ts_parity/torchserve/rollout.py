@@ -57,7 +57,7 @@ Say = Callable[[str], None]
 
 @dataclass
 class Rollout:
-    """Carries out a plan. `said`: each result, as it comes; `told`: what is waited for and undone."""
+    """Carries out a plan. `said` prints each result as it comes, `told` what it waits for and undoes."""
 
     clients: Mapping[str, ManagementClient]
     said: Say
@@ -65,7 +65,7 @@ class Rollout:
     pause: Callable[[float], None] = time.sleep
     clock: Callable[[], float] = time.monotonic
     admins: Sequence[str] = ()
-    """Admin ports of proxies, which are asked what they have seen; none: what they need for it is waited for."""
+    """Admin ports of proxies to ask what they have seen; none: wait as long as they need to see it."""
     done: list[RolloutStep] = field(default_factory=list)
     undone: bool = False
     _undo: list[tuple[str, Callable[[], None]]] = field(default_factory=list)
@@ -75,10 +75,10 @@ class Rollout:
     """Instances that serve a version with other content now, each with its model."""
     _lasting: bool = False
     _certain: bool = False
-    """TorchServe has said that the last step failed, so it will not come about later."""
+    """TorchServe answered that the last step failed, so it cannot take effect later."""
 
     def carry_out(self, steps: Sequence[RolloutStep]) -> None:
-        """Raise ManagementError, and whatever interrupts: then what was done is undone, and the error says so."""
+        """Raise ManagementError, or the interruption. Before that the steps are undone, and the error says so."""
         try:
             for step in steps:
                 if step.settled:
@@ -105,7 +105,7 @@ class Rollout:
             self._again.remove(serves)
 
     def _settle(self) -> None:
-        """Until proxies know what was done."""
+        """Wait until the proxies know what was done."""
         if not self.admins:
             self.told(f"waiting {SETTLE_S:g} s: by then every proxy has seen what was done")
             self.pause(SETTLE_S)
@@ -213,7 +213,7 @@ class Rollout:
     # ---- undoing ----------------------------------------------------------------------------------------------------
 
     def _remember(self, what: str, undo: Callable[[], None]) -> None:
-        """Before the deed: what is interrupted may have been done."""
+        """Called before each change: an interrupted request may have been carried out."""
         if not self._lasting:
             self._undo.append((what, undo))
 
@@ -240,7 +240,7 @@ class Rollout:
         return ". ".join(failed) if failed else "What was done is undone"
 
     def _quietly(self, act: Callable[..., str], *words: str) -> None:
-        """What is not there any more need not be undone."""
+        """A model that is gone already need not be unregistered."""
         try:
             act(*words)
         except ManagementError as error:
@@ -248,7 +248,7 @@ class Rollout:
                 raise
 
     def _forget(self, client: ManagementClient, model: str, version: str) -> None:
-        """Unregister what was asked to be registered; it may come about a little later than we gave up."""
+        """Unregister a model whose registration failed here; TorchServe may still complete it a little later."""
         ends_at = self._patience()
         while True:
             instance = look(client)
@@ -268,7 +268,7 @@ class Rollout:
                 self._quietly(client.unregister, model, version)
 
     def _patience(self) -> float:
-        """Until when something may still come about."""
+        """Until when a request without an answer may still take effect."""
         return self.clock() + (0.0 if self._certain else LATE_S)
 
     def _bring_back(self, client: ManagementClient, old: ModelDescription) -> None:

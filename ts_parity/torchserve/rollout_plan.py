@@ -30,14 +30,14 @@ TRIAL = "ts-parity-trial"
 
 @dataclass(frozen=True)
 class RequestedOptions:
-    """What the command line says of how a model is registered; None if it says nothing."""
+    """The registration options on the command line; None: not given."""
 
     workers: int | None = None
     batch_size: int | None = None
     max_batch_delay_ms: int | None = None
 
     def options(self, archive: Archive | None = None, replaced: ModelDescription | None = None) -> ModelOptions:
-        """The rest is what the archive says, or else as it is with what it replaces."""
+        """What is not given comes from the archive, or else from the version that it replaces."""
         said = {} if archive is None else archive.config
         before = ModelOptions() if replaced is None else ModelOptions.of(replaced)
 
@@ -103,7 +103,7 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class RolloutStep:
-    """One change on one instance. `old`: what it replaces or removes. `note`: for whoever reads the plan."""
+    """One change on one instance. `old`: what it replaces or removes. `note`: for the reader of the plan."""
 
     instance: str
     action: StepAction
