@@ -115,7 +115,7 @@ PLANS = {
     "digits": Plan(1000, {"sum": 2000, "concat": 2000, "student": 2000}, ("shift",)),
     "mnist": Plan(2000, {"sum": 2500, "concat": 2500, "student": 2500}, ("shift",)),
     "fashion": Plan(5000, {"sum": 8000, "concat": 6000, "student": 4000}, ("shift", "flip")),
-    "cifar10": Plan(8000, {"sum": 4000, "concat": 4000, "student": 6000}, ("shift", "flip"), copies={"student": 4}),
+    "cifar10": Plan(8000, {"sum": 4000, "concat": 4000, "student": 18000}, ("shift", "flip"), copies={"student": 4}),
     "words": Plan(2000, {"sum": 2000, "concat": 2000, "student": 2000}, ("shift",)),
     "boxes": Plan(
         2000, {"sum": 2000, "concat": 2000, "student": 2000}, network=LOCATOR, semantics=OutputSemantics("iou")
