@@ -25,7 +25,7 @@ FOLDERS = "folders"
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """What `ts-parity train` is asked to do.
+    """The options of `ts-parity train`.
 
     `inputs` and `score` (bodies no model has seen) are folders, zips (FILE.zip/FOLDER), arrays (FILE.npz/ARRAY) or JSON
     lines, sent as `content_type` if that is given (see `forms`); `labels`, used only to score, a CSV, an array or the

@@ -1,6 +1,7 @@
-"""Which network learns for each candidate: decided from a first look at the handler, before any body is observed.
+"""Chooses the network for each candidate after a run of a few bodies, before all of them are observed.
 
-So what cannot be done is said before any work. Knows handlers, architectures and prices. Knows nothing of learning.
+So a job that cannot work is refused before any work. Knows handlers, architectures and prices. Knows nothing of
+learning.
 """
 
 from __future__ import annotations
@@ -47,9 +48,9 @@ from ts_parity.worker.offline import OfflineHandler
 from ts_parity.worker.watches import ModelCall
 
 SEEN_FIRST = 8
-"""Bodies of the first look: enough to see whether their lengths differ, as a rule."""
+"""Bodies in the sample run: usually enough to see whether their lengths differ."""
 LOOKED_AT = 20
-"""Bodies that may be refused before the first look is given up; observing all of them will say what is wrong."""
+"""The sample run gives up after this many refused bodies; observing all of them will say what is wrong."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class SampleRun:
 
 
 def sample_run(handler: OfflineHandler, bodies: Sequence[RequestBody]) -> SampleRun | None:
-    """The model and a few bodies' worth of what it does; None if the handler refuses whatever is tried."""
+    """Run a few bodies; None if the handler refuses all that are tried."""
     seen = observe_few(handler, bodies[:: max(1, len(bodies) // LOOKED_AT)], SEEN_FIRST)
     return None if seen is None else sample_of(handler.model_of(seen.call), seen)
 
@@ -84,7 +85,7 @@ def sample_of(model: Any, seen: Observations) -> SampleRun:
 
 @dataclass(frozen=True)
 class ArchitectureChooser:
-    """`work`: where a width that was measured is kept, since measured again it would be another."""
+    """`work`: keeps each measured width, since measuring it again would give another."""
 
     settings: TrainSettings
     hparams: Hyperparameters
@@ -92,7 +93,7 @@ class ArchitectureChooser:
     work: Path
 
     def chosen(self, candidate: Candidate, sample: SampleRun) -> Candidate:
-        """With the architecture and the width that it will have. Raise TrainingError or NotCodable if it cannot be."""
+        """The candidate with its architecture and width. Raise TrainingError or NotCodable if it cannot be."""
         code = candidate.code
         if code.lossless:
             return candidate
@@ -164,8 +165,8 @@ class ArchitectureChooser:
         semantics: OutputSemantics | None = None,
         begun: str = "",
     ) -> str:
-        """Of what is learned: another for whatever makes a difference to it, the same for anything else. `begun`: tells
-        the network before its first step from others, whose code reads files, perhaps.
+        """A key that changes with everything that affects what is learned, and with nothing else. `begun`: identifies
+        the network before its first step, since its code may read files.
         """
         settings = self.settings
         told = {
@@ -183,7 +184,7 @@ class ArchitectureChooser:
 
 
 def _sources(architecture: str) -> list[str]:
-    """What stands in the file of a `file.py:function`, and in what it has imported from its own folder."""
+    """The text of a `file.py:function`'s file, and of what it has imported from its own folder."""
     file = Path(architecture.rpartition(":")[0])
     if not file.is_file():
         return []
@@ -196,7 +197,7 @@ def _sources(architecture: str) -> list[str]:
 
 
 def substitutes(candidates: Sequence[Candidate], chosen: Sequence[Candidate]) -> list[str]:
-    """For the report: where another network learns than a copy of the deployed one."""
+    """Warnings for the report: another network learns than a copy of the deployed one."""
     others = {
         after.architecture
         for before, after in zip(candidates, chosen, strict=True)

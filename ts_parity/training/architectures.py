@@ -1,4 +1,4 @@
-"""Networks to learn with: the deployed model's own, built-in ones of any width, or the user's `file.py:function`.
+"""Networks that can be trained: the deployed model's own, built-in ones of any width, or the user's `file.py:function`.
 
 A parity model need not share the deployed model's architecture, and a student is smaller by design. Knows torch and
 shapes. Knows nothing of codes, losses or archives.
@@ -59,7 +59,7 @@ class Shapes:
 
     @functools.cached_property
     def parts(self) -> tuple[InputPart, ...]:
-        """What each tensor of the calls is. Raise NotCodable where there is nothing to learn from."""
+        """What each tensor of the calls is. Raise NotCodable if there is nothing to learn from."""
         assert self.calls is not None
         return parts_of(self.calls.columns, self.output[:1] == (1,))
 
@@ -83,8 +83,8 @@ class Shapes:
 class CallAdapter(nn.Module):
     """A network and the user's way of calling it: inputs of n queries -> (n, *output). `network` is what is packed.
 
-    `plain`: not the user's way after all, but the tensors of the call, one after the other. It learns in float32,
-    whatever the deployed model serves in.
+    `plain`: it is called with the tensors of the call, one after the other, instead. It learns in float32, whatever
+    the deployed model serves in.
     """
 
     def __init__(self, network: nn.Module, call: ModelCall, shapes: Shapes, plain: bool = False) -> None:
@@ -100,7 +100,7 @@ class CallAdapter(nn.Module):
         return self.bound(inputs)()
 
     def bound(self, inputs: Inputs) -> Callable[[], torch.Tensor]:
-        """The inputs are made ready; what is called then is the network alone."""
+        """Prepare the inputs; the returned function runs the network alone."""
         like = next(self.network.parameters(), torch.empty(0))
         return self._caller.bound(inputs, lambda given, own: _put(given, like.device, like.dtype))
 
@@ -114,7 +114,7 @@ class CallAdapter(nn.Module):
 class DeployedModel:
     """The deployed model as its handler calls it: inputs of n queries -> (n, *output). It is run, not changed or moved.
 
-    So nothing is wanted of it but answers: it may be frozen, quantized, compiled. Inputs go to it in the dtype and to
+    Only its answers are needed, so it may be frozen, quantized or compiled. Inputs go to it in the dtype and to
     the device of its handler's own call.
     """
 
@@ -139,7 +139,7 @@ def _put(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torc
 
 
 class _ModelCaller:
-    """One model, called as in this call with the tensors of others."""
+    """Calls a model as one recorded call does, with the tensors of other calls."""
 
     def __init__(self, model: Any, call: ModelCall, shapes: Shapes) -> None:
         self._model = model
@@ -173,7 +173,7 @@ class _ModelCaller:
         return floating_leaf(run(*call.args, **call.kwargs), call.output).float().reshape(-1, *self._shapes.output)
 
     def _fastest(self, inputs: Calls, moved: Moved) -> CallBatcher:
-        """The fastest way to make one call of several that this model answers as it answers them alone."""
+        """The fastest batching under which this model answers each call as it answers it alone."""
         if self._batcher is None:
             modes = [CallBatcher(mode, self._shapes.parts) for mode in BatchMode]
             self._batcher = next(j for j in modes if j.mode is BatchMode.ALONE or self._answers_alike(j, inputs, moved))
@@ -189,7 +189,7 @@ class _ModelCaller:
             with torch.no_grad():
                 modes = batcher, CallBatcher(BatchMode.ALONE, self._shapes.parts)
                 together, alone = (self._bound(some, each, moved)() for each in modes)
-        except Exception:  # what a model says to inputs of another form is up to it
+        except Exception:  # the model may not accept inputs of this form
             return False
         finally:
             if learning:
@@ -199,7 +199,7 @@ class _ModelCaller:
 
 @dataclass(frozen=True)
 class GivenTensor:
-    """For the user's own function: one tensor of each call, as its network will be given it.
+    """For the user's own function: one tensor of each call, as its network will get it.
 
     `shape` has None for a side that differs from call to call; `largest` is the largest number (id) that was seen,
     of complex ones the largest size.
@@ -272,24 +272,24 @@ def make_model(
 
 
 def has_width(architecture: str) -> bool:
-    """Whether its width is still to be chosen."""
+    """Whether the width of this architecture has to be chosen."""
     return ".py:" in architecture or architecture in (NARROWER, *BUILT_IN, *TEXT_NETWORKS)
 
 
 def widest(architecture: str | None) -> float:
-    """Times its usual width. The deployed class is not made wider than it is; and a larger table of rows that are seen
-    now and then learns nothing more, and learns it slowly.
+    """The largest width that is tried, in usual widths. The deployed class never gets wider than it is, and a larger
+    table of ids, most of them rare, would learn nothing more, and more slowly.
     """
     return {BAG: 1.0, TRANSFORMER: 4.0, NARROWER: 1.0}.get(architecture or "", 16.0)
 
 
 def plain_call(call: ModelCall) -> ModelCall:
-    """With the tensors of this one alone, one after the other."""
+    """The call with its tensors alone, one after the other."""
     return ModelCall(call.site, "__call__", tuple(tensors(call).values()), {})
 
 
 def check_architecture(architecture: str | None) -> None:
-    """Raise TrainingError, before anything is run, for a name that there is not."""
+    """Raise TrainingError for an unknown name, before anything runs."""
     if architecture is None or architecture in (DEPLOYED, FRESH):
         return
     if ".py:" in architecture:
@@ -307,7 +307,7 @@ def check_architecture(architecture: str | None) -> None:
 
 
 def usual_architecture(shapes: Shapes) -> str:
-    """For a student of which nothing else was said."""
+    """The architecture of a student if the user names none."""
     if shapes.calls is not None:
         return BAG
     return "cnn" if shapes.is_image else "mlp"

@@ -1,7 +1,7 @@
-"""One call of a network made of several calls, as far as the network allows it.
+"""Batches several calls of a network into one, as far as the network allows it.
 
-A network that was made for one text at a time is called for each alone; most take texts of one length together, and
-some take all at once, padded. Knows tensors and what they are. Knows nothing of networks.
+A network for one text at a time is called once per text; most take texts of one length together, and some take all at
+once, padded. Knows tensors and what they are. Knows nothing of networks.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ts_parity.wire import Array
 
 
 class BatchMode(Enum):
-    """From the fastest, which most networks do not allow."""
+    """The fastest first, which few networks allow."""
 
     PADDED = "padded with zeros to the longest"
     ALIKE = "those of the same shapes"
@@ -31,7 +31,7 @@ class CallBatcher:
     parts: tuple[InputPart, ...]
 
     def together(self, calls: Calls) -> list[Array]:
-        """(n,) calls -> which of them go together."""
+        """(n,) calls -> the rows of each batch."""
         if self.mode is BatchMode.PADDED:
             return [np.arange(len(calls))]
         if self.mode is BatchMode.ALONE:
@@ -42,7 +42,7 @@ class CallBatcher:
         return np.split(order, np.cumsum(np.bincount(kind.reshape(-1)))[:-1])
 
     def joined(self, calls: Calls) -> list[torch.Tensor]:
-        """The tensors of one call in place of all of these. Raise RuntimeError where they cannot be joined."""
+        """The tensors of one call that stands for all of these. Raise RuntimeError if they cannot be joined."""
         rows = [calls.tensors(row) for row in calls.rows]
         return [self._joined(place, rows) for place in range(len(self.parts))]
 

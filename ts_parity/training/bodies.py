@@ -62,7 +62,7 @@ def list_bodies(source: Path, body_format: str | None = None, content_type: str 
 
 
 def bodies_of(settings: TrainSettings, source: Path) -> list[RequestBody]:
-    """As the settings say what they are."""
+    """The bodies of `source`, read as the settings say."""
     return list_bodies(source, settings.body, settings.content_type)
 
 
@@ -84,7 +84,7 @@ def _from_folder(folder: Path) -> list[RequestBody]:
 
 
 def _is_meant(name: PurePosixPath) -> bool:
-    """Not what editors, notebooks and file managers leave behind: hidden files and folders, and the like."""
+    """Excludes what editors, notebooks and file managers leave behind, such as hidden files and folders."""
     leftover = any(part.startswith(".") or part == "__MACOSX" for part in name.parts)
     return not leftover and name.name not in ("Thumbs.db", "desktop.ini")
 

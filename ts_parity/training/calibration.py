@@ -1,4 +1,4 @@
-"""How often an answer that looks so sure is right: fits a protection's confidence, and says what that is worth.
+"""Calibration of confidence: how often an answer that looks this sure agrees, and how good that estimate is.
 
 Fitted and judged on groups of bodies that nothing was learned from, and never on the same ones. No labels are needed:
 what is predicted is agreement with the deployed model's own answer. Of outputs that are no decisions (numbers, boxes,
@@ -58,8 +58,8 @@ class NotCalibrated(NamedTuple):
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What was said to groups of bodies that nothing was learned from; the arguments of `evaluate`. Groups may repeat
-    bodies, and repetition proves nothing.
+    """Outputs for groups of held-out bodies: the arguments of `evaluate`. Groups may repeat bodies, and repetition
+    proves nothing.
     """
 
     outputs: Array
@@ -80,7 +80,7 @@ class HeldOut:
 
 
 def joined(parts: Sequence[HeldOut]) -> HeldOut:
-    """Without labels, which nothing is fitted to."""
+    """One of several, without labels: nothing is fitted to these."""
     first = parts[0]
     protections = {
         members: {row: np.concatenate([part.protections[members][row] for part in parts]) for row in rows}
@@ -102,7 +102,7 @@ class _AnswerPairs:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """A confidence, and how sure the answers looked that it was fitted on, those of full groups."""
+    """A confidence, and the scores of the full groups' answers that it was fitted on."""
 
     confidence: Confidence
     full: str
@@ -153,7 +153,7 @@ def _fitted(code: ErasureCode, held: HeldOut, semantics: OutputSemantics) -> Cal
         scores, agreed = scorer.scores(each.rebuilt), _agreed(each, semantics, tolerance)
         curves[pattern] = _curve(scores, agreed, min(different, len(scores)))
     scores = scorer.scores(pairs[full].rebuilt)
-    if _is_no_decision(semantics):  # a line fits best those whom it was drawn through
+    if _is_no_decision(semantics):  # a model fits its own training data best
         scores = _crossed(pairs[full], semantics)
         curves[full] = _curve(scores, _agreed(pairs[full], semantics, tolerance), min(different, len(scores)))
     return Calibrated(Confidence(scorer, curves), full, np.sort(scores), tolerance)
@@ -230,7 +230,7 @@ def _flat(outputs: Array) -> Array:
 
 
 def _error_model(numbers: Array, distances: Array) -> LinearErrorModel:
-    """Ridge regression, so that columns that say the same share a weight."""
+    """Ridge regression, so that redundant columns share a weight."""
     apart = numbers.shape[1] <= MOST_NUMBERS
     mean = _rounded(numbers.mean(0) if apart else [numbers.mean()])
     spread = _rounded([each or 1.0 for each in (numbers.std(0) if apart else [numbers.std()])])
@@ -244,7 +244,7 @@ def _error_model(numbers: Array, distances: Array) -> LinearErrorModel:
 
 
 def _crossed(pairs: _AnswerPairs, semantics: OutputSemantics) -> Array:
-    """The scores of each answer by a line that was drawn through others."""
+    """Scores of each answer by an error model that was fitted to others."""
     numbers, distances = _flat(pairs.rebuilt), _distances(pairs, semantics)
     scores = np.empty(len(numbers))
     for fold in range(_FOLDS):
@@ -254,7 +254,7 @@ def _crossed(pairs: _AnswerPairs, semantics: OutputSemantics) -> Array:
 
 
 def _curve(scores: Array, agreed: Array, bodies: int) -> Curve:
-    """The logistic one, unless isotonic regression clearly foretells better what neither was fitted to."""
+    """The logistic curve, unless isotonic regression clearly predicts held-out answers better."""
     finite = np.isfinite(scores)
     scores, agreed = scores[finite], agreed[finite]
     if not len(scores):
@@ -265,7 +265,7 @@ def _curve(scores: Array, agreed: Array, bodies: int) -> Curve:
 
 
 def _lost(fit: Callable[[Array, Array, int], Curve], scores: Array, agreed: Array, bodies: int) -> Array:
-    """Log loss of each answer by what was fitted to others."""
+    """Log loss of each answer under a curve that was fitted to others."""
     foretold, fold_of = np.empty(len(scores)), np.arange(len(scores)) % _FOLDS
     for fold in np.unique(fold_of):
         inside = fold_of != fold
@@ -280,7 +280,7 @@ def _lost(fit: Callable[[Array, Array, int], Curve], scores: Array, agreed: Arra
 
 
 def _logistic(scores: Array, agreed: Array, bodies: int) -> Curve:
-    """Two numbers (Platt), so a hundred bodies are enough, and what the surest are worth is told by all the others.
+    """Two parameters (Platt), so a hundred bodies are enough, and all other answers say what the surest are worth.
 
     One body that half agrees is added in the middle, and the less of it the more have differed: of n that all agree the
     next may not. And one body in all is like none that was seen: it agrees as the average does.
@@ -340,7 +340,7 @@ def _rounded(numbers: Sequence[float] | Array) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class _CrossValidated:
-    """Answers of one pattern, by a confidence that was fitted on others: (slots, groups), `released` by shares."""
+    """Answers of one pattern under a confidence that was fitted on others: (slots, groups), `released` by shares."""
 
     slots: tuple[int, ...]
     expected: Array
@@ -456,7 +456,7 @@ class _ReliabilityFigures:
         return told
 
     def bins(self) -> dict[str, Any]:
-        """Ten bins of the answers by what was expected of them, and by how much they are off."""
+        """Ten bins of the answers by their expected agreement, and how far off each is."""
         order = np.argsort(self.expected, axis=None, kind="stable")
         bins = []
         for part in np.array_split(order, max(1, min(10, self._answers.different // _IN_A_BIN))):

@@ -208,7 +208,7 @@ class CandidateTrainer:
                 def told(step: int, loss: float, score: float) -> None:
                     bar.update(step - bar.n)
                     figure = semantics.figure
-                    bar.set_postfix_str(f"loss={loss:.3f}, {figure.own}={figure.told(score)}")
+                    bar.set_postfix_str(f"loss={loss:.3f}, {figure.own}={figure.format(score)}")
 
                 weights = launch(self.fabric, model, data, goal, self.hparams, dice, checkpoint, Progress(told))
             torch.save(weights, finished)

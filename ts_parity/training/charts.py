@@ -1,6 +1,6 @@
-"""Plots as SVG that stand in a page: its colours in the light and in the dark, its letters, no script.
+"""Plots as SVG inside a page: the page's colours, light and dark, its fonts, no script.
 
-Sizes are in units of the drawing, which is about as wide as a telephone, so that letters can be read there too. Knows
+Sizes are in units of the drawing, which is about as wide as a phone, so that its letters can be read there too. Knows
 numbers and marks. Knows nothing of what they mean.
 """
 
@@ -40,7 +40,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """`told`: what a reader who does not see it is told. `across`, `up`: the axes. `limit`: a level, and its words."""
+    """`told`: the text for screen readers. `across`, `up`: the axes. `limit`: a level, and its words."""
 
     told: str
     across: str
@@ -115,7 +115,7 @@ def _grid(across: _Scale, up: _Scale) -> str:
 
 
 def _names(across: str, up: str) -> str:
-    """The name of the axis that goes up lies above it: beside it, long numbers would be in its way."""
+    """The vertical axis has its name above it: beside it, long numbers would be in the way."""
     return (
         f'<text class="name" x="{(LEFT + WIDTH - RIGHT) / 2:.1f}" y="{HEIGHT - 6:.1f}" text-anchor="middle">'
         f'{text(across)}</text><text class="name" x="4" y="13">{text(up)}</text>'
@@ -131,7 +131,7 @@ def _level(y: float, words: str) -> str:
 
 
 def _within(drawn: str) -> str:
-    """Nothing of it beyond the axes; of a dot on an edge all."""
+    """Clipped to the axes, but for dots on an edge."""
     left, top, width, height = LEFT - 6, TOP - 6, WIDTH - LEFT - RIGHT + 12, HEIGHT - TOP - BOTTOM + 6
     at = f'x="{left:g}" y="{top:g}" width="{width:g}" height="{height:g}"'
     return f'<svg aria-hidden="true" {at} viewBox="{left:g} {top:g} {width:g} {height:g}">{drawn}</svg>'

@@ -157,7 +157,7 @@ def _add_train(subparsers: Any) -> None:
 
 
 def _device(text: str) -> str:
-    """Whether there is such a device shows later: torch, which knows, takes seconds to import."""
+    """Checks the form only: whether the device exists, torch says later, and it takes seconds to import."""
     if not re.fullmatch(r"cpu|mps|(cuda|xpu)(:\d+)?", text):
         raise argparse.ArgumentTypeError(f"{text!r} is no device; there are cpu, cuda, cuda:1 and the like, mps, xpu")
     return text
@@ -250,7 +250,7 @@ def report_text(report: dict[str, Any], out: Path) -> str:
 
 
 def _divided(split: dict[str, int]) -> list[str]:
-    """How many bodies were learned from, and what came more than once."""
+    """How many bodies were learned from, and how many are repeats."""
     told = [f"learned from {split['learn']} bodies; {split['choose']} others chose the best weights"]
     if split["repeated"]:
         told.append(f"{split['repeated']} bodies are repeats: all copies are learned from, one of each is scored")
@@ -260,7 +260,7 @@ def _divided(split: dict[str, int]) -> list[str]:
 
 
 def taken_for(report: dict[str, Any]) -> str:
-    """What the outputs were taken for, and how to say otherwise."""
+    """What the outputs were taken for, and the flag that overrules it."""
     outputs, metric = report["outputs"], report["metric"]
     figure = FIGURES[metric]
     unit = f", in the outputs' unit (their spread is {report['spread']:.4g})" if figure.error else ""
@@ -280,7 +280,7 @@ def _table(candidates: list[dict[str, Any]], figure: Figure) -> list[str]:
 
 def _row(candidate: dict[str, Any], figure: Figure, letter: str) -> list[str]:
     def told(name: str) -> str:
-        return figure.told(candidate[name], margin(candidate, name)) if name in candidate else "-"
+        return figure.format(candidate[name], margin(candidate, name)) if name in candidate else "-"
 
     lost = margin(candidate, "loss")
     cost = candidate.get("cost")
@@ -301,7 +301,7 @@ def _overall(candidate: dict[str, Any], figure: Figure, of: str = "") -> str | N
     name = f"{'E' if figure.error else 'A'}_o{of}"
     if name not in candidate:
         return None
-    told = {f: figure.told(candidate[name][f], margin(candidate, name, f)) for f in _SHOWN}
+    told = {f: figure.format(candidate[name][f], margin(candidate, name, f)) for f in _SHOWN}
     return ", ".join(f"{value} at f={float(f):.0%}" for f, value in told.items())
 
 
@@ -312,7 +312,7 @@ def _details(candidate: dict[str, Any], figure: Figure) -> list[str]:
         lines.append(f"  {name}: {'E' if figure.error else 'A'}_o, overall: {overall}")
     if candidate["family"] == "parity":
         partial = candidate.get("members", {})
-        told = ", ".join(f"{figure.told(one['score'], margin(one, 'score'))} of {m}" for m, one in partial.items())
+        told = ", ".join(f"{figure.format(one['score'], margin(one, 'score'))} of {m}" for m, one in partial.items())
         lines.append(f"  {name}: {figure.own} in groups by their number of members: {told}")
     if "over_seeds" in candidate:
         lines.append(f"  {name}: {_seeds(candidate, figure)}")
@@ -323,13 +323,13 @@ def _details(candidate: dict[str, Any], figure: Figure) -> list[str]:
             "what the handler does with each body, and overhead that no smaller network saves"
         )
     if two := candidate.get("two_erased"):
-        told = figure.told(two["score"], margin(two, "score"))
+        told = figure.format(two["score"], margin(two, "score"))
         lines.append(f"  {name}: with two slots erased, {figure.own} {told}")
     return lines
 
 
 def _confidence(candidates: list[dict[str, Any]], figure: Figure) -> list[str]:
-    """What is left if only the surest answers are released."""
+    """Agreement if only the surest answers are released."""
     named = [(f"{c['code']} k={c['k']}", c["confidence"]) for c in candidates if "confidence" in c]
     lines = [f"  {name}: no confidence: {told['too_few']}" for name, told in named if "too_few" in told]
     known = [c for c in candidates if "surest" in c.get("confidence", {})]
@@ -353,9 +353,9 @@ def _calibrated(told: dict[str, Any]) -> str:
 
 def _surest(candidate: dict[str, Any], figure: Figure) -> list[str]:
     told = candidate["confidence"]
-    cells = [figure.told(candidate["score"]) if figure.error else _share(told)]
+    cells = [figure.format(candidate["score"]) if figure.error else _share(told)]
     for each in told["surest"]:
-        cells.append("-" if "score" not in each else figure.told(each["score"]) if figure.error else _share(each))
+        cells.append("-" if "score" not in each else figure.format(each["score"]) if figure.error else _share(each))
     return [candidate["code"], str(candidate["k"]), str(candidate["r"]), *cells]
 
 
@@ -365,10 +365,10 @@ def _share(told: dict[str, Any]) -> str:
 
 
 def _seeds(candidate: dict[str, Any], figure: Figure) -> str:
-    """The figures above are of the archive that is there; here of all that were trained."""
+    """Mean and spread over all seeds; the figures above are those of the packed one."""
     mean, letter = candidate["over_seeds"], "E" if figure.error else "A"
     names = {f"{letter}_d": f"{letter}_d", "score": figure.own}
-    told = [f"{shown} {figure.told(mean[n], mean[f'{n}_spread'])}" for n, shown in names.items() if n in mean]
+    told = [f"{shown} {figure.format(mean[n], mean[f'{n}_spread'])}" for n, shown in names.items() if n in mean]
     seed, seeds = candidate["packed_seed"], candidate["seeds"]
     packed = f"packed is seed {seed}, the best on bodies that are not scored"
     return f"{packed}; mean and spread of {seeds} seeds: {', '.join(told)}"

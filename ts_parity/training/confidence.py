@@ -1,4 +1,4 @@
-"""Whose answers a protection's confidence is fitted to and judged by: groups of bodies that it has not learned.
+"""The answers that a protection's confidence is fitted to and judged by: groups of bodies that it has not learned.
 
 Those that chose the weights, and those that are scored, these in turn: each fifth of them is judged by what was fitted
 on all the others, and the archive's own is fitted on all. Knows observations and groups. How a curve is fitted stands
@@ -75,7 +75,7 @@ def _unlearned(dataset: Dataset) -> tuple[Array, Array]:
 
 
 def _how_many(code: ErasureCode, bodies: int, total: int, size: int) -> int:
-    """A backup answers each body alone, so none need come twice."""
+    """A backup answers each body alone, so each body is needed once only."""
     most = min(_GROUPS, _MOST_NUMBERS // (code.k * (code.k + 1) * size))
     share = math.ceil(most * bodies / total)
     return max(1, min(share, bodies // code.k) if code.family is Family.BACKUP else share)

@@ -1,7 +1,7 @@
-"""What a protection learns from: request bodies, taken through the archive's own handler.
+"""Training data: request bodies, taken through the archive's own handler.
 
-Runs user code behind the boundary and keeps what the deployed model was given and said, on disk, so that neither
-memory nor an interruption limits it. Knows nothing of codes, losses or weights.
+Runs user code behind the boundary and keeps the deployed model's inputs and outputs on disk, so that neither memory nor
+an interruption limits it. Knows nothing of codes, losses or weights.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def some_calls(handler: OfflineHandler, bodies: Sequence[RequestBody], count: in
 
 
 def not_encodable(code: ErasureCode, calls: Sequence[ModelCall]) -> str | None:
-    """Why no group of such calls can be encoded, with what can be done instead; None if it can, or nothing is known."""
+    """Why no group of such calls can be encoded, and what to do instead; None if it can, or nothing is known."""
     if not calls:
         return None
     group = dict(enumerate([calls[slot % len(calls)] for slot in range(code.k)]))
@@ -116,8 +116,8 @@ def observe(
 ) -> Observations:
     """Run every body once; keep model inputs and raw outputs in `folder`. A finished folder is read, not made again.
 
-    `progress` is told how many more bodies are done. Raise TrainingError if too many bodies are refused, or inputs or
-    outputs differ in shape or are not finite; raise NotCodable if the handler cannot be coded at all.
+    `progress` is called with the number of bodies done since. Raise TrainingError if too many bodies are refused, or
+    inputs or outputs differ in shape or are not finite; raise NotCodable if the handler cannot be coded at all.
     """
     if not (folder / _INDEX).exists():
         seen = _ObservationWriter(folder, len(bodies))
@@ -188,7 +188,7 @@ def given_to(call: ModelCall) -> Given:
 
 @dataclass(frozen=True)
 class _Observed:
-    """One body: what the model was given and said and how it was called, or why there is nothing."""
+    """One body: the model's input, output and call, or why there is none."""
 
     given: Given | None = None
     raw: Array | None = None
@@ -275,7 +275,7 @@ def _answers_unwatched(handler: OfflineHandler, body: RequestBody) -> bool:
 
 
 class _ObservationWriter:
-    """What was given and said, growing on disk, and which bodies the rows belong to."""
+    """Writes inputs and outputs to disk as they come, with the bodies that the rows belong to."""
 
     def __init__(self, folder: Path, total: int) -> None:
         self._folder = folder

@@ -1,4 +1,4 @@
-"""What all candidates of one job stand on: the deployed model, what it was given and said, and what is scored.
+"""What all candidates of one job learn from and are scored on: the deployed model, its inputs and its outputs.
 
 Knows observations and how they are divided. Knows nothing of codes or of what is trained.
 """
@@ -23,7 +23,7 @@ from ts_parity.wire import Array
 from ts_parity.worker.offline import OfflineHandler
 
 _ANSWERS = 20
-"""Of the handler, looked at where its outputs leave a doubt of what they mean."""
+"""Answers of the handler to look at if its outputs leave a doubt about their meaning."""
 
 Observing = Callable[[str, int], Any]
 """(what, how many) -> a progress bar: a context manager with `update`."""

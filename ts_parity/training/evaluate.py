@@ -1,4 +1,4 @@
-"""What a rebuilt answer is worth: one pure function from outputs to numbers, and the mean of several of its results.
+"""Scores of rebuilt answers: one pure function from outputs to numbers, and the mean of several of its results.
 
 Used by training, the command line, benchmarks and tests alike. Knows codes, arrays and what outputs mean. Knows nothing
 of models, files or how the outputs were made.
@@ -59,7 +59,7 @@ def evaluate(
 
 
 class _Evaluation:
-    """What the scores of one candidate share."""
+    """The scores of one candidate, and what they share."""
 
     def __init__(
         self,

@@ -27,7 +27,7 @@ class Figure:
         """Between 0 and 1."""
         return not self.error and self.kind != "embedding"
 
-    def told(self, value: float, margin: float | None = None) -> str:
+    def format(self, value: float, margin: float | None = None) -> str:
         """`margin`: to either side."""
         if self.error:
             return f"{value:.4g}" + (f" ± {margin:.2g}" if margin else "")

@@ -29,7 +29,7 @@ from ts_parity.wire import Array
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """Everything one may turn, with the reason for its value."""
+    """All of them, each with the reason for its value."""
 
     steps: int = 2000
     """Groups are redrawn at every step, so there are far more pairs than bodies."""
@@ -51,7 +51,7 @@ class Hyperparameters:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What is learned from. `learn` and `choose` are indices into inputs (n) and outputs (n, *output).
+    """Inputs and targets. `learn` and `choose` are indices into inputs (n) and outputs (n, *output).
 
     `semantics`: of the outputs; it decides by which loss they are learned, and which weights are the best.
 
@@ -68,14 +68,14 @@ class TrainingData:
 
 @dataclass
 class Progress:
-    """Told after each check: step, loss, held-out score. Made again by whoever shows it."""
+    """Called after each check with step, loss and held-out score."""
 
     told: Callable[[int, float, float], None] = lambda step, loss, score: None
 
 
 @dataclass
 class _State:
-    """All that a run needs to go on. Fabric saves and restores it whole."""
+    """Everything that a run needs to continue. Fabric saves and restores it whole."""
 
     step: int = 0
     best: float = -math.inf
@@ -152,7 +152,7 @@ def fit(
 def run_network(
     network: nn.Module, inputs: Inputs, groups: Array, goal: Goal, present: Sequence[int] | None = None
 ) -> Array:
-    """What the network says to each group (G, k) of indices, these slots of it or all: (G, *output)."""
+    """The network's output for each group (G, k) of indices, with the `present` slots or all: (G, *output)."""
     was_training = network.training
     network.eval()
     device = next(network.parameters()).device
@@ -176,7 +176,7 @@ def held_out_score(
 
 
 def _chosen_by(semantics: OutputSemantics) -> OutputSemantics:
-    """Of few classes the five best are always right, and tell no weights from others."""
+    """With few classes the five best are always right, so top5 cannot tell weights apart."""
     return replace(semantics, metric="accuracy") if semantics.metric == "top5" else semantics
 
 
@@ -198,7 +198,7 @@ def check_batches(model: Callable[[Any], torch.Tensor], inputs: Inputs, outputs:
 
 
 class _Checkpoint:
-    """One file, replaced as a whole, that holds everything: weights, optimizer, dice, step, best, configuration."""
+    """One file, replaced as a whole, with everything: weights, optimizer, generators, step, best, configuration."""
 
     def __init__(
         self,
@@ -231,7 +231,7 @@ class _Checkpoint:
         if kept["made_with"] != self._made_with:
             raise TrainingError(f"{self._file} was made with other settings: {kept['made_with']}")
         vars(state).update(kept["state"])
-        if self._fabric.global_rank == 0:  # whose dice they are; the others go on with theirs as they were thrown anew
+        if self._fabric.global_rank == 0:  # the saved generators are rank 0's; the others continue with new ones
             rng.bit_generator.state = state.rng["numpy"]
             dice.set_state(state.rng["dice"])
             torch.set_rng_state(state.rng["torch"])

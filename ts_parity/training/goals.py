@@ -1,4 +1,4 @@
-"""What a network is to learn: for a group of inputs, one row of a code. A student is a row over groups of one.
+"""What a network learns: for a group of inputs, one row of a code. A student is a row over groups of one.
 
 The encoder is the worker's own, so that training and serving cannot differ. Knows codes and tensors; knows nothing of
 networks or where inputs come from.
@@ -76,7 +76,7 @@ class Goal:
         return output_loss * squared + (divergence.flatten(2).mean(-1) * present).sum() / present.sum()
 
     def rebuilt(self, said: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Every slot of full groups erased once: (G, k, *output)."""
+        """Each slot of full groups, rebuilt: (G, k, *output)."""
         row = torch.tensor(self.coefficients, device=said.device)
         error = said - (_wide(row.unsqueeze(0), targets) * targets).sum(1)
         return targets + error.unsqueeze(1) / _wide(row.unsqueeze(0), targets)

@@ -1,4 +1,4 @@
-"""What n bodies gave the deployed model, kept on disk: tensors of any number, kind and length for each.
+"""The deployed model's inputs for n bodies, kept on disk: any number of tensors each, of any kind and length.
 
 Most models are given one floating tensor of one shape, and then that is all there is: (n, *shape). A model of texts is
 given ids, often with a mask, and a length that differs from body to body: `Calls`. Knows tensors and files. Knows
@@ -82,7 +82,7 @@ class Calls:
         return np.asarray(sum(column.shapes[self.rows].prod(axis=-1) for column in self.columns))
 
     def told(self) -> str:
-        """In what the calls differ."""
+        """How the calls differ, in words."""
         differ = [column for column in self.columns if not column.constant]
         if len(differ) != 1:
             return f"these bodies give {', '.join(column.name for column in differ)}"
@@ -91,12 +91,12 @@ class Calls:
         return f"these bodies give {str(differ[0].flat.dtype).removeprefix('torch.')} of {some}"
 
     def spread(self, count: int) -> Calls:
-        """So many of them, from the shortest to the longest in even steps."""
+        """`count` of them, from the shortest to the longest in even steps."""
         order = np.argsort(self.sizes(), kind="stable")
         return self[order[np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)]]
 
     def typical(self, count: int) -> Calls:
-        """So many of them of middle length."""
+        """`count` of them, of middle length."""
         order, first = np.argsort(self.sizes(), kind="stable"), max(0, (len(self) - count) // 2)
         return self[order[first : first + count]]
 

@@ -66,7 +66,7 @@ def of_share(scores: Array, answers: ScoredAnswers, binary: bool = True) -> Inte
 
 
 def wilson(share: float, count: float) -> Interval:
-    """Of so many independent trials (Wilson, JASA 1927)."""
+    """Of `count` independent trials (Wilson, JASA 1927)."""
     squared = Z * Z / count
     middle = (share + squared / 2) / (1 + squared)
     half = Z / (1 + squared) * math.sqrt(share * (1 - share) / count + squared / (4 * count))

@@ -1,7 +1,7 @@
 """One training job: observe, split, fit every candidate, score, pack, check what was packed, and put it in place.
 
-Every finished stage is kept in the workshop, so an interrupted job goes on from there. Knows the order of things. What
-each step does is in `data`, `fit`, `evaluate`, `cost` and `packing`.
+Finished stages are kept in the workshop, so an interrupted job continues from there. Knows the order of the steps; what
+happens to one candidate is in `candidates`.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def run(spec: JobSpec) -> dict[str, Any]:
 
 
 class _Job:
-    """What the stages share."""
+    """The stages of a job, and what they share."""
 
     def __init__(self, spec: JobSpec, work: Path) -> None:
         settings = self.settings = spec.settings
@@ -99,10 +99,10 @@ class _Job:
         self.chooser = ArchitectureChooser(settings, self.hparams, self.fabric.device, work)
         self.warnings: list[str] = []
         self.shown: dict[int, RequestBody] = {}
-        """Those of the disagreements, by their row among the scored ones."""
+        """The bodies of the disagreements, by their row among the scored ones."""
 
     def run(self, candidates: Sequence[Candidate], refused: list[str]) -> dict[str, Any]:
-        """`refused` grows by what this handler's inputs rule out."""
+        """Adds to `refused` what this handler's inputs rule out."""
         started = time.monotonic()
         shutil.rmtree(self.extracted, ignore_errors=True)
         extract_archive(self.settings.archive, self.extracted)
@@ -145,7 +145,7 @@ class _Job:
     def _codable(self, candidates: Sequence[Candidate], refused: list[str]) -> list[Candidate]:
         """Those whose encoder takes what this handler gives its model. Raise NotCodable if none does.
 
-        A few bodies tell, as a rule; what only others would show, observing all of them finds.
+        A few bodies are usually enough to see it; observing all of them finds the rest.
         """
         encoded = [candidate for candidate in candidates if candidate.code.family is Family.PARITY]
         if not encoded:
@@ -235,7 +235,7 @@ class _Job:
         return report
 
     def _of_such_inputs(self, inputs: Inputs, candidates: Sequence[Candidate], refused: list[str]) -> list[Candidate]:
-        """Those that can be made of what only some bodies have shown."""
+        """The candidates that inputs of this kind allow."""
         if not isinstance(inputs, Calls):
             return list(candidates)
         if self.hparams.vary:
@@ -248,7 +248,7 @@ class _Job:
         return left
 
     def _tell(self, semantics: OutputSemantics) -> None:
-        """Before hours are spent on it."""
+        """Print it before hours are spent on it."""
         if self.settings.progress:
             print(
                 f"outputs are taken for {semantics.kind} and scored by {semantics.metric}: {semantics.why}",
@@ -267,7 +267,7 @@ def _overlap(dataset: Dataset, candidates: Sequence[Candidate]) -> list[str]:
 
 
 def _warnings(outputs: Array, candidates: Sequence[Candidate]) -> list[str]:
-    """What the scores will show without saying why."""
+    """Why parity models of bounded outputs score badly."""
     copies = [c for c in candidates if c.code.family is Family.PARITY and c.architecture in (None, DEPLOYED, FRESH)]
     bounded = float(outputs.min()) >= 0.0 and float(outputs.max()) <= 1.0
     if not copies or not bounded:
@@ -288,7 +288,7 @@ def _loaded(folder: Path, gpu: int | None, declaration: Mapping[str, str]) -> Of
 
 
 def _of_such_outputs(dataset: Dataset, candidates: Sequence[Candidate], refused: list[str]) -> list[Candidate]:
-    """Those that need not learn them, where no network can. Raise NotCodable if none is left."""
+    """Without those that would have to learn class numbers, which no network can. Raise NotCodable if none is left."""
     if not dataset.semantics.numbered:
         return list(candidates)
     values = [f"{value:g}" for value in np.unique(dataset.seen.outputs)]

@@ -1,5 +1,5 @@
-"""What a training job is asked for, checked as far as it can be before torch is imported: that takes seconds, and a
-misspelt name need not wait for it.
+"""What a training job has to do, checked as far as possible before torch is imported: that takes seconds, and a
+misspelt name should not wait for it.
 
 Knows settings, archives and bodies as files. Runs nothing of what is inside them.
 """
@@ -24,7 +24,7 @@ FEWEST_BODIES = 20
 
 @dataclass(frozen=True)
 class Candidate:
-    """One code and k to be made. `architecture`: as asked for, later as decided; `width`: where that says none."""
+    """One code and k to make. `architecture`: as given, later as chosen; `width`: where the architecture has none."""
 
     code: ErasureCode
     architecture: str | None
@@ -37,7 +37,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class JobSpec:
-    """A job that can begin. `refused`: why some of what was asked for cannot be made. `labels`: of the bodies that are
+    """A job that can begin. `refused`: which codes cannot be made, and why. `labels`: of the bodies that are
     scored, in their order.
     """
 
@@ -50,7 +50,7 @@ class JobSpec:
 
 
 def checked(settings: TrainSettings) -> JobSpec:
-    """Raise CodeError, TrainingError, ConfigError or ArchiveError for what is wrong with it."""
+    """Raise CodeError, TrainingError, ConfigError or ArchiveError if something is wrong with it."""
     declared_never_code(settings.never_code)  # written into the archives when all is trained
     if settings.secret is not None and not is_key(settings.secret):
         raise TrainingError("--secret travels in a header: printable ASCII, not empty, no spaces around it")
@@ -85,7 +85,7 @@ def _candidates(settings: TrainSettings) -> tuple[list[Candidate], list[str]]:
 
 
 def check_enough(bodies: int, candidates: Sequence[Candidate], repeated: int = 0) -> None:
-    """`repeated`: so many of the bodies are copies of another."""
+    """`repeated`: how many of the bodies are copies of another."""
     if bodies - repeated < max(FEWEST_BODIES, 4 * max(candidate.code.k for candidate in candidates)):
         different = f", {bodies - repeated} of them different," if repeated else ""
         raise TrainingError(f"{bodies} usable bodies{different} are too few; give some hundreds at least")

@@ -1,10 +1,10 @@
 """The deployed network's own class with narrower inner layers, which begin with a part of the deployed weights.
 
-All inner sizes shrink by one factor, so that sums, halves and heads go on fitting together; what goes in and what comes
-out stays. Of every size those with the largest weights are left, the same in all layers of that size, so that what was
-added, normalized or flattened goes on belonging together. This is only where learning begins, and it saves most of the
-steps. Where a size is several gates or heads one after the other, weights are new. Whether user code takes it, running
-it shows. Knows torch's layers. Knows nothing of inputs or budgets.
+All inner sizes shrink by one factor, so that sums, halves and heads still fit together; input and output sizes stay. Of
+every size those with the largest weights are left, the same in all layers of that size, so that what was added,
+normalized or flattened still belongs together. This is only where learning begins, and it saves most of the steps.
+Where a size is several gates or heads one after the other, weights are new. Only running it shows whether user code
+takes it. Knows torch's layers. Knows nothing of inputs or budgets.
 """
 
 from __future__ import annotations

@@ -267,7 +267,7 @@ def _traced(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 
 
 def _loads_as(packed: Path, bodies: Sequence[RequestBody], expected: Sequence[Array]) -> bool:
-    """Whether the packed archive's own handler, loading its own file, runs the network that was trained."""
+    """Whether the packed archive's handler, loading its own file, runs the trained network."""
     with tempfile.TemporaryDirectory(prefix="ts-parity-check-") as scratch:
         extract_archive(packed, Path(scratch))
         try:

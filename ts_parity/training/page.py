@@ -75,7 +75,7 @@ def report_page(report: Mapping[str, Any], out: Path, bodies: Mapping[int, Reque
 
 
 def _said(recommendation: str) -> str:
-    """The first sentence says what to take."""
+    """The recommendation; its first sentence says what to take."""
     first, point, rest = recommendation.partition(". ")
     said, more = (sentence(part) for part in (first + point.strip(), rest))
     return lead(said) + "\n" + (f"<p>{more}</p>" if more else "")
@@ -94,7 +94,7 @@ def _tiles(report: Mapping[str, Any], figure: Figure) -> str:
     gain = "; what is below 0 is gained" if (interval(one, "loss") or (loss(one),))[0] < 0 else ""
     tiles = [
         (_lost(one), f"{points}of {one['loss_of']} lost by a rebuilt answer{gain}", "loss"),
-        (figure.told(one["score"]), f"{figure.own} {_beside_own(figure)} the model's own answers", "score"),
+        (figure.format(one["score"]), f"{figure.own} {_beside_own(figure)} the model's own answers", "score"),
     ]
     if (work := extra_work(one)) is not None:
         tiles.append((f"{work:.0%}", "extra work per query, if every query is protected", ""))
@@ -129,7 +129,7 @@ def _between(candidate: Candidate, name: str, what: str = "") -> str:
     if name == "loss":
         told = (f"{100 * end:.2f}" + ("%" if figure.error else "") for end in ends)
     else:
-        told = (figure.told(end) for end in ends)
+        told = (figure.format(end) for end in ends)
     return between(what + " to ".join(told))
 
 
@@ -191,15 +191,15 @@ def _kind(report: Mapping[str, Any], candidate: Candidate) -> str:
 def _told(candidate: Candidate, name: str, figure: Figure) -> str:
     if name not in candidate:
         return ""
-    return text(figure.told(candidate[name])) + _between(candidate, name)
+    return text(figure.format(candidate[name])) + _between(candidate, name)
 
 
 def _over_seeds(candidate: Candidate, figure: Figure) -> str:
-    """Which of several was packed; all other figures are of that one."""
+    """The packed seed, whose figures all others are, and the mean over seeds."""
     if "over_seeds" not in candidate:
         return ""
     mean = candidate["over_seeds"]
-    told = f"{figure.own} {figure.told(mean['score'], mean['score_spread'])}"
+    told = f"{figure.own} {figure.format(mean['score'], mean['score_spread'])}"
     packed = f"{candidate['seeds']}, packed: seed {candidate['packed_seed']}"
     return packed + between(told)
 

@@ -1,6 +1,6 @@
 """One plain sentence: which of the trained candidates to use, if any, by rules that are stated with it.
 
-Pure: a report in, text out. What it cannot know is how many answers will be late; the simulator's job is that.
+Pure: a report in, text out. It cannot know how many answers will be late; `plan` simulates that.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def recommend(report: Mapping[str, Any]) -> str:
 
 
 def chosen(report: Mapping[str, Any]) -> Candidate | None:
-    """What is recommended, perhaps an `exact` that was only compared with; None: nothing is."""
+    """The recommended one, perhaps an `exact` that was only compared; None: none is recommended."""
     made = _made(report)
     if not made:  # `exact`, whose cost nobody knows
         return next(iter(report["candidates"]), None)
@@ -62,7 +62,7 @@ def chosen(report: Mapping[str, Any]) -> Candidate | None:
 
 
 def looked_at(report: Mapping[str, Any]) -> Candidate | None:
-    """The trained one that a reader wants to see more of: what is recommended, else the best."""
+    """The trained candidate that the page shows in detail: the recommended one, else the best."""
     taken, trained = chosen(report), _trained(report["candidates"])
     return taken if taken in trained else min(trained, key=loss, default=None)
 
@@ -114,7 +114,7 @@ def _contrast(chosen: Candidate, others: Sequence[Candidate]) -> Candidate:
 
 
 def to_try(report: Mapping[str, Any]) -> list[str]:
-    """Flags, and words, by which a next training may lose less."""
+    """Flags and advice with which a next training may lose less."""
     trained, tips = _trained(_made(report)), []
     if all(c["code"] != "student" for c in trained):
         tips.append("--code student")

@@ -45,7 +45,7 @@ def check_repeatable(
 
 
 def _answering(handler: OfflineHandler) -> RunOnce:
-    """What a handler says to a body that it refuses is an answer too."""
+    """A refusal of a body is an answer too."""
 
     def once(request: HandlerRequest) -> ObservedRun:
         try:

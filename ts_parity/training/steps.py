@@ -1,6 +1,6 @@
 """What to type next: the commands that put a recommended protection to use, with the archives' real paths.
 
-Where the instances are, nobody has said yet, so their addresses are names to fill in. Knows the report, and commands.
+The instances' addresses are not known yet, so they are names to fill in. Knows the report, and commands.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ MOST_ROWS = 1 << 16
 MOST_PAIRS = 1 << 15
 """The same for pairs of neighbours. Each step of learning moves all rows, so it is their number that takes time."""
 LONGEST = 512
-"""Places that are told apart. What lies beyond shares the last one."""
+"""Distinct positions. Those beyond share the last one."""
 MOST_FIXED = 64
 """Ids in every call, where each place may have a meaning of its own."""
 LOOKED_AT = 1000
@@ -392,7 +392,7 @@ class TextAdapter(nn.Module):
         return self.bound(calls)()
 
     def bound(self, calls: Inputs) -> Callable[[], torch.Tensor]:
-        """The inputs are made ready; what is called then is the network alone."""
+        """Prepare the inputs; the returned function runs the network alone."""
         assert isinstance(calls, Calls)
         opened = calls.kept.setdefault(self.network.parts, {})
         for row in calls.rows:
