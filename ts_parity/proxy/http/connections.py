@@ -59,7 +59,7 @@ class Origin:
         """`url`: as the configuration has checked it; `tls` is needed for every https one."""
         parts = urlsplit("http://localhost" if url.startswith(UNIX) else url)
         if parts.scheme == "https" and tls is None:
-            raise ValueError(f"nothing says whom to trust at {url}")
+            raise ValueError(f"there are no TLS settings for {url}")
         self.prefix = parts.path.rstrip("/")
         self.host_header = parts.netloc.rpartition("@")[2]
         self._path = url.removeprefix(UNIX) if url.startswith(UNIX) else ""

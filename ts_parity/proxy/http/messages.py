@@ -81,7 +81,7 @@ def _header_flags(name: str) -> int:
 
 def has(headers: Iterable[tuple[str, str]], flags: int) -> bool:
     """Whether one of the headers has one of these flags."""
-    for name, _ in headers:  # noqa: SIM110 - a generator would cost more than it looks at
+    for name, _ in headers:  # noqa: SIM110 - a generator would cost more than the loop
         if header_flags(name) & flags:
             return True
     return False

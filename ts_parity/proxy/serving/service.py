@@ -73,7 +73,7 @@ class Service:
         group_by: tuple[str, ...],
         discover: Callable[[], Future[None]],
     ) -> None:
-        """`discover` looks at the fleet now; its future is done once `change_fleet` has been called."""
+        """`discover` starts discovery; its future is done once `change_fleet` has been called."""
         self._driver = driver
         self._upstream = upstream
         self._metrics = metrics
@@ -109,7 +109,7 @@ class Service:
         passed = _PassThrough(request, model, responder, route, exact, deadline_s)
         if model is None or (route is None and model in self._plan.hosts):
             self._pass_through(passed)
-        elif not self._is_refused(passed):
+        elif not self._refuse_unavailable(passed):
             if self._plan.unauthorized:  # discovery cannot see what those host, so the request does not wait for it
                 self._discover()
                 self._pass_through(passed)
@@ -123,7 +123,7 @@ class Service:
 
     # ---- models that no instance is known to serve -----------------------------------------------------------------
 
-    def _is_refused(self, passed: _PassThrough) -> bool:
+    def _refuse_unavailable(self, passed: _PassThrough) -> bool:
         """Respond with an error if it is a protection, or if all instances of the model are down. -> whether it was."""
         model, route, plan = passed.model, passed.route, self._plan
         assert model is not None
@@ -162,7 +162,7 @@ class Service:
             _respond(passed.responder, passed.request, passed.fallback[1])
             return
         if route is None or pool is None:
-            if not self._is_refused(passed):
+            if not self._refuse_unavailable(passed):
                 self._pass_through(passed)
             return
         if pool not in self._plan.serving:
