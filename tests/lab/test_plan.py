@@ -289,12 +289,12 @@ def test_what_the_seeds_do_not_agree_on_may_be_chance():
 def test_a_fleet_that_never_answers_is_not_told_to_run_nothing():
     rows = [row(3.0, broken=["2 queries never answered"]), row(3.0, broken=["5 queries never answered"], **COPIES)]
     told = _sentence(rows[0], rows[0], World(), rows, Limits())
-    assert told.startswith("Nothing of what was compared does: with none there are 2 queries never answered")
+    assert told.startswith("None of the choices fits these limits: with none there are 2 queries never answered")
 
 
 def test_a_long_tail_is_not_called_enough():
     world, rows = World(), [row(30.0), row(30.0, **COPIES)]
-    assert "Run nothing: nothing of what was compared is clearly better; p99.9 is 30.00" in _sentence(
+    assert "Run nothing: none of the choices is clearly better; p99.9 is 30.00" in _sentence(
         rows[0], rows[0], world, rows, Limits()
     )
     assert "Run nothing: it is enough" in _sentence(rows[0], rows[0], world, rows, Limits(p999=40.0))
@@ -314,10 +314,10 @@ def test_what_is_taken_for_true_depends_on_what_the_log_said():
     world = World(load=0.8, places=2, service=ServiceTimes(samples=(1.0,) * 7), seen=seen)
     told, blind = " ".join(assumed(world, None)), " ".join(unseen(world, [STUDENT]))
     assert "run 2 queries at a time" in told
-    assert "frozen or dead as the log has seen it" in told
-    assert "The load of 0.84 lasts as long as was simulated" in told
+    assert "frozen or dead when they were in the log, over and over" in told
+    assert "The load of 0.84 lasts as long as the simulation" in told
     assert "once in the log's 7 answers" in blind
-    assert "than the 2 that the log has seen in 100 s" in blind
+    assert "than the 2 that the log has in 100 s" in blind
     told, blind = " ".join(assumed(World(spells=Spells(0.1, 5, 3)), 3)), " ".join(unseen(World(), []))
     assert "10.0% of the time, 3 times slower, 5.00 service times long on average" in told
     assert "3 failure domains." in told
@@ -346,7 +346,7 @@ def test_the_page_says_what_it_was_made_from_and_what_to_type(tmp_path, capsys):
         "100 queries/s, a load of 0.56",
         "600 queries, 6 s of traffic, with each of the seeds 0, 1",
         f"{tmp_path}: of <b>net, 1 protections",
-        "at most no machines more, 20% more work, a p99.9 of 100 ms",
+        "at most no extra machines, 20% more work, a p99.9 of 100 ms",
         f"by ts_parity {__version__}",
         "means over 2 seeds, and the lowest and highest of them",
         "ts-parity serve --endpoint http://HOST:8080",

@@ -28,7 +28,7 @@ from ts_parity.pages import (
 from ts_parity.tables import columns
 
 ENDPOINT = "--endpoint http://HOST:8080"
-"""What no plan knows: where the instances are."""
+"""To fill in: no plan knows where the instances are."""
 MEANING = {
     "none": "one queue; each query goes to the machine with the fewest outstanding",
     "copies": "a query that is late gets a second copy on another machine; slow machines are taken out",
@@ -42,7 +42,7 @@ _SHOWN = ("p50", "p99", "p999")
 
 def named(row: Mapping[str, Any]) -> str:
     code = f" with {row['code']} k={row['k']}" if row["code"] else ""
-    more = f" on {row['extra_machines']} machines more" if row["extra_machines"] else ""
+    more = f" on {row['extra_machines']} extra machines" if row["extra_machines"] else ""
     return f"{row['policy']}{code}{more}"
 
 
@@ -108,7 +108,7 @@ def plan_text(plan: Mapping[str, Any], world: World) -> str:
         *(f"Not compared: {what}." for what in plan.get("left_out", ())),
     ]
     noted = [*filter(None, told)]
-    parts = [said, noted] if plan["reached"] else [noted, said]  # that nothing will do is the last word
+    parts = [said, noted] if plan["reached"] else [noted, said]  # a refusal is the last word
     return "\n\n".join("\n".join(part) for part in [[plan_table(plan, world)], *parts] if part)
 
 
@@ -135,9 +135,9 @@ def plan_page(plan: Mapping[str, Any], world: World) -> str:
                 pairs((name, MEANING[name]) for name in dict.fromkeys(each["policy"] for each in rows)),
             ),
             section("Where the work comes from", pairs(worked) if worked else ""),
-            section("What it was made from", pairs(plan.get("inputs", {}).items())),
-            section("What it takes for true", listed(plan["assumed"])),
-            section("What it cannot have seen", listed(plan["unseen"])),
+            section("Inputs", pairs(plan.get("inputs", {}).items())),
+            section("Assumptions", listed(plan["assumed"])),
+            section("Not in these figures", listed(plan["unseen"])),
         ],
     )
 
@@ -183,7 +183,7 @@ def _legend(rows: Sequence[Mapping[str, Any]], world: World) -> str:
     told = (
         f"means over {first['seeds']} seeds, and the lowest and highest of them"
         if first["seeds"] > 1
-        else "of one seed, so nothing is known of chance: --seeds 3 would tell"
+        else "of one seed, so chance is unknown: try --seeds 3"
     )
     lost = " and of ".join(dict.fromkeys(row["loss_of"] for row in rows if row["code"]))
     return (

@@ -1,4 +1,4 @@
-"""What to run: every policy, code and k for one's own fleet, traffic and accuracy report, and which is worth it.
+"""What to run: compares every policy, code and k for one's own fleet, traffic and accuracy report.
 
 Knows rows of the simulator, the training report and limits. Runs nothing itself but the simulator. How it is shown
 stands in `page`.
@@ -27,7 +27,7 @@ __all__ = [
 ]  # fmt: skip
 
 WORTH = 0.97
-"""What is not at least this much better at p99.9 than doing nothing is not worth having."""
+"""A choice is worth it if its p99.9 is at most this share of doing nothing's."""
 ALIKE = 1.05
 """Of choices this close at p99.9, the one with the fewest machines is taken, then the least work and loss."""
 CALM = 3.0
@@ -38,9 +38,9 @@ _TOO_HIGH = "p99.9 too high"
 
 @dataclass(frozen=True)
 class Limits:
-    """What the user allows; None: anything. `work` beyond that of no protection, `loss` of overall accuracy, in shares;
-    `p999` in the world's unit; `machines` more than the workers. Without a word on loss, what the training report would
-    never recommend is not allowed.
+    """The user's limits; None: no limit. `work` beyond that of no protection, `loss` of overall accuracy, in shares;
+    `p999` in the world's unit; `machines` more than the workers. Without a limit of loss, what the training
+    report would never recommend is not allowed.
     """
 
     work: float | None = None
@@ -224,8 +224,8 @@ def _loss_of(candidate: Mapping[str, Any]) -> str:
 
 
 def _set_up(choice: Choice, workers: int) -> str:
-    """What must be registered where before the flags do anything."""
-    more = f" on {choice.extra} machines more" if choice.extra else ""
+    """What to register, and where, before the flags do anything."""
+    more = f" on {choice.extra} extra machines" if choice.extra else ""
     if not choice.candidate:
         return f"Register the model{more} too." if more else "Nothing is to be registered."
     code, k = choice.candidate["code"], choice.candidate["k"]
@@ -246,7 +246,7 @@ def _tail(row: Mapping[str, Any]) -> float:
 
 
 def _choose(rows: Sequence[dict[str, Any]], plain: dict[str, Any]) -> dict[str, Any]:
-    """None is kept to if nothing within the limits is clearly better, unless it is not within them itself."""
+    """No protection, unless something within the limits is clearly better, or that breaks them itself."""
     most = math.inf if plain["broken"] else WORTH * _tail(plain)
     fitting = [row for row in rows if not row["broken"] and _tail(row) < most]
     if not fitting:
@@ -274,7 +274,7 @@ def _sentence(
         )
     if chosen["broken"]:
         return (
-            f"Nothing of what was compared does: with {named(chosen)} there are {'; '.join(chosen['broken'])}, and "
+            f"None of the choices fits these limits: with {named(chosen)} there are {'; '.join(chosen['broken'])}, and "
             f"p99.9 is {now}."
         )
     if chosen is plain:
@@ -286,7 +286,7 @@ def _sentence(
         f"{loss} ({chosen['reconstructed']:.2%} of the answers rebuilt)."
     )
     if plain["seeds"] > 1 and plain["p999"] is not None and chosen["p999_high"] >= plain["p999_low"]:
-        sentence += " The seeds do not agree on it, so this may be chance: more --queries or --seeds would tell."
+        sentence += " The seeds do not agree on it, so it may be chance: try more --queries or --seeds."
     return sentence
 
 
@@ -294,11 +294,11 @@ def _why_nothing(plain: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], li
     if any(row["broken"] for row in rows):
         return "within these limits nothing is clearly better"
     calm = plain["p999"] is not None and plain["p999"] <= CALM * plain["p50"]
-    return "it is enough" if calm or limits.p999 is not None else "nothing of what was compared is clearly better"
+    return "it is enough" if calm or limits.p999 is not None else "none of the choices is clearly better"
 
 
 def work_told(row: Mapping[str, Any], plain: Mapping[str, Any]) -> str:
-    """Where a row's work comes from, and why it is another figure than the training report's."""
+    """Where a row's work comes from, and why it differs from the training report's."""
     if row["code"] is None:
         return f"Second copies {row['work_copy']:+.1%}." if row["work_copy"] else ""
     counted = row["group_multiplications"]
@@ -320,11 +320,11 @@ def work_told(row: Mapping[str, Any], plain: Mapping[str, Any]) -> str:
 
 
 def assumed(world: World, domains: int | None) -> list[str]:
-    """What is taken for true of the fleet, and is not known."""
+    """Assumptions about the fleet that the inputs do not show."""
     arrivals = (
         "Queries come at the instants of the trace, or of the log."
         if world.trace
-        else f"Queries come at random at one rate all the time{_of_arrivals(world)}; days have hours that are busier."
+        else f"Queries come at random at one rate all the time{_of_arrivals(world)}; real days have busier hours."
     )
     at_once = "one query" if world.places == 1 else f"{world.places} queries"
     told = [
@@ -332,13 +332,15 @@ def assumed(world: World, domains: int | None) -> list[str]:
         *_of_slowness(world),
         arrivals,
         *_of_domains(world, domains),
-        "Clients wait for ever: no deadline and no limit of the queue turns a query away.",
-        "Protections cost and lose what the training report says, whose machine, device and bodies are others than "
-        "yours, perhaps; all are in use, though the first queries are for their trial.",
-        "The proxy and the network take no time beyond what is in the log.",
+        "Clients never give up: no deadline and no queue limit turns a query away.",
+        "Protections cost and lose what the training report says, whose machine, device and bodies may differ from "
+        "yours; all are in use from the start, without their trial.",
+        "The proxy and the network add no time beyond what the log contains.",
     ]
     if world.busy > COMFORTABLE:
-        told.append(f"The load of {world.busy:.2f} lasts as long as was simulated; queues would be longer after more.")
+        told.append(
+            f"The load of {world.busy:.2f} lasts as long as the simulation; after a longer time queues would be longer."
+        )
     return told
 
 
@@ -352,15 +354,15 @@ def _of_slowness(world: World) -> list[str]:
     told = []
     if world.seen is not None:
         told.append(
-            "Machines are slow, frozen or dead as the log has seen it, over and over again; those beyond the log's "
-            "have the spells of others, at other times."
+            "Machines are slow, frozen or dead when they were in the log, over and over; extra machines have the "
+            "spells of others, at other times."
         )
     if world.spells is not None:
         told.append(
             f"Machines have spells of slowness, {world.spells.share:.1%} of the time, {world.spells.factor:g} times "
             f"slower, {time_told(world.spells.mean * world.unit, world)} long on average, as --slow has it."
         )
-    return told or ["How long an inference takes depends neither on the machine nor on how long the one before took."]
+    return told or ["Service times depend neither on the machine nor on the inference before."]
 
 
 def _of_arrivals(world: World) -> str:
@@ -370,24 +372,22 @@ def _of_arrivals(world: World) -> str:
 
 
 def unseen(world: World, candidates: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What cannot be in these figures."""
+    """What these figures cannot include."""
     told = []
     if world.service.samples:
-        told.append(f"What happens more seldom than once in the log's {len(world.service.samples):,} answers.")
+        told.append(f"Anything rarer than once in the log's {len(world.service.samples):,} answers.")
     if world.seen is None:
-        told.append(
-            "Machines that stand still, die or are restarted: the log does not say which machine was slow when."
-        )
+        told.append("Machines that freeze, die or restart: the log does not say which machine was slow when.")
     else:
         spells = sum(map(len, world.seen.spells.values()))
         told.append(
-            f"Spells that are longer or more seldom than the {spells} that the log has seen in "
-            f"{world.seen.duration_s:.0f} s, and what a machine takes that comes back cold."
+            f"Spells longer or rarer than the {spells} that the log has in {world.seen.duration_s:.0f} s, and slow "
+            "answers of a machine that comes back cold."
         )
-        told.append("How far one day is from another: seeds differ in where in the log its spells begin, and no more.")
-    told.append("What else the machines do: other models, other proxies, bodies that are larger than usual.")
+        told.append("Differences between days: seeds differ only in where in the log the spells begin.")
+    told.append("Other work of the machines: other models, other proxies, larger bodies than usual.")
     if candidates:
-        told.append("Whether the protection fits into the memory of the machines beside the model.")
+        told.append("Whether the machines have the memory for the protection beside the model.")
     else:
         told.append("What a trained protection would do: give --report.")
     return told

@@ -141,7 +141,7 @@ def _inputs(args: argparse.Namespace, world: World, report: dict[str, Any]) -> d
 
 
 def _limits_told(args: argparse.Namespace) -> str:
-    told = [f"{args.extra} machines more"] if args.extra else ["no machines more"]
+    told = [f"{args.extra} extra machines"] if args.extra else ["no extra machines"]
     told += [] if args.max_work is None else [f"{args.max_work:.0%} more work"]
     told += [] if args.max_loss is None else [f"{args.max_loss:g} points lost"]
     told += [] if args.p999 is None else [f"a p99.9 of {1000 * args.p999:g} ms"]

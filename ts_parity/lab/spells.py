@@ -1,10 +1,10 @@
-"""Who was slow, how often, for how long and how many at once: what a history says of a fleet, to be replayed.
+"""Spells of slowness in a history: which machines were slow, when and for how long, so that they can be replayed.
 
-Knows histories and dice. Knows nothing of policies. Times are seconds, from the first arrival.
+Knows histories and random numbers. Knows nothing of policies. Times are seconds, from the first arrival.
 
 Independent draws from all service times are no model of machines that freeze: every task has the same small chance in
-them, so two machines are slow at once far too often, and a slow one is fast again with its next task. So what is slow
-is told apart from what is usual, and kept where and when it was:
+them, so two machines are slow at once far too often, and a slow one is fast again with its next task. So slow
+tasks are separated from usual ones, and stay where and when they were:
 
   - A task far beyond what is usual is late. So are tasks in a row on one endpoint that are all beyond the usual 95 %,
     if they are too many for chance.
