@@ -48,6 +48,7 @@ def test_what_is_weighed_beats_the_first_row_alone_and_rows_taken_as_alike(bench
     assert "| 2 |" in two_rows.table({"runs": [run]})
 
 
+@pytest.mark.slow
 def test_the_docs_say_what_was_measured(benchmarks):
     two_rows, _ = benchmarks
     document = json.loads(two_rows.RESULTS.read_text())

@@ -311,6 +311,7 @@ NARROWED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*NARROWED])
 def test_the_deployed_class_is_made_as_narrow_as_the_budget_needs(shapes_of, name):
     rows, (args, kwargs) = NARROWED[name]
@@ -378,6 +379,7 @@ def test_sum_of_ids_is_refused_before_work_starts(tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_an_output_for_each_token_cannot_be_learned_and_the_reason_says_what_can_be_done(tmp_path, monkeypatch):
     """Not that all bodies are the same, which one body alone seems to say."""
     monkeypatch.setattr("ts_parity.training.job.prepare", None)  # whoever gets there has begun to observe

@@ -494,6 +494,7 @@ def test_no_space_on_the_disk_loses_nothing_finished(model, bodies, tmp_path, mo
     assert (tmp_path / "out.unfinished" / "seen" / "index.json").exists()
 
 
+@pytest.mark.slow
 def test_a_few_refused_bodies_are_counted_and_named_and_many_are_an_error(model, bodies, tmp_path):
     (bodies / "900.bin").write_bytes(b"short")
     report = run(model(), bodies, tmp_path, steps=2)
@@ -632,6 +633,7 @@ def test_inputs_and_outputs_of_several_shapes_are_refused(bodies, tmp_path, run_
         run(archive, bodies, tmp_path)
 
 
+@pytest.mark.slow
 def test_outputs_that_cannot_be_summed_by_their_own_network_are_warned_of(model, bodies, tmp_path):
     """A softmax says nothing above 1, and a parity model must say 1.8."""
     archive = model()

@@ -30,6 +30,7 @@ def discovery_of(instance: FakeTorchServe, upstream: Upstream, more: str = "", t
     return Discovery((parse_endpoint(instance.endpoint + more),), upstream, timeout_s)
 
 
+@pytest.mark.slow
 async def test_everything_an_instance_hosts_is_found(upstream: Upstream) -> None:
     """More models than fit one page, and every version."""
     models = [FakeModel(name=f"m{n}", role=None) for n in range(150)]

@@ -109,6 +109,7 @@ async def test_gone_for_several_looks_is_still_not_unknown(make_fleet: MakeFleet
     assert (await fleet.post()).status == 200
 
 
+@pytest.mark.slow
 async def test_what_has_just_been_registered_is_served_at_once(make_fleet: MakeFleet) -> None:
     """On whichever instance, by the default path, the version's, and those that are passed through."""
     instances = [FakeTorchServe(protection()) for _ in range(3)]

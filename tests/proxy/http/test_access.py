@@ -88,7 +88,7 @@ async def test_a_failure_says_who_failed_first_and_why(make_fleet: MakeFleet, tm
     """To the operator; the client is told of no address and of nothing that the operating system said."""
     file = tmp_path / "access.jsonl"
     instances = [FakeTorchServe(FakeModel()), FakeTorchServe(FakeModel())]
-    fleet = await make_fleet(*instances, access_log=str(file), max_attempts=2)
+    fleet = await make_fleet(*instances, access_log=str(file), max_attempts=2, max_wait_s=0.2)
     names = [instance.inference.removeprefix("http://") for instance in instances]
     for instance in instances:
         instance.models[0].script.append(Canned.error(507, "InternalServerException", "Worker died."))

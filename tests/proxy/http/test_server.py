@@ -169,6 +169,7 @@ async def test_a_body_over_the_limit_is_refused_after_those_before_it() -> None:
 HALF = b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\nabc"
 
 
+@pytest.mark.slow
 async def test_slow_clients_are_given_up() -> None:
     quick = ClientTimeouts(idle_s=0.1, head_s=0.1, body_s=0.1)
     for sent, status in ((b"GET / HT", 408), (HALF, 408), (b"", None)):
@@ -197,6 +198,7 @@ async def test_a_client_that_leaves_takes_its_request_along() -> None:
         await until(lambda: server.in_flight == 0, "nothing in flight")
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(
     st.lists(
@@ -293,6 +295,7 @@ async def test_a_client_that_asks_and_says_goodbye_at_once_still_gets_an_answer_
     await server.close()
 
 
+@pytest.mark.slow
 async def test_a_connection_with_too_many_questions_ends_with_the_answer_that_closes_it() -> None:
     waiting: list[PendingResponse] = []
     server = Server(lambda request, pending: waiting.append(pending), 1000, ClientTimeouts(0.2, 0.2, 0.2))
@@ -308,6 +311,7 @@ async def test_a_connection_with_too_many_questions_ends_with_the_answer_that_cl
     await server.close()
 
 
+@pytest.mark.slow
 async def test_who_is_slow_to_take_one_answer_gets_the_others_all_the_same() -> None:
     waiting: list[PendingResponse] = []
     server = Server(lambda request, pending: waiting.append(pending), 1000, ClientTimeouts(60.0, 0.5, 60.0))
@@ -328,6 +332,7 @@ async def test_who_is_slow_to_take_one_answer_gets_the_others_all_the_same() -> 
     await server.close()
 
 
+@pytest.mark.slow
 async def test_who_never_takes_its_answer_is_given_up() -> None:
     server = Server(
         lambda request, pending: pending.respond(reply(b"x" * 20_000_000)), 1000, ClientTimeouts(0.2, 0.2, 0.2)
