@@ -71,6 +71,7 @@ ROOMS = ("http", "fleet", "serving", "operations")
 """Of the proxy; each uses those before it. `app` puts them together."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
 def test_lower_never_imports_higher(file):
     room = room_of(file)

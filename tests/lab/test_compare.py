@@ -173,6 +173,7 @@ def test_what_cannot_be_had_is_said_before_anything_has_run(tmp_path, capsys, ca
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_or_json_and_draws(tmp_path, capsys):
     plot = tmp_path / "tail.png"
     common = ["simulate", "--queries", "2000", "--seeds", "1", "--policy", "none", "--policy", "ours"]
@@ -376,6 +377,7 @@ def test_worlds_by_flags(capsys):
     assert row["p50"] == pytest.approx(3.0, abs=0.01)
 
 
+@pytest.mark.slow
 def test_answers_that_differ_are_told_by_code():
     """A student's as measured, a lossless code's never; of a code that was not measured nothing is known."""
     world = World(load=0.5, spells=Spells(0.1, 50.0, 5.0), queries=6000)

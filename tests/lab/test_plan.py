@@ -90,6 +90,7 @@ def test_where_nothing_is_slow_nothing_is_worth_it():
     assert "Run nothing: it is enough" in plan["sentence"]
 
 
+@pytest.mark.slow
 def test_the_command_reads_a_report_and_a_log(tmp_path, capsys):
     (tmp_path / "report.json").write_text(json.dumps({"candidates": [STUDENT]}))
     log, page = tmp_path / "log.csv", tmp_path / "plan.html"

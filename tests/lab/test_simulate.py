@@ -48,6 +48,7 @@ def test_many_workers_with_one_queue_wait_as_erlang_says():
     assert mean(result.latencies) - 1 == pytest.approx(wait, rel=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_rival_answers_every_query_once_and_repeats_itself(name):
     run = scenario(name, queries=3000, spells=Spells(0.04, 100, 5), net_share=0.02, net_mean=5.0)
@@ -66,6 +67,7 @@ def test_there_are_no_other_rivals():
         arrange("best")
 
 
+@pytest.mark.slow
 def test_spells_take_their_share_of_the_time():
     result = simulate(scenario(load=0.1, queries=30_000, spells=Spells(0.1, 20, 3)), seed=0)
     slow = sum(latency > 2 for latency in result.latencies) / len(result.latencies)
@@ -73,6 +75,7 @@ def test_spells_take_their_share_of_the_time():
     assert result.work_per_query == pytest.approx(1.2, abs=0.06)
 
 
+@pytest.mark.slow
 def test_domains_are_slow_together():
     """All twelve machines in one domain: while it is slow nothing is fast, whatever the policy."""
     together = scenario("hedge", load=0.1, domains=1)
@@ -81,6 +84,7 @@ def test_domains_are_slow_together():
     assert simulate(together, 0).percentile(0.99) > 3 > simulate(apart, 0).percentile(0.99)
 
 
+@pytest.mark.slow
 def test_replies_are_late_on_the_way():
     result = simulate(scenario(load=0.1, net_share=0.05, net_mean=50.0), seed=0)
     assert sum(latency > 5 for latency in result.latencies) / len(result.latencies) == pytest.approx(0.045, abs=0.01)
@@ -148,6 +152,7 @@ def test_a_trace_is_taken_as_it_is():
     assert [r.due_at for r in simulate(run, 0, keep_records=True).records] == [1.0, 2.0, 5.0]
 
 
+@pytest.mark.slow
 def test_several_proxies_see_only_their_own_traffic():
     """Three queues for the same machines are worse than one, and nothing is lost."""
     one = scenario(load=0.8, queries=9000)
@@ -213,6 +218,7 @@ def test_so_many_samples_a_percentile_takes():
     assert doubtful(458) == ["p99", "p999", "p9999"]
 
 
+@pytest.mark.slow
 def test_work_is_told_by_what_it_was_for():
     run = scenario("coded", load=0.6, queries=3000, extra=3, spells=Spells(0.04, 100, 5))
     result = simulate(run, 0)
@@ -227,6 +233,7 @@ def test_work_is_told_by_what_it_was_for():
     assert sum(result.work_of.values()) == pytest.approx(result.work)
 
 
+@pytest.mark.slow
 def test_a_big_body_takes_long_on_whatever_machine():
     """Nothing else varies here, so the latencies of an idle fleet are the sizes, in their shares."""
     sizes = ((1.0, 0.9), (4.0, 0.1))
@@ -237,6 +244,7 @@ def test_a_big_body_takes_long_on_whatever_machine():
     assert result.work_per_query == pytest.approx(1.3, rel=0.03)
 
 
+@pytest.mark.slow
 def test_what_belongs_to_a_query_its_second_copy_meets_again():
     """A second copy of a query that is slow by itself is as slow; of one that had a slow machine it is not."""
     hedge = {"name": "hedge", "extra": 0, "load": 0.1, "queries": 30_000}
@@ -256,6 +264,7 @@ def test_machines_of_different_speed():
     assert result.work_per_query == pytest.approx(1.5, rel=0.01)
 
 
+@pytest.mark.slow
 def test_answers_differ_as_their_curve_says():
     curve = AgreementCurve(((0.8, 0.0), (1.0, 0.1)))  # the least sure fifth differs every second time
     run = scenario("ours", code="student", k=4, cost=0.25, extra=0, spells=Spells(0.2, 50.0, 5.0), queries=20_000)

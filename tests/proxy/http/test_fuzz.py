@@ -170,6 +170,7 @@ def test_the_reference_reads_answers() -> None:
     assert read_answer(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nab", b"GET", closed=False)[1] is End.INSIDE
 
 
+@pytest.mark.slow
 def test_a_fault_is_told_so_that_it_can_be_had_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.proxy.http.fuzzing._differs", lambda heard, sent: "in all")
     faults, _ = asyncio.run(fuzz(3, range(0, 60, 2), most=1))

@@ -95,6 +95,7 @@ def received(server: Server, size: int) -> bool:
     return sum(connection._reader._body_bytes for connection in server.connections) >= size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 @pytest.mark.parametrize("begin", [SIZED, CHUNKED + b"%x\r\n" % 10**6], ids=["sized", "chunked"])
 async def test_who_leaves_in_the_middle_of_a_body_leaves_nothing(authority: Authority, begin: bytes, tls: bool) -> None:
@@ -104,6 +105,7 @@ async def test_who_leaves_in_the_middle_of_a_body_leaves_nothing(authority: Auth
         assert held() > 5 * size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [GET, GET[:-2] + b"Connection: x, y\r\n\r\n"], ids=["plain", "odd"])
 async def test_who_pipelines_without_end_is_read_ahead_of_to_a_limit(kind: bytes) -> None:
     """It was 1.3 MB a connection: all that was in one packet, each request with what it takes in Python."""
@@ -129,6 +131,7 @@ async def test_who_pipelines_and_leaves_is_noticed(authority: Authority, tls: bo
     assert server.in_flight == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "said",
     [b"Content-Length: 2000000\r\n\r\n", b"X: y, z\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\nfffff\r\n"],
