@@ -87,6 +87,7 @@ ROOT = Path(__file__).parent.parent
 GUARD = ROOT / "ts_parity/torchserve/guard.py"  # a script of the standard library alone, started by us
 
 
+@pytest.mark.slow
 def test_no_flag_takes_numbers_as_python_does():
     """`int` and `float` let nan, -1 and 1e999 through; `count()` and `number()` say what a flag allows."""
     files = {*ROOT.glob("ts_parity/**/*.py"), *ROOT.glob("benchmarks/*.py"), *ROOT.glob("examples/**/*.py")} - {GUARD}

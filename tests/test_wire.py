@@ -46,6 +46,7 @@ def same(one, other):
     return one.slots == other.slots and one.raw.dtype == other.raw.dtype and np.array_equal(one.raw, other.raw)
 
 
+@pytest.mark.slow
 @given(FRAMES)
 def test_a_frame_comes_back_as_it_was(frame):
     back = unpack_frame(pack_frame(frame))

@@ -60,6 +60,7 @@ def test_an_event_that_makes_no_sense_raises_and_changes_nothing(state, event):
         assert query.state is state
 
 
+@pytest.mark.slow
 def test_every_row_happens(monkeypatch):
     """Soon, in one world or another; and in none does anything else, for it would raise."""
     if not life.__file__.endswith(".py"):

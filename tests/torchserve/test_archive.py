@@ -657,6 +657,7 @@ class TestPackageCommand:
         assert deployed["samples"] == [{"file": "ts_parity_samples/0_LICENSE", "content_type": "text/plain"}]
         assert (parity["code"], parity["k"], parity["secret"]) == ("exact", 2, "from the environment")
 
+    @pytest.mark.slow
     def test_no_two_protections_have_one_name(self, make_archive: MakeArchive, tmp_path: Path) -> None:
         """Of other versions, codes, k, r or rows: TorchServe and a model store tell them apart by nothing else."""
         (tmp_path / "model.pt").write_bytes(FORMS["script"])

@@ -125,6 +125,7 @@ def test_a_lone_member_is_surer_than_a_full_group():
     assert expected[0] > expected[-1] + 0.1
 
 
+@pytest.mark.slow
 def test_with_two_rows_each_pattern_of_loss_has_a_curve():
     code, held = sums(3000, 1, k=2, r=2)
     fitted = calibrate(code, held)

@@ -38,6 +38,7 @@ def test_what_is_shown_has_mean_0_and_spread_1_and_what_is_said_lies_where_outpu
     assert float(abs(said.mean() - 150_000)) < 1000
 
 
+@pytest.mark.slow
 def test_of_a_sum_mean_and_spread_are_those_of_sums():
     one, two = network(), network(SUM)
     assert float(two.said_mean) == pytest.approx(2 * float(one.said_mean))

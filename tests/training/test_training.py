@@ -152,6 +152,7 @@ def test_two_rows_and_labels(model, bodies, tmp_path):
     assert "vec-1.0-sum-k2-r2-row1.mar" in text
 
 
+@pytest.mark.slow
 def test_exact_needs_no_training(model, bodies, tmp_path):
     report = run(model(), bodies, tmp_path, codes=("exact",), ks=(3,))
     [made] = report["candidates"]
@@ -161,6 +162,7 @@ def test_exact_needs_no_training(model, bodies, tmp_path):
     assert "archives" not in report, "a backup needs nothing of the deployed workers"
 
 
+@pytest.mark.slow
 def test_a_model_that_is_registered_under_another_name(model, bodies, tmp_path):
     report = run(model(), bodies, tmp_path, codes=("exact",), protects="prod/7")
     [name] = report["candidates"][0]["archives"]
@@ -215,6 +217,7 @@ def test_what_is_not_repeatable_is_not_protected(tmp_path, bodies, act, why, cod
     assert re.search(why, str(error.value)), error.value
 
 
+@pytest.mark.slow
 def test_times_in_answers_are_told_and_no_obstacle(tmp_path, bodies):
     archive = keeping("return [{'scores': self.model(x)[0].tolist(), 'at': time.time_ns()}]", tmp_path)
     report = run(archive, bodies, tmp_path, codes=("exact",))
@@ -458,6 +461,7 @@ def test_what_cannot_be_done_is_said_before_any_work_and_corrected_settings_go_o
     assert made["multiplications"] <= enough
 
 
+@pytest.mark.slow
 def test_a_student_of_the_smallest_model_needs_no_budget(bodies, tmp_path):
     """Nothing is as cheap as a single layer of eight inputs: the student is as small as makes sense, and the report
     says what it costs.
@@ -472,6 +476,7 @@ def test_a_student_of_the_smallest_model_needs_no_budget(bodies, tmp_path):
     assert made["multiplications"] > 1.0
 
 
+@pytest.mark.slow
 def test_force_throws_unfinished_work_away(model, bodies, tmp_path):
     left = tmp_path / "out.unfinished"
     left.mkdir()

@@ -44,6 +44,7 @@ def close(told: list[str | None], wanted: list[str]) -> bool:
     return all(one is not None and abs(float(one) - float(other)) < 1e-5 for one, other in pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own_form", [True, False])
 @pytest.mark.parametrize("handler", ["plain_class", "overrides_steps"])
 def test_each_answer_of_a_student_carries_its_confidence(serve: Serve, handler: str, own_form: bool) -> None:

@@ -133,6 +133,7 @@ def test_codable_handlers(serve: Serve, handler: str, packed: dict[str, Any], bo
     assert worker.finish(parts[1], other).ordinary_body != expected[1].body
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("handler", "packed", "bodies", "batches"), CODABLE, ids=IDS)
 def test_batches_of_raw_requests(
     serve: Serve, handler: str, packed: dict[str, Any], bodies: Any, batches: bool
@@ -217,6 +218,7 @@ def _student() -> tuple[dict[str, torch.Tensor], dict[str, bytes]]:
     return state, {"student.pt": written.getvalue()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("handler", "packed", "bodies", "batches"), CODABLE, ids=IDS)
 def test_a_student_answers_in_the_models_place(
     serve: Serve, handler: str, packed: dict[str, Any], bodies: Any, batches: bool
@@ -443,6 +445,7 @@ def test_describe_repeats_what_a_protections_archive_declares(serve: Serve) -> N
     assert (described["code"], described["k"], described["agreement"], described["cost"]) == ("sum", 2, 0.9, 1.5)
 
 
+@pytest.mark.slow
 def test_samples_decide_at_load(serve: Serve) -> None:
     files = {"a.bin": vector(1), "b.bin": vector(2)}
     worker = serve("overrides_steps", {"samples": ["a.bin", {"file": "b.bin"}]}, files=files)
@@ -553,6 +556,7 @@ NOT_REPEATABLE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("handler", "why"), NOT_REPEATABLE)
 @pytest.mark.parametrize("section", [{}, {"role": "parity", "code": "exact", "k": 2}], ids=["deployed", "exact"])
 def test_samples_show_what_is_not_repeatable(serve: Serve, handler: str, why: str, section: dict[str, Any]) -> None:

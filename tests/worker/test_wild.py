@@ -78,6 +78,7 @@ def other(folder: Path, outputs: tuple[int, ...]) -> str:
     return "other.pt"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CODED)
 def test_coded_without_a_declaration(tmp_path: Path, name: str) -> None:
     """Raw and finish, and both families: a parity model for `sum`, a student in the model's place."""
@@ -90,6 +91,7 @@ def test_coded_without_a_declaration(tmp_path: Path, name: str) -> None:
         assert protected.state is VerdictState.CODABLE, f"{code}: {protected.reason}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DECLARED)
 def test_the_reason_names_the_line_to_write(tmp_path: Path, name: str) -> None:
     """The lines stand in backquotes; written down, they are all that was missing."""
@@ -136,6 +138,7 @@ def test_training_says_that_code_does_not_bear_a_stand_in(tmp_path: Path) -> Non
             observe_few(handler, [RequestBody("fine", None, lambda: vector(0))], 1)
 
 
+@pytest.mark.slow
 def test_a_live_worker_names_the_line_as_well(tmp_path: Path) -> None:
     """Without samples nothing but the model is looked at, which is enough for its methods, parts and outputs."""
     lines = {
@@ -151,6 +154,7 @@ def test_a_live_worker_names_the_line_as_well(tmp_path: Path) -> None:
         assert LINE.findall(record.refusal or "") == [line], name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

@@ -104,6 +104,7 @@ STATUS_LINES = st.one_of(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=600)
 @given(REQUEST_LINES, HEADERS)
 @example(b"POST / HTTP/1.1\r\n", HOST + b"Content-Length: 3\r\nContent-Length: 3\r\n")
@@ -130,6 +131,7 @@ def test_a_plain_request_is_what_the_parser_reads(line: bytes, headers: bytes) -
     assert not any(name.lower() in ("transfer-encoding", "expect", "upgrade") for name, _ in judge.headers)
 
 
+@pytest.mark.slow
 @settings(max_examples=600)
 @given(STATUS_LINES, HEADERS)
 def test_a_plain_answer_is_what_the_parser_reads(line: bytes, headers: bytes) -> None:
@@ -146,6 +148,7 @@ def test_a_plain_answer_is_what_the_parser_reads(line: bytes, headers: bytes) ->
     assert [int(v) for n, v in judge.headers if n.lower() == "content-length"] == [plain.length]
 
 
+@pytest.mark.slow
 @settings(max_examples=400)
 @given(st.sampled_from([b"GET /x HTTP/1.1\r\n", b"POST /x HTTP/1.1\r\n"]), HEADERS)
 @example(b"GET /x HTTP/1.1\r\n", b"!x-ts-parity-op: raw\r\n")  # no control header, but the name of another

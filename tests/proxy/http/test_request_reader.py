@@ -52,6 +52,7 @@ def test_a_buffer_gives_back_what_it_was_given() -> None:
     assert buffer.take() == b""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", [CHUNKED, SIZED])
 def test_a_body_in_tiny_pieces_costs_its_bytes(head: bytes) -> None:
     """It was 27 times as many: 8 connections took 1.4 GB."""
@@ -83,6 +84,7 @@ def test_a_body_that_is_mostly_chunk_headers_is_refused() -> None:
     assert taker.reader.refusal is not None
 
 
+@pytest.mark.slow
 def test_a_stream_that_nobody_reads_costs_its_bytes() -> None:
     class StreamSource:
         paused = False
@@ -114,6 +116,7 @@ async def test_chunks_that_were_gathered_are_all_there() -> None:
 # ---- heads ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("count", [MAX_HEADERS, MAX_HEADERS + 2, 12_000])
 def test_a_head_has_so_many_headers_and_no_more(count: int, whole: bool) -> None:

@@ -1,5 +1,7 @@
 """Instances that say no at once to whatever they get, and so are always idle: clients get their answers from others."""
 
+import pytest
+
 from ts_parity.config import InstanceSettings
 from ts_parity.testing import Canned, FakeModel, FakeTorchServe
 
@@ -65,6 +67,7 @@ async def test_an_instance_whose_handler_fails_whatever_it_gets(make_fleet):
     assert [state["health"] for state in endpoints.values()].count("out") == 1
 
 
+@pytest.mark.slow
 async def test_an_instance_with_a_smaller_limit_of_bodies(make_fleet):
     """Every third query is large, and one of three instances answers 413."""
     fleet = await make_fleet(instance(), instance(), instance(max_request_size=30))
