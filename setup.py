@@ -19,9 +19,9 @@ COMPILED = [
     *(
         f"engine/{name}"
         for name in (
-            "admission", "budgets", "capacity", "ejection", "events", "fleet", "health", "hedging", "lateness",
-            "launch", "life", "outliers", "placement", "policy", "proving", "query", "release", "retries", "scheduler",
-            "selection", "sending", "suspicion", "timers", "trials", "trust",
+            "accuracy", "admission", "budgets", "capacity", "ejection", "events", "fleet", "health", "hedging",
+            "lateness", "launch", "life", "outliers", "placement", "policy", "proving", "query", "release", "retries",
+            "scheduler", "selection", "sending", "suspicion", "timers", "trials", "trust",
         )
     ),
     *(

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from ts_parity.engine import Answer, Arrived, Cause, Fail, Failed, Fleet, Kind, Query, Scheduler, Send, Source, plain
+from ts_parity.engine.trust import Standing
 from ts_parity.testing import POOL, fleet, scenario
 
 FOREVER = 1000.0
@@ -440,6 +441,36 @@ def test_a_finish_that_waits_while_the_one_before_kills_is_the_one_more():
     [third] = sends(scheduler.task_done(second, Failed("killed", cause=Cause.WORKER_DIED), 0.021))
     assert {(task.kind, task.query.id) for task in (first, second, third)} == {(Kind.FINISH, 0)}
     [failed] = scheduler.task_done(third, Failed("broken", cause=Cause.LOST), 0.022)
+    assert (type(failed), failed.query.id) == (Fail, 0)
+
+
+def test_a_finish_that_waits_beside_its_waiting_query_is_given_up_when_the_one_before_kills():
+    """The query's own attempt is the one more."""
+    scheduler = Scheduler(fleet(deployed=2, protections=1), plain(reconstruct_after_s=0.01))
+    own, other, protection = [t for n in (0, 1) for t in sends(scheduler.query_arrived(Query(n, POOL, "k"), 0.0))]
+    scheduler.task_done(protection, Arrived(), 0.001)
+    scheduler.task_done(other, Arrived(True), 0.001)
+    [busy] = sends(scheduler.query_arrived(Query(2, POOL), 0.001))
+    scheduler.query_arrived(Query(3, POOL), 0.001)
+    sent = sends(scheduler.task_done(own, Failed("nobody", cause=Cause.UNREACHABLE), 0.002))
+    [first] = [task for task in sent if task.kind is Kind.FINISH]
+    assert sends(scheduler.tick(0.013)) == [], "another finish and the query itself wait for a place"
+    assert sends(scheduler.task_done(first, Failed("killed", cause=Cause.WORKER_DIED), 0.014)) == []
+    [again] = sends(scheduler.task_done(busy, Arrived(), 0.015))
+    assert (again.kind, again.query.id) == (Kind.DEPLOYED, 0)
+    [failed] = scheduler.task_done(again, Failed("killed", cause=Cause.WORKER_DIED), 0.016)
+    assert (type(failed), failed.query.id) == (Fail, 0)
+
+
+def test_what_waits_for_its_backup_only_is_told_when_its_group_on_trial_kills_a_worker():
+    """The trial of others has ended well meanwhile. No backup gets it any more, so there is nothing to wait for."""
+    whole = fleet(deployed=2, code="student", k=1, protections=1, proved=False)
+    scheduler = Scheduler(whole, plain(launch="late"))
+    own, trial = (send.task for send in scheduler.query_arrived(Query(0, POOL, "k"), 0.0))
+    (pool,) = scheduler.pools()
+    pool.trust.standing, pool.protecting = Standing.IN_USE, True
+    assert scheduler.task_done(own, Failed("refused", retry=False), 0.01) == []
+    [failed] = scheduler.task_done(trial, Failed("killed", cause=Cause.WORKER_DIED), 0.02)
     assert (type(failed), failed.query.id) == (Fail, 0)
 
 

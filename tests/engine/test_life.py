@@ -72,7 +72,7 @@ def test_every_row_happens(monkeypatch):
         move(query, event)
 
     monkeypatch.setattr(life, "move", recorded)
-    for seed in range(400):
+    for seed in range(4000):
         if len(seen) == len(ROWS):
             break
         World(random.Random(seed)).play(40)

@@ -30,6 +30,7 @@ from ts_parity.engine import (
     Send,
     Source,
 )
+from ts_parity.engine.accuracy import BURST
 from ts_parity.engine.policy import PLAIN
 from ts_parity.engine.query import QueryState, Task
 
@@ -43,6 +44,7 @@ POLICIES = {
     "retry_burst": [0.0, 1.0, 5.0], "max_attempts": [1, 2, 3], "default_answer": [False, True],
     "failures_until_out": [1, 2, 3], "launch": ["auto", "group", "late"], "launch_after_s": [None, 0.0, 0.3, 0.7],
     "launch_waiting": [0.0, 0.5, 1.0], "hedge_ratio": [0.0, 0.1, 1.0], "hedge_burst": [1.0, 3.0],
+    "differing": [0.0, 0.0005, 0.05, 1.0],
     "hedge_after_s": [None, 0.0, 0.2], "slow_factor": [0.0, 2.0], "slow_until_out": [1, 2, 3],
     "spare_places": [0, 0, 1], "balance": ["least", "least", "round_robin"], "out_s": [0.1, 1.0],
 }  # fmt: skip
@@ -57,6 +59,7 @@ OUTCOMES = [
     Failed("killed", cause=Cause.WORKER_DIED),
     Rejected(),
 ]
+AGREEMENTS = [1.0, 0.9999, 0.99, 0.8, 0.3]
 FINDINGS = [Finding.AGREED] * 8 + [Finding.DIFFERED, Finding.UNKNOWN, Finding.FAILED]
 STEPS = ["arrive"] * 8 + ["end"] * 9 + ["wait"] * 5 + ["leave", "change", "stream", "die"]
 
@@ -248,6 +251,9 @@ class World:
                 outcome = Failed("nobody", cause=Cause.UNREACHABLE)
             elif task.kind is Kind.PROTECTION and isinstance(outcome, Arrived) and dice.random() < 0.2:
                 outcome = Arrived(covers=frozenset(range(dice.randrange(task.group.k))))
+            if task.kind is not Kind.DEPLOYED and isinstance(outcome, Arrived) and dice.random() < 0.8:
+                agreement = {slot: dice.choice(AGREEMENTS) for slot in range(task.group.k)}
+                outcome = outcome._replace(agreement=agreement)
         if task.kind is Kind.DEPLOYED and isinstance(outcome, Failed):
             self.failed_own.add(task.query.id)
         cause = outcome.cause if isinstance(outcome, Failed) else None
@@ -434,7 +440,7 @@ class World:
             or any(queued is group for pool in pools.values() for queued, _ in pool.protections)
             or (query.slot in group.recoverable() and self.now < query.release_at)
         )
-        return useful and under_way
+        return (useful and under_way) or (query.held is not None and group.usable)
 
     def check_nothing_is_left(self):
         """1, 5 and 7: everybody has ended, within the budgets, and nothing is kept."""
@@ -445,6 +451,10 @@ class World:
         assert scheduler.sent["retry"] <= retries + 1e-9
         copies = (policy.hedge_burst + policy.hedge_ratio * len(self.queries)) if policy.hedge_ratio else 0
         assert scheduler.sent["hedge"] <= copies + 1e-9
+        for pool in scheduler.pools():
+            asked = sum(query.pool == pool.pool.name for query in self.queries)
+            limit = BURST + policy.differing * asked if policy.differing else 0.0
+            assert policy.differing == 1.0 or pool.release.budget.spent <= limit + 1e-9
         assert scheduler.open_queries() == scheduler.in_flight() == 0
         assert scheduler.next_deadline() == math.inf
         for pool in scheduler.pools():

@@ -129,12 +129,14 @@ class Fleet:
 
 class Arrived(NamedTuple):
     """An answer came. `raw`: the model's raw output came with it. `covers`: the slots a protection's answer is good for
-    (None: all that were sent). `error`: it is an error of the user's handler.
+    (None: all that were sent). `error`: it is an error of the user's handler. `agreement`: by slot, how often a rebuilt
+    answer that looks like this one is the deployed model's own (None, or a slot that is not there: unknown).
     """
 
     raw: bool = False
     covers: frozenset[int] | None = None
     error: bool = False
+    agreement: Mapping[int, float] | None = None
 
 
 class Failed(NamedTuple):

@@ -14,7 +14,8 @@ brings too late serves a neighbour, is compared with the answer that was given, 
 
 The state says where the query's *own attempt* stands. Copies, protections and finishes run beside it and need no state
 of their own: `in_flight` counts its own task and its copies, `finishes_pending` its finishes, `late` says that a backup
-is wanted or under way, and its `group` knows what may still be rebuilt.
+is wanted or under way, its `group` knows what may still be rebuilt, and `held` is a rebuilt answer in too much doubt to
+be given yet.
 
     new         has not arrived
     waiting     for any place, in the order of the pool's queue; its first place, or one after a rejection
@@ -49,9 +50,9 @@ is wanted or under way, and its `group` knows what may still be rebuilt.
                 ended      rebuilt, a copy answered; nothing can come; left         done
 
 What a rule decides stands in the rule's file: admission (who may wait, who is next), selection (which endpoint),
-placement (which group), launch and hedging (when more is sent), release (when a rebuilt answer may be used), retries,
-budgets, ejection and suspicion (which endpoints are left alone), trust (which protections may answer at all). Here they
-are composed.
+placement (which group), launch and hedging (when more is sent), release (when a rebuilt answer may be used), accuracy
+(how many may differ), retries, budgets, ejection and suspicion (which endpoints are left alone), trust (which
+protections may answer at all). Here they are composed.
 
 Time moves a query too. One timer a query is armed, for the earliest of: launch, second copy, the end of being choosy,
 release, the latest start, and its deadline, at which it is answered by default or fails.
@@ -61,7 +62,8 @@ What is promised (tests/engine/test_invariants.py checks each on random interlea
   1. Every query gets exactly one Answer or Fail, or was abandoned by its client.
   2. A rebuilt answer may be used only if the code can recover the slot from what has arrived, and `reconstruct_after`
      has passed since the query was sent or its own task failed. Never for a query that refuses it, unless the code is
-     lossless. A rebuilt answer comes only from a protection in use (see `trust`).
+     lossless. A rebuilt answer comes only from a protection in use (see `trust`), and is given only while its doubt is
+     within the accuracy budget.
   3. A protection that fails never fails a query.
   4. Work in flight never exceeds an endpoint's places, nor those that a pool has on an instance, nor an instance's
      places where an operator has set them; by at most `spare_places` while its oldest task is overdue. A protection
@@ -199,6 +201,7 @@ class Life:
         self.retries.budget.deposit()
         if self.policy.hedge_ratio:
             self.hedges.deposit()
+        self._fleet.pool_of(query.pool).release.budget.deposit()
 
     def may_wait(self, pool: PoolState, query: Query, now: float, actions: list[Action]) -> bool:
         """Whether one more may join those that wait. Where the newest goes first, the oldest makes room for it."""
@@ -571,6 +574,7 @@ class Life:
         if not task.lost:
             group.flying -= 1
         if isinstance(outcome, Arrived):
+            group.note_agreement(outcome)
             pool = self._fleet.pool_of(task.endpoint.pool)
             pool.backup_latency.add(now - task.sent_at)
         if group.on_trial:
@@ -617,6 +621,11 @@ class Life:
                 if not group.usable:
                     pool.protections.remove((group, row))
                     self.protection_lost(group, row, actions)
+            for query in [*self.live.values()]:
+                held_by = query.group
+                if query.held is not None and held_by is not None and not held_by.usable:
+                    query.held = None
+                    self.review(held_by, actions)
 
     def give_up_launches(self, pool: PoolState, actions: list[Action]) -> None:
         """There is no protection any more: who has nothing else to wait for has failed."""
@@ -628,7 +637,7 @@ class Life:
 
     # ---- a worker died of it, perhaps --------------------------------------------------------------------------------
 
-    def suspect_queries(self, task: Task) -> None:
+    def suspect_queries(self, task: Task) -> list[Query]:
         """A worker died of a query it had, perhaps, and the same body would kill the next. So none of them is copied or
         put into a protection's group any more, and it runs at most once more: see `Query.may_run`.
         """
@@ -652,6 +661,10 @@ class Life:
             pool = self._fleet.pool_of(query.pool)
             pool.hedges.pop(query.id, None)
             query.late = pool.late.pop(query.id, None) is None and query.late
+            if query.waiting or query.state is QueryState.POSTPONED:  # what it runs once more is its own attempt
+                while query in pool.finishes:
+                    pool.finishes.remove(query)
+                    query.finishes_pending -= 1
             if query.trial is not None:
                 pool.trials.drop(query.trial)
         if group is not None:
@@ -660,16 +673,16 @@ class Life:
                 if queued is group and not pool.may_launch(group, row):
                     pool.protections.remove((group, row))
                     group.pending_rows.discard(row)
+        return suspects
 
-    def review_suspects(self, task: Task, actions: list[Action]) -> None:
+    def review_suspects(self, task: Task, suspects: list[Query], actions: list[Action]) -> None:
         """Something may have been taken from them that they had waited for."""
-        query = task.query
         if task.group is not None and not task.group.done:
             self.review(task.group, actions)
-            return
-        alone = query is not None and query.group is None and query.open and not query.waiting
-        if query is not None and alone and not (query.in_flight or query.late):
-            self.fail(query, Reason.FAILED, actions)
+        for query in suspects:
+            alone = query.group is None and query.open and not query.waiting
+            if alone and not (query.in_flight or query.late):
+                self.fail(query, Reason.FAILED, actions)
 
     # ---- it is rebuilt -----------------------------------------------------------------------------------------------
 
@@ -691,13 +704,37 @@ class Life:
 
     def _rebuild(self, query: Query, group: CodingGroup, now: float, actions: list[Action]) -> None:
         """Use the rebuilt answer, if the query may have it and its time has come."""
-        if not (Release.is_due(query, now) and self._may_be_rebuilt(query, group)):
+        if not Release.is_due(query, now):
             return
-        if group.code.family == "backup":
+        if query.held is not None and group.usable:
+            self._give_rebuilt(query, group, query.held, now, actions)
+        elif not self._may_be_rebuilt(query, group):
+            return
+        elif group.code.family == "backup":
             task = next(group.protections[row] for row, slots in group.covers.items() if query.slot in slots)
+            self._give_rebuilt(query, group, task, now, actions)
+        else:
+            self._queue_finish(query)
+
+    def _give_rebuilt(self, query: Query, group: CodingGroup, task: Task, now: float, actions: list[Action]) -> None:
+        """Answer the query, if it is late enough for the doubt that there is. Else hold the answer, and have the query
+        run: a second copy at once, or its own attempt, if that had given way to the backup.
+        """
+        pool = self._fleet.pool_of(query.pool)
+        doubt = pool.release.doubt(query, group)
+        at = query.release_at + pool.release.wait_s(doubt)
+        if now >= at:
+            pool.release.budget.spend(doubt)
             self.answer(query, Source.RECONSTRUCTED, task, actions)
             return
-        self._queue_finish(query)
+        if query.held is None:
+            if now < query.hedge_at < math.inf:
+                query.hedge_at = now
+            if query.state is QueryState.POSTPONED:
+                self._queue_again(query)
+        query.held = task
+        query.free_at = min(at, now + pool.release.after_s)  # the price may have fallen by then
+        self.arm(query)
 
     def _may_be_rebuilt(self, query: Query, group: CodingGroup) -> bool:
         pool = self._fleet.pool_of(query.pool)
@@ -731,7 +768,9 @@ class Life:
             self.review(group, actions)
             return
         if isinstance(outcome, Arrived):
-            self.answer(query, Source.RECONSTRUCTED, task, actions)
+            assert group is not None
+            group.note_agreement(outcome)
+            self._give_rebuilt(query, group, task, now, actions)
             return
         if task.lost:
             return
@@ -751,7 +790,8 @@ class Life:
     def review(self, group: CodingGroup, actions: list[Action]) -> None:
         """Fail the members for whom nothing can come any more."""
         for query in [*group.open_members()]:
-            if query.in_flight or query.finishes_pending or query.waiting:
+            held = query.held is not None and group.usable
+            if query.in_flight or query.finishes_pending or query.waiting or held:
                 continue
             if not (self._may_be_rebuilt(query, group) and group.could_recover(query.slot)):
                 postponed = query.state is QueryState.POSTPONED
@@ -771,6 +811,8 @@ class Life:
             at = query.hedge_at
         if query.choosy_until and query.choosy_until < at:
             at = query.choosy_until
+        if query.free_at < at:
+            at = query.free_at
         if query.release_at < at and not query.released and (query.late or query.group is not None):
             at = query.release_at
         if query.waiting and not query.attempts and not query.in_flight:
@@ -813,6 +855,8 @@ class Life:
             if not query.owes and pool.retries.pop(query.id, None) is not None:
                 move(query, ANY_PLACE)  # from now on any will do
                 pool.to_the_front(query)
+        if now >= query.free_at:
+            query.free_at = math.inf
         if now >= query.release_at:
             query.released = True
             self._rebuild_if_due(query, now, actions)
@@ -857,7 +901,8 @@ class Life:
             self.proving.own_lost(query)
         self.live.pop(query.id, None)
         group = query.group
-        query.group = query.last_failure = query.set_aside = None  # no cycles: nothing is left to the garbage collector
+        # No cycles: nothing is left to the garbage collector.
+        query.group = query.last_failure = query.set_aside = query.held = None
         if group is not None:
             group.member_done()
             if waited and not group.done:  # its own answer, which a neighbour may have waited for, comes no more

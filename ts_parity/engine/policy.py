@@ -122,6 +122,9 @@ class Policy:
     """How long an endpoint that was taken out is left alone, at first; doubled for each failed return, up to 30 s."""
     reject_pause_s: float = constant(0.05)
     """How long an instance that said it is full is left alone: about a service time."""
+    differing: float = constant(1.0)
+    """Share of all answers that may differ from the deployed model's, by the confidence of those that are rebuilt; 0:
+    only lossless ones are given, 1: no limit. See `accuracy`."""
     default_answer: bool = False
     """At its deadline a query gets the configured default answer instead of an error."""
 

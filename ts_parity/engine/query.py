@@ -20,7 +20,7 @@ from enum import IntEnum
 from typing import Any, final
 
 from ts_parity.engine.capacity import EndpointState, Occupant
-from ts_parity.engine.events import Code, Endpoint, Kind, Reason, Source
+from ts_parity.engine.events import Arrived, Code, Endpoint, Kind, Reason, Source
 from ts_parity.engine.trust import Trust
 
 _NOBODY: frozenset[str] = frozenset()
@@ -47,12 +47,11 @@ class Query:
     """
 
     __slots__ = (
-        "armed_at", "arrived_at", "attempts", "avoid", "choosy_until", "deadline_at", "domain", "exact",
-        "excused", "finish_attempts", "finishes_pending", "first_cause", "forgiven", "given", "group", "hedge_at",
-        "id", "in_flight", "key", "kills", "last_chance", "last_failure", "late", "launch_at", "owes", "payload",
-        "pool", "refused", "release_at", "released", "rests_until", "set_aside", "slot", "stale_at", "start_by",
-        "state", "trial",
-        "trial_slot",
+        "armed_at", "arrived_at", "attempts", "avoid", "choosy_until", "deadline_at", "domain", "exact", "excused",
+        "finish_attempts", "finishes_pending", "first_cause", "forgiven", "free_at", "given", "group", "hedge_at",
+        "held", "id", "in_flight", "key", "kills", "last_chance", "last_failure", "late", "launch_at", "owes",
+        "payload", "pool", "refused", "release_at", "released", "rests_until", "set_aside", "slot", "stale_at",
+        "start_by", "state", "trial", "trial_slot",
     )  # fmt: skip
 
     def __init__(
@@ -105,6 +104,10 @@ class Query:
         self.domain = ""
         """Failure domain of its last own task."""
         self.released = False
+        self.held: Task | None = None
+        """What has rebuilt its answer, which is too doubtful for as long as it has waited."""
+        self.free_at = math.inf
+        """When that is looked at again."""
         self.launch_at = math.inf
         self.late = False
         """A backup was asked for, or is to be: something may come even when its own task has failed."""
@@ -190,6 +193,7 @@ class CodingGroup:
     """Members by slot, what has arrived, and what is still to come."""
 
     __slots__ = (
+        "agreement",
         "barred",
         "begun_at",
         "closes_at",
@@ -238,6 +242,8 @@ class CodingGroup:
         self.have: dict[int, Task] = {}
         self.protections: dict[int, Task] = {}
         self.covers: dict[int, frozenset[int]] = {}
+        self.agreement: dict[int, float] = {}
+        """By slot, how often a rebuilt answer that looks like this one is the deployed model's own; where known."""
         self.pending_rows: set[int] = set()
         self.barred: set[int] = set()
         """Slots whose query may have killed a worker: no protection gets it any more."""
@@ -301,6 +307,11 @@ class CodingGroup:
         if not self.done:
             self.protections[task.row] = task
             self.covers[task.row] = self.sent[task.row] if covers is None else covers & self.sent[task.row]
+
+    def note_agreement(self, arrived: Arrived) -> None:
+        """How sure the protection, or what was decoded, is of its answers."""
+        if arrived.agreement is not None:
+            self.agreement.update(arrived.agreement)
 
     def recoverable(self) -> frozenset[int]:
         """The slots that could be answered now from what has arrived."""

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from typing import Final, final
 
+from ts_parity.engine.accuracy import AccuracyBudget
 from ts_parity.engine.lateness import LATE, LatencyWindow
 from ts_parity.engine.policy import Policy
 from ts_parity.engine.query import CodingGroup, Query, QueryState
+from ts_parity.engine.trust import UNREPORTED
 
 MAX_FINISHES: Final = 2
 """Attempts to make an answer of one rebuilt output: what two instances cannot finish is not tried on a third."""
@@ -22,11 +24,12 @@ MAX_FINISHES: Final = 2
 class Release:
     """Of one pool."""
 
-    __slots__ = ("_latency", "_policy", "late")
+    __slots__ = ("_latency", "_policy", "budget", "late")
 
     def __init__(self, policy: Policy, latency: LatencyWindow) -> None:
         self._policy = policy
         self._latency = latency
+        self.budget = AccuracyBudget(policy.differing)
         self.late = False
         """Backups are launched for late queries only, so their answers are used as soon as they come."""
 
@@ -38,6 +41,20 @@ class Release:
             return policy.reconstruct_after_s
         measured = self._latency.quantile(LATE if self.late else policy.reconstruct_quantile)
         return policy.reconstruct_cold_s if measured is None else measured
+
+    def doubt(self, query: Query, group: CodingGroup) -> float:
+        """How often its rebuilt answer is expected to differ from the deployed model's own."""
+        if group.code.lossless:
+            return 0.0
+        known = group.agreement.get(query.slot)
+        if known is not None:
+            return 1.0 - known
+        return 1.0 - (UNREPORTED if group.trust is None else group.trust.expected)
+
+    def wait_s(self, doubt: float) -> float:
+        """How much longer a query waits for its own answer if the rebuilt one is in doubt; inf: the budget is spent."""
+        price = self.budget.price(doubt)
+        return self.after_s * price if price else 0.0
 
     @staticmethod
     def is_due(query: Query, now: float) -> bool:

@@ -77,20 +77,20 @@ class Scheduler:
         if task.place.host.protects:
             self._unblock()
         self._suspicion.ended(task, outcome, now)
-        died = False
+        suspects: list[Query] = []
         if isinstance(outcome, Failed):
             if (query := task.query) is not None:
                 query.first_cause = query.first_cause or f"{task.endpoint.name}: {outcome.reason}"
-            if died := outcome.cause is Cause.WORKER_DIED:
-                self._life.suspect_queries(task)
+            if outcome.cause is Cause.WORKER_DIED:
+                suspects = self._life.suspect_queries(task)
         if task.kind is Kind.DEPLOYED:
             self._life.own_ended(task, outcome, now, actions)
         elif task.kind is Kind.PROTECTION:
             self._life.protection_ended(task, outcome, now, actions)
         else:
             self._life.finish_ended(task, outcome, now, actions)
-        if died:
-            self._life.review_suspects(task, actions)
+        if suspects:
+            self._life.review_suspects(task, suspects, actions)
         self._pump(now, actions)
         return actions
 
@@ -174,6 +174,9 @@ class Scheduler:
                 if pool.repeats.reason:
                     self._life.proving.contradicted(pool, now)
         elif group is not None and group.trust is not None and group.begun_at >= group.trust.since:
+            if finding in (Finding.AGREED, Finding.DIFFERED) and pair.slot in group.agreement:
+                doubt = 1.0 - group.agreement[pair.slot]
+                pool.release.budget.compared(doubt, finding is Finding.DIFFERED)
             group.trust.compared(finding, why, now)
         self._life.withdraw_if_out(pool, actions)
         self._pump(now, actions)
@@ -355,6 +358,7 @@ class Scheduler:
                     "late": len(pool.late),
                     "queued_protections": sum(not group.done for group, _ in pool.protections),
                     "reconstruct_after_s": pool.release.after_s,
+                    "differing": pool.release.budget.snapshot(),
                     "trust": None if pool.trust is None or pool.code is None else pool.trust.told(),
                     "copies": pool.repeats.told(),
                     "group_wait_s": pool.placement.wait_s,

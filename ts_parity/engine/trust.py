@@ -48,6 +48,8 @@ WINDOW: Final = 200
 DOUBT: Final = 1e-3
 UNREPORTED: Final = 0.7
 """Agreement expected of a protection that does not say its own: one that contradicts more than that helps nobody."""
+SUPPOSED: Final = 10
+"""Comparisons that `UNREPORTED` counts for, beside those that were made."""
 FAILURES: Final = 10
 """Groups in a row that brought nothing."""
 FIRST_PAUSE_S: Final = 30.0
@@ -105,6 +107,15 @@ class Trust:
     @property
     def in_use(self) -> bool:
         return self.standing is Standing.IN_USE
+
+    @property
+    def expected(self) -> float:
+        """Agreement of an answer that does not tell its own confidence: as reported, else as comparisons have shown."""
+        if self._reported is not None:
+            return self._reported
+        return (SUPPOSED * UNREPORTED + self.counts[Finding.AGREED]) / (
+            SUPPOSED + self.counts[Finding.AGREED] + self.counts[Finding.DIFFERED]
+        )
 
     @property
     def on_trial(self) -> bool:

@@ -70,13 +70,16 @@ class Result:
 
 
 class _SimulatedQuery:
-    """What a simulated query carries: when it came, and how long it takes on a usual machine."""
+    """What a simulated query carries: when it came, how long it takes on a usual machine, and the expected agreement of
+    a rebuilt answer (None: nobody has rebuilt one, or nothing is known).
+    """
 
-    __slots__ = ("came_at", "takes")
+    __slots__ = ("agreement", "came_at", "takes")
 
     def __init__(self, came_at: float, takes: float) -> None:
         self.came_at = came_at
         self.takes = takes
+        self.agreement: float | None = None
 
 
 class _Worker:
@@ -308,10 +311,7 @@ class _Run:
         latency = now - query.payload.came_at
         if action.source is Source.RECONSTRUCTED:
             latency += self.scenario.costs.decode
-            assert action.task is not None
-            assert action.task.group is not None
-            if self.scenario.agreement is not None and not action.task.group.code.lossless:
-                agreement = self._agreement(self.scenario.agreement)
+            if (agreement := query.payload.agreement) is not None:
                 result.differing += 1.0 - agreement
                 result.differing_drawn += float(self._draw_rng.random()) >= agreement
         result.latencies.append(latency)
@@ -376,13 +376,26 @@ class _Run:
     def _reply(self, task: Task, ends: float) -> None:
         if self.scenario.net_share and self._random() < self.scenario.net_share:
             ends += self._rng.exponential(self.scenario.net_mean)
-        heapq.heappush(self._heap, (ends, next(self._order), task, _ARRIVED))
+        outcome = _ARRIVED
+        if self.scenario.agreement is not None and task.kind is not Kind.DEPLOYED:
+            outcome = Arrived(raw=True, agreement=self._agreements(task, self.scenario.agreement))
+        heapq.heappush(self._heap, (ends, next(self._order), task, outcome))
 
-    def _agreement(self, curve: AgreementCurve) -> float:
-        """How often such an answer is the deployed model's own."""
-        if not self._drawn:
-            self._drawn = curve.draw(self._draw_rng, BLOCK)
-        return self._drawn.pop()
+    def _agreements(self, task: Task, curve: AgreementCurve) -> dict[int, float] | None:
+        """By slot, of what a protection or a finish brings. To one query it is the same, whoever rebuilds it."""
+        group = task.group
+        assert group is not None
+        if group.code.lossless:
+            return None
+        agreements = {}
+        for slot, member in enumerate(group.members):
+            if member is not None:
+                if member.payload.agreement is None:
+                    if not self._drawn:
+                        self._drawn = curve.draw(self._draw_rng, BLOCK)
+                    member.payload.agreement = self._drawn.pop()
+                agreements[slot] = member.payload.agreement
+        return agreements
 
     def _random(self) -> float:
         if not self._uniform:

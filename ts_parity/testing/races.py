@@ -36,6 +36,7 @@ from ts_parity.engine import (
     Task,
     plain,
 )
+from ts_parity.engine.accuracy import BURST
 
 POOL = "model"
 OUTCOMES: Mapping[str, Outcome] = {
@@ -50,7 +51,10 @@ OUTCOMES: Mapping[str, Outcome] = {
     "reject": Rejected(),
 }
 TaskRow = tuple[int | str, float, str]
-"""(query or "retry 0" or "parity 0" or "finish 0", seconds after it was sent, an outcome or "never")."""
+"""(query or "retry 0" or "parity 0" or "finish 0", seconds after it was sent, an outcome or "never").
+
+The outcome of a protection or a finish may be a number instead: it has arrived, and this is its expected agreement.
+"""
 
 
 @dataclass
@@ -134,6 +138,7 @@ def scenario(
     dead: Mapping[str, tuple[float, float]] | None = None,
     erring: Mapping[str, tuple[float, float]] | None = None,
     findings: Sequence[str] = (),
+    differing_left: float | None = None,
     until: float = 100.0,
     **shape: Any,
 ) -> Run:
@@ -144,10 +149,14 @@ def scenario(
     endpoints to an instant and the service time that deployed tasks have there from then on. `dead` maps instances to
     when they die and when they are back: what they had is lost, and meanwhile they accept no connection. `erring` maps
     endpoints to when they begin and when they cease to answer whatever they get with an error, in 1 ms. With
+    `differing_left` is what is left of the accuracy budget when it begins (None: all). With
     `proved=False` (of `fleet`) protections are on trial first; `findings` are what is found by comparisons, in turn.
     """
     settings = {"reconstruct_after_s": 0.05, "group_wait_s": 0.02, "deadline_s": 1.0, **(policy or {})}
     run = Run(Scheduler(fleet(**shape), plain(**settings)))
+    if differing_left is not None:
+        for pool in run.scheduler.pools():
+            pool.release.budget.spend(BURST - differing_left)
     world = _Race(run, list(tasks), service, slow or {}, dead or {}, erring or {}, findings)
     queries = [
         Query(i, POOL, (keys or {}).get(i, "same"), (deadlines or {}).get(i), i in exact) for i in range(len(arrivals))
@@ -208,7 +217,7 @@ class _Race:
         if isinstance(subject, Query):
             return scheduler.query_arrived(subject, now) if what is None else scheduler.query_abandoned(subject, now)
         assert what is not None
-        return scheduler.task_done(subject, OUTCOMES[what], now)
+        return scheduler.task_done(subject, _outcome(subject, what), now)
 
     def _obey(self, actions: list[Action], now: float) -> None:
         run, at = self._run, round(now, 6)
@@ -264,6 +273,13 @@ class _Race:
                 del self._table[index]
                 return seconds, outcome
         return otherwise, "ok"
+
+
+def _outcome(task: Task, what: str) -> Outcome:
+    if what in OUTCOMES:
+        return OUTCOMES[what]
+    assert task.group is not None
+    return Arrived(raw=True, agreement=dict.fromkeys(range(task.group.k), float(what)))
 
 
 def _name(task: Task) -> str:

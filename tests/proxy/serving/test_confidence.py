@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from tests.proxy.conftest import PATIENCE_S, Fleet, MakeFleet, nothing_left, unt
 from tests.proxy.http.test_access import lines
 from tests.proxy.serving.test_predictions import linear
 from ts_parity.confidence import CLASSES, Confidence, ConfidenceScorer, Curve, in_header
+from ts_parity.engine import Query
 from ts_parity.testing import FakeModel, FakeTorchServe, protection
 
 NAME = "x-ts-parity-confidence"
@@ -89,6 +91,30 @@ async def test_an_exact_answer_is_certain(make_fleet: MakeFleet) -> None:
     fleet = await make_fleet(*instances)
     seen = await rebuilt_beside(fleet, instances)
     assert sorted(seen) == [("deployed", None), ("reconstructed", "1")]
+
+
+@pytest.mark.parametrize("code", ["sum", "student"])
+async def test_the_engine_learns_it_with_the_answer(make_fleet: MakeFleet, code: str) -> None:
+    """Where no answer may differ, a doubtful one is held: the query gets its own when that comes."""
+    instances = fleet_of(code)
+    fleet = await make_fleet(*instances, differing=0.0)
+    instances[0].freeze()
+    asking = asyncio.create_task(fleet.posts(2))
+    await until(lambda: held(fleet) is not None, "the rebuilt answer to be held")
+    query = held(fleet)
+    assert query is not None
+    assert query.group is not None
+    n = query.payload.request.body == b"1"
+    expected = KNOWN.of(raw(int(n)), "2" if code == "sum" else "1")
+    assert query.group.agreement[query.slot] == pytest.approx(expected, abs=1e-5)
+    instances[0].thaw()
+    assert [(answer.get("x-ts-parity"), answer.get(NAME)) for answer in await asking] == [("deployed", None)] * 2
+    await until(lambda: nothing_left(fleet.proxy), "everything to be let go")
+
+
+def held(fleet: Fleet) -> Query | None:
+    live = fleet.proxy.scheduler._life.live.values()
+    return next((query for query in live if query.held is not None), None)
 
 
 async def test_what_a_client_claims_is_not_passed_on(make_fleet: MakeFleet) -> None:

@@ -166,6 +166,7 @@ def _pool(plan: Plan, pool: PoolPlan, engine: Mapping[str, Any]) -> Json:
         "copies": live.get("copies"),
         "waiting": live.get("waiting", 0),
         "reconstruct_after_s": live.get("reconstruct_after_s"),
+        "differing": live.get("differing"),
         "endpoints": [
             {
                 "name": endpoint.name,

@@ -372,8 +372,11 @@ class Driver:
         outcome: Outcome
         try:
             outcome, task.value = _read(task, result)
-            if task.kind is Kind.FINISH:
-                cast(TaskResult, task.value).confidence = self._confidences.get(task.id)
+            confidence = self._confidences.get(task.id)
+            if task.kind is Kind.FINISH and confidence is not None:
+                cast(TaskResult, task.value).confidence = confidence
+                if isinstance(outcome, Arrived) and task.slot is not None:
+                    outcome = Arrived(agreement={task.slot: confidence})
             if (
                 isinstance(result, Response)
                 and result.status == 400

@@ -183,7 +183,10 @@ def read_protection(
         return Failed("no parity output in the answer to a group request", retry=False), TaskResult()
     if frame.raw is not None and not np.isfinite(frame.raw).all():
         return Failed("the parity output is not finite (NaN or infinity)", retry=False), TaskResult()
-    return Arrived(covers=covers), TaskResult(result, frame)
+    value = TaskResult(result, frame)
+    confidences = ((slot, slot_confidence(value, slot)) for slot in covers) if family == Family.BACKUP else ()
+    known = {slot: confidence for slot, confidence in confidences if confidence is not None}
+    return Arrived(covers=covers, agreement=known or None), value
 
 
 def _is_answer(part: Part) -> bool:
