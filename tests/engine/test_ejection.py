@@ -44,7 +44,7 @@ def erring(load, share, suspects=0):
         (0.1, 0.8, 2, False),  # nobody else is above suspicion
     ],
 )
-def test_whom_errors_may_take_out(load, share, suspects, may):
+def test_which_errors_may_eject(load, share, suspects, may):
     rule, first, _ = erring(load, share, suspects)
     assert rule.may_convict(first) is may
 
@@ -73,12 +73,12 @@ def test_suspects_are_told_by_instance_and_peers_by_their_counts():
         (6, 1, 0.5, True),
     ],
 )
-def test_whom_slowness_may_take_out(number, out, load, may):
+def test_which_slowness_may_eject(number, out, load, may):
     rule, everyone = ejection(load, number, max_out=0.34)
     for place in everyone[:out]:
         place.health.condition = Condition.OUT
         place.peers.count(Condition.IN, Condition.OUT)
-    assert rule.may_take_out() is may
+    assert rule.may_eject() is may
 
 
 @pytest.mark.parametrize(

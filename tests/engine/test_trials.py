@@ -165,7 +165,7 @@ def test_what_is_held_for_a_trial_is_bounded():
         held = max(held, len(pool.trials._running))
         assert not any(isinstance(action, Compare) for action in actions)
     assert held == MOST
-    assert pool.trust.told()["failed"] >= MOST, "no answer in time is a failure"
+    assert pool.trust.snapshot()["failed"] >= MOST, "no answer in time is a failure"
 
 
 def test_a_query_that_is_not_repeatable_is_tried_once():

@@ -32,13 +32,13 @@ def told(trust, *findings, at=0.0):
 
 def exact():
     trust = Trust("exact", True)
-    trust.begin_anew(0.0)
+    trust.restart(0.0)
     return trust
 
 
 def student(agreement=0.95):
     trust = Trust("student", False, agreement)
-    trust.begin_anew(0.0)
+    trust.restart(0.0)
     return trust
 
 
@@ -53,7 +53,7 @@ def test_one_difference_takes_a_lossless_protection_out_on_trial_and_in_use():
     trust = told(exact(), *[AGREED] * 36, DIFFERED)
     assert trust.standing is Standing.OUT
     assert "1 of 37 rebuilt answers differed from the deployed model's own" in trust.reason
-    assert trust.told() | {"reason": ""} == {
+    assert trust.snapshot() | {"reason": ""} == {
         "state": "out", "agreed": 36, "differed": 1, "unknown": 0, "failed": 0, "reason": "",
     }  # fmt: skip
 
@@ -62,7 +62,7 @@ def test_a_student_may_differ_as_its_report_says_and_not_clearly_more():
     findings = [AGREED] * 19 + [DIFFERED]
     trust = told(student(0.95), *findings * 40)
     assert trust.in_use
-    assert trust.told()["differed"] == 40
+    assert trust.snapshot()["differed"] == 40
     assert told(student(0.95), DIFFERED, DIFFERED, DIFFERED).standing is Standing.OUT
     trust = told(student(0.95), *[AGREED] * 30, *[DIFFERED] * 20)
     assert trust.standing is Standing.OUT, "it drifts"
@@ -120,11 +120,11 @@ def test_pauses_and_trials_have_a_longest():
 
 def test_workers_started_anew_begin_from_nothing():
     trust = told(exact(), *[AGREED] * TRIAL)
-    trust.begin_anew(5.0)
+    trust.restart(5.0)
     assert trust.on_trial
-    assert trust.told()["agreed"] == 0
+    assert trust.snapshot()["agreed"] == 0
     trust = told(exact(), DIFFERED)
-    trust.begin_anew(5.0)
+    trust.restart(5.0)
     assert told(trust, *[AGREED] * TRIAL, at=5.0).in_use
 
 
@@ -149,13 +149,13 @@ def test_failures_among_successes_take_nobody_out():
 def test_answers_that_cannot_be_compared_are_said_and_not_run_for_ever():
     trust = told(student(), *[UNKNOWN] * 5)
     assert trust.on_trial
-    assert "5 could not be compared: why" in str(trust.told()["reason"])
+    assert "5 could not be compared: why" in str(trust.snapshot()["reason"])
     assert told(trust, *[UNKNOWN] * UNDECIDED).standing is Standing.OUT
 
 
 def test_a_proved_one_is_in_use_whatever_comes():
     trust = Trust("exact", True, proved=True)
-    trust.begin_anew(1.0)
+    trust.restart(1.0)
     for _ in range(FAILURES):
         trust.failed("no", 0.0)
     assert trust.in_use

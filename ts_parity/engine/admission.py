@@ -1,14 +1,14 @@
 """Admission: which waiting query is served next, and which need not wait any longer.
 
 Knows queries' instants, how long clients wait, and what a prediction usually takes. Knows nothing of endpoints, groups,
-or of the queue itself: it is told how many wait, and shown the oldest.
+or of the queue itself: it receives how many wait, and the oldest.
 
 First come, first served is fair, and where clients wait for as long as it takes it wastes nothing. Under overload with
 deadlines, or with clients that leave, it is the worst order there is: each query is sent just before its client gives
-up, and nearly all work is for nobody. So three rules:
+up, and nearly all work is wasted. So three rules:
 
   - A query that cannot be answered by its deadline any more, were it sent now, is not sent; it is refused at once.
-  - One that could not be answered in time even if nobody else came, for so many are before it, is refused on arrival.
+  - One that could not be answered in time even if no other came, because too many are before it, is refused on arrival.
   - When the oldest has waited for half of the time it had, there is a standing queue and not just a burst, and from
     then on the newest is served first (as Facebook's adaptive LIFO; Maurer, "Fail at Scale", 2015). Those passed over
     are served when load falls, or refused when they cannot make it any more; the oldest gives way to newcomers.
@@ -36,7 +36,7 @@ REMEMBERED: Final = 32
 WEIGHT: Final = 0.05
 IMPATIENT: Final = 0.25
 """From this share of leavers, among those who had waited as long as leavers do, the crowd is taken to be impatient. A
-few who leave must not cost many who wait their turn."""
+few clients that leave must not cost the many that wait their turn."""
 
 
 def last_start(deadline_at: float, usual_s: float) -> float:
@@ -55,7 +55,7 @@ class Verdict(Enum):
 
 @final
 class Admission:
-    """Of one pool: who may wait, who is served next and who is refused."""
+    """Of one pool: which query may wait, which is served next and which is refused."""
 
     __slots__ = ("_latency", "_places", "_policy", "_pressed_until", "patience")
 
@@ -122,7 +122,7 @@ class Admission:
             self.patience.stayed(now - query.arrived_at)
 
     def left(self, query: Query, others: Iterable[Query], now: float) -> None:
-        """Its client left. `others`: those that wait, who may now be known to leave as well."""
+        """Its client left. `others`: those that wait; it may follow that they will leave as well."""
         before = self.patience.patience_s
         self.patience.left(now - query.arrived_at)
         if before == math.inf and self.patience.patience_s < math.inf:

@@ -88,7 +88,7 @@ class EndpointState:
         self.tasks: dict[int, Occupant] = {}
         """In flight, the oldest first."""
         self.machine_places: float = 0.0
-        """With so many tasks in flight, its instance takes no more of this endpoint's; inf: it always does."""
+        """Tasks in flight from which on its instance takes no more of this endpoint's; inf: it always takes more."""
         self.health = Health(policy.failures_until_out, policy.out_s)
         self.failures = self.ejections = 0
         self.why = ""

@@ -1,4 +1,4 @@
-"""Ejection: which endpoints are taken out for being slow or for errors of their own, and which must stay.
+"""Ejection: which endpoints are ejected for being slow or for errors of their own, and which must stay.
 
 What each endpoint did is kept in `health` (failures, slowness) and `outliers` (errors); here is what only its pool can
 say: slower than the others, more errors than the others, and whether the others can bear its load. Never the last one.
@@ -42,7 +42,7 @@ class Ejection:
         usual = self._latency.quantile(0.5)
         return usual is not None and factor > 0 and latency_s > factor * usual
 
-    def may_take_out(self) -> bool:
+    def may_eject(self) -> bool:
         """Whether slowness may take one more endpoint out: not too many, and only if the others can bear the load."""
         count = len(self._endpoints)
         out = 1 + self._endpoints.out

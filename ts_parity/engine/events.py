@@ -1,4 +1,4 @@
-"""What the engine is told about: the fleet, and how a task ended. Values only, which know of nothing else.
+"""What the engine's events speak of: the fleet, and how a task ended. Values that know nothing else.
 
 Beside `query`, which has the queries and tasks themselves and the actions that name them.
 """
@@ -74,7 +74,7 @@ class Code(Protocol):
 class Instance:
     """One TorchServe. `domain` names what it fails together with.
 
-    `places`: with so many tasks in flight, over all models it hosts, it has nothing idle for protections. `capped`: an
+    `places`: tasks in flight, over all models it hosts, from which on nothing is idle for protections. `capped`: an
     operator has set them, and they bound all work; otherwise each endpoint has its own.
     """
 
@@ -148,7 +148,7 @@ class Failed(NamedTuple):
 
 
 class HealthChange(NamedTuple):
-    """An endpoint was taken out, or is back (`out` is False). `reason`: why it was taken out."""
+    """An endpoint was ejected, or is back (`out` is False). `reason`: why it was ejected."""
 
     endpoint: str
     out: bool

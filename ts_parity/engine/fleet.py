@@ -38,7 +38,7 @@ class PoolState:
         self.rows: dict[int, EndpointSet] = {}
         self.waiting: deque[Query] = deque()
         self.retries: dict[int, Query] = {}
-        """Queries that have failed and wait for an instance elsewhere: before all others, and in nobody's way."""
+        """Queries that have failed and wait for an instance elsewhere: before all others, without blocking them."""
         self.protections: deque[tuple[CodingGroup, int]] = deque()
         self.protections_blocked = False
         """No row had a place when last asked, and none has come free since."""
@@ -48,7 +48,7 @@ class PoolState:
         self.hedges: dict[int, Query] = {}
         """Queries for which a second copy is to be sent as soon as a place is idle."""
         self.unreachable_since = math.inf
-        """When the first query found nobody, if no answer has come since."""
+        """When a query first found no instance that accepts connections, if no answer has come since."""
         self.latency = LatencyWindow()
         self.backup_latency = LatencyWindow()
         self.trust: Trust | None = None
@@ -87,11 +87,11 @@ class PoolState:
         return self.pool.repeatable and not self.repeats.contradict(now)
 
     def renew_trust(self, now: float) -> None:
-        """Endpoints or the code may have changed: what was started or registered anew is not known to be what it was.
+        """Endpoints or the code may have changed: what was started or registered again may be something else.
 
         A worker that is merely not reported (frozen, restarting) changes nothing. Any new one puts the protection on
         trial again, be it the restart of a single worker among many: a trial costs some twenty queries' protections,
-        and which weights a process has loaded nobody knows but by its answers.
+        and only its answers show which weights a process has loaded.
         """
         code = self.pool.code
         if code is not None and (self.trust is None or code != self._trusted_code):
@@ -99,7 +99,7 @@ class PoolState:
             self.trust = Trust(name, code.lossless, self.pool.agreement, self.pool.proved)
             self.trials.clear()
             self._trusted_code = code
-            self.trust.begin_anew(now)
+            self.trust.restart(now)
         workers: dict[str, None] = {}
         new = new_deployed = False
         for line in (self.deployed, *self.rows.values()):
@@ -113,9 +113,9 @@ class PoolState:
         if new and self._seen:
             self.trials.clear()
             if self.trust is not None:
-                self.trust.begin_anew(now)
+                self.trust.restart(now)
             if new_deployed:
-                self.repeats.begin_anew(now)
+                self.repeats.restart(now)
         # Those that are gone may come back; but where workers come and go all day, they are not remembered for ever.
         self._seen = workers if len(self._seen) > 4 * len(workers) + SEEN else {**self._seen, **workers}
 

@@ -82,7 +82,7 @@ class Health:
         self._failures += 1
         if self.condition is Condition.IN and self._failures < self._failures_until_out:
             return
-        self._take_out(now)
+        self._eject(now)
 
     def undecided(self) -> None:
         """What failed says nothing of the endpoint. If it was its trial, the next task is another."""
@@ -93,19 +93,19 @@ class Health:
         """It answers with errors of its own: out at once, from its trial too."""
         self.clean = self.untroubled = False
         self.condition = Condition.IN
-        self._take_out(now)
+        self._eject(now)
 
-    def was_slow(self, now: float, until_out: int, may_take_out: bool) -> None:
+    def was_slow(self, now: float, until_out: int, may_eject: bool) -> None:
         """It answered, but far later than its peers do. A slow trial keeps it out."""
         self.clean = self.untroubled = False
         self._failures = 0
         self._slow += 1
-        if self.condition is not Condition.IN or (self._slow >= until_out and may_take_out):
-            self._take_out(now)
+        if self.condition is not Condition.IN or (self._slow >= until_out and may_eject):
+            self._eject(now)
             self.only_slow = True
 
-    def _take_out(self, now: float) -> None:
-        if self.condition is Condition.OUT:  # a task sent before it was taken out; it is counted already
+    def _eject(self, now: float) -> None:
+        if self.condition is Condition.OUT:  # a task sent before it was ejected; it is counted already
             return
         self.condition = Condition.OUT
         self.only_slow = False

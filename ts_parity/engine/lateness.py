@@ -22,17 +22,17 @@ from typing import Final
 
 WINDOW: Final = 512
 FEW: Final = 5
-"""From so many answers on there is an estimate."""
+"""Answers from which on there is an estimate."""
 ENOUGH: Final = 20
-"""From so many on, their spread says something."""
+"""Answers from which on their spread says something."""
 MANY: Final = 64
-"""From so many on, a fifth of late ones hardly ever reaches the quartile. Reading must cost nothing, so quantiles are
-made anew after so many more answers, and earlier while there are few."""
+"""Answers from which on a fifth of late ones hardly ever reaches the quartile. Reading must cost nothing, so quantiles
+are computed again after this many more answers, and earlier while there are few."""
 RECENT: Final = 32
-"""A change of all is seen in so many answers."""
+"""Answers in which a change of everything shows."""
 MARGIN: Final = 1.5
-"""An answer within so many medians is not late. Even narrow distributions have tails heavier than a lognormal one: the
-garbage collector, the scheduler, a cold cache."""
+"""An answer within this many medians is not late. Even narrow distributions have tails heavier than a lognormal one:
+the garbage collector, the scheduler, a cold cache."""
 MARGIN_OF_FEW: Final = 3.0
 """No estimate from few answers is farther from the median."""
 FASTER: Final = 1.5

@@ -49,7 +49,7 @@ be given yet.
                 put off    its copy may have killed a worker, and others have it    postponed
                 ended      rebuilt, a copy answered; nothing can come; left         done
 
-What a rule decides stands in the rule's file: admission (who may wait, who is next), selection (which endpoint),
+What a rule decides stands in the rule's file: admission (which may wait, which is next), selection (which endpoint),
 placement (which group), launch and hedging (when more is sent), release (when a rebuilt answer may be used), accuracy
 (how many may differ), retries, budgets, ejection and suspicion (which endpoints are left alone), trust (which
 protections may answer at all). Here they are composed.
@@ -69,7 +69,7 @@ What is promised (tests/engine/test_invariants.py checks each on random interlea
      places where an operator has set them; by at most `spare_places` while its oldest task is overdue. A protection
      starts only where the instance, with all its models, has a place left.
   5. Retries and second copies never exceed their budgets, and a second copy is sent only to an idle instance while no
-     query waits. What an instance's death takes with it is no retry: a query that found nobody there goes elsewhere for
+     query waits. What an instance's death takes with it is no retry: a query that could not connect goes elsewhere for
      nothing, and so does, once, one whose connection broke.
   6. A query that a worker may have died of is sent at most once more, protections, second copies and finishes included.
   7. Memory is bounded by the work waiting and in flight: when all is done, nothing is left.
@@ -211,7 +211,7 @@ class Life:
         return verdict is not Verdict.REFUSE
 
     def refuse_late(self, pool: PoolState, query: Query, now: float, actions: list[Action]) -> None:
-        """It has waited in vain, and is told so before its time is up: another service may still help its client."""
+        """It has waited in vain, and fails before its time is up: another service may still help its client."""
         assert query.deadline_at is not None
         pool.admission.refused(query, now)
         self.turn_away(query, Reason.OVERLOADED if now < query.deadline_at else Reason.DEADLINE, actions)
@@ -289,7 +289,7 @@ class Life:
         if group.unanswered == 0:
             group.retire()
             return
-        # Nobody protects it, and nobody joins any more.
+        # Nothing protects it, and no query joins it any more.
         if not pool.rows or not group.usable or (not group.full and not pool.pool.partial):
             group.retire()
             self.review(group, actions)
@@ -363,7 +363,7 @@ class Life:
             query.refused = outcome.error
             pairs: list[Compare] = []
             pool = self._fleet.pools.get(query.pool)
-            if pool is not None:  # nobody learns anything for one that is gone
+            if pool is not None:  # a pool that is gone learns nothing
                 pool.unreachable_since = math.inf
                 if outcome.error or query.set_aside is not None:
                     if self._weigh_error(task, query, outcome, pool, now):
@@ -465,7 +465,7 @@ class Life:
         return True
 
     def leave_behind(self, task: Task, now: float, actions: list[Action]) -> None:
-        """Its endpoint is gone. What it was for is asked for elsewhere; where there is no elsewhere it may yet come."""
+        """Its endpoint is gone. Its work goes elsewhere; with no other endpoint, its answer may still come."""
         query, group = task.query, task.group
         pool = self._fleet.pool_of(task.endpoint.pool)
         if group is not None and group.on_trial:
@@ -609,7 +609,7 @@ class Life:
             self.review(group, actions)
 
     def withdraw_if_out(self, pool: PoolState, actions: list[Action]) -> None:
-        """A protection that is not in use any more stands in for nobody: who has nothing else to wait for has failed.
+        """A protection that is not in use any more answers no query: one that has nothing else to wait for fails.
         What of it is still under way is of no use when it arrives.
         """
         if pool.trust is not None and pool.trust.standing is Standing.OUT:
@@ -628,7 +628,7 @@ class Life:
                     self.review(held_by, actions)
 
     def give_up_launches(self, pool: PoolState, actions: list[Action]) -> None:
-        """There is no protection any more: who has nothing else to wait for has failed."""
+        """There is no protection any more: a query that has nothing else to wait for fails."""
         for query in [*pool.late.values()]:
             del pool.late[query.id]
             query.late = False
@@ -871,7 +871,7 @@ class Life:
             if query.pool not in self._fleet.pools:
                 reason = Reason.NO_ENDPOINT
             elif query.rests_until and query.waiting:
-                reason = Reason.FAILED  # nobody was there to ask
+                reason = Reason.FAILED  # there was no instance to ask
             self.fail(query, reason, actions)
 
     # ---- it ends -----------------------------------------------------------------------------------------------------

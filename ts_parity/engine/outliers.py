@@ -10,10 +10,10 @@ endpoint that fails whatever it gets is always idle, so it draws the traffic. Tw
                 that counts against the endpoint; if a peer answers an error too, the query was bad and the endpoint is
                 cleared. So clients of a suspect endpoint have good answers meanwhile, as far as the retry budget goes.
 
-`PROOFS` of them take it out. It comes back as every endpoint does, by a trial, is taken out again by one more proof,
+`PROOFS` of them eject it. It comes back as every endpoint does, by a probe, is ejected again by one more proof,
 and is above suspicion after `WELL` good answers in a row.
 
-Knows one endpoint's counts. Knows nothing of queries, times, or who may be taken out.
+Knows one endpoint's counts. Knows nothing of queries, times, or which may be ejected.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SUSPICION: Final = 4.0
 of freedom: by chance 1 in 200. A suspicion in vain costs one more execution."""
 PROOFS: Final = 3
 WELL: Final = 50
-"""One that fails a twentieth of all queries has so many good answers in a row in 8 of 100 cases."""
+"""An endpoint that fails a twentieth of all queries gives this many good answers in a row in 8 of 100 cases."""
 WINDOW: Final = 1024.0
 """Answers after which the older ones count half."""
 

@@ -1,6 +1,6 @@
 """The policy's numbers as one value, and the small instruments it measures with.
 
-Knows numbers, and what is said of them to users. Knows nothing of queries, groups or endpoints.
+Knows numbers, and what the docs say of them. Knows nothing of queries, groups or endpoints.
 """
 
 from __future__ import annotations
@@ -92,9 +92,9 @@ class Policy:
     launch_after_s: float | None = constant(None, auto=float)
     """Late launch this long after the query was sent. None: a quantile of latency, and later under load."""
     launch_stretch: float = constant(0.2)
-    """By how much later at full load: the more queries are late only by bad luck, the less a launch is worth."""
+    """Extra delay of a launch at full load, as a fraction: more queries are late by bad luck there."""
     launch_waiting: float = constant(0.5)
-    """A query that has waited for a place for so many times `launch_after_s` gets its backup first; 0: never. So a
+    """A query that has waited for a place this many times `launch_after_s` gets its backup first; 0: never. So a
     crowd is served with backups as far as places are short."""
     hedge_burst: float = constant(10.0)
     """Second copies at once: a machine that stands still has as many queries as places."""
@@ -106,10 +106,10 @@ class Policy:
     Three medians are beyond the quantile 0.99 of any service time with a cv of up to 0.5."""
     slow_until_out: int = constant(3, least=1)
     max_out: float = constant(0.34, below=1)
-    """Share of a pool's endpoints that slowness may take out at one time: one of three."""
+    """Share of a pool's endpoints that slowness may eject at one time: one of three."""
     spare_places: int = constant(1)
-    """So many more than its places an instance is given while all are busy, if its oldest task is overdue and its last
-    answer was in time: that one reply may be late on its way while the machine is idle."""
+    """Extra tasks that an instance may get beyond its places while all are busy, if its oldest task is overdue and its
+    last answer was in time: that one reply may be late on its way while the machine is idle."""
     balance: str = constant("least", words=("least", "round_robin"))
     """`least` outstanding, or `round_robin`, which looks at nothing: a rival to compare with."""
     retry_burst: float = constant(10.0)
@@ -119,9 +119,9 @@ class Policy:
     failures_until_out: int = constant(3, least=1)
     """Failures in a row that take an endpoint out."""
     out_s: float = constant(1.0)
-    """How long an endpoint that was taken out is left alone, at first; doubled for each failed return, up to 30 s."""
+    """How long an ejected endpoint is left alone, at first; doubled for each failed return, up to 30 s."""
     reject_pause_s: float = constant(0.05)
-    """How long an instance that said it is full is left alone: about a service time."""
+    """How long an instance that is full is left alone: about a service time."""
     differing: float = constant(1.0)
     """Share of all answers that may differ from the deployed model's, by the confidence of those that are rebuilt; 0:
     only lossless ones are given, 1: no limit. See `accuracy`."""
@@ -130,21 +130,21 @@ class Policy:
 
     def __post_init__(self) -> None:
         for item in fields(self):
-            value, told = getattr(self, item.name), item.metadata
-            if "words" in told and told["words"] and value not in told["words"]:
-                *some, last = told["words"]
+            value, limits = getattr(self, item.name), item.metadata
+            if "words" in limits and limits["words"] and value not in limits["words"]:
+                *some, last = limits["words"]
                 raise ValueError(f"{item.name} must be {', '.join(some)} or {last}, not {value!r}")
             if isinstance(value, float | int) and not isinstance(value, bool):
-                least, below = told.get("least", 0), told.get("below", math.inf)
+                least, below = limits.get("least", 0), limits.get("below", math.inf)
                 if not (least <= value < below):
                     limit = "" if below == math.inf else f" and below {below:g}"
                     raise ValueError(f"{item.name} must be a number of at least {least:g}{limit}, not {value}")
 
     def in_units(self, unit_s: float) -> Policy:
-        """The same where time is counted in units of so many seconds, as a simulator does."""
+        """The same with time in units of `unit_s` seconds, as in a simulator."""
         durations = [item.name for item in fields(self) if item.name.endswith("_s")]
-        told = {name: getattr(self, name) for name in durations}
-        return replace(self, **{name: value / unit_s for name, value in told.items() if value is not None})
+        values = {name: getattr(self, name) for name in durations}
+        return replace(self, **{name: value / unit_s for name, value in values.items() if value is not None})
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Compiled and frozen, it could not be pickled; processes are sent one."""
@@ -160,7 +160,7 @@ PLAIN: Mapping[str, Any] = {
     "slow_factor": 0.0,
     "spare_places": 0,
 }
-"""The recipe's own rules left out: one queue, least outstanding, and endpoints that fail are taken out."""
+"""Without the recipe's own rules: one queue, least outstanding, and ejection of endpoints that fail."""
 
 
 def plain(**changes: Any) -> Policy:
@@ -185,7 +185,7 @@ class GapMeter:
 
 
 class LoadMeter:
-    """A running mean of the share of a pool's places that is taken, told at every dispatch: 1.0 is full."""
+    """A running mean of the share of a pool's places that is taken, updated at every dispatch: 1.0 is full."""
 
     WEIGHT = 0.02
 

@@ -17,7 +17,7 @@ from ts_parity.engine.timers import Timer, Timers
 from ts_parity.engine.trust import Trust
 
 WATCH_S: Final = 0.1
-"""A comparison takes up to milliseconds; ten a second find what has changed and cost nobody anything."""
+"""A comparison takes up to milliseconds; ten a second find what has changed and cost next to nothing."""
 
 
 @final
@@ -112,7 +112,7 @@ class Proving:
 
     @staticmethod
     def note_use(trust: Trust, group: CodingGroup, outcome: Outcome, now: float) -> None:
-        """Whether a protection in use brings anything: one that fails every group is taken out."""
+        """Whether a protection in use brings anything: a protection that fails every group is taken out."""
         if group.begun_at < trust.since or isinstance(outcome, Rejected):
             return
         if isinstance(outcome, Failed):
@@ -159,7 +159,7 @@ class Proving:
 
     @staticmethod
     def contradicted(pool: PoolState, now: float) -> None:
-        """There are no second copies any more: who was to come back by one is tried by a query."""
+        """There are no second copies any more: an ejected endpoint that one was to probe is tried by a query."""
         if pool.trust is not None:
             pool.trust.withdraw(pool.repeats.reason, now)
         for place in [*pool.deployed.trials.values()]:

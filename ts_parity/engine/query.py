@@ -1,4 +1,4 @@
-"""A query, its tasks and its coding group: who is waiting for what, and who may be answered.
+"""A query, its tasks and its coding group: which waits for what, and which may be answered.
 
 They stand together because they know each other. Knows slots and times. Knows nothing of arrays, sockets, or how a
 prediction is computed; `payload` and `value` are the driver's and never looked at.
@@ -91,7 +91,7 @@ class Query:
         self.owes = False
         """It may be tried again as soon as the budget has a token for it."""
         self.first_cause = ""
-        """What the first of its tasks that failed said, and where."""
+        """Where the first of its tasks failed, and with which message."""
         self.last_failure: Task | None = None
         self.finishes_pending = 0
         self.finish_attempts = 0
@@ -337,7 +337,7 @@ class CodingGroup:
         return bool(covers) and slot in self.code.recoverable(frozenset(self.have) | coming, covers)
 
     def member_done(self) -> None:
-        """A member was answered, failed or abandoned. When nobody waits, what arrived is let go."""
+        """A member was answered, failed or abandoned. When no member waits, what arrived is dropped."""
         self.unanswered -= 1
         if self.unanswered == 0 and self.sealed:
             self.retire()

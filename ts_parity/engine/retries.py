@@ -102,7 +102,7 @@ class Retries:
 
     def rest_until(self, query: Query, unreachable_since: float, now: float) -> float:
         """Nobody can be reached. They may be back in a moment, so it asks again then; inf: that has gone on for too
-        long, and nobody waits in vain.
+        long, and no query waits in vain.
         """
         if now > unreachable_since + self._policy.max_wait_s:
             return math.inf

@@ -44,7 +44,7 @@ class Scheduler:
         self.answered = self._life.answered
         self.failed = self._life.failed
         self.changes = self._suspicion.changes
-        """For whoever tells people. Taken from the left; what nobody takes is forgotten."""
+        """For whoever logs them. Taken from the left; the oldest are dropped if they are not taken."""
 
     def query_arrived(self, query: Query, now: float) -> list[Action]:
         """Raise ValueError if this query has arrived before."""
@@ -122,7 +122,7 @@ class Scheduler:
         self._unblock()
         for pool in self._fleet.pools.values():
             pool.renew_trust(now)
-            if not pool.deployed:  # nobody is left to be compared with
+            if not pool.deployed:  # no endpoint is left to compare with
                 pool.trials.clear()
             self._life.withdraw_if_out(pool, actions)
         for pool in [*gone, *self._fleet.pools.values()]:
@@ -153,7 +153,7 @@ class Scheduler:
             if query.group is not None and not query.waiting and not query.in_flight:
                 self._life.review(query.group, actions)  # what it waits for may have gone with its pool
             if query.open and query.pool not in self._fleet.pools:
-                # An instance that has it may still answer it in the usual time. Later than that, nobody could.
+                # An instance that has it may still answer it in the usual time. Later than that, no instance could.
                 assert query.deadline_at is not None
                 query.deadline_at = min(query.deadline_at, max(now, query.release_at))
                 self._life.arm(query)
@@ -359,8 +359,8 @@ class Scheduler:
                     "queued_protections": sum(not group.done for group, _ in pool.protections),
                     "reconstruct_after_s": pool.release.after_s,
                     "differing": pool.release.budget.snapshot(),
-                    "trust": None if pool.trust is None or pool.code is None else pool.trust.told(),
-                    "copies": pool.repeats.told(),
+                    "trust": None if pool.trust is None or pool.code is None else pool.trust.snapshot(),
+                    "copies": pool.repeats.snapshot(),
                     "group_wait_s": pool.placement.wait_s,
                 }
                 for name, pool in self._fleet.pools.items()

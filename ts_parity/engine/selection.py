@@ -46,7 +46,7 @@ class Selection:
             domains = {query.domain: 1} if query.avoid else NO_DOMAINS
             chosen = choose(line, now, query.avoid, domains)
         if chosen is None and self.is_crowd(waiting):
-            # Where so many wait, a slow machine is sooner done than the queue.
+            # With a queue this long, a slow machine is done sooner than the queue.
             slow = [s for s in self.deployed.parked.values() if s.health.only_slow and s.has_place()]
             chosen = min(slow, key=lambda s: s.last_sent, default=None)
         if chosen is None and self._policy.spare_places:
@@ -54,7 +54,7 @@ class Selection:
         return chosen
 
     def is_crowd(self, waiting: int) -> bool:
-        """So many wait that endpoints which are out for their slowness alone help."""
+        """The queue is so long that endpoints ejected only for their slowness help."""
         return self._policy.slow_factor > 0 and waiting > len(self.deployed)
 
     def for_retry(self, query: Query, now: float, waiting: int) -> EndpointState | None:
@@ -99,7 +99,7 @@ class Selection:
         return chosen if chosen.domain != query.domain or self._domains == 1 else None
 
     def for_probe(self, query: Query, now: float) -> EndpointState | None:
-        """One that was taken out, has nothing to do and may be tried."""
+        """An ejected one that has nothing to do and may be probed."""
         for state in self.deployed.trials.values():
             due = now >= state.health.resumes_at
             if due and not state.host.in_flight and state.endpoint.instance not in query.avoid:
@@ -155,7 +155,7 @@ def choose(
     avoid: frozenset[str] = frozenset(),
     domains: Mapping[str, int] = NO_DOMAINS,
 ) -> EndpointState | None:
-    """As `least_outstanding` says. Health never takes out the last one: if all are out, it is ignored."""
+    """As `least_outstanding` says. Health never ejects the last one: if all are out, it is ignored."""
     chosen = None
     if line.ready or line.doubted or line.trials:
         chosen = least_outstanding(line.with_place(), now, avoid, domains)
@@ -189,7 +189,7 @@ def least_outstanding(
         instance = host.instance
         taken = host.in_flight
         unwanted = instance.name in avoid or instance.domain in domains
-        if avoid and health.condition is Condition.OUT:  # who has failed once already is nobody's trial
+        if avoid and health.condition is Condition.OUT:  # a query that has failed once already probes no endpoint
             unwanted = True
         if taken == 0 and not unwanted and in_order and host.clean:
             return state

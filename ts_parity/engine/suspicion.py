@@ -1,7 +1,7 @@
-"""Suspicion: what the outcomes of tasks say of the endpoints, and who is taken out and comes back because of them.
+"""Suspicion: what the outcomes of tasks say about endpoints, and which are ejected and come back because of them.
 
-Composes `health` (one endpoint's failures and slowness), `outliers` (whose errors are its own) and `ejection` (who may
-be taken out). Knows nothing of what becomes of the queries.
+Composes `health` (one endpoint's failures and slowness), `outliers` (whose errors are its own) and `ejection` (which
+may be ejected). Knows nothing of what becomes of the queries.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Suspicion:
         self._fleet = fleet
         self._timers = timers
         self.changes: deque[HealthChange] = deque(maxlen=MOST_CHANGES)
-        """For whoever tells people. Taken from the left; what nobody takes is forgotten."""
+        """For whoever logs them. Taken from the left; the oldest are dropped if they are not taken."""
 
     def ended(self, task: Task, outcome: Outcome, now: float) -> None:
         place = task.place
@@ -46,7 +46,7 @@ class Suspicion:
             before, why = health.condition, f"its answers come over {self.policy.slow_factor:g} times later than usual"
             if slow:
                 pool = self._fleet.pool_of(task.endpoint.pool)
-                health.was_slow(now, self.policy.slow_until_out, pool.ejection.may_take_out())
+                health.was_slow(now, self.policy.slow_until_out, pool.ejection.may_eject())
             else:
                 health.succeeded()
         else:
@@ -75,7 +75,7 @@ class Suspicion:
         place.host.judge()
 
     def _note(self, place: EndpointState, before: Condition, why: str) -> None:
-        """Told once when it is taken out and once when it is back, however many trials are between."""
+        """Reported once when it is ejected and once when it is back, however many probes are between."""
         after = place.health.condition
         if after is Condition.OUT:
             place.why = why or place.why

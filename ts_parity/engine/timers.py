@@ -20,7 +20,7 @@ Subject = Query | CodingGroup | EndpointState | TokenBucket
 
 
 ROOM: Final = 256
-"""So many stale timers are not worth looking for."""
+"""Fewer stale timers are not worth looking for."""
 
 
 class Timer(IntEnum):

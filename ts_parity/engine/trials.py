@@ -1,11 +1,11 @@
 """Groups on trial: a pool's protection run for queries that are served as if it were not there.
 
-A group on trial has members as any other, but they do not know it: `query.group` stays None, nobody waits for it and
-nobody is answered from it. Its protections are launched on places that would be idle, and what they bring is compared
+A group on trial has members as any other, but they do not know it: `query.group` stays None, no query waits for it
+and none is answered from it. Its protections are launched on places that would be idle, and what they bring is compared
 with each member's own answer. A backup's answer is compared as it is; a parity output is decoded for every member in
 turn, as if that member's output were missing, and finished.
 
-Holds at most `MOST` groups, hence so many times k + r answers. Knows groups and tasks. Decides neither where a
+Holds at most `MOST` groups, hence that many times k + r answers. Knows groups and tasks. Decides neither where a
 task goes nor what a comparison means for the protection.
 """
 

@@ -2,7 +2,7 @@
 
 A pool's protection is on one of three standings:
 
-    on trial   it runs beside the deployed model for early queries; nobody gets its answers, and the two are compared
+    on trial   it runs beside the deployed model for early queries; no client gets its answers, and the two are compared
     in use     its answers may be given to clients; each one given is compared with the query's own late answer
     out        it has contradicted the deployed model, or brought nothing: it is not run, and its reason says why
 
@@ -12,7 +12,7 @@ A pool's protection is on one of three standings:
     on trial   clearly contradicts, or fails throughout    out
     in use     clearly contradicts, or fails throughout    out
     out        its pause is over                           on trial
-    any        workers started anew, another code          on trial, from nothing
+    any        workers restarted, another code              on trial, from nothing
 
 What "clearly" means depends on the code. A lossless one promises the deployed model's own answers, so one difference is
 enough. Of the others an agreement is expected: what the protection's own report says, else `UNREPORTED`, with an
@@ -40,14 +40,14 @@ TRIAL_WHERE_QUIET: Final = 5
 QUIET_S: Final = 60.0
 """A model asked once in ten seconds would be on trial for minutes: after one, five comparisons have to do."""
 LONGEST_TRIAL: Final = 320
-"""Each trial after a contradiction is twice as long as the last, up to this: who was wrong once passes less easily."""
+"""Each trial after a contradiction is twice as long as the last, up to this: to pass is harder after being wrong."""
 UNDECIDED: Final = 100
-"""A trial that is neither clearly good nor clearly bad after so many comparisons has failed."""
+"""A trial that is neither clearly good nor clearly bad after this many comparisons has failed."""
 WINDOW: Final = 200
 """Second copies that count: what happened long ago must not add up."""
 DOUBT: Final = 1e-3
 UNREPORTED: Final = 0.7
-"""Agreement expected of a protection that does not say its own: one that contradicts more than that helps nobody."""
+"""Agreement expected of a protection that does not report its own: one that agrees less often helps no one."""
 SUPPOSED: Final = 10
 """Comparisons that `UNREPORTED` counts for, beside those that were made."""
 FAILURES: Final = 10
@@ -125,7 +125,7 @@ class Trust:
         """Whether its trial has gone on for long: there are few queries, or hardly a place is ever idle."""
         return now - self.since > QUIET_S
 
-    def begin_anew(self, now: float) -> None:
+    def restart(self, now: float) -> None:
         """Workers were restarted or registered again: nothing is known of them."""
         if self.proved:
             return
@@ -174,11 +174,11 @@ class Trust:
             self._take_out(f"{FAILURES} of {FAILURES} groups in a row brought nothing; the last: {why}", now)
 
     def withdraw(self, reason: str, now: float) -> None:
-        """It is taken out for what it did not do itself."""
+        """It is taken out for a reason outside itself."""
         if self.standing is not Standing.OUT and not self.proved:
             self._take_out(reason, now)
 
-    def told(self) -> dict[str, object]:
+    def snapshot(self) -> dict[str, object]:
         """For status."""
         counts = {finding.value: number for finding, number in self.counts.items()}
         return {"state": self.standing.value, **counts, "reason": self._said()}
@@ -186,8 +186,8 @@ class Trust:
     def _said(self) -> str:
         if self.standing is Standing.ON_TRIAL:
             unknown = self.counts[Finding.UNKNOWN]
-            told = f"{self._compared} of {self._needed} comparisons made; its answers are not used yet"
-            return f"{told}; {unknown} could not be compared: {self.reason}" if unknown and self.reason else told
+            text = f"{self._compared} of {self._needed} comparisons made; its answers are not used yet"
+            return f"{text}; {unknown} could not be compared: {self.reason}" if unknown and self.reason else text
         return self.reason
 
     def _not_comparable(self, why: str, now: float) -> None:
@@ -201,10 +201,10 @@ class Trust:
     def _judge(self, why: str, now: float) -> None:
         compared, differed = self._compared, self._compared - self._agreed
         if differed and self._is_wrong():
-            told = f"{differed} of {compared} rebuilt answers differed from the deployed model's own"
+            text = f"{differed} of {compared} rebuilt answers differed from the deployed model's own"
             expected = "" if self.lossless else f", about {1 - self._allowed:.0%} may"
             self._needed = min(2 * self._needed, LONGEST_TRIAL)
-            self._take_out(f"{told}{expected}; the last: {why}", now)
+            self._take_out(f"{text}{expected}; the last: {why}", now)
         elif self.on_trial and self._agreed >= self._allowed * compared and self._is_enough(now):
             if self._reported is None:  # what the trial has shown is what is expected from now on
                 self._allowed = max(self._allowed, allowed_agreement((self._agreed + 1) / (compared + 2)))
@@ -263,7 +263,7 @@ class Repeats:
             self._recent.clear()
         return bool(self.reason)
 
-    def begin_anew(self, now: float) -> None:
+    def restart(self, now: float) -> None:
         self.counts = dict.fromkeys(Finding, 0)
         self.reason, self.since = "", now
         self._pause_s = LONGEST_PAUSE_S
@@ -283,7 +283,7 @@ class Repeats:
             self._until = now + self._pause_s
             self._pause_s = min(2 * self._pause_s, 12 * LONGEST_PAUSE_S)
 
-    def told(self) -> dict[str, object]:
+    def snapshot(self) -> dict[str, object]:
         counts = {finding.value: number for finding, number in self.counts.items() if finding is not Finding.FAILED}
         return {**counts, "reason": self.reason}
 
