@@ -1,5 +1,7 @@
 """What a group costs is what the clock says of the packed archive, by pairs, with the threads that a worker has."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from ts_parity.torchserve.archive import read_archive
 from ts_parity.training import cost, sizing
 from ts_parity.training.bodies import RequestBody
 from ts_parity.training.commands import report_text
-from ts_parity.wire import Frame, Part
+from ts_parity.wire import Frame, Part, unpack_frame
 from ts_parity.worker.entry import OfflineProtection
 
 CPU = torch.device("cpu")
@@ -46,14 +48,23 @@ def measured(monkeypatch, answered, group_s, one_s, k=4):
             pass
 
         def answer(self, frame):
+            return answered
+
+        def prediction(self, frame):
+            return self.predict
+
+        def predict(self):
             clock.now += group_s
             threads.append(torch.get_num_threads())
-            return answered
 
     class Handler:
         request = staticmethod(lambda body, content_type: body)
+        folder = Path()
 
-        def answer(self, request):
+        def prediction(self, request):
+            return lambda: self.predict(request)
+
+        def predict(self, request):
             clock.now += one_s[request]
 
     monkeypatch.setattr(sizing, "time", clock)
@@ -86,7 +97,7 @@ def test_the_clock_runs_with_the_threads_of_a_worker(monkeypatch):
     torch.set_num_threads(2)
     try:
         _, threads = measured(monkeypatch, answers(200), 1.0, {b"\0": 1.0}, k=1)
-        assert (set(threads[1:]), torch.get_num_threads()) == ({1}, 2)  # the first is no part of the measurement
+        assert (set(threads), torch.get_num_threads()) == ({1}, 2)
         monkeypatch.setenv("OMP_NUM_THREADS", "2")
         _, threads = measured(monkeypatch, answers(200), 1.0, {b"\0": 1.0}, k=1)
         assert set(threads) == {2}
@@ -120,12 +131,23 @@ def test_what_no_worker_would_serve_is_said_when_it_is_packed(archive, bodies, t
 @pytest.mark.slow
 @pytest.mark.parametrize("code", ["sum", "student", "exact"])
 def test_the_archive_says_what_was_measured_of_it(archive, bodies, tmp_path, monkeypatch, code):
-    asked = []
-    answer = OfflineProtection.answer
-    monkeypatch.setattr(OfflineProtection, "answer", lambda self, frame: asked.append(frame) or answer(self, frame))
+    asked, made_of_it = [], []
+    prediction = OfflineProtection.prediction
+
+    def watched(self, frame):
+        asked.append((frame, self.answer(frame)))
+        predict = prediction(self, frame)
+        return lambda: made_of_it.append(predict())
+
+    monkeypatch.setattr(OfflineProtection, "prediction", watched)
     report = run(archive, bodies, tmp_path, codes=(code,), ks=(2,), architecture="mlp", steps=5, score=bodies)
     [made] = report["candidates"]
-    assert len(asked) == 1 + sizing.ROUNDS + sizing.WARM
-    assert all(frame.k == 2 for frame in asked)
+    [(frame, answer)] = asked
+    assert frame.k == 2
+    assert len(made_of_it) == sizing.ROUNDS + sizing.WARM
+    for [body] in made_of_it:
+        told = unpack_frame(body)
+        assert [part and part.body for part in told.slots] == [part and part.body for part in answer.slots]
+        assert answer.raw is None or np.allclose(told.raw, answer.raw)
     assert read_archive(tmp_path / "out" / made["archives"][0]).section["cost"] == made["cost"] > 0
     assert made["multiplications"] is not None

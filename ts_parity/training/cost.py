@@ -20,7 +20,7 @@ from ts_parity.training.bodies import RequestBody
 from ts_parity.training.sizing import in_turn, usual
 from ts_parity.wire import Frame, Part
 from ts_parity.worker.entry import OfflineProtection
-from ts_parity.worker.offline import OfflineHandler
+from ts_parity.worker.offline import OfflineHandler, working_in
 
 _REFUSED = 400
 
@@ -59,8 +59,9 @@ def measure(
                 f"its group is answered by status {said.status}: {said.body[:200].decode(errors='replace')}"
             )
 
-        ones = [lambda body=body: handler.answer(handler.request(body.read(), body.content_type)) for body in bodies]
-        group_s, *each_s = usual(in_turn((lambda: protection.answer(frame), *ones), device))
+        ones = [handler.prediction(handler.request(body.read(), body.content_type)) for body in bodies]
+        with working_in(handler.folder):
+            group_s, *each_s = usual(in_turn((protection.prediction(frame), *ones), device))
     one_s = statistics.mean(each_s)
     return Cost(
         cost=round(float(group_s / one_s), 3),

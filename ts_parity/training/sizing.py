@@ -33,6 +33,9 @@ AS_SMALL_AS_ANY = 1.1
 ROUNDS, WARM = 100, 5
 PAUSE_S = 0.002
 """Before each run; requests seldom come closer."""
+ELSEWHERE = torch.zeros(1 << 20)
+"""4 MiB, written before each run, as other processes write between two requests: a worker finds its caches cold. In a
+busy loop, one short inference would seem cheaper than it is, beside a group."""
 STEPS = 24
 """Halvings, where a width costs what can be counted."""
 SIZED, GLANCE_ROUNDS, SIZING_ROUNDS = 11, 3, 20
@@ -203,6 +206,7 @@ def _too_small(budget: float, least: float, of: str) -> TrainingError:
 
 def _seconds(run: Callable[[], object], device: torch.device) -> float:
     time.sleep(PAUSE_S)
+    ELSEWHERE.add_(1)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     started = time.perf_counter()

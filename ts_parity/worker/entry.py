@@ -48,6 +48,7 @@ from ts_parity.worker.responses import (
     RecordingSocket,
     StreamingRefused,
     error_response,
+    prediction_of,
     response_to_error,
     run,
     set_response,
@@ -352,6 +353,14 @@ class OfflineProtection:
         """Raise NotCodable with the verdict's reason if it refuses."""
         with working_in(self._folder):
             return self._worker.group(self._context, frame, "offline")
+
+    def prediction(self, frame: Frame) -> Callable[[], object]:
+        """A group's answer as its worker makes it, from the bytes of the request to those of the answer: for
+        measurements.
+        """
+        headers = {OP: OP_GROUP, "content-type": FRAME_TYPE}
+        request = HandlerRequest("offline", {"body": bytearray(pack_frame(frame))}, headers)
+        return prediction_of(self._context, request, self._worker.answer, self._folder)
 
 
 def operation_of(headers: dict[str, Any]) -> str:

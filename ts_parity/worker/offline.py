@@ -28,7 +28,7 @@ from ts_parity.wire import Array, Headers, Part
 from ts_parity.worker.boundary import Boundary, RecordedRun, load_entry_point
 from ts_parity.worker.repeatable import ObservedRun
 from ts_parity.worker.requests import HandlerRequest, request_of
-from ts_parity.worker.responses import HandlerResponse, run
+from ts_parity.worker.responses import HandlerResponse, prediction_of, run
 from ts_parity.worker.selftest import judge_deployed, record_many, why_not
 from ts_parity.worker.settings import declaration
 from ts_parity.worker.verdict import HandlerVerdict
@@ -74,6 +74,10 @@ class OfflineHandler:
     def answer(self, request: HandlerRequest) -> HandlerResponse:
         """The ordinary answer."""
         return self._run(request, self.boundary.plain)
+
+    def prediction(self, request: HandlerRequest) -> Callable[[], object]:
+        """The ordinary answer, and nothing beside it: for measurements."""
+        return prediction_of(self._context, request, self.boundary.plain, self.folder)
 
     def record(self, request: HandlerRequest, keep_inputs: bool = True) -> tuple[RecordedRun, HandlerResponse]:
         """One ordinary run: model inputs (`calls`), the raw output or why there is none, and the answer.
