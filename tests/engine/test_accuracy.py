@@ -34,7 +34,9 @@ def test_without_a_budget_nothing_doubtful_is_ever_given():
 
 
 def test_without_a_limit_nobody_waits():
-    assert left(0.0, share=1.0).price(0.9) == 0.0
+    budget = left(0.0, share=1.0)
+    assert budget.price(0.9) == 0.0
+    assert (budget.spent, budget.snapshot()["budget_left"]) == (BURST, BURST)
 
 
 def test_what_more_is_in_doubt_than_is_left_waits_for_queries_to_come():

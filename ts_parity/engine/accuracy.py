@@ -81,5 +81,6 @@ class AccuracyBudget:
     def spend(self, doubt: float) -> None:
         """An answer of this doubt is given."""
         cost = doubt * self.correction
-        self._tokens -= cost
         self.spent += cost
+        if self._share < 1.0:
+            self._tokens -= cost

@@ -201,7 +201,8 @@ class Life:
         self.retries.budget.deposit()
         if self.policy.hedge_ratio:
             self.hedges.deposit()
-        self._fleet.pool_of(query.pool).release.budget.deposit()
+        if self.policy.differing < 1.0:
+            self._fleet.pool_of(query.pool).release.budget.deposit()
 
     def may_wait(self, pool: PoolState, query: Query, now: float, actions: list[Action]) -> bool:
         """Whether one more may join those that wait. Where the newest goes first, the oldest makes room for it."""

@@ -15,7 +15,7 @@ full or `group_wait` has passed (then its protections are launched), and *done* 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from enum import IntEnum
 from typing import Any, final
 
@@ -25,6 +25,7 @@ from ts_parity.engine.trust import Trust
 
 _NOBODY: frozenset[str] = frozenset()
 _NOTHING: frozenset[int] = frozenset()
+_UNKNOWN: Mapping[int, float] = {}
 
 
 class QueryState(IntEnum):
@@ -242,7 +243,7 @@ class CodingGroup:
         self.have: dict[int, Task] = {}
         self.protections: dict[int, Task] = {}
         self.covers: dict[int, frozenset[int]] = {}
-        self.agreement: dict[int, float] = {}
+        self.agreement: Mapping[int, float] = _UNKNOWN
         """By slot, how often a rebuilt answer that looks like this one is the deployed model's own; where known."""
         self.pending_rows: set[int] = set()
         self.barred: set[int] = set()
@@ -311,7 +312,7 @@ class CodingGroup:
     def note_agreement(self, arrived: Arrived) -> None:
         """How sure the protection, or what was decoded, is of its answers."""
         if arrived.agreement is not None:
-            self.agreement.update(arrived.agreement)
+            self.agreement = {**self.agreement, **arrived.agreement}
 
     def recoverable(self) -> frozenset[int]:
         """The slots that could be answered now from what has arrived."""
