@@ -3,7 +3,7 @@
 Pure. Reads no clock, waits for nothing, knows no arrays and no sockets. Standard library only. Read `life` first (the
 theory, the states of a query and their table), then `events`, `query` and `scheduler`. Each rule has a file of its own:
 `admission`, `selection`, `placement`, `launch`, `hedging`, `release`, `lateness`, `retries`, `budgets`, `health`,
-`outliers`, `ejection`, `trust`, `trials`.
+`outliers`, `ejection`, `trust`, `trials`, `accuracy`.
 """
 
 from ts_parity.engine.events import (

@@ -56,7 +56,7 @@ class World:
     speeds: tuple[float, ...] = ()
     """These four as in `Scenario`."""
     slower_from_half: float = 1.0
-    """From the middle of the run on, every machine takes so many times longer: a new version of the model."""
+    """Factor by which every machine slows down in the middle of the run, as with a new version of the model."""
     agreement: AgreementCurve | None = None
     """How sure protections are of their answers. None: as measured on Fashion-MNIST."""
     unit: float = 1.0
