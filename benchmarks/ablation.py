@@ -43,7 +43,7 @@ RULES: dict[str, dict[str, Any]] = {
     "launched with the group": {"launch": "group", "launch_waiting": 0.0},
     "no backups for queries that wait long": {"launch_waiting": 0.0},
     "launch not later under load": {"launch_stretch": 0.0},
-    "no second copies": {"hedge_ratio": 0.0, "hedge_burst": 1.0},
+    "no second copies": {"copies": False},
     "slow machines stay in": {"slow_factor": 0.0},
     "no places lent": {"spare_places": 0},
 }
@@ -51,8 +51,8 @@ OF_COPIES: dict[str, dict[str, Any]] = {
     "all": {},
     "copies from p95": {"hedge_quantile": 0.95},
     "copies from p90": {"hedge_quantile": 0.9},
-    "copies from p95, of a tenth": {"hedge_quantile": 0.95, "hedge_ratio": 0.1},
-    "no second copies": {"hedge_ratio": 0.0, "hedge_burst": 1.0},
+    "copies from p95, of a tenth": {"hedge_quantile": 0.95, "extra_work": 0.1},
+    "no second copies": {"copies": False},
     "slow machines stay in": {"slow_factor": 0.0},
 }
 POLICIES = {"ours": (RULES, CELLS), "copies": (OF_COPIES, WITHOUT_PROTECTION)}

@@ -82,7 +82,7 @@ def arranged(policy: str, machines: int) -> Arrangement:
     """As `plan` arranges it."""
     if policy in ("student", "exact"):
         return arrange("ours", machines, 0, code=policy, k=1, cost=STUDENT if policy == "student" else 1.0)
-    return arrange("copies", machines, 0, **({"hedge_ratio": 0.0} if policy == "none" else {}))
+    return arrange("copies", machines, 0, **({"copies": False} if policy == "none" else {}))
 
 
 # ---- instances -----------------------------------------------------------------------------------------------------
@@ -191,7 +191,7 @@ async def run(kind: str, policy: str, seed: int, work: Path) -> list[QueryRecord
     named = f"{kind}-{policy}-{seed}"
     log = work / f"{named}.jsonl"
     given = ["--access-log", str(log), *(serve_flags(arranged(policy, fleet.machines).name) or ())]
-    given += ["--hedge-ratio", "0"] if policy == "none" else []
+    given += ["--extra-work", "0"] if policy == "none" else []
     async with start(fleet, policy, work / named) as (endpoints, freeze), proxy(endpoints, given) as url:
         return await loaded(fleet, url, seed, freeze, log)
 

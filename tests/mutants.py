@@ -147,14 +147,38 @@ MUTANTS = [
     _engine(
         "a query that wants the deployed model's own answer gets another",
         "release",
-        "if not group.usable or (query.exact and not group.code.lossless):",
-        "if not group.usable:",
+        "if known and not self.is_confident(query, group):",
+        "if False:",
     ),
     _engine(
         "a query that wants the deployed model's own answer has a student launched",
         "launch",
-        "return not query.exact or code.lossless",
+        "return code.lossless or (query.least <= 1.0 and self._policy.differing > 0.0)",
         "return True",
+    ),
+    _engine(
+        "an answer that turns out to be in more doubt than its client takes is given",
+        "life",
+        "if self._fleet.pool_of(query.pool).release.is_confident(query, group):",
+        "if True:",
+    ),
+    _engine(
+        "launches take what second copies need",
+        "life",
+        "self.work.spend(group.size * pool.pool.cost)",
+        "pass",
+    ),
+    _engine(
+        "probes take what late queries need",
+        "life",
+        "self.work.take(1.0, KEPT_FROM_PROBES)",
+        "self.work.take(1.0)",
+    ),
+    _engine(
+        "a cheap protection and a dear one are launched equally early",
+        "launch",
+        "max(LATE, 1.0 - USUALLY * self._policy.extra_work / cost) if cost > 0.0 else LATE",
+        "LATE",
     ),
     _engine(
         "a rebuilt answer is used before its time",

@@ -98,9 +98,9 @@ def test_truths(tmp_path: Path):
 
 def test_auto_and_lists():
     settings = load_settings(
-        flags={"reconstruct_after_s": "0.5", "hedge_after_s": "auto", "group_by": "X-Top-K, x-lang"}, endpoints=ENDPOINT
+        flags={"reconstruct_after_s": "auto", "deadline_s": "0.5", "group_by": "X-Top-K, x-lang"}, endpoints=ENDPOINT
     )
-    assert (settings.policy.reconstruct_after_s, settings.policy.hedge_after_s) == (0.5, None)
+    assert (settings.policy.reconstruct_after_s, settings.policy.deadline_s) == (None, 0.5)
     assert settings.group_by == ("x-top-k", "x-lang")
 
 
@@ -124,8 +124,11 @@ MISTAKES = [
     ({"flags": {"deadline_s": "inf"}}, r"not 'inf'"),
     ({"flags": {"deadline_s": "1e300"}}, r"--deadline-s must be a number of at least 0.001 and below 1e\+15, not"),
     ({"flags": {"max_waiting": "9" * 400}}, r"--max-waiting must be a whole number of at least 1 and below 1e\+15"),
-    ({"flags": {"hedge_after_s": "9" * 400}}, r"--hedge-after-s must be a number of at least 0.*, or 'auto', not"),
-    ({"flags": {"hedge_after_s": "x"}}, r"at least 0, or 'auto', not 'x'"),
+    (
+        {"flags": {"reconstruct_after_s": "9" * 400}},
+        r"--reconstruct-after-s must be a number of at least 0.*, or 'auto', not",
+    ),
+    ({"flags": {"reconstruct_after_s": "x"}}, r"at least 0, or 'auto', not 'x'"),
     (
         {"environ": {"TS_PARITY_DEADLINE": "1"}},
         r"TS_PARITY_DEADLINE: unknown setting 'deadline'; did you mean 'deadline_s'",
@@ -255,7 +258,7 @@ def test_twelve_settings_say_what_the_policy_is():
     """Each with two users who want it otherwise; `repeatable` is the twelfth, of a model."""
     assert sum(title.startswith("policy") for title in GROUPS) == 1
     assert [item.name for item in GROUPS["policy"]] == [
-        "protect", "group_by", "hedge_ratio", "hedge_after_s", "reconstruct_after_s", "retry_ratio", "deadline_s",
+        "protect", "group_by", "extra_work", "differing", "reconstruct_after_s", "retry_ratio", "deadline_s",
         "max_waiting", "max_wait_s", "default_answer", "default_answer_type",
     ]  # fmt: skip
 
@@ -327,10 +330,10 @@ def test_what_no_proxy_could_use_is_refused_with_what_is_allowed(name: str, give
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
-        (("serve", "--hedge-ration", "0.1"), "; did you mean --hedge-ratio?"),
-        (("serve", "--hedge-ration=0.1"), "; did you mean --hedge-ratio?"),
+        (("serve", "--extra-wrok", "0.1"), "; did you mean --extra-work?"),
+        (("serve", "--extra-wrok=0.1"), "; did you mean --extra-work?"),
         (("status", "--jsn"), "; did you mean --json?"),
-        (("drain", "--hedge-ratio", "1"), ""),
+        (("drain", "--extra-work", "1"), ""),
         (("serve", "--port", "1", "more"), ""),
     ],
 )

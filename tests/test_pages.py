@@ -66,7 +66,7 @@ def test_a_table_tells_heads_from_cells_on_any_screen():
 
 
 def test_a_command_is_copied_as_it_is():
-    command = "ts-parity serve \\\n    --hedge-ratio 0.05  --code 'a <b>'"
+    command = "ts-parity serve \\\n    --extra-work 0.05  --code 'a <b>'"
     assert "".join(ElementTree.fromstring(typed(command)).itertext()) == command
 
 

@@ -54,7 +54,7 @@ def test_the_ablation_takes_rules_from_the_recipe() -> None:
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("examples/*/README.md"))]
 
 
-NO_COPIES = {"sentences/README.md": "hedge_ratio"}
+NO_COPIES = {"sentences/README.md": "extra_work"}
 """It shows a student's answer, which a second copy would forestall, and says so."""
 
 

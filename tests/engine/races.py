@@ -6,7 +6,7 @@ NEVER = 0.0
 """Seconds that a task takes which never ends."""
 LATE = {"launch": "late", "launch_after_s": 0.05, "reconstruct_after_s": 0.05}
 STUDENT = {"code": "student", "k": 2, "shared": True, "protections": 4}
-HEDGE = {"hedge_ratio": 0.1, "hedge_burst": 1.0, "hedge_after_s": 0.03}
+HEDGE = {"copies": True, "extra_work": 0.1, "work_burst": 1.0, "hedge_after_s": 0.03}
 
 
 def late(**more):

@@ -95,7 +95,7 @@ def test_a_few_comparisons_change_little():
 
 LATE = {
     "launch": "late", "launch_after_s": 0.020, "reconstruct_after_s": 0.020, "hedge_after_s": 0.500,
-    "slow_factor": 0.0, "launch_stretch": 0.0, "hedge_ratio": 0.5, "differing": 0.01,
+    "slow_factor": 0.0, "launch_stretch": 0.0, "copies": True, "extra_work": 0.5, "differing": 0.01,
 }  # fmt: skip
 
 
@@ -142,7 +142,7 @@ def test_a_doubtful_answer_is_given_once_its_query_is_late_enough():
 def test_what_is_held_is_given_when_later_queries_have_paid_for_it():
     arrivals = [0.0, *(0.1 + 0.02 * n for n in range(300))]
     tasks = [FROZEN, ("parity 0", 0.005, "0.6"), ("hedge 0", 0.0, "never")]
-    policy = {"deadline_s": 30.0, "hedge_ratio": 0.0}
+    policy = {"deadline_s": 30.0, "copies": False}
     source, at = late(arrivals=arrivals, tasks=tasks, policy=policy, differing_left=0.0).answers[0]
     assert source == "reconstructed"
     assert at > 0.8, "forty queries have paid for it, and it was not worth so much at once"
@@ -161,6 +161,41 @@ def test_without_a_word_of_its_own_an_answer_is_as_doubtful_as_its_protection():
     (pool,) = (run := late(tasks=tasks)).scheduler.pools()
     assert run.answers[0] == ("reconstructed", 0.025)
     assert pool.release.budget.spent == pytest.approx(0.3)
+
+
+def test_a_client_that_wants_more_confidence_gets_a_second_copy_at_once_and_its_own_answer():
+    """However late it is, and although the budget is not touched."""
+    tasks = [FROZEN, ("parity 0", 0.005, "0.98"), ("hedge 0", 0.010, "ok")]
+    assert late(tasks=tasks).answers[0] == ("reconstructed", 0.025)
+    run = late(tasks=tasks, least={0: 0.99})
+    assert [at for at, _ in run.sends("hedge 0")] == [0.025]
+    assert run.answers[0] == ("hedged", 0.035)
+    assert late(tasks=tasks, least={0: 0.98}).answers[0] == ("reconstructed", 0.025)
+
+
+def test_a_query_that_gave_way_to_its_backup_runs_itself_if_the_answer_is_not_sure_enough():
+    tasks = [(0, 0.015, "ok"), ("parity 0", 0.005, "0.98"), (1, 0.010, "ok")]
+    policy = {"launch_waiting": 0.5, "hedge_after_s": 5.0}
+    run = late(arrivals=[0.0, 0.0], deployed=1, protections=1, policy=policy, tasks=tasks, least={1: 0.99})
+    assert run.answers == {0: ("deployed", 0.015), 1: ("deployed", 0.03)}
+    assert run.nothing_left_over()
+
+
+def test_a_failed_query_that_wants_more_confidence_than_it_gets_fails_at_once():
+    policy = {"copies": False, "max_attempts": 1}
+    tasks = [(0, 0.021, "fail"), ("parity 0", 0.005, "0.98")]
+    run = late(tasks=tasks, policy=policy, least={0: 0.99})
+    assert run.failures[0] == ("failed", 0.025)
+
+
+def test_what_is_decoded_without_enough_confidence_is_finished_once():
+    policy = {"launch": "group", "group_wait_s": 0.01}
+    shape = {"arrivals": [0.0, 0.0], "code": "sum", "k": 2, "shared": False, "protections": 1, "policy": policy}
+    own = [FROZEN, (1, 0.010, "ok"), ("hedge 0", 1.0, "never"), ("finish 0", 0.001, "0.98")]
+    run = late(**shape, tasks=own, least={0: 0.99})
+    assert len(run.sends("finish 0")) == 1
+    assert run.failures == {0: ("deadline", 1.0)}
+    assert run.nothing_left_over()
 
 
 def test_exact_answers_need_no_budget():

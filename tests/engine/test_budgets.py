@@ -3,7 +3,7 @@
 import pytest
 
 from ts_parity.engine import plain
-from ts_parity.engine.budgets import TokenBucket, hedge_budget, retry_budget
+from ts_parity.engine.budgets import TokenBucket, retry_budget, work_budget
 
 
 def test_a_budget_that_grows_with_time_alone():
@@ -35,15 +35,30 @@ def test_a_token_comes_with_so_many_queries():
 
 
 def test_retries_come_back_within_a_second_and_second_copies_with_traffic_only():
-    retries, hedges = retry_budget(plain(retry_burst=2.0)), hedge_budget(plain(hedge_ratio=0.1, hedge_burst=2.0))
+    retries, hedges = (
+        retry_budget(plain(retry_burst=2.0)),
+        work_budget(plain(copies=True, extra_work=0.1, work_burst=2.0)),
+    )
     for budget in (retries, hedges):
         assert [budget.take() for _ in range(3)] == [True, True, False]
         budget.pass_time(1.0)
     assert (retries.take(), hedges.take()) == (True, False)
 
 
+def test_what_is_kept_for_others_is_not_taken_and_what_is_owed_is_paid_first():
+    bucket = TokenBucket(0.5, 2.0)
+    assert not bucket.take(1.5, reserve=0.5)
+    assert bucket.take(1.0, reserve=0.5)
+    assert bucket.affords(1.0)
+    bucket.spend(1.5)
+    bucket.deposit()
+    assert not bucket.affords(0.25)
+    bucket.deposit()
+    assert bucket.affords(0.5)
+
+
 def test_a_ratio_of_nothing_is_no_budget():
-    assert not hedge_budget(plain(hedge_ratio=0.0)).take()
+    assert not work_budget(plain(extra_work=0.0)).take()
     empty = retry_budget(plain(retry_ratio=0.0, retry_burst=1.0))
     assert empty.take()
     empty.pass_time(1e9)

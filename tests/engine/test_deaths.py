@@ -290,7 +290,7 @@ def test_a_protection_registered_anew_has_its_places_too():
 
 def test_a_second_copy_left_behind_is_simply_gone():
     whole = fleet(deployed=3, code=None)
-    scheduler = Scheduler(whole, plain(hedge_ratio=1.0, hedge_after_s=0.05))
+    scheduler = Scheduler(whole, plain(copies=True, extra_work=1.0, hedge_after_s=0.05))
     [own] = sends(scheduler.query_arrived(Query(0, POOL), 0.0))
     [copy] = sends(scheduler.tick(0.05))
     assert copy.hedge
@@ -474,7 +474,7 @@ def test_what_waits_for_its_backup_only_is_told_when_its_group_on_trial_kills_a_
     assert (type(failed), failed.query.id) == (Fail, 0)
 
 
-HEDGED = {"hedge_ratio": 1.0, "hedge_after_s": 0.03}
+HEDGED = {"copies": True, "extra_work": 1.0, "hedge_after_s": 0.03}
 
 
 def test_a_second_copy_is_the_one_more():

@@ -109,13 +109,21 @@ def test_an_endpoint_that_answers_far_too_slowly_is_taken_out_and_tried_again():
 def test_an_endpoint_that_is_out_is_tried_with_second_copies():
     """No query waits for what it does: with a budget for copies, after two slow answers none is late any more."""
     arrivals = [n * 0.02 for n in range(200)]
-    policy = {**SLOW, "hedge_ratio": 0.1, "hedge_after_s": 10.0}
+    policy = {**SLOW, "copies": True, "extra_work": 0.1, "hedge_after_s": 10.0}
     run = scenario(arrivals=arrivals, code=None, deployed=3, policy=policy, slow={"d0": (1.0, 0.05)})
     tried = [at for at, what, endpoint in run.sent if endpoint == "d0" and at > 2.5]
     assert tried
     assert all(what.startswith("hedge") for at, what, endpoint in run.sent if endpoint == "d0" and at > 2.5)
     late_ones = [number for number, (_, at) in run.answers.items() if at - arrivals[number] > 0.02 and at > 2.5]
     assert late_ones == []
+
+
+@pytest.mark.parametrize(("burst", "probes"), [(2.0, 1), (1.0, 0)])
+def test_probes_leave_half_of_the_budget_to_late_queries(burst, probes):
+    policy = {**SLOW, "copies": True, "extra_work": 1e-9, "work_burst": burst, "hedge_after_s": 10.0, "out_s": 0.1}
+    arrivals = [n * 0.02 for n in range(200)]
+    run = scenario(arrivals=arrivals, code=None, deployed=3, policy=policy, slow={"d0": (1.0, 0.05)})
+    assert sum(what.startswith("hedge") for _, what, _ in run.sent) == probes
 
 
 def test_never_more_than_the_allowed_share_is_out():

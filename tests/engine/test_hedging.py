@@ -147,7 +147,9 @@ def test_a_query_whose_own_task_fails_waits_for_its_copy():
 
 
 def test_a_copy_is_not_compared_with_a_stream_that_is_under_way():
-    scheduler = Scheduler(fleet(deployed=3, code=None, proved=False), plain(hedge_ratio=1.0, hedge_after_s=0.05))
+    scheduler = Scheduler(
+        fleet(deployed=3, code=None, proved=False), plain(copies=True, extra_work=1.0, hedge_after_s=0.05)
+    )
     [own] = scheduler.query_arrived(Query(0, POOL, "same"), 0.0)
     [copy] = [action for action in scheduler.tick(0.05) if isinstance(action, Send)]
     scheduler.answer_started(own.task, 0.06)
@@ -156,7 +158,13 @@ def test_a_copy_is_not_compared_with_a_stream_that_is_under_way():
 
 def test_a_second_copy_waits_until_the_backup_has_had_its_time():
     """Backups take 4 ms and are launched after 20: a copy goes out at 24, not at the usual quantile of 10 ms."""
-    policy = {"hedge_ratio": 1.0, "launch_after_s": 0.02, "reconstruct_after_s": 0.02, "deadline_s": 50.0}
+    policy = {
+        "copies": True,
+        "extra_work": 1.0,
+        "launch_after_s": 0.02,
+        "reconstruct_after_s": 0.02,
+        "deadline_s": 50.0,
+    }
     lost = [(number, NEVER, "never") for number in range(30, 60)]
     backups = [*[("parity 0", 0.004, "ok")] * 29, ("parity 0", NEVER, "never")]
     run = late(
@@ -173,7 +181,7 @@ def test_a_second_copy_waits_until_the_backup_has_had_its_time():
 
 def test_a_second_copy_goes_to_an_idle_machine_or_to_none():
     """Three machines with two places: the query's own never answers; the second is busy, the third is as well."""
-    policy = {"hedge_ratio": 1.0, "hedge_after_s": 0.05}
+    policy = {"copies": True, "extra_work": 1.0, "hedge_after_s": 0.05}
     tasks = [(0, NEVER, "never"), (1, NEVER, "never"), (2, 0.2, "ok")]
     run = scenario(arrivals=[0.0, 0.0, 0.0], tasks=tasks, code=None, deployed=3, places=2, policy=policy)
     assert run.sends("hedge 0") == [(0.2, "d2")]

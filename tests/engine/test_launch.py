@@ -7,6 +7,7 @@ import pytest
 from tests.engine.races import NEVER, late
 from ts_parity.codes import make_code
 from ts_parity.engine import (
+    LOSSLESS,
     Arrived,
     Failed,
     Fleet,
@@ -48,6 +49,17 @@ def test_late_or_with_the_group(when, code, shared, partial, late):
     assert launch(code, shared, partial, launch=when).late is late
 
 
+@pytest.mark.parametrize(("cost", "launched"), [(0.0, 0.90), (0.1, 0.90), (0.25, 0.94), (1.0, 0.985)])
+def test_the_dearer_a_protection_the_fewer_queries_are_late_enough_for_it(cost, launched):
+    """Where nothing is slow, three tenths of the budget for extra work go into it."""
+    latency = LatencyWindow(1000)
+    for n in range(1000):
+        latency.add(1.0 + 0.0001 * (n * 619 % 1000))
+    rule = Launch(plain(extra_work=0.05), latency, LoadMeter())
+    rule.adopt(make_code("student", 1, 1), True, True, cost)
+    assert rule.after_s == pytest.approx(1.0 + 0.1 * launched, abs=0.0011)
+
+
 @pytest.mark.parametrize(("load", "after"), [(0.0, 0.10), (0.5, 0.10), (0.75, 0.11), (1.0, 0.12), (3.0, 0.12)])
 def test_the_fuller_the_later(load, after):
     assert launch(load=load, launch_after_s=0.1, launch_stretch=0.2).after_s == pytest.approx(after)
@@ -68,22 +80,28 @@ def test_groups_go_without_where_queries_need_the_machines(load, shared, sheds):
 
 
 @pytest.mark.parametrize(
-    ("code", "exact", "why_not", "suits"),
+    ("code", "least", "why_not", "suits"),
     [
-        ("student", False, {}, True),
-        ("student", True, {}, False),
-        ("exact", True, {}, True),
-        ("student", False, {"late": True}, False),
-        ("student", False, {"kills": 1}, False),
-        ("student", False, {"key": None}, False),
-        ("student", False, {"group": group_of()}, False),
+        ("student", 0.0, {}, True),
+        ("student", LOSSLESS, {}, False),
+        ("student", 0.999, {}, True),
+        ("exact", LOSSLESS, {}, True),
+        ("student", 0.0, {"late": True}, False),
+        ("student", 0.0, {"kills": 1}, False),
+        ("student", 0.0, {"key": None}, False),
+        ("student", 0.0, {"group": group_of()}, False),
     ],
 )
-def test_whom_a_backup_is_launched_for(code, exact, why_not, suits):
-    query = Query(0, "m", "key", exact=exact)
+def test_whom_a_backup_is_launched_for(code, least, why_not, suits):
+    query = Query(0, "m", "key", least=least)
     for name, value in why_not.items():
         setattr(query, name, value)
-    assert Launch.suits(query, make_code(code, 1, 1)) is suits
+    assert launch().suits(query, make_code(code, 1, 1)) is suits
+
+
+@pytest.mark.parametrize(("code", "suits"), [("student", False), ("exact", True)])
+def test_nothing_is_launched_whose_answer_may_not_be_given(code, suits):
+    assert launch(differing=0.0).suits(Query(0, "m", "key"), make_code(code, 1, 1)) is suits
 
 
 # ---- in the engine --------------------------------------------------------------------------------------------------
@@ -238,7 +256,7 @@ def test_a_backup_whose_endpoint_is_gone_gives_the_place_that_is_free_to_its_que
     """Its backup was rejected, then the machine for it went; the deployed machine had come free before."""
     policy = plain(launch="late", launch_after_s=0.02, launch_waiting=1.0, reconstruct_after_s=0.02)
     scheduler = Scheduler(fleet(deployed=1, code="student", k=1), policy)
-    [own] = scheduler.query_arrived(Query(0, POOL, "same", exact=True), 0.0)
+    [own] = scheduler.query_arrived(Query(0, POOL, "same", least=LOSSLESS), 0.0)
     assert scheduler.query_arrived(Query(1, POOL, "same"), 0.0) == []
     [backup] = [a for a in scheduler.tick(0.02) if isinstance(a, Send)]
     scheduler.task_done(backup.task, Rejected(), 0.03)

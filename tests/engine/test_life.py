@@ -82,7 +82,7 @@ def test_every_row_happens(monkeypatch):
 
 def test_its_copy_kills_a_worker_while_the_protection_still_has_it():
     """Its own task is lost for good. Its next attempt is due when the protection has brought nothing, not before."""
-    policy = plain(hedge_ratio=1.0, hedge_after_s=0.05, launch="group")
+    policy = plain(copies=True, extra_work=1.0, hedge_after_s=0.05, launch="group")
     scheduler = Scheduler(fleet(deployed=3, code="exact", k=1), policy)
     query = Query(0, POOL, "key")
     own, protection = (send.task for send in scheduler.query_arrived(query, 0.0))

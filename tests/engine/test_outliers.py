@@ -141,7 +141,7 @@ def test_of_two_it_is_taken_out_too():
 
 
 def test_with_second_copies_it_is_tried_without_anybody_waiting_for_it():
-    run = served({"d0": (0.5, FOREVER)}, deployed=4, policy={"hedge_ratio": 0.1, "hedge_after_s": 1.0})
+    run = served({"d0": (0.5, FOREVER)}, deployed=4, policy={"copies": True, "extra_work": 0.1, "hedge_after_s": 1.0})
     assert len(run.errors) <= 12
     assert all(what.startswith("hedge") for at, what, name in run.sent if name == "d0" and at > 1.5)
 

@@ -13,7 +13,7 @@ from ts_parity.engine.policy import PLAIN
 from ts_parity.testing import POOL, fleet, scenario
 
 RECIPE = {name: getattr(Policy(), name) for name in PLAIN}
-TIMES = {"launch_after_s": 0.05, "reconstruct_after_s": 0.05}
+TIMES = {"launch_after_s": 0.05, "reconstruct_after_s": 0.05, "differing": 1.0}
 
 
 def ours(**more):
@@ -68,7 +68,8 @@ def test_a_late_backups_answer_may_be_used_from_its_launch_on():
         for latency in seen:
             pool.latency.add(latency)
         quantiles[shared] = (pool.release.after_s, pool.launch.after_s)
-    assert quantiles[True][0] == quantiles[True][1] == quantiles[False][1] < quantiles[False][0]
+    assert quantiles[True][0] <= quantiles[True][1], "no launch is for nothing"
+    assert quantiles[True][0] < quantiles[False][0]
 
 
 def test_a_late_query_gets_a_second_copy_where_there_is_no_protection():

@@ -3,13 +3,11 @@
 import pytest
 
 from tests.engine.races import NEVER
-from ts_parity.engine import (
-    Query,
-    plain,
-)
+from ts_parity.engine import LOSSLESS, Query, plain
 from ts_parity.engine.lateness import LatencyWindow
 from ts_parity.engine.query import QueryState
 from ts_parity.engine.release import MAX_FINISHES, Release
+from ts_parity.engine.trust import UNREPORTED
 from ts_parity.testing import scenario
 
 from .made import group_of
@@ -20,6 +18,10 @@ def seen(*latencies):
     for latency in latencies:
         window.add(latency)
     return window
+
+
+def rule(**policy):
+    return Release(plain(**policy), LatencyWindow())
 
 
 def test_as_set_and_else_as_measured_and_before_that_a_guess():
@@ -43,18 +45,40 @@ def test_due_when_it_has_waited_and_nothing_is_being_made_of_an_output(at, finis
 
 
 @pytest.mark.parametrize(
-    ("code", "exact", "finisher", "may"),
+    ("code", "least", "finisher", "may"),
     [
-        ("sum", False, True, True),
-        ("sum", False, False, False),
-        ("student", False, False, True),
-        ("student", True, True, False),
-        ("exact", True, False, True),
+        ("sum", 0.0, True, True),
+        ("sum", 0.0, False, False),
+        ("student", 0.0, False, True),
+        ("student", LOSSLESS, True, False),
+        ("student", 0.99, False, True),
+        ("exact", LOSSLESS, False, True),
+        ("exact", 1.0, False, True),
     ],
 )
-def test_whose_answer_may_be_rebuilt(code, exact, finisher, may):
-    query = Query(0, "m", exact=exact)
-    assert Release.may_be_rebuilt(query, group_of("a", code=code), finisher) is may
+def test_whose_answer_may_be_rebuilt(code, least, finisher, may):
+    group = group_of("a", code=code)
+    group.members[0].least = least
+    assert rule().may_be_rebuilt(group.members[0], group, finisher) is may
+
+
+@pytest.mark.parametrize(("agreement", "may"), [(0.98, False), (0.99, True)])
+def test_a_client_that_wants_confidence_gets_nothing_in_more_doubt(agreement, may):
+    """What has not come yet may be sure enough."""
+    group = group_of("a", code="student", k=1)
+    [query] = group.members
+    query.least = 0.99
+    assert rule().may_be_rebuilt(query, group, False)
+    group.agreement = {0: agreement}
+    assert rule().may_be_rebuilt(query, group, False) is may
+
+
+def test_what_came_without_a_word_is_as_good_as_its_protection_usually_is():
+    group = group_of("a", code="student", k=1)
+    [query] = group.members
+    group.covers = {0: frozenset({0})}
+    for query.least, may in ((UNREPORTED, True), (UNREPORTED + 0.01, False)):
+        assert rule().may_be_rebuilt(query, group, False) is may
 
 
 def test_what_two_instances_could_not_finish_is_given_up():

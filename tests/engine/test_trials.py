@@ -120,14 +120,14 @@ def test_such_comparisons_are_few():
 
 
 def test_second_copies_are_compared_with_their_originals():
-    hedge = {"hedge_ratio": 1.0, "hedge_after_s": 0.02}
+    hedge = {"copies": True, "extra_work": 1.0, "hedge_after_s": 0.02}
     run = scenario(code=None, proved=False, arrivals=[0.0], tasks=[(0, 0.05, "ok")], policy=hedge)
     assert run.answers == {0: ("hedged", 0.03)}
     assert run.compared == [(0, "deployed", "agreed")]
 
 
 def test_a_fleet_whose_copies_differ_is_not_hedged():
-    hedge = {"hedge_ratio": 1.0, "hedge_after_s": 0.02}
+    hedge = {"copies": True, "extra_work": 1.0, "hedge_after_s": 0.02}
     slow = [(n, 0.05, "ok") for n in range(60)]
     run = scenario(code=None, proved=False, arrivals=PACE, tasks=slow, policy=hedge, findings=["differed"] * 60)
     assert 2 <= len(run.compared) <= 3, "one more was on its way"
@@ -136,7 +136,7 @@ def test_a_fleet_whose_copies_differ_is_not_hedged():
 
 
 def test_copies_that_differ_take_the_protection_out_too():
-    hedge = {"hedge_ratio": 1.0, "hedge_after_s": 0.02}
+    hedge = {"copies": True, "extra_work": 1.0, "hedge_after_s": 0.02}
     late = [(n, 0.045, "ok") for n in range(30, 60)]
     findings = ["agreed"] * TRIAL + ["differed"] * 40
     run = on_trial(code="exact", k=1, tasks=late, policy=hedge, findings=findings)
@@ -173,7 +173,7 @@ def test_a_query_that_is_not_repeatable_is_tried_once():
     [pool] = parts.pools
     once = replace(parts, pools=(replace(pool, repeatable=False),))
     for cause, tried in (("fail", 1), ("unreachable", 2)):
-        scheduler = Scheduler(once, plain(hedge_ratio=1.0, hedge_after_s=0.01))
+        scheduler = Scheduler(once, plain(copies=True, extra_work=1.0, hedge_after_s=0.01))
         [sent] = scheduler.query_arrived(Query(0, POOL, "same"), 0.0)
         actions = scheduler.task_done(sent.task, OUTCOMES[cause], 0.001)
         assert sum(isinstance(action, Send) for action in actions) == tried - 1
@@ -194,7 +194,7 @@ def test_a_protection_that_can_never_be_decoded_is_out():
 
 def test_an_endpoint_that_is_out_comes_back_where_there_are_no_second_copies():
     """Where there are, it is tried by one; a model that must be run once has none."""
-    hedge = {"hedge_ratio": 1.0, "hedge_after_s": 10.0, "failures_until_out": 1, "out_s": 1.0}
+    hedge = {"copies": True, "extra_work": 1.0, "hedge_after_s": 10.0, "failures_until_out": 1, "out_s": 1.0}
     parts = fleet(deployed=2, code=None)
     [pool] = parts.pools
     for changed in (replace(pool, repeatable=False), pool):

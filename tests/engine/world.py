@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from ts_parity.codes import make_code
 from ts_parity.engine import (
+    LOSSLESS,
     Answer,
     Arrived,
     Cause,
@@ -43,8 +44,8 @@ POLICIES = {
     "deadline_s": [1.0, 5.0], "max_waiting": [1, 3, 100], "max_wait_s": [0.5, 10.0], "retry_ratio": [0.0, 0.1, 1.0],
     "retry_burst": [0.0, 1.0, 5.0], "max_attempts": [1, 2, 3], "default_answer": [False, True],
     "failures_until_out": [1, 2, 3], "launch": ["auto", "group", "late"], "launch_after_s": [None, 0.0, 0.3, 0.7],
-    "launch_waiting": [0.0, 0.5, 1.0], "hedge_ratio": [0.0, 0.1, 1.0], "hedge_burst": [1.0, 3.0],
-    "differing": [0.0, 0.0005, 0.05, 1.0],
+    "launch_waiting": [0.0, 0.5, 1.0], "extra_work": [0.0, 0.1, 1.0],
+    "copies": [True, True, False], "work_burst": [1.0, 3.0], "differing": [0.0, 0.0005, 0.05, 1.0],
     "hedge_after_s": [None, 0.0, 0.2], "slow_factor": [0.0, 2.0], "slow_until_out": [1, 2, 3],
     "spare_places": [0, 0, 1], "balance": ["least", "least", "round_robin"], "out_s": [0.1, 1.0],
 }  # fmt: skip
@@ -59,6 +60,7 @@ OUTCOMES = [
     Failed("killed", cause=Cause.WORKER_DIED),
     Rejected(),
 ]
+LEAST = [0.0] * 10 + [0.75, 0.995, LOSSLESS, LOSSLESS]
 AGREEMENTS = [1.0, 0.9999, 0.99, 0.8, 0.3]
 FINDINGS = [Finding.AGREED] * 8 + [Finding.DIFFERED, Finding.UNKNOWN, Finding.FAILED]
 STEPS = ["arrive"] * 8 + ["end"] * 9 + ["wait"] * 5 + ["leave", "change", "stream", "die"]
@@ -109,7 +111,7 @@ def described(action):
 def noted(subject):
     """By what a second scheduler is told of the same."""
     if isinstance(subject, Query):
-        return Query, (subject.id, subject.pool, subject.key, subject.deadline_at, subject.exact)
+        return Query, (subject.id, subject.pool, subject.key, subject.deadline_at, subject.least)
     if isinstance(subject, Task):
         return Task, subject.id
     if isinstance(subject, Compare):
@@ -187,9 +189,9 @@ class World:
 
     def arrive(self):
         dice = self.dice
-        pool, key, exact = dice.choice(self.everything.pools).name, dice.choice([None, 1, 1, 2]), dice.random() < 0.15
+        pool, key, least = dice.choice(self.everything.pools).name, dice.choice([None, 1, 1, 2]), dice.choice(LEAST)
         deadline_at = self.now + dice.choice([0.0, 0.05, 0.3]) if dice.random() < 0.2 else None
-        query = Query(len(self.queries), pool, key, deadline_at, exact)
+        query = Query(len(self.queries), pool, key, deadline_at, least)
         self.queries.append(query)
         self.tell("query_arrived", query)
 
@@ -319,7 +321,8 @@ class World:
         self.ended[query.id] = action
         if isinstance(action, Answer) and action.source is Source.RECONSTRUCTED:
             task, group = action.task, action.task.group
-            assert not query.exact or group.code.lossless
+            expected = group.agreement.get(query.slot, group.trust.expected)
+            assert group.code.lossless or query.least <= expected
             assert not group.on_trial
             assert group.trust.in_use, "a rebuilt answer comes only from a protection in use"
             assert group.trust.since <= group.begun_at
@@ -331,7 +334,7 @@ class World:
     def check_released(self, query, group):
         """2: a rebuilt answer, or what is to become one, is used when the query's time has come, and not before."""
         assert self.now >= query.release_at
-        assert not query.exact or group.code.lossless
+        assert query.least <= 1.0 or group.code.lossless
         if query.id in self.failed_own or self.policy.reconstruct_after_s is None:
             return
         earliest = self.first_sent.get(query.id, math.inf) + self.policy.reconstruct_after_s
@@ -449,8 +452,10 @@ class World:
         retries = policy.retry_burst + policy.retry_ratio * len(self.queries)
         retries += policy.retry_burst * self.now if policy.retry_ratio else 0
         assert scheduler.sent["retry"] <= retries + 1e-9
-        copies = (policy.hedge_burst + policy.hedge_ratio * len(self.queries)) if policy.hedge_ratio else 0
-        assert scheduler.sent["hedge"] <= copies + 1e-9
+        work = policy.work_burst + policy.extra_work * len(self.queries) if policy.extra_work else 0.0
+        largest = max((pool.code.k for pool in self.everything.pools if pool.code is not None), default=1)
+        assert scheduler.sent["hedge"] + scheduler.sent["late"] <= work + largest - 1 + 1e-9
+        assert policy.copies or not scheduler.sent["hedge"]
         for pool in scheduler.pools():
             asked = sum(query.pool == pool.pool.name for query in self.queries)
             limit = BURST + policy.differing * asked if policy.differing else 0.0

@@ -267,7 +267,8 @@ def test_machines_of_different_speed():
 @pytest.mark.slow
 def test_answers_differ_as_their_curve_says():
     curve = AgreementCurve(((0.8, 0.0), (1.0, 0.1)))  # the least sure fifth differs every second time
-    run = scenario("ours", code="student", k=4, cost=0.25, extra=0, spells=Spells(0.2, 50.0, 5.0), queries=20_000)
+    shape = {"code": "student", "k": 4, "cost": 0.25, "extra": 0, "policy": {"differing": 1.0}}
+    run = scenario("ours", **shape, spells=Spells(0.2, 50.0, 5.0), queries=20_000)
     result = simulate(replace(run, agreement=curve), seed=1)
     rebuilt = result.answered["reconstructed"]
     assert rebuilt > 300

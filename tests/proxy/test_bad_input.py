@@ -74,6 +74,15 @@ async def test_exact_is_0_or_1(make_fleet: MakeFleet) -> None:
     assert (await fleet.post(x_ts_parity_exact="0")).status == 200
 
 
+@pytest.mark.parametrize("least", ["much", "-0.1", "1.5", "nan", ""])
+async def test_a_least_confidence_is_from_0_to_1(make_fleet: MakeFleet, least: str) -> None:
+    fleet = await make_fleet(*coded())
+    answer = await fleet.post(x_ts_parity_least_confidence=least)
+    assert answer.status == 400
+    assert "x-ts-parity-least-confidence must be a number from 0 to 1" in answer.json()["message"]
+    assert (await fleet.post(x_ts_parity_least_confidence="1")).status == 200
+
+
 async def test_control_headers_cannot_be_forged(make_fleet: MakeFleet) -> None:
     """A client that tries to run an operation on a worker runs an ordinary prediction."""
     instances = coded()

@@ -18,6 +18,8 @@ _SLOW = (
 )
 _FAILING = "an instance that fails three times in a row is left alone for a second, then for longer, and tried again"
 
+_COPIES = "second copies are made from the 0.98 quantile of latency on, after a backup of the query has had its time"
+
 REMOVED: dict[str, str] = {
     "code": "protect says it: auto, exact-only, off (it was none), or the one code to use",
     "k": "register only protections of the size you want; of several, the one that promises most is used",
@@ -31,8 +33,10 @@ REMOVED: dict[str, str] = {
     "shed_load": "protections on shared machines are left out above 0.85 of the load; nobody needed another share",
     "reconstruct_quantile": _RELEASE,
     "reconstruct_cold_s": _RELEASE,
-    "hedge_burst": "hedge_ratio is the budget; ten second copies may be made at once",
-    "hedge_quantile": "hedge_after_s = auto is the 0.98 quantile of latency; or give it seconds",
+    "hedge_ratio": "extra_work is the budget for second copies, protections launched late and probes together",
+    "hedge_burst": "extra_work is the budget; ten inferences may be made at once",
+    "hedge_after_s": _COPIES,
+    "hedge_quantile": _COPIES,
     "retry_burst": "retry_ratio is the budget; ten retries may be made at once",
     "max_attempts": "a query is tried three times; a model that must not run twice is --model NAME,repeatable=false",
     "slow_factor": _SLOW,

@@ -26,7 +26,7 @@ from ts_parity.engine.events import (
     Source,
 )
 from ts_parity.engine.policy import Policy, plain
-from ts_parity.engine.query import Action, Answer, CodingGroup, Compare, Fail, Query, Send, Task
+from ts_parity.engine.query import LOSSLESS, Action, Answer, CodingGroup, Compare, Fail, Query, Send, Task
 from ts_parity.engine.scheduler import Scheduler
 from ts_parity.engine.trust import Finding, Standing, Trust
 
@@ -34,6 +34,7 @@ __all__ = [
     "ARRIVED",
     "ARRIVED_ERROR",
     "ARRIVED_RAW",
+    "LOSSLESS",
     "Action",
     "Answer",
     "Arrived",

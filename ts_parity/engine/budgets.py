@@ -1,4 +1,4 @@
-"""Budgets: how much may be spent on retries and on second copies.
+"""Budgets: how much may be spent on retries, and on extra work for late queries.
 
 Knows numbers and times. Knows nothing of queries.
 """
@@ -6,8 +6,14 @@ Knows numbers and times. Knows nothing of queries.
 from __future__ import annotations
 
 import math
+from typing import Final
 
 from ts_parity.engine.policy import Policy
+
+KEPT_FROM_COPIES: Final = 0.2
+"""Of the burst of extra work, the share that second copies leave for protections, which cost less and answer sooner."""
+KEPT_FROM_PROBES: Final = 0.5
+"""And that probes leave for both: an endpoint that is out can wait."""
 
 
 class TokenBucket:
@@ -35,10 +41,18 @@ class TokenBucket:
             return 0.0
         return missing / self._per_s if self._per_s and self._burst >= 1.0 else math.inf
 
-    def take(self) -> bool:
-        if self.wait_s(0):
+    def affords(self, cost: float) -> bool:
+        return self.tokens >= cost - 1e-9
+
+    def spend(self, cost: float) -> None:
+        """What is more than there was, is owed."""
+        self.tokens -= cost
+
+    def take(self, cost: float = 1.0, reserve: float = 0.0) -> bool:
+        """`reserve`: what must be left for others, as a share of the burst."""
+        if self.tokens - cost < reserve * self._burst - 1e-9:
             return False
-        self.tokens -= 1.0
+        self.tokens -= cost
         return True
 
 
@@ -49,5 +63,6 @@ def retry_budget(policy: Policy) -> TokenBucket:
     return TokenBucket(policy.retry_ratio, policy.retry_burst, policy.retry_burst if policy.retry_ratio else 0.0)
 
 
-def hedge_budget(policy: Policy) -> TokenBucket:
-    return TokenBucket(policy.hedge_ratio, policy.hedge_burst if policy.hedge_ratio else 0.0)
+def work_budget(policy: Policy) -> TokenBucket:
+    """For late queries: second copies, launches of protections, probes."""
+    return TokenBucket(policy.extra_work, policy.work_burst if policy.extra_work else 0.0)

@@ -116,6 +116,8 @@ class Pool:
     """With the deployed model, as the protection's report says."""
     proved: bool = False
     """Proved elsewhere: no trial and no comparisons. For simulations, and tests of other things."""
+    cost: float = 1.0
+    """Of a backup's answer to one query, in deployed inferences."""
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,8 @@ class PoolState:
         self.deployed = EndpointSet(rows.pop(None, ()))
         self.rows = {row: EndpointSet(states) for row, states in rows.items() if row is not None}
         code, partial = self.pool.code, self.pool.partial
-        self.launch.adopt(code, partial, any(s.host.serves for line in self.rows.values() for s in line.everyone))
+        shared = any(s.host.serves for line in self.rows.values() for s in line.everyone)
+        self.launch.adopt(code, partial, shared, self.pool.cost)
         self.release.late = self.launch.late
         self.placement.adopt(code, partial, len({state.domain for state in self.deployed.everyone}))
         self.ejection.adopt(self.deployed)

@@ -17,6 +17,9 @@ from ts_parity.engine.lateness import LATE, LatencyWindow
 from ts_parity.engine.policy import LoadMeter, Policy
 from ts_parity.engine.query import Query
 
+USUALLY: Final = 0.3
+"""Of the budget for extra work, the share that launches take where nothing is slow; the rest is for when something is.
+So a cheap protection is launched early, and `exact`, which costs a whole inference, for the latest queries only."""
 SHED_LOAD: Final = 0.85
 """Above this share of places taken, a protection on shared machines is no longer launched with its group: what is left
 idle is what queries need."""
@@ -26,20 +29,22 @@ idle is what queries need."""
 class Launch:
     """Of one pool."""
 
-    __slots__ = ("_latency", "_load", "_policy", "_shared", "late")
+    __slots__ = ("_latency", "_load", "_policy", "_quantile", "_shared", "late")
 
     def __init__(self, policy: Policy, latency: LatencyWindow, load: LoadMeter) -> None:
         self._policy = policy
         self._latency = latency
         self._load = load
         self._shared = False
+        self._quantile = LATE
         self.late = False
         """Backups are launched for late queries only."""
 
-    def adopt(self, code: Code | None, partial: bool, shared: bool) -> None:
+    def adopt(self, code: Code | None, partial: bool, shared: bool, cost: float = 1.0) -> None:
         """`partial`: the protection takes groups of any size, for late queries seldom fill one. `shared`: a protection
-        stands on a machine that serves deployed models too.
+        stands on a machine that serves deployed models too. `cost`: of a backup's answer, in deployed inferences.
         """
+        self._quantile = max(LATE, 1.0 - USUALLY * self._policy.extra_work / cost) if cost > 0.0 else LATE
         self._shared = shared
         late = self._policy.launch == "late" or (self._policy.launch == "auto" and shared)
         self.late = late and code is not None and code.family == "backup" and (partial or code.k == 1)
@@ -53,7 +58,7 @@ class Launch:
         if policy.launch_after_s is not None:
             base = policy.launch_after_s
         else:
-            measured = self._latency.quantile(LATE)
+            measured = self._latency.quantile(self._quantile)
             base = policy.reconstruct_cold_s if measured is None else measured
         return base * (1.0 + policy.launch_stretch * min(1.0, max(0.0, (self._load.value - 0.5) / 0.5)))
 
@@ -63,14 +68,13 @@ class Launch:
         waiting = self._policy.launch_waiting
         return waiting * self.after_s if waiting and self.late else math.inf
 
-    @staticmethod
-    def suits(query: Query, code: Code) -> bool:
+    def suits(self, query: Query, code: Code) -> bool:
         """Whether a backup may be launched for this query: once, if it has no group, and no worker may have died of it.
-        A client that wants the deployed model's own answer gets no other.
+        Where its answer could not be given, because the client or the operator wants none that may differ, it is not.
         """
         if query.late or query.kills or query.group is not None or query.key is None:
             return False
-        return not query.exact or code.lossless
+        return code.lossless or (query.least <= 1.0 and self._policy.differing > 0.0)
 
     @property
     def sheds(self) -> bool:

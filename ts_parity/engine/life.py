@@ -89,11 +89,10 @@ from enum import IntEnum
 from typing import Final
 
 from ts_parity.engine.admission import Verdict
-from ts_parity.engine.budgets import hedge_budget
+from ts_parity.engine.budgets import KEPT_FROM_PROBES, work_budget
 from ts_parity.engine.capacity import EndpointState
 from ts_parity.engine.events import Arrived, Cause, Code, Failed, Kind, Outcome, Reason, Rejected, Source
 from ts_parity.engine.fleet import FleetState, PoolState
-from ts_parity.engine.launch import Launch
 from ts_parity.engine.policy import Policy
 from ts_parity.engine.proving import Proving
 from ts_parity.engine.query import Action, Answer, CodingGroup, Compare, Fail, Query, QueryState, Task
@@ -185,7 +184,7 @@ class Life:
         self.suspicion = Suspicion(policy, fleet, timers)
         self.proving = Proving(policy, fleet, timers, sender)
         self.retries = Retries(policy)
-        self.hedges = hedge_budget(policy)
+        self.work = work_budget(policy)
         self.live: dict[int, Query] = {}
         self.answered: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
@@ -199,8 +198,8 @@ class Life:
         self.live[query.id] = query
         move(query, ARRIVED)
         self.retries.budget.deposit()
-        if self.policy.hedge_ratio:
-            self.hedges.deposit()
+        if self.policy.extra_work:
+            self.work.deposit()
         if self.policy.differing < 1.0:
             self._fleet.pool_of(query.pool).release.budget.deposit()
 
@@ -245,16 +244,16 @@ class Life:
                     query.launch_at = now + pool.launch.after_s
                 else:
                     sealed = self._join(pool, query, place.domain, now)
-            if self.policy.hedge_ratio and pool.may_copy(now):
+            if self.policy.copies and pool.may_copy(now):
                 query.hedge_at = now + pool.hedging.after_s(query.launch_at - now)
             self.arm(query)
         self._sender.send(Kind.DEPLOYED, place, query, query.group, query.slot, None, now, actions)
         if sealed is not None:
             self.seal(sealed, actions)
-        spare = self.policy.hedge_ratio and not query.kills and not pool.waiting and not pool.retries
+        spare = self.policy.copies and not query.kills and not pool.waiting and not pool.retries
         if pool.deployed.trials and spare:
             probe = pool.selection.for_probe(query, now) if pool.may_copy(now) else None
-            if probe is not None and self.hedges.take():
+            if probe is not None and self.work.take(1.0, KEPT_FROM_PROBES):
                 self.send_copy(query, probe, now, actions)
 
     def send_copy(self, query: Query, place: EndpointState, now: float, actions: list[Action]) -> None:
@@ -307,7 +306,7 @@ class Life:
     def launch(self, pool: PoolState, query: Query) -> None:
         """A backup for a query that is late: it waits for a place with the other late ones."""
         due, query.launch_at = query.launch_at, math.inf
-        if pool.code is None or not pool.protected or not Launch.suits(query, pool.code):
+        if pool.code is None or not pool.protected or not pool.launch.suits(query, pool.code):
             return
         query.late = True
         pool.late[query.id] = query
@@ -335,6 +334,7 @@ class Life:
                     move(query, PUT_OFF)
         group.sealed = True
         group.pending_rows.add(row)
+        self.work.spend(group.size * pool.pool.cost)
         self._sender.sent["late"] += group.size
         group.protection_sent(row)
         self._sender.send(Kind.PROTECTION, place, None, group, None, row, now, actions)
@@ -710,7 +710,7 @@ class Life:
         if query.held is not None and group.usable:
             self._give_rebuilt(query, group, query.held, now, actions)
         elif not self._may_be_rebuilt(query, group):
-            return
+            self._copy_at_once(query, now)
         elif group.code.family == "backup":
             task = next(group.protections[row] for row, slots in group.covers.items() if query.slot in slots)
             self._give_rebuilt(query, group, task, now, actions)
@@ -729,17 +729,22 @@ class Life:
             self.answer(query, Source.RECONSTRUCTED, task, actions)
             return
         if query.held is None:
-            if now < query.hedge_at < math.inf:
-                query.hedge_at = now
+            self._copy_at_once(query, now)
             if query.state is QueryState.POSTPONED:
                 self._queue_again(query)
         query.held = task
         query.free_at = min(at, now + pool.release.after_s)  # the price may have fallen by then
         self.arm(query)
 
+    def _copy_at_once(self, query: Query, now: float) -> None:
+        """Its rebuilt answer is not sure enough, for now or for good."""
+        if now < query.hedge_at < math.inf:
+            query.hedge_at = now
+            self.arm(query)
+
     def _may_be_rebuilt(self, query: Query, group: CodingGroup) -> bool:
         pool = self._fleet.pool_of(query.pool)
-        return Release.may_be_rebuilt(query, group, pool.can_finish)
+        return pool.release.may_be_rebuilt(query, group, pool.can_finish)
 
     def _queue_finish(self, query: Query) -> bool:
         pool = self._fleet.pool_of(query.pool)
@@ -771,7 +776,11 @@ class Life:
         if isinstance(outcome, Arrived):
             assert group is not None
             group.note_agreement(outcome)
-            self._give_rebuilt(query, group, task, now, actions)
+            if self._fleet.pool_of(query.pool).release.is_confident(query, group):
+                self._give_rebuilt(query, group, task, now, actions)
+                return
+            query.finish_attempts = MAX_FINISHES  # it would only say the same
+            self.review(group, actions)
             return
         if task.lost:
             return
@@ -894,7 +903,7 @@ class Life:
 
     def close(self, query: Query, actions: list[Action]) -> None:
         waited = query.waiting
-        copied = self.policy.hedge_ratio and query.hedge_at == math.inf
+        copied = self.policy.copies and query.hedge_at == math.inf
         if waited or query.late or copied:  # only then can it stand in one of the pool's queues
             self._fleet.pool_of(query.pool).forget(query)
         move(query, ENDED)

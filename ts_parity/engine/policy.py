@@ -47,18 +47,18 @@ class Policy:
     The defaults are the recipe: what `ts-parity serve` does by itself, what the demo shows, `ours` in the simulator.
     """
 
-    hedge_ratio: float = setting(
+    extra_work: float = setting(
         0.05,
-        "second copies per query, on average; 0: none",
-        "each is made on an idle machine, of a query that is late and has no answer",
+        "extra inferences for late queries, per query; 0: none",
+        "second copies, protections launched late, and probes of endpoints that are out, together; on average, in "
+        "inferences of the deployed model",
         group="policy",
     )
-    hedge_after_s: float | None = setting(
-        None,
-        "a second copy is made this long after the query",
-        "auto: the 0.98 quantile of latency, and not before a backup of the query has had its time",
-        unit="s",
-        auto=float,
+    differing: float = setting(
+        0.0005,
+        "share of answers that may differ from the deployed model's",
+        "expected by the confidence of rebuilt answers, and corrected by comparison with the queries' own late "
+        "answers; 0: only `exact` answers, 1: no limit",
     )
     reconstruct_after_s: float | None = setting(
         None,
@@ -96,10 +96,15 @@ class Policy:
     launch_waiting: float = constant(0.5)
     """A query that has waited for a place this many times `launch_after_s` gets its backup first; 0: never. So a
     crowd is served with backups as far as places are short."""
-    hedge_burst: float = constant(10.0)
-    """Second copies at once: a machine that stands still has as many queries as places."""
+    copies: bool = constant(True)
+    """Whether second copies are made at all."""
+    work_burst: float = constant(10.0)
+    """Deployed inferences at once: a machine that stands still has as many queries as places."""
+    hedge_after_s: float | None = constant(None, auto=float)
+    """A second copy is made this long after the query was sent. None: a quantile of latency, and not before a backup of
+    the query has had its time."""
     hedge_quantile: float = constant(0.98, least=0.01, below=1)
-    """Of latency: when a second copy is made. Far enough behind 1 - `hedge_ratio` that what is late by bad luck does
+    """Of latency: when a second copy is made. Far enough behind 1 - `extra_work` that what is late by bad luck does
     not use up what is needed when a machine is slow (docs/policy.md)."""
     slow_factor: float = constant(3.0)
     """An endpoint this many times slower than the pool's median, `slow_until_out` times in a row, is out. 0: never.
@@ -122,9 +127,6 @@ class Policy:
     """How long an ejected endpoint is left alone, at first; doubled for each failed return, up to 30 s."""
     reject_pause_s: float = constant(0.05)
     """How long an instance that is full is left alone: about a service time."""
-    differing: float = constant(1.0)
-    """Share of all answers that may differ from the deployed model's, by the confidence of those that are rebuilt; 0:
-    only lossless ones are given, 1: no limit. See `accuracy`."""
     default_answer: bool = False
     """At its deadline a query gets the configured default answer instead of an error."""
 
@@ -155,7 +157,9 @@ PLAIN: Mapping[str, Any] = {
     "seal_early": False,
     "launch": "group",
     "launch_waiting": 0.0,
-    "hedge_ratio": 0.0,
+    "extra_work": 1.0,
+    "differing": 1.0,
+    "copies": False,
     "hedge_quantile": 0.95,
     "slow_factor": 0.0,
     "spare_places": 0,

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterator, Mapping
 from enum import IntEnum
-from typing import Any, final
+from typing import Any, Final, final
 
 from ts_parity.engine.capacity import EndpointState, Occupant
 from ts_parity.engine.events import Arrived, Code, Endpoint, Kind, Reason, Source
@@ -26,6 +26,8 @@ from ts_parity.engine.trust import Trust
 _NOBODY: frozenset[str] = frozenset()
 _NOTHING: frozenset[int] = frozenset()
 _UNKNOWN: Mapping[int, float] = {}
+LOSSLESS: Final = math.inf
+"""Confidence that only a lossless protection has."""
 
 
 class QueryState(IntEnum):
@@ -48,9 +50,9 @@ class Query:
     """
 
     __slots__ = (
-        "armed_at", "arrived_at", "attempts", "avoid", "choosy_until", "deadline_at", "domain", "exact", "excused",
+        "armed_at", "arrived_at", "attempts", "avoid", "choosy_until", "deadline_at", "domain", "excused",
         "finish_attempts", "finishes_pending", "first_cause", "forgiven", "free_at", "given", "group", "hedge_at",
-        "held", "id", "in_flight", "key", "kills", "last_chance", "last_failure", "late", "launch_at", "owes",
+        "held", "id", "in_flight", "key", "kills", "last_chance", "last_failure", "late", "launch_at", "least", "owes",
         "payload", "pool", "refused", "release_at", "released", "rests_until", "set_aside", "slot", "stale_at",
         "start_by", "state", "trial", "trial_slot",
     )  # fmt: skip
@@ -61,14 +63,15 @@ class Query:
         pool: str,
         key: Hashable = None,
         deadline_at: float | None = None,
-        exact: bool = False,
+        least: float = 0.0,
         payload: Any = None,
     ) -> None:
         self.id = id
         self.pool = pool
         self.key = key
         self.deadline_at = deadline_at
-        self.exact = exact
+        self.least = least
+        """Confidence of a rebuilt answer that its client takes, at least."""
         self.payload = payload
         self.state = QueryState.NEW
         self.arrived_at = 0.0
@@ -251,9 +254,9 @@ class CodingGroup:
         self.sent: dict[int, frozenset[int]] = {}
         """Row -> the slots whose queries were sent to its protection."""
         self.flying = 0
+        """Protections in flight."""
         self.own: tuple[int, Task] | None = None
         """A member's slot and its own answer, to be compared with what is still in flight; see `Scheduler._watch`."""
-        """Protections in flight."""
         self.sealed = False
         self.done = False
 

@@ -61,13 +61,24 @@ class Release:
         """Whether it has waited long enough, and nothing is being made of a rebuilt output already."""
         return now >= query.release_at and not query.finishes_pending
 
-    @staticmethod
-    def may_be_rebuilt(query: Query, group: CodingGroup, finisher: bool) -> bool:
+    def may_be_rebuilt(self, query: Query, group: CodingGroup, finisher: bool) -> bool:
         """Whether a rebuilt answer of this group is good for it. `finisher`: somebody can make answers of outputs."""
-        if not group.usable or (query.exact and not group.code.lossless):
+        backup = group.code.family == "backup"
+        if not group.usable:
             return False
-        # A backup's answers are ready; an output has to be finished.
-        return group.code.family == "backup" or Release.may_be_finished(query, finisher)
+        known = query.least > 1.0 or (query.least > 0.0 and self._is_known(query, group, backup))
+        if known and not self.is_confident(query, group):
+            return False
+        return backup or self.may_be_finished(query, finisher)  # a backup's answers are ready, an output is not
+
+    def is_confident(self, query: Query, group: CodingGroup) -> bool:
+        """Whether the answer that has come is as sure as its client wants it."""
+        return group.code.lossless or (query.least <= 1.0 and 1.0 - self.doubt(query, group) >= query.least)
+
+    @staticmethod
+    def _is_known(query: Query, group: CodingGroup, backup: bool) -> bool:
+        """How sure it is; a backup that has said nothing by now never will, and an output says it when finished."""
+        return query.slot in group.agreement or (backup and query.slot in group.recoverable())
 
     @staticmethod
     def may_be_finished(query: Query, finisher: bool) -> bool:

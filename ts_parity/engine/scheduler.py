@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from ts_parity.engine.budgets import TokenBucket
+from ts_parity.engine.budgets import KEPT_FROM_COPIES, TokenBucket
 from ts_parity.engine.events import Cause, Failed, Fleet, Kind, Outcome, Reason, Source
 from ts_parity.engine.fleet import FleetState, PoolState, next_pool
 from ts_parity.engine.life import Life
@@ -303,6 +303,8 @@ class Scheduler:
         """Backups of late queries, to the first places that come free."""
         while pool.late and pool.code is not None:
             first = next(iter(pool.late.values()))
+            if not self._life.work.affords(pool.pool.cost):
+                return
             place = pool.selection.for_late(first, now)
             if place is None or place.endpoint.row is None:
                 return
@@ -317,7 +319,7 @@ class Scheduler:
                 place = pool.selection.for_hedge(query, now)
                 if place is None:
                     return
-                if self._life.hedges.take():
+                if self._life.work.take(1.0, KEPT_FROM_COPIES if pool.launch.late else 0.0):
                     self._life.send_copy(query, place, now, actions)
             del pool.hedges[query.id]
 
@@ -347,6 +349,7 @@ class Scheduler:
             "in_flight": self._sender.in_flight,
             "load": round(max((pool.load.value for pool in self._fleet.pools.values()), default=0.0), 3),
             "retry_tokens": round(self._life.retries.budget.tokens, 3),
+            "work_tokens": round(self._life.work.tokens, 3),
             "sent": dict(self.sent),
             "answered": dict(self.answered),
             "failed": dict(self.failed),
@@ -356,6 +359,8 @@ class Scheduler:
                     "load": round(pool.load.value, 3),
                     "open_groups": sum(len(groups) for groups in pool.placement.open_groups.values()),
                     "late": len(pool.late),
+                    "instances": len(pool.selection.deployed),
+                    "launch": "late" if pool.launch.late else "group",
                     "queued_protections": sum(not group.done for group, _ in pool.protections),
                     "reconstruct_after_s": pool.release.after_s,
                     "differing": pool.release.budget.snapshot(),

@@ -26,6 +26,7 @@ class Suspicion:
 
     def __init__(self, policy: Policy, fleet: FleetState, timers: Timers) -> None:
         self.policy = policy
+        self._copies = policy.copies and policy.extra_work > 0.0
         self._fleet = fleet
         self._timers = timers
         self.changes: deque[HealthChange] = deque(maxlen=MOST_CHANGES)
@@ -88,7 +89,7 @@ class Suspicion:
 
     def probes(self, place: EndpointState) -> bool:
         """Whether it comes back by a second copy of some query, so that none has to wait for what it does."""
-        if place.health.condition is Condition.IN or self.policy.hedge_ratio == 0 or place.endpoint.row is not None:
+        if place.health.condition is Condition.IN or not self._copies or place.endpoint.row is not None:
             return False
         pool = self._fleet.pool_of(place.endpoint.pool)
         return pool.pool.repeatable and not pool.repeats.reason

@@ -47,7 +47,7 @@ CLIENT_TIMEOUT_S = 20.0
 WARM_UP = 200
 FAULTS = FaultPlan(mean_gap_s=2.2, spell_s=(0.06, 0.2))
 # The flags of an arm's proxy: none, except where it must not rescue any query.
-POLICIES: dict[str, tuple[str, ...]] = {"uncoded": ("--protect", "off", "--hedge-ratio", "0"), "coded": (), "ours": ()}
+POLICIES: dict[str, tuple[str, ...]] = {"uncoded": ("--protect", "off", "--extra-work", "0"), "coded": (), "ours": ()}
 
 
 @dataclass(frozen=True)

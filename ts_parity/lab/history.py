@@ -34,7 +34,7 @@ _BACK_S = 0.05
 """A process writes lines in the order in which requests ended; farther back than this, its clock was set."""
 REMEDY = (
     "record again with this release, whose access log has one more line for each such task, or with a proxy that "
-    "protects nothing (--protect off --hedge-ratio 0)"
+    "protects nothing (--protect off --extra-work 0)"
 )
 
 

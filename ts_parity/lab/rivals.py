@@ -20,7 +20,7 @@ SERVICE_S = 0.05
 """What a service time is taken to last where nobody says."""
 # In service times: nobody gives up, so that every latency is seen.
 PATIENT: dict[str, Any] = {"deadline_s": 1e6, "max_wait_s": 1e6, "max_waiting": UNBOUNDED}
-HEDGING: dict[str, Any] = {"hedge_ratio": 0.1, "hedge_burst": 10.0}
+HEDGING: dict[str, Any] = {"extra_work": 0.1, "copies": True}
 NAMES = (
     "none", "round_robin", "equal", "replication", "hedge", "hedge_fixed", "approximate", "parm", "copies", "coded",
     "coded_shared", "ours",
@@ -86,7 +86,7 @@ def arrange(
     policy = replace(
         (Policy() if plan.recipe else plain()).in_units(service_s), **{**PATIENT, **plan.settings, **changes}
     )
-    fleet = make_fleet(plan.deployed, plan.protections, plan.shared, built, places, domains)
+    fleet = make_fleet(plan.deployed, plan.protections, plan.shared, built, places, domains, cost)
     return Arrangement(name, fleet, policy, Costs(group=cost, batch_saves=saves), built)
 
 
@@ -96,7 +96,13 @@ def serve_flags(name: str) -> list[str] | None:
 
 
 def make_fleet(
-    deployed: int, protections: int, shared: bool, code: ErasureCode | None, places: int = 1, domains: int | None = None
+    deployed: int,
+    protections: int,
+    shared: bool,
+    code: ErasureCode | None,
+    places: int = 1,
+    domains: int | None = None,
+    cost: float = 1.0,
 ) -> Fleet:
     """Machines m0 .. with the deployed model, protections on machines of their own or (`shared`) on the same ones.
 
@@ -109,7 +115,7 @@ def make_fleet(
     hosts = range(deployed) if shared else range(deployed, count)
     if code is not None:
         endpoints += [Endpoint(f"m{i}/p", f"m{i}", POOL, n % rows, places) for n, i in enumerate(hosts)]
-    return Fleet(tuple(instances), tuple(endpoints), (Pool(POOL, code, proved=True),))
+    return Fleet(tuple(instances), tuple(endpoints), (Pool(POOL, code, proved=True, cost=cost),))
 
 
 @dataclass(frozen=True)
@@ -131,7 +137,7 @@ def _plan(name: str, workers: int, extra: int, code: str, k: int) -> _Plan | Non
         "none": _Plan({}, workers),
         "round_robin": _Plan({"balance": "round_robin"}, workers),
         "equal": _Plan({}, everyone),
-        "replication": _Plan({"hedge_ratio": 1.0, "hedge_burst": 1e6, "hedge_after_s": 0.0}, 2 * workers),
+        "replication": _Plan({"extra_work": 1.0, "work_burst": 1e6, "copies": True, "hedge_after_s": 0.0}, 2 * workers),
         "hedge": _Plan({**HEDGING, "hedge_quantile": 0.9}, everyone),
         "hedge_fixed": _Plan({**HEDGING, "hedge_after_s": 1.25}, everyone),
         "approximate": _Plan({"reconstruct_quantile": 0.5}, workers, extra, code=("student", 1)),

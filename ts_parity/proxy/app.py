@@ -169,7 +169,7 @@ class Proxy(Lifecycle):
             "held": self.driver.left_over(),
         }
         engine = self.scheduler.snapshot()
-        status = status_json(self.plan, self._reports, self.settings.instances, engine, state, now)
+        status = status_json(self.plan, self._reports, self.settings, engine, state, now)
         if self._server.problem:
             status["problems"].append(self._server.problem)
         return status
@@ -180,7 +180,9 @@ class Proxy(Lifecycle):
     def _adopt_reports(self) -> None:
         settings = self.settings
         options = PlanOptions(settings.instances, settings.protect, self._streamed.reasons(time.monotonic()))
-        options = replace(options, models=settings.models, proved=self._proved)
+        options = replace(
+            options, models=settings.models, lossless=settings.policy.differing == 0.0, proved=self._proved
+        )
         if self._process is not None:
             options = replace(options, process=self._process, processes=settings.processes)
         plan = make_plan(self._reports, options)

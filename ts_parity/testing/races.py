@@ -15,6 +15,7 @@ from typing import Any
 from ts_parity.codes import make_code
 from ts_parity.engine import (
     ARRIVED_ERROR,
+    LOSSLESS,
     Action,
     Answer,
     Arrived,
@@ -130,6 +131,7 @@ def scenario(
     tasks: Sequence[TaskRow] = (),
     service: float = 0.010,
     exact: Collection[int] = (),
+    least: Mapping[int, float] | None = None,
     abandons: Mapping[int, float] | None = None,
     deadlines: Mapping[int, float] | None = None,
     keys: Mapping[int, str | None] | None = None,
@@ -145,12 +147,13 @@ def scenario(
     """Run query i from arrivals[i] on. A task not in the table is "ok" after `service`, a finish after 1 ms.
 
     Several rows with one name are taken in turn. `shape` is passed to `fleet`. `exact` lists the queries that refuse
-    rebuilt answers; `abandons` and `deadlines` map queries to instants; `keys` maps queries to group keys; `slow` maps
-    endpoints to an instant and the service time that deployed tasks have there from then on. `dead` maps instances to
-    when they die and when they are back: what they had is lost, and meanwhile they accept no connection. `erring` maps
-    endpoints to when they begin and when they cease to answer whatever they get with an error, in 1 ms. With
-    `differing_left` is what is left of the accuracy budget when it begins (None: all). With
-    `proved=False` (of `fleet`) protections are on trial first; `findings` are what is found by comparisons, in turn.
+    rebuilt answers, `least` maps queries to the confidence they want of one. `abandons` and `deadlines` map queries to
+    instants, `keys` maps queries to group keys, `slow` maps endpoints to an instant and the service time that deployed
+    tasks have there from then on. `dead` maps instances to when they die and when they are back: what they had is lost,
+    and meanwhile they accept no connection. `erring` maps endpoints to when they begin and when they cease to answer
+    whatever they get with an error, in 1 ms. `differing_left` is what is left of the accuracy budget when it begins
+    (None: all). With `proved=False` (of `fleet`) protections are on trial first; `findings` are what is found by
+    comparisons, in turn.
     """
     settings = {"reconstruct_after_s": 0.05, "group_wait_s": 0.02, "deadline_s": 1.0, **(policy or {})}
     run = Run(Scheduler(fleet(**shape), plain(**settings)))
@@ -158,8 +161,10 @@ def scenario(
         for pool in run.scheduler.pools():
             pool.release.budget.spend(BURST - differing_left)
     world = _Race(run, list(tasks), service, slow or {}, dead or {}, erring or {}, findings)
+    wanted = {**dict.fromkeys(exact, LOSSLESS), **(least or {})}
     queries = [
-        Query(i, POOL, (keys or {}).get(i, "same"), (deadlines or {}).get(i), i in exact) for i in range(len(arrivals))
+        Query(i, POOL, (keys or {}).get(i, "same"), (deadlines or {}).get(i), wanted.get(i, 0.0))
+        for i in range(len(arrivals))
     ]
     for query, at in zip(queries, arrivals, strict=True):
         world.at(at, query, None)

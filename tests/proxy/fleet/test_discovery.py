@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.proxy.conftest import MakeFleet
-from ts_parity.config import parse_endpoint
+from ts_parity.config import Settings, parse_endpoint
 from ts_parity.proxy.fleet.discovery import Discovery
 from ts_parity.proxy.fleet.plan import PlanOptions, make_plan
 from ts_parity.proxy.http.upstream import Upstream
@@ -267,4 +267,5 @@ async def test_management_behind_a_gateway_that_answers_in_chunks(upstream: Upst
 def status_of(*told: Any) -> Any:
     *reports, instances = told
     plan = make_plan(reports, PlanOptions(instances))
-    return status_json(plan, reports, instances, {"endpoints": {}, "pools": {}}, {}, time.monotonic())
+    settings = Settings(instances=instances)
+    return status_json(plan, reports, settings, {"endpoints": {}, "pools": {}}, {}, time.monotonic())

@@ -229,6 +229,13 @@ def test_the_configuration_can_ask_for_what_is_not_there():
     assert "the protections are sum with k=2 r=1, the configuration asks for protect = exact-only" in only(plan).reason
 
 
+def test_where_no_answer_may_differ_only_lossless_protections_are_used():
+    plan = plan_of(deployed(), parity(), parity("p2", code="exact"), settings={"lossless": True})
+    assert only(plan).code.name == "exact"
+    plan = plan_of(deployed(), parity(), settings={"lossless": True})
+    assert "the protections are sum with k=2 r=1, the configuration asks for differing = 0" in only(plan).reason
+
+
 def test_coding_can_be_switched_off():
     plan = plan_of(deployed(), parity(), settings={"protect": "off"})
     assert only(plan).reason == "protections are switched off (protect = off)"

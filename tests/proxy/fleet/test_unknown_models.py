@@ -263,7 +263,7 @@ async def test_instances_that_contradict_each_other_warm_nobody(
     """Second copies have shown it; a third one would be no better."""
     monkeypatch.setattr(discovery, "_COLD_AFTER_S", 0.0)
     one, other = (FakeTorchServe(FakeModel(role=None, matrix=np.eye(2) * n)) for n in (1, 2))
-    fleet = await make_fleet(one, other, proved=False, hedge_ratio=1.0, hedge_after_s=0.01)
+    fleet = await make_fleet(one, other, proved=False, copies=True, extra_work=1.0, hedge_after_s=0.01)
     for slow in (one, other):
         slow.freeze()
         await fleet.posts(2)

@@ -15,6 +15,7 @@ from tests.proxy.http.test_access import lines
 from tests.proxy.serving.test_predictions import linear
 from ts_parity.confidence import CLASSES, Confidence, ConfidenceScorer, Curve, in_header
 from ts_parity.engine import Query
+from ts_parity.engine.accuracy import BURST
 from ts_parity.testing import FakeModel, FakeTorchServe, protection
 
 NAME = "x-ts-parity-confidence"
@@ -95,9 +96,11 @@ async def test_an_exact_answer_is_certain(make_fleet: MakeFleet) -> None:
 
 @pytest.mark.parametrize("code", ["sum", "student"])
 async def test_the_engine_learns_it_with_the_answer(make_fleet: MakeFleet, code: str) -> None:
-    """Where no answer may differ, a doubtful one is held: the query gets its own when that comes."""
+    """Where the budget is spent, a doubtful one is held: the query gets its own when that comes."""
     instances = fleet_of(code)
-    fleet = await make_fleet(*instances, differing=0.0)
+    fleet = await make_fleet(*instances, differing=1e-9)
+    for pool in fleet.proxy.scheduler.pools():
+        pool.release.budget.spend(BURST)
     instances[0].freeze()
     asking = asyncio.create_task(fleet.posts(2))
     await until(lambda: held(fleet) is not None, "the rebuilt answer to be held")
@@ -110,6 +113,33 @@ async def test_the_engine_learns_it_with_the_answer(make_fleet: MakeFleet, code:
     instances[0].thaw()
     assert [(answer.get("x-ts-parity"), answer.get(NAME)) for answer in await asking] == [("deployed", None)] * 2
     await until(lambda: nothing_left(fleet.proxy), "everything to be let go")
+
+
+@pytest.mark.parametrize("code", ["sum", "student"])
+@pytest.mark.parametrize("more", [-0.01, 0.01])
+async def test_a_request_may_say_how_sure_a_rebuilt_answer_must_be(
+    make_fleet: MakeFleet, code: str, more: float
+) -> None:
+    """A little less than either answer's confidence is enough, a little more than that of both is not."""
+    instances = fleet_of(code)
+    fleet = await make_fleet(*instances)
+    instances[0].freeze()
+    expected = [KNOWN.of(raw(n), "2" if code == "sum" else "1") or 0.0 for n in range(2)]
+    least = min(expected) + more if more < 0.0 else min(1.0, max(expected) + more)
+    asking = asyncio.create_task(fleet.posts(2, x_ts_parity_least_confidence=str(least)))
+    live = fleet.proxy.scheduler._life.live
+    if more > 0.0:
+        await until(lambda: any(told(query) for query in live.values()), "the answer to come")
+        instances[0].thaw()
+    sources = sorted(str(answer.get("x-ts-parity")) for answer in await asking)
+    assert sources == ["deployed", "deployed" if more > 0.0 else "reconstructed"]
+    instances[0].thaw()
+    await until(lambda: nothing_left(fleet.proxy), "everything to be let go")
+
+
+def told(query: Query) -> bool:
+    """Whether it is known how sure its rebuilt answer is."""
+    return query.group is not None and query.slot in query.group.agreement
 
 
 def held(fleet: Fleet) -> Query | None:

@@ -44,7 +44,7 @@ async def test_a_late_query_is_answered_by_the_student_on_another_instance(make_
 
 async def test_who_refuses_approximate_answers_waits_or_is_hedged(make_fleet: MakeFleet, clock: Clock) -> None:
     instances = shared()
-    fleet = await make_fleet(*instances, **LATE, hedge_ratio=1.0, hedge_after_s=10.0)
+    fleet = await make_fleet(*instances, **LATE, copies=True, extra_work=1.0, hedge_after_s=10.0)
     instances[0].freeze()
     asked = asyncio.ensure_future(fleet.posts(3, x_ts_parity_exact="1"))
     answers = await put_forward(fleet, clock, asked)
@@ -84,7 +84,7 @@ async def record(fleet: Fleet) -> Recording:
 async def test_a_live_run_replays_to_the_same_actions(make_fleet: MakeFleet, clock: Clock) -> None:
     """The simulator drives the same object: what the proxy's scheduler decided, a fresh one decides again."""
     instances = shared()
-    fleet = await make_fleet(*instances, **LATE, hedge_ratio=0.5)
+    fleet = await make_fleet(*instances, **LATE, copies=True, extra_work=0.5)
     recording = await record(fleet)
     await fleet.posts(5)
     instances[1].freeze()
@@ -110,7 +110,7 @@ def _twin(argument: Any, tasks: dict[int, Task], queries: dict[int, Query]) -> A
         return tasks[argument.id]
     if isinstance(argument, Query):
         if argument.id not in queries:
-            queries[argument.id] = Query(argument.id, argument.pool, argument.key, argument.deadline_at, argument.exact)
+            queries[argument.id] = Query(argument.id, argument.pool, argument.key, argument.deadline_at, argument.least)
         return queries[argument.id]
     return argument
 

@@ -279,7 +279,13 @@ async def test_a_fleet_that_contradicts_itself_is_only_balanced(make_fleet: Make
     """Two weights under one version: second copies find it, and then there are none, nor protections."""
     one, other = bare(), bare(matrix=STALE)
     backup = FakeTorchServe(protection(code="student"))
-    settings = {"hedge_ratio": 1.0, "hedge_after_s": 0.01, "reconstruct_after_s": 1.0, "launch_after_s": 1.0}
+    settings = {
+        "copies": True,
+        "extra_work": 1.0,
+        "hedge_after_s": 0.01,
+        "reconstruct_after_s": 1.0,
+        "launch_after_s": 1.0,
+    }
     fleet = await make_fleet(one, other, backup, **{**LATE, **settings})
     for slow in (one, other):
         slow.freeze()
@@ -299,7 +305,7 @@ async def test_a_fleet_that_contradicts_itself_is_only_balanced(make_fleet: Make
 
 async def test_equal_instances_are_hedged_for_ever(make_fleet: MakeFleet) -> None:
     one, other = bare(), bare()
-    fleet = await make_fleet(one, other, hedge_ratio=1.0, hedge_after_s=0.01, **GROUP)
+    fleet = await make_fleet(one, other, copies=True, extra_work=1.0, hedge_after_s=0.01, **GROUP)
     for _ in range(4):
         one.freeze()
         assert "hedged" in sources(await fleet.posts(2))
@@ -332,7 +338,7 @@ async def test_a_model_that_is_not_repeatable_is_run_once(make_fleet: MakeFleet,
     described = FakeModel(verdict="refused", reason="it keeps what it was asked", repeatable=said_by == "operator")
     members = [FakeTorchServe(FakeModel(**described.__dict__)) for _ in range(2)]
     backup = FakeTorchServe(protection(code="exact"))
-    settings: dict[str, Any] = {"hedge_ratio": 1.0, "hedge_after_s": 0.01}
+    settings: dict[str, Any] = {"copies": True, "extra_work": 1.0, "hedge_after_s": 0.01}
     if said_by == "operator":
         settings["models"] = (ModelSettings("linear", repeatable=False),)
     fleet = await make_fleet(*members, backup, proved=True, **settings)

@@ -59,6 +59,8 @@ class PoolPlan:
     """How its protection's rows err, by which they are weighed; None: all alike."""
     confidence: Confidence | None = None
     """Expected agreement of a rebuilt answer, from its raw output; None if the rows have none, or differ."""
+    cost: float | None = None
+    """Of a full group, in deployed inferences: the largest of its rows; None if it was not measured."""
     never_code: Exclusions | None = None
     """Bodies that no protection may answer, as the archives of pool and protections declare."""
 
@@ -103,6 +105,8 @@ class PlanOptions:
     process: int = 0
     processes: int = 1
     models: tuple[ModelSettings, ...] = ()
+    lossless: bool = False
+    """Use no protection whose answers may differ from the deployed model's."""
     proved: bool = False
     """Use protections without a trial, for tests of what comes after it."""
 
@@ -174,7 +178,10 @@ def make_plan(reports: Sequence[InstanceReport], options: PlanOptions) -> Plan:
 
 
 def _engine_pool(pool: PoolPlan, options: PlanOptions) -> Pool:
-    return Pool(pool.name, pool.code, pool.partial, pool.repeatable, pool.agreement, options.proved)
+    code, cost = pool.code, 1.0
+    if pool.cost is not None and code is not None and code.family is Family.BACKUP:
+        cost = pool.cost / code.k
+    return Pool(pool.name, code, pool.partial, pool.repeatable, pool.agreement, options.proved, cost)
 
 
 def share(places: int, process: int, processes: int) -> int:
@@ -246,6 +253,7 @@ def _protect(
     agreement = min((share for share in values if share is not None), default=None)
     off = [m.described.tolerance for _, m, _ in chosen if m.described is not None]
     tolerance = max((each for each in off if each is not None), default=None)
+    costs = [m.described.cost for _, m, _ in chosen if m.described is not None]
     errors = {m.described.row_errors for _, m, _ in chosen if m.described is not None}
     if len(errors) > 1:
         problems.append(
@@ -265,6 +273,7 @@ def _protect(
         tolerance,
         next(iter(errors)) if len(errors) == 1 else None,
         _confidence([m for _, m, _ in chosen]),
+        max((cost for cost in costs if cost is not None), default=None),
         _never_code(members, candidates),
     )
     return plan, rows, problems
@@ -322,9 +331,12 @@ def _usable_codes(candidates: Sequence[HostedModel], options: PlanOptions) -> tu
     if not codes:
         return [], NO_PROTECTION
     fitting = [c for c in codes if options.protect in (AUTO, c.name) or (options.protect == EXACT_ONLY and c.lossless)]
+    asked = f"protect = {options.protect}"
+    if fitting and options.lossless:
+        fitting, asked = [code for code in fitting if code.lossless], "differing = 0"
     if not fitting:
         there = ", ".join(map(_in_words, codes))
-        return [], f"the protections are {there}, the configuration asks for protect = {options.protect}"
+        return [], f"the protections are {there}, the configuration asks for {asked}"
     return sorted(fitting, key=lambda code: _preference(code, candidates)), ""
 
 

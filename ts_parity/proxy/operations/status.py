@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ts_parity import __version__
-from ts_parity.config import InstanceSettings
-from ts_parity.engine import Standing
+from ts_parity.config import InstanceSettings, Settings
+from ts_parity.engine import Policy, Standing
 from ts_parity.proxy.fleet.plan import Plan, PoolPlan
 from ts_parity.proxy.fleet.reports import InstanceReport
 from ts_parity.tables import column_widths, columns
@@ -26,7 +26,7 @@ _PROCESS = ("process", "pid", "state", "uptime_s", "requests_in_flight", "answer
 def status_json(
     plan: Plan,
     reports: Sequence[InstanceReport],
-    instances: Sequence[InstanceSettings],
+    settings: Settings,
     engine: Mapping[str, Any],
     state: Mapping[str, Any],
     now: float,
@@ -36,8 +36,8 @@ def status_json(
         "version": __version__,
         **state,
         "problems": [*plan.problems, *trust_problems(engine), *endpoint_problems(engine)],
-        "pools": {name: _pool(plan, pool, engine) for name, pool in plan.pools.items()},
-        "instances": [_instance(plan, report, instances, now) for report in reports],
+        "pools": {name: _pool(plan, pool, settings.policy, engine) for name, pool in plan.pools.items()},
+        "instances": [_instance(plan, report, settings.instances, now) for report in reports],
         "engine": engine,
     }
 
@@ -124,13 +124,8 @@ def _pool_row(name: str, pool: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _pool_notes(pool: Mapping[str, Any]) -> list[str]:
-    """Reasons that are too long for a cell."""
-    notes = [] if pool["code"] else [f"not coded: {pool['reason']}"]
-    if pool.get("trust") and pool["trust"]["reason"]:
-        notes.append(f"{pool['trust']['state']}: {pool['trust']['reason']}")
-    if pool.get("copies") and pool["copies"]["reason"]:
-        notes.append(f"no second copies: {pool['copies']['reason']}")
-    return notes
+    """What is too long for a cell."""
+    return [str(pool["does"])]
 
 
 def _how_many(endpoints: Sequence[Mapping[str, Any]]) -> str:
@@ -149,10 +144,11 @@ def _cell(value: Any) -> str:
     return "" if value is None else f"{value:.0f}" if isinstance(value, float) else str(value)
 
 
-def _pool(plan: Plan, pool: PoolPlan, engine: Mapping[str, Any]) -> Json:
+def _pool(plan: Plan, pool: PoolPlan, policy: Policy, engine: Mapping[str, Any]) -> Json:
     live = engine["pools"].get(pool.name, {})
     code = pool.code
     return {
+        "does": what_it_does(pool, policy, live),
         "model": pool.model,
         "version": pool.version,
         "code": None
@@ -180,6 +176,37 @@ def _pool(plan: Plan, pool: PoolPlan, engine: Mapping[str, Any]) -> Json:
             if endpoint.pool == pool.name
         ],
     }
+
+
+def what_it_does(pool: PoolPlan, policy: Policy, live: Mapping[str, Any]) -> str:
+    """In a sentence, what late queries of this model get, and why. `live`: the engine's snapshot of the pool."""
+    code, trust, copies = pool.code, live.get("trust") or {}, live.get("copies") or {}
+    if not pool.repeatable:
+        return "queries are balanced and nothing else, since the model may be asked once only"
+    if copies.get("reason"):
+        return f"queries are balanced and nothing else: {copies['reason']}"
+    if not policy.extra_work:
+        second = "nothing, since extra_work is 0"
+    elif live.get("instances") == 1:
+        second = "no second copies, since one instance serves it"
+    else:
+        second = f"second copies, for at most {policy.extra_work:.3g} extra inferences a query"
+    if code is None:
+        return f"late queries get {second}; no protection: {pool.reason}"
+    if trust.get("state", Standing.IN_USE.value) != Standing.IN_USE.value:
+        return f"late queries get {second}; {code.name} is {trust['state']}: {trust['reason']}"
+    if live.get("launch") == "group":
+        whose = f"every {code.k} queries" if code.k > 1 else "every query"
+        what = f"{code.name} is launched with {whose}, since it has machines of its own; late queries get its answers, "
+        what += f"then {second}"
+    elif policy.extra_work:
+        what = f"{code.name} is launched for late queries, since it stands beside the model; then they get {second}"
+    else:
+        return f"late queries get {second}; {code.name} stands beside the model and would be launched for them only"
+    if code.lossless:
+        return f"{what}; its answers are the model's own"
+    limit = "any number of" if policy.differing >= 1.0 else f"at most {100 * policy.differing:.3g} % of all"
+    return f"{what}; {limit} answers may differ from the model's own"
 
 
 def _instance(plan: Plan, report: InstanceReport, instances: Sequence[InstanceSettings], now: float) -> Json:

@@ -142,12 +142,12 @@ class Driver:
         payload: QueryPayload,
         key: Hashable,
         client: Callable[[QueryResult], None],
-        exact: bool = False,
+        least: float = 0.0,
         deadline_s: float | None = None,
     ) -> Query:
         """`client` is called once, now or later, unless the query is abandoned first."""
         now = self._loop.time()
-        query = Query(next(self._ids), pool, key, None if deadline_s is None else now + deadline_s, exact, payload)
+        query = Query(next(self._ids), pool, key, None if deadline_s is None else now + deadline_s, least, payload)
         self._waiting[query.id] = client
         self._carry_out(self.scheduler.query_arrived(query, now))
         return query

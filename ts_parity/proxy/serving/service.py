@@ -15,7 +15,7 @@ from functools import partial
 from typing import Protocol, TypeVar
 
 from ts_parity.confidence import in_header
-from ts_parity.engine import Query, Source
+from ts_parity.engine import LOSSLESS, Query, Source
 from ts_parity.errors import BadClientRequest, DeadlineExceeded, Unavailable
 from ts_parity.proxy.fleet.plan import Plan, pool_name
 from ts_parity.proxy.fleet.reports import REFUSED
@@ -40,7 +40,7 @@ from ts_parity.proxy.serving.driver import RETRY_AFTER_S, Driver, QueryResult
 from ts_parity.proxy.serving.metrics import Metrics
 from ts_parity.proxy.serving.routes import PredictionRoute, model_named, prediction_route
 from ts_parity.proxy.serving.tasks import QueryPayload
-from ts_parity.wire import CONFIDENCE, DEADLINE_MS, EXACT, SOURCE, Headers
+from ts_parity.wire import CONFIDENCE, DEADLINE_MS, EXACT, LEAST_CONFIDENCE, SOURCE, Headers
 
 log = logging.getLogger(__name__)
 
@@ -91,10 +91,10 @@ class Service:
 
     def handle(self, request: Request, responder: Responder) -> None:
         """Respond, now or later. Never raises for a bad request: errors are responses in TorchServe's shape."""
-        exact, deadline_s = False, None
+        least, deadline_s = 0.0, None
         if request.controls:
             try:
-                exact = _read_header(request, EXACT, _flag) or False
+                least = _least_confidence(request)
                 deadline_s = _read_header(request, DEADLINE_MS, _milliseconds)
             except BadClientRequest as error:
                 responder.respond(_identified(error_response(error), request))
@@ -103,10 +103,10 @@ class Service:
         route = prediction_route(request.method, path)
         pool = None if route is None else self._pool(route)
         if route is not None and pool is not None and pool in self._plan.serving:
-            self._predict(pool, route, request, exact, deadline_s, responder)
+            self._predict(pool, route, request, least, deadline_s, responder)
             return
         model = route.model if route is not None else model_named(path, query_string)
-        passed = _PassThrough(request, model, responder, route, exact, deadline_s)
+        passed = _PassThrough(request, model, responder, route, least, deadline_s)
         if model is None or (route is None and model in self._plan.hosts):
             self._pass_through(passed)
         elif not self._refuse_unavailable(passed):
@@ -174,7 +174,7 @@ class Service:
                 self._pass_through(passed)
                 return
         final = passed.fallback is not None
-        self._predict(pool, route, passed.request, passed.exact, passed.deadline_s, passed.responder, final)
+        self._predict(pool, route, passed.request, passed.least, passed.deadline_s, passed.responder, final)
 
     def _warm(self, pool: str, request: Request) -> None:
         """Occasionally send a copy of a query to instances whose workers may need one to become READY."""
@@ -204,7 +204,7 @@ class Service:
         pool: str,
         route: PredictionRoute,
         request: Request,
-        exact: bool,
+        least: float,
         deadline_s: float | None,
         responder: Responder,
         final: bool = False,
@@ -221,9 +221,9 @@ class Service:
             client = partial(_respond, responder, request)
         else:
             ends_at = None if deadline_s is None else self._loop.time() + deadline_s
-            client = partial(self._respond_or_rediscover, pool, route, request, exact, ends_at, responder)
+            client = partial(self._respond_or_rediscover, pool, route, request, least, ends_at, responder)
         query = self._driver.predict(
-            pool, QueryPayload(request, route.extra, route.version is None), key, client, exact, deadline_s
+            pool, QueryPayload(request, route.extra, route.version is None), key, client, least, deadline_s
         )
         if query.open:
             responder.on_disconnect = partial(self._abandon, responder, query)
@@ -235,7 +235,7 @@ class Service:
         pool: str,
         route: PredictionRoute,
         request: Request,
-        exact: bool,
+        least: float,
         ends_at: float | None,
         responder: Responder,
         result: QueryResult,
@@ -248,7 +248,7 @@ class Service:
         if not result.missing or (left_s is not None and left_s <= 0):
             _respond(responder, request, result)
             return
-        passed = _PassThrough(request, route.model, responder, route, exact, left_s)
+        passed = _PassThrough(request, route.model, responder, route, least, left_s)
         passed.fallback = pool, result
         self._wait_for_discovery(passed)
 
@@ -386,10 +386,10 @@ class _PassThrough:
     __slots__ = (
         "cause",
         "deadline_s",
-        "exact",
         "fallback",
         "instance",
         "is_late",
+        "least",
         "model",
         "page",
         "probes",
@@ -406,14 +406,14 @@ class _PassThrough:
         model: str | None,
         responder: Responder,
         route: PredictionRoute | None,
-        exact: bool,
+        least: float,
         deadline_s: float | None,
     ) -> None:
         self.request = request
         self.model = model
         self.responder = responder
         self.route = route
-        self.exact = exact
+        self.least = least
         self.deadline_s = deadline_s
         self.instance = ""
         self.is_late = False
@@ -479,6 +479,22 @@ def _read_header(request: Request, name: str, read: Callable[[str], T]) -> T | N
         return read(text.strip())
     except ValueError as error:
         raise BadClientRequest(f"header {name} must be {error}, not {text[:100]!r}") from None
+
+
+def _least_confidence(request: Request) -> float:
+    """Of a rebuilt answer, at least."""
+    exact, least = _read_header(request, EXACT, _flag), _read_header(request, LEAST_CONFIDENCE, _share)
+    return LOSSLESS if exact else least or 0.0
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not 0 <= share <= 1:
+        raise ValueError("a number from 0 to 1")
+    return share
 
 
 def _flag(text: str) -> bool:
