@@ -3,7 +3,7 @@
     python benchmarks/ablation.py [--queries N] [--seeds N]     about a quarter of an hour on one core
     python benchmarks/ablation.py --tables                      renew the table of docs/policy.md
 
-`ours` has a student of a quarter of the cost, k = 4; `copies` has no protection. p99.9 and p99.99 in mean service
+`default` has a student of a quarter of the cost, k = 4; `copies` has no protection. p99.9 and p99.99 in mean service
 times, means over the seeds; work in deployed inferences a query.
 """
 
@@ -44,7 +44,7 @@ RULES: dict[str, dict[str, Any]] = {
     "no backups for queries that wait long": {"launch_waiting": 0.0},
     "launch not later under load": {"launch_stretch": 0.0},
     "no second copies": {"copies": False},
-    "slow machines stay in": {"slow_factor": 0.0},
+    "slow machines stay in": {"learn_speed": False},
     "no places lent": {"spare_places": 0},
 }
 OF_COPIES: dict[str, dict[str, Any]] = {
@@ -53,9 +53,9 @@ OF_COPIES: dict[str, dict[str, Any]] = {
     "copies from p90": {"hedge_quantile": 0.9},
     "copies from p95, of a tenth": {"hedge_quantile": 0.95, "extra_work": 0.1},
     "no second copies": {"copies": False},
-    "slow machines stay in": {"slow_factor": 0.0},
+    "slow machines stay in": {"learn_speed": False},
 }
-POLICIES = {"ours": (RULES, CELLS), "copies": (OF_COPIES, WITHOUT_PROTECTION)}
+POLICIES = {"default": (RULES, CELLS), "copies": (OF_COPIES, WITHOUT_PROTECTION)}
 
 
 def table(rows: list[dict[str, Any]], policy: str) -> str:

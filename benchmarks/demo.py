@@ -26,7 +26,7 @@ ARMS = {
     "round_robin": "round robin (what people have)",
     "uncoded": "proxy, uncoded",
     "coded": "proxy, coded (`sum`, k=2)",
-    "ours": "proxy, student launched late",
+    "default": "proxy, student launched late",
 }
 HEAD = ("arm", "p50 ms", "p99 ms", "p99.9 ms", "max ms", "errors", "lost", "rebuilt", "accuracy", "of rebuilt", "work")
 

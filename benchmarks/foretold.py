@@ -81,7 +81,7 @@ POLICIES = ("none", "hedge", "student", "exact")
 def arranged(policy: str, machines: int) -> Arrangement:
     """As `plan` arranges it."""
     if policy in ("student", "exact"):
-        return arrange("ours", machines, 0, code=policy, k=1, cost=STUDENT if policy == "student" else 1.0)
+        return arrange("default", machines, 0, code=policy, k=1, cost=STUDENT if policy == "student" else 1.0)
     return arrange("copies", machines, 0, **({"copies": False} if policy == "none" else {}))
 
 

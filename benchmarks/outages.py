@@ -42,7 +42,7 @@ POLICIES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("none", {"extra": 0}),
     ("hedge", {"extra": 0}),
     ("coded", {"extra": 3, "k": 4}),
-    ("ours", {"extra": 0, "k": 4, "cost": 0.25}),
+    ("default", {"extra": 0, "k": 4, "cost": 0.25}),
 )
 
 

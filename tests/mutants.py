@@ -59,17 +59,24 @@ MUTANTS = [
         "base",
     ),
     _engine(
-        "slowness takes out an endpoint whose load the others cannot bear",
-        "ejection",
-        "out <= self._policy.max_out * count and self._load.value * count < BEARABLE * (count - out)",
-        "out <= self._policy.max_out * count",
+        "a change of everything leaves machines under suspicion",
+        "suspicion",
+        "            self._forget_speeds(pool, now)\n            return False",
+        "            pass",
     ),
+    _engine("a machine's speed is never forgotten", "speed", "FORGOTTEN: Final = 0.02", "FORGOTTEN: Final = 0.0"),
     _engine(
-        "slowness takes out any number of endpoints",
-        "ejection",
-        "out <= self._policy.max_out * count and self._load",
-        "self._load",
+        "a machine that was out is still slow", "speed", "FORGOTTEN_OUT: Final = 0.5", "FORGOTTEN_OUT: Final = 0.02"
     ),
+    _engine("one late answer proves that a machine is slow", "speed", "RARE: Final = 0.02", "RARE: Final = 1e-9"),
+    _engine("big bodies are late as small ones", "sizes", "1.0 if 1.0 / FAR < median < FAR else median", "1.0"),
+    _engine(
+        "what takes long for its size teaches what is usual",
+        "fleet",
+        "self.latency.add(latency_s / query.scale)",
+        "self.latency.add(latency_s)",
+    ),
+    _engine("help for a big body costs as that for a small one", "sizes", "left -= scale", "left -= 1.0"),
     _engine(
         "errors take out an endpoint whose load the others cannot bear",
         "ejection",
@@ -85,14 +92,14 @@ MUTANTS = [
     _engine(
         "slow endpoints do not help in a crowd",
         "selection",
-        "self._policy.slow_factor > 0 and waiting > len(self.deployed)",
-        "False",
+        "return self._policy.learn_speed and waiting > 0 and self.deployed.out > 0",
+        "return False",
     ),
     _engine(
         "slow endpoints help although nobody waits",
         "selection",
-        "self._policy.slow_factor > 0 and waiting > len(self.deployed)",
-        "self._policy.slow_factor > 0",
+        "and waiting > (min(state.speed.ratio, HELPED) - 1.0) * fit * state.endpoint.places",
+        "",
     ),
     _engine(
         "the busiest of the overdue is given the benefit of the doubt",
@@ -115,8 +122,8 @@ MUTANTS = [
     _engine(
         "a second copy does not wait for the backup's own time",
         "hedging",
-        "return max(after_s, launch_after_s + (self._backup_latency.quantile(LATE) or 0.0))",
-        "return after_s",
+        "return max(after_s * scale, launch_after_s + (self._backup_latency.quantile(LATE) or 0.0) * scale)",
+        "return after_s * scale",
     ),
     _engine(
         "groups are never sealed early",
@@ -165,7 +172,7 @@ MUTANTS = [
     _engine(
         "launches take what second copies need",
         "life",
-        "self.work.spend(group.size * pool.pool.cost)",
+        "self.work.spend(sum(member.scale for member in group.members if member is not None) * pool.pool.cost)",
         "pass",
     ),
     _engine(
@@ -227,7 +234,7 @@ MUTANTS = [
     _engine(
         "an endpoint that fails each time it comes back is tried as often as at first",
         "health",
-        "min(LONGEST_OUT, 2**self._returns)",
+        "min(LONGEST_SLOW if slow else LONGEST_OUT, 2**self._returns)",
         "1.0",
     ),
     _engine(

@@ -1,4 +1,4 @@
-"""There is one recipe: `serve` by itself, the demo's arms, `ours` in simulations, and what the documentation shows."""
+"""There is one recipe: `serve` by itself, the demo's arms, `default` in simulations, and what documentation shows."""
 
 import argparse
 from dataclasses import replace
@@ -16,7 +16,7 @@ from ts_parity.proxy.app import policy_of
 
 ROOT = Path(__file__).parents[1]
 ENDPOINT = ("--endpoint", "http://127.0.0.1:8080")
-ARMS = ("copies", "coded", "coded_shared", "ours")
+ARMS = ("copies", "coded", "coded_shared", "default")
 
 
 def served(*flags: str) -> Policy:
@@ -28,19 +28,19 @@ def test_serve_without_a_flag_runs_the_recipe() -> None:
     assert served() == Policy()
 
 
-@pytest.mark.parametrize("arm", ["coded", "ours"])
+@pytest.mark.parametrize("arm", ["coded", "default"])
 def test_the_demo_shows_the_recipe(arm: str) -> None:
     assert served(*POLICIES[arm]) == Policy()
 
 
 @pytest.mark.parametrize("name", ARMS)
-def test_what_is_simulated_as_ours_is_the_recipe(name: str) -> None:
+def test_what_is_simulated_is_the_recipe(name: str) -> None:
     """In service times, and nobody gives up."""
     flags = serve_flags(name)
     assert flags is not None
     assert served(*flags) == Policy()
     for service_s in (SERVICE_S, 0.004):
-        made = arrange(name, code="student" if name == "ours" else "sum", service_s=service_s).policy
+        made = arrange(name, code="student" if name == "default" else "sum", service_s=service_s).policy
         assert made == replace(Policy().in_units(service_s), **PATIENT)
 
 

@@ -95,7 +95,7 @@ def test_a_few_comparisons_change_little():
 
 LATE = {
     "launch": "late", "launch_after_s": 0.020, "reconstruct_after_s": 0.020, "hedge_after_s": 0.500,
-    "slow_factor": 0.0, "launch_stretch": 0.0, "copies": True, "extra_work": 0.5, "differing": 0.01,
+    "learn_speed": False, "launch_stretch": 0.0, "copies": True, "extra_work": 0.5, "differing": 0.01,
 }  # fmt: skip
 
 
@@ -132,10 +132,10 @@ def test_its_own_answer_counts_when_it_comes_first():
 
 
 def test_a_doubtful_answer_is_given_once_its_query_is_late_enough():
-    """With 1.5 left (and this query's own 0.01), a doubt of 0.1 waits a third of the usual 20 ms longer."""
+    """With 1 left (and this query's own 0.01), a doubt of 0.1 waits half of the usual 20 ms longer."""
     tasks = [FROZEN, ("parity 0", 0.005, "0.9"), ("hedge 0", 1.0, "never")]
-    run = late(tasks=tasks, differing_left=1.5)
-    longer = WORTH * (BURST / 1.51 - 1) * 0.1
+    run = late(tasks=tasks, differing_left=1.0)
+    longer = WORTH * (BURST / 1.01 - 1) * 0.1
     assert run.answers[0] == ("reconstructed", pytest.approx(0.020 * (1 + longer), abs=1e-6))
 
 

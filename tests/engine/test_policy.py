@@ -93,7 +93,7 @@ def test_impossible_policies_are_refused(wrong):
 
 
 @pytest.mark.parametrize(
-    ("setting", "value"), [("launch", "never"), ("balance", "best"), ("hedge_quantile", 1.0), ("max_out", 1.0)]
+    ("setting", "value"), [("launch", "never"), ("balance", "best"), ("hedge_quantile", 1.0), ("differing", -0.1)]
 )
 def test_settings_that_make_no_sense(setting, value):
     with pytest.raises(ValueError, match=setting):

@@ -46,7 +46,7 @@ POLICIES = {
     "failures_until_out": [1, 2, 3], "launch": ["auto", "group", "late"], "launch_after_s": [None, 0.0, 0.3, 0.7],
     "launch_waiting": [0.0, 0.5, 1.0], "extra_work": [0.0, 0.1, 1.0],
     "copies": [True, True, False], "work_burst": [1.0, 3.0], "differing": [0.0, 0.0005, 0.05, 1.0],
-    "hedge_after_s": [None, 0.0, 0.2], "slow_factor": [0.0, 2.0], "slow_until_out": [1, 2, 3],
+    "hedge_after_s": [None, 0.0, 0.2], "learn_speed": [False, True, True],
     "spare_places": [0, 0, 1], "balance": ["least", "least", "round_robin"], "out_s": [0.1, 1.0],
 }  # fmt: skip
 OUTCOMES = [

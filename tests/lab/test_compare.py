@@ -24,7 +24,7 @@ def test_ours_beats_hedging_where_machines_have_slow_spells():
     """The claim of docs/policy.md, in small: on the same 12 machines, and at less work."""
     world = World(load=0.3, queries=30_000, spells=Spells(0.04, 100, 5))
     hedge = row_of(world, "hedge", (0, 1), extra=0)
-    ours = row_of(world, "ours", (0, 1), extra=0, k=4, cost=0.25)
+    ours = row_of(world, "default", (0, 1), extra=0, k=4, cost=0.25)
     assert hedge["workers"] == ours["workers"] == 12
     assert ours["p999"] < 1.6 < 2.0 < hedge["p999"]
     assert ours["work"] < hedge["work"]
@@ -33,7 +33,7 @@ def test_ours_beats_hedging_where_machines_have_slow_spells():
 
 @pytest.mark.slow
 def test_nothing_is_rebuilt_where_nothing_is_late():
-    ours = row_of(World(load=0.6, queries=30_000), "ours", (0,), extra=0, k=4, cost=0.25)
+    ours = row_of(World(load=0.6, queries=30_000), "default", (0,), extra=0, k=4, cost=0.25)
     none = row_of(World(load=0.6, queries=30_000), "none", (0,), extra=0)
     assert ours["reconstructed"] < 0.001
     assert ours["p50"] == pytest.approx(none["p50"], rel=0.01)
@@ -113,7 +113,7 @@ def test_everybody_has_the_same_machines_unless_told(capsys):
     words = ["simulate", "--workers", "2", "--k", "2", "--queries", "500", "--seeds", "1", "--json"]
     assert main(words) == 0
     rows = {row["policy"]: row["workers"] for row in json.loads(capsys.readouterr().out)}
-    assert rows == {"none": 2, "hedge": 2, "ours": 2, "parm": 3, "coded": 3}
+    assert rows == {"none": 2, "hedge": 2, "default": 2, "parm": 3, "coded": 3}
     assert main([*words, "--extra", "1", "--policy", "hedge"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["workers"] == 3
 
@@ -176,12 +176,12 @@ def test_what_cannot_be_had_is_said_before_anything_has_run(tmp_path, capsys, ca
 @pytest.mark.slow
 def test_the_command_prints_a_table_or_json_and_draws(tmp_path, capsys):
     plot = tmp_path / "tail.png"
-    common = ["simulate", "--queries", "2000", "--seeds", "1", "--policy", "none", "--policy", "ours"]
+    common = ["simulate", "--queries", "2000", "--seeds", "1", "--policy", "none", "--policy", "default"]
     assert main([*common, "--slow", "0.04:100:inf", "--net", "0.02:5", "--plot", str(plot)]) == 0
     assert capsys.readouterr().out.count("\n") == 3
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert main([*common, "--json"]) == 0
-    assert [row["policy"] for row in json.loads(capsys.readouterr().out)] == ["none", "ours"]
+    assert [row["policy"] for row in json.loads(capsys.readouterr().out)] == ["none", "default"]
 
 
 @pytest.mark.parametrize(
@@ -381,8 +381,8 @@ def test_worlds_by_flags(capsys):
 def test_answers_that_differ_are_told_by_code():
     """A student's as measured, a lossless code's never; of a code that was not measured nothing is known."""
     world = World(load=0.5, spells=Spells(0.1, 50.0, 5.0), queries=6000)
-    student = row_of(world, "ours", [0], extra=0, k=4, cost=0.25)
+    student = row_of(world, "default", [0], extra=0, k=4, cost=0.25)
     assert student["differing"] == pytest.approx(0.0371 * student["reconstructed"], rel=0.5)
-    exact = row_of(world, "ours", [0], extra=0, k=4, code="exact")
+    exact = row_of(world, "default", [0], extra=0, k=4, code="exact")
     assert exact["reconstructed"] > 0
     assert exact["differing"] == exact["differing_drawn"] == 0.0

@@ -32,11 +32,11 @@ def test_the_demo_answers_everything_while_workers_are_frozen_and_killed(tmp_pat
     summary = json.loads(ran.stdout)
     assert summary == json.loads((tmp_path / "summary.json").read_text())
     assert {"arms", "seed", "code", "k", "r", "rate"} <= summary.keys()
-    assert summary["arms"].keys() == {"round_robin", "uncoded", "coded", "ours"}
+    assert summary["arms"].keys() == {"round_robin", "uncoded", "coded", "default"}
     for arm in summary["arms"].values():
         assert arm.keys() >= ARM
         assert arm["queries"] == arm["answered"] + arm["errors"] + arm["lost"] == 900
-    coded, ours = summary["arms"]["coded"], summary["arms"]["ours"]
+    coded, ours = summary["arms"]["coded"], summary["arms"]["default"]
     for arm in (coded, ours):
         assert (arm["lost"], arm["errors"]) == (0, 0)
         assert arm["reconstructed"] > 0

@@ -50,7 +50,7 @@ SLOW = World(load=0.3, queries=15_000, spells=Spells(0.04, 100, 5))
 def test_what_there_is_to_choose_from():
     made = choices(12, 3, [STUDENT, SUM])
     assert [(c.policy, c.extra) for c in made] == [
-        ("none", 0), ("copies", 0), ("equal", 3), ("copies", 3), ("ours", 0), ("ours", 3), ("coded", 3),
+        ("none", 0), ("copies", 0), ("equal", 3), ("copies", 3), ("default", 0), ("default", 3), ("coded", 3),
     ]  # fmt: skip
     assert [(c.policy, c.extra) for c in choices(12, 0, [])] == [("none", 0), ("copies", 0)]
 
@@ -59,8 +59,8 @@ def test_what_there_is_to_choose_from():
 def test_the_student_is_taken_where_machines_have_slow_spells():
     plan = make_plan(SLOW, [STUDENT, SUM], Limits(machines=3), (0,))
     chosen = plan["rows"][plan["recommended"]]
-    assert (chosen["policy"], chosen["code"], chosen["extra_machines"]) == ("ours", "student", 0)
-    assert "Run ours with student k=4: p99.9" in plan["sentence"]
+    assert (chosen["policy"], chosen["code"], chosen["extra_machines"]) == ("default", "student", 0)
+    assert "Run default with student k=4: p99.9" in plan["sentence"]
     assert chosen["loss"] == pytest.approx(chosen["reconstructed"] * 0.01)
     assert plan_table(plan, SLOW).count("\n") == len(plan["rows"])
     page = plan_page(plan, SLOW)
@@ -73,7 +73,7 @@ def test_limits_forbid_and_say_so():
     plan = make_plan(SLOW, [STUDENT, SUM], Limits(work=0.001, loss=0.0, p999=0.5), (0,))
     broken = {(row["policy"], row["extra_machines"]): row["broken"] for row in plan["rows"]}
     assert any("more machines" in why for why in broken["coded", 3])
-    assert any("points lost" in why for why in broken["ours", 0])
+    assert any("points lost" in why for why in broken["default", 0])
     assert all("p99.9 too high" in why for why in broken.values())
     assert plan["recommended"] == 0
     assert not plan["reached"]
@@ -242,7 +242,7 @@ def test_work_is_the_reports_where_every_query_is_protected_and_is_explained_whe
     candidates = [{**STUDENT, "cost": 1.3, "multiplications": 1.0}, SUM]
     plan = make_plan(world, candidates, Limits(machines=3), (0,))
     rows = {row["policy"]: row for row in plan["rows"]}
-    coded, ours = rows["coded"], rows["ours"]
+    coded, ours = rows["coded"], rows["default"]
     assert coded["work_protection"] == pytest.approx(extra_work(SUM), rel=0.05)
     assert coded["work"] - rows["none"]["work"] == pytest.approx(
         sum(coded[f"work_{kind}"] for kind in ("protection", "copy", "finish")), abs=0.01

@@ -95,7 +95,7 @@ def test_replies_are_late_on_the_way():
 def test_an_outage_loses_nothing(kind):
     """One of twelve machines: with ours a frozen or dead one costs at most the query that was on it its time."""
     outage = Outage("m3", at=100.0, lasts=400.0, kind=kind)
-    run = scenario("ours", load=0.3, queries=6000, cost=0.25, outages=(outage,))
+    run = scenario("default", load=0.3, queries=6000, cost=0.25, outages=(outage,))
     result = simulate(run, seed=0)
     assert len(result.latencies) == 6000 - 120
     assert result.percentile(0.999) < 2.0
@@ -164,7 +164,7 @@ def test_several_proxies_see_only_their_own_traffic():
 
 def test_the_same_events_give_a_fresh_scheduler_the_same_actions():
     """A run is recorded and replayed into another Scheduler: it is the same object that the proxy drives."""
-    run = scenario("ours", load=0.6, queries=2000, cost=0.25, spells=Spells(0.04, 100, 5))
+    run = scenario("default", load=0.6, queries=2000, cost=0.25, spells=Spells(0.04, 100, 5))
     log = []
     simulate(run, 3, on_event=lambda what, now, subject, actions: log.append((what, now, subject, actions)))
     fresh, queries, tasks = Scheduler(run.fleet, run.policy), {}, {}
@@ -268,7 +268,7 @@ def test_machines_of_different_speed():
 def test_answers_differ_as_their_curve_says():
     curve = AgreementCurve(((0.8, 0.0), (1.0, 0.1)))  # the least sure fifth differs every second time
     shape = {"code": "student", "k": 4, "cost": 0.25, "extra": 0, "policy": {"differing": 1.0}}
-    run = scenario("ours", **shape, spells=Spells(0.2, 50.0, 5.0), queries=20_000)
+    run = scenario("default", **shape, spells=Spells(0.2, 50.0, 5.0), queries=20_000)
     result = simulate(replace(run, agreement=curve), seed=1)
     rebuilt = result.answered["reconstructed"]
     assert rebuilt > 300
@@ -281,7 +281,7 @@ def test_answers_differ_as_their_curve_says():
 
 
 def test_a_lossless_code_differs_never():
-    run = scenario("ours", code="exact", k=4, extra=0, spells=Spells(0.2, 50.0, 5.0), queries=5_000)
+    run = scenario("default", code="exact", k=4, extra=0, spells=Spells(0.2, 50.0, 5.0), queries=5_000)
     result = simulate(replace(run, agreement=AgreementCurve(((1.0, 0.5),))), seed=1)
     assert result.answered["reconstructed"] > 0
     assert (result.differing, result.differing_drawn) == (0.0, 0)
@@ -299,7 +299,7 @@ def test_two_policies_meet_the_same_queries_and_spells():
     """Else policies would be told apart by their dice. Where every query is run once, the work is the same."""
     slow = {"spells": Spells(0.2, 100.0, 5.0), "sizes": ((1.0, 0.5), (2.0, 0.5)), "queries": 3_000, "load": 0.2}
     seen = []
-    for name in ("none", "ours"):
+    for name in ("none", "default"):
         run = scenario(name, extra=0, **slow)
         seen.append({})
         simulate(run, seed=3, on_event=lambda what, now, subject, _: _note(seen[-1], what, now, subject))

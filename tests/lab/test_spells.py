@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
@@ -173,7 +174,7 @@ POLICIES = {
 
 
 def arranged(name: str, machines: int) -> Arrangement:
-    return arrange("ours" if name in ("student", "exact") else name, machines, 0, **POLICIES[name])
+    return arrange("default" if name in ("student", "exact") else name, machines, 0, **POLICIES[name])
 
 
 class Log:
@@ -254,7 +255,7 @@ def test_a_plan_of_its_log_foretells_what_each_policy_makes_of_a_world(world, lo
     )
     for name in POLICIES:
         true = simulate(world.scenario(arranged(name, world.workers)), 3)
-        told = simulate(foretold.scenario(arranged(name, world.workers)), 0)
+        told = [simulate(foretold.scenario(arranged(name, world.workers)), seed) for seed in range(2)]
         for share in (0.99, 0.999):
-            ratio = unit * told.percentile(share) / (USUAL_S * true.percentile(share))
+            ratio = unit * fmean(run.percentile(share) for run in told) / (USUAL_S * true.percentile(share))
             assert math.isclose(ratio, 1.0, abs_tol=0.25), (name, share, ratio)

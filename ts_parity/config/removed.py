@@ -12,10 +12,7 @@ _PLACE = (
 _LATE = "a backup is launched from the 0.9 quantile of latency on, later under load"
 _GROUP = "a group waits for as long as makes a query late, and no longer than others are likely to come"
 _RELEASE = "reconstruct_after_s = auto is a quantile of latency, and a second until that is known; or give it seconds"
-_SLOW = (
-    "an instance that answers three times slower than its pool, three times in a row, is left alone and tried again, a "
-    "third of a pool at most"
-)
+_SLOW = "an instance whose answers are surely slower than its pool's, by what those say, is left alone and tried again"
 _FAILING = "an instance that fails three times in a row is left alone for a second, then for longer, and tried again"
 
 _COPIES = "second copies are made from the 0.98 quantile of latency on, after a backup of the query has had its time"

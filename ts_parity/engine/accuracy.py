@@ -21,7 +21,7 @@ from typing import Final, final
 
 BURST: Final = 2.0
 """Answers that may differ at once: two given at random, a dozen in doubt, or thousands of sure ones."""
-WORTH: Final = 10.0
+WORTH: Final = 5.0
 """With half of the budget left, a query waits this many usual latencies longer for its own answer, if the rebuilt one
 differs for certain. From 3 to 30, p99.9 changed by a seventh at most in the five scenarios that were tried."""
 PRIOR: Final = 4.0

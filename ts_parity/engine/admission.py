@@ -74,8 +74,9 @@ class Admission:
     def judge(self, query: Query, oldest: Query, waiting: int, now: float) -> Verdict:
         """Whether one more may join `waiting` others. Where the newest goes first, the oldest makes room for it."""
         full = waiting >= self._policy.max_waiting
-        usual_s = self._latency.median
-        starts_at = now + waiting * usual_s / self._places
+        median = self._latency.median
+        usual_s = median * query.scale
+        starts_at = now + waiting * median / self._places
         if not self.newest_first(oldest, now):
             assert query.deadline_at is not None
             return Verdict.WAIT if not full and starts_at < query.deadline_at - usual_s else Verdict.REFUSE
@@ -90,7 +91,7 @@ class Admission:
         if query.release_at < math.inf or query.in_flight or query.late:  # it was sent before, or helped otherwise
             return
         assert query.deadline_at is not None
-        usual_s, arrived_at = self._latency.median, query.arrived_at
+        usual_s, arrived_at = self._latency.median * query.scale, query.arrived_at
         query.start_by = start_by = last_start(query.deadline_at, usual_s)
         leaves_at = arrived_at + self.patience.patience_s - usual_s
         query.stale_at = arrived_at + STANDING * ((start_by if start_by < leaves_at else leaves_at) - arrived_at)

@@ -26,8 +26,8 @@ class TokenBucket:
         self._seen_at = 0.0
         self.tokens = burst
 
-    def deposit(self) -> None:
-        self.tokens = min(self._burst, self.tokens + self._ratio)
+    def deposit(self, scale: float = 1.0) -> None:
+        self.tokens = min(self._burst, self.tokens + self._ratio * scale)
 
     def pass_time(self, now: float) -> None:
         if self._per_s:

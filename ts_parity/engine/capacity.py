@@ -13,15 +13,18 @@ from ts_parity.engine.events import Endpoint, Instance
 from ts_parity.engine.health import Condition, Health
 from ts_parity.engine.outliers import ErrorRecord
 from ts_parity.engine.policy import Policy
+from ts_parity.engine.speed import Speed
 
 
 class Occupant:
     """What takes a place, until it ends: the part of a task that matters here."""
 
-    __slots__ = ("id", "lost", "sent_at")
+    __slots__ = ("id", "lost", "scale", "sent_at")
 
-    def __init__(self, id: int, sent_at: float) -> None:
+    def __init__(self, id: int, sent_at: float, scale: float = 1.0) -> None:
         self.id = id
+        self.scale = scale
+        """How many times longer than usual it takes."""
         self.sent_at = sent_at
         self.lost = False
         """Its endpoint is gone. Nobody waits for it any more, but should it end well, it is as good as any other."""
@@ -73,7 +76,7 @@ class EndpointState:
 
     __slots__ = (
         "ejections", "endpoint", "failures", "health", "host", "in_flight", "last_sent", "machine_places",
-        "name", "only", "peers", "record", "share", "tasks", "why",
+        "name", "only", "peers", "record", "share", "speed", "tasks", "why",
     )  # fmt: skip
 
     def __init__(self, endpoint: Endpoint, host: InstanceState, policy: Policy) -> None:
@@ -94,6 +97,7 @@ class EndpointState:
         self.why = ""
         """It is out, if it is."""
         self.record = ErrorRecord()
+        self.speed = Speed()
         self.describe(endpoint, host)
 
     def describe(self, endpoint: Endpoint, host: InstanceState) -> None:

@@ -1,7 +1,7 @@
-"""Ejection: which endpoints are ejected for being slow or for errors of their own, and which must stay.
+"""Ejection: which endpoints are ejected for errors of their own, and which must stay.
 
-What each endpoint did is kept in `health` (failures, slowness) and `outliers` (errors); here is what only its pool can
-say: slower than the others, more errors than the others, and whether the others can bear its load. Never the last one.
+What each endpoint did is kept in `outliers`; here is what only its pool can say: more errors than the others, and
+whether the others can bear its load. Never the last one.
 
 Knows endpoints and the load. Knows nothing of queries.
 """
@@ -12,41 +12,24 @@ from typing import Final, final
 
 from ts_parity.engine.capacity import EndpointSet, EndpointState
 from ts_parity.engine.health import Condition
-from ts_parity.engine.lateness import LatencyWindow
-from ts_parity.engine.policy import LoadMeter, Policy
+from ts_parity.engine.policy import LoadMeter
 
 BEARABLE: Final = 0.85
-"""Load of the remaining endpoints up to which slowness may take one out: a slow machine still is a machine."""
+"""Load of the remaining endpoints up to which errors may take one out, if it answers most queries well."""
 
 
 @final
 class Ejection:
     """Of one pool's deployed endpoints."""
 
-    __slots__ = ("_endpoints", "_latency", "_load", "_policy")
+    __slots__ = ("_endpoints", "_load")
 
-    def __init__(self, policy: Policy, latency: LatencyWindow, load: LoadMeter) -> None:
-        self._policy = policy
-        self._latency = latency
+    def __init__(self, load: LoadMeter) -> None:
         self._load = load
         self._endpoints = EndpointSet()
 
     def adopt(self, endpoints: EndpointSet) -> None:
         self._endpoints = endpoints
-
-    def is_slow(self, latency_s: float) -> bool:
-        """Whether an answer took far longer than is usual."""
-        factor = self._policy.slow_factor
-        if latency_s <= factor * self._latency.median:  # nearly always
-            return False
-        usual = self._latency.quantile(0.5)
-        return usual is not None and factor > 0 and latency_s > factor * usual
-
-    def may_eject(self) -> bool:
-        """Whether slowness may take one more endpoint out: not too many, and only if the others can bear the load."""
-        count = len(self._endpoints)
-        out = 1 + self._endpoints.out
-        return out <= self._policy.max_out * count and self._load.value * count < BEARABLE * (count - out)
 
     def may_convict(self, place: EndpointState) -> bool:
         """Whether errors may take it out: there is another above suspicion, and the others can bear the load, unless it

@@ -23,6 +23,8 @@ from ts_parity.engine.policy import LoadMeter, Policy
 from ts_parity.engine.query import CodingGroup, Query, Task
 from ts_parity.engine.release import Release
 from ts_parity.engine.selection import Selection
+from ts_parity.engine.sizes import Scales
+from ts_parity.engine.speed import Evidence
 from ts_parity.engine.trials import Trials
 from ts_parity.engine.trust import Repeats, Trust
 
@@ -50,6 +52,8 @@ class PoolState:
         self.unreachable_since = math.inf
         """When a query first found no instance that accepts connections, if no answer has come since."""
         self.latency = LatencyWindow()
+        self.scales = Scales()
+        self.evidence = Evidence(self.latency)
         self.backup_latency = LatencyWindow()
         self.trust: Trust | None = None
         """In its protection, the last it had: one that is not reported for a while comes back as what it was."""
@@ -70,8 +74,16 @@ class PoolState:
         self.placement = Placement(policy, self.release)
         self.launch = Launch(policy, self.latency, self.load)
         self.hedging = Hedging(policy, self.latency, self.backup_latency)
-        self.ejection = Ejection(policy, self.latency, self.load)
+        self.ejection = Ejection(self.load)
         self.selection = Selection(policy, self.release)
+
+    def learn_latency(self, query: Query, latency_s: float) -> None:
+        """Of an answer of a deployed endpoint."""
+        if self.latency.median:
+            self.scales.answered(query.size, latency_s / self.latency.median)
+        self.latency.add(latency_s / query.scale)
+        if self.scales.differ:
+            self.launch.latest.answered(latency_s, query.scale)
 
     @property
     def code(self) -> Code | None:
@@ -196,7 +208,7 @@ class FleetState:
         never answers what it had of the old one."""
         self._shares: dict[tuple[str, str], PoolShare] = {}
         self.pools: dict[str, PoolState] = {}
-        self._nowhere = PoolState(Pool("", repeatable=False, proved=True), replace(policy, slow_factor=0.0))
+        self._nowhere = PoolState(Pool("", repeatable=False, proved=True), replace(policy, learn_speed=False))
 
     def update(self, fleet: Fleet) -> list[PoolState]:
         """Adopt what was discovered; -> the pools that are gone. Raise ValueError if names do not fit together."""

@@ -11,6 +11,8 @@ from enum import Enum
 from typing import Final
 
 LONGEST_OUT: Final = 30
+LONGEST_SLOW: Final = 4
+"""And of one that is merely slow: it helps again when it is fast, and a probe costs one inference."""
 """Times the first time out, which is a second."""
 WARM: Final = 64
 """Tasks at a time from which a slow start is over."""
@@ -34,7 +36,6 @@ class Health:
         "_failures_until_out",
         "_out_s",
         "_returns",
-        "_slow",
         "clean",
         "condition",
         "only_slow",
@@ -47,7 +48,6 @@ class Health:
         self._failures_until_out = failures_until_out
         self._out_s = out_s
         self._failures = 0
-        self._slow = 0
         self._returns = 0
         self.condition = Condition.IN
         self.resumes_at = 0.0
@@ -70,7 +70,7 @@ class Health:
             self.ramp = 1
         elif self.ramp < NO_LIMIT:
             self.ramp = self.ramp + 1 if self.ramp < WARM else NO_LIMIT
-        self._failures = self._slow = 0
+        self._failures = 0
         self._returns = 0
         self.condition = Condition.IN
         self.resumes_at = 0.0
@@ -95,21 +95,20 @@ class Health:
         self.condition = Condition.IN
         self._eject(now)
 
-    def was_slow(self, now: float, until_out: int, may_eject: bool) -> None:
-        """It answered, but far later than its peers do. A slow trial keeps it out."""
+    def was_slow(self, now: float, sure: bool) -> None:
+        """It seems slower than its peers, or surely is. A slow trial keeps it out."""
         self.clean = self.untroubled = False
         self._failures = 0
-        self._slow += 1
-        if self.condition is not Condition.IN or (self._slow >= until_out and may_eject):
-            self._eject(now)
+        if self.condition is not Condition.IN or sure:
+            self._eject(now, True)
             self.only_slow = True
 
-    def _eject(self, now: float) -> None:
+    def _eject(self, now: float, slow: bool = False) -> None:
         if self.condition is Condition.OUT:  # a task sent before it was ejected; it is counted already
             return
         self.condition = Condition.OUT
         self.only_slow = False
-        self.resumes_at = now + self._out_s * min(LONGEST_OUT, 2**self._returns)
+        self.resumes_at = now + self._out_s * min(LONGEST_SLOW if slow else LONGEST_OUT, 2**self._returns)
         self._returns = min(self._returns + 1, 10)
 
     def pause(self, until: float) -> None:

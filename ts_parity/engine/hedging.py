@@ -23,7 +23,7 @@ class Hedging:
         self._latency = latency
         self._backup_latency = backup_latency
 
-    def after_s(self, launch_after_s: float) -> float:
+    def after_s(self, launch_after_s: float, scale: float = 1.0) -> float:
         """A second copy costs more than a backup: one that is launched (inf: none is) first gets its time to answer."""
         policy = self._policy
         if policy.hedge_after_s is not None:
@@ -31,5 +31,5 @@ class Hedging:
         measured = self._latency.quantile(policy.hedge_quantile)
         after_s = policy.reconstruct_cold_s if measured is None else measured
         if launch_after_s == math.inf:
-            return after_s
-        return max(after_s, launch_after_s + (self._backup_latency.quantile(LATE) or 0.0))
+            return after_s * scale
+        return max(after_s * scale, launch_after_s + (self._backup_latency.quantile(LATE) or 0.0) * scale)

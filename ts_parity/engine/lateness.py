@@ -55,7 +55,12 @@ class LatencyWindow:
         self._unseen = 0
         self._unsorted = 0
         self._due = FEW
-        self._sorted: list[float] = []
+        self.ordered: list[float] = []
+        """Those known, in ascending order."""
+        self.version = 0
+        """Counts how often they were put in order."""
+        self.changes = 0
+        """And how often everything has changed."""
         self._known: dict[float, float] = {}
         self.median = 0.0
         """0 as long as nothing is known."""
@@ -77,9 +82,11 @@ class LatencyWindow:
             self._latencies.extend(newest)
         if changed or self._unsorted >= min(MANY, len(self._latencies) // 4):
             self._unsorted = 0
-            self._sorted = sorted(self._latencies)
+            self.ordered = sorted(self._latencies)
+            self.version += 1
+            self.changes += changed
             self._known.clear()
-            self.median = _at(self._sorted, 0.5)
+            self.median = _at(self.ordered, 0.5)
         self._due = FEW if len(self._latencies) < RECENT else RECENT // 2
 
     def _has_changed(self) -> bool:
@@ -88,14 +95,14 @@ class LatencyWindow:
         With all as ever, either happens once in millions of answers, whatever their distribution.
         """
         recent = sorted(self._recent)
-        slower = _at(recent, 0.4) > _at(self._sorted, 0.8)
+        slower = _at(recent, 0.4) > _at(self.ordered, 0.8)
         return slower or _at(recent, 0.75) * FASTER < self.median
 
     def quantile(self, share: float) -> float | None:
         """None until there are enough latencies to know anything."""
         known = self._known.get(share)
-        if known is None and self._sorted:
-            known = self._known[share] = robust_quantile(self._sorted, share)
+        if known is None and self.ordered:
+            known = self._known[share] = robust_quantile(self.ordered, share)
         return known
 
 

@@ -16,10 +16,13 @@ from ts_parity.engine.events import Code
 from ts_parity.engine.lateness import LATE, LatencyWindow
 from ts_parity.engine.policy import LoadMeter, Policy
 from ts_parity.engine.query import Query
+from ts_parity.engine.sizes import Latest
 
 USUALLY: Final = 0.3
 """Of the budget for extra work, the share that launches take where nothing is slow; the rest is for when something is.
 So a cheap protection is launched early, and `exact`, which costs a whole inference, for the latest queries only."""
+LATEST: Final = 0.9
+"""Of the budget, the share that may go into launches for the latest queries, whatever their size: they are the tail."""
 SHED_LOAD: Final = 0.85
 """Above this share of places taken, a protection on shared machines is no longer launched with its group: what is left
 idle is what queries need."""
@@ -29,7 +32,7 @@ idle is what queries need."""
 class Launch:
     """Of one pool."""
 
-    __slots__ = ("_latency", "_load", "_policy", "_quantile", "_shared", "late")
+    __slots__ = ("_latency", "_load", "_policy", "_quantile", "_shared", "late", "latest")
 
     def __init__(self, policy: Policy, latency: LatencyWindow, load: LoadMeter) -> None:
         self._policy = policy
@@ -37,6 +40,7 @@ class Launch:
         self._load = load
         self._shared = False
         self._quantile = LATE
+        self.latest = Latest()
         self.late = False
         """Backups are launched for late queries only."""
 
@@ -45,6 +49,7 @@ class Launch:
         stands on a machine that serves deployed models too. `cost`: of a backup's answer, in deployed inferences.
         """
         self._quantile = max(LATE, 1.0 - USUALLY * self._policy.extra_work / cost) if cost > 0.0 else LATE
+        self.latest.adopt(LATEST * self._policy.extra_work / cost if cost > 0.0 else 1.0)
         self._shared = shared
         late = self._policy.launch == "late" or (self._policy.launch == "auto" and shared)
         self.late = late and code is not None and code.family == "backup" and (partial or code.k == 1)

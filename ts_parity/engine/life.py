@@ -198,8 +198,9 @@ class Life:
         self.live[query.id] = query
         move(query, ARRIVED)
         self.retries.budget.deposit()
+        query.scale = self._fleet.pool_of(query.pool).scales.of(query.size)
         if self.policy.extra_work:
-            self.work.deposit()
+            self.work.deposit(query.scale)
         if self.policy.differing < 1.0:
             self._fleet.pool_of(query.pool).release.budget.deposit()
 
@@ -236,16 +237,16 @@ class Life:
         pool.load.add(pool.in_flight() + len(pool.waiting), pool.places)
         sealed = None
         if query.release_at == math.inf:  # the first dispatch; a rejected query comes here again, in its group already
-            query.release_at = now + pool.release.after_s
+            query.release_at = now + pool.launch.latest.bound(pool.release.after_s, query.scale)
             if pool.code is not None and pool.rows and query.key is not None:
                 if not pool.protecting:
                     self.proving.try_protection(pool, query, place.domain, now)
                 elif pool.launch.late:
-                    query.launch_at = now + pool.launch.after_s
+                    query.launch_at = now + pool.launch.latest.bound(pool.launch.after_s, query.scale)
                 else:
                     sealed = self._join(pool, query, place.domain, now)
             if self.policy.copies and pool.may_copy(now):
-                query.hedge_at = now + pool.hedging.after_s(query.launch_at - now)
+                query.hedge_at = now + pool.hedging.after_s(query.launch_at - now, query.scale)
             self.arm(query)
         self._sender.send(Kind.DEPLOYED, place, query, query.group, query.slot, None, now, actions)
         if sealed is not None:
@@ -334,7 +335,7 @@ class Life:
                     move(query, PUT_OFF)
         group.sealed = True
         group.pending_rows.add(row)
-        self.work.spend(group.size * pool.pool.cost)
+        self.work.spend(sum(member.scale for member in group.members if member is not None) * pool.pool.cost)
         self._sender.sent["late"] += group.size
         group.protection_sent(row)
         self._sender.send(Kind.PROTECTION, place, None, group, None, row, now, actions)
@@ -372,7 +373,7 @@ class Life:
                 else:
                     task.place.record.answered()
                 if not outcome.error:  # an error's speed says nothing of what is usual
-                    pool.latency.add(now - task.sent_at)
+                    pool.learn_latency(query, now - task.sent_at)
                 if query.trial is not None and pool.trust is not None:
                     pairs = pool.trials.own_arrived(query, task, outcome.raw, pool.trust, now)
                 elif query.group is not None and not outcome.error:
@@ -577,7 +578,7 @@ class Life:
         if isinstance(outcome, Arrived):
             group.note_agreement(outcome)
             pool = self._fleet.pool_of(task.endpoint.pool)
-            pool.backup_latency.add(now - task.sent_at)
+            pool.backup_latency.add((now - task.sent_at) / group.scale)
         if group.on_trial:
             self.proving.trial_ended(task, outcome, now, actions)
             self.withdraw_if_out(self._fleet.pool_of_group(group), actions)
@@ -733,7 +734,7 @@ class Life:
             if query.state is QueryState.POSTPONED:
                 self._queue_again(query)
         query.held = task
-        query.free_at = min(at, now + pool.release.after_s)  # the price may have fallen by then
+        query.free_at = min(at, now + pool.release.after_s * query.scale)  # the price may have fallen by then
         self.arm(query)
 
     def _copy_at_once(self, query: Query, now: float) -> None:

@@ -21,6 +21,7 @@ from typing import Any, Final, final
 
 from ts_parity.engine.capacity import EndpointState, Occupant
 from ts_parity.engine.events import Arrived, Code, Endpoint, Kind, Reason, Source
+from ts_parity.engine.sizes import SizeClass
 from ts_parity.engine.trust import Trust
 
 _NOBODY: frozenset[str] = frozenset()
@@ -53,8 +54,8 @@ class Query:
         "armed_at", "arrived_at", "attempts", "avoid", "choosy_until", "deadline_at", "domain", "excused",
         "finish_attempts", "finishes_pending", "first_cause", "forgiven", "free_at", "given", "group", "hedge_at",
         "held", "id", "in_flight", "key", "kills", "last_chance", "last_failure", "late", "launch_at", "least", "owes",
-        "payload", "pool", "refused", "release_at", "released", "rests_until", "set_aside", "slot", "stale_at",
-        "start_by", "state", "trial", "trial_slot",
+        "payload", "pool", "refused", "release_at", "released", "rests_until", "scale", "set_aside", "size", "slot",
+        "stale_at", "start_by", "state", "trial", "trial_slot",
     )  # fmt: skip
 
     def __init__(
@@ -65,6 +66,7 @@ class Query:
         deadline_at: float | None = None,
         least: float = 0.0,
         payload: Any = None,
+        size: SizeClass | None = None,
     ) -> None:
         self.id = id
         self.pool = pool
@@ -73,6 +75,10 @@ class Query:
         self.least = least
         """Confidence of a rebuilt answer that its client takes, at least."""
         self.payload = payload
+        self.size = size
+        """See `sizes`; None: as any other."""
+        self.scale = 1.0
+        """How many times longer than usual it takes."""
         self.state = QueryState.NEW
         self.arrived_at = 0.0
         self.release_at = math.inf
@@ -174,6 +180,7 @@ class Task(Occupant):
         self.id = id
         self.sent_at = sent_at
         self.lost = False
+        self.scale = 1.0 if query is None else query.scale
         self.kind = kind
         self.query = query
         self.group = group
@@ -278,6 +285,11 @@ class CodingGroup:
     def present(self) -> frozenset[int]:
         """The slots that have a member."""
         return frozenset(range(self.size))
+
+    @property
+    def scale(self) -> float:
+        """How many times longer than usual its protection takes: as its largest member."""
+        return max((query.scale for query in self.members if query is not None), default=1.0)
 
     def sendable(self) -> frozenset[int]:
         """The slots whose queries a protection that is sent now gets."""

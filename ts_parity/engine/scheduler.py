@@ -64,7 +64,7 @@ class Scheduler:
             if len(pool.waiting) == 1 or pool.selection.is_crowd(len(pool.waiting)):
                 self._pump(now, actions)
             if query.waiting:
-                query.launch_at = now + pool.launch.after_waiting_s
+                query.launch_at = now + pool.launch.after_waiting_s * query.scale
                 life.arm(query)
         return actions
 

@@ -14,6 +14,8 @@ from ts_parity.engine.policy import Policy
 from ts_parity.engine.query import CodingGroup, Query
 from ts_parity.engine.release import Release
 
+HELPED: Final = 2.0
+"""No machine counts as more times slower than this: its queries are late, and late queries are helped."""
 NO_DOMAINS: Final[Mapping[str, int]] = {}
 
 
@@ -46,16 +48,26 @@ class Selection:
             domains = {query.domain: 1} if query.avoid else NO_DOMAINS
             chosen = choose(line, now, query.avoid, domains)
         if chosen is None and self.is_crowd(waiting):
-            # With a queue this long, a slow machine is done sooner than the queue.
-            slow = [s for s in self.deployed.parked.values() if s.health.only_slow and s.has_place()]
-            chosen = min(slow, key=lambda s: s.last_sent, default=None)
+            chosen = self._slow_but_sooner(waiting)
         if chosen is None and self._policy.spare_places:
             chosen = self._with_an_overdue_reply(query, now)
         return chosen
 
     def is_crowd(self, waiting: int) -> bool:
-        """The queue is so long that endpoints ejected only for their slowness help."""
-        return self._policy.slow_factor > 0 and waiting > len(self.deployed)
+        """So many wait that a slow endpoint may be sooner done with a query than the others."""
+        return self._policy.learn_speed and waiting > 0 and self.deployed.out > 0
+
+    def _slow_but_sooner(self, waiting: int) -> EndpointState | None:
+        """The fastest of those that are out for their slowness alone, if a query that waits for another ends later."""
+        fit = max(len(self.deployed) - self.deployed.out, 1)
+        slow = [
+            state
+            for state in self.deployed.parked.values()
+            if state.health.only_slow
+            and state.has_place()
+            and waiting > (min(state.speed.ratio, HELPED) - 1.0) * fit * state.endpoint.places
+        ]
+        return min(slow, key=lambda state: state.speed.ratio, default=None)
 
     def for_retry(self, query: Query, now: float, waiting: int) -> EndpointState | None:
         """One elsewhere, in another failure domain if there are any healthy ones, or none for now. If there is no
@@ -86,7 +98,7 @@ class Selection:
             and state.host.in_flight < state.machine_places + spare
             and state.in_flight < state.endpoint.places + spare
             and state.tasks
-            and now - next(iter(state.tasks.values())).sent_at > overdue_s
+            and now - (oldest := next(iter(state.tasks.values()))).sent_at > overdue_s * oldest.scale
             and state.endpoint.instance not in query.avoid
         ]
         return min(overdue, key=lambda s: (s.host.in_flight, s.last_sent), default=None)

@@ -1,7 +1,7 @@
 """Suspicion: what the outcomes of tasks say about endpoints, and which are ejected and come back because of them.
 
-Composes `health` (one endpoint's failures and slowness), `outliers` (whose errors are its own) and `ejection` (which
-may be ejected). Knows nothing of what becomes of the queries.
+Composes `health` (one endpoint's failures), `speed` (slower than its pool), `outliers` (whose errors are its own) and
+`ejection` (which may be ejected). Knows nothing of what becomes of the queries.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from typing import Final, final
 
 from ts_parity.engine.capacity import EndpointState
 from ts_parity.engine.events import Arrived, HealthChange, Kind, Outcome, Rejected
-from ts_parity.engine.fleet import FleetState
+from ts_parity.engine.fleet import FleetState, PoolState
 from ts_parity.engine.health import Condition
 from ts_parity.engine.policy import Policy
 from ts_parity.engine.query import Task
+from ts_parity.engine.speed import CALM, DOUBT, SURE, Speed
 from ts_parity.engine.timers import Timer, Timers
 
 MOST_CHANGES: Final = 64
@@ -41,13 +42,13 @@ class Suspicion:
                     health.pause(now + self.policy.out_s)
                     self._changed(place, Condition.TRIAL, "", now)
                 return
-            slow = self.policy.slow_factor and task.kind is Kind.DEPLOYED and self._was_slow(task, now)
+            learns = self.policy.learn_speed and task.kind is Kind.DEPLOYED
+            slow = learns and self._seems_slow(task, outcome, now)
             if health.untroubled and not slow:
                 return
-            before, why = health.condition, f"its answers come over {self.policy.slow_factor:g} times later than usual"
+            before, why = health.condition, f"its answers come {place.speed.ratio:.1f} times later than usual"
             if slow:
-                pool = self._fleet.pool_of(task.endpoint.pool)
-                health.was_slow(now, self.policy.slow_until_out, pool.ejection.may_eject())
+                health.was_slow(now, place.speed.slow >= SURE)
             else:
                 health.succeeded()
         else:
@@ -94,9 +95,34 @@ class Suspicion:
         pool = self._fleet.pool_of(place.endpoint.pool)
         return pool.pool.repeatable and not pool.repeats.reason
 
-    def _was_slow(self, task: Task, now: float) -> bool:
-        pool = self._fleet.pool_of(task.endpoint.pool)
-        return pool.ejection.is_slow(now - task.sent_at)
+    def _seems_slow(self, task: Task, outcome: Arrived, now: float) -> bool:
+        """Learn from this answer. -> whether its endpoint is more likely slower than its pool than not."""
+        place = task.place
+        pool = self._fleet.pool_of(place.endpoint.pool)
+        evidence, scale = pool.evidence, task.scale
+        latency_s = (now - task.sent_at) / scale
+        if evidence.renew():
+            self._forget_speeds(pool, now)
+        if outcome.error or (latency_s <= evidence.usual_s and place.speed.slow <= CALM):  # nearly always
+            return False
+        seemed_slow = place.speed.slow >= DOUBT
+        place.speed.answered(evidence, latency_s, place.health.condition is not Condition.IN)
+        if place.speed.slow < DOUBT:
+            return False
+        everyone = pool.deployed.everyone
+        if not seemed_slow and 2 * sum(state.speed.slow >= DOUBT for state in everyone) > max(len(everyone), 2):
+            self._forget_speeds(pool, now)
+            return False
+        return True
+
+    def _forget_speeds(self, pool: PoolState, now: float) -> None:
+        """Everything has changed, and whoever was slow may not be so any more. Where most of a pool seem slow, it has:
+        an endpoint is slow only beside others.
+        """
+        for state in pool.deployed.everyone:
+            state.speed = Speed()
+            if state.health.only_slow and state.health.condition is not Condition.IN:
+                self.acquit(state, now)
 
     def acquit(self, place: EndpointState, now: float) -> None:
         place.record.clear()

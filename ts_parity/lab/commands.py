@@ -89,7 +89,7 @@ def _add_simulate(subparsers: Any) -> None:
         "--policy",
         action="append",
         metavar="NAME",
-        help="may be repeated; default: none, hedge, parm, coded, ours",
+        help="may be repeated; unless given: none, hedge, parm, coded, default",
     )
     fleet.add_argument("--workers", type=count(most=MOST_MACHINES), default=12, metavar="N", help="machines that serve")
     fleet.add_argument(
@@ -133,7 +133,7 @@ def run_simulate(args: argparse.Namespace) -> int:
 
     output.check_free(args.plot, args.force, "--plot")
     world = world_of(args)
-    names = args.policy or ["none", "hedge", "parm", "coded", "ours"]
+    names = args.policy or ["none", "hedge", "parm", "coded", "default"]
     shapes = {name: _shape(name, args) for name in names}
     for name, shape in shapes.items():
         arrange(name, world.workers, **shape)  # refuse what is impossible before anything runs
@@ -156,7 +156,7 @@ def run_simulate(args: argparse.Namespace) -> int:
 
 
 def _shape(policy: str, args: argparse.Namespace) -> dict[str, Any]:
-    cost = args.cost if policy in ("ours", "approximate") else 1.0
+    cost = args.cost if policy in ("default", "approximate") else 1.0
     return {"extra": _extra(policy, args), "code": args.code, "k": args.k, "domains": args.domains, "cost": cost}
 
 

@@ -47,7 +47,11 @@ CLIENT_TIMEOUT_S = 20.0
 WARM_UP = 200
 FAULTS = FaultPlan(mean_gap_s=2.2, spell_s=(0.06, 0.2))
 # The flags of an arm's proxy: none, except where it must not rescue any query.
-POLICIES: dict[str, tuple[str, ...]] = {"uncoded": ("--protect", "off", "--extra-work", "0"), "coded": (), "ours": ()}
+POLICIES: dict[str, tuple[str, ...]] = {
+    "uncoded": ("--protect", "off", "--extra-work", "0"),
+    "coded": (),
+    "default": (),
+}
 
 
 @dataclass(frozen=True)
@@ -117,9 +121,9 @@ def run_demo(settings: DemoSettings, say: Say) -> dict[str, Any]:
         both = [archives["plain"], archives["student"]]
         fleet = shared.enter_context(start_fleet([_instance(*both) for _ in range(INSTANCES)]))
         models = [[MODEL, archives["student"].stem]] * INSTANCES
-        proxy = shared.enter_context(proxy_over(fleet, settings.out, "ours"))
+        proxy = shared.enter_context(proxy_over(fleet, settings.out, "default"))
         proxy.wait_for_code("student")
-        arms["ours"] = _arm("ours", settings, [proxy.url], fleet, models, bodies, schedule, proxy, say)
+        arms["default"] = _arm("default", settings, [proxy.url], fleet, models, bodies, schedule, proxy, say)
         say("5/5  what the clients saw\n")
         summary = _summary(settings, arms, report, student, schedule)
         _write(settings, summary, arms)

@@ -33,7 +33,7 @@ MEANING = {
     "none": "one queue; each query goes to the machine with the fewest outstanding",
     "copies": "a query that is late gets a second copy on another machine; slow machines are taken out",
     "equal": "as none, on more machines",
-    "ours": "a backup stands beside the model on every machine; it and second copies are for late queries only",
+    "default": "a backup stands beside the model on every machine; it and second copies are for late queries only",
     "coded": "the paper's: machines of their own serve a protection for every group of k queries; second copies too",
 }
 _EACH = "One --endpoint for each machine."

@@ -165,9 +165,9 @@ def choices(workers: int, extra: int, candidates: Sequence[Mapping[str, Any]]) -
         if candidate["family"] == "parity" and candidate["r"] == 1:
             made.append(Choice("coded", math.ceil(workers / int(candidate["k"])), candidate))
         elif candidate["family"] == "backup":
-            made.append(Choice("ours", 0, candidate))
+            made.append(Choice("default", 0, candidate))
             if extra:
-                made.append(Choice("ours", extra, candidate))
+                made.append(Choice("default", extra, candidate))
     return made
 
 
@@ -307,7 +307,7 @@ def work_told(row: Mapping[str, Any], plain: Mapping[str, Any]) -> str:
         f"A group costs {row['group_cost']:.2f} deployed inferences {by}, which is {row['work_reported']:.1%} for each "
         f"of k = {row['k']} if every query is protected; so says the training report"
     )
-    if row["policy"] == "ours":
+    if row["policy"] == "default":
         here = f"here only late queries get one, {row['launched_late']:.1%} of all"
     else:
         members = 1 / row["launched"] if row["launched"] else 0.0

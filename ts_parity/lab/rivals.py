@@ -1,4 +1,4 @@
-"""What a user could install instead, and ours: each a fleet and a policy of the same engine.
+"""What a user could install instead, and our own: each a fleet and a policy of the same engine.
 
 So that a comparison is between policies and not between code bases. Knows the engine's words. Knows nothing of service
 times or of how a run is made. Times are in units of the mean service time.
@@ -23,7 +23,7 @@ PATIENT: dict[str, Any] = {"deadline_s": 1e6, "max_wait_s": 1e6, "max_waiting": 
 HEDGING: dict[str, Any] = {"extra_work": 0.1, "copies": True}
 NAMES = (
     "none", "round_robin", "equal", "replication", "hedge", "hedge_fixed", "approximate", "parm", "copies", "coded",
-    "coded_shared", "ours",
+    "coded_shared", "default",
 )  # fmt: skip
 
 
@@ -68,12 +68,12 @@ def arrange(
     copies        the recipe without any protection: second copies, slow machines taken out
     coded         the recipe with the paper's machines for parity
     coded_shared  the same number of machines, all of them serving; the parity model beside, on idle places only
-    ours          the recipe with a student of `cost` on the same machines; no machine set aside; extra ones serve too
+    default       the recipe with a student of `cost` on the same machines; no machine set aside; extra ones serve too
 
     The recipe is `Policy()`, which `ts-parity serve` runs by itself.
 
     `cost`: of a parity model's answer, or of one query in a backup; `saves`: what each further query of a backup's
-    group saves, from 0 (k cost k) to 1 (k cost one). `code`: of `parm` and `coded` any, of `ours` a backup (else a
+    group saves, from 0 (k cost k) to 1 (k cost one). `code`: of `parm` and `coded` any, of `default` a backup (else a
     student). `places`: how many tasks a machine runs at once. `service_s`: what a service time is in seconds, for the
     recipe's durations are in seconds. `changes`: to the policy, in service times. Raise ConfigError.
     """
@@ -92,7 +92,7 @@ def arrange(
 
 def serve_flags(name: str) -> list[str] | None:
     """What `ts-parity serve` is to be given to do the same; None: it never does."""
-    return {"copies": ["--protect", "off"], "coded": [], "coded_shared": [], "ours": []}.get(name)
+    return {"copies": ["--protect", "off"], "coded": [], "coded_shared": [], "default": []}.get(name)
 
 
 def make_fleet(
@@ -145,6 +145,6 @@ def _plan(name: str, workers: int, extra: int, code: str, k: int) -> _Plan | Non
         "copies": _Plan({}, everyone, recipe=True),
         "coded": _Plan({}, workers, extra, code=(code, k), recipe=True),
         "coded_shared": _Plan({}, everyone, shared=True, code=(code, k), recipe=True),
-        "ours": _Plan({}, everyone, shared=True, code=(backup, k), recipe=True),
+        "default": _Plan({}, everyone, shared=True, code=(backup, k), recipe=True),
     }
     return plans.get(name)

@@ -30,6 +30,7 @@ from ts_parity.engine import (
     Source,
 )
 from ts_parity.engine.query import Action, Task
+from ts_parity.engine.sizes import SizeClass, size_class
 from ts_parity.lab.agreement import AgreementCurve
 from ts_parity.lab.records import ERROR, QueryRecord
 from ts_parity.lab.scenario import BLOCK, Outage, Scenario, ServiceTimes, Spells
@@ -173,6 +174,8 @@ def simulate(
     return _Run(scenario, seed, keep_records, progress, on_event).go()
 
 
+BYTES = 10_000
+"""Of a body of size 1."""
 _ARRIVED = Arrived(raw=True)
 _DEAD = Failed("dead", cause=Cause.UNREACHABLE)
 _KILLED = Failed("it died", cause=Cause.LOST)
@@ -198,7 +201,7 @@ class _Run:
         self._order = count()
         self._service: list[float] = []
         self._uniform: list[float] = []
-        self._own: list[float] = []
+        self._own: list[tuple[float, SizeClass | None]] = []
         self._drawn: list[float] = []
         self._result = Result(records=[] if keep_records else None)
         self._progress = progress
@@ -242,7 +245,8 @@ class _Run:
                     break
                 self._obey(scheduler, scheduler.tick(max(deadline, self._read(due_at))), due_at, "tick", None)
             elif arrival_at <= event_at:
-                query = Query(arrived, self._pool, "key", payload=_SimulatedQuery(arrival_at, self._takes()))
+                takes, seen = self._takes()
+                query = Query(arrived, self._pool, "key", payload=_SimulatedQuery(arrival_at, takes), size=seen)
                 if scenario.deadline < inf:
                     query.deadline_at = arrival_at + scenario.deadline
                 if scenario.patience < inf:
@@ -402,22 +406,24 @@ class _Run:
             self._uniform = self._rng.random(BLOCK).tolist()
         return self._uniform.pop()
 
-    def _takes(self) -> float:
-        """How long the next query takes on a usual machine, in deployed inferences of the mean."""
+    def _takes(self) -> tuple[float, SizeClass | None]:
+        """-> how long the next query takes on a usual machine, in mean deployed inferences, and its size class."""
         if not self._own:
             self._own = self._own_times(BLOCK)
         return self._own.pop()
 
-    def _own_times(self, size: int) -> list[float]:
+    def _own_times(self, size: int) -> list[tuple[float, SizeClass | None]]:
         sizes, own_cv = self.scenario.sizes, self.scenario.own_cv
         takes = np.ones(size)
+        classes: list[SizeClass | None] = [None] * size
         if sizes:
             values, shares = zip(*sizes, strict=True)
-            takes *= self._query_rng.choice(np.asarray(values), size, p=np.asarray(shares))
+            bodies = self._query_rng.choice(np.asarray(values), size, p=np.asarray(shares))
+            takes *= bodies
+            classes = [size_class("", int(BYTES * body)) for body in bodies]
         if own_cv:
             takes *= ServiceTimes(cv=own_cv).draw(self._query_rng, size)
-        drawn: list[float] = takes.tolist()
-        return drawn
+        return list(zip(takes.tolist(), classes, strict=True))
 
     def _cost(self, task: Task) -> float:
         """Of one task on a worker of the usual speed, in deployed inferences."""

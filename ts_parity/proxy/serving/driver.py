@@ -38,6 +38,7 @@ from ts_parity.engine import (
     Source,
     Task,
 )
+from ts_parity.engine.sizes import size_class
 from ts_parity.errors import DeadlineExceeded, DecodeError, Overloaded, TsParityError, Unavailable, WireError
 from ts_parity.proxy.fleet.plan import Plan, Target
 from ts_parity.proxy.http.access import ERROR, LEFT, AccessEntry, AccessLog, OtherTask
@@ -147,7 +148,9 @@ class Driver:
     ) -> Query:
         """`client` is called once, now or later, unless the query is abandoned first."""
         now = self._loop.time()
-        query = Query(next(self._ids), pool, key, None if deadline_s is None else now + deadline_s, least, payload)
+        deadline_at = None if deadline_s is None else now + deadline_s
+        size = size_class(payload.extra, len(payload.request.body))
+        query = Query(next(self._ids), pool, key, deadline_at, least, payload, size)
         self._waiting[query.id] = client
         self._carry_out(self.scheduler.query_arrived(query, now))
         return query

@@ -1,0 +1,140 @@
+"""Sizes: how many times longer than usual a query takes, and from when on it is helped all the same."""
+
+import math
+
+import pytest
+
+from ts_parity.engine import Query, Scheduler, Send, plain
+from ts_parity.engine.events import Arrived
+from ts_parity.engine.sizes import FEW, MOST, RENEWED, Latest, Scales, size_class
+from ts_parity.testing import POOL, fleet
+
+SMALL, BIG = size_class("/predictions", 1_000), size_class("/predictions", 10_000)
+
+
+def learnt(*pairs, times=40):
+    scales = Scales()
+    for _ in range(times):
+        for size, ratio in pairs:
+            scales.answered(size, ratio)
+    return scales
+
+
+def test_classes_are_half_octaves_of_a_path():
+    sizes = [0, 1, 2, 3, 4, 6, 8, 12, 16, 1 << 40]
+    classes = [size_class("/p", size)[1] for size in sizes]
+    assert classes == sorted(set(classes))
+    assert size_class("/p", 1000) == size_class("/p", 1020) != size_class("/q", 1000)
+    assert size_class("/p", 512) != size_class("/p", 768)
+
+
+def test_a_class_that_takes_longer_is_late_later():
+    scales = learnt((SMALL, 1.0), (BIG, 8.0))
+    assert (scales.of(SMALL), scales.of(BIG)) == (1.0, 8.0)
+
+
+def test_one_that_is_nearly_as_usual_is_usual():
+    assert learnt((SMALL, 1.0), (BIG, 1.4)).of(BIG) == 1.0
+    assert learnt((SMALL, 1.0), (BIG, 0.5)).of(BIG) == 0.5
+
+
+def test_nothing_is_known_from_few_answers_or_of_queries_without_a_class():
+    assert learnt((SMALL, 1.0), (BIG, 8.0), times=FEW - 1).of(BIG) == 1.0
+    scales = learnt((None, 5.0), (SMALL, 1.0))
+    assert (scales.of(None), scales.differ) == (1.0, 0)
+
+
+def test_where_there_is_one_class_nothing_is_learnt():
+    assert learnt((BIG, 8.0)).of(BIG) == 1.0
+
+
+def test_lateness_of_some_does_not_become_usual():
+    scales = learnt((SMALL, 1.0), (SMALL, 1.0), (SMALL, 1.0), (SMALL, 5.0), (BIG, 8.0), (BIG, 8.0), (BIG, 40.0))
+    assert (scales.of(SMALL), scales.of(BIG)) == (1.0, 8.0)
+
+
+def test_a_size_never_seen_takes_as_long_as_the_next_smaller():
+    scales = learnt((SMALL, 1.0), (BIG, 8.0))
+    assert scales.of(size_class("/predictions", 10**6)) == 8.0
+    assert scales.of(size_class("/predictions", 3_000)) == 1.0
+    assert scales.of(size_class("/predictions", 1)) == 1.0
+    assert scales.of(size_class("/explanations", 10**6)) == 1.0
+
+
+def test_classes_that_differ_are_counted():
+    scales = learnt((SMALL, 1.0), (BIG, 8.0))
+    assert scales.differ == 1
+    for _ in range(40):
+        scales.answered(BIG, 1.0)
+    assert (scales.differ, scales.of(BIG)) == (0, 1.0)
+
+
+def test_memory_is_bounded_whatever_clients_send():
+    scales = Scales()
+    for number in range(10 * MOST):
+        scales.answered(size_class(f"/{number}", 1), 1.0)
+    assert len(scales._answers) == MOST
+
+
+# ---- the latest, whatever their size --------------------------------------------------------------------------------
+
+
+def latest(affordable, answers):
+    rule = Latest()
+    rule.adopt(affordable)
+    for latency, scale in answers:
+        rule.answered(latency, scale)
+    return rule.after_s
+
+
+def mixed(number=1000):
+    """One in a hundred takes ten times as long, one in ten four times."""
+    return [(10.0, 10.0) if n % 100 == 0 else (4.0, 4.0) if n % 10 == 0 else (1.0, 1.0) for n in range(number)]
+
+
+@pytest.mark.parametrize(("affordable", "after"), [(0.0, 10.0), (0.05, 10.0), (0.08, 4.0), (0.4, 1.0)])
+def test_the_latest_are_helped_as_far_as_that_can_be_paid(affordable, after):
+    """Of 1.36 usual inferences a query, 0.1 are of the biggest bodies and 0.36 of the big ones."""
+    assert latest(affordable, mixed()) == after
+
+
+@pytest.mark.parametrize(
+    ("late", "scale", "at"),
+    [(1.2, 1.0, 1.2), (1.2, 10.0, 4.0), (1.2, 2.0, 2.4), (5.0, 10.0, 5.0), (1.2, 0.5, 0.6)],
+)
+def test_a_big_query_is_late_later_but_not_later_than_the_latest(late, scale, at):
+    rule = Latest()
+    rule.after_s = 4.0
+    assert rule.bound(late, scale) == at
+
+
+def test_nobody_is_latest_as_long_as_little_is_known():
+    assert latest(1.0, mixed(RENEWED - 1)) == math.inf
+
+
+# ---- in the engine --------------------------------------------------------------------------------------------------
+
+
+def served(size_of, number=400):
+    """Queries of which every tenth is big and takes ten times as long, on three machines. -> the scheduler."""
+    whole = fleet(deployed=3, code="student", k=1, shared=True, protections=3)
+    scheduler, now = Scheduler(whole, plain(launch="late")), 0.0
+    for n in range(number):
+        big = n % 10 == 0
+        now += 1.0
+        query = Query(n, POOL, "key", size=size_of(big))
+        [sent] = [action for action in scheduler.query_arrived(query, now) if isinstance(action, Send)]
+        scheduler.task_done(sent.task, Arrived(raw=True), now + (0.1 if big else 0.01))
+    return scheduler, now
+
+
+@pytest.mark.parametrize(("told", "scale"), [(True, 10.0), (False, 1.0)])
+def test_a_big_query_is_late_later_and_its_times_teach_nothing_about_small_ones(told, scale):
+    scheduler, now = served(lambda big: (BIG if big else SMALL) if told else None)
+    [pool] = scheduler.pools()
+    assert pool.latency.quantile(0.97) == pytest.approx(0.01 if told else 0.015, rel=0.01)
+    query = Query(10_000, POOL, "key", size=BIG)
+    scheduler.query_arrived(query, now + 1.0)
+    assert query.scale == pytest.approx(scale if told else 1.0)
+    late_s = pool.launch.latest.bound(pool.release.after_s, query.scale)
+    assert query.release_at - (now + 1.0) == pytest.approx(late_s)

@@ -1,0 +1,122 @@
+"""Sizes: how many times longer than usual a query takes, by the size of its body and its path.
+
+A big body is late later. Queries are told apart by *size class*: the path, and the size in half octaves. The median of
+a class's last answers is compared with what is usual; where it is far off, all times of its queries are scaled. A
+median is moved by lateness only where half of a class's answers are late. What is compared are ratios, so a change of
+everything at once changes no scale. Where all sizes take as long, all scales are 1.
+
+But the tail is made of big bodies too: `Latest` says from which latency on a query is helped whatever its size.
+
+Knows classes, latencies and ratios of them. Knows nothing of bytes, seconds or queries.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import Final, final
+
+REMEMBERED: Final = 32
+"""Answers of a class."""
+FEW: Final = 8
+"""Answers from which on a class is known."""
+OFTEN: Final = 4
+"""Answers after which it is looked at again."""
+FAR: Final = 1.5
+"""A class within this many times of what is usual is usual."""
+MOST: Final = 256
+"""Classes that are told apart, whatever clients send."""
+WINDOW: Final = 2048
+"""Answers from which `Latest` is learnt: twenty of a size that one body in a hundred has."""
+RENEWED: Final = 64
+"""Answers after which it is learnt again."""
+
+SizeClass = tuple[str, int]
+"""Path, and size of the body in half octaves."""
+
+
+def size_class(path: str, size: int) -> SizeClass:
+    """`size`: in bytes."""
+    bits = size.bit_length()
+    return path, 2 * bits + (size >> (bits - 2) & 1 if bits > 1 else 0)
+
+
+@final
+class Scales:
+    """Of one pool."""
+
+    __slots__ = ("_answers", "_known", "_unseen", "differ")
+
+    def __init__(self) -> None:
+        self.differ = 0
+        """Classes that take longer or shorter than usual."""
+        self._answers: dict[SizeClass, deque[float]] = {}
+        self._unseen: dict[SizeClass, int] = {}
+        self._known: dict[SizeClass, float] = {}
+
+    def of(self, size: SizeClass | None) -> float:
+        """How many times longer than usual it takes. A class that is not known takes as long as the next smaller."""
+        if not self._known or size is None:
+            return 1.0
+        scale = self._known.get(size)
+        if scale is not None:
+            return scale
+        smaller = [known for known in self._known if known[0] == size[0] and known[1] < size[1]]
+        return self._known[max(smaller)] if smaller else 1.0
+
+    def answered(self, size: SizeClass | None, ratio: float) -> None:
+        """`ratio`: of the latency to what is usual."""
+        if size is None:
+            return
+        answers = self._answers.get(size)
+        if answers is None:
+            if len(self._answers) >= MOST:
+                return
+            answers = self._answers[size] = deque(maxlen=REMEMBERED)
+            self._unseen[size] = 0
+        answers.append(ratio)
+        if len(self._answers) == 1:  # there is nothing to compare with
+            return
+        self._unseen[size] += 1
+        if len(answers) < FEW or self._unseen[size] < OFTEN:
+            return
+        self._unseen[size] = 0
+        median = sorted(answers)[len(answers) // 2]
+        before, scale = self._known.get(size, 1.0), 1.0 if 1.0 / FAR < median < FAR else median
+        self._known[size] = scale
+        self.differ += (scale != 1.0) - (before != 1.0)
+
+
+@final
+class Latest:
+    """Of one pool: from which latency on all queries can be helped, whatever their size."""
+
+    __slots__ = ("_affordable", "_answers", "_unseen", "after_s")
+
+    def __init__(self) -> None:
+        self._answers: deque[tuple[float, float]] = deque(maxlen=WINDOW)
+        self._affordable = 0.0
+        self._unseen = 0
+        self.after_s = math.inf
+
+    def adopt(self, affordable: float) -> None:
+        """Help for queries of usual size that can be paid for, per query of usual size."""
+        self._affordable = affordable
+
+    def bound(self, late_s: float, scale: float) -> float:
+        """When a query is late that would be after `late_s` if it were of usual size."""
+        return late_s if scale == 1.0 else min(late_s * scale, max(late_s, self.after_s))
+
+    def answered(self, latency_s: float, scale: float) -> None:
+        """Help for a query costs as much more as the query itself."""
+        self._answers.append((latency_s, scale))
+        self._unseen += 1
+        if self._unseen < RENEWED:
+            return
+        self._unseen = 0
+        left = self._affordable * sum(scale for _, scale in self._answers)
+        for late_s, scale in sorted(self._answers, reverse=True):
+            self.after_s = late_s
+            left -= scale
+            if left < 0.0:
+                break
