@@ -172,8 +172,8 @@ MUTANTS = [
     _engine(
         "launches take what second copies need",
         "life",
-        "self.work.spend(sum(member.scale for member in group.members if member is not None) * pool.pool.cost)",
-        "pass",
+        "                else:\n                    self.work.spend(query.scale * pool.pool.cost)",
+        "",
     ),
     _engine(
         "probes take what late queries need",

@@ -101,14 +101,12 @@ def test_where_service_times_hardly_vary_two_answers_are_enough(slower):
     assert len([at for at, _, endpoint in run.sent if endpoint == "d0" and 1.0 <= at < 2.4]) == 2
 
 
-def test_where_most_seem_slow_nobody_is():
-    """An endpoint is slow only beside others: two of three are what is usual."""
+def test_two_of_three_may_be_out_for_their_slowness():
+    """As two failure domains of three may be. The last one serves, and they help where that is sooner."""
     arrivals = [n * 0.01 for n in range(400)]
     slow = {"d0": (1.0, 0.05), "d1": (1.0, 0.05)}
     run = scenario(arrivals=arrivals, code=None, deployed=3, policy={**SLOW, "out_s": 50.0}, slow=slow)
-    assert [change.out for change in run.scheduler.changes if change.endpoint == "d2"] == []
-    states = [endpoint["health"] for endpoint in run.scheduler.snapshot()["endpoints"].values()]
-    assert states.count("in") >= 2
+    assert {change.endpoint for change in run.scheduler.changes} == {"d0", "d1"}
     assert len(run.answers) == 400
 
 

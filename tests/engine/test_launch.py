@@ -287,3 +287,38 @@ def test_the_fuller_the_later_is_a_backup_launched(arrivals, after):
     [(sent_at, _)] = run.sends(599)
     [(at, _)] = run.sends("parity 0")
     assert at - sent_at == pytest.approx(after, abs=0.0005)
+
+
+# ---- what it costs ---------------------------------------------------------------------------------------------------
+
+
+def paid(tasks, **more):
+    """What the budget of ten lost by two queries on one machine; protections cost a whole inference each."""
+    policy = {**CROWD, "extra_work": 1e-9, "work_burst": 10.0}
+    run = late(arrivals=[0.0, 0.0], tasks=tasks, deployed=1, protections=1, policy=policy, **more)
+    assert len(run.answers) == 2
+    return 10.0 - run.scheduler._life.work.tokens
+
+
+def test_a_backup_in_its_querys_stead_costs_nothing():
+    """The second query waits for the only machine, and its backup is all that is made of it."""
+    assert paid([(0, 0.030, "ok"), ("parity 0", 0.005, "ok")]) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_it_is_paid_for_if_the_query_has_to_run_after_all():
+    assert paid([(0, 0.030, "ok"), ("parity 0", 0.005, "fail")]) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_a_backup_of_a_query_that_runs_is_paid_for():
+    policy = {"extra_work": 1e-9, "work_burst": 10.0}
+    run = late(arrivals=[0.0], tasks=[(0, 0.5, "ok"), ("parity 0", 0.005, "ok")], policy=policy)
+    assert run.answers[0][0] == "reconstructed"
+    assert 10.0 - run.scheduler._life.work.tokens == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize(("extra_work", "backups"), [(1e-9, 1), (0.0, 0)])
+def test_without_tokens_only_what_waits_gets_a_backup(extra_work, backups):
+    policy = {**CROWD, "extra_work": extra_work, "work_burst": 0.5}
+    run = late(arrivals=[0.0, 0.0], tasks=[(0, 0.2, "ok")], deployed=1, protections=1, policy=policy)
+    assert len(run.sends("parity 0")) == backups
+    assert len(run.answers) == 2

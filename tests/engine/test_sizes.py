@@ -79,11 +79,11 @@ def test_memory_is_bounded_whatever_clients_send():
 # ---- the latest, whatever their size --------------------------------------------------------------------------------
 
 
-def latest(affordable, answers):
+def latest(affordable, answers, load=0.0):
     rule = Latest()
     rule.adopt(affordable)
     for latency, scale in answers:
-        rule.answered(latency, scale)
+        rule.answered(latency, scale, load)
     return rule.after_s
 
 
@@ -96,6 +96,11 @@ def mixed(number=1000):
 def test_the_latest_are_helped_as_far_as_that_can_be_paid(affordable, after):
     """Of 1.36 usual inferences a query, 0.1 are of the biggest bodies and 0.36 of the big ones."""
     assert latest(affordable, mixed()) == after
+
+
+@pytest.mark.parametrize(("load", "after"), [(0.3, 4.0), (0.5, 4.0), (0.7, 10.0), (0.8, 10.0), (1.5, 10.0)])
+def test_the_fuller_the_pool_the_less_can_be_spared(load, after):
+    assert latest(0.1, mixed(), load) == after
 
 
 @pytest.mark.parametrize(

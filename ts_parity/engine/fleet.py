@@ -83,7 +83,7 @@ class PoolState:
             self.scales.answered(query.size, latency_s / self.latency.median)
         self.latency.add(latency_s / query.scale)
         if self.scales.differ:
-            self.launch.latest.answered(latency_s, query.scale)
+            self.launch.latest.answered(latency_s, query.scale, self.load.value)
 
     @property
     def code(self) -> Code | None:

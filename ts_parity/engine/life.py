@@ -330,12 +330,13 @@ class Life:
             if query is first or (query.key == first.key and query.domain != place.domain and not group.full):
                 group.join(query, query.domain)
                 del pool.late[query.id]
-                if query.waiting:  # a place for its backup is worth more than one for itself
+                if query.waiting:  # a place for its backup is worth more than one for itself, and costs less
                     pool.leave_line(query)
                     move(query, PUT_OFF)
+                else:
+                    self.work.spend(query.scale * pool.pool.cost)
         group.sealed = True
         group.pending_rows.add(row)
-        self.work.spend(sum(member.scale for member in group.members if member is not None) * pool.pool.cost)
         self._sender.sent["late"] += group.size
         group.protection_sent(row)
         self._sender.send(Kind.PROTECTION, place, None, group, None, row, now, actions)
@@ -547,6 +548,8 @@ class Life:
         pool = self._fleet.pool_of(query.pool)
         if not pool.deployed or (query.kills and not query.may_run()):
             return False
+        if query.state is QueryState.POSTPONED:  # its backup did not run in its stead after all
+            self.work.spend(query.scale * pool.pool.cost)
         if choosy or query.owes:
             move(query, ELSEWHERE)
             pool.retries[query.id] = query

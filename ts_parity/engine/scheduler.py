@@ -304,7 +304,11 @@ class Scheduler:
         while pool.late and pool.code is not None:
             first = next(iter(pool.late.values()))
             if not self._life.work.affords(pool.pool.cost):
-                return
+                unsent = (query for query in pool.late.values() if query.waiting)  # a backup in its stead saves work
+                found = next(unsent, None) if self._life.policy.extra_work else None
+                if found is None:
+                    return
+                first = found
             place = pool.selection.for_late(first, now)
             if place is None or place.endpoint.row is None:
                 return

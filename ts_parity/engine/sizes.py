@@ -28,6 +28,10 @@ MOST: Final = 256
 """Classes that are told apart, whatever clients send."""
 WINDOW: Final = 2048
 """Answers from which `Latest` is learnt: twenty of a size that one body in a hundred has."""
+HALF: Final = 0.5
+FULL: Final = 0.8
+"""Loads up to which big bodies are helped as far as the budget goes, and from which on only if late for their size: at
+0.83 their help took what all others needed, and p99.9 was higher than with one queue alone."""
 RENEWED: Final = 64
 """Answers after which it is learnt again."""
 
@@ -107,14 +111,15 @@ class Latest:
         """When a query is late that would be after `late_s` if it were of usual size."""
         return late_s if scale == 1.0 else min(late_s * scale, max(late_s, self.after_s))
 
-    def answered(self, latency_s: float, scale: float) -> None:
-        """Help for a query costs as much more as the query itself."""
+    def answered(self, latency_s: float, scale: float, load: float) -> None:
+        """Help for a query costs as much more as the query itself, and the fuller the pool the less can be spared."""
         self._answers.append((latency_s, scale))
         self._unseen += 1
         if self._unseen < RENEWED:
             return
         self._unseen = 0
-        left = self._affordable * sum(scale for _, scale in self._answers)
+        idle = min(1.0, max(0.0, (FULL - load) / (FULL - HALF)))
+        left = idle * self._affordable * sum(scale for _, scale in self._answers)
         for late_s, scale in sorted(self._answers, reverse=True):
             self.after_s = late_s
             left -= scale

@@ -19,6 +19,9 @@ from ts_parity.engine.speed import CALM, DOUBT, SURE, Speed
 from ts_parity.engine.timers import Timer, Timers
 
 MOST_CHANGES: Final = 64
+MOST_SLOW: Final = 0.75
+"""Share of a pool's endpoints that may be slow at one time; if more seem so, all has become slower. Two of three
+failure domains may be slow together."""
 
 
 @final
@@ -110,14 +113,14 @@ class Suspicion:
         if place.speed.slow < DOUBT:
             return False
         everyone = pool.deployed.everyone
-        if not seemed_slow and 2 * sum(state.speed.slow >= DOUBT for state in everyone) > max(len(everyone), 2):
+        if not seemed_slow and sum(state.speed.slow >= DOUBT for state in everyone) > MOST_SLOW * len(everyone):
             self._forget_speeds(pool, now)
             return False
         return True
 
     def _forget_speeds(self, pool: PoolState, now: float) -> None:
-        """Everything has changed, and whoever was slow may not be so any more. Where most of a pool seem slow, it has:
-        an endpoint is slow only beside others.
+        """Everything has changed, and whoever was slow may not be so any more. Where nearly all of a pool seem slow, it
+        has: an endpoint is slow only beside others.
         """
         for state in pool.deployed.everyone:
             state.speed = Speed()
