@@ -184,7 +184,7 @@ MUTANTS = [
     _engine(
         "a cheap protection and a dear one are launched equally early",
         "launch",
-        "max(LATE, 1.0 - USUALLY * self._policy.extra_work / cost) if cost > 0.0 else LATE",
+        "min(LATEST_OF_ALL, max(LATE, 1.0 - share))",
         "LATE",
     ),
     _engine(

@@ -49,7 +49,9 @@ def test_late_or_with_the_group(when, code, shared, partial, late):
     assert launch(code, shared, partial, launch=when).late is late
 
 
-@pytest.mark.parametrize(("cost", "launched"), [(0.0, 0.90), (0.1, 0.90), (0.25, 0.94), (1.0, 0.985)])
+@pytest.mark.parametrize(
+    ("cost", "launched"), [(0.0, 0.90), (0.1, 0.90), (0.25, 0.94), (1.0, 0.985), (20.0, 0.999), (1e9, 0.999)]
+)
 def test_the_dearer_a_protection_the_fewer_queries_are_late_enough_for_it(cost, launched):
     """Where nothing is slow, three tenths of the budget for extra work go into it."""
     latency = LatencyWindow(1000)
@@ -58,6 +60,15 @@ def test_the_dearer_a_protection_the_fewer_queries_are_late_enough_for_it(cost, 
     rule = Launch(plain(extra_work=0.05), latency, LoadMeter())
     rule.adopt(make_code("student", 1, 1), True, True, cost)
     assert rule.after_s == pytest.approx(1.0 + 0.1 * launched, abs=0.0011)
+
+
+def test_without_a_budget_there_is_a_time_all_the_same():
+    latency = LatencyWindow(1000)
+    for n in range(1000):
+        latency.add(1.0 + 0.0001 * (n * 619 % 1000))
+    rule = Launch(plain(extra_work=0.0), latency, LoadMeter())
+    rule.adopt(make_code("student", 1, 1), True, True, 0.25)
+    assert rule.after_s == pytest.approx(1.0999, abs=0.0011)
 
 
 @pytest.mark.parametrize(("load", "after"), [(0.0, 0.10), (0.5, 0.10), (0.75, 0.11), (1.0, 0.12), (3.0, 0.12)])

@@ -23,6 +23,8 @@ USUALLY: Final = 0.3
 So a cheap protection is launched early, and `exact`, which costs a whole inference, for the latest queries only."""
 LATEST: Final = 0.9
 """Of the budget, the share that may go into launches for the latest queries, whatever their size: they are the tail."""
+LATEST_OF_ALL: Final = 0.999
+"""No protection is so dear, and no budget so small, that only later queries would get it: nobody knows what is later."""
 SHED_LOAD: Final = 0.85
 """Above this share of places taken, a protection on shared machines is no longer launched with its group: what is left
 idle is what queries need."""
@@ -48,7 +50,8 @@ class Launch:
         """`partial`: the protection takes groups of any size, for late queries seldom fill one. `shared`: a protection
         stands on a machine that serves deployed models too. `cost`: of a backup's answer, in deployed inferences.
         """
-        self._quantile = max(LATE, 1.0 - USUALLY * self._policy.extra_work / cost) if cost > 0.0 else LATE
+        share = USUALLY * self._policy.extra_work / cost if cost > 0.0 else 1.0
+        self._quantile = min(LATEST_OF_ALL, max(LATE, 1.0 - share))
         self.latest.adopt(LATEST * self._policy.extra_work / cost if cost > 0.0 else 1.0)
         self._shared = shared
         late = self._policy.launch == "late" or (self._policy.launch == "auto" and shared)

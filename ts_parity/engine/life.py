@@ -326,7 +326,7 @@ class Life:
     ) -> None:
         """As many late queries as the code takes go together."""
         group = CodingGroup(self._sender.next_id(), first.key, code, math.inf, pool.trust, now)
-        for query in [*pool.late.values()]:
+        for query in [first, *(each for each in pool.late.values() if each is not first)]:
             if query is first or (query.key == first.key and query.domain != place.domain and not group.full):
                 group.join(query, query.domain)
                 del pool.late[query.id]
