@@ -24,7 +24,7 @@ So a cheap protection is launched early, and `exact`, which costs a whole infere
 LATEST: Final = 0.9
 """Of the budget, the share that may go into launches for the latest queries, whatever their size: they are the tail."""
 LATEST_OF_ALL: Final = 0.999
-"""No protection is so dear, and no budget so small, that only later queries would get it: nobody knows what is later."""
+"""No protection is so dear, and no budget so small, that only later queries get it: nobody knows what is later."""
 SHED_LOAD: Final = 0.85
 """Above this share of places taken, a protection on shared machines is no longer launched with its group: what is left
 idle is what queries need."""
