@@ -302,6 +302,7 @@ def main() -> None:
     if args.tables:
         for mark, text in sections(document).items():
             renew(DOCS, mark, text)
+        renew(POLICY, "reached", reached_table(document))
         return
     todo = [
         (scenario, load, name, shape)
