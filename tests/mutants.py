@@ -178,8 +178,8 @@ MUTANTS = [
     _engine(
         "probes take what late queries need",
         "life",
-        "self.work.take(1.0, KEPT_FROM_PROBES)",
-        "self.work.take(1.0)",
+        "self.pays_for_copy(query, KEPT_FROM_PROBES)",
+        "self.pays_for_copy(query, 0.0)",
     ),
     _engine(
         "a cheap protection and a dear one are launched equally early",

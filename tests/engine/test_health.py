@@ -9,6 +9,7 @@ from ts_parity.engine import (
     Send,
     plain,
 )
+from ts_parity.engine.health import Condition, Health
 from ts_parity.testing import POOL, fleet, scenario
 
 
@@ -131,3 +132,14 @@ def test_the_last_endpoint_is_never_taken_out():
     )
     assert len(run.sent) == 8
     assert set(run.answers) == {6, 7}
+
+
+def test_what_failed_is_not_merely_slow_because_an_older_task_of_it_comes_late():
+    """Endpoints that are out for their slowness alone help in a crowd; this one would fail the crowd."""
+    health = Health(1, 1.0)
+    health.failed(0.0)
+    health.was_slow(0.5, sure=True)
+    assert (health.condition, health.only_slow) == (Condition.OUT, False)
+    health.sent(2.0)
+    health.was_slow(2.1, sure=False)
+    assert (health.condition, health.only_slow) == (Condition.OUT, True)

@@ -333,3 +333,14 @@ def test_without_tokens_only_what_waits_gets_a_backup(extra_work, backups):
     run = late(arrivals=[0.0, 0.0], tasks=[(0, 0.2, "ok")], deployed=1, protections=1, policy=policy)
     assert len(run.sends("parity 0")) == backups
     assert len(run.answers) == 2
+
+
+def test_without_tokens_nothing_that_has_to_be_paid_for_rides_along():
+    """The first query runs and is late, the second waits. They would share a launch, if there were a token."""
+    policy = {**CROWD, "extra_work": 1e-9, "work_burst": 0.5}
+    shape = {"arrivals": [0.0, 0.0], "deployed": 1, "protections": 1, "shared": False, "policy": policy}
+    run = late(**shape, tasks=[(0, 0.5, "ok"), ("parity 0", 0.005, "ok")])
+    assert (run.answers[0][0], run.answers[1][0]) == ("deployed", "reconstructed")
+    assert run.scheduler._life.work.tokens == pytest.approx(0.5, abs=1e-6)
+    run = late(**{**shape, "policy": {**policy, "work_burst": 5.0}}, tasks=[(0, 0.5, "ok"), ("parity 0", 0.005, "ok")])
+    assert run.answers[0][0] == "reconstructed"

@@ -74,6 +74,12 @@ def test_memory_is_bounded_whatever_clients_send():
     for number in range(10 * MOST):
         scales.answered(size_class(f"/{number}", 1), 1.0)
     assert len(scales._answers) == MOST
+    for _ in range(40):
+        scales.answered(BIG, 8.0)
+    assert (scales.of(BIG), scales.differ) == (8.0, 1), "and what they sent before keeps nothing from being learnt"
+    for number in range(MOST):
+        scales.answered(size_class(f"/again/{number}", 1), 1.0)
+    assert (scales.of(BIG), scales.differ) == (1.0, 0)
 
 
 # ---- the latest, whatever their size --------------------------------------------------------------------------------
@@ -143,3 +149,15 @@ def test_a_big_query_is_late_later_and_its_times_teach_nothing_about_small_ones(
     assert query.scale == pytest.approx(scale if told else 1.0)
     late_s = pool.launch.latest.bound(pool.release.after_s, query.scale)
     assert query.release_at - (now + 1.0) == pytest.approx(late_s)
+
+
+def test_a_second_copy_of_a_big_query_costs_as_much_as_the_query():
+    policy = plain(copies=True, extra_work=1e-9, work_burst=30.0, hedge_after_s=0.02)
+    scheduler = Scheduler(fleet(deployed=3, code=None), policy)
+    [pool] = scheduler.pools()
+    pool.scales._known[BIG] = 8.0
+    query = Query(0, POOL, "key", size=BIG)
+    scheduler.query_arrived(query, 0.0)
+    [copy] = [action for action in scheduler.tick(0.03) if isinstance(action, Send)]
+    assert copy.task.hedge
+    assert 30.0 - scheduler._life.work.tokens == pytest.approx(8.0, abs=1e-6)

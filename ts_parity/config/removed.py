@@ -9,7 +9,7 @@ _PLACE = (
     "where a protection stands says when it is launched: for late queries only beside the deployed model, with its "
     "group on machines of its own"
 )
-_LATE = "a backup is launched from the 0.9 quantile of latency on, later under load"
+_LATE = "a backup is launched from a quantile of latency on that follows from its cost and extra_work, later under load"
 _GROUP = "a group waits for as long as makes a query late, and no longer than others are likely to come"
 _RELEASE = "reconstruct_after_s = auto is a quantile of latency, and a second until that is known; or give it seconds"
 _SLOW = "an instance whose answers are surely slower than its pool's, by what those say, is left alone and tried again"
@@ -31,7 +31,7 @@ REMOVED: dict[str, str] = {
     "reconstruct_quantile": _RELEASE,
     "reconstruct_cold_s": _RELEASE,
     "hedge_ratio": "extra_work is the budget for second copies, protections launched late and probes together",
-    "hedge_burst": "extra_work is the budget; ten inferences may be made at once",
+    "hedge_burst": "extra_work is the budget; thirty inferences may be made at once",
     "hedge_after_s": _COPIES,
     "hedge_quantile": _COPIES,
     "retry_burst": "retry_ratio is the budget; ten retries may be made at once",

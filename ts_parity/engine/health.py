@@ -99,7 +99,9 @@ class Health:
         """It seems slower than its peers, or surely is. A slow trial keeps it out."""
         self.clean = self.untroubled = False
         self._failures = 0
-        if self.condition is not Condition.IN or sure:
+        if self.condition is Condition.OUT:  # of a task sent before it was ejected; why it was does not change
+            return
+        if self.condition is Condition.TRIAL or sure:
             self._eject(now, True)
             self.only_slow = True
 

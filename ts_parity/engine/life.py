@@ -254,8 +254,15 @@ class Life:
         spare = self.policy.copies and not query.kills and not pool.waiting and not pool.retries
         if pool.deployed.trials and spare:
             probe = pool.selection.for_probe(query, now) if pool.may_copy(now) else None
-            if probe is not None and self.work.take(1.0, KEPT_FROM_PROBES):
+            if probe is not None and self.pays_for_copy(query, KEPT_FROM_PROBES):
                 self.send_copy(query, probe, now, actions)
+
+    def pays_for_copy(self, query: Query, reserve: float) -> bool:
+        """Whether there is a token; what more a big query costs is owed, or there might never be enough for one."""
+        if not self.work.take(1.0, reserve):
+            return False
+        self.work.spend(query.scale - 1.0)
+        return True
 
     def send_copy(self, query: Query, place: EndpointState, now: float, actions: list[Action]) -> None:
         query.in_flight += 1
@@ -327,7 +334,8 @@ class Life:
         """As many late queries as the code takes go together."""
         group = CodingGroup(self._sender.next_id(), first.key, code, math.inf, pool.trust, now)
         for query in [first, *(each for each in pool.late.values() if each is not first)]:
-            if query is first or (query.key == first.key and query.domain != place.domain and not group.full):
+            fits = query.key == first.key and query.domain != place.domain and not group.full
+            if query is first or (fits and (query.waiting or self.work.affords(pool.pool.cost))):
                 group.join(query, query.domain)
                 del pool.late[query.id]
                 if query.waiting:  # a place for its backup is worth more than one for itself, and costs less

@@ -99,8 +99,7 @@ class Policy:
     copies: bool = constant(True)
     """Whether second copies are made at all."""
     work_burst: float = constant(30.0)
-    """Deployed inferences at once: while one of three machines is slow, a third of all queries are late (with 10, p99.9
-    of three machines was 1.3 times as high, and nothing else changed; docs/policy.md)."""
+    """Deployed inferences at once: while one of three machines is slow, a third of all queries are late."""
     hedge_after_s: float | None = constant(None, auto=float)
     """A second copy is made this long after the query was sent. None: a quantile of latency, and not before a backup of
     the query has had its time."""
@@ -121,7 +120,8 @@ class Policy:
     failures_until_out: int = constant(3, least=1)
     """Failures in a row that take an endpoint out."""
     out_s: float = constant(1.0)
-    """How long an ejected endpoint is left alone, at first; doubled for each failed return, up to 30 s."""
+    """How long an ejected endpoint is left alone, at first; doubled for each failed return, up to 30 s, or up to 4 s if
+    it is merely slow."""
     reject_pause_s: float = constant(0.05)
     """How long an instance that is full is left alone: about a service time."""
     default_answer: bool = False

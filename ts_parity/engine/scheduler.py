@@ -323,7 +323,7 @@ class Scheduler:
                 place = pool.selection.for_hedge(query, now)
                 if place is None:
                     return
-                if self._life.work.take(1.0, KEPT_FROM_COPIES if pool.launch.late else 0.0):
+                if self._life.pays_for_copy(query, KEPT_FROM_COPIES if pool.launch.late else 0.0):
                     self._life.send_copy(query, place, now, actions)
             del pool.hedges[query.id]
 

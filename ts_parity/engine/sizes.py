@@ -75,7 +75,7 @@ class Scales:
         answers = self._answers.get(size)
         if answers is None:
             if len(self._answers) >= MOST:
-                return
+                self._forget(next(iter(self._answers)))
             answers = self._answers[size] = deque(maxlen=REMEMBERED)
             self._unseen[size] = 0
         answers.append(ratio)
@@ -89,6 +89,11 @@ class Scales:
         before, scale = self._known.get(size, 1.0), 1.0 if 1.0 / FAR < median < FAR else median
         self._known[size] = scale
         self.differ += (scale != 1.0) - (before != 1.0)
+
+    def _forget(self, size: SizeClass) -> None:
+        """The class known for longest makes room; if it is asked for again, it is learnt again in a few answers."""
+        del self._answers[size], self._unseen[size]
+        self.differ -= self._known.pop(size, 1.0) != 1.0
 
 
 @final

@@ -77,7 +77,7 @@ class Evidence:
         return changed
 
     def _shares(self, slower: float) -> list[float]:
-        """Of answers so many times slower, those before the first edge, between two each, and beyond the last."""
+        """How answers that take so many times as long would fall: before the first edge, between two, behind all."""
         ordered = self._latency.ordered
         below = [bisect_right(ordered, edge / slower) / len(ordered) for edge in self._edges]
         return [high - low for low, high in zip([0.0, *below], [*below, 1.0], strict=True)]

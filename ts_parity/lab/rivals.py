@@ -20,7 +20,7 @@ SERVICE_S = 0.05
 """What a service time is taken to last where nobody says."""
 # In service times: nobody gives up, so that every latency is seen.
 PATIENT: dict[str, Any] = {"deadline_s": 1e6, "max_wait_s": 1e6, "max_waiting": UNBOUNDED}
-HEDGING: dict[str, Any] = {"extra_work": 0.1, "copies": True}
+HEDGING: dict[str, Any] = {"extra_work": 0.1, "work_burst": 10.0, "copies": True}
 NAMES = (
     "none", "round_robin", "equal", "replication", "hedge", "hedge_fixed", "approximate", "parm", "copies", "coded",
     "coded_shared", "default",
