@@ -43,7 +43,8 @@ GUARD = Path(__file__).with_name("guard.py")
 POLL_S = 0.1
 ATTEMPTS = 3  # a port can be taken between our choosing and TorchServe's binding it
 GRACE_S = 10.0  # TorchServe's orderly stop takes two to three seconds
-TRACEBACK_S = 2.0
+# TorchServe may end the thread that copies the traceback before it was read: a later attempt to load writes it again.
+TRACEBACK_S = 20.0
 LOG_LINES = 40
 MAX_TMPDIR = 107 - len("/.ts.sock.65535")
 
@@ -283,7 +284,7 @@ class TorchServeInstance:
         if clash := _CLASH.search(log):
             raise _PortClash(clash.group())
         if failed := _LOAD_FAILED.search(log):
-            # Another of TorchServe's threads writes the traceback, sometimes a little later than this line.
+            # Another of TorchServe's threads writes the traceback, sometimes later than this line.
             late = time.monotonic() + TRACEBACK_S
             while "Traceback" not in self._log() and time.monotonic() < late:
                 time.sleep(0.05)

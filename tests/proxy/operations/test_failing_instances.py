@@ -104,10 +104,11 @@ async def test_a_slow_one_is_told_too(make_fleet: MakeFleet, caplog: pytest.LogC
     for _ in range(40):
         await fleet.post()
     instances[0].models[0].latency_s = 0.2
-    while not told(caplog):
+    mine = re.compile(rf"{state.name} is ejected: its answers come (.*) times later than usual; .*")
+    while not any(message.startswith(state.name) for message in told(caplog)):  # a busy machine slows others too
         await fleet.post()
-    [said] = told(caplog)
-    found = re.fullmatch(rf"{state.name} is ejected: its answers come (.*) times later than usual; .*", said)
+    said = next(message for message in told(caplog) if message.startswith(state.name))
+    found = mine.fullmatch(said)
     assert found is not None, said
     assert float(found[1]) > 2.0
     await until(lambda: fleet.proxy.driver.left_over()["tasks"] == 0, "everything to end")
