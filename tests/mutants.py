@@ -531,7 +531,7 @@ MUTANTS = [
     Mutant(
         "a percentile is told of a handful of samples",
         "lab/report.py",
-        "if round((1 - share) * len(ordered), 6) < MIN_SAMPLES_BEYOND:",
+        "if len(ordered) < needed(share):",
         "if not ordered:",
         ("tests/lab/test_report.py",),
     ),

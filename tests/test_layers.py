@@ -34,7 +34,7 @@ LEVELS = [
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 HEAVY = {
     "torch": {"worker", "training"},
-    "ts": {"worker"},
+    "ts": {"worker", "lab"},
     "aiohttp": {"proxy", "lab", "testing"},
     "httptools": {"proxy"},
     "uvloop": {"proxy"},

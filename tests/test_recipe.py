@@ -28,7 +28,7 @@ def test_serve_without_a_flag_runs_the_recipe() -> None:
     assert served() == Policy()
 
 
-@pytest.mark.parametrize("arm", ["coded", "default"])
+@pytest.mark.parametrize("arm", ["hedge", "exact", "default"])
 def test_the_demo_shows_the_recipe(arm: str) -> None:
     assert served(*POLICIES[arm]) == Policy()
 

@@ -237,6 +237,15 @@ def count(least: int = 1, most: float = math.inf) -> Callable[[str], int]:
     return lambda text: int(_checked(_int(text), text, "a whole number", least, None, most, math.inf))
 
 
+def seconds(text: str) -> float:
+    """A duration: seconds, or with their unit, s or ms."""
+    unit = next((unit for unit in ("ms", "s") if text.endswith(unit)), "")
+    try:
+        return number(above=0)(text.removesuffix(unit)) / (1000 if unit == "ms" else 1)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"must be a number above 0 (seconds, or as in 200ms), not {text!r}") from None
+
+
 def _float(text: str) -> float:
     try:
         return float(text)

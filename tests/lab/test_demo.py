@@ -26,25 +26,31 @@ ARM = {
 def test_the_demo_answers_everything_while_workers_are_frozen_and_killed(tmp_path):
     command = [sys.executable, "-m", "ts_parity.cli", "demo", "--out", str(tmp_path), "--json"]
     ran = subprocess.run(
-        [*command, "--queries", "900", "--rate", "90", "--steps", "100"], capture_output=True, text=True, timeout=500
+        [*command, "--queries", "500", "--rate", "60", "--steps", "100"], capture_output=True, text=True, timeout=600
     )
     assert ran.returncode == 0, ran.stderr[-3000:]
     summary = json.loads(ran.stdout)
     assert summary == json.loads((tmp_path / "summary.json").read_text())
-    assert {"arms", "seed", "code", "k", "r", "rate"} <= summary.keys()
-    assert summary["arms"].keys() == {"round_robin", "uncoded", "coded", "default"}
+    assert {"arms", "seed", "code", "k", "r", "rate", "emulated"} <= summary.keys()
+    assert list(summary["arms"]) == ["round_robin", "uncoded", "hedge", "coded", "exact", "default"]
     for arm in summary["arms"].values():
         assert arm.keys() >= ARM
-        assert arm["queries"] == arm["answered"] + arm["errors"] + arm["lost"] == 900
-    coded, ours = summary["arms"]["coded"], summary["arms"]["default"]
-    for arm in (coded, ours):
+        assert arm["queries"] == arm["answered"] + arm["errors"] + arm["lost"] == 500
+        assert arm["p50_ms"] > summary["service_ms"] / 2, "an inference takes as long as the first line says"
+        assert arm["p99_ms"] is not None
+        assert arm["p999_ms"] is None, "too few queries for one"
+    for name in ("hedge", "exact", "default"):
+        arm = summary["arms"][name]
         assert (arm["lost"], arm["errors"]) == (0, 0)
-        assert arm["reconstructed"] > 0
-    # A query costs its own inference, a few retries, and at most a group of its own, at the price measured here.
-    [sum_code] = json.loads((tmp_path / "trained" / "report.json").read_text())["candidates"]
-    assert 1.0 < coded["work_per_query"] < 1.1 + sum_code["cost"]
-    assert 1.0 < ours["work_per_query"] < coded["work_per_query"]
-    assert summary["arms"]["uncoded"]["reconstructed"] == 0
+        assert 1.0 < arm["work_per_query"] < 1.2
+    for name in ("coded", "default"):
+        assert summary["arms"][name]["reconstructed"] > 0
+    assert 1.3 < summary["arms"]["coded"]["work_per_query"] < 1.7, "a parity query for every two"
+    for name in ("round_robin", "uncoded", "hedge"):
+        assert summary["arms"][name]["reconstructed"] == 0
+    first, *_ = ran.stderr.splitlines()
+    assert "emulated" in first
+    assert "50 ms" in first
     assert (tmp_path / "latency.png").read_bytes().startswith(b"\x89PNG")
     assert "curl -i -X POST http://127.0.0.1:" in ran.stderr
 

@@ -15,7 +15,8 @@ from ts_parity.errors import ConfigError
 from ts_parity.lab.agreement import AgreementCurve, measured_curve
 from ts_parity.lab.history import TaskEnd, read_history
 from ts_parity.lab.lines import shown
-from ts_parity.lab.measure import PERCENTILES, doubtful, measured, needed
+from ts_parity.lab.measure import PERCENTILES, doubtful, measured
+from ts_parity.lab.report import needed
 from ts_parity.lab.rivals import SERVICE_S, Arrangement, arrange
 from ts_parity.lab.scenario import Arrivals, Outage, Scenario, ServiceTimes, Spells
 from ts_parity.lab.simulate import Result, simulate

@@ -1,9 +1,10 @@
 """The main job, end to end, on real TorchServe: train, package, serve, break things, and show what clients saw.
 
-Four arms get the same load and the same faults: round robin over plain instances (what people have today), the proxy
-without coding, the coded proxy as in the paper, and a student beside the deployed model, launched late; each on six
-instances. This process makes the load and the faults; TorchServe and the proxy run in processes of their own. Knows
-the order of the steps.
+Six arms get the same load and the same trouble, each on six instances: round robin over plain instances (what people
+have today), the proxy's queue alone, second copies only, the coded proxy as in the paper, and the proxy as it is with
+`exact` and with a student beside the model. Inference is emulated (a wait), because six models on two cores would show
+what those cores do and not what a policy does. This process makes the load and the faults; TorchServe and the proxy
+run in processes of their own. Knows the order of the steps.
 """
 
 from __future__ import annotations
@@ -12,15 +13,12 @@ import asyncio
 import contextlib
 import json
 import os
-import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,30 +26,52 @@ from typing import Any
 from tqdm import tqdm
 
 import ts_parity
-from ts_parity.codes import make_code
+from ts_parity.codes import Family, make_code
 from ts_parity.config import CODES
 from ts_parity.errors import ConfigError, StartError
-from ts_parity.lab.faults import Fault, FaultPlan, Injector, make_schedule
+from ts_parity.lab.emulation import Emulation, emulate, make_spells
+from ts_parity.lab.faults import FREEZE, KILL, FaultPlan, make_schedule
+from ts_parity.lab.live import (
+    CLIENT_TIMEOUT_S,
+    LiveMachine,
+    ProxyProcess,
+    Trouble,
+    machines,
+    proxy_over,
+    register,
+    run_arm,
+    unregister,
+    wait_until_ready,
+)
 from ts_parity.lab.records import QueryRecord, write_records
-from ts_parity.lab.report import Summary, plot_latencies, summarize, table
+from ts_parity.lab.report import Summary, needed, plot_latencies, summarize, table
+from ts_parity.lab.scenario import Spells
 from ts_parity.lab.traffic import LabelledBody, drive, poisson_load
-from ts_parity.torchserve.archive import pack
-from ts_parity.torchserve.configuration import InstanceOptions
-from ts_parity.torchserve.launcher import TorchServeInstance, start_fleet
+from ts_parity.torchserve.archive import pack, wrap_parity
+from ts_parity.torchserve.launcher import launch_fleet, stop_fleet
 from ts_parity.training import TrainSettings, train
 
 INSTANCES = 6
 DEPLOYED = 4
 MODEL = "digits"
-CLIENT_TIMEOUT_S = 20.0
-WARM_UP = 200
-FAULTS = FaultPlan(mean_gap_s=2.2, spell_s=(0.06, 0.2))
-# The flags of an arm's proxy: none, except where it must not rescue any query.
+WARM_UP = 150
+ROUNDS = 4
+"""Of the warm-up, at most, until a protection has ended its trial."""
+EMULATION = Emulation(service_s=0.05, cv=0.1)
+SPELLS = Spells(share=0.06, mean=2.0, factor=5.0)
+FAULTS = FaultPlan(mean_gap_s=12.0, spell_s=(0.2, 0.6), kills=1)
+AS_IN_THE_PAPER = ("--extra-work", "0", "--differing", "1", "--reconstruct-after-s", "0")
+"""No second copies, and the first usable answer wins."""
 POLICIES: dict[str, tuple[str, ...]] = {
     "uncoded": ("--protect", "off", "--extra-work", "0"),
-    "coded": (),
+    "hedge": ("--protect", "off"),
+    "coded": AS_IN_THE_PAPER,
+    "exact": (),
     "default": (),
 }
+"""The flags of an arm's proxy."""
+ARMS = ("round_robin", "uncoded", "hedge", "coded", "exact", "default")
+"""In the order of the table."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +81,11 @@ class DemoSettings:
     out: Path = Path("demo-out")
     code: str = "sum"
     k: int = 2
-    queries: int = 10_500
-    rate: float = 200.0
+    queries: int = 1800
+    rate: float = 60.0
     seed: int = 0
-    steps: int | None = None
+    steps: int = 800
+    """Of each protection's training; so few are enough for digits, and the demo is to end in minutes."""
     keep: bool = False
     example: Path | None = None
     progress: bool = True
@@ -91,47 +112,108 @@ def run_demo(settings: DemoSettings, say: Say) -> dict[str, Any]:
     make_code(settings.code, settings.k)  # which says what is wrong, before minutes have gone by
     example = find_example(settings)
     settings.out.mkdir(parents=True, exist_ok=True)
-    say("1/5  training the deployed model and its protection")
+    say(
+        f"Inference is emulated: a worker waits {1000 * EMULATION.service_s:.0f} ms (cv {EMULATION.cv:g}) and answers "
+        "with what a real small model says. All else is real: TorchServe, the proxy, its protections, HTTP, faults."
+    )
+    say("1/5  training the deployed model and its protections")
     data, archives, report = make_models(settings, example)
     archives["student"], student = make_student(settings, archives["plain"], data)
-    bodies = read_bodies(data)
-    load_s = settings.queries / settings.rate
-    schedule = make_schedule(FAULTS, INSTANCES, DEPLOYED, load_s, settings.seed)
-    arms: dict[str, Arm] = {}
-    with ExitStack() as plain:
-        say("2/5  six TorchServe instances serve the deployed model")
-        fleet = plain.enter_context(start_fleet([_instance(archives["plain"]) for _ in range(INSTANCES)]))
-        targets = [f"{instance.inference_url}/predictions/{MODEL}" for instance in fleet]
-        models = [[MODEL]] * INSTANCES
-        arms["round_robin"] = _arm("round robin", settings, targets, fleet, models, bodies, schedule, None, say)
-        with proxy_over(fleet, settings.out, "uncoded") as proxy:
-            arms["uncoded"] = _arm("uncoded", settings, [proxy.url], fleet, models, bodies, schedule, proxy, say)
-    with ExitStack() as coded:
-        say(
-            f"3/5  {DEPLOYED} instances serve the deployed model, {INSTANCES - DEPLOYED} its {settings.code} protection"
-        )
-        served = [archives["deployed"]] * DEPLOYED + [archives["parity"]] * (INSTANCES - DEPLOYED)
-        fleet = coded.enter_context(start_fleet([_instance(archive) for archive in served]))
-        models = [[MODEL]] * DEPLOYED + [[archives["parity"].stem]] * (INSTANCES - DEPLOYED)
-        with proxy_over(fleet, settings.out, "coded") as proxy:
-            proxy.wait_for_code(settings.code)
-            arms["coded"] = _arm("coded", settings, [proxy.url], fleet, models, bodies, schedule, proxy, say)
-    with ExitStack() as shared:
-        say("4/5  six instances serve the deployed model and a student beside it, launched only for late queries")
-        both = [archives["plain"], archives["student"]]
-        fleet = shared.enter_context(start_fleet([_instance(*both) for _ in range(INSTANCES)]))
-        models = [[MODEL, archives["student"].stem]] * INSTANCES
-        proxy = shared.enter_context(proxy_over(fleet, settings.out, "default"))
-        proxy.wait_for_code("student")
-        arms["default"] = _arm("default", settings, [proxy.url], fleet, models, bodies, schedule, proxy, say)
-        say("5/5  what the clients saw\n")
-        summary = _summary(settings, arms, report, student, schedule)
-        _write(settings, summary, arms)
-        say(demo_text(settings, summary, arms, report))
-        say(closing_commands(proxy.url, data / "test" / "0000.png", settings.keep))
-        if settings.keep:
-            _wait_for_interrupt(say)
+    archives["exact"] = wrap_parity(archives["plain"], settings.out / "exact", code="exact", k=2)
+    archives = make_slow(settings.out / "emulated", archives, report, student)
+    run = _DemoRun(settings, read_bodies(data), say)
+    say(f"2/5  {DEPLOYED} instances serve the model, {INSTANCES - DEPLOYED} its {settings.code} parity model")
+    with ExitStack() as stack:
+        hosted = [[archives["deployed"]]] * DEPLOYED + [[archives["parity"]]] * (INSTANCES - DEPLOYED)
+        run.start(hosted, stack)
+        run.through_proxy("coded", settings.code)
+    with ExitStack() as stack:
+        say("3/5  six instances serve the model, and nothing else")
+        run.start([[archives["plain"]]] * INSTANCES, stack)
+        targets = [f"{live.instance.inference_url}/predictions/{MODEL}" for live in run.fleet]
+        run.arm("round_robin", targets, None)
+        for arm in ("uncoded", "hedge"):
+            run.through_proxy(arm)
+        say("4/5  the same six, with the model itself as a backup (exact), then with a student")
+        register(run.fleet, archives["exact"])
+        run.through_proxy("exact", "exact")
+        unregister(run.fleet, archives["exact"].stem)
+        register(run.fleet, archives["student"])
+        with run.proxy("default", "student") as proxy:
+            run.arm("default", [proxy.url], proxy)
+            say("5/5  what the clients saw\n")
+            arms = {name: run.arms[name] for name in ARMS}
+            summary = _summary(settings, arms, report, student, run.trouble)
+            _write(settings, summary, arms)
+            say(demo_text(settings, summary, arms, report))
+            say(closing_commands(proxy.url, data / "test" / "0000.png", settings.keep))
+            if settings.keep:
+                _wait_for_interrupt(say)
     return summary
+
+
+class _DemoRun:
+    """The arms of one demo, one after the other, under the same trouble."""
+
+    def __init__(self, settings: DemoSettings, bodies: Sequence[LabelledBody], say: Say) -> None:
+        self._settings, self._bodies, self._say = settings, bodies, say
+        load_s = settings.queries / settings.rate
+        self.trouble = Trouble(
+            make_spells(SPELLS, INSTANCES, load_s, settings.seed),
+            make_schedule(FAULTS, INSTANCES, DEPLOYED, load_s, settings.seed),
+        )
+        self.fleet: list[LiveMachine] = []
+        self.arms: dict[str, Arm] = {}
+
+    def start(self, hosted: Sequence[Sequence[Path]], stack: ExitStack) -> None:
+        """Fresh instances, stopped with the stack."""
+        self.fleet = machines(hosted, self._settings.out / "machines")
+        instances = [live.instance for live in self.fleet]
+        launch_fleet(instances)
+        stack.callback(stop_fleet, instances)
+
+    @contextlib.contextmanager
+    def proxy(self, arm: str, code: str | None = None) -> Iterator[ProxyProcess]:
+        wait_until_ready(self.fleet)
+        endpoints = [live.endpoint for live in self.fleet]
+        with proxy_over(endpoints, MODEL, self._settings.out, arm, POLICIES[arm]) as proxy:
+            if code is not None:
+                proxy.wait_for_code(code)
+            yield proxy
+
+    def through_proxy(self, arm: str, code: str | None = None) -> None:
+        with self.proxy(arm, code) as proxy:
+            self.arm(arm, [proxy.url], proxy)
+
+    def arm(self, name: str, targets: Sequence[str], proxy: ProxyProcess | None) -> None:
+        """Warm up, then the load and its trouble from one common instant. Says in a line what came of it."""
+        settings, said = self._settings, name.replace("_", " ")
+        self._warm_up(targets, proxy)
+        before = proxy.work() if proxy else 0.0
+        load = poisson_load(settings.queries, settings.rate, len(self._bodies), settings.seed)
+        with tqdm(
+            total=settings.queries, desc=f"{said:12}", unit="query", file=sys.stderr, disable=not settings.progress
+        ) as bar:
+            records, struck = run_arm(
+                self.fleet, targets, load, self._bodies, read_digit, self.trouble, settings.seed, lambda _: bar.update()
+            )
+        summary = summarize(records, (proxy.work() - before) / settings.queries if proxy else 1.0)
+        self._say(f"     {said}: {_in_a_line(summary)}")
+        self.arms[name] = Arm(summary, records, struck)
+
+    def _warm_up(self, targets: Sequence[str], proxy: ProxyProcess | None) -> None:
+        """Until what is usual is known, and a protection has proved itself."""
+        for round_ in range(ROUNDS):
+            load = poisson_load(WARM_UP, self._settings.rate, len(self._bodies), self._settings.seed + 1 + round_)
+            asyncio.run(drive(load, self._bodies, targets, read_digit, CLIENT_TIMEOUT_S))
+            if proxy is None or not proxy.on_trial():
+                return
+
+
+def _in_a_line(summary: Summary) -> str:
+    times = {"p50": summary.p50_ms, "p99": summary.p99_ms, "p99.9": summary.p999_ms, "slowest": summary.max_ms}
+    told = ", ".join(f"{name} {value:.0f} ms" for name, value in times.items() if value is not None)
+    return f"{told}; {summary.reconstructed} rebuilt, {summary.errors} errors, {summary.lost} lost"
 
 
 def find_example(settings: DemoSettings) -> Path:
@@ -139,6 +221,21 @@ def find_example(settings: DemoSettings) -> Path:
     if not (example / "train_digits.py").is_file():
         raise ConfigError(f"no example in {example}: run the demo in a checkout, or say where it is with --example DIR")
     return example
+
+
+def make_slow(out: Path, archives: dict[str, Path], report: dict[str, Any], student: dict[str, Any]) -> dict[str, Path]:
+    """-> the same archives on emulated accelerators. A protection costs what it has in multiplications: the clock would
+    say how long this machine takes to read a scan.
+    """
+    costs = {"parity": cost_of(report), "student": cost_of(student)}
+    return {name: emulate(archive, out / name, EMULATION, costs.get(name, 1.0)) for name, archive in archives.items()}
+
+
+def cost_of(candidate: dict[str, Any]) -> float:
+    """Of one inference of a protection, by the training report: of a backup for each query of a group."""
+    counted = candidate.get("multiplications") or candidate["k"]
+    code = make_code(candidate["code"], candidate["k"], candidate["r"])
+    return float(counted) / (candidate["k"] if code.family is Family.BACKUP else 1)
 
 
 def make_models(settings: DemoSettings, example: Path) -> tuple[Path, dict[str, Path], dict[str, Any]]:
@@ -205,131 +302,6 @@ def read_digit(body: bytes) -> int:
     return int(json.loads(body)["digit"])
 
 
-class ProxyProcess:
-    """`ts-parity serve` in a process of its own."""
-
-    def __init__(self, process: subprocess.Popen[bytes], url: str, admin_url: str) -> None:
-        self.process = process
-        self.base_url = url
-        self.url = f"{url}/predictions/{MODEL}"
-        self.admin_url = admin_url
-
-    def status(self) -> dict[str, Any]:
-        with urllib.request.urlopen(f"{self.admin_url}/status", timeout=10) as answer:
-            status: dict[str, Any] = json.load(answer)
-            return status
-
-    def work(self) -> float:
-        """Work sent so far, in deployed inferences, finishes aside: they run no model."""
-        with urllib.request.urlopen(f"{self.admin_url}/metrics", timeout=10) as answer:
-            text = answer.read().decode()
-        found = re.findall(r'^ts_parity_work_total\{kind="(?:deployed|protection)"\} (\S+)', text, re.MULTILINE)
-        return sum(map(float, found))
-
-    def wait_for_code(self, code: str, within_s: float = 60.0) -> None:
-        ends_at = time.monotonic() + within_s
-        while time.monotonic() < ends_at:
-            status = self.status()
-            codes = [pool["code"] for pool in status["pools"].values() if pool["model"] == MODEL]
-            if any(found and found["name"] == code for found in codes):
-                return
-            time.sleep(0.2)
-        raise StartError(f"the proxy did not begin to code with {code}: {'; '.join(status['problems']) or codes}")
-
-
-@contextmanager
-def proxy_over(fleet: Sequence[TorchServeInstance], out: Path, arm: str) -> Iterator[ProxyProcess]:
-    """An arm's proxy in front of these instances, serving when this yields."""
-    ready, log = out / f"proxy-{arm}.json", out / f"proxy-{arm}.log"
-    ready.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "ts_parity.cli", "serve", "--port", "0", "--admin-port", "0"]
-    command += ["--ready-file", str(ready), *POLICIES[arm]]
-    for instance in fleet:
-        command += ["--endpoint", f"{instance.inference_url},management={instance.management_url}"]
-    with open(log, "wb") as written:
-        process = subprocess.Popen(command, stdout=written, stderr=written)
-    try:
-        ends_at = time.monotonic() + 60
-        while not ready.exists():
-            if process.poll() is not None or time.monotonic() > ends_at:
-                raise StartError(f"the proxy did not start:\n{log.read_text()[-2000:]}")
-            time.sleep(0.05)
-        said = json.loads(ready.read_text())
-        yield ProxyProcess(process, said["url"], said["admin_url"])
-    finally:
-        _stop(process)
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(timeout=15)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _instance(*archives: Path) -> TorchServeInstance:
-    # One thread per worker: six workers on a small machine would otherwise fight over its cores.
-    # TorchServe's system metrics start one more process per instance every minute, all six at the same instant here.
-    return TorchServeInstance(archives, InstanceOptions(workers=1, properties={"disable_system_metrics": "true"}))
-
-
-def _arm(
-    name: str,
-    settings: DemoSettings,
-    targets: Sequence[str],
-    fleet: Sequence[TorchServeInstance],
-    models: Sequence[Sequence[str]],
-    bodies: Sequence[LabelledBody],
-    schedule: Sequence[Fault],
-    proxy: ProxyProcess | None,
-    say: Say,
-) -> Arm:
-    """Warm up, then the load and the faults from one common instant. Says in a line what came of it."""
-    warm = poisson_load(WARM_UP, settings.rate, len(bodies), settings.seed + 1)
-    asyncio.run(drive(warm, bodies, targets, read_digit, CLIENT_TIMEOUT_S))
-    before = proxy.work() if proxy else 0.0
-    # A machine that stands still stands still for all models it hosts.
-    injector = Injector(lambda index: [pid for model in models[index] for pid in fleet[index].worker_pids(model)])
-    with tqdm(
-        total=settings.queries, desc=f"{name:12}", unit="query", file=sys.stderr, disable=not settings.progress
-    ) as bar:
-
-        def count(record: QueryRecord) -> None:
-            bar.update()
-
-        records = asyncio.run(_under_fire(settings, bodies, targets, schedule, injector, count))
-    work = (proxy.work() - before) / settings.queries if proxy else 1.0
-    summary = summarize(records, work)
-    if summary.p50_ms is not None and summary.p99_ms is not None and summary.max_ms is not None:
-        say(
-            f"     {name}: p50 {summary.p50_ms:.1f} ms, p99 {summary.p99_ms:.0f} ms, slowest {summary.max_ms:.0f} ms; "
-            f"{summary.reconstructed} rebuilt, {summary.errors} errors, {summary.lost} lost"
-        )
-    return Arm(summary, records, dict(injector.struck))
-
-
-async def _under_fire(
-    settings: DemoSettings,
-    bodies: Sequence[LabelledBody],
-    targets: Sequence[str],
-    schedule: Sequence[Fault],
-    injector: Injector,
-    on_record: Callable[[QueryRecord], None],
-) -> list[QueryRecord]:
-    load = poisson_load(settings.queries, settings.rate, len(bodies), settings.seed)
-    started_at = time.monotonic() + 0.2
-    faults = asyncio.create_task(injector.run(schedule, started_at))
-    try:
-        return await drive(load, bodies, targets, read_digit, CLIENT_TIMEOUT_S, on_record, started_at)
-    finally:
-        faults.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await faults
-
-
 _SCORES = ("A_a", "A_d", "A_o", "agreement")
 
 
@@ -338,7 +310,7 @@ def _summary(
     arms: dict[str, Arm],
     report: dict[str, Any],
     student: dict[str, Any],
-    schedule: Sequence[Fault],
+    trouble: Trouble,
 ) -> dict[str, Any]:
     return {
         "seed": settings.seed,
@@ -347,12 +319,16 @@ def _summary(
         "r": report["r"],
         "rate": settings.rate,
         "machine": f"{os.cpu_count()} cores",
+        "emulated": EMULATION.described(),
+        "service_ms": 1000 * EMULATION.service_s,
+        "load": round(settings.rate * EMULATION.service_s / INSTANCES, 3),
         "faults": {
-            "freezes": sum(f.kind == "freeze" for f in schedule),
-            "kills": sum(f.kind == "kill" for f in schedule),
+            "spells": len(trouble.spells),
+            "freezes": sum(fault.kind == FREEZE for fault in trouble.faults),
+            "kills": sum(fault.kind == KILL for fault in trouble.faults),
         },
         "training": {key: report[key] for key in _SCORES if key in report},
-        "student": {key: student[key] for key in (*_SCORES, "cost") if key in student},
+        "student": {key: student[key] for key in _SCORES if key in student} | {"cost": round(cost_of(student), 3)},
         "arms": {name: arm.summary.as_dict() for name, arm in arms.items()},
     }
 
@@ -361,7 +337,10 @@ def _write(settings: DemoSettings, summary: dict[str, Any], arms: dict[str, Arm]
     (settings.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     for name, arm in arms.items():
         write_records(settings.out / f"records-{name}.jsonl", arm.records)
-    title = f"{settings.queries} queries at {settings.rate:g}/s, six instances, workers frozen and killed"
+    title = (
+        f"{settings.queries} queries at {settings.rate:g}/s, six instances, slow, frozen and killed; "
+        f"{summary['service_ms']:.0f} ms emulated"
+    )
     plot_latencies({name: arm.records for name, arm in arms.items()}, settings.out / "latency.png", title)
 
 
@@ -370,10 +349,17 @@ def demo_text(settings: DemoSettings, summary: dict[str, Any], arms: dict[str, A
     lines = [table({name: arm.summary for name, arm in arms.items()}), ""]
     faults = summary["faults"]
     lines.append(
-        f"{settings.queries} queries an arm at {settings.rate:g}/s, seed {settings.seed}; per arm {faults['freezes']} "
-        f"freezes of {FAULTS.spell_s[0] * 1000:.0f} to {FAULTS.spell_s[1] * 1000:.0f} ms and {faults['kills']} killed "
-        f"worker; {settings.queries // 1000} queries lie beyond p99.9."
+        f"{settings.queries} queries an arm at {settings.rate:g}/s (load {summary['load']:.2f} of {INSTANCES} "
+        f"machines), seed {settings.seed}; {summary['emulated']}. In each arm the same {faults['spells']} spells in "
+        f"which a machine is {SPELLS.factor:g} times slower, {faults['freezes']} freezes of "
+        f"{FAULTS.spell_s[0] * 1000:.0f} to {FAULTS.spell_s[1] * 1000:.0f} ms, {faults['kills']} killed worker. "
+        "Work is in deployed inferences a query."
     )
+    if settings.queries < needed(0.999):
+        lines.append(
+            f"No p99.9: it takes {needed(0.999):,} queries an arm. --queries {needed(0.999)} shows it, and takes "
+            f"{needed(0.999) / settings.rate:.0f} s an arm."
+        )
     coded = arms["coded"].summary
     if "A_d" in report and coded.answered and coded.accuracy is not None:
         share = coded.reconstructed / coded.answered

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from ts_parity.lab.report import needed
 from ts_parity.lab.scenario import Scenario
 from ts_parity.lab.simulate import simulate
 
 PERCENTILES = {"p50": 0.5, "p99": 0.99, "p999": 0.999, "p9999": 0.9999}
 WORK_KINDS = ("copy", "protection", "finish")
 """Of the work, what is there beside the deployed model's own answers."""
-CONFIDENCE = 0.99
 
 
 def measured(
@@ -54,13 +54,6 @@ def measured(
         "differing_drawn": _mean([r.differing_drawn / max(1, len(r.latencies)) for r in results], 7),
         "unanswered": float(sum(r.failed + r.unanswered for r in results)),
     }
-
-
-def needed(share: float) -> int:
-    """So many samples that one of them at least is beyond this percentile, with CONFIDENCE: 459 for p99, 4,603 for
-    p99.9, 46,050 for p99.99. With fewer, the percentile may lie above all that was seen.
-    """
-    return math.ceil(math.log(1 - CONFIDENCE) / math.log(share))
 
 
 def doubtful(samples: int) -> list[str]:

@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from ts_parity import output
-from ts_parity.arguments import address, count, existing, number, to_write
+from ts_parity.arguments import address, count, existing, number, seconds, to_write
 from ts_parity.errors import ConfigError, OutOfReach, Unreachable
 from ts_parity.lab.world_flags import MOST_MACHINES, add_output, add_world, world_of
 
@@ -60,7 +60,7 @@ def add_plan(subparsers: Any) -> None:
         metavar="POINTS",
         help="most points of accuracy that answers may lose",
     )
-    limits.add_argument("--p999", type=_duration, metavar="T", help="highest p99.9, such as 200ms, or in seconds")
+    limits.add_argument("--p999", type=seconds, metavar="T", help="highest p99.9, such as 200ms, or in seconds")
     limits.add_argument("--extra", type=count(0, MOST_MACHINES), default=0, metavar="N", help="most extra machines")
     add_world(parser)
     add_output(parser).add_argument("--html", type=to_write(), metavar="FILE", help="write a page")
@@ -191,15 +191,6 @@ def _share_of_work(text: str) -> float:
             f"if {share:g} % is meant, write {share / 100:g}, else {share:.0%}"
         )
     return share
-
-
-def _duration(text: str) -> float:
-    """Seconds; or with their unit, s or ms."""
-    unit = next((unit for unit in ("ms", "s") if text.endswith(unit)), "")
-    try:
-        return number(above=0)(text.removesuffix(unit)) / (1000 if unit == "ms" else 1)
-    except argparse.ArgumentTypeError:
-        raise argparse.ArgumentTypeError(f"must be a number above 0 (seconds, or as in 200ms), not {text!r}") from None
 
 
 def _workers_of(admin: str) -> int:

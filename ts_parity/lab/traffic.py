@@ -12,8 +12,9 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import aiohttp
 
@@ -63,6 +64,12 @@ def poisson_load(queries: int, rate: float, bodies: int, seed: int) -> Load:
     return Load(tuple(due_at), tuple(_shuffled_passes(rng, queries, bodies)))
 
 
+def load_at(instants: Sequence[float], bodies: int, seed: int) -> Load:
+    """Queries at these instants, ascending from 0, with bodies in shuffled passes."""
+    picks = _shuffled_passes(random.Random(f"bodies {seed}"), len(instants), bodies)
+    return Load(tuple(instants), tuple(picks))
+
+
 def _shuffled_passes(rng: random.Random, queries: int, bodies: int) -> list[int]:
     picks: list[int] = []
     while len(picks) < queries:
@@ -76,12 +83,15 @@ async def drive(
     targets: Sequence[str],
     read: Reader,
     timeout_s: float,
-    on_record: Callable[[QueryRecord], None] = lambda record: None,
+    on_record: Callable[[QueryRecord], object] = lambda record: None,
     started_at: float | None = None,
+    headers: Mapping[str, str] = MappingProxyType({}),
+    goes_on: Callable[[], bool] = lambda: True,
 ) -> list[QueryRecord]:
     """Send the whole load and wait for every answer or its time limit. -> records in order of `seq`.
 
     Query i goes to targets[i % len(targets)]. `started_at` (time.monotonic) lets a fault schedule share the origin.
+    `headers` go with each query. Nothing more is sent once `goes_on` says no.
     """
     origin = time.monotonic() if started_at is None else started_at
 
@@ -93,13 +103,15 @@ async def drive(
     # No limit on connections: a client that waits for a free one would no longer be open-loop.
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60)
     async with aiohttp.ClientSession(timeout=limits, connector=connector, auto_decompress=False) as session:
-        client = _Client(session, bodies, targets, read, timeout_s, origin)
+        client = _Client(session, bodies, targets, read, timeout_s, origin, headers)
         flights: list[asyncio.Task[QueryRecord]] = []
         try:
             for seq, due_at in enumerate(load.due_at):
                 delay = origin + due_at - time.monotonic()
                 if delay > 0:
                     await asyncio.sleep(delay)
+                if not goes_on():
+                    break
                 flight = asyncio.create_task(client.ask(seq, due_at, load.picks[seq]))
                 flight.add_done_callback(told)
                 flights.append(flight)
@@ -118,6 +130,7 @@ class _Client:
     read: Reader
     timeout_s: float
     origin: float
+    headers: Mapping[str, str]
 
     async def ask(self, seq: int, due_at: float, pick: int) -> QueryRecord:
         body = self.bodies[pick]
@@ -145,7 +158,7 @@ class _Client:
 
     async def _post(self, seq: int, body: LabelledBody) -> tuple[int, str, bytes]:
         url = self.targets[seq % len(self.targets)]
-        headers = {"Content-Type": body.content_type}
+        headers = {"Content-Type": body.content_type, **self.headers}
         async with self.session.post(url, data=body.data, headers=headers) as response:
             answer = await response.read()
             source = response.headers.get(SOURCE, "deployed")

@@ -20,6 +20,7 @@ from ts_parity.torchserve.mar import Archive, extract_archive, read_archive
 from ts_parity.torchserve.wrapping import (
     SampleRequest,
     protection_name,
+    rewrite,
     shim,
     worker_zip_bytes,
     wrap_deployed,
@@ -36,6 +37,7 @@ __all__ = [
     "wrap_deployed",
     "wrap_parity",
     "protection_name",
+    "rewrite",
     "worker_zip_bytes",
     "shim",
 ]

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 from ts_parity.describe import ModelDescription
 from ts_parity.errors import ConfigError, ManagementError, StartError
@@ -38,6 +39,8 @@ from ts_parity.torchserve.configuration import (
     write_configuration,
 )
 from ts_parity.torchserve.management import ManagementClient, unready
+
+T = TypeVar("T")
 
 GUARD = Path(__file__).with_name("guard.py")
 POLL_S = 0.1
@@ -341,7 +344,7 @@ def _ended(guard: subprocess.Popen[bytes]) -> bool:
 def launch_fleet(instances: Sequence[TorchServeInstance]) -> None:
     """Start instances side by side. If one fails, or Ctrl-C comes, all are stopped and the first error is raised."""
     try:
-        _together(instances, TorchServeInstance.start)
+        _start_together(instances)
     except BaseException:
         stop_fleet(instances, orderly=False)
         raise
@@ -361,18 +364,26 @@ def start_fleet(instances: Sequence[TorchServeInstance]) -> Iterator[Sequence[To
 
 def stop_fleet(instances: Sequence[TorchServeInstance], orderly: bool = True) -> None:
     """Stop instances side by side."""
-    _together(instances, lambda instance: instance.stop(orderly))
+    together(instances, lambda instance: instance.stop(orderly))
 
 
-def _together(instances: Sequence[TorchServeInstance], act: Callable[[TorchServeInstance], None]) -> None:
-    pool = ThreadPoolExecutor(max(1, len(instances)))
+def _start_together(instances: Sequence[TorchServeInstance]) -> None:
+    def give_up() -> None:
+        for instance in instances:
+            instance.abandon_start()
+
+    together(instances, TorchServeInstance.start, give_up)
+
+
+def together(things: Sequence[T], act: Callable[[T], object], give_up: Callable[[], None] = lambda: None) -> None:
+    """One thread each, until all have ended. The first error is raised; `give_up` makes the others end sooner then."""
+    pool = ThreadPoolExecutor(max(1, len(things)))
     try:
-        done, _ = wait([pool.submit(act, instance) for instance in instances], return_when=FIRST_EXCEPTION)
+        done, _ = wait([pool.submit(act, thing) for thing in things], return_when=FIRST_EXCEPTION)
         for future in done:
             future.result()
     except BaseException:
-        for instance in instances:
-            instance.abandon_start()
+        give_up()
         raise
     finally:
         pool.shutdown()

@@ -311,23 +311,38 @@ def _write(
         config_file: config,
         SHIMS[role]: shim(role),
     }
-    replaced = {*added, *texts, WORKER_ZIP, *(SHIMS.values() if source.role else ())}
     target = _target(out, model_name)
     output.check_free(target, replace)
+    old_samples = (name for name in source.files if samples and name.startswith(f"{SAMPLES}/"))
+    leave = [*(SHIMS.values() if source.role else ()), *old_samples]
+    rewrite(source, target, {**texts, WORKER_ZIP: worker_zip_bytes()}, added, leave)
+    return target
+
+
+def rewrite(
+    source: Archive,
+    target: Path,
+    texts: Mapping[str, str | bytes],
+    files: Mapping[str, Path] | None = None,
+    leave: Sequence[str] = (),
+) -> None:
+    """The archive's entries as they are, but for those of these names: `texts` and `files` (from disk) take their place
+    or are added, `leave` are left out.
+    """
+    files = files or {}
+    replaced = {*files, *texts, *leave}
     with output.written(target) as unfinished, zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED) as written:
         with open_zip(source.path) as original:
             for entry in original.infolist():
-                if entry.filename not in replaced and not _old_sample(entry.filename, samples):
+                if entry.filename not in replaced:
                     _copy(original, entry, written)
-        for name, path in added.items():
+        for name, path in files.items():
             try:
                 written.write(path, name)
             except OSError as error:
                 raise ArchiveError(f"cannot read {path}: {error.strerror}") from None
         for name, text in texts.items():
             written.writestr(name, text)
-        written.writestr(WORKER_ZIP, worker_zip_bytes())
-    return target
 
 
 def _manifest(source: Archive, model_name: str, role: str, config_file: str) -> dict[str, Any]:
@@ -369,10 +384,6 @@ def _without_section(text: str) -> str:
 
 def _free_config_name(source: Archive) -> str:
     return f"{SECTION}-{CONFIG_FILE}" if CONFIG_FILE in source.files else CONFIG_FILE
-
-
-def _old_sample(name: str, samples: Sequence[SampleRequest | str | Path]) -> bool:
-    return bool(samples) and name.startswith(f"{SAMPLES}/")
 
 
 def _copy(original: zipfile.ZipFile, entry: zipfile.ZipInfo, written: zipfile.ZipFile) -> None:

@@ -51,6 +51,8 @@ class Chart:
     """Both axes begin at 0 where all lies above it."""
     bounds: Pair = (-math.inf, math.inf)
     """Of the axis that goes up, whatever else there is to show."""
+    logarithmic: bool = False
+    """Both axes; all that is shown lies above 0."""
 
     def svg(self) -> str:
         """With its legend."""
@@ -70,13 +72,15 @@ class Chart:
         if axis == 1:
             values += [end for mark in self.marks for ends in mark.ends if ends for end in ends]
         low, high = min(values), max(values)
+        start, end = (LEFT, WIDTH - RIGHT) if axis == 0 else (HEIGHT - BOTTOM, TOP)
+        if self.logarithmic:
+            return _LogScale(low, max(high, 2 * low), start, end)
         if self.zero:
             low, high = min(0.0, low), max(0.0, high)
         room = _ROOM * (high - low or abs(high) or 1.0)
         low, high = (low if low == 0.0 else low - room), high + room
         if axis == 1:
             low, high = max(low, self.bounds[0]), min(high, self.bounds[1])
-        start, end = (LEFT, WIDTH - RIGHT) if axis == 0 else (HEIGHT - BOTTOM, TOP)
         return _Scale(low, high, start, end)
 
 
@@ -98,6 +102,20 @@ class _Scale:
         unit = 10.0 ** math.floor(math.log10(rough))
         step = next(unit * nice for nice in (1, 2, 2.5, 5, 10) if unit * nice >= rough)
         return [step * n for n in range(math.ceil(self.low / step), math.floor(self.high / step + 1e-9) + 1)]
+
+
+class _LogScale(_Scale):
+    """On a logarithmic axis, with ticks at powers of ten, or at 1, 2 and 5 of each where it has few of them."""
+
+    def at(self, value: float) -> float:
+        share = math.log(value / self.low) / math.log(self.high / self.low)
+        return self.start + share * (self.end - self.start)
+
+    def ticks(self) -> list[float]:
+        powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+        steps = (1, 2, 5) if self.high / self.low < 1000 else (1,)
+        every = [step * 10.0**power for power in powers for step in steps]
+        return [tick for tick in every if self.low <= tick <= self.high]
 
 
 def _grid(across: _Scale, up: _Scale) -> str:

@@ -1,0 +1,288 @@
+"""A bench says what clients saw, judges it, and does no harm that it was not told to do."""
+
+import argparse
+import asyncio
+import itertools
+import json
+import math
+import subprocess
+import sys
+import threading
+
+import pytest
+from aiohttp import web
+
+from ts_parity.cli import main
+from ts_parity.errors import ConfigError
+from ts_parity.lab.bench import BenchPlan, BenchTarget, Measured, agreement, run_bench, slices
+from ts_parity.lab.intervals import interval
+from ts_parity.lab.records import QueryRecord, read_records
+from ts_parity.lab.thresholds import threshold
+from ts_parity.lab.traffic import LabelledBody, Load, load_at
+
+
+class Service:
+    """Little servers in a thread, for a command that has an event loop of its own."""
+
+    def __init__(self):
+        self.loop = asyncio.new_event_loop()
+        self.seen = []
+        self.failing = False
+        self._runners = []
+        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def start(self, name="one"):
+        return asyncio.run_coroutine_threadsafe(self._start(name), self.loop).result(30)
+
+    async def _start(self, name):
+        async def answer(request):
+            body = await request.read()
+            self.seen.append((name, body, dict(request.headers)))
+            if self.failing:
+                return web.json_response({"message": "no worker"}, status=503)
+            rebuilt = {"x-ts-parity": "reconstructed"} if len(self.seen) % 3 == 0 else {}
+            return web.json_response({"class": len(body)}, headers=rebuilt)
+
+        app = web.Application()
+        app.router.add_post("/predictions/m", answer)
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await runner.setup()
+        self._runners.append(runner)
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        return f"http://127.0.0.1:{runner.addresses[0][1]}/predictions/m"
+
+    def close(self):
+        for runner in self._runners:
+            asyncio.run_coroutine_threadsafe(runner.cleanup(), self.loop).result(30)
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
+
+
+@pytest.fixture
+def service():
+    made = Service()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def bodies(tmp_path):
+    folder = tmp_path / "bodies"
+    folder.mkdir()
+    for size in (1, 2, 3):
+        (folder / f"{size}.json").write_text("7" * size)
+    return folder
+
+
+def bench(service_url, bodies, *more):
+    return main(["bench", "--target", service_url, "--bodies", str(bodies), "--duration", "1s", "--rate", "40", *more])
+
+
+@pytest.mark.slow
+def test_a_bench_says_what_clients_saw(service, bodies, capsys, tmp_path):
+    page, records = tmp_path / "bench.html", tmp_path / "records"
+    url = service.start()
+    code = bench(url, bodies, "--json", "--html", str(page), "--records", str(records), "--header", "X-Key: secret",
+                 "--fail-if", "lost>0", "--fail-if", "errors>1%", "--fail-if", "p50>20s")  # fmt: skip
+    assert code == 0
+    document = json.loads(capsys.readouterr().out)
+    [row] = document["targets"]
+    assert (row["queries"], row["answered"], row["errors"], row["lost"]) == (40, 40, 0, 0)
+    assert row["sources"]["reconstructed"] + row["sources"]["deployed"] == 40
+    assert row["agreement"]["agreed"] == row["sources"]["reconstructed"], (
+        "a body's class is its length, whoever says so"
+    )
+    assert row["p50"] > 0
+    assert row["p99"] is None, "40 queries say nothing about it"
+    assert row["intervals"].keys() == {"p50"}
+    assert all(headers["X-Key"] == "secret" for _, _, headers in service.seen)
+    assert {headers["Content-Type"] for _, _, headers in service.seen} == {"application/json"}
+    text = page.read_text()
+    assert "<svg" in text
+    assert "http-equiv" in text
+    assert "secret" not in text + json.dumps(document)
+    name = url.split("//")[1].split("/")[0].replace(":", "-")
+    assert len([*read_records(records / f"{name}.jsonl")]) == 40
+
+
+@pytest.mark.slow
+def test_a_threshold_sets_the_exit_code(service, bodies, capsys):
+    assert bench(service.start(), bodies, "--fail-if", "reconstructed>0", "--fail-if", "lost>0") == 4
+    assert "reconstructed>0: it is" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_load_that_mostly_fails_is_ended(service, bodies, capsys):
+    service.failing = True
+    target = ["bench", "--target", service.start(), "--bodies", str(bodies), "--duration", "20s", "--rate", "400"]
+    assert main([*target, "--json"]) == 1
+    out, err = capsys.readouterr()
+    assert "of 100 queries in a row failed" in err
+    [row] = json.loads(out)["targets"]
+    assert 100 <= row["queries"] < 8000
+    assert any("no worker" in reason for reason in row["reasons"])
+
+
+@pytest.mark.slow
+def test_targets_take_turns_with_the_same_load(service, bodies, monkeypatch):
+    monkeypatch.setattr("ts_parity.lab.bench.SLICE_S", 0.2)
+    monkeypatch.setattr("ts_parity.lab.bench.WARM_UP", 0)
+    targets = [BenchTarget(name, service.start(name)) for name in "ab"]
+    load = load_at([0.05 * n for n in range(20)], 3, seed=1)
+    plan = BenchPlan(targets, [LabelledBody(b"7" * size) for size in (1, 2, 3)], load)
+    one, other = run_bench(plan)[0]
+    for measured in (one, other):
+        assert [record.seq for record in measured.records] == [*range(20)]
+        assert [round(record.due_at, 6) for record in measured.records] == [round(at, 6) for at in load.due_at]
+    order = [name for name, _, _ in service.seen]
+    assert order[0] == "a"
+    assert len([None for this, after in itertools.pairwise(order) if this != after]) > 2, "in slices"
+
+
+def test_slices_cover_the_load():
+    load = Load(tuple(float(n) for n in range(36)), (0,) * 36)
+    assert slices(load, 1) == [(0.0, math.inf)]
+    cut = slices(load, 2)
+    assert (len(cut), cut[0][0], cut[-1][1]) == (4, 0.0, math.inf)
+    assert all(one[1] == other[0] for one, other in itertools.pairwise(cut))
+
+
+def test_agreement_is_told_of_bodies_that_the_model_answered_too():
+    answers = {"cat": b'{"class": "cat"}', "dog": b'{"class": "dog"}'}
+    said = [(0, "deployed", "cat"), (1, "reconstructed", "cat"), (2, "reconstructed", "dog"), (3, "hedged", "dog"),
+            (4, "reconstructed", "dog"), (5, "reconstructed", "cat")]  # fmt: skip
+    records = [QueryRecord(seq, seq, seq, 0.01, outcome, 200, predicted) for seq, outcome, predicted in said]
+    load = Load((0.0,) * 6, (0, 0, 0, 1, 1, 2))
+    measured = Measured(BenchTarget("m", "http://h:1/"), records, answers)
+    assert agreement(measured, load) == {"agreed": 2, "differing": 1, "unknown": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "measured", "said"),
+    [
+        ("p99.9>80ms", {"p99.9": 0.081}, "p99.9>80ms: it is 81.0 ms"),
+        ("p99.9>80ms", {"p99.9": 0.080}, ""),
+        ("p99 >= 0.08s", {"p99": 0.080}, "p99 >= 0.08s: it is 80.0 ms"),
+        ("mean>1ms", {"mean": None}, "mean>1ms: not measured"),
+        ("errors>0", {"errors": 2}, "errors>0: it is 2"),
+        ("errors>1%", {"errors": 2}, "errors>1%: it is 2.000% (2 of 100)"),
+        ("errors>2%", {"errors": 2}, ""),
+        ("hedged<5", {"hedged": 2}, "hedged<5: it is 2"),
+        ("differing>0", {"differing": None}, "differing>0: not measured"),
+    ],
+)
+def test_a_threshold_says_what_broke_it(text, measured, said):
+    assert threshold(text).broken_by({"queries": 100, **measured}) == said
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("p99.9", "must be like"),
+        ("p99.9>80", "the unit of p99.9 is ms or s, not 'nothing'"),
+        ("errors>80ms", r"the unit of errors is nothing \(a count\) or %, not 'ms'"),
+        ("speed>1", "nothing called 'speed'"),
+        ("p100>1ms", "nothing called 'p100'"),
+        ("p99>-1ms", "must be like"),
+    ],
+)
+def test_a_threshold_that_says_nothing_is_refused(text, told):
+    with pytest.raises(argparse.ArgumentTypeError, match=told):
+        threshold(text)
+
+
+def test_a_percentile_without_queries_enough_is_refused_before_the_load():
+    with pytest.raises(ConfigError, match="takes at least 4,603 queries"):
+        threshold("p99.9>80ms").check_possible(4602)
+    threshold("p99.9>80ms").check_possible(4603)
+    threshold("errors>0").check_possible(1)
+
+
+def test_an_interval_covers_the_percentile_and_needs_samples():
+    import random
+
+    assert interval([1.0] * 458, 0.99) is None
+    covered = 0
+    for seed in range(40):
+        rng = random.Random(seed)
+        low, high = interval([rng.random() for _ in range(1000)], 0.9, seed)
+        assert low <= high
+        covered += low <= 0.9 <= high
+    assert covered >= 33
+
+
+def test_an_interval_is_wider_where_neighbours_are_alike():
+    """Fifty queries behind one slow machine are one accident and not fifty."""
+    alone = [float(n % 20 == 0) for n in range(2000)]
+    together = [float((n // 100) % 20 == 0) for n in range(2000)]
+    narrow, wide = (interval(values, 0.94) for values in (alone, together))
+    assert narrow[1] - narrow[0] <= wide[1] - wide[0] == 1.0
+
+
+@pytest.fixture
+def process():
+    made = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    yield made
+    made.kill()
+    made.wait()
+
+
+@pytest.mark.slow
+def test_only_the_named_process_is_struck_and_it_is_said_before(service, bodies, process, capsys, monkeypatch):
+    waited = []
+    monkeypatch.setattr("ts_parity.lab.bench_command.time.sleep", waited.append)
+    assert bench(service.start(), bodies, "--kill", str(process.pid), "--json") == 0
+    out, err = capsys.readouterr()
+    assert f"process {process.pid} will be killed: " in err
+    assert "Ctrl-C within 5 s" in err
+    assert 5.0 in waited
+    assert process.wait(timeout=60) == -9
+    assert json.loads(out)["inputs"]["faults"] == "1 times kill"
+
+
+@pytest.mark.slow
+def test_a_frozen_process_goes_on_again(service, bodies, process):
+    import psutil
+
+    more = ["--freeze", str(process.pid), "--freeze-every", "100ms", "--freeze-for", "100ms", "--yes"]
+    assert bench(service.start(), bodies, *more) == 0
+    assert psutil.Process(process.pid).status() != psutil.STATUS_STOPPED
+
+
+def test_a_process_that_is_not_there_is_refused(bodies, capsys):
+    assert bench("http://127.0.0.1:1/x", bodies, "--kill", "999999999") == 2
+    assert "there is no process 999999999" in capsys.readouterr().err
+
+
+def test_a_trace_and_an_access_log_are_replayed(bodies, tmp_path):
+    from ts_parity.cli import parsed
+    from ts_parity.lab.bench_command import plan_of
+
+    trace, log = tmp_path / "trace.txt", tmp_path / "access.jsonl"
+    trace.write_text("5\n6\n8\n")
+    at = "2026-01-01T00:00:0{}.000Z"
+    log.write_text(
+        "\n".join(
+            json.dumps({"version": 2, "at": at.format(n), "query": f"a-{n}", "pool": "m/1", "endpoint": "e",
+                        "outcome": "deployed", "status": 200, "latency_s": 0.1, "waited_s": 0.0, "service_s": 0.1})
+            for n in (1, 2, 4)
+        )
+        + "\n"
+    )  # fmt: skip
+    common = ["bench", "--target", "http://h:1/predictions/m", "--bodies", str(bodies)]
+    for how in (["--trace", str(trace)], ["--replay", str(log)]):
+        assert plan_of(parsed([*common, *how])).load.due_at == pytest.approx((0.0, 1.0, 3.0))
+        assert plan_of(parsed([*common, *how, "--speed", "2"])).load.due_at == pytest.approx((0.0, 0.5, 1.5))
+        assert plan_of(parsed([*common, *how, "--duration", "2s"])).load.due_at == pytest.approx((0.0, 1.0))
+
+
+def test_bursts_keep_the_mean_rate(bodies):
+    from ts_parity.cli import parsed
+    from ts_parity.lab.bench_command import plan_of
+
+    common = ["bench", "--target", "http://h:1/predictions/m", "--bodies", str(bodies), "--rate", "50"]
+    load = plan_of(parsed([*common, "--duration", "1000s", "--burst", "5"])).load
+    assert len(load.due_at) == 50_000
+    assert load.duration_s == pytest.approx(1000, rel=0.15)
+    assert load == plan_of(parsed([*common, "--duration", "1000s", "--burst", "5"])).load

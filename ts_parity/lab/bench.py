@@ -1,0 +1,252 @@
+"""Load for somebody's own live fleet, and what its clients saw: latency, sources, errors, agreement.
+
+The load is open-loop, and bounded, since it goes to a service that others use: it ends by itself when most of it fails
+or too much of it is outstanding. Several addresses (with protection and without, say) get the very same load in slices
+that alternate, so that whatever changes on the way changes for all. Knows HTTP, bodies and records. Knows nothing of
+command lines or pages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ts_parity.engine import Finding
+from ts_parity.lab.faults import Fault, Injector
+from ts_parity.lab.intervals import interval
+from ts_parity.lab.records import ANSWERED, ERROR, LOST, QueryRecord
+from ts_parity.lab.report import percentile
+from ts_parity.lab.traffic import LabelledBody, Load, drive
+from ts_parity.proxy.http.messages import Response
+from ts_parity.proxy.serving.comparison import compare
+
+SLICE_S = 10.0
+"""Short against what changes during an hour, long against a queue."""
+WARM_UP = 20
+MOST_OUTSTANDING = 2000
+"""More than that would be a flood, and no measurement."""
+WINDOW, MOST_FAILED = 100, 0.5
+"""Of so many queries in a row this share may fail; a load that goes on then does harm and measures nothing."""
+SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999, "p99.99": 0.9999}
+RECONSTRUCTED = "reconstructed"
+OWN = ("deployed", "hedged")
+"""Answers of the deployed model itself."""
+_REASONS = 5
+MOST_ANSWERS = 20_000
+"""Different ones that are kept to compare. A model that puts the time into its answer would fill the memory."""
+
+
+@dataclass(frozen=True)
+class BenchTarget:
+    """One address that gets the load. `name`: what the table calls it."""
+
+    name: str
+    url: str
+
+
+@dataclass
+class Measured:
+    """What one target's clients saw. `answers`: an answer of each body by its digest, as many as were seen."""
+
+    target: BenchTarget
+    records: list[QueryRecord] = field(default_factory=list)
+    answers: dict[str, bytes] = field(default_factory=dict)
+
+
+@dataclass
+class _Guard:
+    """Says when enough is enough."""
+
+    began: int = 0
+    ended: int = 0
+    stopped: str = ""
+    _last: deque[bool] = field(default_factory=lambda: deque(maxlen=WINDOW))
+
+    def goes_on(self) -> bool:
+        self.began += 1
+        if self.began - self.ended > MOST_OUTSTANDING:
+            self.stopped = f"over {MOST_OUTSTANDING} queries were outstanding"
+        return not self.stopped
+
+    def heard(self, record: QueryRecord) -> None:
+        self.ended += 1
+        self._last.append(record.answered)
+        if len(self._last) == WINDOW and self._last.count(False) > MOST_FAILED * WINDOW:
+            self.stopped = f"{self._last.count(False)} of {WINDOW} queries in a row failed"
+
+
+@dataclass(frozen=True)
+class BenchPlan:
+    """What is to be done, whole and checked before the first query."""
+
+    targets: Sequence[BenchTarget]
+    bodies: Sequence[LabelledBody]
+    load: Load
+    timeout_s: float = 20.0
+    headers: Mapping[str, str] = field(default_factory=dict)
+    faults: Sequence[Fault] = ()
+    pids: Sequence[int] = ()
+    """The processes that `faults` may strike: fault i strikes the process at its `instance`."""
+
+
+def run_bench(
+    plan: BenchPlan, on_record: Callable[[QueryRecord], object] = lambda record: None
+) -> tuple[list[Measured], str, dict[str, int]]:
+    """-> what each target's clients saw, why the load ended early (empty: it did not), and the faults that struck."""
+    measured = [Measured(target) for target in plan.targets]
+    guard = _Guard()
+    injector = Injector(lambda index: [plan.pids[index]])
+
+    def heard(record: QueryRecord) -> None:
+        guard.heard(record)
+        on_record(record)
+
+    async def run() -> None:
+        for each in measured:
+            await drive(_first(plan.load, WARM_UP), plan.bodies, [each.target.url], _Reader(each), plan.timeout_s,
+                        headers=plan.headers)  # fmt: skip
+        for turn, (begins_at, ends_at) in enumerate(slices(plan.load, len(measured))):
+            for each in measured if turn % 2 == 0 else reversed(measured):
+                if not guard.stopped:
+                    await _slice(plan, each, begins_at, ends_at, injector, guard.goes_on, heard)
+
+    asyncio.run(run())
+    return measured, guard.stopped, dict(injector.struck)
+
+
+def slices(load: Load, targets: int) -> list[tuple[float, float]]:
+    """From when to when, the last without an end; one target needs no others to take turns with."""
+    count = 1 if targets == 1 else max(1, round(load.duration_s / SLICE_S))
+    begin = [load.duration_s * n / count for n in range(count)]
+    return [*zip(begin, [*begin[1:], math.inf], strict=True)]
+
+
+async def _slice(
+    plan: BenchPlan,
+    each: Measured,
+    begins_at: float,
+    ends_at: float,
+    injector: Injector,
+    goes_on: Callable[[], bool],
+    heard: Callable[[QueryRecord], object],
+) -> None:
+    due = plan.load.due_at
+    chosen = [seq for seq, at in enumerate(due) if begins_at <= at < ends_at]
+    part = Load(tuple(due[seq] - begins_at for seq in chosen), tuple(plan.load.picks[seq] for seq in chosen))
+    started_at = time.monotonic() + 0.05
+    strikes = [replace(f, at=f.at - begins_at) for f in plan.faults if begins_at <= f.at < ends_at]
+    faults = asyncio.create_task(injector.run(strikes, started_at))
+    try:
+        records = await drive(part, plan.bodies, [each.target.url], _Reader(each), plan.timeout_s, heard, started_at,
+                              plan.headers, goes_on)  # fmt: skip
+    finally:
+        faults.cancel()
+        await asyncio.gather(faults, return_exceptions=True)
+    each.records += [
+        replace(r, seq=chosen[r.seq], due_at=r.due_at + begins_at, sent_at=r.sent_at + begins_at) for r in records
+    ]
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Remembers each different answer, and says which one it was."""
+
+    measured: Measured
+
+    def __call__(self, answer: bytes) -> str:
+        digest = hashlib.blake2b(answer, digest_size=12).hexdigest()
+        if len(self.measured.answers) < MOST_ANSWERS:
+            self.measured.answers.setdefault(digest, answer)
+        return digest
+
+
+def _first(load: Load, queries: int) -> Load:
+    return Load(load.due_at[:queries], load.picks[:queries])
+
+
+# ---- what came of it -------------------------------------------------------------------------------------------------
+
+
+def described(measured: Measured, load: Load) -> dict[str, Any]:
+    """One target, for tables and programs: seconds, and counts. A percentile without samples enough is None."""
+    records = measured.records
+    answered = [r for r in records if r.answered and r.latency_s is not None]
+    in_order = [r.latency_s for r in answered if r.latency_s is not None]
+    latencies = sorted(in_order)
+    lags = sorted(r.sent_at - r.due_at for r in records)
+    sources = Counter(r.outcome for r in answered)
+    reasons = Counter(_told(r) for r in records if not r.answered)
+    return {
+        "name": measured.target.name,
+        "url": measured.target.url,
+        "queries": len(records),
+        "answered": len(answered),
+        "errors": sum(r.outcome == ERROR for r in records),
+        "lost": sum(r.outcome == LOST for r in records),
+        "sources": {source: sources[source] for source in ANSWERED if sources[source]},
+        **{name: percentile(latencies, share) for name, share in SHARES.items()},
+        "intervals": {
+            name: found
+            for name, share in SHARES.items()
+            if (found := interval(in_order, share, seed=0)) is not None
+        },
+        "mean": sum(latencies) / len(latencies) if latencies else None,
+        "max": latencies[-1] if latencies else None,
+        "lag": percentile(lags, 0.99),
+        "agreement": agreement(measured, load),
+        "reasons": dict(reasons.most_common(_REASONS)),
+    }  # fmt: skip
+
+
+def _told(record: QueryRecord) -> str:
+    return f"{record.status or record.outcome}: {record.reason or ''}".strip(": ")
+
+
+def agreement(measured: Measured, load: Load) -> dict[str, int]:
+    """Of the rebuilt answers whose bodies the deployed model answered too, in this run: how many are its own.
+
+    The same decision, as the proxy compares them: see `proxy/serving/comparison`. `unknown`: nobody can tell.
+    """
+    own: dict[int, str] = {}
+    for record in measured.records:
+        if record.outcome in OWN and isinstance(record.predicted, str):
+            own.setdefault(load.picks[record.seq], record.predicted)
+    found = Counter[str]()
+    for record in measured.records:
+        if record.outcome != RECONSTRUCTED or not isinstance(record.predicted, str):
+            continue
+        known = own.get(load.picks[record.seq])
+        found["unknown" if known is None else _finding(measured.answers, known, record.predicted)] += 1
+    return {name: found[name] for name in ("agreed", "differing", "unknown")}
+
+
+def _finding(answers: Mapping[str, bytes], own: str, other: str) -> str:
+    if own == other:
+        return "agreed"
+    if own not in answers or other not in answers:
+        return "unknown"
+    one, two = (Response(200, "", (), answers[each]) for each in (own, other))
+    finding = compare(one, two, lossless=False).finding
+    return {Finding.AGREED: "agreed", Finding.DIFFERED: "differing"}.get(finding, "unknown")
+
+
+def for_thresholds(row: Mapping[str, Any], percentiles: Sequence[float], measured: Measured) -> dict[str, Any]:
+    """As `Threshold.broken_by` takes it. Any percentile, not only those that are shown."""
+    latencies = sorted(r.latency_s for r in measured.records if r.answered and r.latency_s is not None)
+    named = {f"p{100 * share:g}": percentile(latencies, share) for share in percentiles}
+    seen = row["agreement"]
+    compared = seen["agreed"] + seen["differing"]
+    rebuilt = row["sources"].get(RECONSTRUCTED, 0)
+    return {
+        **row,
+        **named,
+        "reconstructed": rebuilt,
+        "hedged": row["sources"].get("hedged", 0),
+        "differing": seen["differing"] if compared or not rebuilt else None,
+    }

@@ -1,0 +1,90 @@
+"""Thresholds of a bench: `p99.9>80ms`, `errors>0.1%`, `lost>0`. Parsed before the load, judged after it.
+
+Knows texts and numbers. Knows nothing of how anything is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import operator
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ts_parity.arguments import LARGEST
+from ts_parity.errors import ConfigError
+from ts_parity.lab.report import needed
+
+_FORM = re.compile(r"(?P<what>[a-z]+[0-9.]*)\s*(?P<sign>>=|<=|>|<)\s*(?P<value>\d+(?:\.\d+)?)\s*(?P<unit>ms|s|%|)")
+_PERCENTILE = re.compile(r"p(\d{1,2}(?:\.\d+)?)")
+_SIGNS: Mapping[str, Callable[[float, float], bool]] = {
+    ">": operator.gt,
+    ">=": operator.ge,
+    "<": operator.lt,
+    "<=": operator.le,
+}
+TIMES = ("mean", "max", "lag")
+COUNTS = ("errors", "lost", "reconstructed", "hedged", "differing")
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """The run fails if this holds. `value`: seconds of a time, a number of queries, or (`share`) a share of them."""
+
+    text: str
+    what: str
+    sign: str
+    value: float
+    share: bool = False
+
+    @property
+    def percentile(self) -> float | None:
+        """0.999 of p99.9; None: it is no percentile."""
+        found = _PERCENTILE.fullmatch(self.what)
+        return None if found is None else round(float(found[1]) / 100, 9)
+
+    def check_possible(self, queries: int) -> None:
+        """Raise ConfigError if so many queries say nothing about it."""
+        if self.percentile is not None and queries < needed(self.percentile):
+            raise ConfigError(
+                f"--fail-if {self.text}: {self.what} takes at least {needed(self.percentile):,} queries, and this load "
+                f"has {queries:,}; raise --duration or --rate"
+            )
+
+    def broken_by(self, measured: Mapping[str, Any]) -> str:
+        """What to say of it; empty: it holds. `measured`: seconds by the name of a time, counts, and `queries`.
+
+        What was not measured fails: an answer that nobody compared is no agreement.
+        """
+        found = measured.get(self.what)
+        if found is None:
+            return f"{self.text}: not measured"
+        of = max(1, measured["queries"]) if self.share else 1
+        if not _SIGNS[self.sign](found / of, self.value):
+            return ""
+        return f"{self.text}: it is {self._shown(found, of)}"
+
+    def _shown(self, found: float, of: int) -> str:
+        if self.share:
+            return f"{found / of:.3%} ({found:.0f} of {of})"
+        return f"{found:.0f}" if self.what in COUNTS else f"{1000 * found:.1f} ms"
+
+
+def threshold(text: str) -> Threshold:
+    """As a type for argparse."""
+    found = _FORM.fullmatch(text.strip())
+    if found is None:
+        raise argparse.ArgumentTypeError(f"must be like 'p99.9>80ms' or 'errors>0.1%', not {text!r}")
+    what, value, unit = found["what"], float(found["value"]), found["unit"]
+    time = what in TIMES or _PERCENTILE.fullmatch(what) is not None
+    if not time and what not in COUNTS:
+        known = ", ".join(["p50, p99, p99.9 and the like", *TIMES, *COUNTS])
+        raise argparse.ArgumentTypeError(f"there is nothing called {what!r} to judge; there are {known}")
+    if time == (unit not in ("ms", "s")):
+        right = "ms or s" if time else "nothing (a count) or %"
+        raise argparse.ArgumentTypeError(f"the unit of {what} is {right}, not {unit or 'nothing'!r}")
+    if value > LARGEST:
+        raise argparse.ArgumentTypeError(f"must be at most {LARGEST:g}, not {found['value']}")
+    scale = {"ms": 1e-3, "%": 1e-2}.get(unit, 1.0)
+    return Threshold(text.strip(), what, found["sign"], value * scale, unit == "%")
