@@ -9,7 +9,20 @@ import time
 import psutil
 import pytest
 
-from ts_parity.lab.faults import FREEZE, KILL, Fault, FaultPlan, Injector, make_schedule
+from ts_parity.lab.faults import (
+    CONTEND,
+    CRASH,
+    FREEZE,
+    FREEZE_SERVER,
+    KILL,
+    Fault,
+    FaultPlan,
+    Injector,
+    make_schedule,
+    of_domain,
+    shuffles,
+)
+from ts_parity.lab.live import _Contention
 
 
 def test_a_seed_gives_one_schedule():
@@ -106,3 +119,81 @@ async def test_a_worker_that_is_restarting_is_left_alone():
     injector = Injector(lookup=lambda instance: [])
     await injector.run([Fault(0.0, 0, FREEZE, 0.01), Fault(0.0, 0, KILL)], time.monotonic())
     assert injector.struck == {FREEZE: 0, KILL: 0}
+
+
+async def test_what_is_no_signal_is_carried_out_and_ended():
+    did = []
+
+    def contend(fault):
+        did.append(("begins", fault.instance))
+        return lambda: did.append(("ends", fault.instance))
+
+    injector = Injector(lambda instance: [], carriers={CONTEND: contend, CRASH: lambda fault: did.append("crash")})
+    await injector.run([Fault(0.0, 2, CONTEND, 0.01, 0.5), Fault(0.05, 1, CRASH)], time.monotonic())
+    assert did == [("begins", 2), ("ends", 2), "crash"]
+    assert injector.struck == {FREEZE: 0, KILL: 0, CONTEND: 1, CRASH: 1}
+
+
+async def test_a_cancelled_run_ends_what_it_began():
+    did, began = [], asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def contend(fault):
+        loop.call_soon_threadsafe(began.set)
+        return lambda: did.append("ended")
+
+    run = asyncio.create_task(
+        Injector(lambda instance: [], carriers={CONTEND: contend}).run([Fault(0.0, 0, CONTEND, 60.0)], time.monotonic())
+    )
+    await began.wait()
+    await asyncio.sleep(0.01)
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    assert did == ["ended"]
+
+
+async def test_a_fault_that_nobody_can_carry_out_is_an_error():
+    with pytest.raises(ValueError, match="nobody here can crash"):
+        await Injector(lambda instance: []).run([Fault(0.0, 0, CRASH)], time.monotonic())
+
+
+@pytest.mark.slow
+async def test_a_frozen_server_is_another_process_than_its_workers(worker):
+    injector = Injector(lambda instance: [], lambda instance: [worker.pid])
+    run = asyncio.create_task(injector.run([Fault(0.0, 0, FREEZE_SERVER, 2.0)], time.monotonic()))
+    await until(lambda: stopped(worker))
+    await run
+    await until(lambda: not stopped(worker))
+    assert injector.struck[FREEZE_SERVER] == 1
+
+
+def test_a_shuffle_contends_two_instances_at_any_time():
+    made = shuffles(4, 18, 60.0, seed=1, strength_s=0.01)
+    assert made == shuffles(4, 18, 60.0, seed=1, strength_s=0.01) != shuffles(4, 18, 60.0, seed=2, strength_s=0.01)
+    for at in (0.5, 30.0, 59.0):
+        now = [fault for fault in made if fault.at <= at < fault.ends_at]
+        assert len(now) == 8
+    assert max(fault.ends_at for fault in made) <= 60.0
+    assert {fault.kind for fault in made} == {CONTEND}
+
+
+def test_overlapping_contention_adds_up_and_ends_with_the_last():
+    class Recorder:
+        def __init__(self):
+            self.said = []
+
+        def contend(self, gate, delay_s):
+            self.said.append((gate, delay_s))
+
+    recorder = Recorder()
+    contention = _Contention(recorder)
+    ends = [contention(Fault(0.0, 3, CONTEND, 1.0, strength)) for strength in (0.25, 0.5)]
+    for end in ends:
+        end()
+    assert recorder.said == [(3, 0.25), (3, 0.75), (3, 0.5), (3, 0)]
+
+
+def test_a_whole_domain_is_struck_alike():
+    assert [f.instance for f in of_domain(Fault(1.0, 0, FREEZE, 2.0), (2, 4))] == [2, 4]
+    assert {(f.at, f.spell_s) for f in of_domain(Fault(1.0, 0, FREEZE, 2.0), (2, 4))} == {(1.0, 2.0)}

@@ -81,8 +81,8 @@ class DemoSettings:
     out: Path = Path("demo-out")
     code: str = "sum"
     k: int = 2
-    queries: int = 1800
-    rate: float = 60.0
+    queries: int = 1200
+    rate: float = 50.0
     seed: int = 0
     steps: int = 800
     """Of each protection's training; so few are enough for digits, and the demo is to end in minutes."""

@@ -4,7 +4,14 @@ A schedule names instances by index, so the same one strikes every arm of a comp
 serve. The injector looks the worker's process up when the fault is due, touches only processes of workers it is told
 of, and thaws whatever it froze, however it ends.
 
-Knows signals and times. Knows nothing of TorchServe, load or coding.
+    freeze, kill           the workers of an instance: stopped for a while; gone
+    freeze_server          its server (the JVM): it accepts and does not answer
+    crash, restart         the whole instance: gone; gone and started again when the spell ends
+    contend                its network: every message is late, by an exponential time of mean `strength_s`
+    reset                  all its connections break
+
+Slow answers that are otherwise right are no fault here: an emulated machine is slow by its own schedule (`emulation`).
+Knows signals and times. Knows nothing of TorchServe, load or coding: what is no signal is done by `carriers`.
 """
 
 from __future__ import annotations
@@ -14,28 +21,36 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 FREEZE = "freeze"
 KILL = "kill"
+FREEZE_SERVER = "freeze_server"
+CRASH, RESTART, CONTEND, RESET = "crash", "restart", "contend", "reset"
+KINDS = (FREEZE, KILL, FREEZE_SERVER, CRASH, RESTART, CONTEND, RESET)
 
 Lookup = Callable[[int], Sequence[int]]
-"""Index of an instance -> process ids of its workers now; empty while they restart. May block."""
+"""Index of an instance -> process ids now; empty while they restart. May block."""
 
 
 @dataclass(frozen=True, order=True)
 class Fault:
-    """At `at` seconds, freeze the instance's workers for `spell_s` seconds, or kill them."""
+    """At `at` seconds, do this to the instance, for `spell_s` seconds where it is something that ends."""
 
     at: float
     instance: int
     kind: str
     spell_s: float = 0.0
+    strength_s: float = 0.0
 
     @property
     def ends_at(self) -> float:
         return self.at + self.spell_s
+
+
+Carrier = Callable[[Fault], Callable[[], object] | None]
+"""Begins a fault, and returns what ends it. Both may block."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +92,37 @@ def make_schedule(plan: FaultPlan, instances: int, victims: int, duration_s: flo
     return tuple(sorted(faults))
 
 
+def shuffles(transfers: int, instances: int, duration_s: float, seed: int, strength_s: float) -> tuple[Fault, ...]:
+    """The paper's background traffic: so many transfers at any time, each between two instances drawn at random, both
+    contended while it lasts. A transfer of 128 to 256 MB, both ways, takes 2 to 4 s at 1 Gbit/s.
+    """
+    faults = []
+    for transfer in range(transfers):
+        rng = random.Random(f"shuffle {seed} {transfer}")
+        at = 0.0
+        while at < duration_s:
+            lasts = min(rng.uniform(2.0, 4.0), duration_s - at)
+            faults += [Fault(at, instance, CONTEND, lasts, strength_s) for instance in rng.sample(range(instances), 2)]
+            at += lasts
+    return tuple(sorted(faults))
+
+
+def of_domain(fault: Fault, domain: Sequence[int]) -> tuple[Fault, ...]:
+    """The same to all instances of a failure domain."""
+    return tuple(replace(fault, instance=instance) for instance in domain)
+
+
 @dataclass
 class Injector:
-    """Carries out one schedule. `struck` counts the faults that found a process; a restarting worker has none."""
+    """Carries out one schedule. `struck` counts the faults that found a process; a restarting worker has none.
+
+    `servers` finds the process of an instance's server. `carriers` do what is no signal. Faults of one kind on one
+    instance may overlap: it ends when the last of them does.
+    """
 
     lookup: Lookup
+    servers: Lookup = lambda instance: ()
+    carriers: Mapping[str, Carrier] = field(default_factory=dict)
     struck: dict[str, int] = field(default_factory=lambda: {FREEZE: 0, KILL: 0})
     _frozen: dict[int, int] = field(default_factory=dict)  # pid -> spells it is in
 
@@ -94,6 +135,7 @@ class Injector:
             for spell in spells:
                 spell.cancel()
             self.thaw_all()
+            await asyncio.gather(*spells, return_exceptions=True)  # what was begun is ended
 
     def thaw_all(self) -> None:
         for pid in list(self._frozen):
@@ -102,18 +144,35 @@ class Injector:
 
     async def _strike(self, fault: Fault, started_at: float) -> None:
         await _sleep_until(started_at + fault.at)
-        pids = await asyncio.to_thread(self.lookup, fault.instance)
-        if fault.kind == KILL:
-            killed = [pid for pid in pids if _signal(pid, signal.SIGKILL)]
-            self.struck[KILL] += bool(killed)
+        if fault.kind in self.carriers:
+            await self._carry(self.carriers[fault.kind], fault, started_at)
             return
+        pids = await asyncio.to_thread(self.servers if fault.kind == FREEZE_SERVER else self.lookup, fault.instance)
+        if fault.kind == KILL:
+            self._count(fault, [pid for pid in pids if _signal(pid, signal.SIGKILL)])
+            return
+        if fault.kind not in (FREEZE, FREEZE_SERVER):
+            raise ValueError(f"nobody here can {fault.kind} an instance")
         frozen = [pid for pid in pids if self._freeze(pid)]
-        self.struck[FREEZE] += bool(frozen)
+        self._count(fault, frozen)
         try:
             await _sleep_until(started_at + fault.ends_at)
         finally:
             for pid in frozen:
                 self._thaw(pid)
+
+    async def _carry(self, carrier: Carrier, fault: Fault, started_at: float) -> None:
+        end = await asyncio.to_thread(carrier, fault)
+        self._count(fault, [fault])
+        if end is None:
+            return
+        try:
+            await _sleep_until(started_at + fault.ends_at)
+        finally:
+            await asyncio.shield(asyncio.to_thread(end))
+
+    def _count(self, fault: Fault, found: Sequence[object]) -> None:
+        self.struck[fault.kind] = self.struck.get(fault.kind, 0) + bool(found)
 
     def _freeze(self, pid: int) -> bool:
         # Noted first: between the signal and the note nothing may leave a process frozen for ever.

@@ -13,6 +13,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -21,14 +22,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ts_parity.errors import StartError
+from ts_parity.errors import ManagementError, StartError
 from ts_parity.lab.emulation import MachineFile, of_machine
-from ts_parity.lab.faults import Fault, Injector
+from ts_parity.lab.faults import CONTEND, CRASH, RESET, RESTART, Carrier, Fault, Injector
+from ts_parity.lab.gate import GateProcess, gates
 from ts_parity.lab.records import QueryRecord
 from ts_parity.lab.scenario import Outage
-from ts_parity.lab.traffic import LabelledBody, Load, Reader, drive
-from ts_parity.torchserve.configuration import InstanceOptions
-from ts_parity.torchserve.launcher import TorchServeInstance, together
+from ts_parity.lab.traffic import LabelledBody, Load, Post, Reader, drive
+from ts_parity.torchserve.configuration import HOST, InstanceOptions
+from ts_parity.torchserve.launcher import TorchServeInstance, launch_fleet, stop_fleet, together
 from ts_parity.torchserve.management import unready
 
 CLIENT_TIMEOUT_S = 20.0
@@ -39,22 +41,43 @@ LEAD_S = 0.3
 """Machines are told of their spells before the first of them begins."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class LiveMachine:
-    """One real TorchServe instance on one emulated accelerator."""
+    """One real TorchServe instance on one emulated accelerator, behind a gate where `gate` is its port."""
 
     instance: TorchServeInstance
     machine: MachineFile
+    hosted: Sequence[Path]
+    gate: int | None = None
+
+    @property
+    def inference_url(self) -> str:
+        return self.instance.inference_url if self.gate is None else f"http://{HOST}:{self.gate}"
 
     @property
     def endpoint(self) -> str:
-        return f"{self.instance.inference_url},management={self.instance.management_url}"
+        return f"{self.inference_url},management={self.instance.management_url}"
 
     def worker_pids(self) -> list[int]:
-        """Of all models: a machine that stands still stands still for all it hosts."""
-        with self.instance.management() as management:
-            every = [d for model in management.models() for d in management.describe_all(model.name)]
+        """Of all models: a machine that stands still stands still for all it hosts. None while it is away."""
+        try:
+            with self.instance.management() as management:
+                every = [d for model in management.models() for d in management.describe_all(model.name)]
+        except (ManagementError, OSError):
+            return []
         return [worker.pid for described in every for worker in described.workers if worker.pid > 0]
+
+    def server_pids(self) -> list[int]:
+        return [self.instance.pid] if self.instance.running else []
+
+    def crash(self) -> None:
+        self.instance.stop(orderly=False)
+
+    def restart(self) -> None:
+        """After a crash, at the same ports."""
+        before = self.instance
+        self.instance = TorchServeInstance(self.hosted, before.options, name=before.name, ports=before.ports)
+        self.instance.start()
 
 
 def machines(archives: Sequence[Sequence[Path]], folder: Path, batch_size: int = 1) -> list[LiveMachine]:
@@ -71,8 +94,32 @@ def machines(archives: Sequence[Sequence[Path]], folder: Path, batch_size: int =
             env=machine.env,
             properties={"disable_system_metrics": "true"},
         )
-        made.append(LiveMachine(TorchServeInstance(hosted, options), machine))
+        made.append(LiveMachine(TorchServeInstance(hosted, options, name=f"m{index}"), machine, hosted))
     return made
+
+
+@contextmanager
+def started(fleet: Sequence[LiveMachine]) -> Iterator[Sequence[LiveMachine]]:
+    """Serving when this yields, and stopped afterwards, with whatever has been started again meanwhile."""
+    launch_fleet([live.instance for live in fleet])
+    try:
+        yield fleet
+    finally:
+        stop_fleet([live.instance for live in fleet], orderly=False)
+
+
+@contextmanager
+def behind_gates(fleet: Sequence[LiveMachine], seed: int) -> Iterator[GateProcess]:
+    """Inference goes through a gate each, until the body ends."""
+    addresses = [(HOST, int(live.instance.inference_url.rpartition(":")[2])) for live in fleet]
+    with gates(addresses, seed) as process:
+        for live, port in zip(fleet, process.ports, strict=True):
+            live.gate = port
+        try:
+            yield process
+        finally:
+            for live in fleet:
+                live.gate = None
 
 
 def register(fleet: Sequence[LiveMachine], archive: Path) -> None:
@@ -190,6 +237,41 @@ class Trouble:
     faults: Sequence[Fault] = ()
 
 
+def carriers_of(fleet: Sequence[LiveMachine], process: GateProcess | None = None) -> dict[str, Carrier]:
+    """What the injector does on this fleet beside signals; with gates, to its network too."""
+
+    def crash(fault: Fault) -> None:
+        fleet[fault.instance].crash()
+
+    def restart(fault: Fault) -> Callable[[], object]:
+        fleet[fault.instance].crash()
+        return fleet[fault.instance].restart
+
+    made: dict[str, Carrier] = {CRASH: crash, RESTART: restart}
+    if process is not None:
+        made |= {CONTEND: _Contention(process), RESET: lambda fault: process.order(fault.instance, "reset")}
+    return made
+
+
+class _Contention:
+    """Several transfers may use one instance's network: its messages are late by the sum of them."""
+
+    def __init__(self, process: GateProcess) -> None:
+        self._process = process
+        self._now: dict[int, list[float]] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, fault: Fault) -> Callable[[], object]:
+        self._change(fault, list.append)
+        return lambda: self._change(fault, list.remove)
+
+    def _change(self, fault: Fault, how: Callable[[list[float], float], object]) -> None:
+        with self._lock:
+            strengths = self._now.setdefault(fault.instance, [])
+            how(strengths, fault.strength_s)
+            self._process.contend(fault.instance, sum(strengths))
+
+
 def run_arm(
     fleet: Sequence[LiveMachine],
     targets: Sequence[str],
@@ -199,38 +281,37 @@ def run_arm(
     trouble: Trouble,
     seed: int,
     on_record: Callable[[QueryRecord], object] = lambda record: None,
+    process: GateProcess | None = None,
+    through: Callable[[Post], Post] = lambda post: post,
 ) -> tuple[list[QueryRecord], dict[str, int]]:
     """The load under its trouble, from one common instant. -> the records, and how often each kind of fault struck.
 
-    Afterwards all machines are as usual again, however it ends.
+    `process`: the gates that the fleet is behind. `through`: as in `drive`. Afterwards all machines are as usual again,
+    however it ends, but for those that have crashed.
     """
-    injector = Injector(lambda index: fleet[index].worker_pids())
+    injector = Injector(
+        lambda index: fleet[index].worker_pids(),
+        lambda index: fleet[index].server_pids(),
+        carriers_of(fleet, process),
+    )
+
+    async def under_fire() -> list[QueryRecord]:
+        started_at = time.monotonic() + LEAD_S
+        for index, live in enumerate(fleet):
+            live.machine.set(of_machine(trouble.spells, index), started_at, seed)
+        faults = asyncio.create_task(injector.run(trouble.faults, started_at))
+        try:
+            return await drive(
+                load, bodies, targets, read, CLIENT_TIMEOUT_S, on_record, started_at, through=through
+            )  # fmt: skip
+        finally:
+            faults.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await faults
+
     try:
-        records = asyncio.run(_under_fire(fleet, targets, load, bodies, read, trouble, seed, injector, on_record))
+        records = asyncio.run(under_fire())
     finally:
         for live in fleet:
             live.machine.set(seed=seed)
     return records, dict(injector.struck)
-
-
-async def _under_fire(
-    fleet: Sequence[LiveMachine],
-    targets: Sequence[str],
-    load: Load,
-    bodies: Sequence[LabelledBody],
-    read: Reader,
-    trouble: Trouble,
-    seed: int,
-    injector: Injector,
-    on_record: Callable[[QueryRecord], object],
-) -> list[QueryRecord]:
-    started_at = time.monotonic() + LEAD_S
-    for index, live in enumerate(fleet):
-        live.machine.set(of_machine(trouble.spells, index), started_at, seed)
-    faults = asyncio.create_task(injector.run(trouble.faults, started_at))
-    try:
-        return await drive(load, bodies, targets, read, CLIENT_TIMEOUT_S, on_record, started_at)
-    finally:
-        faults.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await faults

@@ -12,9 +12,10 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import aiohttp
 
@@ -34,6 +35,10 @@ class LabelledBody:
     data: bytes
     content_type: str = "application/octet-stream"
     label: str | int | None = None
+
+
+Post = Callable[[int, LabelledBody], Coroutine[Any, Any, tuple[int, str, bytes]]]
+"""Sends a body, the query's number saying to which target -> status, outcome, answer."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +92,13 @@ async def drive(
     started_at: float | None = None,
     headers: Mapping[str, str] = MappingProxyType({}),
     goes_on: Callable[[], bool] = lambda: True,
+    through: Callable[[Post], Post] = lambda post: post,
 ) -> list[QueryRecord]:
     """Send the whole load and wait for every answer or its time limit. -> records in order of `seq`.
 
     Query i goes to targets[i % len(targets)]. `started_at` (time.monotonic) lets a fault schedule share the origin.
     `headers` go with each query. Nothing more is sent once `goes_on` says no.
+    `through`: what stands between a client and the network, such as a library that sends a request again.
     """
     origin = time.monotonic() if started_at is None else started_at
 
@@ -103,7 +110,8 @@ async def drive(
     # No limit on connections: a client that waits for a free one would no longer be open-loop.
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60)
     async with aiohttp.ClientSession(timeout=limits, connector=connector, auto_decompress=False) as session:
-        client = _Client(session, bodies, targets, read, timeout_s, origin, headers)
+        network = _Network(session, targets, headers)
+        client = _Client(through(network.post), bodies, read, timeout_s, origin)
         flights: list[asyncio.Task[QueryRecord]] = []
         try:
             for seq, due_at in enumerate(load.due_at):
@@ -124,13 +132,11 @@ async def drive(
 
 @dataclass(frozen=True)
 class _Client:
-    session: aiohttp.ClientSession
+    post: Post
     bodies: Sequence[LabelledBody]
-    targets: Sequence[str]
     read: Reader
     timeout_s: float
     origin: float
-    headers: Mapping[str, str]
 
     async def ask(self, seq: int, due_at: float, pick: int) -> QueryRecord:
         body = self.bodies[pick]
@@ -139,7 +145,7 @@ class _Client:
         patience_s = max(0.001, self.timeout_s - (sent_at - due_at))
         predicted = status = None
         try:
-            status, outcome, answer = await asyncio.wait_for(self._post(seq, body), patience_s)
+            status, outcome, answer = await asyncio.wait_for(self.post(seq, body), patience_s)
             reason = None
             if outcome == ERROR:
                 reason = answer.decode("utf-8", "replace")[:REASON_CHARACTERS]
@@ -156,7 +162,14 @@ class _Client:
         latency_s = time.monotonic() - self.origin - due_at
         return QueryRecord(seq, due_at, sent_at, latency_s, outcome, status, predicted, body.label, reason)
 
-    async def _post(self, seq: int, body: LabelledBody) -> tuple[int, str, bytes]:
+
+@dataclass(frozen=True)
+class _Network:
+    session: aiohttp.ClientSession
+    targets: Sequence[str]
+    headers: Mapping[str, str]
+
+    async def post(self, seq: int, body: LabelledBody) -> tuple[int, str, bytes]:
         url = self.targets[seq % len(self.targets)]
         headers = {"Content-Type": body.content_type, **self.headers}
         async with self.session.post(url, data=body.data, headers=headers) as response:

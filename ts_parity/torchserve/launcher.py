@@ -84,10 +84,13 @@ class TorchServeInstance:
         model_store: Path | None = None,
         folder: Path | None = None,
         start_timeout_s: float = 120.0,
+        ports: Ports | None = None,
     ) -> None:
+        """`ports`: those of an instance whose place it takes; None: free ones."""
         self.name = name
         self.options = options or InstanceOptions()
         self.ports: Ports | None = None
+        self._given_ports = ports
         self._archives = [Path(archive) for archive in archives]
         self._given_store = model_store.resolve() if model_store else None
         self._given_folder = folder.resolve() if folder else None
@@ -226,7 +229,7 @@ class TorchServeInstance:
         for part in (tmp, folder / "logs", folder / "model_store"):
             part.mkdir(parents=True, exist_ok=True)
         models = self._start_models()
-        self.ports = free_ports()
+        self.ports = self._given_ports or free_ports()
         write_configuration(folder, self.model_store, self.ports, models, self.options)
         for stale in ("pid", "key_file.json", f"logs/{LOG}"):
             (folder / stale).unlink(missing_ok=True)
