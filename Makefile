@@ -61,6 +61,7 @@ policies: $(READY)
 	$(BIN)/python benchmarks/ablation.py
 	$(BIN)/python benchmarks/ablation.py --tables
 	$(BIN)/python benchmarks/outages.py
+	$(BIN)/python benchmarks/proxies.py
 
 # One stamp for the whole environment: remade when what it is made from changes.
 $(READY): setup.py constraints.txt

@@ -49,6 +49,10 @@ class World:
     burst: float = 1.0
     trace: tuple[float, ...] = ()
     proxies: int = 1
+    sharing: str = "blind"
+    hop: float = 0.0
+    exchange: float = 1.0
+    """These three as in `Scenario`."""
     places: int = 1
     """How many tasks a worker runs at once."""
     worker_batch: int = 1
@@ -138,6 +142,9 @@ class World:
             net_mean=self.net_mean,
             costs=arrangement.costs,
             proxies=self.proxies,
+            sharing=self.sharing,
+            hop=self.hop,
+            exchange=self.exchange,
             places=self.places,
             worker_batch=self.worker_batch,
             clock=0.0 if self.seen is None else self.seen.clock_s / self.unit,

@@ -118,6 +118,12 @@ class Scenario:
     net_mean: float = 0.0
     costs: Costs = field(default_factory=Costs)
     proxies: int = 1
+    sharing: str = "blind"
+    """How they share the machines, and who serves a query; see `sharing.WAYS`."""
+    hop: float = 0.0
+    """One way from one proxy to another."""
+    exchange: float = 1.0
+    """How often they tell each other what they have, where they do."""
     places: int = 1
     """How many tasks a machine runs at once."""
     clock: float = 0.0

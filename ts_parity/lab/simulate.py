@@ -34,6 +34,7 @@ from ts_parity.engine.sizes import SizeClass, size_class
 from ts_parity.lab.agreement import AgreementCurve
 from ts_parity.lab.records import ERROR, QueryRecord
 from ts_parity.lab.scenario import BLOCK, Outage, Scenario, ServiceTimes, Spells
+from ts_parity.lab.sharing import sharing
 
 
 @dataclass
@@ -71,15 +72,16 @@ class Result:
 
 
 class _SimulatedQuery:
-    """What a simulated query carries: when it came, how long it takes on a usual machine, and the expected agreement of
-    a rebuilt answer (None: nobody has rebuilt one, or nothing is known).
+    """What a simulated query carries: when it came, how long it takes on a usual machine, which proxy serves it, and
+    the expected agreement of a rebuilt answer (None: nobody has rebuilt one, or nothing is known).
     """
 
-    __slots__ = ("agreement", "came_at", "takes")
+    __slots__ = ("agreement", "came_at", "proxy", "takes")
 
-    def __init__(self, came_at: float, takes: float) -> None:
+    def __init__(self, came_at: float, takes: float, proxy: int) -> None:
         self.came_at = came_at
         self.takes = takes
+        self.proxy = proxy
         self.agreement: float | None = None
 
 
@@ -195,7 +197,9 @@ class _Run:
         # Separate streams: every policy meets the same queries and the same spells, however many times it runs them.
         self._query_rng = np.random.default_rng([seed, 1])
         self._draw_rng = np.random.default_rng([seed, 2])
-        self._schedulers = [Scheduler(scenario.fleet, scenario.policy) for _ in range(scenario.proxies)]
+        self._sharing = sharing(scenario.sharing, scenario.fleet, scenario.proxies, scenario.exchange)
+        self._schedulers = [Scheduler(fleet, scenario.policy) for fleet in self._sharing.fleets]
+        self._sharing.schedulers = self._schedulers
         self._workers = self._make_workers(scenario)
         self._heap: list[tuple[float, int, Task | Query, Outcome | None]] = []
         self._order = count()
@@ -246,12 +250,15 @@ class _Run:
                 self._obey(scheduler, scheduler.tick(max(deadline, self._read(due_at))), due_at, "tick", None)
             elif arrival_at <= event_at:
                 takes, seen = self._takes()
-                query = Query(arrived, self._pool, "key", payload=_SimulatedQuery(arrival_at, takes), size=seen)
+                serves = 0 if one is not None else self._serves(arrived, arrival_at)
+                # One that is forwarded came two hops earlier, so that one way there and one back are in its latency.
+                came_at = arrival_at - (2 * scenario.hop if serves != arrived % len(schedulers) else 0.0)
+                query = Query(arrived, self._pool, "key", payload=_SimulatedQuery(came_at, takes, serves), size=seen)
                 if scenario.deadline < inf:
                     query.deadline_at = arrival_at + scenario.deadline
                 if scenario.patience < inf:
                     heapq.heappush(heap, (arrival_at + scenario.patience, next(self._order), query, None))
-                scheduler = one or schedulers[arrived % len(schedulers)]
+                scheduler = schedulers[serves]
                 self._obey(
                     scheduler, scheduler.query_arrived(query, self._read(arrival_at)), arrival_at, "arrived", query
                 )
@@ -263,7 +270,7 @@ class _Run:
                 now, _, task, outcome = heapq.heappop(heap)
                 if isinstance(task, Query):
                     if task.open:
-                        self._leaves(one or schedulers[task.id % len(schedulers)], task, now)
+                        self._leaves(schedulers[task.payload.proxy], task, now)
                     continue
                 if outcome is None:
                     self._next_run(self._workers[task.endpoint.instance], now)
@@ -278,6 +285,13 @@ class _Run:
                 name = str(getattr(kind, "value", kind))
                 self._result.sent[name] = self._result.sent.get(name, 0) + number
         return self._result
+
+    def _serves(self, arrived: int, now: float) -> int:
+        """Which proxy serves it; before that, whatever the proxies have told each other by now."""
+        if now >= self._sharing.exchange_at:
+            for scheduler, actions in self._sharing.exchange(now):
+                self._obey(scheduler, actions, now, "exchange", None)
+        return self._sharing.serves(arrived % len(self._schedulers), now)
 
     def _read(self, now: float) -> float:
         """The proxies' clock."""
