@@ -20,16 +20,16 @@ COMPILED = [
         f"engine/{name}"
         for name in (
             "accuracy", "admission", "budgets", "capacity", "ejection", "events", "fleet", "health", "hedging",
-            "lateness", "launch", "life", "outliers", "placement", "policy", "proving", "query", "release", "retries",
-            "scheduler", "selection", "sending", "suspicion", "timers", "trials", "trust",
+            "lateness", "launch", "life", "members", "outliers", "placement", "policy", "proving", "query", "release",
+            "retries", "scheduler", "selection", "sending", "suspicion", "timers", "trials", "trust",
         )
     ),
     *(
         f"proxy/{name}"
         for name in (
             "http/buffers", "http/connections", "http/heads", "http/messages", "http/outbox",
-            "http/request_reader", "http/server", "http/upstream", "serving/driver", "serving/metrics",
-            "serving/service", "serving/tasks",
+            "http/request_reader", "http/server", "http/upstream", "serving/driver", "serving/forwarding",
+            "serving/metrics", "serving/service", "serving/tasks",
         )
     ),
 ]  # fmt: skip

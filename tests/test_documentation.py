@@ -11,9 +11,9 @@ import pytest
 
 from ts_parity.cli import build_parser
 from ts_parity.config import load_settings
-from ts_parity.engine import trust
+from ts_parity.engine import members, trust
 from ts_parity.proxy import app
-from ts_parity.proxy.fleet import discovery
+from ts_parity.proxy.fleet import discovery, peers
 from ts_parity.proxy.http import access, descriptors, request_reader, server
 from ts_parity.proxy.http.messages import MAX_HEAD_BYTES, MAX_HEADERS
 from ts_parity.proxy.operations import processes
@@ -131,6 +131,10 @@ PROMISES = [
     f"a manifest or config over {mar.LARGEST_TEXT >> 20} MB",
     f"a table of contents over {mar._LARGEST_DIRECTORY >> 20} MB",
     f"{access.STATUS_LEFT}: it left before",
+    f"resolved again every {peers._RESOLVE_S:.0f} s",
+    f"it stands by for {members.STANDBY_S:.0f} s, then owns",
+    f"trusted again after {members.PAUSE_S:.0f} s, then 2, 4 ... {members.LONGEST_PAUSE_S:.0f} s",
+    {1.0: "the same after a second of silence"}[members.SILENT_S],
     {2.0: "its connection is read for two seconds more"}[server._LINGER_S],
     {10: "a protection fails ten times in a row"}[trust.FAILURES],
     {2: "after two differing second copies there are no more"}[trust.CONTRADICTIONS],

@@ -44,6 +44,13 @@ LEAST_CONFIDENCE: Final = "x-ts-parity-least-confidence"
 DEADLINE_MS: Final = "x-ts-parity-deadline-ms"
 CONFIDENCE: Final = "x-ts-parity-confidence"
 """Of a rebuilt answer: how often one that looks so is the deployed model's own, 0 to 1."""
+PEER: Final = "x-ts-parity-peer"
+"""Between proxies: the proof that goes with a heartbeat, and with its answer."""
+FORWARDED: Final = "x-ts-parity-forwarded"
+"""Between proxies: on a query, which member forwards it, and its proof; on the answer, what became of it."""
+FORWARDED_ANSWERED: Final = "answered"
+FORWARDED_UNABLE: Final = "unable"
+"""The member that was asked cannot serve it, so whoever forwarded it serves it itself."""
 FRAME_TYPE: Final = "application/x-ts-parity-group"
 PROTECTION_FIELDS: Final = (
     "code", "k", "r", "row", "coefficients", "partial", "cost", "agreement", "tolerance", "row_errors", "confidence",

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from ts_parity.engine.budgets import KEPT_FROM_COPIES, TokenBucket
 from ts_parity.engine.events import Cause, Failed, Fleet, Kind, Outcome, Reason, Source
 from ts_parity.engine.fleet import FleetState, PoolState, next_pool
+from ts_parity.engine.health import Condition
 from ts_parity.engine.life import Life
 from ts_parity.engine.policy import Policy
 from ts_parity.engine.query import Action, CodingGroup, Compare, Query, QueryState, Task
@@ -203,6 +204,17 @@ class Scheduler:
     def may_copy(self, pool: str, now: float) -> bool:
         """Whether a query of this pool may be run once more."""
         return self._fleet.pool_of(pool).may_copy(now)
+
+    def is_repeatable(self, pool: str) -> bool:
+        """Whether a query of this pool may be run again after a failure."""
+        return self._fleet.pool_of(pool).pool.repeatable
+
+    def can_serve(self, pool: str, now: float) -> bool:
+        """Whether some endpoint of the deployed model is in, or may be tried again by now."""
+        return any(
+            state.health.condition is not Condition.OUT or state.health.resumes_at <= now
+            for state in self._fleet.pool_of(pool).deployed.everyone
+        )
 
     def next_deadline(self) -> float:
         """When `tick` must be called next, unless an event comes first; inf: never."""

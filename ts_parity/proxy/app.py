@@ -16,8 +16,10 @@ from typing import Any
 
 from ts_parity.config import Settings
 from ts_parity.engine import Fleet, Policy, Scheduler
+from ts_parity.engine.members import STANDBY_S, keys_of
 from ts_parity.errors import ConfigError
 from ts_parity.proxy.fleet.discovery import Discovery
+from ts_parity.proxy.fleet.peers import Peers, new_member
 from ts_parity.proxy.fleet.plan import Plan, PlanOptions, make_plan
 from ts_parity.proxy.fleet.reports import InstanceReport
 from ts_parity.proxy.http.access import AccessLog
@@ -28,8 +30,9 @@ from ts_parity.proxy.http.server import Server
 from ts_parity.proxy.http.upstream import Address, Upstream
 from ts_parity.proxy.operations.admin import AdminServer
 from ts_parity.proxy.operations.lifecycle import Lifecycle, url_of
-from ts_parity.proxy.operations.status import health, status_json, trust_problems
+from ts_parity.proxy.operations.status import THIS_PROXY, health, status_json, trust_problems
 from ts_parity.proxy.serving.driver import Driver, DriverOptions
+from ts_parity.proxy.serving.forwarding import Forwarder
 from ts_parity.proxy.serving.metrics import Metrics
 from ts_parity.proxy.serving.service import Service
 
@@ -71,11 +74,14 @@ class StreamedPools:
 class Proxy(Lifecycle):
     """One proxy. `start`, then `drain` (or `run` for both), then `close`. Everything happens on one event loop."""
 
-    def __init__(self, settings: Settings, process: int | None = None, proved: bool = False) -> None:
+    def __init__(
+        self, settings: Settings, process: int | None = None, proved: bool = False, member: str | None = None
+    ) -> None:
         """Raise ConfigError if the default answer or a certificate cannot be used. Needs a running event loop.
 
         `process`: which one of `settings.processes` it is. It shares port and places with the others, and the admin
         port is their parent's. `proved`: protections are used without a trial, for tests of what comes after it.
+        `member`: its name among the proxies before this fleet, the same for all processes on one port.
         """
         super().__init__()
         self.settings = settings
@@ -94,7 +100,17 @@ class Proxy(Lifecycle):
         self.driver = Driver(
             self.scheduler, self.upstream, self.metrics, options, self._stop_coding, self._discover_soon
         )
-        self._service = Service(self.driver, self.upstream, self.metrics, settings.group_by, self._discover_soon)
+        self.peers: Peers | None = None
+        self._forwarder: Forwarder | None = None
+        if settings.peers:
+            self.peers = Peers(settings, member or new_member(), self._serves, lambda: self.draining, self._peer_lost)
+            self._tls += self.peers.tls
+            self.metrics.peers_alive = self.peers.members.alive
+            given_up_s = self.scheduler.policy.deadline_s
+            self._forwarder = Forwarder(self.peers, self.metrics, given_up_s, options.default_answer)
+        self._service = Service(
+            self.driver, self.upstream, self.metrics, settings.group_by, self._discover_soon, self._forwarder
+        )
         self._server = Server(self._service.handle, settings.max_body_bytes, access=access, tls=tls)
         self._admin = AdminServer(self.status, self.health, self.drain, self.metrics.exposition)
         self._discovery = Discovery(settings.instances, self.upstream, settings.describe_timeout_s)
@@ -108,11 +124,14 @@ class Proxy(Lifecycle):
         self._next_discovery: asyncio.Task[None] | None = None
         self._discovered_at = -math.inf
         self._started_at = time.monotonic()
+        self._stands_by_until = asyncio.get_running_loop().time() + STANDBY_S
 
     async def start(self) -> None:
         """Discover the fleet once, then listen, even if the whole fleet is down. Raise StartError."""
         settings = self.settings
         await self.discover()
+        if self.peers is not None:
+            await self.peers.start()
         if self._process is None:
             admin_port = await self._admin.start(settings)
             self.admin_url = url_of(settings.admin_host, admin_port)
@@ -136,6 +155,8 @@ class Proxy(Lifecycle):
         await self._discovery.close()
         await self._server.close()
         await self.driver.close()
+        if self.peers is not None:
+            await self.peers.close()
         await self._admin.close()
         await self.upstream.close()
 
@@ -172,7 +193,22 @@ class Proxy(Lifecycle):
         status = status_json(self.plan, self._reports, self.settings, engine, state, now)
         if self._server.problem:
             status["problems"].append(self._server.problem)
+        if self.peers is not None and self._forwarder is not None:
+            status["problems"] += self.peers.problems()
+            owners = {pool: self._forwarder.owner(pool) or THIS_PROXY for pool in self.plan.pools}
+            status["sharing"] = {**self.peers.status(), "served_by": owners, "forwarded": self._forwarder.in_flight()}
         return status
+
+    def _serves(self) -> frozenset[str]:
+        """The pools that this proxy can serve, for its peers. One that has just started, or drains, leaves them."""
+        now = asyncio.get_running_loop().time()
+        if self.draining or now < self._stands_by_until:
+            return frozenset()
+        return frozenset(pool for pool in self.plan.serving if self.scheduler.can_serve(pool, now))
+
+    def _peer_lost(self, address: str, pools: frozenset[str] | None) -> None:
+        if self._forwarder is not None:
+            self._forwarder.lost(address, pools)
 
     def health(self) -> dict[str, Any]:
         return health(self.plan, self.draining, self.scheduler.snapshot())
@@ -196,6 +232,8 @@ class Proxy(Lifecycle):
         self.plan = plan
         places = sum(endpoint.places for endpoint in plan.fleet.endpoints)
         self._server.limit = client_limit(open_files(), places, len(settings.instances))
+        if self._forwarder is not None:
+            self._forwarder.change_keys(keys_of((each.pool, each.instance) for each in plan.fleet.endpoints))
         # The service first: it must not send the driver to a pool that the engine has dropped.
         self._service.change_fleet(plan, self._addresses)
         self.driver.change_fleet(plan, self._addresses)

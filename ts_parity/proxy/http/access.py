@@ -58,8 +58,8 @@ class AccessEntry:
     """How a request was answered, beyond what the client sees. Times are in seconds; None where there is none."""
 
     __slots__ = (
-        "attempts", "cause", "confidence", "endpoint", "group", "others", "outcome", "places", "pool", "query",
-        "service_s", "waited_s",
+        "attempts", "cause", "confidence", "endpoint", "forwarded_by", "group", "others", "outcome", "places", "pool",
+        "query", "service_s", "waited_s",
     )  # fmt: skip
 
     def __init__(
@@ -74,11 +74,13 @@ class AccessEntry:
         cause: str | None = None,
     ) -> None:
         self.outcome = outcome
-        """Where the answer came from (`deployed`, `reconstructed`, `hedged`, `default`), or: `passed` through; an
-        `error` made by the proxy; `refused` by the server; the client `left`.
+        """Where the answer came from (`deployed`, `reconstructed`, `hedged`, `default`), or: `passed` through;
+        `forwarded` to another proxy; an `error` made by the proxy; `refused` by the server; the client `left`.
         """
         self.endpoint = endpoint
-        """Who answered; for a request passed through, the instance; without an answer, the endpoints asked."""
+        """Who answered; for a request passed through, the instance; for one that was forwarded, the proxy; without an
+        answer, the endpoints asked.
+        """
         self.pool = pool
         self.group = group
         self.attempts = attempts
@@ -95,6 +97,12 @@ class AccessEntry:
         """In a rebuilt answer, where it is known."""
         self.query: int | None = None
         self.others: Sequence[OtherTask] = ()
+        self.forwarded_by: str | None = None
+        """The proxy that has forwarded it here, as a member."""
+
+
+UNLOGGED = AccessEntry(PASSED)
+"""Of a request that gets no line: no client's."""
 
 
 class AccessLog:
@@ -149,6 +157,8 @@ class AccessLog:
             "query": None if entry.query is None else f"{self._id}-{entry.query}",
             "others": [other.described() for other in entry.others],
         }
+        if entry.forwarded_by is not None:
+            line["forwarded_by"] = entry.forwarded_by
         self._append(line)
 
     def add_task(self, query: int, pool: str, other: OtherTask, cause: str | None) -> None:

@@ -25,6 +25,8 @@ class Tls:
     def __init__(self, whose: str, files: Sequence[str], make: Callable[[], ssl.SSLContext]) -> None:
         """`whose` names the owner in messages. Raise ConfigError if no context can be made from the files."""
         self._whose = whose
+        self.name: str | None = None
+        """The host that the other end's certificate has to name, if it is not the one that is connected to."""
         self._files = [Path(file) for file in files if file]
         self._make = make
         self._stamp = self._stamps()  # before reading: a change meanwhile makes it read again
@@ -86,6 +88,28 @@ def instance_side(settings: Settings) -> dict[str, Tls]:
             tls = _trusting(instance)
             found.update((url, tls) for url in secure)
     return found
+
+
+def peer_side(settings: Settings, host: str) -> Tls:
+    """For other proxies by this name: as the system trusts, and as our own certificate, which they often share, is
+    trusted. Raise ConfigError.
+    """
+    own = settings.tls_certificate
+
+    def make() -> ssl.SSLContext:
+        context = ssl.create_default_context()
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if own:
+            context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+            try:
+                context.load_verify_locations(own)
+            except (OSError, ssl.SSLError) as error:
+                raise ConfigError(f"tls_certificate: cannot read {own!r}: {error.strerror or error}") from None
+        return context
+
+    tls = Tls(f"peer {host}", (own,), make)
+    tls.name = host
+    return tls
 
 
 def why_failed(error: ssl.SSLError) -> str:

@@ -94,8 +94,10 @@ class Origin:
             connected = await _connect_unix(self._path)
             await loop.create_unix_connection(lambda: cast(asyncio.Protocol, made), sock=connected)
         else:
-            tls = self._tls.context if self._tls is not None else None
-            await loop.create_connection(lambda: cast(asyncio.Protocol, made), self._host, self._port, ssl=tls)
+            tls, name = (self._tls.context, self._tls.name) if self._tls is not None else (None, None)
+            await loop.create_connection(
+                lambda: cast(asyncio.Protocol, made), self._host, self._port, ssl=tls, server_hostname=name
+            )
 
     def close(self) -> None:
         for connection in [*self.idle]:
@@ -350,7 +352,8 @@ class UpstreamConnection:
                 self._begin_stream()
 
     def _begin_stream(self) -> None:
-        stream = Stream(self._status, self._phrase.decode("latin-1"), self._end_to_end()[0], self)
+        headers, controls = self._end_to_end()
+        stream = Stream(self._status, self._phrase.decode("latin-1"), headers, self, controls)
         if self._gathered:
             stream.feed(self._body.take())
         self._stream = stream

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Final, cast, final
 
 from ts_parity.errors import StartError
-from ts_parity.proxy.http.access import ERROR, LEFT, REFUSED, STATUS_LEFT, AccessEntry, AccessLog
+from ts_parity.proxy.http.access import ERROR, LEFT, REFUSED, STATUS_LEFT, UNLOGGED, AccessEntry, AccessLog
 from ts_parity.proxy.http.certificates import Tls, listening
 from ts_parity.proxy.http.descriptors import ClientLimit, client_limit, open_files
 from ts_parity.proxy.http.messages import (
@@ -635,6 +635,8 @@ class ClientConnection:
         request, entry = pending.request, pending.entry
         if entry is None:
             entry = AccessEntry(otherwise)
+        elif entry is UNLOGGED:
+            return
         elif otherwise == LEFT:
             entry.outcome = LEFT
         access.add(

@@ -33,10 +33,13 @@ class StreamSource(Protocol):
 class Stream:
     """A chunked response. It holds its connection until it is read to the end or closed."""
 
-    def __init__(self, status: int, phrase: str, headers: Headers, connection: StreamSource) -> None:
+    def __init__(
+        self, status: int, phrase: str, headers: Headers, connection: StreamSource, controls: Headers = ()
+    ) -> None:
         self.status = status
         self.phrase = phrase
         self.headers = headers
+        self.controls = controls
         self._connection = connection
         self._pieces: list[bytes] = []
         self._gathered = BodyBuffer()

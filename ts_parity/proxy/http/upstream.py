@@ -186,8 +186,8 @@ class Upstream:
     """Connections to all instances, kept open. The engine limits how much is in flight; this does not."""
 
     def __init__(self, connect_timeout_s: float, task_timeout_s: float, tls: Mapping[str, Tls] | None = None) -> None:
-        """`tls`: the TLS settings of each https address."""
-        self._tls = tls or {}
+        """`tls`: the TLS settings of each https address, as far as it is known by the time something is sent there."""
+        self._tls = {} if tls is None else tls
         self._connect_timeout_s = connect_timeout_s
         self._task_timeout_s = task_timeout_s
         self._outbox = Outbox()
@@ -211,6 +211,11 @@ class Upstream:
         for exchange in [*self._outstanding]:
             exchange.cancel()
         for origin in self._origins.values():
+            origin.close()
+
+    def forget(self, url: str) -> None:
+        """Nothing more is sent there. What is in flight goes on."""
+        if (origin := self._origins.pop(url, None)) is not None:
             origin.close()
 
     def send(self, address: Address, request: Request, done: Callable[[Result], None]) -> Exchange:

@@ -34,9 +34,9 @@ _LENGTH_BYTES = 4
 COULD_NOT_START = 3
 
 
-def initial_message(settings: Settings, process: int, log_level: int) -> bytes:
+def initial_message(settings: Settings, process: int, member: str, log_level: int) -> bytes:
     """The first message to a child. Both ends are the same code, so a pickle will do."""
-    return pickle.dumps((settings, process, log_level))
+    return pickle.dumps((settings, process, member, log_level))
 
 
 def send(writer: asyncio.StreamWriter, message: bytes) -> None:
@@ -69,14 +69,14 @@ async def _serve_until_drained(to_parent: socket.socket) -> int:
     received = await receive(reader)
     if received is None:
         return COULD_NOT_START
-    settings, process, log_level = pickle.loads(received)
+    settings, process, member, log_level = pickle.loads(received)
     logging.basicConfig(
         level=log_level,
         stream=sys.stderr,
         format=f"%(asctime)s %(levelname)s process {process} %(name)s: %(message)s",
     )
     try:
-        return await _serve(Proxy(settings, process), reader, writer)
+        return await _serve(Proxy(settings, process, member=member), reader, writer)
     except TsParityError as error:
         _send_message(writer, failed=str(error))
         return COULD_NOT_START

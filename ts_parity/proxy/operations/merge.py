@@ -107,7 +107,7 @@ class _MergedMetrics(Collector):
 _ADDED = {
     *("requests_in_flight", "clients", "tasks"),
     *("in_flight", "open_queries", "retry_tokens", "waiting", "open_groups", "late", "queued_protections", "places"),
-    *("failures", "ejections", "work_tokens", "expected", "budget_left"),
+    *("failures", "ejections", "work_tokens", "expected", "budget_left", "forwarded"),
 }
 _COUNTS = ("sent", "answered", "failed")
 # From best to worst: an operator should see what any one process finds wrong.

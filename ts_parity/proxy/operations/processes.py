@@ -26,6 +26,7 @@ from typing import Any
 from ts_parity import __version__
 from ts_parity.config import Settings
 from ts_parity.errors import StartError
+from ts_parity.proxy.fleet.peers import new_member
 from ts_parity.proxy.http.certificates import client_side, instance_side
 from ts_parity.proxy.http.server import cannot_listen
 from ts_parity.proxy.operations.admin import AdminServer
@@ -70,6 +71,7 @@ class Supervisor(Lifecycle):
         self._tasks: list[asyncio.Task[None]] = []
         self._restarters: list[asyncio.Task[None]] = []
         self._started_at = asyncio.get_running_loop().time()
+        self._member = new_member()
 
     async def start(self) -> None:
         """Start all; all listen. Raise StartError if one does not, ConfigError for settings that none could use."""
@@ -153,7 +155,7 @@ class Supervisor(Lifecycle):
                 slot.child.send(command)
 
     async def _start_child(self, slot: ProcessSlot) -> None:
-        slot.child = await ChildProcess.start(self.settings, slot.process)
+        slot.child = await ChildProcess.start(self.settings, slot.process, self._member)
         if self.draining:
             slot.child.send(b"cut" if self._cut_asked.is_set() else b"drain")
 
@@ -230,7 +232,7 @@ class ChildProcess:
         self._reading = loop.create_task(self._read_messages())
 
     @classmethod
-    async def start(cls, settings: Settings, process: int) -> ChildProcess:
+    async def start(cls, settings: Settings, process: int, member: str) -> ChildProcess:
         """Start one. Raise StartError if the process cannot be created; `listening` tells later whether it listens."""
         ours, theirs = socket.socketpair()
         try:
@@ -247,7 +249,7 @@ class ChildProcess:
             ours.close()
             raise StartError(f"process {process} cannot be started: {error}") from None
         reader, writer = await asyncio.open_unix_connection(sock=ours)
-        send(writer, initial_message(settings, process, logging.getLogger().getEffectiveLevel()))
+        send(writer, initial_message(settings, process, member, logging.getLogger().getEffectiveLevel()))
         return cls(started, reader, writer)
 
     @property

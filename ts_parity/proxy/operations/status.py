@@ -19,6 +19,7 @@ from ts_parity.tables import column_widths, columns
 
 Json = dict[str, Any]
 
+THIS_PROXY = "this proxy"
 _POOL = ("pool", "code", "trust", "verdict", "deployed", "protections", "waiting", "reconstruct_after")
 _PROCESS = ("process", "pid", "state", "uptime_s", "requests_in_flight", "answered", "restarts")
 
@@ -103,10 +104,21 @@ def status_table(status: Mapping[str, Any], width: int = 120) -> str:
         name, domain = instance["name"], instance["domain"]
         instances.append((name, _state(instance, endpoints), str(instance["places"]), domain if domain != name else ""))
     lines += ["", *_columns(instances, width)]
+    if "sharing" in status:
+        lines += ["", *_columns(_peer_rows(status["sharing"]), width)]
     if status["problems"]:
         lines += ["", "problems:"]
         lines += [line for problem in status["problems"] for line in _wrapped(problem, "  - ", width)]
     return "\n".join(lines)
+
+
+def _peer_rows(sharing: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The proxies before this fleet, and the models that each serves for all of them."""
+    served: dict[str, list[str]] = {}
+    for pool, owner in sharing["served_by"].items():
+        served.setdefault(owner, []).append(pool)
+    rows = [("proxy", "state", "serves"), (THIS_PROXY, "", ", ".join(served.get(THIS_PROXY, ())))]
+    return [*rows, *((p["name"], p["state"], ", ".join(served.get(p["name"], ()))) for p in sharing["peers"])]
 
 
 def _pool_row(name: str, pool: Mapping[str, Any]) -> tuple[str, ...]:

@@ -70,7 +70,7 @@ RETRY_AFTER_S = 1.0
 class QueryResult:
     """What becomes of a query. `source` is None for an error: an instance's, which is passed on, or the proxy's."""
 
-    __slots__ = ("answer", "confidence", "entry", "missing", "source")
+    __slots__ = ("answer", "confidence", "entry", "missing", "source", "unable")
 
     def __init__(
         self, answer: Response | Pipe | Unavailable, source: Source | None, confidence: float | None = None
@@ -81,6 +81,9 @@ class QueryResult:
         self.confidence = confidence
         self.missing = False
         """The error says that no instance has this version any more, and no worker has died of the query."""
+        self.unable = False
+        """No instance has answered, and another proxy may try: no worker has died of the query, and its model may be
+        asked again or has not been asked."""
         self.entry: AccessEntry | None = None
         """For the access log, if there is one."""
 
@@ -296,6 +299,8 @@ class Driver:
             result = QueryResult(_error_of(query, reason), None)
         if not query.kills:
             result.missing = reason is Reason.NO_ENDPOINT or result.answer.status == 404
+            failed = reason is Reason.FAILED and isinstance(result.answer, Unavailable)
+            result.unable = result.missing or (failed and self.scheduler.is_repeatable(query.pool))
         if self._options.access is not None:
             result.entry = self._entry_of_failure(query, ERROR, task)
             result.entry.cause = result.entry.cause or reason._value_

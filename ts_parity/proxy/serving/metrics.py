@@ -137,6 +137,13 @@ class Metrics(Collector):
         self.passed_through = Counter(
             "ts_parity_passed_through", "Requests that did not go through the engine.", ["outcome"]
         )
+        self.forwarded = Counter(
+            "ts_parity_forwarded",
+            "Queries that were forwarded to the proxy that serves their model; taken back: served here after all.",
+            ["outcome"],
+        )
+        self.peers_alive: Callable[[], int] | None = None
+        """Set where there are other proxies."""
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
@@ -154,6 +161,10 @@ class Metrics(Collector):
         yield self.decode_failures.family()
         yield self.finish_failures.family()
         yield self.passed_through.family()
+        if self.peers_alive is not None:
+            yield self.forwarded.family()
+            text = "Other proxies before this fleet that are alive, as each process sees it, added up."
+            yield GaugeMetricFamily("ts_parity_peers_alive", text, value=self.peers_alive())
         now, most, refused, closed = self._clients()
         yield GaugeMetricFamily("ts_parity_client_connections", "Clients that are connected.", value=now)
         yield GaugeMetricFamily(

@@ -12,14 +12,14 @@ import math
 from asyncio import Future, TimerHandle, get_running_loop
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from ts_parity.confidence import in_header
 from ts_parity.engine import LOSSLESS, Query, Source
 from ts_parity.errors import BadClientRequest, DeadlineExceeded, Unavailable
 from ts_parity.proxy.fleet.plan import Plan, pool_name
 from ts_parity.proxy.fleet.reports import REFUSED
-from ts_parity.proxy.http.access import ERROR, PASSED, AccessEntry
+from ts_parity.proxy.http.access import ERROR, PASSED, UNLOGGED, AccessEntry
 from ts_parity.proxy.http.messages import (
     AUTHORIZATION,
     REQUEST_ID,
@@ -37,6 +37,7 @@ from ts_parity.proxy.http.messages import (
 from ts_parity.proxy.http.streams import Stream
 from ts_parity.proxy.http.upstream import Address, Exchange, Result, Upstream, error_fields, from_gateway
 from ts_parity.proxy.serving.driver import RETRY_AFTER_S, Driver, QueryResult
+from ts_parity.proxy.serving.forwarding import Forwarder, PeerResponder, Responder
 from ts_parity.proxy.serving.metrics import Metrics
 from ts_parity.proxy.serving.routes import PredictionRoute, model_named, prediction_route
 from ts_parity.proxy.serving.tasks import QueryPayload
@@ -53,15 +54,6 @@ _WARMED_EVERY_S = 10.0
 _NOT_RUN = frozenset({"InvalidKeyException", "ModelNotFoundException", "ModelVersionNotFoundException"})
 
 
-class Responder(Protocol):
-    """Takes the response: `respond` is called once. `on_disconnect`, if set, is called when the client goes first."""
-
-    on_disconnect: Callable[[], object] | None
-    entry: AccessEntry | None
-
-    def respond(self, response: AnyResponse) -> None: ...
-
-
 class Service:
     """Handles requests according to the current plan."""
 
@@ -72,9 +64,13 @@ class Service:
         metrics: Metrics,
         group_by: tuple[str, ...],
         discover: Callable[[], Future[None]],
+        forwarder: Forwarder | None = None,
     ) -> None:
-        """`discover` starts discovery; its future is done once `change_fleet` has been called."""
+        """`discover` starts discovery; its future is done once `change_fleet` has been called. `forwarder`: to other
+        proxies, if there are any.
+        """
         self._driver = driver
+        self._forwarder = forwarder
         self._upstream = upstream
         self._metrics = metrics
         self._group_by = frozenset((*_ALWAYS_GROUP_BY, *(name.lower() for name in group_by)))
@@ -93,6 +89,13 @@ class Service:
         """Respond, now or later. Never raises for a bad request: errors are responses in TorchServe's shape."""
         least, deadline_s = 0.0, None
         if request.controls:
+            if (forwarder := self._forwarder) is not None:
+                if (answer := forwarder.answer_heartbeat(request)) is not None:
+                    responder.entry = UNLOGGED
+                    responder.respond(answer)
+                    return
+                if (member := forwarder.forwarded_by(request)) is not None:
+                    responder = PeerResponder(responder, member)
             try:
                 least = _least_confidence(request)
                 deadline_s = _read_header(request, DEADLINE_MS, _milliseconds)
@@ -104,6 +107,9 @@ class Service:
         pool = None if route is None else self._pool(route)
         if route is not None and pool is not None and pool in self._plan.serving:
             self._predict(pool, route, request, least, deadline_s, responder)
+            return
+        if isinstance(responder, PeerResponder):
+            responder.refuse(request.path if route is None else route.model, request)
             return
         model = route.model if route is not None else model_named(path, query_string)
         passed = _PassThrough(request, model, responder, route, least, deadline_s)
@@ -208,9 +214,19 @@ class Service:
         deadline_s: float | None,
         responder: Responder,
         final: bool = False,
+        cause: str = "",
     ) -> None:
-        """`final`: the result is the response, even if the model has gone meanwhile."""
+        """`final`: the result is the response, even if the model has gone meanwhile. `cause`: why the peer that it was
+        forwarded to has not answered it.
+        """
         plan = self._plan.pools[pool]
+        if self._forwarder is not None:
+            if isinstance(responder, PeerResponder):
+                final = True  # whoever has forwarded it looks further
+            elif not cause and (peer := self._forwarder.owner(pool)) is not None:
+                serve = partial(self._serve_after_all, pool, route, request, least, responder, final)
+                self._forwarder.forward(peer, pool, request, responder, deadline_s, plan.repeatable, serve)
+                return
         # A response to HEAD has no body, so it has no raw output and nothing can be rebuilt. And a client whose key
         # TorchServe must check gets TorchServe's answer: a rebuilt one would come with the proxy's key.
         uncoded = plan.code is None or request.method == "HEAD" or self._key_is_checked(request)
@@ -226,9 +242,29 @@ class Service:
             pool, QueryPayload(request, route.extra, route.version is None), key, client, least, deadline_s
         )
         if query.open:
+            query.first_cause = query.first_cause or cause
             responder.on_disconnect = partial(self._abandon, responder, query)
         if self._plan.cold and pool in self._plan.cold:
             self._warm(pool, request)
+
+    def _serve_after_all(
+        self,
+        pool: str,
+        route: PredictionRoute,
+        request: Request,
+        least: float,
+        responder: Responder,
+        final: bool,
+        cause: str,
+        left_s: float | None,
+    ) -> None:
+        """The peer that it was forwarded to has not answered it."""
+        if pool in self._plan.pools:
+            self._predict(pool, route, request, least, left_s, responder, final, cause)
+            return
+        passed = _PassThrough(request, route.model, responder, route, least, left_s)
+        if not self._refuse_unavailable(passed):
+            self._wait_for_discovery(passed)
 
     def _respond_or_rediscover(
         self,
@@ -452,6 +488,8 @@ def _respond(responder: Responder, request: Request, result: QueryResult) -> Non
     """Respond with the driver's result, and name its source in a header."""
     answer, source = result.answer, result.source
     responder.entry = result.entry
+    if isinstance(responder, PeerResponder):
+        responder.unable = result.unable
     if isinstance(answer, Unavailable):
         responder.respond(_identified(error_response(answer), request))
         return
