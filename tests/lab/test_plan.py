@@ -13,6 +13,7 @@ import pytest
 
 from tests.proxy.conftest import make_fleet  # noqa: F401 - a fixture
 from ts_parity import __version__
+from ts_parity.arguments import seconds
 from ts_parity.cli import main, parsed
 from ts_parity.config import given_flags, load_settings
 from ts_parity.errors import ConfigError, TsParityError
@@ -32,7 +33,7 @@ from ts_parity.lab.plan import (
     read_report,
     unseen,
 )
-from ts_parity.lab.plan_command import _duration, _share_of_work, _workers_of
+from ts_parity.lab.plan_command import _share_of_work, _workers_of
 from ts_parity.lab.rivals import PATIENT, serve_flags
 from ts_parity.lab.scenario import Outage, ServiceTimes, Spells
 from ts_parity.lab.spells import ObservedFleet
@@ -152,10 +153,10 @@ def test_extra_work_may_be_a_percentage_and_is_asked_about(capsys):
 
 
 def test_a_target_may_have_its_unit_and_is_asked_about(tmp_path, capsys):
-    assert [_duration(text) for text in ("200ms", "0.2s", "0.2")] == [0.2, 0.2, 0.2]
+    assert [seconds(text) for text in ("200ms", "0.2s", "0.2")] == [0.2, 0.2, 0.2]
     for text in ("ms", "200 m", "nans", "-1ms", "0"):
         with pytest.raises(argparse.ArgumentTypeError, match=f"must be a number above 0 .* not {text!r}"):
-            _duration(text)
+            seconds(text)
     log = tmp_path / "log.csv"
     log.write_text("0.02\n" * 100)
     assert main(["plan", "--service-log", str(log), "--workers", "2", "--rate", "10", "--p999", "200"]) == 2
