@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from ts_parity.engine.accuracy import BURST, PRIOR, WORTH, AccuracyBudget
+from ts_parity.engine.accuracy import BURST, DEAR, PRIOR, STEEP, AccuracyBudget
 from ts_parity.engine.trust import TRIAL
 from ts_parity.testing import scenario
 
@@ -49,7 +49,8 @@ def test_what_more_is_in_doubt_than_is_left_waits_for_queries_to_come():
 
 def test_a_full_budget_is_free_and_half_of_it_has_the_price_that_is_said():
     assert AccuracyBudget(0.01).price(0.5) == 0.0
-    assert left(BURST / 2).price(0.1) == pytest.approx(WORTH * 0.1)
+    assert left(BURST / 2).price(DEAR * BURST / 2) == pytest.approx(1.0)
+    assert left(BURST / 2).price(DEAR * BURST / 4) == pytest.approx(0.5**STEEP)
 
 
 def test_the_more_doubt_and_the_less_is_left_the_longer():
@@ -132,10 +133,10 @@ def test_its_own_answer_counts_when_it_comes_first():
 
 
 def test_a_doubtful_answer_is_given_once_its_query_is_late_enough():
-    """With 1 left (and this query's own 0.01), a doubt of 0.1 waits half of the usual 20 ms longer."""
-    tasks = [FROZEN, ("parity 0", 0.005, "0.9"), ("hedge 0", 1.0, "never")]
+    """With 1 left (and this query's own 0.01), a doubt of 0.4 waits nearly twice the usual 20 ms."""
+    tasks = [FROZEN, ("parity 0", 0.005, "0.6"), ("hedge 0", 1.0, "never")]
     run = late(tasks=tasks, differing_left=1.0)
-    longer = WORTH * (BURST / 1.01 - 1) * 0.1
+    longer = (0.4 / (DEAR * 1.01)) ** STEEP
     assert run.answers[0] == ("reconstructed", pytest.approx(0.020 * (1 + longer), abs=1e-6))
 
 
