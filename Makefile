@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 COMPILED := build/compiled
 COMPILED_READY := $(COMPILED)/.ready
 
-.PHONY: demo test test-compiled check format bench accuracy policies overhead soak fuzz compiled clean
+.PHONY: demo test test-compiled check format bench accuracy policies overhead paper soak fuzz compiled clean
 
 demo: $(READY)
 	$(BIN)/ts-parity demo --out demo-out --force $(ARGS)
@@ -53,6 +53,11 @@ fuzz: $(READY)
 accuracy: $(READY)
 	$(BIN)/python benchmarks/accuracy.py --data "$(DATA)" $(ARGS)
 	$(BIN)/python benchmarks/end_to_end.py
+
+# The paper's figures 9 to 13 on real TorchServe. Most of a day on two cores and 16 GB; an interrupted run goes on.
+# ARGS=--quick: figure 9 at one load, in minutes. With apt-get install nginx-light; pip install hedge-python.
+paper: $(READY)
+	$(BIN)/python benchmarks/paper.py $(ARGS)
 
 # Every policy in every kind of trouble, simulated. Hours on one core; an interrupted run goes on.
 policies: $(READY)

@@ -40,7 +40,7 @@ def _add_demo(subparsers: Any) -> None:
     load = parser.add_argument_group("load and code")
     load.add_argument("--code", default="sum", choices=CODES, help="code of the arm with machines of its own")
     load.add_argument("--k", type=count(), default=2, metavar="N", help="queries per coding group")
-    load.add_argument("--queries", type=count(), default=1200, metavar="N", help="queries per arm")
+    load.add_argument("--queries", type=count(), default=1000, metavar="N", help="queries per arm")
     load.add_argument("--rate", type=number(above=0), default=50.0, metavar="RATE", help="queries per second")
     load.add_argument("--seed", type=count(0), default=0, metavar="N", help="seed of everything that is random")
     load.add_argument("--steps", type=count(), default=800, metavar="N", help="training steps of each protection")

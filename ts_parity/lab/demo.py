@@ -81,7 +81,7 @@ class DemoSettings:
     out: Path = Path("demo-out")
     code: str = "sum"
     k: int = 2
-    queries: int = 1200
+    queries: int = 1000
     rate: float = 50.0
     seed: int = 0
     steps: int = 800

@@ -1,0 +1,349 @@
+"""The evaluation of the paper (Parity Models, SOSP 2019, figures 9 to 13), on real TorchServe, beside what a user would
+really pick.
+
+    apt-get install nginx-light; pip install hedge-python
+    python benchmarks/paper.py                 everything: hours; an interrupted run goes on where it stopped
+    python benchmarks/paper.py --figure 9      one figure
+    python benchmarks/paper.py --quick         figure 9 at one load on six machines, 500 queries a point; not kept
+    python benchmarks/paper.py --tables        renew docs/benchmarks.md from the kept results
+
+The paper measured latency with untrained networks, and had neither a deadline, nor second copies, nor a balancer worth
+the name beside it. Here latency and answers are measured together: each query carries a scan of a digit that no model
+has seen, and what is rebuilt is compared with what the deployed model says. Emulated: the accelerator (an inference is
+a wait) and the network between machines (a gate, which delays messages as the paper's shuffles do). Real: TorchServe,
+the models, the proxy, its protections, HTTP, clients, crashes.
+
+A point is one arm under one load with one seed. All arms of a figure meet the same arrivals, bodies and trouble. Points
+that are done stand in the folder `--work`, with their records; rows and thinned curves are kept in
+benchmarks/results/paper.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import math
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from paper_fleet import Archives, Cluster, HedgePython, Twice, have_hedge_python, make_archives, nginx, tenant
+from paper_points import ARMS, FIGURES, QUICK, SLOW, Point, Size, extra_machines, points
+from paper_tables import PERCENTILES, Row, plot, sections
+from tqdm import tqdm
+
+from tables import renew
+from ts_parity.arguments import count, number
+from ts_parity.lab.compare import World
+from ts_parity.lab.demo import MODEL, read_bodies, read_digit
+from ts_parity.lab.emulation import Emulation, make_spells
+from ts_parity.lab.faults import CRASH, Fault, shuffles
+from ts_parity.lab.intervals import interval
+from ts_parity.lab.live import (
+    LiveMachine,
+    ProxyProcess,
+    Trouble,
+    proxy_over,
+    run_arm,
+)
+from ts_parity.lab.records import QueryRecord, read_records
+from ts_parity.lab.report import percentile, summarize
+from ts_parity.lab.rivals import arrange
+from ts_parity.lab.scenario import ServiceTimes
+from ts_parity.lab.simulate import simulate
+from ts_parity.lab.traffic import LabelledBody, Load, poisson_load
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "paper.json"
+DOCS, PLOTS = ROOT / "docs" / "benchmarks.md", ROOT / "docs"
+
+CONTENTION = 0.12
+"""Mean delay of a message while its instance's network is contended, in service times. A query has two of them, and 8
+of 18 instances are contended at a time, so the p99.9 of equal resources is about 2.5 medians, as in the paper's figure
+9: 1 + 0.24 ln(0.44 / 0.001)."""
+WARM_UP = 150
+CURVE = 80
+"""Points of a kept curve."""
+
+
+# ---- a point --------------------------------------------------------------------------------------------------------
+
+
+def trouble_of(size: Size, point: Point, machines_: int, duration_s: float) -> Trouble:
+    if point.trouble == "shuffles":
+        strength_s = CONTENTION * size.service_s
+        return Trouble(faults=shuffles(point.disturbances, machines_, duration_s, point.seed, strength_s))
+    if point.trouble == "slow":
+        return Trouble(spells=make_spells(SLOW, machines_, duration_s, point.seed))
+    if point.trouble == "crash":
+        return Trouble(faults=(Fault(duration_s / 2, 0, CRASH),))
+    return Trouble()
+
+
+def load_of(size: Size, point: Point, bodies: int) -> Load:
+    return poisson_load(size.queries, point.load * size.machines / size.service_s, bodies, point.seed)
+
+
+def measure(
+    size: Size, point: Point, cluster: Cluster, archives: Archives, work: Path, tick: Callable[[object], object]
+) -> Row:
+    """One point: warm up, then load and trouble from one instant. -> its row."""
+    bodies = read_bodies(archives.data)
+    fleet = cluster.arranged(point)
+    arm, load = ARMS[point.arm], load_of(size, point, len(bodies))
+    rate = len(load.due_at) / load.duration_s
+    with ExitStack() as stack:
+        if point.trouble == "tenant":
+            stack.enter_context(tenant(size, cluster.fleet, archives, load.duration_s, point.seed))
+        proxy = None
+        if arm.flags is None:
+            url = f"{stack.enter_context(nginx(fleet))}/predictions/{MODEL}"
+        else:
+            flags = flags_of(size, point)
+            endpoints = [live.endpoint for live in fleet]
+            proxy = stack.enter_context(proxy_over(endpoints, MODEL, work, "proxy", flags))
+            if arm.hosting != "plain":
+                proxy.wait_for_code(
+                    "sum" if arm.hosting == "coded" else "exact" if arm.hosting == "exact" else "student"
+                )
+            url = proxy.url
+        client = {"twice": Twice, "hedge-python": lambda: HedgePython(rate)}.get(arm.client, lambda: None)()
+        _warm_up(fleet, url, bodies, rate, point.seed, proxy)
+        before, sent = proxy.work() if proxy else 0.0, client.sent if client else 0
+        records, struck = run_arm(
+            fleet, [url], load, bodies, read_digit, trouble_of(size, point, len(fleet), load.duration_s), point.seed,
+            tick,
+            cluster.gate, client or (lambda post: post),
+        )  # fmt: skip
+        asked = client.sent - sent if client else size.queries
+        work_sent = asked if proxy is None else proxy.work() - before
+    with gzip.open(work / f"{point.key}.records.gz", "wt") as file:
+        file.writelines(json.dumps(asdict(record)) + "\n" for record in records)
+    return row_of(size, point, records, load, work_sent / size.queries, len(fleet)) | {"struck": sum(struck.values())}
+
+
+def flags_of(size: Size, point: Point) -> tuple[str, ...]:
+    if point.arm == "approximate":  # a backup's answer is used from the median on
+        return ("--extra-work", "0", "--differing", "1", "--reconstruct-after-s", f"{size.service_s:g}")
+    return ARMS[point.arm].flags or ()
+
+
+def _warm_up(
+    fleet: Sequence[LiveMachine], url: str, bodies: Sequence[LabelledBody], rate: float, seed: int,
+    proxy: ProxyProcess | None,
+) -> None:  # fmt: skip
+    for round_ in range(4):
+        load = poisson_load(WARM_UP, rate, len(bodies), 1000 + seed + round_)
+        run_arm(fleet, [url], load, bodies, read_digit, Trouble(), seed)
+        if proxy is None or not proxy.on_trial():
+            return
+
+
+def row_of(size: Size, point: Point, records: Sequence[QueryRecord], load: Load, work: float, machines_: int) -> Row:
+    """What clients saw."""
+    summary = summarize(records, work)
+    in_order = [r.latency_s for r in records if r.answered and r.latency_s is not None]
+    differing, compared = differing_of(records, load)
+    made: Row = {
+        "figure": point.figure, "arm": point.arm, "load": point.load, "k": point.k, "workers": machines_,
+        "seed": point.seed, "queries": size.queries, "disturbances": point.disturbances, "batch": point.batch,
+        "trouble": point.trouble,
+    }  # fmt: skip
+    for name, share in PERCENTILES.items():
+        found = interval(in_order, share, point.seed)
+        made[name] = getattr(summary, name)
+        made[f"{name[:-3]}_low_ms"], made[f"{name[:-3]}_high_ms"] = (
+            (None, None) if found is None else tuple(round(1000 * end, 2) for end in found)
+        )
+    return made | {
+        "max_ms": summary.max_ms,
+        "lost": summary.lost,
+        "errors": summary.errors,
+        "reconstructed": summary.reconstructed,
+        "hedged": sum(r.outcome == "hedged" for r in records),
+        "differing": differing,
+        "compared": compared,
+        "accuracy": summary.accuracy,
+        "accuracy_reconstructed": summary.accuracy_reconstructed,
+        "work": round(work, 4),
+        "send_lag_p99_ms": summary.send_lag_p99_ms,
+    }
+
+
+def differing_of(records: Sequence[QueryRecord], load: Load) -> tuple[int, int]:
+    """Of the rebuilt answers: how many are not what the deployed model says of the same body, and how many could be
+    compared.
+    """
+    own: dict[int, object] = {}
+    for record in records:
+        if record.outcome in ("deployed", "hedged"):
+            own.setdefault(load.picks[record.seq], record.predicted)
+    rebuilt = [r for r in records if r.outcome == "reconstructed" and load.picks[r.seq] in own]
+    return sum(r.predicted != own[load.picks[r.seq]] for r in rebuilt), len(rebuilt)
+
+
+# ---- the simulator beside it ----------------------------------------------------------------------------------------
+
+
+def simulated(size: Size, point: Point, costs: Mapping[str, float]) -> Row:
+    """The same point in the simulator: the same arrivals, the same spells. Contention is replies that are late at
+    random, for it has no network. Empty where it has no such arm or trouble.
+    """
+    arm = ARMS[point.arm]
+    if not arm.policy or point.trouble in ("tenant", "crash") or point.batch > 1:
+        return {}
+    unit, extra = size.service_s, extra_machines(size, point.k) if arm.extra else 0
+    code, cost = {
+        "coded": ("sum", costs[f"sum{point.k}"]), "approximate": ("student", costs["backup"]),
+        "exact": ("exact", 1.0), "student": ("student", costs["student"]),
+    }.get(arm.hosting, ("sum", 1.0))  # fmt: skip
+    shared = arm.hosting in ("plain", "exact", "student")
+    changes = {"balance": "round_robin"} if arm.policy == "round_robin" else {}
+    name = {"none": "equal", "round_robin": "equal"}.get(arm.policy, arm.policy)
+    made = arrange(name, size.machines, extra, code=code, k=point.k, cost=cost, service_s=unit,
+                   places=1_000_000 if changes else 1, **changes)  # fmt: skip
+    load = load_of(size, point, 450)
+    machines_ = size.machines + extra if shared or arm.hosting != "plain" else size.machines
+    spells = make_spells(SLOW, machines_, load.duration_s, point.seed) if point.trouble == "slow" else ()
+    contended = 2 * point.disturbances / machines_ if point.trouble == "shuffles" else 0.0
+    world = World(
+        point.load, size.machines, service=ServiceTimes(cv=0.1), trace=tuple(at / unit for at in load.due_at),
+        outages=tuple(replace(o, at=o.at / unit, lasts=o.lasts / unit) for o in spells),
+        net_share=min(1.0, contended), net_mean=2 * CONTENTION, unit=unit,
+    )  # fmt: skip
+    result = simulate(replace(world.scenario(made, point.seed), warm_up=0.0), point.seed)
+    ordered = sorted(result.latencies)
+    times = {name: percentile(ordered, share) for name, share in PERCENTILES.items()}
+    return {f"simulated_{name}": None if t is None else round(1000 * unit * t, 1) for name, t in times.items()} | {
+        "simulated_work": round(result.work_per_query, 4)
+    }
+
+
+# ---- all of it ------------------------------------------------------------------------------------------------------
+
+
+def estimate_s(size: Size, left: Sequence[Point]) -> float:
+    """The time for these points: the loads themselves, warm-ups, and the starts of fleets."""
+    loads = sum(size.queries * size.service_s / (point.load * size.machines) for point in left)
+    starts = len(dict.fromkeys(point.fleet for point in left)) * 8.0 * size.machines
+    return loads + 12.0 * len(left) + starts
+
+
+def run(size: Size, names: Sequence[str], work: Path) -> list[Row]:
+    """-> the rows of all points that are done, those of earlier runs included."""
+    work.mkdir(parents=True, exist_ok=True)
+    wanted = [point for point in points(size, names) if ARMS[point.arm].client != "hedge-python" or have_hedge_python()]
+    if not have_hedge_python():
+        print("hedge-python is not installed, so its arm is left out: pip install hedge-python", file=sys.stderr)
+    left = [point for point in wanted if not (work / f"{point.key}.json").exists()]
+    if left:
+        told = f"{len(left)} of {len(wanted)} points left, about {estimate_s(size, left) / 60:.0f} minutes"
+        print(told, file=sys.stderr, flush=True)
+        archives = make_archives(size, work)
+        with Cluster(size, archives, work) as cluster, tqdm(total=len(left) * size.queries, unit="query") as bar:
+            for point in left:
+                bar.set_description(point.key)
+                row = measure(size, point, cluster, archives, work, lambda record: bar.update())
+                finished = work / f"{point.key}.json"
+                finished.with_suffix(".unfinished").write_text(json.dumps(row))
+                finished.with_suffix(".unfinished").replace(finished)
+    return [json.loads((work / f"{point.key}.json").read_text()) for point in wanted]
+
+
+def document_of(size: Size, rows: Sequence[Row], work: Path, command: str) -> dict[str, Any]:
+    costs = json.loads((work / "models" / "done.json").read_text())
+    by_key = {point.key: point for point in points(size, list(FIGURES))}
+    full, curves = [], {}
+    for row in rows:
+        point = by_key[_key_of(row)]
+        full.append(row | simulated(size, point, costs))
+        records = read_records_of(work / f"{point.key}.records.gz")
+        curves[point.key] = curve(records)
+    return {
+        "command": command,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "emulated": Emulation(size.service_s).described(),
+        "size": asdict(size),
+        "costs": costs,
+        "rows": full,
+        "curves": curves,
+    }
+
+
+def _key_of(row: Row) -> str:
+    names = ("figure", "arm", "load", "k", "disturbances", "batch", "seed", "trouble")
+    return Point(**{name: row[name] for name in names}).key
+
+
+def read_records_of(file: Path) -> list[QueryRecord]:
+    with tempfile.NamedTemporaryFile("wb") as plain, gzip.open(file) as packed:
+        shutil.copyfileobj(packed, plain)
+        plain.flush()
+        return [*read_records(Path(plain.name))]
+
+
+def curve(records: Sequence[QueryRecord]) -> list[list[float]]:
+    """(t in ms, share of queries slower than t), thinned evenly on a logarithmic axis."""
+    latencies = sorted(1000 * r.latency_s for r in records if r.answered and r.latency_s is not None)
+    found, last = [], math.inf
+    for rank, latency in enumerate(latencies):
+        slower = (len(records) - rank) / len(records)
+        if slower <= last * len(records) ** (-1 / CURVE):
+            found.append([round(latency, 2), round(slower, 6)])
+            last = slower
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--figure", action="append", choices=FIGURES, help="may be repeated; default: all")
+    parser.add_argument("--quick", action="store_true", help="small; its results are printed and not kept")
+    parser.add_argument("--load", action="append", type=number(above=0), help="only this; may be repeated")
+    parser.add_argument("--seeds", type=count(), help="only so many")
+    parser.add_argument("--queries", type=count(), help="a point")
+    parser.add_argument("--machines", type=count(), help="that serve the model")
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "paper", help="points that are done, and models")
+    parser.add_argument("--tables", action="store_true", help="only renew the docs")
+    args = parser.parse_args()
+    # As the command line has it: on a busy machine threads that spin take minutes for what takes seconds.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if args.tables:
+        _renew(json.loads(RESULTS.read_text()))
+        return 0
+    size = QUICK if args.quick else Size()
+    size = replace(
+        size,
+        seeds=size.seeds if args.seeds is None else tuple(range(args.seeds)),
+        queries=args.queries or size.queries,
+        machines=args.machines or size.machines,
+        loads=tuple(args.load or size.loads),
+        load=args.load[0] if args.load else size.load,
+    )
+    work = args.work.resolve() / f"{size.machines}-{size.queries}-{size.steps}"
+    rows = run(size, args.figure or (["9"] if args.quick else list(FIGURES)), work)
+    command = " ".join(["python benchmarks/paper.py", *(word for word in sys.argv[1:] if word != str(args.work))])
+    document = document_of(size, rows, work, command)
+    for text in sections(document).values():
+        print(text)
+    if not args.quick:
+        RESULTS.write_text(json.dumps(document, indent=1) + "\n")
+        _renew(document)
+    return 0 if not any(row["lost"] for row in rows if row["arm"] in ("default", "exact", "sum", "hedge")) else 1
+
+
+def _renew(document: Mapping[str, Any]) -> None:
+    for mark, text in sections(document).items():
+        renew(DOCS, mark, text)
+    plot(document, PLOTS / "paper.png")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

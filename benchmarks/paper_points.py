@@ -1,0 +1,159 @@
+"""What `paper.py` measures: figures, arms, and the points they are made of. Values only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ts_parity.lab.demo import AS_IN_THE_PAPER
+from ts_parity.lab.scenario import Spells
+
+SLOW = Spells(share=0.06, mean=3.0, factor=5.0)
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of the whole evaluation. `machines`: the deployed ones; with k = 2 half as many more stand beside them."""
+
+    machines: int = 12
+    loads: tuple[float, ...] = (0.35, 0.5, 0.65, 0.85)
+    load: float = 0.6
+    """Where a figure has one."""
+    queries: int = 20_000
+    seeds: tuple[int, ...] = (0, 1, 2)
+    steps: int = 2000
+    service_s: float = 0.05
+
+
+QUICK = Size(machines=4, loads=(0.5,), load=0.5, queries=500, seeds=(0,), steps=150)
+
+
+@dataclass(frozen=True)
+class ArmSpec:
+    """One way to serve. `hosting`: what stands on the machines; see `HOSTINGS`. `flags`: of the proxy, None: nginx.
+
+    `client`: what stands before it, such as a library that sends a request again. `extra`: whether it uses the machines
+    beyond the deployed ones.
+    """
+
+    name: str
+    hosting: str
+    flags: tuple[str, ...] | None = ()
+    client: str = ""
+    extra: bool = True
+    policy: str = ""
+    """Its name in the simulator; empty: not simulated."""
+
+
+_ALONE = ("--protect", "off", "--extra-work", "0")
+ARMS = {
+    arm.name: arm
+    for arm in (
+        ArmSpec("equal", "plain", _ALONE, policy="none"),
+        ArmSpec("nginx", "plain", None, policy="round_robin"),
+        ArmSpec("replication", "plain", _ALONE, client="twice"),
+        ArmSpec("hedge-python", "plain", None, client="hedge-python"),
+        ArmSpec("hedge", "plain", ("--protect", "off"), policy="copies"),
+        ArmSpec("hedge, no machine more", "plain", ("--protect", "off"), extra=False, policy="copies"),
+        ArmSpec("approximate", "approximate", policy="approximate"),
+        ArmSpec("parm", "coded", AS_IN_THE_PAPER, policy="parm"),
+        ArmSpec("sum", "coded", policy="coded"),
+        ArmSpec("exact", "exact", policy="default"),
+        ArmSpec("exact, no machine more", "exact", extra=False, policy="default"),
+        ArmSpec("default", "student", policy="default"),
+        ArmSpec("default, no machine more", "student", extra=False, policy="default"),
+    )
+}
+HOSTINGS = {
+    "plain": "the model on every machine",
+    "exact": "the model and `exact` on every machine",
+    "student": "the model and a student on every machine",
+    "approximate": "the model on the deployed machines, a student on the others (every query goes there too)",
+    "coded": "the model on the deployed machines, a parity model on the others",
+}
+NO_MORE = ("hedge, no machine more", "exact, no machine more", "default, no machine more")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """`arms` by name; `loads`: at all of them, else at one."""
+
+    name: str
+    told: str
+    arms: tuple[str, ...]
+    loads: bool = False
+    ks: tuple[int, ...] = (2,)
+    disturbances: tuple[int, ...] = (4,)
+    batches: tuple[int, ...] = (1,)
+    trouble: str = "shuffles"
+
+
+FIGURES = {
+    figure.name: figure
+    for figure in (
+        Figure("9", "loads, network contention", tuple(ARMS), loads=True),
+        Figure("10", "k = 2, 3, 4", ("equal", "parm", "sum", "default"), ks=(2, 3, 4)),
+        Figure("11", "2 to 5 transfers at a time", ("equal", "hedge", "parm", "default"), disturbances=(2, 3, 4, 5)),
+        Figure(
+            "12", "a second tenant on a ninth of the machines", ("equal", "hedge", "parm", "default"),
+            loads=True, trouble="tenant",
+        ),
+        Figure("13", "an approximate backup", ("equal", "approximate", "parm", "default"), loads=True),
+        Figure("batch", "batches of 1, 2, 4", ("equal", "hedge", "parm", "default"), batches=(1, 2, 4)),
+        Figure(
+            "crash", "an instance crashes", ("equal", "nginx", "hedge", "parm", "exact", "default"), trouble="crash"
+        ),
+        Figure(
+            "slow", "machines five times slower in spells", ("equal", *NO_MORE, "default"), loads=True, trouble="slow"
+        ),
+    )
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Point:
+    """What is measured at a time. `load`: of the deployed machines."""
+
+    figure: str
+    arm: str
+    load: float
+    k: int
+    disturbances: int
+    batch: int
+    seed: int
+    trouble: str
+
+    @property
+    def key(self) -> str:
+        arm = self.arm.replace(", no machine more", "-no-more")
+        return f"{self.figure}-{arm}-{self.load:g}-k{self.k}-d{self.disturbances}-b{self.batch}-s{self.seed}"
+
+    @property
+    def fleet(self) -> tuple[str, int, int]:
+        """Points alike in this are measured on one fleet."""
+        hosting = ARMS[self.arm].hosting
+        shared = "beside" if hosting in ("plain", "exact", "student") else hosting
+        return shared, self.k, self.batch
+
+
+def points(size: Size, names: Sequence[str]) -> list[Point]:
+    """All, in an order that starts as few fleets as possible."""
+    made = []
+    for name in names:
+        figure = FIGURES[name]
+        for load in size.loads if figure.loads else (size.load,):
+            made += [
+                Point(name, arm, load, k, disturbances, batch, seed, figure.trouble)
+                for arm in figure.arms
+                for k in figure.ks
+                for disturbances in figure.disturbances
+                for batch in figure.batches
+                for seed in size.seeds
+            ]
+    hostings = list(HOSTINGS)
+    return sorted(made, key=lambda point: (point.fleet, hostings.index(ARMS[point.arm].hosting)))
+
+
+def extra_machines(size: Size, k: int) -> int:
+    return math.ceil(size.machines / k)

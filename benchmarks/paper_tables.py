@@ -1,0 +1,153 @@
+"""The tables and the plot of `paper.py`, made of its kept rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from paper_points import FIGURES
+
+from ts_parity.tables import markdown
+
+Row = dict[str, Any]
+PERCENTILES = {"p50_ms": 0.5, "p99_ms": 0.99, "p999_ms": 0.999}
+
+
+PAPER = {
+    "9": "gap between p99.9 and p50 2.6 to 3.5 times smaller than equal resources', p99.9 38 to 48 % lower",
+    "10": "still well below equal resources at k = 3 and 4; the benefit falls with k",
+    "11": "the benefit grows with the number of transfers",
+    "12": "gap up to 2.3 times smaller",
+    "13": "similar at low rates; then the backups, which get every query, are overloaded",
+    "batch": "the benefit persists, p99.9 about 40 to 47 % lower",
+}
+"""What the paper reports."""
+_HEAD = (
+    "arm", "machines", "seeds", "p50 ms", "p99 ms", "p99.9 ms (lowest, highest seed)", "gap, of equal's", "rebuilt",
+    "differing", "accuracy", "work", "lost", "errors",
+)  # fmt: skip
+
+
+def sections(document: Mapping[str, Any]) -> dict[str, str]:
+    """What docs/benchmarks.md says between its marks."""
+    rows = document["rows"]
+    parts = [
+        f"`{document['command']}`; {document['machine']}; {document['emulated']}. "
+        f"{document['size']['machines']} deployed machines and half as many more; "
+        f"{document['size']['queries']:,} queries a point."
+    ]
+    for name, figure in FIGURES.items():
+        own = [row for row in rows if row["figure"] == name]
+        if own:
+            parts.append(f"**{_title(name)}: {figure.told}.** {_paper(name)}\n\n{_tables(own)}")
+    return {"paper": "\n\n".join(parts), "paper-simulated": _beside(rows)}
+
+
+def _title(name: str) -> str:
+    return f"Figure {name}" if name.isdigit() else name.capitalize()
+
+
+def _paper(name: str) -> str:
+    return f"In the paper: {PAPER[name]}." if name in PAPER else "Not in the paper."
+
+
+def _tables(own: Sequence[Row]) -> str:
+    told = []
+    for setting in dict.fromkeys((r["load"], r["k"], r["disturbances"], r["batch"]) for r in own):
+        load, k, disturbances, batch = setting
+        here = [r for r in own if (r["load"], r["k"], r["disturbances"], r["batch"]) == setting]
+        gap = _gap(_of(here, "equal"))
+        cells = [_cells(arm, _of(here, arm), gap) for arm in dict.fromkeys(r["arm"] for r in here)]
+        told.append(
+            f"Load {load:g}, k = {k}, {disturbances} transfers, batches of {batch}:\n\n{markdown(_HEAD, cells)}"
+        )
+    return "\n\n".join(told)
+
+
+def _of(rows: Sequence[Row], arm: str) -> list[Row]:
+    return [row for row in rows if row["arm"] == arm]
+
+
+def mean(rows: Sequence[Row], name: str) -> float | None:
+    """Over seeds; None if one of them has none."""
+    values = [row[name] for row in rows]
+    return None if not values or any(value is None for value in values) else sum(values) / len(values)
+
+
+def _gap(rows: Sequence[Row]) -> float | None:
+    tail, middle = mean(rows, "p999_ms"), mean(rows, "p50_ms")
+    return None if tail is None or middle is None else tail - middle
+
+
+def _cells(arm: str, rows: Sequence[Row], equals_gap: float | None) -> list[str]:
+    def told(value: float | None, form: str) -> str:
+        return "-" if value is None else form.format(value)
+
+    tail, gap = mean(rows, "p999_ms"), _gap(rows)
+    spread = "" if tail is None else f" ({min(r['p999_ms'] for r in rows):.0f}, {max(r['p999_ms'] for r in rows):.0f})"
+    answered = sum(r["queries"] - r["lost"] - r["errors"] for r in rows)
+    rebuilt, compared = sum(r["reconstructed"] for r in rows), sum(r["compared"] for r in rows)
+    differing = sum(r["differing"] for r in rows) / compared * rebuilt / answered if compared else None
+    return [
+        arm,
+        str(rows[0]["workers"]),
+        str(len(rows)),
+        told(mean(rows, "p50_ms"), "{:.0f}"),
+        told(mean(rows, "p99_ms"), "{:.0f}"),
+        told(tail, "{:.0f}") + spread,
+        told(None if gap is None or not equals_gap else gap / equals_gap, "{:.2f}"),
+        f"{rebuilt / max(1, answered):.2%}",
+        told(differing, "{:.3%}"),
+        told(mean(rows, "accuracy"), "{:.2%}"),
+        told(mean(rows, "work"), "{:.3f}"),
+        str(sum(r["lost"] for r in rows)),
+        str(sum(r["errors"] for r in rows)),
+    ]
+
+
+def _beside(rows: Sequence[Row]) -> str:
+    """The simulator against the live runs."""
+    cells, within = [], []
+    known = [row for row in rows if row.get("simulated_p50_ms") is not None]
+    for key in dict.fromkeys((r["figure"], r["arm"], r["load"], r["k"], r["disturbances"]) for r in known):
+        here = [r for r in known if (r["figure"], r["arm"], r["load"], r["k"], r["disturbances"]) == key]
+        line = [_title(key[0]), key[1], f"{key[2]:g}", str(key[3]), str(key[4])]
+        for name in PERCENTILES:
+            live, told = mean(here, name), mean(here, f"simulated_{name}")
+            if live is None or told is None:
+                line.append("-")
+                continue
+            within.append(abs(told / live - 1) <= 0.15)
+            line.append(f"{told:.0f} / {live:.0f} ({told / live:.2f})")
+        cells.append(line)
+    head = ("figure", "arm", "load", "k", "transfers", "p50: simulated / live", "p99", "p99.9")
+    return (
+        f"{markdown(head, cells)}\n\nOf {len(within)} percentiles {sum(within)} are within 15 % of what was measured. "
+        "The simulator has no proxy, client or host that take time, and knows contention as single replies that are "
+        "late at random, not as machines all of whose messages are late for seconds."
+    )
+
+
+def plot(document: Mapping[str, Any], file: Path, figure: str = "9") -> None:
+    """p99.9 (or p99, where there are too few samples) and p50 over the loads, an arm a line."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = [row for row in document["rows"] if row["figure"] == figure]
+    name = "p999_ms" if all(row["p999_ms"] is not None for row in rows) else "p99_ms"
+    drawn, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        loads = sorted({row["load"] for row in rows})
+        values = [mean([r for r in rows if r["arm"] == arm and r["load"] == load], name) for load in loads]
+        axes.plot(loads, [math.nan if v is None else v for v in values], marker="o", label=arm)
+    axes.set(
+        xlabel="load of the deployed machines", ylabel=f"{'p99.9' if name == 'p999_ms' else 'p99'}, ms", yscale="log"
+    )
+    axes.grid(visible=True, which="both", alpha=0.25)
+    axes.legend(fontsize=8)
+    drawn.savefig(file, dpi=130)
+    pyplot.close(drawn)
