@@ -219,7 +219,8 @@ class Boundary:
         """Let the user's own model compute a call captured here, perhaps with other inputs. -> its output."""
         model = self.called(call)
         run = model if call.method == CALL else getattr(model, call.method)
-        return run(*call.args, **call.kwargs)
+        with call.as_called():
+            return run(*call.args, **call.kwargs)
 
     def called(self, call: ModelCall) -> Any:
         """The model object whose call was captured here."""

@@ -166,10 +166,12 @@ def non_finite_slots(calls: Mapping[int, ModelCall]) -> dict[int, str]:
     if not calls:
         return {}
     place = _input_place([*calls.values()])  # other arguments, such as attention masks, may hold infinity
+    # One answer for all: on a GPU each question waits until everything before it has run.
+    finite = torch.stack([torch.isfinite(_tensor_at(call, place)).all() for call in calls.values()]).tolist()
     return {
         slot: "the model's input is not finite (NaN or infinity), which cannot be coded with others"
-        for slot, call in calls.items()
-        if not bool(torch.isfinite(_tensor_at(call, place)).all())
+        for slot, is_finite in zip(calls, finite, strict=True)
+        if not is_finite
     }
 
 
@@ -207,7 +209,9 @@ def _input_place(calls: Sequence[ModelCall]) -> Place:
     if any(set(other) != set(first) for other in leaves[1:]):
         raise NotCodable("the model was called with different arguments for different requests")
     floating = [place for place, leaf in first.items() if floating_tensor(leaf) is not None]
-    constant = {place for place in first if len(calls) > 1 and all(same(first[place], o[place]) for o in leaves[1:])}
+    # The only floating argument is the input, whatever it holds. On a GPU comparing it would wait for its values.
+    compared = first.keys() - set(floating) if len(floating) == 1 else first.keys()
+    constant = {place for place in compared if len(calls) > 1 and all(same(first[place], o[place]) for o in leaves[1:])}
     for place, leaf in first.items():
         _check_other(place, leaf, place in constant, len(calls))
     if len(floating) == 1:

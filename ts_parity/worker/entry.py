@@ -17,8 +17,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import ts_parity
 from ts_parity.errors import MalformedFrame, NotCodable, TsParityError
 from ts_parity.fingerprint import fingerprint
@@ -38,6 +36,7 @@ from ts_parity.wire import (
 )
 from ts_parity.worker.boundary import Boundary, EntryPoint, load_entry_point
 from ts_parity.worker.confidence import with_certainty, with_confidence
+from ts_parity.worker.gpu import assigned_device, shared_gpu, yield_to_others
 from ts_parity.worker.offline import make_context, without_modules_of, working_in
 from ts_parity.worker.operations import DeployedOperations, max_response_size
 from ts_parity.worker.protections import BackupGroups, ParityGroups, ScriptedModel
@@ -55,7 +54,7 @@ from ts_parity.worker.responses import (
 )
 from ts_parity.worker.selftest import STREAMS, judge_deployed, observed_run
 from ts_parity.worker.selftest_process import verdict_on_samples
-from ts_parity.worker.settings import Protection, SampleFile, file_in_archive, read_settings
+from ts_parity.worker.settings import PARITY, Protection, SampleFile, file_in_archive, read_settings
 from ts_parity.worker.user_code import functions_of, owner_of
 from ts_parity.worker.verdict import HandlerVerdict
 
@@ -76,12 +75,15 @@ class WrongOperation(TsParityError):
 def make_handle(role: str) -> Callable[[Any, Any], Any]:
     """The function that a handler file offers to TorchServe."""
     workers: list[Worker] = []
+    if role == PARITY:
+        yield_to_others()
 
     def handle(data: Any, context: Any) -> Any:
         if data is None:
             workers[:] = [Worker(context, role)]
             return None
-        return workers[0].answer(data, context)
+        with shared_gpu():
+            return workers[0].answer(data, context)
 
     return handle
 
@@ -378,11 +380,6 @@ def answers_describe(entry: Any) -> bool:
     if described is not None and not described.__module__.startswith("ts."):
         return True
     return any("describe" in function.__code__.co_consts for function in functions_of(entry))
-
-
-def assigned_device(context: Any) -> torch.device:
-    gpu = context.system_properties.get("gpu_id")
-    return torch.device(f"cuda:{gpu}") if gpu is not None and torch.cuda.is_available() else torch.device("cpu")
 
 
 def _weights(folder: Path, manifest: dict[str, Any]) -> str | None:

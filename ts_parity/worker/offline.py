@@ -134,15 +134,19 @@ class OfflineHandler:
 
     def another(self) -> OfflineHandler:
         """A new object of the same handler, with its own modules."""
+        return self.on(self._gpu_id)
+
+    def on(self, gpu_id: int | None) -> OfflineHandler:
+        """Another one, on this device."""
         with without_modules_of(self.folder):
-            made = OfflineHandler(self.folder, self._gpu_id, self._more)
+            made = OfflineHandler(self.folder, gpu_id, self._more)
             made.close()  # its modules are unloaded already when this block ends
         return made
 
     def once(self, request: HandlerRequest) -> ObservedRun:
         """One ordinary run, in the form that `repeatable` compares."""
         record, answer = self.record(request, keep_inputs=False)
-        return ObservedRun(answer, record.raw, record.models)
+        return ObservedRun(answer, record.raw, record.models, record.computed_in)
 
     def model_of(self, call: ModelCall) -> Any:
         """The user's model object behind a call; for a method that is kept as a function, its module."""

@@ -22,6 +22,7 @@ from ts_parity.wire import CONFIDENCE, Array, Frame, Part
 from ts_parity.worker.boundary import Boundary, EntryPoint, finite
 from ts_parity.worker.confidence import confidence_headers
 from ts_parity.worker.encoders import encode, mismatched_slots, non_finite_slots, tensors
+from ts_parity.worker.gpu import shared_gpu
 from ts_parity.worker.operations import slot_request
 from ts_parity.worker.outputs import take
 from ts_parity.worker.repeatable import ObservedRun, RandomStates, RunOnce, check_repeats, check_run
@@ -36,7 +37,7 @@ from ts_parity.worker.responses import (
 )
 from ts_parity.worker.selftest import LIVE_REQUESTS, described_input, judging, record_one
 from ts_parity.worker.settings import Protection
-from ts_parity.worker.verdict import HandlerVerdict, VerdictState, alike, not_finite, shape_and_dtype
+from ts_parity.worker.verdict import HandlerVerdict, VerdictState, alike, in_a_batch, not_finite, shape_and_dtype
 from ts_parity.worker.watches import ModelCall
 
 log = logging.getLogger(__name__)
@@ -87,8 +88,8 @@ class ParityGroups:
     def once(self, context: Any) -> RunOnce:
         def run_one(sample: HandlerRequest) -> ObservedRun:
             call = self._captured(context, sample)
-            raw, _ = self._raw_of([call])
-            return ObservedRun(HandlerResponse(b""), raw)
+            raw, computed_in = self._raw_of([call])
+            return ObservedRun(HandlerResponse(b""), raw, computed_in=computed_in)
 
         return run_one
 
@@ -117,7 +118,7 @@ class ParityGroups:
         encoded = encode(calls, self._protection.code, self._protection.row)
         if self.verdict.state is VerdictState.UNTESTED:
             self._check_mode(encoded)
-        with torch.inference_mode():
+        with torch.inference_mode(), shared_gpu():
             raw, container = take(self._parity_model(encoded), encoded.output)
         finite(raw)
         self.verdict.input, self.verdict.output = described_input(encoded), shape_and_dtype(raw)
@@ -175,7 +176,7 @@ class BackupGroups:
         with judging(self.verdict, samples):
             seen = check_repeats(self.once(context), samples, fresh)
             if self._may_batch and len({each.answer.body for each in seen}) > 1:
-                self._judge_batch(context, dict(enumerate(samples)), {i: each.answer for i, each in enumerate(seen)})
+                self._judge_batch(context, samples, seen)
             self._observed = LIVE_REQUESTS
             count = f"{len(samples)} sample{'s' if len(samples) > 1 else ''}"
             self.verdict.accept(f"each slot is answered by the handler itself; the self-test passed on {count}")
@@ -185,7 +186,7 @@ class BackupGroups:
             if self._boundary is None:
                 return ObservedRun(run(context, [request], self._entry)[0])
             record, answer = record_one(self._boundary, context, request)
-            return ObservedRun(answer, record.raw, record.models)
+            return ObservedRun(answer, record.raw, record.models, record.computed_in)
 
         return run_one
 
@@ -195,11 +196,11 @@ class BackupGroups:
             return together
         return {slot: self._alone(context, request) for slot, request in requests.items()}
 
-    def _judge_batch(
-        self, context: Any, requests: dict[int, HandlerRequest], alone: Mapping[int, HandlerResponse]
-    ) -> None:
-        together = self._together(context, requests)
-        self.verdict.batched = together is not None and all(alike(alone[slot], together[slot]) for slot in alone)
+    def _judge_batch(self, context: Any, samples: Sequence[HandlerRequest], alone: Sequence[ObservedRun]) -> None:
+        together = self._together(context, dict(enumerate(samples)))
+        self.verdict.batched = together is not None and all(
+            alike(seen.answer, together[slot], in_a_batch(seen.computed_in)) for slot, seen in enumerate(alone)
+        )
 
     def _alone(self, context: Any, request: HandlerRequest) -> HandlerResponse:
         try:
@@ -265,6 +266,8 @@ class ScriptedModel:
 
     def __init__(self, file: str, device: torch.device) -> None:
         self._module = torch.jit.load(file, map_location=device).eval()  # type: ignore[no-untyped-call]
+        for constant in device_constants(self._module):
+            constant.s_("value", str(device))
         self._device = device
         self._dtype = _dtype_of(self._module)
 
@@ -274,6 +277,15 @@ class ScriptedModel:
 
     def _moved(self, value: torch.Tensor) -> torch.Tensor:
         return value.to(self._device, self._dtype if self._dtype and value.is_floating_point() else value.dtype)
+
+
+def device_constants(script: Any) -> list[Any]:
+    """The nodes of its graphs that name a device. A trace writes the device down that it was made on, for whatever is
+    created on the device of something else (`torch.arange(n, device=x.device)`), and moving the script leaves that.
+    """
+    graphs = [part.graph for part in script.modules() if part._c._has_method("forward")]
+    nodes = [node for graph in graphs for node in graph.findAllNodes("prim::Constant")]
+    return [node for node in nodes if str(node.output().type()) == "Device" and node.hasAttribute("value")]
 
 
 def _dtype_of(script: Any) -> torch.dtype | None:

@@ -28,11 +28,14 @@ _SHOWN = 60
 
 @dataclass(frozen=True)
 class ObservedRun:
-    """One ordinary run: its answer, its raw output if there was one, and the models that were called, by site."""
+    """One ordinary run: its answer, its raw output if there was one, the models that were called, by site, and the
+    dtype that the output was computed in, as in a frame.
+    """
 
     answer: HandlerResponse
     raw: Array | None = None
     models: dict[str, Any] = field(default_factory=dict)
+    computed_in: str = ""
 
 
 RunOnce = Callable[[HandlerRequest], ObservedRun]
@@ -117,7 +120,7 @@ def _runs(once: RunOnce, samples: Sequence[HandlerRequest], order: Sequence[int]
 def _check_raw(sample: HandlerRequest, one: ObservedRun, other: ObservedRun) -> None:
     if (one.raw is None) != (other.raw is None):
         raise NotRepeatable(f"{sample.id} reached the model once, and not when it was run again")
-    if not same_raw(one.raw, other.raw):
+    if not same_raw(one.raw, other.raw, one.computed_in):
         raise NotRepeatable(
             "the model is not deterministic, or keeps something between requests: one request run again gave another "
             "raw output"
@@ -160,9 +163,7 @@ def _kind(part: torch.nn.Module) -> str:
 
 
 def _states() -> dict[str, bytes]:
-    torches = [torch.get_rng_state()]
-    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        torches += torch.cuda.get_rng_state_all()
+    torches = [torch.get_rng_state(), *_of_gpus()]
     kind, keys, position, *gauss = np.random.get_state(legacy=True)
     assert isinstance(keys, np.ndarray)
     return {
@@ -180,10 +181,17 @@ def _seed(seed: int) -> None:
 
 @contextmanager
 def _generators_kept() -> Iterator[None]:
-    kept = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    kept = torch.get_rng_state(), np.random.get_state(), random.getstate(), _of_gpus()
     try:
         yield
     finally:
         torch.set_rng_state(kept[0])
         np.random.set_state(kept[1])
         random.setstate(kept[2])
+        if kept[3]:
+            torch.cuda.set_rng_state_all(kept[3])
+
+
+def _of_gpus() -> list[torch.Tensor]:
+    """The states of the GPUs' generators. A worker on the CPU does not ask the driver for GPUs."""
+    return torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]

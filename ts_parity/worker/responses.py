@@ -22,6 +22,7 @@ from ts.utils.util import PredictionException
 
 from ts_parity.errors import TsParityError, error_body
 from ts_parity.wire import Headers
+from ts_parity.worker.gpu import shared_gpu
 from ts_parity.worker.requests import HandlerRequest
 
 EntryCall = Callable[[list[Any], Any], Any]
@@ -66,7 +67,7 @@ def run(
     """
     processors = [RequestProcessor(dict(request.headers)) for request in requests]
     no_socket = _RefusingSocket()
-    with context_for(context, requests, processors, socket or no_socket):
+    with context_for(context, requests, processors, socket or no_socket), shared_gpu():
         results = entry([request.fresh_data() for request in requests], context)
     if no_socket.used:
         raise StreamingRefused  # user code has swallowed the first one

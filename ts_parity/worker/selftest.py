@@ -20,11 +20,12 @@ from ts_parity.errors import NotCodable
 from ts_parity.wire import Array
 from ts_parity.worker.boundary import Boundary, RecordedRun
 from ts_parity.worker.encoders import model_input
+from ts_parity.worker.gpu import is_out_of_memory
 from ts_parity.worker.repeatable import ObservedRun, RandomStates, RunOnce, check_repeats, check_run
 from ts_parity.worker.requests import HandlerRequest
 from ts_parity.worker.responses import HandlerResponse, StreamingRefused, run
 from ts_parity.worker.suggestions import Declaration
-from ts_parity.worker.verdict import BATCH_CLOSE, HandlerVerdict, alike, close, same_answer, shape_and_dtype
+from ts_parity.worker.verdict import HandlerVerdict, alike, close, in_a_batch, same_answer, shape_and_dtype
 from ts_parity.worker.watches import ModelCall
 
 log = logging.getLogger(__name__)
@@ -128,7 +129,9 @@ def judge_deployed(
 
 @contextmanager
 def judging(verdict: HandlerVerdict, samples: Sequence[HandlerRequest]) -> Iterator[None]:
-    """While it lasts, any failure refuses the handler, with the reason."""
+    """While it lasts, any failure refuses the handler, with the reason. Out of memory says nothing about a handler, and
+    passes through: the test is made again when the next worker starts.
+    """
     try:
         yield
     except NotCodable as refusal:
@@ -136,6 +139,8 @@ def judging(verdict: HandlerVerdict, samples: Sequence[HandlerRequest]) -> Itera
     except StreamingRefused:
         verdict.refuse(STREAMS)
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         names = ", ".join(sample.id for sample in samples)
         log.warning("self-test: %s failed", names, exc_info=True)
         verdict.refuse(f"running the samples ({names}) failed: {error!r}")
@@ -159,7 +164,7 @@ def observed_run(
         record, answer = record_one(boundary, context, request)
     if records is not None:
         records.append(record)
-    return ObservedRun(answer, record.raw, record.models)
+    return ObservedRun(answer, record.raw, record.models, record.computed_in)
 
 
 def why_not(boundary: Boundary, context: Any, request: HandlerRequest, record: RecordedRun) -> str:
@@ -222,19 +227,22 @@ def _judge_batches(boundary: Boundary, verdict: HandlerVerdict, context: Any, tr
         return
     try:
         record, answers = record_many(boundary, context, [trial.request for trial in trials])
-    except Exception:
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
         log.info("self-test: a batch of two failed", exc_info=True)
         verdict.batched = verdict.alone = False
         return
+    rounding = in_a_batch(record.computed_in)
     verdict.alone = all(
-        same_answer(trial.answer, trial.repeated, answer) or alike(answer, trial.answer)
+        same_answer(trial.answer, trial.repeated, answer) or alike(answer, trial.answer, rounding)
         for answer, trial in zip(answers, trials, strict=True)
     )
     rows = split_rows(record.raw, len(trials))
     verdict.batched = (
         verdict.alone
         and rows is not None
-        and all(close(row, trial.raw, BATCH_CLOSE) for row, trial in zip(rows, trials, strict=True))
+        and all(close(row, trial.raw, rounding) for row, trial in zip(rows, trials, strict=True))
     )
 
 

@@ -23,6 +23,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from ts_parity.worker.gpu import MPS_PRIORITY
 from ts_parity.worker.verdict import HandlerVerdict, VerdictState
 
 log = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ def _in_a_process(folder: Path, role: str, gpu_id: Any, file: Path, limit_s: flo
     path = os.pathsep.join([str(folder), *(entry for entry in sys.path if entry)])
     subprocess.run(
         [sys.executable, "-m", __name__, *arguments],
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": path, MPS_PRIORITY: "1"},  # clients of other workers are waiting
         cwd=folder,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,  # TorchServe parses some lines of a worker's output

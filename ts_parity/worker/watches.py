@@ -7,8 +7,8 @@ object is kept.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, MutableMapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
@@ -40,6 +40,7 @@ class ModelCall:
     """One model call by user code: the object's site, the method, the arguments.
 
     `input` and `output`: the places of what is coded in its arguments and output, if the archive declares them.
+    `autocast`: the precisions that user code had switched on around the call.
     """
 
     site: str
@@ -48,10 +49,31 @@ class ModelCall:
     kwargs: dict[str, Any]
     input: str = ""
     output: str = ""
+    autocast: tuple[tuple[str, torch.dtype], ...] = ()
+    """(kind of device, dtype) each."""
 
     @property
     def name(self) -> str:
         return self.site if self.method == CALL else f"{self.site}.{self.method}"
+
+    @contextmanager
+    def as_called(self) -> Iterator[None]:
+        """While it lasts, the precisions of the call are on: weights of half precision may not run without them."""
+        with ExitStack() as stack:
+            for kind, dtype in self.autocast:
+                stack.enter_context(torch.autocast(kind, dtype))
+            yield
+
+
+def precisions() -> tuple[tuple[str, torch.dtype], ...]:
+    """The autocast that is on here."""
+    if not hasattr(torch, "get_autocast_dtype"):  # torch before 2.4
+        known = (
+            ("cuda", torch.is_autocast_enabled(), torch.get_autocast_gpu_dtype()),
+            ("cpu", torch.is_autocast_cpu_enabled(), torch.get_autocast_cpu_dtype()),
+        )
+        return tuple((kind, dtype) for kind, on, dtype in known if on)
+    return tuple((kind, torch.get_autocast_dtype(kind)) for kind in ("cuda", "cpu") if torch.is_autocast_enabled(kind))
 
 
 @dataclass(frozen=True)
@@ -101,7 +123,8 @@ class _SiteWatch:
     declared: DeclaredPlaces
 
     def called(self, method: str, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        call = ModelCall(self.path, method, args, kwargs, self.declared.input, self.declared.output)
+        places = self.declared.input, self.declared.output
+        call = ModelCall(self.path, method, args, kwargs, *places, precisions())
         return self.watching.called(call, run)
 
     def read(self, name: str, value: Any) -> Any:
