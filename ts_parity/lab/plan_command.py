@@ -153,7 +153,8 @@ def _report_told(report: dict[str, Any]) -> str:
     deployed = deployed if isinstance(deployed, dict) else {}
     told = [f"of {deployed['model']} {deployed.get('version', '')}".rstrip()] if "model" in deployed else []
     told += [f"by ts_parity {report['package']}"] if "package" in report else []
-    told += [f"on {report['machine']}, {report.get('device', 'cpu')}"] if "machine" in report else []
+    if "machine" in report:  # older reports measured costs where they learned
+        told += [f"on {report['machine']}, {report.get('serve_on', report.get('device', 'cpu'))}"]
     return ", ".join([*told, f"{len(report['candidates'])} protections"])
 
 

@@ -31,10 +31,10 @@ class TrainSettings:
     lines, sent as `content_type` if that is given (see `forms`); `labels`, used only to score, a CSV, an array or the
     word `folders`. `metric` None: found from outputs and labels. Every one of `codes` is made with every one of `ks`,
     and each trained with `seeds` seeds from `seed` on. `architecture` None: the deployed model's own for parity models,
-    a built-in one for students, of no more multiplications than `budget` deployed inferences have. `never_code`:
-    content types, and keys of bodies, that no protection may answer. `protects`: NAME or NAME/VERSION under which the
-    model is registered, if not its own. `declaration`: model, call, input and output, where the handler's model call is
-    not found without. `out` is a new folder.
+    a built-in one for students, of no more multiplications than `budget` deployed inferences have. `serve_on`: where
+    costs are measured, if not on the device that learns. `never_code`: content types, and keys of bodies, that no
+    protection may answer. `protects`: NAME or NAME/VERSION under which the model is registered, if not its own.
+    `declaration`: model, call, input and output, where the model call is not found without. `out` is a new folder.
     """
 
     archive: Path
@@ -56,6 +56,7 @@ class TrainSettings:
     seed: int = 0
     seeds: int = 1
     device: str | None = None
+    serve_on: str | None = None
     devices: int = 1
     precision: str | None = None
     name: str | None = None

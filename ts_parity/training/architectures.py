@@ -120,6 +120,7 @@ class DeployedModel:
 
     def __init__(self, model: Any, call: ModelCall, shapes: Shapes) -> None:
         model = getattr(model, "_orig_mod", model)  # of torch.compile: compiling again for every shape takes long
+        self._call = call
         self._caller = _ModelCaller(model, call, shapes)
 
     @torch.no_grad()
@@ -127,7 +128,14 @@ class DeployedModel:
         return self.bound(inputs)().to(inputs.device)
 
     def bound(self, inputs: Inputs) -> Callable[[], torch.Tensor]:
-        return self._caller.bound(inputs, lambda given, own: _put(given, own.device, own.dtype))
+        with self._call.as_called():
+            run = self._caller.bound(inputs, lambda given, own: _put(given, own.device, own.dtype))
+
+        def said() -> torch.Tensor:
+            with self._call.as_called():
+                return run()
+
+        return said
 
 
 Moved = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -163,7 +171,8 @@ class _ModelCaller:
         together, own = batcher.together(inputs), tensors(self._call)
         calls = []
         for rows in together:
-            joined = zip(own.items(), batcher.joined(inputs[rows]), strict=True)
+            # Joined where they lie, and moved once: a copy of each text to a GPU would take longer than the network.
+            joined = zip(own.items(), batcher.joined(inputs[rows].to("cpu")), strict=True)
             calls.append(with_tensors(self._call, {place: moved(each, like) for (place, like), each in joined}))
         back = torch.from_numpy(np.argsort(np.concatenate(together)))
         return lambda: torch.cat([self._said(call) for call in calls])[back]

@@ -100,6 +100,7 @@ class CandidateTrainer:
     extracted: Path
     work: Path
     fabric: Fabric
+    serves: torch.device
     hparams: Hyperparameters
     chooser: ArchitectureChooser
     handler: OfflineHandler
@@ -274,7 +275,7 @@ class CandidateTrainer:
         """What `exact` would cost, for comparison: the user has not ordered it."""
         code = make_code("exact", k)
         cost = asdict(Cost(float(k), multiplications=float(k)))  # a CPU answers one slot after the other
-        if self.fabric.device.type == "cuda":
+        if self.serves.type == "cuda":
             price = self._price(code, self.dataset.deployed())
             with tempfile.TemporaryDirectory(prefix="ts-parity-exact-") as scratch:
                 replace(self.packer, out=Path(scratch)).protection(code, 0, None, f"exact-k{k}", price)
@@ -310,12 +311,21 @@ class CandidateTrainer:
 
         def measured(packed: Path) -> Cost:
             try:
-                return measure(self.handler, packed, bodies, counted, self.fabric.device)
+                return measure(self._serving(), packed, bodies, counted, self.serves)
             except Exception as error:  # whatever user code raises at what was packed for it
                 self.warnings.append(f"{packed.name} does not answer a group here, and perhaps on no worker: {error}")
                 return Cost(multiplications=counted)
 
         return _CostMeter(measured)
+
+    def _serving(self) -> OfflineHandler:
+        """The deployed archive's handler on the device that will serve."""
+        if self._learns_there():
+            return self.handler
+        return self.handler.on(self.serves.index if self.serves.type == "cuda" else None)
+
+    def _learns_there(self) -> bool:
+        return self.serves == self.fabric.device
 
 
 def archive_name(settings: TrainSettings, protects: ProtectedModel, candidate: Candidate, row: int) -> str:

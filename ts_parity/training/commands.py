@@ -125,12 +125,18 @@ def _add_train(subparsers: Any) -> None:
     learning.add_argument(
         "--device", type=_device, metavar="NAME", help="cpu, cuda, cuda:1; default: cuda if there is one"
     )
+    learning.add_argument(
+        "--serve-on",
+        type=_device,
+        metavar="NAME",
+        help="the kind of device that will serve: costs are measured there; default: the one that learns",
+    )
     learning.add_argument("--devices", type=count(), default=1, metavar="N", help="how many of them learn together")
     learning.add_argument(
         "--precision",
         choices=PRECISIONS,
         metavar="NAME",
-        help="32-true, bf16-mixed, 16-mixed; default: bf16-mixed on cuda, else 32-true",
+        help="32-true, bf16-mixed, 16-mixed; default: bf16-mixed on cuda (16-mixed before Ampere), else 32-true",
     )
     made = parser.add_argument_group("archives and output")
     made.add_argument(

@@ -30,10 +30,25 @@ def make_fabric(settings: TrainSettings) -> Fabric:
             accelerator=device.type,
             devices=settings.devices if several or device.index is None else [device.index],
             strategy="ddp_spawn" if several else "auto",
-            precision=settings.precision or ("bf16-mixed" if device.type == "cuda" else "32-true"),  # type: ignore[arg-type]
+            precision=settings.precision or _usual_precision(device),  # type: ignore[arg-type]
         )
     except Exception as error:  # whatever the library finds wrong with these words, it says why
         raise TrainingError(f"--devices {settings.devices} --precision {settings.precision}: {error}") from None
+
+
+def _usual_precision(device: torch.device) -> str:
+    """Half precision where the GPU multiplies it in hardware: bfloat16 from Ampere on, float16 on Volta and Turing."""
+    if device.type != "cuda":
+        return "32-true"
+    major, _ = torch.cuda.get_device_capability(device)
+    return "bf16-mixed" if major >= 8 else "16-mixed" if major == 7 else "32-true"
+
+
+def device_told(device: torch.device) -> str:
+    """For people who read figures that were measured on it."""
+    if device.type != "cuda":
+        return str(device)
+    return f"{device}, {torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
 
 
 class _Share:
@@ -53,14 +68,19 @@ class _Share:
         return {name: value.numpy() for name, value in weights.items()}
 
 
-def _device(name: str | None) -> torch.device:
+def serving_device(settings: TrainSettings, learning: torch.device) -> torch.device:
+    """Where costs are measured. Raise TrainingError for what cannot be used here."""
+    return learning if settings.serve_on is None else _device(settings.serve_on, "--serve-on")
+
+
+def _device(name: str | None, flag: str = "--device") -> torch.device:
     if name is None:
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise TrainingError(f"--device {name} cannot be used here: {error}") from None
+        raise TrainingError(f"{flag} {name} cannot be used here: {error}") from None
     return torch.device("cuda:0") if name == "cuda" else device
 
 

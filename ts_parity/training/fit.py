@@ -7,7 +7,6 @@ taken beforehand, or it is asked, without gradients, what it says to a variation
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -25,6 +24,9 @@ from ts_parity.training.goals import Goal, draw_groups, draw_present
 from ts_parity.training.inputs import Inputs
 from ts_parity.training.semantics import CLASSES, OutputSemantics
 from ts_parity.wire import Array
+
+RESIDENT = 0.25
+"""Share of a GPU's free memory that the inputs may take."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ def fit(
     semantics = _chosen_by(data.semantics)
     spread = torch.from_numpy(semantics.spread(data.outputs, 1)).float().to(fabric.device)
     spread = spread.reshape(outputs.shape[1:]) if semantics.has_units else spread
+    near = _near(data.inputs, fabric.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=hparams.peak_rate, weight_decay=hparams.weight_decay)
     network, optimizer = fabric.setup(model, optimizer)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, hparams.peak_rate, total_steps=hparams.steps)
@@ -118,8 +121,9 @@ def fit(
         state.step += 1
         picks = data.learn[rng.integers(len(data.learn), size=(groups, goal.k))]  # (G, k)
         present = torch.from_numpy(draw_present(groups, goal.k, hparams.empty, rng)).to(fabric.device)  # (G, k)
-        inputs = data.inputs[torch.from_numpy(picks)].to(fabric.device)  # (G, k, *input)
-        targets = outputs[torch.from_numpy(picks).to(fabric.device)]  # (G, k, *output)
+        rows = torch.from_numpy(picks).to(fabric.device)
+        inputs = near[rows.to(near.device)].to(fabric.device)  # (G, k, *input)
+        targets = outputs[rows]  # (G, k, *output)
         if hparams.vary and data.deployed is not None and isinstance(inputs, torch.Tensor):
             varied = vary(inputs.flatten(0, 1), hparams.vary, dice)
             with torch.no_grad():
@@ -127,16 +131,18 @@ def fit(
             inputs = varied.reshape(inputs.shape)
         said = network(goal.encode(inputs, present)).float()  # (G, *output)
         loss = goal.loss(said, targets, present, spread, hparams.output_loss, semantics)
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                f"the loss is {loss.item()} at step {state.step}: the deployed outputs may be too large"
-            )
         optimizer.zero_grad(set_to_none=True)
         fabric.backward(loss)
         optimizer.step()
         schedule.step()
         if state.step % every == 0 or state.step == hparams.steps:
-            score = held_out_score(network, data.inputs, outputs, held, goal, semantics)
+            # Not at every step: whoever asks a GPU for a number waits for it. What is not finite once is so in the
+            # weights from then on.
+            if not torch.isfinite(loss):
+                raise TrainingError(
+                    f"the loss is {loss.item()} at step {state.step}: the deployed outputs may be too large"
+                )
+            score = held_out_score(network, near, outputs, held, goal, semantics)
             goodness = -score if semantics.figure.error else score
             if goodness >= state.best:  # of equals the later, whose rate is lower
                 state.best, state.best_weights = goodness, _on_cpu(model.state_dict())
@@ -146,6 +152,16 @@ def fit(
     model.load_state_dict(state.best_weights)
     model.eval()
     return state.best_weights
+
+
+def _near(inputs: Inputs, device: torch.device) -> Inputs:
+    """Where picking some of them takes the least time: on a GPU with room for them. A copy at every step would take
+    longer than a small network's step.
+    """
+    if device.type != "cuda" or not isinstance(inputs, torch.Tensor):
+        return inputs
+    free, _ = torch.cuda.mem_get_info(device)
+    return inputs.to(device) if inputs.nbytes <= RESIDENT * free else inputs
 
 
 @torch.inference_mode()
@@ -247,4 +263,4 @@ class _Checkpoint:
 
 
 def _on_cpu(weights: dict[str, Any]) -> dict[str, torch.Tensor]:
-    return {name: copy.deepcopy(value.detach()).cpu() for name, value in weights.items()}
+    return {name: value.detach().to("cpu", copy=True) for name, value in weights.items()}

@@ -44,7 +44,7 @@ from ts_parity.training.candidates import (
 )
 from ts_parity.training.data import not_encodable, some_calls
 from ts_parity.training.dataset import Dataset, prepare
-from ts_parity.training.devices import make_fabric
+from ts_parity.training.devices import device_told, make_fabric, serving_device
 from ts_parity.training.fit import Hyperparameters
 from ts_parity.training.inputs import Calls, Inputs
 from ts_parity.training.job_spec import FEWEST_BODIES, Candidate, JobSpec, check_enough
@@ -95,6 +95,7 @@ class _Job:
         self.work = work
         self.extracted = work / "archive"
         self.fabric = make_fabric(settings)
+        self.serves = serving_device(settings, self.fabric.device)
         self.hparams = _hparams(settings)
         self.chooser = ArchitectureChooser(settings, self.hparams, self.fabric.device, work)
         self.warnings: list[str] = []
@@ -118,7 +119,8 @@ class _Job:
             "budget": self.settings.budget or USUAL_BUDGET,
             "torch": torch.__version__,
             "machine": f"{platform.machine()}, {platform.system()}, threads: {torch.get_num_threads()}",
-            "device": str(self.fabric.device),
+            "device": device_told(self.fabric.device),
+            "serve_on": device_told(self.serves),
         }
         varying = self._check_repeatable(any(candidate.code.lossless for candidate in candidates))
         learns = any(not candidate.code.lossless for candidate in candidates)
@@ -194,8 +196,8 @@ class _Job:
             packer = self._packer([self.bodies[int(dataset.seen.kept[row])] for row in dataset.seen.examples()])
             self._tell(dataset.semantics)
             trainer = CandidateTrainer(
-                self.settings, self.protects, self.bodies, self.extracted, self.work, self.fabric, self.hparams,
-                self.chooser, handler, dataset, packer, self.warnings, self.shown,
+                self.settings, self.protects, self.bodies, self.extracted, self.work, self.fabric, self.serves,
+                self.hparams, self.chooser, handler, dataset, packer, self.warnings, self.shown,
             )  # fmt: skip
             made = [trainer.made(candidate) for candidate in chosen]
             beside = [

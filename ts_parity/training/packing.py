@@ -39,6 +39,7 @@ from ts_parity.wire import ROUNDOFF, Array
 from ts_parity.worker.encoders import in_dtype, tensors, with_tensors
 from ts_parity.worker.offline import OfflineHandler
 from ts_parity.worker.outputs import floating_leaf, take
+from ts_parity.worker.protections import device_constants
 from ts_parity.worker.stand_in import CALL
 from ts_parity.worker.verdict import CLOSE, close
 from ts_parity.worker.watches import ModelCall
@@ -153,7 +154,8 @@ def _samples(bodies: Sequence[RequestBody]) -> Iterator[list[SampleRequest]]:
 def _calls(work: Path, bodies: Sequence[RequestBody], declaration: Mapping[str, str]) -> list[ModelCall]:
     with OfflineHandler(work, declared=declaration) as handler:
         captured = [handler.capture(handler.request(body.read(), body.content_type)) for body in bodies]
-    return [in_dtype(call, torch.float32) for call in captured]  # as it was trained
+    # As it was trained. Much user code takes a GPU wherever there is one, and what is packed is compared on the CPU.
+    return [in_dtype(call, torch.float32, torch.device("cpu")) for call in captured]
 
 
 def _answer(network: Any, call: ModelCall) -> Array:
@@ -181,7 +183,10 @@ def _save_as_deployed(
             script = _traced(_signed(network, call) if model.plain else network, call.args, call.kwargs)
         except (NotCodable, SyntaxError):  # what a script cannot be called with, or named by
             return False
-        if isinstance(network, torch.jit.ScriptModule):
+        own = isinstance(network, torch.jit.ScriptModule)
+        if not own and device_constants(script):  # the user's handler loads it as it is; beside, a worker moves it
+            return False
+        if own:
             script = copy.deepcopy(network)
             _take_dtypes(script, torch.jit.load(str(original), map_location="cpu"))  # type: ignore[no-untyped-call]
         torch.jit.save(script, str(to))

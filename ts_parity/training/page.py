@@ -234,7 +234,8 @@ def _legend(report: Mapping[str, Any], figure: Figure) -> str:
             f"of a rebuilt answer, in {'per cent' if figure.error else 'points'} of {lost}; what is below 0 is gained",
         )
     )
-    words.append(("cost of a group", f"its time on a worker in deployed inferences ({report['device']} here)"))
+    device = report.get("serve_on", report["device"])
+    words.append(("cost of a group", f"its time on a worker in deployed inferences ({device} here)"))
     words.append(("extra work", "per query, if every query is protected; launched late, only late queries add it"))
     words.append(("outputs", f"taken for {report['outputs']['kind']}: {report['outputs']['why']}"))
     return pairs(words)

@@ -247,17 +247,21 @@ class TextNetwork(nn.Module):
                 nn.init.normal_(table.weight, std=0.1)
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
-        said = self.read(*self.opened(tensors))
+        ids, numbers = self.opened(tensors)
+        said = self.read(ids, self.scaled(numbers))
         return said.reshape(-1, *self._shape[1:]) if self._shape[:1] == (1,) else said.reshape(self._shape)
 
     def opened(self, tensors: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """-> the ids (B, L) of each part that has some, NO_ID where a text has none, and the numbers (B, count)."""
+        """-> the ids (B, L) of each part that has some, NO_ID where a text has none, and the numbers (B, count) as they
+        are given. On the device of the tensors, which need not be the network's.
+        """
         ids = [self._text(self.parts[i], tensors[i], tensors) for i in self._ids]
-        numbers = [_rows(self.parts[i], tensors[i]) for i in self._numbers]
-        if numbers:
-            flat = torch.cat([each.float() for each in numbers], 1)
-            return ids, ((flat - self.mean) / self.scale).clamp(-10, 10)
-        return ids, self.mean.expand(ids[0].shape[0], 0)
+        numbers = [_rows(self.parts[i], tensors[i]).float() for i in self._numbers]
+        return ids, torch.cat(numbers, 1) if numbers else ids[0].new_zeros(ids[0].shape[0], 0, dtype=torch.float32)
+
+    def scaled(self, numbers: torch.Tensor) -> torch.Tensor:
+        """(B, count) -> the same shape."""
+        return ((numbers - self.mean) / self.scale).clamp(-10, 10) if self._numbers else numbers
 
     def _text(self, part: InputPart, given: torch.Tensor, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
         told = [(self.parts[i].kind, tensors[i]) for i in part.told_by]
@@ -397,11 +401,11 @@ class TextAdapter(nn.Module):
         opened = calls.kept.setdefault(self.network.parts, {})
         for row in calls.rows:
             if row not in opened:
-                opened[row] = self._opened(calls.tensors(row))
+                opened[row] = self._opened(calls.to("cpu").tensors(row))
         each = [opened[row] for row in calls.rows]
         device = self.network.mean.device
         texts = [pad_sequence([*ids], True, NO_ID).to(device) for ids in zip(*(ids for ids, _ in each), strict=True)]
-        numbers = torch.cat([numbers for _, numbers in each]).to(device)
+        numbers = self.network.scaled(torch.cat([numbers for _, numbers in each]).to(device))
         return lambda: self.network.read(texts, numbers).float().reshape(-1, *self._said)
 
     def _opened(self, tensors: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:

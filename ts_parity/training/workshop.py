@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ts_parity import __version__
 from ts_parity.errors import Exhausted, TrainingError
 from ts_parity.fingerprint import fingerprint
@@ -47,6 +49,11 @@ def workshop(settings: TrainSettings, bodies: Sequence[RequestBody]) -> Iterator
         raise Exhausted(
             f"no space left on the disk of {work}; what is finished is kept there: free some space (about twice the "
             "size of all model inputs is needed) and give the same command again"
+        ) from None
+    except torch.cuda.OutOfMemoryError as error:
+        raise Exhausted(
+            f"the GPU is out of memory ({str(error).partition('.')[0]}); what is finished is kept in {work}: end what "
+            "else runs on that GPU or name another --device, and give the same command again"
         ) from None
     except Exception:
         if not (work / "seen" / "index.json").exists():
