@@ -21,7 +21,7 @@ COMPILED = [
         for name in (
             "accuracy", "admission", "budgets", "capacity", "ejection", "events", "fleet", "health", "hedging",
             "lateness", "launch", "life", "members", "outliers", "placement", "policy", "proving", "query", "release",
-            "retries", "scheduler", "selection", "sending", "suspicion", "timers", "trials", "trust",
+            "retries", "scheduler", "selection", "sending", "sizes", "speed", "suspicion", "timers", "trials", "trust",
         )
     ),
     *(
