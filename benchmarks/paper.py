@@ -29,6 +29,7 @@ import platform
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -42,7 +43,8 @@ from tqdm import tqdm
 
 from tables import renew
 from ts_parity.arguments import count, number
-from ts_parity.lab.compare import World
+from ts_parity.errors import INTERRUPTED
+from ts_parity.lab.compare import World, service_from
 from ts_parity.lab.demo import MODEL, read_bodies, read_digit
 from ts_parity.lab.emulation import Emulation, make_spells
 from ts_parity.lab.faults import CRASH, Fault, shuffles
@@ -56,9 +58,9 @@ from ts_parity.lab.live import (
 )
 from ts_parity.lab.records import QueryRecord, read_records
 from ts_parity.lab.report import percentile, summarize
-from ts_parity.lab.rivals import arrange
+from ts_parity.lab.rivals import UNBOUNDED, Arrangement, arrange
 from ts_parity.lab.scenario import ServiceTimes
-from ts_parity.lab.simulate import simulate
+from ts_parity.lab.simulate import Result, simulate
 from ts_parity.lab.traffic import LabelledBody, Load, poisson_load
 
 ROOT = Path(__file__).parent.parent
@@ -69,7 +71,10 @@ CONTENTION = 0.12
 """Mean delay of a message while its instance's network is contended, in service times. A query has two of them, and 8
 of 18 instances are contended at a time, so the p99.9 of equal resources is about 2.5 medians, as in the paper's figure
 9: 1 + 0.24 ln(0.44 / 0.001)."""
+PAPERS_MACHINES = 18
 WARM_UP = 150
+LINES_S = 2.0
+"""A proxy writes its access log about once a second."""
 CURVE = 80
 """Points of a kept curve."""
 
@@ -77,10 +82,16 @@ CURVE = 80
 # ---- a point --------------------------------------------------------------------------------------------------------
 
 
+def transfers_of(point: Point, machines_: int) -> int:
+    """At a time. The figures are for the paper's 18 machines, and a smaller fleet has as many a machine."""
+    return max(1, round(point.disturbances * machines_ / PAPERS_MACHINES))
+
+
 def trouble_of(size: Size, point: Point, machines_: int, duration_s: float) -> Trouble:
     if point.trouble == "shuffles":
         strength_s = CONTENTION * size.service_s
-        return Trouble(faults=shuffles(point.disturbances, machines_, duration_s, point.seed, strength_s))
+        transfers = transfers_of(point, machines_)
+        return Trouble(faults=shuffles(transfers, machines_, duration_s, point.seed, strength_s))
     if point.trouble == "slow":
         return Trouble(spells=make_spells(SLOW, machines_, duration_s, point.seed))
     if point.trouble == "crash":
@@ -99,6 +110,7 @@ def measure(
     bodies = read_bodies(archives.data)
     fleet = cluster.arranged(point)
     arm, load = ARMS[point.arm], load_of(size, point, len(bodies))
+    log = log_of(work, point) if point.arm == "equal" else None
     rate = len(load.due_at) / load.duration_s
     with ExitStack() as stack:
         if point.trouble == "tenant":
@@ -108,6 +120,8 @@ def measure(
             url = f"{stack.enter_context(nginx(fleet))}/predictions/{MODEL}"
         else:
             flags = flags_of(size, point)
+            if log is not None:
+                flags += ("--access-log", str(log))
             endpoints = [live.endpoint for live in fleet]
             proxy = stack.enter_context(proxy_over(endpoints, MODEL, work, "proxy", flags))
             if arm.hosting != "plain":
@@ -117,17 +131,27 @@ def measure(
             url = proxy.url
         client = {"twice": Twice, "hedge-python": lambda: HedgePython(rate)}.get(arm.client, lambda: None)()
         _warm_up(fleet, url, bodies, rate, point.seed, proxy)
+        if log is not None:
+            time.sleep(LINES_S)
+            os.truncate(log, 0)
         before, sent = proxy.work() if proxy else 0.0, client.sent if client else 0
         records, struck = run_arm(
             fleet, [url], load, bodies, read_digit, trouble_of(size, point, len(fleet), load.duration_s), point.seed,
             tick,
             cluster.gate, client or (lambda post: post),
         )  # fmt: skip
+        if log is not None:
+            time.sleep(LINES_S)
         asked = client.sent - sent if client else size.queries
         work_sent = asked if proxy is None else proxy.work() - before
     with gzip.open(work / f"{point.key}.records.gz", "wt") as file:
         file.writelines(json.dumps(asdict(record)) + "\n" for record in records)
     return row_of(size, point, records, load, work_sent / size.queries, len(fleet)) | {"struck": sum(struck.values())}
+
+
+def log_of(work: Path, point: Point) -> Path:
+    """The access log of equal resources in the setting of a point."""
+    return work / f"{replace(point, arm='equal').key}.access.jsonl"
 
 
 def flags_of(size: Size, point: Point) -> tuple[str, ...]:
@@ -193,37 +217,57 @@ def differing_of(records: Sequence[QueryRecord], load: Load) -> tuple[int, int]:
 # ---- the simulator beside it ----------------------------------------------------------------------------------------
 
 
-def simulated(size: Size, point: Point, costs: Mapping[str, float]) -> Row:
-    """The same point in the simulator: the same arrivals, the same spells. Contention is replies that are late at
-    random, for it has no network. Empty where it has no such arm or trouble.
-    """
+def arranged(size: Size, point: Point, costs: Mapping[str, float], service_s: float) -> Arrangement:
+    """The arm, as the simulator has it."""
     arm = ARMS[point.arm]
-    if not arm.policy or point.trouble in ("tenant", "crash") or point.batch > 1:
-        return {}
-    unit, extra = size.service_s, extra_machines(size, point.k) if arm.extra else 0
+    extra = extra_machines(size, point.k) if arm.extra else 0
     code, cost = {
         "coded": ("sum", costs[f"sum{point.k}"]), "approximate": ("student", costs["backup"]),
         "exact": ("exact", 1.0), "student": ("student", costs["student"]),
     }.get(arm.hosting, ("sum", 1.0))  # fmt: skip
-    shared = arm.hosting in ("plain", "exact", "student")
-    changes = {"balance": "round_robin"} if arm.policy == "round_robin" else {}
+    binds = arm.policy == "round_robin"  # at once; the machines have queues of their own then
+    changes = {"balance": "round_robin"} if binds else {}
     name = {"none": "equal", "round_robin": "equal"}.get(arm.policy, arm.policy)
-    made = arrange(name, size.machines, extra, code=code, k=point.k, cost=cost, service_s=unit,
-                   places=1_000_000 if changes else 1, **changes)  # fmt: skip
+    return arrange(name, size.machines, extra, code=code, k=point.k, cost=cost, service_s=service_s,
+                   places=UNBOUNDED if binds else 1, **changes)  # fmt: skip
+
+
+def simulated(size: Size, point: Point, costs: Mapping[str, float]) -> Row:
+    """The same point in the simulator: the same arrivals, the same spells. Contention is replies that are late at
+    random, for it has no network. Empty where it has no such arm or trouble.
+    """
+    if not ARMS[point.arm].policy or point.trouble in ("tenant", "crash") or point.batch > 1:
+        return {}
+    unit, made = size.service_s, arranged(size, point, costs, size.service_s)
     load = load_of(size, point, 450)
-    machines_ = size.machines + extra if shared or arm.hosting != "plain" else size.machines
-    spells = make_spells(SLOW, machines_, load.duration_s, point.seed) if point.trouble == "slow" else ()
-    contended = 2 * point.disturbances / machines_ if point.trouble == "shuffles" else 0.0
+    spells = make_spells(SLOW, made.workers, load.duration_s, point.seed) if point.trouble == "slow" else ()
+    contended = 2 * transfers_of(point, made.workers) / made.workers if point.trouble == "shuffles" else 0.0
     world = World(
         point.load, size.machines, service=ServiceTimes(cv=0.1), trace=tuple(at / unit for at in load.due_at),
         outages=tuple(replace(o, at=o.at / unit, lasts=o.lasts / unit) for o in spells),
         net_share=min(1.0, contended), net_mean=2 * CONTENTION, unit=unit,
     )  # fmt: skip
-    result = simulate(replace(world.scenario(made, point.seed), warm_up=0.0), point.seed)
+    return _told("simulated", simulate(replace(world.scenario(made, point.seed), warm_up=0.0), point.seed), unit)
+
+
+def foretold(size: Size, point: Point, log: Path, costs: Mapping[str, float]) -> Row:
+    """What `ts-parity plan` would say of this arm, from the access log of equal resources in the same setting."""
+    if not ARMS[point.arm].policy or point.batch > 1 or not log.exists():
+        return {}
+    service, unit, seen = service_from(log)
+    if seen is None:
+        return {}
+    trace = tuple(at / unit for at in seen.arrivals)
+    world = World(point.load, size.machines, service=service, unit=unit, seen=seen, trace=trace)
+    scenario = replace(world.scenario(arranged(size, point, costs, unit), 0), warm_up=0.0)
+    return _told("foretold", simulate(scenario, 0), unit)
+
+
+def _told(by: str, result: Result, unit: float) -> Row:
     ordered = sorted(result.latencies)
     times = {name: percentile(ordered, share) for name, share in PERCENTILES.items()}
-    return {f"simulated_{name}": None if t is None else round(1000 * unit * t, 1) for name, t in times.items()} | {
-        "simulated_work": round(result.work_per_query, 4)
+    return {f"{by}_{name}": None if t is None else round(1000 * unit * t, 1) for name, t in times.items()} | {
+        f"{by}_work": round(result.work_per_query, 4)
     }
 
 
@@ -264,7 +308,7 @@ def document_of(size: Size, rows: Sequence[Row], work: Path, command: str) -> di
     full, curves = [], {}
     for row in rows:
         point = by_key[_key_of(row)]
-        full.append(row | simulated(size, point, costs))
+        full.append(row | simulated(size, point, costs) | foretold(size, point, log_of(work, point), costs))
         records = read_records_of(work / f"{point.key}.records.gz")
         curves[point.key] = curve(records)
     return {
@@ -309,6 +353,7 @@ def main() -> int:
     parser.add_argument("--load", action="append", type=number(above=0), help="only this; may be repeated")
     parser.add_argument("--seeds", type=count(), help="only so many")
     parser.add_argument("--queries", type=count(), help="a point")
+    parser.add_argument("--steps", type=count(), help="of each protection's training")
     parser.add_argument("--machines", type=count(), help="that serve the model")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "paper", help="points that are done, and models")
     parser.add_argument("--tables", action="store_true", help="only renew the docs")
@@ -324,6 +369,7 @@ def main() -> int:
         seeds=size.seeds if args.seeds is None else tuple(range(args.seeds)),
         queries=args.queries or size.queries,
         machines=args.machines or size.machines,
+        steps=args.steps or size.steps,
         loads=tuple(args.load or size.loads),
         load=args.load[0] if args.load else size.load,
     )
@@ -346,4 +392,8 @@ def _renew(document: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(INTERRUPTED)

@@ -36,6 +36,9 @@ from ts_parity.lab.traffic import LabelledBody, Post
 from ts_parity.torchserve.archive import pack, wrap_parity
 from ts_parity.training import TrainSettings, train
 
+STUDENT = 0.25
+"""What a student may cost, in deployed inferences an answer: as in the simulator's tables, and about what the paper's
+approximate backup has."""
 TENANT = "tenant"
 TENANT_LOAD = 0.43
 """Of an instance that a second tenant uses: the paper's 14 queries/s at about 31 ms."""
@@ -109,6 +112,7 @@ def _student(size: Size, models: Path, name: str, k: int) -> float:
         TrainSettings(
             archive=models / "plain.mar", inputs=data / "train", score=data / "test", labels=data / "labels.csv",
             out=models / name, codes=("student",), ks=(k,), steps=size.steps, name=name, force=True,
+            budget=STUDENT * k,
         )
     )  # fmt: skip
     [candidate] = report["candidates"]

@@ -132,7 +132,10 @@ def gates(addresses: Sequence[tuple[str, int]], seed: int = 0) -> Iterator[GateP
     """One to each address, in one process of their own."""
     told = json.dumps([[list(address) for address in addresses], seed])
     command = [sys.executable, "-m", "ts_parity.lab.gate", told]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    # In a session of its own: Ctrl-C is for us, who end it.
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
         try:
             assert process.stdout is not None
             yield GateProcess(process, json.loads(process.stdout.readline()))
