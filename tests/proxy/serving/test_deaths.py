@@ -115,3 +115,21 @@ async def test_a_body_that_may_kill_goes_to_no_protection_any_more(make_fleet):
     deployed[1].thaw()
     assert {answer.status for answer in await asyncio.gather(*asked)} == {200}
     await until(lambda: nothing_left(fleet.proxy), "everything to be let go")
+
+
+async def test_what_must_run_once_is_not_sent_again_over_another_connection(make_fleet):
+    """An instance dies with the query and is back at once. Over a connection that was kept from the query before, it
+    would look as if the instance had closed it for its idleness.
+    """
+    fleet = await make_fleet(FakeTorchServe(FakeModel(repeatable=False)))
+    (instance,) = fleet.instances
+    ports = [int(url.rpartition(":")[2]) for url in (instance.inference, instance.management)]
+    assert (await fleet.post()).status == 200
+    instance.freeze()
+    asked = asyncio.ensure_future(fleet.post())
+    await until(lambda: len(instance.received) == 2, "it to have the query")
+    await instance.stop()
+    instance.thaw()
+    await instance.start(*ports)
+    assert (await asked).status == 503
+    assert len(instance.received) == 2

@@ -90,6 +90,7 @@ class Exchange:
         "_done",
         "_for_head",
         "_max_bytes",
+        "_once",
         "_opening",
         "_origin",
         "_outstanding",
@@ -105,8 +106,10 @@ class Exchange:
         times_out_at: float,
         done: Callable[[Result], None],
         max_bytes: float = math.inf,
+        once: bool = False,
     ) -> None:
         self._max_bytes = max_bytes
+        self._once = once
         self._outstanding = outstanding_exchanges
         self._origin = origin
         self._data = data
@@ -120,7 +123,7 @@ class Exchange:
 
     def start(self) -> None:
         idle = self._origin.idle
-        while idle:
+        while idle and not self._once:
             connection = idle.pop()
             if not connection.closing:
                 self._connection = connection
@@ -218,9 +221,12 @@ class Upstream:
         if (origin := self._origins.pop(url, None)) is not None:
             origin.close()
 
-    def send(self, address: Address, request: Request, done: Callable[[Result], None]) -> Exchange:
-        """`done` is called once, later, with the result; a chunked response is a result as soon as it begins."""
-        return self._send(address, request, done, self._outstanding, self._task_timeout_s)
+    def send(self, address: Address, request: Request, done: Callable[[Result], None], once: bool = False) -> Exchange:
+        """`done` is called once, later, with the result; a chunked response is a result as soon as it begins. `once`:
+        nothing may run twice, so the request gets a connection of its own: if one that was kept breaks without a word,
+        nobody can tell whether it had been closed for its idleness, or somebody died with the request.
+        """
+        return self._send(address, request, done, self._outstanding, self._task_timeout_s, once=once)
 
     async def exchange(
         self, address: Address, request: Request, timeout_s: float, max_bytes: float = math.inf
@@ -248,6 +254,7 @@ class Upstream:
         outstanding_exchanges: dict[Exchange, None],
         timeout_s: float,
         max_bytes: float = math.inf,
+        once: bool = False,
     ) -> Exchange:
         loop = asyncio.get_running_loop()
         origin = self._origins.get(address.url)
@@ -257,7 +264,7 @@ class Upstream:
         data = _serialized(request, "" if address.checks_client_key(request) else address.token, origin)
         times_out_at = loop.time() + timeout_s
         exchange = Exchange(
-            outstanding_exchanges, origin, data, request.method == "HEAD", times_out_at, done, max_bytes
+            outstanding_exchanges, origin, data, request.method == "HEAD", times_out_at, done, max_bytes, once
         )
         if self._timer is None and outstanding_exchanges is self._outstanding:
             self._timer = loop.call_at(times_out_at, self._check)

@@ -122,6 +122,8 @@ class Driver:
         self._on_missing = on_missing
         self._plan = Plan()
         self._addresses: Mapping[str, Address] = {}
+        self._once: frozenset[str] = frozenset()
+        """Pools whose queries run once only."""
         self._ids = itertools.count(1)
         self._loop = asyncio.get_running_loop()
         self._comparers: dict[str, ResponseComparer] = {}
@@ -176,6 +178,7 @@ class Driver:
         self._comparers = {name: self._comparers.get(name, ResponseComparer()) for name in plan.pools}
         # First, since the actions that follow name the new endpoints.
         self._plan, self._addresses = plan, addresses
+        self._once = frozenset(name for name, pool in plan.pools.items() if not pool.repeatable)
         if changed:
             self._carry_out(self.scheduler.endpoints_changed(plan.fleet, self._loop.time()))
 
@@ -231,7 +234,7 @@ class Driver:
         try:
             request = self._request(task)
             address = self._addresses[self._plan.targets[task.endpoint.name].instance]
-            self._upstream.send(address, request, partial(self._on_result, task))
+            self._upstream.send(address, request, partial(self._on_result, task), task.endpoint.pool in self._once)
         except (DecodeError, WireError) as error:
             self._task_ended(task, Failed(str(error), retry=False))
         except Exception:
