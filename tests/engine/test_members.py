@@ -186,3 +186,25 @@ def test_pools_that_share_an_instance_have_one_key():
     hosts = [("c/1", "i1"), ("a/1", "i1"), ("a/1", "i2"), ("b/1", "i2"), ("z/1", "i3"), ("y/1", "i3"), ("x/1", "i4")]
     assert keys_of(hosts) == {"a/1": "a/1", "b/1": "a/1", "c/1": "a/1", "y/1": "y/1", "z/1": "y/1", "x/1": "x/1"}
     assert keys_of([]) == {}
+
+
+def test_who_refuses_finishes_what_it_has_or_its_connections_say_so():
+    """Only if it says nothing at all for a second, what it has is taken back."""
+    members = knowing("a", "b", "c")
+    members.lost("at b", "refused", 0.1)
+    assert beats(members, 0.1, 1.0, "c") == []
+    assert beats(members, 1.25, 2.0, "c") == ["at b"]
+    assert beats(members, 2.25, 5.0, "c") == [], "once"
+
+
+def test_who_drains_finishes_what_it_has():
+    members = knowing("a", "b", "c")
+    members.heard("at b", Word("b", frozenset(), draining=True), 0.25, 0.25)
+    members.lost("at b", "refused", 0.5)
+    assert beats(members, 0.5, 5.0, "c") == []
+
+
+def test_what_a_member_can_serve_no_more_is_taken_back_unless_it_drains():
+    members = knowing("a", "b", "c")
+    assert members.heard("at b", Word("b", frozenset()), 0.25, 0.25) == POOLS
+    assert members.heard("at c", Word("c", frozenset(), draining=True), 0.25, 0.25) == frozenset()

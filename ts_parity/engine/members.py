@@ -7,12 +7,14 @@ on: each member decides by what it has heard itself. While two disagree, both se
 each other do: that costs tail, never an answer.
 
     a peer is    from then on                                                       it may be an owner
-    absent       at first, and when it refuses, breaks off or is silent for SILENT_S   no
+    absent       at first, and when it refuses or is silent for SILENT_S               no
     returning    when it is heard again: for a pause that doubles with each loss       no
     alive        when that is over, or at once if it is new                            of what it says that it serves
 
 A member that has just started says for STANDBY_S that it serves nothing, as one does that drains: so all think alike of
-it, itself included. Whoever was not run itself for a while (stopped, or starved of the processor) holds nobody's
+it, itself included. What a lost peer had is taken back when it is silent. If it refuses, its open connections say
+first what becomes of that: they break, or it finishes; only if they say nothing for SILENT_S is it silent. Whoever was
+not run itself for a while (stopped, or starved of the processor) holds nobody's
 silence against them for that time.
 
 Pure: knows names and times. Knows nothing of addresses' form, sockets, or of how a member proves who it is.
@@ -63,7 +65,7 @@ class Word:
 class Peer:
     """One address and what was heard from there."""
 
-    __slots__ = ("address", "alive_at", "heard_at", "pause_s", "reason", "state", "word")
+    __slots__ = ("address", "alive_at", "has_work", "heard_at", "lost_at", "pause_s", "reason", "state", "word")
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -76,6 +78,9 @@ class Peer:
         self.alive_at = -math.inf
         """Since when it is alive or, if it is returning, from when on."""
         self.pause_s = 0.0
+        self.lost_at = -math.inf
+        self.has_work = False
+        """It has refused, and what it had before has not been taken back."""
 
     def __repr__(self) -> str:
         return f"<Peer {self.address} {self.state.value} {self.word.member}>"
@@ -125,6 +130,7 @@ class Members:
         peer.heard_at = asked_at
         if now - asked_at > SILENT_S:
             return frozenset()
+        peer.has_work = False  # it lives; or it is another by now, and the connections to the one before are broken
         withdrawn: frozenset[str] = frozenset()
         if word != peer.word:
             if word.member == peer.word.member and not word.draining:
@@ -156,20 +162,24 @@ class Members:
         if alive:
             calm = now - peer.alive_at >= CALM_S
             peer.pause_s = PAUSE_S if calm or not peer.pause_s else min(2 * peer.pause_s, LONGEST_PAUSE_S)
+            peer.lost_at, peer.has_work = now, not peer.word.draining
         peer.heard_at = -math.inf
         self._become(peer, PeerState.ABSENT, reason)
         return alive
 
     def tick(self, now: float) -> list[str]:
-        """Every BEAT_S or so. -> the addresses lost by their silence."""
+        """Every BEAT_S or so. -> the addresses that are silent now, so what they have must be taken back."""
         away_s = now - self._ticked_at - 2 * BEAT_S
         self._ticked_at = now
         silent = []
         for peer in self.peers.values():
             if 0.0 < away_s < math.inf:
                 peer.heard_at += away_s
+                peer.lost_at += away_s
             is_silent = peer.state is not PeerState.ABSENT and now - peer.heard_at > SILENT_S
-            if is_silent and self.lost(peer.address, f"no answer for {SILENT_S:g} s", now):
+            fell_silent = is_silent and self.lost(peer.address, f"no answer for {SILENT_S:g} s", now)
+            if fell_silent or (peer.has_work and now - peer.lost_at > SILENT_S):
+                peer.has_work = False
                 silent.append(peer.address)
         return silent
 

@@ -59,8 +59,7 @@ class Peers:
         on_lost: Callable[[str, frozenset[str] | None], object],
     ) -> None:
         """`serves`: the pools that this proxy can serve now. `on_lost` is called with the address of a peer and the
-        pools that it can serve no more, not even what it has of them; None: it was alive and is no more. Raise
-        ConfigError.
+        pools of which it will not answer even what it has; None: all. Raise ConfigError.
         """
         self.members = Members(member, _digest(*sorted(instance.name for instance in settings.instances)))
         self._configured = peer_addresses(settings.peers)
@@ -103,7 +102,7 @@ class Peers:
     def lost(self, address: str, reason: str) -> None:
         """A query was forwarded there, and no member has answered."""
         if self.members.lost(address, reason, asyncio.get_running_loop().time()):
-            self._announce_loss(address, reason)
+            log.warning("peer %s is lost: %s", address, reason)
 
     # ---- what others ask -------------------------------------------------------------------------------------------
 
@@ -155,7 +154,8 @@ class Peers:
         loop = asyncio.get_running_loop()
         while True:
             for address in self.members.tick(loop.time()):
-                self._announce_loss(address, self.members.peers[address].reason)
+                log.warning("peer %s: %s; what it has is served here", address, self.members.peers[address].reason)
+                self._on_lost(address, None)
             self.members.serve(self._serves())
             for address in self.members.peers:
                 if address not in self._asking:
@@ -205,10 +205,6 @@ class Peers:
         except (LookupError, TypeError) as error:
             raise ValueError(f"its heartbeat cannot be read: {error!r}") from None
 
-    def _announce_loss(self, address: str, reason: str) -> None:
-        log.warning("peer %s is lost: %s", address, reason)
-        self._on_lost(address, None)
-
     # ---- where they are --------------------------------------------------------------------------------------------
 
     async def _keep_resolving(self) -> None:
@@ -224,7 +220,7 @@ class Peers:
             return
         gone = [address for address in self.members.peers if address not in found]
         for address in self.members.adopt(found):
-            self._announce_loss(address, "its name no longer has this address")
+            log.warning("peer %s is gone: its name no longer has this address", address)
         for address in gone:
             self.upstream.forget(address)
             self._tls.pop(address, None)

@@ -204,7 +204,7 @@ class ForwardedQuery:
         request = forwarded_request(self._request, self._given_s, peers.forwarding_header)
         wait_s = (deadline_s if self._given_s is None else self._given_s) + _GRACE_S
         self._timer = self._loop.call_later(wait_s, self._on_deadline)
-        self._exchange = peers.upstream.send(Address(self.address), request, self._on_result)
+        self._exchange = peers.upstream.send(Address(self.address), request, self._on_result, not self._repeatable)
         self._responder.on_disconnect = self._on_disconnect
 
     def peer_lost(self) -> None:
@@ -217,8 +217,7 @@ class ForwardedQuery:
             # One connection that breaks says nothing of the others: whether the peer lives, its heartbeat tells.
             if result.refused:
                 self._peers.lost(self.address, result.reason)
-            if self._open:  # not if that has taken it back already
-                self._not_answered(result.reason, untouched=result.refused)
+            self._not_answered(result.reason, untouched=result.refused)
             return
         mark = header(result.controls, FORWARDED)
         if mark == FORWARDED_ANSWERED:
