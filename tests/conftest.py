@@ -38,6 +38,10 @@ settings.load_profile("fixed")
 UNHURRIED_S = 500.0
 """For what hangs, and within pytest's own limit."""
 
+NO_TORCH = {"PYTHONPATH": str(Path(__file__).parent / "no_torch")}
+"""The environment of an instance whose handlers use no torch, nor wrappers, which do. To import torch takes a worker
+over a second of processor time, and the suite starts a hundred workers."""
+
 TINY_HANDLER = '''\
 """Answers a body with itself. Needs no model and no torch."""
 

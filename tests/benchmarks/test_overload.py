@@ -6,6 +6,8 @@ import overload
 import overload_torchserve as real
 import pytest
 
+from tests.conftest import NO_TORCH
+
 pytestmark = pytest.mark.slow
 
 
@@ -36,7 +38,7 @@ def test_the_table_has_a_line_for_each_kind_of_client_and_fleet():
 @pytest.mark.torchserve
 def test_before_a_real_torchserve_every_query_gets_one_answer(torchserve_factory, tmp_path):
     """How many of them come in time is the benchmark's business: a busy machine changes it."""
-    instance = torchserve_factory([real.archive(tmp_path)], workers=real.WORKERS)
+    instance = torchserve_factory([real.archive(tmp_path)], workers=real.WORKERS, env=NO_TORCH)
     cases = [real.Case(knows, 1.0, 3.0, overloaded_s=1.5, quiet_s=0.5) for knows in (True, False)]
     outcomes = asyncio.run(real.run(instance, cases))
     for case, outcome in zip(cases, outcomes, strict=True):

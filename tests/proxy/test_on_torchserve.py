@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tests.conftest import TorchServeFactory, write_archive
+from tests.conftest import NO_TORCH, TorchServeFactory, write_archive
 from tests.proxy.conftest import Client
 from tests.proxy.side_by_side import WITNESS, Case, Pair, ask, do, elsewhere, proxy_before
 from ts_parity.testing import FakeModel, FakeTorchServe
@@ -31,7 +31,7 @@ def instance(torchserve_factory: TorchServeFactory, tmp_path_factory: Any) -> To
     entry: dict[str, Any] = {"handler_entry": "handler.py", "files": {"handler.py": WITNESS}}
     witness = write_archive(folder / "witness.mar", WITNESS)
     odd = write_archive(folder / "odd.mar", name=ODD_NAME, version=ODD_VERSION, **entry)
-    instance = torchserve_factory([witness, odd], model_api=True)
+    instance = torchserve_factory([witness, odd], model_api=True, env=NO_TORCH)
     with instance.management() as management:
         management.register(instance.add_archive(write_archive(folder / "idle.mar", WITNESS)), initial_workers=0)
     return instance

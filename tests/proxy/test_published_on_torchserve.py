@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tests.conftest import TorchServeFactory, write_archive
+from tests.conftest import NO_TORCH, TorchServeFactory, write_archive
 from tests.proxy.conftest import Raw
 from tests.proxy.side_by_side import Case, Headers, Pair, ask, proxy_before
 from ts_parity.torchserve.launcher import TorchServeInstance
@@ -107,7 +107,8 @@ def instance(torchserve_factory: TorchServeFactory, tmp_path_factory: Any) -> To
             write_archive(folder / "noop.mar", NOOP, version="1.11"),
             write_archive(folder / "noop_v2.mar", NOOP, name="noop", version="1.2.1"),
             write_archive(folder / "stand_in.mar", STAND_IN),
-        ]
+        ],
+        env=NO_TORCH,
     )
 
 

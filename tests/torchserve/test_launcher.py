@@ -16,7 +16,7 @@ import psutil
 import pytest
 import requests
 
-from tests.conftest import BROKEN_HANDLER, TINY_HANDLER, torchserve_processes
+from tests.conftest import BROKEN_HANDLER, NO_TORCH, TINY_HANDLER, torchserve_processes
 from ts_parity.errors import ArchiveError, ConfigError, StartError
 from ts_parity.torchserve import launcher
 from ts_parity.torchserve.configuration import InstanceOptions, free_ports
@@ -24,6 +24,14 @@ from ts_parity.torchserve.launcher import TorchServeInstance, start_fleet
 
 pytestmark = [pytest.mark.torchserve, pytest.mark.slow]
 MakeArchive = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An instance's environment is that of its owner, who may be a process of a test's own and needs ts_parity."""
+    inherited = [os.environ["PYTHONPATH"]] if "PYTHONPATH" in os.environ else []
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([NO_TORCH["PYTHONPATH"], *inherited]))
+
 
 SLOW_TO_LOAD = "import time\ntime.sleep(1.5)\n" + TINY_HANDLER
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.conftest import BROKEN_HANDLER, TorchServeFactory, scale, write_archive
+from tests.conftest import BROKEN_HANDLER, NO_TORCH, TorchServeFactory, scale, write_archive
 from ts_parity.cli import parsed
 from ts_parity.describe import ModelDescription, WorkerProcess
 from ts_parity.errors import ConfigError, ManagementError
@@ -29,13 +29,13 @@ real = [pytest.mark.torchserve, pytest.mark.slow]
 def fleet(torchserve_factory: TorchServeFactory, tmp_path_factory: pytest.TempPathFactory) -> list[TorchServeInstance]:
     """Two instances with token authorization and the model API on."""
     tiny = write_archive(tmp_path_factory.mktemp("archives") / "tiny.mar")
-    return torchserve_factory.fleet([[tiny], [tiny]], token_auth=True, model_api=True)
+    return torchserve_factory.fleet([[tiny], [tiny]], token_auth=True, model_api=True, env=NO_TORCH)
 
 
 @pytest.fixture(scope="module")
 def plain(torchserve_factory: TorchServeFactory, tmp_path_factory: pytest.TempPathFactory) -> TorchServeInstance:
     """The model API off, no tokens."""
-    return torchserve_factory([write_archive(tmp_path_factory.mktemp("archives") / "tiny.mar")])
+    return torchserve_factory([write_archive(tmp_path_factory.mktemp("archives") / "tiny.mar")], env=NO_TORCH)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import TorchServeFactory, write_archive
+from tests.conftest import NO_TORCH, TorchServeFactory, write_archive
 from tests.proxy.conftest import PROMPT, Client
 from ts_parity.config import InstanceSettings, settings_of
 from ts_parity.proxy.app import Proxy
@@ -39,7 +39,7 @@ async def test_it_runs_once_and_the_first_clients_do_not_wait(
     folder: Path = tmp_path_factory.mktemp("slow")
     runs = folder / "runs"
     archive = write_archive(folder / "slow.mar", SLOW.replace("LOG", repr(str(runs))))
-    served = [torchserve_factory([archive]) for _ in range(2)]
+    served = [torchserve_factory([archive], env=NO_TORCH) for _ in range(2)]
     instances = tuple(InstanceSettings(each.inference_url, each.management_url) for each in served)
     proxy = Proxy(
         settings_of({**PROMPT, "instances": instances, "describe_timeout_s": 0.5, "discovery_interval_s": 0.1})

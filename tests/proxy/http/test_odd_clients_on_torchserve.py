@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tests.conftest import TorchServeFactory, write_archive
+from tests.conftest import NO_TORCH, TorchServeFactory, write_archive
 from tests.proxy.conftest import PATIENCE_S, nothing_left, read_answer, until
 from tests.proxy.side_by_side import WITNESS, Case, Pair, ask, comparable, connected, do, proxy_before, request
 from ts_parity.config import InstanceSettings
@@ -24,7 +24,7 @@ PREDICTION = request("POST", "/predictions/witness", b"[1, 2]", ("X-A", "1"))
 @pytest.fixture(scope="module")
 def instance(torchserve_factory: TorchServeFactory, tmp_path_factory: Any) -> TorchServeInstance:
     folder: Path = tmp_path_factory.mktemp("archives")
-    return torchserve_factory([write_archive(folder / "witness.mar", WITNESS)])
+    return torchserve_factory([write_archive(folder / "witness.mar", WITNESS)], env=NO_TORCH)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -160,7 +160,8 @@ async def test_requests_that_ask_for_a_websocket_of_2010_hold_nothing(
     data = request("GET", "/predictions/witness", b"", *keys)
     with pytest.raises(asyncio.TimeoutError):
         await asyncio.wait_for(ask(instance.inference_url, data), 2)
-    second = torchserve_factory([write_archive(tmp_path_factory.mktemp("second") / "witness.mar", WITNESS)])
+    archive = write_archive(tmp_path_factory.mktemp("second") / "witness.mar", WITNESS)
+    second = torchserve_factory([archive], env=NO_TORCH)
     fleet = tuple(
         InstanceSettings(each.inference_url, each.management_url, f"{n}") for n, each in enumerate((instance, second))
     )

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import write_archive
+from tests.conftest import NO_TORCH, write_archive
 from tests.proxy.authority import Authority
 from tests.proxy.side_by_side import WITNESS, Case, ask, comparable, do, proxy_before, unmarked
 from ts_parity.errors import ConfigError, ManagementError
@@ -28,7 +28,7 @@ class Elsewhere(TorchServeInstance):
 
     def __init__(self, archive: Path, inference: str, management: str, ca: str = "", **properties: str) -> None:
         addresses = {"inference_address": inference, "management_address": management}
-        options = InstanceOptions(token_auth=True, properties={**addresses, **properties})
+        options = InstanceOptions(token_auth=True, properties={**addresses, **properties}, env=NO_TORCH)
         super().__init__([archive], options, start_timeout_s=60.0)
         self._addresses = inference, management
         self.ca = ca

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.conftest import TorchServeFactory, scale, write_archive
+from tests.conftest import NO_TORCH, TorchServeFactory, scale, write_archive
 from tests.proxy.conftest import Client, Raw, until
 from tests.proxy.side_by_side import proxy_before
 from ts_parity.config import InstanceSettings
@@ -46,7 +46,7 @@ def deaths(tmp_path_factory: Any) -> Path:
 @pytest.fixture(scope="module")
 def instances(torchserve_factory: TorchServeFactory, tmp_path_factory: Any, deaths: Path) -> list[TorchServeInstance]:
     mortal = write_archive(tmp_path_factory.mktemp("archives") / "mortal.mar", HANDLER.format(deaths=str(deaths)))
-    return torchserve_factory.fleet([[mortal]] * 3, workers=2, heap_mb=256)
+    return torchserve_factory.fleet([[mortal]] * 3, workers=2, heap_mb=256, env=NO_TORCH)
 
 
 def all_ready(instances: list[TorchServeInstance]) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import TorchServeFactory, write_archive
+from tests.conftest import NO_TORCH, TorchServeFactory, write_archive
 from tests.proxy.conftest import PATIENCE_S, MakeFleet
 from tests.proxy.side_by_side import WITNESS, Case, Pair, ask, comparable, proxy_before, unmarked
 from ts_parity.config import InstanceSettings
@@ -22,7 +22,8 @@ def instance(torchserve_factory: TorchServeFactory, tmp_path_factory: Any) -> To
     """One model only, so that /invocations need not name it; and bodies reach it undecoded."""
     folder: Path = tmp_path_factory.mktemp("archives")
     undecoded = {"decode_input_request": "false"}
-    return torchserve_factory([write_archive(folder / "witness.mar", WITNESS)], token_auth=True, properties=undecoded)
+    archive = write_archive(folder / "witness.mar", WITNESS)
+    return torchserve_factory([archive], token_auth=True, properties=undecoded, env=NO_TORCH)
 
 
 def inference_key(instance: TorchServeInstance) -> str:
