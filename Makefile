@@ -73,6 +73,7 @@ $(READY): setup.py constraints.txt
 	$(PYTHON) -c "import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 12) else f'ts_parity needs Python 3.10 to 3.12, this is {v[0]}.{v[1]}; try make PYTHON=python3.11')"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	-$(BIN)/python -m tests.class_data
 	touch $(READY)
 
 compiled: $(COMPILED_READY)

@@ -153,6 +153,8 @@ def command_line(folder: Path, scratch: Path, store: Path, heap_mb: int) -> list
     """The JVM itself and not the `torchserve` command: that one only adds a Python process in between, and a pid file.
 
     The flags make a short-lived, small JVM start sooner and take less memory; the rest is what `torchserve` would say.
+    But that has the working directory among the classes, where there are none; and Java uses no archive of class data
+    then.
     """
     home, java = _torchserve_home(), java_home()
     return [
@@ -164,7 +166,7 @@ def command_line(folder: Path, scratch: Path, store: Path, heap_mb: int) -> list
         f"-Dlog4j.configurationFile={(folder / LOGGING).as_uri()}",
         f"-Djava.io.tmpdir={scratch}",
         "-cp",
-        f".:{home / 'ts' / 'frontend' / '*'}",
+        class_path(),
         "org.pytorch.serve.ModelServer",
         "--python",
         sys.executable,
@@ -174,6 +176,11 @@ def command_line(folder: Path, scratch: Path, store: Path, heap_mb: int) -> list
         str(store),
         "-ncs",
     ]
+
+
+def class_path() -> str:
+    """As Java wants it."""
+    return str(_torchserve_home() / "ts" / "frontend" / "*")
 
 
 def environment(folder: Path, scratch: Path, extra: Mapping[str, str]) -> dict[str, str]:
