@@ -30,6 +30,7 @@ format: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/engine.py
+	$(BIN)/python benchmarks/metrics.py
 	$(BIN)/python benchmarks/decode.py
 	$(BIN)/python benchmarks/simulator.py
 

@@ -117,7 +117,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["ts_parity", "ts_parity.*"]),
-    package_data={"ts_parity": ["py.typed"]},
+    package_data={"ts_parity": ["py.typed", "proxy/operations/page.html"]},
     ext_modules=extensions(),
     entry_points={"console_scripts": ["ts-parity = ts_parity.cli:main"]},
     extras_require={

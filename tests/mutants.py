@@ -419,7 +419,7 @@ MUTANTS = [
     Mutant(
         "times of several processes are added up",
         "proxy/operations/merge.py",
-        'if not _is_cumulative(family) and family.name.endswith("_seconds"):',
+        'if not _is_cumulative(family) and family.name.endswith(("_seconds", "_ratio", "_info")):',
         "if False:",
         ("tests/proxy/operations/test_merge.py",),
     ),

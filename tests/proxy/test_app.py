@@ -61,13 +61,14 @@ async def test_metrics_count_queries_tasks_and_work(make_fleet: MakeFleet) -> No
     await fleet.client.get("/ping")
     text = (await fleet.admin.get("/metrics")).body.decode()
     for line in (
-        'ts_parity_queries_total{outcome="answered",source="deployed"} 1.0',
-        'ts_parity_queries_total{outcome="answered",source="reconstructed"} 1.0',
-        'ts_parity_query_seconds_count{source="reconstructed"} 1.0',
-        'ts_parity_tasks_total{kind="protection",outcome="arrived"} 1.0',
-        'ts_parity_tasks_total{kind="finish",outcome="arrived"} ',  # two, if the other was a little late as well
-        'ts_parity_work_total{kind="deployed"} 2.0',
-        'ts_parity_work_total{kind="protection"} 1.0',
+        'ts_parity_queries_total{outcome="answered",pool="linear/1.0",source="deployed"} 1.0',
+        'ts_parity_queries_total{outcome="answered",pool="linear/1.0",source="reconstructed"} 1.0',
+        'ts_parity_query_duration_seconds_count{pool="linear/1.0",source="reconstructed"} 1.0',
+        'ts_parity_tasks_total{kind="protection",outcome="arrived",pool="linear/1.0"} 1.0',
+        # two, if the other was a little late as well
+        'ts_parity_tasks_total{kind="finish",outcome="arrived",pool="linear/1.0"} ',
+        'ts_parity_work_total{kind="deployed",pool="linear/1.0"} 2.0',
+        'ts_parity_work_total{kind="protection",pool="linear/1.0"} 1.0',
         'ts_parity_passed_through_total{outcome="answered"} 1.0',
         "ts_parity_in_flight 1.0",
         'ts_parity_reconstruct_after_seconds{pool="linear/1.0"} 0.02',
@@ -134,7 +135,7 @@ async def test_a_group_whose_code_is_gone_is_not_sent_to_another_codes_endpoint(
     instances[2].models[:] = [protection(k=3, name="other")]
     await fleet.proxy.discover()
     clock.advance(20.0)
-    await until(lambda: fleet.proxy.metrics.tasks.value("protection", "failed") == 1, "the group to fail")
+    await until(lambda: fleet.proxy.metrics.tasks.value("linear/1.0", "protection", "failed") == 1, "the group to fail")
     assert "group" not in instances[2].operations()
     instances[0].thaw()
     assert (await waiting).json() == [5.0, 11.0]

@@ -25,6 +25,8 @@ class TokenBucket:
         self._per_s = per_s
         self._seen_at = 0.0
         self.tokens = burst
+        self.spent = 0.0
+        """Since the start."""
 
     def deposit(self, scale: float = 1.0) -> None:
         self.tokens = min(self._burst, self.tokens + self._ratio * scale)
@@ -47,12 +49,14 @@ class TokenBucket:
     def spend(self, cost: float) -> None:
         """What is more than there was, is owed."""
         self.tokens -= cost
+        self.spent += cost
 
     def take(self, cost: float = 1.0, reserve: float = 0.0) -> bool:
         """`reserve`: what must be left for others, as a share of the burst."""
         if self.tokens - cost < reserve * self._burst - 1e-9:
             return False
         self.tokens -= cost
+        self.spent += cost
         return True
 
 

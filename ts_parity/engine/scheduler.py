@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator
 
 from ts_parity.engine.budgets import KEPT_FROM_COPIES, TokenBucket
+from ts_parity.engine.capacity import EndpointState
 from ts_parity.engine.events import Cause, Failed, Fleet, Kind, Outcome, Reason, Source
 from ts_parity.engine.fleet import FleetState, PoolState, next_pool
 from ts_parity.engine.health import Condition
@@ -358,14 +359,28 @@ class Scheduler:
     def pools(self) -> Iterator[PoolState]:
         return iter(self._fleet.pools.values())
 
-    def snapshot(self) -> dict[str, object]:
-        """For people and metrics: queues, places, groups, counters."""
+    def tasks_of(self, query: Query) -> list[Task]:
+        """Of its own tasks, copies included, those that are out; but for those on endpoints that are gone."""
+        hosts = (self._fleet.instances.get(name) for name in query.avoid)
+        places = [state for host in hosts if host is not None for state in host.endpoints]
+        tasks = (task for state in places for task in state.tasks.values() if isinstance(task, Task))
+        return [task for task in tasks if task.query is query and task.kind is Kind.DEPLOYED]
+
+    def spent(self) -> tuple[float, float]:
+        """-> extra work for late queries so far, in deployed inferences; and how many of the answers given so far are
+        expected to differ from the deployed model's.
+        """
+        return self._life.work.spent, sum(pool.release.budget.spent for pool in self._fleet.pools.values())
+
+    def snapshot(self, now: float | None = None) -> dict[str, object]:
+        """For people and metrics: queues, places, groups, counters. Without `now`, no task has an age."""
         return {
             "open_queries": len(self._life.live),
             "in_flight": self._sender.in_flight,
             "load": round(max((pool.load.value for pool in self._fleet.pools.values()), default=0.0), 3),
             "retry_tokens": round(self._life.retries.budget.tokens, 3),
             "work_tokens": round(self._life.work.tokens, 3),
+            "work_spent": round(self._life.work.spent, 3),
             "sent": dict(self.sent),
             "answered": dict(self.answered),
             "failed": dict(self.failed),
@@ -379,6 +394,8 @@ class Scheduler:
                     "launch": "late" if pool.launch.late else "group",
                     "queued_protections": sum(not group.done for group, _ in pool.protections),
                     "reconstruct_after_s": pool.release.after_s,
+                    "launch_after_s": pool.launch.after_s,
+                    "usual_s": pool.latency.median or None,
                     "differing": pool.release.budget.snapshot(),
                     "trust": None if pool.trust is None or pool.code is None else pool.trust.snapshot(),
                     "copies": pool.repeats.snapshot(),
@@ -390,11 +407,24 @@ class Scheduler:
                 name: {
                     "pool": state.endpoint.pool,
                     "in_flight": state.in_flight,
+                    "places": state.endpoint.places,
                     "health": state.health.condition.value,
                     "why_out": state.why,
                     "failures": state.failures,
                     "ejections": state.ejections,
+                    "suspect": not state.health.clean,
+                    "slower": round(state.speed.slow, 3),
+                    "speed": round(state.speed.ratio, 2),
+                    **_overdue(state, now),
                 }
                 for name, state in self._fleet.endpoints.items()
             },
         }
+
+
+def _overdue(state: EndpointState, now: float | None) -> dict[str, float]:
+    """How long its oldest task has been out, and how many times longer than usual that one takes; if there is one."""
+    oldest = next(iter(state.tasks.values()), None)
+    if oldest is None or now is None:
+        return {}
+    return {"oldest_s": round(now - oldest.sent_at, 3), "oldest_scale": round(oldest.scale, 3)}

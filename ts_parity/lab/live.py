@@ -174,7 +174,7 @@ class ProxyProcess:
         """Work sent so far, in deployed inferences, finishes aside: they run no model."""
         with urllib.request.urlopen(f"{self.admin_url}/metrics", timeout=10) as answer:
             text = answer.read().decode()
-        found = re.findall(r'^ts_parity_work_total\{kind="(?:deployed|protection)"\} (\S+)', text, re.MULTILINE)
+        found = re.findall(r'^ts_parity_work_total\{kind="(?:deployed|protection)"[^}]*\} (\S+)', text, re.MULTILINE)
         return sum(map(float, found))
 
     def wait_for_code(self, code: str, within_s: float = START_S) -> None:

@@ -30,6 +30,7 @@ from ts_parity.proxy.http.server import Server
 from ts_parity.proxy.http.upstream import Address, Upstream
 from ts_parity.proxy.operations.admin import AdminServer
 from ts_parity.proxy.operations.lifecycle import Lifecycle, url_of
+from ts_parity.proxy.operations.overview import with_overview
 from ts_parity.proxy.operations.status import THIS_PROXY, health, status_json, trust_problems
 from ts_parity.proxy.serving.driver import Driver, DriverOptions
 from ts_parity.proxy.serving.forwarding import Forwarder
@@ -42,6 +43,8 @@ log = logging.getLogger(__name__)
 _ATTENTIVE_S = 1.0
 # A request for an unknown model starts discovery at once, but not more often than this.
 _DISCOVERY_GAP_S = 0.2
+_SETTLE_S = 1.0
+"""So often what has been collected for metrics is counted."""
 # A client accepted before a drain may have sent a request that is still on its way; it gets its answer.
 _ON_ITS_WAY_S = 0.1
 _STREAMED = "its answers are streamed, and what is streamed cannot be decoded"
@@ -93,7 +96,7 @@ class Proxy(Lifecycle):
         tls, to_instances = client_side(settings), instance_side(settings)
         self._tls = [*to_instances.values(), *([tls] if tls is not None else [])]
         self.scheduler = Scheduler(Fleet((), (), ()), policy_of(settings))
-        self.metrics = Metrics(self.scheduler.snapshot, lambda: self._server.clients())
+        self.metrics = Metrics(self._snapshot, self.scheduler.policy, lambda: self._server.clients())
         self.upstream = Upstream(settings.connect_timeout_s, settings.task_timeout_s, to_instances)
         self._access = access = _open_access_log(settings.access_log)
         options = DriverOptions(settings.secret, _default_response(default, settings), settings.task_timeout_s, access)
@@ -113,6 +116,7 @@ class Proxy(Lifecycle):
         )
         self._server = Server(self._service.handle, settings.max_body_bytes, access=access, tls=tls)
         self._admin = AdminServer(self.status, self.health, self.drain, self.metrics.exposition)
+        self._settling: asyncio.Task[None] | None = None
         self._discovery = Discovery(settings.instances, self.upstream, settings.describe_timeout_s)
         self.plan = Plan()
         self._reports: list[InstanceReport] = []
@@ -138,6 +142,7 @@ class Proxy(Lifecycle):
         port = await self._server.start(settings.host, settings.port, reuse_port=self._process is not None)
         self.url = url_of(settings.host, port, bool(settings.tls_certificate))
         self._discovery_task = asyncio.get_running_loop().create_task(self._keep_discovering())
+        self._settling = asyncio.get_running_loop().create_task(self._keep_settling())
 
     def reload(self) -> None:
         self.reopen()
@@ -148,10 +153,10 @@ class Proxy(Lifecycle):
             self._access.reopen()
 
     async def close(self) -> None:
-        discoveries = [task for task in (self._discovery_task, self._next_discovery) if task is not None]
-        for task in discoveries:
+        own = [task for task in (self._discovery_task, self._next_discovery, self._settling) if task is not None]
+        for task in own:
             task.cancel()
-        await asyncio.gather(*discoveries, return_exceptions=True)
+        await asyncio.gather(*own, return_exceptions=True)
         await self._discovery.close()
         await self._server.close()
         await self.driver.close()
@@ -182,6 +187,18 @@ class Proxy(Lifecycle):
             log.exception("discovery failed; the last plan stays in use")
 
     def status(self) -> dict[str, Any]:
+        return with_overview(self.own_status(), self.recent(), time.time())
+
+    def recent(self) -> dict[str, Any]:
+        """What has happened of late, as `overview` takes it."""
+        now = asyncio.get_running_loop().time()
+        self._settle(now)
+        races = self.driver.races
+        out = ((race.answered_at, self.metrics.pool(race.pool), now - race.arrived_at) for race in races.undecided())
+        return {"slots": self.metrics.recent.described(out), "races": races.last(now)}
+
+    def own_status(self) -> dict[str, Any]:
+        """Without what has happened of late."""
         now = time.monotonic()
         state = {
             "state": "draining" if self.draining else "serving",
@@ -189,7 +206,7 @@ class Proxy(Lifecycle):
             "requests_in_flight": self._server.in_flight,
             "held": self.driver.left_over(),
         }
-        engine = self.scheduler.snapshot()
+        engine = self._snapshot()
         status = status_json(self.plan, self._reports, self.settings, engine, state, now)
         if self._server.problem:
             status["problems"].append(self._server.problem)
@@ -210,8 +227,24 @@ class Proxy(Lifecycle):
         if self._forwarder is not None:
             self._forwarder.lost(address, pools)
 
+    def _snapshot(self) -> dict[str, Any]:
+        return self.scheduler.snapshot(asyncio.get_running_loop().time())
+
     def health(self) -> dict[str, Any]:
         return health(self.plan, self.draining, self.scheduler.snapshot())
+
+    async def _keep_settling(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            due_at = loop.time() + _SETTLE_S
+            await asyncio.sleep(_SETTLE_S)
+            self.metrics.lag_s = max(0.0, loop.time() - due_at)
+            self._settle(loop.time())
+
+    def _settle(self, now: float) -> None:
+        """What has happened since is counted."""
+        self.driver.races.settle(now)
+        self.metrics.settle(*self.scheduler.spent())
 
     def _adopt_reports(self) -> None:
         settings = self.settings

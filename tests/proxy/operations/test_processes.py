@@ -52,7 +52,7 @@ class Fleet:
     async def answered(self) -> float:
         """As /metrics says."""
         text = (await self.admin.get("/metrics")).body.decode()
-        name = 'ts_parity_queries_total{outcome="answered",source="deployed"} '
+        name = 'ts_parity_queries_total{outcome="answered",pool="linear/1.0",source="deployed"} '
         return sum(float(line.removeprefix(name)) for line in text.splitlines() if line.startswith(name))
 
 
@@ -134,8 +134,8 @@ async def test_all_serve_one_port_and_are_told_of_as_one(make_processes: MakeFle
     assert f"0        {rows[0]['pid']}" in status_table(status)
     text = (await fleet.admin.get("/metrics")).body.decode()
     for line in (
-        'ts_parity_queries_total{outcome="answered",source="deployed"} 40.0',
-        'ts_parity_query_seconds_count{source="deployed"} 40.0',
+        'ts_parity_queries_total{outcome="answered",pool="linear/1.0",source="deployed"} 40.0',
+        'ts_parity_query_duration_seconds_count{pool="linear/1.0",source="deployed"} 40.0',
         'ts_parity_reconstruct_after_seconds{pool="linear/1.0"} 0.02',
         "ts_parity_processes 2.0",
     ):

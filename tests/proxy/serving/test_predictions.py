@@ -58,7 +58,10 @@ async def test_a_protections_work_is_what_its_archive_says_a_group_costs(
     for instance in instances[:2] if code == "student" else instances[:1]:
         instance.freeze()
     await fleet.posts(1 if code == "student" else 2)
-    assert f'ts_parity_work_total{{kind="protection"}} {work}\n' in fleet.proxy.metrics.exposition().decode()
+    assert (
+        f'ts_parity_work_total{{kind="protection",pool="linear/1.0"}} {work}\n'
+        in fleet.proxy.metrics.exposition().decode()
+    )
     for instance in instances:
         instance.thaw()
     await until(lambda: nothing_left(fleet.proxy), "everything to be let go")

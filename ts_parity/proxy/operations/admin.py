@@ -1,4 +1,4 @@
-"""The admin port: status, metrics, health, drain. Not for clients, nor for web pages in an operator's browser.
+"""The admin port: page, status, metrics, health, drain. Not for clients, nor for web pages in an operator's browser.
 
 Knows HTTP, the routes and who may use them. Knows nothing of fleets or queries: the responses' contents are passed in.
 """
@@ -20,10 +20,11 @@ from aiohttp.http_exceptions import HttpProcessingError
 from ts_parity.config import Settings, host_and_port
 from ts_parity.proxy.http.descriptors import admin_limit, open_files
 from ts_parity.proxy.http.server import cannot_listen
-from ts_parity.proxy.serving.metrics import CONTENT_TYPE
+from ts_parity.proxy.operations.page import PAGE_HEADERS, page
+from ts_parity.proxy.serving.exposition import OPENMETRICS, PLAIN
 
 Json = dict[str, Any]
-Route = Callable[[], Awaitable[web.Response]]
+Route = Callable[[web.BaseRequest], Awaitable[web.Response]]
 
 _HOST = re.compile(r"(\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[^\[\]@:/]*))(:\d*)?")
 
@@ -42,7 +43,7 @@ class AdminServer:
         status: Callable[[], Json],
         health: Callable[[], Json],
         drain: Callable[[], None],
-        exposition: Callable[[], bytes],
+        exposition: Callable[[bool], bytes],
         refresh: Callable[[], Awaitable[None]] = _nothing_to_wait_for,
     ) -> None:
         self._status = status
@@ -64,7 +65,9 @@ class AdminServer:
             # It has its own address for this purpose: anyone who can reach it may read, by any host name.
             await self._listen(_AdminListener(reads, {}), *host_and_port(settings.metrics_address))
         door = _AdminListener(
-            {**reads, "/status": self._on_status}, {"/drain": self._on_drain}, self._refusal(settings)
+            {"/": self._on_page, **reads, "/status": self._on_status},
+            {"/drain": self._on_drain},
+            self._refusal(settings),
         )
         return await self._listen(door, settings.admin_host, settings.admin_port)
 
@@ -87,30 +90,36 @@ class AdminServer:
             raise cannot_listen(host, port, error) from None
         return int(runner.addresses[0][1])
 
-    async def _on_status(self) -> web.Response:
+    async def _on_status(self, _: web.BaseRequest) -> web.Response:
         await self._refresh()
         return _json(200, self._status())
 
-    async def _on_livez(self) -> web.Response:
+    async def _on_livez(self, _: web.BaseRequest) -> web.Response:
         """Alive as long as it answers: a restart would mend neither the fleet nor a drain."""
         return _json(200, {"status": "alive"})
 
-    async def _on_health(self) -> web.Response:
+    async def _on_health(self, _: web.BaseRequest) -> web.Response:
         state = self._health()
         return _json(200 if state["status"] == "healthy" else 503, state)
 
-    async def _on_readyz(self) -> web.Response:
+    async def _on_readyz(self, _: web.BaseRequest) -> web.Response:
         """Ready while instances are there, even if all of them are ejected: another proxy would see the same
         instances, and an ejected one comes back only through queries.
         """
         state = self._health()
         return _json(200 if state["status"] in ("healthy", "degraded") else 503, state)
 
-    async def _on_metrics(self) -> web.Response:
+    async def _on_metrics(self, request: web.BaseRequest) -> web.Response:
+        """OpenMetrics for whom it may be: as Prometheus asks for it."""
         await self._refresh()
-        return web.Response(body=self._exposition(), headers={"Content-Type": CONTENT_TYPE})
+        openmetrics = "application/openmetrics-text" in request.headers.get("Accept", "")
+        told = self._exposition(openmetrics)
+        return web.Response(body=told, headers={"Content-Type": OPENMETRICS if openmetrics else PLAIN})
 
-    async def _on_drain(self) -> web.Response:
+    async def _on_page(self, _: web.BaseRequest) -> web.Response:
+        return web.Response(text=page(), headers=PAGE_HEADERS)
+
+    async def _on_drain(self, _: web.BaseRequest) -> web.Response:
         self._drain()
         return _json(202, {"status": "draining"})
 
@@ -163,7 +172,7 @@ class _AdminListener(web.Server):
         for methods, routes in ((("GET", "HEAD"), self._reads), (("POST",), self._actions)):
             if path in routes:
                 if request.method in methods:
-                    return await routes[path]()
+                    return await routes[path](request)
                 allowed = ", ".join(methods)
                 return _json(405, {"status": "refused", "reason": f"{path} takes {allowed}"}, {"Allow": allowed})
         return _json(404, {"status": "not found", "reason": f"there are {', '.join([*self._reads, *self._actions])}"})

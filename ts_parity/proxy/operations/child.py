@@ -124,7 +124,12 @@ async def _run_commands(proxy: Proxy, reader: asyncio.StreamReader, writer: asyn
 
 
 def _report(proxy: Proxy) -> dict[str, Any]:
-    return {"status": proxy.status(), "health": proxy.health(), "metrics": proxy.metrics.exposition().decode()}
+    return {
+        "status": proxy.own_status(),
+        "recent": proxy.recent(),
+        "health": proxy.health(),
+        "metrics": proxy.metrics.exposition(openmetrics=True).decode(),
+    }
 
 
 def _send_message(writer: asyncio.StreamWriter, **message: Any) -> None:

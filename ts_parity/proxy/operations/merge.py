@@ -8,14 +8,17 @@ not. Knows nothing of processes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
-from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
-from prometheus_client.samples import Sample
+from prometheus_client.samples import Exemplar, Sample
+
+from ts_parity.proxy.serving.conditions import CONDITIONS
 
 Json = dict[str, Any]
 
@@ -31,45 +34,51 @@ class MetricFamily:
     kind: str
     text: str
     values: Mapping[Series, float]
+    exemplars: Mapping[Series, Exemplar] = field(default_factory=dict)
 
 
 MetricFamilies = Mapping[str, MetricFamily]
 
 
-def read_metrics(exposition: str) -> MetricFamilies:
-    return {
-        metric.name: MetricFamily(
-            metric.name,
-            metric.type,
-            metric.documentation,
-            {(sample.name, tuple(sorted(sample.labels.items()))): sample.value for sample in metric.samples},
-        )
-        for metric in text_string_to_metric_families(exposition)
-    }
+def read_metrics(openmetrics: str) -> MetricFamilies:
+    return {metric.name: _family(metric) for metric in text_string_to_metric_families(openmetrics)}  # type: ignore[no-untyped-call]
+
+
+def _family(metric: Metric) -> MetricFamily:
+    values, exemplars = {}, {}
+    for sample in metric.samples:
+        series = sample.name, tuple(sorted(sample.labels.items()))
+        values[series] = sample.value
+        if sample.exemplar is not None:
+            exemplars[series] = sample.exemplar
+    return MetricFamily(metric.name, metric.type, metric.documentation, values, exemplars)
 
 
 def merge_metrics(parts: Iterable[MetricFamilies]) -> MetricFamilies:
-    """Sums, from left to right; but the longest of times, and the first of the instants when counting began."""
+    """Sums, from left to right; but the longest of times, and the largest of ratios."""
     merged: dict[str, MetricFamily] = {}
     for part in parts:
         for name, family in part.items():
             before = merged[name].values if name in merged else {}
+            exemplars = merged[name].exemplars if name in merged else {}
             values = dict(before)
             rule = _rule(family)
             for series, value in family.values.items():
                 values[series] = rule(before[series], value) if series in before else value
-            merged[name] = MetricFamily(name, family.kind, family.text, values)
+            merged[name] = MetricFamily(name, family.kind, family.text, values, {**exemplars, **family.exemplars})
     return merged
 
 
 def outlasting_metrics(families: MetricFamilies) -> MetricFamilies:
-    """The part of a report that stays true when its process has ended: counters, and since when they count."""
-    return {name: family for name, family in families.items() if _is_cumulative(family) or _is_start_time(family)}
+    """The part of a report that stays true when its process has ended."""
+    return {name: family for name, family in families.items() if _is_cumulative(family)}
 
 
-def exposition(families: MetricFamilies) -> bytes:
+def exposition(families: MetricFamilies, openmetrics: bool = False) -> bytes:
     registry = CollectorRegistry()
     registry.register(_MergedMetrics(families))
+    if openmetrics:
+        return bytes(generate_openmetrics(registry))  # type: ignore[no-untyped-call]
     return generate_latest(registry)
 
 
@@ -78,19 +87,13 @@ def gauge(name: str, text: str, value: float) -> MetricFamilies:
 
 
 def _rule(family: MetricFamily) -> Callable[[float, float], float]:
-    if _is_start_time(family):
-        return min
-    if not _is_cumulative(family) and family.name.endswith("_seconds"):
+    if not _is_cumulative(family) and family.name.endswith(("_seconds", "_ratio", "_info")):
         return max
     return float.__add__
 
 
 def _is_cumulative(family: MetricFamily) -> bool:
     return family.kind in ("counter", "histogram", "summary")
-
-
-def _is_start_time(family: MetricFamily) -> bool:
-    return family.name.endswith("_created")
 
 
 class _MergedMetrics(Collector):
@@ -100,14 +103,18 @@ class _MergedMetrics(Collector):
     def collect(self) -> Iterator[Metric]:
         for family in self._families.values():
             metric = Metric(family.name, family.text, family.kind)
-            metric.samples = [Sample(name, dict(labels), value) for (name, labels), value in family.values.items()]
+            metric.samples = [
+                Sample(series[0], dict(series[1]), value, exemplar=family.exemplars.get(series))
+                for series, value in family.values.items()
+            ]
             yield metric
 
 
 _ADDED = {
     *("requests_in_flight", "clients", "tasks"),
-    *("in_flight", "open_queries", "retry_tokens", "waiting", "open_groups", "late", "queued_protections", "places"),
-    *("failures", "ejections", "work_tokens", "expected", "budget_left", "forwarded"),
+    *("in_flight", "open_queries", "retry_tokens", "waiting", "open_groups", "late", "queued_protections"),
+    *("places", "model_places", "failures", "ejections", "work_tokens", "work_spent", "expected", "budget_left"),
+    "forwarded",
 }
 _COUNTS = ("sent", "answered", "failed")
 # From best to worst: an operator should see what any one process finds wrong.
@@ -155,6 +162,10 @@ def _merge(key: str, values: list[Any]) -> Any:
         return max(known, key=lambda health: _HEALTH.index(health) if health in _HEALTH else -1)
     if key in ("trust", "copies"):
         return _merge_trust(known)
+    if key == "condition":
+        return max(known, key=lambda one: CONDITIONS.index(one["state"]))
+    if key in ("speed", "slowness", "slower"):
+        return max(known)
     if isinstance(first, dict):
         # A process without a code for a pool reports None and a reason; both are taken from the first process.
         return values[0] if key == "code" else {k: _merge(k, [v[k] for v in known if k in v]) for k in _keys(known)}

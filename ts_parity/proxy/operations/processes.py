@@ -18,6 +18,7 @@ import logging
 import os
 import socket
 import sys
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -44,6 +45,7 @@ from ts_parity.proxy.operations.merge import (
     outlasting_status,
     read_metrics,
 )
+from ts_parity.proxy.operations.overview import merge_recent, with_overview
 
 log = logging.getLogger(__name__)
 
@@ -136,18 +138,20 @@ class Supervisor(Lifecycle):
         }
         problems = [problem for slot in self._slots if (problem := slot.problem())]
         ours = {key: own[key] for key in ("state", "uptime_s", "processes")}
-        return {**own, **merged, **ours, "problems": [*problems, *merged.get("problems", [])]}
+        status = {**own, **merged, **ours, "problems": [*problems, *merged.get("problems", [])]}
+        recent = merge_recent([part for slot in self._slots for part in slot.recent_parts()])
+        return with_overview(status, recent, time.time())
 
     def health(self) -> Json:
         if self.draining:
             return {"status": "draining", "reason": "this proxy is being stopped"}
         return merge_health([slot.child.health() for slot in self._slots if slot.child is not None])
 
-    def exposition(self) -> bytes:
+    def exposition(self, openmetrics: bool = False) -> bytes:
         listening = sum(slot.child is not None and slot.child.listens for slot in self._slots)
         own = gauge("ts_parity_processes", "Processes that accept requests; see the setting of this name.", listening)
         # Always in this order: a rounded sum in another order could be slightly lower, and counters must not decrease.
-        return exposition(merge_metrics([own, *(slot.metrics() for slot in self._slots)]))
+        return exposition(merge_metrics([own, *(slot.metrics() for slot in self._slots)]), openmetrics)
 
     def _send_all(self, command: bytes) -> None:
         for slot in self._slots:
@@ -352,6 +356,7 @@ class ProcessSlot:
     last_problem: str = ""
     code: int = 0
     left_status: Json = field(default_factory=dict)
+    left_recent: Json = field(default_factory=dict)
     left_metrics: MetricFamilies = field(default_factory=dict)
 
     def row(self) -> Json:
@@ -378,6 +383,10 @@ class ProcessSlot:
         report = self.child.report if self.child is not None else {}
         return [report["status"], self.left_status] if report else [self.left_status]
 
+    def recent_parts(self) -> list[Json]:
+        report = self.child.report if self.child is not None else {}
+        return [part for part in (report.get("recent"), self.left_recent) if part]
+
     def metrics(self) -> MetricFamilies:
         report = self.child.report if self.child is not None else {}
         return merge_metrics([self.left_metrics, read_metrics(report["metrics"])]) if report else self.left_metrics
@@ -390,6 +399,7 @@ class ProcessSlot:
         self.last_problem = f"process {self.process} (pid {child.pid}) {child.why or _exit_reason(self.code)}"
         if child.report:
             self.left_status = merge_status([self.left_status, outlasting_status(child.report["status"])])
+            self.left_recent = merge_recent(self.recent_parts())
             self.left_metrics = outlasting_metrics(self.metrics())
         self.child = None
         await child.release()

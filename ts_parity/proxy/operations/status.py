@@ -15,6 +15,7 @@ from ts_parity.config import InstanceSettings, Settings
 from ts_parity.engine import Policy, Standing
 from ts_parity.proxy.fleet.plan import Plan, PoolPlan
 from ts_parity.proxy.fleet.reports import InstanceReport
+from ts_parity.proxy.serving.conditions import DOWN, SERVING, EndpointCondition, endpoint_condition, worst
 from ts_parity.tables import column_widths, columns
 
 Json = dict[str, Any]
@@ -33,12 +34,19 @@ def status_json(
     now: float,
 ) -> Json:
     """`state`: uptime and the like, put first. `now`: on the clock of `time.monotonic`, as in the reports."""
+    pools = {name: _pool(plan, pool, settings.policy, engine) for name, pool in plan.pools.items()}
+    endpoints: dict[str, list[Json]] = {}
+    for endpoint in (endpoint for pool in pools.values() for endpoint in pool["endpoints"]):
+        endpoints.setdefault(endpoint["instance"], []).append(endpoint)
     return {
         "version": __version__,
         **state,
         "problems": [*plan.problems, *trust_problems(engine), *endpoint_problems(engine)],
-        "pools": {name: _pool(plan, pool, settings.policy, engine) for name, pool in plan.pools.items()},
-        "instances": [_instance(plan, report, settings.instances, now) for report in reports],
+        "policy": {"extra_work": settings.policy.extra_work, "differing": settings.policy.differing},
+        "pools": pools,
+        "instances": [
+            _instance(plan, report, settings.instances, endpoints.get(report.name, ()), now) for report in reports
+        ],
         "engine": engine,
     }
 
@@ -174,15 +182,18 @@ def _pool(plan: Plan, pool: PoolPlan, policy: Policy, engine: Mapping[str, Any])
         "copies": live.get("copies"),
         "waiting": live.get("waiting", 0),
         "reconstruct_after_s": live.get("reconstruct_after_s"),
+        "usual_s": live.get("usual_s"),
         "differing": live.get("differing"),
         "endpoints": [
             {
                 "name": endpoint.name,
                 "instance": endpoint.instance,
+                "pool": pool.name,
                 "row": endpoint.row,
                 "places": endpoint.places,
                 "wrapped": plan.targets[endpoint.name].wrapped,
-                **engine["endpoints"].get(endpoint.name, {}),
+                **(of_engine := engine["endpoints"].get(endpoint.name, {})),
+                "condition": endpoint_condition(of_engine, live)._asdict() if of_engine else None,
             }
             for endpoint in plan.fleet.endpoints
             if endpoint.pool == pool.name
@@ -221,7 +232,14 @@ def what_it_does(pool: PoolPlan, policy: Policy, live: Mapping[str, Any]) -> str
     return f"{what}; {limit} answers may differ from the model's own"
 
 
-def _instance(plan: Plan, report: InstanceReport, instances: Sequence[InstanceSettings], now: float) -> Json:
+def _instance(
+    plan: Plan,
+    report: InstanceReport,
+    instances: Sequence[InstanceSettings],
+    endpoints: Sequence[Mapping[str, Any]],
+    now: float,
+) -> Json:
+    """`endpoints`: those on it, as the pools list them."""
     given = next(instance for instance in instances if instance.name == report.name)
     places = next((i.places for i in plan.fleet.instances if i.name == report.name), 0)
     return {
@@ -231,10 +249,40 @@ def _instance(plan: Plan, report: InstanceReport, instances: Sequence[InstanceSe
         "domain": given.domain or given.name,
         "up": report.up,
         "seen_s": round(now - report.seen_at, 3),
+        "condition": _condition(report, endpoints)._asdict(),
+        "in_flight": sum(endpoint.get("in_flight", 0) for endpoint in endpoints),
+        "slowness": max((each.get("speed", 1.0) for each in endpoints if each["row"] is None), default=None),
         "places": places,
+        "model_places": _model_places(places, given, endpoints),
         "models": [{"model": m.model, "version": m.version, "ready": m.ready} for m in report.models],
         "problem": report.problem,
     }
+
+
+def _condition(report: InstanceReport, endpoints: Sequence[Mapping[str, Any]]) -> EndpointCondition:
+    """The worst of its endpoints'."""
+    if not report.up:
+        return EndpointCondition(DOWN, report.problem or "it cannot be reached")
+    if not endpoints:
+        return EndpointCondition(DOWN, report.problem or "it hosts no model with a READY worker that could be used")
+    found = worst(EndpointCondition(**each["condition"]) for each in endpoints if each["condition"])
+    troubled = [each for each in endpoints if each["condition"] and each["condition"]["state"] != SERVING]
+    if found.state == SERVING or len(endpoints) == 1:
+        return found
+    model = next(e["name"].partition("/")[2] for e in troubled if e["condition"] == found._asdict())
+    return EndpointCondition(found.state, f"{model}: {found.reason}")
+
+
+def _model_places(places: int, given: InstanceSettings, endpoints: Sequence[Mapping[str, Any]]) -> int:
+    """How many tasks it may have in flight: where an operator has not said it, each model has places of its own, which
+    its protection shares.
+    """
+    if given.places:
+        return places
+    of_pool: dict[str, int] = {}
+    for each in endpoints:
+        of_pool[each["pool"]] = max(of_pool.get(each["pool"], 0), each["places"])
+    return sum(of_pool.values())
 
 
 def _columns(rows: Sequence[tuple[str, ...]], width: int, notes: Sequence[Sequence[str]] = ()) -> list[str]:

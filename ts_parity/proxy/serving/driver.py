@@ -25,6 +25,7 @@ from ts_parity.engine import (
     Arrived,
     Cause,
     Compare,
+    Endpoint,
     Failed,
     Finding,
     HealthChange,
@@ -46,7 +47,8 @@ from ts_parity.proxy.http.messages import Request, Response
 from ts_parity.proxy.http.streams import Pipe, Stream
 from ts_parity.proxy.http.upstream import Address, NoResponse, Result, Upstream, classify, key_refused
 from ts_parity.proxy.serving.comparison import Comparison, ResponseComparer
-from ts_parity.proxy.serving.metrics import Metrics
+from ts_parity.proxy.serving.metrics import OTHER, Metrics
+from ts_parity.proxy.serving.races import Races
 from ts_parity.proxy.serving.tasks import (
     QueryPayload,
     TaskResult,
@@ -117,6 +119,8 @@ class Driver:
         self.scheduler = scheduler
         self._upstream = upstream
         self._metrics = metrics
+        self.races = Races(metrics, scheduler.tasks_of)
+        self._racing = self.races.out
         self._options = options
         self._on_streaming = on_streaming
         self._on_missing = on_missing
@@ -164,7 +168,7 @@ class Driver:
         """The client has left. -> the entry for the access log, if there is one."""
         entry = None if self._options.access is None else self._entry_of_failure(query, LEFT, query.last_failure)
         if self._waiting.pop(query.id, None) is not None:
-            self._metrics.queries.add("none", "abandoned")
+            self._metrics.queries.add(self._metrics.pool(query.pool), "none", "abandoned")
             self._carry_out(self.scheduler.query_abandoned(query, self._loop.time()))
         return entry
 
@@ -176,6 +180,7 @@ class Driver:
         """Adopt a new plan; the engine gets an event only if the fleet has changed."""
         changed = plan.fleet != self._plan.fleet
         self._comparers = {name: self._comparers.get(name, ResponseComparer()) for name in plan.pools}
+        self._metrics.adopt(plan.pools, {one.name: (one.pool, _kind_of(one)) for one in plan.fleet.endpoints})
         # First, since the actions that follow name the new endpoints.
         self._plan, self._addresses = plan, addresses
         self._once = frozenset(name for name, pool in plan.pools.items() if not pool.repeatable)
@@ -218,6 +223,9 @@ class Driver:
             self._send(action.task)
         elif isinstance(action, Answer):
             result = self._answer(action.query, action.source, action.task)
+            if action.source is not Source.DEPLOYED or action.query.in_flight:  # rare
+                now = self._loop.time()
+                self.races.answered(action.query, action.source, action.task, result.confidence, now)
             if self._options.access is not None:
                 result.entry = self._entry_of_answer(action.query, action.source, action.task)
                 result.entry.confidence = result.confidence
@@ -253,7 +261,8 @@ class Driver:
                 log.exception("two answers of %s could not be compared", query.pool)
                 comparison = Comparison(Finding.UNKNOWN, "internal error of the proxy")
         of = "copy" if pair.other.kind is Kind.DEPLOYED else "protection"
-        self._metrics.comparisons.add(query.pool, of, comparison.finding.value)
+        self._metrics.comparisons.add(self._metrics.pool(query.pool), of, comparison.finding.value)
+        self.races.compared(pair.own, pair.other, comparison.finding, comparison.why)
         self._carry_out(self.scheduler.compared(pair, comparison.finding, comparison.why, self._loop.time()))
 
     def _answer(self, query: Query, source: Source, task: Task | None) -> QueryResult:
@@ -280,16 +289,20 @@ class Driver:
             return
         if result.source is None:
             error = result.answer
-            self._metrics.queries.add("none", _OUTCOMES[type(error)] if isinstance(error, Unavailable) else "failed")
+            outcome = _OUTCOMES[type(error)] if isinstance(error, Unavailable) else "failed"
+            self._metrics.queries.add(self._metrics.pool(query.pool), "none", outcome)
         else:
-            source = result.source._value_
-            self._metrics.queries.add(source, "answered")
-            self._metrics.query_seconds.add(source, self._loop.time() - query.arrived_at)
+            answered = self._metrics.answered[result.source._value_]
+            try:
+                answered[query.pool].append(self._loop.time() - query.arrived_at)
+            except KeyError:  # its pool has gone
+                answered[OTHER].append(self._loop.time() - query.arrived_at)
             if result.source is Source.RECONSTRUCTED:
                 self._note_confidence(query.pool, result.confidence)
         self._notify(client, result)
 
-    def _note_confidence(self, pool: str, confidence: float | None) -> None:
+    def _note_confidence(self, name: str, confidence: float | None) -> None:
+        pool = self._metrics.pool(name)
         self._metrics.rebuilt.add(pool, "unknown" if confidence is None else "known")
         if confidence is not None:
             self._metrics.differing.add(pool, by=1.0 - confidence)
@@ -300,6 +313,8 @@ class Driver:
             result = QueryResult(value.response, None)
         else:
             result = QueryResult(_error_of(query, reason), None)
+        if query.in_flight or reason is Reason.DEADLINE:
+            self.races.failed(query, reason._value_, self._loop.time())
         if not query.kills:
             result.missing = reason is Reason.NO_ENDPOINT or result.answer.status == 404
             failed = reason is Reason.FAILED and isinstance(result.answer, Unavailable)
@@ -332,7 +347,8 @@ class Driver:
                 cast(QueryPayload, member.payload) if member is not None and slot in sent else None
                 for slot, member in enumerate(task.group.members)
             ]
-            self._metrics.work.add(task.kind._value_, by=_protection_work(task, target))
+            work = _protection_work(task, target)
+            self._metrics.work.add(self._metrics.pool(task.endpoint.pool), task.kind._value_, by=work)
             return group_request(members, target, secret)
         assert task.query is not None
         payload = cast(QueryPayload, task.query.payload)
@@ -344,7 +360,10 @@ class Driver:
                 raise
             self._confidences[task.id] = self._expected_confidence(task, raw)
             return finish_request(payload, raw, target, secret)
-        self._metrics.work.add(task.kind._value_)
+        try:
+            self._metrics.sent[task.query.pool] += 1
+        except KeyError:  # its pool has gone
+            self._metrics.sent[OTHER] += 1
         code = self._code(task.endpoint.pool)
         wants_raw = target.wrapped and code is not None and code.family is Family.PARITY and task.query.key is not None
         return prediction_request(payload, target, wants_raw, secret)
@@ -418,7 +437,15 @@ class Driver:
 
     def _task_ended(self, task: Task, outcome: Outcome) -> None:
         self._in_flight -= 1
-        self._metrics.tasks.add(task.kind._value_, _OUTCOME_NAMES[type(outcome)])
+        now = self._loop.time()
+        ended = self._metrics.ended
+        if isinstance(outcome, Arrived) and task.kind is not Kind.FINISH and task.place.name in ended:
+            ended[task.place.name].append(now - task.sent_at)
+        else:
+            pool = self._metrics.pool(task.endpoint.pool)
+            self._metrics.tasks.add(pool, task.kind._value_, _OUTCOME_NAMES[type(outcome)])
+        if self._racing and task.id in self._racing:
+            self.races.task_ended(task, outcome, now)
         if self._options.access is not None and task.kind is Kind.DEPLOYED:
             self._log_task_end(task, outcome, self._options.access)
         if task.kind is Kind.FINISH:
@@ -430,7 +457,7 @@ class Driver:
             if outcome.cause is Cause.MISSING:  # a model registered there next may have other weights
                 self._on_missing()
         if not self._closed:
-            self._carry_out(self.scheduler.task_done(task, outcome, self._loop.time()))
+            self._carry_out(self.scheduler.task_done(task, outcome, now))
             changes = self.scheduler.changes
             while changes:
                 _log_health_change(changes.popleft())
@@ -552,6 +579,11 @@ def _log_health_change(change: HealthChange) -> None:
         log.warning("%s is ejected: %s; it is probed regularly", change.endpoint, change.reason)
     else:
         log.warning("%s is back; it was ejected: %s", change.endpoint, change.reason)
+
+
+def _kind_of(endpoint: Endpoint) -> str:
+    """Of its tasks."""
+    return str((Kind.DEPLOYED if endpoint.row is None else Kind.PROTECTION).value)
 
 
 def _other_task(task: Task, at_least_s: float, failed: bool) -> OtherTask:

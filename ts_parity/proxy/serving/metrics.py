@@ -1,48 +1,46 @@
-"""The Prometheus metrics. One registry per proxy, base units, few label values and no ids.
+"""The Prometheus metrics. One registry per proxy, base units, labels of which each has few values, and no ids.
 
-To count is to add to a plain number; Prometheus' objects are made from these numbers when `/metrics` is read. The
-driver counts events; gauges are read from the engine's snapshot at that moment. Knows names and numbers. Knows nothing
-of queries or tasks.
+What happens to nearly every query costs one `append` where it happens: durations are counted together, a second later
+at most, by `settle`. Everything rare is added to a plain number. Gauges are read from the engine's snapshot when
+`/metrics` is. Knows names and numbers. Knows nothing of queries or tasks.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
+import platform
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import accumulate
 from typing import Any, Final
 
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client import ProcessCollector
 
-from ts_parity.engine import Standing
-
-CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-# From a small model's millisecond to TorchServe's own timeout; finest where tails lie.
-_SECONDS: Final = (
-    0.001,
-    0.0025,
-    0.005,
-    0.01,
-    0.02,
-    0.03,
-    0.05,
-    0.075,
-    0.1,
-    0.15,
-    0.25,
-    0.4,
-    0.6,
-    1,
-    1.5,
-    2.5,
-    5,
-    10,
-    30,
-    120,
+from ts_parity import __version__
+from ts_parity.engine import Finding, Kind, Policy, Source, Standing, scheduler
+from ts_parity.proxy.serving.conditions import CONDITIONS, endpoint_condition
+from ts_parity.proxy.serving.durations import LABELS, DurationHistogram, wide_label
+from ts_parity.proxy.serving.exposition import (
+    ExposedExemplar,
+    ExposedFamily,
+    ExposedSample,
+    exposed,
+    written_labels,
 )
-_BOUNDS: Final = (*(str(float(bound)) for bound in _SECONDS), "+Inf")
+from ts_parity.proxy.serving.recent import Recent
+
+MOST_POOLS: Final = 100
+MOST_ENDPOINTS: Final = 200
+"""Each makes some 150 time series of a pool, or 30 of an endpoint. What there is beyond is `other`."""
+OTHER: Final = "other"
+MOST_REQUEST_ID: Final = 100
+"""Characters of an exemplar: OpenMetrics allows 128 with the label's name."""
+SOURCES: Final = tuple(source.value for source in Source)
+ERRORS: Final = ("failed", "overloaded", "deadline", "unavailable", "abandoned")
+ENDS: Final = ("arrived", "failed", "rejected")
+ENDED_EVERY_S: Final = 10.0
+"""Nobody asks for what endpoints took more often than Prometheus."""
+COMPILED: Final = not str(scheduler.__file__).endswith(".py")
+"""Whether the engine, and so the whole data path, is."""
+_DEPLOYED: Final = Source.DEPLOYED.value
 
 
 class Counter:
@@ -52,74 +50,159 @@ class Counter:
         self._name, self._text, self._labels = name, text, labels
         # Without labels there is one number, which exists from the start.
         self._values: dict[tuple[str, ...], float] = {} if labels else {(): 0.0}
+        self._written: dict[tuple[str, ...], str] = {}
 
     def add(self, *labels: str, by: float = 1.0) -> None:
         values = self._values
         values[labels] = values.get(labels, 0.0) + by
 
+    def begin(self, *labels: str) -> None:
+        """From now on it is shown, if as 0: Prometheus sees no increase in what was not there before."""
+        self._values.setdefault(labels, 0.0)
+
+    def forget(self, first: str) -> None:
+        """All with this value of the first label."""
+        self._values = {labels: value for labels, value in self._values.items() if labels[0] != first}
+        self._written = {labels: value for labels, value in self._written.items() if labels[0] != first}
+
     def value(self, *labels: str) -> float:
         return self._values.get(labels, 0.0)
 
-    def family(self) -> Metric:
-        family = CounterMetricFamily(self._name, self._text, labels=self._labels)
+    def family(self) -> ExposedFamily:
+        family, written = ExposedFamily(self._name, "counter", self._text), self._written
         for labels, value in self._values.items():
-            family.add_metric(labels, value)
+            known = written.get(labels)
+            if known is None:
+                known = written[labels] = written_labels(self._labels, labels)
+            family.add(known, value)
         return family
 
 
 class Histogram:
-    """A histogram of seconds by one label."""
+    """A histogram of seconds: for each combination of label values."""
 
-    def __init__(self, name: str, text: str, label: str) -> None:
-        self._name, self._text, self._label = name, text, label
-        self._counts: dict[str, list[int]] = {}
-        self._sums: dict[str, float] = {}
+    def __init__(self, name: str, text: str, labels: Sequence[str]) -> None:
+        self._name, self._text, self._labels = name, text, labels
+        self._of: dict[tuple[str, ...], DurationHistogram] = {}
+        self._written: dict[tuple[str, ...], list[str]] = {}
+        """The labels of each bucket, and at the end those of the whole."""
+        self._exemplars: dict[tuple[str, ...], ExposedExemplar] = {}
 
-    def add(self, label: str, seconds: float) -> None:
-        counts = self._counts.get(label)
-        if counts is None:
-            counts = self._counts[label] = [0] * len(_BOUNDS)
-            self._sums[label] = 0.0
-        counts[bisect_left(_SECONDS, seconds)] += 1
-        self._sums[label] += seconds
+    def begin(self, *labels: str) -> DurationHistogram:
+        found = self._of.get(labels)
+        if found is None:
+            found = self._of[labels] = DurationHistogram()
+            names = [*self._labels, "le"]
+            buckets = [written_labels(names, [*labels, end]) for end in LABELS]
+            self._written[labels] = [*buckets, written_labels(self._labels, labels)]
+        return found
 
-    def family(self) -> Metric:
-        family = HistogramMetricFamily(self._name, self._text, labels=[self._label])
-        for label, counts in self._counts.items():
-            family.add_metric([label], [*zip(_BOUNDS, accumulate(counts), strict=True)], self._sums[label])
+    def forget(self, first: str) -> None:
+        self._of = {labels: one for labels, one in self._of.items() if labels[0] != first}
+        self._written = {labels: one for labels, one in self._written.items() if labels[0] != first}
+        self._exemplars = {labels: one for labels, one in self._exemplars.items() if labels[0] != first}
+
+    def note(self, seconds: float, request_id: str, *labels: str) -> None:
+        """An example of these, the last one."""
+        if 0 < len(request_id) <= MOST_REQUEST_ID:
+            self._exemplars[labels] = ExposedExemplar(request_id, seconds, round(time.time(), 3))
+
+    def family(self) -> ExposedFamily:
+        family = ExposedFamily(self._name, "histogram", self._text)
+        samples = family.samples
+        for labels, one in self._of.items():
+            exemplar, written, wide = self._exemplars.get(labels), self._written[labels], one.wide()
+            where = "" if exemplar is None else wide_label(exemplar.value)
+            for (end, upto), known in zip(wide, written[:-1], strict=True):
+                samples.append(ExposedSample("_bucket", known, upto, exemplar if end == where else None))
+            samples.append(ExposedSample("_count", written[-1], wide[-1][1]))
+            samples.append(ExposedSample("_sum", written[-1], one.total_s))
         return family
 
 
-class Metrics(Collector):
+class Labels:
+    """The names that are label values: so many at most, and what is beyond is `other`."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.of: dict[str, str] = {}
+
+    def adopt(self, present: Iterable[str]) -> list[str]:
+        """-> those that are labels no more. One that has gone stays one until its room is needed."""
+        there = dict.fromkeys(present)
+        labels = [name for name, label in self.of.items() if label != OTHER]
+        new = [name for name in there if name not in labels]
+        gone = [name for name in labels if name not in there]
+        dropped = gone[: max(0, len(labels) + len(new) - self._most)]
+        kept = [name for name in labels if name not in dropped]
+        fitting = dict.fromkeys([*kept, *new][: max(self._most, len(kept))])
+        self.of = {name: name if name in fitting else OTHER for name in [*kept, *new]}
+        return dropped
+
+
+class Metrics:
     """Counters and histograms, and gauges from the engine's `snapshot` at the moment of reading."""
 
     def __init__(
         self,
         snapshot: Callable[[], Mapping[str, Any]],
+        policy: Policy,
         clients: Callable[[], tuple[int, int, int, int]] = lambda: (0, 0, 0, 0),
     ) -> None:
         """`clients`: connections now and at most; clients refused, and idle ones closed, for want of room."""
         self._snapshot = snapshot
+        self._policy = policy
         self._clients = clients
+        self._pools = Labels(MOST_POOLS)
+        self._endpoints = Labels(MOST_ENDPOINTS)
+        self._rows: dict[str, tuple[str, str]] = {}
+        """Endpoint -> its pool, and the kind of its tasks."""
+        self.recent = Recent()
+        self.lag_s = 0.0
+        """How late the event loop was when it was last looked at."""
+        self.answered: dict[str, dict[str, list[float]]] = {source: {OTHER: []} for source in SOURCES}
+        """Source -> pool -> seconds from arrival to answer, of queries answered since `settle`."""
+        self._ended_due = 0.0
+        self.ended: dict[str, list[float]] = {}
+        """Endpoint -> seconds that its tasks took which have arrived since; finishes aside."""
+        self.sent: dict[str, int] = {OTHER: 0}
+        """Pool -> tasks of the deployed model sent since."""
         self.queries = Counter(
             "ts_parity_queries",
             "Queries that ended, by the source of the answer (none: no prediction) and how they ended.",
-            ["source", "outcome"],
+            ["pool", "source", "outcome"],
         )
         self.query_seconds = Histogram(
-            "ts_parity_query_seconds",
+            "ts_parity_query_duration_seconds",
             "From a query's arrival to its answer. Compare the sources to choose reconstruct_after_s.",
-            "source",
+            ["pool", "source"],
         )
-        self.tasks = Counter("ts_parity_tasks", "Tasks that ended, by kind and outcome.", ["kind", "outcome"])
+        self.unprotected_seconds = Histogram(
+            "ts_parity_unprotected_duration_seconds",
+            "What the same queries would have waited without second copies and protections: until their own tasks "
+            "ended. Queueing would have differed without them; what never came counts as its deadline.",
+            ["pool"],
+        )
+        self.agreement = Counter(
+            "ts_parity_agreement",
+            "Answers given in place of a query's own, compared with that when it came, by finding.",
+            ["pool", "source", "finding"],
+        )
+        self.tasks = Counter("ts_parity_tasks", "Tasks that ended, by kind and outcome.", ["pool", "kind", "outcome"])
+        self.endpoint_seconds = Histogram(
+            "ts_parity_endpoint_duration_seconds",
+            "From when a task was sent to its answer; finishes aside.",
+            ["endpoint", "pool"],
+        )
         self.work = Counter(
             "ts_parity_work",
             "Work sent, in deployed inferences: a query 1, a parity query 1, a backup 1 per member.",
-            ["kind"],
+            ["pool", "kind"],
         )
         self.comparisons = Counter(
             "ts_parity_comparisons",
-            "Answers compared with the deployed model's own, of its protection or of second copies, by finding.",
+            "Answers compared with the deployed model's own, of its protection or of second copies, by finding; "
+            "those on trial and those that nobody was given too.",
             ["pool", "of", "finding"],
         )
         self.rebuilt = Counter(
@@ -135,7 +218,7 @@ class Metrics(Collector):
         self.decode_failures = Counter("ts_parity_decode_failures", "Raw outputs that could not be decoded.")
         self.finish_failures = Counter("ts_parity_finish_failures", "Rebuilt outputs that no worker made an answer of.")
         self.passed_through = Counter(
-            "ts_parity_passed_through", "Requests that did not go through the engine.", ["outcome"]
+            "ts_parity_passed_through", "Requests that did not go through the engine, by outcome.", ["outcome"]
         )
         self.forwarded = Counter(
             "ts_parity_forwarded",
@@ -144,16 +227,147 @@ class Metrics(Collector):
         )
         self.peers_alive: Callable[[], int] | None = None
         """Set where there are other proxies."""
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(self)
+        for outcome in ("answered", "failed", "unavailable"):
+            self.passed_through.begin(outcome)
+        for outcome in ("answered", "failed", "taken back", "abandoned"):
+            self.forwarded.begin(outcome)
+        self._process = ProcessCollector(registry=None)
+        self.adopt((), {})
 
-    def exposition(self) -> bytes:
-        return generate_latest(self._registry)
+    # ---- what the labels may be ------------------------------------------------------------------------------------
 
-    def collect(self) -> Iterable[Metric]:
+    def adopt(self, pools: Iterable[str], endpoints: Mapping[str, tuple[str, str]]) -> None:
+        """The fleet has changed. `endpoints`: each with its pool and the kind of its tasks. All label values that can
+        come are shown from now on.
+        """
+        self._count()
+        for pool in self._pools.adopt(pools):
+            self._forget(pool)
+        for pool, label in self._pools.of.items():
+            for lists in self.answered.values():
+                lists.setdefault(pool, [])
+            self.sent.setdefault(pool, 0)
+            self._begin(label)
+        for endpoint in [endpoint for endpoint in self.ended if endpoint not in endpoints]:
+            del self.ended[endpoint]
+            self.endpoint_seconds.forget(endpoint)
+        self._endpoints.of = {}  # of the present fleet only
+        self._endpoints.adopt(endpoints)
+        self._rows = dict(endpoints)
+        for endpoint, (pool, _) in endpoints.items():
+            self.ended.setdefault(endpoint, [])
+            self.endpoint_seconds.begin(self._endpoint(endpoint), self.pool(pool))
+
+    def pool(self, name: str) -> str:
+        """The label of a pool."""
+        return self._pools.of.get(name, OTHER)
+
+    def _endpoint(self, name: str) -> str:
+        return self._endpoints.of.get(name, OTHER)
+
+    def _begin(self, pool: str) -> None:
+        for source in SOURCES:
+            self.queries.begin(pool, source, "answered")
+            self.query_seconds.begin(pool, source)
+        for error in ERRORS:
+            self.queries.begin(pool, "none", error)
+        self.unprotected_seconds.begin(pool)
+        for kind in Kind:
+            for end in ENDS:
+                self.tasks.begin(pool, kind.value, end)
+        for kind in (Kind.DEPLOYED, Kind.PROTECTION):
+            self.work.begin(pool, kind.value)
+        for finding in Finding:
+            for of in ("protection", "copy"):
+                self.comparisons.begin(pool, of, finding.value)
+            for source in (Source.RECONSTRUCTED, Source.HEDGED):
+                self.agreement.begin(pool, source.value, finding.value)
+        for confidence in ("known", "unknown"):
+            self.rebuilt.begin(pool, confidence)
+        self.differing.begin(pool)
+
+    def _forget(self, pool: str) -> None:
+        for lists in self.answered.values():
+            lists.pop(pool, None)
+        self.sent.pop(pool, None)
+        for counter in (self.queries, self.tasks, self.work, self.comparisons, self.agreement, self.rebuilt,
+                        self.differing):  # fmt: skip
+            counter.forget(pool)
+        for histogram in (self.query_seconds, self.unprotected_seconds):
+            histogram.forget(pool)
+
+    # ---- what happens ----------------------------------------------------------------------------------------------
+
+    def settle(self, extra_work: float, differing: float) -> None:
+        """About once a second: count what has been collected. What both budgets have spent since the start."""
+        now = time.time()
+        self._count_answered(now)
+        self.recent.spent(now, extra_work, differing)
+        if now >= self._ended_due:
+            self._count_ended(now)
+
+    def _count(self) -> None:
+        now = time.time()
+        self._count_answered(now)
+        self._count_ended(now)
+
+    def _count_answered(self, now: float) -> None:
+        for source, lists in self.answered.items():
+            for name, seconds in lists.items():
+                if seconds:
+                    taken, pool = seconds[:], self.pool(name)
+                    seconds.clear()
+                    added = self.query_seconds.begin(pool, source).add(taken)
+                    if source == _DEPLOYED:
+                        self.unprotected_seconds.begin(pool).add(taken)
+                    self.recent.given(now, pool, source, added, source == _DEPLOYED)
+                    self.queries.add(pool, source, "answered", by=len(taken))
+        for name, number in self.sent.items():
+            if number:
+                self.work.add(self.pool(name), Kind.DEPLOYED.value, by=number)
+                self.sent[name] = 0
+
+    def _count_ended(self, now: float) -> None:
+        """By endpoint, so there are few of each; to count them together pays for many only."""
+        self._ended_due = now + ENDED_EVERY_S
+        for endpoint, seconds in self.ended.items():
+            if seconds:
+                taken, (name, kind) = seconds[:], self._rows[endpoint]
+                seconds.clear()
+                self.endpoint_seconds.begin(self._endpoint(endpoint), self.pool(name)).add(taken)
+                self.tasks.add(self.pool(name), kind, "arrived", by=len(taken))
+
+    def unprotected(self, pool: str, at: float, seconds: float, request_id: str = "") -> None:
+        """A query answered then by something else would have waited so long."""
+        label = self.pool(pool)
+        self.unprotected_seconds.begin(label).add([seconds])
+        self.unprotected_seconds.note(seconds, request_id, label)
+        self.recent.unprotected(at, label, seconds)
+
+    def agreed(self, pool: str, source: str, finding: str) -> None:
+        """What was given in place of a query's own answer was compared with that."""
+        label = self.pool(pool)
+        self.agreement.add(label, source, finding)
+        self.recent.found(time.time(), label, finding)
+
+    def exemplar(self, pool: str, source: str, seconds: float, request_id: str) -> None:
+        self.query_seconds.note(seconds, request_id, self.pool(pool), source)
+
+    # ---- what Prometheus gets --------------------------------------------------------------------------------------
+
+    def exposition(self, openmetrics: bool = False) -> bytes:
+        """OpenMetrics has the same, with exemplars."""
+        self._count()
+        return exposed(self._collected(), openmetrics)
+
+    def _collected(self) -> Iterable[ExposedFamily]:
+        yield _build_info()
         yield self.queries.family()
         yield self.query_seconds.family()
+        yield self.unprotected_seconds.family()
+        yield self.agreement.family()
         yield self.tasks.family()
+        yield self.endpoint_seconds.family()
         yield self.work.family()
         yield self.comparisons.family()
         yield self.rebuilt.family()
@@ -164,63 +378,108 @@ class Metrics(Collector):
         if self.peers_alive is not None:
             yield self.forwarded.family()
             text = "Other proxies before this fleet that are alive, as each process sees it, added up."
-            yield GaugeMetricFamily("ts_parity_peers_alive", text, value=self.peers_alive())
+            yield _gauge("ts_parity_peers_alive", text, self.peers_alive())
         now, most, refused, closed = self._clients()
-        yield GaugeMetricFamily("ts_parity_client_connections", "Clients that are connected.", value=now)
-        yield GaugeMetricFamily(
-            "ts_parity_client_connections_limit", "As many as the limit of open files leaves for them.", value=most
+        yield _gauge("ts_parity_client_connections", "Clients that are connected.", now)
+        yield _gauge("ts_parity_client_connections_limit", "As many as the limit of open files leaves for them.", most)
+        turned_away = _family(
+            "counter", "ts_parity_clients_turned_away", "Clients over that limit: refused, or closed while idle."
         )
-        turned_away = CounterMetricFamily(
-            "ts_parity_clients_turned_away", "Clients over that limit: refused, or closed while idle.", labels=["how"]
-        )
-        turned_away.add_metric(["refused"], refused)
-        turned_away.add_metric(["closed"], closed)
+        turned_away.add('{how="refused"}', refused)
+        turned_away.add('{how="closed"}', closed)
         yield turned_away
+        yield _gauge("ts_parity_event_loop_lag_seconds", "How late the proxy was with what was due.", self.lag_s)
         yield from self._gauges()
+        for metric in self._process.collect():
+            family = ExposedFamily(metric.name, metric.type, metric.documentation)
+            for sample in metric.samples:
+                family.add("", sample.value)
+            yield family
 
-    def _gauges(self) -> Iterable[Metric]:
-        snapshot = self._snapshot()
-        yield GaugeMetricFamily("ts_parity_in_flight", "Tasks in flight.", value=snapshot["in_flight"])
-        yield GaugeMetricFamily("ts_parity_open_queries", "Queries without an answer yet.", snapshot["open_queries"])
-        waiting = GaugeMetricFamily(
-            "ts_parity_waiting", "Queries waiting for a place; see max_waiting.", labels=["pool"]
+    def _gauges(self) -> Iterable[ExposedFamily]:
+        snapshot, policy = self._snapshot(), self._policy
+        yield _gauge("ts_parity_in_flight", "Tasks in flight.", snapshot["in_flight"])
+        yield _gauge("ts_parity_open_queries", "Queries without an answer yet.", snapshot["open_queries"])
+        spent = _family(
+            "counter",
+            "ts_parity_extra_work",
+            "Extra work for late queries, in deployed inferences; divided by queries, extra_work limits it.",
         )
-        release = GaugeMetricFamily(
-            "ts_parity_reconstruct_after_seconds", "In force now; see reconstruct_after_s.", labels=["pool"]
-        )
-        in_use = GaugeMetricFamily(
-            "ts_parity_protection_in_use", "1: rebuilt answers may be given; 0: on trial or out.", labels=["pool"]
-        )
+        spent.add("", snapshot["work_spent"])
+        yield spent
+        yield _gauge("ts_parity_extra_work_limit_ratio", "The setting extra_work: per query.", policy.extra_work)
+        yield _gauge("ts_parity_differing_limit_ratio", "The setting differing: of all answers.", policy.differing)
+        yield _gauge("ts_parity_waiting_limit", "The setting max_waiting: queries of a model.", policy.max_waiting)
+        tokens = _family("gauge", "ts_parity_budget_tokens", "What is left to spend at once: 0 or less means none.")
+        tokens.add('{budget="extra_work"}', snapshot["work_tokens"])
+        tokens.add('{budget="retries"}', snapshot["retry_tokens"])
+        yield tokens
+        waiting = _family("gauge", "ts_parity_waiting", "Queries waiting for a place; see max_waiting.")
+        release = _family("gauge", "ts_parity_reconstruct_after_seconds", "In force now; see reconstruct_after_s.")
+        launch = _family("gauge", "ts_parity_launch_after_seconds", "Late launches: how long after a query was sent.")
+        in_use = _family("gauge", "ts_parity_protection_in_use", "1: rebuilt answers may be given; 0: on trial or out.")
+        protected = _family("gauge", "ts_parity_protected", "1: the model has a protection.")
         for name, pool in snapshot["pools"].items():
+            if self.pool(name) == OTHER:
+                continue
+            label = written_labels(["pool"], [name])
             if pool["trust"] is not None:
-                in_use.add_metric([name], float(pool["trust"]["state"] == Standing.IN_USE.value))
-            waiting.add_metric([name], pool["waiting"])
-            release.add_metric([name], pool["reconstruct_after_s"])
-        yield waiting
-        yield release
-        yield in_use
-        yield from _of_endpoints(snapshot["endpoints"])
+                in_use.add(label, float(pool["trust"]["state"] == Standing.IN_USE.value))
+            protected.add(label, float(pool["trust"] is not None))
+            waiting.add(label, pool["waiting"])
+            release.add(label, pool["reconstruct_after_s"])
+            if pool["launch"] == "late":
+                launch.add(label, pool["launch_after_s"])
+        yield from (waiting, release, launch, in_use, protected)
+        yield from self._of_endpoints(snapshot)
+
+    def _of_endpoints(self, snapshot: Mapping[str, Any]) -> Iterable[ExposedFamily]:
+        """Of the present fleet; the series of removed endpoints disappear."""
+        names = ["endpoint", "pool"]
+        out = _family(
+            "gauge",
+            "ts_parity_endpoint_out",
+            "1: ejected, for the reason in /status; 0: in. With several processes, in how many of them it is ejected.",
+        )
+        state = _family(
+            "gauge",
+            "ts_parity_endpoint_state",
+            "1 for the state that it is in, 0 for the others. With several processes, in how many of them.",
+        )
+        busy = _family("gauge", "ts_parity_endpoint_in_flight", "Tasks in flight at an endpoint.")
+        places = _family("gauge", "ts_parity_endpoint_places", "Tasks that it may have in flight.")
+        speed = _family("gauge", "ts_parity_endpoint_slowness_ratio", "Its latency to its pool's median; 1: as usual.")
+        failures = _family("counter", "ts_parity_endpoint_failures", "Tasks that it failed; three in a row eject it.")
+        ejections = _family("counter", "ts_parity_endpoint_ejections", "How often it was ejected.")
+        for name, endpoint in snapshot["endpoints"].items():
+            values = [self._endpoint(name), endpoint["pool"]]
+            if values[0] == OTHER:
+                continue
+            now = endpoint_condition(endpoint, snapshot["pools"].get(endpoint["pool"], {})).state
+            for each in CONDITIONS[:-1]:
+                state.add(written_labels([*names, "state"], [*values, each]), float(each == now))
+            labels = written_labels(names, values)
+            out.add(labels, float(endpoint["health"] != "in"))
+            busy.add(labels, endpoint["in_flight"])
+            places.add(labels, endpoint["places"])
+            speed.add(labels, endpoint["speed"])
+            failures.add(labels, endpoint["failures"])
+            ejections.add(labels, endpoint["ejections"])
+        yield from (out, state, busy, places, speed, failures, ejections)
 
 
-def _of_endpoints(endpoints: Mapping[str, Mapping[str, Any]]) -> Iterable[Metric]:
-    """One series per endpoint of the present fleet; those of removed endpoints disappear."""
-    labels = ["pool", "endpoint"]
-    out = GaugeMetricFamily(
-        "ts_parity_endpoint_out",
-        "1: ejected, for the reason in /status; 0: in. With several processes, in how many of them it is ejected.",
-        labels=labels,
-    )
-    busy = GaugeMetricFamily("ts_parity_endpoint_in_flight", "Tasks in flight at an endpoint.", labels=labels)
-    failures = CounterMetricFamily(
-        "ts_parity_endpoint_failures",
-        "Tasks that it failed; three in a row eject it.",
-        labels=labels,
-    )
-    ejections = CounterMetricFamily("ts_parity_endpoint_ejections", "How often it was ejected.", labels=labels)
-    for name, endpoint in endpoints.items():
-        values = [endpoint["pool"], name]
-        out.add_metric(values, float(endpoint["health"] != "in"))
-        busy.add_metric(values, endpoint["in_flight"])
-        failures.add_metric(values, endpoint["failures"])
-        ejections.add_metric(values, endpoint["ejections"])
-    yield from (out, busy, failures, ejections)
+def _family(kind: str, name: str, text: str) -> ExposedFamily:
+    return ExposedFamily(name, kind, text)
+
+
+def _gauge(name: str, text: str, value: float) -> ExposedFamily:
+    family = _family("gauge", name, text)
+    family.add("", value)
+    return family
+
+
+def _build_info() -> ExposedFamily:
+    info = _family("gauge", "ts_parity_build_info", "1, with what runs.")
+    values = [__version__, platform.python_version(), "yes" if COMPILED else "no"]
+    info.add(written_labels(["version", "python", "compiled"], values), 1.0)
+    return info

@@ -31,6 +31,7 @@ from ts_parity.proxy.http.messages import (
     without_hop_by_hop,
 )
 from ts_parity.proxy.http.upstream import NoResponse, classify
+from ts_parity.proxy.serving.race import Race
 from ts_parity.proxy.serving.routes import prediction_target, url_path
 from ts_parity.wire import (
     CONFIDENCE,
@@ -65,7 +66,7 @@ class QueryPayload:
     its path. `unversioned`: the path named no version.
     """
 
-    __slots__ = ("extra", "failed", "request", "service_s", "unversioned")
+    __slots__ = ("extra", "failed", "race", "request", "service_s", "unversioned")
 
     def __init__(self, request: Request, extra: str, unversioned: bool = False) -> None:
         self.request = request
@@ -75,6 +76,8 @@ class QueryPayload:
         """Its failed attempts, if there is an access log."""
         self.service_s: float | None = None
         """How long the task took that answered it, if there is an access log."""
+        self.race: Race | None = None
+        """If it was late; see `races`."""
 
 
 @final
