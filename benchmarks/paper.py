@@ -281,10 +281,11 @@ def estimate_s(size: Size, left: Sequence[Point]) -> float:
     return loads + 12.0 * len(left) + starts
 
 
-def run(size: Size, names: Sequence[str], work: Path) -> list[Row]:
+def run(size: Size, names: Sequence[str], arms: Sequence[str], work: Path) -> list[Row]:
     """-> the rows of all points that are done, those of earlier runs included."""
     work.mkdir(parents=True, exist_ok=True)
-    wanted = [point for point in points(size, names) if ARMS[point.arm].client != "hedge-python" or have_hedge_python()]
+    wanted = [point for point in points(size, names) if point.arm in arms]
+    wanted = [point for point in wanted if ARMS[point.arm].client != "hedge-python" or have_hedge_python()]
     if not have_hedge_python():
         print("hedge-python is not installed, so its arm is left out: pip install hedge-python", file=sys.stderr)
     left = [point for point in wanted if not (work / f"{point.key}.json").exists()]
@@ -349,6 +350,7 @@ def curve(records: Sequence[QueryRecord]) -> list[list[float]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--figure", action="append", choices=FIGURES, help="may be repeated; default: all")
+    parser.add_argument("--arm", action="append", choices=ARMS, help="may be repeated; default: all of the figure")
     parser.add_argument("--quick", action="store_true", help="small; its results are printed and not kept")
     parser.add_argument("--load", action="append", type=number(above=0), help="only this; may be repeated")
     parser.add_argument("--seeds", type=count(), help="only so many")
@@ -374,7 +376,7 @@ def main() -> int:
         load=args.load[0] if args.load else size.load,
     )
     work = args.work.resolve() / f"{size.machines}-{size.queries}-{size.steps}"
-    rows = run(size, args.figure or (["9"] if args.quick else list(FIGURES)), work)
+    rows = run(size, args.figure or (["9"] if args.quick else list(FIGURES)), args.arm or list(ARMS), work)
     command = " ".join(["python benchmarks/paper.py", *(word for word in sys.argv[1:] if word != str(args.work))])
     document = document_of(size, rows, work, command)
     for text in sections(document).values():
@@ -388,7 +390,8 @@ def main() -> int:
 def _renew(document: Mapping[str, Any]) -> None:
     for mark, text in sections(document).items():
         renew(DOCS, mark, text)
-    plot(document, PLOTS / "paper.png")
+    if len({row["load"] for row in document["rows"] if row["figure"] == "9"}) > 1:
+        plot(document, PLOTS / "paper.png")
 
 
 if __name__ == "__main__":

@@ -125,6 +125,12 @@ def test_a_load_that_mostly_fails_is_ended(service, bodies, capsys):
 
 
 @pytest.mark.slow
+def test_a_service_that_is_not_there_is_a_failure(bodies, capsys):
+    assert bench("here=http://127.0.0.1:1/predictions/m", bodies, "--rate", "20") == 1
+    assert "no query was answered at here: error: ClientConnector" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_targets_take_turns_with_the_same_load(service, bodies, monkeypatch):
     monkeypatch.setattr("ts_parity.lab.bench.SLICE_S", 0.2)
     monkeypatch.setattr("ts_parity.lab.bench.WARM_UP", 0)

@@ -112,7 +112,7 @@ def add_bench(subparsers: Any) -> None:
         help="end with exit code 4 if the first target has it: p99.9>80ms, errors>0.1%%, lost>0; may be repeated",
     )
     shown.add_argument("--html", type=to_write(), metavar="FILE", help="write a page")
-    shown.add_argument("--records", type=to_write("folder"), metavar="DIR", help="write one line a query, for `plan`")
+    shown.add_argument("--records", type=to_write("folder"), metavar="DIR", help="write one line a query")
     shown.add_argument("--json", action="store_true", help="print JSON instead of a table")
     output.add_force(shown)
     parser.set_defaults(run=run_bench_command)
@@ -137,7 +137,8 @@ def run_bench_command(args: argparse.Namespace) -> int:
     rows = [described(each, plan.load) for each in measured]
     judged = for_thresholds(rows[0], [each.percentile for each in args.fail_if if each.percentile], measured[0])
     failed = [f"the load was ended early: {stopped}"] if stopped else []
-    failed += filter(None, (each.broken_by(judged) for each in args.fail_if))
+    silent = [f"no query was answered at {row['name']}: {_first_reason(row)}" for row in rows if not row["answered"]]
+    failed += [*silent, *filter(None, (each.broken_by(judged) for each in args.fail_if))]
     document = {"inputs": _inputs(args, plan, struck), "targets": rows, "failed": failed, "made": _made()}
     if args.html is not None:
         with output.written(args.html) as file:
@@ -149,7 +150,11 @@ def run_bench_command(args: argparse.Namespace) -> int:
     print(json.dumps(document, indent=1) if args.json else bench_table(rows))
     for line in failed:
         print(line, file=sys.stderr)
-    return FAILED if stopped else OutOfReach.exit_code if failed else 0
+    return FAILED if stopped or silent else OutOfReach.exit_code if failed else 0
+
+
+def _first_reason(row: dict[str, Any]) -> str:
+    return next(iter(row["reasons"]), "none was sent")
 
 
 def plan_of(args: argparse.Namespace) -> BenchPlan:
