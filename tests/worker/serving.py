@@ -5,6 +5,7 @@ Handlers come from tests/handlers, wrapped or not, in a folder like an extracted
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pickle
@@ -24,6 +25,7 @@ import yaml
 from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 from ts.model_loader import TsModelLoader
 
+from ts_parity.codes import make_code
 from ts_parity.wire import FRAME_TYPE, OP, Array, Frame, Part, find_tail, pack_frame, unpack_frame
 
 ROOT = Path(__file__).parents[2]
@@ -249,6 +251,34 @@ def linear(body: bytes, state: dict[str, torch.Tensor] | None = None) -> Array:
     x = np.frombuffer(body, np.float32)
     result: Array = (state["head.weight"].numpy() @ x + state["head.bias"].numpy())[None]
     return result
+
+
+def unbiased() -> dict[str, torch.Tensor]:
+    """Without a bias, the tests' model is its own parity model, for every code of sums."""
+    state = network().state_dict()
+    return {**state, "head.bias": torch.zeros_like(state["head.bias"])}
+
+
+def group_of(k: int, members: frozenset[int]) -> Frame:
+    """Vectors in these slots."""
+    return Frame(tuple(Part((), vector(10 * k + slot)) if slot in members else None for slot in range(k)))
+
+
+def check_decoding(k: int, members: frozenset[int], rows: Sequence[Frame]) -> None:
+    """What `unbiased` says of `group_of`, one frame a row: whatever slots are lost, up to as many as there are rows,
+    the decoded outputs are the model's own.
+    """
+    r, state = len(rows), unbiased()
+    code = make_code("sum", k, r)
+    truth = {slot: linear(vector(10 * k + slot), state) for slot in members}
+    covers = {row: frame.covers for row, frame in enumerate(rows)}
+    assert set(covers.values()) == {members}
+    parity: dict[int, Array] = {row: frame.raw for row, frame in enumerate(rows) if frame.raw is not None}
+    for lost in itertools.chain.from_iterable(itertools.combinations(members, n + 1) for n in range(r)):
+        have = {slot: truth[slot].astype(np.float32) for slot in members if slot not in lost}
+        assert code.recoverable(frozenset(have), covers) == set(lost)
+        for slot in lost:
+            np.testing.assert_allclose(code.decode(slot, have, parity, covers), truth[slot], rtol=1e-3, atol=1e-4)
 
 
 def _row(index: int, ask: Ask) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -10,25 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import requests
-import torch
 
 from tests.conftest import TorchServeFactory
-from tests.worker.serving import linear, make_folder, network, pack, split_tail, vector
-from ts_parity.codes import make_code
+from tests.worker.serving import check_decoding, group_of, linear, make_folder, pack, split_tail, unbiased, vector
 from ts_parity.torchserve.launcher import TorchServeInstance
 from ts_parity.torchserve.wrapping import wrap_deployed, wrap_parity
-from ts_parity.wire import FRAME_TYPE, OP, RAW, Array, Frame, Part, pack_frame, unpack_frame
+from ts_parity.wire import FRAME_TYPE, OP, RAW, Frame, Part, pack_frame, unpack_frame
 
 pytestmark = [pytest.mark.torchserve, pytest.mark.slow]
 
 PLAIN = ["overrides_steps", "overrides_handle", "lazy_function", "own_status", "streams", "echoes"]
-SIZES = [(k, row) for k in (2, 3, 4) for row in (0, 1)]
-
-
-def _unbiased() -> dict[str, torch.Tensor]:
-    """Without a bias, the linear model is its own parity model, for every code."""
-    state = network().state_dict()
-    return {**state, "head.bias": torch.zeros_like(state["head.bias"])}
+SIZES = [(2, 1), (3, 2)]
+"""k and r; in `test_operations` all others."""
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +30,10 @@ def server(torchserve_factory: TorchServeFactory, tmp_path_factory: pytest.TempP
     for handler in PLAIN:
         eager = handler == "lazy_function"
         archives.append(pack(make_folder(folder / handler, handler, eager=eager), f"bare-{handler}"))
-        archives.append(wrap_deployed(archives[-1], folder, f"wrapped-{handler}"))
+        if handler != "echoes":
+            archives.append(wrap_deployed(archives[-1], folder, f"wrapped-{handler}"))
     linear_archive = pack(
-        make_folder(folder / "linear", "overrides_steps", weights=_unbiased(), config={"maxBatchDelay": 100}), "linear"
+        make_folder(folder / "linear", "overrides_steps", weights=unbiased(), config={"maxBatchDelay": 100}), "linear"
     )
     (folder / "first.bin").write_bytes(vector(901))
     (folder / "second.bin").write_bytes(vector(902))
@@ -58,9 +51,11 @@ def server(torchserve_factory: TorchServeFactory, tmp_path_factory: pytest.TempP
     archives.append(pack(single, "bare-single"))
     archives.append(wrap_deployed(archives[-1], folder, "wrapped-single"))
     weights = folder / "linear" / "script.pt"
-    for k, row in SIZES:
-        name, model = f"sum-{k}-{row}", {"parity_model" if k == 2 else "serialized_file": weights}
-        archives.append(wrap_parity(linear_archive, folder, name, code="sum", k=k, r=2, row=row, partial=True, **model))
+    for k, r in SIZES:
+        model = {"parity_model" if k == 2 else "serialized_file": weights}
+        for row in range(r):
+            named = {"code": "sum", "k": k, "r": r, "row": row, "partial": True}
+            archives.append(wrap_parity(linear_archive, folder, f"sum-{k}-{row}", **named, **model))
     archives.append(wrap_parity(folder / "bare-echoes.mar", folder, "exact", code="exact", k=4))
     # The workers must run the code of the archives, not that of the checkout.
     return torchserve_factory(archives, env={"PYTHONPATH": ""})
@@ -213,25 +208,12 @@ def _assert_close(answer: dict[str, Any], expected: dict[str, Any]) -> None:
     np.testing.assert_allclose(answer["scores"], expected["scores"], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("r", [1, 2])
-@pytest.mark.parametrize("k", [2, 3, 4])
+@pytest.mark.parametrize(("k", "r"), SIZES)
 def test_decoding_a_linear_model(server: TorchServeInstance, k: int, r: int) -> None:
-    """Whatever up to r slots are lost, full group or partial, the decoded outputs are the model's own."""
-    code = make_code("sum", k, r)
-    state = _unbiased()
     for members in (frozenset(range(k)), frozenset(range(1, k))):
-        bodies = {slot: vector(10 * k + slot) for slot in members}
-        truth = {slot: linear(body, state) for slot, body in bodies.items()}
-        frame = pack_frame(Frame(tuple(Part((), bodies[s]) if s in bodies else None for s in range(k))))
-        replies = {row: unpack_frame(_operate(server, f"sum-{k}-{row}", "group", frame).content) for row in range(r)}
-        covers = {row: reply.covers for row, reply in replies.items()}
-        assert set(covers.values()) == {members}
-        parity: dict[int, Array] = {row: reply.raw for row, reply in replies.items() if reply.raw is not None}
-        for lost in itertools.chain.from_iterable(itertools.combinations(members, n + 1) for n in range(r)):
-            have = {slot: truth[slot].astype(np.float32) for slot in members if slot not in lost}
-            assert code.recoverable(frozenset(have), covers) == set(lost)
-            for slot in lost:
-                np.testing.assert_allclose(code.decode(slot, have, parity, covers), truth[slot], rtol=1e-3, atol=1e-4)
+        frame = pack_frame(group_of(k, members))
+        answers = [_operate(server, f"sum-{k}-{row}", "group", frame).content for row in range(r)]
+        check_decoding(k, members, [unpack_frame(answer) for answer in answers])
 
 
 def test_slots_look_like_requests(server: TorchServeInstance) -> None:

@@ -15,10 +15,23 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.worker.serving import Ask, InProcess, Reply, finish_ask, group_ask, linear, network, scripted, vector
+from tests.worker.serving import (
+    Ask,
+    InProcess,
+    Reply,
+    check_decoding,
+    finish_ask,
+    group_ask,
+    group_of,
+    linear,
+    network,
+    scripted,
+    unbiased,
+    vector,
+)
 from ts_parity.codes import make_code
 from ts_parity.errors import ConfigError
-from ts_parity.wire import OP, OP_RAW, PROTECTION_FIELDS, ROUNDOFF, Part
+from ts_parity.wire import OP, OP_RAW, PROTECTION_FIELDS, ROUNDOFF, Frame, Part
 from ts_parity.worker.operations import MAX_RESPONSE_SIZE, max_response_size
 from ts_parity.worker.protections import ScriptedModel
 from ts_parity.worker.responses import HandlerResponse
@@ -190,6 +203,20 @@ def test_groups_of_the_parity_family(
         np.testing.assert_allclose(raw, alone[0] + alone[1] - bias, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(alone[0].reshape(-1), linear(parts[0].body)[0], rtol=1e-4, atol=1e-5)
     assert worker.describe()["ts_parity"]["verdict"] == "codable"
+
+
+@pytest.mark.parametrize("r", [1, 2])
+@pytest.mark.parametrize("k", [2, 3, 4])
+def test_decoding_a_linear_model(serve: Serve, k: int, r: int) -> None:
+    groups = {members: group_of(k, members).slots for members in (frozenset(range(k)), frozenset(range(1, k)))}
+    said: dict[frozenset[int], list[Frame]] = {members: [] for members in groups}
+    for row in range(r):
+        section = {"role": "parity", "code": "sum", "k": k, "r": r, "row": row, "partial": True}
+        worker = serve("overrides_steps", section, weights=unbiased())
+        for members, parts in groups.items():
+            said[members].append(worker.group(*parts).frame)
+    for members, rows in said.items():
+        check_decoding(k, members, rows)
 
 
 @pytest.mark.parametrize(("handler", "packed", "bodies", "batches"), CODABLE, ids=IDS)
