@@ -52,9 +52,10 @@ def run(data, *arguments):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "codes"), [("mnist", ["sum:2", "student:2"]), ("cifar10", ["concat:4"])])
-def test_a_quick_run_writes_whole_rows(data, tmp_path, name, codes):
+def test_a_quick_run_writes_whole_rows(script, data, tmp_path, name, codes):
     out = tmp_path / "accuracy.json"
-    table = run(data, "--sets", name, "--only", *codes, "--out", str(out))
+    arguments = ["--sets", name, "--only", *codes, "--steps", "4", "--out", str(out)]
+    table = run(data, *arguments)
     document = json.loads(out.read_text())
     assert {"command", "machine", "rows"} <= document.keys()
     assert [f"{row['code']}:{row['k']}" for row in document["rows"]] == codes
@@ -66,7 +67,7 @@ def test_a_quick_run_writes_whole_rows(data, tmp_path, name, codes):
     kept[0]["A_d"] = 0.123
     out.write_text(json.dumps({**document, "runs": kept}))
     if name == "cifar10":
-        run(data, "--sets", name, "--only", *codes, "--out", str(out))
+        script.main(["--data", str(data), "--quick", *arguments])
         assert json.loads(out.read_text())["runs"] == kept, "what is there is not made again"
 
 
@@ -80,10 +81,9 @@ def script():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("only", "networks"), [("student:2", 1), ("sum:2:2", 2)])
-def test_a_run_in_slices_ends_as_one_without(script, data, tmp_path, only, networks):
+def test_a_run_in_slices_ends_as_one_without(script, data, tmp_path):
     """Stopped at every checkpoint, the deployed model's training included, it says the same to the last bit."""
-    arguments = ["--data", str(data), "--quick", "--sets", "mnist", "--only", only, "--steps", "4"]
+    arguments = ["--data", str(data), "--quick", "--sets", "mnist", "--only", "student:2", "sum:2:2", "--steps", "4"]
 
     def ended(name, *more):
         code = script.main([*arguments, "--out", str(tmp_path / name), *more])
@@ -93,17 +93,19 @@ def test_a_run_in_slices_ends_as_one_without(script, data, tmp_path, only, netwo
     stops = 0
     while not ended("sliced.json", "--minutes", "0"):
         stops += 1
-    assert stops == 19 + 3 * networks
+    assert stops == 19 + 3 * (1 + 2), "the deployed model, a student, and two rows of a sum"
     whole, sliced = (json.loads((tmp_path / name).read_text())["runs"] for name in ("whole.json", "sliced.json"))
     clock = ("seconds", "cost")
     assert [{k: v for k, v in run.items() if k not in clock} for run in whole] == [
         {k: v for k, v in run.items() if k not in clock} for run in sliced
     ]
-    outputs = [next((tmp_path / folder).glob("*.npz")) for folder in (".whole", ".sliced")]
-    one, other = (dict(np.load(file).items()) for file in outputs)
-    assert one.keys() == other.keys()
-    for name, array in one.items():
-        np.testing.assert_array_equal(array, other[name], err_msg=name)
+    outputs = [sorted((tmp_path / folder).glob("*.npz")) for folder in (".whole", ".sliced")]
+    assert [len(files) for files in outputs] == [2, 2]
+    for files in zip(*outputs, strict=True):
+        one, other = (dict(np.load(file).items()) for file in files)
+        assert one.keys() == other.keys()
+        for name, array in one.items():
+            np.testing.assert_array_equal(array, other[name], err_msg=f"{files[0].name} {name}")
     assert not list((tmp_path / ".sliced").glob("*.checkpoint"))
 
 
@@ -111,7 +113,8 @@ def test_a_run_in_slices_ends_as_one_without(script, data, tmp_path, only, netwo
 def test_figures_are_made_anew_from_kept_outputs(script, data, tmp_path):
     """Nothing is trained for it, and a run whose outputs are gone is made again only with --renew."""
     out = tmp_path / "accuracy.json"
-    arguments = ["--data", str(data), "--quick", "--sets", "mnist", "--only", "sum:2", "--out", str(out)]
+    arguments = ["--data", str(data), "--quick", "--sets", "mnist", "--only", "sum:2", "--steps", "4"]
+    arguments += ["--out", str(out)]
     script.main(arguments)
     made = json.loads(out.read_text())
     broken = {**made, "runs": [{**run, "A_d": 0.123} for run in made["runs"]]}
