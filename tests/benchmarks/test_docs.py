@@ -36,7 +36,7 @@ def test_the_docs_show_every_part_of_the_data_path():
     assert len(lines) - 2 * heads == len(document["rows"])
 
 
-def test_the_readme_says_what_was_measured_in_one_sentence_each():
+def test_the_readme_says_what_was_measured():
     import demo
 
     import overhead
@@ -48,10 +48,11 @@ def test_the_readme_says_what_was_measured_in_one_sentence_each():
         assert f"<!-- {mark} -->\n\n{said}\n\n<!-- end of {mark} -->" in page
 
 
-def test_the_demos_tables_are_of_four_seeds():
+def test_the_demos_tables_are_of_several_seeds():
     import demo
 
     runs = json.loads(demo.RESULTS.read_text())["runs"]
-    assert [run["seed"] for run in runs] == [0, 1, 2, 3]
+    assert [run["seed"] for run in runs] == [*range(len(runs))]
+    assert len(runs) > 1
     assert all(run["arms"].keys() == demo.ARMS.keys() for run in runs)
     assert demo.all_tables(runs) in demo.DOCS.read_text()

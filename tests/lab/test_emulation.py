@@ -1,7 +1,6 @@
 """An emulated accelerator takes the time it is told to, and answers what the archive's own handler says."""
 
 import itertools
-import json
 import math
 import threading
 import time
@@ -11,6 +10,7 @@ import zipfile
 import pytest
 import yaml
 
+from ts_parity.describe import customized_of
 from ts_parity.errors import ConfigError
 from ts_parity.lab import emulated_handler
 from ts_parity.lab.emulated_handler import MACHINE, SECTION, EmulatedMachine, batch_cost, costs_of, ends
@@ -231,10 +231,8 @@ def test_a_real_worker_waits_and_answers_as_its_own_handler(archive, tmp_path):
         answer = requests.post(f"{url}/twin", data=frame(b"x", b"y"), headers=headers, timeout=60)
         assert time.monotonic() - began >= 0.4, "two inferences, for saves is 0"
         assert answer.content.count(b"own") == 2
-        described = json.loads(
-            requests.get(f"{live.instance.management_url}/models/twin?customized=true", timeout=60).content
-        )
-        assert json.loads(described[0]["customizedMetadata"])["ts_parity"]["cost"] == 2.0
+        [described] = requests.get(f"{live.instance.management_url}/models/twin?customized=true", timeout=60).json()
+        assert customized_of(described)["ts_parity"]["cost"] == 2.0
         assert len(live.worker_pids()) == 2
 
 
