@@ -6,8 +6,10 @@
 Service lognormal, mean 1, cv 0.1; 12 workers are load 1; times in mean service times. `quiet`: no slowness; `ep`: each
 worker 5 times slower 4 % of the time, in spells of mean 100; `net`: 2 % of replies late by Exp(5); `domains`: as ep,
 but three failure domains are slow as one; `burst`: as ep, four times the rate for a tenth of the time. A row that is
-kept is not run again. `proxies`: as ep, seen by three proxies that share the traffic; `frozen`, `slow`: one worker of
-twelve is frozen, or five times slower, for ever from 500 on; `dead`: so are all machines of one domain of three.
+kept is not run again. `proxies`: as ep, seen by three proxies that share the traffic and know nothing of each other;
+`peers`: that do, so one serves and the others forward to it, a fiftieth of a service time away; `frozen`, `slow`: one
+worker of twelve is frozen, or five times slower, for ever from 500 on; `dead`: so are all machines of one domain of
+three.
 `exact`: as ep, the deployed model itself as the backup, where four queries in one run cost as one, as 1.3 or as four.
 As `ep` too: `cv05` and `cv10`, service times of cv 0.5 and 1; `sizes`, bodies of 1, 4 and 10 (89, 10 and 1 %) that take
 so many times as long; `own`, half of whose variation belongs to the query; `three`, `four`, `six` machines; `quarter`,
@@ -51,6 +53,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "domains": {"spells": Spells(0.04, 100.0, 5.0, by_domain=True)},
     "burst": {"spells": Spells(0.04, 100.0, 5.0), "burst": 4.0},
     "proxies": {"spells": Spells(0.04, 100.0, 5.0), "proxies": 3},
+    "peers": {"spells": Spells(0.04, 100.0, 5.0), "proxies": 3, "sharing": "active", "hop": 0.02},
     "frozen": {"outages": (Outage("m0", 500.0),)},
     "slow": {"outages": (Outage("m0", 500.0, kind="slow"),)},
     "dead": {"outages": tuple(Outage(f"m{i}", 500.0, kind="dead") for i in (0, 3, 6, 9))},
@@ -73,6 +76,7 @@ LOADS = {
     "domains": (0.3, 0.6),
     "burst": (0.3, 0.6),
     "proxies": (0.3, 0.6),
+    "peers": (0.3, 0.6),
     "frozen": (0.3,),
     "slow": (0.3,),
     "dead": (0.3,),
@@ -88,7 +92,7 @@ LOADS = {
     "six": (0.5,),
     "change": (0.4,),
 }
-VARIED = ("twice", "quarter", "cv05", "cv10", "sizes", "own", "three", "four", "six", "change")
+VARIED = ("peers", "twice", "quarter", "cv05", "cv10", "sizes", "own", "three", "four", "six", "change")
 # name, and how it is arranged; `extra` machines on top of the 12.
 POLICIES: list[tuple[str, dict[str, Any]]] = [
     ("none", {"extra": 0}),
@@ -146,6 +150,7 @@ AS_IF_NOTHING_WERE_SLOW: list[tuple[str, float, float]] = [
     *(("sizes", load, 0.65) for load in (0.3, 0.6)),
     *((name, 0.5, most) for name, most in (("three", 0.9), ("four", 0.95), ("six", 1.08))),
     *(("domains", load, 1.5) for load in (0.3, 0.6)),
+    *(("peers", load, 1.25) for load in (0.3, 0.6)),
 ]
 WORDS = {
     "p999": "p99.9",

@@ -267,6 +267,16 @@ def test_a_log_that_hides_the_slow_answers_is_refused_with_what_to_do(outcome, t
     assert [task.end for task in history_of(tmp_path, fine, left).served] == [TaskEnd.ANSWERED, TaskEnd.UNKNOWN]
 
 
+def test_what_was_forwarded_is_in_the_log_of_the_proxy_that_has_served_it(tmp_path):
+    """Two proxies' logs together count each query once."""
+    forwarded = entry(1, 0.5, "forwarded", None, endpoint="http://b:8080")
+    forwarded |= {"pool": None, "query": None, "waited_s": None, "attempts": None}
+    served = entry(1, 0.5, query="b-1", forwarded_by="a")
+    history = history_of(tmp_path, entry(1, 0.1), forwarded, served)
+    assert [(round(task.sent_at, 3), task.endpoint) for task in history.served] == [(0.0, "a/m/1.0"), (0.4, "a/m/1.0")]
+    assert len(history.arrivals) == 2
+
+
 def test_errors_and_what_is_passed_through_say_nothing_of_service_times(tmp_path):
     passed = {**entry(9, 0.1, "passed", None), "pool": None, "query": None}
     failed = entry(2, 0.3, others=[out(0.1, "b/m/1.0", failed=True)], waited_s=0.2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from ts_parity.engine import ARRIVED, Query, Scheduler
 from ts_parity.lab.scenario import Spells
 from ts_parity.lab.sharing import WAYS, Leased, Owned, sharing
 from ts_parity.lab.simulate import simulate
+from ts_parity.lab.world_flags import HOP_S, add_world, world_of
 
 EP = Spells(0.04, 100, 5)
 
@@ -62,3 +64,15 @@ def test_idle_machines_go_to_whoever_has_queries_waiting_and_come_back():
             scheduler.task_done(action.task, ARRIVED, 2.0)
     made.exchange(3.0)
     assert [len(machines) for machines in made.machines] == [4, 4, 4]
+
+
+def test_simulate_takes_proxies_that_know_each_other():
+    parser = argparse.ArgumentParser()
+    add_world(parser).add_argument("--workers", default=12)
+    parser.add_argument("--load", default=0.3)
+    parser.add_argument("--rate", default=None)
+    strangers = world_of(parser.parse_args(["--proxies", "3"]))
+    assert (strangers.proxies, strangers.sharing) == (3, "blind")
+    peers = world_of(parser.parse_args(["--proxies", "3", "--peers"]))
+    assert (peers.proxies, peers.sharing) == (3, "active")
+    assert peers.hop == pytest.approx(HOP_S / 0.05)

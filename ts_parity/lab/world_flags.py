@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 MOST_MACHINES, MOST_QUERIES, MOST_SEEDS = 10_000, 100_000_000, 1000
 """More than that would fill a machine's memory, or its days."""
+HOP_S = 0.001
+"""From one proxy to another, one way."""
 
 
 def add_world(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -69,6 +71,9 @@ def add_world(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         help="proxies, each with a share of the traffic and knowing only that",
     )
     world.add_argument(
+        "--peers", action="store_true", help="the proxies know each other: one serves, and the others forward to it"
+    )
+    world.add_argument(
         "--queries", type=count(most=MOST_QUERIES), default=100_000, metavar="N", help="queries per policy and seed"
     )
     world.add_argument(
@@ -107,6 +112,7 @@ def _log(text: str) -> Path:
 def world_of(args: argparse.Namespace) -> World:
     from ts_parity.lab.compare import World, service_from
     from ts_parity.lab.latencies import rate_of, read_instants
+    from ts_parity.lab.rivals import SERVICE_S
     from ts_parity.lab.scenario import ServiceTimes, Spells
 
     share, positive = number(above=0, below=1), number(above=0)
@@ -137,6 +143,8 @@ def world_of(args: argparse.Namespace) -> World:
         burst=args.burst,
         trace=trace,
         proxies=args.proxies,
+        sharing="active" if args.peers else "blind",
+        hop=HOP_S / (unit if args.service_log is not None else SERVICE_S),
         unit=unit,
         places=places,
         seen=seen,

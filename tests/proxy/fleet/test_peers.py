@@ -143,6 +143,26 @@ async def test_a_name_stands_for_all_its_addresses_as_they_come_and_go(monkeypat
     assert "has no address" in one.problems()[0]
 
 
+async def test_a_name_that_cannot_be_one_is_a_problem() -> None:
+    odd = peers(at=f"http://{'a' * 70}.example:8080")
+    await odd._resolve()
+    assert "its name has no address" in odd.problems()[0]
+
+
+async def test_heartbeats_go_on_whatever_happens_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BEAT_S", 0.01)
+    one, failures = peers(), []
+
+    def serves() -> frozenset[str]:
+        failures.append(1)
+        raise RuntimeError("on purpose")
+
+    one._serves = serves
+    await one.start()
+    await until(lambda: len(failures) > 3, "it is tried again")
+    await one.close()
+
+
 async def test_who_is_asked_and_is_not_there_is_a_problem_unless_its_name_has_others() -> None:
     lonely = peers(at="http://127.0.0.1:9")
     await lonely._resolve()

@@ -181,3 +181,10 @@ def test_of_trust_the_worst_is_believed_and_counts_are_added():
         "state": "out", "agreed": 23, "differed": 1, "unknown": 2, "failed": 1, "reason": "1 of 4 differed",
     }  # fmt: skip
     assert merged["copies"] == {"agreed": 4, "reason": "they contradict"}
+
+
+def test_processes_are_one_peer_and_what_they_forward_is_added_up():
+    peers = [{"name": "http://b:8080", "state": "alive", "member": "b", "reason": "", "serves": ["m/1.0"]}]
+    one = {"member": "a", "peers": peers, "served_by": {"m/1.0": "http://b:8080"}, "forwarded": 2}
+    merged = merge_status([{"sharing": one}, {"sharing": {**one, "forwarded": 3}}])
+    assert merged == {"sharing": {**one, "forwarded": 5}}

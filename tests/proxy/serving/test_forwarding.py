@@ -14,6 +14,7 @@ import pytest
 
 from tests.proxy.conftest import Clock, Raw, nothing_left, until
 from tests.proxy.serving.sharing import POOL, Sharing, sharing
+from ts_parity.proxy.operations.status import status_table
 from ts_parity.testing import Canned, FakeModel, FakeTorchServe
 
 COUNT = 3
@@ -292,6 +293,9 @@ async def test_status_metrics_and_access_log_say_what_was_forwarded(clock: Clock
         assert [peer["state"] for peer in status["peers"]] == ["alive", "alive"]
         assert status["served_by"] == {POOL: shared.links[number, owner].url}
         assert shared.proxies[owner].status()["sharing"]["served_by"] == {POOL: "this proxy"}
+        table = status_table(proxy.status())
+        assert "this proxy" in table
+        assert f"{shared.links[number, owner].url}  alive  {POOL}" in table
         text = proxy.metrics.exposition().decode()
         assert 'ts_parity_forwarded_total{outcome="answered"} 1.0' in text
         assert "ts_parity_peers_alive 2.0" in text

@@ -40,6 +40,7 @@ _RESOLVE_S = 5.0
 _NEVER_S = 1e6
 _MAX_BYTES = 1 << 20
 _LONGEST_NAME = 64
+_MOST_REMEMBERED = 64
 
 
 def new_member() -> str:
@@ -77,6 +78,8 @@ class Peers:
         # A forwarded query has its own time limit.
         self.upstream = Upstream(min(settings.connect_timeout_s, SILENT_S), _NEVER_S, self._tls)
         self._forwarding_proof = f"{member} {self._proof('forward', member)}"
+        self._forwarders: dict[str, str] = {}
+        """What the members that have forwarded queries here have shown, and who they are."""
         self._asking: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -139,8 +142,15 @@ class Peers:
         shown = header(request.controls, FORWARDED)
         if shown is None:
             return None
+        if (known := self._forwarders.get(shown)) is not None:
+            return known
         member, _, proof = shown.partition(" ")
-        return member if len(member) <= _LONGEST_NAME and self._is_proof(proof, "forward", member) else None
+        if len(member) > _LONGEST_NAME or not self._is_proof(proof, "forward", member):
+            return None
+        if len(self._forwarders) >= _MOST_REMEMBERED:
+            self._forwarders.clear()
+        self._forwarders[shown] = member
+        return member
 
     def _proof(self, *what: str) -> str:
         return hmac.new(self._key, "\0".join(what).encode("utf-8", "surrogateescape"), "sha256").hexdigest()
@@ -151,16 +161,21 @@ class Peers:
     # ---- what is asked of others -----------------------------------------------------------------------------------
 
     async def _keep_asking(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
-            for address in self.members.tick(loop.time()):
-                log.warning("peer %s: %s; what it has is served here", address, self.members.peers[address].reason)
-                self._on_lost(address, None)
-            self.members.serve(self._serves())
-            for address in self.members.peers:
-                if address not in self._asking:
-                    self._spawn(self._ask(address))
+            try:
+                self._beat()
+            except Exception:  # if this loop ended, whoever was alive would be so for ever
+                log.exception("the peers could not be asked")
             await asyncio.sleep(BEAT_S)
+
+    def _beat(self) -> None:
+        for address in self.members.tick(asyncio.get_running_loop().time()):
+            log.warning("peer %s: %s; what it has is served here", address, self.members.peers[address].reason)
+            self._on_lost(address, None)
+        self.members.serve(self._serves())
+        for address in self.members.peers:
+            if address not in self._asking:
+                self._spawn(self._ask(address))
 
     async def _ask(self, address: str) -> None:
         loop = asyncio.get_running_loop()
@@ -210,12 +225,15 @@ class Peers:
     async def _keep_resolving(self) -> None:
         while True:
             await asyncio.sleep(_RESOLVE_S)
-            await self._resolve()
+            try:
+                await self._resolve()
+            except Exception:
+                log.exception("the peers' names could not be resolved; their last addresses stay in use")
 
     async def _resolve(self) -> None:
         """A name that cannot be resolved keeps its last addresses."""
         await asyncio.gather(*(self._resolve_one(url) for url in self._configured))
-        found = [address for url in self._configured for address in self._resolved[url]]
+        found = [*dict.fromkeys(address for url in self._configured for address in self._resolved[url])]
         if found == [*self.members.peers]:
             return
         gone = [address for address in self.members.peers if address not in found]
@@ -233,8 +251,9 @@ class Peers:
         port = parts.port or (443 if parts.scheme == "https" else 80)
         try:
             found = await asyncio.get_running_loop().getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
-        except OSError as error:
-            self._unresolved[url] = f"peer {url}: its name has no address: {error.strerror or error}"
+        except (OSError, ValueError) as error:  # ValueError: a name that cannot be one
+            why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            self._unresolved[url] = f"peer {url}: its name has no address: {why}"
             return
         self._unresolved.pop(url, None)
         hosts = dict.fromkeys(str(address[0]) for _, _, _, _, address in found)

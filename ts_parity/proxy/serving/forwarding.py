@@ -12,6 +12,7 @@ Knows peers and requests. Knows nothing of engine, tasks or instances.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -44,6 +45,8 @@ from ts_parity.wire import (
     SOURCE,
     Headers,
 )
+
+log = logging.getLogger(__name__)
 
 FORWARDED_TO: Final = "forwarded"
 """The outcome in the access log; the line of who served it has the rest."""
@@ -156,7 +159,10 @@ class Forwarder:
         """The peer is no longer alive, or cannot serve these pools: what it still has of them is served here."""
         for query in [*self._out.get(address, ())]:
             if pools is None or query.pool in pools:
-                query.peer_lost()
+                try:
+                    query.peer_lost()
+                except Exception:  # one query's failure must not affect the others
+                    log.exception("a query could not be taken back")
 
     def ended(self, query: ForwardedQuery, outcome: str) -> None:
         self._metrics.forwarded.add(outcome)
