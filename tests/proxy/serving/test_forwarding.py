@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -326,3 +327,25 @@ async def test_peers_with_another_secret_are_left_alone(clock: Clock) -> None:
         await shared.settled()
         assert shared.alive(0) == shared.alive(1) == set()
         assert any("same secret" in problem for problem in shared.proxies[0].status()["problems"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+async def test_whatever_happens_between_proxies_each_query_has_its_answer(clock: Clock, seed: int) -> None:
+    """Links are cut, hang and heal, each direction by itself, and proxies are killed and come back."""
+    dice = random.Random(seed)
+    async with sharing(clock, twelve(latency_s=0.005)) as shared, load(shared, 0, clients=6):
+        for _ in range(25):
+            what = dice.choice(("link", "link", "kill", "join", "heal"))
+            if what == "link":
+                dice.choice([*shared.links.values()]).become(dice.choice(("cut", "hung", "whole")))
+            elif what == "heal":
+                shared.join()
+            elif what == "kill" and len(shared.proxies) > 1:
+                await shared.remove(dice.choice([number for number in shared.proxies if number]))
+            elif what == "join":
+                for number in set(range(COUNT)) - set(shared.proxies):
+                    await shared.add(number)
+            await shared.pass_time(dice.choice((0.25, 0.5, 1.5, 3.0)))
+        shared.join()
+        await shared.pass_time(3.0)
