@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 COMPILED := build/compiled
 COMPILED_READY := $(COMPILED)/.ready
 
-.PHONY: demo test test-compiled check format bench accuracy policies overhead paper soak fuzz compiled clean
+.PHONY: demo test test-compiled check format bench accuracy gpu gpu-bundle policies overhead paper soak fuzz compiled clean
 
 demo: $(READY)
 	$(BIN)/ts-parity demo --out demo-out --force $(ARGS)
@@ -59,6 +59,16 @@ accuracy: $(READY)
 # ARGS=--quick: figure 9 at one load, in minutes. With apt-get install nginx-light; pip install hedge-python.
 paper: $(READY)
 	$(BIN)/python benchmarks/paper.py $(ARGS)
+
+# On a machine with an NVIDIA GPU: seven minutes. ARGS="--tiny --device cpu" anywhere, to see that it runs.
+gpu: $(READY)
+	$(BIN)/python benchmarks/gpu.py $(ARGS)
+	$(BIN)/python benchmarks/gpu.py --tables
+
+# What a bare machine with a GPU and torch needs, in folders of at most 60 MB, and one command that runs it there.
+# ARGS="--data DIR" for CIFAR-10 as well.
+gpu-bundle: $(READY)
+	$(BIN)/python benchmarks/gpu_bundle.py build/gpu-bundle $(ARGS)
 
 # Every policy in every kind of trouble, simulated. Hours on one core; an interrupted run goes on.
 policies: $(READY)

@@ -42,6 +42,8 @@ class Data:
 
 def load(name: str, folder: Path, cache: Path | None = None) -> Data:
     """`folder`: of the files that are read. `cache`: where what takes minutes to make is kept."""
+    if name == "cifar10":
+        return _cifar(folder, cache)
     if name not in MAKERS:
         return LOADERS[name](folder)
     file = None if cache is None else cache / f"{name}.npz"
@@ -51,12 +53,16 @@ def load(name: str, folder: Path, cache: Path | None = None) -> Data:
     else:
         parts = MAKERS[name](folder)
         if file is not None:
-            unfinished = file.with_suffix(".unfinished")
-            with open(unfinished, "wb") as opened:
-                np.savez(opened, **dict(zip(PARTS, parts, strict=True)))  # type: ignore[arg-type]
-            unfinished.replace(file)
+            _keep(parts, file)
     train, train_labels, test, test_labels = (torch.from_numpy(np.asarray(part)) for part in parts)
     return Data(train[:, None].float(), train_labels, test[:, None].float(), test_labels)
+
+
+def _keep(parts: list[Array], file: Path) -> None:
+    unfinished = file.with_suffix(".unfinished")
+    with open(unfinished, "wb") as opened:
+        np.savez(opened, **dict(zip(PARTS, parts, strict=True)))  # type: ignore[arg-type]
+    unfinished.replace(file)
 
 
 def _arrays(file: str) -> Callable[[Path], Data]:
@@ -69,22 +75,43 @@ def _arrays(file: str) -> Callable[[Path], Data]:
     return load
 
 
-def _cifar(folder: Path) -> Data:
+def _cifar(folder: Path, cache: Path | None = None) -> Data:
+    """Decoding the images takes half a minute, which a slice of a few minutes should not pay again."""
+    file = None if cache is None else cache / "cifar10-pixels.npz"
+    if file is not None and file.exists():
+        with np.load(file) as opened:
+            parts = [opened[part] for part in PARTS]
+    else:
+        binary = folder / "cifar-10-batches-bin"
+        parts = _binary_pixels(binary) if binary.is_dir() else _jpeg_pixels(folder / "cifar10_jpeg.zip")
+        if file is not None:
+            _keep(parts, file)
+    mean, spread = (torch.tensor(v)[:, None, None] for v in ((0.491, 0.482, 0.447), (0.247, 0.243, 0.262)))
+    pixels, labels = parts[::2], [torch.from_numpy(part).long() for part in parts[1::2]]
+    images = [(torch.from_numpy(each).float() / 255 - mean) / spread for each in pixels]
+    return Data(images[0][:, None], labels[0], images[1][:, None], labels[1])
+
+
+def _binary_pixels(folder: Path) -> list[Array]:
+    """A byte of label and 3 x 32 x 32 bytes of pixels each."""
+    files = {"data_batch": sorted(folder.glob("data_batch_*.bin")), "test_batch": [folder / "test_batch.bin"]}
+    read = [np.concatenate([np.fromfile(each, np.uint8).reshape(-1, 3073) for each in some]) for some in files.values()]
+    return [part for rows in read for part in (rows[:, 1:].reshape(-1, 3, 32, 32), rows[:, 0])]
+
+
+def _jpeg_pixels(file: Path) -> list[Array]:
     from PIL import Image
 
-    mean, spread = (torch.tensor(v)[:, None, None] for v in ((0.491, 0.482, 0.447), (0.247, 0.243, 0.262)))
-    parts: dict[str, list[torch.Tensor]] = {"train": [], "test": []}
+    parts: dict[str, list[Array]] = {"train": [], "test": []}
     labels: dict[str, list[int]] = {"train": [], "test": []}
-    with zipfile.ZipFile(folder / "cifar10_jpeg.zip") as opened:
+    with zipfile.ZipFile(file) as opened:
         names = sorted(name for name in opened.namelist() if name.endswith(".jpg"))
         classes = sorted({name.split("/")[1] for name in names})
         for name in tqdm(names, desc="cifar10", unit="image"):
             part, shown, _ = name.split("/")
-            pixels = torch.from_numpy(np.asarray(Image.open(io.BytesIO(opened.read(name)))).copy())
-            parts[part].append((pixels.permute(2, 0, 1).float() / 255 - mean) / spread)
+            parts[part].append(np.asarray(Image.open(io.BytesIO(opened.read(name)))).transpose(2, 0, 1))
             labels[part].append(classes.index(shown))
-    images = {part: torch.stack(shown)[:, None] for part, shown in parts.items()}
-    return Data(images["train"], torch.tensor(labels["train"]), images["test"], torch.tensor(labels["test"]))
+    return [made for part in parts for made in (np.stack(parts[part]), np.array(labels[part], np.uint8))]
 
 
 def _digits(folder: Path) -> Data:
@@ -121,5 +148,4 @@ LOADERS: dict[str, Callable[[Path], Data]] = {
     "digits": _digits,
     "mnist": _arrays("mnist.npz"),
     "fashion": _arrays("fashion_mnist.npz"),
-    "cifar10": _cifar,
 }

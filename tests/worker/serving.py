@@ -175,7 +175,7 @@ class Ask:
 class InProcess:
     """Loads a folder as a worker would and answers batches. A context manager."""
 
-    def __init__(self, folder: Path, batch_size: int = 4) -> None:
+    def __init__(self, folder: Path, batch_size: int = 4, gpu_id: int | None = None) -> None:
         self.folder = folder
         self.sent = bytearray()
         self._modules = set(sys.modules)
@@ -188,7 +188,7 @@ class InProcess:
         manifest = json.loads((folder / "MAR-INF" / "MANIFEST.json").read_text())
         try:
             self.service = TsModelLoader().load(
-                "vectors", str(folder), manifest["model"]["handler"], None, batch_size, metrics_cache=metrics
+                "vectors", str(folder), manifest["model"]["handler"], gpu_id, batch_size, metrics_cache=metrics
             )
         except BaseException:
             self.close()

@@ -121,9 +121,9 @@ def fit(
         state.step += 1
         picks = data.learn[rng.integers(len(data.learn), size=(groups, goal.k))]  # (G, k)
         present = torch.from_numpy(draw_present(groups, goal.k, hparams.empty, rng)).to(fabric.device)  # (G, k)
-        rows = torch.from_numpy(picks).to(fabric.device)
+        rows = torch.from_numpy(picks)
         inputs = near[rows.to(near.device)].to(fabric.device)  # (G, k, *input)
-        targets = outputs[rows]  # (G, k, *output)
+        targets = outputs[rows.to(fabric.device)]  # (G, k, *output)
         if hparams.vary and data.deployed is not None and isinstance(inputs, torch.Tensor):
             varied = vary(inputs.flatten(0, 1), hparams.vary, dice)
             with torch.no_grad():
