@@ -552,8 +552,8 @@ MUTANTS = [
     Mutant(
         "an instance is frozen twice at once",
         "lab/faults.py",
-        "at += spell_s + rng.expovariate(1 / plan.mean_gap_s)",
-        "at += rng.expovariate(1 / plan.mean_gap_s)",
+        "at += lasts + rng.expovariate(1 / mean_gap_s)",
+        "at += rng.expovariate(1 / mean_gap_s)",
         ("tests/lab/test_faults.py",),
     ),
     Mutant(

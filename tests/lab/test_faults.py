@@ -15,11 +15,13 @@ from ts_parity.lab.faults import (
     FREEZE,
     FREEZE_SERVER,
     KILL,
+    RESET,
+    RESTART,
     Fault,
     FaultPlan,
     Injector,
     make_schedule,
-    of_domain,
+    now_and_then,
     shuffles,
 )
 from ts_parity.lab.live import _Contention
@@ -194,6 +196,18 @@ def test_overlapping_contention_adds_up_and_ends_with_the_last():
     assert recorder.said == [(3, 0.25), (3, 0.75), (3, 0.5), (3, 0)]
 
 
-def test_a_whole_domain_is_struck_alike():
-    assert [f.instance for f in of_domain(Fault(1.0, 0, FREEZE, 2.0), (2, 4))] == [2, 4]
-    assert {(f.at, f.spell_s) for f in of_domain(Fault(1.0, 0, FREEZE, 2.0), (2, 4))} == {(1.0, 2.0)}
+def test_a_whole_domain_is_struck_at_once():
+    domains = [(0, 1, 2), (3, 4, 5)]
+    made = now_and_then(RESTART, domains, 600.0, 1, mean_gap_s=60.0, spell_s=(2.0, 5.0))
+    assert made == now_and_then(RESTART, domains, 600.0, 1, mean_gap_s=60.0, spell_s=(2.0, 5.0))
+    for domain in domains:
+        each = [[(f.at, f.spell_s) for f in made if f.instance == instance] for instance in domain]
+        assert each[0] == each[1] == each[2] != []
+        assert all(at + lasts <= after for (at, lasts), (after, _) in itertools.pairwise(each[0]))
+    assert {f.at for f in made if f.instance == 0}.isdisjoint({f.at for f in made if f.instance == 3})
+
+
+@pytest.mark.parametrize("wrong", [{"kind": "dance"}, {"mean_gap_s": 0.0}, {"spell_s": (2.0, 1.0)}])
+def test_impossible_faults_are_refused(wrong):
+    with pytest.raises(ValueError, match="no faults like"):
+        now_and_then(**{"kind": RESET, "places": [(0,)], "duration_s": 9.0, "seed": 0, "mean_gap_s": 1.0} | wrong)

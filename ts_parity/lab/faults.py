@@ -22,7 +22,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 FREEZE = "freeze"
 KILL = "kill"
@@ -76,19 +76,40 @@ def make_schedule(plan: FaultPlan, instances: int, victims: int, duration_s: flo
     """
     if not 0 < victims <= instances:
         raise ValueError(f"victims must be 1 to {instances}, not {victims}")
-    faults = []
-    for instance in range(instances):
-        rng = random.Random(f"freeze {seed} {instance}")
-        at = rng.expovariate(1 / plan.mean_gap_s)
-        while True:
-            spell_s = rng.uniform(*plan.spell_s)
-            if at + spell_s > duration_s:
-                break
-            faults.append(Fault(at, instance, FREEZE, spell_s))
-            at += spell_s + rng.expovariate(1 / plan.mean_gap_s)
+    places = [(instance,) for instance in range(instances)]
+    faults = [*now_and_then(FREEZE, places, duration_s, seed, plan.mean_gap_s, plan.spell_s)]
     rng = random.Random(f"kill {seed}")
     for _ in range(plan.kills):
         faults.append(Fault(duration_s * rng.uniform(0.25, 0.75), rng.randrange(victims), KILL))
+    return tuple(sorted(faults))
+
+
+def now_and_then(
+    kind: str,
+    places: Sequence[Sequence[int]],
+    duration_s: float,
+    seed: int,
+    mean_gap_s: float,
+    spell_s: tuple[float, float] = (0.0, 0.0),
+    strength_s: float = 0.0,
+) -> tuple[Fault, ...]:
+    """One kind of fault, again and again, at each of `places` by itself. In order of time.
+
+    A place is a failure domain: all its instances are struck at once. Gaps are exponential of this mean, lengths
+    uniform between the ends of `spell_s`. Spells of one place never overlap, and all have ended by `duration_s`.
+    """
+    if kind not in KINDS or mean_gap_s <= 0 or not 0 <= spell_s[0] <= spell_s[1]:
+        raise ValueError(f"there are no faults like {kind}, every {mean_gap_s} s for {spell_s} s")
+    faults = []
+    for number, place in enumerate(places):
+        rng = random.Random(f"{kind} {seed} {number}")
+        at = rng.expovariate(1 / mean_gap_s)
+        while True:
+            lasts = rng.uniform(*spell_s)
+            if at + lasts > duration_s:
+                break
+            faults += [Fault(at, instance, kind, lasts, strength_s) for instance in place]
+            at += lasts + rng.expovariate(1 / mean_gap_s)
     return tuple(sorted(faults))
 
 
@@ -105,11 +126,6 @@ def shuffles(transfers: int, instances: int, duration_s: float, seed: int, stren
             faults += [Fault(at, instance, CONTEND, lasts, strength_s) for instance in rng.sample(range(instances), 2)]
             at += lasts
     return tuple(sorted(faults))
-
-
-def of_domain(fault: Fault, domain: Sequence[int]) -> tuple[Fault, ...]:
-    """The same to all instances of a failure domain."""
-    return tuple(replace(fault, instance=instance) for instance in domain)
 
 
 @dataclass
