@@ -26,7 +26,7 @@ PAPER = {
 """What the paper reports."""
 _HEAD = (
     "arm", "machines", "seeds", "p50 ms", "p99 ms", "p99.9 ms (lowest, highest seed)", "gap, of equal's", "rebuilt",
-    "differing", "accuracy", "work", "lost", "errors",
+    "differing", "accuracy", "work", "lost", "errors", "lag ms",
 )  # fmt: skip
 
 
@@ -36,7 +36,8 @@ def sections(document: Mapping[str, Any]) -> dict[str, str]:
     parts = [
         f"`{document['command']}`; {document['machine']}; {document['emulated']}. "
         f"{document['size']['machines']} deployed machines and half as many more; "
-        f"{document['size']['queries']:,} queries a point."
+        f"{document['size']['queries']:,} queries a point. *lag*: how late queries were sent, p99; where it is large "
+        "the host was too busy, and that row's latencies are its."
     ]
     for name, figure in FIGURES.items():
         own = [row for row in rows if row["figure"] == name]
@@ -104,6 +105,7 @@ def _cells(arm: str, rows: Sequence[Row], equals_gap: float | None) -> list[str]
         told(mean(rows, "work"), "{:.3f}"),
         str(sum(r["lost"] for r in rows)),
         str(sum(r["errors"] for r in rows)),
+        told(mean(rows, "send_lag_p99_ms"), "{:.0f}"),
     ]
 
 

@@ -550,6 +550,41 @@ MUTANTS = [
         ("tests/lab/test_traffic.py",),
     ),
     Mutant(
+        "models of one emulated machine run at once",
+        "lab/emulated_handler.py",
+        "fcntl.flock(lock, fcntl.LOCK_EX)",
+        "pass",
+        ("tests/lab/test_emulation.py",),
+    ),
+    Mutant(
+        "an emulated machine is slow beyond its spell",
+        "lab/emulated_handler.py",
+        "takes, at = takes - (until - at) / factor, until",
+        "takes, at = takes * factor - (until - at), until",
+        ("tests/lab/test_emulation.py",),
+    ),
+    Mutant(
+        "a bench goes on though all of it fails",
+        "lab/bench.py",
+        "self._last.append(record.answered)",
+        "self._last.append(True)",
+        ("tests/lab/test_bench.py",),
+    ),
+    Mutant(
+        "a threshold holds for what was not measured",
+        "lab/thresholds.py",
+        'return f"{self.text}: not measured"',
+        'return ""',
+        ("tests/lab/test_bench.py",),
+    ),
+    Mutant(
+        "an interval takes neighbours for independent",
+        "lab/intervals.py",
+        "size = max(1, math.ceil(len(ordered) / BLOCKS))",
+        "size = 1",
+        ("tests/lab/test_bench.py",),
+    ),
+    Mutant(
         "an instance is frozen twice at once",
         "lab/faults.py",
         "at += lasts + rng.expovariate(1 / mean_gap_s)",
@@ -559,8 +594,8 @@ MUTANTS = [
     Mutant(
         "an injector that ends leaves frozen what it froze",
         "lab/faults.py",
-        "                spell.cancel()\n            self.thaw_all()",
-        "                spell.cancel()",
+        "await asyncio.gather(*spells, return_exceptions=True)  # each thaws what it froze",
+        "pass",
         ("tests/lab/test_faults.py",),
     ),
     Mutant(

@@ -143,20 +143,14 @@ class Injector:
     _frozen: dict[int, int] = field(default_factory=dict)  # pid -> spells it is in
 
     async def run(self, schedule: Sequence[Fault], started_at: float) -> None:
-        """Strike at `started_at` (time.monotonic) + each fault's time. Cancel it to stop early: all is thawed."""
+        """Strike at `started_at` (time.monotonic) + each fault's time. Cancelled, it ends what it has begun."""
         spells = [asyncio.create_task(self._strike(fault, started_at)) for fault in schedule]
         try:
             await asyncio.gather(*spells)
         finally:
             for spell in spells:
                 spell.cancel()
-            self.thaw_all()
-            await asyncio.gather(*spells, return_exceptions=True)  # what was begun is ended
-
-    def thaw_all(self) -> None:
-        for pid in list(self._frozen):
-            _signal(pid, signal.SIGCONT)
-        self._frozen.clear()
+            await asyncio.gather(*spells, return_exceptions=True)  # each thaws what it froze
 
     async def _strike(self, fault: Fault, started_at: float) -> None:
         await _sleep_until(started_at + fault.at)
