@@ -53,6 +53,12 @@ def test_a_full_budget_is_free_and_half_of_it_has_the_price_that_is_said():
     assert left(BURST / 2).price(DEAR * BURST / 4) == pytest.approx(0.5**STEEP)
 
 
+def test_where_doubt_does_not_wait_the_budget_still_binds():
+    budget = AccuracyBudget(0.01, doubt_waits=False)
+    budget.spend(BURST - 0.2)
+    assert [budget.price(doubt) for doubt in (0.01, 0.19, 0.21)] == [0.0, 0.0, math.inf]
+
+
 def test_the_more_doubt_and_the_less_is_left_the_longer():
     much, little = left(1.5), left(0.5)
     assert 0.0 < much.price(0.01) < much.price(0.1) < little.price(0.1) < math.inf

@@ -39,10 +39,13 @@ REMEMBERED: Final = 64.0
 class AccuracyBudget:
     """Of one pool."""
 
-    __slots__ = ("_differed", "_expected", "_share", "_tokens", "spent")
+    __slots__ = ("_differed", "_doubt_waits", "_expected", "_share", "_tokens", "spent")
 
-    def __init__(self, share: float) -> None:
-        """`share`: of all answers, those that may differ. 0: only answers without doubt are given. 1: no limit."""
+    def __init__(self, share: float, doubt_waits: bool = True) -> None:
+        """`share`: of all answers, those that may differ. 0: only answers without doubt are given. 1: no limit.
+        `doubt_waits`: else answers are given as they come, until the budget is spent.
+        """
+        self._doubt_waits = doubt_waits
         self._share = share
         self._tokens = BURST if share else 0.0
         self.spent = 0.0
@@ -73,9 +76,10 @@ class AccuracyBudget:
         cost = doubt * self.correction
         if cost > self._tokens:
             return math.inf
-        share: float = cost / (DEAR * self._tokens)
-        price: float = share**STEEP
-        return price if self._tokens < BURST else 0.0
+        if not self._doubt_waits or self._tokens >= BURST:
+            return 0.0
+        price: float = (cost / (DEAR * self._tokens)) ** STEEP
+        return price
 
     def snapshot(self) -> dict[str, float]:
         """For status."""

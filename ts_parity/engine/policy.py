@@ -96,6 +96,8 @@ class Policy:
     launch_waiting: float = constant(0.5)
     """A query that has waited for a place this many times `launch_after_s` gets its backup first; 0: never. So a
     crowd is served with backups as far as places are short."""
+    doubt_waits: bool = constant(True)
+    """Whether a query whose rebuilt answer is in doubt waits longer for its own. See `accuracy`."""
     copies: bool = constant(True)
     """Whether second copies are made at all."""
     work_burst: float = constant(30.0)

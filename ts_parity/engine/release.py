@@ -29,7 +29,7 @@ class Release:
     def __init__(self, policy: Policy, latency: LatencyWindow) -> None:
         self._policy = policy
         self._latency = latency
-        self.budget = AccuracyBudget(policy.differing)
+        self.budget = AccuracyBudget(policy.differing, policy.doubt_waits)
         self.late = False
         """Backups are launched for late queries only, so their answers are used as soon as they come."""
 
