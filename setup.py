@@ -21,7 +21,8 @@ COMPILED = [
         for name in (
             "accuracy", "admission", "budgets", "capacity", "ejection", "events", "fleet", "health", "hedging",
             "lateness", "launch", "life", "members", "outliers", "placement", "policy", "proving", "query", "release",
-            "retries", "scheduler", "selection", "sending", "sizes", "speed", "suspicion", "timers", "trials", "trust",
+            "retries", "scheduler", "selection", "sending", "sizes", "speed", "suspicion", "target", "timers", "trials",
+            "trust",
         )
     ),
     *(

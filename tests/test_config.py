@@ -259,7 +259,7 @@ def test_twelve_settings_say_what_the_policy_is():
     assert sum(title.startswith("policy") for title in GROUPS) == 1
     assert [item.name for item in GROUPS["policy"]] == [
         "protect", "group_by", "extra_work", "differing", "reconstruct_after_s", "retry_ratio", "deadline_s",
-        "max_waiting", "max_wait_s", "default_answer", "default_answer_type",
+        "target_s", "max_waiting", "max_wait_s", "default_answer",
     ]  # fmt: skip
 
 

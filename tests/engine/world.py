@@ -34,6 +34,7 @@ from ts_parity.engine import (
 from ts_parity.engine.accuracy import BURST
 from ts_parity.engine.policy import PLAIN
 from ts_parity.engine.query import QueryState, Task
+from ts_parity.engine.target import IN_TIME
 
 CODES = [
     *(None, ("sum", 2, 1), ("sum", 2, 2), ("sum", 3, 1), ("sum", 4, 2)),
@@ -44,7 +45,7 @@ POLICIES = {
     "deadline_s": [1.0, 5.0], "max_waiting": [1, 3, 100], "max_wait_s": [0.5, 10.0], "retry_ratio": [0.0, 0.1, 1.0],
     "retry_burst": [0.0, 1.0, 5.0], "max_attempts": [1, 2, 3], "default_answer": [False, True],
     "failures_until_out": [1, 2, 3], "launch": ["auto", "group", "late"], "launch_after_s": [None, 0.0, 0.3, 0.7],
-    "launch_waiting": [0.0, 0.5, 1.0], "extra_work": [0.0, 0.1, 1.0],
+    "target_s": [None, None, 0.05, 0.5], "launch_waiting": [0.0, 0.5, 1.0], "extra_work": [0.0, 0.1, 1.0],
     "copies": [True, True, False], "work_burst": [1.0, 3.0], "differing": [0.0, 0.0005, 0.05, 1.0],
     "hedge_after_s": [None, 0.0, 0.2], "learn_speed": [False, True, True],
     "spare_places": [0, 0, 1], "balance": ["least", "least", "round_robin"], "out_s": [0.1, 1.0],
@@ -344,6 +345,8 @@ class World:
             earliest = min(
                 earliest, query.arrived_at + self.policy.launch_waiting * (self.policy.launch_after_s or 0.0)
             )
+        if self.policy.target_s is not None:
+            earliest = min(earliest, query.arrived_at + IN_TIME * self.policy.target_s)
         assert self.now >= earliest - 1e-9
 
     def check_sent(self, task):

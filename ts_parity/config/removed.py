@@ -34,6 +34,7 @@ REMOVED: dict[str, str] = {
     "hedge_burst": "extra_work is the budget; thirty inferences may be made at once",
     "hedge_after_s": _COPIES,
     "hedge_quantile": _COPIES,
+    "default_answer_type": "it follows from the ending of the file default_answer, such as .json or .txt",
     "retry_burst": "retry_ratio is the budget; ten retries may be made at once",
     "max_attempts": "a query is tried three times; a model that must not run twice is --model NAME,repeatable=false",
     "slow_factor": _SLOW,

@@ -130,8 +130,9 @@ class Settings:
         (), "headers that change what the model computes", "queries that differ in them never share a group"
     )
     policy: Policy = Policy()  # noqa: RUF009 (frozen)
-    default_answer: str = setting("", "file with an answer to give instead of 504")
-    default_answer_type: str = setting("application/json", "its content type")
+    default_answer: str = setting(
+        "", "file with an answer to give instead of 504", "its content type follows from its ending, such as .json"
+    )
     admin_host: str = setting("127.0.0.1", "address of the admin port", "it speaks plain http", group="operations")
     admin_port: int = setting(8090, "status, metrics, health, drain; 0: a free one", unit="port", below=65536)
     admin_token: str = setting("", "key without which the admin port takes no action", "such as a drain", secret=True)

@@ -25,6 +25,7 @@ from ts_parity.engine.release import Release
 from ts_parity.engine.selection import Selection
 from ts_parity.engine.sizes import Scales
 from ts_parity.engine.speed import Evidence
+from ts_parity.engine.target import LatencyTarget
 from ts_parity.engine.trials import Trials
 from ts_parity.engine.trust import Repeats, Trust
 
@@ -75,6 +76,7 @@ class PoolState:
         self.launch = Launch(policy, self.latency, self.load)
         self.hedging = Hedging(policy, self.latency, self.backup_latency)
         self.ejection = Ejection(self.load)
+        self.target = LatencyTarget(policy, self.latency, self.backup_latency)
         self.selection = Selection(policy, self.release)
 
     def learn_latency(self, query: Query, latency_s: float) -> None:
@@ -140,6 +142,7 @@ class PoolState:
         code, partial = self.pool.code, self.pool.partial
         shared = any(s.host.serves for line in self.rows.values() for s in line.everyone)
         self.launch.adopt(code, partial, shared, self.pool.cost)
+        self.target.adopt(self.pool.cost)
         self.release.late = self.launch.late
         self.placement.adopt(code, partial, len({state.domain for state in self.deployed.everyone}))
         self.ejection.adopt(self.deployed)

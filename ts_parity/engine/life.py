@@ -237,12 +237,14 @@ class Life:
         pool.load.add(pool.in_flight() + len(pool.waiting), pool.places)
         sealed = None
         if query.release_at == math.inf:  # the first dispatch; a rejected query comes here again, in its group already
-            query.release_at = now + pool.launch.latest.bound(pool.release.after_s, query.scale)
+            late_at = now + pool.launch.latest.bound(pool.release.after_s, query.scale)
+            query.release_at = min(late_at, pool.target.release_by(query.arrived_at))
             if pool.code is not None and pool.rows and query.key is not None:
                 if not pool.protecting:
                     self.proving.try_protection(pool, query, place.domain, now)
                 elif pool.launch.late:
-                    query.launch_at = now + pool.launch.latest.bound(pool.launch.after_s, query.scale)
+                    late_at = now + pool.launch.latest.bound(pool.launch.after_s, query.scale)
+                    query.launch_at = min(late_at, pool.target.launch_by(query.arrived_at, now, query.scale))
                 else:
                     sealed = self._join(pool, query, place.domain, now)
             if self.policy.copies and pool.may_copy(now):

@@ -70,6 +70,15 @@ class Policy:
     )
     retry_ratio: float = setting(0.1, "retries per query, on average")
     deadline_s: float = setting(30.0, "a query gets 504 or the default answer by then", unit="s", least=0.001)
+    target_s: float | None = setting(
+        None,
+        "within this time queries should be answered",
+        "protections are launched in time for it, as far as `extra_work` goes; auto: no such time is wanted, only the "
+        "latest queries count. A query that takes longer is not given up",
+        unit="s",
+        least=0.001,
+        auto=float,
+    )
     max_waiting: int = setting(1000, "queries that may wait, per model; then 503", unit="queries", least=1)
     max_wait_s: float = setting(10.0, "503 while the oldest has waited this long", unit="s")
 

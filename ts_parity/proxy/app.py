@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import mimetypes
 import time
 from dataclasses import replace
 from typing import Any
@@ -365,5 +366,6 @@ def _open_access_log(path: str) -> AccessLog | None:
 def _default_response(body: bytes | None, settings: Settings) -> Response | None:
     if body is None:
         return None
-    headers = (("content-type", settings.default_answer_type), ("content-length", str(len(body))))
+    kind = mimetypes.guess_type(settings.default_answer)[0] or "application/octet-stream"
+    headers = (("content-type", kind), ("content-length", str(len(body))))
     return Response(200, "", headers, body)
