@@ -52,11 +52,6 @@ def next_port(inference: str, where: str) -> str:
     return f"{parts.scheme}://{host}:{parts.port + 1}"
 
 
-def peer_addresses(peers: str) -> tuple[str, ...]:
-    """Of the setting `peers`, each once. Raise ConfigError."""
-    return tuple(dict.fromkeys(checked_url(each.strip(), "peers") for each in peers.split(",") if each.strip()))
-
-
 def host_and_port(address: str) -> tuple[str, int]:
     """Raise ConfigError."""
     try:

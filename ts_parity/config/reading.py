@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ts_parity.arguments import is_one_word
-from ts_parity.config.addresses import checked_url, host_and_port, next_port, peer_addresses
+from ts_parity.config.addresses import checked_url, host_and_port, next_port
 from ts_parity.config.removed import REMOVED
 from ts_parity.config.schema import FIELDS, OF_POLICY, InstanceSettings, ModelSettings, Settings
 from ts_parity.config.values import convert
@@ -62,7 +62,7 @@ def load_settings(
             raise ConfigError(f"{name} must be an address to listen on (0.0.0.0: all), not {getattr(settings, name)!r}")
     if settings.metrics_address:
         host_and_port(settings.metrics_address)
-    if peer_addresses(settings.peers) and not settings.secret:
+    if settings.peers and not settings.secret:
         raise ConfigError("peers needs a secret too, the same for all proxies: it tells them from clients")
     names = [f"{model.name},version={model.version}" if model.version else model.name for model in settings.models]
     if twice := sorted({name for name in names if names.count(name) > 1}):

@@ -105,10 +105,10 @@ class Settings:
         unit="processes",
         least=1,
     )
-    peers: str = setting(
-        "",
-        "inference addresses of the other proxies, with commas between",
-        "before the same instances; a DNS name stands for all its addresses, and this proxy's own may be among them. "
+    peers: tuple[str, ...] = setting(
+        (),
+        "inference addresses of the other proxies before this fleet",
+        "a DNS name stands for all its addresses, and this proxy's own may be among them. "
         "One of them serves a model and the others forward to it. It takes a secret, and all must have the same",
     )
     tls_certificate: str = setting(

@@ -13,6 +13,7 @@ from dataclasses import Field
 from typing import Any
 
 from ts_parity.arguments import A_KEY, LARGEST, is_key
+from ts_parity.config.addresses import checked_url
 from ts_parity.config.schema import AUTO
 from ts_parity.errors import ConfigError
 
@@ -25,7 +26,8 @@ def convert(item: Field[Any], value: Any, where: str) -> Any:
     if auto is not None and value == AUTO:
         return None
     if kind is tuple:
-        return _names(value, where)
+        items = _items(value, where)
+        return _addresses(items, where) if item.name == "peers" else _headers(items, where)
     if kind is bool:
         return _truth(value, where)
     if kind in (int, float):
@@ -42,13 +44,21 @@ def convert(item: Field[Any], value: Any, where: str) -> Any:
     return value
 
 
-def _names(value: Any, where: str) -> tuple[str, ...]:
-    names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+def _items(value: Any, where: str) -> list[str]:
+    items = value.split(",") if isinstance(value, str) else value
+    if not isinstance(items, list) or not all(isinstance(each, str) for each in items):
         raise ConfigError(f"{where} must be a list of names, not {value!r}")
+    return [each.strip() for each in items if each.strip()]
+
+
+def _headers(names: list[str], where: str) -> tuple[str, ...]:
     if odd := [name for name in names if not _HEADER.fullmatch(name)]:
         raise ConfigError(f"{where}: {odd[0]!r} cannot be the name of a header")
-    return tuple(name.lower() for name in names if name)
+    return tuple(name.lower() for name in names)
+
+
+def _addresses(urls: list[str], where: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(checked_url(url, where) for url in urls))
 
 
 def _truth(value: Any, where: str) -> bool:

@@ -265,7 +265,7 @@ class Proxy(Lifecycle):
         self._read_addresses()
         self.plan = plan
         places = sum(endpoint.places for endpoint in plan.fleet.endpoints)
-        self._server.limit = client_limit(open_files(), places, len(settings.instances))
+        self._server.limit = client_limit(open_files(), places, len(settings.instances), self.peers is not None)
         if self._forwarder is not None:
             self._forwarder.change_keys(keys_of((each.pool, each.instance) for each in plan.fleet.endpoints))
         # The service first: it must not send the driver to a pool that the engine has dropped.

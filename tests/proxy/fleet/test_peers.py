@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.proxy.conftest import PROMPT, until
-from ts_parity.config import load_settings, parse_endpoint, peer_addresses, settings_of
+from ts_parity.config import load_settings, parse_endpoint, settings_of
 from ts_parity.engine.members import PeerState
 from ts_parity.errors import ConfigError
 from ts_parity.proxy.fleet import peers as module
@@ -23,7 +24,7 @@ POOLS = frozenset({"m/1.0"})
 
 def peers(member: str = "a", secret: str = "s3cret", at: str = "http://127.0.0.1:9", **settings: Any) -> Peers:
     listed = (parse_endpoint("http://127.0.0.1:8080"),)
-    chosen = settings_of({**PROMPT, "secret": secret, "peers": at, "instances": listed, **settings})
+    chosen = settings_of({**PROMPT, "secret": secret, "peers": (at,), "instances": listed, **settings})
     return Peers(chosen, member, lambda: POOLS, lambda: False, lambda address, pools: None)
 
 
@@ -187,16 +188,20 @@ async def test_a_port_that_takes_connections_and_never_answers_is_asked_on_and_n
     server.close()
 
 
-def test_settings_name_peers_and_need_a_secret() -> None:
-    assert peer_addresses("http://a:80, https://b:443,http://a:80,,unix:/run/p.sock") == (
+def test_settings_name_peers_and_need_a_secret(tmp_path: Path) -> None:
+    def peers_of(text: str, **more: str) -> tuple[str, ...]:
+        return load_settings(flags={"peers": text, "secret": "x", **more}, endpoints=["http://t:8080"]).peers
+
+    assert peers_of("http://a:80, https://b:443,http://a:80,,unix:/run/p.sock") == (
         "http://a:80",
         "https://b:443",
         "unix:/run/p.sock",
     )
-    assert peer_addresses("") == ()
-    with pytest.raises(ConfigError, match="peers must be like http://HOST:PORT"):
-        peer_addresses("a:80")
-    flags = {"peers": "http://a:8080"}
+    assert peers_of("", secret="") == ()
+    with pytest.raises(ConfigError, match="--peers must be like http://HOST:PORT"):
+        peers_of("a:80")
     with pytest.raises(ConfigError, match="peers needs a secret"):
-        load_settings(flags=flags, endpoints=["http://t:8080"])
-    assert load_settings(flags={**flags, "secret": "x"}, endpoints=["http://t:8080"]).peers == "http://a:8080"
+        peers_of("http://a:80", secret="")
+    file = tmp_path / "ts-parity.toml"
+    file.write_text('peers = ["http://a:80", "http://b:80"]\nsecret = "x"\n[[instance]]\ninference = "http://t:8080"\n')
+    assert load_settings(file).peers == ("http://a:80", "http://b:80")

@@ -34,6 +34,11 @@ def test_clients_get_what_is_left(files: int, places: int, instances: int, conne
     assert client_limit(files, places, instances) == ClientLimit(connections, burst, files)
 
 
+def test_where_queries_are_forwarded_each_client_may_need_a_connection_more() -> None:
+    assert client_limit(1024, 100, 10, forwards=True) == ClientLimit(378, 64, 1024)
+    assert client_limit(64, 500, 100, forwards=True) == ClientLimit(8, 8, 64)
+
+
 def test_the_soft_limit_is_raised_to_the_hard_one() -> None:
     def lower() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (64, 128))

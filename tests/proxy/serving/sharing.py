@@ -92,7 +92,7 @@ class Sharing:
             await link.start()
 
     async def add(self, number: int, **settings: Any) -> Proxy:
-        peers = ",".join(link.url for (one, _), link in self.links.items() if one == number)
+        peers = tuple(link.url for (one, _), link in self.links.items() if one == number)
         listed = tuple(parse_endpoint(instance.endpoint) for instance in self.instances)
         chosen = {**PROMPT, "secret": SECRET, "peers": peers, **self._settings, **settings}
         proxy = Proxy(settings_of({**chosen, "port": self.ports[number], "instances": listed}))

@@ -22,7 +22,7 @@ from hashlib import blake2b
 from typing import Any
 from urllib.parse import urlsplit
 
-from ts_parity.config import UNIX, Settings, peer_addresses
+from ts_parity.config import UNIX, Settings
 from ts_parity.engine import Cause
 from ts_parity.engine.members import BEAT_S, SILENT_S, Members, PeerState, Word
 from ts_parity.proxy.http.certificates import Tls, peer_side
@@ -63,7 +63,7 @@ class Peers:
         pools of which it will not answer even what it has; None: all. Raise ConfigError.
         """
         self.members = Members(member, _digest(*sorted(instance.name for instance in settings.instances)))
-        self._configured = peer_addresses(settings.peers)
+        self._configured = settings.peers
         self._resolved: dict[str, list[str]] = {url: [] for url in self._configured}
         self._unresolved: dict[str, str] = {}
         """Configured address -> why its name has no addresses."""

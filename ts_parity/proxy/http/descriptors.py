@@ -59,10 +59,10 @@ def admin_limit(files: int) -> int:
     return max(8, min(files // 16, _ADMIN_CONNECTIONS))
 
 
-def client_limit(files: int, places: int, instances: int) -> ClientLimit:
+def client_limit(files: int, places: int, instances: int, forwards: bool = False) -> ClientLimit:
     """What is left for clients, given `instances` with `places` in all. At least an eighth of the files: a proxy that
-    takes no clients is of no use.
+    takes no clients is of no use. `forwards`: to other proxies, so each client may need a second connection.
     """
     burst = max(8, min(files // 16, _BURST))
     left = files - _OWN_FILES - admin_limit(files) - burst - places - _FOR_AN_INSTANCE * instances
-    return ClientLimit(max(left, files // 8), burst, files)
+    return ClientLimit(max(left // 2 if forwards else left, files // 8), burst, files)
