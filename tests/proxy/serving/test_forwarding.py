@@ -239,6 +239,33 @@ async def test_the_same_of_a_model_that_may_be_repeated_is_answered(clock: Clock
         assert shared.forwarded(number, "taken back") == 1
 
 
+async def test_what_is_taken_back_has_the_rest_of_its_time_and_no_more(clock: Clock, tmp_path: Path) -> None:
+    """The owner hangs with the query, and the instances with the proxy that takes it back."""
+    default = tmp_path / "default.json"
+    default.write_text("[0]")
+    async with sharing(clock, twelve(), deadline_s=5.0, default_answer=str(default)) as shared:
+        owner = shared.owner()
+        number = (owner + 1) % COUNT
+        for instance in shared.instances:
+            instance.freeze()
+        shared.links[number, owner].become("hung")
+        asking = asyncio.create_task(shared.post(number, 1))
+        proxy = shared.proxies[number]
+        forwarder = proxy._forwarder
+        assert forwarder is not None
+        await until(lambda: forwarder.in_flight() == 1, "it is forwarded")
+        (forwarded,) = forwarder._out[shared.links[number, owner].url]
+        while not proxy.scheduler.open_queries():
+            await shared.pass_time(0.25)
+        (query,) = proxy.scheduler._life.live.values()
+        assert query.deadline_at == pytest.approx(forwarded._ends_at, abs=1e-3)
+        while not asking.done():
+            await shared.pass_time(0.25)
+        assert (asking.result().status, asking.result().body) == (200, b"[0]")
+        assert asking.result().get("x-ts-parity") == "default"
+        assert shared.forwarded(number, "taken back") == 1
+
+
 async def test_an_owner_that_cannot_reach_the_instances_loses_nothing(clock: Clock) -> None:
     """Its answers say that it could not; whoever has forwarded them serves them, and later forwards to another."""
     fleet = twelve()

@@ -16,6 +16,7 @@ import logging
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from ts_parity.engine import Source
 from ts_parity.errors import DeadlineExceeded, Unavailable
 from ts_parity.proxy.fleet.peers import Peers
 from ts_parity.proxy.http.access import ERROR, AccessEntry
@@ -146,7 +147,7 @@ class Forwarder:
         responder: Responder,
         deadline_s: float | None,
         repeatable: bool,
-        serve: Callable[[str, float | None], None],
+        serve: Callable[[str, float], None],
     ) -> None:
         """`serve` is called if this proxy has to serve the query after all, with why and what is left of the deadline.
         `repeatable`: it may be, even if the other proxy may have run it.
@@ -190,7 +191,7 @@ class ForwardedQuery:
         responder: Responder,
         deadline_s: float | None,
         repeatable: bool,
-        serve: Callable[[str, float | None], None],
+        serve: Callable[[str, float], None],
     ) -> None:
         self.address = address
         self.pool = pool
@@ -201,15 +202,13 @@ class ForwardedQuery:
         self._repeatable = repeatable
         self._serve = serve
         self._loop = asyncio.get_running_loop()
-        self._sent_at = self._loop.time()
-        self._open = True
 
     def start(self, peers: Peers, deadline_s: float) -> None:
         self._peers = peers
         self._responder.entry = AccessEntry(FORWARDED_TO, self.address)
         request = forwarded_request(self._request, self._given_s, peers.forwarding_header)
-        wait_s = (deadline_s if self._given_s is None else self._given_s) + _GRACE_S
-        self._timer = self._loop.call_later(wait_s, self._on_deadline)
+        self._ends_at = self._loop.time() + (deadline_s if self._given_s is None else self._given_s)
+        self._timer = self._loop.call_at(self._ends_at + _GRACE_S, self._on_deadline)
         self._exchange = peers.upstream.send(Address(self.address), request, self._on_result, not self._repeatable)
         self._responder.on_disconnect = self._on_disconnect
 
@@ -246,10 +245,10 @@ class ForwardedQuery:
 
     def _take_back(self, why: str) -> None:
         """Serve it here, in what is left of its time."""
-        left_s = None if self._given_s is None else self._given_s - (self._loop.time() - self._sent_at)
+        left_s = self._ends_at - self._loop.time()
         self._end("taken back")
         self._exchange.cancel()
-        if left_s is not None and left_s <= 0.0:
+        if left_s <= 0.0:
             self._expire(why)
         else:
             self._responder.entry = None
@@ -265,7 +264,7 @@ class ForwardedQuery:
         if default is None:
             self._fail(DeadlineExceeded("no prediction arrived before the deadline"), why)
             return
-        self._responder.respond(with_header(self._identified(default), SOURCE, "default"))
+        self._responder.respond(with_header(self._identified(default), SOURCE, Source.DEFAULT.value))
 
     def _fail(self, error: Unavailable, why: str) -> None:
         self._responder.entry = AccessEntry(ERROR, self.address, cause=f"peer {self.address} {why}")
@@ -279,7 +278,6 @@ class ForwardedQuery:
         self._exchange.cancel()
 
     def _end(self, outcome: str) -> None:
-        self._open = False
         self._timer.cancel()
         self._responder.on_disconnect = None
         self._forwarder.ended(self, outcome)

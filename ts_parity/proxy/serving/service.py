@@ -256,7 +256,7 @@ class Service:
         responder: Responder,
         final: bool,
         cause: str,
-        left_s: float | None,
+        left_s: float,
     ) -> None:
         """The peer that it was forwarded to has not answered it."""
         if pool in self._plan.pools:
