@@ -214,6 +214,10 @@ class Proxy(Lifecycle):
         if self.peers is not None and self._forwarder is not None:
             status["problems"] += self.peers.problems()
             owners = {pool: self._forwarder.owner(pool) or THIS_PROXY for pool in self.plan.pools}
+            for pool, owner in owners.items():
+                if owner != THIS_PROXY:
+                    does = f"queries are forwarded to {owner}, which serves this model for all proxies"
+                    status["pools"][pool]["does"] = does
             status["sharing"] = {**self.peers.status(), "served_by": owners, "forwarded": self._forwarder.in_flight()}
         return status
 

@@ -321,6 +321,10 @@ async def test_status_metrics_and_access_log_say_what_was_forwarded(clock: Clock
         assert [peer["state"] for peer in status["peers"]] == ["alive", "alive"]
         assert status["served_by"] == {POOL: shared.links[number, owner].url}
         assert shared.proxies[owner].status()["sharing"]["served_by"] == {POOL: "this proxy"}
+        assert proxy.status()["pools"][POOL]["does"].startswith(
+            f"queries are forwarded to {status['served_by'][POOL]},"
+        )
+        assert "forwarded" not in shared.proxies[owner].status()["pools"][POOL]["does"]
         table = status_table(proxy.status())
         assert "this proxy" in table
         assert f"{shared.links[number, owner].url}  alive  {POOL}" in table
