@@ -15,6 +15,7 @@ import pytest
 
 from tests.proxy.conftest import Clock, Raw, nothing_left, until
 from tests.proxy.serving.sharing import POOL, Sharing, sharing
+from ts_parity.proxy.http.messages import Response
 from ts_parity.proxy.operations.status import status_table
 from ts_parity.testing import Canned, FakeModel, FakeTorchServe
 
@@ -279,6 +280,18 @@ async def test_an_owner_that_cannot_reach_the_instances_loses_nothing(clock: Clo
         )
         answers = await asyncio.gather(*(shared.post(number, x) for x in range(20)))
         assert all(right(answer, x) for x, answer in enumerate(answers))
+
+
+@pytest.mark.parametrize("status", [200, 413, 502])
+async def test_a_page_of_something_in_between_is_no_answer(clock: Clock, status: int) -> None:
+    """A gateway, a captive portal, the owner's own server that refuses: none of them is the member that was asked."""
+    page = Response(status, "", (("content-length", "4"),), b"page")
+    async with sharing(clock, twelve()) as shared:
+        owner = shared.owner()
+        number = (owner + 1) % COUNT
+        shared.proxies[owner]._server.handle = lambda _, pending: pending.respond(page)
+        assert right(await shared.post(number, 1), 1)
+        assert shared.forwarded(number, "taken back") == 1
 
 
 async def test_a_forged_mark_of_a_peer_is_a_clients(clock: Clock) -> None:

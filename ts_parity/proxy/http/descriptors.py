@@ -65,4 +65,6 @@ def client_limit(files: int, places: int, instances: int, forwards: bool = False
     """
     burst = max(8, min(files // 16, _BURST))
     left = files - _OWN_FILES - admin_limit(files) - burst - places - _FOR_AN_INSTANCE * instances
-    return ClientLimit(max(left // 2 if forwards else left, files // 8), burst, files)
+    if forwards:
+        left //= 2
+    return ClientLimit(max(left, files // 8), burst, files)
