@@ -53,8 +53,8 @@ FORWARDED_UNABLE: Final = "unable"
 """The member that was asked cannot serve it, so whoever forwarded it serves it itself."""
 FRAME_TYPE: Final = "application/x-ts-parity-group"
 PROTECTION_FIELDS: Final = (
-    "code", "k", "r", "row", "coefficients", "partial", "cost", "agreement", "tolerance", "row_errors", "confidence",
-    "protects",
+    "code", "k", "r", "row", "coefficients", "partial", "cost", "cost_on", "agreement", "tolerance", "row_errors",
+    "confidence", "protects",
 )  # fmt: skip
 """What a protection's archive declares in its `ts_parity` section, and its worker repeats in describe."""
 

@@ -10,6 +10,7 @@ import torch
 from tests.conftest import write_archive
 from tests.training.test_texts import CALLS, seen
 from ts_parity.errors import Exhausted, TrainingError
+from ts_parity.torchserve.archive import read_archive
 from ts_parity.training import TrainSettings, devices, fit, train
 from ts_parity.training.architectures import BAG, DeployedModel, Shapes, make_model
 from ts_parity.training.data import given_to
@@ -92,6 +93,7 @@ def test_another_device_gets_a_handler_of_its_own(tmp_path, monkeypatch):
     assert report["serve_on"] == report["device"] == "cpu"
     assert report["candidates"][0]["cost"] > 0
     assert measured[0] is not learned[0].handler
+    assert read_archive(tmp_path / "out" / report["candidates"][0]["archives"][0]).section["cost_on"] == "cpu"
 
 
 def test_inputs_lie_on_the_gpu_if_there_is_room(monkeypatch):

@@ -466,10 +466,13 @@ def test_the_secret_guards_operations(serve: Serve) -> None:
 
 def test_describe_repeats_what_a_protections_archive_declares(serve: Serve) -> None:
     """Proxies go by describe, and a rollout compares it with the archive at hand."""
-    worker = serve("overrides_steps", {"role": "parity", "code": "sum", "k": 2, "agreement": 0.9, "cost": 1.5})
+    worker = serve(
+        "overrides_steps", {"role": "parity", "code": "sum", "k": 2, "agreement": 0.9, "cost": 1.5, "cost_on": "cuda"}
+    )
     described = worker.describe()["ts_parity"]
     assert described.keys() >= set(PROTECTION_FIELDS)
     assert (described["code"], described["k"], described["agreement"], described["cost"]) == ("sum", 2, 0.9, 1.5)
+    assert (described["cost_on"], described["device"]) == ("cuda", "cpu")
 
 
 @pytest.mark.slow

@@ -116,6 +116,7 @@ def wrap_parity(
     parity_model: str | Path | None = None,
     protects: ProtectedModel | None = None,
     cost: float | None = None,
+    cost_on: str | None = None,
     agreement: float | None = None,
     tolerance: float | None = None,
     row_errors: RowErrors | None = None,
@@ -133,7 +134,8 @@ def wrap_parity(
     The parity model or student is either `serialized_file`, which takes the place of the user's own (under its name, so
     that the handler loads it as its own), or `parity_model`, a TorchScript file beside it; `exact` needs neither.
     `partial`: it was trained with empty slots, so groups of fewer than k may use it; taken as read of backups only.
-    `protects` is the archive's own model unless given. `cost`: of a full group, in deployed inferences, where measured.
+    `protects` is the archive's own model unless given. `cost`: of a full group, in deployed inferences, where measured;
+    `cost_on`: on which kind of device, `cpu` or `cuda`. On a worker of another kind it does not count.
     `agreement`: how often its rebuilt decisions are the deployed model's own, where measured; proxies hold it to that.
     `tolerance`: for answers that are numbers, how far off one may be to agree; in the answer's own unit.
     `row_errors`: how the errors of all r rows go together, where measured; the same in all of their archives.
@@ -149,6 +151,8 @@ def wrap_parity(
     section["partial"] = built.family is Family.BACKUP if partial is None else partial
     if cost is not None:
         section["cost"] = float(cost)
+        if cost_on is not None:
+            section["cost_on"] = cost_on
     if agreement is not None:
         section["agreement"] = float(agreement)
     if tolerance is not None:

@@ -258,7 +258,8 @@ class _Job:
             )
 
     def _packer(self, bodies: Sequence[RequestBody]) -> Packer:
-        return Packer(self.settings, self.archive, self.protects, self.extracted, bodies, self.work / "made")
+        made = self.work / "made"
+        return Packer(self.settings, self.archive, self.protects, self.extracted, bodies, made, self.serves.type)
 
 
 def _overlap(dataset: Dataset, candidates: Sequence[Candidate]) -> list[str]:

@@ -47,7 +47,9 @@ from ts_parity.worker.watches import ModelCall
 
 @dataclass(frozen=True)
 class Packer:
-    """Writes archives into `out`. `work`: the extracted archive; `bodies`: samples for the workers' self-test."""
+    """Writes archives into `out`. `work`: the extracted archive; `bodies`: samples for the workers' self-test;
+    `serves`: the kind of device that prices are of.
+    """
 
     settings: TrainSettings
     archive: Archive
@@ -55,6 +57,7 @@ class Packer:
     work: Path
     bodies: Sequence[RequestBody]
     out: Path
+    serves: str
 
     def deployed(self) -> str:
         """The wrapped deployed archive. -> its file name."""
@@ -133,7 +136,7 @@ class Packer:
     def _priced(self, packed: Path, price: Callable[[Path], float | None], options: Mapping[str, Any]) -> str:
         """Measured, and packed again with what was found. `options`: those that it was packed with."""
         if (cost := price(packed)) is not None:
-            wrap_parity(self.settings.archive, self.out, packed.stem, cost=cost, **options)
+            wrap_parity(self.settings.archive, self.out, packed.stem, cost=cost, cost_on=self.serves, **options)
         return packed.name
 
 

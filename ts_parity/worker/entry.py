@@ -296,6 +296,7 @@ class Worker:
             "reason": verdict.reason,
             "repeatable": verdict.repeatable,
             "batched": bool(verdict.batched),
+            "device": assigned_device(context).type,
             "input": verdict.input,
             "output": verdict.output,
         }
@@ -311,6 +312,7 @@ class Worker:
                 "coefficients": [list(row) for row in protection.code.coefficients],
                 "partial": protection.partial,
                 "cost": protection.cost,
+                "cost_on": protection.cost_on,
                 "agreement": protection.agreement,
                 "tolerance": protection.tolerance,
                 "row_errors": None if protection.row_errors is None else protection.row_errors.as_json(),

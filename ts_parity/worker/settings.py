@@ -46,6 +46,8 @@ class Protection:
     protects: Mapping[str, Any]
     cost: float | None = None
     """Of a full group, in deployed inferences, as measured by training."""
+    cost_on: str | None = None
+    """The kind of device it was measured on; None: not said."""
     agreement: float | None = None
     """With the deployed model's own decisions, as measured by training."""
     tolerance: float | None = None
@@ -150,7 +152,10 @@ def _protection(section: Mapping[str, Any]) -> Protection:
     except CodeError as error:
         raise ConfigError(f"ts_parity: {error}") from None
     confidence = _confidence(section.get("confidence"))
-    return Protection(code, row, partial, parity_model, protects, cost, agreement, tolerance, errors, confidence)
+    cost_on = _string(section, "cost_on")
+    return Protection(
+        code, row, partial, parity_model, protects, cost, cost_on, agreement, tolerance, errors, confidence
+    )
 
 
 def _confidence(values: Any) -> Confidence | None:

@@ -406,6 +406,15 @@ def test_nor_is_a_protections(change: dict[str, Any]):
     assert len(str(told.value)) < 800
 
 
+def test_a_cost_counts_on_the_kind_of_device_it_was_measured_on():
+    """Trained on a GPU, `exact` costs 1.1 there, and k on a worker that has a CPU."""
+    said = {**GOOD, "cost": 1.1, "cost_on": "cuda"}
+    assert read_described({**said, "device": "cuda"}).cost == 1.1
+    assert read_described({**said, "device": "cpu"}).cost is None
+    assert read_described({**GOOD, "cost": 1.1}).cost == 1.1, "of an archive that does not say"
+    assert read_described({**said, "device": ["cuda"]}).cost is None
+
+
 def test_what_it_says_for_people_is_short_and_in_one_line():
     described = read_described({"wire": 1, "role": "deployed", "reason": "a\nb\x1b[2J\ud800" + "x" * 10_000})
     assert described.reason.isprintable()

@@ -181,6 +181,8 @@ def _read_protection(ours: Mapping[str, Any], common: ArchiveDescription) -> Arc
         cost = None if ours.get("cost") is None else float(ours["cost"])
         if cost is not None and not 0 <= cost < math.inf:
             raise ValueError(f"its cost is {cost}")
+        if ours.get("cost_on") not in (None, ours.get("device")):  # measured on another kind of device
+            cost = None
     except CodeError as error:
         raise BadDescribe(short_text(error)) from None
     except UNREADABLE as error:
