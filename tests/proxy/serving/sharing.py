@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from tests.conftest import free_ports
-from tests.proxy.conftest import PROMPT, Client, Clock, Raw
+from tests.proxy.conftest import PROMPT, Client, Clock, Raw, until
 from ts_parity.config import parse_endpoint, settings_of
 from ts_parity.engine.members import BEAT_S, STANDBY_S, PeerState
 from ts_parity.proxy.app import Proxy
@@ -27,7 +27,7 @@ class Link:
 
     def __init__(self, port: int) -> None:
         self._port = port
-        self._state = "whole"
+        self.state = "whole"
         self._open: set[asyncio.StreamWriter] = set()
         self._whole = asyncio.Event()
         self._whole.set()
@@ -37,7 +37,7 @@ class Link:
         self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     def become(self, state: str) -> None:
-        self._state = state
+        self.state = state
         if state == "cut":
             for writer in self._open:
                 writer.transport.abort()
@@ -51,7 +51,7 @@ class Link:
         self._open.add(writer)
         try:
             await self._whole.wait()
-            if self._state == "cut":
+            if self.state == "cut":
                 return
             beyond, onward = await asyncio.open_connection("127.0.0.1", self._port)
             self._open.add(onward)
@@ -121,11 +121,23 @@ class Sharing:
             link.become("whole")
 
     async def pass_time(self, seconds: float) -> None:
-        """Beat by beat: everyone is asked, and answers, in between."""
+        """Beat by beat: everyone is asked in between, and who can answer has answered, however busy the machine is."""
         for _ in range(round(seconds / BEAT_S)):
             self.clock.advance(BEAT_S)
             for _ in range(6):
                 await asyncio.sleep(0.002)
+            await until(lambda: not self._being_asked(), "all heartbeats to be answered")
+
+    def _being_asked(self) -> bool:
+        """Over a link that is whole, and of a proxy that is there."""
+        return any(
+            link.state == "whole" and other in self.proxies and link.url in self._asking(one)
+            for (one, other), link in self.links.items()
+        )
+
+    def _asking(self, number: int) -> set[str]:
+        proxy = self.proxies.get(number)
+        return set() if proxy is None or proxy.peers is None else proxy.peers._asking
 
     async def settled(self) -> None:
         await self.pass_time(STANDBY_S + 4 * BEAT_S)

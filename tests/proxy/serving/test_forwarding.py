@@ -19,6 +19,8 @@ from ts_parity.proxy.http.messages import Response
 from ts_parity.proxy.operations.status import status_table
 from ts_parity.testing import Canned, FakeModel, FakeTorchServe
 
+pytestmark = pytest.mark.slow
+
 COUNT = 3
 
 
@@ -127,7 +129,6 @@ async def test_a_streamed_answer_is_forwarded_as_it_comes(clock: Clock) -> None:
         assert answer.get("x-ts-parity") == "deployed"
 
 
-@pytest.mark.slow
 async def test_the_owner_is_killed_under_load(clock: Clock) -> None:
     async with sharing(clock, twelve(latency_s=0.01)) as shared:
         owner = shared.owner()
@@ -141,7 +142,6 @@ async def test_the_owner_is_killed_under_load(clock: Clock) -> None:
         assert sum(shared.forwarded(number, "taken back") for number in others) > 0
 
 
-@pytest.mark.slow
 async def test_a_proxy_joins_under_load(clock: Clock) -> None:
     async with sharing(clock, twelve(latency_s=0.005), first=2) as shared, load(shared, 0, 1):
         await shared.add(2)
@@ -152,7 +152,6 @@ async def test_a_proxy_joins_under_load(clock: Clock) -> None:
         assert shared.alive(2) == {0, 1}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("state", ["cut", "hung"])
 async def test_a_partition_under_load(clock: Clock, state: str) -> None:
     """Each side carries on by itself. `hung`: packets vanish, so queries on their way wait until the silence counts."""
@@ -373,13 +372,12 @@ async def test_peers_with_another_secret_are_left_alone(clock: Clock) -> None:
         assert any("same secret" in problem for problem in shared.proxies[0].status()["problems"])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 async def test_whatever_happens_between_proxies_each_query_has_its_answer(clock: Clock, seed: int) -> None:
     """Links are cut, hang and heal, each direction by itself, and proxies are killed and come back."""
     dice = random.Random(seed)
     async with sharing(clock, twelve(latency_s=0.005)) as shared, load(shared, 0, clients=6):
-        for _ in range(25):
+        for _ in range(12):
             what = dice.choice(("link", "link", "kill", "join", "heal"))
             if what == "link":
                 dice.choice([*shared.links.values()]).become(dice.choice(("cut", "hung", "whole")))
