@@ -78,6 +78,10 @@ policies: $(READY)
 	$(BIN)/python benchmarks/ablation.py --tables
 	$(BIN)/python benchmarks/outages.py
 	$(BIN)/python benchmarks/proxies.py
+	$(BIN)/python benchmarks/frontier.py
+	$(BIN)/python benchmarks/frontier.py --tables
+	$(BIN)/python benchmarks/target.py
+	$(BIN)/python benchmarks/target.py --tables
 
 # One stamp for the whole environment: remade when what it is made from changes.
 $(READY): setup.py constraints.txt

@@ -7,7 +7,20 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    "script", ["accuracy", "ablation", "foretold", "outages", "overhead", "policies", "proxies", "simulator", "soak"]
+    "script",
+    [
+        "accuracy",
+        "ablation",
+        "foretold",
+        "frontier",
+        "outages",
+        "overhead",
+        "policies",
+        "proxies",
+        "simulator",
+        "soak",
+        "target",
+    ],
 )
 def test_the_docs_say_what_was_measured(script):
     module = importlib.import_module(script)
