@@ -6,11 +6,11 @@
     python benchmarks/gpu.py --tiny --device cpu tiny networks on a CPU: whether it runs at all; its times mean nothing
     python benchmarks/gpu.py --tables            the tables of docs/benchmarks.md, renewed from the results
 
-Sections, in this order: `workers` (what a group costs a worker, with handler and copies), `networks` (T(b) of
-ResNet-18, ResNet-50 and ViT-B/16 and of students of 1/4 and 1/10, at batches of 1 to 32), `sharing` (what a late
-protection costs the deployed model's p99 on the same GPU), `torchserve` (two real instances and the proxy, with frozen
-workers), `sizes` (from which size on `exact` is dearer than a student) and `steps` (encoding, copies, decoding,
-finishing). The results are written after each list of rows: a run that ends early leaves what was measured until then.
+Sections, in this order: `workers` (what a group costs a worker, with handler and copies), `torchserve` (two real
+instances and the proxy, with frozen workers), `networks` (T(b) of ResNet-18, ResNet-50 and ViT-B/16 and of students of
+1/4 and 1/10, at batches of 1 to 32), `steps` (encoding, copies, decoding, finishing), `sharing` (what a late protection
+costs the deployed model's p99 on the same GPU) and `sizes` (from which size on `exact` is dearer than a student). The
+results are written after each list of rows: a run that ends early leaves what was measured until then.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ def _torchserve(setting: Setting, tiny: bool) -> Iterator[Rows]:
 
 
 SECTIONS: dict[str, tuple[Section, float]] = {
-    "workers": (lambda setting, tiny: workers(replace(setting, networks=setting.networks[:2])), 60),
-    "networks": (lambda setting, tiny: networks(setting), 90),
-    "sharing": (_sharing, 110),
-    "torchserve": (_torchserve, 120),
-    "sizes": (lambda setting, tiny: sizes(setting), 60),
-    "steps": (lambda setting, tiny: steps(setting), 20),
+    "workers": (lambda setting, tiny: workers(replace(setting, networks=setting.networks[:2])), 50),
+    "torchserve": (_torchserve, 110),
+    "networks": (lambda setting, tiny: networks(setting), 70),
+    "steps": (lambda setting, tiny: steps(setting), 15),
+    "sharing": (_sharing, 100),
+    "sizes": (lambda setting, tiny: sizes(setting), 50),
 }
 """Each with the seconds it is expected to take on a data centre's GPU: one that would not fit is left out."""
 

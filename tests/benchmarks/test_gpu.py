@@ -251,13 +251,14 @@ def ran(bundle, *arguments):
 
 
 def test_what_is_missing_is_unpacked_and_programs_stay_programs(bundle):
-    for name, member in (("jdk9py-1.0-py3-none-any.whl", "jdk9py/bin/java"), ("numpy-1.0-py3-none-any.whl", "numpy/x")):
-        with zipfile.ZipFile(bundle / "part2" / "wheels" / name, "w") as wheel:
+    wheels = {"jdk9py-1.0": "jdk9py/bin/java", "numpy-1.0": "numpy/x", "tqdm-99.0": "tqdm/x"}  # not here, newer, older
+    for name, member in wheels.items():
+        with zipfile.ZipFile(bundle / "part2" / "wheels" / f"{name}-py3-none-any.whl", "w") as wheel:
             entry = zipfile.ZipInfo(member)
             entry.external_attr = 0o755 << 16
             wheel.writestr(entry, b"#!")
     _, found = ran(bundle, "--only", "accuracy")
-    assert found["unpacked"] == ["jdk9py 1.0"]
+    assert found["unpacked"] == ["jdk9py 1.0", "tqdm 99.0"]
     assert os.access(bundle / "unpacked" / "site" / "jdk9py" / "bin" / "java", os.X_OK)
     assert found["steps"] == {"accuracy": {"left": "there is no data in the parts: pack it with --data"}}
 
