@@ -94,6 +94,8 @@ DEV = [
     "onnxruntime>=1.17",
     "onnx>=1.16",
     "trustme>=1.1",
+    # What the status page is judged by, for readers with a screen reader; it has nothing but the one script.
+    "axe-core-python>=0.1",
     # Speaks the words of benchmarks/accuracy.py.
     "espeakng-loader>=0.2.4",
     "pytest>=8.0",

@@ -122,7 +122,7 @@ class Chromium:
     ) -> None:
         await self._socket.close()
         await self._http.close()
-        self._process.terminate()
+        self._process.kill()  # it has nothing to save, and its orderly end may take a minute on a busy machine
         await self._process.wait()
         for task in (self._reading, self._draining):
             task.cancel()

@@ -208,7 +208,8 @@ class Proxy(Lifecycle):
             "held": self.driver.left_over(),
         }
         engine = self._snapshot()
-        status = status_json(self.plan, self._reports, self.settings, engine, state, now)
+        slowness = self.metrics.slowness()
+        status = status_json(self.plan, self._reports, self.settings, engine, state, now, slowness)
         if self._server.problem:
             status["problems"].append(self._server.problem)
         if self.peers is not None and self._forwarder is not None:

@@ -1,4 +1,4 @@
-"""`ts-parity serve`, `status` and `drain`: parse, build, call, print. What they need is imported when they run."""
+"""`ts-parity serve`, `status`, `top`, `drain`: parse, build, call, print. What they need is imported when they run."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ts_parity.config import ENV_PREFIX, add_flags, given_flags, load_settings
 from ts_parity.errors import ConfigError, StartError, Unreachable
 
 TOKEN_VARIABLE = f"{ENV_PREFIX}ADMIN_TOKEN"
+TOP_EVERY_S = 1.0
 
 if TYPE_CHECKING:
     from ts_parity.proxy.app import Proxy
@@ -32,6 +33,17 @@ def add_parsers(subparsers: argparse._SubParsersAction[Any]) -> None:
     _add_admin(status)
     status.add_argument("--json", action="store_true", help="print the JSON instead of a table")
     status.set_defaults(run=run_status)
+    top = subparsers.add_parser(
+        "top",
+        help="watch a running proxy: the status page in a terminal",
+        description="What the status page shows, in a terminal, again each second: what clients waited and would have "
+        "waited, machines, models, late queries, problems and what to do. Ctrl-C ends it. Without a terminal it "
+        "prints once.",
+        examples=("ts-parity top", "ts-parity top --admin http://10.0.0.5:8090 --once"),
+    )
+    _add_admin(top)
+    top.add_argument("--once", action="store_true", help="print once and end")
+    top.set_defaults(run=run_top)
     drain = subparsers.add_parser(
         "drain",
         help="drain a running proxy: it finishes the requests in flight and ends",
@@ -135,6 +147,33 @@ def run_status(args: argparse.Namespace) -> int:
         raise Unreachable(f"{url}: that is no status of a proxy of this version: {error!r}") from None
     print(json.dumps(status, indent=2) if args.json else table)
     return 0
+
+
+def run_top(args: argparse.Namespace) -> int:
+    """Until it is interrupted, or once."""
+    import shutil
+    import time
+
+    from ts_parity.admin_client import ask
+    from ts_parity.proxy.operations.top import screen
+
+    url = f"{args.admin}/status"
+    once = args.once or not sys.stdout.isatty()
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    try:
+        while True:
+            width, height = shutil.get_terminal_size((120, 24))
+            try:
+                shown = screen(ask(url), width, sys.maxsize if once else height - 1, colour)
+            except (LookupError, TypeError, AttributeError, ValueError) as error:
+                raise Unreachable(f"{url}: that is no status of a proxy of this version: {error!r}") from None
+            # From the corner, each line to its end, and nothing below: a screen that is cleared first would flicker.
+            print(shown if once else "\x1b[H" + shown.replace("\n", "\x1b[K\n") + "\x1b[K\x1b[J", flush=True)
+            if once:
+                return 0
+            time.sleep(TOP_EVERY_S)
+    except KeyboardInterrupt:
+        return 0
 
 
 def run_drain(args: argparse.Namespace) -> int:

@@ -268,4 +268,4 @@ def status_of(*told: Any) -> Any:
     *reports, instances = told
     plan = make_plan(reports, PlanOptions(instances))
     settings = Settings(instances=instances)
-    return status_json(plan, reports, settings, {"endpoints": {}, "pools": {}}, {}, time.monotonic())
+    return status_json(plan, reports, settings, {"endpoints": {}, "pools": {}}, {}, time.monotonic(), {})

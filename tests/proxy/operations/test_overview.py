@@ -100,9 +100,10 @@ def test_several_processes_are_added_up_by_the_clock() -> None:
     assert merge_recent([]) == {"slots": [], "races": []}
 
 
-def test_machines_that_are_slow_or_silent_are_problems_too_each_with_its_remedy() -> None:
+def test_a_machine_that_is_silent_is_a_problem_too_and_each_has_its_remedy() -> None:
+    silent = machine("a", "silent", "no answer to the task that it has")
     told = with_overview(
-        status(machine("a", "silent", "no answer to the task that it has"), machine("b"), problems=["other"]),
+        status(silent, machine("b", "suspect", "slow"), problems=["other"]),
         {"slots": [], "races": []},
         NOW,
     )

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from ts_parity.proxy.operations.remedies import remedy
-from ts_parity.proxy.serving.conditions import SERVING, told_seconds
+from ts_parity.proxy.serving.conditions import SERVING, SILENT, SUSPECT, told_seconds
 from ts_parity.proxy.serving.durations import Counts, beyond, farthest, percentile
 from ts_parity.proxy.serving.races import KEPT
 from ts_parity.proxy.serving.recent import SLOT_S, SLOTS
@@ -25,6 +25,8 @@ LIMITS: Final = (
 )
 """Of every figure that says what would have been."""
 MOST_POINTS: Final = 80
+IN_A_SLOT: Final = 0.99
+"""Five seconds have few queries: a higher percentile would be the slowest one."""
 
 
 def merge_recent(parts: Sequence[Json]) -> Json:
@@ -62,7 +64,8 @@ def with_overview(status: Json, recent: Json, now: float) -> Json:
     told = _figures(slots, seconds)
     told |= {
         "seconds": round(seconds, 1),
-        "timeline": _timeline(slots, first, now, told["percentile"]),
+        "timeline_percentile": min(told["percentile"], IN_A_SLOT),
+        "timeline": _timeline(slots, first, now, min(told["percentile"], IN_A_SLOT)),
         "tail": {name: _tail(_counts(slots, name)) for name in ("given", "unprotected")},
         "limits": [*LIMITS],
         **_spending(slots, told["queries"]),
@@ -74,12 +77,12 @@ def with_overview(status: Json, recent: Json, now: float) -> Json:
 
 
 def _problems(status: Json) -> list[str]:
-    """Also what is no problem of the plan's: instances that are slow or silent now."""
+    """Also those that the plan and the engine do not know: an instance that is silent now."""
     known = status.get("problems", [])
     troubled = [
         f"{instance['name']}: {condition['reason']}"
         for instance in status.get("instances", [])
-        if (condition := instance.get("condition")) and condition["state"] in ("silent", "suspect")
+        if (condition := instance.get("condition")) and condition["state"] == SILENT
     ]
     return [*dict.fromkeys([*known, *troubled])]
 
@@ -87,7 +90,7 @@ def _problems(status: Json) -> list[str]:
 def sentence(status: Json) -> str:
     """What an operator wants to know first."""
     instances = status.get("instances", [])
-    serving = sum(instance.get("condition", {}).get("state") == SERVING for instance in instances)
+    serving = sum(instance.get("condition", {}).get("state") in (SERVING, SUSPECT) for instance in instances)
     recent, policy = status["recent"], status.get("policy", {})
     parts = [f"{serving} of {len(instances)} {'machine' if len(instances) == 1 else 'machines'} serve"]
     if len(instances) == 1:

@@ -13,8 +13,6 @@ REMEDIES: Final = (
      "at what else runs on its machine, and restart its workers."),
     ("no answer to ", "Look whether the instance's workers are frozen, swapping, or waiting for a device: its log, its "
      "processes, its machine. Its queries are answered by others meanwhile."),
-    ("times as long as usual in its pool", "Look at what else runs on that machine: its clock, its temperature, its "
-     "neighbours. The others answer meanwhile."),
     ("every prediction is answered with 503", "Start the instances, or mend the addresses (--endpoint) and the network "
      "between."),
     ("has no READY worker", "See the instance's log for why its workers do not start; then scale the model up (PUT "

@@ -32,9 +32,12 @@ def status_json(
     engine: Mapping[str, Any],
     state: Mapping[str, Any],
     now: float,
+    slowness: Mapping[str, float],
 ) -> Json:
-    """`state`: uptime and the like, put first. `now`: on the clock of `time.monotonic`, as in the reports."""
-    pools = {name: _pool(plan, pool, settings.policy, engine) for name, pool in plan.pools.items()}
+    """`state`: uptime and the like, put first. `now`: on the clock of `time.monotonic`, as in the reports. `slowness`:
+    endpoint -> what it takes, to what its peers take.
+    """
+    pools = {name: _pool(plan, pool, settings.policy, engine, slowness) for name, pool in plan.pools.items()}
     endpoints: dict[str, list[Json]] = {}
     for endpoint in (endpoint for pool in pools.values() for endpoint in pool["endpoints"]):
         endpoints.setdefault(endpoint["instance"], []).append(endpoint)
@@ -164,7 +167,7 @@ def _cell(value: Any) -> str:
     return "" if value is None else f"{value:.0f}" if isinstance(value, float) else str(value)
 
 
-def _pool(plan: Plan, pool: PoolPlan, policy: Policy, engine: Mapping[str, Any]) -> Json:
+def _pool(plan: Plan, pool: PoolPlan, policy: Policy, engine: Mapping[str, Any], slowness: Mapping[str, float]) -> Json:
     live = engine["pools"].get(pool.name, {})
     code = pool.code
     return {
@@ -191,6 +194,7 @@ def _pool(plan: Plan, pool: PoolPlan, policy: Policy, engine: Mapping[str, Any])
                 "pool": pool.name,
                 "row": endpoint.row,
                 "places": endpoint.places,
+                "slowness": round(slowness[endpoint.name], 3) if endpoint.name in slowness else None,
                 "wrapped": plan.targets[endpoint.name].wrapped,
                 **(of_engine := engine["endpoints"].get(endpoint.name, {})),
                 "condition": endpoint_condition(of_engine, live)._asdict() if of_engine else None,
@@ -251,7 +255,7 @@ def _instance(
         "seen_s": round(now - report.seen_at, 3),
         "condition": _condition(report, endpoints)._asdict(),
         "in_flight": sum(endpoint.get("in_flight", 0) for endpoint in endpoints),
-        "slowness": max((each.get("speed", 1.0) for each in endpoints if each["row"] is None), default=None),
+        "slowness": max((each["slowness"] for each in endpoints if each["slowness"] is not None), default=None),
         "places": places,
         "model_places": _model_places(places, given, endpoints),
         "models": [{"model": m.model, "version": m.version, "ready": m.ready} for m in report.models],

@@ -10,6 +10,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import median
 from typing import Any, Final
 
 from prometheus_client import ProcessCollector
@@ -38,6 +39,11 @@ ERRORS: Final = ("failed", "overloaded", "deadline", "unavailable", "abandoned")
 ENDS: Final = ("arrived", "failed", "rejected")
 ENDED_EVERY_S: Final = 10.0
 """Nobody asks for what endpoints took more often than Prometheus."""
+LATEST: Final = 64
+"""Tasks of an endpoint by which its speed is judged for people; the engine judges by itself (see its `speed`)."""
+LATEST_S: Final = 60.0
+FEW: Final = 5
+_NEVER: Final[tuple[float, list[float]]] = (0.0, [])
 COMPILED: Final = not str(scheduler.__file__).endswith(".py")
 """Whether the engine, and so the whole data path, is."""
 _DEPLOYED: Final = Source.DEPLOYED.value
@@ -163,6 +169,8 @@ class Metrics:
         self.answered: dict[str, dict[str, list[float]]] = {source: {OTHER: []} for source in SOURCES}
         """Source -> pool -> seconds from arrival to answer, of queries answered since `settle`."""
         self._ended_due = 0.0
+        self._latest: dict[str, tuple[float, list[float]]] = {}
+        """Endpoint -> when it last answered, and what its last tasks took."""
         self.ended: dict[str, list[float]] = {}
         """Endpoint -> seconds that its tasks took which have arrived since; finishes aside."""
         self.sent: dict[str, int] = {OTHER: 0}
@@ -250,6 +258,7 @@ class Metrics:
             self._begin(label)
         for endpoint in [endpoint for endpoint in self.ended if endpoint not in endpoints]:
             del self.ended[endpoint]
+            self._latest.pop(endpoint, None)
             self.endpoint_seconds.forget(endpoint)
         self._endpoints.of = {}  # of the present fleet only
         self._endpoints.adopt(endpoints)
@@ -336,6 +345,22 @@ class Metrics:
                 seconds.clear()
                 self.endpoint_seconds.begin(self._endpoint(endpoint), self.pool(name)).add(taken)
                 self.tasks.add(self.pool(name), kind, "arrived", by=len(taken))
+                self._latest[endpoint] = (now, [*self._latest.get(endpoint, _NEVER)[1], *taken][-LATEST:])
+
+    def slowness(self) -> dict[str, float]:
+        """Endpoint -> the median of what its last tasks took, to that of its peers; of those that answered of late."""
+        now = time.time()
+        self._count_ended(now)
+        medians: dict[tuple[str, str], dict[str, float]] = {}
+        for endpoint, (at, seconds) in self._latest.items():
+            if len(seconds) >= FEW and now - at <= LATEST_S:
+                medians.setdefault(self._rows[endpoint], {})[endpoint] = median(seconds)
+        return {
+            endpoint: own / usual
+            for peers in medians.values()
+            if (usual := median(peers.values())) > 0.0
+            for endpoint, own in peers.items()
+        }
 
     def unprotected(self, pool: str, at: float, seconds: float, request_id: str = "") -> None:
         """A query answered then by something else would have waited so long."""
@@ -448,9 +473,14 @@ class Metrics:
         )
         busy = _family("gauge", "ts_parity_endpoint_in_flight", "Tasks in flight at an endpoint.")
         places = _family("gauge", "ts_parity_endpoint_places", "Tasks that it may have in flight.")
-        speed = _family("gauge", "ts_parity_endpoint_slowness_ratio", "Its latency to its pool's median; 1: as usual.")
+        speed = _family(
+            "gauge",
+            "ts_parity_endpoint_slowness_ratio",
+            "What its last tasks took, to what its peers took.",
+        )
         failures = _family("counter", "ts_parity_endpoint_failures", "Tasks that it failed; three in a row eject it.")
         ejections = _family("counter", "ts_parity_endpoint_ejections", "How often it was ejected.")
+        slowness = self.slowness()
         for name, endpoint in snapshot["endpoints"].items():
             values = [self._endpoint(name), endpoint["pool"]]
             if values[0] == OTHER:
@@ -462,7 +492,8 @@ class Metrics:
             out.add(labels, float(endpoint["health"] != "in"))
             busy.add(labels, endpoint["in_flight"])
             places.add(labels, endpoint["places"])
-            speed.add(labels, endpoint["speed"])
+            if name in slowness:
+                speed.add(labels, round(slowness[name], 4))
             failures.add(labels, endpoint["failures"])
             ejections.add(labels, endpoint["ejections"])
         yield from (out, state, busy, places, speed, failures, ejections)
