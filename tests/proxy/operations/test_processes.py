@@ -132,11 +132,21 @@ async def test_all_serve_one_port_and_are_told_of_as_one(make_processes: MakeFle
     assert [instance["places"] for instance in status["instances"]] == [5, 5]
     assert (status["state"], status["problems"]) == ("serving", [])
     assert f"0        {rows[0]['pid']}" in status_table(status)
+    recent = status["recent"]
+    assert (recent["queries"], recent["sources"]) == (40, {"deployed": 40})
+    assert recent["tail"]["given"] == recent["tail"]["unprotected"] != []
+    assert status["sentence"].startswith("2 of 2 machines serve; median ")
+    assert status["pools"]["linear/1.0"]["recent"]["queries"] == 40
+    assert (await fleet.admin.get("/")).get("content-type") == "text/html; charset=utf-8"
+    openmetrics = await fleet.admin.ask("GET", "/metrics", headers=(("Accept", "application/openmetrics-text"),))
+    assert openmetrics.body.endswith(b"# EOF\n")
     text = (await fleet.admin.get("/metrics")).body.decode()
     for line in (
         'ts_parity_queries_total{outcome="answered",pool="linear/1.0",source="deployed"} 40.0',
         'ts_parity_query_duration_seconds_count{pool="linear/1.0",source="deployed"} 40.0',
         'ts_parity_reconstruct_after_seconds{pool="linear/1.0"} 0.02',
+        'ts_parity_unprotected_duration_seconds_count{pool="linear/1.0"} 40.0',
+        "ts_parity_extra_work_limit_ratio ",
         "ts_parity_processes 2.0",
     ):
         assert line in text, f"{line} not in\n{text}"
@@ -163,6 +173,7 @@ async def test_a_killed_process_is_replaced_and_the_others_clients_notice_nothin
     assert await asyncio.gather(*(client.reader.read() for client in theirs)) == [b""] * len(theirs)
     await until(lambda: fleet.supervisor.status()["processes"][0]["pid"] is None, "the death to be noticed")
     status = await fleet.status()
+    assert status["recent"]["queries"] == 16, "what the killed process counted of late stays"
     assert status["problems"] == [f"process 0 (pid {killed}) was ended by signal 9; it is started again 3 s later"]
     assert "ts_parity_processes 1.0" in (await fleet.admin.get("/metrics")).body.decode()
     assert (await fleet.admin.get("/health")).status == 200
