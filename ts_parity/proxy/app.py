@@ -245,7 +245,10 @@ class Proxy(Lifecycle):
             due_at = loop.time() + _SETTLE_S
             await asyncio.sleep(_SETTLE_S)
             self.metrics.lag_s = max(0.0, loop.time() - due_at)
-            self._settle(loop.time())
+            try:
+                self._settle(loop.time())
+            except Exception:  # queries are served all the same
+                log.exception("what has happened could not be counted")
 
     def _settle(self, now: float) -> None:
         """What has happened since is counted."""

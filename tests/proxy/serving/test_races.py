@@ -119,13 +119,14 @@ async def test_an_answer_that_differs_is_counted_as_differing(make_fleet: MakeFl
     assert (await fleet.admin.get("/status")).json()["recent"]["findings"] == {"differed": 1}
 
 
+@pytest.mark.parametrize("failure", [Canned.worker_died(), Canned.no_worker("linear")], ids=["failed", "rejected"])
 async def test_one_that_fails_after_its_query_was_answered_claims_no_more_than_until_then(
-    make_fleet: MakeFleet, clock: Clock
+    make_fleet: MakeFleet, clock: Clock, failure: Canned
 ) -> None:
     """It would have been tried again at that moment."""
     instances = fleet_of_three()
     for instance in instances[:2]:
-        instance.models[0].script = deque([Canned.worker_died()])
+        instance.models[0].script = deque([failure])
     fleet = await rescued(make_fleet, instances)
     clock.advance(2.0)
     await thawed(fleet)

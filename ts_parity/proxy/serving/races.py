@@ -87,12 +87,14 @@ class Races:
             shown.ended_s = took_s
             shown.how = "late" if isinstance(outcome, Arrived) else "failed"
             shown.reason = outcome.reason if isinstance(outcome, Failed) else ""
-        if task.hedge or race.unprotected != "out" or isinstance(outcome, Rejected):
+        if task.hedge or race.unprotected != "out":
             return
+        again = isinstance(outcome, Rejected) or (isinstance(outcome, Failed) and outcome.retry)
+        known_s = min(took_s, race.deadline_s)
         if isinstance(outcome, Arrived):
-            self._decide(race, "came", min(took_s, race.deadline_s))
+            self._decide(race, "came", known_s)
         else:
-            self._decide(race, "failed", min(took_s, race.deadline_s) if outcome.retry else race.deadline_s)
+            self._decide(race, "failed", known_s if again else race.deadline_s)
 
     def compared(self, own: Task, other: Task, finding: Finding, why: str) -> None:
         """Two answers were compared; those of which one was given for a late query, and the other came, count here."""
