@@ -481,11 +481,14 @@ class Metrics:
         failures = _family("counter", "ts_parity_endpoint_failures", "Tasks that it failed; three in a row eject it.")
         ejections = _family("counter", "ts_parity_endpoint_ejections", "How often it was ejected.")
         slowness = self.slowness()
+        of_pools = {pool: dict.fromkeys(CONDITIONS[:-1], 0) for pool in self._pools.of.values()}
         for name, endpoint in snapshot["endpoints"].items():
             values = [self._endpoint(name), endpoint["pool"]]
+            now = endpoint_condition(endpoint, snapshot["pools"].get(endpoint["pool"], {})).state
+            if self._rows.get(name, ("", ""))[1] == Kind.DEPLOYED.value:
+                of_pools[self.pool(endpoint["pool"])][now] += 1
             if values[0] == OTHER:
                 continue
-            now = endpoint_condition(endpoint, snapshot["pools"].get(endpoint["pool"], {})).state
             for each in CONDITIONS[:-1]:
                 state.add(written_labels([*names, "state"], [*values, each]), float(each == now))
             labels = written_labels(names, values)
@@ -497,6 +500,11 @@ class Metrics:
             failures.add(labels, endpoint["failures"])
             ejections.add(labels, endpoint["ejections"])
         yield from (out, state, busy, places, speed, failures, ejections)
+        endpoints = _family("gauge", "ts_parity_endpoints", "Of a deployed model, by state; 0 while none is there.")
+        for pool, counts in of_pools.items():
+            for each, number in counts.items():
+                endpoints.add(written_labels(["pool", "state"], [pool, each]), number)
+        yield endpoints
 
 
 def _family(kind: str, name: str, text: str) -> ExposedFamily:
