@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections import Counter
@@ -17,7 +18,7 @@ from ts_parity.lab.compare import World, service_from
 from ts_parity.lab.history import History, ServedTask, TaskEnd
 from ts_parity.lab.rivals import Arrangement, arrange
 from ts_parity.lab.scenario import Outage, ServiceTimes
-from ts_parity.lab.simulate import simulate
+from ts_parity.lab.simulate import Result, simulate
 from ts_parity.lab.spells import ObservedFleet, as_samples, seen_in
 
 USUAL_S = 0.02
@@ -235,12 +236,19 @@ WORLDS = {
 }
 
 
+@functools.cache
+def truth(name: str, policy: str) -> Result:
+    """The same, whatever the log was taken with."""
+    world = WORLDS[name]
+    return simulate(world.scenario(arranged(policy, world.workers)), 3)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
+@pytest.mark.parametrize("name", WORLDS)
 @pytest.mark.parametrize("logged", ["none", "student"])
-def test_a_plan_of_its_log_foretells_what_each_policy_makes_of_a_world(world, logged, tmp_path):
+def test_a_plan_of_its_log_foretells_what_each_policy_makes_of_a_world(name, logged, tmp_path):
     """p99 and p99.9 within 25 %, for what the log was taken with and for what it was not."""
-    log = Log(tmp_path / "access.jsonl")
+    log, world = Log(tmp_path / "access.jsonl"), WORLDS[name]
     simulate(world.scenario(arranged(logged, world.workers)), 3, on_event=log)
     log.close()
     service, unit, seen = service_from(tmp_path / "access.jsonl")
@@ -253,9 +261,9 @@ def test_a_plan_of_its_log_foretells_what_each_policy_makes_of_a_world(world, lo
         spells=None,
         outages=(),
     )
-    for name in POLICIES:
-        true = simulate(world.scenario(arranged(name, world.workers)), 3)
-        told = [simulate(foretold.scenario(arranged(name, world.workers)), seed) for seed in range(2)]
+    for policy in POLICIES:
+        true = truth(name, policy)
+        told = [simulate(foretold.scenario(arranged(policy, world.workers)), seed) for seed in range(2)]
         for share in (0.99, 0.999):
             ratio = unit * fmean(run.percentile(share) for run in told) / (USUAL_S * true.percentile(share))
-            assert math.isclose(ratio, 1.0, abs_tol=0.25), (name, share, ratio)
+            assert math.isclose(ratio, 1.0, abs_tol=0.25), (policy, share, ratio)
