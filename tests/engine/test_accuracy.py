@@ -47,6 +47,25 @@ def test_what_more_is_in_doubt_than_is_left_waits_for_queries_to_come():
     assert budget.price(0.05) < math.inf
 
 
+def test_no_more_is_saved_up_than_the_burst():
+    budget = AccuracyBudget(0.5)
+    for _ in range(100):
+        budget.deposit()
+    budget.spend(BURST)
+    assert budget.price(0.01) == math.inf
+
+
+def test_what_was_compared_lately_counts_most():
+    """Hundreds agreed, as expected and better. Then another model is served, and of few each differs."""
+    budget = AccuracyBudget(0.01)
+    for _ in range(1000):
+        budget.compared(0.5, differs=False)
+    assert budget.correction < 0.01
+    for _ in range(130):
+        budget.compared(0.5, differs=True)
+    assert budget.correction > 1.0
+
+
 def test_a_full_budget_is_free_and_half_of_it_has_the_price_that_is_said():
     assert AccuracyBudget(0.01).price(0.5) == 0.0
     assert left(BURST / 2).price(DEAR * BURST / 2) == pytest.approx(1.0)

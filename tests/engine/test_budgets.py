@@ -63,3 +63,10 @@ def test_a_ratio_of_nothing_is_no_budget():
     assert empty.take()
     empty.pass_time(1e9)
     assert not empty.take()
+
+
+def test_no_more_is_saved_up_than_the_burst():
+    bucket = TokenBucket(0.5, 2.0)
+    for _ in range(100):
+        bucket.deposit()
+    assert [bucket.take() for _ in range(3)] == [True, True, False]

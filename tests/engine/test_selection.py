@@ -3,10 +3,7 @@
 import pytest
 
 from tests.engine.races import NEVER
-from ts_parity.engine import (
-    Query,
-    plain,
-)
+from ts_parity.engine import Instance, Query, plain
 from ts_parity.engine.health import Condition
 from ts_parity.engine.lateness import LatencyWindow
 from ts_parity.engine.release import Release
@@ -58,6 +55,68 @@ def test_one_more_than_its_places_where_the_reply_is_overdue(overdue_s, chosen):
     deployed = endpoints(1)
     sent(Query(0, "m"), deployed.everyone[0])
     assert name(selection(deployed, spare_places=1).for_query(Query(1, "m"), overdue_s, 1)) == chosen
+
+
+@pytest.mark.parametrize(("overdue_s", "chosen"), [(0.06, None), (0.19, None), (0.21, "d0")])
+def test_a_reply_to_a_big_query_is_overdue_later(overdue_s, chosen):
+    deployed, big = endpoints(1), Query(0, "m")
+    big.scale = 4.0
+    sent(big, deployed.everyone[0])
+    assert name(selection(deployed, spare_places=1).for_query(Query(1, "m"), overdue_s, 1)) == chosen
+
+
+def late_before(place):
+    """Its last answer was late."""
+    place.health.clean = False
+    place.host.judge()
+
+
+def test_a_machine_whose_last_answer_was_late_gets_no_more_than_its_places():
+    deployed = endpoints(1)
+    sent(Query(0, "m"), deployed.everyone[0])
+    late_before(deployed.everyone[0])
+    assert selection(deployed, spare_places=1).for_query(Query(1, "m"), 0.06, 1) is None
+
+
+def test_a_query_goes_to_a_busy_machine_before_an_idle_one_whose_last_answer_was_late():
+    deployed = endpoints(2, places=2)
+    sent(Query(0, "m"), deployed.everyone[1])
+    late_before(deployed.everyone[0])
+    query = Query(1, "m")
+    query.avoid = frozenset({"elsewhere"})
+    assert name(selection(deployed).for_retry(query, 0.0, 1)) == "d1"
+
+
+def test_work_for_idle_machines_goes_where_the_smaller_share_is_taken():
+    backups = endpoints(2, places=4, row=0)
+    wide, narrow = backups.everyone
+    wide.host.instance = Instance("d0", 8, "d0")
+    for number in (1, 2):
+        sent(Query(number, "m"), wide, number)
+    sent(Query(3, "m"), narrow, 3)
+    rule = selection(endpoints(1), {0: backups})
+    narrow.host.instance = Instance("d1", 3, "d1")
+    assert name(rule.for_protection(group_of("elsewhere"), 0, 0.0)) == "d0"
+
+
+def test_a_query_that_has_failed_probes_no_endpoint_while_others_are_there():
+    deployed = endpoints(2, places=2)
+    out(deployed.everyone[0], 5.0)
+    deployed.everyone[0].health.clean = True  # as soon as it may be asked again
+    deployed.everyone[0].host.judge()
+    sent(Query(0, "m"), deployed.everyone[1])
+    fresh, failed = Query(1, "m"), Query(2, "m")
+    failed.avoid = frozenset({"elsewhere"})
+    rule = selection(deployed)
+    assert (name(rule.for_query(fresh, 6.0, 1)), name(rule.for_query(failed, 6.0, 1))) == ("d0", "d1")
+
+
+def test_a_second_copy_waits_where_only_the_querys_own_domain_is_idle():
+    deployed = endpoints(3, domains=["rack", "rack", "elsewhere"])
+    query = Query(0, "m")
+    sent(query, deployed.everyone[0])
+    sent(Query(1, "m"), deployed.everyone[2], 2)
+    assert selection(deployed).for_hedge(query, 0.0) is None
 
 
 def test_a_retry_goes_to_another_failure_domain_or_waits():

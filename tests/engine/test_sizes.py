@@ -161,3 +161,22 @@ def test_a_second_copy_of_a_big_query_costs_as_much_as_the_query():
     [copy] = [action for action in scheduler.tick(0.03) if isinstance(action, Send)]
     assert copy.task.hedge
     assert 30.0 - scheduler._life.work.tokens == pytest.approx(8.0, abs=1e-6)
+
+
+def test_a_big_query_brings_as_much_extra_work_as_it_takes():
+    scheduler = Scheduler(fleet(deployed=3, code=None), plain(copies=True, extra_work=0.1, work_burst=30.0))
+    [pool] = scheduler.pools()
+    pool.scales._known[BIG] = 8.0
+    scheduler._life.work.spend(10.0)
+    scheduler.query_arrived(Query(0, POOL, "key", size=BIG), 0.0)
+    assert scheduler._life.work.tokens == pytest.approx(20.8)
+
+
+def test_a_backup_of_a_big_query_is_launched_later():
+    whole = fleet(deployed=3, code="student", k=1, shared=True, protections=3)
+    scheduler = Scheduler(whole, plain(launch="late", launch_after_s=0.02))
+    [pool] = scheduler.pools()
+    pool.scales._known[BIG] = 8.0
+    query = Query(0, POOL, "key", size=BIG)
+    scheduler.query_arrived(query, 1.0)
+    assert query.launch_at == pytest.approx(1.16)
