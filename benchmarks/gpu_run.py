@@ -5,7 +5,9 @@
 Needs Python and torch, and no network. In this order: wheels that are missing here are unpacked into a folder beside
 the parts, tests/gpu is run, then benchmarks/gpu.py, then as much of the accuracy at the paper's scale as time is left
 for. The JSON is written after each step, and by benchmarks/gpu.py's own after each list of rows, so whatever ends the
-run early leaves what was found until then. Imports nothing but the standard library: nothing else is there yet.
+run early leaves what was found until then. A JSON that is there is gone on with: what is not run again stays, and rows
+of the accuracy that are known are not made again, on another machine either. Imports nothing but the standard library:
+nothing else is there yet.
 """
 
 from __future__ import annotations
@@ -44,10 +46,12 @@ class Run:
         self.project = here / "project"
         self.out = out
         self.ends_at = time.monotonic() + 60 * minutes
+        earlier = json.loads(out.read_text()) if out.exists() else {}
         self.document: dict[str, Any] = {
+            **earlier,
             "python": platform.python_version(),
             "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-            "steps": {},
+            "steps": earlier.get("steps", {}),
         }
 
     def left_s(self) -> float:
@@ -125,6 +129,8 @@ class Run:
             self.write()
             return
         rows = self.home / "accuracy.json"
+        if not rows.exists() and (known := self.document.get("accuracy")) is not None:
+            rows.write_text(json.dumps(known))
         command = [sys.executable, "benchmarks/accuracy.py", "--data", str(data), "--sets", "cifar10-resnet18"]
         command += ["--device", device, "--out", str(rows), *more]
         minutes = max(0.1, (self.left_s() - 30) / 60)  # it stops at a checkpoint, some seconds after them
@@ -195,7 +201,7 @@ def main(arguments: Sequence[str] | None = None, here: Path | None = None) -> in
         run.benchmarks(args.device, ["--tiny", "--only", "steps"] if args.tiny else [])
     if "accuracy" in args.only:
         run.accuracy(args.device, ["--quick", "--only", "sum:2", "--steps", "2"] if args.tiny else [])
-    steps = run.document["steps"]
+    steps = {name: told for name, told in run.document["steps"].items() if name in args.only}
     for name, told in steps.items():
         print(name, {key: value for key, value in told.items() if key != "said"})
     codes = [told.get("exit") for told in steps.values()]

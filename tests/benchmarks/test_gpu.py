@@ -291,6 +291,21 @@ def test_a_step_that_takes_too_long_is_ended_and_the_rest_stays(bundle, monkeypa
     assert "ended after" in json.loads((bundle / "result.json").read_text())["steps"]["tests"]["left"]
 
 
+def test_a_run_goes_on_with_the_json_that_is_there(bundle, monkeypatch):
+    """A slice of the accuracy keeps what else was measured, and on another machine the rows that are known."""
+    known = {"runs": [{"code": "sum"}], "rows": []}
+    earlier = {"steps": {"benchmarks": {"exit": 0}}, "benchmarks": {"card": {"device": "H100"}}, "accuracy": known}
+    (bundle / "result.json").write_text(json.dumps(earlier))
+    (bundle / "part1" / "data").mkdir()
+    (bundle / "part1" / "data" / "cifar10_jpeg.zip.00").write_bytes(b"data")
+    begun = []
+    monkeypatch.setattr(gpu_run.Run, "step", lambda self, name, command, most_s: begun.append(name))
+    _, found = ran(bundle, "--only", "accuracy")
+    assert begun == ["accuracy"]
+    assert (found["benchmarks"], found["accuracy"]) == (earlier["benchmarks"], known)
+    assert json.loads((bundle / "unpacked" / "accuracy.json").read_text()) == known
+
+
 @pytest.mark.slow
 def test_one_command_leaves_one_json(bundle):
     """The CPU form of what runs on the bare machine: the tests are skipped there, and one section is measured."""
