@@ -5,6 +5,7 @@ really pick.
     python benchmarks/paper.py                 everything: hours; an interrupted run goes on where it stopped
     python benchmarks/paper.py --figure 9      one figure
     python benchmarks/paper.py --quick         figure 9 at one load on six machines, 500 queries a point; not kept
+    python benchmarks/paper.py --collect       measure nothing; keep the points that are done so far
     python benchmarks/paper.py --tables        renew docs/benchmarks.md from the kept results
 
 The paper measured latency with untrained networks, and had neither a deadline, nor second copies, nor a balancer worth
@@ -177,7 +178,8 @@ def row_of(size: Size, point: Point, records: Sequence[QueryRecord], load: Load,
     in_order = [r.latency_s for r in records if r.answered and r.latency_s is not None]
     differing, compared = differing_of(records, load)
     made: Row = {
-        "figure": point.figure, "arm": point.arm, "load": point.load, "k": point.k, "workers": machines_,
+        "figure": point.figure, "arm": point.arm.partition(",")[0], "spec": point.arm, "load": point.load,
+        "k": point.k, "workers": machines_,
         "seed": point.seed, "queries": size.queries, "disturbances": point.disturbances, "batch": point.batch,
         "trouble": point.trouble,
     }  # fmt: skip
@@ -281,14 +283,16 @@ def estimate_s(size: Size, left: Sequence[Point]) -> float:
     return loads + 12.0 * len(left) + starts
 
 
-def run(size: Size, names: Sequence[str], arms: Sequence[str], work: Path) -> list[Row]:
-    """-> the rows of all points that are done, those of earlier runs included."""
+def run(size: Size, names: Sequence[str], arms: Sequence[str], work: Path, collect: bool = False) -> list[Row]:
+    """-> the rows of all points that are done, those of earlier runs included. `collect`: of those only."""
     work.mkdir(parents=True, exist_ok=True)
     wanted = [point for point in points(size, names) if point.arm in arms]
     wanted = [point for point in wanted if ARMS[point.arm].client != "hedge-python" or have_hedge_python()]
     if not have_hedge_python():
         print("hedge-python is not installed, so its arm is left out: pip install hedge-python", file=sys.stderr)
     left = [point for point in wanted if not (work / f"{point.key}.json").exists()]
+    if collect:
+        wanted, left = [point for point in wanted if point not in left], []
     if left:
         told = f"{len(left)} of {len(wanted)} points left, about {estimate_s(size, left) / 60:.0f} minutes"
         print(told, file=sys.stderr, flush=True)
@@ -324,8 +328,8 @@ def document_of(size: Size, rows: Sequence[Row], work: Path, command: str) -> di
 
 
 def _key_of(row: Row) -> str:
-    names = ("figure", "arm", "load", "k", "disturbances", "batch", "seed", "trouble")
-    return Point(**{name: row[name] for name in names}).key
+    names = ("figure", "load", "k", "disturbances", "batch", "seed", "trouble")
+    return Point(arm=row["spec"], **{name: row[name] for name in names}).key
 
 
 def read_records_of(file: Path) -> list[QueryRecord]:
@@ -358,6 +362,7 @@ def main() -> int:
     parser.add_argument("--steps", type=count(), help="of each protection's training")
     parser.add_argument("--machines", type=count(), help="that serve the model")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "paper", help="points that are done, and models")
+    parser.add_argument("--collect", action="store_true", help="measure nothing, keep what is done")
     parser.add_argument("--tables", action="store_true", help="only renew the docs")
     args = parser.parse_args()
     # As the command line has it: on a busy machine threads that spin take minutes for what takes seconds.
@@ -376,8 +381,11 @@ def main() -> int:
         load=args.load[0] if args.load else size.load,
     )
     work = args.work.resolve() / f"{size.machines}-{size.queries}-{size.steps}"
-    rows = run(size, args.figure or (["9"] if args.quick else list(FIGURES)), args.arm or list(ARMS), work)
-    command = " ".join(["python benchmarks/paper.py", *(word for word in sys.argv[1:] if word != str(args.work))])
+    rows = run(
+        size, args.figure or (["9"] if args.quick else list(FIGURES)), args.arm or list(ARMS), work, args.collect
+    )
+    given = [word for word in sys.argv[1:] if word not in ("--work", str(args.work), "--collect")]
+    command = " ".join(["python benchmarks/paper.py", *given])
     document = document_of(size, rows, work, command)
     for text in sections(document).values():
         print(text)

@@ -57,18 +57,20 @@ def _paper(name: str) -> str:
 def _tables(own: Sequence[Row]) -> str:
     told = []
     for setting in dict.fromkeys((r["load"], r["k"], r["disturbances"], r["batch"]) for r in own):
-        load, k, disturbances, batch = setting
+        load, k, _, batch = setting
         here = [r for r in own if (r["load"], r["k"], r["disturbances"], r["batch"]) == setting]
         gap = _gap(_of(here, "equal"))
-        cells = [_cells(arm, _of(here, arm), gap) for arm in dict.fromkeys(r["arm"] for r in here)]
-        told.append(
-            f"Load {load:g}, k = {k}, {disturbances} transfers, batches of {batch}:\n\n{markdown(_HEAD, cells)}"
-        )
+        cells = [_cells(arm, _of(here, arm), gap) for arm in dict.fromkeys(r["spec"] for r in here)]
+        told.append(f"Load {load:g}, k = {k}, {_trouble(here[0])}batches of {batch}:\n\n{markdown(_HEAD, cells)}")
     return "\n\n".join(told)
 
 
+def _trouble(row: Row) -> str:
+    return f"{row['disturbances']} transfers for each 18 machines, " if row["trouble"] == "shuffles" else ""
+
+
 def _of(rows: Sequence[Row], arm: str) -> list[Row]:
-    return [row for row in rows if row["arm"] == arm]
+    return [row for row in rows if row["spec"] == arm]
 
 
 def mean(rows: Sequence[Row], name: str) -> float | None:
@@ -113,8 +115,8 @@ def _beside(rows: Sequence[Row]) -> str:
     """The simulator, and the planner, against the live runs."""
     cells, within = [], {"simulated": [], "foretold": []}
     known = [row for row in rows if row.get("simulated_p50_ms") or row.get("foretold_p50_ms")]
-    for key in dict.fromkeys((r["figure"], r["arm"], r["load"], r["k"], r["disturbances"]) for r in known):
-        here = [r for r in known if (r["figure"], r["arm"], r["load"], r["k"], r["disturbances"]) == key]
+    for key in dict.fromkeys((r["figure"], r["spec"], r["load"], r["k"], r["disturbances"]) for r in known):
+        here = [r for r in known if (r["figure"], r["spec"], r["load"], r["k"], r["disturbances"]) == key]
         line = [_title(key[0]), key[1], f"{key[2]:g}", str(key[3]), str(key[4])]
         for name in PERCENTILES:
             live = mean(here, name)
@@ -150,9 +152,9 @@ def plot(document: Mapping[str, Any], file: Path, figure: str = "9") -> None:
     rows = [row for row in document["rows"] if row["figure"] == figure]
     name = "p999_ms" if all(row["p999_ms"] is not None for row in rows) else "p99_ms"
     drawn, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
-    for arm in dict.fromkeys(row["arm"] for row in rows):
+    for arm in dict.fromkeys(row["spec"] for row in rows):
         loads = sorted({row["load"] for row in rows})
-        values = [mean([r for r in rows if r["arm"] == arm and r["load"] == load], name) for load in loads]
+        values = [mean([r for r in rows if r["spec"] == arm and r["load"] == load], name) for load in loads]
         axes.plot(loads, [math.nan if v is None else v for v in values], marker="o", label=arm)
     axes.set(
         xlabel="load of the deployed machines", ylabel=f"{'p99.9' if name == 'p999_ms' else 'p99'}, ms", yscale="log"

@@ -9,12 +9,13 @@ import pytest
 @pytest.mark.parametrize(
     "script",
     [
-        "accuracy",
         "ablation",
+        "accuracy",
         "foretold",
         "frontier",
         "outages",
         "overhead",
+        "paper",
         "policies",
         "proxies",
         "simulator",

@@ -75,6 +75,9 @@ def test_a_row_says_what_clients_saw():
     row = paper.row_of(SMALL, point(), records(load), load, 1.04, 6)
     named = "figure arm load k workers seed queries p50_ms p99_ms p999_ms lost errors reconstructed differing work"
     assert row.keys() >= set(named.split())
+    fewer = paper.row_of(SMALL, point(arm="default, no machine more"), records(load), load, 1.0, 4)
+    assert (fewer["arm"], fewer["workers"]) == ("default", 4)
+    assert paper._key_of(fewer) == point(arm="default, no machine more").key
     assert (row["lost"], row["reconstructed"], row["differing"], row["compared"]) == (1, 2, 1, 2)
     assert row["p99_low_ms"] <= row["p99_ms"] <= row["p99_high_ms"]
     assert row["p999_ms"] is None, "600 queries say nothing about it"
@@ -117,11 +120,11 @@ async def test_replication_takes_the_first_answer_and_survives_an_error():
 def document():
     rows = []
     for figure, arm, seed in [("9", arm, seed) for arm in ("equal", "hedge", "default") for seed in (0, 1)]:
-        row = {"figure": figure, "arm": arm, "load": 0.5, "k": 2, "workers": 18, "seed": seed, "queries": 20_000,
-               "disturbances": 4, "batch": 1, "trouble": "shuffles", "p50_ms": 50.0, "p99_ms": 90.0, "p999_ms": 130.0,
-               "lost": 0, "errors": 0, "reconstructed": 10, "compared": 10, "differing": 1, "accuracy": 0.98,
-               "work": 1.05, "send_lag_p99_ms": 2.0, "simulated_p50_ms": 51.0, "simulated_p99_ms": 120.0,
-               "simulated_p999_ms": None}  # fmt: skip
+        row = {"figure": figure, "arm": arm, "spec": arm, "load": 0.5, "k": 2, "workers": 18, "seed": seed,
+               "queries": 20_000, "disturbances": 4, "batch": 1, "trouble": "shuffles", "p50_ms": 50.0, "p99_ms": 90.0,
+               "p999_ms": 130.0, "lost": 0, "errors": 0, "reconstructed": 10, "compared": 10, "differing": 1,
+               "accuracy": 0.98, "work": 1.05, "send_lag_p99_ms": 2.0, "simulated_p50_ms": 51.0,
+               "simulated_p99_ms": 120.0, "simulated_p999_ms": None}  # fmt: skip
         rows.append(row | ({"p999_ms": 70.0 + seed} if arm == "default" else {}))
     return {"command": "python benchmarks/paper.py", "machine": "m", "emulated": "a wait", "size": asdict(Size()),
             "rows": rows}  # fmt: skip
