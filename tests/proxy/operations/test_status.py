@@ -100,6 +100,13 @@ APART = "is launched with every 2 queries, since it has machines of its own; lat
         (
             "student",
             {},
+            {"target_s": 0.1},
+            {"launch": "late"},
+            "launched for late queries, and in time for an answer within 0.1 s, since it stands beside the model",
+        ),
+        (
+            "student",
+            {},
             {"extra_work": 0.0},
             {"launch": "late"},
             f"{NOTHING}; student stands beside the model",

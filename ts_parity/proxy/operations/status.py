@@ -227,7 +227,9 @@ def what_it_does(pool: PoolPlan, policy: Policy, live: Mapping[str, Any]) -> str
         what = f"{code.name} is launched with {whose}, since it has machines of its own; late queries get its answers, "
         what += f"then {second}"
     elif policy.extra_work:
-        what = f"{code.name} is launched for late queries, since it stands beside the model; then they get {second}"
+        target = "" if policy.target_s is None else f", and in time for an answer within {policy.target_s:g} s"
+        what = f"{code.name} is launched for late queries{target}, since it stands beside the model; then they get "
+        what += second
     else:
         return f"late queries get {second}; {code.name} stands beside the model and would be launched for them only"
     if code.lossless:
