@@ -22,11 +22,14 @@ def fleet_of_three() -> list[FakeTorchServe]:
     return [FakeTorchServe(FakeModel()), FakeTorchServe(FakeModel()), student]
 
 
-async def rescued(make_fleet: MakeFleet, instances: list[FakeTorchServe], proved: bool = True, **student: Any) -> Fleet:
+async def rescued(
+    make_fleet: MakeFleet, instances: list[FakeTorchServe], proved: bool = True, copies: bool = False, **student: Any
+) -> Fleet:
     """One query, rescued by the student while the instance that has it is frozen. `proved`: answers are not compared.
-    `student`: how it differs from what it was on trial.
+    `copies`: a second copy of it is out, too. `student`: how it differs from what it was on trial.
     """
-    fleet = await make_fleet(*instances, deadline_s=DEADLINE_S, differing=1.0, proved=proved)
+    rules = {"copies": copies, "hedge_after_s": 0.0 if copies else None}
+    fleet = await make_fleet(*instances, deadline_s=DEADLINE_S, differing=1.0, proved=proved, **rules)
     (pool,) = fleet.proxy.scheduler.pools()
     while not pool.protected:
         await fleet.posts(4)
@@ -106,6 +109,14 @@ async def test_what_was_given_is_compared_with_what_came(make_fleet: MakeFleet) 
     assert (await race(fleet))["finding"] == "agreed"
     assert await metric(fleet, AGREEMENT.format("agreed")) == 1
     assert await metric(fleet, AGREEMENT.format("differed")) == 0
+
+
+async def test_what_a_second_copy_brings_later_is_not_what_came(make_fleet: MakeFleet) -> None:
+    fleet = await rescued(make_fleet, fleet_of_three(), proved=False, copies=True)
+    assert [task["kind"] for task in (await race(fleet))["tasks"]].count("copy") == 1
+    before = await metric(fleet, AGREEMENT.format("agreed"))
+    await thawed(fleet)
+    assert await metric(fleet, AGREEMENT.format("agreed")) == before + 1
 
 
 async def test_an_answer_that_differs_is_counted_as_differing(make_fleet: MakeFleet) -> None:
