@@ -69,6 +69,7 @@ def one_run(queries: int, seed: int) -> tuple[float, float]:
     metrics = Metrics(Scheduler(fleet(deployed=12, protections=6), Policy()).snapshot, Policy())
     names = {name for _, ended, _ in made[0].seconds for name, _ in ended}
     metrics.adopt([POOL], dict.fromkeys(names, (POOL, "deployed")))
+    metrics.exposition()  # labels are written once
     spent_s = 0.0
     for number, second in enumerate(made[0].seconds):
         spent_s += counted(metrics, *second, number % ENDED_EVERY_S == 0, clock) - iterated(*second, clock)
@@ -77,22 +78,24 @@ def one_run(queries: int, seed: int) -> tuple[float, float]:
 
 def counted(metrics: Metrics, answered, ended, sent, wholly: bool, clock) -> float:
     """-> seconds that the driver's statements take, and after them `settle`; or every ten seconds a whole reading."""
+    answered_s, ended_s, sent_tasks = metrics.answered, metrics.ended, metrics.sent
     started = clock()
     for source, seconds in answered:
-        lists = metrics.answered[source]
+        lists = answered_s[source]
         try:
             lists[POOL].append(seconds)
         except KeyError:
             lists[OTHER].append(seconds)
     for name, seconds in ended:
-        kept = metrics.ended
-        if name in kept:
-            kept[name].append(seconds)
+        try:
+            ended_s[name].append(seconds)
+        except KeyError:
+            raise AssertionError(name) from None
     for pool in sent:
         try:
-            metrics.sent[pool] += 1
+            sent_tasks[pool] += 1
         except KeyError:
-            metrics.sent[OTHER] += 1
+            sent_tasks[OTHER] += 1
     if wholly:
         metrics.exposition()
     else:

@@ -119,6 +119,7 @@ class Driver:
         self.scheduler = scheduler
         self._upstream = upstream
         self._metrics = metrics
+        self._answered_s, self._ended_s, self._sent_tasks = metrics.answered, metrics.ended, metrics.sent
         self.races = Races(metrics, scheduler.tasks_of)
         self._racing = self.races.out
         self._options = options
@@ -292,7 +293,7 @@ class Driver:
             outcome = _OUTCOMES[type(error)] if isinstance(error, Unavailable) else "failed"
             self._metrics.queries.add(self._metrics.pool(query.pool), "none", outcome)
         else:
-            answered = self._metrics.answered[result.source._value_]
+            answered = self._answered_s[result.source._value_]
             try:
                 answered[query.pool].append(self._loop.time() - query.arrived_at)
             except KeyError:  # its pool has gone
@@ -361,9 +362,9 @@ class Driver:
             self._confidences[task.id] = self._expected_confidence(task, raw)
             return finish_request(payload, raw, target, secret)
         try:
-            self._metrics.sent[task.query.pool] += 1
+            self._sent_tasks[task.query.pool] += 1
         except KeyError:  # its pool has gone
-            self._metrics.sent[OTHER] += 1
+            self._sent_tasks[OTHER] += 1
         code = self._code(task.endpoint.pool)
         wants_raw = target.wrapped and code is not None and code.family is Family.PARITY and task.query.key is not None
         return prediction_request(payload, target, wants_raw, secret)
@@ -438,12 +439,13 @@ class Driver:
     def _task_ended(self, task: Task, outcome: Outcome) -> None:
         self._in_flight -= 1
         now = self._loop.time()
-        ended = self._metrics.ended
-        if isinstance(outcome, Arrived) and task.kind is not Kind.FINISH and task.place.name in ended:
-            ended[task.place.name].append(now - task.sent_at)
+        if isinstance(outcome, Arrived) and task.kind is not Kind.FINISH:
+            try:
+                self._ended_s[task.place.name].append(now - task.sent_at)
+            except KeyError:  # its endpoint has gone
+                self._count_end(task, outcome)
         else:
-            pool = self._metrics.pool(task.endpoint.pool)
-            self._metrics.tasks.add(pool, task.kind._value_, _OUTCOME_NAMES[type(outcome)])
+            self._count_end(task, outcome)
         if self._racing and task.id in self._racing:
             self.races.task_ended(task, outcome, now)
         if self._options.access is not None and task.kind is Kind.DEPLOYED:
@@ -461,6 +463,10 @@ class Driver:
             changes = self.scheduler.changes
             while changes:
                 _log_health_change(changes.popleft())
+
+    def _count_end(self, task: Task, outcome: Outcome) -> None:
+        pool = self._metrics.pool(task.endpoint.pool)
+        self._metrics.tasks.add(pool, task.kind._value_, _OUTCOME_NAMES[type(outcome)])
 
     async def _stream(self, task: Task, stream: Stream) -> None:
         outcome: Outcome = Failed("internal error of the proxy", retry=False)

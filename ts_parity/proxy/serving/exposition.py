@@ -22,13 +22,9 @@ class ExposedExemplar(NamedTuple):
     at: float
 
 
-class ExposedSample(NamedTuple):
-    """A line. `suffix`: of the family's name. `labels`: as written, with their braces; empty if there are none."""
-
-    suffix: str
-    labels: str
-    value: float
-    exemplar: ExposedExemplar | None = None
+ExposedSample = tuple[str, str, float, ExposedExemplar | None]
+"""A line: the suffix of the family's name; the labels as written, with their braces, or empty; the value; an exemplar.
+A plain tuple, for there are thousands."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +37,7 @@ class ExposedFamily:
     samples: list[ExposedSample] = field(default_factory=list)
 
     def add(self, labels: str, value: float) -> None:
-        self.samples.append(ExposedSample("_total" if self.kind == "counter" else "", labels, value))
+        self.samples.append(("_total" if self.kind == "counter" else "", labels, value, None))
 
 
 def written_labels(names: Sequence[str], values: Sequence[str]) -> str:

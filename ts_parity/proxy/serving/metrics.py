@@ -22,7 +22,6 @@ from ts_parity.proxy.serving.durations import LABELS, DurationHistogram, wide_la
 from ts_parity.proxy.serving.exposition import (
     ExposedExemplar,
     ExposedFamily,
-    ExposedSample,
     exposed,
     written_labels,
 )
@@ -120,9 +119,9 @@ class Histogram:
             exemplar, written, wide = self._exemplars.get(labels), self._written[labels], one.wide()
             where = "" if exemplar is None else wide_label(exemplar.value)
             for (end, upto), known in zip(wide, written[:-1], strict=True):
-                samples.append(ExposedSample("_bucket", known, upto, exemplar if end == where else None))
-            samples.append(ExposedSample("_count", written[-1], wide[-1][1]))
-            samples.append(ExposedSample("_sum", written[-1], one.total_s))
+                samples.append(("_bucket", known, upto, exemplar if end == where else None))
+            samples.append(("_count", written[-1], wide[-1][1], None))
+            samples.append(("_sum", written[-1], one.total_s, None))
         return family
 
 
