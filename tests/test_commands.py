@@ -23,7 +23,7 @@ import pytest
 
 from tests.conftest import write_archive
 from ts_parity import errors
-from ts_parity.arguments import Parser
+from ts_parity.arguments import Parser, subcommands
 from ts_parity.cli import build_parser, main
 from ts_parity.errors import EXIT_CODES
 
@@ -208,13 +208,17 @@ def test_a_proxy_for_the_world_outside_is_not_asked(
 def test_there_are_a_hundred_of_them_and_every_command_has_some() -> None:
     lines = [shlex.split(line)[:1] for _, _, line in cases()]
     assert len(lines) >= 100
-    for command in commands():
+    for command in subcommands(build_parser()):
         assert lines.count([command]) >= 2, command
 
 
 def commands() -> dict[str, Parser]:
-    (subparsers,) = [action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction)]
-    return dict(subparsers.choices)
+    """By what is typed, such as `config check`."""
+    found = {}
+    for name, parser in subcommands(build_parser()).items():
+        found[name] = parser
+        found |= {f"{name} {below}": each for below, each in subcommands(parser).items()}
+    return found
 
 
 @pytest.mark.parametrize("command", commands())

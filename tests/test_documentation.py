@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ts_parity.arguments import subcommands
 from ts_parity.cli import build_parser
 from ts_parity.config import load_settings
 from ts_parity.engine import members, trust
@@ -26,9 +27,11 @@ BEHAVIOUR = " ".join((ROOT / "docs/behaviour.md").read_text().split())
 
 
 def commands() -> dict[str, set[str]]:
-    """Subcommand -> its options."""
-    (subparsers,) = [action for action in build_parser()._actions if hasattr(action, "choices") and action.choices]
-    return {name: set(parser._option_string_actions) for name, parser in subparsers.choices.items()}
+    """Subcommand -> its options, and those of its own subcommands."""
+    return {
+        name: {option for each in (parser, *subcommands(parser).values()) for option in each._option_string_actions}
+        for name, parser in subcommands(build_parser()).items()
+    }
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

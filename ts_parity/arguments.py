@@ -78,6 +78,14 @@ class Parser(argparse.ArgumentParser):
             raise argparse.ArgumentError(action, f"{value!r} is unknown; {hint}")
 
 
+def subcommands(parser: argparse.ArgumentParser) -> dict[str, Parser]:
+    """By their names; empty for a command that has none."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return dict(action.choices)
+    return {}
+
+
 class _Help(argparse.HelpFormatter):
     """Tells the default of every option that has one, unless its text does."""
 

@@ -15,14 +15,20 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from ts_parity import __version__, startup
-from ts_parity.arguments import Parser
+from ts_parity.arguments import Parser, subcommands
 from ts_parity.errors import EXIT_CODES, FAILED, INTERRUPTED, OUTSIDE, WRONG_INPUT, TsParityError
 from ts_parity.output import SideLog
 
 Run = Callable[[argparse.Namespace], int]
 
 # In the order people need them.
-ROOMS = ("ts_parity.lab", "ts_parity.training", "ts_parity.torchserve", "ts_parity.proxy")
+COMMANDS = (
+    "ts_parity.lab.commands",
+    "ts_parity.training.commands",
+    "ts_parity.torchserve.commands",
+    "ts_parity.proxy.commands",
+    "ts_parity.proxy.config_commands",
+)
 
 # The extra that brings a module, so that a missing one is answered with what to install.
 EXTRAS = {
@@ -66,8 +72,8 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"ts-parity {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for room in ROOMS:
-        import_module(f"{room}.commands").add_parsers(subparsers)
+    for module in COMMANDS:
+        import_module(module).add_parsers(subparsers)
     return parser
 
 
@@ -82,8 +88,9 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
     parser = build_parser()
     args, unknown = parser.parse_known_args(joined)
     if unknown:
-        commands = next(action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-        command: Parser = next((commands[word] for word in joined if word in commands), parser)
+        command = parser
+        for word in joined:
+            command = subcommands(command).get(word, command)
         command.error(f"unrecognized arguments: {' '.join(unknown)}")
     return args
 

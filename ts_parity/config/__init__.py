@@ -2,8 +2,18 @@
 
 from ts_parity.config.addresses import host_and_port
 from ts_parity.config.documentation import settings_markdown
-from ts_parity.config.flags import add_flags, given_flags
-from ts_parity.config.reading import ENV_PREFIX, load_settings, parse_endpoint, parse_model, settings_of
+from ts_parity.config.flags import add_flags, add_sources, given_flags
+from ts_parity.config.json_schema import json_schema
+from ts_parity.config.profiles import PROFILES, profile_toml
+from ts_parity.config.reading import (
+    ENV_PREFIX,
+    Configuration,
+    configuration,
+    load_settings,
+    parse_endpoint,
+    parse_model,
+    settings_of,
+)
 from ts_parity.config.removed import REMOVED
 from ts_parity.config.schema import (
     AUTO,
@@ -16,9 +26,11 @@ from ts_parity.config.schema import (
     ModelSettings,
     Settings,
 )
+from ts_parity.config.show import configuration_json, configuration_table
 
 __all__ = (
-    "AUTO", "CODES", "ENV_PREFIX", "EXACT_ONLY", "GROUPS", "OFF", "REMOVED", "UNIX", "InstanceSettings",
-    "ModelSettings", "Settings", "add_flags", "given_flags", "host_and_port", "load_settings", "parse_endpoint",
-    "parse_model", "settings_markdown", "settings_of",
+    "AUTO", "CODES", "ENV_PREFIX", "EXACT_ONLY", "GROUPS", "OFF", "PROFILES", "REMOVED", "UNIX", "Configuration",
+    "InstanceSettings", "ModelSettings", "Settings", "add_flags", "add_sources", "configuration", "configuration_json",
+    "configuration_table", "given_flags", "host_and_port", "json_schema", "load_settings", "parse_endpoint",
+    "parse_model", "profile_toml", "settings_markdown", "settings_of",
 )  # fmt: skip

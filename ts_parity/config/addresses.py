@@ -16,6 +16,8 @@ _LONGEST_SOCKET = 107
 def checked_url(text: str, where: str) -> str:
     if text.startswith(UNIX) and text.isprintable():
         return _unix(text, where)
+    if "@" in text:  # not quoted: it may be a password
+        raise ConfigError(f"{where} has a name or a password before its @; TorchServe takes keys instead (token=KEY)")
     if not is_one_word(text):
         raise ConfigError(f"{where} {text!r} is not an address: it holds blanks, or what cannot be printed")
     try:
@@ -23,7 +25,7 @@ def checked_url(text: str, where: str) -> str:
         _ = parts.port
     except ValueError as error:
         raise ConfigError(f"{where} {text!r} is not an address: {error}") from None
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query or parts.fragment:
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise ConfigError(f"{where} must be like http://HOST:PORT or unix:/PATH, not {text!r}")
     if parts.path not in ("", "/"):
         raise ConfigError(f"{where} {text!r} has a path; TorchServe's APIs are at the root of their port")

@@ -23,6 +23,10 @@ def settings_markdown() -> str:
         "`--deadline-s 2.0` on the command line. Lists are separated by commas there. Unknown names are errors, and",
         "for a name of an earlier version the error says what replaces it.",
         "",
+        "`ts-parity config init` prints a file to begin with, `config check FILE` says what is wrong with one,",
+        "`config show` says where each value came from, and `config schema` prints a JSON Schema for editors",
+        "([promises](behaviour.md#what-config-says)).",
+        "",
         *(
             line
             for title, items in GROUPS.items()

@@ -3,11 +3,41 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from typing import Any
 
 from ts_parity.config.removed import REMOVED
-from ts_parity.config.schema import FIELDS, GROUPS, shown_default
+from ts_parity.config.schema import FIELDS, GROUPS, InstanceSettings, ModelSettings, shown_default
 from ts_parity.errors import ConfigError
+
+
+def add_sources(parser: argparse.ArgumentParser) -> None:
+    """Instances, models, and a flag for each setting."""
+    endpoints = parser.add_argument_group(
+        "endpoints",
+        f"Keys of --endpoint: {_keys(InstanceSettings)}; of --model: {_keys(ModelSettings)}. Both replace those of "
+        "file and environment.",
+    )
+    endpoints.add_argument(
+        "--endpoint",
+        action="append",
+        default=[],
+        metavar="URL[,KEY=VALUE]",
+        help="an instance's inference address; repeat for each instance",
+    )
+    endpoints.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        metavar="NAME[,KEY=VALUE]",
+        help="settings of one model; repeat for each model",
+    )
+    add_flags(parser)
+
+
+def _keys(table: type[InstanceSettings] | type[ModelSettings]) -> str:
+    """All but the first, which comes without its name."""
+    return ", ".join(item.name for item in fields(table)[1:])
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

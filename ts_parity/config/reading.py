@@ -9,15 +9,16 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import Field, fields, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import Field, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from ts_parity.arguments import is_one_word
 from ts_parity.config.addresses import checked_url, host_and_port, next_port
+from ts_parity.config.files import TomlFile
 from ts_parity.config.removed import REMOVED
 from ts_parity.config.schema import FIELDS, OF_POLICY, InstanceSettings, ModelSettings, Settings
 from ts_parity.config.values import convert
@@ -31,6 +32,32 @@ _MOST_PROCESSES = 1024
 _KUBERNETES = re.compile(r"TS_PARITY_(SERVICE_(HOST|PORT)|PORT_\d+_|PORT$)")
 
 
+DEFAULT, FILE, ENVIRONMENT, FLAG = "default", "file", "environment", "flag"
+
+
+@dataclass(frozen=True)
+class ValueOrigin:
+    """Where a value came from. `where`: FILE:LINE, the variable or the flag."""
+
+    kind: str = DEFAULT
+    where: str = DEFAULT
+
+
+Origins = Mapping[str, ValueOrigin]
+"""Of settings by their names; one that is not there has its default."""
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """All that was given. Where `problems` are none, `settings` are complete; they are None otherwise."""
+
+    settings: Settings | None
+    problems: tuple[ConfigError, ...]
+    origins: Origins
+    instance_origins: tuple[Origins, ...]
+    model_origins: tuple[Origins, ...]
+
+
 def load_settings(
     file: Path | None = None,
     environ: Mapping[str, str] | None = None,
@@ -38,22 +65,166 @@ def load_settings(
     endpoints: Sequence[str] = (),
     models: Sequence[str] = (),
 ) -> Settings:
+    """As `configuration` finds them. Raise the first of its problems."""
+    found = configuration(file, environ, flags, endpoints, models)
+    if found.settings is None:
+        raise found.problems[0]
+    return found.settings
+
+
+def configuration(
+    file: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    flags: Mapping[str, str] | None = None,
+    endpoints: Sequence[str] = (),
+    models: Sequence[str] = (),
+) -> Configuration:
     """File, then environment, then flags. `endpoints` (or TS_PARITY_ENDPOINTS) replace the file's instances,
     `models` (or TS_PARITY_MODELS) its models.
     """
-    values: dict[str, Any] = {} if file is None else _from_file(file)
-    from_env = _from_environ({} if environ is None else environ)
-    in_env = from_env.pop("endpoints", "").split()
-    if endpoints or in_env:
-        values["instances"] = tuple(parse_endpoint(text) for text in (endpoints or in_env))
-    models = models or from_env.pop("models", "").split()
-    from_env.pop("models", None)
-    if models:
-        values["models"] = tuple(parse_model(text) for text in models)
-    for origin, given in (("", from_env), ("--", flags or {})):
-        for name, text in given.items():
-            values[name] = convert(FIELDS[name], text, f"{origin}{name.replace('_', '-') if origin else name}")
-    settings = settings_of(values)
+    return _SettingsReader().read(file, environ or {}, flags or {}, endpoints, models)
+
+
+class _SettingsReader:
+    """Reads on after a mistake, so that all of them can be told at once."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, Any] = {}
+        self._origins: dict[str, ValueOrigin] = {}
+        self._instances: list[tuple[InstanceSettings, Origins]] = []
+        self._models: list[tuple[ModelSettings, Origins]] = []
+        self._problems: list[ConfigError] = []
+
+    def read(
+        self,
+        file: Path | None,
+        environ: Mapping[str, str],
+        flags: Mapping[str, str],
+        endpoints: Sequence[str],
+        models: Sequence[str],
+    ) -> Configuration:
+        if file is not None:
+            with self._noted():
+                self._read_file(TomlFile(file))
+        self._read_environ(environ)
+        if endpoints:
+            self._read_instances(endpoints, ValueOrigin(FLAG, "--endpoint"))
+        if models:
+            self._read_models(models, ValueOrigin(FLAG, "--model"))
+        for name, text in flags.items():
+            flag = f"--{name.replace('_', '-')}"
+            with self._noted():
+                self._take(name, text, flag, ValueOrigin(FLAG, flag))
+        settings = None
+        if not self._problems:
+            with self._noted():
+                settings = self._settings()
+                self._problems += _contradictions(settings)
+        return Configuration(
+            None if self._problems else settings,
+            tuple(self._problems),
+            self._origins,
+            tuple(origins for _, origins in self._instances),
+            tuple(origins for _, origins in self._models),
+        )
+
+    @contextmanager
+    def _noted(self, line: int = 0) -> Iterator[None]:
+        try:
+            yield
+        except ConfigError as problem:
+            # In the words of the TOML parser, for what it finds itself.
+            self._problems.append(ConfigError(f"{problem} (at line {line})") if line else problem)
+
+    def _settings(self) -> Settings:
+        instances = tuple(instance for instance, _ in self._instances)
+        return settings_of(
+            {**self._values, "instances": instances, "models": tuple(model for model, _ in self._models)}
+        )
+
+    def _take(self, name: str, given: Any, where: str, origin: ValueOrigin) -> None:
+        self._values[name] = convert(FIELDS[name], given, where)
+        self._origins[name] = origin
+
+    def _read_file(self, file: TomlFile) -> None:
+        for number, table in self._tables(file, "instance"):
+            with self._noted(file.line_in_table("instance", number)):
+                instance = _instance(table, f"{file.path}: [[instance]] {number}")
+                self._instances.append((instance, _in_table(file, "instance", number, table)))
+        for number, table in self._tables(file, "model"):
+            with self._noted(file.line_in_table("model", number)):
+                model = _model(table, f"{file.path}: [[model]] {number}")
+                self._models.append((model, _in_table(file, "model", number, table)))
+        for name, value in file.data.items():
+            if name not in ("instance", "model"):
+                with self._noted(file.line(name)):
+                    _known(name, [*FIELDS, "instance", "model"], str(file.path))
+                    self._take(name, value, f"{file.path}: {name}", _in_file(file, file.line(name)))
+
+    def _tables(self, file: TomlFile, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        tables = file.data.get(name, [])
+        with self._noted(file.line(name)):
+            if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+                raise ConfigError(f"{file.path}: {name}s are tables [[{name}]], one each")
+            yield from enumerate(tables, 1)
+
+    def _read_environ(self, environ: Mapping[str, str]) -> None:
+        for variable, text in environ.items():
+            if not variable.startswith(ENV_PREFIX):
+                continue
+            if _KUBERNETES.match(variable) and (variable != "TS_PARITY_PORT" or text.startswith("tcp://")):
+                continue
+            name = variable[len(ENV_PREFIX) :].lower()
+            origin = ValueOrigin(ENVIRONMENT, variable)
+            with self._noted():
+                _known(name, [*FIELDS, "endpoints", "models"], f"environment variable {variable}")
+                if name == "endpoints":
+                    self._read_instances(text.split(), origin)
+                elif name == "models":
+                    self._read_models(text.split(), origin)
+                else:
+                    self._take(name, text, name, origin)
+
+    def _read_instances(self, texts: Sequence[str], origin: ValueOrigin) -> None:
+        """In place of those before."""
+        if texts:
+            self._instances.clear()
+        for text in texts:
+            with self._noted():
+                given = _options(text, "inference", "--endpoint", fields(InstanceSettings))
+                instance = _instance(given, _quoted("--endpoint", given["inference"]))
+                self._instances.append((instance, dict.fromkeys(given, origin)))
+
+    def _read_models(self, texts: Sequence[str], origin: ValueOrigin) -> None:
+        if texts:
+            self._models.clear()
+        for text in texts:
+            with self._noted():
+                given = _options(text, "name", "--model", fields(ModelSettings))
+                model = _model(given, _quoted("--model", given["name"]))
+                self._models.append((model, dict.fromkeys(given, origin)))
+
+
+def _in_table(file: TomlFile, table: str, number: int, values: Mapping[str, Any]) -> Origins:
+    return {name: _in_file(file, file.line_in_table(table, number, name)) for name in values}
+
+
+def _in_file(file: TomlFile, line: int) -> ValueOrigin:
+    return ValueOrigin(FILE, f"{file.path}:{line}" if line else str(file.path))
+
+
+def _contradictions(settings: Settings) -> list[ConfigError]:
+    """What is wrong with values that are right each by itself."""
+    problems = []
+    for check in (_check_listening, _check_peers, _check_models, _check_instances):
+        try:
+            check(settings)
+        except ConfigError as problem:
+            problems.append(problem)
+    return problems
+
+
+def _check_listening(settings: Settings) -> None:
     _both_or_neither(settings.tls_certificate, settings.tls_key, "")
     if settings.processes > _MOST_PROCESSES:
         raise ConfigError(f"processes must be a whole number of at most {_MOST_PROCESSES}, not {settings.processes}")
@@ -62,12 +233,17 @@ def load_settings(
             raise ConfigError(f"{name} must be an address to listen on (0.0.0.0: all), not {getattr(settings, name)!r}")
     if settings.metrics_address:
         host_and_port(settings.metrics_address)
+
+
+def _check_peers(settings: Settings) -> None:
     if settings.peers and not settings.secret:
         raise ConfigError("peers needs a secret too, the same for all proxies: it tells them from clients")
+
+
+def _check_models(settings: Settings) -> None:
     names = [f"{model.name},version={model.version}" if model.version else model.name for model in settings.models]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"model {twice[0]} is given twice")
-    return replace(settings, instances=_checked(settings.instances))
 
 
 def settings_of(values: Mapping[str, Any]) -> Settings:
@@ -81,64 +257,31 @@ def settings_of(values: Mapping[str, Any]) -> Settings:
 
 def parse_endpoint(text: str) -> InstanceSettings:
     """`URL[,management=URL][,domain=NAME][,token=KEY][,...]`: any key of an `[[instance]]` table."""
-    return _instance(_options(text, "inference", "--endpoint"), f"--endpoint {text!r}")
-
-
-def _options(text: str, first: str, flag: str) -> dict[str, Any]:
-    given, *options = text.split(",")
-    values: dict[str, Any] = {first: given}
-    for option in options:
-        name, equals, value = option.partition("=")
-        if not equals:
-            raise ConfigError(f"{flag} {text!r}: {option!r} is not of the form key=value")
-        values[name] = value
-    return values
+    given = _options(text, "inference", "--endpoint", fields(InstanceSettings))
+    return _instance(given, _quoted("--endpoint", given["inference"]))
 
 
 def parse_model(text: str) -> ModelSettings:
     """`NAME[,version=VERSION][,repeatable=false]`: any key of a `[[model]]` table."""
-    return _model(_options(text, "name", "--model"), f"--model {text!r}")
+    given = _options(text, "name", "--model", fields(ModelSettings))
+    return _model(given, _quoted("--model", given["name"]))
 
 
-def _from_file(path: Path) -> dict[str, Any]:
-    # Here and not above: before Python 3.11 this is a package to install, and only a file needs it.
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the configuration {str(path)!r}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:  # a whole number of thousands of digits is a ValueError too
-        raise ConfigError(f"{path} is not a TOML file: {error}") from None
-    tables, models = _tables(data, "instance", path), _tables(data, "model", path)
-    values: dict[str, Any] = {}
-    for name, value in data.items():
-        _known(name, [*FIELDS, "instance", "model"], str(path))
-        values[name] = convert(FIELDS[name], value, f"{path}: {name}")
-    instances = [_instance(table, f"{path}: [[instance]] {n}") for n, table in enumerate(tables, 1)]
-    values["models"] = tuple(_model(table, f"{path}: [[model]] {n}") for n, table in enumerate(models, 1))
-    return {**values, "instances": tuple(instances)}
+def _quoted(flag: str, given: str) -> str:
+    """Without what stands before an @, which may be a password."""
+    return f"{flag} {given.rpartition('@')[2]!r}"
 
 
-def _tables(data: dict[str, Any], name: str, path: Path) -> list[dict[str, Any]]:
-    tables = data.pop(name, [])
-    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-        raise ConfigError(f"{path}: {name}s are tables [[{name}]], one each")
-    return tables
-
-
-def _from_environ(environ: Mapping[str, str]) -> dict[str, str]:
-    values = {}
-    for variable, text in environ.items():
-        if not variable.startswith(ENV_PREFIX):
-            continue
-        if _KUBERNETES.match(variable) and (variable != "TS_PARITY_PORT" or text.startswith("tcp://")):
-            continue
-        name = variable[len(ENV_PREFIX) :].lower()
-        _known(name, [*FIELDS, "endpoints", "models"], f"environment variable {variable}")
-        values[name] = text
+def _options(text: str, first: str, flag: str, known: Sequence[Field[Any]]) -> dict[str, Any]:
+    """Messages quote the first part and names, and no value: it may be a key, or the half of one that has a comma."""
+    given, *options = text.split(",")
+    values: dict[str, Any] = {first: given}
+    for number, option in enumerate(options, 2):
+        name, equals, value = option.partition("=")
+        if not equals:
+            which = repr(name) if name in {item.name for item in known} else f"part {number} of what commas separate"
+            raise ConfigError(f"{_quoted(flag, given)}: {which} is not of the form key=value")
+        values[name] = value
     return values
 
 
@@ -195,16 +338,15 @@ def _both_or_neither(certificate: str, key: str, where: str) -> None:
         raise ConfigError(f"{where}{given} needs {missing} too")
 
 
-def _checked(instances: tuple[InstanceSettings, ...]) -> tuple[InstanceSettings, ...]:
-    if not instances:
+def _check_instances(settings: Settings) -> None:
+    if not settings.instances:
         raise ConfigError("no instances: give --endpoint http://HOST:PORT, or [[instance]] tables in a file")
-    names = [instance.name for instance in instances]
+    names = [instance.name for instance in settings.instances]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ConfigError(f"instance {twice[0]} is given twice")
-    for instance in instances:
+    for instance in settings.instances:
         _check_key_files(instance)
-    return instances
 
 
 def _check_key_files(instance: InstanceSettings) -> None:

@@ -33,7 +33,7 @@ def convert(item: Field[Any], value: Any, where: str) -> Any:
     if kind in (int, float):
         return _number(item, value, where, kind)
     if not isinstance(value, str):
-        raise ConfigError(f"{where} must be a text, not {value!r}")
+        raise ConfigError(f"{where} must be a text" + ("" if item.metadata["secret"] else f", not {value!r}"))
     if item.metadata["secret"] and value and not is_key(value):
         raise ConfigError(f"{where} must be {A_KEY}")
     words = item.metadata["words"]

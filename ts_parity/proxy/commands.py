@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ts_parity.arguments import A_KEY, address, existing, is_key, key, to_write
-from ts_parity.config import ENV_PREFIX, add_flags, given_flags, load_settings
+from ts_parity.config import ENV_PREFIX, add_sources, given_flags, load_settings
 from ts_parity.errors import ConfigError, StartError, Unreachable
 
 TOKEN_VARIABLE = f"{ENV_PREFIX}ADMIN_TOKEN"
@@ -68,27 +68,7 @@ def _add_serve(subparsers: argparse._SubParsersAction[Any]) -> None:
             "ts-parity serve --config fleet.toml --port 8443 --access-log requests.jsonl",
         ),
     )
-    endpoints = serve.add_argument_group(
-        "endpoints",
-        "Keys of --endpoint: management, domain, token, token_file, management_token, management_token_file, places, "
-        "tls_ca, tls_verify, tls_certificate, tls_key; of --model: version, repeatable. Both replace those of file and "
-        "environment.",
-    )
-    endpoints.add_argument(
-        "--endpoint",
-        action="append",
-        default=[],
-        metavar="URL[,KEY=VALUE]",
-        help="an instance's inference address; repeat for each instance",
-    )
-    endpoints.add_argument(
-        "--model",
-        action="append",
-        default=[],
-        metavar="NAME[,KEY=VALUE]",
-        help="settings of one model; repeat for each model",
-    )
-    add_flags(serve)
+    add_sources(serve)
     operations = next(group for group in serve._action_groups if group.title == "operations")
     operations.add_argument("--config", type=existing(), metavar="FILE", help="TOML file with settings")
     operations.add_argument(
