@@ -14,6 +14,7 @@ LEVELS = [
     {
         "admin_client",
         "arguments",
+        "completion",
         "describe",
         "errors",
         "fingerprint",

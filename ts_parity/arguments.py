@@ -86,6 +86,19 @@ def subcommands(parser: argparse.ArgumentParser) -> dict[str, Parser]:
     return {}
 
 
+class SuggestingAction(argparse.Action):
+    """Stores a text, of which something else finds out whether it is right; `words` are what a shell may offer for it.
+    None: files. Empty: nothing.
+    """
+
+    def __init__(self, *args: Any, words: Sequence[str] | None = None, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.words = words
+
+    def __call__(self, parser: object, namespace: argparse.Namespace, values: object, flag: object = None) -> None:
+        setattr(namespace, self.dest, values)
+
+
 class _Help(argparse.HelpFormatter):
     """Tells the default of every option that has one, unless its text does."""
 

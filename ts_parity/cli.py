@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
-from ts_parity import __version__, startup
+from ts_parity import __version__, completion, startup
 from ts_parity.arguments import Parser, subcommands
 from ts_parity.errors import EXIT_CODES, FAILED, INTERRUPTED, OUTSIDE, WRONG_INPUT, TsParityError
 from ts_parity.output import SideLog
@@ -74,6 +74,7 @@ def build_parser() -> Parser:
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for module in COMMANDS:
         import_module(module).add_parsers(subparsers)
+    completion.add_parser(subparsers, root=parser)
     return parser
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import Field, fields
 from typing import Any
 
+from ts_parity.arguments import SuggestingAction
 from ts_parity.config.removed import REMOVED
-from ts_parity.config.schema import FIELDS, GROUPS, InstanceSettings, ModelSettings, shown_default
+from ts_parity.config.schema import AUTO, FIELDS, GROUPS, InstanceSettings, ModelSettings, shown_default
 from ts_parity.errors import ConfigError
 
 
@@ -50,9 +52,27 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         for item in items:
             default = "KEY" if item.metadata["secret"] else shown_default(item.default)
             text = item.metadata["text"].replace("%", "%%")
-            group.add_argument(f"--{item.name.replace('_', '-')}", dest=item.name, metavar=default, help=text)
+            group.add_argument(
+                f"--{item.name.replace('_', '-')}",
+                dest=item.name,
+                metavar=default,
+                help=text,
+                action=SuggestingAction,
+                words=_offered(item),
+            )
     for name in REMOVED:
         group.add_argument(f"--{name.replace('_', '-')}", nargs="?", action=_Removed, help=argparse.SUPPRESS)
+
+
+def _offered(item: Field[Any]) -> Sequence[str] | None:
+    """What a shell offers for a setting."""
+    if item.metadata["words"]:
+        return tuple(item.metadata["words"])
+    if item.metadata["auto"] is not None:
+        return (AUTO,)
+    if isinstance(item.default, bool):
+        return "true", "false"
+    return None if isinstance(item.default, str) and not item.metadata["secret"] else ()
 
 
 class _Removed(argparse.Action):

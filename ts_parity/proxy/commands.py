@@ -42,6 +42,7 @@ def add_parsers(subparsers: argparse._SubParsersAction[Any]) -> None:
         examples=("ts-parity top", "ts-parity top --admin http://10.0.0.5:8090 --once"),
     )
     _add_admin(top)
+    top.add_argument("--json", action="store_true", help="print the status instead, a line of JSON each time")
     top.add_argument("--once", action="store_true", help="print once and end")
     top.set_defaults(run=run_top)
     drain = subparsers.add_parser(
@@ -144,11 +145,16 @@ def run_top(args: argparse.Namespace) -> int:
         while True:
             width, height = shutil.get_terminal_size((120, 24))
             try:
-                shown = screen(ask(url), width, sys.maxsize if once else height - 1, colour)
+                status = ask(url)
+                shown = screen(status, width, sys.maxsize if once else height - 1, colour)
             except (LookupError, TypeError, AttributeError, ValueError) as error:
                 raise Unreachable(f"{url}: that is no status of a proxy of this version: {error!r}") from None
             # From the corner, each line to its end, and nothing below: a screen that is cleared first would flicker.
-            print(shown if once else "\x1b[H" + shown.replace("\n", "\x1b[K\n") + "\x1b[K\x1b[J", flush=True)
+            if args.json:
+                shown = json.dumps(status)
+            print(
+                shown if once or args.json else "\x1b[H" + shown.replace("\n", "\x1b[K\n") + "\x1b[K\x1b[J", flush=True
+            )
             if once:
                 return 0
             time.sleep(TOP_EVERY_S)
