@@ -12,13 +12,14 @@ import pytest
 from ts_parity.arguments import subcommands
 from ts_parity.cli import build_parser
 from ts_parity.config import load_settings
-from ts_parity.engine import members, trust
+from ts_parity.engine import Fleet, Policy, Scheduler, members, trust
 from ts_parity.proxy import app
 from ts_parity.proxy.fleet import discovery, peers
 from ts_parity.proxy.http import access, descriptors, request_reader, server
 from ts_parity.proxy.http.messages import MAX_HEAD_BYTES, MAX_HEADERS
 from ts_parity.proxy.operations import processes
 from ts_parity.proxy.serving import service
+from ts_parity.proxy.serving.metrics import Metrics
 from ts_parity.torchserve import mar
 
 ROOT = Path(__file__).parents[1]
@@ -59,6 +60,14 @@ def test_settings_fields_and_metrics_that_the_docs_name_are_in_the_code(page: Pa
             named = name in code or name.removesuffix("_total") in code
             family = name.removeprefix("ts_parity_")
             assert named or family in code, f"{page.name} speaks of {name}"
+
+
+def test_every_metric_is_documented() -> None:
+    told = Metrics(Scheduler(Fleet((), (), ()), Policy()).snapshot, Policy())
+    told.peers_alive = lambda: 0
+    names = re.findall(r"^# TYPE (ts_parity_\S+)", told.exposition().decode(), re.MULTILINE)
+    assert len(names) > 30
+    assert [name for name in names if f"`{name}" not in BEHAVIOUR] == []
 
 
 def test_the_configuration_that_the_page_shows_is_one(tmp_path: Path) -> None:

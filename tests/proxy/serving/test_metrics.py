@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
@@ -138,12 +137,3 @@ def test_labels_never_exceed_their_number(most: int) -> None:
         labels.adopt(present)
         assert len({label for label in labels.of.values() if label != OTHER}) <= most
         assert set(present) <= set(labels.of)
-
-
-def test_every_metric_is_documented() -> None:
-    documented = (Path(__file__).parents[3] / "docs/behaviour.md").read_text()
-    told = metrics()
-    told.peers_alive = lambda: 0
-    names = re.findall(r"^# TYPE (ts_parity_\S+)", told.exposition().decode(), re.MULTILINE)
-    assert len(names) > 30
-    assert [name for name in names if f"`{name}" not in documented] == []
