@@ -29,7 +29,7 @@ LEVELS = [
     {"confidence"},
     {"proxy", "worker", "torchserve"},
     {"training"},
-    {"lab", "testing"},
+    {"doctor", "lab", "testing"},
     {"cli"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

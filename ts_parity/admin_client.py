@@ -32,22 +32,34 @@ _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedire
 
 def ask(url: str, action: dict[str, str] | None = None) -> dict[str, Any]:
     """Read, or with `action`'s headers do something. Raise Unreachable."""
+    try:
+        said = json.loads(fetch(url, action))
+        if not isinstance(said, dict):
+            raise ValueError("its answer is no JSON object")
+    except (ValueError, RecursionError) as error:
+        raise _unreachable(url, error) from None
+    return said
+
+
+def fetch(url: str, action: dict[str, str] | None = None) -> bytes:
+    """The answer as it came. Raise Unreachable."""
     request = urllib.request.Request(url, None if action is None else b"", action or {})
     try:
         with _OPENER.open(request, timeout=TIMEOUT_S) as answer:
-            said = json.loads(_whole(answer))
-        if not isinstance(said, dict):
-            raise ValueError("its answer is no JSON object")
+            return _whole(answer)
     except urllib.error.HTTPError as error:
         raise Unreachable(f"{url}: {_reason(error)}") from None
-    except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
-        why = error.reason if isinstance(error, urllib.error.URLError) else error
-        told = (why.strerror if isinstance(why, OSError) else None) or str(why) or type(why).__name__
-        raise Unreachable(
-            f"no {url.rpartition('/')[2]} from {url}: {' '.join(told.split())}; is the proxy running, and is this its "
-            "admin port?"
-        ) from None
-    return said
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise _unreachable(url, error) from None
+
+
+def _unreachable(url: str, error: Exception) -> Unreachable:
+    why = error.reason if isinstance(error, urllib.error.URLError) else error
+    told = (why.strerror if isinstance(why, OSError) else None) or str(why) or type(why).__name__
+    return Unreachable(
+        f"no {url.rpartition('/')[2]} from {url}: {' '.join(told.split())}; is the proxy running, and is this its "
+        "admin port?"
+    )
 
 
 def _whole(answer: http.client.HTTPResponse) -> bytes:

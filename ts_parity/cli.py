@@ -28,6 +28,7 @@ COMMANDS = (
     "ts_parity.torchserve.commands",
     "ts_parity.proxy.commands",
     "ts_parity.proxy.config_commands",
+    "ts_parity.doctor.commands",
 )
 
 # The extra that brings a module, so that a missing one is answered with what to install.

@@ -287,7 +287,8 @@ class FakeTorchServe:
 
     async def _listen(self, handler: Any, api: str, port: int) -> str:
         app = web.Application(client_max_size=1 << 30)
-        app.router.add_route("*", "/{path:.*}", handler)
+        expects = self._on_expect if api == "inference" else None
+        app.router.add_route("*", "/{path:.*}", handler, expect_handler=expects)
         app.on_response_prepare.append(_as_netty)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.05, auto_decompress=False)
         await runner.setup()
@@ -300,6 +301,14 @@ class FakeTorchServe:
         return f"http{'s' if self.tls is not None else ''}://127.0.0.1:{runner.addresses[0][1]}"
 
     # ---- the inference port ----------------------------------------------------------------------------------------
+
+    async def _on_expect(self, http: web.Request) -> web.Response | None:
+        """As Netty answers `Expect: 100-continue`: by the announced size, before anything else is looked at."""
+        if (http.content_length or 0) > self._max_request_size:
+            return _response(413, b"")
+        assert http.transport is not None
+        http.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        return None
 
     async def _on_inference(self, http: web.Request) -> web.StreamResponse:
         task = asyncio.current_task()

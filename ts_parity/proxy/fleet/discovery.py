@@ -124,6 +124,7 @@ class Discovery:
             report = self._as_last_seen(name, problem) or InstanceReport(
                 name, False, problem=f"{problem}; not used, asked again regularly", last_hosted=self._last_hosted(name)
             )
+            report = replace(report, wrong_port=True)
         except _KeyRejected as error:
             problem = "; ".join([*problems, str(error)])
             report = self._as_last_seen(name, problem) or InstanceReport(
@@ -159,7 +160,7 @@ class Discovery:
         last = self._last.get(name)
         if last is None or not last.up or not last.models:
             return None
-        return replace(last, problem=f"{problem}; used as last seen", unauthorized=False)
+        return replace(last, problem=f"{problem}; used as last seen", unauthorized=False, wrong_port=False)
 
     def _last_hosted(self, name: str) -> tuple[ModelReport, ...]:
         """What the instance hosted when it was last up."""
@@ -182,7 +183,7 @@ class Discovery:
             return InstanceReport(
                 name, False, problem=problem, last_hosted=self._last_hosted(name), down_by_gateway=error.down_by_gateway
             )
-        return replace(last, problem=f"{problem}; used as last seen")
+        return replace(last, problem=f"{problem}; used as last seen", wrong_port=False)
 
     async def _check_inference(self, instance: InstanceSettings) -> None:
         """Raise _WrongPort if predictions would go to another of TorchServe's APIs, which has no ping.

@@ -80,6 +80,9 @@ class ModelReport:
     problem: str = ""
     cold: bool = False
     """It has workers, but none was READY yet or for a while. Its first prediction may make one READY."""
+    batch_delay_ms: int = 0
+    """How long its frontend waits for a batch to fill."""
+    response_timeout_s: int = 0
 
     @property
     def places(self) -> int:
@@ -106,6 +109,8 @@ class InstanceReport:
     """A gateway in front of it says that it is down. The gateway may be wrong, so a prediction may be tried."""
     unauthorized: bool = False
     """Its management API asks for another key, so what it hosts is unknown, or known from before only."""
+    wrong_port: bool = False
+    """Something answers there, and it is not the API that the configuration names."""
     seen_at: float = field(default=math.nan, compare=False)
     """When the refresh that this report is from began, on the clock of `time.monotonic`."""
 
@@ -125,6 +130,8 @@ def read_model(entry: Any, default_version: str) -> ModelReport:
         batch_size=max(1, described.batch_size),
         pids=tuple(sorted(worker.process for worker in described.workers)),
         running=frozenset(worker.process for worker in ready),
+        batch_delay_ms=described.max_batch_delay_ms,
+        response_timeout_s=described.response_timeout_s,
     )
 
 

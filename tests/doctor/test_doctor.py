@@ -1,0 +1,115 @@
+"""The command, against fake instances and a real proxy, as an operator gives it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tarfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from tests.proxy.conftest import MakeFleet, authority, make_fleet  # noqa: F401  (fixtures)
+from ts_parity.cli import main
+from ts_parity.config import parse_endpoint
+from ts_parity.doctor.catalogue import CHECKS
+from ts_parity.testing import FakeModel, FakeTorchServe, protection
+
+Doctor = Callable[..., Awaitable[tuple[int, str]]]
+OF_THE_MACHINE = {"TSP-101", "TSP-102"}
+"""What these find depends on where the test runs."""
+
+
+@pytest.fixture
+def doctor(capsys: pytest.CaptureFixture[str]) -> Doctor:
+    """Awaited with words, it gives exit code and standard output. In a thread, since it has a loop of its own."""
+
+    async def run(*words: str) -> tuple[int, str]:
+        code = await asyncio.to_thread(main, ["doctor", *words])
+        return code, capsys.readouterr().out
+
+    return run
+
+
+def found(out: str) -> dict[str, list[str]]:
+    return {r["id"]: r["findings"] for r in json.loads(out)["checks"] if r["result"] not in ("ok", "unknown")}
+
+
+async def test_before_a_start(doctor: Doctor) -> None:
+    """One address is of another port, one instance wants keys, one takes only small requests."""
+    async with (
+        FakeTorchServe(FakeModel(), protection(code="student"), max_request_size=10_000_000) as small,
+        FakeTorchServe(FakeModel(), token="t", management_token="m") as locked,
+        FakeTorchServe(FakeModel()) as swapped,
+    ):
+        code, out = await doctor(
+            "--pre", "--json", "--endpoint", small.endpoint, "--endpoint", locked.endpoint,
+            "--endpoint", f"{swapped.inference},management={swapped.inference}",
+        )  # fmt: skip
+        wrong = found(out)
+        assert code == 2 == json.loads(out)["exit_code"]
+        assert set(wrong) - OF_THE_MACHINE == {"TSP-202", "TSP-203", "TSP-204", "TSP-404", "TSP-405"}
+        assert "the management port?" in wrong["TSP-202"][0]
+        assert locked.inference.removeprefix("http://") in wrong["TSP-203"][0]
+        assert "Token Authorization failed" in wrong["TSP-204"][0]
+        assert "refuses a request of 13115192 bytes" in wrong["TSP-405"][0]
+
+        keys = f"{locked.endpoint},token=t,management_token=m"
+        code, out = await doctor("--pre", "--endpoint", keys, "--endpoint", small.endpoint)
+        assert code == 0
+        assert "TSP-203" not in out
+        assert "TSP-405 warning" in out
+        assert "what to do: Raise max_request_size" in " ".join(out.split())
+        assert "see docs/doctor.md#tsp-405" in out
+        assert "checks passed" in out.splitlines()[-1]
+        assert (await doctor("--pre", "--strict", "--endpoint", keys, "--endpoint", small.endpoint))[0] == 2
+        assert not any(request.method == "POST" for each in (small, locked) for request in each.received)
+
+
+async def test_an_instance_that_is_not_there_is_something_outside(doctor: Doctor) -> None:
+    async with FakeTorchServe(FakeModel()) as gone:
+        address = gone.endpoint
+    code, out = await doctor("--pre", "--endpoint", address)
+    assert code == 3
+    assert "TSP-201 ERROR" in out
+    assert "TSP-303" not in out, "what cannot be told is not printed"
+    assert "TSP-303 not known" in (await doctor("--pre", "--all", "--endpoint", address))[1]
+
+
+async def test_beside_a_running_proxy(doctor: Doctor, make_fleet: MakeFleet, tmp_path: Path) -> None:  # noqa: F811
+    """Its instances are those that it tells. Then with the keys of its configuration, and a bundle without them."""
+    secret = "only-the-proxy-knows"
+    locked = FakeTorchServe(FakeModel(), token=secret, management_token=secret)
+    async with FakeTorchServe(FakeModel()) as other, locked:
+        keyed = f"{locked.endpoint},token={secret},management_token={secret}"
+        given = (parse_endpoint(other.endpoint), parse_endpoint(keyed))
+        fleet = await make_fleet(given=given)
+        admin = ("--admin", fleet.proxy.admin_url)
+
+        code, out = await doctor("--json", *admin)
+        told = {r["id"]: r for r in json.loads(out)["checks"]}
+        assert code == 0
+        assert [told[id]["result"] for id in ("TSP-203", "TSP-204", "TSP-501", "TSP-502")] == ["unknown"] * 2 + [
+            "ok"
+        ] * 2
+        assert [r["id"] for r in told.values()] == [check.id for check in CHECKS]
+
+        file = tmp_path / "report.tar.gz"
+        words = (*admin, "--endpoint", keyed, "--bundle", str(file))
+        code, out = await doctor("--json", *words)
+        wrong = found(out)
+        assert code == 0
+        assert wrong["TSP-503"][0].endswith("is known to the running proxy, and not configured")
+        assert wrong["TSP-402"] == ["linear/1.0: no protection for it was found"]
+        with tarfile.open(file) as bundle:
+            names = {name.partition("/")[2]: bundle.extractfile(name).read() for name in bundle.getnames()}  # type: ignore[union-attr]
+        assert set(names) == {
+            "versions.json", "checks.json", "settings.json", "instances.json", "problems.json", "status.json",
+            "metrics.txt",
+        }  # fmt: skip
+        assert json.loads(names["settings.json"])["instances"][0]["token"] == "[given]"
+        assert json.loads(names["status.json"])["instances"]
+        assert b"ts_parity_" in names["metrics.txt"]
+        assert not any(secret.encode() in content for content in names.values())
+        assert (await doctor(*words))[0] == 2, "a bundle that is there is not overwritten"

@@ -1,0 +1,88 @@
+"""`ts-parity doctor`: parse, gather, examine, print. What it needs is imported when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from contextlib import suppress
+from typing import Any
+
+from ts_parity.arguments import address, existing, to_write
+from ts_parity.config import Settings, load_settings
+from ts_parity.errors import Unreachable
+from ts_parity.output import add_force, check_free
+
+
+def add_parsers(subparsers: argparse._SubParsersAction[Any]) -> None:
+    doctor = subparsers.add_parser(
+        "doctor",
+        help="find what is wrong with a fleet, a proxy and their configuration",
+        description="Look for what is wrong, before a start or beside a running proxy, and say what to do about it. "
+        "Changes nothing and sends no prediction. docs/doctor.md describes each check. Without --config and --endpoint "
+        "the instances are those of the running proxy.",
+        examples=(
+            "ts-parity doctor",
+            "ts-parity doctor --pre --config fleet.toml",
+            "ts-parity doctor --admin http://10.0.0.5:8090 --json",
+            "ts-parity doctor --config fleet.toml --bundle report.tar.gz",
+        ),
+    )
+    what = doctor.add_argument_group("what to look at")
+    what.add_argument("--pre", action="store_true", help="ask no running proxy: the fleet alone, before a start")
+    what.add_argument(
+        "--admin", type=address, default="http://127.0.0.1:8090", metavar="URL", help="the proxy's admin address"
+    )
+    what.add_argument("--config", type=existing(), metavar="FILE", help="the proxy's TOML file with settings")
+    what.add_argument(
+        "--endpoint",
+        action="append",
+        default=[],
+        metavar="URL[,KEY=VALUE]",
+        help="an instance, as serve takes it; repeat for each instance",
+    )
+    told = doctor.add_argument_group("what to tell")
+    told.add_argument("--all", action="store_true", help="also the checks that found nothing, or could not be made")
+    told.add_argument("--json", action="store_true", help="print the JSON of all results instead of a table")
+    told.add_argument("--strict", action="store_true", help="warnings too make the command fail")
+    told.add_argument("--bundle", type=to_write(), metavar="FILE", help="tar.gz for a bug report, without secrets")
+    add_force(told)
+    doctor.set_defaults(run=run_doctor)
+
+
+def run_doctor(args: argparse.Namespace) -> int:
+    import shutil
+
+    from ts_parity.doctor.catalogue import CHECKS
+    from ts_parity.doctor.check import examine, exit_code
+    from ts_parity.doctor.gather import ask_proxy, gather, settings_of_status
+    from ts_parity.doctor.report import as_json, table
+
+    check_free(args.bundle, args.force, "--bundle")
+    configured = args.pre or bool(args.config or args.endpoint or os.environ.get("TS_PARITY_ENDPOINTS"))
+    settings = load_settings(args.config, os.environ, {}, args.endpoint) if configured else None
+    status, error = (None, "") if args.pre else ask_proxy(args.admin)
+    if settings is None:
+        if status is None:
+            raise Unreachable(f"{error} Before a start: --pre with --config or --endpoint")
+        settings = Settings(instances=settings_of_status(status))
+    gathered = gather(settings, configured, status, error)
+    results = examine(CHECKS, gathered)
+    if args.bundle is not None:
+        _bundle(args, gathered, results)
+    if args.json:
+        print(json.dumps(as_json(results, args.strict), indent=2))
+    else:
+        print(table(results, shutil.get_terminal_size((120, 24)).columns, args.all))
+    return exit_code(results, args.strict)
+
+
+def _bundle(args: argparse.Namespace, gathered: Any, results: Any) -> None:
+    from ts_parity.admin_client import fetch
+    from ts_parity.doctor.bundle import write_bundle
+
+    metrics = None
+    if gathered.status is not None:
+        with suppress(Unreachable):
+            metrics = fetch(f"{args.admin}/metrics")
+    write_bundle(args.bundle, gathered, results, metrics)
