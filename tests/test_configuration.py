@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ts_parity.cli import main
-from ts_parity.config import GROUPS, PROFILES, Settings, json_schema, load_settings, profile_toml
+from ts_parity.config import GROUPS, PROFILES, Settings, files, json_schema, load_settings, profile_toml
 from ts_parity.config.files import TomlFile
 from ts_parity.config.schema import FIELDS
 
@@ -177,6 +177,22 @@ def test_a_good_file(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"{file}: good, with 2 instances\n"
     assert main(["config", "check", str(file), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"file": str(file), "good": True, "problems": []}
+
+
+def test_a_command_line_of_serve_can_be_asked_about(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "check", "--endpoint", "http://h:1", "--port", "8"]) == 0
+    assert capsys.readouterr().out == "settings: good, with 1 instances\n"
+    assert shown(capsys, str(file), "--port", "8") == shown(capsys, "--config", str(file), "--port", "8")
+
+
+def test_a_long_list_is_not_parsed_again_for_each_of_its_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "long.toml"
+    tables = "".join(f'  {{inference = "http://h:{n}"}},\n' for n in range(1, 200))
+    path.write_text(f"instance = [\n{tables}]\nport = 1\n")
+    parsed: list[str] = []
+    monkeypatch.setattr(files, "_loads", lambda text, loads=files._loads: parsed.append(text) or loads(text))
+    assert TomlFile(path).line("port") == 202
+    assert len(parsed) < 10
 
 
 def test_lines_of_a_file_that_writes_its_tables_inline(tmp_path: Path) -> None:

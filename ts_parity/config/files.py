@@ -5,12 +5,17 @@ Knows TOML. Knows no settings.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from ts_parity.errors import ConfigError
+
+_BEGINS = re.compile(r"\s*($|#|\[|[\w\"'-].*=)")
+"""Whatever begins a statement, and few other lines. Where none begins, none has ended: so a long list is not parsed
+again for each of its lines."""
 
 
 class TomlFile:
@@ -47,8 +52,11 @@ class TomlFile:
         """
         table, seen = "", Counter[str]()
         start, statement = 1, ""
-        for number, line in enumerate(self._text.split("\n"), 1):
+        lines = self._text.split("\n")
+        for number, (line, following) in enumerate(zip(lines, [*lines[1:], ""], strict=True), 1):
             statement += line + "\n"
+            if not _BEGINS.match(following):
+                continue
             try:
                 found = _loads(statement)
             except ValueError:

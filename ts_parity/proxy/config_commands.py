@@ -59,12 +59,12 @@ def _add_check(parts: argparse._SubParsersAction[Parser]) -> None:
         "check",
         help="say everything that is wrong with a file",
         description="Says everything for which `ts-parity serve --config FILE` would refuse to start, the first of it "
-        "in the same words: the file with the environment and the flags that are given here, and the files that it "
-        "names. No instance is asked.",
+        "in the same words: the file, if there is one, with the environment and the flags that are given here, and the "
+        "files that they name. No instance is asked.",
         examples=("ts-parity config check fleet.toml", "ts-parity config check fleet.toml --json"),
     )
     checked = check.add_argument_group("what is checked")
-    checked.add_argument("config", type=existing(), metavar="FILE", help="TOML file with settings")
+    _add_file(checked)
     checked.add_argument("--json", action="store_true", help="print JSON instead of lines")
     add_sources(check)
     check.set_defaults(run=run_check)
@@ -80,7 +80,7 @@ def _add_show(parts: argparse._SubParsersAction[Parser]) -> None:
         examples=("ts-parity config show --config fleet.toml --port 8443",),
     )
     shown = show.add_argument_group("what is shown")
-    shown.add_argument("--config", type=existing(), metavar="FILE", help="TOML file with settings")
+    _add_file(shown)
     shown.add_argument("--json", action="store_true", help="print JSON instead of a table")
     add_sources(show)
     show.set_defaults(run=run_show)
@@ -101,25 +101,41 @@ def _add_init(parts: argparse._SubParsersAction[Parser]) -> None:
     init.set_defaults(run=run_init)
 
 
+def _add_file(group: argparse._ArgumentGroup) -> None:
+    """By itself, or as `serve` is given it, so that a command line of `serve` can be asked about."""
+    group.add_argument(
+        "file", nargs="?", type=existing(), metavar="FILE", help="TOML file with settings, if there is one"
+    )
+    group.add_argument("--config", type=existing(), metavar="FILE", help="the same, as `serve` is given it")
+
+
+def _file(args: argparse.Namespace) -> Path | None:
+    if args.file is not None and args.config is not None:
+        raise ConfigError(f"two files are given, {str(args.file)!r} and --config {str(args.config)!r}; serve reads one")
+    found: Path | None = args.config if args.file is None else args.file
+    return found
+
+
 def _given(args: argparse.Namespace) -> Configuration:
-    return configuration(args.config, os.environ, given_flags(args), args.endpoint, args.model)
+    return configuration(_file(args), os.environ, given_flags(args), args.endpoint, args.model)
 
 
 def run_check(args: argparse.Namespace) -> int:
     """-> 0 if `serve` would start with it, as far as that can be known here, else 2."""
+    file = _file(args)
     found = _given(args)
     problems = [str(problem) for problem in found.problems]
     if found.settings is not None:
         problems += _problems_of_files(found.settings)
     if args.json:
-        print(json.dumps({"file": str(args.config), "good": not problems, "problems": problems}, indent=2))
+        print(json.dumps({"file": file and str(file), "good": not problems, "problems": problems}, indent=2))
     else:
         for problem in problems:
             print(f"ts-parity: {problem}", file=sys.stderr)
     if problems or found.settings is None:
         return WRONG_INPUT
     if not args.json:
-        print(f"{args.config}: good, with {len(found.settings.instances)} instances")
+        print(f"{file or 'settings'}: good, with {len(found.settings.instances)} instances")
     return 0
 
 
