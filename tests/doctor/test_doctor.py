@@ -6,14 +6,18 @@ import asyncio
 import json
 import tarfile
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.proxy.authority import Authority
 from tests.proxy.conftest import MakeFleet, authority, make_fleet  # noqa: F401  (fixtures)
 from ts_parity.cli import main
-from ts_parity.config import parse_endpoint
+from ts_parity.config import Settings, parse_endpoint
 from ts_parity.doctor.catalogue import CHECKS
+from ts_parity.doctor.commands import admin_address
 from ts_parity.testing import FakeModel, FakeTorchServe, protection
 
 Doctor = Callable[..., Awaitable[tuple[int, str]]]
@@ -65,6 +69,28 @@ async def test_before_a_start(doctor: Doctor) -> None:
         assert "checks passed" in out.splitlines()[-1]
         assert (await doctor("--pre", "--strict", "--endpoint", keys, "--endpoint", small.endpoint))[0] == 2
         assert not any(request.method == "POST" for each in (small, locked) for request in each.received)
+
+
+async def test_certificates_are_read_whether_or_not_they_are_trusted(doctor: Doctor, authority: Authority) -> None:  # noqa: F811
+    """The instance's ended yesterday, so no proxy would talk to it; that is the cause, and it is told."""
+    async with FakeTorchServe(FakeModel(), tls=authority.serving(expired=True)) as ended:
+        words = ("--pre", "--json", "--endpoint", f"{ended.endpoint},tls_ca={authority.pem}")
+        code, out = await doctor(*words)
+    wrong = found(out)
+    assert code == 3
+    assert wrong["TSP-103"] == [
+        f"the certificate of {url} ended 1 day ago" for url in (ended.inference, ended.management)
+    ]
+    assert "certificate has expired" in wrong["TSP-201"][0]
+
+
+@pytest.mark.parametrize(
+    ("given", "asked"),
+    [({}, "http://127.0.0.1:8090"), ({"admin_host": "0.0.0.0"}, "http://127.0.0.1:8090"),
+     ({"admin_host": "::", "admin_port": 9000}, "http://[::1]:9000"), ({"admin_host": "h"}, "http://h:8090")],
+)  # fmt: skip
+def test_the_proxy_is_asked_where_the_configuration_has_it(given: dict[str, Any], asked: str) -> None:
+    assert admin_address(replace(Settings(), **given)) == asked
 
 
 async def test_an_instance_that_is_not_there_is_something_outside(doctor: Doctor) -> None:

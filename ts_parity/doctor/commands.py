@@ -5,13 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ts_parity.arguments import address, existing, to_write
 from ts_parity.config import Settings, load_settings
 from ts_parity.errors import Unreachable
 from ts_parity.output import add_force, check_free
+
+if TYPE_CHECKING:
+    from ts_parity.doctor.check import CheckResult
+    from ts_parity.doctor.gathered import Gathered
 
 
 def add_parsers(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -31,7 +37,10 @@ def add_parsers(subparsers: argparse._SubParsersAction[Any]) -> None:
     what = doctor.add_argument_group("what to look at")
     what.add_argument("--pre", action="store_true", help="ask no running proxy: the fleet alone, before a start")
     what.add_argument(
-        "--admin", type=address, default="http://127.0.0.1:8090", metavar="URL", help="the proxy's admin address"
+        "--admin",
+        type=address,
+        metavar="URL",
+        help="the proxy's admin address; default: as the configuration says, else http://127.0.0.1:8090",
     )
     what.add_argument("--config", type=existing(), metavar="FILE", help="the proxy's TOML file with settings")
     what.add_argument(
@@ -61,7 +70,8 @@ def run_doctor(args: argparse.Namespace) -> int:
     check_free(args.bundle, args.force, "--bundle")
     configured = args.pre or bool(args.config or args.endpoint or os.environ.get("TS_PARITY_ENDPOINTS"))
     settings = load_settings(args.config, os.environ, {}, args.endpoint) if configured else None
-    status, error = (None, "") if args.pre else ask_proxy(args.admin)
+    admin = args.admin or admin_address(settings or Settings())
+    status, error = (None, "") if args.pre else ask_proxy(admin)
     if settings is None:
         if status is None:
             raise Unreachable(f"{error} Before a start: --pre with --config or --endpoint")
@@ -69,7 +79,7 @@ def run_doctor(args: argparse.Namespace) -> int:
     gathered = gather(settings, configured, status, error)
     results = examine(CHECKS, gathered)
     if args.bundle is not None:
-        _bundle(args, gathered, results)
+        _bundle(args.bundle, admin, gathered, results)
     if args.json:
         print(json.dumps(as_json(results, args.strict), indent=2))
     else:
@@ -77,12 +87,18 @@ def run_doctor(args: argparse.Namespace) -> int:
     return exit_code(results, args.strict)
 
 
-def _bundle(args: argparse.Namespace, gathered: Any, results: Any) -> None:
+def admin_address(settings: Settings) -> str:
+    """Where a proxy with these settings is asked from its own machine."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.admin_host, settings.admin_host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{settings.admin_port}"
+
+
+def _bundle(path: Path, admin: str, gathered: Gathered, results: Sequence[CheckResult]) -> None:
     from ts_parity.admin_client import fetch
     from ts_parity.doctor.bundle import write_bundle
 
     metrics = None
     if gathered.status is not None:
         with suppress(Unreachable):
-            metrics = fetch(f"{args.admin}/metrics")
-    write_bundle(args.bundle, gathered, results, metrics)
+            metrics = fetch(f"{admin}/metrics")
+    write_bundle(path, gathered, results, metrics)

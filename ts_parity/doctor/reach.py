@@ -80,15 +80,17 @@ def descriptors(gathered: Gathered) -> Sequence[str]:
 
 
 def expired(gathered: Gathered) -> Sequence[str]:
-    return [f"the certificate of {c.whose} ended {-c.days:.0f} days ago" for c in gathered.certificates if c.days <= 0]
+    return [f"the certificate of {c.whose} ended {_days(-c.days)} ago" for c in gathered.certificates if c.days <= 0]
 
 
 def ending(gathered: Gathered) -> Sequence[str]:
     return [
-        f"the certificate of {c.whose} ends in {c.days:.0f} days"
-        for c in gathered.certificates
-        if 0 < c.days < SOON_DAYS
+        f"the certificate of {c.whose} ends in {_days(c.days)}" for c in gathered.certificates if 0 < c.days < SOON_DAYS
     ]
+
+
+def _days(days: float) -> str:
+    return f"{days:.0f} {'day' if round(days) == 1 else 'days'}"
 
 
 def uncompiled(gathered: Gathered) -> Sequence[str]:
