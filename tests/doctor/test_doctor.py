@@ -18,6 +18,7 @@ from ts_parity.cli import main
 from ts_parity.config import Settings, parse_endpoint
 from ts_parity.doctor.catalogue import CHECKS
 from ts_parity.doctor.commands import admin_address
+from ts_parity.doctor.gather import ask_proxy
 from ts_parity.testing import FakeModel, FakeTorchServe, protection
 
 Doctor = Callable[..., Awaitable[tuple[int, str]]]
@@ -91,6 +92,15 @@ async def test_certificates_are_read_whether_or_not_they_are_trusted(doctor: Doc
 )  # fmt: skip
 def test_the_proxy_is_asked_where_the_configuration_has_it(given: dict[str, Any], asked: str) -> None:
     assert admin_address(replace(Settings(), **given)) == asked
+
+
+@pytest.mark.parametrize("said", [{}, {"pools": 3}, {"instances": [3]}], ids=str)
+def test_what_is_no_status_is_told_as_such(said: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another program at that port, or a proxy of another version."""
+    monkeypatch.setattr("ts_parity.doctor.gather.ask", lambda url: said)
+    status, why = ask_proxy("http://h:8090")
+    assert status is None
+    assert "no status of a proxy of this version" in why
 
 
 async def test_an_instance_that_is_not_there_is_something_outside(doctor: Doctor) -> None:

@@ -74,7 +74,7 @@ def run_doctor(args: argparse.Namespace) -> int:
     status, error = (None, "") if args.pre else ask_proxy(admin)
     if settings is None:
         if status is None:
-            raise Unreachable(f"{error} Before a start: --pre with --config or --endpoint")
+            raise Unreachable(f"{error} Or before a start: --pre with --config or --endpoint")
         settings = Settings(instances=settings_of_status(status))
     gathered = gather(settings, configured, status, error)
     results = examine(CHECKS, gathered)

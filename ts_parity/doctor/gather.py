@@ -27,6 +27,7 @@ from ts_parity.proxy.http.certificates import Tls, instance_side
 from ts_parity.proxy.http.descriptors import open_files, raise_limit
 from ts_parity.proxy.http.messages import Request, Response
 from ts_parity.proxy.http.upstream import Address, Upstream, error_fields, key_refused
+from ts_parity.proxy.operations.status import status_table
 
 _HEAD_BYTES: Final = 4096
 """Of a group's frame, for each member: its headers."""
@@ -35,20 +36,23 @@ _MOST_ANSWER: Final = 1 << 16
 
 def settings_of_status(status: Mapping[str, Any]) -> tuple[InstanceSettings, ...]:
     """The instances of a running proxy, without keys."""
-    try:
-        return tuple(
-            InstanceSettings(str(i["inference"]), str(i["management"]), str(i["domain"])) for i in status["instances"]
-        )
-    except (KeyError, TypeError) as error:
-        raise Unreachable(f"that is no status of a proxy of this version: {error!r}") from None
+    return tuple(
+        InstanceSettings(str(i["inference"]), str(i["management"]), str(i["domain"])) for i in status["instances"]
+    )
 
 
 def ask_proxy(admin: str) -> tuple[Mapping[str, Any] | None, str]:
-    """-> its status, or why there is none."""
+    """-> its status, or why there is none. One that has all that a table of it needs has all that checks read."""
+    url = f"{admin}/status"
     try:
-        return ask(f"{admin}/status"), ""
+        status = ask(url)
+        status_table(status)
+        settings_of_status(status)
     except Unreachable as error:
         return None, str(error)
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        return None, f"{url}: that is no status of a proxy of this version: {error!r}; is this its admin port?"
+    return status, ""
 
 
 def gather(
