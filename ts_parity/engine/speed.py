@@ -13,7 +13,8 @@ Knows latencies of answers that came. Knows nothing of endpoints, queries or loa
 
 from __future__ import annotations
 
-from bisect import bisect_right
+import math
+from bisect import bisect_left, bisect_right
 from typing import Final, final
 
 from ts_parity.engine.lateness import ENOUGH, LatencyWindow
@@ -23,6 +24,12 @@ FAR: Final = 5.0
 """Times slower that an endpoint may be: between a bit and far. What is slower still looks like the latter."""
 EDGES: Final = (0.25, 0.5, 0.75, 0.9, 0.97)
 """Shares of the pool's answers between which answers are told apart."""
+SOONEST: Final = 0.01
+"""They are told apart as well from where all but this share of an endpoint's twice as slow would be: where answers
+hardly vary, one that is late by a tenth is rare, but rarer still of an endpoint twice as slow."""
+APART: Final = 0.25
+"""Of what is usual. Answers of an endpoint that come closer together than this count as one: where the proxy or the way
+has stood still, whatever was under way is late together."""
 USUALLY: Final = 0.75
 """The share up to which an answer says little of an endpoint that nobody suspects."""
 ORDINARY: Final = 0.1
@@ -68,7 +75,8 @@ class Evidence:
         self._version = latency.version
         ordered, number = latency.ordered, len(latency.ordered)
         self.usual_s = ordered[int(USUALLY * number)]
-        self._edges = [ordered[int(share * number)] for share in EDGES]
+        edges = [ordered[int(share * number)] for share in EDGES]
+        self._edges = sorted([*edges, TWICE * ordered[int(SOONEST * number)]])
         usual = self._shares(1.0)
         self._twice = [_likelier(slow, base) for slow, base in zip(self._shares(TWICE), usual, strict=True)]
         self._far = [_likelier(slow, base) for slow, base in zip(self._shares(FAR), usual, strict=True)]
@@ -86,7 +94,7 @@ class Evidence:
         """-> how many times likelier it is of an endpoint that is twice as slow, and of one far slower; and its ratio
         to the median.
         """
-        place, median = bisect_right(self._edges, latency_s), self._latency.median
+        place, median = bisect_left(self._edges, latency_s), self._latency.median
         return self._twice[place], self._far[place], latency_s / median if median else 1.0
 
 
@@ -98,17 +106,21 @@ def _likelier(slow: float, base: float) -> float:
 class Speed:
     """Of one endpoint."""
 
-    __slots__ = ("_far", "_twice", "ratio", "slow")
+    __slots__ = ("_far", "_learnt_at", "_twice", "ratio", "slow")
 
     def __init__(self) -> None:
+        self._learnt_at = -math.inf
         self._twice = self._far = PRIOR
         self.slow = 2.0 * PRIOR
         """The chance that it is slower than its pool."""
         self.ratio = 1.0
         """Of its latencies to the pool's median: a running mean."""
 
-    def answered(self, evidence: Evidence, latency_s: float, was_out: bool) -> None:
+    def answered(self, evidence: Evidence, latency_s: float, was_out: bool, now: float) -> None:
         """`was_out`: it was left alone before."""
+        if now - self._learnt_at < APART * evidence.usual_s:
+            return
+        self._learnt_at = now
         twice, far, ratio = evidence.of(latency_s)
         self.ratio += WEIGHT * (min(ratio, MOST) - self.ratio)
         forgotten = FORGOTTEN_OUT if was_out else FORGOTTEN

@@ -109,7 +109,7 @@ class Suspicion:
         if outcome.error or (latency_s <= evidence.usual_s and place.speed.slow <= CALM):  # nearly always
             return False
         seemed_slow = place.speed.slow >= DOUBT
-        place.speed.answered(evidence, latency_s, place.health.condition is not Condition.IN)
+        place.speed.answered(evidence, latency_s, place.health.condition is not Condition.IN, now)
         if place.speed.slow < DOUBT:
             return False
         everyone = pool.deployed.everyone
