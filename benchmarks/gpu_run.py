@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import re
@@ -184,10 +185,20 @@ def _ended(process: subprocess.Popen[bytes], most_s: float) -> int | None:
         return None
 
 
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = math.nan
+    if not 0.0 < minutes < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text!r}")
+    return minutes
+
+
 def main(arguments: Sequence[str] | None = None, here: Path | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("result.json"), help="default %(default)s")
-    parser.add_argument("--minutes", type=float, default=8.0, help="for everything, default %(default)g")
+    parser.add_argument("--minutes", type=_minutes, default=8.0, help="for everything, default %(default)g")
     parser.add_argument("--only", nargs="+", choices=STEPS, default=list(STEPS))
     parser.add_argument("--device", default="cuda:0", help="default %(default)s")
     parser.add_argument("--tiny", action="store_true", help="tiny networks and steps: whether it runs at all")

@@ -181,7 +181,7 @@ def test_a_cell_is_measured():
     assert rows["ts_parity", SAME]["rps_ratio_to_nginx"] > 0
     assert 0 < rows["ts_parity", SAME]["rss_rest_mb"] < 200
     assert set(overhead.sections({"command": "", **found})) == {
-        "overhead-targets", "overhead", "overhead-torchserve", "overhead-half",
+        "overhead-targets", "overhead-summary", "overhead", "overhead-torchserve", "overhead-half",
     }  # fmt: skip
 
 

@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from ts_parity.engine import Query, Scheduler, Send, plain
+from ts_parity.engine import Policy, Query, Scheduler, Send, plain
 from ts_parity.engine.events import Arrived
-from ts_parity.engine.sizes import FEW, MOST, RENEWED, Latest, Scales, size_class
+from ts_parity.engine.sizes import FEW, MOST, RENEWED, SHORTEST, Latest, Scales, size_class
 from ts_parity.testing import POOL, fleet
 
 SMALL, BIG = size_class("/predictions", 1_000), size_class("/predictions", 10_000)
@@ -180,3 +180,16 @@ def test_a_backup_of_a_big_query_is_launched_later():
     query = Query(0, POOL, "key", size=BIG)
     scheduler.query_arrived(query, 1.0)
     assert query.launch_at == pytest.approx(1.16)
+
+
+@pytest.mark.slow
+def test_answers_that_take_no_time_by_the_clock_are_learnt_from():
+    """Uvloop's clock counts milliseconds: the quickest class took none, and its times could not be divided by it."""
+    scheduler = Scheduler(fleet(deployed=3, code=None), Policy())
+    [pool] = scheduler.pools()
+    for number in range(400):
+        size, latency_s = (SMALL, 0.0) if number % 4 == 0 else (BIG, 0.002)
+        [send] = scheduler.query_arrived(Query(number, POOL, None, size=size), 0.01 * number)
+        scheduler.task_done(send.task, Arrived(), 0.01 * number + latency_s)
+    assert pool.scales.of(SMALL) == SHORTEST
+    assert pool.scales.of(BIG) == 1.0

@@ -24,6 +24,9 @@ OFTEN: Final = 4
 """Answers after which it is looked at again."""
 FAR: Final = 1.5
 """A class within this many times of what is usual is usual."""
+SHORTEST: Final = 0.01
+"""No class is taken to be shorter than this share of what is usual: a clock of milliseconds shows no time at all for
+the quickest answers, and times are divided by scales."""
 MOST: Final = 256
 """Classes that are told apart, whatever clients send."""
 WINDOW: Final = 2048
@@ -86,7 +89,8 @@ class Scales:
             return
         self._unseen[size] = 0
         median = sorted(answers)[len(answers) // 2]
-        before, scale = self._known.get(size, 1.0), 1.0 if 1.0 / FAR < median < FAR else median
+        before = self._known.get(size, 1.0)
+        scale = 1.0 if 1.0 / FAR < median < FAR else max(SHORTEST, median)
         self._known[size] = scale
         self.differ += (scale != 1.0) - (before != 1.0)
 
