@@ -72,7 +72,8 @@ MUTANTS = [
         "a machine that was out is still slow", "speed", "FORGOTTEN_OUT: Final = 0.5", "FORGOTTEN_OUT: Final = 0.02"
     ),
     _engine("one late answer proves that a machine is slow", "speed", "RARE: Final = 0.02", "RARE: Final = 1e-9"),
-    _engine("big bodies are late as small ones", "sizes", "1.0 if 1.0 / FAR < median < FAR else median", "1.0"),
+    _engine("big bodies are late as small ones", "sizes", "FAR else max(SHORTEST, median)", "FAR else 1.0"),
+    _engine("a class may be infinitely quick", "sizes", "max(SHORTEST, median)", "median"),
     _engine(
         "what takes long for its size teaches what is usual",
         "fleet",
