@@ -284,6 +284,14 @@ def test_what_replaces_a_setting_is_there():
     assert told <= known | {"repeatable"}
 
 
+def test_no_secret_is_in_the_repr_of_settings():
+    """Tracebacks and logs show those."""
+    secrets = {item.name: "hunter2" for listed in GROUPS.values() for item in listed if item.metadata.get("secret")}
+    assert {"secret", "admin_token"} <= set(secrets)
+    instance = InstanceSettings("http://h:1", token="hunter2", management_token="hunter2")
+    assert "hunter2" not in repr(Settings(**secrets, instances=(instance,)))
+
+
 def test_a_policy_can_be_sent_to_another_process():
     assert pickle.loads(pickle.dumps(Policy(deadline_s=2.0))) == Policy(deadline_s=2.0)
 

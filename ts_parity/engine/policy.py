@@ -30,7 +30,7 @@ def setting(
     after it. `auto`: of what type it is where its default is None, which users call auto. `words`: all that it may be.
     """
     meta = {"text": text, "more": more, "group": group, "unit": unit, "auto": auto, "secret": secret}
-    return field(default=default, metadata={**meta, "least": least, "below": below, "words": words})
+    return field(default=default, repr=not secret, metadata={**meta, "least": least, "below": below, "words": words})
 
 
 def constant(
