@@ -72,6 +72,36 @@ MUTANTS = [
         "a machine that was out is still slow", "speed", "FORGOTTEN_OUT: Final = 0.5", "FORGOTTEN_OUT: Final = 0.02"
     ),
     _engine("one late answer proves that a machine is slow", "speed", "RARE: Final = 0.02", "RARE: Final = 1e-9"),
+    _engine("answers that come together count each for itself", "speed", "APART: Final = 0.25", "APART: Final = 0.0"),
+    _engine(
+        "late by a tenth is as telling as late by twice the time",
+        "speed",
+        "sorted([*edges, TWICE * ordered[int(SOONEST * number)]])",
+        "sorted(edges)",
+    ),
+    _engine(
+        "a target launches for everybody",
+        "target",
+        "min(LATEST_OF_ALL, max(SOONEST, 1.0 - payable))",
+        "SOONEST",
+    ),
+    _engine("a target counts from sending", "target", "self.release_by(arrived_at) -", "self.release_by(sent_at) -"),
+    _engine(
+        "a target releases nothing",
+        "target",
+        "math.inf if target_s is None else arrived_at + IN_TIME * target_s",
+        "math.inf",
+    ),
+    _engine(
+        "a target is not looked at",
+        "life",
+        "min(late_at, pool.target.launch_by(query.arrived_at, now, query.scale))",
+        "late_at",
+    ),
+    _engine(
+        "the release ignores the target", "life", "min(late_at, pool.target.release_by(query.arrived_at))", "late_at"
+    ),
+    _engine("doubt always waits", "release", "policy.differing, policy.doubt_waits", "policy.differing"),
     _engine("big bodies are late as small ones", "sizes", "FAR else max(SHORTEST, median)", "FAR else 1.0"),
     _engine("a class may be infinitely quick", "sizes", "max(SHORTEST, median)", "median"),
     _engine(

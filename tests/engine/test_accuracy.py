@@ -111,6 +111,15 @@ def test_comparison_corrects_what_was_expected():
     assert budget.spent - before == pytest.approx(0.1 * budget.correction)
 
 
+def test_where_more_differ_than_was_expected_answers_are_dearer():
+    budget = left(1.0)
+    for _ in range(100):
+        budget.compared(0.5, differs=True)
+    assert budget.correction > 1.5
+    assert budget.price(0.1) == pytest.approx((0.1 * budget.correction / DEAR) ** STEEP)
+    assert budget.price(1.0 / budget.correction + 0.01) == math.inf
+
+
 def test_a_few_comparisons_change_little():
     budget = AccuracyBudget(0.01)
     budget.compared(0.01, differs=True)
@@ -172,6 +181,20 @@ def test_what_is_held_is_given_when_later_queries_have_paid_for_it():
     source, at = late(arrivals=arrivals, tasks=tasks, policy=policy, differing_left=0.0).answers[0]
     assert source == "reconstructed"
     assert at > 0.8, "forty queries have paid for it, and it was not worth so much at once"
+
+
+def test_what_is_held_is_given_sooner_when_it_has_become_cheaper():
+    """At first it would wait for four seconds; the queries that come meanwhile fill the budget."""
+    arrivals = [0.0, *(0.1 + 0.02 * n for n in range(200))]
+    tasks = [FROZEN, ("parity 0", 0.005, "0.6"), ("hedge 0", 0.0, "never")]
+    policy = {"deadline_s": 30.0, "copies": False}
+    source, at = late(arrivals=arrivals, tasks=tasks, policy=policy, differing_left=0.5).answers[0]
+    assert (source, 0.3 < at < 1.0) == ("reconstructed", True)
+
+
+def test_where_doubt_does_not_wait_it_is_given_at_once():
+    tasks = [FROZEN, ("parity 0", 0.005, "0.6"), ("hedge 0", 0.0, "never")]
+    assert late(tasks=tasks, policy={"doubt_waits": False}, differing_left=0.5).answers[0] == ("reconstructed", 0.025)
 
 
 def test_nothing_doubtful_is_given_at_the_deadline_either():

@@ -185,3 +185,11 @@ def test_a_second_copy_goes_to_an_idle_machine_or_to_none():
     tasks = [(0, NEVER, "never"), (1, NEVER, "never"), (2, 0.2, "ok")]
     run = scenario(arrivals=[0.0, 0.0, 0.0], tasks=tasks, code=None, deployed=3, places=2, policy=policy)
     assert run.sends("hedge 0") == [(0.2, "d2")]
+
+
+def test_second_copies_leave_a_fifth_of_the_budget_where_backups_are_launched():
+    """They buy more for the same work."""
+    policy = {**HEDGE, "extra_work": 1e-9, "work_burst": 1.2, "hedge_after_s": 0.01, "launch_after_s": 0.5}
+    tasks = [(0, 0.1, "ok")]
+    assert late(arrivals=[0.0], tasks=tasks, policy=policy).sends("hedge 0") == []
+    assert [at for at, _ in hedged(arrivals=[0.0], deployed=2, tasks=tasks, policy=policy).sends("hedge 0")] == [0.01]
