@@ -60,8 +60,7 @@ def headline(runs: Sequence[Mapping[str, Any]]) -> str:
         "in which an instance is "
         f"five times slower, {faults['freezes']} freezes of 0.2 to 0.6 s, and {faults['kills']} killed worker.\n\n"
         f"{markdown(HEAD, rows(run))}\n\n"
-        "The machine was shared, so medians above 55 ms are the host's. Other seeds, and what the training reports "
-        "said:\n[Benchmarks](docs/benchmarks.md#the-demo)."
+        "Other seeds, and what the training reports said: [Benchmarks](docs/benchmarks.md#the-demo)."
     )
 
 
