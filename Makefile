@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 COMPILED := build/compiled
 COMPILED_READY := $(COMPILED)/.ready
 
-.PHONY: demo test test-compiled check format bench accuracy gpu gpu-bundle policies overhead paper soak fuzz compiled clean
+.PHONY: demo test test-compiled check format docs bench accuracy gpu gpu-bundle policies overhead paper soak fuzz compiled clean
 
 demo: $(READY)
 	$(BIN)/ts-parity demo --out demo-out --force $(ARGS)
@@ -27,6 +27,10 @@ check: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The documentation as a site, in build/site: open build/site/index.html. Needs no network; a warning is an error.
+docs: $(READY)
+	$(BIN)/python -m sphinx -q -W --keep-going -c docs . build/site $(ARGS)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/engine.py

@@ -89,6 +89,8 @@ TRAINING = [
     "tqdm>=4.60",
 ]
 DEMO = [*PROXY, *TORCHSERVE, *TRAINING, "matplotlib>=3.7"]
+# The site that `make docs` builds; a test builds it too.
+DOCS = ["sphinx>=8.1", "furo>=2024.8.6", "myst-parser>=4.0", "sphinx-copybutton>=0.5"]
 DEV = [
     # Handlers of the tests serve with these; the package itself never imports them.
     "onnxruntime>=1.17",
@@ -130,6 +132,7 @@ setup(
         "training": TRAINING,
         "demo": DEMO,
         "all": DEMO,
-        "dev": [*DEMO, *DEV],
+        "docs": DOCS,
+        "dev": [*DEMO, *DOCS, *DEV],
     },
 )
