@@ -70,6 +70,17 @@ def test_every_metric_is_documented() -> None:
     assert [name for name in names if f"`{name}" not in BEHAVIOUR] == []
 
 
+def test_every_field_of_the_access_log_is_documented() -> None:
+    text = (ROOT / "docs/behaviour.md").read_text()
+    section = text.partition("## Finding one request again")[2].partition("\n## ")[0]
+    requests, _, tasks = section.partition("| `task` |")
+    for part, fields in ((requests, access.FIELDS), (f"| `task` |{tasks}", access.TASK_FIELDS)):
+        told = [name for row in re.findall(r"^\| (`.+?) \|", part, re.MULTILINE) for name in re.findall(r"\w+", row)]
+        assert set(fields) - set(told) <= {"version"}
+        assert set(told) - set(fields) <= {"forwarded_by"}
+    assert f"| of the lines, {access.VERSION}." in section
+
+
 def test_the_configuration_that_the_page_shows_is_one(tmp_path: Path) -> None:
     text = (ROOT / "docs/behaviour.md").read_text()
     (block,) = re.findall(r"(?:^    .*\n|^\n)+(?=^Without `tls_ca`)", text, re.MULTILINE)

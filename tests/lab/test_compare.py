@@ -300,8 +300,10 @@ def test_every_number_of_a_line_counts(spoilt, tmp_path):
 
 
 def test_what_a_later_release_has_written_is_not_guessed_at(tmp_path):
-    with pytest.raises(ConfigError, match=r"line 2 of .* is of version 3 of the access log, and this release reads 2"):
-        history_of(tmp_path, entry(1, 0.1), entry(2, 0.2, version=3))
+    with pytest.raises(
+        ConfigError, match=r"line 2 of .* is of version 4 of the access log, and this release reads 2 and 3"
+    ):
+        history_of(tmp_path, entry(1, 0.1), entry(2, 0.2, version=4))
     assert len(history_of(tmp_path, entry(1, 0.1), entry(2, 0.2, pool=5), model="m").served) == 1
 
 

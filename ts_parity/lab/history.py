@@ -3,8 +3,8 @@
 Knows what may stand on a line; an error names the line. Knows nothing of what the figures are for.
 
 Where a protection or a second copy answered, the deployed model did not, and what it took is the very thing to know.
-An access log of version 2 has it: on a line of its own when the task has ended, else as a time it took at least. A log
-without it is refused: it shows a fleet without its slow answers.
+An access log from version 2 on has it: on a line of its own when the task has ended, else as a time it took at least. A
+log without it is refused: it shows a fleet without its slow answers.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from ts_parity.lab.records import ANSWERED
 DEPLOYED, HEDGED, DEFAULT, RECONSTRUCTED = "deployed", "hedged", "default", "reconstructed"
 OTHERWISE = (RECONSTRUCTED, HEDGED, DEFAULT)
 """Something else than the query's own task has answered, and the task goes on."""
-VERSION = 2
-"""Of the access log's lines."""
+VERSIONS = (2, 3)
+"""Of the access log's lines. Version 3 has one field more, which nobody needs here."""
 MILLISECOND = 0.001
 _BACK_S = 0.05
 """A process writes lines in the order in which requests ended; farther back than this, its clock was set."""
@@ -193,8 +193,9 @@ class _LogReader:
             raise self._wrong(f"is not JSON, or is cut: {error}") from None
         if not isinstance(entry, dict):
             entry = {}
-        if entry.get("version") not in (None, VERSION):
-            raise self._wrong(f"is of version {entry['version']!r} of the access log, and this release reads {VERSION}")
+        if entry.get("version") not in (None, *VERSIONS):
+            read = " and ".join(map(str, VERSIONS))
+            raise self._wrong(f"is of version {entry['version']!r} of the access log, and this release reads {read}")
         try:
             if "task" in entry:
                 self._task(entry)
@@ -270,7 +271,7 @@ class _LogReader:
     def _took(self, entry: Mapping[str, Any]) -> float:
         """An event loop that counts milliseconds has answers that came within one."""
         value = entry["service_s"]
-        return MILLISECOND / 2 if value == 0 and entry.get("version") == VERSION else self._positive(value)
+        return MILLISECOND / 2 if value == 0 and entry.get("version") in VERSIONS else self._positive(value)
 
     def _duration(self, value: Any) -> float:
         """None is no time at all."""

@@ -16,7 +16,7 @@ from tests.proxy.conftest import Fleet, MakeFleet, until
 from ts_parity.errors import ConfigError
 from ts_parity.lab.compare import service_from
 from ts_parity.lab.history import TaskEnd, read_history
-from ts_parity.proxy.http.access import VERSION, AccessEntry, AccessLog
+from ts_parity.proxy.http.access import FIELDS, TASK_FIELDS, VERSION, AccessEntry, AccessLog
 from ts_parity.testing import Canned, FakeModel, FakeTorchServe, protection
 
 
@@ -139,7 +139,7 @@ class FullDisk:
 
 def note(log: AccessLog, *numbers: int) -> None:
     for n in numbers:
-        log.add("c", "GET", f"/{n}", 200, 0, 0.1, None, None, AccessEntry("passed"))
+        log.add("c", "GET", f"/{n}", 200, 0, 0.1, None, None, None, AccessEntry("passed"))
     log.flush()
 
 
@@ -301,7 +301,7 @@ async def test_a_rotated_file_is_made_anew(tmp_path: Path) -> None:
     file = tmp_path / "access.jsonl"
     log = AccessLog(str(file))
     for n in (1, 2):
-        log.add("c", "GET", f"/{n}", 200, 0, 0.1, None, None, AccessEntry("passed"))
+        log.add("c", "GET", f"/{n}", 200, 0, 0.1, None, None, None, AccessEntry("passed"))
         log.flush()
         file.rename(tmp_path / f"access.{n}")
     log.close()
@@ -311,6 +311,52 @@ async def test_a_rotated_file_is_made_anew(tmp_path: Path) -> None:
 async def test_a_file_that_cannot_be_written_is_said_at_the_start(make_fleet: MakeFleet, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="access_log: cannot write"):
         await make_fleet(FakeTorchServe(FakeModel()), access_log=str(tmp_path / "no" / "such.jsonl"))
+
+
+# ---- its fields ----------------------------------------------------------------------------------------------------
+
+OF_VERSION = {
+    2: (
+        "at version client method target status bytes request_id answer_id latency_s outcome pool group endpoint "
+        "attempts waited_s service_s cause places confidence query others",
+        "at version task query pool endpoint waited_s service_s at_least_s cause",
+    ),
+    3: ("trace_id", ""),
+}
+"""Version -> what it added, to a request's line and to a task's. What was published stays as it is: who adds a field
+adds a version, here and in `access`, and describes it in docs/behaviour.md.
+"""
+
+
+def test_a_new_field_is_a_new_version() -> None:
+    assert max(OF_VERSION) == VERSION
+    for n, fields in enumerate((FIELDS, TASK_FIELDS)):
+        assert list(fields) == [name for added in OF_VERSION.values() for name in added[n].split()]
+
+
+async def test_lines_have_the_fields_of_their_version(make_fleet: MakeFleet, tmp_path: Path) -> None:
+    file = tmp_path / "access.jsonl"
+    instance = FakeTorchServe(FakeModel())
+    fleet = await make_fleet(instance, access_log=str(file))
+    await fleet.posts(1)
+    await fleet.client.get("/ping")
+    instance.freeze()
+    await fleet.post(x_ts_parity_deadline_ms="30")
+    instance.thaw()
+    *requests, task = await lines(fleet, file, 4)
+    assert [tuple(line) for line in requests] == [FIELDS] * 3
+    assert tuple(task) == TASK_FIELDS
+    assert {line["version"] for line in (*requests, task)} == {VERSION}
+
+
+async def test_a_line_names_the_trace_of_its_client(make_fleet: MakeFleet, tmp_path: Path) -> None:
+    file = tmp_path / "access.jsonl"
+    fleet = await make_fleet(FakeTorchServe(FakeModel()), access_log=str(file))
+    trace_id = "0af7651916cd43dd8448eb211c80319c"
+    await fleet.post(traceparent=f"00-{trace_id}-b7ad6b7169203331-00")
+    await fleet.client.ask("GET", "/ping", headers=(("Traceparent", f"00-{trace_id}-b7ad6b7169203331-01"),))
+    await fleet.post(traceparent="00-nonsense")
+    assert [line["trace_id"] for line in await lines(fleet, file, 3)] == [trace_id, trace_id, None]
 
 
 # ---- request ids ---------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from tests.proxy.conftest import Fleet, MakeFleet, nothing_left, until
+from ts_parity.proxy.http.trace_context import TraceContext, trace_context
 from ts_parity.testing import FakeModel, FakeTorchServe, protection
 from ts_parity.testing.fakes import Received
 from ts_parity.wire import OP, OP_FINISH, OP_GROUP, Headers, unpack_frame
@@ -74,3 +75,42 @@ async def test_group_requests_bear_nobodys_and_each_member_its_own(make_fleet: M
         assert members in ([both] if request is group else [[trace] for trace in both])
     instances[0].thaw()
     await until(lambda: nothing_left(fleet.proxy), "everything to be let go")
+
+
+# ---- what it says --------------------------------------------------------------------------------------------------
+
+TRACE_ID, SPAN_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+GIVEN = f"00-{TRACE_ID}-{SPAN_ID}-01"
+
+
+def parsed(*values: str) -> TraceContext | None:
+    return trace_context(tuple(("Traceparent", value) for value in values))
+
+
+def test_ids_flag_and_state_are_read() -> None:
+    assert trace_context(TRACE) == (TRACE_ID, SPAN_ID, True, "rojo=00f067aa0ba902b7,congo=t61rcWkgMzE,second=1")
+    assert trace_context(()) is None
+
+
+@pytest.mark.parametrize(("flags", "sampled"), [("00", False), ("01", True), ("02", False), ("03", True), ("ff", True)])
+def test_only_the_lowest_flag_means_sampled(flags: str, sampled: bool) -> None:
+    assert parsed(GIVEN[:-2] + flags) == (TRACE_ID, SPAN_ID, sampled, "")
+
+
+@pytest.mark.parametrize("value", [f"cc{GIVEN[2:]}", f"cc{GIVEN[2:]}-what-will-come", f" {GIVEN} "])
+def test_later_versions_are_read_as_far_as_they_are_known(value: str) -> None:
+    assert parsed(value) == (TRACE_ID, SPAN_ID, True, "")
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", "00", GIVEN[:-1], GIVEN + "0", GIVEN + "-more", GIVEN.upper(), GIVEN.replace("-", "_"), f"ff{GIVEN[2:]}",
+     GIVEN.replace(TRACE_ID, "0" * 32), GIVEN.replace(SPAN_ID, "0" * 16), f"{GIVEN},{GIVEN}", f"cc{GIVEN[2:]}.",
+     GIVEN.replace("b7", "b\u0667")],
+)  # fmt: skip
+def test_what_is_malformed_is_no_trace(value: str) -> None:
+    assert parsed(value) is None
+
+
+def test_two_of_them_are_none() -> None:
+    assert parsed(GIVEN, GIVEN) is None

@@ -24,8 +24,19 @@ from typing import Any, NamedTuple, final
 
 log = logging.getLogger(__name__)
 
-VERSION = 2
-"""Of the format. Version 1, which lacked this field, had no lines for tasks that ended after their query."""
+VERSION = 3
+"""Of the format: one more whenever a field is added, renamed or means something else. Version 1, which lacked the field
+of this name, had no lines for tasks that ended after their query. Version 3 has `trace_id`."""
+FIELDS = (
+    "at", "version", "client", "method", "target", "status", "bytes", "request_id", "answer_id", "latency_s", "outcome",
+    "pool", "group", "endpoint", "attempts", "waited_s", "service_s", "cause", "places", "confidence", "query",
+    "others", "trace_id",
+)  # fmt: skip
+"""Of a request's line, in this order; then `forwarded_by`, on the lines that have it only."""
+TASK_FIELDS = (
+    "at", "version", "task", "query", "pool", "endpoint", "waited_s", "service_s", "at_least_s", "cause",
+)  # fmt: skip
+"""Of the line of a task that ended after its query."""
 TASK = "task"
 """The field that only the line of such a task has."""
 PASSED = "passed"
@@ -59,7 +70,7 @@ class AccessEntry:
 
     __slots__ = (
         "attempts", "cause", "confidence", "endpoint", "forwarded_by", "group", "others", "outcome", "places", "pool",
-        "query", "service_s", "waited_s",
+        "query", "service_s", "trace_id", "waited_s",
     )  # fmt: skip
 
     def __init__(
@@ -99,6 +110,8 @@ class AccessEntry:
         self.others: Sequence[OtherTask] = ()
         self.forwarded_by: str | None = None
         """The proxy that has forwarded it here, as a member."""
+        self.trace_id: str | None = None
+        """Of the trace that its spans are in, if it has any; otherwise its client's, if that names one, is logged."""
 
 
 UNLOGGED = AccessEntry(PASSED)
@@ -131,6 +144,7 @@ class AccessLog:
         latency_s: float,
         request_id: str | None,
         answer_id: str | None,
+        trace_id: str | None,
         entry: AccessEntry,
     ) -> None:
         line: dict[str, Any] = {
@@ -156,6 +170,7 @@ class AccessLog:
             "confidence": _rounded(entry.confidence),
             "query": None if entry.query is None else f"{self._id}-{entry.query}",
             "others": [other.described() for other in entry.others],
+            "trace_id": entry.trace_id or trace_id,
         }
         if entry.forwarded_by is not None:
             line["forwarded_by"] = entry.forwarded_by

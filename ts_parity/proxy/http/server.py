@@ -41,6 +41,7 @@ from ts_parity.proxy.http.messages import (
 )
 from ts_parity.proxy.http.outbox import Outbox
 from ts_parity.proxy.http.request_reader import RequestReader
+from ts_parity.proxy.http.trace_context import trace_context
 from ts_parity.wire import Headers
 
 log = logging.getLogger(__name__)
@@ -639,6 +640,7 @@ class ClientConnection:
             return
         elif otherwise == LEFT:
             entry.outcome = LEFT
+        trace = trace_context(request.headers)
         access.add(
             client,
             request.method,
@@ -648,6 +650,7 @@ class ClientConnection:
             self._loop.time() - pending.received_at,
             request.header(REQUEST_ID),
             answer_id,
+            None if trace is None else trace.trace_id,
             entry,
         )
 
