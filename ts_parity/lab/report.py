@@ -63,7 +63,7 @@ def summarize(records: Sequence[QueryRecord], work_per_query: float | None = Non
         p999_ms=_ms(percentile(latencies, 0.999)),
         max_ms=_ms(latencies[-1] if latencies else None),
         send_lag_p99_ms=_ms(percentile(lags, 0.99)),
-        work_per_query=None if work_per_query is None else round(work_per_query, 3),
+        work_per_query=None if work_per_query is None else round(work_per_query, 5),
     )
 
 
