@@ -29,8 +29,8 @@ COMPILED = [
         f"proxy/{name}"
         for name in (
             "http/buffers", "http/connections", "http/heads", "http/messages", "http/outbox",
-            "http/request_reader", "http/server", "http/upstream", "serving/driver", "serving/forwarding",
-            "serving/metrics", "serving/service", "serving/tasks",
+            "http/request_reader", "http/server", "http/upstream", "fleet/payloads", "fleet/torchserve/answers",
+            "fleet/torchserve/tasks", "serving/driver", "serving/forwarding", "serving/metrics", "serving/service",
         )
     ),
 ]  # fmt: skip

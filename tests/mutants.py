@@ -703,8 +703,8 @@ MUTANTS = [
     Mutant(
         "any comparison counts as one of what was given",
         "proxy/serving/races.py",
-        "if race is None or race.given != other.id or own.hedge:",
-        "if race is None:",
+        "if not isinstance(race, Race) or race.given != other.id or own.hedge:",
+        "if not isinstance(race, Race):",
         ("tests/proxy/serving/test_races.py",),
     ),
     Mutant(
@@ -723,8 +723,8 @@ MUTANTS = [
     ),
     Mutant(
         "queries that a header keeps apart share a group",
-        "proxy/serving/service.py",
-        "if lower in self._group_by:",
+        "proxy/fleet/backends/torchserve.py",
+        "if lower in group_by or lower in _ALWAYS_GROUP_BY:",
         "if False:",
         ("tests/proxy/serving/test_predictions.py",),
     ),

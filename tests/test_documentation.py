@@ -14,7 +14,8 @@ from ts_parity.cli import build_parser
 from ts_parity.config import load_settings
 from ts_parity.engine import Fleet, Policy, Scheduler, members, trust
 from ts_parity.proxy import app
-from ts_parity.proxy.fleet import discovery, peers
+from ts_parity.proxy.fleet import peers
+from ts_parity.proxy.fleet.torchserve import discovery
 from ts_parity.proxy.http import access, descriptors, request_reader, server
 from ts_parity.proxy.http.messages import MAX_HEAD_BYTES, MAX_HEADERS
 from ts_parity.proxy.operations import processes

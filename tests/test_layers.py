@@ -123,7 +123,7 @@ def test_heavy_packages_stay_in_their_rooms(file):
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_rooms_of_the_proxy_use_only_those_before_them(room):
-    files = sorted((PACKAGE / "proxy" / room).glob("*.py"))
+    files = sorted((PACKAGE / "proxy" / room).rglob("*.py"))
     assert len(files) > 2
     for file in files:
         for module in imports_of(file):

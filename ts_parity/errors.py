@@ -140,6 +140,20 @@ class DeadlineExceeded(Unavailable):
     kind = "DeadlineExceededException"
 
 
+class UnknownModel(TsParityError):
+    """There is no such model for clients."""
+
+    status = 404
+    kind = "ModelNotFoundException"
+
+
+class BadGateway(TsParityError):
+    """An instance had a request that was passed through to it, and gave no answer."""
+
+    status = 502
+    kind = "BadGatewayException"
+
+
 class BadClientRequest(TsParityError):
     """A request the proxy itself cannot accept, such as a nonsensical deadline header."""
 

@@ -20,6 +20,8 @@ UNIX = "unix:"
 """Before a path: the address of a Unix socket, as TorchServe writes it."""
 AUTO = "auto"
 EXACT_ONLY, OFF = "exact-only", "off"
+KINDS = ("torchserve",)
+"""The kinds of servers there are; each is a file in proxy/fleet/backends."""
 CODES = ("sum", "concat", "student", "exact")
 """The codes there are, for command lines that must not import numpy to say so; `codes` makes them."""
 
@@ -44,6 +46,7 @@ class InstanceSettings:
         least=1,
         auto=int,
     )
+    kind: str = setting(KINDS[0], "the kind of server", words=KINDS)
     tls_ca: str = setting(
         "",
         "PEM file, or folder of such files, with the certificates to trust at https addresses; default: the system's",

@@ -23,10 +23,11 @@ from ts_parity.engine import scheduler
 from ts_parity.errors import ConfigError, Unreachable
 from ts_parity.proxy.fleet.discovery import Discovery
 from ts_parity.proxy.fleet.plan import Plan, PlanOptions, make_plan
+from ts_parity.proxy.fleet.torchserve.answers import error_fields, key_refused
 from ts_parity.proxy.http.certificates import Tls, instance_side
 from ts_parity.proxy.http.descriptors import open_files, raise_limit
 from ts_parity.proxy.http.messages import Request, Response
-from ts_parity.proxy.http.upstream import Address, Upstream, error_fields, key_refused
+from ts_parity.proxy.http.upstream import Address, Upstream
 from ts_parity.proxy.operations.status import status_table
 
 _HEAD_BYTES: Final = 4096

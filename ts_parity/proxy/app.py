@@ -19,7 +19,7 @@ from ts_parity.config import Settings
 from ts_parity.engine import Fleet, Policy, Scheduler
 from ts_parity.engine.members import STANDBY_S, keys_of
 from ts_parity.errors import ConfigError
-from ts_parity.proxy.fleet.discovery import Discovery
+from ts_parity.proxy.fleet.discovery import Discovery, backends_of
 from ts_parity.proxy.fleet.peers import Peers, new_member
 from ts_parity.proxy.fleet.plan import Plan, PlanOptions, make_plan
 from ts_parity.proxy.fleet.reports import InstanceReport
@@ -101,8 +101,9 @@ class Proxy(Lifecycle):
         self.upstream = Upstream(settings.connect_timeout_s, settings.task_timeout_s, to_instances)
         self._access = access = _open_access_log(settings.access_log)
         options = DriverOptions(settings.secret, _default_response(default, settings), settings.task_timeout_s, access)
+        backends = backends_of(settings.instances)
         self.driver = Driver(
-            self.scheduler, self.upstream, self.metrics, options, self._stop_coding, self._discover_soon
+            self.scheduler, self.upstream, backends, self.metrics, options, self._stop_coding, self._discover_soon
         )
         self.peers: Peers | None = None
         self._forwarder: Forwarder | None = None
@@ -113,7 +114,7 @@ class Proxy(Lifecycle):
             given_up_s = self.scheduler.policy.deadline_s
             self._forwarder = Forwarder(self.peers, self.metrics, given_up_s, options.default_answer)
         self._service = Service(
-            self.driver, self.upstream, self.metrics, settings.group_by, self._discover_soon, self._forwarder
+            self.driver, self.upstream, backends, self.metrics, settings.group_by, self._discover_soon, self._forwarder
         )
         self._server = Server(self._service.handle, settings.max_body_bytes, access=access, tls=tls)
         self._admin = AdminServer(self.status, self.health, self.drain, self.metrics.exposition)

@@ -13,16 +13,8 @@ from ts_parity.config import InstanceSettings, ModelSettings
 from ts_parity.engine import Instance
 from ts_parity.exclusion import Exclusions
 from ts_parity.proxy.fleet.plan import Plan, PlanOptions, by_number, make_plan, share
-from ts_parity.proxy.fleet.reports import (
-    ArchiveDescription,
-    BadDescribe,
-    InstanceReport,
-    ModelReport,
-    ProtectedModel,
-    read_customized,
-    read_described,
-    read_model,
-)
+from ts_parity.proxy.fleet.reports import ArchiveDescription, InstanceReport, ModelReport, ProtectedModel
+from ts_parity.proxy.fleet.torchserve.describes import BadDescribe, read_customized, read_described, read_model
 
 OUTPUT = "float32[10]"
 WRAPPED = ArchiveDescription("deployed", weights="sha256:f", verdict="codable", output=OUTPUT)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.proxy.conftest import MakeFleet, nothing_left, until
 from ts_parity.config import ModelSettings
-from ts_parity.proxy.fleet import discovery
+from ts_parity.proxy.fleet.torchserve import discovery
 from ts_parity.testing import Canned, FakeModel, FakeTorchServe, protection
 
 PATHS = ("/predictions/linear", "/predictions/linear/1.0", "/explanations/linear", "/v1/models/linear:predict")

@@ -36,7 +36,7 @@ from tests.proxy.http.mutations import answer, mutated, requests, split
 from tests.proxy.http.strict import End, Message, read_answer, read_requests
 from ts_parity.config import parse_endpoint, settings_of
 from ts_parity.proxy.app import Proxy
-from ts_parity.proxy.serving.routes import prediction_route, prediction_target
+from ts_parity.proxy.fleet.torchserve.routes import prediction_route, prediction_target
 from ts_parity.testing import FakeModel, FakeTorchServe
 
 MAX_BODY_BYTES = 100_000

@@ -9,10 +9,10 @@ import pytest
 from tests.proxy.conftest import MakeFleet, read_answer
 from tests.proxy.http.corpus import Recorder
 from ts_parity.config import InstanceSettings
+from ts_parity.proxy.fleet.torchserve.routes import model_named, prediction_route, prediction_target
 from ts_parity.proxy.http.messages import Request, Response
 from ts_parity.proxy.http.request_line import host_is_sound, target_is_sound, why_malformed
 from ts_parity.proxy.http.request_reader import RequestReader
-from ts_parity.proxy.serving.routes import model_named, prediction_route, prediction_target
 from ts_parity.testing import FakeTorchServe
 
 

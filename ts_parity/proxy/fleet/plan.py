@@ -19,23 +19,10 @@ from ts_parity.confidence import Confidence
 from ts_parity.config import AUTO, EXACT_ONLY, OFF, InstanceSettings, ModelSettings
 from ts_parity.engine import Endpoint, Fleet, Instance, Pool
 from ts_parity.exclusion import Exclusions
+from ts_parity.proxy.fleet.payloads import Target
 from ts_parity.proxy.fleet.reports import REFUSED, InstanceReport, ModelReport
 
 NO_PROTECTION = "no protection for it was found"
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where a task goes: a model and version on an instance."""
-
-    instance: str
-    model: str
-    version: str
-    wrapped: bool
-    cost: float | None = None
-    """Measured cost of a full group, in deployed inferences; None for a deployed model or if it was not measured."""
-    default: bool = False
-    """The instance's default version, and nothing is coded for it: queries may go there without a version."""
 
 
 @dataclass(frozen=True)

@@ -41,26 +41,16 @@ from ts_parity.engine import (
 )
 from ts_parity.engine.sizes import size_class
 from ts_parity.errors import DeadlineExceeded, DecodeError, Overloaded, TsParityError, Unavailable, WireError
-from ts_parity.proxy.fleet.plan import Plan, Target
+from ts_parity.proxy.fleet.backends.backend import Backend
+from ts_parity.proxy.fleet.payloads import QueryPayload, Target, TaskResult
+from ts_parity.proxy.fleet.plan import Plan
 from ts_parity.proxy.http.access import ERROR, LEFT, AccessEntry, AccessLog, OtherTask
 from ts_parity.proxy.http.messages import Request, Response
 from ts_parity.proxy.http.streams import Pipe, Stream
-from ts_parity.proxy.http.upstream import Address, NoResponse, Result, Upstream, classify, key_refused
+from ts_parity.proxy.http.upstream import Address, NoResponse, Result, Upstream
 from ts_parity.proxy.serving.comparison import Comparison, ResponseComparer
 from ts_parity.proxy.serving.metrics import OTHER, Metrics
 from ts_parity.proxy.serving.races import Races
-from ts_parity.proxy.serving.tasks import (
-    QueryPayload,
-    TaskResult,
-    finish_request,
-    group_request,
-    prediction_request,
-    read_finish,
-    read_prediction,
-    read_protection,
-    slot_confidence,
-    slot_response,
-)
 from ts_parity.wire import Array
 
 log = logging.getLogger(__name__)
@@ -108,16 +98,18 @@ class Driver:
         self,
         scheduler: Scheduler,
         upstream: Upstream,
+        backends: Mapping[str, Backend],
         metrics: Metrics,
         options: DriverOptions,
         on_streaming: Callable[[str], None],
         on_missing: Callable[[], object],
     ) -> None:
-        """`on_streaming` is called with the name of a coded pool whose answer was chunked; `on_missing`, when an
-        instance lacks a model that it was seen to have.
+        """`backends`: of each instance. `on_streaming` is called with the name of a coded pool whose answer was
+        chunked; `on_missing`, when an instance lacks a model that it was seen to have.
         """
         self.scheduler = scheduler
         self._upstream = upstream
+        self._backends = backends
         self._metrics = metrics
         self._answered_s, self._ended_s, self._sent_tasks = metrics.answered, metrics.ended, metrics.sent
         self.races = Races(metrics, scheduler.tasks_of)
@@ -159,7 +151,7 @@ class Driver:
         """`client` is called once, now or later, unless the query is abandoned first."""
         now = self._loop.time()
         deadline_at = None if deadline_s is None else now + deadline_s
-        size = size_class(payload.extra, len(payload.request.body))
+        size = size_class(payload.ask.extra, len(payload.request.body))
         query = Query(next(self._ids), pool, key, deadline_at, least, payload, size)
         self._waiting[query.id] = client
         self._carry_out(self.scheduler.query_arrived(query, now))
@@ -241,9 +233,11 @@ class Driver:
         if self._options.access is not None and task.kind is Kind.DEPLOYED:
             self._sent[task.id] = (task, time.monotonic())
         try:
-            request = self._request(task)
-            address = self._addresses[self._plan.targets[task.endpoint.name].instance]
-            self._upstream.send(address, request, partial(self._on_result, task), task.endpoint.pool in self._once)
+            target = self._plan.targets[task.endpoint.name]
+            backend = self._backends[target.instance]
+            request = self._request(task, target, backend)
+            done = partial(self._on_result, task, backend)
+            self._upstream.send(self._addresses[target.instance], request, done, task.endpoint.pool in self._once)
         except (DecodeError, WireError) as error:
             self._task_ended(task, Failed(str(error), retry=False))
         except Exception:
@@ -274,13 +268,13 @@ class Driver:
             return QueryResult(task.value, source)
         value = cast(TaskResult, task.value)
         if task.kind is Kind.PROTECTION:
-            return QueryResult(slot_response(value, query.slot), source, self._confidence(task, value, query.slot))
+            return QueryResult(value.slot_response(query.slot), source, self._confidence(task, value, query.slot))
         assert value.response is not None
         return QueryResult(value.response, source, value.confidence)
 
     def _confidence(self, task: Task, value: TaskResult, slot: int) -> float | None:
         assert task.group is not None
-        return 1.0 if task.group.code.lossless else slot_confidence(value, slot)
+        return 1.0 if task.group.code.lossless else value.slot_confidence(slot)
 
     def _deliver(self, query: Query, result: QueryResult) -> None:
         client = self._waiting.pop(query.id, None)
@@ -333,9 +327,8 @@ class Driver:
 
     # ---- tasks -----------------------------------------------------------------------------------------------------
 
-    def _request(self, task: Task) -> Request:
+    def _request(self, task: Task, target: Target, backend: Backend) -> Request:
         """The request of this task. Raise DecodeError or WireError if there is none."""
-        target = self._plan.targets[task.endpoint.name]
         secret = self._options.secret
         if task.kind is Kind.PROTECTION:
             assert task.group is not None
@@ -350,7 +343,7 @@ class Driver:
             ]
             work = _protection_work(task, target)
             self._metrics.work.add(self._metrics.pool(task.endpoint.pool), task.kind._value_, by=work)
-            return group_request(members, target, secret)
+            return backend.protection(members, target, secret)
         assert task.query is not None
         payload = cast(QueryPayload, task.query.payload)
         if task.kind is Kind.FINISH:
@@ -360,14 +353,14 @@ class Driver:
                 self._metrics.decode_failures.add()
                 raise
             self._confidences[task.id] = self._expected_confidence(task, raw)
-            return finish_request(payload, raw, target, secret)
+            return backend.finish(payload, raw, target, secret)
         try:
             self._sent_tasks[task.query.pool] += 1
         except KeyError:  # its pool has gone
             self._sent_tasks[OTHER] += 1
         code = self._code(task.endpoint.pool)
         wants_raw = target.wrapped and code is not None and code.family is Family.PARITY and task.query.key is not None
-        return prediction_request(payload, target, wants_raw, secret)
+        return backend.prediction(payload, target, wants_raw, secret)
 
     def _expected_confidence(self, task: Task, raw: Array) -> float | None:
         """The confidence of a decoded output; None if it fails, which must not cost the client its answer."""
@@ -391,10 +384,10 @@ class Driver:
         plan = self._plan.pools.get(pool)
         return None if plan is None else plan.row_errors
 
-    def _on_result(self, task: Task, result: Result) -> None:
+    def _on_result(self, task: Task, backend: Backend, result: Result) -> None:
         """Report to the engine how a task ended, whatever happens: otherwise its place would be lost."""
         if isinstance(result, Stream):
-            stream = asyncio.get_running_loop().create_task(self._stream(task, result))
+            stream = asyncio.get_running_loop().create_task(self._stream(task, backend, result))
             self._streams.add(stream)
             stream.add_done_callback(self._streams.discard)
             # An asyncio task that is cancelled before it starts runs no code, so the callback closes the stream.
@@ -402,7 +395,7 @@ class Driver:
             return
         outcome: Outcome
         try:
-            outcome, task.value = _read(task, result)
+            outcome, task.value = _read(task, backend, result)
             confidence = self._confidences.get(task.id)
             if task.kind is Kind.FINISH and confidence is not None:
                 cast(TaskResult, task.value).confidence = confidence
@@ -411,7 +404,7 @@ class Driver:
             if (
                 isinstance(result, Response)
                 and result.status == 400
-                and key_refused(result)
+                and backend.key_refused(result)
                 and self._sent_our_key(task)
             ):
                 outcome = Failed("400 it refuses the key that it was configured with")
@@ -468,21 +461,21 @@ class Driver:
         pool = self._metrics.pool(task.endpoint.pool)
         self._metrics.tasks.add(pool, task.kind._value_, _OUTCOME_NAMES[type(outcome)])
 
-    async def _stream(self, task: Task, stream: Stream) -> None:
+    async def _stream(self, task: Task, backend: Backend, stream: Stream) -> None:
         outcome: Outcome = Failed("internal error of the proxy", retry=False)
         try:
-            outcome = await self._relay(task, stream)
+            outcome = await self._relay(task, backend, stream)
         except Exception:
             log.exception("task %r could not be carried out", task)
         finally:
             stream.close()
             self._task_ended(task, outcome)
 
-    async def _relay(self, task: Task, stream: Stream) -> Outcome:
+    async def _relay(self, task: Task, backend: Backend, stream: Stream) -> Outcome:
         """Answer the query with the stream, then pass it on chunk by chunk."""
         if task.kind is not Kind.DEPLOYED:
             return Failed("the answer is streamed, which cannot be decoded", retry=False)
-        failure = classify(Response(stream.status, stream.phrase, stream.headers, b""))
+        failure = backend.trouble(Response(stream.status, stream.phrase, stream.headers, b""))
         if failure is not None:  # a gateway's error page that is too long to be kept
             return failure
         if 200 <= stream.status < 300 and self._code(task.endpoint.pool) is not None:
@@ -616,10 +609,9 @@ def _compared(pair: Compare, answers: ResponseComparer, tolerance: float | None)
         assert pair.other.group is not None
         lossless = pair.other.group.code.lossless
     if pair.other.kind is Kind.PROTECTION:
-        part = None if other.frame is None else other.frame.slots[pair.slot]
-        if part is None:
+        if not other.has_slot(pair.slot):
             return Comparison(Finding.FAILED, "it left a member of its group out")
-        response = slot_response(other, pair.slot)
+        response = other.slot_response(pair.slot)
     if pair.other.kind is not Kind.DEPLOYED and response.status >= 400 and own.response.status < 400:
         return Comparison(
             Finding.FAILED, f"it answered {response.status}: {response.body[:200].decode('utf-8', 'replace')}"
@@ -657,14 +649,14 @@ def _raws(values: Mapping[int, TaskResult]) -> dict[int, Array]:
     return {index: raw for index, value in values.items() if (raw := value.raw) is not None}
 
 
-def _read(task: Task, result: Response | NoResponse) -> tuple[Outcome, TaskResult]:
+def _read(task: Task, backend: Backend, result: Response | NoResponse) -> tuple[Outcome, TaskResult]:
     if task.kind is Kind.DEPLOYED:
-        return read_prediction(result)
+        return backend.read_prediction(result)
     if task.kind is Kind.FINISH:
-        return read_finish(result)
+        return backend.read_finish(result)
     assert task.group is not None
     assert task.row is not None
-    return read_protection(result, task.group.code.family, task.group.code.k, task.group.sent[task.row])
+    return backend.read_protection(result, task.group.code.family, task.group.code.k, task.group.sent[task.row])
 
 
 def _error_of(query: Query, reason: Reason) -> Unavailable:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from ts_parity.engine import Source
-from ts_parity.errors import DeadlineExceeded, Unavailable
+from ts_parity.errors import DeadlineExceeded, TsParityError, Unavailable
 from ts_parity.proxy.fleet.peers import Peers
 from ts_parity.proxy.http.access import ERROR, AccessEntry
 from ts_parity.proxy.http.messages import (
@@ -148,11 +148,12 @@ class Forwarder:
         deadline_s: float | None,
         repeatable: bool,
         serve: Callable[[str, float], None],
+        error: Callable[[TsParityError], Response],
     ) -> None:
-        """`serve` is called if this proxy has to serve the query after all, with why and what is left of the deadline.
-        `repeatable`: it may be, even if the other proxy may have run it.
+        """`error` makes responses of errors. `serve` is called if this proxy has to serve the query after all, with
+        why and what is left of the deadline. `repeatable`: it may be, even if the other proxy may have run it.
         """
-        query = ForwardedQuery(self, address, pool, request, responder, deadline_s, repeatable, serve)
+        query = ForwardedQuery(self, address, pool, request, responder, deadline_s, repeatable, serve, error)
         self._out.setdefault(address, {})[query] = None
         query.start(self._peers, self._deadline_s)
 
@@ -192,6 +193,7 @@ class ForwardedQuery:
         deadline_s: float | None,
         repeatable: bool,
         serve: Callable[[str, float], None],
+        error: Callable[[TsParityError], Response],
     ) -> None:
         self.address = address
         self.pool = pool
@@ -201,6 +203,7 @@ class ForwardedQuery:
         self._given_s = deadline_s
         self._repeatable = repeatable
         self._serve = serve
+        self._error = error
         self._loop = asyncio.get_running_loop()
 
     def start(self, peers: Peers, deadline_s: float) -> None:
@@ -268,7 +271,7 @@ class ForwardedQuery:
 
     def _fail(self, error: Unavailable, why: str) -> None:
         self._responder.entry = AccessEntry(ERROR, self.address, cause=f"peer {self.address} {why}")
-        self._responder.respond(self._identified(error_response(error)))
+        self._responder.respond(self._identified(self._error(error)))
 
     def _identified(self, response: Response) -> Response:
         return with_request_id(response, self._request.header(REQUEST_ID))

@@ -21,9 +21,9 @@ from collections.abc import Callable, Iterable
 from typing import Final, Protocol, cast, final
 
 from ts_parity.engine import Arrived, Failed, Finding, Kind, Outcome, Query, Rejected, Source, Task
+from ts_parity.proxy.fleet.payloads import QueryPayload
 from ts_parity.proxy.http.messages import REQUEST_ID
 from ts_parity.proxy.serving.race import Json, Race, RaceTask
-from ts_parity.proxy.serving.tasks import QueryPayload
 
 KEPT: Final = 20
 """Races that are kept to be shown."""
@@ -99,7 +99,7 @@ class Races:
     def compared(self, own: Task, other: Task, finding: Finding, why: str) -> None:
         """Two answers were compared; those of which one was given for a late query, and the other came, count here."""
         race = None if own.query is None else cast(QueryPayload, own.query.payload).race
-        if race is None or race.given != other.id or own.hedge:
+        if not isinstance(race, Race) or race.given != other.id or own.hedge:
             return
         race.finding, race.reason = finding.value, "" if finding is Finding.AGREED else why
         self._counts.agreed(race.pool, race.source, race.finding)

@@ -10,13 +10,15 @@ from __future__ import annotations
 import logging
 import math
 from asyncio import Future, TimerHandle, get_running_loop
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
 from ts_parity.confidence import in_header
 from ts_parity.engine import LOSSLESS, Query, Source
-from ts_parity.errors import BadClientRequest, DeadlineExceeded, Unavailable
+from ts_parity.errors import BadClientRequest, BadGateway, DeadlineExceeded, Unavailable, UnknownModel
+from ts_parity.proxy.fleet.backends.backend import Backend
+from ts_parity.proxy.fleet.payloads import Ask, QueryPayload
 from ts_parity.proxy.fleet.plan import Plan, pool_name
 from ts_parity.proxy.fleet.reports import REFUSED
 from ts_parity.proxy.http.access import ERROR, PASSED, UNLOGGED, AccessEntry
@@ -27,31 +29,24 @@ from ts_parity.proxy.http.messages import (
     Request,
     Response,
     StreamedResponse,
-    error_response,
     has,
     header,
-    torchserve_error,
     with_header,
     with_request_id,
 )
 from ts_parity.proxy.http.streams import Stream
-from ts_parity.proxy.http.upstream import Address, Exchange, Result, Upstream, error_fields, from_gateway
+from ts_parity.proxy.http.upstream import Address, Exchange, Result, Upstream
 from ts_parity.proxy.serving.driver import RETRY_AFTER_S, Driver, QueryResult
 from ts_parity.proxy.serving.forwarding import Forwarder, PeerResponder, Responder
 from ts_parity.proxy.serving.metrics import Metrics
-from ts_parity.proxy.serving.routes import PredictionRoute, model_named, prediction_route
-from ts_parity.proxy.serving.tasks import QueryPayload
 from ts_parity.wire import CONFIDENCE, DEADLINE_MS, EXACT, LEAST_CONFIDENCE, SOURCE, Headers
 
 log = logging.getLogger(__name__)
 
-# TorchServe itself sets these: they decide which of the handler's functions runs.
-_ALWAYS_GROUP_BY = ("explain", "describe")
 _MAX_DEADLINE_S = 24 * 3600.0
 # A request for an unknown model waits this long for discovery.
 _DISCOVERY_WAIT_S = 1.0
 _WARMED_EVERY_S = 10.0
-_NOT_RUN = frozenset({"InvalidKeyException", "ModelNotFoundException", "ModelVersionNotFoundException"})
 
 
 class Service:
@@ -61,19 +56,23 @@ class Service:
         self,
         driver: Driver,
         upstream: Upstream,
+        backends: Mapping[str, Backend],
         metrics: Metrics,
         group_by: tuple[str, ...],
         discover: Callable[[], Future[None]],
         forwarder: Forwarder | None = None,
     ) -> None:
-        """`discover` starts discovery; its future is done once `change_fleet` has been called. `forwarder`: to other
-        proxies, if there are any.
+        """`backends`: of each instance. `discover` starts discovery; its future is done once `change_fleet` has been
+        called. `forwarder`: to other proxies, if there are any.
         """
         self._driver = driver
         self._forwarder = forwarder
         self._upstream = upstream
+        self._backends = [*dict.fromkeys(backends.values())]
+        """The kinds there are; the first speaks for requests that are of none."""
+        self._backend_of = backends
         self._metrics = metrics
-        self._group_by = frozenset((*_ALWAYS_GROUP_BY, *(name.lower() for name in group_by)))
+        self._group_by = frozenset(name.lower() for name in group_by)
         self._discover = discover
         self._loop = get_running_loop()
         self._plan = Plan()
@@ -86,7 +85,7 @@ class Service:
         self._plan, self._addresses = plan, addresses
 
     def handle(self, request: Request, responder: Responder) -> None:
-        """Respond, now or later. Never raises for a bad request: errors are responses in TorchServe's shape."""
+        """Respond, now or later. Never raises for a bad request: errors are responses in its server's shape."""
         least, deadline_s = 0.0, None
         if request.controls:
             if (forwarder := self._forwarder) is not None:
@@ -100,19 +99,18 @@ class Service:
                 least = _least_confidence(request)
                 deadline_s = _read_header(request, DEADLINE_MS, _milliseconds)
             except BadClientRequest as error:
-                responder.respond(_identified(error_response(error), request))
+                responder.respond(_identified(self._backends[0].error(error), request))
                 return
-        path, _, query_string = request.target.partition("?")
-        route = prediction_route(request.method, path)
+        backend, route = self._matching(request)
         pool = None if route is None else self._pool(route)
         if route is not None and pool is not None and pool in self._plan.serving:
-            self._predict(pool, route, request, least, deadline_s, responder)
+            self._predict(pool, backend, route, request, least, deadline_s, responder)
             return
         if isinstance(responder, PeerResponder):
             responder.refuse(request.path if route is None else route.model, request)
             return
-        model = route.model if route is not None else model_named(path, query_string)
-        passed = _PassThrough(request, model, responder, route, least, deadline_s)
+        model = route.model if route is not None else backend.model_named(request)
+        passed = _PassThrough(backend, request, model, responder, route, least, deadline_s)
         if model is None or (route is None and model in self._plan.hosts):
             self._pass_through(passed)
         elif not self._refuse_unavailable(passed):
@@ -122,7 +120,14 @@ class Service:
             else:
                 self._wait_for_discovery(passed)
 
-    def _pool(self, route: PredictionRoute) -> str | None:
+    def _matching(self, request: Request) -> tuple[Backend, Ask | None]:
+        """-> the kind of server that the request is for, and the prediction that it asks for, if any."""
+        for backend in self._backends:
+            if (ask := backend.match(request)) is not None:
+                return backend, ask
+        return self._backends[0], None
+
+    def _pool(self, route: Ask) -> str | None:
         version = route.version or self._plan.versions.get(route.model)
         pool = None if version is None else pool_name(route.model, version)
         return pool if pool in self._plan.pools else None
@@ -134,8 +139,8 @@ class Service:
         model, route, plan = passed.model, passed.route, self._plan
         assert model is not None
         if model in plan.protections and model not in plan.hosts:
-            not_found = torchserve_error(404, "ModelNotFoundException", f"Model not found: {model}")
-            passed.responder.respond(_identified(not_found, passed.request))
+            not_found = UnknownModel(f"Model not found: {model}")
+            passed.responder.respond(_identified(passed.backend.error(not_found), passed.request))
             return True
         pool = pool_name(model, route.version) if route is not None and route.version else None
         if model in plan.missing or pool in plan.missing:
@@ -143,7 +148,7 @@ class Service:
             cause = "; ".join(self._plan.problems)
             passed.responder.entry = AccessEntry(ERROR, None, pool or model, cause=cause)
             error = Unavailable(f"no instance that serves {pool or model} can be reached", RETRY_AFTER_S)
-            passed.responder.respond(_identified(error_response(error), passed.request))
+            passed.responder.respond(_identified(passed.backend.error(error), passed.request))
             return True
         return False
 
@@ -165,7 +170,7 @@ class Service:
         route = passed.route
         pool = None if route is None else self._pool(route)
         if passed.fallback is not None and pool == passed.fallback[0] and pool not in self._plan.serving:
-            _respond(passed.responder, passed.request, passed.fallback[1])
+            _respond(passed.responder, passed.backend, passed.request, passed.fallback[1])
             return
         if route is None or pool is None:
             if not self._refuse_unavailable(passed):
@@ -180,7 +185,9 @@ class Service:
                 self._pass_through(passed)
                 return
         final = passed.fallback is not None
-        self._predict(pool, route, passed.request, passed.least, passed.deadline_s, passed.responder, final)
+        self._predict(
+            pool, passed.backend, route, passed.request, passed.least, passed.deadline_s, passed.responder, final
+        )
 
     def _warm(self, pool: str, request: Request) -> None:
         """Occasionally send a copy of a query to instances whose workers may need one to become READY."""
@@ -208,7 +215,8 @@ class Service:
     def _predict(
         self,
         pool: str,
-        route: PredictionRoute,
+        backend: Backend,
+        route: Ask,
         request: Request,
         least: float,
         deadline_s: float | None,
@@ -224,23 +232,23 @@ class Service:
             if isinstance(responder, PeerResponder):
                 final = True  # whoever has forwarded it looks further
             elif not cause and (peer := self._forwarder.owner(pool)) is not None:
-                serve = partial(self._serve_after_all, pool, route, request, least, responder, final)
-                self._forwarder.forward(peer, pool, request, responder, deadline_s, plan.repeatable, serve)
+                serve = partial(self._serve_after_all, pool, backend, route, request, least, responder, final)
+                self._forwarder.forward(
+                    peer, pool, request, responder, deadline_s, plan.repeatable, serve, backend.error
+                )
                 return
         # A response to HEAD has no body, so it has no raw output and nothing can be rebuilt. And a client whose key
         # TorchServe must check gets TorchServe's answer: a rebuilt one would come with the proxy's key.
         uncoded = plan.code is None or request.method == "HEAD" or self._key_is_checked(request)
-        key = None if uncoded else self._key(route, request)
+        key = None if uncoded else backend.variants(route, request, self._group_by)
         if key is not None and plan.never_code is not None and plan.never_code.covers(request.headers, request.body):
             key = None
         if final or not plan.repeatable:
-            client = partial(_respond, responder, request)
+            client = partial(_respond, responder, backend, request)
         else:
             ends_at = None if deadline_s is None else self._loop.time() + deadline_s
-            client = partial(self._respond_or_rediscover, pool, route, request, least, ends_at, responder)
-        query = self._driver.predict(
-            pool, QueryPayload(request, route.extra, route.version is None), key, client, least, deadline_s
-        )
+            client = partial(self._respond_or_rediscover, pool, backend, route, request, least, ends_at, responder)
+        query = self._driver.predict(pool, QueryPayload(request, route), key, client, least, deadline_s)
         if query.open:
             query.first_cause = query.first_cause or cause
             responder.on_disconnect = partial(self._abandon, responder, query)
@@ -250,7 +258,8 @@ class Service:
     def _serve_after_all(
         self,
         pool: str,
-        route: PredictionRoute,
+        backend: Backend,
+        route: Ask,
         request: Request,
         least: float,
         responder: Responder,
@@ -260,16 +269,17 @@ class Service:
     ) -> None:
         """The peer that it was forwarded to has not answered it."""
         if pool in self._plan.pools:
-            self._predict(pool, route, request, least, left_s, responder, final, cause)
+            self._predict(pool, backend, route, request, least, left_s, responder, final, cause)
             return
-        passed = _PassThrough(request, route.model, responder, route, least, left_s)
+        passed = _PassThrough(backend, request, route.model, responder, route, least, left_s)
         if not self._refuse_unavailable(passed):
             self._wait_for_discovery(passed)
 
     def _respond_or_rediscover(
         self,
         pool: str,
-        route: PredictionRoute,
+        backend: Backend,
+        route: Ask,
         request: Request,
         least: float,
         ends_at: float | None,
@@ -282,9 +292,9 @@ class Service:
         """
         left_s = None if ends_at is None else ends_at - self._loop.time()
         if not result.missing or (left_s is not None and left_s <= 0):
-            _respond(responder, request, result)
+            _respond(responder, backend, request, result)
             return
-        passed = _PassThrough(request, route.model, responder, route, least, left_s)
+        passed = _PassThrough(backend, request, route.model, responder, route, least, left_s)
         passed.fallback = pool, result
         self._wait_for_discovery(passed)
 
@@ -295,18 +305,6 @@ class Service:
         return has(request.headers, AUTHORIZATION) and any(
             each.checks_client_key(request) for each in self._addresses.values()
         )
-
-    def _key(self, route: PredictionRoute, request: Request) -> Hashable:
-        """Queries share a group only if the model computes the same function for them, so only if this key is equal.
-        (TorchServe drops the query string of predictions, so it is no part of the key.)
-        """
-        found: dict[str, str] | None = None
-        for name, value in request.headers:
-            lower = name.lower()
-            if lower in self._group_by:
-                found = {} if found is None else found
-                found[lower] = value  # the last one of that name, which is the one that TorchServe keeps
-        return route.extra if found is None else (route.extra, *sorted(found.items()))
 
     # ---- everything else -------------------------------------------------------------------------------------------
 
@@ -322,7 +320,7 @@ class Service:
             tried, cause = passed.tried, passed.cause or "; ".join(self._plan.problems)
             passed.responder.entry = AccessEntry(ERROR, ", ".join(tried) or None, attempts=len(tried), cause=cause)
             error = Unavailable("no instance can be reached", RETRY_AFTER_S)
-            passed.responder.respond(_identified(error_response(error), passed.request))
+            passed.responder.respond(_identified(passed.backend.error(error), passed.request))
 
     def _pass_to(self, passed: _PassThrough, instance: str, probes: bool = False) -> None:
         passed.instance = instance
@@ -353,7 +351,8 @@ class Service:
         if passed.probes:
             self._probed.discard(passed.instance)
         if isinstance(result, Response):
-            if from_gateway(result):
+            backend = self._backend_of[passed.instance]
+            if backend.from_gateway(result):
                 # As for a prediction: the instance behind the gateway is in trouble, and another may not be.
                 passed.failed(f"{result.status} from a gateway")
                 passed.page = result
@@ -362,8 +361,8 @@ class Service:
                 else:
                     passed.responder.respond(result)
                 return
-            if passed.instance in self._plan.unauthorized and _was_not_run(result):
-                passed.failed(f"{result.status} {error_fields(result)[0]}")
+            if passed.instance in self._plan.unauthorized and backend.was_not_run(result):
+                passed.failed(f"answered {result.status}, so nothing was run")
                 passed.page = passed.page or result
                 self._pass_through(passed)
                 return
@@ -383,12 +382,12 @@ class Service:
             passed.failed("no answer before the deadline")
             passed.responder.entry = AccessEntry(ERROR, passed.instance, attempts=len(passed.tried), cause=passed.cause)
             error = DeadlineExceeded(f"no prediction of {passed.model} arrived before the deadline")
-            answer = _identified(error_response(error), passed.request)
+            answer = _identified(passed.backend.error(error), passed.request)
         else:
             self._metrics.passed_through.add("failed")
             passed.failed(result.reason)
             log.info("%s %s: %s", passed.request.method, passed.request.target, passed.cause)
-            response = torchserve_error(502, "BadGatewayException", "the instance gave no answer")
+            response = passed.backend.error(BadGateway("the instance gave no answer"))
             attempts = len(passed.tried)
             passed.responder.entry = AccessEntry(ERROR, passed.instance, attempts=attempts, cause=passed.cause)
             answer = _identified(response, passed.request)
@@ -420,6 +419,7 @@ class _PassThrough:
     """A request that is passed through, and the instances tried so far."""
 
     __slots__ = (
+        "backend",
         "cause",
         "deadline_s",
         "fallback",
@@ -438,13 +438,16 @@ class _PassThrough:
 
     def __init__(
         self,
+        backend: Backend,
         request: Request,
         model: str | None,
         responder: Responder,
-        route: PredictionRoute | None,
+        route: Ask | None,
         least: float,
         deadline_s: float | None,
     ) -> None:
+        self.backend = backend
+        """The kind of server that the client believes it speaks to."""
         self.request = request
         self.model = model
         self.responder = responder
@@ -475,23 +478,18 @@ class _PassThrough:
             self.timer = None
 
 
-def _was_not_run(response: Response) -> bool:
-    """The key or the model may belong to another instance, so nothing was run here."""
-    return response.status in (400, 404) and error_fields(response)[0] in _NOT_RUN
-
-
 def _identified(response: Response, request: Request) -> Response:
     return with_request_id(response, request.header(REQUEST_ID))
 
 
-def _respond(responder: Responder, request: Request, result: QueryResult) -> None:
+def _respond(responder: Responder, backend: Backend, request: Request, result: QueryResult) -> None:
     """Respond with the driver's result, and name its source in a header."""
     answer, source = result.answer, result.source
     responder.entry = result.entry
     if isinstance(responder, PeerResponder):
         responder.unable = result.unable
     if isinstance(answer, Unavailable):
-        responder.respond(_identified(error_response(answer), request))
+        responder.respond(_identified(backend.error(answer), request))
         return
     if isinstance(answer, Response):
         if source is Source.DEFAULT:

@@ -6,9 +6,10 @@ Pure. Knows paths. Knows nothing of which models there are or which instances se
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import parse_qs, quote, unquote
+
+from ts_parity.proxy.fleet.payloads import Ask
 
 # Clients use the same few paths again and again.
 _REMEMBERED = 1024
@@ -18,22 +19,15 @@ _MODEL_FIRST = frozenset({"predictions", "explanations"})
 _BROKEN_ESCAPE = re.compile("%(?![0-9A-Fa-f]{2})")
 
 
-@dataclass(frozen=True)
-class PredictionRoute:
-    """`/predictions/{model}[/{version}[/extra...]]`. `extra` is escaped, with its leading slash, or empty."""
-
-    model: str
-    version: str | None
-    extra: str
-
-
-def prediction_route(method: str, path: str) -> PredictionRoute | None:
-    """The prediction that this request asks for, or None. OPTIONS asks for a description instead."""
+def prediction_route(method: str, path: str) -> Ask | None:
+    """The prediction that `/predictions/{model}[/{version}[/extra...]]` asks for, or None. OPTIONS asks for a
+    description instead. `extra` is escaped, with its leading slash, or empty.
+    """
     return (_prediction if len(path) <= _LONGEST else _prediction.__wrapped__)(method, path)
 
 
 @lru_cache(_REMEMBERED)
-def _prediction(method: str, path: str) -> PredictionRoute | None:
+def _prediction(method: str, path: str) -> Ask | None:
     segments = _segments(path)
     if method == "OPTIONS" or len(segments) < 2 or segments[0] != "predictions":
         return None
@@ -42,7 +36,7 @@ def _prediction(method: str, path: str) -> PredictionRoute | None:
         return None
     version = segments[2] if len(segments) > 2 else None
     extra = "".join(f"/{quote(segment, safe='')}" for segment in segments[3:])
-    return PredictionRoute(segments[1], version, extra)
+    return Ask(segments[1], version, extra)
 
 
 def model_named(path: str, query_string: str) -> str | None:

@@ -1,4 +1,4 @@
-"""What each kind of task sends to an instance, and what the response means.
+"""What each kind of task sends to a TorchServe, and what the response means.
 
 Pure: makes requests from queries and groups, and outcomes from responses. Knows frames, raw tails and control headers.
 Knows nothing of sockets, of time, or of which endpoint is chosen.
@@ -17,8 +17,9 @@ from ts_parity.codes import Family
 from ts_parity.confidence import from_header
 from ts_parity.engine import ARRIVED, ARRIVED_ERROR, ARRIVED_RAW, Arrived, Failed, Outcome
 from ts_parity.errors import MalformedFrame, MalformedTail
-from ts_parity.proxy.fleet.plan import Target
-from ts_parity.proxy.http.access import OtherTask
+from ts_parity.proxy.fleet.payloads import QueryPayload, Target, TaskResult
+from ts_parity.proxy.fleet.torchserve.answers import classify
+from ts_parity.proxy.fleet.torchserve.routes import prediction_target, url_path
 from ts_parity.proxy.http.messages import (
     BODILESS,
     LENGTH,
@@ -30,9 +31,7 @@ from ts_parity.proxy.http.messages import (
     split_controls,
     without_hop_by_hop,
 )
-from ts_parity.proxy.http.upstream import NoResponse, classify
-from ts_parity.proxy.serving.race import Race
-from ts_parity.proxy.serving.routes import prediction_target, url_path
+from ts_parity.proxy.http.upstream import NoResponse
 from ts_parity.wire import (
     CONFIDENCE,
     FRAME_TYPE,
@@ -61,39 +60,17 @@ _FRONTEND_HEADERS = frozenset({"x-request-id", "pragma", "cache-control", "expir
 
 
 @final
-class QueryPayload:
-    """What the driver keeps of a query: the client's request without control headers, and what followed the version in
-    its path. `unversioned`: the path named no version.
-    """
+class FrameResult(TaskResult):
+    """The answer of a wrapped archive, with a raw tail behind its body or a frame in its place."""
 
-    __slots__ = ("extra", "failed", "race", "request", "service_s", "unversioned")
-
-    def __init__(self, request: Request, extra: str, unversioned: bool = False) -> None:
-        self.request = request
-        self.extra = extra
-        self.unversioned = unversioned
-        self.failed: list[OtherTask] | None = None
-        """Its failed attempts, if there is an access log."""
-        self.service_s: float | None = None
-        """How long the task took that answered it, if there is an access log."""
-        self.race: Race | None = None
-        """If it was late; see `races`."""
-
-
-@final
-class TaskResult:
-    """What a task brought: the response, and what was parsed from it. The driver keeps it in `task.value`."""
-
-    __slots__ = ("_body", "_tail", "confidence", "frame", "response")
+    __slots__ = ("_body", "_tail", "frame")
 
     def __init__(
-        self, response: Response | None = None, frame: Frame | None = None, body: bytes = b"", tail: Tail | None = None
+        self, response: Response, frame: Frame | None = None, body: bytes = b"", tail: Tail | None = None
     ) -> None:
         """`tail`: where in `body`, the whole body received, the raw output is; it is read only when needed."""
-        self.response = response
+        super().__init__(response)
         self.frame = frame
-        self.confidence: float | None = None
-        """Of a finished answer: the confidence of the raw output that it was made from."""
         self._body = body
         self._tail = tail
 
@@ -105,16 +82,42 @@ class TaskResult:
 
     @property
     def roundoff(self) -> float:
-        """Of the dtype that the raw output was computed in; 0 if it arrived in that dtype."""
         dtype = self.frame.computed_in if self.frame is not None else self._tail.computed_in if self._tail else ""
         return ROUNDOFF[dtype] if dtype else 0.0
+
+    def has_slot(self, slot: int) -> bool:
+        return self.frame is not None and self.frame.slots[slot] is not None
+
+    def slot_response(self, slot: int) -> Response:
+        """From a backup's frame, with the headers that the frontend would have added."""
+        assert self.frame is not None
+        assert self.response is not None
+        part = self.frame.slots[slot]
+        assert part is not None, f"slot {slot} was not covered"
+        own, _ = split_controls(without_hop_by_hop(part.headers))
+        taken = {name.lower() for name, _ in own}
+        frontend = tuple(
+            (name, text)
+            for name, text in self.response.headers
+            if name.lower() in _FRONTEND_HEADERS and name.lower() not in taken
+        )
+        own = tuple(pair for pair in own if not header_flags(pair[0]) & LENGTH)
+        if part.status in BODILESS:
+            return Response(part.status, part.phrase, (*own, *frontend), b"")
+        headers = (*own, *frontend, ("content-length", str(len(part.body))))
+        return Response(part.status, part.phrase, headers, part.body)
+
+    def slot_confidence(self, slot: int) -> float | None:
+        part = None if self.frame is None else self.frame.slots[slot]
+        return None if part is None else from_header(header(part.headers, CONFIDENCE))
 
 
 def prediction_request(payload: QueryPayload, target: Target, raw: bool, secret: str) -> Request:
     """The client's own request. With `raw`, the worker appends the model's raw output to its answer."""
     request = payload.request
-    version = "" if payload.unversioned and target.default else target.version
-    path = prediction_target(target.model, version, payload.extra, request.query_string)
+    ask = payload.ask
+    version = "" if ask.version is None and target.default else target.version
+    path = prediction_target(target.model, version, ask.extra, request.query_string)
     if not raw:
         return Request(request.method, path, request.headers, request.body, request.block)
     block = request.block
@@ -147,7 +150,7 @@ def read_prediction(result: Response | NoResponse) -> tuple[Outcome, TaskResult]
     except MalformedTail as error:
         # Without the tail's start the end of the ordinary body is unknown, so there is no answer in it.
         return Failed(str(error)), TaskResult()
-    return ARRIVED_RAW, TaskResult(_ordinary(result, tail.offset), None, result.body, tail)
+    return ARRIVED_RAW, FrameResult(_ordinary(result, tail.offset), None, result.body, tail)
 
 
 def _ordinary(response: Response, length: int) -> Response:
@@ -186,8 +189,8 @@ def read_protection(
         return Failed("no parity output in the answer to a group request", retry=False), TaskResult()
     if frame.raw is not None and not np.isfinite(frame.raw).all():
         return Failed("the parity output is not finite (NaN or infinity)", retry=False), TaskResult()
-    value = TaskResult(result, frame)
-    confidences = ((slot, slot_confidence(value, slot)) for slot in covers) if family == Family.BACKUP else ()
+    value = FrameResult(result, frame)
+    confidences = ((slot, value.slot_confidence(slot)) for slot in covers) if family == Family.BACKUP else ()
     known = {slot: confidence for slot, confidence in confidences if confidence is not None}
     return Arrived(covers=covers, agreement=known or None), value
 
@@ -209,32 +212,6 @@ def read_finish(result: Response | NoResponse) -> tuple[Outcome, TaskResult]:
         return failure
     assert isinstance(result, Response)
     return Arrived(), TaskResult(result)
-
-
-def slot_response(value: TaskResult, slot: int) -> Response:
-    """An ordinary answer from a backup's frame, with the headers that the frontend would have added."""
-    assert value.frame is not None
-    assert value.response is not None
-    part = value.frame.slots[slot]
-    assert part is not None, f"slot {slot} was not covered"
-    own, _ = split_controls(without_hop_by_hop(part.headers))
-    taken = {name.lower() for name, _ in own}
-    frontend = tuple(
-        (name, text)
-        for name, text in value.response.headers
-        if name.lower() in _FRONTEND_HEADERS and name.lower() not in taken
-    )
-    own = tuple(pair for pair in own if not header_flags(pair[0]) & LENGTH)
-    if part.status in BODILESS:
-        return Response(part.status, part.phrase, (*own, *frontend), b"")
-    headers = (*own, *frontend, ("content-length", str(len(part.body))))
-    return Response(part.status, part.phrase, headers, part.body)
-
-
-def slot_confidence(value: TaskResult, slot: int) -> float | None:
-    """The confidence that a backup reports for its own answer."""
-    part = None if value.frame is None else value.frame.slots[slot]
-    return None if part is None else from_header(header(part.headers, CONFIDENCE))
 
 
 def _no_answer(result: Response | NoResponse) -> tuple[Outcome, TaskResult] | None:
@@ -261,8 +238,8 @@ def _as_lines(operation: str, secret: str) -> bytes:
 
 def _part(payload: QueryPayload) -> Part:
     headers = without_hop_by_hop(payload.request.headers)
-    if payload.extra and header(headers, "url_path") is None:
-        headers = (*headers, ("url_path", url_path(payload.extra)))
+    if payload.ask.extra and header(headers, "url_path") is None:
+        headers = (*headers, ("url_path", url_path(payload.ask.extra)))
     return Part(headers, payload.request.body)
 
 

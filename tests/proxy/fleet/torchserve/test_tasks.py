@@ -7,24 +7,23 @@ import pytest
 
 from ts_parity.engine import Arrived, Failed
 from ts_parity.errors import error_body
-from ts_parity.proxy.fleet.plan import Target
-from ts_parity.proxy.http.messages import Request, Response, split_controls
-from ts_parity.proxy.http.upstream import NoResponse
-from ts_parity.proxy.serving.tasks import (
-    QueryPayload,
+from ts_parity.proxy.fleet.payloads import Ask, QueryPayload, Target
+from ts_parity.proxy.fleet.torchserve.tasks import (
     finish_request,
     group_request,
     prediction_request,
     read_finish,
     read_prediction,
     read_protection,
-    slot_response,
 )
+from ts_parity.proxy.http.messages import Request, Response, split_controls
+from ts_parity.proxy.http.upstream import NoResponse
 from ts_parity.wire import FRAME_TYPE, RAW, Frame, Part, attach_tail, pack_frame, unpack_frame
 
 TARGET = Target("i", "m", "1.0", True)
 ASK = QueryPayload(
-    Request("POST", "/predictions/m", (("Content-Type", "image/png"), ("Connection", "close")), b"png"), "/x"
+    Request("POST", "/predictions/m", (("Content-Type", "image/png"), ("Connection", "close")), b"png"),
+    Ask("m", "1.0", "/x"),
 )
 
 
@@ -152,9 +151,9 @@ def test_what_a_slot_says_of_its_framing_or_its_connection_counts_for_nothing():
     )  # fmt: skip
     _, value = read_protection(group_reply(Frame((Part(own, b"F(x)"),))), "backup", 1, frozenset({0}))
     frontends = (("x-request-id", "1"), ("Pragma", "no-cache"))
-    assert slot_response(value, 0).headers == (("X-Mine", "1"), *frontends, ("content-length", "4"))
+    assert value.slot_response(0).headers == (("X-Mine", "1"), *frontends, ("content-length", "4"))
     _, value = read_protection(group_reply(Frame((Part(own, b"F(x)", 204),))), "backup", 1, frozenset({0}))
-    assert slot_response(value, 0) == Response(204, "", (("X-Mine", "1"), *frontends), b"")
+    assert value.slot_response(0) == Response(204, "", (("X-Mine", "1"), *frontends), b"")
 
 
 def test_a_backups_slot_is_an_ordinary_answer():
@@ -162,7 +161,7 @@ def test_a_backups_slot_is_an_ordinary_answer():
     outcome, value = read_protection(group_reply(frame), "backup", 2, frozenset({0}))
     assert outcome == Arrived(covers=frozenset({0}))
     headers = (("x-mine", "1"), ("Pragma", "mine"), ("x-request-id", "1"), ("content-length", "4"))
-    assert slot_response(value, 0) == Response(201, "Made", headers, b"F(x)")
+    assert value.slot_response(0) == Response(201, "Made", headers, b"F(x)")
 
 
 @pytest.mark.parametrize(

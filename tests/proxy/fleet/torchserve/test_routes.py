@@ -5,28 +5,29 @@ from __future__ import annotations
 import pytest
 
 from ts_parity import wire
+from ts_parity.proxy.fleet.payloads import Ask
+from ts_parity.proxy.fleet.torchserve import routes
+from ts_parity.proxy.fleet.torchserve.routes import model_named, prediction_route, prediction_target, url_path
 from ts_parity.proxy.http import messages
-from ts_parity.proxy.serving import routes
-from ts_parity.proxy.serving.routes import PredictionRoute, model_named, prediction_route, prediction_target, url_path
 from ts_parity.wire import Frame, Part, pack_frame
 
 
 @pytest.mark.parametrize(
     ("path", "expected"),
     [
-        ("/predictions/m", PredictionRoute("m", None, "")),
-        ("/predictions/m/", PredictionRoute("m", None, "")),
-        ("/predictions/m/1.0", PredictionRoute("m", "1.0", "")),
-        ("/predictions/m/1.0/a/b%20c", PredictionRoute("m", "1.0", "/a/b%20c")),
-        ("/predictions/my%20m", PredictionRoute("my m", None, "")),
+        ("/predictions/m", Ask("m", None, "")),
+        ("/predictions/m/", Ask("m", None, "")),
+        ("/predictions/m/1.0", Ask("m", "1.0", "")),
+        ("/predictions/m/1.0/a/b%20c", Ask("m", "1.0", "/a/b%20c")),
+        ("/predictions/my%20m", Ask("my m", None, "")),
         ("/predictions", None),
         ("/predictions/", None),
         ("/predictions//x", None),
         ("/predictions/m//x", None),
-        ("/predictions/m/1.0//x", PredictionRoute("m", "1.0", "//x")),
-        ("/predictions/m%2F1.0", PredictionRoute("m", "1.0", "")),
-        ("/%70redictions/m/1%2E0/a%2Fb/", PredictionRoute("m", "1.0", "/a/b")),
-        ("/predictions/m/1.0/a%3Fb%23c#d", PredictionRoute("m", "1.0", "/a%3Fb%23c")),
+        ("/predictions/m/1.0//x", Ask("m", "1.0", "//x")),
+        ("/predictions/m%2F1.0", Ask("m", "1.0", "")),
+        ("/%70redictions/m/1%2E0/a%2Fb/", Ask("m", "1.0", "/a/b")),
+        ("/predictions/m/1.0/a%3Fb%23c#d", Ask("m", "1.0", "/a%3Fb%23c")),
         ("/predictions/m/1.0/%zz", None),
         ("/predictions/m/1.0/%4", None),
         ("/explanations/m", None),
@@ -34,7 +35,7 @@ from ts_parity.wire import Frame, Part, pack_frame
         ("/", None),
     ],
 )
-def test_prediction_paths(path: str, expected: PredictionRoute | None):
+def test_prediction_paths(path: str, expected: Ask | None):
     assert prediction_route("POST", path) == expected
     assert prediction_route("GET", path) == expected
     assert prediction_route("OPTIONS", path) is None

@@ -51,8 +51,8 @@ async def test_it_runs_once_and_the_first_clients_do_not_wait(
         assert {answer.status for answer in answers} == {200}
         # They were answered although the one that was asked is still busy with it.
         assert "describe" in runs.read_text()
-        assert proxy._discovery._descriptions._pending
-        while proxy._discovery._descriptions._pending:
+        assert proxy._discovery.probers["torchserve"]._descriptions._pending
+        while proxy._discovery.probers["torchserve"]._descriptions._pending:
             await asyncio.sleep(0.05)
         for _ in range(3):
             await proxy.discover()

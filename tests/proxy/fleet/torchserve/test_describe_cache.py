@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from tests.proxy.conftest import MakeFleet, until
-from ts_parity.proxy.fleet import describe_cache
-from ts_parity.proxy.fleet.describe_cache import DescribeCache, DescribeFailed, DescribeResult, ModelKey
 from ts_parity.proxy.fleet.reports import ArchiveDescription, InstanceReport, ModelReport
+from ts_parity.proxy.fleet.torchserve import describe_cache
+from ts_parity.proxy.fleet.torchserve.describe_cache import DescribeCache, DescribeFailed, DescribeResult, ModelKey
 from ts_parity.testing import FakeModel, FakeTorchServe
 
 MODEL = ModelReport("m", "1", True, ready=1, batch_size=1, pids=("1",))
@@ -178,7 +178,7 @@ async def test_a_handler_that_takes_its_time_for_it_runs_once_and_delays_nobody(
         await fleet.proxy.discover()
     assert [instance.describes for instance in instances] == [1, 0]
     instances[0].thaw()
-    await until(lambda: not fleet.proxy._discovery._descriptions._pending, "the answer")
+    await until(lambda: not fleet.proxy._discovery.probers["torchserve"]._descriptions._pending, "the answer")
     await fleet.proxy.discover()
     assert len(fleet.proxy.plan.fleet.endpoints) == 2
     assert fleet.proxy.plan.problems == ()

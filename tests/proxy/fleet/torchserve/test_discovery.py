@@ -12,8 +12,8 @@ import pytest
 
 from tests.proxy.conftest import MakeFleet
 from ts_parity.config import Settings, parse_endpoint
-from ts_parity.proxy.fleet.discovery import Discovery
 from ts_parity.proxy.fleet.plan import PlanOptions, make_plan
+from ts_parity.proxy.fleet.torchserve.discovery import TorchServeProber
 from ts_parity.proxy.http.upstream import Upstream
 from ts_parity.proxy.operations.status import status_json
 from ts_parity.testing import Canned, FakeModel, FakeTorchServe, fakes, protection
@@ -26,8 +26,10 @@ async def upstream() -> AsyncIterator[Upstream]:
     await upstream.close()
 
 
-def discovery_of(instance: FakeTorchServe, upstream: Upstream, more: str = "", timeout_s: float = 60.0) -> Discovery:
-    return Discovery((parse_endpoint(instance.endpoint + more),), upstream, timeout_s)
+def discovery_of(
+    instance: FakeTorchServe, upstream: Upstream, more: str = "", timeout_s: float = 60.0
+) -> TorchServeProber:
+    return TorchServeProber((parse_endpoint(instance.endpoint + more),), upstream, timeout_s)
 
 
 @pytest.mark.slow
@@ -117,7 +119,7 @@ async def test_keys_are_sent_and_a_wrong_one_is_reported(upstream: Upstream) -> 
 async def test_another_port_than_managements_is_named_in_one_line(upstream: Upstream) -> None:
     async with FakeTorchServe(FakeModel()) as instance:
         given = parse_endpoint(f"{instance.inference},management={instance.inference}")
-        (report,) = await Discovery((given,), upstream, 60.0).refresh()
+        (report,) = await TorchServeProber((given,), upstream, 60.0).refresh()
     port = instance.inference.rpartition(":")[2]
     assert not report.up
     assert report.problem == (
@@ -132,7 +134,7 @@ async def test_another_port_than_inference_is_named_and_not_used(upstream: Upstr
         port = metrics.management.rpartition(":")[2]
         metrics.managed = Canned.error(404, "ResourceNotFoundException", "Requested resource is not found")
         given = parse_endpoint(f"{metrics.management},management={instance.management}")
-        discovery = Discovery((given,), upstream, 60.0)
+        discovery = TorchServeProber((given,), upstream, 60.0)
         (report,) = await discovery.refresh()
         assert not report.up
         assert report.problem == (
@@ -185,7 +187,7 @@ async def test_what_one_instance_says_is_its_own_problem(upstream: Upstream, nam
     async with FakeTorchServe(FakeModel()) as bad, FakeTorchServe(FakeModel()) as good:
         bad.managed = Canned.own(200, MALFORMED[name])
         instances = tuple(parse_endpoint(instance.endpoint) for instance in (bad, good))
-        first, second = await Discovery(instances, upstream, timeout_s=5).refresh()
+        first, second = await TorchServeProber(instances, upstream, timeout_s=5).refresh()
     assert second.up
     assert not first.models
     assert first.problem.isprintable()

@@ -1,0 +1,100 @@
+"""A kind of server: the eight questions that the proxy has about it, and the answers where nothing is special.
+
+    1  match            is this request a prediction, and of which model and version?
+    2  variants         what must be equal for two requests to mean the same?
+    3  prediction       what goes to the deployed model; `protection` and `finish`: what goes to its protection
+    4  read_prediction  what came back: an answer, good or bad, or why there is none; `trouble` of a head alone
+    5  model_named      which model any other request is about; that is passed through
+    6  prober           what an instance hosts, asked of it
+    7  key_refused, from_gateway, was_not_run: who speaks in an error, and whether anything was run
+    8  error            an error of the proxy's own, as this kind of server would have said it
+
+Pure but for what a prober does. Knows requests and responses. Knows nothing of queries, timers or policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Protocol
+
+from ts_parity.config import InstanceSettings
+from ts_parity.engine import Outcome
+from ts_parity.engine.events import Failed, Rejected
+from ts_parity.errors import TsParityError
+from ts_parity.proxy.fleet.payloads import Ask, QueryPayload, Target, TaskResult
+from ts_parity.proxy.fleet.reports import InstanceReport
+from ts_parity.proxy.http.messages import Request, Response
+from ts_parity.proxy.http.upstream import NoResponse, Upstream
+from ts_parity.wire import Array
+
+TaskEnd = tuple[Outcome, TaskResult]
+
+
+class Prober(Protocol):
+    """Asks the instances of one kind what they host, again and again."""
+
+    async def refresh(self, may_describe: bool = True) -> list[InstanceReport]:
+        """One report per instance, in the order in which it knows them; whatever goes wrong stands in it. Without
+        `may_describe` no worker is asked: a request waits for this, and perhaps for that very worker.
+        """
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Backend(Protocol):
+    """One kind of server. It holds nothing: what is known of an instance stands in its reports."""
+
+    def match(self, request: Request) -> Ask | None:
+        """The prediction that it asks for; None: it asks for something else."""
+        ...
+
+    def model_named(self, request: Request) -> str | None:
+        """The model that a request which asks for no prediction is about."""
+        ...
+
+    def variants(self, ask: Ask, request: Request, group_by: frozenset[str]) -> Hashable:
+        """Equal for queries for which the model computes the same function. `group_by`: headers, in lower case, that an
+        operator says change it.
+        """
+        ...
+
+    def prediction(self, payload: QueryPayload, target: Target, raw: bool, secret: str) -> Request:
+        """`raw`: the model's raw output shall come along."""
+        ...
+
+    def protection(self, members: Sequence[QueryPayload | None], target: Target, secret: str) -> Request:
+        """Of a coding group; a slot without a member is None."""
+        ...
+
+    def finish(self, payload: QueryPayload, raw: Array, target: Target, secret: str) -> Request:
+        """Make an ordinary answer of a rebuilt raw output."""
+        ...
+
+    def read_prediction(self, result: Response | NoResponse) -> TaskEnd: ...
+
+    def read_protection(self, result: Response | NoResponse, family: str, k: int, sent: frozenset[int]) -> TaskEnd:
+        """`sent`: the slots with a member."""
+        ...
+
+    def read_finish(self, result: Response | NoResponse) -> TaskEnd: ...
+
+    def trouble(self, response: Response) -> Failed | Rejected | None:
+        """Why this is no answer of the model, so that another instance may do better; None: it is one."""
+        ...
+
+    def key_refused(self, response: Response) -> bool:
+        """Whether the instance refuses the key that it was shown. Nothing was run."""
+        ...
+
+    def from_gateway(self, response: Response) -> bool:
+        """Whether something between proxy and instance wrote this error, which then speaks of the instance."""
+        ...
+
+    def was_not_run(self, response: Response) -> bool:
+        """Whether this error says that nothing was run, since key or model may belong to another instance."""
+        ...
+
+    def prober(self, instances: Sequence[InstanceSettings], upstream: Upstream, timeout_s: float) -> Prober: ...
+
+    def error(self, error: TsParityError) -> Response: ...

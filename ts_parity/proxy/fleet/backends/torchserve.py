@@ -1,0 +1,66 @@
+"""TorchServe: the one kind that tells all about itself, and whose archives can be wrapped, so that codes of any family
+protect its models.
+
+Knows which file of `fleet/torchserve` answers which question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Final
+
+from ts_parity.config import InstanceSettings
+from ts_parity.errors import TsParityError
+from ts_parity.proxy.fleet.backends.backend import Prober
+from ts_parity.proxy.fleet.payloads import Ask
+from ts_parity.proxy.fleet.torchserve import answers, tasks
+from ts_parity.proxy.fleet.torchserve.discovery import TorchServeProber
+from ts_parity.proxy.fleet.torchserve.routes import model_named, prediction_route
+from ts_parity.proxy.http.messages import Request, Response, error_response
+from ts_parity.proxy.http.upstream import Upstream
+
+# TorchServe itself sets these: they decide which of the handler's functions runs.
+_ALWAYS_GROUP_BY: Final = frozenset({"explain", "describe"})
+_NOT_RUN: Final = frozenset({"InvalidKeyException", "ModelNotFoundException", "ModelVersionNotFoundException"})
+
+
+class TorchServeBackend:
+    """The functions that each query meets are called without a detour."""
+
+    prediction = staticmethod(tasks.prediction_request)
+    protection = staticmethod(tasks.group_request)
+    finish = staticmethod(tasks.finish_request)
+    read_prediction = staticmethod(tasks.read_prediction)
+    read_protection = staticmethod(tasks.read_protection)
+    read_finish = staticmethod(tasks.read_finish)
+    trouble = staticmethod(answers.classify)
+    key_refused = staticmethod(answers.key_refused)
+    from_gateway = staticmethod(answers.from_gateway)
+
+    def match(self, request: Request) -> Ask | None:
+        return prediction_route(request.method, request.path)
+
+    def model_named(self, request: Request) -> str | None:
+        return model_named(request.path, request.query_string)
+
+    def variants(self, ask: Ask, request: Request, group_by: frozenset[str]) -> Hashable:
+        """(TorchServe drops the query string of predictions, so it does not count.)"""
+        found: dict[str, str] | None = None
+        for name, value in request.headers:
+            lower = name.lower()
+            if lower in group_by or lower in _ALWAYS_GROUP_BY:
+                found = {} if found is None else found
+                found[lower] = value  # the last one of that name, which is the one that TorchServe keeps
+        return ask.extra if found is None else (ask.extra, *sorted(found.items()))
+
+    def was_not_run(self, response: Response) -> bool:
+        return response.status in (400, 404) and answers.error_fields(response)[0] in _NOT_RUN
+
+    def prober(self, instances: Sequence[InstanceSettings], upstream: Upstream, timeout_s: float) -> Prober:
+        return TorchServeProber(instances, upstream, timeout_s)
+
+    def error(self, error: TsParityError) -> Response:
+        return error_response(error)
+
+
+BACKEND: Final = TorchServeBackend()

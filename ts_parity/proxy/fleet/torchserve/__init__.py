@@ -1,0 +1,1 @@
+"""What only TorchServe needs: its routes, its management API, its errors, and wrapped archives."""
