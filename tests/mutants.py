@@ -126,7 +126,7 @@ MUTANTS = [
     _engine(
         "slow endpoints do not help in a crowd",
         "selection",
-        "return self._policy.learn_speed and waiting > 0 and self.deployed.out > 0",
+        "return self.policy.learn_speed and waiting > 0 and self.deployed.out > 0",
         "return False",
     ),
     _engine(
@@ -162,7 +162,7 @@ MUTANTS = [
     _engine(
         "groups are never sealed early",
         "placement",
-        "return not (self._policy.seal_early and self._partial) or now + self.gap.mean <= group.closes_at",
+        "return not (self.policy.seal_early and self._partial) or now + self.gap.mean <= group.closes_at",
         "return True",
     ),
     _engine(
@@ -194,7 +194,7 @@ MUTANTS = [
     _engine(
         "a query that wants the deployed model's own answer has a student launched",
         "launch",
-        "return code.lossless or (query.least <= 1.0 and self._policy.differing > 0.0)",
+        "return code.lossless or (query.least <= 1.0 and self.policy.differing > 0.0)",
         "return True",
     ),
     _engine(

@@ -301,3 +301,22 @@ def test_what_comparisons_find_is_counted_against_what_was_expected():
 def budget_of(run):
     (pool,) = run.scheduler.pools()
     return pool.release.budget
+
+
+def test_another_share_keeps_what_is_left_and_what_was_found_out():
+    budget = AccuracyBudget(0.01)
+    budget.spend(0.5)
+    budget.compared(0.5, differs=True)
+    before = budget.snapshot()
+    budget.adopt(0.02)
+    assert budget.snapshot() == before
+    budget.deposit()
+    assert budget.snapshot()["budget_left"] == pytest.approx(before["budget_left"] + 0.02)
+
+
+def test_a_share_of_nothing_gives_no_doubtful_answer_and_one_after_it_begins_full():
+    budget = AccuracyBudget(0.01)
+    budget.adopt(0.0)
+    assert budget.price(0.1) == math.inf
+    budget.adopt(0.01)
+    assert budget.price(0.1) == 0.0

@@ -70,3 +70,21 @@ def test_no_more_is_saved_up_than_the_burst():
     for _ in range(100):
         bucket.deposit()
     assert [bucket.take() for _ in range(3)] == [True, True, False]
+
+
+def test_a_budget_at_another_rate_keeps_its_tokens():
+    budget = TokenBucket(0.1, 10.0)
+    budget.spend(7.0)
+    budget.adopt(TokenBucket(0.5, 10.0))
+    assert budget.tokens == 3.0
+    budget.deposit()
+    assert budget.tokens == 3.5
+    assert budget.spent == 7.0
+
+
+def test_a_budget_that_is_switched_off_has_nothing_and_begins_full_when_it_is_on_again():
+    budget = TokenBucket(0.1, 10.0)
+    budget.adopt(TokenBucket(0.0, 0.0))
+    assert not budget.take()
+    budget.adopt(TokenBucket(0.1, 10.0))
+    assert budget.tokens == 10.0

@@ -7,7 +7,8 @@ later. `check_repeatable` tells a second scheduler the same.
 
 import math
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
+from itertools import pairwise
 
 from ts_parity.codes import make_code
 from ts_parity.engine import (
@@ -32,7 +33,7 @@ from ts_parity.engine import (
     Source,
 )
 from ts_parity.engine.accuracy import BURST
-from ts_parity.engine.policy import PLAIN
+from ts_parity.engine.policy import PLAIN, is_setting
 from ts_parity.engine.query import QueryState, Task
 from ts_parity.engine.target import IN_TIME
 
@@ -64,7 +65,8 @@ OUTCOMES = [
 LEAST = [0.0] * 10 + [0.75, 0.995, LOSSLESS, LOSSLESS]
 AGREEMENTS = [1.0, 0.9999, 0.99, 0.8, 0.3]
 FINDINGS = [Finding.AGREED] * 8 + [Finding.DIFFERED, Finding.UNKNOWN, Finding.FAILED]
-STEPS = ["arrive"] * 8 + ["end"] * 9 + ["wait"] * 5 + ["leave", "change", "stream", "die"]
+STEPS = ["arrive"] * 8 + ["end"] * 9 + ["wait"] * 5 + ["leave", "change", "stream", "die", "reload"]
+SETTINGS = [item.name for item in fields(Policy) if is_setting(item) and item.name in POLICIES]
 
 
 def some_fleet(dice):
@@ -142,7 +144,8 @@ class World:
     def __init__(self, dice):
         self.dice = dice
         self.everything = self.fleet = some_fleet(dice)
-        self.policy = some_policy(dice)
+        self.policies = [some_policy(dice)]
+        """The last is in force."""
         self.scheduler = begun(self.fleet, self.policy)
         self.outcomes = OUTCOMES + [Arrived(True)] * dice.choice([2, 10, 30])
         """From a fleet that fails all the time to one that seldom does."""
@@ -150,6 +153,8 @@ class World:
         self.history = []
         """(event, what it was about, when, the actions, the next deadline)."""
         self.queries, self.flying = [], []
+        self.arrived_under = {}
+        """Query -> which of the policies was in force."""
         self.ended = {}
         self.dead = set()
         """Instances that nobody reaches."""
@@ -179,6 +184,8 @@ class World:
             self.wait(self.dice.choice([0.0, 0.01, 0.03, 0.2, 0.6]))
         elif what == "change":
             self.change()
+        elif what == "reload":
+            self.reload()
         elif what == "leave" and self.queries:
             self.leave(self.dice.choice(self.queries))
         elif what == "die":
@@ -196,6 +203,7 @@ class World:
         deadline_at = self.now + dice.choice([0.0, 0.05, 0.3]) if dice.random() < 0.2 else None
         query = Query(len(self.queries), pool, key, deadline_at, least)
         self.queries.append(query)
+        self.arrived_under[query.id] = len(self.policies) - 1
         self.tell("query_arrived", query)
 
     def wait(self, seconds):
@@ -231,6 +239,14 @@ class World:
         pools = tuple(pool for pool in self.everything.pools if pool.name in kept)
         self.fleet = Fleet(self.everything.instances, tuple(there), pools)
         self.tell("endpoints_changed", self.fleet)
+        assert self.scheduler.snapshot()
+
+    def reload(self):
+        """The operator changes settings."""
+        dice = self.dice
+        changed = {name: dice.choice(POLICIES[name]) for name in SETTINGS if dice.random() < 0.4}
+        self.policies.append(replace(self.policy, **changed))
+        self.tell("policy_changed", self.policy)
         assert self.scheduler.snapshot()
 
     def leave(self, query):
@@ -338,16 +354,16 @@ class World:
         """2: a rebuilt answer, or what is to become one, is used when the query's time has come, and not before."""
         assert self.now >= query.release_at
         assert query.least <= 1.0 or group.code.lossless
-        if query.id in self.failed_own or self.policy.reconstruct_after_s is None:
+        since = self.policies[self.arrived_under[query.id] :]
+        if query.id in self.failed_own or any(policy.reconstruct_after_s is None for policy in since):
             return
-        earliest = self.first_sent.get(query.id, math.inf) + self.policy.reconstruct_after_s
-        if self.policy.launch_waiting and self.policy.launch != "group":  # a backup that goes before its query
-            earliest = min(
-                earliest, query.arrived_at + self.policy.launch_waiting * (self.policy.launch_after_s or 0.0)
-            )
-        if self.policy.target_s is not None:
-            earliest = min(earliest, query.arrived_at + IN_TIME * self.policy.target_s)
-        assert self.now >= earliest - 1e-9
+        assert self.now >= min(self.earliest(query, policy) for policy in since) - 1e-9
+
+    def earliest(self, query, policy):
+        at = self.first_sent.get(query.id, math.inf) + policy.reconstruct_after_s
+        if policy.launch_waiting and policy.launch != "group":  # a backup that goes before its query
+            at = min(at, query.arrived_at + policy.launch_waiting * (policy.launch_after_s or 0.0))
+        return at if policy.target_s is None else min(at, query.arrived_at + IN_TIME * policy.target_s)
 
     def check_sent(self, task):
         self.flying.append(task)
@@ -456,18 +472,18 @@ class World:
         """1, 5 and 7: everybody has ended, within the budgets, and nothing is kept."""
         policy, scheduler = self.policy, self.scheduler
         assert set(self.ended) == {query.id for query in self.queries}
-        retries = policy.retry_burst + policy.retry_ratio * len(self.queries)
-        retries += policy.retry_burst * self.now if policy.retry_ratio else 0
+        retries = policy.retry_burst + self.earned("retry_ratio")
+        retries += policy.retry_burst * self.now if any(each.retry_ratio for each in self.policies) else 0
         assert scheduler.sent["retry"] <= retries + 1e-9
-        work = policy.work_burst + policy.extra_work * len(self.queries) if policy.extra_work else 0.0
+        work = policy.work_burst * self.switched_on("extra_work") + self.earned("extra_work")
         largest = max((pool.code.k for pool in self.everything.pools if pool.code is not None), default=1)
         paid = scheduler.sent["hedge"] + scheduler.sent["late"] - self.instead
         assert paid <= work + largest - 1 + 1e-9
         assert policy.copies or not scheduler.sent["hedge"]
         for pool in scheduler.pools():
-            asked = sum(query.pool == pool.pool.name for query in self.queries)
-            limit = BURST + policy.differing * asked if policy.differing else 0.0
-            assert policy.differing == 1.0 or pool.release.budget.spent <= limit + 1e-9
+            limit = BURST * self.switched_on("differing") + self.earned("differing", pool.pool.name)
+            unlimited = any(each.differing == 1.0 for each in self.policies)
+            assert unlimited or pool.release.budget.spent <= limit + 1e-9
         assert scheduler.open_queries() == scheduler.in_flight() == 0
         assert scheduler.next_deadline() == math.inf
         for pool in scheduler.pools():
@@ -477,7 +493,7 @@ class World:
 
     def check_repeatable(self):
         """8: the same events at the same times give the same actions."""
-        again, queries, made = begun(self.everything, self.policy), {}, {}
+        again, queries, made = begun(self.everything, self.policies[0]), {}, {}
         for event, notes, now, said, due in self.history:
             about = []
             for kind, note in notes:
@@ -494,6 +510,20 @@ class World:
                 if isinstance(action, Send | Compare):
                     subject = action.task if isinstance(action, Send) else action
                     made[noted(subject)] = subject
+
+    @property
+    def policy(self):
+        return self.policies[-1]
+
+    def earned(self, share, pool=None):
+        """What queries have brought to a budget."""
+        asked = Counter(self.arrived_under[query.id] for query in self.queries if pool in (None, query.pool))
+        return sum(getattr(policy, share) * asked[number] for number, policy in enumerate(self.policies))
+
+    def switched_on(self, share):
+        """How often a budget has begun full."""
+        shares = [0.0, *(getattr(policy, share) for policy in self.policies)]
+        return sum(after > before == 0.0 for before, after in pairwise(shares))
 
     def pools(self):
         return {pool.pool.name: pool for pool in self.scheduler.pools()}

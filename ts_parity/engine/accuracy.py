@@ -52,6 +52,13 @@ class AccuracyBudget:
         """Answers given that are expected to differ, as corrected."""
         self._expected = self._differed = PRIOR
 
+    def adopt(self, share: float) -> None:
+        """Another share from now on. What is left of the old one stays; where there was none, it begins full."""
+        if not self._share:
+            self._tokens += BURST
+        self._share = share
+        self._tokens = min(self._tokens, BURST) if share else min(self._tokens, 0.0)
+
     def deposit(self) -> None:
         """A query has come."""
         self._tokens = min(BURST, self._tokens + self._share) if self._share else 0.0

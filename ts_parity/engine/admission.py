@@ -57,10 +57,10 @@ class Verdict(Enum):
 class Admission:
     """Of one pool: which query may wait, which is served next and which is refused."""
 
-    __slots__ = ("_latency", "_places", "_policy", "_pressed_until", "patience")
+    __slots__ = ("_latency", "_places", "_pressed_until", "patience", "policy")
 
     def __init__(self, policy: Policy, latency: LatencyWindow) -> None:
-        self._policy = policy
+        self.policy = policy
         self._latency = latency
         self._places = 1
         self._pressed_until = -math.inf
@@ -73,7 +73,7 @@ class Admission:
 
     def judge(self, query: Query, oldest: Query, waiting: int, now: float) -> Verdict:
         """Whether one more may join `waiting` others. Where the newest goes first, the oldest makes room for it."""
-        full = waiting >= self._policy.max_waiting
+        full = waiting >= self.policy.max_waiting
         median = self._latency.median
         usual_s = median * query.scale
         starts_at = now + waiting * median / self._places
@@ -111,7 +111,7 @@ class Admission:
 
     def waits_until(self, query: Query) -> float:
         """For its first place."""
-        return query.arrived_at + self._policy.max_wait_s
+        return query.arrived_at + self.policy.max_wait_s
 
     def refused(self, query: Query, now: float) -> None:
         """It has waited in vain: for as long as it waited, the newest goes first."""

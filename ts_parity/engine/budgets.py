@@ -28,6 +28,13 @@ class TokenBucket:
         self.spent = 0.0
         """Since the start."""
 
+    def adopt(self, other: TokenBucket) -> None:
+        """Its rate and burst, from now on, and the tokens that there are; one that was switched off begins full."""
+        if self._burst == 0.0:
+            self.tokens += other._burst
+        self._ratio, self._burst, self._per_s = other._ratio, other._burst, other._per_s
+        self.tokens = min(self.tokens, self._burst)
+
     def deposit(self, scale: float = 1.0) -> None:
         self.tokens = min(self._burst, self.tokens + self._ratio * scale)
 

@@ -79,6 +79,13 @@ class PoolState:
         self.target = LatencyTarget(policy, self.latency, self.backup_latency)
         self.selection = Selection(policy, self.release)
 
+    def adopt(self, policy: Policy) -> None:
+        """What was measured stays."""
+        self.admission.policy = self.placement.policy = self.hedging.policy = self.selection.policy = policy
+        self.launch.policy = self.target.policy = self.release.policy = policy
+        self.release.budget.adopt(policy.differing)
+        self._adopt_endpoints()
+
     def learn_latency(self, query: Query, latency_s: float) -> None:
         """Of an answer of a deployed endpoint."""
         if self.latency.median:
@@ -139,6 +146,9 @@ class PoolState:
             rows.setdefault(state.endpoint.row, []).append(state)
         self.deployed = EndpointSet(rows.pop(None, ()))
         self.rows = {row: EndpointSet(states) for row, states in rows.items() if row is not None}
+        self._adopt_endpoints()
+
+    def _adopt_endpoints(self) -> None:
         code, partial = self.pool.code, self.pool.partial
         shared = any(s.host.serves for line in self.rows.values() for s in line.everyone)
         self.launch.adopt(code, partial, shared, self.pool.cost)
@@ -224,6 +234,11 @@ class FleetState:
             state.pool = pool
             state.set_endpoints(s for s in self.endpoints.values() if s.endpoint.pool == pool.name)
         return gone
+
+    def adopt(self, policy: Policy) -> None:
+        self._policy = policy
+        for pool in self.pools.values():
+            pool.adopt(policy)
 
     def pool_of(self, name: str) -> PoolState:
         """One that is gone has no endpoints, and nothing waits in it."""

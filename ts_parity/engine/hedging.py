@@ -16,16 +16,16 @@ from ts_parity.engine.policy import Policy
 class Hedging:
     """Of one pool."""
 
-    __slots__ = ("_backup_latency", "_latency", "_policy")
+    __slots__ = ("_backup_latency", "_latency", "policy")
 
     def __init__(self, policy: Policy, latency: LatencyWindow, backup_latency: LatencyWindow) -> None:
-        self._policy = policy
+        self.policy = policy
         self._latency = latency
         self._backup_latency = backup_latency
 
     def after_s(self, launch_after_s: float, scale: float = 1.0) -> float:
         """A second copy costs more than a backup: one that is launched (inf: none is) first gets its time to answer."""
-        policy = self._policy
+        policy = self.policy
         if policy.hedge_after_s is not None:
             return policy.hedge_after_s
         measured = self._latency.quantile(policy.hedge_quantile)

@@ -34,10 +34,10 @@ idle is what queries need."""
 class Launch:
     """Of one pool."""
 
-    __slots__ = ("_latency", "_load", "_policy", "_quantile", "_shared", "late", "latest")
+    __slots__ = ("_latency", "_load", "_quantile", "_shared", "late", "latest", "policy")
 
     def __init__(self, policy: Policy, latency: LatencyWindow, load: LoadMeter) -> None:
-        self._policy = policy
+        self.policy = policy
         self._latency = latency
         self._load = load
         self._shared = False
@@ -50,11 +50,11 @@ class Launch:
         """`partial`: the protection takes groups of any size, for late queries seldom fill one. `shared`: a protection
         stands on a machine that serves deployed models too. `cost`: of a backup's answer, in deployed inferences.
         """
-        share = USUALLY * self._policy.extra_work / cost if cost > 0.0 else 1.0
+        share = USUALLY * self.policy.extra_work / cost if cost > 0.0 else 1.0
         self._quantile = min(LATEST_OF_ALL, max(LATE, 1.0 - share))
-        self.latest.adopt(LATEST * self._policy.extra_work / cost if cost > 0.0 else 1.0)
+        self.latest.adopt(LATEST * self.policy.extra_work / cost if cost > 0.0 else 1.0)
         self._shared = shared
-        late = self._policy.launch == "late" or (self._policy.launch == "auto" and shared)
+        late = self.policy.launch == "late" or (self.policy.launch == "auto" and shared)
         self.late = late and code is not None and code.family == "backup" and (partial or code.k == 1)
 
     @property
@@ -62,7 +62,7 @@ class Launch:
         """How long after a query was sent. The last tenth of the load stretches it most: there the queue, not the
         worker, makes queries late.
         """
-        policy = self._policy
+        policy = self.policy
         if policy.launch_after_s is not None:
             base = policy.launch_after_s
         else:
@@ -73,7 +73,7 @@ class Launch:
     @property
     def after_waiting_s(self) -> float:
         """How long after a query that has no place yet has come; inf: it is not launched for such."""
-        waiting = self._policy.launch_waiting
+        waiting = self.policy.launch_waiting
         return waiting * self.after_s if waiting and self.late else math.inf
 
     def suits(self, query: Query, code: Code) -> bool:
@@ -82,7 +82,7 @@ class Launch:
         """
         if query.late or query.kills or query.group is not None or query.key is None:
             return False
-        return code.lossless or (query.least <= 1.0 and self._policy.differing > 0.0)
+        return code.lossless or (query.least <= 1.0 and self.policy.differing > 0.0)
 
     @property
     def sheds(self) -> bool:

@@ -70,7 +70,8 @@ What is promised (tests/engine/test_invariants.py checks each on random interlea
      starts only where the instance, with all its models, has a place left.
   5. Retries and second copies never exceed their budgets, and a second copy is sent only to an idle instance while no
      query waits. What an instance's death takes with it is no retry: a query that could not connect goes elsewhere for
-     nothing, and so does, once, one whose connection broke.
+     nothing, and so does, once, one whose connection broke. If an operator changes the budgets, each covers the
+     queries that came under it.
   6. A query that a worker may have died of is sent at most once more, protections, second copies and finishes included.
   7. Memory is bounded by the work waiting and in flight: when all is done, nothing is left.
   8. The same events at the same times give the same actions.
@@ -188,6 +189,25 @@ class Life:
         self.live: dict[int, Query] = {}
         self.answered: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
+
+    def adopt(self, policy: Policy, now: float, actions: list[Action]) -> None:
+        """For what happens from now on: a query that is under way keeps the instants that it was given."""
+        self.policy = self.proving.policy = policy
+        self.suspicion.adopt(policy, now)
+        self.retries.adopt(policy)
+        self.work.adopt(work_budget(policy))
+        for pool in self._fleet.pools.values():
+            for query in [*pool.retries.values()]:
+                if query.owes and self.retries.budget.wait_s(0) == math.inf:
+                    self._give_up_debt(query, actions)
+
+    def _give_up_debt(self, query: Query, actions: list[Action]) -> None:
+        """There will be no token for its retry. Something else may still answer it."""
+        group = query.group
+        rebuilt = query.finishes_pending or query.held is not None
+        rebuilt = rebuilt or (group is not None and not group.done and group.could_recover(query.slot))
+        if not (query.in_flight or query.late or rebuilt):
+            self.fail(query, Reason.FAILED, actions)
 
     # ---- it comes ----------------------------------------------------------------------------------------------------
 

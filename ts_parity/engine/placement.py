@@ -22,10 +22,10 @@ from ts_parity.engine.release import Release
 class Placement:
     """The open groups of one pool."""
 
-    __slots__ = ("_partial", "_per_domain", "_policy", "_release", "gap", "open_groups")
+    __slots__ = ("_partial", "_per_domain", "_release", "gap", "open_groups", "policy")
 
     def __init__(self, policy: Policy, release: Release) -> None:
-        self._policy = policy
+        self.policy = policy
         self._release = release
         self._per_domain = 1
         self._partial = True
@@ -40,7 +40,7 @@ class Placement:
     @property
     def wait_s(self) -> float:
         """How long a group takes members: later its protection would be of no use to the first."""
-        return self._release.after_s if self._policy.group_wait_s is None else self._policy.group_wait_s
+        return self._release.after_s if self.policy.group_wait_s is None else self.policy.group_wait_s
 
     def group_for(self, key: Hashable, domain: str) -> CodingGroup | None:
         """The oldest open group that can take a member in this domain."""
@@ -51,7 +51,7 @@ class Placement:
 
     def expects_member(self, group: CodingGroup, now: float) -> bool:
         """Whether one more is likely to come before the group is sealed anyway."""
-        return not (self._policy.seal_early and self._partial) or now + self.gap.mean <= group.closes_at
+        return not (self.policy.seal_early and self._partial) or now + self.gap.mean <= group.closes_at
 
     def open(self, group: CodingGroup) -> None:
         self.open_groups.setdefault(group.key, []).append(group)

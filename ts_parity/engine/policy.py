@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any
 
 
@@ -38,6 +38,11 @@ def constant(
 ) -> Any:
     """A field that users cannot set: a rule's own number, which rivals, benchmarks and tests vary."""
     return field(default=default, metadata={"auto": auto, "least": least, "below": below, "words": words})
+
+
+def is_setting(item: Field[Any]) -> bool:
+    """Whether users can set it, by themselves or, as `default_answer`, by naming a file."""
+    return "text" in item.metadata or item.name == "default_answer"
 
 
 @dataclass(frozen=True)

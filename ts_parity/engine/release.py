@@ -24,10 +24,10 @@ MAX_FINISHES: Final = 2
 class Release:
     """Of one pool."""
 
-    __slots__ = ("_latency", "_policy", "budget", "late")
+    __slots__ = ("_latency", "budget", "late", "policy")
 
     def __init__(self, policy: Policy, latency: LatencyWindow) -> None:
-        self._policy = policy
+        self.policy = policy
         self._latency = latency
         self.budget = AccuracyBudget(policy.differing, policy.doubt_waits)
         self.late = False
@@ -36,7 +36,7 @@ class Release:
     @property
     def after_s(self) -> float:
         """How long a query that was sent waits for its own answer."""
-        policy = self._policy
+        policy = self.policy
         if policy.reconstruct_after_s is not None:
             return policy.reconstruct_after_s
         measured = self._latency.quantile(LATE if self.late else policy.reconstruct_quantile)

@@ -43,11 +43,15 @@ class Retry(Enum):
 class Retries:
     """Of all pools together: a storm of one is one of all."""
 
-    __slots__ = ("_policy", "budget")
+    __slots__ = ("budget", "policy")
 
     def __init__(self, policy: Policy) -> None:
-        self._policy = policy
+        self.policy = policy
         self.budget: TokenBucket = retry_budget(policy)
+
+    def adopt(self, policy: Policy) -> None:
+        self.policy = policy
+        self.budget.adopt(retry_budget(policy))
 
     def judge(self, query: Query, failed: Failed, repeatable: bool, hedge: bool) -> Retry:
         """Whether it may be sent again at all, and if so whether it has to be paid for. `hedge`: it was its second copy
@@ -58,7 +62,7 @@ class Retries:
             return Retry.NO
         excused = cause in (Cause.UNREACHABLE, Cause.GONE, Cause.WORKER_DIED)
         excused = excused or (cause is Cause.LOST and not query.forgiven)
-        if self._policy.max_attempts == 1 and cause is not Cause.UNREACHABLE:
+        if self.policy.max_attempts == 1 and cause is not Cause.UNREACHABLE:
             excused = False  # nothing that may have been run is to run twice
         if cause is Cause.LOST:
             query.forgiven = True
@@ -88,11 +92,11 @@ class Retries:
         query.owes = False
 
     def has_attempts(self, query: Query) -> bool:
-        return query.attempts - query.excused < self._policy.max_attempts
+        return query.attempts - query.excused < self.policy.max_attempts
 
     def is_choosy(self, query: Query, elsewhere: bool, now: float) -> bool:
         """Whether it does not take just any place now. `elsewhere`: a healthy instance has not failed it yet."""
-        choosy = elsewhere and now < query.choosy_until and self._policy.balance != "round_robin"
+        choosy = elsewhere and now < query.choosy_until and self.policy.balance != "round_robin"
         return choosy or now < query.rests_until
 
     def choosy_until(self, query: Query, late_after_s: float, now: float) -> float:
@@ -104,7 +108,7 @@ class Retries:
         """Nobody can be reached. They may be back in a moment, so it asks again then; inf: that has gone on for too
         long, and no query waits in vain.
         """
-        if now > unreachable_since + self._policy.max_wait_s:
+        if now > unreachable_since + self.policy.max_wait_s:
             return math.inf
-        doubled: float = self._policy.reject_pause_s * 2.0 ** min(query.excused, 10)
+        doubled: float = self.policy.reject_pause_s * 2.0 ** min(query.excused, 10)
         return now + min(LONGEST_REST_S, doubled)

@@ -1,8 +1,9 @@
 """What the engine receives, and who gets the places that are free.
 
-It receives events (`query_arrived`, `task_done`, `answer_started`, `query_abandoned`, `endpoints_changed`, `compared`,
-`tick`) and returns actions. Every method takes the time; nothing here reads a clock. The driver arms one timer at
-`next_deadline()` and calls `tick`. After each event every queue is offered the places that are free (`_pump`).
+It receives events (`query_arrived`, `task_done`, `answer_started`, `query_abandoned`, `endpoints_changed`,
+`policy_changed`, `compared`, `tick`) and returns actions. Every method takes the time; nothing here reads a clock. The
+driver arms one timer at `next_deadline()` and calls `tick`. After each event every queue is offered the places that are
+free (`_pump`).
 
 Composes `life` (what happens to a query), `suspicion`, `proving` and the rules of each pool, and has none of its own.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import fields
 
 from ts_parity.engine.budgets import KEPT_FROM_COPIES, TokenBucket
 from ts_parity.engine.capacity import EndpointState
@@ -18,7 +20,7 @@ from ts_parity.engine.events import Cause, Failed, Fleet, Kind, Outcome, Reason,
 from ts_parity.engine.fleet import FleetState, PoolState, next_pool
 from ts_parity.engine.health import Condition
 from ts_parity.engine.life import Life
-from ts_parity.engine.policy import Policy
+from ts_parity.engine.policy import Policy, is_setting
 from ts_parity.engine.query import Action, CodingGroup, Compare, Query, QueryState, Task
 from ts_parity.engine.sending import Sender
 from ts_parity.engine.timers import Timer, Timers
@@ -162,6 +164,20 @@ class Scheduler:
         self._pump(now, actions)
         return actions
 
+    def policy_changed(self, policy: Policy, now: float) -> list[Action]:
+        """The operator's settings have changed. Raise ValueError, and change nothing, if a rule's own number has."""
+        for item in fields(Policy):
+            if not (is_setting(item) or getattr(policy, item.name) == getattr(self.policy, item.name)):
+                raise ValueError(f"{item.name} stays as it is while the engine runs")
+        actions: list[Action] = []
+        self.policy = policy
+        self._fleet.adopt(policy)
+        self._life.adopt(policy, now, actions)
+        self._token_at = math.inf
+        self._unblock()
+        self._pump(now, actions)
+        return actions
+
     def compared(self, pair: Compare, finding: Finding, why: str, now: float) -> list[Action]:
         """What the comparison that was asked for has shown, and in which words."""
         actions: list[Action] = []
@@ -289,7 +305,8 @@ class Scheduler:
     def _await_token(self, now: float) -> None:
         if self._token_at <= now or self._token_at == math.inf:
             self._token_at = now + self._life.retries.budget.wait_s(0)
-            self._timers.arm(self._token_at, Timer.TOKEN, self._life.retries.budget)
+            if self._token_at < math.inf:
+                self._timers.arm(self._token_at, Timer.TOKEN, self._life.retries.budget)
 
     def _unblock(self) -> None:
         for pool in self._fleet.pools.values():

@@ -23,7 +23,7 @@ class Selection:
     """The endpoint of one pool to which each kind of work goes, or None: for now, it waits."""
 
     def __init__(self, policy: Policy, release: Release) -> None:
-        self._policy = policy
+        self.policy = policy
         self._release = release
         self.deployed = EndpointSet()
         self.rows: dict[int, EndpointSet] = {}
@@ -35,7 +35,7 @@ class Selection:
         self._domains = len({state.domain for state in deployed.everyone})
 
     def for_query(self, query: Query, now: float, waiting: int) -> EndpointState | None:
-        if self._policy.balance == "round_robin":
+        if self.policy.balance == "round_robin":
             return next((state for state in self.deployed.with_place()), None)
         line = self.deployed
         if not query.avoid:
@@ -49,13 +49,13 @@ class Selection:
             chosen = choose(line, now, query.avoid, domains)
         if chosen is None and self.is_crowd(waiting):
             chosen = self._slow_but_sooner(waiting)
-        if chosen is None and self._policy.spare_places:
+        if chosen is None and self.policy.spare_places:
             chosen = self._with_an_overdue_reply(query, now)
         return chosen
 
     def is_crowd(self, waiting: int) -> bool:
         """So many wait that a slow endpoint may be sooner done with a query than the others."""
-        return self._policy.learn_speed and waiting > 0 and self.deployed.out > 0
+        return self.policy.learn_speed and waiting > 0 and self.deployed.out > 0
 
     def _slow_but_sooner(self, waiting: int) -> EndpointState | None:
         """The fastest of those that are out for their slowness alone, if a query that waits for another ends later."""
@@ -89,7 +89,7 @@ class Selection:
         """One more than its places, to an instance whose oldest task is overdue and whose last answer was in time: that
         one reply may be late on its way while the machine is idle.
         """
-        spare, overdue_s = self._policy.spare_places, self._release.after_s
+        spare, overdue_s = self.policy.spare_places, self._release.after_s
         overdue = [
             state
             for state in self.deployed.everyone

@@ -30,11 +30,17 @@ class Suspicion:
 
     def __init__(self, policy: Policy, fleet: FleetState, timers: Timers) -> None:
         self.policy = policy
-        self._copies = policy.copies and policy.extra_work > 0.0
         self._fleet = fleet
         self._timers = timers
         self.changes: deque[HealthChange] = deque(maxlen=MOST_CHANGES)
         """For whoever logs them. Taken from the left; the oldest are dropped if they are not taken."""
+
+    def adopt(self, policy: Policy, now: float) -> None:
+        """Whoever waited for a probe may have none any more."""
+        self.policy = policy
+        for place in self._fleet.endpoints.values():
+            if not place.health.clean:
+                self._timers.arm(max(now, place.health.resumes_at), Timer.RESUME, place)
 
     def ended(self, task: Task, outcome: Outcome, now: float) -> None:
         place = task.place
@@ -93,7 +99,8 @@ class Suspicion:
 
     def probes(self, place: EndpointState) -> bool:
         """Whether it comes back by a second copy of some query, so that none has to wait for what it does."""
-        if place.health.condition is Condition.IN or not self._copies or place.endpoint.row is not None:
+        copies = self.policy.copies and self.policy.extra_work > 0.0
+        if place.health.condition is Condition.IN or not copies or place.endpoint.row is not None:
             return False
         pool = self._fleet.pool_of(place.endpoint.pool)
         return pool.pool.repeatable and not pool.repeats.reason

@@ -31,17 +31,17 @@ SOONEST: Final = 0.01
 class LatencyTarget:
     """Of one pool. Times are in seconds."""
 
-    __slots__ = ("_backup_latency", "_earliest", "_latency", "_policy")
+    __slots__ = ("_backup_latency", "_earliest", "_latency", "policy")
 
     def __init__(self, policy: Policy, latency: LatencyWindow, backup_latency: LatencyWindow) -> None:
-        self._policy = policy
+        self.policy = policy
         self._latency = latency
         self._backup_latency = backup_latency
         self._earliest = LATE
 
     def adopt(self, cost: float) -> None:
         """`cost`: of a backup's answer, in deployed inferences."""
-        payable = PAYABLE * self._policy.extra_work / cost if cost > 0.0 else 1.0
+        payable = PAYABLE * self.policy.extra_work / cost if cost > 0.0 else 1.0
         self._earliest = min(LATEST_OF_ALL, max(SOONEST, 1.0 - payable))
 
     def launch_by(self, arrived_at: float, sent_at: float, scale: float) -> float:
@@ -49,7 +49,7 @@ class LatencyTarget:
 
         `scale`: how many times longer than usual the query takes.
         """
-        if self._policy.target_s is None:
+        if self.policy.target_s is None:
             return math.inf
         backup_s, earliest_s = self._backup_latency.quantile(LATE), self._latency.quantile(self._earliest)
         if backup_s is None or earliest_s is None:
@@ -58,5 +58,5 @@ class LatencyTarget:
 
     def release_by(self, arrived_at: float) -> float:
         """When a rebuilt answer is given at the latest; inf: when its query is late."""
-        target_s = self._policy.target_s
+        target_s = self.policy.target_s
         return math.inf if target_s is None else arrived_at + IN_TIME * target_s
