@@ -6,8 +6,10 @@ READY := $(VENV)/.ready
 # What `pip install .` gives people with a C compiler; the environment above runs the sources as they are.
 COMPILED := build/compiled
 COMPILED_READY := $(COMPILED)/.ready
+# What only a release needs.
+RELEASING := build/releasing
 
-.PHONY: demo test test-compiled check format docs bench accuracy gpu gpu-bundle policies overhead paper soak fuzz compiled clean
+.PHONY: demo test test-compiled check format docs bench accuracy gpu gpu-bundle policies overhead paper soak fuzz compiled release clean
 
 demo: $(READY)
 	$(BIN)/ts-parity demo --out demo-out --force $(ARGS)
@@ -106,8 +108,17 @@ $(COMPILED_READY): $(READY) setup.py $(shell find ts_parity -name '*.py')
 
 test-compiled: $(COMPILED_READY)
 	rm -rf $(COMPILED)/tests
-	cp -r tests benchmarks pyproject.toml $(COMPILED)
-	cd $(COMPILED) && PYTHONPATH=. ../../$(BIN)/python -m pytest $(AT_ONCE) tests/engine tests/proxy -m "not torchserve" $(ARGS)
+	cp -r tests benchmarks tools pyproject.toml $(COMPILED)
+	cd $(COMPILED) && PYTHONPATH=. ../../$(BIN)/python -m pytest $(AT_ONCE) tests/engine tests/proxy tests/tools/test_bare.py -m "not torchserve" $(ARGS)
+
+# Everything that is published, in dist/: a quarter of an hour. docs/releasing.md.
+release: $(RELEASING)/.ready
+	$(RELEASING)/bin/python tools/release.py $(ARGS)
+
+$(RELEASING)/.ready: tools/requirements.txt
+	$(PYTHON) -m venv --clear $(RELEASING)
+	$(RELEASING)/bin/python -m pip install --quiet --requirement tools/requirements.txt
+	touch $(RELEASING)/.ready
 
 clean:
-	rm -rf $(VENV) build *.egg-info demo-out
+	rm -rf $(VENV) build dist *.egg-info demo-out

@@ -6,6 +6,7 @@ installed for development (--editable), it is plain Python.
 """
 
 import os
+import re
 import shutil
 import sys
 import sysconfig
@@ -113,14 +114,20 @@ DEV = [
     "types-psutil",
 ]
 
+# Read where the package says it, rather than imported: it is not installed yet.
+(VERSION,) = re.findall('^__version__ = "(.+)"', (HERE / "ts_parity/__init__.py").read_text(encoding="utf-8"), re.M)
+
 setup(
     name="ts-parity",
-    version="0.1.0",
+    version=VERSION,
     description="Erasure-coded predictions for TorchServe: late, frozen or dead workers no longer make your tail",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    license_files=["LICENSE"],
     python_requires=">=3.10",
+    # `make release` compiles for each of them.
+    classifiers=[f"Programming Language :: Python :: {number}" for number in ("3.10", "3.11", "3.12")],
     packages=find_packages(include=["ts_parity", "ts_parity.*"]),
     package_data={"ts_parity": ["py.typed", "proxy/operations/page.html"]},
     ext_modules=extensions(),
