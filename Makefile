@@ -9,7 +9,11 @@ COMPILED_READY := $(COMPILED)/.ready
 # What only a release needs.
 RELEASING := build/releasing
 
+<<<<<<< HEAD
 .PHONY: demo test test-compiled check format docs bench accuracy gpu gpu-bundle policies overhead paper soak fuzz compiled release clean
+=======
+.PHONY: demo test test-compiled test-backends check format docs bench accuracy gpu gpu-bundle policies overhead paper soak fuzz compiled clean
+>>>>>>> 2a1a62b (Fakes of ten other model servers, compared with real Triton, LitServe and KServe)
 
 demo: $(READY)
 	$(BIN)/ts-parity demo --out demo-out --force $(ARGS)
@@ -18,7 +22,14 @@ demo: $(READY)
 AT_ONCE := -n 3 --dist loadfile --no-loadscope-reorder
 
 test: check
-	$(BIN)/python -m pytest $(AT_ONCE) $(ARGS)
+	$(BIN)/python -m pytest $(AT_ONCE) -m "not backends" $(ARGS)
+
+# Real servers other than TorchServe, each installed in build/backends/NAME: 1.1 GB in all. Where no package registry
+# can be reached, their tests are skipped.
+BACKENDS ?= triton litserve kserve
+test-backends: $(READY)
+	$(BIN)/python benchmarks/backend_servers.py $(BACKENDS)
+	$(BIN)/python -m pytest -n 0 -m backends tests/backends $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff check .
