@@ -69,6 +69,7 @@ PROXY = [
     "uvloop>=0.19; sys_platform != 'win32' and implementation_name == 'cpython'",
     "prometheus-client>=0.19",
     "tomli>=2.0; python_version < '3.11'",
+    "tqdm>=4.60",
 ]
 WORKER = ["numpy>=1.24", "torch>=2.1", "PyYAML>=6.0"]
 # TorchServe forgets to install PyYAML, without which each of its workers dies at import.

@@ -92,7 +92,10 @@ def test_the_command_prints_either(capsys: pytest.CaptureFixture[str]) -> None:
         assert capsys.readouterr().out == script(build_parser())
 
 
-READING = ("demo", "simulate", "plan", "bench", "train", "report", "register", "unregister", "status", "top", "doctor")
+READING = (
+    "demo", "simulate", "plan", "bench", "train", "report", "register", "unregister", "status", "top",
+    "record", "doctor",
+)  # fmt: skip
 
 
 def test_every_command_that_reads_prints_json_if_asked() -> None:

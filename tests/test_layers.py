@@ -21,6 +21,7 @@ LEVELS = [
         "keys",
         "output",
         "pages",
+        "pairs",
         "startup",
         "tables",
     },

@@ -1,4 +1,4 @@
-"""How commands talk to a running proxy's admin port: one request, one answer in JSON.
+"""How commands talk to a running proxy's admin port: one request, one answer in JSON, or a stream.
 
 Knows HTTP and how long to wait. Knows nothing of what the answers mean.
 """
@@ -37,7 +37,7 @@ def ask(url: str, action: dict[str, str] | None = None) -> dict[str, Any]:
         if not isinstance(said, dict):
             raise ValueError("its answer is no JSON object")
     except (ValueError, RecursionError) as error:
-        raise _unreachable(url, error) from None
+        raise unreachable(url, error) from None
     return said
 
 
@@ -50,10 +50,22 @@ def fetch(url: str, action: dict[str, str] | None = None) -> bytes:
     except urllib.error.HTTPError as error:
         raise Unreachable(f"{url}: {_reason(error)}") from None
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise _unreachable(url, error) from None
+        raise unreachable(url, error) from None
 
 
-def _unreachable(url: str, error: Exception) -> Unreachable:
+def stream(url: str, action: dict[str, str], body: bytes) -> http.client.HTTPResponse:
+    """The answer, to be read while it comes; each part must come in time. Raise Unreachable."""
+    try:
+        answer: http.client.HTTPResponse = _OPENER.open(urllib.request.Request(url, body, action), timeout=TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        raise Unreachable(f"{url}: {_reason(error)}") from None
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise unreachable(url, error) from None
+    return answer
+
+
+def unreachable(url: str, error: Exception) -> Unreachable:
+    """What to say of a port that does not answer, or not as it should."""
     why = error.reason if isinstance(error, urllib.error.URLError) else error
     told = (why.strerror if isinstance(why, OSError) else None) or str(why) or type(why).__name__
     return Unreachable(

@@ -28,6 +28,7 @@ COMMANDS = (
     "ts_parity.torchserve.commands",
     "ts_parity.proxy.commands",
     "ts_parity.proxy.config_commands",
+    "ts_parity.proxy.record_command",
     "ts_parity.doctor.commands",
 )
 
@@ -38,7 +39,7 @@ EXTRAS = {
     "numpy": "proxy",
     "tomli": "proxy",
     "torch": "training",
-    "tqdm": "training",
+    "tqdm": "proxy",
     "lightning_fabric": "training",
     "matplotlib": "demo",
     "PIL": "training",

@@ -36,6 +36,7 @@ from ts_parity.proxy.operations.status import THIS_PROXY, health, status_json, t
 from ts_parity.proxy.serving.driver import Driver, DriverOptions
 from ts_parity.proxy.serving.forwarding import Forwarder
 from ts_parity.proxy.serving.metrics import Metrics
+from ts_parity.proxy.serving.recording import UNDER_WAY, NotRecorded, Recording, Wanted
 from ts_parity.proxy.serving.service import Service
 
 log = logging.getLogger(__name__)
@@ -117,7 +118,7 @@ class Proxy(Lifecycle):
             self.driver, self.upstream, backends, self.metrics, settings.group_by, self._discover_soon, self._forwarder
         )
         self._server = Server(self._service.handle, settings.max_body_bytes, access=access, tls=tls)
-        self._admin = AdminServer(self.status, self.health, self.drain, self.metrics.exposition)
+        self._admin = AdminServer(self.status, self.health, self.drain, self.metrics.exposition, self.record)
         self._settling: asyncio.Task[None] | None = None
         self._discovery = Discovery(settings.instances, self.upstream, settings.describe_timeout_s)
         self.plan = Plan()
@@ -154,7 +155,22 @@ class Proxy(Lifecycle):
         if self._access is not None:
             self._access.reopen()
 
+    def record(self, wanted: Wanted) -> Recording:
+        """Sample pairs until it is closed. Raise NotRecorded if one is under way, or there is no such model."""
+        driver = self.driver
+        if driver.recording is not None:
+            raise NotRecorded(UNDER_WAY)
+        wanted.check(self.plan.pools)
+
+        def stop() -> None:
+            driver.recording = None
+
+        driver.recording = Recording(wanted, stop)
+        return driver.recording
+
     async def close(self) -> None:
+        if self.driver.recording is not None:
+            self.driver.recording.close("the proxy has ended")
         own = [task for task in (self._discovery_task, self._next_discovery, self._settling) if task is not None]
         for task in own:
             task.cancel()

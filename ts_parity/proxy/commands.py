@@ -30,7 +30,7 @@ def add_parsers(subparsers: argparse._SubParsersAction[Any]) -> None:
         description="Codes, verdicts, endpoints and problems of a running proxy's fleet.",
         examples=("ts-parity status", "ts-parity status --admin http://10.0.0.5:8090 --json"),
     )
-    _add_admin(status)
+    add_admin(status)
     status.add_argument("--json", action="store_true", help="print the JSON instead of a table")
     status.set_defaults(run=run_status)
     top = subparsers.add_parser(
@@ -41,7 +41,7 @@ def add_parsers(subparsers: argparse._SubParsersAction[Any]) -> None:
         "prints once.",
         examples=("ts-parity top", "ts-parity top --admin http://10.0.0.5:8090 --once"),
     )
-    _add_admin(top)
+    add_admin(top)
     top.add_argument("--json", action="store_true", help="print the status instead, a line of JSON each time")
     top.add_argument("--once", action="store_true", help="print once and end")
     top.set_defaults(run=run_top)
@@ -51,7 +51,7 @@ def add_parsers(subparsers: argparse._SubParsersAction[Any]) -> None:
         description="The proxy stops accepting connections, finishes the requests in flight, and ends.",
         examples=("ts-parity drain", "ts-parity drain --admin http://127.0.0.1:8090 --token KEY"),
     )
-    _add_admin(drain)
+    add_admin(drain)
     drain.add_argument("--token", type=key, metavar="KEY", help=f"its admin_token; or set {TOKEN_VARIABLE}")
     drain.set_defaults(run=run_drain)
 
@@ -85,7 +85,7 @@ def _add_serve(subparsers: argparse._SubParsersAction[Any]) -> None:
     serve.set_defaults(run=run_serve, drains=True)
 
 
-def _add_admin(parser: argparse.ArgumentParser) -> None:
+def add_admin(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--admin", type=address, default="http://127.0.0.1:8090", metavar="URL", help="the proxy's admin address"
     )

@@ -21,8 +21,10 @@ import pytest
 
 from tests.proxy.conftest import PATIENCE_S, PROMPT, Client, Raw, read_answer, until
 from tests.proxy.test_app import JSON, Process, draining, refused
+from ts_parity.cli import main
 from ts_parity.config import parse_endpoint, settings_of
 from ts_parity.errors import ConfigError, StartError
+from ts_parity.pairs import read_pairs
 from ts_parity.proxy.operations import processes
 from ts_parity.proxy.operations.processes import Supervisor, reserve
 from ts_parity.proxy.operations.status import status_table
@@ -85,6 +87,12 @@ def ended(process: psutil.Process) -> bool:
 
 
 MakeFleet = Callable[..., Awaitable[Fleet]]
+
+
+async def record(fleet: Fleet, out: Path, *more: str) -> int:
+    """`ts-parity record`, beside the fleet."""
+    words = ["record", "--admin", fleet.supervisor.admin_url, "--out", str(out), "--share", "1", *more]
+    return await asyncio.to_thread(main, words)
 
 
 @pytest.fixture
@@ -413,3 +421,45 @@ async def test_a_port_that_is_taken_is_exit_code_3(tmp_path: Path) -> None:
         _, stderr = await asyncio.wait_for(process.communicate(), PATIENCE_S)
     assert process.returncode == 3
     assert f"cannot listen on 127.0.0.1:{port}" in stderr.decode()
+
+
+@pytest.mark.slow
+async def test_a_recording_has_what_every_process_answers(make_processes: MakeFleet, tmp_path: Path) -> None:
+    """Also what one answers that was started in the place of another meanwhile."""
+    fleet = await make_processes(FakeTorchServe(FakeModel(workers=5)))
+    recording = asyncio.ensure_future(record(fleet, tmp_path / "all", "--most", "30"))
+    kept = [await Kept.open(fleet.client) for _ in range(12)]
+    first, second = await fleet.pids()
+    split = {pid: [one for one in kept if one.owned_by(pid)] for pid in (first, second)}
+    assert all(split.values())
+    file, seen = tmp_path / "all", 0
+    await until(lambda: file.exists() or recording.done(), "the recording to begin")
+
+    async def recorded_more(client: Kept) -> None:
+        nonlocal seen
+
+        async def more() -> bool:
+            assert (await client.post()).status == 200
+            return sum(1 for _ in read_pairs(file)) > seen
+
+        while not await more():
+            await asyncio.sleep(0.05)
+        seen = sum(1 for _ in read_pairs(file))
+
+    for pid in (first, second):
+        await recorded_more(split[pid][0])
+    os.kill(first, signal.SIGKILL)
+    while first in (pids := await fleet.pids()) or None in pids:
+        await asyncio.sleep(0.05)
+    newcomer = next(pid for pid in pids if pid != second)
+    found = None
+    while found is None:
+        one = await Kept.open(fleet.client)
+        if one.owned_by(newcomer):
+            found = one
+    await recorded_more(found)
+    while not recording.done():
+        await fleet.post()
+    assert await recording == 0
+    assert {(pair.body, pair.path) for pair in read_pairs(file)} == {(BODY, "/predictions/linear")}
+    assert sum(1 for _ in read_pairs(file)) == 30

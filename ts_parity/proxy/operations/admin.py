@@ -1,4 +1,5 @@
-"""The admin port: page, status, metrics, health, drain. Not for clients, nor for web pages in an operator's browser.
+"""The admin port: page, status, metrics, health, drain, recordings. Not for clients, nor for web pages in an operator's
+browser.
 
 Knows HTTP, the routes and who may use them. Knows nothing of fleets or queries: the responses' contents are passed in.
 """
@@ -18,13 +19,23 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from ts_parity.config import Settings, host_and_port
+from ts_parity.errors import BadClientRequest
+from ts_parity.pairs import note
 from ts_parity.proxy.http.descriptors import admin_limit, open_files
 from ts_parity.proxy.http.server import cannot_listen
 from ts_parity.proxy.operations.page import PAGE_HEADERS, page
 from ts_parity.proxy.serving.exposition import OPENMETRICS, PLAIN
+from ts_parity.proxy.serving.recording import TAKEN_EVERY_S, NotRecorded, Recording, Wanted
+
+log = logging.getLogger(__name__)
 
 Json = dict[str, Any]
-Route = Callable[[web.BaseRequest], Awaitable[web.Response]]
+Route = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+_NOTED_EVERY_S = 1.0
+"""A reader that hears nothing for much longer knows that the proxy is gone, and one that is gone is noticed."""
+_STALLED_S = 30.0
+"""A reader that takes nothing for so long is gone."""
 
 _HOST = re.compile(r"(\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[^\[\]@:/]*))(:\d*)?")
 
@@ -44,17 +55,21 @@ class AdminServer:
         health: Callable[[], Json],
         drain: Callable[[], None],
         exposition: Callable[[bool], bytes],
+        record: Callable[[Wanted], Recording],
         refresh: Callable[[], Awaitable[None]] = _nothing_to_wait_for,
     ) -> None:
         self._status = status
         self._health = health
         self._drain = drain
         self._exposition = exposition
+        self._record = record
+        self._token = ""
         self._refresh = refresh
         self._runners: list[web.ServerRunner] = []
 
     async def start(self, settings: Settings) -> int:
         """-> the admin port. Raise StartError."""
+        self._token = settings.admin_token
         reads = {
             "/health": self._on_health,
             "/livez": self._on_livez,
@@ -66,7 +81,7 @@ class AdminServer:
             await self._listen(_AdminListener(reads, {}), *host_and_port(settings.metrics_address))
         door = _AdminListener(
             {"/": self._on_page, **reads, "/status": self._on_status},
-            {"/drain": self._on_drain},
+            {"/drain": self._on_drain, "/record": self._on_record},
             self._refusal(settings),
         )
         return await self._listen(door, settings.admin_host, settings.admin_port)
@@ -123,6 +138,56 @@ class AdminServer:
         self._drain()
         return _json(202, {"status": "draining"})
 
+    async def _on_record(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Pairs as they are sampled, until the time is over or the reader leaves. See `pairs.frames`."""
+        if not self._token and not _is_local(request.remote):
+            why = "a recording shows what clients send: set admin_token, or ask from the proxy's own machine"
+            return _json(403, {"status": "refused", "reason": why})
+        try:
+            recording = self._record(Wanted.read(json.loads(await request.read())))
+        except (ValueError, RecursionError, BadClientRequest) as error:
+            return _json(400, {"status": "refused", "reason": str(error)})
+        except NotRecorded as error:
+            return _json(error.status, {"status": "refused", "reason": str(error)})
+        log.warning("a recording of requests and answers begins: %s", recording.wanted)
+        response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
+        try:
+            await response.prepare(request)
+            await self._send_pairs(recording, request, response)
+        except (OSError, asyncio.TimeoutError):
+            recording.close("its reader has left")
+        finally:
+            recording.close("it was cut off")
+            log.warning("the recording is over: %s", recording.ended)
+        return response
+
+    @staticmethod
+    async def _send_pairs(recording: Recording, request: web.BaseRequest, response: web.StreamResponse) -> None:
+        """Raise OSError if the reader has left, TimeoutError if it does not read."""
+        loop = asyncio.get_running_loop()
+        ends_at, noted_at = loop.time() + recording.wanted.seconds, 0.0
+
+        async def send(told: bytes) -> None:
+            await asyncio.wait_for(response.write(told), _STALLED_S)
+
+        await send(note(counts=recording.counts))
+        while True:
+            await asyncio.sleep(TAKEN_EVERY_S)
+            if request.transport is None or request.transport.is_closing():
+                raise ConnectionResetError
+            now = loop.time()
+            if now >= ends_at:
+                recording.close("its time is over")
+            for frame in recording.take():
+                await send(frame)
+            if recording.ended or now >= noted_at + _NOTED_EVERY_S:
+                noted_at = now
+                await send(note(counts=recording.counts))
+            if recording.ended:
+                await send(note(ended=recording.ended))
+                await response.write_eof()
+                return
+
 
 class _AdminListener(web.Server):
     """A port with few connections, so that they never use up the process's file descriptors. For a new one the
@@ -165,7 +230,7 @@ class _AdminListener(web.Server):
         finally:
             self._asking.discard(asking)
 
-    async def _answered(self, request: web.BaseRequest) -> web.Response:
+    async def _answered(self, request: web.BaseRequest) -> web.StreamResponse:
         if refused := self._refused(request):
             return _json(403, {"status": "refused", "reason": refused})
         path = request.path
@@ -211,6 +276,15 @@ def refusal(request: web.BaseRequest, name: str, token: str) -> str:
     if request.content_type != "application/json":
         return "actions need the header 'Content-Type: application/json', which no page from elsewhere can send"
     return ""
+
+
+def _is_local(address: str | None) -> bool:
+    """Whether a connection comes from this machine."""
+    try:
+        read = ipaddress.ip_address(address or "")
+        return (getattr(read, "ipv4_mapped", None) or read).is_loopback
+    except ValueError:
+        return False
 
 
 def _is_ours(host: str, name: str) -> bool:

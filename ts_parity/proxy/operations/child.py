@@ -3,9 +3,10 @@
     python -m ts_parity.proxy.operations.child    # by `processes`, with one end of a pair of sockets as its stdin
 
 The parent first sends the settings (not as arguments, where a list of processes would show keys), then commands:
-`report`, `reload`, `reopen`, `drain`, `cut`. The child reports when it listens, or why it cannot; it sends its status
-whenever it is asked and once more at its end. When the parent's end of the socket closes, however the parent died, the
-child drains, since no further command can come. Knows nothing of its siblings but their number.
+`report`, `reload`, `reopen`, `record`, `drain`, `cut`. The child reports when it listens, or why it cannot; it sends
+its status whenever it is asked and once more at its end, and what it records as it comes. When the parent's end of the
+socket closes, however the parent died, the child drains, since no further command can come. Knows nothing of its
+siblings but their number.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from ts_parity import startup
 from ts_parity.config import Settings
 from ts_parity.errors import TsParityError
 from ts_parity.proxy.operations import signals
+from ts_parity.proxy.serving.recording import TAKEN_EVERY_S, NotRecorded, Recording, Wanted
 
 if TYPE_CHECKING:
     from ts_parity.proxy.app import Proxy
@@ -31,6 +33,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _LENGTH_BYTES = 4
+RECORD = b"record"
+"""A command that is followed by what to record, or by nothing: then it stops."""
+PAIR = b"\0"
+"""The first byte of a message that is a frame of a recording; all others are JSON."""
+_MOST_UNREAD_BYTES = 4 << 20
 COULD_NOT_START = 3
 
 
@@ -103,6 +110,7 @@ async def _serve(proxy: Proxy, reader: asyncio.StreamReader, writer: asyncio.Str
 
 
 async def _run_commands(proxy: Proxy, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    recording = _Relay(proxy, writer)
     try:
         while (command := await receive(reader)) is not None:
             match command:
@@ -116,11 +124,42 @@ async def _run_commands(proxy: Proxy, reader: asyncio.StreamReader, writer: asyn
                     proxy.reopen()
                 case b"cut":
                     proxy.cut()
+                case _ if command.startswith(RECORD):
+                    recording.change(command.removeprefix(RECORD))
         log.warning("the parent process is gone: draining")
     except Exception:
         log.exception("the parent cannot be answered: draining")
     finally:
         proxy.drain()
+
+
+class _Relay:
+    """Sends to the parent what this process records. While the parent does not read, it waits in the recording, which
+    is bounded.
+    """
+
+    def __init__(self, proxy: Proxy, writer: asyncio.StreamWriter) -> None:
+        self._proxy = proxy
+        self._writer = writer
+        self._recording: Recording | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def change(self, told: bytes) -> None:
+        if self._recording is not None:
+            self._recording.close("it is over")
+        self._recording = None
+        if told:
+            with contextlib.suppress(NotRecorded):  # its plan may lack the model at this moment; its siblings' do not
+                self._recording = self._proxy.record(Wanted.read(json.loads(told)))
+                self._task = asyncio.get_running_loop().create_task(self._send(self._recording))
+
+    async def _send(self, recording: Recording) -> None:
+        while not recording.ended:
+            await asyncio.sleep(TAKEN_EVERY_S)
+            if self._writer.transport.get_write_buffer_size() < _MOST_UNREAD_BYTES:
+                for frame in recording.take():
+                    send(self._writer, PAIR + frame)
+                _send_message(self._writer, recorded=recording.take_counts())
 
 
 def _report(proxy: Proxy) -> dict[str, Any]:

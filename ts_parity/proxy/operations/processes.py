@@ -31,7 +31,7 @@ from ts_parity.proxy.fleet.peers import new_member
 from ts_parity.proxy.http.certificates import client_side, instance_side
 from ts_parity.proxy.http.server import cannot_listen
 from ts_parity.proxy.operations.admin import AdminServer
-from ts_parity.proxy.operations.child import initial_message, receive, send
+from ts_parity.proxy.operations.child import PAIR, RECORD, initial_message, receive, send
 from ts_parity.proxy.operations.lifecycle import Lifecycle, url_of
 from ts_parity.proxy.operations.merge import (
     Json,
@@ -46,6 +46,7 @@ from ts_parity.proxy.operations.merge import (
     read_metrics,
 )
 from ts_parity.proxy.operations.overview import merge_recent, with_overview
+from ts_parity.proxy.serving.recording import UNDER_WAY, NotRecorded, Recording, Wanted
 
 log = logging.getLogger(__name__)
 
@@ -67,13 +68,14 @@ class Supervisor(Lifecycle):
         self.settings = settings
         self.url = self.admin_url = ""
         self._pauses_s = pauses_s
-        self._admin = AdminServer(self.status, self.health, self.drain, self.exposition, self.refresh)
+        self._admin = AdminServer(self.status, self.health, self.drain, self.exposition, self.record, self.refresh)
         self._slots = [ProcessSlot(process) for process in range(settings.processes)]
         self._reserved: list[socket.socket] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._restarters: list[asyncio.Task[None]] = []
         self._started_at = asyncio.get_running_loop().time()
         self._member = new_member()
+        self._recording: Recording | None = None
 
     async def start(self) -> None:
         """Start all; all listen. Raise StartError if one does not, ConfigError for settings that none could use."""
@@ -113,6 +115,8 @@ class Supervisor(Lifecycle):
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._recording is not None:
+            self._recording.close("the proxy has ended")
         children = [slot.child for slot in self._slots if slot.child is not None]
         await asyncio.gather(*(child.close() for child in children))
         await self._admin.close()
@@ -153,6 +157,21 @@ class Supervisor(Lifecycle):
         # Always in this order: a rounded sum in another order could be slightly lower, and counters must not decrease.
         return exposition(merge_metrics([own, *(slot.metrics() for slot in self._slots)]), openmetrics)
 
+    def record(self, wanted: Wanted) -> Recording:
+        """All processes sample pairs until the recording is closed. Raise NotRecorded as one process does."""
+        if self._recording is not None:
+            raise NotRecorded(UNDER_WAY)
+        wanted.check(self.status()["pools"])
+        self._recording = Recording(wanted, self._stop_recording)
+        for slot in self._slots:
+            if slot.child is not None:
+                slot.child.record(self._recording)
+        return self._recording
+
+    def _stop_recording(self) -> None:
+        self._recording = None
+        self._send_all(RECORD)
+
     def _send_all(self, command: bytes) -> None:
         for slot in self._slots:
             if slot.child is not None:
@@ -162,6 +181,8 @@ class Supervisor(Lifecycle):
         slot.child = await ChildProcess.start(self.settings, slot.process, self._member)
         if self.draining:
             slot.child.send(b"cut" if self._cut_asked.is_set() else b"drain")
+        if self._recording is not None:
+            slot.child.record(self._recording)
 
     async def _keep_running(self, slot: ProcessSlot) -> None:
         """Restart the slot's process whenever it ends, until draining."""
@@ -227,6 +248,8 @@ class ChildProcess:
         """Its last report: status, health and metrics. Empty until it listens."""
         self.why = ""
         """Why it could not listen."""
+        self._recording: Recording | None = None
+        """The last one that it was told to take part in."""
         self._process = process
         self._reader = reader
         self._writer = writer
@@ -280,6 +303,10 @@ class ChildProcess:
     def send(self, command: bytes) -> None:
         send(self._writer, command)
 
+    def record(self, recording: Recording) -> None:
+        self._recording = recording
+        self.send(RECORD + json.dumps(recording.wanted.as_json()).encode())
+
     async def request_report(self) -> None:
         """Wait briefly for a new `report`. A process that does not answer gets at most three requests."""
         if not self.listens or self._reading.done():
@@ -322,7 +349,11 @@ class ChildProcess:
         """Read its messages until it ends."""
         try:
             while (message := await receive(self._reader)) is not None:
-                self._on_message(json.loads(message))
+                if message.startswith(PAIR):
+                    if self._recording is not None and not self._recording.ended:
+                        self._recording.add(message.removeprefix(PAIR))
+                else:
+                    self._on_message(json.loads(message))
             why = f"{_exit_reason(await self._process.wait())} before it accepted requests"
             self._cannot_listen(why, f"the process with pid {self.pid} {why}")
         finally:
@@ -332,6 +363,10 @@ class ChildProcess:
     def _on_message(self, message: dict[str, Any]) -> None:
         if "failed" in message:
             self._cannot_listen(message["failed"], message["failed"])
+            return
+        if "recorded" in message:
+            if self._recording is not None:
+                self._recording.count(message["recorded"])
             return
         self.report = message["report"]
         if "listening" in message:

@@ -51,6 +51,7 @@ from ts_parity.proxy.http.upstream import Address, NoResponse, Result, Upstream
 from ts_parity.proxy.serving.comparison import Comparison, ResponseComparer
 from ts_parity.proxy.serving.metrics import OTHER, Metrics
 from ts_parity.proxy.serving.races import Races
+from ts_parity.proxy.serving.recording import Recording
 from ts_parity.wire import Array
 
 log = logging.getLogger(__name__)
@@ -114,6 +115,8 @@ class Driver:
         self._answered_s, self._ended_s, self._sent_tasks = metrics.answered, metrics.ended, metrics.sent
         self.races = Races(metrics, scheduler.tasks_of)
         self._racing = self.races.out
+        self.recording: Recording | None = None
+        """Whoever has asked for it ends it."""
         self._options = options
         self._on_streaming = on_streaming
         self._on_missing = on_missing
@@ -216,6 +219,9 @@ class Driver:
             self._send(action.task)
         elif isinstance(action, Answer):
             result = self._answer(action.query, action.source, action.task)
+            if self.recording is not None and action.task is not None and action.task.kind is Kind.DEPLOYED:
+                request = cast(QueryPayload, action.query.payload).request
+                self.recording.offer(action.query.pool, request, result.answer)
             if action.source is not Source.DEPLOYED or action.query.in_flight:  # rare
                 now = self._loop.time()
                 self.races.answered(action.query, action.source, action.task, result.confidence, now)
