@@ -9,11 +9,7 @@ COMPILED_READY := $(COMPILED)/.ready
 # What only a release needs.
 RELEASING := build/releasing
 
-<<<<<<< HEAD
-.PHONY: demo test test-compiled check format docs bench accuracy gpu gpu-bundle policies overhead paper soak fuzz compiled release clean
-=======
-.PHONY: demo test test-compiled test-backends check format docs bench accuracy gpu gpu-bundle policies overhead paper soak fuzz compiled clean
->>>>>>> 2a1a62b (Fakes of ten other model servers, compared with real Triton, LitServe and KServe)
+.PHONY: demo test test-compiled test-backends check format docs bench accuracy gpu gpu-bundle policies overhead paper soak fuzz compiled release clean
 
 demo: $(READY)
 	$(BIN)/ts-parity demo --out demo-out --force $(ARGS)
