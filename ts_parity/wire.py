@@ -20,14 +20,14 @@ import json
 import struct
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from ts_parity.errors import MalformedFrame, MalformedTail
 
-Array = npt.NDArray[Any]
+Array: TypeAlias = npt.NDArray[Any]
 Headers = tuple[tuple[str, str], ...]
 
 CONTROL_PREFIX: Final = "x-ts-parity"
