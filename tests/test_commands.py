@@ -247,7 +247,7 @@ def test_serve_has_two_screens_of_help(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_exit_codes_are_documented() -> None:
-    text = " ".join((ROOT / "docs/behaviour.md").read_text().split())
+    text = (ROOT / "docs/commands.md").read_text()
     helped = " ".join(build_parser().format_help().split())
     for code, meaning in EXIT_CODES.items():
         assert f"| {code} | {meaning} |" in text

@@ -46,7 +46,8 @@ async def _nothing_to_wait_for() -> None:
 
 class AdminServer:
     """Listening ports for operators and their tools. Status and metrics wait for `refresh`; health does not, since
-    probes have short timeouts, and one process that is slow to report makes the others no less ready.
+    probes have short timeouts, and one process that is slow to report makes the others no less ready. docs/http.md is
+    made of the routes' docstrings.
     """
 
     def __init__(
@@ -106,40 +107,52 @@ class AdminServer:
         return int(runner.addresses[0][1])
 
     async def _on_status(self, _: web.BaseRequest) -> web.Response:
+        """Everything that is known, as JSON. Addresses, errors and reasons are here and in the log; clients never get
+        them.
+        """
         await self._refresh()
         return _json(200, self._status())
 
     async def _on_livez(self, _: web.BaseRequest) -> web.Response:
-        """Alive as long as it answers: a restart would mend neither the fleet nor a drain."""
+        """200 as long as the process answers, also while it drains: a restart would mend nothing."""
         return _json(200, {"status": "alive"})
 
     async def _on_health(self, _: web.BaseRequest) -> web.Response:
+        """For alerts: as `/readyz`, and 503 with the reason also if all endpoints that serve a model are ejected
+        (`degraded`).
+        """
         state = self._health()
         return _json(200 if state["status"] == "healthy" else 503, state)
 
     async def _on_readyz(self, _: web.BaseRequest) -> web.Response:
-        """Ready while instances are there, even if all of them are ejected: another proxy would see the same
-        instances, and an ejected one comes back only through queries.
+        """For balancers: 503 while it drains, or if no deployed model is known to have a READY worker and every
+        instance that is up says what it hosts. 200 even if all instances are ejected: another proxy would see the same
+        ones, and an ejected one comes back only through queries.
         """
         state = self._health()
         return _json(200 if state["status"] in ("healthy", "degraded") else 503, state)
 
     async def _on_metrics(self, request: web.BaseRequest) -> web.Response:
-        """OpenMetrics for whom it may be: as Prometheus asks for it."""
+        """For Prometheus ([metrics](metrics.md)); as OpenMetrics, with exemplars, for whom that is acceptable."""
         await self._refresh()
         openmetrics = "application/openmetrics-text" in request.headers.get("Accept", "")
         told = self._exposition(openmetrics)
         return web.Response(body=told, headers={"Content-Type": OPENMETRICS if openmetrics else PLAIN})
 
     async def _on_page(self, _: web.BaseRequest) -> web.Response:
+        """The [status page](behaviour.md#the-status-page), for a browser."""
         return web.Response(text=page(), headers=PAGE_HEADERS)
 
     async def _on_drain(self, _: web.BaseRequest) -> web.Response:
+        """202: drains as after a first SIGTERM."""
         self._drain()
         return _json(202, {"status": "draining"})
 
     async def _on_record(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Pairs as they are sampled, until the time is over or the reader leaves. See `pairs.frames`."""
+        """A stream of sampled requests and answers, until the time is over or the reader leaves, for
+        [`ts-parity record`](any-server.md#what-a-recording-holds-and-who-may-read-it). 403 from another machine unless
+        `admin_token` is set.
+        """
         if not self._token and not _is_local(request.remote):
             why = "a recording shows what clients send: set admin_token, or ask from the proxy's own machine"
             return _json(403, {"status": "refused", "reason": why})

@@ -181,7 +181,7 @@ class Metrics:
         )
         self.query_seconds = Histogram(
             "ts_parity_query_duration_seconds",
-            "From a query's arrival to its answer. Compare the sources to choose reconstruct_after_s.",
+            "From a query's arrival to its answer, by the source of the answer.",
             ["pool", "source"],
         )
         self.unprotected_seconds = Histogram(
@@ -412,7 +412,8 @@ class Metrics:
         turned_away.add('{how="refused"}', refused)
         turned_away.add('{how="closed"}', closed)
         yield turned_away
-        yield _gauge("ts_parity_event_loop_lag_seconds", "How late the proxy was with what was due.", self.lag_s)
+        text = "How late the proxy was with what was due: it lacks a processor, or compares long bodies."
+        yield _gauge("ts_parity_event_loop_lag_seconds", text, self.lag_s)
         yield from self._gauges()
         for metric in self._process.collect():
             family = ExposedFamily(metric.name, metric.type, metric.documentation)
@@ -422,7 +423,7 @@ class Metrics:
 
     def _gauges(self) -> Iterable[ExposedFamily]:
         snapshot, policy = self._snapshot(), self._policy
-        yield _gauge("ts_parity_in_flight", "Tasks in flight.", snapshot["in_flight"])
+        yield _gauge("ts_parity_in_flight", "Tasks that are out.", snapshot["in_flight"])
         yield _gauge("ts_parity_open_queries", "Queries without an answer yet.", snapshot["open_queries"])
         spent = _family(
             "counter",
@@ -440,7 +441,7 @@ class Metrics:
         yield tokens
         waiting = _family("gauge", "ts_parity_waiting", "Queries waiting for a place; see max_waiting.")
         release = _family("gauge", "ts_parity_reconstruct_after_seconds", "In force now; see reconstruct_after_s.")
-        launch = _family("gauge", "ts_parity_launch_after_seconds", "Late launches: how long after a query was sent.")
+        launch = _family("gauge", "ts_parity_launch_after_seconds", "In force now, for backups that are launched late.")
         in_use = _family("gauge", "ts_parity_protection_in_use", "1: rebuilt answers may be given; 0: on trial or out.")
         protected = _family("gauge", "ts_parity_protected", "1: the model has a protection.")
         for name, pool in snapshot["pools"].items():
@@ -475,7 +476,7 @@ class Metrics:
         speed = _family(
             "gauge",
             "ts_parity_endpoint_slowness_ratio",
-            "What its last tasks took, to what its peers took.",
+            "The median of what its last tasks took, to that of its peers.",
         )
         failures = _family("counter", "ts_parity_endpoint_failures", "Tasks that it failed; three in a row eject it.")
         ejections = _family("counter", "ts_parity_endpoint_ejections", "How often it was ejected.")
