@@ -1,7 +1,9 @@
-"""Every example's README, typed as it stands: its commands work, and print what it says they print.
+"""Every page with commands to type, typed as it stands: its commands work, and print what it says they print.
 
-Fenced `sh` (or `bash`) blocks are the commands, one shell for all of a README. Fenced `text` blocks are what must be
+Fenced `sh` (or `bash`) blocks are the commands, one shell for all of a page. Fenced `text` blocks are what must be
 printed, in this order, line by line; `...` stands for anything within a line, and one space for any number of them.
+Pages of docs go on where the README ends, with its fleet and in its shell; its last block, which stops all, comes last.
+Indented blocks are not typed: they name machines that nobody has here.
 """
 
 import contextlib
@@ -20,14 +22,24 @@ import pytest
 from tests.conftest import free_ports
 
 ROOT = Path(__file__).parent.parent.parent
-READMES = [ROOT / "README.md", *sorted((ROOT / "examples").glob("*/README.md"))]
-LIMIT_S = 500  # for what hangs; each takes well under a minute on a machine that is not busy
+README = ROOT / "README.md"
+GOES_ON = [ROOT / "docs" / f"{name}.md" for name in ("start", "saved", "refused", "roll-out")]
+"""In this order."""
+EXAMPLES = sorted((ROOT / "examples").glob("*/README.md"))
+SESSIONS = [[README, *GOES_ON], *([example] for example in EXAMPLES)]
+LIMIT_S = 1100  # for what hangs; each takes a minute or two on a machine that is not busy
 
 typed = pytest.mark.skipif(shutil.which("curl") is None, reason="the READMEs use curl, which is not installed")
 
 
 def test_there_are_examples():
-    assert {"digits", "sentences", "table"} <= {readme.parent.name for readme in READMES}
+    assert {"digits", "sentences", "table"} <= {readme.parent.name for readme in EXAMPLES}
+
+
+def test_every_page_with_commands_to_type_is_typed():
+    pages = [README, *sorted((ROOT / "docs").glob("*.md")), *EXAMPLES]
+    typed_pages = {page for session in SESSIONS for page in session}
+    assert {page for page in pages if fenced(page.read_text(), "sh", "bash")} == typed_pages
 
 
 def fenced(text, *languages):
@@ -70,16 +82,19 @@ def still_running(group):
 @typed
 @pytest.mark.torchserve
 @pytest.mark.slow
-@pytest.mark.parametrize("readme", READMES, ids=lambda readme: str(readme.relative_to(ROOT)))
-def test_the_commands_of_a_readme_work_as_they_stand(readme, tmp_path):
-    blocks, promised = fenced(readme.read_text(), "sh", "bash"), fenced(readme.read_text(), "text")
-    assert len(blocks) >= 4
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("session", SESSIONS, ids=lambda session: str(session[0].relative_to(ROOT)))
+def test_the_commands_of_a_page_work_as_they_stand(session, tmp_path):
+    *blocks, stop = fenced(session[0].read_text(), "sh", "bash")
+    assert len(blocks) >= 3
+    blocks += [block for page in session[1:] for block in fenced(page.read_text(), "sh", "bash")]
+    promised = [text for page in session for text in fenced(page.read_text(), "text")]
     assert any("x-ts-parity:" in block for block in promised), "a README shows whose answers came"
     ports = dict(zip(("ONE", "TWO", "THREE", "PROXY", "ADMIN"), map(str, free_ports(5, run=5)), strict=True))
-    environment = {**os.environ, **ports, "WORK": str(tmp_path), "TRAIN_OPTIONS": "--steps 80"}
+    environment = {**os.environ, **ports, "WORK": str(tmp_path), "TRAIN_OPTIONS": "--steps 80", "BENCH_FOR": "5s"}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     script = tmp_path / "typed.sh"
-    script.write_text("set -euo pipefail\n" + "\n".join(blocks))
+    script.write_text("set -euo pipefail\n" + "\n".join([*blocks, stop]))
     with open(tmp_path / "output", "w+") as output:
         shell = subprocess.Popen(
             ["bash", str(script)], cwd=ROOT, env=environment, stdout=output, stderr=output, start_new_session=True
