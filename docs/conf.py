@@ -24,6 +24,7 @@ root_doc = "docs/index"
 include_patterns = ["README.md", "CHANGELOG.md", "docs/*.md", "examples/*/README.md"]
 exclude_patterns = ["build", "demo-out", ".*"]
 nitpicky = True
+smartquotes = False  # flags keep both their dashes
 myst_heading_anchors = 4
 highlight_language = "none"  # blocks that say nothing show command lines with what they print
 
