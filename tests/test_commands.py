@@ -78,6 +78,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "broken.npz").write_bytes(buffer.getvalue()[:-50])
     for name, text in {
         "half.json": '{"inference": ',
+        "pairs.jsonl": '{"ts_parity_pairs": 1}\n',
         "half.jsonl": '{"a": 1}\n{"a": \n',
         "ca.pem": "-----BEGIN CERTIFICATE-----\nnone\n-----END CERTIFICATE-----\n",
         "fleet.toml": "deadline = 2\n",
@@ -281,6 +282,7 @@ NO_TORCH = "raise ImportError('torch was imported')\n"
         "train --archive plain.txt --inputs bodies --out made",
         "train --archive tiny.mar --inputs bodies --out made --code exact --labels plain.txt",
         "train --archive tiny.mar --inputs bodies --out made --device gpu",
+        "train --from-pairs pairs.jsonl --out made",
         "package --archive no.mar --out made",
         "report no",
         "demo --example no",

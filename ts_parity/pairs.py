@@ -108,7 +108,7 @@ def read_pairs(path: Path) -> Iterator[Pair]:
     """All pairs of a file; a last line that was cut off is left out. Raise ConfigError for what is no file of pairs."""
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
+            if number > 1 and not line.endswith(b"\n"):
                 return
             if (pair := _read(line, f"{path}, line {number}", first=number == 1)) is not None:
                 yield pair

@@ -5,11 +5,13 @@ Importing this package is cheap; torch is imported when training runs.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ts_parity.errors import ConfigError
 from ts_parity.output import check_free
 from ts_parity.training.figures import FIGURES
 
@@ -68,6 +70,57 @@ class TrainSettings:
     progress: bool = True
 
 
+@dataclass(frozen=True)
+class PairSettings:
+    """The options of `ts-parity train --from-pairs`.
+
+    `from_pairs`: files of `ts-parity record`. `protects`: NAME or NAME/VERSION of the model, if there are several in
+    them. `input`, `output`: JSON pointers to the numbers. `name`: of the student. Its size: at most `parameters`, and
+    at most `budget` (1) of `service_time`, which is what the deployed model takes for one query, in seconds; otherwise
+    the usual size. `out` is a new folder.
+    """
+
+    from_pairs: tuple[Path, ...]
+    out: Path
+    protects: str | None = None
+    input: tuple[str, ...] = ()
+    output: tuple[str, ...] = ()
+    name: str | None = None
+    architecture: str | None = None
+    parameters: int | None = None
+    service_time: float | None = None
+    budget: float | None = None
+    metric: str | None = None
+    steps: int | None = None
+    rate: float | None = None
+    seed: int = 0
+    seeds: int = 1
+    device: str | None = None
+    devices: int = 1
+    precision: str | None = None
+    force: bool = False
+    progress: bool = True
+
+
+def train_from_pairs(settings: PairSettings) -> dict[str, Any]:
+    """Make a student from what was recorded. -> the report that is also written to `out`/report.json, with a page
+    report.html beside it.
+
+    Raise ConfigError or TrainingError, each saying what was wrong and what to do; then there is no `out`.
+    """
+    check_free(settings.out, settings.force)
+    if settings.name is not None and not re.fullmatch(r"[A-Za-z0-9._-]+", settings.name):
+        raise ConfigError(f"--name {settings.name!r}: letters, digits, dots, hyphens and underscores make a name")
+    if settings.budget is not None and settings.service_time is None:
+        raise ConfigError("--budget is a share of what the deployed model takes: say --service-time too")
+    from ts_parity.training.recorded import read_recorded
+
+    pairs = read_recorded(settings.from_pairs, settings.protects, settings.input, settings.output)
+    from ts_parity.training.from_pairs import run  # now that there is something to learn from: torch takes seconds
+
+    return run(settings, pairs)
+
+
 def train(settings: TrainSettings) -> dict[str, Any]:
     """Make the protections. -> the report that is also written to `out`/report.json, with a page report.html beside it.
 
@@ -84,4 +137,4 @@ def train(settings: TrainSettings) -> dict[str, Any]:
     return run(spec)
 
 
-__all__ = ["FORMATS", "METRICS", "VARIATIONS", "TrainSettings", "train"]
+__all__ = ["FORMATS", "METRICS", "VARIATIONS", "PairSettings", "TrainSettings", "train", "train_from_pairs"]

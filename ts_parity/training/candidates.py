@@ -23,7 +23,7 @@ from tqdm import tqdm
 from ts_parity.codes import ErasureCode, Family, RowErrors, make_code
 from ts_parity.describe import ProtectedModel
 from ts_parity.torchserve.archive import protection_name
-from ts_parity.training import FOLDERS, TrainSettings
+from ts_parity.training import FOLDERS, PairSettings, TrainSettings
 from ts_parity.training.architecture_choice import ArchitectureChooser
 from ts_parity.training.architectures import (
     CallAdapter,
@@ -345,7 +345,7 @@ def pack_exact(
     return [packer.protection(code, row, None, name, price) for row, name in enumerate(names)]
 
 
-def progress_bar(settings: TrainSettings, what: str, total: int, unit: str = "body") -> Any:
+def progress_bar(settings: TrainSettings | PairSettings, what: str, total: int, unit: str = "body") -> Any:
     return tqdm(total=total, desc=what, disable=not settings.progress, file=sys.stderr, unit=unit)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import re
 import sys
@@ -10,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ts_parity import output
-from ts_parity.arguments import count, existing, number, source, to_write
+from ts_parity.arguments import count, existing, number, seconds, source, to_write
 from ts_parity.config import CODES
-from ts_parity.errors import TrainingError, TsParityError
+from ts_parity.errors import ConfigError, TrainingError, TsParityError
 from ts_parity.tables import columns
 from ts_parity.torchserve.commands import DECLARATION, add_declaration, declared
-from ts_parity.training import FOLDERS, FORMATS, METRICS, VARIATIONS, TrainSettings
+from ts_parity.training import FOLDERS, FORMATS, METRICS, VARIATIONS, PairSettings, TrainSettings
 from ts_parity.training.figures import FIGURES, NO_GUARD, Figure, margin
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true", "32", "bf16", "16", "64")
@@ -32,23 +33,22 @@ def _add_train(subparsers: Any) -> None:
         "train",
         help="make protections for a model from its archive and request bodies",
         description="Distil parity models and students from the deployed model's raw outputs, through the archive's "
-        "own handler. Write archives that are ready to register, and a report of what rebuilt answers are worth. The "
-        "same command continues an interrupted run.",
+        "own handler; or, for any server, a student from recorded pairs. Write archives that are ready to register, or "
+        "files for Triton and LitServe, and a report of what rebuilt answers are worth. From an archive, the same "
+        "command continues an interrupted run.",
         examples=(
             "ts-parity train --archive resnet.mar --inputs bodies/ --out protected/",
             "ts-parity train --archive resnet.mar --inputs bodies/ --code student --k 4 --out protected/",
+            "ts-parity train --from-pairs pairs.jsonl --out student/",
             "ts-parity train --archive m.mar --inputs set.npz/x_train --body png --score set.npz/x_test \\\n"
             "      --labels set.npz/y_test --code sum --code student --k 2 --k 4 --out protected/",
         ),
     )
     given = parser.add_argument_group("input and output")
-    given.add_argument(
-        "--archive", type=existing(), required=True, metavar="X.mar", help="the deployed model's archive"
-    )
+    given.add_argument("--archive", type=existing(), metavar="X.mar", help="the deployed model's archive")
     given.add_argument(
         "--inputs",
         type=source,
-        required=True,
         metavar="BODIES",
         help="a folder of files, FILE.zip or FILE.zip/FOLDER, FILE.npz/ARRAY with --body, or FILE.jsonl",
     )
@@ -67,6 +67,38 @@ def _add_train(subparsers: Any) -> None:
         help="a new folder for archives, report.json and report.html",
     )
     given.add_argument("--force", action="store_true", help="replace --out if it exists, and discard unfinished work")
+    pairs = parser.add_argument_group(
+        "from recorded pairs, without an archive",
+        "Of any server: a student from what `ts-parity record` has written. Beside these, it takes --protects (which "
+        "model, if there are several in the files), --name, --architecture, --metric, --steps, --rate, --seed, "
+        "--seeds, --device, --precision, and --budget with --service-time.",
+    )
+    pairs.add_argument(
+        "--from-pairs",
+        type=existing(),
+        action="append",
+        metavar="FILE",
+        help="pairs of requests and answers; may be repeated",
+    )
+    pairs.add_argument(
+        "--input",
+        action="append",
+        metavar="POINTER",
+        help="JSON pointer to the numbers of a request, as /instances; may be repeated; default: what can be meant",
+    )
+    pairs.add_argument(
+        "--output",
+        action="append",
+        metavar="POINTER",
+        help="JSON pointer to the numbers of an answer; may be repeated; default: what can be meant",
+    )
+    pairs.add_argument("--parameters", type=count(), metavar="N", help="the student has at most so many")
+    pairs.add_argument(
+        "--service-time",
+        type=seconds,
+        metavar="TIME",
+        help="what the deployed model takes for one query; the student takes at most --budget of it (default: 1), here",
+    )
     codes = parser.add_argument_group("codes")
     codes.add_argument(
         "--code", action="append", choices=CODES, dest="codes", help="may be given several times; default: sum"
@@ -188,9 +220,18 @@ def _add_report(subparsers: Any) -> None:
 
 
 def run_train(args: argparse.Namespace) -> int:
-    from ts_parity.training import train
+    from ts_parity.training import train, train_from_pairs
 
-    chosen = {key: value for key, value in vars(args).items() if key not in ("run", "json", *DECLARATION.values())}
+    if args.from_pairs:
+        report = train_from_pairs(_pair_settings(args))
+        print(json.dumps(report, indent=2) if args.json else report_text(report, args.out))
+        return 0
+    if unmeant := [flag for flag in _ONLY_PAIRS if getattr(args, flag[2:].replace("-", "_"))]:
+        raise ConfigError(f"{unmeant[0]} is for pairs: give --from-pairs too")
+    if missing := [flag for flag in ("--archive", "--inputs") if getattr(args, flag[2:]) is None]:
+        raise ConfigError(f"the following arguments are required: {', '.join(missing)} (or --from-pairs, without both)")
+    unsaid = ("run", "json", *_ONLY_PAIR_FIELDS, *DECLARATION.values())
+    chosen = {key: value for key, value in vars(args).items() if key not in unsaid}
     chosen["declaration"] = declared(args)
     for name, default in (("codes", ("sum",)), ("ks", (2,)), ("vary", None), ("never_code", ())):
         chosen[name] = tuple(chosen[name]) if chosen[name] else default
@@ -205,6 +246,30 @@ def run_train(args: argparse.Namespace) -> int:
         print(f"ts-parity: what the handler printed and logged is in {side_log.name}", file=sys.stderr)
     print(json.dumps(report, indent=2) if args.json else report_text(report, args.out))
     return 0
+
+
+_ONLY_PAIRS = ("--from-pairs", "--input", "--output", "--parameters", "--service-time")
+_ONLY_PAIR_FIELDS = tuple(flag[2:].replace("-", "_") for flag in _ONLY_PAIRS)
+
+
+def _pair_settings(args: argparse.Namespace) -> PairSettings:
+    """Raise ConfigError for options that are for archives only."""
+    known = {field.name: field for field in dataclasses.fields(PairSettings)}
+    kept = ("run", "json", "r", *known)
+    unmeant = [name for name, value in vars(args).items() if name not in kept and value not in (None, [], ())]
+    if args.r != 1:
+        unmeant.append("r")
+    if args.devices != 1:
+        unmeant.append("devices")
+    if unmeant:
+        flag = {"codes": "code", "ks": "k"}.get(unmeant[0], unmeant[0]).replace("_", "-")
+        raise ConfigError(
+            f"--{flag} is for training from an archive, and --from-pairs needs none; leave one of them out"
+        )
+    chosen = {name: value for name, value in vars(args).items() if name in known}
+    for name in ("from_pairs", "input", "output"):
+        chosen[name] = tuple(chosen[name] or ())
+    return PairSettings(**chosen)
 
 
 def run_report(args: argparse.Namespace) -> int:
@@ -226,10 +291,8 @@ def report_text(report: dict[str, Any], out: Path) -> str:
     figure = FIGURES[report.get("metric") or "accuracy"]
     lines = []
     if "scored_on" in report:
-        lines.append(
-            f"scored on {report['scored_on']}, {report['scored_groups']} groups, every slot erased once; "
-            "± is a 95 % interval"
-        )
+        groups = f", {report['scored_groups']} groups, every slot erased once" if "from_pairs" not in report else ""
+        lines.append(f"scored on {report['scored_on']}{groups}; ± is a 95 % interval")
         lines += _divided(report["split"])
         lines.append(taken_for(report))
     lines += _table(report["candidates"], figure)
@@ -245,7 +308,8 @@ def report_text(report: dict[str, Any], out: Path) -> str:
     lines += [f"warning: {what}" for what in report.get("warnings", [])]
     lines += [f"not made: {why}" for why in report.get("refused", [])]
     if refused := report.get("refused_bodies"):
-        lines.append(f"bodies the handler refused: {report['refused_count']}, such as {'; '.join(refused[:3])}")
+        what = "pairs that were left out" if "from_pairs" in report else "bodies the handler refused"
+        lines.append(f"{what}: {report['refused_count']}, such as {'; '.join(refused[:3])}")
     lines += ["", report["recommendation"], ""]
     if "archives" in report:
         deployed = out / report["archives"]["deployed"]

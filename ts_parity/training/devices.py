@@ -12,14 +12,14 @@ import torch
 from lightning_fabric import Fabric
 
 from ts_parity.errors import NotCodable, TrainingError
-from ts_parity.training import TrainSettings
+from ts_parity.training import PairSettings, TrainSettings
 from ts_parity.training.architectures import CallAdapter
 from ts_parity.training.fit import fit
 from ts_parity.training.text_network import TextAdapter
 from ts_parity.wire import Array
 
 
-def make_fabric(settings: TrainSettings) -> Fabric:
+def make_fabric(settings: TrainSettings | PairSettings) -> Fabric:
     """Raise TrainingError for what cannot be used here."""
     device = _device(settings.device)
     if settings.devices > 1 and device.index is not None and settings.device not in (None, "cuda"):

@@ -67,11 +67,15 @@ def report_page(report: Mapping[str, Any], out: Path, bodies: Mapping[int, Reque
             _classes(report),
             _disagreements(report, bodies or {}),
             section("What was not made", _lines(report.get("refused", ()))),
-            section("Bodies that the handler refused", _lines(report.get("refused_bodies", ()))),
+            section(_left_out(report), _lines(report.get("refused_bodies", ()))),
             section("How it was made", pairs(_made(report)), _command(report), _archives(report)),
         ],
         text(f"ts_parity {report.get('package', '')}. This page needs no network: it loads nothing."),
     )
+
+
+def _left_out(report: Mapping[str, Any]) -> str:
+    return "Pairs that were left out" if "from_pairs" in report else "Bodies that the handler refused"
 
 
 def _said(recommendation: str) -> str:
@@ -501,4 +505,4 @@ def _archives(report: Mapping[str, Any]) -> str:
         ("", [TableCell(text(name)), TableCell(f"<code>{text(digest.removeprefix('sha256:'))}</code>", "long")])
         for name, digest in hashes.items()
     ]
-    return table("What was packed, and your own archive.", ["archive", "sha256"], rows)
+    return table("What was packed, and what it was made from.", ["archive", "sha256"], rows)

@@ -55,8 +55,8 @@ def recommend(report: Mapping[str, Any]) -> str:
 def chosen(report: Mapping[str, Any]) -> Candidate | None:
     """The recommended one, perhaps an `exact` that was only compared; None: none is recommended."""
     made = _made(report)
-    if not made:  # `exact`, whose cost nobody knows
-        return next(iter(report["candidates"]), None)
+    if not made:  # `exact`, or a student from pairs, whose cost nobody knows
+        return next((c for c in report["candidates"] if loss(c) <= MOST_LOSS), None)
     usable = [c for c in (*made, *report.get("beside", [])) if loss(c) <= MOST_LOSS]
     return _choose(usable) if usable else None
 
@@ -140,10 +140,11 @@ def named(candidate: Candidate) -> str:
 
 
 def _price(candidate: Candidate) -> str:
-    return f"{_lost(candidate)} and adds {_work(candidate):.0%} of work"
+    return f"{lost_told(candidate)} and adds {_work(candidate):.0%} of work"
 
 
-def _lost(candidate: Candidate) -> str:
+def lost_told(candidate: Candidate) -> str:
+    """A verb and its object: what a rebuilt answer of it loses."""
     figure, lost = FIGURES[candidate["metric"]], loss(candidate)
     if candidate["code"] == "exact" or (lost <= 0 and not figure.error):
         return "loses nothing on rebuilt answers"

@@ -14,7 +14,7 @@ from typing import Any
 
 from ts_parity.describe import ProtectedModel
 from ts_parity.torchserve.wrapping import protection_name
-from ts_parity.training import FOLDERS, TrainSettings
+from ts_parity.training import FOLDERS, PairSettings, TrainSettings
 from ts_parity.training.recommend import chosen, named, to_try
 
 
@@ -30,6 +30,8 @@ def next_steps(report: Mapping[str, Any], out: Path) -> list[NextStep]:
     """`out`: the folder of the archives."""
     out = out.absolute()
     taken = chosen(report)
+    if "from_pairs" in report:
+        return _of_pairs(report, taken, out)
     if taken is None:
         return [_again(report), _serve("Until then, its second copies of late queries lose nothing.")]
     if "archives" not in taken:  # `exact`, which was only compared with
@@ -39,6 +41,20 @@ def next_steps(report: Mapping[str, Any], out: Path) -> list[NextStep]:
     if taken["family"] == "parity":
         return [_plan(out), *_of_parity(report, taken, files, out)]
     return [_plan(out), *_of_backup(taken, files)]
+
+
+def _of_pairs(report: Mapping[str, Any], taken: Mapping[str, Any] | None, out: Path) -> list[NextStep]:
+    if taken is None:
+        return [_again(report)]
+    made, name = taken["archives"], report["name"]
+    steps = []
+    if f"triton/{name}" in made:
+        say = "Triton: copy the student into the model repository, beside the model."
+        steps.append(NextStep(say, _line("cp -r", out / "triton" / name, "MODEL_REPOSITORY/")))
+    run = _line("python", out / "litserve" / "server.py", "--port", 8001)
+    steps.append(NextStep("LitServe: run the student as a server of its own.", run))
+    steps.append(NextStep("Then name it in the proxy's configuration (docs/any-server.md).", "ts-parity config init"))
+    return steps
 
 
 def _of_backup(taken: Mapping[str, Any], files: list[Path]) -> list[NextStep]:
@@ -78,7 +94,8 @@ _STATUS = NextStep("Watch it prove itself on live queries: first on trial, then 
 
 
 def _again(report: Mapping[str, Any]) -> NextStep:
-    more = [tip for tip in to_try(report) if tip.startswith("--") and "(" not in tip]
+    tips = ["--steps 8000"] if "from_pairs" in report else to_try(report)
+    more = [tip for tip in tips if tip.startswith("--") and "(" not in tip]
     return NextStep("Train again with more.", " ".join([_line(*report["command"]), *more, "--force"]))
 
 
@@ -124,7 +141,7 @@ _UNSAID = ("progress", "force", "secret")
 """A secret is not for a page; the others make no difference to what is made."""
 
 
-def command_of(settings: TrainSettings) -> list[str]:
+def command_of(settings: TrainSettings | PairSettings) -> list[str]:
     """The command line that asks for this, in whatever folder it is typed."""
     words = ["ts-parity", "train"]
     for field in dataclasses.fields(settings):

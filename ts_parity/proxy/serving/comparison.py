@@ -293,10 +293,13 @@ def _as_float(number: float) -> float:
         return math.inf
 
 
+def describes_the_run(key: str) -> bool:
+    """Whether a field of this name says something about the run and not about the input."""
+    return key.lower().replace("_", "").replace("-", "") in _OF_THE_RUN
+
+
 def _of_the_answer(fields: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: value for key, value in fields.items() if key.lower().replace("_", "").replace("-", "") not in _OF_THE_RUN
-    }
+    return {key: value for key, value in fields.items() if not describes_the_run(key)}
 
 
 def _at(path: str) -> str:

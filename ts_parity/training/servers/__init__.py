@@ -1,0 +1,1 @@
+"""What is written beside a student so that servers can run it. Each file is copied as it stands."""
