@@ -44,7 +44,7 @@ from ts_parity.lab.scenario import Outage, ServiceTimes, Spells
 from ts_parity.tables import markdown
 
 RESULTS = Path(__file__).parent / "results" / "policies.json"
-DOCS = Path(__file__).parent.parent / "docs" / "benchmarks.md"
+DOCS = Path(__file__).parent.parent / "docs" / "benchmarks-policies.md"
 POLICY = DOCS.parent / "policy.md"
 SCENARIOS: dict[str, dict[str, Any]] = {
     "quiet": {},
@@ -247,7 +247,7 @@ def _sizes(rows: list[dict[str, Any]]) -> str:
 def sections(document: dict[str, Any]) -> dict[str, str]:
     """What docs/benchmarks.md says between its marks."""
     parts = tables(document).items()
-    said = [f"### `{name.split()[0]}` at load {name.split()[1]}\n\n{part}" for name, part in parts]
+    said = [f"## `{name.split()[0]}` at load {name.split()[1]}\n\n{part}" for name, part in parts]
     return {"policies": "\n\n".join(said), "targets": target_table(document)}
 
 
