@@ -9,7 +9,7 @@ COMPILED_READY := $(COMPILED)/.ready
 # What only a release needs.
 RELEASING := build/releasing
 
-.PHONY: demo test test-compiled test-backends check format docs bench accuracy gpu gpu-bundle policies overhead paper soak fuzz compiled release clean
+.PHONY: demo test test-compiled test-backends backends check format docs bench accuracy gpu gpu-bundle policies overhead paper soak fuzz compiled release clean
 
 demo: $(READY)
 	$(BIN)/ts-parity demo --out demo-out --force $(ARGS)
@@ -26,6 +26,11 @@ BACKENDS ?= triton litserve kserve
 test-backends: $(READY)
 	$(BIN)/python benchmarks/backend_servers.py $(BACKENDS)
 	$(BIN)/python -m pytest -n 0 -m backends tests/backends $(ARGS)
+
+# The policies before these servers, on emulated machines: most of an hour. ARGS=--quick: ten minutes, and no table.
+backends: $(READY)
+	$(BIN)/python benchmarks/backend_servers.py $(BACKENDS)
+	$(BIN)/python benchmarks/backends.py --servers $(BACKENDS) $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff check .
