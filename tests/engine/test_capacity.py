@@ -1,5 +1,6 @@
 """Places: an endpoint's own, a pool's turn on a machine, and what a whole machine has idle."""
 
+from tests.engine.made import sent
 from ts_parity.codes import make_code
 from ts_parity.engine import (
     Arrived,
@@ -13,6 +14,8 @@ from ts_parity.engine import (
     Send,
     plain,
 )
+from ts_parity.engine.capacity import EndpointSet, EndpointState, InstanceState, PoolShare
+from ts_parity.engine.fleet import FleetState
 
 CODE = make_code("student", 1)
 
@@ -167,3 +170,30 @@ def test_work_of_an_endpoint_that_left_is_still_on_its_place_when_it_comes_back(
     assert set(world.running) == {1}
     world.ends(1, 0.5)
     assert [pool.in_flight() for pool in world.scheduler.pools()] == [0, 0]
+
+
+def test_places_apart_are_taken_from_nobody_and_by_nobody():
+    """Of a student whose server has workers of its own for it, on an instance whose places an operator has set."""
+    host = InstanceState(Instance("i", 1, "i", capped=True))
+    model = EndpointState(Endpoint("i/m", "i", "m", None, 1), host, plain())
+    student = EndpointState(Endpoint("i/s", "i", "m", 0, 1, apart=True), host, plain())
+    host.endpoints = [model, student]
+    PoolShare().add(model)
+    PoolShare().add(student)
+    EndpointSet([model])
+    EndpointSet([student])
+    sent(Query(1, "m"), model)
+    assert (model.has_place(), student.has_place()) == (False, True)
+    task = sent(Query(2, "m"), student, number=2)
+    assert (student.has_place(), host.in_flight) == (False, 1)
+    student.free_place(task)
+    assert (student.has_place(), host.in_flight) == (True, 1)
+
+
+def test_a_pool_gives_a_student_apart_a_share_of_its_own():
+    fleet = FleetState(plain())
+    endpoints = (Endpoint("i/m", "i", "m", None, 1), Endpoint("i/s", "i", "m", 0, 1, apart=True))
+    fleet.update(Fleet((Instance("i", 1, "i"),), endpoints, (Pool("m", make_code("student", 1)),)))
+    shares = [state.share for state in fleet.endpoints.values()]
+    assert shares[0] is not shares[1]
+    assert fleet.pools["m"].places == 1

@@ -210,3 +210,10 @@ def test_the_speed_of_errors_is_not_what_is_usual():
 def test_what_must_not_be_repeated_is_asked_of_nobody_else():
     run = served({"d0": (0.0, FOREVER)}, deployed=3, repeatable=False)
     assert len(run.sent) == 600
+
+
+def test_a_doubtful_error_that_a_peer_answers_well_is_evidence_by_itself():
+    record = ErrorRecord()
+    assert not record.suspect
+    assert [record.proved(doubtful=True) for _ in range(PROOFS)] == [False] * (PROOFS - 1) + [True]
+    assert record.suspect

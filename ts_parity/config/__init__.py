@@ -21,6 +21,7 @@ from ts_parity.config.schema import (
     EXACT_ONLY,
     GROUPS,
     KINDS,
+    MANAGED,
     OFF,
     UNIX,
     InstanceSettings,
@@ -30,7 +31,7 @@ from ts_parity.config.schema import (
 from ts_parity.config.show import configuration_json, configuration_table
 
 __all__ = (
-    "AUTO", "CODES", "ENV_PREFIX", "EXACT_ONLY", "GROUPS", "KINDS", "OFF", "PROFILES", "REMOVED", "UNIX",
+    "AUTO", "CODES", "ENV_PREFIX", "EXACT_ONLY", "GROUPS", "KINDS", "MANAGED", "OFF", "PROFILES", "REMOVED", "UNIX",
     "Configuration", "InstanceSettings", "ModelSettings", "Settings", "add_flags", "add_sources", "configuration",
     "configuration_json", "configuration_table", "given_flags", "host_and_port", "json_schema", "load_settings",
     "parse_endpoint", "parse_model", "profile_toml", "settings_markdown", "settings_of",

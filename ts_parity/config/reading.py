@@ -20,7 +20,7 @@ from ts_parity.arguments import is_one_word
 from ts_parity.config.addresses import checked_url, host_and_port, next_port
 from ts_parity.config.files import TomlFile
 from ts_parity.config.removed import REMOVED
-from ts_parity.config.schema import FIELDS, OF_POLICY, InstanceSettings, ModelSettings, Settings
+from ts_parity.config.schema import FIELDS, MANAGED, OF_POLICY, InstanceSettings, ModelSettings, Settings
 from ts_parity.config.values import convert
 from ts_parity.engine.policy import Policy
 from ts_parity.errors import ConfigError
@@ -244,6 +244,19 @@ def _check_models(settings: Settings) -> None:
     names = [f"{model.name},version={model.version}" if model.version else model.name for model in settings.models]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"model {twice[0]} is given twice")
+    instances = {instance.name: instance for instance in settings.instances}
+    for model in settings.models:
+        for where, _ in model.students:
+            if where and where not in instances:
+                raise ConfigError(f"model {model.name}: list the instance of its student, {where}, as [[instance]] too")
+        if not model.student and (model.exact or model.cost is not None or model.agreement is not None):
+            raise ConfigError(f"model {model.name}: exact, cost and agreement say something of a student; name it")
+        if model.student and all(instance.kind == MANAGED for instance in settings.instances):
+            raise ConfigError(
+                f"model {model.name}: TorchServe's archives tell their students; see `ts-parity register`"
+            )
+        if odd := [pointer for pointer in model.compare if not pointer.startswith("/")]:
+            raise ConfigError(f"model {model.name}: compare takes JSON pointers, such as /output, not {odd[0]!r}")
 
 
 def settings_of(values: Mapping[str, Any]) -> Settings:
@@ -299,7 +312,7 @@ def _model(values: Mapping[str, Any], where: str) -> ModelSettings:
     converted = _converted(values, fields(ModelSettings), where)
     if not converted.get("name"):
         raise ConfigError(f"{where}: name, the model's name, is missing")
-    if "/" in converted["name"]:
+    if "/" in converted["name"] and not converted["name"].startswith("/"):  # a path is the name of a model too
         name, _, version = converted["name"].partition("/")
         raise ConfigError(f"{where}: a model's name has no slash; write {name},version={version}")
     return ModelSettings(**converted)
@@ -320,7 +333,11 @@ def _instance(values: Mapping[str, Any], where: str) -> InstanceSettings:
         raise ConfigError(f"{where}: inference, the address of the inference API, is missing")
     found = InstanceSettings(**converted)
     inference = checked_url(found.inference, f"{where}: inference")
-    if found.management:
+    if found.kind != MANAGED:
+        if found.management or found.management_token or found.management_token_file:
+            raise ConfigError(f"{where}: management is TorchServe's; an instance of kind {found.kind} has none")
+        management = ""
+    elif found.management:
         management = checked_url(found.management, f"{where}: management")
     else:
         management = next_port(inference, where)

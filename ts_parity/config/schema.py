@@ -20,20 +20,22 @@ UNIX = "unix:"
 """Before a path: the address of a Unix socket, as TorchServe writes it."""
 AUTO = "auto"
 EXACT_ONLY, OFF = "exact-only", "off"
-KINDS = ("torchserve",)
+KINDS = ("torchserve", "open-inference", "rest")
 """The kinds of servers there are; each is a file in proxy/fleet/backends."""
+MANAGED = KINDS[0]
+"""The kind with an API of its own for what it hosts, on another port."""
 CODES = ("sum", "concat", "student", "exact")
 """The codes there are, for command lines that must not import numpy to say so; `codes` makes them."""
 
 
 @dataclass(frozen=True)
 class InstanceSettings:
-    """One TorchServe instance. In TOML a table `[[instance]]`, on the command line an `--endpoint`."""
+    """One instance of a model server. In TOML a table `[[instance]]`, on the command line an `--endpoint`."""
 
     inference: str = setting(
         MISSING, "address of the inference API, such as http://10.0.0.5:8080, https://ts1:8443 or unix:/run/ts1.sock"
     )
-    management: str = setting("", "address of the management API; default: same host, the inference port + 1")
+    management: str = setting("", "address of TorchServe's management API; default: same host, the inference port + 1")
     domain: str = setting("", "failure domain (machine, rack, zone); default: the instance itself")
     token: str = setting("", "TorchServe's inference key", secret=True)
     token_file: str = setting("", "file with the inference key, or TorchServe's key_file.json; read again regularly")
@@ -41,12 +43,22 @@ class InstanceSettings:
     management_token_file: str = setting("", "file with the management key, or TorchServe's key_file.json")
     places: int | None = setting(
         None,
-        "most requests in flight, over all its models; default: READY workers x batch size of each model",
+        "most requests in flight, over all its models; default: what the server tells of each (TorchServe: READY "
+        "workers x batch size), or 1 where it tells nothing",
         unit="requests",
         least=1,
         auto=int,
     )
-    kind: str = setting(KINDS[0], "the kind of server", words=KINDS)
+    kind: str = setting(KINDS[0], "the kind of server: see docs/backends.md", words=KINDS)
+    student_places: int | None = setting(
+        None,
+        "requests that a student there works on beside the deployed model's; default: what the server tells, else they "
+        "share those of the instance",
+        unit="requests",
+        least=1,
+        auto=int,
+    )
+    ready: str = setting("", "kind rest: the path that answers 2xx when it serves; default: it takes a connection")
     tls_ca: str = setting(
         "",
         "PEM file, or folder of such files, with the certificates to trust at https addresses; default: the system's",
@@ -78,6 +90,37 @@ class ModelSettings:
         "false: it may answer one query in two ways, or it remembers queries: each query runs once, with no second "
         "copy, no protection, and no second attempt once it may have run",
     )
+    student: str = setting(
+        "",
+        "a small model that answers late queries: its name, a path, or an address with either; several separated by "
+        "blanks (not for TorchServe, whose archives tell it)",
+    )
+    exact: bool = setting(
+        False, "true: the student is the same function, at another precision or on another machine, say"
+    )
+    agreement: float | None = setting(
+        None, "how often its answers agree with the deployed model's, as measured", below=1.000001, auto=float
+    )
+    tolerance: float | None = setting(
+        None, "how far off its numbers usually are (root mean square), where answers are numbers", auto=float
+    )
+    cost: float | None = setting(None, "what an answer of it costs, in answers of the deployed model", auto=float)
+    compare: tuple[str, ...] = setting(
+        (), "kind rest: JSON pointers to what counts where two answers are compared, such as /output; default: all"
+    )
+
+    @property
+    def students(self) -> tuple[tuple[str, str], ...]:
+        """(instance, name) of each student; the instance is empty where every one has it."""
+        return tuple(_student(given, self.name) for given in self.student.split())
+
+
+def _student(given: str, protects: str) -> tuple[str, str]:
+    if "://" not in given:
+        return "", given
+    parts = urlsplit(given)
+    name = parts.path if protects.startswith("/") else parts.path.strip("/")
+    return parts.netloc, protects if name in ("", "/") else name
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ def convert(item: Field[Any], value: Any, where: str) -> Any:
         return None
     if kind is tuple:
         items = _items(value, where)
+        if item.name == "compare":
+            return tuple(" ".join(items).split())  # in --model a comma would end it
         return _addresses(items, where) if item.name == "peers" else _headers(items, where)
     if kind is bool:
         return _truth(value, where)

@@ -21,6 +21,7 @@ from ts_parity.doctor.gathered import CertificateEnd, Gathered, SizeProbe
 from ts_parity.doctor.validity import first_end, pem_blocks
 from ts_parity.engine import scheduler
 from ts_parity.errors import ConfigError, Unreachable
+from ts_parity.proxy.fleet.backends.kinds import backends_of
 from ts_parity.proxy.fleet.discovery import Discovery
 from ts_parity.proxy.fleet.plan import Plan, PlanOptions, make_plan
 from ts_parity.proxy.fleet.torchserve.answers import error_fields, key_refused
@@ -38,7 +39,8 @@ _MOST_ANSWER: Final = 1 << 16
 def settings_of_status(status: Mapping[str, Any]) -> tuple[InstanceSettings, ...]:
     """The instances of a running proxy, without keys."""
     return tuple(
-        InstanceSettings(str(i["inference"]), str(i["management"]), str(i["domain"])) for i in status["instances"]
+        InstanceSettings(str(i["inference"]), str(i["management"]), str(i["domain"]), kind=str(i["kind"]))
+        for i in status["instances"]
     )
 
 
@@ -69,7 +71,8 @@ async def _gathered(
 ) -> Gathered:
     tls = instance_side(settings)
     upstream = Upstream(settings.connect_timeout_s, settings.task_timeout_s, tls)
-    discovery = Discovery(settings.instances, upstream, settings.describe_timeout_s)
+    backends = backends_of(settings.instances, settings.models)
+    discovery = Discovery(settings.instances, backends, upstream, settings.describe_timeout_s)
     try:
         reports = tuple(await discovery.refresh())
         plan = make_plan(

@@ -53,7 +53,8 @@ class InstanceState:
 
 class PoolShare:
     """What one pool has on one instance. Its deployed model and its protection there take turns, for they have one
-    machine between them, and a query that waits can still go to another. It does not look at other pools.
+    machine between them, and a query that waits can still go to another. It does not look at other pools. A protection
+    whose server has places for it apart has a share of its own.
     """
 
     __slots__ = ("in_flight", "places")
@@ -75,7 +76,7 @@ class EndpointState:
     """An endpoint, how many of its places are taken, and its health."""
 
     __slots__ = (
-        "ejections", "endpoint", "failures", "health", "host", "in_flight", "last_sent", "machine_places",
+        "apart", "ejections", "endpoint", "failures", "health", "host", "in_flight", "last_sent", "machine_places",
         "name", "only", "peers", "record", "share", "speed", "tasks", "why",
     )  # fmt: skip
 
@@ -104,7 +105,8 @@ class EndpointState:
         """Independent models never wait for each other; protections use what the whole machine has idle."""
         self.endpoint = endpoint
         self.host = host
-        bounded = endpoint.row is not None or host.instance.capped
+        self.apart = endpoint.apart
+        bounded = not endpoint.apart and (endpoint.row is not None or host.instance.capped)
         self.machine_places = float(host.instance.places) if bounded else math.inf
 
     @property
@@ -123,7 +125,7 @@ class EndpointState:
         self.in_flight += 1
         self.peers.taken += 1
         share.in_flight += 1
-        host.in_flight += 1
+        host.in_flight += not self.apart
         self.last_sent = task.id
         self.tasks[task.id] = task
         if self.health.condition is Condition.OUT:
@@ -139,8 +141,9 @@ class EndpointState:
     def part(self) -> None:
         """Another has its name and machine now. What is in flight here takes none of its places."""
         alone = InstanceState(self.host.instance)
-        alone.in_flight = self.in_flight
-        self.host.in_flight -= self.in_flight
+        if not self.apart:
+            alone.in_flight = self.in_flight
+            self.host.in_flight -= self.in_flight
         self.host = alone
         PoolShare().add(self)
 
@@ -149,7 +152,7 @@ class EndpointState:
         self.in_flight -= 1
         self.peers.taken -= 1
         share.in_flight -= 1
-        host.in_flight -= 1
+        host.in_flight -= not self.apart
         del self.tasks[task.id]
         if share.in_flight == share.places - 1 or host.in_flight == host.instance.places - 1:
             for state in host.endpoints:

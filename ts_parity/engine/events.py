@@ -54,6 +54,17 @@ class Cause(Enum):
     """Perhaps of this very query."""
 
 
+class Blame(Enum):
+    """Whose an error is, as far as the answer tells."""
+
+    LIKELY_CLIENTS = "likely the client's"
+    """A handler's error: an endpoint that makes more of them than its peers is suspect."""
+    CLIENTS = "the client's"
+    """Whatever endpoint is asked, it says this."""
+    DOUBTFUL = "doubtful"
+    """As likely the endpoint's own as the query's: only a peer can tell."""
+
+
 class Code(Protocol):
     """What the engine asks of a code. `codes.Code` is one; a test may bring its own."""
 
@@ -98,6 +109,8 @@ class Endpoint:
     places: int
     workers: frozenset[str] = frozenset()
     """Its READY worker processes, each by what changes when it is restarted or registered again."""
+    apart: bool = False
+    """Of a protection: its server has places for it that no other model's requests take."""
 
 
 @dataclass(frozen=True)
@@ -131,14 +144,16 @@ class Fleet:
 
 class Arrived(NamedTuple):
     """An answer came. `raw`: the model's raw output came with it. `covers`: the slots a protection's answer is good for
-    (None: all that were sent). `error`: it is an error of the user's handler. `agreement`: by slot, how often a rebuilt
-    answer that looks like this one is the deployed model's own (None, or a slot that is not there: unknown).
+    (None: all that were sent). `error`: it is an error of the user's handler, and `blame` says whose. `agreement`: by
+    slot, how often a rebuilt answer that looks like this one is the deployed model's own (None, or a slot that is not
+    there: unknown).
     """
 
     raw: bool = False
     covers: frozenset[int] | None = None
     error: bool = False
     agreement: Mapping[int, float] | None = None
+    blame: Blame = Blame.LIKELY_CLIENTS
 
 
 class Failed(NamedTuple):

@@ -159,7 +159,7 @@ class PoolState:
         self.selection.adopt(self.deployed, self.rows)
         self.admission.adopt(sum(state.endpoint.places for state in self.deployed.everyone))
         states = (state for line in (self.deployed, *self.rows.values()) for state in line.everyone)
-        shares = {state.endpoint.instance: state for state in states}
+        shares = {state.endpoint.instance: state for state in states if not state.apart}
         self.places = sum(min(state.share.places, state.host.instance.places) for state in shares.values())
 
     def may_launch(self, group: CodingGroup, row: int) -> bool:
@@ -282,7 +282,8 @@ class FleetState:
                 state = EndpointState(endpoint, self.instances[endpoint.instance], self._policy)
             state.describe(endpoint, self.instances[endpoint.instance])
             state.host.endpoints.append(state)
-            self._shares.setdefault((endpoint.instance, endpoint.pool), PoolShare()).add(state)
+            whose = endpoint.name if endpoint.apart else endpoint.pool
+            self._shares.setdefault((endpoint.instance, whose), PoolShare()).add(state)
             state.host.protects = state.host.protects or endpoint.row is not None
             state.host.serves = state.host.serves or endpoint.row is None
             self.endpoints[endpoint.name] = state

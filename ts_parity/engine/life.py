@@ -92,7 +92,7 @@ from typing import Final
 from ts_parity.engine.admission import Verdict
 from ts_parity.engine.budgets import KEPT_FROM_PROBES, work_budget
 from ts_parity.engine.capacity import EndpointState
-from ts_parity.engine.events import Arrived, Cause, Code, Failed, Kind, Outcome, Reason, Rejected, Source
+from ts_parity.engine.events import Arrived, Blame, Cause, Code, Failed, Kind, Outcome, Reason, Rejected, Source
 from ts_parity.engine.fleet import FleetState, PoolState
 from ts_parity.engine.policy import Policy
 from ts_parity.engine.proving import Proving
@@ -424,16 +424,20 @@ class Life:
     def _weigh_error(self, task: Task, query: Query, outcome: Arrived, pool: PoolState, now: float) -> bool:
         """Learn whose fault errors are; see `outliers`. -> whether this answer is set aside until a peer has spoken."""
         place, first = task.place, query.set_aside
-        suspect = place.record.erred(*pool.ejection.peers_of(place)) if outcome.error else False
+        suspect, doubtful = False, outcome.error and outcome.blame is Blame.DOUBTFUL
         if not outcome.error:
             place.record.answered()
+        elif outcome.blame is not Blame.CLIENTS:
+            suspect = place.record.erred(*pool.ejection.peers_of(place)) or doubtful
         if first is not None:
             query.set_aside = None
             if first.place is place:
                 return False
             if outcome.error:
                 self.suspicion.acquit(first.place, now)
-            elif first.place.record.proved() and pool.ejection.may_convict(first.place):
+                if doubtful:  # they agree, so it is the query's
+                    self.suspicion.acquit(place, now)
+            elif first.place.record.proved(query.doubtful) and pool.ejection.may_convict(first.place):
                 self.suspicion.convict(first.place, now)
             return False
         if not suspect or not query.open:
@@ -445,7 +449,7 @@ class Life:
             self._queue_again(query, choosy=True)
         elif query.state is QueryState.RUNNING and not task.hedge and not task.lost:
             move(query, LOST)  # a copy may have the better answer
-        query.set_aside = task
+        query.set_aside, query.doubtful = task, doubtful
         return True
 
     def _may_ask_a_peer(self, query: Query, pool: PoolState, now: float) -> bool:

@@ -6,7 +6,8 @@ endpoint that fails whatever it gets is always idle, so it draws the traffic. Tw
     suspicion   its share of errors is higher than its peers' by more than chance. It costs nothing and looks at shares
                 only, so a burst of bad clients, which reaches all alike, and a model that fails everywhere are nothing
                 to it, and one that fails a twentieth of all queries is found as well as one that fails all.
-    proof       while it is suspect, a query to which it answers an error is tried elsewhere. If a peer answers it well,
+    proof       while it is suspect, or where the error is a doubtful one, a query to which it answers an error is tried
+                elsewhere. If a peer answers it well,
                 that counts against the endpoint; if a peer answers an error too, the query was bad and the endpoint is
                 cleared. So clients of a suspect endpoint have good answers meanwhile, as far as the retry budget goes.
 
@@ -71,8 +72,11 @@ class ErrorRecord:
         """Of errors."""
         return self.errors / self.answers if self.answers else 0.0
 
-    def proved(self) -> bool:
-        """A peer has answered well what this endpoint answered with an error. -> whether that is enough."""
+    def proved(self, doubtful: bool = False) -> bool:
+        """A peer has answered well what this endpoint answered with an error. -> whether that is enough. `doubtful`:
+        the error was no sure sign of the client's fault, so it is evidence by itself.
+        """
+        self.suspect = self.suspect or doubtful
         if not self.suspect:
             return False
         self._proofs = min(self._proofs + 1, PROOFS)

@@ -51,7 +51,7 @@ class Query:
     """
 
     __slots__ = (
-        "armed_at", "arrived_at", "attempts", "avoid", "choosy_until", "deadline_at", "domain", "excused",
+        "armed_at", "arrived_at", "attempts", "avoid", "choosy_until", "deadline_at", "domain", "doubtful", "excused",
         "finish_attempts", "finishes_pending", "first_cause", "forgiven", "free_at", "given", "group", "hedge_at",
         "held", "id", "in_flight", "key", "kills", "last_chance", "last_failure", "late", "launch_at", "least", "owes",
         "payload", "pool", "refused", "release_at", "released", "rests_until", "scale", "set_aside", "size", "slot",
@@ -105,6 +105,8 @@ class Query:
         self.last_failure: Task | None = None
         self.finishes_pending = 0
         self.finish_attempts = 0
+        self.doubtful = False
+        """What is set aside may as well be the endpoint's own error."""
         self.set_aside: Task | None = None
         """A suspect endpoint answered it with an error, and whose fault that is will be seen."""
         self.kills = 0

@@ -19,7 +19,8 @@ from ts_parity.config import Settings
 from ts_parity.engine import Fleet, Policy, Scheduler
 from ts_parity.engine.members import STANDBY_S, keys_of
 from ts_parity.errors import ConfigError
-from ts_parity.proxy.fleet.discovery import Discovery, backends_of
+from ts_parity.proxy.fleet.backends.kinds import backends_of
+from ts_parity.proxy.fleet.discovery import Discovery
 from ts_parity.proxy.fleet.peers import Peers, new_member
 from ts_parity.proxy.fleet.plan import Plan, PlanOptions, make_plan
 from ts_parity.proxy.fleet.reports import InstanceReport
@@ -102,7 +103,7 @@ class Proxy(Lifecycle):
         self.upstream = Upstream(settings.connect_timeout_s, settings.task_timeout_s, to_instances)
         self._access = access = _open_access_log(settings.access_log)
         options = DriverOptions(settings.secret, _default_response(default, settings), settings.task_timeout_s, access)
-        backends = backends_of(settings.instances)
+        backends = backends_of(settings.instances, settings.models)
         self.driver = Driver(
             self.scheduler, self.upstream, backends, self.metrics, options, self._stop_coding, self._discover_soon
         )
@@ -115,12 +116,18 @@ class Proxy(Lifecycle):
             given_up_s = self.scheduler.policy.deadline_s
             self._forwarder = Forwarder(self.peers, self.metrics, given_up_s, options.default_answer)
         self._service = Service(
-            self.driver, self.upstream, backends, self.metrics, settings.group_by, self._discover_soon, self._forwarder
+            self.driver,
+            self.upstream,
+            backends,
+            self.metrics,
+            settings.group_by,
+            self._discover_wanted,
+            self._forwarder,
         )
         self._server = Server(self._service.handle, settings.max_body_bytes, access=access, tls=tls)
         self._admin = AdminServer(self.status, self.health, self.drain, self.metrics.exposition, self.record)
         self._settling: asyncio.Task[None] | None = None
-        self._discovery = Discovery(settings.instances, self.upstream, settings.describe_timeout_s)
+        self._discovery = Discovery(settings.instances, backends, self.upstream, settings.describe_timeout_s)
         self.plan = Plan()
         self._reports: list[InstanceReport] = []
         self._streamed = StreamedPools()
@@ -190,6 +197,12 @@ class Proxy(Lifecycle):
             self._reports = await self._discovery.refresh(may_describe)
             self._adopt_reports()
             self._discovered_at = asyncio.get_running_loop().time()
+
+    def _discover_wanted(self, kind: str = "", name: str = "") -> asyncio.Task[None]:
+        """`name`: a model that a client has asked for."""
+        if name:
+            self._discovery.want(kind, name)
+        return self._discover_soon()
 
     def _discover_soon(self) -> asyncio.Task[None]:
         """Discovery that has yet to begin, shared by all callers until it does."""

@@ -1,6 +1,6 @@
 """Asks the instances what they host: each kind its own way, all at the same time.
 
-Knows kinds of servers by name. Knows nothing of how any is asked, or of what `plan` makes of the reports.
+Knows nothing of how any is asked, or of what `plan` makes of the reports.
 """
 
 from __future__ import annotations
@@ -10,26 +10,31 @@ from collections.abc import Mapping, Sequence
 
 from ts_parity.config import InstanceSettings
 from ts_parity.proxy.fleet.backends.backend import Backend
-from ts_parity.proxy.fleet.backends.kinds import backend_of
 from ts_parity.proxy.fleet.reports import InstanceReport
 from ts_parity.proxy.http.upstream import Upstream
-
-
-def backends_of(instances: Sequence[InstanceSettings]) -> dict[str, Backend]:
-    """Instance -> its kind's backend, in the order of the configuration."""
-    return {instance.name: backend_of(instance.kind) for instance in instances}
 
 
 class Discovery:
     """Of all instances; the probers remember what they saw last."""
 
-    def __init__(self, instances: Sequence[InstanceSettings], upstream: Upstream, timeout_s: float) -> None:
+    def __init__(
+        self,
+        instances: Sequence[InstanceSettings],
+        backends: Mapping[str, Backend],
+        upstream: Upstream,
+        timeout_s: float,
+    ) -> None:
+        """`backends`: of each instance."""
         self._names = [instance.name for instance in instances]
-        kinds = dict.fromkeys(instance.kind for instance in instances)
+        kinds = {backend.kind: backend for backend in backends.values()}
         self.probers = {
-            kind: backend_of(kind).prober([each for each in instances if each.kind == kind], upstream, timeout_s)
-            for kind in kinds
+            kind: backend.prober([each for each in instances if each.kind == kind], upstream, timeout_s)
+            for kind, backend in kinds.items()
         }
+
+    def want(self, kind: str, name: str) -> None:
+        """A client has asked for a model that no instance of this kind was seen to host."""
+        self.probers[kind].want(name)
 
     async def refresh(self, may_describe: bool = True) -> list[InstanceReport]:
         """One report per instance, in the order of the configuration. Without `may_describe` no worker is asked for

@@ -37,6 +37,8 @@ class Target:
     """Measured cost of a full group, in deployed inferences; None for a deployed model or if it was not measured."""
     default: bool = False
     """The instance's default version, and nothing is coded for it: queries may go there without a version."""
+    elsewhere: bool = False
+    """A student at an address of its own: the client's Host is not its own."""
 
 
 @final

@@ -11,12 +11,12 @@ import functools
 import operator
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ts_parity.codes import ErasureCode, Family, RowErrors
 from ts_parity.confidence import Confidence
-from ts_parity.config import AUTO, EXACT_ONLY, OFF, InstanceSettings, ModelSettings
+from ts_parity.config import AUTO, EXACT_ONLY, MANAGED, OFF, InstanceSettings, ModelSettings
 from ts_parity.engine import Endpoint, Fleet, Instance, Pool
 from ts_parity.exclusion import Exclusions
 from ts_parity.proxy.fleet.payloads import Target
@@ -50,6 +50,8 @@ class PoolPlan:
     """Of a full group, in deployed inferences: the largest of its rows; None if it was not measured."""
     never_code: Exclusions | None = None
     """Bodies that no protection may answer, as the archives of pool and protections declare."""
+    kind: str = MANAGED
+    """Of the servers that host it."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ class Plan:
     """Instances that are down according to a gateway."""
     unauthorized: tuple[str, ...] = ()
     """Instances that are up but refuse our management key: they may host any model."""
+    passed: Mapping[str, str] = field(default_factory=dict)
+    """Model -> why its requests are only passed through, whatever they ask for."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,11 @@ class PlanOptions:
     """Use no protection whose answers may differ from the deployed model's."""
     proved: bool = False
     """Use protections without a trial, for tests of what comes after it."""
+
+    @property
+    def of_students(self) -> frozenset[str]:
+        """Instances that serve nothing but students."""
+        return frozenset(where for model in self.models for where, _ in model.students if where)
 
     def repeatable(self, model: str, version: str) -> bool:
         return all(given.repeatable for given in self.models if given.name == model and given.version in ("", version))
@@ -118,10 +127,12 @@ def make_plan(reports: Sequence[InstanceReport], options: PlanOptions) -> Plan:
     problems += [f"{name}: {m.model} {m.version}: {m.problem}" for name, m in members if m.problem]
     if not up:
         problems.append("no instance can be reached; every prediction is answered with 503")
-    deployed = _by_pool([m for m in members if not m[1].is_protection])
-    protections = [m for m in members if m[1].is_protection]
+    passed = _passed(members)
+    own = [m for m in members if not m[1].is_protection and m[1].model not in passed]
+    deployed = _by_pool(own)
+    versions, differing = _versions(own)
+    protections = [_of_default_version(m, versions) for m in members if m[1].is_protection]
     problems += _orphans(protections, deployed)
-    versions, differing = _versions([m for m in members if not m[1].is_protection])
     problems += differing
     pools: dict[str, PoolPlan] = {}
     endpoints: list[Endpoint] = []
@@ -129,16 +140,18 @@ def make_plan(reports: Sequence[InstanceReport], options: PlanOptions) -> Plan:
     for (model, version), all_members in deployed.items():
         name = pool_name(model, version)
         used, trouble = _usable_members(name, all_members)
-        pool, rows, more = _protect(name, used, protections, options)
+        pool, rows, more = _protect(model, version, used, protections, options)
         problems += trouble + more
         pools[name] = pool
         for host, member, row in [*((h, m, None) for h, m in used), *rows]:
             places = options.share(member.places, host)
-            endpoint = Endpoint(f"{host}/{member.model}/{member.version}", host, name, row, places, member.running)
+            called = f"{host}/{pool_name(member.model, member.version)}"
+            endpoint = Endpoint(called, host, name, row, places, member.running, member.apart)
             endpoints.append(endpoint)
             cost = member.described.cost if member.described is not None else None
             wrapped, default = member.described is not None, member.default and pool.code is None
-            targets[endpoint.name] = Target(host, member.model, member.version, wrapped, cost, default)
+            elsewhere = row is not None and host in options.of_students
+            targets[called] = Target(host, member.real_name, member.version, wrapped, cost, default, elsewhere)
     return Plan(
         fleet=Fleet(
             _instances(up, endpoints, options),
@@ -149,8 +162,9 @@ def make_plan(reports: Sequence[InstanceReport], options: PlanOptions) -> Plan:
         pools=pools,
         targets=targets,
         versions=versions,
-        hosts=_hosts(up, {m.model for _, m in protections}),
-        protections=frozenset(m.model for _, m in protections),
+        hosts=_hosts(up, {m.model for _, m in protections}, passed),
+        protections=frozenset(m.model for _, m in protections if m.kind == MANAGED),
+        passed=passed,
         up=tuple(report.name for report in up),
         serving=frozenset(endpoint.pool for endpoint in endpoints if endpoint.row is None),
         cold={
@@ -177,7 +191,32 @@ def share(places: int, process: int, processes: int) -> int:
 
 
 def pool_name(model: str, version: str) -> str:
-    return f"{model}/{version}"
+    """`version`: empty where the server tells none."""
+    return f"{model}/{version}" if version else model
+
+
+def _passed(members: Sequence[HostedModel]) -> dict[str, str]:
+    """A student of a plain server is a model that clients may ask as they always could; nothing stands in for it."""
+    passed = {m.model: m.passed for _, m in members if m.passed}
+    deployed = {m.model for _, m in members if not m.is_protection}
+    return passed | {
+        m.model: f"it is the student of {m.described.protects.model}"
+        for _, m in members
+        if m.kind != MANAGED
+        and m.model not in deployed
+        and m.described is not None
+        and m.described.protects is not None
+    }
+
+
+def _of_default_version(member: HostedModel, versions: Mapping[str, str]) -> HostedModel:
+    """A student that the configuration names without a version protects the default one."""
+    host, m = member
+    described = m.described
+    if m.kind == MANAGED or described is None or described.protects is None or described.protects.version:
+        return member
+    protects = replace(described.protects, version=versions.get(described.protects.model, ""))
+    return host, replace(m, described=replace(described, protects=protects))
 
 
 def _by_pool(members: Sequence[HostedModel]) -> dict[tuple[str, str], list[HostedModel]]:
@@ -209,13 +248,18 @@ def _usable_members(pool: str, members: Sequence[HostedModel]) -> tuple[list[Hos
 
 
 def _protect(
-    pool: str, members: Sequence[HostedModel], protections: Sequence[HostedModel], options: PlanOptions
+    model: str,
+    version: str,
+    members: Sequence[HostedModel],
+    protections: Sequence[HostedModel],
+    options: PlanOptions,
 ) -> tuple[PoolPlan, list[tuple[str, ModelReport, int]], list[str]]:
     """-> the pool with its code, its protection endpoints with their rows, and what is wrong."""
+    pool = pool_name(model, version)
     candidates, problems = _matching(pool, members, protections)
     offered, reason = _usable_codes(candidates, options)
-    model, _, version = pool.rpartition("/")
-    once = _only_once(model, version, members, options)
+    real = members[0][1].real_name if members else model
+    once = _only_once(real, version, members, options)
     obstacles = [once or _obstacle(pool, each, members, options) for each in offered]
     code = next((each for each, obstacle in zip(offered, obstacles, strict=True) if not obstacle), None)
     if code is None:
@@ -262,6 +306,7 @@ def _protect(
         _confidence([m for _, m, _ in chosen]),
         max((cost for cost in costs if cost is not None), default=None),
         _never_code(members, candidates),
+        members[0][1].kind if members else MANAGED,
     )
     return plan, rows, problems
 
@@ -444,10 +489,12 @@ def _versions(members: Sequence[HostedModel]) -> tuple[dict[str, str], list[str]
     return chosen, problems
 
 
-def _hosts(up: Sequence[InstanceReport], protections: Collection[str]) -> dict[str, tuple[str, ...]]:
+def _hosts(
+    up: Sequence[InstanceReport], protections: Collection[str], passed: Collection[str]
+) -> dict[str, tuple[str, ...]]:
     hosts: dict[str, dict[str, None]] = {}
     for report in up:
-        deployed = [m.model for m in report.models if not m.is_protection]
+        deployed = [m.model for m in report.models if not m.is_protection or m.model in passed]
         for model in [*deployed, *(name for name in report.undescribed if name not in protections)]:
             hosts.setdefault(model, {})[report.name] = None
     return {model: tuple(names) for model, names in hosts.items()}
@@ -463,8 +510,9 @@ def _missing(reports: Sequence[InstanceReport]) -> frozenset[str]:
     here = [m for report in reports if report.up for m in report.models]
     undescribed = {name for report in reports for name in report.undescribed}
     models = {m.model for m in last_hosted} - {m.model for m in here} - undescribed
-    pools = {pool_name(m.model, m.version) for m in last_hosted} - {pool_name(m.model, m.version) for m in here}
-    return frozenset(models | {pool for pool in pools if pool.rpartition("/")[0] not in undescribed})
+    there = {(m.model, m.version) for m in here}
+    gone = {(m.model, m.version) for m in last_hosted if m.model not in undescribed} - there
+    return frozenset(models | {pool_name(*each) for each in gone})
 
 
 def _code(model: ModelReport) -> ErasureCode | None:

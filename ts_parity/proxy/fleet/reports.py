@@ -6,10 +6,11 @@ Values. Knows nothing of how they were found out, or of what `plan` makes of the
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ts_parity.codes import ErasureCode, RowErrors
 from ts_parity.confidence import Confidence
+from ts_parity.config import MANAGED
 from ts_parity.describe import ProtectedModel
 from ts_parity.exclusion import Exclusions
 
@@ -74,6 +75,20 @@ class ModelReport:
     batch_delay_ms: int = 0
     """How long its frontend waits for a batch to fill."""
     response_timeout_s: int = 0
+    kind: str = MANAGED
+    """Of server."""
+    called: str = ""
+    """What its server calls it, if that is not `model`: where kinds are mixed, names begin with the kind."""
+    apart: bool = False
+    """Its places are not taken from those of the other models there."""
+    takes: str = ""
+    """Its inputs and outputs, as text to compare; empty where not told."""
+    passed: str = ""
+    """Why its requests are only passed through; empty if they may be copied and protected."""
+
+    @property
+    def real_name(self) -> str:
+        return self.called or self.model
 
     @property
     def places(self) -> int:
@@ -104,3 +119,21 @@ class InstanceReport:
     """Something answers there, and it is not the API that the configuration names."""
     seen_at: float = field(default=math.nan, compare=False)
     """When the refresh that this report is from began, on the clock of `time.monotonic`."""
+
+
+def prefixed(report: InstanceReport, prefix: str) -> InstanceReport:
+    """With this before the names of its models, and of those that they protect."""
+
+    def renamed(model: ModelReport) -> ModelReport:
+        described = model.described
+        if described is not None and described.protects is not None:
+            protects = replace(described.protects, model=prefix + described.protects.model)
+            described = replace(described, protects=protects)
+        return replace(model, model=prefix + model.model, called=model.model, described=described)
+
+    return replace(
+        report,
+        models=tuple(map(renamed, report.models)),
+        last_hosted=tuple(map(renamed, report.last_hosted)),
+        undescribed=tuple(prefix + name for name in report.undescribed),
+    )

@@ -41,6 +41,7 @@ _NO_DESCRIPTOR_PAUSE_S = 0.05
 _STREAMS = "ts_stream_next"
 """TorchServe's header on what a handler streams."""
 _GATHERED_BYTES = 65536
+_STREAMED = ("text/event-stream", "application/x-ndjson", "application/jsonl", "multipart/")
 
 
 class ResponseListener(Protocol):
@@ -139,6 +140,7 @@ class UpstreamConnection:
         """The head of a response whose body is still arriving, if it was read without the parser."""
         self._for_head = False
         self._max_bytes = math.inf
+        self._whole = False
         self._open = False
         self._paused = False
         self._unsolicited = False
@@ -163,12 +165,22 @@ class UpstreamConnection:
         self._framing_error = ""
         """Why the end of the response cannot be found."""
 
-    def send(self, data: list[bytes], for_head: bool, listener: ResponseListener, max_bytes: float = math.inf) -> None:
-        """Only when nobody is listening. `max_bytes`: of a response, head and all; a longer one counts as none."""
+    def send(
+        self,
+        data: list[bytes],
+        for_head: bool,
+        listener: ResponseListener,
+        max_bytes: float = math.inf,
+        whole: bool = False,
+    ) -> None:
+        """Only when nobody is listening. `max_bytes`: of a response, head and all; a longer one counts as none.
+        `whole`: a chunked response is gathered, as far as it is short and does not say that it is a stream.
+        """
         if self._received:
             self._reset()
         self._for_head = for_head
         self._max_bytes = max_bytes
+        self._whole = whole
         self._listener = listener
         outbox = self._origin.outbox
         if len(data) == 1:
@@ -331,12 +343,20 @@ class UpstreamConnection:
         if codings and codings != ["chunked"]:
             self._framing_error = f"its body has the transfer encoding {', '.join(codings)}"
         elif codings and not bodiless:
-            if self._status < 300 or any(name.lower() == _STREAMS for name, _ in self._headers):
+            if (self._status < 300 and not self._whole) or self._says_it_streams():
                 self._begin_stream()
             else:
                 self._gathers = True
         else:
             self._until_close = not sized and not bodiless
+
+    def _says_it_streams(self) -> bool:
+        """By TorchServe's header, or by its type, which `_whole` looks at too."""
+        for name, value in self._headers:
+            lower = name.lower()
+            if lower == _STREAMS or (self._whole and lower == "content-type" and value.lower().startswith(_STREAMED)):
+                return True
+        return False
 
     def on_body(self, piece: bytes) -> None:
         if self._ended is not None:
@@ -385,6 +405,9 @@ class UpstreamConnection:
         self._until_close = False
         if self._paused:
             self.resume()
+        # Some servers reset it behind such an answer without saying so.
+        if response is not None and response.status >= 500:
+            keep_alive = False
         # Make the connection idle first: the listener may send the next request at once.
         if keep_alive and self._open:
             self._origin.idle.append(self)

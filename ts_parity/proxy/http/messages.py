@@ -259,7 +259,12 @@ def error_response(error: TsParityError) -> Response:
 def torchserve_error(status: int, kind: str, message: str) -> Response:
     body = error_body(status, kind, message)
     headers = (("content-type", "application/json"), ("content-length", str(len(body))))
-    return Response(status, _PHRASES.get(status, ""), headers, body)
+    return Response(status, phrase_of(status), headers, body)
+
+
+def phrase_of(status: int) -> str:
+    """Of an error of the proxy's own."""
+    return _PHRASES.get(status, "")
 
 
 def too_large() -> Response:

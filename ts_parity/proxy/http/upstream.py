@@ -77,6 +77,7 @@ class Exchange:
         "_opening",
         "_origin",
         "_outstanding",
+        "_whole",
         "times_out_at",
     )  # fmt: skip
 
@@ -90,8 +91,10 @@ class Exchange:
         done: Callable[[Result], None],
         max_bytes: float = math.inf,
         once: bool = False,
+        whole: bool = False,
     ) -> None:
         self._max_bytes = max_bytes
+        self._whole = whole
         self._once = once
         self._outstanding = outstanding_exchanges
         self._origin = origin
@@ -110,7 +113,7 @@ class Exchange:
             connection = idle.pop()
             if not connection.closing:
                 self._connection = connection
-                connection.send(self._data, self._for_head, self, self._max_bytes)
+                connection.send(self._data, self._for_head, self, self._max_bytes, self._whole)
                 return
         self._connection = None
         self._opening = asyncio.get_running_loop().create_task(self._open())
@@ -127,7 +130,7 @@ class Exchange:
             self._end(NoResponse("it closed the connection at once", Cause.UNREACHABLE))
         else:
             self._connection = connection
-            connection.send(self._data, self._for_head, self, self._max_bytes)
+            connection.send(self._data, self._for_head, self, self._max_bytes, self._whole)
 
     def arrived(self, response: Response | Stream) -> None:
         self._end(response)
@@ -204,24 +207,32 @@ class Upstream:
         if (origin := self._origins.pop(url, None)) is not None:
             origin.close()
 
-    def send(self, address: Address, request: Request, done: Callable[[Result], None], once: bool = False) -> Exchange:
+    def send(
+        self,
+        address: Address,
+        request: Request,
+        done: Callable[[Result], None],
+        once: bool = False,
+        whole: bool = False,
+    ) -> Exchange:
         """`done` is called once, later, with the result; a chunked response is a result as soon as it begins. `once`:
         nothing may run twice, so the request gets a connection of its own: if one that was kept breaks without a word,
-        nobody can tell whether it had been closed for its idleness, or somebody died with the request.
+        nobody can tell whether it had been closed for its idleness, or somebody died with the request. `whole`: a
+        chunked response that does not say that it is a stream is gathered, if it is short.
         """
-        return self._send(address, request, done, self._outstanding, self._task_timeout_s, once=once)
+        return self._send(address, request, done, self._outstanding, self._task_timeout_s, once=once, whole=whole)
 
     async def exchange(
-        self, address: Address, request: Request, timeout_s: float, max_bytes: float = math.inf
+        self, address: Address, request: Request, timeout_s: float, max_bytes: float = math.inf, whole: bool = False
     ) -> Result:
-        """Send and wait for the result. `max_bytes`: of a response; a longer one counts as none."""
+        """Send and wait for the result. `max_bytes`: of a response, a longer one is none; `whole`: see `send`."""
         result: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
 
         def done(what: Result) -> None:
             if not result.done():
                 result.set_result(what)
 
-        exchange = self._send(address, request, done, {}, timeout_s, max_bytes)
+        exchange = self._send(address, request, done, {}, timeout_s, max_bytes, whole=whole)
         timer = asyncio.get_running_loop().call_later(timeout_s, exchange.time_out)
         try:
             return await result
@@ -238,21 +249,38 @@ class Upstream:
         timeout_s: float,
         max_bytes: float = math.inf,
         once: bool = False,
+        whole: bool = False,
     ) -> Exchange:
         loop = asyncio.get_running_loop()
         origin = self._origins.get(address.url)
         if origin is None:
-            url = address.url
-            origin = self._origins[url] = Origin(url, self._outbox, self._connect_timeout_s, self._tls.get(url))
+            origin = self._new_origin(address.url)
         data = _serialized(request, "" if address.checks_client_key(request) else address.token, origin)
         times_out_at = loop.time() + timeout_s
         exchange = Exchange(
-            outstanding_exchanges, origin, data, request.method == "HEAD", times_out_at, done, max_bytes, once
+            outstanding_exchanges, origin, data, request.method == "HEAD", times_out_at, done, max_bytes, once, whole
         )
         if self._timer is None and outstanding_exchanges is self._outstanding:
             self._timer = loop.call_at(times_out_at, self._check)
         exchange.start()
         return exchange
+
+    def _new_origin(self, url: str) -> Origin:
+        origin = self._origins[url] = Origin(url, self._outbox, self._connect_timeout_s, self._tls.get(url))
+        return origin
+
+    async def reach(self, address: Address) -> NoResponse | None:
+        """Whether it takes connections: None, or why not. What is opened for this is kept for the next request."""
+        origin = self._origins.get(address.url) or self._new_origin(address.url)
+        if any(not connection.closing for connection in origin.idle):
+            return None
+        try:
+            connection = await origin.connection()
+        except (OSError, ValueError, asyncio.TimeoutError) as error:
+            return NoResponse(_in_words(error), Cause.UNREACHABLE)
+        if not connection.closing:
+            origin.idle.append(connection)
+        return None
 
     def _check(self) -> None:
         """End the exchanges whose time is up, and set the timer for the next."""

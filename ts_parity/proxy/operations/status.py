@@ -250,6 +250,7 @@ def _instance(
     places = next((i.places for i in plan.fleet.instances if i.name == report.name), 0)
     return {
         "name": report.name,
+        "kind": given.kind,
         "inference": given.inference,
         "management": given.management,
         "domain": given.domain or given.name,

@@ -32,7 +32,7 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 from ts_parity.engine import Finding
@@ -80,6 +80,10 @@ _DECIMAL: Final = re.compile(r"([-+]?\d+\.\d*(?:[eE][-+]?\d+)?|[-+]?\d+[eE][-+]?
 _NO_JSON: Final = object()
 
 
+Meaning = Callable[[Response], Any]
+"""What an answer says, as JSON has it. Raises ValueError if it cannot be read."""
+
+
 class Comparison(NamedTuple):
     finding: Finding
     why: str = ""
@@ -97,12 +101,14 @@ class ResponseComparer:
     finding is unknown.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, meaning: Meaning | None = None) -> None:
+        """`meaning`: how the kind of server says that an answer is read; None: its JSON, else its bytes."""
+        self._meaning = meaning
         self._steady: set[str] = set()
 
     def compare(self, own: Response, other: Response, lossless: bool, tolerance: float | None = None) -> Comparison:
         """`own` is the deployed model's answer. The order matters only for what is remembered."""
-        comparison = compare(own, other, lossless, tolerance)
+        comparison = compare(own, other, lossless, tolerance, self._meaning)
         empty = own.body.strip() in _NOTHING and other.body.strip() in _NOTHING
         if comparison.finding is not Finding.AGREED or not (lossless or empty):
             return comparison
@@ -121,7 +127,13 @@ class ResponseComparer:
         return comparison
 
 
-def compare(one: Response, other: Response, lossless: bool, tolerance: float | None = None) -> Comparison:
+def compare(
+    one: Response,
+    other: Response,
+    lossless: bool,
+    tolerance: float | None = None,
+    meaning: Meaning | None = None,
+) -> Comparison:
     """Symmetric; a response agrees with itself, unless it is an error."""
     if one.status >= 400 and other.status >= 400:
         return Comparison(Finding.UNKNOWN, f"both are errors ({one.status} and {other.status})")
@@ -129,6 +141,8 @@ def compare(one: Response, other: Response, lossless: bool, tolerance: float | N
         if any(status >= 500 or status in (408, 429) for status in (one.status, other.status)):
             return Comparison(Finding.UNKNOWN, f"one of them is an error ({one.status} and {other.status})")
         return _differs("status", one.status, other.status)
+    if meaning is not None and one.status < 300:
+        return _compare_meanings(one, other, meaning, lossless, tolerance)
     for name in _TYPES:
         if _kind(one, name) != _kind(other, name):
             return _differs(name, _kind(one, name), _kind(other, name))
@@ -161,9 +175,26 @@ def _compare_bodies(one: bytes, other: bytes, lossless: bool, tolerance: float |
     values = _json(one), _json(other)
     if _NO_JSON in values:
         return _compare_bytes(one, other, lossless)
+    return _compare_values(*values, lossless, tolerance)
+
+
+def _compare_values(one: Any, other: Any, lossless: bool, tolerance: float | None) -> Comparison:
     if lossless:
-        return _equal(*values)
-    return _same_decision(*values) if tolerance is None else _within(*values, tolerance)
+        return _equal(one, other)
+    return _same_decision(one, other) if tolerance is None else _within(one, other, tolerance)
+
+
+def _compare_meanings(
+    one: Response, other: Response, meaning: Meaning, lossless: bool, tolerance: float | None
+) -> Comparison:
+    """Of what the answers say, in whichever form each of them says it."""
+    if max(len(one.body), len(other.body)) > LARGEST:
+        return _TOO_LARGE
+    try:
+        values = meaning(one), meaning(other)
+    except (ValueError, RecursionError) as error:
+        return Comparison(Finding.UNKNOWN, f"an answer cannot be read: {error}")
+    return _compare_values(*values, lossless, tolerance)
 
 
 def _unzip(body: bytes) -> bytes:

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import cast, final
+from typing import Any, cast, final
 
 from ts_parity.codes import ErasureCode, Family, RowErrors
 from ts_parity.confidence import pattern_of
@@ -43,7 +43,7 @@ from ts_parity.engine.sizes import size_class
 from ts_parity.errors import DeadlineExceeded, DecodeError, Overloaded, TsParityError, Unavailable, WireError
 from ts_parity.proxy.fleet.backends.backend import Backend
 from ts_parity.proxy.fleet.payloads import QueryPayload, Target, TaskResult
-from ts_parity.proxy.fleet.plan import Plan
+from ts_parity.proxy.fleet.plan import Plan, PoolPlan
 from ts_parity.proxy.http.access import ERROR, LEFT, AccessEntry, AccessLog, OtherTask
 from ts_parity.proxy.http.messages import Request, Response
 from ts_parity.proxy.http.streams import Pipe, Stream
@@ -175,13 +175,22 @@ class Driver:
     def change_fleet(self, plan: Plan, addresses: Mapping[str, Address]) -> None:
         """Adopt a new plan; the engine gets an event only if the fleet has changed."""
         changed = plan.fleet != self._plan.fleet
-        self._comparers = {name: self._comparers.get(name, ResponseComparer()) for name in plan.pools}
+        comparers = {}
+        for name, pool in plan.pools.items():
+            comparer = self._comparers.get(name)
+            comparers[name] = ResponseComparer(self._meaning_of(pool)) if comparer is None else comparer
+        self._comparers = comparers
         self._metrics.adopt(plan.pools, {one.name: (one.pool, _kind_of(one)) for one in plan.fleet.endpoints})
         # First, since the actions that follow name the new endpoints.
         self._plan, self._addresses = plan, addresses
         self._once = frozenset(name for name, pool in plan.pools.items() if not pool.repeatable)
         if changed:
             self._carry_out(self.scheduler.endpoints_changed(plan.fleet, self._loop.time()))
+
+    def _meaning_of(self, pool: PoolPlan) -> Callable[[Response], Any] | None:
+        """How answers of this pool are read to be compared."""
+        backend = next((each for each in self._backends.values() if each.kind == pool.kind), None)
+        return None if backend is None else backend.meaning(pool.model.removeprefix(backend.prefix))
 
     def left_over(self) -> dict[str, int]:
         """What is held at this moment, for status and for tests that check that nothing is left."""
@@ -243,7 +252,8 @@ class Driver:
             backend = self._backends[target.instance]
             request = self._request(task, target, backend)
             done = partial(self._on_result, task, backend)
-            self._upstream.send(self._addresses[target.instance], request, done, task.endpoint.pool in self._once)
+            once = task.endpoint.pool in self._once
+            self._upstream.send(self._addresses[target.instance], request, done, once, backend.whole)
         except (DecodeError, WireError) as error:
             self._task_ended(task, Failed(str(error), retry=False))
         except Exception:
@@ -409,11 +419,11 @@ class Driver:
                     outcome = Arrived(agreement={task.slot: confidence})
             if (
                 isinstance(result, Response)
-                and result.status == 400
+                and result.status in (400, 401)
                 and backend.key_refused(result)
                 and self._sent_our_key(task)
             ):
-                outcome = Failed("400 it refuses the key that it was configured with")
+                outcome = Failed(f"{result.status} it refuses the key that it was configured with")
         except Exception:
             self._internal_error(task)
             return

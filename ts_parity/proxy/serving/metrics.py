@@ -227,6 +227,11 @@ class Metrics:
         self.passed_through = Counter(
             "ts_parity_passed_through", "Requests that did not go through the engine, by outcome.", ["outcome"]
         )
+        self.unrepeatable = Counter(
+            "ts_parity_unrepeatable",
+            "Predictions that were passed through, since they may not be repeated, by kind of server and reason.",
+            ["kind", "reason"],
+        )
         self.forwarded = Counter(
             "ts_parity_forwarded",
             "Queries that were forwarded to the proxy that serves their model; taken back: served here after all.",
@@ -399,6 +404,7 @@ class Metrics:
         yield self.decode_failures.family()
         yield self.finish_failures.family()
         yield self.passed_through.family()
+        yield self.unrepeatable.family()
         if self.peers_alive is not None:
             yield self.forwarded.family()
             text = "Other proxies before this fleet that are alive, as each process sees it, added up."

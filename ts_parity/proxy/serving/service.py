@@ -7,6 +7,7 @@ carried out, or of TorchServe's management API.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 from asyncio import Future, TimerHandle, get_running_loop
@@ -17,7 +18,7 @@ from typing import TypeVar
 from ts_parity.confidence import in_header
 from ts_parity.engine import LOSSLESS, Query, Source
 from ts_parity.errors import BadClientRequest, BadGateway, DeadlineExceeded, Unavailable, UnknownModel
-from ts_parity.proxy.fleet.backends.backend import Backend
+from ts_parity.proxy.fleet.backends.backend import Backend, Unprotected
 from ts_parity.proxy.fleet.payloads import Ask, QueryPayload
 from ts_parity.proxy.fleet.plan import Plan, pool_name
 from ts_parity.proxy.fleet.reports import REFUSED
@@ -59,11 +60,12 @@ class Service:
         backends: Mapping[str, Backend],
         metrics: Metrics,
         group_by: tuple[str, ...],
-        discover: Callable[[], Future[None]],
+        discover: Callable[[str, str], Future[None]],
         forwarder: Forwarder | None = None,
     ) -> None:
         """`backends`: of each instance. `discover` starts discovery; its future is done once `change_fleet` has been
-        called. `forwarder`: to other proxies, if there are any.
+        called. It is told the kind and the name of a model that a client asks for and nobody hosts, if that is why.
+        `forwarder`: to other proxies, if there are any.
         """
         self._driver = driver
         self._forwarder = forwarder
@@ -102,20 +104,24 @@ class Service:
                 responder.respond(_identified(self._backends[0].error(error), request))
                 return
         backend, route = self._matching(request)
-        pool = None if route is None else self._pool(route)
+        if route is not None and (why := self._why_passed(backend, route, request)) is not None:
+            self._pass_unprotected(backend, route, request, responder, why)
+            return
+        pool = None if route is None else self._pool(backend, route)
         if route is not None and pool is not None and pool in self._plan.serving:
             self._predict(pool, backend, route, request, least, deadline_s, responder)
             return
         if isinstance(responder, PeerResponder):
             responder.refuse(request.path if route is None else route.model, request)
             return
-        model = route.model if route is not None else backend.model_named(request)
+        named = route.model if route is not None else backend.model_named(request)
+        model = None if named is None else backend.prefix + named
         passed = _PassThrough(backend, request, model, responder, route, least, deadline_s)
         if model is None or (route is None and model in self._plan.hosts):
             self._pass_through(passed)
         elif not self._refuse_unavailable(passed):
             if self._plan.unauthorized:  # discovery cannot see what those host, so the request does not wait for it
-                self._discover()
+                self._discover("", "")
                 self._pass_through(passed)
             else:
                 self._wait_for_discovery(passed)
@@ -125,11 +131,36 @@ class Service:
         for backend in self._backends:
             if (ask := backend.match(request)) is not None:
                 return backend, ask
+        if len(self._backends) > 1:
+            for backend in self._backends:
+                if backend.speaks(request):
+                    return backend, None
         return self._backends[0], None
 
-    def _pool(self, route: Ask) -> str | None:
-        version = route.version or self._plan.versions.get(route.model)
-        pool = None if version is None else pool_name(route.model, version)
+    def _why_passed(self, backend: Backend, route: Ask, request: Request) -> Unprotected | None:
+        """Why a prediction does not go through the engine, if it does not."""
+        why = backend.unprotected(route, request)
+        if why is None and self._plan.passed:
+            reason = self._plan.passed.get(backend.prefix + route.model)
+            return None if reason is None else Unprotected(reason)
+        return why
+
+    def _pass_unprotected(
+        self, backend: Backend, route: Ask, request: Request, responder: Responder, why: Unprotected
+    ) -> None:
+        """Once, to one instance, and for as long as it takes."""
+        self._metrics.unrepeatable.add(backend.kind, why.reason)
+        passed = _PassThrough(backend, request, backend.prefix + route.model, responder, None, 0.0, None)
+        passed.stays_with, passed.why = why.stays_with, why.reason
+        if isinstance(responder, PeerResponder):
+            responder.refuse(route.model, request)
+        elif not self._refuse_unavailable(passed):
+            self._pass_through(passed)
+
+    def _pool(self, backend: Backend, route: Ask) -> str | None:
+        model = backend.prefix + route.model
+        version = route.version or self._plan.versions.get(model)
+        pool = None if version is None else pool_name(model, version)
         return pool if pool in self._plan.pools else None
 
     # ---- models that no instance is known to serve -----------------------------------------------------------------
@@ -156,7 +187,8 @@ class Service:
         """The model may have been registered, or become READY, since the last discovery; a client that has just
         registered it need not pause. A slow instance delays the request only briefly.
         """
-        discover = self._discover()
+        named = "" if passed.model is None else passed.model.removeprefix(passed.backend.prefix)
+        discover = self._discover(passed.backend.kind, named)
         timer = self._loop.call_later(_DISCOVERY_WAIT_S, self._after_discovery, passed)
         discover.add_done_callback(lambda _: self._after_discovery(passed))
         passed.responder.on_disconnect = passed.stop_timer
@@ -168,7 +200,7 @@ class Service:
         passed.timer.cancel()
         passed.timer = None
         route = passed.route
-        pool = None if route is None else self._pool(route)
+        pool = None if route is None else self._pool(passed.backend, route)
         if passed.fallback is not None and pool == passed.fallback[0] and pool not in self._plan.serving:
             _respond(passed.responder, passed.backend, passed.request, passed.fallback[1])
             return
@@ -208,7 +240,7 @@ class Service:
         if isinstance(result, Stream):
             result.close()
         elif isinstance(result, Response) and result.status < 300:
-            self._discover()
+            self._discover("", "")
 
     # ---- predictions ------------------------------------------------------------------------------------------------
 
@@ -309,7 +341,7 @@ class Service:
     # ---- everything else -------------------------------------------------------------------------------------------
 
     def _pass_through(self, passed: _PassThrough) -> None:
-        instance = self._candidate(passed.model, passed.tried)
+        instance = self._candidate(passed)
         if instance is not None:
             self._pass_to(passed, instance)
         elif passed.page is not None:
@@ -324,7 +356,7 @@ class Service:
 
     def _pass_to(self, passed: _PassThrough, instance: str, probes: bool = False) -> None:
         passed.instance = instance
-        passed.responder.entry = AccessEntry(PASSED, instance)
+        passed.responder.entry = AccessEntry(PASSED, instance, cause=passed.why or None)
         passed.probes = probes or instance not in self._plan.up
         if passed.probes:
             self._probed.add(instance)
@@ -367,7 +399,7 @@ class Service:
                 self._pass_through(passed)
                 return
             if passed.route is not None and result.status < 300:
-                self._discover()  # an instance does serve it
+                self._discover("", "")  # an instance does serve it
             self._metrics.passed_through.add("answered")
             answer = result
         elif isinstance(result, Stream):
@@ -397,14 +429,17 @@ class Service:
         """Whether the request may be sent again: a gateway does not say whether the instance has run it."""
         return all(pool.repeatable for pool in self._plan.pools.values() if pool.model == model)
 
-    def _candidate(self, model: str | None, tried: Sequence[str]) -> str | None:
+    def _candidate(self, passed: _PassThrough) -> str | None:
         """The instance with the fewest outstanding requests that was not tried yet: of those that host the model, else
         that may host it, else of all that are up. If none is up, one that only a gateway calls down, one request at a
         time.
         """
+        model, tried = passed.model, passed.tried
         hosts = () if model is None else self._plan.hosts.get(model, ()) or self._plan.unauthorized
         best, least = None, 0
-        for name in hosts or self._plan.up:
+        if passed.stays_with:
+            return _the_same(passed.stays_with, hosts or self._plan.up)
+        for name in hosts or self._of_kind(passed.backend):
             busy = self._upstream.outstanding(self._addresses[name])
             if (best is None or busy < least) and name not in tried:
                 best, least = name, busy
@@ -413,6 +448,17 @@ class Service:
                 (name for name in self._plan.down_by_gateway if name not in self._probed and name not in tried), None
             )
         return best
+
+    def _of_kind(self, backend: Backend) -> Sequence[str]:
+        """Instances that are up and speak as this client does."""
+        if len(self._backends) == 1:
+            return self._plan.up
+        return [name for name in self._plan.up if self._backend_of[name] is backend]
+
+
+def _the_same(key: str, instances: Sequence[str]) -> str | None:
+    """For equal keys the same instance, for as long as that one is there (rendezvous hashing)."""
+    return max(instances, key=lambda name: hashlib.blake2b(f"{key} {name}".encode()).digest(), default=None)
 
 
 class _PassThrough:
@@ -432,8 +478,10 @@ class _PassThrough:
         "request",
         "responder",
         "route",
+        "stays_with",
         "timer",
         "tried",
+        "why",
     )  # fmt: skip
 
     def __init__(
@@ -458,6 +506,10 @@ class _PassThrough:
         self.is_late = False
         self.probes = False
         """Its instance is not known to serve, so no other request may go there meanwhile."""
+        self.stays_with = ""
+        """It goes where all go that have this text."""
+        self.why = ""
+        """Why a prediction is passed through."""
         self.tried: list[str] = []
         self.cause = ""
         """The first thing that went wrong."""

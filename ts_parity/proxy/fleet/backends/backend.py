@@ -1,12 +1,12 @@
 """A kind of server: the eight questions that the proxy has about it, and the answers where nothing is special.
 
     1  match            is this request a prediction, and of which model and version?
-    2  variants         what must be equal for two requests to mean the same?
+    2  variants         what must be equal for two requests to mean the same? and how is an answer compared: `meaning`
     3  prediction       what goes to the deployed model; `protection` and `finish`: what goes to its protection
     4  read_prediction  what came back: an answer, good or bad, or why there is none; `trouble` of a head alone
-    5  model_named      which model any other request is about; that is passed through
-    6  prober           what an instance hosts, asked of it
-    7  key_refused, from_gateway, was_not_run: who speaks in an error, and whether anything was run
+    5  unprotected      may this request not be repeated? then it is passed through, as is all that is no prediction
+    6  prober           what does an instance host, asked of it; shapes and places where it tells
+    7  key_refused, from_gateway, was_not_run: who speaks in an error, and was anything run?
     8  error            an error of the proxy's own, as this kind of server would have said it
 
 Pure but for what a prober does. Knows requests and responses. Knows nothing of queries, timers or policy.
@@ -14,8 +14,8 @@ Pure but for what a prober does. Knows requests and responses. Knows nothing of 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from ts_parity.config import InstanceSettings
 from ts_parity.engine import Outcome
@@ -26,6 +26,14 @@ from ts_parity.proxy.fleet.reports import InstanceReport
 from ts_parity.proxy.http.messages import Request, Response
 from ts_parity.proxy.http.upstream import NoResponse, Upstream
 from ts_parity.wire import Array
+
+
+class Unprotected(NamedTuple):
+    """Why a request is passed through. Those with the same text in `stays_with`, if any, go to the same instance."""
+
+    reason: str
+    stays_with: str = ""
+
 
 TaskEnd = tuple[Outcome, TaskResult]
 
@@ -41,16 +49,48 @@ class Prober(Protocol):
 
     async def close(self) -> None: ...
 
+    def want(self, name: str) -> None:
+        """A client has asked for a model of this name, and nobody was seen to host it."""
+        ...
+
 
 class Backend(Protocol):
-    """One kind of server. It holds nothing: what is known of an instance stands in its reports."""
+    """One kind of server, and what the configuration says of its models. What is known of an instance stands in its
+    reports.
+    """
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def prefix(self) -> str:
+        """Before the names of its models, where kinds are mixed: clients do not write it."""
+        ...
+
+    @property
+    def whole(self) -> bool:
+        """Whether a chunked answer is gathered, unless it says that it is a stream."""
+        ...
 
     def match(self, request: Request) -> Ask | None:
         """The prediction that it asks for; None: it asks for something else."""
         ...
 
+    def speaks(self, request: Request) -> bool:
+        """Whether a request that asks for no prediction is for this kind of server."""
+        ...
+
     def model_named(self, request: Request) -> str | None:
         """The model that a request which asks for no prediction is about."""
+        ...
+
+    def unprotected(self, ask: Ask, request: Request) -> Unprotected | None:
+        """Why it may be neither copied nor answered by anything else; None: it may."""
+        ...
+
+    def meaning(self, model: str) -> Callable[[Response], Any] | None:
+        """What an answer of this model says, as JSON has it, to be compared; None: its JSON. It raises ValueError if an
+        answer cannot be read.
+        """
         ...
 
     def variants(self, ask: Ask, request: Request, group_by: frozenset[str]) -> Hashable:

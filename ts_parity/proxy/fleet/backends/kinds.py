@@ -4,14 +4,23 @@ name. Only those that are asked for are imported.
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Sequence
 from importlib import import_module
 
+from ts_parity.config import InstanceSettings, ModelSettings
 from ts_parity.proxy.fleet.backends.backend import Backend
 
 
-@cache
-def backend_of(kind: str) -> Backend:
+def backend_of(kind: str, models: Sequence[ModelSettings] = (), prefix: str = "") -> Backend:
     """`kind`: one of `config.KINDS`."""
-    backend: Backend = import_module(f"{__package__}.{kind.replace('-', '_')}").BACKEND
+    backend: Backend = import_module(f"{__package__}.{kind.replace('-', '_')}").BACKEND(models, prefix)
     return backend
+
+
+def backends_of(instances: Sequence[InstanceSettings], models: Sequence[ModelSettings] = ()) -> dict[str, Backend]:
+    """Instance -> its kind's backend, in the order of the configuration. Names of models begin with their kind, except
+    for those of the first kind, so that two of one name do not meet.
+    """
+    kinds = [*dict.fromkeys(instance.kind for instance in instances)]
+    made = {kind: backend_of(kind, models, f"{kind}:" if kind != kinds[0] else "") for kind in kinds}
+    return {instance.name: made[instance.kind] for instance in instances}

@@ -6,12 +6,12 @@ Knows which file of `fleet/torchserve` answers which question.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from typing import Final
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Final
 
-from ts_parity.config import InstanceSettings
+from ts_parity.config import MANAGED, InstanceSettings, ModelSettings
 from ts_parity.errors import TsParityError
-from ts_parity.proxy.fleet.backends.backend import Prober
+from ts_parity.proxy.fleet.backends.backend import Prober, Unprotected
 from ts_parity.proxy.fleet.payloads import Ask
 from ts_parity.proxy.fleet.torchserve import answers, tasks
 from ts_parity.proxy.fleet.torchserve.discovery import TorchServeProber
@@ -23,9 +23,14 @@ from ts_parity.proxy.http.upstream import Upstream
 _ALWAYS_GROUP_BY: Final = frozenset({"explain", "describe"})
 _NOT_RUN: Final = frozenset({"InvalidKeyException", "ModelNotFoundException", "ModelVersionNotFoundException"})
 
+_OWN_ROUTES: Final = (["predictions"], ["explanations"], ["ping"], ["api-description"], ["wfpredict"])
+
 
 class TorchServeBackend:
     """The functions that each query meets are called without a detour."""
+
+    kind: Final = MANAGED
+    whole: Final = False
 
     prediction = staticmethod(tasks.prediction_request)
     protection = staticmethod(tasks.group_request)
@@ -37,11 +42,24 @@ class TorchServeBackend:
     key_refused = staticmethod(answers.key_refused)
     from_gateway = staticmethod(answers.from_gateway)
 
+    def __init__(self, models: Sequence[ModelSettings] = (), prefix: str = "") -> None:
+        self.prefix = prefix
+
     def match(self, request: Request) -> Ask | None:
         return prediction_route(request.method, request.path)
 
     def model_named(self, request: Request) -> str | None:
         return model_named(request.path, request.query_string)
+
+    def speaks(self, request: Request) -> bool:
+        return request.path.split("/")[1:2] in _OWN_ROUTES
+
+    def unprotected(self, ask: Ask, request: Request) -> Unprotected | None:
+        """Archives say of themselves what must run only once."""
+        return None
+
+    def meaning(self, model: str) -> Callable[[Response], Any] | None:
+        return None
 
     def variants(self, ask: Ask, request: Request, group_by: frozenset[str]) -> Hashable:
         """(TorchServe drops the query string of predictions, so it does not count.)"""
@@ -57,10 +75,10 @@ class TorchServeBackend:
         return response.status in (400, 404) and answers.error_fields(response)[0] in _NOT_RUN
 
     def prober(self, instances: Sequence[InstanceSettings], upstream: Upstream, timeout_s: float) -> Prober:
-        return TorchServeProber(instances, upstream, timeout_s)
+        return TorchServeProber(instances, upstream, timeout_s, self.prefix)
 
     def error(self, error: TsParityError) -> Response:
         return error_response(error)
 
 
-BACKEND: Final = TorchServeBackend()
+BACKEND = TorchServeBackend

@@ -19,7 +19,7 @@ from urllib.parse import quote, urlsplit
 from ts_parity.config import UNIX, InstanceSettings
 from ts_parity.describe import UNREADABLE, read_name
 from ts_parity.errors import ConfigError, TsParityError
-from ts_parity.proxy.fleet.reports import InstanceReport, ModelReport
+from ts_parity.proxy.fleet.reports import InstanceReport, ModelReport, prefixed
 from ts_parity.proxy.fleet.torchserve.answers import classify, error_fields, from_gateway
 from ts_parity.proxy.fleet.torchserve.describe_cache import DescribeCache, DescribeFailed, DescribeResult, ModelKey
 from ts_parity.proxy.fleet.torchserve.describes import BadDescribe, read_customized, read_model
@@ -78,7 +78,11 @@ class _KeyRejected(TsParityError):
 class TorchServeProber:
     """Remembers each instance's last report; `describe_cache` remembers what wrapped archives publish."""
 
-    def __init__(self, instances: Sequence[InstanceSettings], upstream: Upstream, timeout_s: float) -> None:
+    def __init__(
+        self, instances: Sequence[InstanceSettings], upstream: Upstream, timeout_s: float, prefix: str = ""
+    ) -> None:
+        """`prefix`: before the names of models in reports, where kinds are mixed."""
+        self._prefix = prefix
         self._instances = instances
         self._upstream = upstream
         self._timeout_s = timeout_s
@@ -94,7 +98,11 @@ class TorchServeProber:
         """
         wait_s = min(self._timeout_s, _DESCRIBE_WAIT_S) if self._last else self._timeout_s
         reports = await asyncio.gather(*(self._report(instance) for instance in self._instances))
-        return await self._descriptions.complete(reports, wait_s, may_describe)
+        complete = await self._descriptions.complete(reports, wait_s, may_describe)
+        return [prefixed(report, self._prefix) for report in complete] if self._prefix else complete
+
+    def want(self, name: str) -> None:
+        """Instances list all that they have."""
 
     async def close(self) -> None:
         """Stop waiting for describes."""

@@ -1,0 +1,224 @@
+"""The Open Inference Protocol (KServe's V2): Triton, KServe's server, MLServer, OpenVINO Model Server.
+
+The model stands in the path, so a student is reached by another segment of it, and tensors go up as they came, JSON or
+binary. A server lists its models in a repository index (Triton, MLServer) or under /v2/models (KServe); where it tells
+nobody, models are those that are declared or that clients ask for. Only Triton tells places, in a model's config.
+
+What may not be repeated is passed through: sequences, whose requests stay on one instance; decoupled models, which
+answer any number of times; requests whose tensors stand in shared memory.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Collection, Generator, Mapping
+from functools import lru_cache
+from typing import Any, ClassVar, Final
+from urllib.parse import unquote
+
+import numpy as np
+
+from ts_parity.config import InstanceSettings
+from ts_parity.proxy.fleet.backends.backend import Unprotected
+from ts_parity.proxy.fleet.backends.plain import PlainBackend, get, parsed, read_json, segment, with_path
+from ts_parity.proxy.fleet.backends.probing import Hosted, Probe, Seen
+from ts_parity.proxy.fleet.payloads import Ask, QueryPayload, Target
+from ts_parity.proxy.http.messages import Request, Response
+
+JSON_LENGTH: Final = "inference-header-content-length"
+"""The header of a body that is JSON and then tensors: how much of it is JSON."""
+_INFER: Final = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
+_OF_MODEL: Final = re.compile(r"/v2/(?:repository/)?models/([^/]+)(?:/.*)?")
+_MOST_MODELS: Final = 256
+_NO_TRIES: Final = frozenset({"UNAVAILABLE", "UNLOADING"})
+_JSON: Final = (("Content-Type", "application/json"),)
+_DTYPES: Final[Mapping[str, str]] = {
+    "BOOL": "?", "UINT8": "u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8", "INT8": "i1", "INT16": "<i2",
+    "INT32": "<i4", "INT64": "<i8", "FP16": "<f2", "FP32": "<f4", "FP64": "<f8", "BF16": "<u2",
+}  # fmt: skip
+
+
+class OpenInferenceBackend(PlainBackend):
+    kind: ClassVar[str] = "open-inference"
+
+    def match(self, request: Request) -> Ask | None:
+        return _asked(request.path) if request.method == "POST" else None
+
+    def speaks(self, request: Request) -> bool:
+        return request.path == "/v2" or request.path.startswith("/v2/")
+
+    def model_named(self, request: Request) -> str | None:
+        found = _OF_MODEL.fullmatch(request.path)
+        return None if found is None else unquote(found[1])
+
+    def unprotected(self, ask: Ask, request: Request) -> Unprotected | None:
+        body = request.body
+        if b"sequence_id" not in body and b"shared_memory_region" not in body:
+            return None
+        told = parsed(body[: _json_length(request.header(JSON_LENGTH), body)])
+        parameters = told.get("parameters") if isinstance(told, dict) else None
+        sequence = parameters.get("sequence_id") if isinstance(parameters, dict) else None
+        if sequence not in (None, 0, ""):
+            return Unprotected("it is one of a sequence", f"{ask.model} {sequence}")
+        if b"shared_memory_region" in body:
+            return Unprotected("its tensors are in shared memory")
+        return None
+
+    def redirect(self, payload: QueryPayload, target: Target) -> Request:
+        name, _, version = target.model.partition("/")
+        versions = f"/versions/{segment(version)}" if version else ""
+        return with_path(payload.request, f"/v2/models/{segment(name)}{versions}/infer")
+
+    def is_answer(self, response: Response) -> bool:
+        return response.body[:64].lstrip()[:1] == b"{" or response.header(JSON_LENGTH) is not None
+
+    def meaning(self, model: str) -> Callable[[Response], Any] | None:
+        return outputs_of
+
+    def probe(self, given: InstanceSettings, names: Collection[str], known: Collection[str]) -> Probe:
+        health = yield get("/v2/health/ready")
+        if health.status == 404:
+            return Seen(False, (), "it answered 404 to GET /v2/health/ready; is it an Open Inference server?")
+        server = read_json((yield get("/v2")))
+        is_triton = isinstance(server, dict) and str(server.get("name")).startswith("triton")
+        states = yield from _listed()
+        found: list[Hosted] = []
+        for name in [*dict.fromkeys([*states, *(name.partition("/")[0] for name in names)])][:_MOST_MODELS]:
+            if states.get(name) in _NO_TRIES and name not in known:
+                continue
+            told = read_json((yield get(f"/v2/models/{segment(name)}")))
+            if not isinstance(told, dict):
+                continue  # it is not there, whatever was there before
+            if states.get(name) != "READY" and name not in known:
+                ready = yield get(f"/v2/models/{segment(name)}/ready")
+                if not 200 <= ready.status < 300:
+                    continue
+            config: Any = None
+            if is_triton:
+                config = read_json((yield get(f"/v2/models/{segment(name)}/config")))
+            found += _hosted(name, told, config if isinstance(config, dict) else {})
+        ready_by_model = bool(found)
+        return Seen(ready_by_model or 200 <= health.status < 300, tuple(found))
+
+
+def _listed() -> Generator[Request, Response, dict[str, str]]:
+    """Model -> its state, as far as the server tells."""
+    index = read_json((yield Request("POST", "/v2/repository/index", _JSON, b"{}")))
+    if isinstance(index, list):
+        states: dict[str, str] = {}
+        for entry in index:
+            if isinstance(entry, dict) and isinstance(entry.get("name"), str):
+                state = str(entry.get("state", ""))
+                if states.get(entry["name"]) != "READY":  # one version that is ready is enough
+                    states[entry["name"]] = state
+        return states
+    listed = read_json((yield get("/v2/models")))
+    names = listed.get("models") if isinstance(listed, dict) else None
+    return {name: "" for name in names if isinstance(name, str)} if isinstance(names, list) else {}
+
+
+def _hosted(name: str, told: Mapping[str, Any], config: Mapping[str, Any]) -> list[Hosted]:
+    given = told.get("versions")
+    versions = sorted((str(each) for each in given), key=_by_number) if isinstance(given, list) and given else [""]
+    takes = f"{_tensors(told.get('inputs'))} -> {_tensors(told.get('outputs'))}"
+    passed = ""
+    if "sequence_batching" in config:
+        passed = "its requests are sequences (sequence_batching)"
+    policy = config.get("model_transaction_policy")
+    if isinstance(policy, dict) and policy.get("decoupled"):
+        passed = "it is decoupled: it may answer a request any number of times"
+    places = places_of(config)
+    return [
+        Hosted(name, version, version == versions[-1], places, "" if "[]" in takes else takes, passed)
+        for version in versions
+    ]
+
+
+def _by_number(version: str) -> tuple[int, str]:
+    return (int(version), "") if version.isdecimal() and len(version) < 20 else (-1, version)
+
+
+def _tensors(given: Any) -> str:
+    listed = [each for each in given if isinstance(each, dict)] if isinstance(given, list) else []
+    return str(sorted(f"{each.get('name')} {each.get('datatype')}{each.get('shape')}" for each in listed))
+
+
+def places_of(config: Mapping[str, Any]) -> int | None:
+    """Of a Triton model: its instances on all devices, each with a batch where Triton batches."""
+    groups = config.get("instance_group")
+    if not isinstance(groups, list) or not groups:
+        return None
+    try:
+        instances = sum(int(group["count"]) * max(1, len(group.get("gpus") or ())) for group in groups)
+        batch = int(config.get("max_batch_size") or 1) if "dynamic_batching" in config else 1
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return None
+    return max(1, instances * max(1, batch))
+
+
+@lru_cache(1024)
+def _asked_cached(path: str) -> Ask | None:
+    found = _INFER.fullmatch(path)
+    return None if found is None else Ask(unquote(found[1]), None if found[2] is None else unquote(found[2]))
+
+
+def _asked(path: str) -> Ask | None:
+    return _asked_cached(path) if len(path) <= 256 else _asked_cached.__wrapped__(path)
+
+
+def _json_length(header: str | None, body: bytes) -> int:
+    return int(header) if header is not None and header.isdecimal() else len(body)
+
+
+# ---- what an answer means --------------------------------------------------------------------------------------------
+
+
+def outputs_of(response: Response) -> dict[str, Any]:
+    """Output -> its values, in lists as deep as its shape. Ids, and names of models, are not of the answer.
+
+    Raise ValueError if that cannot be read.
+    """
+    length = _json_length(response.header(JSON_LENGTH), response.body)
+    told = json.loads(response.body[:length])
+    found, at = {}, length
+    for output in told["outputs"] if isinstance(told, dict) and isinstance(told.get("outputs"), list) else ():
+        try:
+            size = (output.get("parameters") or {}).get("binary_data_size")
+            if size is None:
+                values = _from_json(output["datatype"], output["data"])
+            else:
+                if at + int(size) > len(response.body):
+                    raise ValueError("a tensor is cut short")
+                values = _from_bytes(output["datatype"], response.body[at : at + int(size)])
+                at += int(size)
+            found[str(output["name"])] = values.reshape(output["shape"]).tolist()
+        except (LookupError, TypeError, AttributeError) as error:
+            raise ValueError(f"an output of it cannot be read ({type(error).__name__})") from None
+    if not found:
+        raise ValueError("there are no outputs in it")
+    return found
+
+
+def _from_json(datatype: str, data: Any) -> Any:
+    if datatype == "BYTES":
+        return np.array(data, dtype=object)
+    kind = _DTYPES[datatype]
+    return np.array(data, dtype="f8" if "f" in kind or datatype == "BF16" else kind)
+
+
+def _from_bytes(datatype: str, data: bytes) -> Any:
+    if datatype == "BYTES":
+        texts, at = [], 0
+        while at < len(data):
+            size = int.from_bytes(data[at : at + 4], "little")
+            texts.append(data[at + 4 : at + 4 + size].decode("latin-1"))
+            at += 4 + size
+        return np.array(texts, dtype=object)
+    values = np.frombuffer(data, dtype=_DTYPES[datatype])
+    if datatype == "BF16":
+        return (values.astype("<u4") << 16).view("<f4").astype("f8")
+    return values.astype("f8") if values.dtype.kind == "f" else values
+
+
+BACKEND = OpenInferenceBackend

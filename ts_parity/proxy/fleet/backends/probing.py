@@ -1,0 +1,223 @@
+"""Asks plain servers what they host, and decides what their answers and their silence mean.
+
+A server that answers a probe is not thereby one that answers predictions, and a slow answer is often a prediction that
+holds its event loop. So a good answer brings an instance in, and only a refused connection takes it out; whatever else
+a probe meets, what was seen last holds, and the engine judges by the answers that clients wait for.
+
+Knows probes (see `plain`), times and connections. Knows nothing of any kind's routes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Callable, Collection, Generator, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from ts_parity.codes import make_code
+from ts_parity.config import InstanceSettings, ModelSettings
+from ts_parity.describe import ProtectedModel
+from ts_parity.errors import ConfigError, TsParityError
+from ts_parity.proxy.fleet.reports import PARITY, ArchiveDescription, InstanceReport, ModelReport
+from ts_parity.proxy.http.messages import Request, Response
+from ts_parity.proxy.http.streams import Stream
+from ts_parity.proxy.http.upstream import Address, NoResponse, Upstream
+
+log = logging.getLogger(__name__)
+
+_MAX_BYTES: Final = 4 << 20
+MOST_WANTED: Final = 64
+"""Names that clients asked for are tried on servers that do not list their models; so many at a time."""
+
+
+@dataclass(frozen=True)
+class Hosted:
+    """A model as a server tells of it. `places`: how many requests it works on at a time, where the server says so."""
+
+    name: str
+    version: str = ""
+    default: bool = True
+    places: int | None = None
+    takes: str = ""
+    """Names, types and shapes of its inputs and outputs, as text to compare; empty where not told."""
+    passed: str = ""
+    """Why its requests are only passed through; empty if they may be copied and protected."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What came of asking an instance. `ready`: it says that it serves."""
+
+    ready: bool
+    models: tuple[Hosted, ...] = ()
+    problem: str = ""
+
+
+Probe = Generator[Request | None, Response, Seen]
+"""Yields what to ask next (None: whether it takes connections) and is sent the answer; returns what was seen."""
+
+
+class _NotSeen(TsParityError):
+    """`refused`: nothing listens there."""
+
+    def __init__(self, message: str, refused: bool) -> None:
+        super().__init__(message)
+        self.refused = refused
+
+
+class PlainProber:
+    """Of the instances of one kind; it remembers each instance's last report."""
+
+    def __init__(
+        self,
+        kind: str,
+        prefix: str,
+        probe: Callable[[InstanceSettings, Collection[str], Collection[str]], Probe],
+        instances: Sequence[InstanceSettings],
+        models: Sequence[ModelSettings],
+        upstream: Upstream,
+        timeout_s: float,
+    ) -> None:
+        """`prefix`: before the names of its models where kinds are mixed. `probe`: see `PlainBackend.probe`."""
+        self._kind, self._prefix, self._probe = kind, prefix, probe
+        self._instances, self._models = instances, models
+        self._upstream, self._timeout_s = upstream, timeout_s
+        self._last: dict[str, InstanceReport] = {}
+        self._wanted: dict[str, None] = {}
+        self._only_students = {where for model in models for where, _ in model.students if where}
+
+    def want(self, name: str) -> None:
+        """A client has asked for a model that nobody was seen to host."""
+        self._wanted[name] = None
+        if len(self._wanted) > MOST_WANTED:
+            del self._wanted[next(iter(self._wanted))]
+
+    async def refresh(self, may_describe: bool = True) -> list[InstanceReport]:
+        reports = list(await asyncio.gather(*(self._report(instance) for instance in self._instances)))
+        hosted = {model.called for report in reports for model in report.models}
+        self._wanted = {name: None for name in self._wanted if name in hosted}
+        return reports
+
+    async def close(self) -> None:
+        pass
+
+    async def _report(self, given: InstanceSettings) -> InstanceReport:
+        began_at = time.monotonic()
+        try:
+            report = self._report_of(given, await self._ask(given))
+        except _NotSeen as error:
+            report = self._not_seen(given, error)
+        except Exception as error:
+            log.exception("%s: what it says could not be read", given.name)
+            report = self._not_seen(given, _NotSeen(f"{type(error).__name__}: it cannot be read", refused=False))
+        if math.isnan(report.seen_at):  # it is not the previous report again
+            report = replace(report, seen_at=began_at)
+        self._last[given.name] = report
+        return report
+
+    async def _ask(self, given: InstanceSettings) -> Seen:
+        """Raise _NotSeen."""
+        try:
+            address = Address(given.inference, given.inference_token())
+        except ConfigError:  # reported where the key is needed
+            address = Address(given.inference)
+        last = self._last.get(given.name)
+        known = {model.called for model in last.models} if last is not None and last.up else set()
+        names = [model.name for model in self._models] if given.name not in self._only_students else []
+        names += [name for model in self._models for where, name in model.students if where in ("", given.name)]
+        probe = self._probe(given, list(dict.fromkeys([*names, *self._wanted])), known)
+        answer = None
+        try:
+            while True:
+                request = probe.send(answer) if answer is not None else next(probe)
+                answer = await self._answer(address, request)
+        except StopIteration as stop:
+            seen: Seen = stop.value
+            return seen
+
+    async def _answer(self, address: Address, request: Request | None) -> Response:
+        if request is None:
+            failure = await self._upstream.reach(address)
+            if failure is not None:
+                raise _NotSeen(failure.reason, failure.refused)
+            return Response(200, "", (), b"")
+        result = await self._upstream.exchange(address, request, self._timeout_s, _MAX_BYTES, whole=True)
+        if isinstance(result, Stream):
+            result.close()
+            raise _NotSeen(f"a stream came for {request.target}", refused=False)
+        if isinstance(result, NoResponse):
+            raise _NotSeen(result.reason, result.refused)
+        return result
+
+    def _report_of(self, given: InstanceSettings, seen: Seen) -> InstanceReport:
+        last = self._last.get(given.name)
+        if not seen.ready:
+            problem = seen.problem or "it says that it is not ready"
+            if last is not None and last.up:  # readiness alone takes nobody out
+                return replace(last, problem=f"{problem}; used as last seen")
+            return InstanceReport(given.name, False, problem=f"{problem}; not used, asked again regularly")
+        models = self._models_of(given, seen)
+        return InstanceReport(given.name, True, models, seen.problem)
+
+    def _not_seen(self, given: InstanceSettings, error: _NotSeen) -> InstanceReport:
+        last = self._last.get(given.name)
+        problem = f"{given.inference} gave no answer ({error})"
+        if error.refused or last is None or not last.up:
+            hosted = () if last is None else last.models if last.up else last.last_hosted
+            problem += "; not used, asked again regularly"
+            return InstanceReport(given.name, False, problem=problem, last_hosted=hosted)
+        return replace(last, problem=f"{problem}; used as last seen")
+
+    def _models_of(self, given: InstanceSettings, seen: Seen) -> tuple[ModelReport, ...]:
+        """As the plan takes them: students as protections of the models that name them."""
+        protects: dict[str, ModelSettings] = {}
+        for model in self._models:
+            for where, name in model.students:
+                if where in ("", given.name):
+                    protects.setdefault(name, model)
+        reports = []
+        for hosted in seen.models:
+            named = f"{hosted.name}/{hosted.version}"
+            called = named if hosted.version and named in protects else hosted.name
+            protected = protects.get(called)
+            if protected is not None or given.name not in self._only_students:
+                reports.append(self._model(given, hosted, called, protected))
+        return tuple(reports)
+
+    def _model(
+        self, given: InstanceSettings, hosted: Hosted, called: str, protected: ModelSettings | None
+    ) -> ModelReport:
+        places = given.places or hosted.places or 1
+        apart = False
+        if protected is not None and given.name not in self._only_students:
+            own = given.student_places or hosted.places
+            apart, places = own is not None, own or places
+        return ModelReport(
+            model=self._prefix + hosted.name,
+            version=hosted.version,
+            default=hosted.default,
+            ready=places,
+            batch_size=1,
+            described=None if protected is None else description_of(protected, self._prefix),
+            kind=self._kind,
+            called=called,
+            apart=apart,
+            takes=hosted.takes,
+            passed=hosted.passed,
+        )
+
+
+def description_of(protected: ModelSettings, prefix: str) -> ArchiveDescription:
+    """A student as the configuration declares it. It protects the version that is named, else the default one."""
+    return ArchiveDescription(
+        role=PARITY,
+        code=make_code("exact" if protected.exact else "student", 1),
+        partial=True,
+        protects=ProtectedModel(prefix + protected.name, protected.version, None),
+        cost=protected.cost,
+        agreement=protected.agreement,
+        tolerance=protected.tolerance,
+    )
