@@ -20,7 +20,7 @@ UNIX = "unix:"
 """Before a path: the address of a Unix socket, as TorchServe writes it."""
 AUTO = "auto"
 EXACT_ONLY, OFF = "exact-only", "off"
-KINDS = ("torchserve", "open-inference", "rest")
+KINDS = ("torchserve", "open-inference", "rest", "tensorflow", "openai", "sagemaker")
 """The kinds of servers there are; each is a file in proxy/fleet/backends."""
 MANAGED = KINDS[0]
 """The kind with an API of its own for what it hosts, on another port."""

@@ -16,7 +16,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from ts_parity.admin_client import ask
-from ts_parity.config import UNIX, InstanceSettings, Settings
+from ts_parity.config import MANAGED, UNIX, InstanceSettings, Settings
 from ts_parity.doctor.gathered import CertificateEnd, Gathered, SizeProbe
 from ts_parity.doctor.validity import first_end, pem_blocks
 from ts_parity.engine import scheduler
@@ -39,7 +39,7 @@ _MOST_ANSWER: Final = 1 << 16
 def settings_of_status(status: Mapping[str, Any]) -> tuple[InstanceSettings, ...]:
     """The instances of a running proxy, without keys."""
     return tuple(
-        InstanceSettings(str(i["inference"]), str(i["management"]), str(i["domain"]), kind=str(i["kind"]))
+        InstanceSettings(str(i["inference"]), str(i["management"]), str(i["domain"]), kind=str(i.get("kind", MANAGED)))
         for i in status["instances"]
     )
 
@@ -84,7 +84,7 @@ async def _gathered(
                 lossless=not settings.policy.differing,
             ),
         )
-        up = [i for i, report in zip(settings.instances, reports, strict=True) if report.up]
+        up = [i for i, report in zip(settings.instances, reports, strict=True) if report.up and i.kind == MANAGED]
         refused = await asyncio.gather(*(_refused_key(i, upstream, settings.describe_timeout_s) for i in up))
         sizes = await _sizes(settings, plan, tls)
         ends = [*_of_files(settings), *await _of_instances(settings)]
@@ -132,6 +132,7 @@ async def _sizes(settings: Settings, plan: Plan, tls: Mapping[str, Tls]) -> tupl
             size = code.k * (settings.max_body_bytes + _HEAD_BYTES)
             largest[endpoint.instance] = max(largest.get(endpoint.instance, (0, "")), (size, endpoint.pool))
     instances = {given.name: given for given in settings.instances}
+    largest = {name: wanted for name, wanted in largest.items() if instances[name].kind == MANAGED}
     taken = await asyncio.gather(
         *(_takes(instances[name], size, tls, settings.connect_timeout_s) for name, (size, _) in largest.items())
     )

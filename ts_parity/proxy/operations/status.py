@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ts_parity import __version__
-from ts_parity.config import InstanceSettings, Settings
+from ts_parity.config import MANAGED, InstanceSettings, Settings
 from ts_parity.engine import Policy, Standing
 from ts_parity.proxy.fleet.plan import Plan, PoolPlan
 from ts_parity.proxy.fleet.reports import InstanceReport
@@ -113,7 +113,9 @@ def status_table(status: Mapping[str, Any], width: int = 120) -> str:
     instances = [("instance", "state", "places", "domain")]
     for instance in status["instances"]:
         name, domain = instance["name"], instance["domain"]
-        instances.append((name, _state(instance, endpoints), str(instance["places"]), domain if domain != name else ""))
+        state, places = _state(instance, endpoints), str(instance["places"])
+        kind = "" if instance.get("kind", MANAGED) == MANAGED else f"{instance['kind']}, "
+        instances.append((name, kind + state, places, domain if domain != name else ""))
     lines += ["", *_columns(instances, width)]
     if "sharing" in status:
         lines += ["", *_columns(_peer_rows(status["sharing"]), width)]
