@@ -71,6 +71,7 @@ PROXY = [
     "tomli>=2.0; python_version < '3.11'",
     "tqdm>=4.60",
 ]
+OTEL = ["opentelemetry-sdk>=1.30", "opentelemetry-exporter-otlp-proto-http>=1.30"]
 WORKER = ["numpy>=1.24", "torch>=2.1", "PyYAML>=6.0"]
 # TorchServe forgets to install PyYAML, without which each of its workers dies at import.
 TORCHSERVE = [
@@ -135,6 +136,7 @@ setup(
     entry_points={"console_scripts": ["ts-parity = ts_parity.cli:main"]},
     extras_require={
         "proxy": PROXY,
+        "otel": OTEL,
         "worker": WORKER,
         "torchserve": TORCHSERVE,
         "training": TRAINING,

@@ -127,13 +127,14 @@ largest is shown, and `ts_parity_processes` says how many processes accept reque
 time, memory and descriptors (`process_cpu_seconds_total` and so on) are there as well, on Linux.
 
 Histograms have {buckets} buckets, from {first:g} ms to {last:g} s. Queries and what they would have waited have
-exemplars: the `request_id` of a late query, to look for in the [access log](behaviour.md#finding-one-request-again).
+exemplars: the `request_id` of a late query, to look for in the [access log](behaviour.md#finding-one-request-again),
+and its `trace_id` if it has [spans](monitoring.md#traces).
 """
 
 
 def metrics() -> str:
     told = Metrics(_scheduler().snapshot, Policy())
-    told.peers_alive = lambda: 0
+    told.peers_alive, told.spans = lambda: 0, lambda: dict.fromkeys(("sent", "failed", "dropped"), 0)
     told.adopt(["resnet/1.0"], {"resnet@ts1": ("resnet/1.0", "deployed")})
     told.ended["resnet@ts1"].extend([0.05] * FEW)
     rows = []

@@ -65,6 +65,15 @@ def test_settings_fields_and_metrics_that_the_docs_name_are_in_the_code(page: Pa
             assert named or family in code, f"{page.name} speaks of {name}"
 
 
+def test_every_attribute_of_a_span_is_documented() -> None:
+    code = (ROOT / "ts_parity/proxy/serving/spans.py").read_text()
+    section = (ROOT / "docs/monitoring.md").read_text().partition("## Traces")[2].partition("\n## ")[0]
+    named = r"(?:ts_parity|http|url|server|error|user_agent)\.[a-z_.-]+"
+    used, told = set(re.findall(rf'"({named})"', code)), set(re.findall(rf"`({named})`", section))
+    assert len(used) > 15
+    assert used == told
+
+
 def test_every_field_of_the_access_log_is_documented() -> None:
     text = (ROOT / "docs/behaviour.md").read_text()
     section = text.partition("## Finding one request again")[2].partition("\n## ")[0]

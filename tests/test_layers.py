@@ -44,6 +44,7 @@ HEAVY = {
     "matplotlib": {"lab"},
     "sklearn": {"training"},
     "prometheus_client": {"proxy"},
+    "opentelemetry": {"proxy"},
     "requests": {"torchserve"},
 }
 

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.proxy.authority import Authority
+from tests.proxy.collector import Collector
 from ts_parity.config import InstanceSettings, parse_endpoint, settings_of
 from ts_parity.engine.policy import PLAIN
 from ts_parity.proxy.app import Proxy
@@ -207,3 +208,14 @@ async def make_fleet() -> AsyncIterator[MakeFleet]:
             return Fleet(proxy, list(instances), Client(proxy.url, trusting), Client(proxy.admin_url))
 
         yield make
+
+
+@pytest.fixture
+async def collector(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Collector]:
+    """Name it before whatever makes a proxy: then it is there until that has ended."""
+    made = Collector()
+    runner = await made.start()
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", made.url)
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "10")
+    yield made
+    await runner.cleanup()

@@ -188,6 +188,11 @@ class Settings:
     access_log: str = setting(
         "", "file for a JSON line a request; -: stderr", "and a line for each task that outlives its request"
     )
+    tracing: bool = setting(
+        False,
+        "send spans of late, rescued and failed queries",
+        "over OTLP, to where OTEL_EXPORTER_OTLP_ENDPOINT says; takes ts_parity[otel]",
+    )
     drain_delay_s: float = setting(
         0.0,
         "/readyz answers 503 for this long before a drain begins",

@@ -39,6 +39,7 @@ from ts_parity.proxy.serving.forwarding import Forwarder
 from ts_parity.proxy.serving.metrics import Metrics
 from ts_parity.proxy.serving.recording import UNDER_WAY, NotRecorded, Recording, Wanted
 from ts_parity.proxy.serving.service import Service
+from ts_parity.proxy.serving.tracing import Tracer
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +103,12 @@ class Proxy(Lifecycle):
         self.metrics = Metrics(self._snapshot, self.scheduler.policy, lambda: self._server.clients())
         self.upstream = Upstream(settings.connect_timeout_s, settings.task_timeout_s, to_instances)
         self._access = access = _open_access_log(settings.access_log)
-        options = DriverOptions(settings.secret, _default_response(default, settings), settings.task_timeout_s, access)
+        self._tracer = tracer = _tracer(settings) if settings.tracing else None
+        if tracer is not None:
+            self.metrics.spans = tracer.sink.counts
+        options = DriverOptions(
+            settings.secret, _default_response(default, settings), settings.task_timeout_s, tracer, access
+        )
         backends = backends_of(settings.instances, settings.models)
         self.driver = Driver(
             self.scheduler, self.upstream, backends, self.metrics, options, self._stop_coding, self._discover_soon
@@ -185,6 +191,8 @@ class Proxy(Lifecycle):
         await self._discovery.close()
         await self._server.close()
         await self.driver.close()
+        if self._tracer is not None:
+            await self._tracer.close()
         if self.peers is not None:
             await self.peers.close()
         await self._admin.close()
@@ -399,6 +407,17 @@ def _open_access_log(path: str) -> AccessLog | None:
         return AccessLog(path) if path else None
     except OSError as error:
         raise ConfigError(f"access_log: cannot write {path!r}: {error.strerror}") from None
+
+
+def _tracer(settings: Settings) -> Tracer:
+    try:
+        from ts_parity.proxy.serving.spans import OtlpSpans
+    except ImportError as error:
+        raise ConfigError(f"tracing: {error}; it takes OpenTelemetry: pip install ts_parity[otel]") from None
+    try:
+        return Tracer(OtlpSpans("https" if settings.tls_certificate else "http"))
+    except ValueError as error:
+        raise ConfigError(f"tracing: the OTEL_ variables of the environment make no sense: {error}") from None
 
 
 def _default_response(body: bytes | None, settings: Settings) -> Response | None:

@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.proxy.collector import Collector
 from tests.proxy.conftest import PATIENCE_S, PROMPT, Client, Raw, read_answer, until
 from tests.proxy.test_app import JSON, Process, draining, refused
 from ts_parity.cli import main
@@ -163,6 +164,21 @@ async def test_all_serve_one_port_and_are_told_of_as_one(make_processes: MakeFle
     assert (answer.status, answer.json()) == (202, {"status": "draining"})
     assert await asyncio.wait_for(fleet.life, PATIENCE_S) == 0
     assert not any(psutil.pid_exists(row["pid"]) for row in rows)
+
+
+@pytest.mark.slow
+async def test_each_process_sends_spans_of_its_own(collector: Collector, make_processes: MakeFleet) -> None:
+    fleet = await make_processes(
+        FakeTorchServe(FakeModel(workers=5)), FakeTorchServe(FakeModel(workers=5)), tracing=True
+    )
+    trace = (("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),)
+    await asyncio.gather(*(fleet.client.post("/predictions/linear", BODY, trace) for _ in range(40)))
+    await until(lambda: len(collector.spans) == 80, "a span of each query and of its task")
+    assert len({span.resource["service.instance.id"] for span in collector.spans}) == 2
+    assert {span.trace_id for span in collector.spans} == {"0af7651916cd43dd8448eb211c80319c"}
+    name = 'ts_parity_spans_total{outcome="sent"} '
+    while f"{name}80.0" not in (await fleet.admin.get("/metrics")).body.decode():
+        await asyncio.sleep(0.05)
 
 
 @pytest.mark.slow

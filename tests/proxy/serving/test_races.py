@@ -23,12 +23,18 @@ def fleet_of_three() -> list[FakeTorchServe]:
 
 
 async def rescued(
-    make_fleet: MakeFleet, instances: list[FakeTorchServe], proved: bool = True, copies: bool = False, **student: Any
+    make_fleet: MakeFleet,
+    instances: list[FakeTorchServe],
+    proved: bool = True,
+    copies: bool = False,
+    more: dict[str, Any] | None = None,
+    **student: Any,
 ) -> Fleet:
     """One query, rescued by the student while the instance that has it is frozen. `proved`: answers are not compared.
-    `copies`: a second copy of it is out, too. `student`: how it differs from what it was on trial.
+    `copies`: a second copy of it is out, too. `more`: further settings. `student`: how it differs from what it was on
+    trial.
     """
-    rules = {"copies": copies, "hedge_after_s": 0.0 if copies else None}
+    rules = {"copies": copies, "hedge_after_s": 0.0 if copies else None, **(more or {})}
     fleet = await make_fleet(*instances, deadline_s=DEADLINE_S, differing=1.0, proved=proved, **rules)
     (pool,) = fleet.proxy.scheduler.pools()
     while not pool.protected:

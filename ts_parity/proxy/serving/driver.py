@@ -44,7 +44,7 @@ from ts_parity.errors import DeadlineExceeded, DecodeError, Overloaded, TsParity
 from ts_parity.proxy.fleet.backends.backend import Backend
 from ts_parity.proxy.fleet.payloads import QueryPayload, Target, TaskResult
 from ts_parity.proxy.fleet.plan import Plan, PoolPlan
-from ts_parity.proxy.http.access import ERROR, LEFT, AccessEntry, AccessLog, OtherTask
+from ts_parity.proxy.http.access import ERROR, LEFT, STATUS_LEFT, AccessEntry, AccessLog, OtherTask
 from ts_parity.proxy.http.messages import Request, Response
 from ts_parity.proxy.http.streams import Pipe, Stream
 from ts_parity.proxy.http.upstream import Address, NoResponse, Result, Upstream
@@ -52,6 +52,8 @@ from ts_parity.proxy.serving.comparison import Comparison, ResponseComparer
 from ts_parity.proxy.serving.metrics import OTHER, Metrics
 from ts_parity.proxy.serving.races import Races
 from ts_parity.proxy.serving.recording import Recording
+from ts_parity.proxy.serving.tracing import LEFT as CLIENT_LEFT
+from ts_parity.proxy.serving.tracing import Tracer
 from ts_parity.wire import Array
 
 log = logging.getLogger(__name__)
@@ -88,6 +90,7 @@ class DriverOptions:
     secret: str = ""
     default_answer: Response | None = None
     task_timeout_s: float = 130.0
+    tracer: Tracer | None = None
     access: AccessLog | None = None
     """Gets an entry for each answer, and one for each task that ends after its query."""
 
@@ -118,6 +121,7 @@ class Driver:
         self.recording: Recording | None = None
         """Whoever has asked for it ends it."""
         self._options = options
+        self._tracer = options.tracer
         self._on_streaming = on_streaming
         self._on_missing = on_missing
         self._plan = Plan()
@@ -164,6 +168,9 @@ class Driver:
         """The client has left. -> the entry for the access log, if there is one."""
         entry = None if self._options.access is None else self._entry_of_failure(query, LEFT, query.last_failure)
         if self._waiting.pop(query.id, None) is not None:
+            trace_id = self._traced(query, None, None, STATUS_LEFT, CLIENT_LEFT)
+            if entry is not None and trace_id:
+                entry.trace_id = trace_id
             self._metrics.queries.add(self._metrics.pool(query.pool), "none", "abandoned")
             self._carry_out(self.scheduler.query_abandoned(query, self._loop.time()))
         return entry
@@ -231,12 +238,16 @@ class Driver:
             if self.recording is not None and action.task is not None and action.task.kind is Kind.DEPLOYED:
                 request = cast(QueryPayload, action.query.payload).request
                 self.recording.offer(action.query.pool, request, result.answer)
+            trace_id = ""
+            if self._tracer is not None:
+                trace_id = self._traced(action.query, action.source, action.task, result.answer.status, "")
             if action.source is not Source.DEPLOYED or action.query.in_flight:  # rare
                 now = self._loop.time()
-                self.races.answered(action.query, action.source, action.task, result.confidence, now)
+                self.races.answered(action.query, action.source, action.task, result.confidence, now, trace_id)
             if self._options.access is not None:
                 result.entry = self._entry_of_answer(action.query, action.source, action.task)
                 result.entry.confidence = result.confidence
+                result.entry.trace_id = trace_id or None
             self._deliver(action.query, result)
         elif isinstance(action, Compare):
             self._compare(action)
@@ -245,6 +256,10 @@ class Driver:
 
     def _send(self, task: Task) -> None:
         self._in_flight += 1
+        if self._tracer is not None:
+            query = task.query
+            if task.kind is not Kind.DEPLOYED or task.hedge or query is None or query.attempts > 1:
+                self._tracer.sent(task)
         if self._options.access is not None and task.kind is Kind.DEPLOYED:
             self._sent[task.id] = (task, time.monotonic())
         try:
@@ -299,9 +314,7 @@ class Driver:
                 result.answer.close()
             return
         if result.source is None:
-            error = result.answer
-            outcome = _OUTCOMES[type(error)] if isinstance(error, Unavailable) else "failed"
-            self._metrics.queries.add(self._metrics.pool(query.pool), "none", outcome)
+            self._metrics.queries.add(self._metrics.pool(query.pool), "none", _outcome_of(result))
         else:
             answered = self._answered_s[result.source._value_]
             try:
@@ -324,8 +337,9 @@ class Driver:
             result = QueryResult(value.response, None)
         else:
             result = QueryResult(_error_of(query, reason), None)
+        trace_id = self._traced(query, None, None, result.answer.status, _outcome_of(result))
         if query.in_flight or reason is Reason.DEADLINE:
-            self.races.failed(query, reason._value_, self._loop.time())
+            self.races.failed(query, reason._value_, self._loop.time(), trace_id)
         if not query.kills:
             result.missing = reason is Reason.NO_ENDPOINT or result.answer.status == 404
             failed = reason is Reason.FAILED and isinstance(result.answer, Unavailable)
@@ -333,7 +347,16 @@ class Driver:
         if self._options.access is not None:
             result.entry = self._entry_of_failure(query, ERROR, task)
             result.entry.cause = result.entry.cause or reason._value_
+            result.entry.trace_id = trace_id or None
         self._deliver(query, result)
+
+    def _traced(self, query: Query, source: Source | None, task: Task | None, status: int, error: str) -> str:
+        """A query has ended. -> the id of the trace that its spans are in; empty: it has none."""
+        tracer = self._tracer
+        if tracer is None:
+            return ""
+        out = self.scheduler.tasks_of(query) if query.in_flight else []
+        return tracer.ended(query, source, task, status, error, out, self._loop.time())
 
     def _notify(self, client: Callable[[QueryResult], None], what: QueryResult) -> None:
         try:
@@ -455,6 +478,8 @@ class Driver:
                 self._count_end(task, outcome)
         else:
             self._count_end(task, outcome)
+        if self._tracer is not None:
+            self._tracer.task_ended(task, outcome, now)
         if self._racing and task.id in self._racing:
             self.races.task_ended(task, outcome, now)
         if self._options.access is not None and task.kind is Kind.DEPLOYED:
@@ -587,6 +612,12 @@ _OUTCOMES: Mapping[type[Unavailable], str] = {
     DeadlineExceeded: "deadline",
     Unavailable: "unavailable",
 }
+
+
+def _outcome_of(result: QueryResult) -> str:
+    """Of a query without an answer."""
+    error = result.answer
+    return _OUTCOMES[type(error)] if isinstance(error, Unavailable) else "failed"
 
 
 def _log_health_change(change: HealthChange) -> None:

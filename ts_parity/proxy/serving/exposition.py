@@ -15,9 +15,9 @@ OPENMETRICS: Final = "application/openmetrics-text; version=1.0.0; charset=utf-8
 
 
 class ExposedExemplar(NamedTuple):
-    """One request that a bucket has counted. `at`: seconds since 1970."""
+    """One request that a bucket has counted. `labels`: as written, with their braces. `at`: seconds since 1970."""
 
-    request_id: str
+    labels: str
     value: float
     at: float
 
@@ -56,7 +56,7 @@ def exposed(families: Iterable[ExposedFamily], openmetrics: bool) -> bytes:
             if exemplar is None or not openmetrics:
                 lines.append(f"{name}{suffix}{labels} {float(value)!r}\n")
             else:
-                marked = f'{{request_id="{_escaped(exemplar.request_id)}"}} {exemplar.value!r} {exemplar.at!r}'
+                marked = f"{exemplar.labels} {exemplar.value!r} {exemplar.at!r}"
                 lines.append(f"{name}{suffix}{labels} {float(value)!r} # {marked}\n")
     if openmetrics:
         lines.append("# EOF\n")

@@ -31,8 +31,8 @@ MOST_POOLS: Final = 100
 MOST_ENDPOINTS: Final = 200
 """Each makes some 150 time series of a pool, or 30 of an endpoint. What there is beyond is `other`."""
 OTHER: Final = "other"
-MOST_REQUEST_ID: Final = 100
-"""Characters of an exemplar: OpenMetrics allows 128 with the label's name."""
+MOST_EXEMPLAR: Final = 128
+"""Characters of an exemplar's labels, their names counted, as OpenMetrics allows."""
 SOURCES: Final = tuple(source.value for source in Source)
 ERRORS: Final = ("failed", "overloaded", "deadline", "unavailable", "abandoned")
 ENDS: Final = ("arrived", "failed", "rejected")
@@ -107,10 +107,18 @@ class Histogram:
         self._written = {labels: one for labels, one in self._written.items() if labels[0] != first}
         self._exemplars = {labels: one for labels, one in self._exemplars.items() if labels[0] != first}
 
-    def note(self, seconds: float, request_id: str, *labels: str) -> None:
-        """An example of these, the last one."""
-        if 0 < len(request_id) <= MOST_REQUEST_ID:
-            self._exemplars[labels] = ExposedExemplar(request_id, seconds, round(time.time(), 3))
+    def note(self, seconds: float, request_id: str, trace_id: str, *labels: str) -> None:
+        """An example of these, the last one. A trace leads to more than a request's id, so that goes if both are too
+        long.
+        """
+        told: dict[str, str] = {}
+        if trace_id:
+            told["trace_id"] = trace_id
+        if 0 < len(request_id) <= MOST_EXEMPLAR - len("request_id") - sum(map(len, (*told, *told.values()))):
+            told["request_id"] = request_id
+        if told:
+            written = written_labels(list(told), list(told.values()))
+            self._exemplars[labels] = ExposedExemplar(written, seconds, round(time.time(), 3))
 
     def family(self) -> ExposedFamily:
         family = ExposedFamily(self._name, "histogram", self._text)
@@ -239,6 +247,8 @@ class Metrics:
         )
         self.peers_alive: Callable[[], int] | None = None
         """Set where there are other proxies."""
+        self.spans: Callable[[], Mapping[str, int]] | None = None
+        """Set where queries are traced: what became of their spans."""
         for outcome in ("answered", "failed", "unavailable"):
             self.passed_through.begin(outcome)
         for outcome in ("answered", "failed", "taken back", "abandoned"):
@@ -366,11 +376,11 @@ class Metrics:
             for endpoint, own in peers.items()
         }
 
-    def unprotected(self, pool: str, at: float, seconds: float, request_id: str = "") -> None:
+    def unprotected(self, pool: str, at: float, seconds: float, request_id: str = "", trace_id: str = "") -> None:
         """A query answered then by something else would have waited so long."""
         label = self.pool(pool)
         self.unprotected_seconds.begin(label).add([seconds])
-        self.unprotected_seconds.note(seconds, request_id, label)
+        self.unprotected_seconds.note(seconds, request_id, trace_id, label)
         self.recent.unprotected(at, label, seconds)
 
     def agreed(self, pool: str, source: str, finding: str) -> None:
@@ -379,8 +389,8 @@ class Metrics:
         self.agreement.add(label, source, finding)
         self.recent.found(time.time(), label, finding)
 
-    def exemplar(self, pool: str, source: str, seconds: float, request_id: str) -> None:
-        self.query_seconds.note(seconds, request_id, self.pool(pool), source)
+    def exemplar(self, pool: str, source: str, seconds: float, request_id: str, trace_id: str = "") -> None:
+        self.query_seconds.note(seconds, request_id, trace_id, self.pool(pool), source)
 
     # ---- what Prometheus gets --------------------------------------------------------------------------------------
 
@@ -409,6 +419,15 @@ class Metrics:
             yield self.forwarded.family()
             text = "Other proxies before this fleet that are alive, as each process sees it, added up."
             yield _gauge("ts_parity_peers_alive", text, self.peers_alive())
+        if self.spans is not None:
+            spans = _family(
+                "counter",
+                "ts_parity_spans",
+                "Spans (see tracing): failed if the collector has not taken them, dropped if there were too many.",
+            )
+            for outcome, number in self.spans().items():
+                spans.add(written_labels(["outcome"], [outcome]), number)
+            yield spans
         now, most, refused, closed = self._clients()
         yield _gauge("ts_parity_client_connections", "Clients that are connected.", now)
         yield _gauge("ts_parity_client_connections_limit", "As many as the limit of open files leaves for them.", most)

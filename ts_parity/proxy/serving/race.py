@@ -15,23 +15,37 @@ Json = dict[str, Any]
 
 @final
 class RaceTask:
-    """One of a race's tasks. Times are seconds since the query arrived; `ended_s` is None while it is out."""
+    """One of a race's tasks. Instants are the event loop's; `ended_at` is None while it is out."""
 
-    __slots__ = ("ended_s", "endpoint", "how", "kind", "reason", "sent_s")
+    __slots__ = ("cause", "code", "ended_at", "endpoint", "how", "id", "kind", "number", "reason", "sent_at", "status")
 
-    def __init__(self, kind: str, endpoint: str, sent_s: float, ended_s: float | None, how: str) -> None:
-        """`kind`: own, copy, protection or finish. `how`: out, won, late, failed, or what its group waited for."""
+    def __init__(
+        self, kind: str, endpoint: str, sent_at: float, ended_at: float | None, how: str, id: int = 0, number: int = 1
+    ) -> None:
+        """`kind`: own, copy, retry, protection, finish or trial. `how`: out, won, late, failed, or what its group
+        waited for; where it is traced: out, arrived, failed, or unknown, as the proxy ended before it. `number`: of
+        its query's own tasks before it, copies aside.
+        """
         self.kind = kind
         self.endpoint = endpoint
-        self.sent_s = sent_s
-        self.ended_s = ended_s
+        self.sent_at = sent_at
+        self.ended_at = ended_at
         self.how = how
+        self.id = id
+        self.number = number
         self.reason = ""
+        self.cause = ""
+        """If it failed: of which kind."""
+        self.status = 0
+        """Of the response, where that is known."""
+        self.code = ""
+        """Of a finish: what its output was decoded with."""
 
-    def described(self) -> Json:
-        ended_s = None if self.ended_s is None else round(self.ended_s, 6)
-        told = {"kind": self.kind, "endpoint": self.endpoint, "sent_s": round(self.sent_s, 6), "ended_s": ended_s}
-        return {**told, "how": self.how, "reason": self.reason}
+    def described(self, arrived_at: float) -> Json:
+        """Times are seconds since the query arrived."""
+        ended_s = None if self.ended_at is None else _since(self.ended_at, arrived_at)
+        told = {"kind": self.kind, "endpoint": self.endpoint, "sent_s": _since(self.sent_at, arrived_at)}
+        return {**told, "ended_s": ended_s, "how": self.how, "reason": self.reason}
 
 
 @final
@@ -40,7 +54,7 @@ class Race:
 
     __slots__ = (
         "answered_at", "arrived_at", "at", "confidence", "deadline_s", "finding", "given", "given_s", "pool", "query",
-        "reason", "request_id", "source", "tasks", "unprotected", "unprotected_s",
+        "reason", "request_id", "source", "tasks", "trace_id", "unprotected", "unprotected_s",
     )  # fmt: skip
 
     def __init__(self, query: Query, request_id: str, source: str, given: Task | None, now: float) -> None:
@@ -54,6 +68,8 @@ class Race:
         self.deadline_s = self.given_s if query.deadline_at is None else query.deadline_at - query.arrived_at
         self.answered_at = time.time()
         self.request_id = request_id
+        self.trace_id = ""
+        """If it is traced."""
         self.confidence: float | None = None
         self.unprotected = "out"
         """Of its own answer: `out`; `came`; `failed`; `never` by its deadline; `unknown`, as there was none to come."""
@@ -68,6 +84,7 @@ class Race:
         return {
             "query": self.query,
             "request_id": self.request_id,
+            "trace_id": self.trace_id,
             "pool": self.pool,
             "answered_at": round(self.answered_at, 3),
             "source": self.source,
@@ -79,5 +96,9 @@ class Race:
             "confidence": self.confidence,
             "finding": self.finding,
             "reason": self.reason,
-            "tasks": [task.described() for task in self.tasks],
+            "tasks": [task.described(self.arrived_at) for task in self.tasks],
         }
+
+
+def _since(at: float, arrived_at: float) -> float:
+    return round(max(0.0, at - arrived_at), 6)

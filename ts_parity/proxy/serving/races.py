@@ -34,9 +34,9 @@ SHOWN_EVERY_S: Final = 0.1
 class RaceCounts(Protocol):
     """Where a race's figures go; see `metrics`."""
 
-    def unprotected(self, pool: str, at: float, seconds: float, request_id: str = "") -> None: ...
+    def unprotected(self, pool: str, at: float, seconds: float, request_id: str = "", trace_id: str = "") -> None: ...
     def agreed(self, pool: str, source: str, finding: str) -> None: ...
-    def exemplar(self, pool: str, source: str, seconds: float, request_id: str) -> None: ...
+    def exemplar(self, pool: str, source: str, seconds: float, request_id: str, trace_id: str = "") -> None: ...
 
 
 @final
@@ -55,16 +55,18 @@ class Races:
 
     # ---- what happens ----------------------------------------------------------------------------------------------
 
-    def answered(self, query: Query, source: Source, task: Task | None, confidence: float | None, now: float) -> None:
+    def answered(
+        self, query: Query, source: Source, task: Task | None, confidence: float | None, now: float, trace_id: str = ""
+    ) -> None:
         """A query has been answered by something else than its own task, or while copies of it were out."""
         if source is Source.DEPLOYED and now < query.release_at:
             return  # a copy of it probes an endpoint; the query itself is in time
         race = self._begin(query, source._value_, task, now)
-        race.confidence = confidence
+        race.confidence, race.trace_id = confidence, trace_id
         out = self._tasks_of(query)
         self._show(race, query, task, out, now)
-        if race.request_id:
-            self._counts.exemplar(race.pool, race.source, race.given_s, race.request_id)
+        if race.request_id or trace_id:
+            self._counts.exemplar(race.pool, race.source, race.given_s, race.request_id, trace_id)
         if source is Source.DEPLOYED:
             race.unprotected, race.unprotected_s = "came", race.given_s
         elif any(not each.hedge for each in out):
@@ -73,10 +75,10 @@ class Races:
         else:
             self._decide(race, "unknown", race.given_s)
 
-    def failed(self, query: Query, reason: str, now: float) -> None:
+    def failed(self, query: Query, reason: str, now: float, trace_id: str = "") -> None:
         """A query got an error. It would have got one all the same, so this is shown and not counted."""
         race = self._begin(query, "none", query.last_failure, now)
-        race.unprotected, race.reason = "failed", reason
+        race.unprotected, race.reason, race.trace_id = "failed", reason, trace_id
         self._show(race, query, None, self._tasks_of(query), now)
 
     def task_ended(self, task: Task, outcome: Outcome, now: float) -> None:
@@ -84,7 +86,7 @@ class Races:
         race, shown = self.out.pop(task.id)
         took_s = now - race.arrived_at
         if shown is not None:
-            shown.ended_s = took_s
+            shown.ended_at = now
             shown.how = "late" if isinstance(outcome, Arrived) else "failed"
             shown.reason = outcome.reason if isinstance(outcome, Failed) else ""
         if task.hedge or race.unprotected != "out":
@@ -131,7 +133,7 @@ class Races:
 
     def _decide(self, race: Race, how: str, seconds: float) -> None:
         race.unprotected, race.unprotected_s = how, max(seconds, race.given_s)
-        self._counts.unprotected(race.pool, race.answered_at, race.unprotected_s, race.request_id)
+        self._counts.unprotected(race.pool, race.answered_at, race.unprotected_s, race.request_id, race.trace_id)
 
     def _show(self, race: Race, query: Query, given: Task | None, out: list[Task], now: float) -> None:
         shows = now >= self._shown_at + SHOWN_EVERY_S
@@ -145,23 +147,18 @@ class Races:
                 continue
             shown = None
             if shows:
-                shown = RaceTask("copy" if task.hedge else "own", task.endpoint.name, _since(query, task), None, "out")
+                shown = RaceTask("copy" if task.hedge else "own", task.endpoint.name, task.sent_at, None, "out")
                 race.tasks.append(shown)
             self.out[task.id] = (race, shown)
-        race.tasks.sort(key=lambda each: (each.sent_s, each.kind != "own"))
+        race.tasks.sort(key=lambda each: (max(each.sent_at, race.arrived_at), each.kind != "own"))
 
 
 def _winner(given: Task, query: Query, now: float) -> list[RaceTask]:
-    took_s = now - query.arrived_at
     kind = ("copy" if given.hedge else "own") if given.kind is Kind.DEPLOYED else given.kind.value
-    won = RaceTask(kind, given.endpoint.name, _since(query, given), took_s, "won")
+    won = RaceTask(kind, given.endpoint.name, given.sent_at, now, "won")
     group = given.group
     if given.kind is not Kind.FINISH or group is None:
         return [won]
-    began_s = max(0.0, group.begun_at - query.arrived_at)
+    began_at = max(query.arrived_at, group.begun_at)
     code = f"{group.code.name} of {group.size}"
-    return [RaceTask("protection", code, began_s, max(began_s, won.sent_s), "decoded"), won]
-
-
-def _since(query: Query, task: Task) -> float:
-    return max(0.0, task.sent_at - query.arrived_at)
+    return [RaceTask("protection", code, began_at, max(began_at, won.sent_at), "decoded"), won]

@@ -1,0 +1,225 @@
+"""Which queries are traced, and what is told of their races: late, rescued, failed, and those whose client asks for it.
+
+Nothing is told before a query has ended, so an ordinary one costs a look at its headers. What is sent beside its first
+task is rare, so it is noted when it is sent, and tasks that fail when they fail. From these notes spans are built a
+moment later, a few at a time, when the answers have gone out. A task that outlives its query is told when it ends.
+
+Knows queries and tasks. Knows nothing of OpenTelemetry: `spans` does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import random
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Final, Protocol, cast, final
+from urllib.parse import unquote
+
+from ts_parity.engine import Arrived, Failed, Kind, Outcome, Query, Rejected, Source, Task
+from ts_parity.proxy.fleet.payloads import Ask, QueryPayload, TaskResult
+from ts_parity.proxy.http.messages import REQUEST_ID, Request
+from ts_parity.proxy.http.trace_context import TraceContext, trace_context
+from ts_parity.proxy.serving.race import Race, RaceTask
+
+log = logging.getLogger(__name__)
+
+MUCH_LATER: Final = 2.0
+"""An answer that nothing else was sent for is traced if it took so many times its release time, which one in twenty
+exceeds."""
+MOST_WAITING: Final = 1000
+"""Traces, and tasks that outlived theirs, whose spans are not built yet. What is beyond is dropped, and counted."""
+AT_ONCE: Final = 10
+PAUSE_S: Final = 0.05
+"""So at most 200 a second are built, however many fail: some 2 % of a core."""
+LEFT: Final = "client_left"
+SERVER_ERROR: Final = 500
+
+
+class SpanSink(Protocol):
+    """Where spans go; see `spans`."""
+
+    dropped: int
+
+    def counts(self) -> Mapping[str, int]: ...
+    def root(self, trace: Trace) -> None: ...
+    def task(self, trace: Trace, task: RaceTask) -> None: ...
+    async def close(self) -> None: ...
+
+
+@final
+class Trace:
+    """One query that is traced, from its end on. Instants are the event loop's; `begun_at`: its arrival, since 1970."""
+
+    __slots__ = (
+        "begun_at", "client", "context", "error", "host", "late_by_s", "method", "path", "race", "request_id", "route",
+        "status", "tasks", "trace_id", "user_agent",
+    )  # fmt: skip
+
+    def __init__(self, race: Race, client: TraceContext | None, request: Request, ask: Ask, now: float) -> None:
+        self.race = race
+        self.client = client
+        self.trace_id = f"{random.getrandbits(128) or 1:032x}" if client is None else client.trace_id
+        self.begun_at = time.time() - (now - race.arrived_at)
+        self.method = request.method
+        self.path = request.path
+        self.route = route_of(request.path, ask)
+        self.host = request.header("host") or ""
+        self.user_agent = request.header("user-agent") or ""
+        self.request_id = race.request_id
+        self.status = 0
+        """Of the answer; 0: it got none."""
+        self.error = ""
+        self.late_by_s = 0.0
+        self.tasks: list[RaceTask] = []
+        """Those that had ended."""
+        self.context: object | None = None
+        """The sink's: its root span. None: it is not built, or dropped."""
+
+
+@final
+class Tracer:
+    """Of one proxy. The driver tells it what it sends, what ends, and how each query ended."""
+
+    def __init__(self, sink: SpanSink) -> None:
+        self.sink = sink
+        self._loop = asyncio.get_running_loop()
+        self._noted: dict[int, RaceTask] = {}
+        """By task id: those that are out and belong to a traced query, or may."""
+        self._outlived: dict[int, list[Trace]] = {}
+        """By task id: the traced queries that ended before it."""
+        self._waiting: deque[tuple[Trace, RaceTask | None]] = deque()
+        self._building: asyncio.TimerHandle | None = None
+
+    def sent(self, task: Task) -> None:
+        """A task beside a query's first one: a retry, a second copy, a protection, a finish."""
+        if task.kind is Kind.DEPLOYED:
+            self._note(task, "copy" if task.hedge else "retry")
+        else:
+            on_trial = task.group is not None and task.group.on_trial
+            self._note(task, "trial" if on_trial else task.kind.value)
+
+    def task_ended(self, task: Task, outcome: Outcome, now: float) -> None:
+        noted = self._noted.pop(task.id, None)
+        if noted is None:
+            if isinstance(outcome, Arrived):
+                return
+            noted = self._note(task, "own")
+            del self._noted[task.id]
+        noted.ended_at = now
+        noted.how = "arrived" if isinstance(outcome, Arrived) else "failed"
+        if isinstance(outcome, Failed):
+            noted.reason, noted.cause = outcome.reason, outcome.cause.value
+        elif isinstance(outcome, Rejected):
+            noted.reason = noted.cause = "rejected"
+        value = task.value
+        if isinstance(value, TaskResult) and value.response is not None:
+            noted.status = value.response.status
+        for trace in self._outlived.pop(task.id, ()):
+            self._queue(trace, noted)
+
+    def ended(
+        self, query: Query, source: Source | None, given: Task | None, status: int, error: str, out: Sequence[Task],
+        now: float,
+    ) -> str:  # fmt: skip
+        """A query has ended: answered, failed with `error`, or left by its client. `out`: its own tasks that are not
+        done. -> the trace's id; empty if it is not traced.
+        """
+        payload = cast(QueryPayload, query.payload)
+        client = trace_context(payload.request.headers)
+        took_s, usual_s = now - query.arrived_at, query.release_at - query.arrived_at
+        late = math.isfinite(usual_s) and took_s >= usual_s
+        wanted = source is not Source.DEPLOYED or status >= SERVER_ERROR or (late and len(out) > 0)
+        if not wanted and took_s < MUCH_LATER * usual_s and not (client is not None and client.sampled):
+            return ""
+        race = Race(
+            query, payload.request.header(REQUEST_ID) or "", "none" if source is None else source.value, given, now
+        )
+        trace = Trace(race, client, payload.request, payload.ask, now)
+        trace.status, trace.error = status, error or (str(status) if status >= SERVER_ERROR else "")
+        trace.late_by_s = took_s - usual_s if late else 0.0
+        tasks = [*cast(tuple[RaceTask, ...], payload.tasks)]
+        known = {task.id for task in tasks}
+        for task in out:
+            if task.id not in known:
+                known.add(task.id)
+                tasks.append(self._note(task, "own"))
+        if source is not None and given is not None and given.id not in known:
+            won = RaceTask("own", given.endpoint.name, given.sent_at, now, "arrived", given.id)
+            won.status = status
+            tasks.append(won)
+        for noted in tasks:
+            if noted.ended_at is None:
+                self._outlived.setdefault(noted.id, []).append(trace)
+            else:
+                trace.tasks.append(noted)
+        self._queue(trace, None)
+        return trace.trace_id
+
+    async def close(self) -> None:
+        """Tell what there is to tell, and give the sink its time."""
+        now = self._loop.time()
+        for noted in self._noted.values():
+            noted.ended_at, noted.how = now, "unknown"
+            for trace in self._outlived.pop(noted.id, ()):
+                self._queue(trace, noted)
+        self._noted.clear()
+        if self._building is not None:
+            self._building.cancel()
+        self._build(len(self._waiting))
+        await self.sink.close()
+
+    # ---- how it is done --------------------------------------------------------------------------------------------
+
+    def _note(self, task: Task, kind: str) -> RaceTask:
+        noted = self._noted[task.id] = RaceTask(kind, task.endpoint.name, task.sent_at, None, "out", task.id)
+        if task.query is not None:
+            noted.number = task.query.attempts - (0 if task.hedge else 1)
+        group = task.group
+        if task.query is not None:
+            queries = [task.query]
+        else:
+            assert group is not None
+            assert task.row is not None
+            slots = group.sent.get(task.row, ())
+            queries = [query for slot, query in enumerate(group.members) if query is not None and slot in slots]
+        for query in queries:
+            if query.open:
+                payload = cast(QueryPayload, query.payload)
+                payload.tasks = (*payload.tasks, noted)
+        if task.kind is Kind.FINISH and group is not None:
+            noted.code = f"{group.code.name} of {group.size}"
+        return noted
+
+    def _queue(self, trace: Trace, task: RaceTask | None) -> None:
+        if len(self._waiting) >= MOST_WAITING:
+            self.sink.dropped += 1 if task is not None else 1 + len(trace.tasks)
+            return
+        self._waiting.append((trace, task))
+        if self._building is None:
+            self._building = self._loop.call_later(PAUSE_S, self._build, AT_ONCE)
+
+    def _build(self, most: int) -> None:
+        self._building = None
+        for _ in range(min(most, len(self._waiting))):
+            trace, task = self._waiting.popleft()
+            try:
+                if task is None:
+                    self.sink.root(trace)
+                for each in trace.tasks if task is None else (task,):
+                    self.sink.task(trace, each)
+            except Exception:  # queries are served all the same
+                log.exception("a span could not be made")
+        if self._waiting:
+            self._building = self._loop.call_later(PAUSE_S, self._build, AT_ONCE)
+
+
+def route_of(path: str, ask: Ask) -> str:
+    """The path as a template, so that a span's name has few values: /predictions/{model}."""
+    if ask.extra and path.endswith(ask.extra):
+        path = f"{path.removesuffix(ask.extra)}/{{path}}"
+    names = {ask.version or "": "{version}", ask.model: "{model}"}
+    return "/".join(names.pop(unquote(segment), segment) if segment else "" for segment in path.split("/"))
