@@ -187,6 +187,7 @@ def test_whoever_answers_is_told_in_a_line(stranger: str, here: Path, capsys: py
         f"status --admin {stranger}",
         f"status --admin {stranger} --json",
         f"drain --admin {stranger}",
+        f"reload --admin {stranger}",
         f"plan --service-log log.csv --rate 5 --admin {stranger}",
         f"register --management {stranger} there.mar",
         f"unregister --management {stranger} m",

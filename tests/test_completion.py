@@ -94,7 +94,7 @@ def test_the_command_prints_either(capsys: pytest.CaptureFixture[str]) -> None:
 
 READING = (
     "demo", "simulate", "plan", "bench", "train", "report", "register", "unregister", "status", "top",
-    "record", "doctor",
+    "record", "reload", "doctor",
 )  # fmt: skip
 
 

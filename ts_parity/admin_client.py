@@ -10,11 +10,14 @@ import json
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Container
 from typing import Any
 
 from ts_parity.errors import Unreachable
 
 TIMEOUT_S = 10.0
+RELOAD_TIMEOUT_S = 120.0
+"""New instances are asked what they host, and one that does not answer takes a while."""
 MOST_BYTES = 64 << 20
 """A fleet of thousands is described in a tenth of it."""
 
@@ -30,10 +33,14 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirects)
 
 
-def ask(url: str, action: dict[str, str] | None = None) -> dict[str, Any]:
-    """Read, or with `action`'s headers do something. Raise Unreachable."""
+def ask(
+    url: str, action: dict[str, str] | None = None, timeout_s: float = TIMEOUT_S, also: Container[int] = ()
+) -> dict[str, Any]:
+    """Read, or with `action`'s headers do something. `also`: statuses that are answers and no errors. Raise
+    Unreachable.
+    """
     try:
-        said = json.loads(fetch(url, action))
+        said = json.loads(fetch(url, action, timeout_s, also))
         if not isinstance(said, dict):
             raise ValueError("its answer is no JSON object")
     except (ValueError, RecursionError) as error:
@@ -41,13 +48,17 @@ def ask(url: str, action: dict[str, str] | None = None) -> dict[str, Any]:
     return said
 
 
-def fetch(url: str, action: dict[str, str] | None = None) -> bytes:
+def fetch(
+    url: str, action: dict[str, str] | None = None, timeout_s: float = TIMEOUT_S, also: Container[int] = ()
+) -> bytes:
     """The answer as it came. Raise Unreachable."""
     request = urllib.request.Request(url, None if action is None else b"", action or {})
     try:
-        with _OPENER.open(request, timeout=TIMEOUT_S) as answer:
+        with _OPENER.open(request, timeout=timeout_s) as answer:
             return _whole(answer)
     except urllib.error.HTTPError as error:
+        if error.code in also:
+            return _whole(error)  # type: ignore[arg-type]  # it has what it wraps
         raise Unreachable(f"{url}: {_reason(error)}") from None
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise unreachable(url, error) from None

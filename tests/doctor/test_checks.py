@@ -151,7 +151,13 @@ CASES: list[tuple[str, str, Callable[[], Gathered]]] = [
     ),
     ("TSP-503", "b:8080 is configured", lambda: fleet(status={**status(), "instances": status()["instances"][:1]})),
     ("TSP-504", "the running proxy is 0.0.1", lambda: fleet(status={**status(), "version": "0.0.1"})),
+    ("TSP-505", "unknown setting x", lambda: fleet(status=reloaded(problems=["unknown setting x"]))),
+    ("TSP-506", "port: 8080 -> 8443", lambda: fleet(status=reloaded(needs_restart=["port: 8080 -> 8443"]))),
 ]  # fmt: skip
+
+
+def reloaded(**last: Any) -> dict[str, Any]:
+    return {**status(), "configuration": {"last_reload": {"problems": [], "needs_restart": [], **last}}}
 
 
 def results(gathered: Gathered) -> dict[str, CheckResult]:
@@ -175,7 +181,7 @@ def test_of_a_fleet_that_is_well_nothing_is_said() -> None:
     before = results(fleet())
     assert {r.state for r in before.values()} == {OK, UNKNOWN}
     assert {id for id, r in before.items() if r.state == UNKNOWN} == {
-        "TSP-307", "TSP-407", "TSP-408", "TSP-502", "TSP-503", "TSP-504"
+        "TSP-307", "TSP-407", "TSP-408", "TSP-502", "TSP-503", "TSP-504", "TSP-505", "TSP-506"
     }  # fmt: skip
 
 

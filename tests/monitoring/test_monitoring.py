@@ -22,7 +22,9 @@ import yaml
 
 from tests.conftest import free_ports
 from tests.proxy.conftest import MakeFleet, make_fleet  # noqa: F401 (a fixture)
+from ts_parity.config import Settings
 from ts_parity.engine import Fleet, Policy, Scheduler
+from ts_parity.proxy.operations.reloading import Reloader
 from ts_parity.proxy.serving.metrics import Metrics
 from ts_parity.testing import FakeModel, FakeTorchServe, protection
 
@@ -38,8 +40,13 @@ needs_prometheus = pytest.mark.skipif(
 )
 
 
+async def no_one(settings: Settings) -> tuple[str, ...]:
+    return ()
+
+
 def known() -> set[str]:
     metrics = Metrics(Scheduler(Fleet((), (), ()), Policy()).snapshot, Policy())
+    metrics.config = Reloader(Settings(), no_one).families
     text = metrics.exposition(openmetrics=True).decode()
     kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
     ends = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}

@@ -27,6 +27,9 @@ def settings_markdown() -> str:
         "`config show` says where each value came from, and `config schema` prints a JSON Schema for editors",
         "([promises](behaviour.md#what-config-says)).",
         "",
+        "A running proxy reads all of it again on SIGHUP or `ts-parity reload`; what it keeps until it is started",
+        "again says *needs a restart* ([promises](behaviour.md#what-a-reload-does)).",
+        "",
         *(
             line
             for title, items in GROUPS.items()
@@ -56,5 +59,6 @@ def _table(items: Sequence[Field[Any]]) -> list[str]:
 
 def _row(item: Field[Any]) -> tuple[str, ...]:
     default = "required" if item.default is MISSING else f"`{shown_default(item.default)}`"
-    what = "; ".join(filter(None, (item.metadata["text"], item.metadata["more"])))
+    restart = "needs a restart" if item.metadata["restart"] else ""
+    what = "; ".join(filter(None, (item.metadata["text"], item.metadata["more"], restart)))
     return f"`{item.name}`", default, item.metadata["unit"], what

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import Field, dataclass, fields, replace
+from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -56,6 +56,21 @@ class Configuration:
     origins: Origins
     instance_origins: tuple[Origins, ...]
     model_origins: tuple[Origins, ...]
+
+
+@dataclass(frozen=True)
+class ConfigSource:
+    """Where a proxy's configuration is read from, at its start and again whenever it is told to: what its command line
+    says, and the environment.
+    """
+
+    file: Path | None = None
+    flags: Mapping[str, str] = field(default_factory=dict)
+    endpoints: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+
+    def read(self) -> Configuration:
+        return configuration(self.file, os.environ, self.flags, self.endpoints, self.models)
 
 
 def load_settings(

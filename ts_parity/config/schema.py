@@ -137,32 +137,43 @@ class Settings:
     )
     discovery_interval_s: float = setting(5.0, "how often instances are asked what they serve", unit="s", least=0.05)
     describe_timeout_s: float = setting(2.0, "time limit of a management request", unit="s", least=0.01)
-    connect_timeout_s: float = setting(2.0, "time limit of a connection attempt", unit="s", least=0.01)
+    connect_timeout_s: float = setting(2.0, "time limit of a connection attempt", unit="s", least=0.01, restart=True)
     task_timeout_s: float = setting(
-        130.0, "time limit of a task", "TorchServe's own response timeout is 120 s", unit="s", least=0.01
+        130.0, "time limit of a task", "TorchServe's own response timeout is 120 s", unit="s", least=0.01, restart=True
     )
-    secret: str = setting("", "sent with the proxy's own requests", "the archives must declare the same", secret=True)
-    host: str = setting("127.0.0.1", "address of the inference port; 0.0.0.0 for all", group="listening and TLS")
-    port: int = setting(8080, "inference port; 0: a free one", unit="port", below=65536)
+    secret: str = setting(
+        "", "sent with the proxy's own requests", "the archives must declare the same", secret=True, restart=True
+    )
+    host: str = setting(
+        "127.0.0.1", "address of the inference port; 0.0.0.0 for all", group="listening and TLS", restart=True
+    )
+    port: int = setting(8080, "inference port; 0: a free one", unit="port", below=65536, restart=True)
     processes: int = setting(
         1,
         "proxies on the one port",
         "each with queues, groups and budgets of its own and a share of all places",
         unit="processes",
         least=1,
+        restart=True,
     )
     peers: tuple[str, ...] = setting(
         (),
         "inference addresses of the other proxies before this fleet",
         "a DNS name stands for all its addresses, and this proxy's own may be among them. "
         "One of them serves a model and the others forward to it. It takes a secret, and all must have the same",
+        restart=True,
     )
     tls_certificate: str = setting(
-        "", "PEM file with a chain: speak https only", "the inference port's certificate and what follows it"
+        "",
+        "PEM file with a chain: speak https only",
+        "the inference port's certificate and what follows it",
+        restart=True,
     )
-    tls_key: str = setting("", "PEM file with its key, not encrypted", "both are read again when they change")
+    tls_key: str = setting(
+        "", "PEM file with its key, not encrypted", "both are read again when they change", restart=True
+    )
     max_body_bytes: int = setting(
-        6_553_500, "larger requests are refused with 413", "as TorchServe does", unit="bytes", least=1
+        6_553_500, "larger requests are refused with 413", "as TorchServe does", unit="bytes", least=1, restart=True
     )
     protect: str = setting(
         AUTO,
@@ -179,14 +190,21 @@ class Settings:
     default_answer: str = setting(
         "", "file with an answer to give instead of 504", "its content type follows from its ending, such as .json"
     )
-    admin_host: str = setting("127.0.0.1", "address of the admin port", "it speaks plain http", group="operations")
-    admin_port: int = setting(8090, "status, metrics, health, drain; 0: a free one", unit="port", below=65536)
+    admin_host: str = setting(
+        "127.0.0.1", "address of the admin port", "it speaks plain http", group="operations", restart=True
+    )
+    admin_port: int = setting(
+        8090, "status, metrics, health, drain; 0: a free one", unit="port", below=65536, restart=True
+    )
     admin_token: str = setting("", "key without which the admin port takes no action", "such as a drain", secret=True)
     metrics_address: str = setting(
-        "", "HOST:PORT of a second port, only to be read", "for /metrics, /health, /livez and /readyz"
+        "", "HOST:PORT of a second port, only to be read", "for /metrics, /health, /livez and /readyz", restart=True
     )
     access_log: str = setting(
-        "", "file for a JSON line a request; -: stderr", "and a line for each task that outlives its request"
+        "",
+        "file for a JSON line a request; -: stderr",
+        "and a line for each task that outlives its request",
+        restart=True,
     )
     tracing: bool = setting(
         False,
@@ -228,6 +246,8 @@ def _by_group() -> dict[str, list[Field[Any]]]:
 GROUPS = _by_group()
 """What readers look for together: heading -> settings."""
 FIELDS = {item.name: item for items in GROUPS.values() for item in items}
+RESTART = tuple(name for name, item in FIELDS.items() if item.metadata["restart"])
+"""Settings that a running proxy keeps."""
 OF_POLICY = {item.name for item in fields(Policy)} - {item.name for item in fields(Settings)}
 
 

@@ -206,8 +206,8 @@ CHECKS = (
     ),
     Check(
         "TSP-503", PROXY, WARNING, "the proxy runs with the instances that are configured",
-        "A configuration that was changed after the start is not in force.",
-        "Start the proxy again, or give the configuration that it was started with.",
+        "A configuration that was changed after the start is not in force until the proxy has read it again.",
+        "Have it read its file again (`ts-parity reload`), or give the configuration that it was started with.",
         WRONG_INPUT, protection.other_instances,
     ),
     Check(
@@ -215,6 +215,19 @@ CHECKS = (
         "It may not tell all that the checks look at.",
         "Start the proxy again after an upgrade.",
         OUTSIDE, protection.other_version,
+    ),
+    Check(
+        "TSP-505", PROXY, WARNING, "the configuration was good when the proxy last read it",
+        "The proxy refused what it read again (SIGHUP, `ts-parity reload`) and goes on as before. At its next start it "
+        "would not start.",
+        "Mend what it names (`ts-parity config check FILE` says all of it), then `ts-parity reload`.",
+        WRONG_INPUT, protection.refused_reload,
+    ),
+    Check(
+        "TSP-506", PROXY, NOTE, "no setting waits for a restart",
+        "A running proxy keeps its addresses, certificates' paths, processes and a few more as they were at its start.",
+        "Start the proxy again, one after another where there are several.",
+        OUTSIDE, protection.waits_for_restart,
     ),
 )  # fmt: skip
 CATEGORIES = tuple(dict.fromkeys(check.category for check in CHECKS))

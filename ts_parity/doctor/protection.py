@@ -178,3 +178,19 @@ def other_version(gathered: Gathered) -> Sequence[str] | CannotTell:
         return NO_PROXY
     running = gathered.status.get("version")
     return [] if running == __version__ else [f"the running proxy is {running}, and this command {__version__}"]
+
+
+def refused_reload(gathered: Gathered) -> Sequence[str] | CannotTell:
+    last = _last_reload(gathered)
+    return last if isinstance(last, CannotTell) else [str(problem) for problem in last.get("problems") or ()]
+
+
+def waits_for_restart(gathered: Gathered) -> Sequence[str] | CannotTell:
+    last = _last_reload(gathered)
+    return last if isinstance(last, CannotTell) else [str(line) for line in last.get("needs_restart") or ()]
+
+
+def _last_reload(gathered: Gathered) -> Mapping[str, Any] | CannotTell:
+    if gathered.status is None:
+        return NO_PROXY
+    return (gathered.status.get("configuration") or {}).get("last_reload") or {}

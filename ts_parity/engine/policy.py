@@ -23,14 +23,17 @@ def setting(
     auto: type | None = None,
     words: tuple[str, ...] = (),
     secret: bool = False,
+    restart: bool = False,
 ) -> Any:
     """A field that users can set: flags, file, environment, docs and checks are all made from it.
 
     `text`: a line for --help; `more`: what docs/settings.md says besides. `group`: the heading of this one and of those
     after it. `auto`: of what type it is where its default is None, which users call auto. `words`: all that it may be.
+    `restart`: a running proxy keeps it as it was at its start, whatever it reads later.
     """
     meta = {"text": text, "more": more, "group": group, "unit": unit, "auto": auto, "secret": secret}
-    return field(default=default, repr=not secret, metadata={**meta, "least": least, "below": below, "words": words})
+    limits = {"least": least, "below": below, "words": words, "restart": restart}
+    return field(default=default, repr=not secret, metadata={**meta, **limits})
 
 
 def constant(

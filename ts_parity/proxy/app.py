@@ -12,10 +12,10 @@ import logging
 import math
 import mimetypes
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ts_parity.config import Settings
+from ts_parity.config import ConfigSource, Configuration, Settings
 from ts_parity.engine import Fleet, Policy, Scheduler
 from ts_parity.engine.members import STANDBY_S, keys_of
 from ts_parity.errors import ConfigError
@@ -25,7 +25,7 @@ from ts_parity.proxy.fleet.peers import Peers, new_member
 from ts_parity.proxy.fleet.plan import Plan, PlanOptions, make_plan
 from ts_parity.proxy.fleet.reports import InstanceReport
 from ts_parity.proxy.http.access import AccessLog
-from ts_parity.proxy.http.certificates import client_side, instance_side
+from ts_parity.proxy.http.certificates import Tls, client_side, instance_side, tls_settings
 from ts_parity.proxy.http.descriptors import client_limit, open_files
 from ts_parity.proxy.http.messages import Response
 from ts_parity.proxy.http.server import Server
@@ -33,6 +33,7 @@ from ts_parity.proxy.http.upstream import Address, Upstream
 from ts_parity.proxy.operations.admin import AdminServer
 from ts_parity.proxy.operations.lifecycle import Lifecycle, url_of
 from ts_parity.proxy.operations.overview import with_overview
+from ts_parity.proxy.operations.reloading import Reloader
 from ts_parity.proxy.operations.status import THIS_PROXY, health, status_json, trust_problems
 from ts_parity.proxy.serving.driver import Driver, DriverOptions
 from ts_parity.proxy.serving.forwarding import Forwarder
@@ -82,13 +83,20 @@ class Proxy(Lifecycle):
     """One proxy. `start`, then `drain` (or `run` for both), then `close`. Everything happens on one event loop."""
 
     def __init__(
-        self, settings: Settings, process: int | None = None, proved: bool = False, member: str | None = None
+        self,
+        settings: Settings,
+        process: int | None = None,
+        proved: bool = False,
+        member: str | None = None,
+        source: ConfigSource | None = None,
+        found: Configuration | None = None,
     ) -> None:
         """Raise ConfigError if the default answer or a certificate cannot be used. Needs a running event loop.
 
         `process`: which one of `settings.processes` it is. It shares port and places with the others, and the admin
         port is their parent's. `proved`: protections are used without a trial, for tests of what comes after it.
-        `member`: its name among the proxies before this fleet, the same for all processes on one port.
+        `member`: its name among the proxies before this fleet, the same for all processes on one port. `source`: where
+        the settings are read again, and `found`, what it said.
         """
         super().__init__()
         self.settings = settings
@@ -96,19 +104,17 @@ class Proxy(Lifecycle):
         self._proved = proved
         self._logged_distrust: list[str] = []
         self.url = self.admin_url = ""
-        default = settings.read_default_answer()
-        tls, to_instances = client_side(settings), instance_side(settings)
-        self._tls = [*to_instances.values(), *([tls] if tls is not None else [])]
+        self._default = settings.read_default_answer()
+        tls, self._to_instances = client_side(settings), instance_side(settings)
+        self._tls = [tls] if tls is not None else []
         self.scheduler = Scheduler(Fleet((), (), ()), policy_of(settings))
         self.metrics = Metrics(self._snapshot, self.scheduler.policy, lambda: self._server.clients())
-        self.upstream = Upstream(settings.connect_timeout_s, settings.task_timeout_s, to_instances)
+        self.upstream = Upstream(settings.connect_timeout_s, settings.task_timeout_s, self._to_instances)
         self._access = access = _open_access_log(settings.access_log)
         self._tracer = tracer = _tracer(settings) if settings.tracing else None
         if tracer is not None:
             self.metrics.spans = tracer.sink.counts
-        options = DriverOptions(
-            settings.secret, _default_response(default, settings), settings.task_timeout_s, tracer, access
-        )
+        options = self._driver_options()
         backends = backends_of(settings.instances, settings.models)
         self.driver = Driver(
             self.scheduler, self.upstream, backends, self.metrics, options, self._stop_coding, self._discover_soon
@@ -131,7 +137,18 @@ class Proxy(Lifecycle):
             self._forwarder,
         )
         self._server = Server(self._service.handle, settings.max_body_bytes, access=access, tls=tls)
-        self._admin = AdminServer(self.status, self.health, self.drain, self.metrics.exposition, self.record)
+        if process is None:
+            self.reloader = Reloader(settings, self.adopt, source, found)
+            self.metrics.config = self.reloader.families
+        self._admin = AdminServer(
+            self.status,
+            self.health,
+            self.drain,
+            self.metrics.exposition,
+            self.record,
+            self.reload_configuration,
+            self.configuration,
+        )
         self._settling: asyncio.Task[None] | None = None
         self._discovery = Discovery(settings.instances, backends, self.upstream, settings.describe_timeout_s)
         self.plan = Plan()
@@ -139,7 +156,7 @@ class Proxy(Lifecycle):
         self._streamed = StreamedPools()
         self._addresses: dict[str, Address] = {}
         self._discovery_task: asyncio.Task[None] | None = None
-        self._reload_asked = asyncio.Event()
+        self._refresh_asked = asyncio.Event()
         self._discovering = asyncio.Lock()
         self._next_discovery: asyncio.Task[None] | None = None
         self._discovered_at = -math.inf
@@ -159,10 +176,11 @@ class Proxy(Lifecycle):
         self.url = url_of(settings.host, port, bool(settings.tls_certificate))
         self._discovery_task = asyncio.get_running_loop().create_task(self._keep_discovering())
         self._settling = asyncio.get_running_loop().create_task(self._keep_settling())
+        self._started.set()
 
-    def reload(self) -> None:
+    def refresh_files(self) -> None:
         self.reopen()
-        self._reload_asked.set()
+        self._refresh_asked.set()
 
     def reopen(self) -> None:
         if self._access is not None:
@@ -188,6 +206,7 @@ class Proxy(Lifecycle):
         for task in own:
             task.cancel()
         await asyncio.gather(*own, return_exceptions=True)
+        await self.end_reloads()
         await self._discovery.close()
         await self._server.close()
         await self.driver.close()
@@ -197,6 +216,66 @@ class Proxy(Lifecycle):
             await self.peers.close()
         await self._admin.close()
         await self.upstream.close()
+
+    async def adopt(self, settings: Settings) -> tuple[str, ...]:
+        """Run these settings from now on. -> what else has changed with them. Raise ConfigError, and change nothing, if
+        a file that they name cannot be used.
+        """
+        return await self.commit(self.prepare(settings))
+
+    def prepare(self, settings: Settings) -> PreparedSettings:
+        """Read all that they name. Raise ConfigError."""
+        before = {given.name: tls_settings(given) for given in self.settings.instances}
+        tls = instance_side(settings)
+        for given in settings.instances:
+            if before.get(given.name) == tls_settings(given):  # the same as it was, and so are its connections
+                kept = {
+                    u: self._to_instances[u] for u in (given.inference, given.management) if u in self._to_instances
+                }
+                tls |= {url: made for url, made in kept.items() if url in tls}
+        return PreparedSettings(settings, settings.read_default_answer(), tls)
+
+    async def commit(self, prepared: PreparedSettings) -> tuple[str, ...]:
+        """Find out what the new instances host, and then, all at once, run what was prepared. Nothing can fail here: an
+        instance that does not answer is a problem, as it is at any other time.
+        """
+        settings = prepared.settings
+        async with self._discovering:
+            self.upstream.adopt(prepared.tls)
+            backends = backends_of(settings.instances, settings.models)
+            self._discovery.adopt(settings.instances, backends, settings.describe_timeout_s)
+            names = {given.name for given in settings.instances}
+            reports = [report for report in self._reports if report.name in names]
+            try:
+                reports = await self._discovery.refresh()
+            except Exception:
+                log.exception("the new instances could not be asked; the next discovery will")
+            before, urls = self.settings, _urls(self.settings)
+            besides = _other_content(before, settings, self._default != prepared.default)
+            self.settings, self._default, self._to_instances = settings, prepared.default, prepared.tls
+            self._reports = reports
+            options, policy = self._driver_options(), policy_of(settings)
+            self._service.change_settings(settings.group_by, backends)
+            if self._forwarder is not None:
+                self._forwarder.adopt(policy.deadline_s, options.default_answer)
+            if self.peers is not None:
+                self.peers.adopt(settings.instances)
+            self._admin.token = settings.admin_token
+            self.driver.change_settings(options, policy, backends)
+            self._adopt_reports()
+            for url in urls - _urls(settings):
+                self.upstream.forget(url)
+            self._discovered_at = asyncio.get_running_loop().time()
+        self._refresh_asked.set()  # what has not told yet what it hosts is asked again soon
+        return besides
+
+    def configuration(self) -> dict[str, Any]:
+        return {} if self.reloader is None else self.reloader.configuration()
+
+    def _driver_options(self) -> DriverOptions:
+        settings = self.settings
+        default = _default_response(self._default, settings)
+        return DriverOptions(settings.secret, default, settings.task_timeout_s, self._tracer, self._access)
 
     async def discover(self, may_describe: bool = True) -> None:
         """Refresh the plan now. `may_describe`: workers may be asked for describe, too."""
@@ -226,7 +305,11 @@ class Proxy(Lifecycle):
             log.exception("discovery failed; the last plan stays in use")
 
     def status(self) -> dict[str, Any]:
-        return with_overview(self.own_status(), self.recent(), time.time())
+        status = self.own_status()
+        if self.reloader is not None:
+            status["configuration"] = self.reloader.status()
+            status["problems"] += self.reloader.problems()
+        return with_overview(status, self.recent(), time.time())
 
     def recent(self) -> dict[str, Any]:
         """What has happened of late, as `overview` takes it."""
@@ -350,10 +433,14 @@ class Proxy(Lifecycle):
         while True:
             interval = self.settings.discovery_interval_s
             pause_s = min(interval, _ATTENTIVE_S) if self.plan.problems else interval
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._reload_asked.wait(), pause_s)
-            self._reload_asked.clear()
-            for tls in self._tls:
+            asked = asyncio.ensure_future(self._refresh_asked.wait())
+            # Not wait_for: where both come at once, that of Python before 3.12 drops a cancellation, and `close` hangs.
+            try:
+                await asyncio.wait({asked}, timeout=pause_s)
+            finally:
+                asked.cancel()
+            self._refresh_asked.clear()
+            for tls in (*self._tls, *self._to_instances.values()):
                 tls.reload()
             self._log_trust_changes()
             try:
@@ -387,6 +474,24 @@ class Proxy(Lifecycle):
             if not self._server.unanswered:
                 await self._server.close()
                 return
+
+
+@dataclass(frozen=True)
+class PreparedSettings:
+    """Settings with the content of the files that they name: the default answer, and TLS by https address."""
+
+    settings: Settings
+    default: bytes | None
+    tls: dict[str, Tls]
+
+
+def _urls(settings: Settings) -> set[str]:
+    return {url for given in settings.instances for url in (given.inference, given.management)}
+
+
+def _other_content(before: Settings, after: Settings, differs: bool) -> tuple[str, ...]:
+    same_file = before.default_answer == after.default_answer
+    return ("default_answer: its file has another content",) if differs and same_file else ()
 
 
 def use_uvloop() -> None:

@@ -1,4 +1,4 @@
-"""`ts-parity serve`, `status`, `top`, `drain`: parse, build, call, print. What they need is imported when they run."""
+"""`ts-parity serve`, `status`, `top`, `reload`, `drain`: parse, build, call, print. What they need is imported then."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ts_parity.arguments import A_KEY, address, existing, is_key, key, to_write
-from ts_parity.config import ENV_PREFIX, add_sources, given_flags, load_settings
-from ts_parity.errors import ConfigError, StartError, Unreachable
+from ts_parity.config import ENV_PREFIX, ConfigSource, add_sources, given_flags
+from ts_parity.errors import WRONG_INPUT, ConfigError, StartError, Unreachable
 
 TOKEN_VARIABLE = f"{ENV_PREFIX}ADMIN_TOKEN"
 TOP_EVERY_S = 1.0
@@ -45,6 +45,18 @@ def add_parsers(subparsers: argparse._SubParsersAction[Any]) -> None:
     top.add_argument("--json", action="store_true", help="print the status instead, a line of JSON each time")
     top.add_argument("--once", action="store_true", help="print once and end")
     top.set_defaults(run=run_top)
+    reload = subparsers.add_parser(
+        "reload",
+        help="have a running proxy read its configuration again",
+        description="The proxy reads its file and environment again, as SIGHUP makes it do. If anything in them is "
+        "wrong, nothing changes, and this says what and where. Instances that are new are used, of those that are gone "
+        "the work in flight is finished, and what takes a restart is named.",
+        examples=("ts-parity reload", "ts-parity reload --admin http://127.0.0.1:8090 --token KEY --json"),
+    )
+    add_admin(reload)
+    _add_token(reload)
+    reload.add_argument("--json", action="store_true", help="print the JSON instead of lines")
+    reload.set_defaults(run=run_reload)
     drain = subparsers.add_parser(
         "drain",
         help="drain a running proxy: it finishes the requests in flight and ends",
@@ -52,7 +64,7 @@ def add_parsers(subparsers: argparse._SubParsersAction[Any]) -> None:
         examples=("ts-parity drain", "ts-parity drain --admin http://127.0.0.1:8090 --token KEY"),
     )
     add_admin(drain)
-    drain.add_argument("--token", type=key, metavar="KEY", help=f"its admin_token; or set {TOKEN_VARIABLE}")
+    _add_token(drain)
     drain.set_defaults(run=run_drain)
 
 
@@ -91,9 +103,17 @@ def add_admin(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def _add_token(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--token", type=key, metavar="KEY", help=f"its admin_token; or set {TOKEN_VARIABLE}")
+
+
 def run_serve(args: argparse.Namespace) -> int:
     """Until drained. -> 0 drained, 1 cut."""
-    settings = load_settings(args.config, os.environ, given_flags(args), args.endpoint, args.model)
+    source = ConfigSource(args.config, given_flags(args), tuple(args.endpoint), tuple(args.model))
+    found = source.read()
+    if found.settings is None:
+        raise found.problems[0]
+    settings = found.settings
     logging.basicConfig(
         level=args.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
@@ -105,8 +125,9 @@ def run_serve(args: argparse.Namespace) -> int:
 
     async def life() -> int:
         if settings.processes > 1:
-            return await Supervisor(settings).run(lambda all_of_them: _announce(all_of_them, args.ready_file))
-        return await Proxy(settings).run(lambda proxy: _announce(proxy, args.ready_file))
+            supervisor = Supervisor(settings, source=source, found=found)
+            return await supervisor.run(lambda all_of_them: _announce(all_of_them, args.ready_file))
+        return await Proxy(settings, source=source, found=found).run(lambda proxy: _announce(proxy, args.ready_file))
 
     raise_limit()
     use_uvloop()
@@ -162,14 +183,42 @@ def run_top(args: argparse.Namespace) -> int:
         return 0
 
 
-def run_drain(args: argparse.Namespace) -> int:
-    from ts_parity.admin_client import ask
+def run_reload(args: argparse.Namespace) -> int:
+    """-> 0 the configuration is in force, 2 it is wrong and the old one goes on."""
+    from ts_parity.admin_client import RELOAD_TIMEOUT_S, ask
 
+    url = f"{args.admin}/reload"
+    answer = ask(url, _headers(args), RELOAD_TIMEOUT_S, also=(422,))
+    result = answer.get("result")
+    if result not in ("changed", "unchanged", "refused"):
+        raise Unreachable(f"{url}: nothing was reloaded; is this the admin port of a proxy?")
+    if args.json:
+        print(json.dumps(answer, indent=2))
+    elif result == "refused":
+        for problem in answer["problems"]:
+            print(f"ts-parity: {problem}", file=sys.stderr)
+        print("ts-parity: nothing has changed, and the old configuration goes on", file=sys.stderr)
+    else:
+        print("reloaded" if result == "changed" else "nothing has changed")
+        for line in answer["changed"]:
+            print(f"  {line}")
+        for line in answer["needs_restart"]:
+            print(f"needs a restart: {line}")
+    return WRONG_INPUT if result == "refused" else 0
+
+
+def _headers(args: argparse.Namespace) -> dict[str, str]:
     token = args.token or os.environ.get(TOKEN_VARIABLE, "")
     if token and not is_key(token):
         raise ConfigError(f"{TOKEN_VARIABLE} must be {A_KEY}")
+    return {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
+
+
+def run_drain(args: argparse.Namespace) -> int:
+    from ts_parity.admin_client import ask
+
     url = f"{args.admin}/drain"
-    answer = ask(url, {"Content-Type": "application/json", "Authorization": f"Bearer {token}"})
+    answer = ask(url, _headers(args))
     if answer.get("status") != "draining":
         raise Unreachable(f"{url}: nothing drains; is this the admin port of a proxy?")
     print("draining")

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 from ts_parity.config import InstanceSettings
-from ts_parity.proxy.fleet.backends.backend import Backend
+from ts_parity.proxy.fleet.backends.backend import Backend, Prober
 from ts_parity.proxy.fleet.reports import InstanceReport
 from ts_parity.proxy.http.upstream import Upstream
 
@@ -25,12 +25,23 @@ class Discovery:
         timeout_s: float,
     ) -> None:
         """`backends`: of each instance."""
+        self._upstream = upstream
+        self._gone: list[Prober] = []
         self._names = [instance.name for instance in instances]
         kinds = {backend.kind: backend for backend in backends.values()}
-        self.probers = {
+        self.probers: dict[str, Prober] = {
             kind: backend.prober([each for each in instances if each.kind == kind], upstream, timeout_s)
             for kind, backend in kinds.items()
         }
+
+    def adopt(self, instances: Sequence[InstanceSettings], backends: Mapping[str, Backend], timeout_s: float) -> None:
+        """Ask these from the next refresh on. What is known of one stays as long as its addresses do."""
+        self._names = [instance.name for instance in instances]
+        kinds = {backend.kind: backend for backend in backends.values()}
+        self._gone += [self.probers.pop(kind) for kind in [*self.probers] if kind not in kinds]
+        for kind, backend in kinds.items():
+            of_kind = [each for each in instances if each.kind == kind]
+            self.probers[kind] = backend.prober(of_kind, self._upstream, timeout_s, self.probers.get(kind))
 
     def want(self, kind: str, name: str) -> None:
         """A client has asked for a model that no instance of this kind was seen to host."""
@@ -45,5 +56,5 @@ class Discovery:
         return [reports[name] for name in self._names]
 
     async def close(self) -> None:
-        for prober in self.probers.values():
+        for prober in (*self.probers.values(), *self._gone):
             await prober.close()

@@ -17,12 +17,12 @@ import json
 import logging
 import secrets
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from hashlib import blake2b
 from typing import Any
 from urllib.parse import urlsplit
 
-from ts_parity.config import UNIX, Settings
+from ts_parity.config import UNIX, InstanceSettings, Settings
 from ts_parity.engine import Cause
 from ts_parity.engine.members import BEAT_S, SILENT_S, Members, PeerState, Word
 from ts_parity.proxy.http.certificates import Tls, peer_side
@@ -62,7 +62,8 @@ class Peers:
         """`serves`: the pools that this proxy can serve now. `on_lost` is called with the address of a peer and the
         pools of which it will not answer even what it has; None: all. Raise ConfigError.
         """
-        self.members = Members(member, _digest(*sorted(instance.name for instance in settings.instances)))
+        self.members = Members(member)
+        self.adopt(settings.instances)
         self._configured = settings.peers
         self._resolved: dict[str, list[str]] = {url: [] for url in self._configured}
         self._unresolved: dict[str, str] = {}
@@ -86,6 +87,12 @@ class Peers:
     @property
     def tls(self) -> list[Tls]:
         return [*self._tls_of.values()]
+
+    def adopt(self, instances: Sequence[InstanceSettings]) -> None:
+        """What this proxy says of its fleet. Who was given other instances shares nothing with it, until it has these
+        too.
+        """
+        self.members.fleet = _digest(*sorted(instance.name for instance in instances))
 
     async def start(self) -> None:
         """Ask everyone once, so that the first query finds who is there."""

@@ -9,6 +9,7 @@ import logging
 import ssl
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from ts_parity.config import InstanceSettings, Settings
@@ -88,6 +89,11 @@ def instance_side(settings: Settings) -> dict[str, Tls]:
             tls = _trusting(instance)
             found.update((url, tls) for url in secure)
     return found
+
+
+def tls_settings(instance: InstanceSettings) -> tuple[Any, ...]:
+    """Connections that were made with others do not do."""
+    return instance.tls_ca, instance.tls_verify, instance.tls_certificate, instance.tls_key
 
 
 def peer_side(settings: Settings, host: str) -> Tls:

@@ -70,6 +70,8 @@ class Origin:
         self._connect_timeout_s = connect_timeout_s
         self.outbox = outbox
         self.in_flight = 0
+        self.closed = False
+        """Nothing more is sent there."""
         self.idle: list[UpstreamConnection] = []
         """The last one used is at the end, so those that are not needed grow old until the instance closes them."""
 
@@ -101,6 +103,7 @@ class Origin:
             )
 
     def close(self) -> None:
+        self.closed = True
         for connection in [*self.idle]:
             connection.abort()
 
@@ -409,7 +412,7 @@ class UpstreamConnection:
         if response is not None and response.status >= 500:
             keep_alive = False
         # Make the connection idle first: the listener may send the next request at once.
-        if keep_alive and self._open:
+        if keep_alive and self._open and not self._origin.closed:
             self._origin.idle.append(self)
         else:
             self._open = False

@@ -202,6 +202,13 @@ class Upstream:
         for origin in self._origins.values():
             origin.close()
 
+    def adopt(self, tls: Mapping[str, Tls]) -> None:
+        """The TLS settings of these https addresses from now on; where they are others, so are the connections."""
+        for url, made in tls.items():
+            if made is not self._tls.get(url):
+                self.forget(url)
+        self._tls = {**self._tls, **tls}
+
     def forget(self, url: str) -> None:
         """Nothing more is sent there. What is in flight goes on."""
         if (origin := self._origins.pop(url, None)) is not None:

@@ -1,5 +1,5 @@
-"""The admin port: page, status, metrics, health, drain, recordings. Not for clients, nor for web pages in an operator's
-browser.
+"""The admin port: page, status, metrics, health, configuration; drain, reload, recordings. Not for clients, nor for web
+pages in an operator's browser.
 
 Knows HTTP, the routes and who may use them. Knows nothing of fleets or queries: the responses' contents are passed in.
 """
@@ -24,6 +24,7 @@ from ts_parity.pairs import note
 from ts_parity.proxy.http.descriptors import admin_limit, open_files
 from ts_parity.proxy.http.server import cannot_listen
 from ts_parity.proxy.operations.page import PAGE_HEADERS, page
+from ts_parity.proxy.operations.reloading import ReloadResult
 from ts_parity.proxy.serving.exposition import OPENMETRICS, PLAIN
 from ts_parity.proxy.serving.recording import TAKEN_EVERY_S, NotRecorded, Recording, Wanted
 
@@ -57,6 +58,8 @@ class AdminServer:
         drain: Callable[[], None],
         exposition: Callable[[bool], bytes],
         record: Callable[[Wanted], Recording],
+        reload: Callable[[], Awaitable[ReloadResult]],
+        configuration: Callable[[], Json],
         refresh: Callable[[], Awaitable[None]] = _nothing_to_wait_for,
     ) -> None:
         self._status = status
@@ -64,13 +67,16 @@ class AdminServer:
         self._drain = drain
         self._exposition = exposition
         self._record = record
-        self._token = ""
+        self._reload = reload
+        self._configuration = configuration
+        self.token = ""
+        """The key of actions; empty: they need none."""
         self._refresh = refresh
         self._runners: list[web.ServerRunner] = []
 
     async def start(self, settings: Settings) -> int:
         """-> the admin port. Raise StartError."""
-        self._token = settings.admin_token
+        name, self.token = settings.admin_host.lower(), settings.admin_token
         reads = {
             "/health": self._on_health,
             "/livez": self._on_livez,
@@ -81,16 +87,11 @@ class AdminServer:
             # It has its own address for this purpose: anyone who can reach it may read, by any host name.
             await self._listen(_AdminListener(reads, {}), *host_and_port(settings.metrics_address))
         door = _AdminListener(
-            {"/": self._on_page, **reads, "/status": self._on_status},
-            {"/drain": self._on_drain, "/record": self._on_record},
-            self._refusal(settings),
+            {"/": self._on_page, **reads, "/status": self._on_status, "/config": self._on_config},
+            {"/drain": self._on_drain, "/reload": self._on_reload, "/record": self._on_record},
+            lambda request: refusal(request, name, self.token),
         )
         return await self._listen(door, settings.admin_host, settings.admin_port)
-
-    @staticmethod
-    def _refusal(settings: Settings) -> Callable[[web.BaseRequest], str]:
-        name, token = settings.admin_host.lower(), settings.admin_token
-        return lambda request: refusal(request, name, token)
 
     async def close(self) -> None:
         for runner in self._runners:
@@ -112,6 +113,9 @@ class AdminServer:
         """
         await self._refresh()
         return _json(200, self._status())
+
+    async def _on_config(self, _: web.BaseRequest) -> web.Response:
+        return _json(200, self._configuration())
 
     async def _on_livez(self, _: web.BaseRequest) -> web.Response:
         """200 as long as the process answers, also while it drains: a restart would mend nothing."""
@@ -153,7 +157,7 @@ class AdminServer:
         [`ts-parity record`](any-server.md#what-a-recording-holds-and-who-may-read-it). 403 from another machine unless
         `admin_token` is set.
         """
-        if not self._token and not _is_local(request.remote):
+        if not self.token and not _is_local(request.remote):
             why = "a recording shows what clients send: set admin_token, or ask from the proxy's own machine"
             return _json(403, {"status": "refused", "reason": why})
         try:
@@ -200,6 +204,11 @@ class AdminServer:
                 await send(note(ended=recording.ended))
                 await response.write_eof()
                 return
+
+    async def _on_reload(self, _: web.BaseRequest) -> web.Response:
+        result = await self._reload()
+        told = result.json()
+        return _json(result.status, {**told, "reason": "; ".join(told["problems"])} if told["problems"] else told)
 
 
 class _AdminListener(web.Server):

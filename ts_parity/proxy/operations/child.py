@@ -3,10 +3,10 @@
     python -m ts_parity.proxy.operations.child    # by `processes`, with one end of a pair of sockets as its stdin
 
 The parent first sends the settings (not as arguments, where a list of processes would show keys), then commands:
-`report`, `reload`, `reopen`, `record`, `drain`, `cut`. The child reports when it listens, or why it cannot; it sends
-its status whenever it is asked and once more at its end, and what it records as it comes. When the parent's end of the
-socket closes, however the parent died, the child drains, since no further command can come. Knows nothing of its
-siblings but their number.
+`report`, `refresh`, `reopen`, `record`, `drain`, `cut`, and for a reload first `prepare`, with the settings, and then,
+if all children can, `commit`. The child reports when it listens, or why it cannot; it sends its status whenever it is
+asked and once more at its end, and what it records as it comes. When the parent's end of the socket closes, however the
+parent died, the child drains, since no further command can come. Knows nothing of its siblings but their number.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ts_parity.proxy.operations import signals
 from ts_parity.proxy.serving.recording import TAKEN_EVERY_S, NotRecorded, Recording, Wanted
 
 if TYPE_CHECKING:
-    from ts_parity.proxy.app import Proxy
+    from ts_parity.proxy.app import PreparedSettings, Proxy
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +44,13 @@ COULD_NOT_START = 3
 def initial_message(settings: Settings, process: int, member: str, log_level: int) -> bytes:
     """The first message to a child. Both ends are the same code, so a pickle will do."""
     return pickle.dumps((settings, process, member, log_level))
+
+
+_PREPARE = b"prepare "
+
+
+def prepare_message(settings: Settings) -> bytes:
+    return _PREPARE + pickle.dumps(settings)
 
 
 def send(writer: asyncio.StreamWriter, message: bytes) -> None:
@@ -97,7 +104,7 @@ async def _serve(proxy: Proxy, reader: asyncio.StreamReader, writer: asyncio.Str
     loop = asyncio.get_running_loop()
     # A service manager sends SIGTERM to the children too, in addition to the parent's command, so a second one must not
     # cut: only the parent's command does. Ctrl-C is for the parent alone.
-    signals.install_handlers(proxy.drain, proxy.reload, proxy.reopen)
+    signals.install_handlers(proxy.drain, proxy.refresh_files, proxy.reopen)
     loop.add_signal_handler(signal.SIGINT, lambda: None)
     commands = loop.create_task(_run_commands(proxy, reader, writer))
     try:
@@ -111,6 +118,8 @@ async def _serve(proxy: Proxy, reader: asyncio.StreamReader, writer: asyncio.Str
 
 async def _run_commands(proxy: Proxy, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     recording = _Relay(proxy, writer)
+    prepared: PreparedSettings | None = None
+    committing: set[asyncio.Task[None]] = set()
     try:
         while (command := await receive(reader)) is not None:
             match command:
@@ -118,14 +127,20 @@ async def _run_commands(proxy: Proxy, reader: asyncio.StreamReader, writer: asyn
                     _send_message(writer, report=_report(proxy))
                 case b"drain":
                     proxy.drain()
-                case b"reload":
-                    proxy.reload()
+                case b"refresh":
+                    proxy.refresh_files()
+                case b"commit" if prepared is not None:
+                    task = asyncio.get_running_loop().create_task(_commit(proxy, prepared, writer))
+                    committing.add(task)  # meanwhile other commands come
+                    task.add_done_callback(committing.discard)
                 case b"reopen":
                     proxy.reopen()
                 case b"cut":
                     proxy.cut()
                 case _ if command.startswith(RECORD):
                     recording.change(command.removeprefix(RECORD))
+                case _ if command.startswith(_PREPARE):
+                    prepared = _prepare(proxy, pickle.loads(command[len(_PREPARE) :]), writer)
         log.warning("the parent process is gone: draining")
     except Exception:
         log.exception("the parent cannot be answered: draining")
@@ -160,6 +175,21 @@ class _Relay:
                 for frame in recording.take():
                     send(self._writer, PAIR + frame)
                 _send_message(self._writer, recorded=recording.take_counts())
+
+
+def _prepare(proxy: Proxy, settings: Settings, writer: asyncio.StreamWriter) -> PreparedSettings | None:
+    try:
+        prepared = proxy.prepare(settings)
+    except TsParityError as error:
+        log.warning("the new configuration cannot be used: %s", error)
+        _send_message(writer, prepared=str(error))
+        return None
+    _send_message(writer, prepared="")
+    return prepared
+
+
+async def _commit(proxy: Proxy, prepared: PreparedSettings, writer: asyncio.StreamWriter) -> None:
+    _send_message(writer, committed=list(await proxy.commit(prepared)))
 
 
 def _report(proxy: Proxy) -> dict[str, Any]:

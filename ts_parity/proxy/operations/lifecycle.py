@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from ts_parity.proxy.operations import signals
+from ts_parity.proxy.operations.reloading import Reloader, ReloadResult
 
 L = TypeVar("L", bound="Lifecycle")
 
@@ -23,6 +24,11 @@ class Lifecycle(ABC):
     def __init__(self) -> None:
         self._drain_asked = asyncio.Event()
         self._cut_asked = asyncio.Event()
+        self._started = asyncio.Event()
+        """Whatever is to be reloaded is there."""
+        self._reloading: set[asyncio.Task[ReloadResult]] = set()
+        self.reloader: Reloader | None = None
+        """None: its parent says which settings run."""
 
     @abstractmethod
     async def start(self) -> None:
@@ -37,7 +43,7 @@ class Lifecycle(ABC):
         """Give back everything, whatever is still in flight."""
 
     @abstractmethod
-    def reload(self) -> None:
+    def refresh_files(self) -> None:
         """Read again what may have changed outside: certificates, keys, the fleet, and the access log's file."""
 
     @abstractmethod
@@ -62,6 +68,29 @@ class Lifecycle(ABC):
             return await self._drained()
         finally:
             await self.close()
+
+    def reload(self) -> None:
+        """Refresh files, and read the configuration again; the log says what came of it."""
+        self.refresh_files()
+        if self.reloader is not None and self.reloader.has_source:
+            self.reload_configuration()
+
+    def reload_configuration(self) -> asyncio.Future[ReloadResult]:
+        """Whoever waits for the result may leave: what has begun is not left half done."""
+        task = asyncio.get_running_loop().create_task(self._reloaded())
+        self._reloading.add(task)
+        task.add_done_callback(self._reloading.discard)
+        return asyncio.shield(task)
+
+    async def _reloaded(self) -> ReloadResult:
+        await self._started.wait()
+        assert self.reloader is not None
+        return await self.reloader.reload(lambda: "it drains, and ends soon" if self.draining else "")
+
+    async def end_reloads(self) -> None:
+        for task in self._reloading:
+            task.cancel()
+        await asyncio.gather(*self._reloading, return_exceptions=True)
 
     @property
     def draining(self) -> bool:

@@ -25,13 +25,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ts_parity import __version__
-from ts_parity.config import Settings
-from ts_parity.errors import StartError
+from ts_parity.config import ConfigSource, Configuration, Settings
+from ts_parity.errors import ConfigError, StartError
 from ts_parity.proxy.fleet.peers import new_member
 from ts_parity.proxy.http.certificates import client_side, instance_side
 from ts_parity.proxy.http.server import cannot_listen
 from ts_parity.proxy.operations.admin import AdminServer
-from ts_parity.proxy.operations.child import PAIR, RECORD, initial_message, receive, send
+from ts_parity.proxy.operations.child import PAIR, RECORD, initial_message, prepare_message, receive, send
 from ts_parity.proxy.operations.lifecycle import Lifecycle, url_of
 from ts_parity.proxy.operations.merge import (
     Json,
@@ -46,6 +46,8 @@ from ts_parity.proxy.operations.merge import (
     read_metrics,
 )
 from ts_parity.proxy.operations.overview import merge_recent, with_overview
+from ts_parity.proxy.operations.reloading import NoAnswer, Reloader
+from ts_parity.proxy.serving.exposition import exposed
 from ts_parity.proxy.serving.recording import UNDER_WAY, NotRecorded, Recording, Wanted
 
 log = logging.getLogger(__name__)
@@ -56,6 +58,8 @@ PAUSES_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 _REPORT_EVERY_S = 1.0
 _REPORT_WAIT_S = 1.0
 _SILENT_S = 5.0
+_REQUESTS = 4
+"""To an instance, one after another, until what it hosts is known."""
 # A process gets this long beyond drain_s, or after a cut, to end; then it is killed.
 _GRACE_S = 2.0
 
@@ -63,12 +67,29 @@ _GRACE_S = 2.0
 class Supervisor(Lifecycle):
     """Runs like one Proxy; its status, health and metrics cover all processes."""
 
-    def __init__(self, settings: Settings, pauses_s: Sequence[float] = PAUSES_S) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        pauses_s: Sequence[float] = PAUSES_S,
+        source: ConfigSource | None = None,
+        found: Configuration | None = None,
+    ) -> None:
+        """`source`: where the settings are read again, and `found`, what it said."""
         super().__init__()
         self.settings = settings
         self.url = self.admin_url = ""
         self._pauses_s = pauses_s
-        self._admin = AdminServer(self.status, self.health, self.drain, self.exposition, self.record, self.refresh)
+        self.reloader: Reloader = Reloader(settings, self.adopt, source, found)
+        self._admin = AdminServer(
+            self.status,
+            self.health,
+            self.drain,
+            self.exposition,
+            self.record,
+            self.reload_configuration,
+            self.reloader.configuration,
+            self.refresh,
+        )
         self._slots = [ProcessSlot(process) for process in range(settings.processes)]
         self._reserved: list[socket.socket] = []
         self._tasks: list[asyncio.Task[None]] = []
@@ -94,9 +115,34 @@ class Supervisor(Lifecycle):
         loop = asyncio.get_running_loop()
         self._restarters = [loop.create_task(self._keep_running(slot)) for slot in self._slots]
         self._tasks = [*self._restarters, loop.create_task(self._keep_reporting())]
+        self._started.set()
 
-    def reload(self) -> None:
-        self._send_all(b"reload")
+    def refresh_files(self) -> None:
+        self._send_all(b"refresh")
+
+    async def adopt(self, settings: Settings) -> tuple[str, ...]:
+        """Have all processes run these settings, or none. -> what else has changed with them. Raise ConfigError or
+        NoAnswer; then none does.
+        """
+        settings = replace(settings, port=self.settings.port)
+        settings.read_default_answer()
+        instance_side(settings)
+        children = {slot.process: slot.child for slot in self._slots if slot.child is not None}
+        said = await asyncio.gather(*(child.prepare(settings) for child in children.values()))
+        for process, problem in zip(children, said, strict=True):
+            if problem is None:
+                raise NoAnswer(f"process {process} (pid {children[process].pid}) gives no answer, so none reloads")
+            if problem:
+                raise ConfigError(problem)
+        # From here on it is so: a process that ends now is started again with these settings.
+        self.settings = settings
+        self._admin.token = settings.admin_token
+        for slot in self._slots:
+            if slot.child is not None and slot.child is not children.get(slot.process):
+                slot.child.change(settings)
+        patience_s = _SILENT_S + _REQUESTS * settings.describe_timeout_s
+        done = await asyncio.gather(*(child.commit(patience_s) for child in children.values()))
+        return tuple(dict.fromkeys(line for lines in done for line in lines))
 
     def reopen(self) -> None:
         self._send_all(b"reopen")
@@ -117,6 +163,7 @@ class Supervisor(Lifecycle):
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._recording is not None:
             self._recording.close("the proxy has ended")
+        await self.end_reloads()
         children = [slot.child for slot in self._slots if slot.child is not None]
         await asyncio.gather(*(child.close() for child in children))
         await self._admin.close()
@@ -136,12 +183,13 @@ class Supervisor(Lifecycle):
             "requests_in_flight": 0,
             "held": {},
             "processes": [slot.row() for slot in self._slots],
+            "configuration": self.reloader.status(),
             "problems": [],
             "pools": {},
             "instances": [],
         }
-        problems = [problem for slot in self._slots if (problem := slot.problem())]
-        ours = {key: own[key] for key in ("state", "uptime_s", "processes")}
+        problems = [problem for slot in self._slots if (problem := slot.problem())] + self.reloader.problems()
+        ours = {key: own[key] for key in ("state", "uptime_s", "processes", "configuration")}
         status = {**own, **merged, **ours, "problems": [*problems, *merged.get("problems", [])]}
         recent = merge_recent([part for slot in self._slots for part in slot.recent_parts()])
         return with_overview(status, recent, time.time())
@@ -155,7 +203,8 @@ class Supervisor(Lifecycle):
         listening = sum(slot.child is not None and slot.child.listens for slot in self._slots)
         own = gauge("ts_parity_processes", "Processes that accept requests; see the setting of this name.", listening)
         # Always in this order: a rounded sum in another order could be slightly lower, and counters must not decrease.
-        return exposition(merge_metrics([own, *(slot.metrics() for slot in self._slots)]), openmetrics)
+        config = read_metrics(exposed(self.reloader.families(), openmetrics=True).decode())
+        return exposition(merge_metrics([own, config, *(slot.metrics() for slot in self._slots)]), openmetrics)
 
     def record(self, wanted: Wanted) -> Recording:
         """All processes sample pairs until the recording is closed. Raise NotRecorded as one process does."""
@@ -178,7 +227,10 @@ class Supervisor(Lifecycle):
                 slot.child.send(command)
 
     async def _start_child(self, slot: ProcessSlot) -> None:
-        slot.child = await ChildProcess.start(self.settings, slot.process, self._member)
+        settings = self.settings
+        slot.child = await ChildProcess.start(settings, slot.process, self._member)
+        if settings is not self.settings:  # they were changed meanwhile
+            slot.child.change(self.settings)
         if self.draining:
             slot.child.send(b"cut" if self._cut_asked.is_set() else b"drain")
         if self._recording is not None:
@@ -256,6 +308,8 @@ class ChildProcess:
         self._started_at = loop.time()
         # Requests for reports that are pending, with their times. The child answers in order.
         self._report_requests: deque[tuple[float, asyncio.Future[None]]] = deque()
+        self._awaited: dict[str, asyncio.Future[Any]] = {}
+        """Answers to a reload's two steps, by their names."""
         self._reading = loop.create_task(self._read_messages())
 
     @classmethod
@@ -317,6 +371,31 @@ class ChildProcess:
             self.send(b"report")
         await asyncio.wait({self._report_requests[-1][1]}, timeout=_REPORT_WAIT_S)
 
+    async def prepare(self, settings: Settings) -> str | None:
+        """Have it read all that the settings name. -> why they cannot be used; empty if they can, or if it has ended
+        and another will be started; None if it gives no answer.
+        """
+        self.send(prepare_message(settings))
+        said: str | None = await self._answer_to("prepared", _SILENT_S, "")
+        return said
+
+    async def commit(self, patience_s: float) -> list[str]:
+        """Have it run what it has prepared, if not now then as soon as it is awake. -> what else has changed."""
+        self.send(b"commit")
+        return await self._answer_to("committed", patience_s, []) or []
+
+    def change(self, settings: Settings) -> None:
+        """Both, without waiting: for one that has just been started with older settings."""
+        self.send(prepare_message(settings))
+        self.send(b"commit")
+
+    async def _answer_to(self, name: str, patience_s: float, if_ended: Any) -> Any:
+        awaited = self._awaited[name] = asyncio.get_running_loop().create_future()
+        reading = self._reading
+        await asyncio.wait({awaited, reading}, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
+        del self._awaited[name]
+        return awaited.result() if awaited.done() else if_ended if reading.done() else None
+
     async def ended(self) -> int:
         """Wait until it has ended, and for its last report. -> the exit code, negative for a signal."""
         code = await self._process.wait()
@@ -368,6 +447,11 @@ class ChildProcess:
             if self._recording is not None:
                 self._recording.count(message["recorded"])
             return
+        for name in ("prepared", "committed"):
+            if name in message:
+                if (awaited := self._awaited.get(name)) is not None and not awaited.done():
+                    awaited.set_result(message[name])
+                return
         self.report = message["report"]
         if "listening" in message:
             self.listening.set_result(None)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Final
 
 REMEDIES: Final = (
+    ("configuration was not reloaded", "Mend what it names (`ts-parity config check FILE` says all of it), then "
+     "`ts-parity reload`."),
     ("is ejected: ", "Nothing, if it comes back by itself; probes find out. Else look at that instance's own log and "
      "at what else runs on its machine, and restart its workers."),
     ("no answer to ", "Look whether the instance's workers are frozen, swapping, or waiting for a device: its log, its "

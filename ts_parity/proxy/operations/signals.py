@@ -1,7 +1,8 @@
 """What each signal means to a proxy.
 
     SIGTERM, SIGINT, SIGQUIT   the first drains, the second cuts
-    SIGHUP                     reload certificates, keys, the fleet and the access log; drain if a terminal has gone
+    SIGHUP                     reload the configuration, certificates, keys, the fleet and the access log; drain if a
+                               terminal has gone
     SIGUSR1                    reopen the access log
     SIGUSR2                    nothing
 

@@ -31,6 +31,7 @@ from ts_parity.engine import (
     HealthChange,
     Kind,
     Outcome,
+    Policy,
     Query,
     Reason,
     Rejected,
@@ -114,6 +115,7 @@ class Driver:
         self.scheduler = scheduler
         self._upstream = upstream
         self._backends = backends
+        self._kinds = {backend.kind: backend for backend in backends.values()}
         self._metrics = metrics
         self._answered_s, self._ended_s, self._sent_tasks = metrics.answered, metrics.ended, metrics.sent
         self.races = Races(metrics, scheduler.tasks_of)
@@ -196,8 +198,17 @@ class Driver:
 
     def _meaning_of(self, pool: PoolPlan) -> Callable[[Response], Any] | None:
         """How answers of this pool are read to be compared."""
-        backend = next((each for each in self._backends.values() if each.kind == pool.kind), None)
+        backend = self._kinds.get(pool.kind)
         return None if backend is None else backend.meaning(pool.model.removeprefix(backend.prefix))
+
+    def change_settings(self, options: DriverOptions, policy: Policy, backends: Mapping[str, Backend]) -> None:
+        """Adopt the operator's settings, for what happens from now on."""
+        self._backends = {**self._backends, **backends}  # until the fleet has changed too, some go to the old ones
+        self._kinds = {backend.kind: backend for backend in backends.values()}
+        self._options = options
+        self._metrics.policy = policy
+        if policy != self.scheduler.policy:
+            self._carry_out(self.scheduler.policy_changed(policy, self._loop.time()))
 
     def left_over(self) -> dict[str, int]:
         """What is held at this moment, for status and for tests that check that nothing is left."""

@@ -119,11 +119,14 @@ class Forwarder:
         """`deadline_s`: of a query that says none. `default`: answered at the deadline in place of an error."""
         self._peers = peers
         self._metrics = metrics
-        self._deadline_s = deadline_s
-        self._default = default
+        self.adopt(deadline_s, default)
         self._keys: dict[str, str] = {}
         self._out: dict[str, dict[ForwardedQuery, None]] = {}
         """By address: what was sent there and is not answered yet."""
+
+    def adopt(self, deadline_s: float, default: Response | None) -> None:
+        """See above; for queries that come from now on."""
+        self._deadline_s, self._default = deadline_s, default
 
     def change_keys(self, keys: dict[str, str]) -> None:
         """Pool -> key, the same for pools that must have one owner."""

@@ -164,12 +164,14 @@ class Metrics:
     ) -> None:
         """`clients`: connections now and at most; clients refused, and idle ones closed, for want of room."""
         self._snapshot = snapshot
-        self._policy = policy
+        self.policy = policy
         self._clients = clients
         self._pools = Labels(MOST_POOLS)
         self._endpoints = Labels(MOST_ENDPOINTS)
         self._rows: dict[str, tuple[str, str]] = {}
         """Endpoint -> its pool, and the kind of its tasks."""
+        self.config: Callable[[], Iterable[ExposedFamily]] = tuple
+        """What is counted of the configuration."""
         self.recent = Recent()
         self.lag_s = 0.0
         """How late the event loop was when it was last looked at."""
@@ -440,6 +442,7 @@ class Metrics:
         text = "How late the proxy was with what was due: it lacks a processor, or compares long bodies."
         yield _gauge("ts_parity_event_loop_lag_seconds", text, self.lag_s)
         yield from self._gauges()
+        yield from self.config()
         for metric in self._process.collect():
             family = ExposedFamily(metric.name, metric.type, metric.documentation)
             for sample in metric.samples:
@@ -447,7 +450,7 @@ class Metrics:
             yield family
 
     def _gauges(self) -> Iterable[ExposedFamily]:
-        snapshot, policy = self._snapshot(), self._policy
+        snapshot, policy = self._snapshot(), self.policy
         yield _gauge("ts_parity_in_flight", "Tasks that are out.", snapshot["in_flight"])
         yield _gauge("ts_parity_open_queries", "Queries without an answer yet.", snapshot["open_queries"])
         spent = _family(

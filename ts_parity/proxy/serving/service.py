@@ -75,6 +75,8 @@ class Service:
         self._backend_of = backends
         self._metrics = metrics
         self._group_by = frozenset(name.lower() for name in group_by)
+        self._grouping = 0
+        """Which `group_by` it is, the first, the second ..."""
         self._discover = discover
         self._loop = get_running_loop()
         self._plan = Plan()
@@ -82,6 +84,17 @@ class Service:
         self._probed: set[str] = set()
         """Instances that are not known to serve and have one request all the same."""
         self._warmed_at: dict[str, float] = {}
+
+    def change_settings(self, group_by: tuple[str, ...], backends: Mapping[str, Backend]) -> None:
+        """Adopt the operator's settings. A query that came before another `group_by` never shares a group with one that
+        comes after: one header more may tell them apart.
+        """
+        names = frozenset(name.lower() for name in group_by)
+        if names != self._group_by:
+            self._group_by = names
+            self._grouping += 1
+        self._backends = [*dict.fromkeys(backends.values())]
+        self._backend_of = {**self._backend_of, **backends}  # what is under way may be on one that is gone
 
     def change_fleet(self, plan: Plan, addresses: Mapping[str, Address]) -> None:
         self._plan, self._addresses = plan, addresses
@@ -272,7 +285,7 @@ class Service:
         # A response to HEAD has no body, so it has no raw output and nothing can be rebuilt. And a client whose key
         # TorchServe must check gets TorchServe's answer: a rebuilt one would come with the proxy's key.
         uncoded = plan.code is None or request.method == "HEAD" or self._key_is_checked(request)
-        key = None if uncoded else backend.variants(route, request, self._group_by)
+        key = None if uncoded else (self._grouping, backend.variants(route, request, self._group_by))
         if key is not None and plan.never_code is not None and plan.never_code.covers(request.headers, request.body):
             key = None
         if final or not plan.repeatable:

@@ -135,6 +135,16 @@ class Backend(Protocol):
         """Whether this error says that nothing was run, since key or model may belong to another instance."""
         ...
 
-    def prober(self, instances: Sequence[InstanceSettings], upstream: Upstream, timeout_s: float) -> Prober: ...
+    def prober(
+        self,
+        instances: Sequence[InstanceSettings],
+        upstream: Upstream,
+        timeout_s: float,
+        before: Prober | None = None,
+    ) -> Prober:
+        """`before`: of this kind, until the configuration changed. What it knows of an instance stays as long as the
+        instance's addresses do; it is not used again.
+        """
+        ...
 
     def error(self, error: TsParityError) -> Response: ...

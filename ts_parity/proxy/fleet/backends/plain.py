@@ -154,8 +154,18 @@ class PlainBackend:
 
     # ---- what is there ---------------------------------------------------------------------------------------------
 
-    def prober(self, instances: Sequence[InstanceSettings], upstream: Upstream, timeout_s: float) -> Prober:
-        return PlainProber(self.kind, self.prefix, self.probe, instances, [*self.models.values()], upstream, timeout_s)
+    def prober(
+        self,
+        instances: Sequence[InstanceSettings],
+        upstream: Upstream,
+        timeout_s: float,
+        before: Prober | None = None,
+    ) -> Prober:
+        models = [*self.models.values()]
+        prober = PlainProber(self.kind, self.prefix, self.probe, instances, models, upstream, timeout_s)
+        if isinstance(before, PlainProber):
+            prober.remember(before)
+        return prober
 
     def probe(self, given: InstanceSettings, names: Collection[str], known: Collection[str]) -> Probe:
         """`names`: models that the configuration or clients name. `known`: those that were seen there last."""

@@ -86,6 +86,7 @@ class PlainProber:
         self._instances, self._models = instances, models
         self._upstream, self._timeout_s = upstream, timeout_s
         self._last: dict[str, InstanceReport] = {}
+        self._seen: dict[str, Seen] = {}
         self._wanted: dict[str, None] = {}
         self._only_students = {where for model in models for where, _ in model.students if where}
 
@@ -94,6 +95,17 @@ class PlainProber:
         self._wanted[name] = None
         if len(self._wanted) > MOST_WANTED:
             del self._wanted[next(iter(self._wanted))]
+
+    def remember(self, before: PlainProber) -> None:
+        """Take over what another one saw of the same instances, read as the configuration is now."""
+        self._wanted = before._wanted
+        addresses = {given.name: given.inference for given in before._instances}
+        for given in self._instances:
+            last = before._last.get(given.name)
+            if last is None or not last.up or addresses.get(given.name) != given.inference:
+                continue
+            seen = self._seen[given.name] = before._seen[given.name]
+            self._last[given.name] = replace(last, models=self._models_of(given, seen))
 
     async def refresh(self, may_describe: bool = True) -> list[InstanceReport]:
         reports = list(await asyncio.gather(*(self._report(instance) for instance in self._instances)))
@@ -159,8 +171,8 @@ class PlainProber:
             if last is not None and last.up:  # readiness alone takes nobody out
                 return replace(last, problem=f"{problem}; used as last seen")
             return InstanceReport(given.name, False, problem=f"{problem}; not used, asked again regularly")
-        models = self._models_of(given, seen)
-        return InstanceReport(given.name, True, models, seen.problem)
+        self._seen[given.name] = seen
+        return InstanceReport(given.name, True, self._models_of(given, seen), seen.problem)
 
     def _not_seen(self, given: InstanceSettings, error: _NotSeen) -> InstanceReport:
         last = self._last.get(given.name)

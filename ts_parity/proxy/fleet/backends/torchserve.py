@@ -74,7 +74,16 @@ class TorchServeBackend:
     def was_not_run(self, response: Response) -> bool:
         return response.status in (400, 404) and answers.error_fields(response)[0] in _NOT_RUN
 
-    def prober(self, instances: Sequence[InstanceSettings], upstream: Upstream, timeout_s: float) -> Prober:
+    def prober(
+        self,
+        instances: Sequence[InstanceSettings],
+        upstream: Upstream,
+        timeout_s: float,
+        before: Prober | None = None,
+    ) -> Prober:
+        if isinstance(before, TorchServeProber):
+            before.adopt(instances, timeout_s, self.prefix)
+            return before
         return TorchServeProber(instances, upstream, timeout_s, self.prefix)
 
     def error(self, error: TsParityError) -> Response:

@@ -200,13 +200,16 @@ class DescribeCache:
         return replace(model, silent=model.ready > 0, describing=pending is not None and pending.idle)
 
     def _forget(self, reports: Sequence[InstanceReport]) -> None:
-        """Forget models that an instance no longer has, and describes to workers that are gone."""
+        """Forget instances that are not asked any more, models that one no longer has, and describes to workers that
+        are gone.
+        """
+        asked = {report.name for report in reports}
         up = {report.name for report in reports if report.up}
         pids = {(report.name, model.model, model.version): model.pids for report in reports for model in report.models}
         for key, pending in [*self._pending.items()]:
-            if key[0] in up and pids.get(key) != pending.pids:
+            if key[0] not in asked or (key[0] in up and pids.get(key) != pending.pids):
                 pending.task.cancel()
                 del self._pending[key]
         for memory in (self._cached, self._backoff, self._busy_since):
-            for key in [key for key in memory if key[0] in up and key not in pids]:
+            for key in [key for key in memory if key[0] not in asked or (key[0] in up and key not in pids)]:
                 del memory[key]

@@ -92,6 +92,17 @@ class TorchServeProber:
         self._ready_at: dict[tuple[str, str, str], float] = {}
         self._descriptions = DescribeCache(self._describe, self._is_idle)
 
+    def adopt(self, instances: Sequence[InstanceSettings], timeout_s: float, prefix: str) -> None:
+        """Ask these from the next refresh on. What is known of one stays as long as its addresses do."""
+        kept = {(given.inference, given.management) for given in instances}
+        for given in self._instances:
+            if (given.inference, given.management) not in kept:
+                self._last.pop(given.name, None)
+                self._keys.pop(given.name, None)
+                self._inference_checked.discard(given.name)
+                self._forget_removed(given.name, ())
+        self._instances, self._timeout_s, self._prefix = instances, timeout_s, prefix
+
     async def refresh(self, may_describe: bool = True) -> list[InstanceReport]:
         """One report per instance, in the order of the configuration. Without `may_describe` no worker is asked for
         describe: a request waits for this refresh, and perhaps for that very worker.
