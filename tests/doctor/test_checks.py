@@ -15,6 +15,7 @@ from ts_parity.describe import ProtectedModel
 from ts_parity.doctor.catalogue import CATEGORIES, CHECKS
 from ts_parity.doctor.check import ERROR, NOTE, OK, SEVERITIES, UNKNOWN, WARNING, Check, CheckResult, examine, exit_code
 from ts_parity.doctor.gathered import CertificateEnd, Gathered, SizeProbe
+from ts_parity.doctor.places import MeasuredPlaces
 from ts_parity.doctor.protection import output_bytes
 from ts_parity.errors import EXIT_CODES
 from ts_parity.proxy.fleet.plan import PlanOptions, make_plan
@@ -150,6 +151,11 @@ CASES: list[tuple[str, str, Callable[[], Gathered]]] = [
         ),
     ),
     ("TSP-503", "b:8080 is configured", lambda: fleet(status={**status(), "instances": status()["instances"][:1]})),
+    (
+        "TSP-310",
+        "m/1 is answered 1 at a time before each takes longer; the proxy gives it 2",
+        lambda: fleet(measured=(MeasuredPlaces("a:8080", "m/1", 2, places=1),)),
+    ),
     ("TSP-504", "the running proxy is 0.0.1", lambda: fleet(status={**status(), "version": "0.0.1"})),
     ("TSP-505", "unknown setting x", lambda: fleet(status=reloaded(problems=["unknown setting x"]))),
     ("TSP-506", "port: 8080 -> 8443", lambda: fleet(status=reloaded(needs_restart=["port: 8080 -> 8443"]))),
@@ -158,6 +164,9 @@ CASES: list[tuple[str, str, Callable[[], Gathered]]] = [
 
 def reloaded(**last: Any) -> dict[str, Any]:
     return {**status(), "configuration": {"last_reload": {"problems": [], "needs_restart": [], **last}}}
+
+
+GOOD = (MeasuredPlaces("a:8080", "m/1", 2, places=2), MeasuredPlaces("b:8080", "m/1", 2, places=3))
 
 
 def results(gathered: Gathered) -> dict[str, CheckResult]:
@@ -176,12 +185,12 @@ def test_every_check_has_a_case() -> None:
 
 
 def test_of_a_fleet_that_is_well_nothing_is_said() -> None:
-    beside = results(fleet(status=status(), sizes=(SizeProbe("a:8080", "m/1", 9, True),)))
+    beside = results(fleet(status=status(), sizes=(SizeProbe("a:8080", "m/1", 9, True),), measured=GOOD))
     assert {id: r.findings for id, r in beside.items() if r.state != OK} == {}
     before = results(fleet())
     assert {r.state for r in before.values()} == {OK, UNKNOWN}
     assert {id for id, r in before.items() if r.state == UNKNOWN} == {
-        "TSP-307", "TSP-407", "TSP-408", "TSP-502", "TSP-503", "TSP-504", "TSP-505", "TSP-506"
+        "TSP-307", "TSP-310", "TSP-407", "TSP-408", "TSP-502", "TSP-503", "TSP-504", "TSP-505", "TSP-506"
     }  # fmt: skip
 
 

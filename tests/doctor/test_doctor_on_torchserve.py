@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from tests.conftest import NO_TORCH, TorchServeFactory, write_archive
 from ts_parity.config import InstanceSettings, Settings
 from ts_parity.doctor.gather import _takes, gather
+from ts_parity.doctor.places import measure_places
 from ts_parity.torchserve.launcher import TorchServeInstance
 
 pytestmark = pytest.mark.torchserve
@@ -49,3 +51,27 @@ def test_what_it_was_registered_with_and_whether_keys_are_right(given: InstanceS
     assert list(wrong.refused_keys) == [given.name]
     wrong = gather(Settings(instances=(replace(given, management_token_file="", management_token="wrong"),)))
     assert wrong.reports[0].unauthorized
+
+
+SLEEPY = """
+import time
+
+
+class Handler:
+    def initialize(self, context):
+        pass
+
+    def handle(self, data, context):
+        time.sleep(0.25)
+        return ["done"] * len(data)
+"""
+
+
+@pytest.mark.slow
+def test_two_workers_that_wait_have_two_places(torchserve_factory: TorchServeFactory, tmp_path: Path) -> None:
+    archive = write_archive(tmp_path / "sleepy.mar", SLEEPY)
+    instance = torchserve_factory([archive], workers=2, env=NO_TORCH)
+    settings = Settings(instances=(InstanceSettings(instance.inference_url, instance.management_url),))
+    plan = gather(settings).plan
+    (found,) = measure_places(settings, plan, "sleepy/1.0", b"anything", "text/plain", lambda _: None)
+    assert (found.places, found.declared, found.problem) == (2, 2, ""), found

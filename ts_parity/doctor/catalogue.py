@@ -5,7 +5,7 @@ Ids stay: runbooks name them. The hundreds tell the category. A check that goes 
 
 from __future__ import annotations
 
-from ts_parity.doctor import models, protection, reach
+from ts_parity.doctor import models, places, protection, reach
 from ts_parity.doctor.check import ERROR, NOTE, WARNING, Check
 from ts_parity.errors import OUT_OF_REACH, OUTSIDE, WRONG_INPUT
 
@@ -136,6 +136,16 @@ CHECKS = (
         "Some of its workers stay idle. Right where they share one device that is busy with fewer.",
         "Leave places out, unless it was measured that fewer are faster.",
         WRONG_INPUT, models.too_few_places,
+    ),
+    Check(
+        "TSP-310", MODELS, WARNING, "an instance answers as many at once as it is given places",
+        "Workers share processors, a device or a disk, so that two of them may take as long for two queries as one for "
+        "one after the other. Measured only with --measure-places BODY, which loads the instances: copies of one body, "
+        f"at most {places.MOST_COPIES} at once, each number {places.TRIES} times, until the slowest takes "
+        f"{places.GROWN:g} times what one takes alone, for at most {places.LONGEST_S:.0f} seconds an instance. What "
+        "else the machine has to do meanwhile counts as its own.",
+        "Set places of that --endpoint to what was measured, or give the model fewer workers.",
+        WRONG_INPUT, models.measured_places,
     ),
     Check(
         "TSP-401", PROTECTION, WARNING, "every protection that is registered is used",

@@ -17,8 +17,11 @@ Made by `python -m ts_parity.doctor` from the checks in `ts_parity/doctor/catalo
     ts-parity doctor --pre --endpoint http://10.0.0.1:8080  # before a start: the fleet alone
     ts-parity doctor --bundle report.tar.gz                 # what a bug report needs, without secrets
 
+    ts-parity doctor --pre --endpoint http://10.0.0.1:8080 --measure-places dog.jpg    # loads it: see TSP-310
+
 It reads and changes nothing: it asks the management APIs what a proxy would ask, and the proxy for `/status`. No
-prediction is sent. An archive that is wrapped is asked for its describe, which takes its worker a moment.
+prediction is sent, except with `--measure-places BODY`, which says so before it begins. An archive that is wrapped is
+asked for its describe, which takes its worker a moment.
 
 An {ERROR} keeps queries from being served or protected as configured, a {WARNING} costs latency or will cost an
 outage, a {NOTE} is worth knowing. The command ends with 0 if there is no error, otherwise with the lowest of

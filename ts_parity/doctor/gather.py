@@ -101,6 +101,7 @@ async def _gathered(
         {i.name: said for i, said in zip(up, refused, strict=True) if said},
         tuple(ends),
         sizes,
+        None,
         open_files(),
         Path(scheduler.__file__).suffix != ".py",
     )

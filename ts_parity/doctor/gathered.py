@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ts_parity.config import Settings
+from ts_parity.doctor.places import MeasuredPlaces
 from ts_parity.engine import Endpoint
 from ts_parity.proxy.fleet.plan import Plan
 from ts_parity.proxy.fleet.reports import InstanceReport
@@ -55,6 +56,8 @@ class Gathered:
     """Instance -> what its inference API says of our key."""
     certificates: tuple[CertificateEnd, ...] = ()
     sizes: tuple[SizeProbe, ...] = ()
+    measured: tuple[MeasuredPlaces, ...] | None = None
+    """None: nobody asked for it."""
     files: int = 65536
     """How many files a proxy started here may have open."""
     compiled: bool = True

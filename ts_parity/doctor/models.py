@@ -7,6 +7,7 @@ from typing import Any
 
 from ts_parity.doctor.check import NO_INSTANCE, CannotTell
 from ts_parity.doctor.gathered import Gathered
+from ts_parity.doctor.places import in_words
 from ts_parity.proxy.serving.conditions import told_seconds
 
 
@@ -114,6 +115,14 @@ def too_few_places(gathered: Gathered) -> Sequence[str] | CannotTell:
         for name, given, capacity in _places(gathered)
         if given < capacity
     ]
+
+
+def measured_places(gathered: Gathered) -> Sequence[str] | CannotTell:
+    if gathered.measured is None:
+        return CannotTell("places are measured only if asked for (--measure-places BODY)")
+    if not any(one.places is not None for one in gathered.measured):
+        return CannotTell("; ".join(in_words(one) for one in gathered.measured) or "no instance serves the model")
+    return [in_words(one) for one in gathered.measured if one.places is not None and one.places < one.declared]
 
 
 def _places(gathered: Gathered) -> Iterable[tuple[str, int, int]]:
