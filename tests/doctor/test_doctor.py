@@ -41,8 +41,9 @@ def found(out: str) -> dict[str, list[str]]:
     return {r["id"]: r["findings"] for r in json.loads(out)["checks"] if r["result"] not in ("ok", "unknown")}
 
 
-async def test_before_a_start(doctor: Doctor) -> None:
+async def test_before_a_start(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
     """One address is of another port, one instance wants keys, one takes only small requests."""
+    monkeypatch.setenv("TS_PARITY_MAX_BODY_BYTES", "6000000")
     async with (
         FakeTorchServe(FakeModel(), protection(code="student"), max_request_size=10_000_000) as small,
         FakeTorchServe(FakeModel(), token="t", management_token="m") as locked,
@@ -58,7 +59,7 @@ async def test_before_a_start(doctor: Doctor) -> None:
         assert "the management port?" in wrong["TSP-202"][0]
         assert locked.inference.removeprefix("http://") in wrong["TSP-203"][0]
         assert "Token Authorization failed" in wrong["TSP-204"][0]
-        assert "refuses a request of 13115192 bytes" in wrong["TSP-405"][0]
+        assert "refuses a request of 12008192 bytes" in wrong["TSP-405"][0]
 
         keys = f"{locked.endpoint},token=t,management_token=m"
         code, out = await doctor("--pre", "--endpoint", keys, "--endpoint", small.endpoint)
@@ -70,6 +71,29 @@ async def test_before_a_start(doctor: Doctor) -> None:
         assert "checks passed" in out.splitlines()[-1]
         assert (await doctor("--pre", "--strict", "--endpoint", keys, "--endpoint", small.endpoint))[0] == 2
         assert not any(request.method == "POST" for each in (small, locked) for request in each.received)
+
+
+async def test_a_protected_fleet_with_defaults_is_no_warning_until_bodies_are_too_large(
+    doctor: Doctor,
+    make_fleet: MakeFleet,  # noqa: F811
+) -> None:
+    """TorchServe and proxy both allow 6,553,500 bytes by default, so k bodies of that size never fit; few send such."""
+
+    async def said(*more: str) -> dict[str, Any]:
+        _, out = await doctor("--json", *more)
+        return {check["id"]: check for check in json.loads(out)["checks"]}["TSP-405"]
+
+    instances = [FakeTorchServe(FakeModel(), protection(code="student"), max_request_size=20_000) for _ in range(2)]
+    fleet = await make_fleet(*instances)
+    admin = ("--admin", fleet.proxy.admin_url)
+    assert (await said("--pre", "--endpoint", instances[0].endpoint))["result"] == "unknown"
+    assert (await said(*admin))["result"] == "unknown"
+    await fleet.post()
+    assert (await said(*admin))["result"] == "ok"
+    await fleet.post(x=b"[1, 2" + b" " * 8_000 + b"]")
+    wrong = await said(*admin)
+    assert wrong["result"] == "warning"
+    assert "refuses a request of 24204 bytes" in wrong["findings"][0]
 
 
 async def test_certificates_are_read_whether_or_not_they_are_trusted(doctor: Doctor, authority: Authority) -> None:  # noqa: F811

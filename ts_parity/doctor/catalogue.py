@@ -175,7 +175,9 @@ CHECKS = (
     Check(
         "TSP-405", PROTECTION, WARNING, "instances take requests as large as groups",
         "A group carries the bodies of k queries, and an instance refuses requests over its max_request_size. Found "
-        "out by announcing a request of k x max_body_bytes (Expect: 100-continue) and not sending it.",
+        "out by announcing a request of k times the largest body that the running proxy has seen for the model "
+        "(Expect: 100-continue) and not sending it. Before a start max_body_bytes stands in for that, if it is set: "
+        "its default says nothing of what clients send.",
         "Raise max_request_size in the config.properties of the instances that host protections to that size, or lower "
         "the proxy's max_body_bytes to what clients send.",
         WRONG_INPUT, protection.large_groups,

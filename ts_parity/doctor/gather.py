@@ -86,7 +86,7 @@ async def _gathered(
         )
         up = [i for i, report in zip(settings.instances, reports, strict=True) if report.up and i.kind == MANAGED]
         refused = await asyncio.gather(*(_refused_key(i, upstream, settings.describe_timeout_s) for i in up))
-        sizes = await _sizes(settings, plan, tls)
+        sizes = await _sizes(settings, plan, tls, status)
         ends = [*_of_files(settings), *await _of_instances(settings)]
     finally:
         await discovery.close()
@@ -124,13 +124,15 @@ async def _refused_key(given: InstanceSettings, upstream: Upstream, timeout_s: f
 # ---- how large a request may be --------------------------------------------------------------------------------------
 
 
-async def _sizes(settings: Settings, plan: Plan, tls: Mapping[str, Tls]) -> tuple[SizeProbe, ...]:
+async def _sizes(
+    settings: Settings, plan: Plan, tls: Mapping[str, Tls], status: Mapping[str, Any] | None
+) -> tuple[SizeProbe, ...]:
     """One announcement for each instance that hosts protections, of the largest group that it may get."""
     largest: dict[str, tuple[int, str]] = {}
     for endpoint in plan.fleet.endpoints:
-        code = plan.pools[endpoint.pool].code
-        if endpoint.row is not None and code is not None:
-            size = code.k * (settings.max_body_bytes + _HEAD_BYTES)
+        code, body = plan.pools[endpoint.pool].code, _largest_body(settings, endpoint.pool, status)
+        if endpoint.row is not None and code is not None and body is not None:
+            size = code.k * (body + _HEAD_BYTES)
             largest[endpoint.instance] = max(largest.get(endpoint.instance, (0, "")), (size, endpoint.pool))
     instances = {given.name: given for given in settings.instances}
     largest = {name: wanted for name, wanted in largest.items() if instances[name].kind == MANAGED}
@@ -142,6 +144,16 @@ async def _sizes(settings: Settings, plan: Plan, tls: Mapping[str, Tls]) -> tupl
         for (name, (size, pool)), answer in zip(largest.items(), taken, strict=True)
         if answer is not None
     )
+
+
+def _largest_body(settings: Settings, pool: str, status: Mapping[str, Any] | None) -> int | None:
+    """As a running proxy has seen; else as an operator allows. The default allows what TorchServe's own default does,
+    which says nothing of what clients send: None.
+    """
+    seen = None if status is None else status.get("pools", {}).get(pool, {}).get("largest_body")
+    if isinstance(seen, int):
+        return seen
+    return settings.max_body_bytes if settings.max_body_bytes != Settings.max_body_bytes else None
 
 
 async def _takes(given: InstanceSettings, size: int, tls: Mapping[str, Tls], timeout_s: float) -> bool | None:

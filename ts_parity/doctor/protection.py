@@ -61,8 +61,12 @@ def one_domain(gathered: Gathered) -> Sequence[str] | CannotTell:
 
 
 def large_groups(gathered: Gathered) -> Sequence[str] | CannotTell:
-    if not gathered.sizes and not any(pool.code for pool in gathered.plan.pools.values()):
-        return CannotTell("no model is protected")
+    if not gathered.sizes:
+        if not any(pool.code for pool in gathered.plan.pools.values()):
+            return CannotTell("no model is protected")
+        return CannotTell(
+            "nobody knows how large bodies are: no running proxy has seen any, and max_body_bytes is not set"
+        )
     return [
         f"{probe.instance} refuses a request of {probe.size} bytes, which a group of {probe.pool} may have"
         for probe in gathered.sizes

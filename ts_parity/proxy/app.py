@@ -331,6 +331,8 @@ class Proxy(Lifecycle):
         engine = self._snapshot()
         slowness = self.metrics.slowness()
         status = status_json(self.plan, self._reports, self.settings, engine, state, now, slowness)
+        for name, pool in status["pools"].items():
+            pool["largest_body"] = self.driver.largest.get(name)
         if self._server.problem:
             status["problems"].append(self._server.problem)
         if self.peers is not None and self._forwarder is not None:

@@ -164,7 +164,7 @@ def _merge(key: str, values: list[Any]) -> Any:
         return _merge_trust(known)
     if key == "condition":
         return max(known, key=lambda one: CONDITIONS.index(one["state"]))
-    if key in ("speed", "slowness", "slower"):
+    if key in ("speed", "slowness", "slower", "largest_body"):
         return max(known)
     if isinstance(first, dict):
         # A process without a code for a pool reports None and a reason; both are taken from the first process.

@@ -135,6 +135,8 @@ class Driver:
         self._comparers: dict[str, ResponseComparer] = {}
         self._waiting: dict[int, Callable[[QueryResult], None]] = {}
         self._in_flight = 0
+        self.largest: dict[str, int] = {}
+        """Pool -> bytes of the largest body yet that may be a group's."""
         self._sent: dict[int, tuple[Task, float]] = {}
         """If there is an access log: the deployed model's outstanding tasks and when they were sent. The event loop's
         clock counts milliseconds, which is too coarse for a fast model's quantiles, so this is a finer clock.
@@ -160,7 +162,10 @@ class Driver:
         """`client` is called once, now or later, unless the query is abandoned first."""
         now = self._loop.time()
         deadline_at = None if deadline_s is None else now + deadline_s
-        size = size_class(payload.ask.extra, len(payload.request.body))
+        length = len(payload.request.body)
+        if key is not None and length > self.largest.get(pool, -1):
+            self.largest[pool] = length
+        size = size_class(payload.ask.extra, length)
         query = Query(next(self._ids), pool, key, deadline_at, least, payload, size)
         self._waiting[query.id] = client
         self._carry_out(self.scheduler.query_arrived(query, now))
