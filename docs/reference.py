@@ -25,6 +25,7 @@ from ts_parity.config.schema import FIELDS
 from ts_parity.engine import Endpoint, Fleet, Instance, Policy, Pool, Scheduler, policy
 from ts_parity.errors import EXIT_CODES, TsParityError
 from ts_parity.proxy.operations.admin import AdminServer
+from ts_parity.proxy.operations.reloading import Reloader
 from ts_parity.proxy.serving.durations import WIDE_S
 from ts_parity.proxy.serving.metrics import FEW, MOST_ENDPOINTS, MOST_POOLS, Metrics
 from ts_parity.tables import markdown
@@ -135,6 +136,7 @@ and its `trace_id` if it has [spans](monitoring.md#traces).
 def metrics() -> str:
     told = Metrics(_scheduler().snapshot, Policy())
     told.peers_alive, told.spans = lambda: 0, lambda: dict.fromkeys(("sent", "failed", "dropped"), 0)
+    told.config = Reloader(Settings(), lambda _: asyncio.sleep(0, ())).families
     told.adopt(["resnet/1.0"], {"resnet@ts1": ("resnet/1.0", "deployed")})
     told.ended["resnet@ts1"].extend([0.05] * FEW)
     rows = []

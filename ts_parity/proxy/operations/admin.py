@@ -115,6 +115,9 @@ class AdminServer:
         return _json(200, self._status())
 
     async def _on_config(self, _: web.BaseRequest) -> web.Response:
+        """The settings that run, each with where it came from, and what waits for a restart. Secrets are shown as
+        set.
+        """
         return _json(200, self._configuration())
 
     async def _on_livez(self, _: web.BaseRequest) -> web.Response:
@@ -206,6 +209,10 @@ class AdminServer:
                 return
 
     async def _on_reload(self, _: web.BaseRequest) -> web.Response:
+        """Reads the [configuration again](behaviour.md#what-a-reload-does): 200 it is in force, or has not changed; 422
+        it is wrong; 409 not while draining; 503 one of several processes gives no answer. In all of the latter nothing
+        has changed.
+        """
         result = await self._reload()
         told = result.json()
         return _json(result.status, {**told, "reason": "; ".join(told["problems"])} if told["problems"] else told)
