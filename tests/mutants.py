@@ -966,6 +966,62 @@ MUTANTS = [
         "return min(close, key=_tail)",
         ("tests/lab/test_plan.py",),
     ),
+    Mutant(
+        "a setting that needs a restart is run at once",
+        "config/changes.py",
+        "**{name: getattr(running.settings, name) for name in RESTART}",
+        "",
+        ("tests/proxy/operations/test_reloading.py",),
+    ),
+    Mutant(
+        "a restart that is needed is not named",
+        "config/changes.py",
+        "tuple(told[name] for name in names if name in RESTART)",
+        "()",
+        ("tests/proxy/operations/test_reloading.py",),
+    ),
+    Mutant(
+        "a reload tells keys",
+        "config/changes.py",
+        '    if item.metadata["secret"]:\n        return',
+        "    if False:\n        return",
+        ("tests/proxy/operations/test_reloading.py",),
+    ),
+    Mutant(
+        "where a kept setting came from is told of the new file",
+        "config/changes.py",
+        "{**origins, **kept}",
+        "{**kept, **dict(wanted.origins)}",
+        ("tests/proxy/operations/test_reloading.py",),
+    ),
+    Mutant(
+        "of contradictions only the first kind is looked for",
+        "config/reading.py",
+        "(_check_listening, _check_peers, _check_models, _check_instances)",
+        "(_check_listening,)",
+        ("tests/test_config.py", "tests/test_configuration.py"),
+    ),
+    Mutant(
+        "environment wins over flags",
+        "config/reading.py",
+        "                self._take(name, text, flag, ValueOrigin(FLAG, flag))",
+        "                self._values.setdefault(name, convert(FIELDS[name], text, flag))",
+        ("tests/test_config.py", "tests/test_configuration.py", "tests/proxy/operations/test_reloading.py"),
+    ),
+    Mutant(
+        "a port of 65536 is one",
+        "config/schema.py",
+        'setting(8080, "inference port; 0: a free one", unit="port", below=65536',
+        'setting(8080, "inference port; 0: a free one", unit="port", below=65537',
+        ("tests/test_config.py", "tests/test_configuration.py"),
+    ),
+    Mutant(
+        "config show tells secrets",
+        "config/show.py",
+        'HIDDEN if item.metadata["secret"] and value else value',
+        "value",
+        ("tests/test_config.py", "tests/test_configuration.py", "tests/proxy/operations/test_reloading.py"),
+    ),
 ]
 
 

@@ -203,7 +203,7 @@ async def test_a_refused_reload_is_a_problem_until_one_succeeds(make: Make) -> N
 async def test_what_needs_a_restart_is_named_and_not_taken(make: Make) -> None:
     one = FakeTorchServe(FakeModel())
     running = await make(one, max_body_bytes=1000)
-    running.write(one, max_body_bytes=2000, secret="sesame", extra_work=0.1, processes=2)
+    running.write(one, extra_work=0.1, max_body_bytes=2000, secret="sesame", processes=2)
     for result in ("changed", "unchanged"):  # it waits for a restart until there is one
         told = await running.reloaded()
         assert told["result"] == result
@@ -221,7 +221,7 @@ async def test_what_needs_a_restart_is_named_and_not_taken(make: Make) -> None:
         "value": 0.1,
         "default": 0.05,
         "unit": "",
-        "origin": {"kind": "file", "where": f"{running.file}:3"},
+        "origin": {"kind": "file", "where": f"{running.file}:1"},
     }
     assert len(shown["needs_restart"]) == 3
     assert "sesame" not in json.dumps([shown, told])
