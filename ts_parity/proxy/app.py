@@ -315,6 +315,7 @@ class Proxy(Lifecycle):
         """What has happened of late, as `overview` takes it."""
         now = asyncio.get_running_loop().time()
         self._settle(now)
+        self.metrics.count()
         races = self.driver.races
         out = ((race.answered_at, self.metrics.pool(race.pool), now - race.arrived_at) for race in races.undecided())
         return {"slots": self.metrics.recent.described(out), "races": races.last(now)}

@@ -13,6 +13,7 @@ from ts_parity.proxy.serving.durations import (
     LABELS,
     NARROW,
     WIDE_S,
+    CountedDurations,
     DurationHistogram,
     added,
     beyond,
@@ -32,8 +33,10 @@ def test_narrow_buckets_are_narrow_and_no_wide_one_ends_within_one() -> None:
 @pytest.mark.parametrize("seconds", [0.0, 0.0005, 0.00051, 0.001, 0.0200001, 119.9, 120.0, 500.0])
 def test_one_duration_is_in_one_bucket_of_each_kind(seconds: float) -> None:
     histogram = DurationHistogram()
-    assert histogram.add([seconds]) == {bucket_of(seconds): 1}
-    wide = dict(histogram.wide())
+    one = CountedDurations([seconds])
+    assert one.counts() == {bucket_of(seconds): 1}
+    histogram.add(one)
+    wide = dict(zip(LABELS, histogram.wide(), strict=True))
     assert [end for end, upto in wide.items() if upto] == [*LABELS[LABELS.index(wide_label(seconds)) :]]
     assert histogram.total_s == seconds
 
@@ -42,8 +45,10 @@ def test_added_together_or_one_by_one_is_the_same() -> None:
     dice = random.Random(1)
     many = [dice.lognormvariate(-3, 1.5) for _ in range(500)]
     together, single = DurationHistogram(), DurationHistogram()
-    counts = together.add(many)
-    assert added(single.add([each]) for each in many) == counts
+    together.add(CountedDurations(many))
+    for each in many:
+        single.add(CountedDurations([each]))
+    assert added(CountedDurations([each]).counts() for each in many) == CountedDurations(many).counts()
     assert together.wide() == single.wide()
     assert together.total_s == pytest.approx(single.total_s)
 
@@ -52,21 +57,21 @@ def test_added_together_or_one_by_one_is_the_same() -> None:
 def test_percentiles_are_off_by_less_than_a_bucket(share: float) -> None:
     dice = random.Random(2)
     many = sorted(dice.lognormvariate(-3, 0.7) for _ in range(20_000))
-    found = percentile(DurationHistogram().add(many), share)
+    found = percentile(CountedDurations(many).counts(), share)
     assert found == pytest.approx(many[int(share * len(many))], rel=NARROW - 1)
 
 
 def test_a_percentile_with_a_handful_behind_it_is_not_told() -> None:
-    counts = DurationHistogram().add([0.01] * 999)
+    counts = CountedDurations([0.01] * 999).counts()
     assert percentile(counts, 0.99) is None
     assert percentile(counts, 0.9) is not None
     assert percentile({}, 0.5) is None
-    assert percentile(DurationHistogram().add([0.01]), 0.5) is not None, "a median is told of whatever there is"
+    assert percentile(CountedDurations([0.01]).counts(), 0.5) is not None, "a median is told of whatever there is"
     assert farthest(counts, counts) == 0.9
     assert farthest(added([counts, {bucket_of(0.01): 1}])) == 0.99
 
 
 def test_the_tail_ends_at_the_slowest() -> None:
-    curve = beyond(DurationHistogram().add([0.01, 0.01, 0.02, 0.4]))
+    curve = beyond(CountedDurations([0.01, 0.01, 0.02, 0.4]).counts())
     assert [share for _, share in curve] == [0.5, 0.25, 0.0]
     assert curve[-1][0] == ENDS_S[bucket_of(0.4)]

@@ -11,7 +11,7 @@ from tests.proxy.conftest import Fleet, MakeFleet
 from ts_parity.engine import Fleet as EngineFleet
 from ts_parity.engine import Policy, Scheduler
 from ts_parity.proxy.operations.merge import exposition, merge_metrics, read_metrics
-from ts_parity.proxy.serving.metrics import ENDS, ERRORS, MOST_POOLS, OTHER, SOURCES, Labels, Metrics
+from ts_parity.proxy.serving.metrics import ENDS, ERRORS, MANY, MOST_POOLS, OTHER, SOURCES, Labels, Metrics
 from ts_parity.testing import FakeModel, FakeTorchServe
 
 OPENMETRICS = (("Accept", "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"),)
@@ -94,15 +94,58 @@ async def test_an_endpoint_has_its_own_latencies_and_state(make_fleet: MakeFleet
 def test_counted_together_or_read_at_once_is_the_same() -> None:
     told = metrics()
     told.adopt(["m/1"], {"h/m/1": ("m/1", "deployed")})
-    told.answered["deployed"]["m/1"] += [0.01, 0.02]
-    told.ended["h/m/1"] += [0.01]
-    told.sent["m/1"] = 3
+    told.answered("m/1", "deployed", 0.01)
+    told.answered("m/1", "deployed", 0.02)
+    assert told.arrived("h/m/1", 0.01)
     first = told.exposition()
     assert b'ts_parity_queries_total{outcome="answered",pool="m/1",source="deployed"} 2.0' in first
     assert b'ts_parity_tasks_total{kind="deployed",outcome="arrived",pool="m/1"} 1.0' in first
-    assert b'ts_parity_work_total{kind="deployed",pool="m/1"} 3.0' in first
+    assert b'ts_parity_work_total{kind="deployed",pool="m/1"} 1.0' in first
     told.settle(0.0, 0.0)
     assert told.exposition().split(b"# HELP process_")[0] == first.split(b"# HELP process_")[0]
+
+
+def recent(told: Metrics) -> dict[int, int]:
+    """Slot -> answers."""
+    slots = told.recent.described(())
+    return {slot["number"]: sum(n for counts in slot["given"].values() for _, n in counts) for slot in slots}
+
+
+def test_answers_are_counted_when_their_slot_is_over_and_in_it() -> None:
+    now = [100.5]
+    told = Metrics(Scheduler(EngineFleet((), (), ()), Policy()).snapshot, Policy(), clock=lambda: now[0])
+    told.adopt(["m/1"], {})
+    for now[0] in (101.5, 104.5):
+        told.answered("m/1", "deployed", 0.01)
+        told.settle(0.0, 0.0)
+        assert recent(told) == {20: 0}
+    now[0] = 105.5
+    told.settle(0.0, 0.0)
+    assert recent(told) == {20: 2, 21: 0}
+    told.answered("m/1", "deployed", 0.01)
+    told.count()
+    assert recent(told) == {20: 2, 21: 1}, "who looks sees all"
+
+
+def test_many_are_counted_at_once() -> None:
+    told = Metrics(Scheduler(EngineFleet((), (), ()), Policy()).snapshot, Policy(), clock=lambda: 100.0)
+    told.adopt(["m/1"], {"h/m/1": ("m/1", "deployed")})
+    told.count()
+    for number, counted in ((MANY - 1, 0), (1, MANY)):
+        for _ in range(number):
+            told.answered("m/1", "deployed", 0.01)
+            told.arrived("h/m/1", 0.01)
+        told.settle(0.0, 0.0)
+        assert told.queries.value("m/1", "deployed", "answered") == counted
+        assert told.tasks.value("m/1", "deployed", "arrived") == counted
+
+
+def test_what_has_gone_is_counted_all_the_same() -> None:
+    told = metrics()
+    told.answered("gone/1", "deployed", 0.01)
+    assert not told.arrived("h/gone/1", 0.01)
+    told.count()
+    assert told.queries.value(OTHER, "deployed", "answered") == 1
 
 
 def test_models_beyond_the_limit_are_counted_as_others_and_gone_ones_make_room() -> None:
@@ -111,7 +154,7 @@ def test_models_beyond_the_limit_are_counted_as_others_and_gone_ones_make_room()
     told.adopt(names, {})
     assert told.pool(names[0]) == names[0]
     assert told.pool(names[-1]) == OTHER
-    told.answered["deployed"][names[-1]].append(0.01)
+    told.answered(names[-1], "deployed", 0.01)
     assert b'pool="other",source="deployed"} 1.0' in told.exposition()
     told.adopt([*names[1:MOST_POOLS], "new/1"], {})
     assert told.pool("new/1") == "new/1"
@@ -123,10 +166,10 @@ def test_models_beyond_the_limit_are_counted_as_others_and_gone_ones_make_room()
 def test_a_model_that_is_gone_for_a_while_goes_on_counting() -> None:
     told = metrics()
     told.adopt(["m/1"], {})
-    told.answered["deployed"]["m/1"].append(0.01)
+    told.answered("m/1", "deployed", 0.01)
     told.adopt([], {})
     told.adopt(["m/1"], {})
-    told.answered["deployed"]["m/1"].append(0.01)
+    told.answered("m/1", "deployed", 0.01)
     assert b'ts_parity_queries_total{outcome="answered",pool="m/1",source="deployed"} 2.0' in told.exposition()
 
 

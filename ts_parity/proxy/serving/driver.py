@@ -50,7 +50,7 @@ from ts_parity.proxy.http.messages import Request, Response
 from ts_parity.proxy.http.streams import Pipe, Stream
 from ts_parity.proxy.http.upstream import Address, NoResponse, Result, Upstream
 from ts_parity.proxy.serving.comparison import Comparison, ResponseComparer
-from ts_parity.proxy.serving.metrics import OTHER, Metrics
+from ts_parity.proxy.serving.metrics import Metrics
 from ts_parity.proxy.serving.races import Races
 from ts_parity.proxy.serving.recording import Recording
 from ts_parity.proxy.serving.tracing import LEFT as CLIENT_LEFT
@@ -117,7 +117,6 @@ class Driver:
         self._backends = backends
         self._kinds = {backend.kind: backend for backend in backends.values()}
         self._metrics = metrics
-        self._answered_s, self._ended_s, self._sent_tasks = metrics.answered, metrics.ended, metrics.sent
         self.races = Races(metrics, scheduler.tasks_of)
         self._racing = self.races.out
         self.recording: Recording | None = None
@@ -332,11 +331,8 @@ class Driver:
         if result.source is None:
             self._metrics.queries.add(self._metrics.pool(query.pool), "none", _outcome_of(result))
         else:
-            answered = self._answered_s[result.source._value_]
-            try:
-                answered[query.pool].append(self._loop.time() - query.arrived_at)
-            except KeyError:  # its pool has gone
-                answered[OTHER].append(self._loop.time() - query.arrived_at)
+            took_s = self._loop.time() - query.arrived_at
+            self._metrics.answered(query.pool, result.source._value_, took_s)
             if result.source is Source.RECONSTRUCTED:
                 self._note_confidence(query.pool, result.confidence)
         self._notify(client, result)
@@ -409,10 +405,6 @@ class Driver:
                 raise
             self._confidences[task.id] = self._expected_confidence(task, raw)
             return backend.finish(payload, raw, target, secret)
-        try:
-            self._sent_tasks[task.query.pool] += 1
-        except KeyError:  # its pool has gone
-            self._sent_tasks[OTHER] += 1
         code = self._code(task.endpoint.pool)
         wants_raw = target.wrapped and code is not None and code.family is Family.PARITY and task.query.key is not None
         return backend.prediction(payload, target, wants_raw, secret)
@@ -488,9 +480,7 @@ class Driver:
         self._in_flight -= 1
         now = self._loop.time()
         if isinstance(outcome, Arrived) and task.kind is not Kind.FINISH:
-            try:
-                self._ended_s[task.place.name].append(now - task.sent_at)
-            except KeyError:  # its endpoint has gone
+            if not self._metrics.arrived(task.place.name, now - task.sent_at):  # its endpoint has gone
                 self._count_end(task, outcome)
         else:
             self._count_end(task, outcome)
@@ -517,6 +507,8 @@ class Driver:
     def _count_end(self, task: Task, outcome: Outcome) -> None:
         pool = self._metrics.pool(task.endpoint.pool)
         self._metrics.tasks.add(pool, task.kind._value_, _OUTCOME_NAMES[type(outcome)])
+        if task.kind is Kind.DEPLOYED and not isinstance(outcome, Rejected):  # then nothing was run
+            self._metrics.work.add(pool, task.kind._value_)
 
     async def _stream(self, task: Task, backend: Backend, stream: Stream) -> None:
         outcome: Outcome = Failed("internal error of the proxy", retry=False)

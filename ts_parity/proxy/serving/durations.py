@@ -62,6 +62,7 @@ BUCKETS: Final = len(ENDS_S) + 1
 """The last one holds whatever took longer than TorchServe's own timeout."""
 LABELS: Final = (*(str(end) for end in WIDE_S), "+Inf")
 _ENDS = np.array(ENDS_S)
+_WIDE_AT = np.array([*(through - 1 for through in _THROUGH), BUCKETS - 1])
 
 Counts = Mapping[int, int]
 """Of the narrow buckets that hold anything: how many."""
@@ -69,6 +70,22 @@ Counts = Mapping[int, int]
 
 def bucket_of(seconds: float) -> int:
     return bisect_left(ENDS_S, seconds)
+
+
+@final
+class CountedDurations:
+    """Several durations, by narrow bucket. To be added to each histogram that they belong to."""
+
+    __slots__ = ("buckets", "total_s")
+
+    def __init__(self, seconds: Sequence[float]) -> None:
+        values = np.array(seconds)
+        self.buckets = np.bincount(np.searchsorted(_ENDS, values), minlength=BUCKETS)
+        self.total_s = float(values.sum())
+
+    def counts(self) -> Counts:
+        held = np.flatnonzero(self.buckets)
+        return dict(zip(held.tolist(), self.buckets[held].tolist(), strict=True))
 
 
 @final
@@ -81,19 +98,14 @@ class DurationHistogram:
         self._counts = np.zeros(BUCKETS, dtype=np.int64)
         self.total_s = 0.0
 
-    def add(self, seconds: Sequence[float]) -> Counts:
-        """-> what was added."""
-        values = np.array(seconds)
-        added = np.bincount(np.searchsorted(_ENDS, values), minlength=BUCKETS)
-        self._counts += added
-        self.total_s += float(values.sum())
-        held = np.flatnonzero(added)
-        return dict(zip(held.tolist(), added[held].tolist(), strict=True))
+    def add(self, durations: CountedDurations) -> None:
+        self._counts += durations.buckets
+        self.total_s += durations.total_s
 
-    def wide(self) -> list[tuple[str, int]]:
-        """As Prometheus has it: each bucket's end, and how many took no longer."""
-        upto = np.cumsum(self._counts)
-        return list(zip(LABELS, [*(int(upto[through - 1]) for through in _THROUGH), int(upto[-1])], strict=True))
+    def wide(self) -> list[int]:
+        """As Prometheus has it: for each of LABELS, how many took no longer."""
+        upto: list[int] = np.cumsum(self._counts)[_WIDE_AT].tolist()
+        return upto
 
 
 def wide_label(seconds: float) -> str:

@@ -6,8 +6,9 @@ thousand lines. Labels are written once and kept. Knows the formats. Knows nothi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 PLAIN: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -40,8 +41,9 @@ class ExposedFamily:
         self.samples.append(("_total" if self.kind == "counter" else "", labels, value, None))
 
 
-def written_labels(names: Sequence[str], values: Sequence[str]) -> str:
-    """In the order of their names, as everybody writes them."""
+@lru_cache(8192)
+def written_labels(names: tuple[str, ...], values: tuple[str, ...]) -> str:
+    """In the order of their names, as everybody writes them. The same ones come with each reading."""
     told = (f'{name}="{_escaped(value)}"' for name, value in sorted(zip(names, values, strict=True)))
     return "{" + ",".join(told) + "}" if names else ""
 

@@ -1,14 +1,15 @@
 """The Prometheus metrics. One registry per proxy, base units, labels of which each has few values, and no ids.
 
-What happens to nearly every query costs one `append` where it happens: durations are counted together, a second later
-at most, by `settle`. Everything rare is added to a plain number. Gauges are read from the engine's snapshot when
-`/metrics` is. Knows names and numbers. Knows nothing of queries or tasks.
+What happens to nearly every query costs one `append` where it happens: durations are counted together, some seconds
+later or when somebody reads, by `settle` and `count`. Everything rare is added to a plain number. Gauges are read from
+the engine's snapshot when `/metrics` is. Knows names and numbers. Knows nothing of queries or tasks.
 """
 
 from __future__ import annotations
 
 import platform
 import time
+from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any, Final
@@ -18,14 +19,14 @@ from prometheus_client import ProcessCollector
 from ts_parity import __version__
 from ts_parity.engine import Finding, Kind, Policy, Source, Standing, scheduler
 from ts_parity.proxy.serving.conditions import CONDITIONS, endpoint_condition
-from ts_parity.proxy.serving.durations import LABELS, DurationHistogram, wide_label
+from ts_parity.proxy.serving.durations import LABELS, CountedDurations, DurationHistogram, wide_label
 from ts_parity.proxy.serving.exposition import (
     ExposedExemplar,
     ExposedFamily,
     exposed,
     written_labels,
 )
-from ts_parity.proxy.serving.recent import Recent
+from ts_parity.proxy.serving.recent import Recent, slot_number
 
 MOST_POOLS: Final = 100
 MOST_ENDPOINTS: Final = 200
@@ -38,6 +39,8 @@ ERRORS: Final = ("failed", "overloaded", "deadline", "unavailable", "abandoned")
 ENDS: Final = ("arrived", "failed", "rejected")
 ENDED_EVERY_S: Final = 10.0
 """Nobody asks for what endpoints took more often than Prometheus."""
+MANY: Final = 4000
+"""Collected durations that are counted within a second: counting them takes a fifth of a millisecond."""
 LATEST: Final = 64
 """Tasks of an endpoint by which its speed is judged for people; the engine judges by itself (see its `speed`)."""
 LATEST_S: Final = 60.0
@@ -46,16 +49,16 @@ _NEVER: Final[tuple[float, list[float]]] = (0.0, [])
 COMPILED: Final = not str(scheduler.__file__).endswith(".py")
 """Whether the engine, and so the whole data path, is."""
 _DEPLOYED: Final = Source.DEPLOYED.value
+_OF_DEPLOYED: Final = Kind.DEPLOYED.value
 
 
 class Counter:
     """A counter: a number for each combination of label values."""
 
     def __init__(self, name: str, text: str, labels: Sequence[str] = ()) -> None:
-        self._name, self._text, self._labels = name, text, labels
+        self._name, self._text, self._labels = name, text, tuple(labels)
         # Without labels there is one number, which exists from the start.
         self._values: dict[tuple[str, ...], float] = {} if labels else {(): 0.0}
-        self._written: dict[tuple[str, ...], str] = {}
 
     def add(self, *labels: str, by: float = 1.0) -> None:
         values = self._values
@@ -68,18 +71,14 @@ class Counter:
     def forget(self, first: str) -> None:
         """All with this value of the first label."""
         self._values = {labels: value for labels, value in self._values.items() if labels[0] != first}
-        self._written = {labels: value for labels, value in self._written.items() if labels[0] != first}
 
     def value(self, *labels: str) -> float:
         return self._values.get(labels, 0.0)
 
     def family(self) -> ExposedFamily:
-        family, written = ExposedFamily(self._name, "counter", self._text), self._written
+        family = ExposedFamily(self._name, "counter", self._text)
         for labels, value in self._values.items():
-            known = written.get(labels)
-            if known is None:
-                known = written[labels] = written_labels(self._labels, labels)
-            family.add(known, value)
+            family.add(written_labels(self._labels, labels), value)
         return family
 
 
@@ -87,7 +86,7 @@ class Histogram:
     """A histogram of seconds: for each combination of label values."""
 
     def __init__(self, name: str, text: str, labels: Sequence[str]) -> None:
-        self._name, self._text, self._labels = name, text, labels
+        self._name, self._text, self._labels = name, text, tuple(labels)
         self._of: dict[tuple[str, ...], DurationHistogram] = {}
         self._written: dict[tuple[str, ...], list[str]] = {}
         """The labels of each bucket, and at the end those of the whole."""
@@ -97,8 +96,8 @@ class Histogram:
         found = self._of.get(labels)
         if found is None:
             found = self._of[labels] = DurationHistogram()
-            names = [*self._labels, "le"]
-            buckets = [written_labels(names, [*labels, end]) for end in LABELS]
+            names = (*self._labels, "le")
+            buckets = [written_labels(names, (*labels, end)) for end in LABELS]
             self._written[labels] = [*buckets, written_labels(self._labels, labels)]
         return found
 
@@ -117,7 +116,7 @@ class Histogram:
         if 0 < len(request_id) <= MOST_EXEMPLAR - len("request_id") - sum(map(len, (*told, *told.values()))):
             told["request_id"] = request_id
         if told:
-            written = written_labels(list(told), list(told.values()))
+            written = written_labels(tuple(told), tuple(told.values()))
             self._exemplars[labels] = ExposedExemplar(written, seconds, round(time.time(), 3))
 
     def family(self) -> ExposedFamily:
@@ -125,10 +124,11 @@ class Histogram:
         samples = family.samples
         for labels, one in self._of.items():
             exemplar, written, wide = self._exemplars.get(labels), self._written[labels], one.wide()
-            where = "" if exemplar is None else wide_label(exemplar.value)
-            for (end, upto), known in zip(wide, written[:-1], strict=True):
-                samples.append(("_bucket", known, upto, exemplar if end == where else None))
-            samples.append(("_count", written[-1], wide[-1][1], None))
+            samples += [("_bucket", known, upto, None) for known, upto in zip(written[:-1], wide, strict=True)]
+            if exemplar is not None:
+                at = LABELS.index(wide_label(exemplar.value))
+                samples[at - len(LABELS)] = ("_bucket", written[at], wide[at], exemplar)
+            samples.append(("_count", written[-1], wide[-1], None))
             samples.append(("_sum", written[-1], one.total_s, None))
         return family
 
@@ -161,8 +161,12 @@ class Metrics:
         snapshot: Callable[[], Mapping[str, Any]],
         policy: Policy,
         clients: Callable[[], tuple[int, int, int, int]] = lambda: (0, 0, 0, 0),
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        """`clients`: connections now and at most; clients refused, and idle ones closed, for want of room."""
+        """`clients`: connections now and at most; clients refused, and idle ones closed, for want of room. `clock`:
+        seconds since 1970.
+        """
+        self._clock = clock
         self._snapshot = snapshot
         self.policy = policy
         self._clients = clients
@@ -175,15 +179,16 @@ class Metrics:
         self.recent = Recent()
         self.lag_s = 0.0
         """How late the event loop was when it was last looked at."""
-        self.answered: dict[str, dict[str, list[float]]] = {source: {OTHER: []} for source in SOURCES}
-        """Source -> pool -> seconds from arrival to answer, of queries answered since `settle`."""
+        self._answered: dict[str, dict[str, array[float]]] = {source: {OTHER: array("d")} for source in SOURCES}
+        """Source -> pool -> seconds from arrival to answer, of queries whose answers are not counted yet. Not in lists:
+        objects that lie here and there take several times as long to be read.
+        """
+        self._settled_at = self._clock()
         self._ended_due = 0.0
         self._latest: dict[str, tuple[float, list[float]]] = {}
         """Endpoint -> when it last answered, and what its last tasks took."""
-        self.ended: dict[str, list[float]] = {}
+        self._ended: dict[str, array[float]] = {}
         """Endpoint -> seconds that its tasks took which have arrived since; finishes aside."""
-        self.sent: dict[str, int] = {OTHER: 0}
-        """Pool -> tasks of the deployed model sent since."""
         self.queries = Counter(
             "ts_parity_queries",
             "Queries that ended, by the source of the answer (none: no prediction) and how they ended.",
@@ -264,23 +269,22 @@ class Metrics:
         """The fleet has changed. `endpoints`: each with its pool and the kind of its tasks. All label values that can
         come are shown from now on.
         """
-        self._count()
+        self.count()
         for pool in self._pools.adopt(pools):
             self._forget(pool)
         for pool, label in self._pools.of.items():
-            for lists in self.answered.values():
-                lists.setdefault(pool, [])
-            self.sent.setdefault(pool, 0)
+            for lists in self._answered.values():
+                lists.setdefault(pool, array("d"))
             self._begin(label)
-        for endpoint in [endpoint for endpoint in self.ended if endpoint not in endpoints]:
-            del self.ended[endpoint]
+        for endpoint in [endpoint for endpoint in self._ended if endpoint not in endpoints]:
+            del self._ended[endpoint]
             self._latest.pop(endpoint, None)
             self.endpoint_seconds.forget(endpoint)
         self._endpoints.of = {}  # of the present fleet only
         self._endpoints.adopt(endpoints)
         self._rows = dict(endpoints)
         for endpoint, (pool, _) in endpoints.items():
-            self.ended.setdefault(endpoint, [])
+            self._ended.setdefault(endpoint, array("d"))
             self.endpoint_seconds.begin(self._endpoint(endpoint), self.pool(pool))
 
     def pool(self, name: str) -> str:
@@ -312,9 +316,8 @@ class Metrics:
         self.differing.begin(pool)
 
     def _forget(self, pool: str) -> None:
-        for lists in self.answered.values():
+        for lists in self._answered.values():
             lists.pop(pool, None)
-        self.sent.pop(pool, None)
         for counter in (self.queries, self.tasks, self.work, self.comparisons, self.agreement, self.rebuilt,
                         self.differing):  # fmt: skip
             counter.forget(pool)
@@ -323,50 +326,77 @@ class Metrics:
 
     # ---- what happens ----------------------------------------------------------------------------------------------
 
+    def answered(self, pool: str, source: str, seconds: float) -> None:
+        """A query has been answered, so long after its arrival."""
+        lists = self._answered[source]
+        durations = lists.get(pool)
+        if durations is None:  # its pool has gone
+            durations = lists[OTHER]
+        durations.append(seconds)
+
+    def arrived(self, endpoint: str, seconds: float) -> bool:
+        """A task has brought an answer, so long after it was sent. -> whether that could be noted: its endpoint may
+        have gone.
+        """
+        durations = self._ended.get(endpoint)
+        if durations is None:
+            return False
+        durations.append(seconds)
+        return True
+
     def settle(self, extra_work: float, differing: float) -> None:
-        """About once a second: count what has been collected. What both budgets have spent since the start."""
-        now = time.time()
-        self._count_answered(now)
+        """About once a second: count what has been collected, as far as it is time. What both budgets have spent since
+        the start. To count together pays for what are few; many would keep queries waiting meanwhile.
+        """
+        now, before = self._clock(), self._settled_at
+        self._settled_at = now
+        if slot_number(now) != slot_number(before):
+            self._count_answered(before, 1)  # they belong to the slot that is over
+        else:
+            self._count_answered(now, MANY)
         self.recent.spent(now, extra_work, differing)
-        if now >= self._ended_due:
-            self._count_ended(now)
+        self._count_ended(now, 1 if now >= self._ended_due else MANY)
 
-    def _count(self) -> None:
-        now = time.time()
-        self._count_answered(now)
-        self._count_ended(now)
+    def count(self) -> None:
+        """Now, for somebody who looks."""
+        now = self._clock()
+        self._count_answered(now, 1)
+        self._count_ended(now, 1)
 
-    def _count_answered(self, now: float) -> None:
-        for source, lists in self.answered.items():
+    def _count_answered(self, now: float, least: int) -> None:
+        for source, lists in self._answered.items():
             for name, seconds in lists.items():
-                if seconds:
-                    taken, pool = seconds[:], self.pool(name)
-                    seconds.clear()
-                    added = self.query_seconds.begin(pool, source).add(taken)
+                if len(seconds) >= least:
+                    pool, number, durations = self.pool(name), len(seconds), CountedDurations(seconds)
+                    del seconds[:]
+                    self.query_seconds.begin(pool, source).add(durations)
                     if source == _DEPLOYED:
-                        self.unprotected_seconds.begin(pool).add(taken)
-                    self.recent.given(now, pool, source, added, source == _DEPLOYED)
-                    self.queries.add(pool, source, "answered", by=len(taken))
-        for name, number in self.sent.items():
-            if number:
-                self.work.add(self.pool(name), Kind.DEPLOYED.value, by=number)
-                self.sent[name] = 0
+                        self.unprotected_seconds.begin(pool).add(durations)
+                    self.recent.given(now, pool, source, durations.counts(), source == _DEPLOYED)
+                    self.queries.add(pool, source, "answered", by=number)
 
-    def _count_ended(self, now: float) -> None:
-        """By endpoint, so there are few of each; to count them together pays for many only."""
-        self._ended_due = now + ENDED_EVERY_S
-        for endpoint, seconds in self.ended.items():
-            if seconds:
-                taken, (name, kind) = seconds[:], self._rows[endpoint]
-                seconds.clear()
-                self.endpoint_seconds.begin(self._endpoint(endpoint), self.pool(name)).add(taken)
-                self.tasks.add(self.pool(name), kind, "arrived", by=len(taken))
-                self._latest[endpoint] = (now, [*self._latest.get(endpoint, _NEVER)[1], *taken][-LATEST:])
+    def _count_ended(self, now: float, least: int) -> None:
+        """By endpoint, so there are few of each."""
+        for endpoint, seconds in self._ended.items():
+            if len(seconds) >= least:
+                pool, kind = self._rows[endpoint]
+                label = self.pool(pool)
+                self.endpoint_seconds.begin(self._endpoint(endpoint), label).add(CountedDurations(seconds))
+                self.tasks.add(label, kind, "arrived", by=len(seconds))
+                if kind == _OF_DEPLOYED:
+                    self.work.add(label, kind, by=len(seconds))
+                last = seconds[-LATEST:].tolist()
+                if len(last) < LATEST:
+                    last = [*self._latest.get(endpoint, _NEVER)[1], *last][-LATEST:]
+                self._latest[endpoint] = (now, last)
+                del seconds[:]
+        if least == 1:
+            self._ended_due = now + ENDED_EVERY_S
 
     def slowness(self) -> dict[str, float]:
         """Endpoint -> the median of what its last tasks took, to that of its peers; of those that answered of late."""
-        now = time.time()
-        self._count_ended(now)
+        now = self._clock()
+        self._count_ended(now, 1)
         medians: dict[tuple[str, str], dict[str, float]] = {}
         for endpoint, (at, seconds) in self._latest.items():
             if len(seconds) >= FEW and now - at <= LATEST_S:
@@ -381,7 +411,7 @@ class Metrics:
     def unprotected(self, pool: str, at: float, seconds: float, request_id: str = "", trace_id: str = "") -> None:
         """A query answered then by something else would have waited so long."""
         label = self.pool(pool)
-        self.unprotected_seconds.begin(label).add([seconds])
+        self.unprotected_seconds.begin(label).add(CountedDurations([seconds]))
         self.unprotected_seconds.note(seconds, request_id, trace_id, label)
         self.recent.unprotected(at, label, seconds)
 
@@ -389,7 +419,7 @@ class Metrics:
         """What was given in place of a query's own answer was compared with that."""
         label = self.pool(pool)
         self.agreement.add(label, source, finding)
-        self.recent.found(time.time(), label, finding)
+        self.recent.found(self._clock(), label, finding)
 
     def exemplar(self, pool: str, source: str, seconds: float, request_id: str, trace_id: str = "") -> None:
         self.query_seconds.note(seconds, request_id, trace_id, self.pool(pool), source)
@@ -398,7 +428,7 @@ class Metrics:
 
     def exposition(self, openmetrics: bool = False) -> bytes:
         """OpenMetrics has the same, with exemplars."""
-        self._count()
+        self.count()
         return exposed(self._collected(), openmetrics)
 
     def _collected(self) -> Iterable[ExposedFamily]:
@@ -428,7 +458,7 @@ class Metrics:
                 "Spans (see tracing): failed if the collector has not taken them, dropped if there were too many.",
             )
             for outcome, number in self.spans().items():
-                spans.add(written_labels(["outcome"], [outcome]), number)
+                spans.add(written_labels(("outcome",), (outcome,)), number)
             yield spans
         now, most, refused, closed = self._clients()
         yield _gauge("ts_parity_client_connections", "Clients that are connected.", now)
@@ -475,7 +505,7 @@ class Metrics:
         for name, pool in snapshot["pools"].items():
             if self.pool(name) == OTHER:
                 continue
-            label = written_labels(["pool"], [name])
+            label = written_labels(("pool",), (name,))
             if pool["trust"] is not None:
                 in_use.add(label, float(pool["trust"]["state"] == Standing.IN_USE.value))
             protected.add(label, float(pool["trust"] is not None))
@@ -488,7 +518,7 @@ class Metrics:
 
     def _of_endpoints(self, snapshot: Mapping[str, Any]) -> Iterable[ExposedFamily]:
         """Of the present fleet; the series of removed endpoints disappear."""
-        names = ["endpoint", "pool"]
+        names = ("endpoint", "pool")
         out = _family(
             "gauge",
             "ts_parity_endpoint_out",
@@ -508,17 +538,17 @@ class Metrics:
         )
         failures = _family("counter", "ts_parity_endpoint_failures", "Tasks that it failed; three in a row eject it.")
         ejections = _family("counter", "ts_parity_endpoint_ejections", "How often it was ejected.")
-        slowness = self.slowness()
+        slowness, of_state = self.slowness(), (*names, "state")
         of_pools = {pool: dict.fromkeys(CONDITIONS[:-1], 0) for pool in self._pools.of.values()}
         for name, endpoint in snapshot["endpoints"].items():
-            values = [self._endpoint(name), endpoint["pool"]]
+            values = (self._endpoint(name), endpoint["pool"])
             now = endpoint_condition(endpoint, snapshot["pools"].get(endpoint["pool"], {})).state
             if self._rows.get(name, ("", ""))[1] == Kind.DEPLOYED.value:
                 of_pools[self.pool(endpoint["pool"])][now] += 1
             if values[0] == OTHER:
                 continue
             for each in CONDITIONS[:-1]:
-                state.add(written_labels([*names, "state"], [*values, each]), float(each == now))
+                state.add(written_labels(of_state, (*values, each)), float(each == now))
             labels = written_labels(names, values)
             out.add(labels, float(endpoint["health"] != "in"))
             busy.add(labels, endpoint["in_flight"])
@@ -531,7 +561,7 @@ class Metrics:
         endpoints = _family("gauge", "ts_parity_endpoints", "Of a deployed model, by state; 0 while none is there.")
         for pool, counts in of_pools.items():
             for each, number in counts.items():
-                endpoints.add(written_labels(["pool", "state"], [pool, each]), number)
+                endpoints.add(written_labels(("pool", "state"), (pool, each)), number)
         yield endpoints
 
 
@@ -547,6 +577,6 @@ def _gauge(name: str, text: str, value: float) -> ExposedFamily:
 
 def _build_info() -> ExposedFamily:
     info = _family("gauge", "ts_parity_build_info", "1, with what runs.")
-    values = [__version__, platform.python_version(), "yes" if COMPILED else "no"]
-    info.add(written_labels(["version", "python", "compiled"], values), 1.0)
+    values = (__version__, platform.python_version(), "yes" if COMPILED else "no")
+    info.add(written_labels(("version", "python", "compiled"), values), 1.0)
     return info
