@@ -51,13 +51,10 @@ class SageMakerBackend(PlainBackend):
         ping = yield get("/ping")
         listed = read_json((yield get("/models")))
         models = listed.get("models") if isinstance(listed, dict) else None
-        named = (
-            [str(each.get("modelName")) for each in models if isinstance(each, dict)]
-            if isinstance(models, list)
-            else []
-        )
-        paths = [name for name in names if name.startswith("/")]
-        return Seen(ping.status == 200, tuple(Hosted(name) for name in dict.fromkeys([ONLY, *paths, *named])))
+        entries = [each for each in models if isinstance(each, dict)] if isinstance(models, list) else []
+        named = [str(each.get("modelName")) for each in entries]
+        named += [name for name in names if name.startswith("/") or not named]
+        return Seen(ping.status == 200, tuple(Hosted(name) for name in dict.fromkeys([ONLY, *named])))
 
 
 BACKEND = SageMakerBackend
