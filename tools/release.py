@@ -51,12 +51,12 @@ def refusals(root: Path, tag: str = "") -> list[str]:
 
 
 def interpreter(number: str) -> str | None:
-    """A Python of this version that runs. pyenv's shims are there for versions that do not."""
+    """The path of a Python of this version that runs. pyenv's shims are there for versions that do not."""
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
     for candidate in (f"python{number}", *sorted(map(str, pyenv.glob(f"versions/{number}.*/bin/python")))):
-        ran = subprocess.run([candidate, "--version"], capture_output=True) if shutil.which(candidate) else None
-        if ran is not None and ran.returncode == 0:
-            return candidate
+        path = shutil.which(candidate)
+        if path is not None and subprocess.run([path, "--version"], capture_output=True).returncode == 0:
+            return path
     return None
 
 
@@ -80,9 +80,9 @@ class Release:
         """The wheel is made from the source archive, so that this one is known to be whole."""
         self._run(sys.executable, "-m", "build", "--outdir", self._made, self._source, TS_PARITY_COMPILE="0")
 
-    def compiled_wheel(self, python: str) -> Path:
-        """For one interpreter; the oldest manylinux that it fits is found by auditwheel."""
-        built = self._scratch / Path(python).name / "built"
+    def compiled_wheel(self, number: str, python: str) -> Path:
+        """For one interpreter, of this version; the oldest manylinux that it fits is found by auditwheel."""
+        built = self._scratch / number / "built"
         pip = [sys.executable, "-m", "pip", "--python", python, "wheel", "--quiet", "--no-deps"]
         self._run(*pip, "--wheel-dir", built, self._source, TS_PARITY_COMPILE="1")
         (wheel,) = built.iterdir()
@@ -130,7 +130,7 @@ def main() -> None:
         release = Release(ROOT, made, scratch)
         release.sdist_and_pure_wheel()
         wheels = [(wheel, sys.executable) for wheel in made.glob("*.whl")]
-        wheels += [(release.compiled_wheel(python), python) for python in pythons.values() if python]
+        wheels += [(release.compiled_wheel(number, python), python) for number, python in pythons.items() if python]
         for number, (wheel, python) in enumerate(wheels):
             print(f"{wheel.name}: installed without a compiler, and asked a query", file=sys.stderr)
             environment = bare.BareEnvironment(python, scratch / f"bare{number}", wheel, extras="proxy")

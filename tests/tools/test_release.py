@@ -77,6 +77,9 @@ def test_an_interpreter_is_one_that_runs(tmp_path: Path, monkeypatch: pytest.Mon
     there.parent.mkdir(parents=True)
     there.symlink_to(sys.executable)
     assert release.interpreter(number) == str(there)
+    shim.unlink()
+    shim.symlink_to(sys.executable)
+    assert release.interpreter(number) == str(shim), "pip takes no bare name"
 
 
 def test_checksums_are_those_that_sha256sum_reads(tmp_path: Path) -> None:
