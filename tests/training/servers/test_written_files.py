@@ -206,6 +206,8 @@ ASKS_LITSERVE = """
     import server
     api = server.StudentAPI(api_path="/p")
     api.setup("cpu")
+    import inspect
+    assert inspect.signature(api.decode_request).parameters["request"].annotation is inspect.Parameter.empty
     answers = [api.encode_response(api.predict(api.decode_request(each))) for each in json.loads(sys.argv[2])]
     sys.argv = ["server.py", "--port", "1"]
     server.main()
