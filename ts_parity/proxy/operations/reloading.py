@@ -140,7 +140,7 @@ class Reloader:
         """For Prometheus."""
         reloads = ExposedFamily(RELOADS, "counter", RELOADS_TEXT)
         for result, number in self.counts.items():
-            reloads.add(written_labels(["result"], [result]), number)
+            reloads.add(written_labels(("result",), (result,)), number)
         successful = ExposedFamily(SUCCESS, "gauge", SUCCESS_TEXT)
         successful.add("", float(self.last is None or self.last.result != REFUSED))
         succeeded_at = ExposedFamily(SUCCESS_AT, "gauge", SUCCESS_AT_TEXT)
