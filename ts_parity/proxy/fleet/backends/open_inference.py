@@ -21,7 +21,15 @@ import numpy as np
 
 from ts_parity.config import InstanceSettings
 from ts_parity.proxy.fleet.backends.backend import Unprotected
-from ts_parity.proxy.fleet.backends.plain import PlainBackend, get, parsed, read_json, segment, with_path
+from ts_parity.proxy.fleet.backends.plain import (
+    PlainBackend,
+    get,
+    parsed,
+    read_json,
+    segment,
+    with_path,
+    without_coding,
+)
 from ts_parity.proxy.fleet.backends.probing import Hosted, Probe, Seen
 from ts_parity.proxy.fleet.payloads import Ask, QueryPayload, Target
 from ts_parity.proxy.http.messages import Request, Response
@@ -71,6 +79,8 @@ class OpenInferenceBackend(PlainBackend):
         return with_path(payload.request, f"/v2/models/{segment(name)}{versions}/infer")
 
     def is_answer(self, response: Response) -> bool:
+        if response.header("content-encoding") is not None:  # Triton compresses for clients that take it
+            return True
         return response.body[:64].lstrip()[:1] == b"{" or response.header(JSON_LENGTH) is not None
 
     def meaning(self, model: str) -> Callable[[Response], Any] | None:
@@ -179,8 +189,9 @@ def outputs_of(response: Response) -> dict[str, Any]:
 
     Raise ValueError if that cannot be read.
     """
-    length = _json_length(response.header(JSON_LENGTH), response.body)
-    told = json.loads(response.body[:length])
+    body = without_coding(response)
+    length = _json_length(response.header(JSON_LENGTH), body)
+    told = json.loads(body[:length])
     found, at = {}, length
     for output in told["outputs"] if isinstance(told, dict) and isinstance(told.get("outputs"), list) else ():
         try:
@@ -188,9 +199,9 @@ def outputs_of(response: Response) -> dict[str, Any]:
             if size is None:
                 values = _from_json(output["datatype"], output["data"])
             else:
-                if at + int(size) > len(response.body):
+                if at + int(size) > len(body):
                     raise ValueError("a tensor is cut short")
-                values = _from_bytes(output["datatype"], response.body[at : at + int(size)])
+                values = _from_bytes(output["datatype"], body[at : at + int(size)])
                 at += int(size)
             found[str(output["name"])] = values.reshape(output["shape"]).tolist()
         except (LookupError, TypeError, AttributeError) as error:

@@ -17,6 +17,7 @@ Pure. Knows requests and responses. Knows nothing of sockets, of queries, or of 
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import Any, ClassVar
 from urllib.parse import quote
@@ -212,6 +213,23 @@ def parsed(body: bytes) -> Any:
         return json.loads(body)
     except (ValueError, RecursionError):
         return None
+
+
+def without_coding(response: Response) -> bytes:
+    """Its body as it was before it was compressed. Raise ValueError if that cannot be told, or is too large."""
+    coding = (response.header("content-encoding") or "identity").lower()
+    if coding == "identity":
+        return response.body
+    if coding not in ("gzip", "deflate"):
+        raise ValueError(f"its content coding is {coding}")
+    inflate = zlib.decompressobj(zlib.MAX_WBITS | 32)  # the header of either
+    try:
+        body = inflate.decompress(response.body, MOST_JSON)
+    except zlib.error as error:
+        raise ValueError(f"it is not {coding}: {error}") from None
+    if not inflate.eof:
+        raise ValueError("it is cut short, or too large to be compared")
+    return body
 
 
 def without_host(request: Request) -> tuple[tuple[str, str], ...]:
