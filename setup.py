@@ -143,6 +143,6 @@ setup(
         "demo": DEMO,
         "all": DEMO,
         "docs": DOCS,
-        "dev": [*DEMO, *DOCS, *DEV],
+        "dev": [*DEMO, *OTEL, *DOCS, *DEV],
     },
 )
