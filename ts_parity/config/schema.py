@@ -210,6 +210,7 @@ class Settings:
         False,
         "send spans of late, rescued and failed queries",
         "over OTLP, to where OTEL_EXPORTER_OTLP_ENDPOINT says; takes ts_parity[otel]",
+        restart=True,
     )
     drain_delay_s: float = setting(
         0.0,

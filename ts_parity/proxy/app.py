@@ -19,6 +19,7 @@ from ts_parity.config import ConfigSource, Configuration, Settings
 from ts_parity.engine import Fleet, Policy, Scheduler
 from ts_parity.engine.members import STANDBY_S, keys_of
 from ts_parity.errors import ConfigError
+from ts_parity.proxy.fleet.backends.backend import Backend
 from ts_parity.proxy.fleet.backends.kinds import backends_of
 from ts_parity.proxy.fleet.discovery import Discovery
 from ts_parity.proxy.fleet.peers import Peers, new_member
@@ -115,6 +116,7 @@ class Proxy(Lifecycle):
         if tracer is not None:
             self.metrics.spans = tracer.sink.counts
         options = self._driver_options()
+        self._first_kind = settings.instances[0].kind if settings.instances else ""
         backends = backends_of(settings.instances, settings.models)
         self.driver = Driver(
             self.scheduler, self.upstream, backends, self.metrics, options, self._stop_coding, self._discover_soon
@@ -226,14 +228,11 @@ class Proxy(Lifecycle):
     def prepare(self, settings: Settings) -> PreparedSettings:
         """Read all that they name. Raise ConfigError."""
         before = {given.name: tls_settings(given) for given in self.settings.instances}
-        tls = instance_side(settings)
-        for given in settings.instances:
-            if before.get(given.name) == tls_settings(given):  # the same as it was, and so are its connections
-                kept = {
-                    u: self._to_instances[u] for u in (given.inference, given.management) if u in self._to_instances
-                }
-                tls |= {url: made for url, made in kept.items() if url in tls}
-        return PreparedSettings(settings, settings.read_default_answer(), tls)
+        same = [given for given in settings.instances if before.get(given.name) == tls_settings(given)]
+        urls = {url for given in same for url in (given.inference, given.management)}
+        kept = {url: tls for url, tls in self._to_instances.items() if url in urls}  # and so are their connections
+        backends = backends_of(settings.instances, settings.models, self._first_kind)
+        return PreparedSettings(settings, settings.read_default_answer(), instance_side(settings, kept), backends)
 
     async def commit(self, prepared: PreparedSettings) -> tuple[str, ...]:
         """Find out what the new instances host, and then, all at once, run what was prepared. Nothing can fail here: an
@@ -242,7 +241,7 @@ class Proxy(Lifecycle):
         settings = prepared.settings
         async with self._discovering:
             self.upstream.adopt(prepared.tls)
-            backends = backends_of(settings.instances, settings.models)
+            backends = prepared.backends
             self._discovery.adopt(settings.instances, backends, settings.describe_timeout_s)
             names = {given.name for given in settings.instances}
             reports = [report for report in self._reports if report.name in names]
@@ -486,6 +485,7 @@ class PreparedSettings:
     settings: Settings
     default: bytes | None
     tls: dict[str, Tls]
+    backends: dict[str, Backend]
 
 
 def _urls(settings: Settings) -> set[str]:

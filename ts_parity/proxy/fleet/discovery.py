@@ -45,7 +45,8 @@ class Discovery:
 
     def want(self, kind: str, name: str) -> None:
         """A client has asked for a model that no instance of this kind was seen to host."""
-        self.probers[kind].want(name)
+        if (prober := self.probers.get(kind)) is not None:  # the configuration may have lost that kind
+            prober.want(name)
 
     async def refresh(self, may_describe: bool = True) -> list[InstanceReport]:
         """One report per instance, in the order of the configuration. Without `may_describe` no worker is asked for

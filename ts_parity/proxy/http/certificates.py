@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -80,14 +81,14 @@ def listening(tls: Tls) -> ssl.SSLContext:
     return context
 
 
-def instance_side(settings: Settings) -> dict[str, Tls]:
-    """The TLS settings of each https address. Raise ConfigError."""
+def instance_side(settings: Settings, kept: Mapping[str, Tls] = MappingProxyType({})) -> dict[str, Tls]:
+    """The TLS settings of each https address; `kept` holds those that are there already. Raise ConfigError."""
     found: dict[str, Tls] = {}
     for instance in settings.instances:
         secure = [url for url in (instance.inference, instance.management) if urlsplit(url).scheme == "https"]
-        if secure:
-            tls = _trusting(instance)
-            found.update((url, tls) for url in secure)
+        found |= {url: kept[url] for url in secure if url in kept}
+        if new := [url for url in secure if url not in kept]:
+            found |= dict.fromkeys(new, _trusting(instance))
     return found
 
 

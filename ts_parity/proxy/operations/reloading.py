@@ -82,6 +82,7 @@ class Reloader:
         self.counts = dict.fromkeys(RESULTS, 0)
         self.succeeded_at = time.time()
         self.last: ReloadResult | None = None
+        self._pending: tuple[str, ...] = ()
         self._adopt = adopt
         self._source = source
         self._running = found or Configuration(
@@ -119,7 +120,7 @@ class Reloader:
         running = kept_running(self._running, wanted)
         assert running.settings is not None
         besides = await self._adopt(running.settings)
-        self._running = running
+        self._running, self._pending = running, found.restart
         changed = (*found.at_once, *besides)
         return ReloadResult(CHANGED if changed else UNCHANGED, changed, found.restart)
 
@@ -150,8 +151,7 @@ class Reloader:
     def configuration(self) -> dict[str, Any]:
         """What runs, each value with where it came from, and what waits for a restart. No secrets."""
         assert self._running.settings is not None
-        pending = self.last.restart if self.last is not None else ()
-        return {**configuration_json(self._running, self._running.settings), "needs_restart": list(pending)}
+        return {**configuration_json(self._running, self._running.settings), "needs_restart": list(self._pending)}
 
     def status(self) -> dict[str, Any]:
         file = self._source.file if self._source is not None else None

@@ -209,6 +209,7 @@ class Driver:
         """Adopt the operator's settings, for what happens from now on."""
         self._backends = {**self._backends, **backends}  # until the fleet has changed too, some go to the old ones
         self._kinds = {backend.kind: backend for backend in backends.values()}
+        self._comparers = {}  # what answers mean may be declared otherwise
         self._options = options
         self._metrics.policy = policy
         if policy != self.scheduler.policy:

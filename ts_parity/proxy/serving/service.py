@@ -212,6 +212,8 @@ class Service:
             return
         passed.timer.cancel()
         passed.timer = None
+        # The configuration may have changed meanwhile, and with it what is known of the kind.
+        passed.backend = next((each for each in self._backends if each.kind == passed.backend.kind), passed.backend)
         route = passed.route
         pool = None if route is None else self._pool(passed.backend, route)
         if passed.fallback is not None and pool == passed.fallback[0] and pool not in self._plan.serving:
@@ -316,7 +318,7 @@ class Service:
         if pool in self._plan.pools:
             self._predict(pool, backend, route, request, least, left_s, responder, final, cause)
             return
-        passed = _PassThrough(backend, request, route.model, responder, route, least, left_s)
+        passed = _PassThrough(backend, request, backend.prefix + route.model, responder, route, least, left_s)
         if not self._refuse_unavailable(passed):
             self._wait_for_discovery(passed)
 
@@ -339,7 +341,7 @@ class Service:
         if not result.missing or (left_s is not None and left_s <= 0):
             _respond(responder, backend, request, result)
             return
-        passed = _PassThrough(backend, request, route.model, responder, route, least, left_s)
+        passed = _PassThrough(backend, request, backend.prefix + route.model, responder, route, least, left_s)
         passed.fallback = pool, result
         self._wait_for_discovery(passed)
 
@@ -448,10 +450,13 @@ class Service:
         time.
         """
         model, tried = passed.model, passed.tried
-        hosts = () if model is None else self._plan.hosts.get(model, ()) or self._plan.unauthorized
+        hosts: Sequence[str] = () if model is None else self._plan.hosts.get(model, ())
+        if model is not None and not hosts:
+            hosts = [name for name in self._plan.unauthorized if self._backend_of[name].kind == passed.backend.kind]
         best, least = None, 0
         if passed.stays_with:
-            return _the_same(passed.stays_with, hosts or self._plan.up)
+            there = [name for name in hosts or self._of_kind(passed.backend) if name not in tried]
+            return _the_same(passed.stays_with, there)
         for name in hosts or self._of_kind(passed.backend):
             busy = self._upstream.outstanding(self._addresses[name])
             if (best is None or busy < least) and name not in tried:
@@ -466,12 +471,16 @@ class Service:
         """Instances that are up and speak as this client does."""
         if len(self._backends) == 1:
             return self._plan.up
-        return [name for name in self._plan.up if self._backend_of[name] is backend]
+        return [name for name in self._plan.up if self._backend_of[name].kind == backend.kind]
 
 
 def _the_same(key: str, instances: Sequence[str]) -> str | None:
     """For equal keys the same instance, for as long as that one is there (rendezvous hashing)."""
-    return max(instances, key=lambda name: hashlib.blake2b(f"{key} {name}".encode()).digest(), default=None)
+    return max(
+        instances,
+        key=lambda name: hashlib.blake2b(f"{key} {name}".encode("utf-8", "surrogatepass")).digest(),
+        default=None,
+    )
 
 
 class _PassThrough:

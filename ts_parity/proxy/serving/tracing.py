@@ -219,7 +219,7 @@ class Tracer:
 
 def route_of(path: str, ask: Ask) -> str:
     """The path as a template, so that a span's name has few values: /predictions/{model}."""
-    if ask.extra and path.endswith(ask.extra):
+    if ask.extra and path != ask.extra and path.endswith(ask.extra):
         path = f"{path.removesuffix(ask.extra)}/{{path}}"
     names = {ask.version or "": "{version}", ask.model: "{model}"}
     return "/".join(names.pop(unquote(segment), segment) if segment else "" for segment in path.split("/"))

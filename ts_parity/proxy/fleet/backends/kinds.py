@@ -17,10 +17,13 @@ def backend_of(kind: str, models: Sequence[ModelSettings] = (), prefix: str = ""
     return backend
 
 
-def backends_of(instances: Sequence[InstanceSettings], models: Sequence[ModelSettings] = ()) -> dict[str, Backend]:
-    """Instance -> its kind's backend, in the order of the configuration. Names of models begin with their kind, except
-    for those of the first kind, so that two of one name do not meet.
+def backends_of(
+    instances: Sequence[InstanceSettings], models: Sequence[ModelSettings] = (), first: str = ""
+) -> dict[str, Backend]:
+    """Instance -> its kind's backend, in the order of the configuration. Names of models begin with their kind, so that
+    two of one name do not meet; except for those of the kind `first`, which is the first one's if none is named.
     """
     kinds = [*dict.fromkeys(instance.kind for instance in instances)]
-    made = {kind: backend_of(kind, models, f"{kind}:" if kind != kinds[0] else "") for kind in kinds}
+    first = first or next(iter(kinds), "")
+    made = {kind: backend_of(kind, models, f"{kind}:" if kind != first else "") for kind in kinds}
     return {instance.name: made[instance.kind] for instance in instances}

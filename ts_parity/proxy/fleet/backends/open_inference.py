@@ -24,6 +24,7 @@ from ts_parity.proxy.fleet.backends.backend import Unprotected
 from ts_parity.proxy.fleet.backends.plain import (
     PlainBackend,
     get,
+    is_compressed,
     parsed,
     read_json,
     segment,
@@ -62,14 +63,20 @@ class OpenInferenceBackend(PlainBackend):
 
     def unprotected(self, ask: Ask, request: Request) -> Unprotected | None:
         body = request.body
-        if b"sequence_id" not in body and b"shared_memory_region" not in body:
+        if (request.header("content-encoding") or "identity").lower() != "identity":
+            return Unprotected("its body is compressed: it may be one of a sequence")
+        length = _json_length(request.header(JSON_LENGTH), body)
+        named = b"sequence_id" in body or b"shared_memory_region" in body
+        if not named and body.find(b"\\u00", 0, length) < 0:  # the words can be written so, too
             return None
-        told = parsed(body[: _json_length(request.header(JSON_LENGTH), body)])
+        told = parsed(body[:length])
+        if told is None:
+            return Unprotected("its body is too large to be read, or no JSON: it may be one of a sequence")
         parameters = told.get("parameters") if isinstance(told, dict) else None
         sequence = parameters.get("sequence_id") if isinstance(parameters, dict) else None
         if sequence not in (None, 0, ""):
             return Unprotected("it is one of a sequence", f"{ask.model} {sequence}")
-        if b"shared_memory_region" in body:
+        if "shared_memory_region" in json.dumps(told):
             return Unprotected("its tensors are in shared memory")
         return None
 
@@ -79,7 +86,7 @@ class OpenInferenceBackend(PlainBackend):
         return with_path(payload.request, f"/v2/models/{segment(name)}{versions}/infer")
 
     def is_answer(self, response: Response) -> bool:
-        if response.header("content-encoding") is not None:  # Triton compresses for clients that take it
+        if is_compressed(response):  # Triton does for clients that take it
             return True
         return response.body[:64].lstrip()[:1] == b"{" or response.header(JSON_LENGTH) is not None
 
@@ -199,12 +206,12 @@ def outputs_of(response: Response) -> dict[str, Any]:
             if size is None:
                 values = _from_json(output["datatype"], output["data"])
             else:
-                if at + int(size) > len(body):
+                if int(size) < 0 or at + int(size) > len(body):
                     raise ValueError("a tensor is cut short")
                 values = _from_bytes(output["datatype"], body[at : at + int(size)])
                 at += int(size)
             found[str(output["name"])] = values.reshape(output["shape"]).tolist()
-        except (LookupError, TypeError, AttributeError) as error:
+        except (LookupError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"an output of it cannot be read ({type(error).__name__})") from None
     if not found:
         raise ValueError("there are no outputs in it")
@@ -223,6 +230,8 @@ def _from_bytes(datatype: str, data: bytes) -> Any:
         texts, at = [], 0
         while at < len(data):
             size = int.from_bytes(data[at : at + 4], "little")
+            if at + 4 + size > len(data):
+                raise ValueError("a text is cut short")
             texts.append(data[at + 4 : at + 4 + size].decode("latin-1"))
             at += 4 + size
         return np.array(texts, dtype=object)

@@ -17,13 +17,26 @@ from typing import Any, ClassVar, Final
 from ts_parity.config import InstanceSettings
 from ts_parity.errors import TsParityError
 from ts_parity.proxy.fleet.backends.backend import Unprotected
-from ts_parity.proxy.fleet.backends.plain import MOST_JSON, PlainBackend, asks_for_stream, get, read_json, with_body
+from ts_parity.proxy.fleet.backends.plain import (
+    PlainBackend,
+    asks_for_stream,
+    get,
+    is_compressed,
+    is_text,
+    read_json,
+    with_body,
+    without_coding,
+)
 from ts_parity.proxy.fleet.backends.probing import Hosted, Probe, Seen
 from ts_parity.proxy.fleet.payloads import Ask, QueryPayload, Target
 from ts_parity.proxy.http.messages import Request, Response
 
 _ROUTES: Final = re.compile(r"(?:/v[123])?/(embeddings|classify|score|rerank|pooling)")
 _STRING: Final = re.compile(rb'"(?:[^"\\\x00-\x1f]|\\.)*"')
+MOST_READ: Final = 256 << 10
+"""Longer bodies are passed through: what they name is looked for in Python."""
+_MARKS: Final = re.compile(rb'["{}\[\],]')
+_DEEP_MARKS: Final = re.compile(rb'["{}\[\]]')
 _BLANK: Final = re.compile(rb"[ \t\r\n]*")
 _OF_THE_RUN: Final = frozenset({"id", "object", "created", "model", "usage"})
 
@@ -40,17 +53,16 @@ class OpenAiBackend(PlainBackend):
 
     def match(self, request: Request) -> Ask | None:
         """No body that can be read, no protection."""
-        if request.method != "POST" or _ROUTES.fullmatch(request.path) is None or len(request.body) > MOST_JSON:
+        if request.method != "POST" or _ROUTES.fullmatch(request.path) is None or len(request.body) > MOST_READ:
             return None
         where = string_in(request.body, b"model")
-        return None if where is None else Ask(json.loads(request.body[slice(*where)]), None, request.path)
+        name = "" if where is None else json.loads(request.body[slice(*where)])
+        return Ask(name, None, request.path) if name and is_text(name) else None
 
     def speaks(self, request: Request) -> bool:
         return request.path.startswith(("/v1/", "/v3/"))
 
     def unprotected(self, ask: Ask, request: Request) -> Unprotected | None:
-        if b'"stream"' in request.body and json.loads(request.body).get("stream"):
-            return Unprotected("the client asks for a stream")
         return asks_for_stream(request)
 
     def redirect(self, payload: QueryPayload, target: Target) -> Request:
@@ -61,7 +73,7 @@ class OpenAiBackend(PlainBackend):
         return with_body(request, body)
 
     def is_answer(self, response: Response) -> bool:
-        return response.body[:64].lstrip()[:1] in (b"{", b"[")
+        return is_compressed(response) or response.body[:64].lstrip()[:1] in (b"{", b"[")
 
     def meaning(self, model: str) -> Callable[[Response], Any] | None:
         return _said
@@ -92,7 +104,10 @@ def string_in(body: bytes, key: bytes) -> tuple[int, int] | None:
         return None
     found, depth, at, name = [], 0, 0, b""
     while at < len(body):
-        letter = body[at : at + 1]
+        mark = (_MARKS if depth <= 1 else _DEEP_MARKS).search(body, at)
+        if mark is None:
+            break
+        at, letter = mark.start(), mark[0]
         if letter == b'"':
             string = _STRING.match(body, at)
             if string is None:
@@ -114,13 +129,16 @@ def string_in(body: bytes, key: bytes) -> tuple[int, int] | None:
 
 def _said(response: Response) -> Any:
     """Without ids, dates and counts of tokens; rows in the order of their index."""
-    told = json.loads(response.body)
+    told = json.loads(without_coding(response))
     if not isinstance(told, dict):
         return told
     said = {key: value for key, value in told.items() if key not in _OF_THE_RUN}
     for key, rows in said.items():
         if isinstance(rows, list) and rows and all(isinstance(row, dict) and "index" in row for row in rows):
-            said[key] = sorted(rows, key=lambda row: row["index"])
+            try:
+                said[key] = sorted(rows, key=lambda row: row["index"])
+            except TypeError:
+                raise ValueError("its rows have no order") from None
     return said
 
 

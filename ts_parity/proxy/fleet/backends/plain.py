@@ -215,6 +215,20 @@ def parsed(body: bytes) -> Any:
         return None
 
 
+def is_compressed(response: Response) -> bool:
+    """Such an answer is one, though its first bytes do not show it."""
+    return response.header("content-encoding") is not None
+
+
+def is_text(name: str) -> bool:
+    """Whether it can be sent and written down: JSON also knows halves of letters."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def without_coding(response: Response) -> bytes:
     """Its body as it was before it was compressed. Raise ValueError if that cannot be told, or is too large."""
     coding = (response.header("content-encoding") or "identity").lower()
@@ -248,5 +262,12 @@ def with_body(request: Request, body: bytes) -> Request:
 
 
 def asks_for_stream(request: Request) -> Unprotected | None:
-    accepted = request.header("accept") or ""
-    return Unprotected("the client asks for a stream") if accepted.startswith(STREAMS) else None
+    """By its headers, or as most services are asked: by `"stream": true` in the body."""
+    body = request.body
+    streams = (request.header("accept") or "").startswith(STREAMS)
+    if not streams and (b'"stream"' in body or (b"\\u00" in body and body[:64].lstrip()[:1] == b"{")):
+        told = parsed(body)
+        if told is None and len(body) > MOST_JSON:
+            return Unprotected("its body is too large to be read: it may ask for a stream")
+        streams = isinstance(told, dict) and bool(told.get("stream"))
+    return Unprotected("the client asks for a stream") if streams else None

@@ -102,10 +102,11 @@ class PlainProber:
         addresses = {given.name: given.inference for given in before._instances}
         for given in self._instances:
             last = before._last.get(given.name)
-            if last is None or not last.up or addresses.get(given.name) != given.inference:
+            seen = before._seen.get(given.name)
+            if last is None or seen is None or addresses.get(given.name) != given.inference:
                 continue
-            seen = self._seen[given.name] = before._seen[given.name]
-            self._last[given.name] = replace(last, models=self._models_of(given, seen))
+            self._seen[given.name], models = seen, self._models_of(given, seen)
+            self._last[given.name] = replace(last, models=models) if last.up else replace(last, last_hosted=models)
 
     async def refresh(self, may_describe: bool = True) -> list[InstanceReport]:
         reports = list(await asyncio.gather(*(self._report(instance) for instance in self._instances)))
@@ -213,6 +214,8 @@ class PlainProber:
             default=hosted.default,
             ready=places,
             batch_size=1,
+            # Another student, or another version, has to prove itself anew.
+            running=frozenset({f"{called}/{hosted.version}"}),
             described=None if protected is None else description_of(protected, self._prefix),
             kind=self._kind,
             called=called,

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Final
 from ts_parity.config import InstanceSettings, ModelSettings
 from ts_parity.errors import TsParityError
 from ts_parity.proxy.fleet.backends.backend import Unprotected
-from ts_parity.proxy.fleet.backends.plain import PlainBackend, asks_for_stream, get, parsed, with_path
+from ts_parity.proxy.fleet.backends.plain import PlainBackend, asks_for_stream, get, parsed, with_path, without_coding
 from ts_parity.proxy.fleet.backends.probing import Hosted, Probe, Seen
 from ts_parity.proxy.fleet.payloads import Ask, QueryPayload, Target
 from ts_parity.proxy.http.messages import Request, Response
@@ -50,7 +50,7 @@ class RestBackend(PlainBackend):
 
     def meaning(self, model: str) -> Callable[[Response], Any] | None:
         pointers = self.paths[model].compare if model in self.paths else ()
-        return (lambda response: picked(response.body, pointers)) if pointers else None
+        return (lambda response: picked(without_coding(response), pointers)) if pointers else None
 
     def probe(self, given: InstanceSettings, names: Collection[str], known: Collection[str]) -> Probe:
         ready = True

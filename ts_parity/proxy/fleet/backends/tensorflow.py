@@ -15,7 +15,15 @@ from urllib.parse import unquote
 
 from ts_parity.config import InstanceSettings
 from ts_parity.proxy.fleet.backends.backend import Unprotected
-from ts_parity.proxy.fleet.backends.plain import PlainBackend, get, read_json, segment, with_path
+from ts_parity.proxy.fleet.backends.plain import (
+    PlainBackend,
+    get,
+    is_compressed,
+    read_json,
+    segment,
+    with_path,
+    without_coding,
+)
 from ts_parity.proxy.fleet.backends.probing import Hosted, Probe, Seen
 from ts_parity.proxy.fleet.payloads import Ask, QueryPayload, Target
 from ts_parity.proxy.http.messages import Request, Response
@@ -49,7 +57,7 @@ class TensorFlowBackend(PlainBackend):
         return with_path(payload.request, f"/v1/models/{segment(name)}{versions}{payload.ask.extra}")
 
     def is_answer(self, response: Response) -> bool:
-        return response.body[:64].lstrip()[:1] == b"{"
+        return is_compressed(response) or response.body[:64].lstrip()[:1] == b"{"
 
     def meaning(self, model: str) -> Callable[[Response], Any] | None:
         return _results
@@ -82,7 +90,7 @@ def _asked(path: str) -> Ask | None:
 
 def _results(response: Response) -> Any:
     """In rows or in columns. Raise ValueError if there are none."""
-    told = json.loads(response.body)
+    told = json.loads(without_coding(response))
     results = {key: told[key] for key in ("predictions", "outputs", "results") if key in told}
     if not results:
         raise ValueError("there are no predictions in it")
