@@ -37,6 +37,8 @@ CLIENT_TIMEOUT_S = 20.0
 START_S = 60.0
 READY_S = 60.0
 """A killed worker is back within seconds; on a busy machine it takes longer to import torch."""
+SETTLED_S = 20.0
+"""A frozen worker goes on when an arm ends, and then its tasks end, too."""
 LEAD_S = 0.3
 """Machines are told of their spells before the first of them begins."""
 
@@ -170,12 +172,20 @@ class ProxyProcess:
             status: dict[str, Any] = json.load(answer)
             return status
 
-    def work(self) -> float:
-        """Work sent so far, in deployed inferences, finishes aside: they run no model."""
-        with urllib.request.urlopen(f"{self.admin_url}/metrics", timeout=10) as answer:
-            text = answer.read().decode()
-        found = re.findall(r'^ts_parity_work_total\{kind="(?:deployed|protection)"[^}]*\} (\S+)', text, re.MULTILINE)
-        return sum(map(float, found))
+    def work(self, within_s: float = SETTLED_S) -> float:
+        """Work so far, in deployed inferences, finishes aside: they run no model. It is counted when a task has ended,
+        so this waits for those that are out; what is still out then counts as an inference each.
+        """
+        ends_at = time.monotonic() + within_s
+        while True:
+            with urllib.request.urlopen(f"{self.admin_url}/metrics", timeout=10) as answer:
+                text = answer.read().decode()
+            out = sum(map(float, re.findall(r"^ts_parity_in_flight (\S+)", text, re.MULTILINE)))
+            if not out or time.monotonic() > ends_at:
+                break
+            time.sleep(0.2)
+        ended = re.findall(r'^ts_parity_work_total\{kind="(?:deployed|protection)"[^}]*\} (\S+)', text, re.MULTILINE)
+        return out + sum(map(float, ended))
 
     def wait_for_code(self, code: str, within_s: float = START_S) -> None:
         """Until it has found the protection. Raise StartError."""
