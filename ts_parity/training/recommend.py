@@ -120,7 +120,7 @@ def to_try(report: Mapping[str, Any]) -> list[str]:
         tips.append("--code student")
     elif "budget" in report:
         tips.append(f"--budget {2 * report['budget']:g}")
-    if min(int(c["k"]) for c in trained) > 2:
+    if trained and min(int(c["k"]) for c in trained) > 2:
         tips.append("--k 2")
     if "hyperparameters" in report:
         tips.append(f"--steps {4 * report['hyperparameters']['steps']}")
