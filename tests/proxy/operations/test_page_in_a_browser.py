@@ -93,8 +93,9 @@ async def test_a_frozen_and_a_slow_instance_show_within_a_few_polls_with_the_rea
             "document.querySelector('#sentence').innerText.startsWith('6 of 6 machines serve')", POLLS_S * 6
         )
         frozen, slow = fleet.instances[:2]
-        slow.models[0].latency_s = 0.12
         frozen.freeze()
+        await page.until("document.querySelector('#late').innerText.includes('still out')", POLLS_S)
+        slow.models[0].latency_s = 0.12
         await page.until(f"/silent[^]*no answer to/.test({machine(frozen)})", POLLS_S)
         await page.until(f"/(ejected|suspect)[^]*times/.test({machine(slow)})", POLLS_S)
         await page.until("/[0-5] of 6 machines serve/.test(document.querySelector('#sentence').innerText)", POLLS_S)
@@ -103,7 +104,6 @@ async def test_a_frozen_and_a_slow_instance_show_within_a_few_polls_with_the_rea
         assert "Look whether the instance's workers are frozen" in problems
         told = await page.run("document.querySelector('#news').innerText")
         assert re.search(r"^\S+ is (silent|suspect|ejected|serving)", told), "a screen reader is told"
-        await page.until("document.querySelector('#late').innerText.includes('still out')", POLLS_S)
         assert await page.run("document.querySelectorAll('#late b[onclick]').length") == 0
         assert "<b onclick=alert(1)>mine</b>" in await page.run("document.querySelector('#late').innerText")
         frozen.thaw()
