@@ -203,7 +203,7 @@ async def test_a_refused_reload_is_a_problem_until_one_succeeds(make: Make) -> N
 async def test_what_needs_a_restart_is_named_and_not_taken(make: Make) -> None:
     one = FakeTorchServe(FakeModel())
     running = await make(one, max_body_bytes=1000)
-    running.write(one, extra_work=0.1, max_body_bytes=2000, secret="sesame", processes=2)
+    running.write(one, extra_work=0.1, max_body_bytes=2000, secret="sesame", processes=2, tracing=True)
     for result in ("changed", "unchanged"):  # it waits for a restart until there is one
         told = await running.reloaded()
         assert told["result"] == result
@@ -211,6 +211,7 @@ async def test_what_needs_a_restart_is_named_and_not_taken(make: Make) -> None:
             "secret: a key now",
             "processes: 1 -> 2",
             "max_body_bytes: 1000 -> 2000",
+            "tracing: false -> true",
         ]
     assert running.running.settings.max_body_bytes == 1000
     assert running.running.settings.secret == ""
@@ -223,7 +224,10 @@ async def test_what_needs_a_restart_is_named_and_not_taken(make: Make) -> None:
         "unit": "",
         "origin": {"kind": "file", "where": f"{running.file}:1"},
     }
-    assert len(shown["needs_restart"]) == 3
+    assert len(shown["needs_restart"]) == 4
+    running.file.write_text("port = ", encoding="utf-8")
+    assert (await running.reload()).status == 422
+    assert (await running.admin.get("/config")).json()["needs_restart"] == shown["needs_restart"], "they still wait"
     assert "sesame" not in json.dumps([shown, told])
 
 

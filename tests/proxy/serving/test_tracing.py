@@ -221,6 +221,8 @@ def test_routes_have_few_values() -> None:
     assert route_of("/predictions/linear", Ask("linear")) == "/predictions/{model}"
     extra = Ask("linear", "1.0", "/a/b")
     assert route_of("/predictions/linear/1.0/a/b", extra) == "/predictions/{model}/{version}/{path}"
+    whole = Ask("m", None, "/v1/embeddings")
+    assert route_of("/v1/embeddings", whole) == "/v1/embeddings", "the model stands in the body"
     assert route_of("/v2/models/my%20net/infer", Ask("my net")) == "/v2/models/{model}/infer"
 
 

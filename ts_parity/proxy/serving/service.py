@@ -212,8 +212,6 @@ class Service:
             return
         passed.timer.cancel()
         passed.timer = None
-        # The configuration may have changed meanwhile, and with it what is known of the kind.
-        passed.backend = next((each for each in self._backends if each.kind == passed.backend.kind), passed.backend)
         route = passed.route
         pool = None if route is None else self._pool(passed.backend, route)
         if passed.fallback is not None and pool == passed.fallback[0] and pool not in self._plan.serving:
