@@ -26,7 +26,7 @@ class Profile:
 
 
 GENERATED = "generated"
-"""Stands in a profile for a secret, which is made anew for each file."""
+"""Stands in a profile for a secret: each file gets a new one."""
 _MACHINES = tuple({"inference": f"http://10.0.0.{n}:8080", "domain": f"machine-{n}"} for n in (1, 2, 3))
 
 PROFILES: Mapping[str, Profile] = {

@@ -85,7 +85,7 @@ class Evidence:
         return changed
 
     def _shares(self, slower: float) -> list[float]:
-        """How answers that take so many times as long would fall: before the first edge, between two, behind all."""
+        """If all took `slower` times as long: the shares before the first edge, between each two, after the last."""
         ordered = self._latency.ordered
         below = [bisect_right(ordered, edge / slower) / len(ordered) for edge in self._edges]
         return [high - low for low, high in zip([0.0, *below], [*below, 1.0], strict=True)]

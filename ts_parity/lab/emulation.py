@@ -112,7 +112,7 @@ class MachineFile:
     ) -> None:
         """From now on: slow as these say, from `started_at` (time.monotonic) on. `emulation` takes the archives' place.
 
-        Service times are drawn anew from the seed. Raise ConfigError for outages other than slow and frozen ones.
+        Service times are drawn again, from the seed. Raise ConfigError for outages other than slow and frozen ones.
         """
         state: dict[str, Any] = {"seed": seed, "started_at": started_at, "slow": [_as_slow(each) for each in slow]}
         if emulation is not None:

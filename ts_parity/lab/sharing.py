@@ -45,8 +45,9 @@ class OneActive(Blind):
 
 
 class Owned(Blind):
-    """Each machine is one proxy's. Who has no free place forwards to whoever has most of them at this very moment, and
-    if there is none anywhere to the shortest queue: the best that peers could do that know everything of each other.
+    """Each machine is one proxy's. A proxy without a free place forwards to the one that has most of them, or, if there
+    are none anywhere, to the one with the shortest queue: the best that peers who know all of each
+    other could do.
     """
 
     forwards = True

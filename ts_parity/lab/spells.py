@@ -44,7 +44,7 @@ RUN = 2
 """So many late answers one after the other, all alike, make a spell in which an endpoint was slow. A proxy that takes
 such machines out sees no more of them."""
 ALIKE = 2.0
-"""The longest of them takes at most so many times as long as the shortest; else it was frozen now and then."""
+"""The longest takes at most this many times as long as the shortest; otherwise the machine froze now and then."""
 CLEAR = 0.25
 """Times the median: tasks that overlap by less came one after the other. A busy proxy writes no more exact times."""
 CHANCE = 0.01

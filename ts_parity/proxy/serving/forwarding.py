@@ -52,7 +52,7 @@ log = logging.getLogger(__name__)
 FORWARDED_TO: Final = "forwarded"
 """The outcome in the access log; the line of who served it has the rest."""
 _OF_CLIENTS: Final = frozenset({EXACT, LEAST_CONFIDENCE})
-"""Control headers that go on as the client sent them; what is left of its deadline is said anew."""
+"""Control headers that go on as the client sent them; of its deadline goes on what is left."""
 _OF_ANSWERS: Final = frozenset({SOURCE, CONFIDENCE})
 _GRACE_S: Final = 0.25
 """The owner answers at the deadline, and that answer takes its way."""

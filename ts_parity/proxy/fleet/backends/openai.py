@@ -1,7 +1,7 @@
 """OpenAI-style servers (vLLM's pooling models, OpenVINO's /v3, LitServe's specs): the model stands in the body.
 
 Embeddings, classification and ranking are predictions. Generation is not: it is passed through, streamed or whole. A
-late query's body goes to the student with one string replaced where it stands, and is never written anew. An index that
+late query's body goes to the student with one string replaced in place; the rest keeps its bytes. An index that
 was built with one model's embeddings cannot be asked with another's, so a student for these is used only where it is
 `exact`, or declared to be in the same space by its `tolerance`.
 """

@@ -214,7 +214,7 @@ class PlainProber:
             default=hosted.default,
             ready=places,
             batch_size=1,
-            # Another student, or another version, has to prove itself anew.
+            # Another student, or another version, goes on trial.
             running=frozenset({f"{called}/{hosted.version}"}),
             described=None if protected is None else description_of(protected, self._prefix),
             kind=self._kind,
