@@ -127,7 +127,9 @@ def test_an_early_sigterm_is_not_forgotten(when: str) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs a namespace of processes")
 def test_the_first_process_of_a_container_hears_sigterm() -> None:
     """The kernel keeps from it what it has no handler for."""
-    for command, code in ((SERVE, 0), ([sys.executable, "-c", PRINT.format("import time; time.sleep(60)")], 143)):
+    # In short sleeps: one that begins just as the signal arrives is slept to its end.
+    waits = "import time; [time.sleep(0.01) for _ in range(6000)]"
+    for command, code in ((SERVE, 0), ([sys.executable, "-c", PRINT.format(waits)], 143)):
         outside = subprocess.Popen(["unshare", "-fp", "--mount-proc", "--kill-child", *command], stderr=subprocess.PIPE)
         children = Path(f"/proc/{outside.pid}/task/{outside.pid}/children")
         while not (child := children.read_text()) and outside.poll() is None:
