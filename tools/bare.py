@@ -6,6 +6,7 @@ Knows one wheel and one Python. Needs a pip that installs for other interpreters
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -57,7 +58,9 @@ class BareEnvironment:
         self._bin = folder / "bin"
         what = [f"{wheel}[{extras}]", "--only-binary", ":all:"] if extras else [str(wheel), "--no-deps"]
         pip = [sys.executable, "-m", "pip", "--python", str(self._bin / "python"), "install", "--quiet"]
-        subprocess.run([*pip, *what], check=True)
+        # What its Python finds by PYTHONPATH, pip would take for installed.
+        own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        subprocess.run([*pip, *what], env=own, check=True)
         (packages,) = (folder / "lib").glob("python*/site-packages")
         (packages / "borrowed.pth").write_text("".join(f"{path}\n" for path in borrowed))
 

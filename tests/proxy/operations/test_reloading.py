@@ -21,6 +21,7 @@ from tests.proxy.conftest import PATIENCE_S, Client, Raw, nothing_left, until
 from tests.proxy.test_app import JSON
 from ts_parity.cli import main
 from ts_parity.config import ConfigSource
+from ts_parity.engine import scheduler
 from ts_parity.proxy.app import Proxy
 from ts_parity.proxy.operations.processes import Supervisor
 from ts_parity.testing import Canned, FakeModel, FakeTorchServe
@@ -442,6 +443,7 @@ async def test_another_default_answer_is_given_and_a_file_of_other_content_is_a_
     assert (await running.post()).status == 504
 
 
+@pytest.mark.skipif(not scheduler.__file__.endswith(".py"), reason="compiled, so that nobody can listen")
 async def test_queries_before_and_after_another_group_by_share_no_group(make: Make) -> None:
     running = await make(FakeTorchServe(FakeModel()))
     proxy = running.running
