@@ -23,11 +23,12 @@ from tests.proxy.collector import Collector
 from tests.proxy.conftest import PATIENCE_S, PROMPT, Client, Raw, read_answer, until
 from tests.proxy.test_app import JSON, Process, draining, refused
 from ts_parity.cli import main
-from ts_parity.config import parse_endpoint, settings_of
+from ts_parity.config import Settings, parse_endpoint, settings_of
 from ts_parity.errors import ConfigError, StartError
 from ts_parity.pairs import read_pairs
-from ts_parity.proxy.operations import processes
-from ts_parity.proxy.operations.processes import Supervisor, reserve
+from ts_parity.proxy.operations import child, processes
+from ts_parity.proxy.operations.child import receive
+from ts_parity.proxy.operations.processes import ChildProcess, Supervisor, reserve
 from ts_parity.proxy.operations.status import status_table
 from ts_parity.testing import FakeModel, FakeTorchServe
 
@@ -479,3 +480,144 @@ async def test_a_recording_has_what_every_process_answers(make_processes: MakeFl
     assert await recording == 0
     assert {(pair.body, pair.path) for pair in read_pairs(file)} == {(BODY, "/predictions/linear")}
     assert sum(1 for _ in read_pairs(file)) == 30
+
+
+# ---- what parent and child say to each other -------------------------------------------------------------------------
+
+
+class OtherEnd:
+    """A child's end of the socket, spoken by a test, and the child as its parent sees it."""
+
+    def __init__(self, process: Any, ours: Any, theirs: Any) -> None:
+        self.child = ChildProcess(process, *ours)
+        self.reader, self.writer = theirs
+
+    async def said(self) -> list[bytes]:
+        """The next message, without what is pickled in it."""
+        message = await asyncio.wait_for(receive(self.reader), PATIENCE_S)
+        assert message is not None
+        return message.split(b" ")[:2]
+
+    def answer(self, **message: Any) -> None:
+        child._send_message(self.writer, **message)
+
+
+@pytest.fixture
+async def other_end() -> AsyncIterator[OtherEnd]:
+    class Process:
+        pid = 7
+
+        async def wait(self) -> int:
+            return 0
+
+    ends = [await asyncio.open_unix_connection(sock=one) for one in socket.socketpair()]
+    other = OtherEnd(Process(), *ends)
+    yield other
+    other.writer.close()
+    await other.child.release()
+
+
+async def test_an_answer_to_an_earlier_reload_is_none_to_this_one(
+    other_end: OtherEnd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was frozen during one, and answers when the next has begun."""
+    child = other_end.child
+    monkeypatch.setattr(processes, "_SILENT_S", 0.0)
+    assert await child.prepare(Settings()) is None
+    assert await other_end.said() == [b"prepare", b"1"]
+    monkeypatch.setattr(processes, "_SILENT_S", PATIENCE_S)
+    prepared = asyncio.ensure_future(child.prepare(Settings()))
+    assert await other_end.said() == [b"prepare", b"2"]
+    other_end.answer(number=1, prepared="")
+    other_end.answer(number=2, prepared="default_answer: cannot read it")
+    assert await prepared == "default_answer: cannot read it"
+
+    assert await child.commit(0.0) is None
+    assert await other_end.said() == [b"commit", b"2"]
+    again = asyncio.ensure_future(child.prepare(Settings()))
+    assert await other_end.said() == [b"prepare", b"3"]
+    other_end.answer(number=3, prepared="")
+    assert await again == ""
+    committed = asyncio.ensure_future(child.commit(PATIENCE_S))
+    assert await other_end.said() == [b"commit", b"3"]
+    other_end.answer(number=2, committed=["the one before"])
+    other_end.answer(number=3, committed=["this one"])
+    assert await committed == ["this one"]
+
+
+async def test_a_process_that_does_not_run_the_new_settings_is_told_of_until_it_does(other_end: OtherEnd) -> None:
+    child = other_end.child
+    child.listening.set_result(None)
+    slot = processes.ProcessSlot(1, child)
+    assert slot.problem() == ""
+    child.change(Settings())  # it was started with older ones
+    assert slot.problem() == "process 1 (pid 7) accepts requests but runs settings from before a reload"
+    other_end.answer(number=1, prepared="")
+    other_end.answer(number=1, committed=[])
+    await until(lambda: slot.problem() == "", "it to run them")
+    assert await child.commit(0.0) is None
+    child.change(Settings())
+    other_end.answer(number=1, committed=[])
+    other_end.answer(number=2, prepared="")
+    prepared = asyncio.ensure_future(child.prepare(Settings()))
+    other_end.answer(number=3, prepared="")
+    assert await prepared == ""
+    assert "settings from before" in slot.problem(), "those of 1 are not those of 2"
+    other_end.answer(number=2, committed=[])
+    await until(lambda: slot.problem() == "", "it to run them")
+
+
+@pytest.mark.parametrize("broken", ["prepare", "commit"])
+async def test_a_process_that_cannot_run_the_new_settings_drains(other_end: OtherEnd, broken: str) -> None:
+    """Its parent starts another, with the new ones."""
+
+    class Broken:
+        drained = asyncio.Event()
+        committed = 0
+
+        def prepare(self, settings: Settings) -> Any:
+            if broken == "prepare":
+                raise ConfigError("default_answer: cannot read it")
+
+        async def commit(self, prepared: Any) -> tuple[str, ...]:
+            self.committed += 1
+            raise RuntimeError("half of it")
+
+        def drain(self) -> None:
+            self.drained.set()
+
+    proxy: Any = Broken()
+    commands = asyncio.ensure_future(child._run_commands(proxy, other_end.reader, other_end.writer))
+    other_end.child.change(Settings())
+    await asyncio.wait_for(proxy.drained.wait(), PATIENCE_S)
+    assert proxy.committed == (broken == "commit")
+    assert other_end.child.behind
+    commands.cancel()
+    await asyncio.gather(commands, return_exceptions=True)
+
+
+@pytest.mark.slow
+async def test_a_process_frozen_when_all_are_to_change_changes_when_it_goes_on(
+    make_processes: MakeFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet = await make_processes(FakeTorchServe(FakeModel(workers=8)))
+    supervisor = fleet.supervisor
+    frozen = supervisor._slots[1].child
+    assert frozen is not None
+    commit = frozen.commit
+
+    async def commit_frozen(patience_s: float) -> Any:
+        os.kill(frozen.pid, signal.SIGSTOP)
+        return await commit(0.0)
+
+    monkeypatch.setattr(frozen, "commit", commit_frozen)
+    settings = replace(supervisor.settings, policy=replace(supervisor.settings.policy, extra_work=0.5))
+    told = await supervisor.adopt(settings)
+    assert told == (f"process 1 (pid {frozen.pid}) has not said yet that it runs this",)
+    assert any("runs settings from before a reload" in problem for problem in supervisor.status()["problems"])
+    os.kill(frozen.pid, signal.SIGCONT)
+    await until(lambda: not frozen.behind, "it to change")
+    while frozen.report["status"]["policy"]["extra_work"] != 0.5:
+        await supervisor.refresh()
+    assert (await fleet.status())["problems"] == []
+    assert [answer.status for answer in await asyncio.gather(*(fleet.post() for _ in range(8)))] == [200] * 8

@@ -4,7 +4,8 @@
 
 The parent first sends the settings (not as arguments, where a list of processes would show keys), then commands:
 `report`, `refresh`, `reopen`, `record`, `drain`, `cut`, and for a reload first `prepare`, with the settings, and then,
-if all children can, `commit`. The child reports when it listens, or why it cannot; it sends its status whenever it is
+if all children can, `commit`. Both have the reload's number, and so have their answers: one that comes late is not
+taken for the next one's. The child reports when it listens, or why it cannot; it sends its status whenever it is
 asked and once more at its end, and what it records as it comes. When the parent's end of the socket closes, however the
 parent died, the child drains, since no further command can come. Knows nothing of its siblings but their number.
 """
@@ -47,10 +48,15 @@ def initial_message(settings: Settings, process: int, member: str, log_level: in
 
 
 _PREPARE = b"prepare "
+_COMMIT = b"commit "
 
 
-def prepare_message(settings: Settings) -> bytes:
-    return _PREPARE + pickle.dumps(settings)
+def prepare_message(number: int, settings: Settings) -> bytes:
+    return b"%b%d %b" % (_PREPARE, number, pickle.dumps(settings))
+
+
+def commit_message(number: int) -> bytes:
+    return b"%b%d" % (_COMMIT, number)
 
 
 def send(writer: asyncio.StreamWriter, message: bytes) -> None:
@@ -118,8 +124,7 @@ async def _serve(proxy: Proxy, reader: asyncio.StreamReader, writer: asyncio.Str
 
 async def _run_commands(proxy: Proxy, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     recording = _Relay(proxy, writer)
-    prepared: PreparedSettings | None = None
-    committing: set[asyncio.Task[None]] = set()
+    reloads = _Reloads(proxy, writer)
     try:
         while (command := await receive(reader)) is not None:
             match command:
@@ -129,10 +134,6 @@ async def _run_commands(proxy: Proxy, reader: asyncio.StreamReader, writer: asyn
                     proxy.drain()
                 case b"refresh":
                     proxy.refresh_files()
-                case b"commit" if prepared is not None:
-                    task = asyncio.get_running_loop().create_task(_commit(proxy, prepared, writer))
-                    committing.add(task)  # meanwhile other commands come
-                    task.add_done_callback(committing.discard)
                 case b"reopen":
                     proxy.reopen()
                 case b"cut":
@@ -140,7 +141,10 @@ async def _run_commands(proxy: Proxy, reader: asyncio.StreamReader, writer: asyn
                 case _ if command.startswith(RECORD):
                     recording.change(command.removeprefix(RECORD))
                 case _ if command.startswith(_PREPARE):
-                    prepared = _prepare(proxy, pickle.loads(command[len(_PREPARE) :]), writer)
+                    number, _, pickled = command.removeprefix(_PREPARE).partition(b" ")
+                    reloads.prepare(int(number), pickle.loads(pickled))
+                case _ if command.startswith(_COMMIT):
+                    reloads.commit(int(command.removeprefix(_COMMIT)))
         log.warning("the parent process is gone: draining")
     except Exception:
         log.exception("the parent cannot be answered: draining")
@@ -177,19 +181,43 @@ class _Relay:
                 _send_message(self._writer, recorded=recording.take_counts())
 
 
-def _prepare(proxy: Proxy, settings: Settings, writer: asyncio.StreamWriter) -> PreparedSettings | None:
-    try:
-        prepared = proxy.prepare(settings)
-    except TsParityError as error:
-        log.warning("the new configuration cannot be used: %s", error)
-        _send_message(writer, prepared=str(error))
-        return None
-    _send_message(writer, prepared="")
-    return prepared
+class _Reloads:
+    """Prepares and commits what the parent sends. A process that cannot run it drains, and its parent starts another
+    with it: half of a configuration, or the old one, must not go on.
+    """
 
+    def __init__(self, proxy: Proxy, writer: asyncio.StreamWriter) -> None:
+        self._proxy = proxy
+        self._writer = writer
+        self._prepared: tuple[int, PreparedSettings] | None = None
+        self._committing: set[asyncio.Task[None]] = set()
 
-async def _commit(proxy: Proxy, prepared: PreparedSettings, writer: asyncio.StreamWriter) -> None:
-    _send_message(writer, committed=list(await proxy.commit(prepared)))
+    def prepare(self, number: int, settings: Settings) -> None:
+        self._prepared, problem = None, ""
+        try:
+            self._prepared = number, self._proxy.prepare(settings)
+        except TsParityError as error:
+            log.warning("the new configuration cannot be used: %s", error)
+            problem = str(error)
+        _send_message(self._writer, number=number, prepared=problem)
+
+    def commit(self, number: int) -> None:
+        if self._prepared is None or self._prepared[0] != number:
+            log.error("the configuration that the other processes run cannot be used here: draining")
+            self._proxy.drain()
+            return
+        task = asyncio.get_running_loop().create_task(self._commit(*self._prepared))
+        self._committing.add(task)  # meanwhile other commands come
+        task.add_done_callback(self._committing.discard)
+
+    async def _commit(self, number: int, prepared: PreparedSettings) -> None:
+        try:
+            besides = await self._proxy.commit(prepared)
+        except Exception:
+            log.exception("the new configuration could not be adopted: draining")
+            self._proxy.drain()
+        else:
+            _send_message(self._writer, number=number, committed=list(besides))
 
 
 def _report(proxy: Proxy) -> dict[str, Any]:

@@ -31,7 +31,15 @@ from ts_parity.proxy.fleet.peers import new_member
 from ts_parity.proxy.http.certificates import client_side, instance_side
 from ts_parity.proxy.http.server import cannot_listen
 from ts_parity.proxy.operations.admin import AdminServer
-from ts_parity.proxy.operations.child import PAIR, RECORD, initial_message, prepare_message, receive, send
+from ts_parity.proxy.operations.child import (
+    PAIR,
+    RECORD,
+    commit_message,
+    initial_message,
+    prepare_message,
+    receive,
+    send,
+)
 from ts_parity.proxy.operations.lifecycle import Lifecycle, url_of
 from ts_parity.proxy.operations.merge import (
     Json,
@@ -142,7 +150,11 @@ class Supervisor(Lifecycle):
                 slot.child.change(settings)
         patience_s = _SILENT_S + _REQUESTS * settings.describe_timeout_s
         done = await asyncio.gather(*(child.commit(patience_s) for child in children.values()))
-        return tuple(dict.fromkeys(line for lines in done for line in lines))
+        besides = dict.fromkeys(line for lines in done for line in lines or ())
+        for process, lines in zip(children, done, strict=True):
+            if lines is None:
+                besides[f"process {process} (pid {children[process].pid}) has not said yet that it runs this"] = None
+        return tuple(besides)
 
     def reopen(self) -> None:
         self._send_all(b"reopen")
@@ -308,8 +320,12 @@ class ChildProcess:
         self._started_at = loop.time()
         # Requests for reports that are pending, with their times. The child answers in order.
         self._report_requests: deque[tuple[float, asyncio.Future[None]]] = deque()
-        self._awaited: dict[str, asyncio.Future[Any]] = {}
-        """Answers to a reload's two steps, by their names."""
+        self._reload = 0
+        """The number of its last reload. A process that was frozen answers an earlier one late."""
+        self._awaited: dict[tuple[str, int], asyncio.Future[Any]] = {}
+        """Answers to a reload's two steps, by their names and its number."""
+        self._overdue: int | None = None
+        """The last reload that it was to run and does not run yet, though it has had the time."""
         self._reading = loop.create_task(self._read_messages())
 
     @classmethod
@@ -344,6 +360,11 @@ class ChildProcess:
         )
 
     @property
+    def behind(self) -> bool:
+        """Whether it runs settings from before a reload."""
+        return self._overdue is not None
+
+    @property
     def age_s(self) -> float:
         return asyncio.get_running_loop().time() - self._started_at
 
@@ -375,25 +396,35 @@ class ChildProcess:
         """Have it read all that the settings name. -> why they cannot be used; empty if they can, or if it has ended
         and another will be started; None if it gives no answer.
         """
-        self.send(prepare_message(settings))
+        self._reload += 1
+        self.send(prepare_message(self._reload, settings))
         said: str | None = await self._answer_to("prepared", _SILENT_S, "")
         return said
 
-    async def commit(self, patience_s: float) -> list[str]:
-        """Have it run what it has prepared, if not now then as soon as it is awake. -> what else has changed."""
-        self.send(b"commit")
-        return await self._answer_to("committed", patience_s, []) or []
+    async def commit(self, patience_s: float) -> list[str] | None:
+        """Have it run what it has prepared, if not now then as soon as it is awake. -> what else has changed; None: it
+        has not answered, and is `behind` until it does.
+        """
+        number = self._reload
+        self.send(commit_message(number))
+        said: list[str] | None = await self._answer_to("committed", patience_s, [])
+        if said is None:
+            self._overdue = number
+        return said
 
     def change(self, settings: Settings) -> None:
         """Both, without waiting: for one that has just been started with older settings."""
-        self.send(prepare_message(settings))
-        self.send(b"commit")
+        self._reload += 1
+        self._overdue = self._reload
+        self.send(prepare_message(self._reload, settings))
+        self.send(commit_message(self._reload))
 
-    async def _answer_to(self, name: str, patience_s: float, if_ended: Any) -> Any:
-        awaited = self._awaited[name] = asyncio.get_running_loop().create_future()
+    async def _answer_to(self, step: str, patience_s: float, if_ended: Any) -> Any:
+        key = step, self._reload
+        awaited = self._awaited[key] = asyncio.get_running_loop().create_future()
         reading = self._reading
         await asyncio.wait({awaited, reading}, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
-        del self._awaited[name]
+        del self._awaited[key]
         return awaited.result() if awaited.done() else if_ended if reading.done() else None
 
     async def ended(self) -> int:
@@ -447,16 +478,21 @@ class ChildProcess:
             if self._recording is not None:
                 self._recording.count(message["recorded"])
             return
-        for name in ("prepared", "committed"):
-            if name in message:
-                if (awaited := self._awaited.get(name)) is not None and not awaited.done():
-                    awaited.set_result(message[name])
+        for step in ("prepared", "committed"):
+            if step in message:
+                self._on_answer(step, message["number"], message[step])
                 return
         self.report = message["report"]
         if "listening" in message:
             self.listening.set_result(None)
         elif self._report_requests:
             self._report_requests.popleft()[1].set_result(None)
+
+    def _on_answer(self, step: str, number: int, said: Any) -> None:
+        if step == "committed" and self._overdue is not None and number >= self._overdue:
+            self._overdue = None
+        if (awaited := self._awaited.get((step, number))) is not None and not awaited.done():
+            awaited.set_result(said)
 
     def _cannot_listen(self, why: str, message: str) -> None:
         if not self.listening.done():
@@ -494,9 +530,10 @@ class ProcessSlot:
 
     def problem(self) -> str:
         child = self.child
-        if child is not None and child.silent:
-            return f"process {self.process} (pid {child.pid}) accepts requests but gives its parent no answer"
-        return "" if child is not None and child.listens else self.last_problem
+        if child is None or not child.listens:
+            return self.last_problem
+        facts = ["gives its parent no answer"] * child.silent + ["runs settings from before a reload"] * child.behind
+        return f"process {self.process} (pid {child.pid}) accepts requests but {' and '.join(facts)}" if facts else ""
 
     def status_parts(self) -> list[Json]:
         report = self.child.report if self.child is not None else {}

@@ -50,6 +50,10 @@ REMEDIES: Final = (
     ("protection ", "See what differs: old weights on one side are the usual cause. Make the protection again from the "
      "deployed archive. It is tried again by itself after a pause."),
     ("open files", "Raise the limit of open files (ulimit -n, LimitNOFILE) or let clients share connections."),
+    ("gives its parent no answer", "It is frozen, swapping or in a debugger. Let it go on, or kill it by its pid: "
+     "another is started in its place."),
+    ("runs settings from before a reload", "Nothing, if it is over soon: it changes as soon as it can. Else kill it by "
+     "its pid: another is started with the new ones."),
     ("process", "See the proxy's own log for why the process ended; it is started again by itself."),
 )  # fmt: skip
 OTHERWISE: Final = "See the proxy's log for what led to it, and docs/behaviour.md for what it means."
