@@ -60,9 +60,9 @@ def test_an_event_that_makes_no_sense_raises_and_changes_nothing(state, event):
         assert query.state is state
 
 
-@pytest.mark.slow
-def test_every_row_happens(monkeypatch):
-    """Soon, in one world or another; and in none does anything else, for it would raise."""
+@pytest.fixture
+def moves(monkeypatch):
+    """The rows of the table that are used from here on."""
     if not life.__file__.endswith(".py"):
         pytest.skip("compiled, so that nobody can listen")
     seen = set()
@@ -72,12 +72,44 @@ def test_every_row_happens(monkeypatch):
         move(query, event)
 
     monkeypatch.setattr(life, "move", recorded)
-    for seed in range(4000):
-        if len(seen) == len(ROWS):
-            break
+    return seen
+
+
+@pytest.mark.slow
+def test_every_row_happens(moves):
+    """In one world or another, or in the rarest lives of all, which stand below. Anything else would raise."""
+    for seed in range(300):
         World(random.Random(seed)).play(40)
     test_its_copy_kills_a_worker_while_the_protection_still_has_it()
-    assert seen == ROWS.keys()
+    for own, copy, deployed, _ in COPIES_THAT_FAIL:
+        its_own_and_then_its_copy_fail(own, copy, deployed)
+    assert moves == ROWS.keys()
+
+
+KILLED = Failed("killed", cause=Cause.WORKER_DIED)
+COPIES_THAT_FAIL = [
+    (Failed("refused", retry=False), Failed("broken"), 3, (QueryState.RELYING, Event.ELSEWHERE)),
+    (Failed("refused", retry=False), Failed("broken"), 2, (QueryState.RELYING, Event.AGAIN)),
+    (KILLED, Failed("broken"), 3, (QueryState.POSTPONED, Event.ELSEWHERE)),
+]
+
+
+def its_own_and_then_its_copy_fail(own, copy, deployed):
+    """-> the query, and what is sent when both are gone."""
+    policy = plain(copies=True, extra_work=1.0, hedge_after_s=0.05)
+    scheduler = Scheduler(fleet(deployed=deployed, code=None), policy)
+    query = Query(0, POOL)
+    [first] = scheduler.query_arrived(query, 0.0)
+    [second] = scheduler.tick(0.05)
+    assert scheduler.task_done(first.task, own, 0.06) == []
+    return query, scheduler.task_done(second.task, copy, 0.07)
+
+
+@pytest.mark.parametrize(("own", "copy", "deployed", "row"), COPIES_THAT_FAIL)
+def test_a_copy_that_fails_after_its_own_is_tried_again(moves, own, copy, deployed, row):
+    query, [again] = its_own_and_then_its_copy_fail(own, copy, deployed)
+    assert row in moves
+    assert (again.task.query, query.state) == (query, QueryState.RUNNING)
 
 
 def test_its_copy_kills_a_worker_while_the_protection_still_has_it():
