@@ -335,6 +335,17 @@ def test_without_tokens_only_what_waits_gets_a_backup(extra_work, backups):
     assert len(run.answers) == 2
 
 
+def test_backups_that_help_nobody_end_with_the_budget():
+    """A crowd, and no answer that differs is wanted any more: whoever has a backup in its stead runs after all."""
+    arrivals = [0.005 * n for n in range(200)]
+    policy = {**CROWD, "extra_work": 0.05, "work_burst": 2.0, "differing": 0.0005, "deadline_s": 30.0}
+    doubted = [("parity 0", 0.005, 0.5)] * 200
+    run = late(arrivals=arrivals, tasks=doubted, deployed=1, protections=1, policy=policy, differing_left=0.0)
+    assert {source for source, _ in run.answers.values()} == {"deployed"}
+    assert len(run.answers) == 200
+    assert 2.0 < len(run.sends("parity 0")) <= 2.0 + 0.05 * 200 + 1.0, "and the one that is out as nothing is left"
+
+
 def test_without_tokens_nothing_that_has_to_be_paid_for_rides_along():
     """The first query runs and is late, the second waits. They would share a launch, if there were a token."""
     policy = {**CROWD, "extra_work": 1e-9, "work_burst": 0.5}

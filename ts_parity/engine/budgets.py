@@ -53,6 +53,10 @@ class TokenBucket:
     def affords(self, cost: float) -> bool:
         return self.tokens >= cost - 1e-9
 
+    @property
+    def in_debt(self) -> bool:
+        return self.tokens < -1e-9
+
     def spend(self, cost: float) -> None:
         """What is more than there was, is owed."""
         self.tokens -= cost

@@ -330,12 +330,15 @@ class Scheduler:
         pool.protections_blocked = bool(held)
 
     def _send_late(self, pool: PoolState, now: float, actions: list[Action]) -> None:
-        """Backups of late queries, to the first places that come free."""
+        """Backups of late queries, to the first places that come free. One in the stead of a query that waits saves
+        work, so it needs no token; but none is sent while earlier ones owe some, whose queries had to run after all.
+        """
+        work = self._life.work
         while pool.late and pool.code is not None:
             first = next(iter(pool.late.values()))
-            if not self._life.work.affords(pool.pool.cost):
-                unsent = (query for query in pool.late.values() if query.waiting)  # a backup in its stead saves work
-                found = next(unsent, None) if self._life.policy.extra_work else None
+            if not work.affords(pool.pool.cost):
+                unsent = (query for query in pool.late.values() if query.waiting)
+                found = next(unsent, None) if self._life.policy.extra_work and not work.in_debt else None
                 if found is None:
                     return
                 first = found
