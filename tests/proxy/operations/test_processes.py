@@ -27,9 +27,10 @@ from ts_parity.config import Settings, parse_endpoint, settings_of
 from ts_parity.errors import ConfigError, StartError
 from ts_parity.pairs import read_pairs
 from ts_parity.proxy.operations import child, processes
-from ts_parity.proxy.operations.child import receive
+from ts_parity.proxy.operations.child import receive, send
 from ts_parity.proxy.operations.processes import ChildProcess, Supervisor, reserve
 from ts_parity.proxy.operations.status import status_table
+from ts_parity.proxy.serving.recording import Recording, Wanted
 from ts_parity.testing import FakeModel, FakeTorchServe
 
 BODY = b"[1, 2]"
@@ -592,6 +593,57 @@ async def test_a_process_that_cannot_run_the_new_settings_drains(other_end: Othe
     await asyncio.wait_for(proxy.drained.wait(), PATIENCE_S)
     assert proxy.committed == (broken == "commit")
     assert other_end.child.behind
+    commands.cancel()
+    await asyncio.gather(commands, return_exceptions=True)
+
+
+async def test_what_is_left_of_a_recording_is_not_in_the_next(other_end: OtherEnd) -> None:
+    first, second = Recording(Wanted(1.0, 60.0)), Recording(Wanted(1.0, 60.0))
+    counts = {"seen": 3, "unfit": 1, "left_out": 0}
+    other_end.child.record(first)
+    assert await other_end.said() == [b"record", b"1"]
+    send(other_end.writer, child.pair_message(1, b"one"))
+    other_end.answer(number=1, recorded=counts)
+    await until(lambda: first.counts == counts, "what it has counted")
+    assert first.take() == [b"one"]
+    first.close("it is over")
+    other_end.child.record(second)
+    assert await other_end.said() == [b"record", b"2"]
+    send(other_end.writer, child.pair_message(1, b"late"))
+    other_end.answer(number=1, recorded=counts)
+    send(other_end.writer, child.pair_message(2, b"two"))
+    other_end.answer(number=2, recorded={**counts, "seen": 5})
+    await until(lambda: second.counts["seen"] > 0, "what it has counted")
+    assert (second.take(), second.counts) == ([b"two"], {**counts, "seen": 5})
+    assert (first.take(), first.counts) == ([], counts)
+
+
+async def test_a_process_sends_what_it_records_with_the_number_of_the_recording(
+    other_end: OtherEnd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child, "TAKEN_EVERY_S", 0.0)
+    begun: list[Recording] = []
+
+    class Recorded:
+        def record(self, wanted: Wanted) -> Recording:
+            begun.append(Recording(wanted))
+            begun[-1].add(f"pair of {wanted.model}".encode())
+            return begun[-1]
+
+        def drain(self) -> None:
+            pass
+
+    proxy: Any = Recorded()
+    commands = asyncio.ensure_future(child._run_commands(proxy, other_end.reader, other_end.writer))
+    for name in ("a", "b"):
+        told = Recording(Wanted(0.5, 60.0, name))
+        other_end.child.record(told)
+        taken: list[bytes] = []
+        await until(lambda: taken.extend(told.take()) or bool(taken), "a pair")  # noqa: B023
+        assert taken == [f"pair of {name}".encode()]
+    assert [(one.wanted.share, bool(one.ended)) for one in begun] == [(0.5, True), (0.5, False)]
+    other_end.child.send(child.STOP_RECORDING)
+    await until(lambda: begun[1].ended == "it is over", "its end")
     commands.cancel()
     await asyncio.gather(commands, return_exceptions=True)
 

@@ -3,11 +3,12 @@
     python -m ts_parity.proxy.operations.child    # by `processes`, with one end of a pair of sockets as its stdin
 
 The parent first sends the settings (not as arguments, where a list of processes would show keys), then commands:
-`report`, `refresh`, `reopen`, `record`, `drain`, `cut`, and for a reload first `prepare`, with the settings, and then,
-if all children can, `commit`. Both have the reload's number, and so have their answers: one that comes late is not
-taken for the next one's. The child reports when it listens, or why it cannot; it sends its status whenever it is
-asked and once more at its end, and what it records as it comes. When the parent's end of the socket closes, however the
-parent died, the child drains, since no further command can come. Knows nothing of its siblings but their number.
+`report`, `refresh`, `reopen`, `record`, `stop recording`, `drain`, `cut`, and for a reload first `prepare`, with the
+settings, and then, if all children can, `commit`. A reload and a recording have a number, and so has what the child
+says to it: what comes late is not taken for the next one's. The child reports when it listens, or why it cannot; it
+sends its status whenever it is asked and once more at its end, and what it records as it comes. When the parent's end
+of the socket closes, however the parent died, the child drains, since no further command can come. Knows nothing of its
+siblings but their number.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _LENGTH_BYTES = 4
-RECORD = b"record"
-"""A command that is followed by what to record, or by nothing: then it stops."""
-PAIR = b"\0"
+_RECORD = b"record "
+STOP_RECORDING = b"stop recording"
+_PAIR = b"\0"
 """The first byte of a message that is a frame of a recording; all others are JSON."""
 _MOST_UNREAD_BYTES = 4 << 20
 COULD_NOT_START = 3
@@ -57,6 +58,22 @@ def prepare_message(number: int, settings: Settings) -> bytes:
 
 def commit_message(number: int) -> bytes:
     return b"%b%d" % (_COMMIT, number)
+
+
+def record_message(number: int, wanted: Wanted) -> bytes:
+    return b"%b%d %b" % (_RECORD, number, json.dumps(wanted.as_json()).encode())
+
+
+def pair_message(number: int, frame: bytes) -> bytes:
+    return b"%b%d %b" % (_PAIR, number, frame)
+
+
+def read_pair(message: bytes) -> tuple[int, bytes] | None:
+    """-> the recording's number and the frame; None: it is another message."""
+    if not message.startswith(_PAIR):
+        return None
+    number, _, frame = message.removeprefix(_PAIR).partition(b" ")
+    return int(number), frame
 
 
 def send(writer: asyncio.StreamWriter, message: bytes) -> None:
@@ -138,8 +155,11 @@ async def _run_commands(proxy: Proxy, reader: asyncio.StreamReader, writer: asyn
                     proxy.reopen()
                 case b"cut":
                     proxy.cut()
-                case _ if command.startswith(RECORD):
-                    recording.change(command.removeprefix(RECORD))
+                case _ if command == STOP_RECORDING:
+                    recording.stop()
+                case _ if command.startswith(_RECORD):
+                    number, _, told = command.removeprefix(_RECORD).partition(b" ")
+                    recording.begin(int(number), Wanted.read(json.loads(told)))
                 case _ if command.startswith(_PREPARE):
                     number, _, pickled = command.removeprefix(_PREPARE).partition(b" ")
                     reloads.prepare(int(number), pickle.loads(pickled))
@@ -163,22 +183,24 @@ class _Relay:
         self._recording: Recording | None = None
         self._task: asyncio.Task[None] | None = None
 
-    def change(self, told: bytes) -> None:
+    def begin(self, number: int, wanted: Wanted) -> None:
+        self.stop()
+        with contextlib.suppress(NotRecorded):  # its plan may lack the model at this moment; its siblings' do not
+            self._recording = self._proxy.record(wanted)
+            self._task = asyncio.get_running_loop().create_task(self._send(number, self._recording))
+
+    def stop(self) -> None:
         if self._recording is not None:
             self._recording.close("it is over")
         self._recording = None
-        if told:
-            with contextlib.suppress(NotRecorded):  # its plan may lack the model at this moment; its siblings' do not
-                self._recording = self._proxy.record(Wanted.read(json.loads(told)))
-                self._task = asyncio.get_running_loop().create_task(self._send(self._recording))
 
-    async def _send(self, recording: Recording) -> None:
+    async def _send(self, number: int, recording: Recording) -> None:
         while not recording.ended:
             await asyncio.sleep(TAKEN_EVERY_S)
             if self._writer.transport.get_write_buffer_size() < _MOST_UNREAD_BYTES:
                 for frame in recording.take():
-                    send(self._writer, PAIR + frame)
-                _send_message(self._writer, recorded=recording.take_counts())
+                    send(self._writer, pair_message(number, frame))
+                _send_message(self._writer, number=number, recorded=recording.take_counts())
 
 
 class _Reloads:

@@ -32,12 +32,13 @@ from ts_parity.proxy.http.certificates import client_side, instance_side
 from ts_parity.proxy.http.server import cannot_listen
 from ts_parity.proxy.operations.admin import AdminServer
 from ts_parity.proxy.operations.child import (
-    PAIR,
-    RECORD,
+    STOP_RECORDING,
     commit_message,
     initial_message,
     prepare_message,
+    read_pair,
     receive,
+    record_message,
     send,
 )
 from ts_parity.proxy.operations.lifecycle import Lifecycle, url_of
@@ -231,7 +232,7 @@ class Supervisor(Lifecycle):
 
     def _stop_recording(self) -> None:
         self._recording = None
-        self._send_all(RECORD)
+        self._send_all(STOP_RECORDING)
 
     def _send_all(self, command: bytes) -> None:
         for slot in self._slots:
@@ -314,6 +315,8 @@ class ChildProcess:
         """Why it could not listen."""
         self._recording: Recording | None = None
         """The last one that it was told to take part in."""
+        self._recordings = 0
+        """So many it was told of; this is the number of the last."""
         self._process = process
         self._reader = reader
         self._writer = writer
@@ -380,7 +383,8 @@ class ChildProcess:
 
     def record(self, recording: Recording) -> None:
         self._recording = recording
-        self.send(RECORD + json.dumps(recording.wanted.as_json()).encode())
+        self._recordings += 1
+        self.send(record_message(self._recordings, recording.wanted))
 
     async def request_report(self) -> None:
         """Wait briefly for a new `report`. A process that does not answer gets at most three requests."""
@@ -459,9 +463,10 @@ class ChildProcess:
         """Read its messages until it ends."""
         try:
             while (message := await receive(self._reader)) is not None:
-                if message.startswith(PAIR):
-                    if self._recording is not None and not self._recording.ended:
-                        self._recording.add(message.removeprefix(PAIR))
+                if (pair := read_pair(message)) is not None:
+                    number, frame = pair
+                    if (recording := self._recording_of(number)) is not None:
+                        recording.add(frame)
                 else:
                     self._on_message(json.loads(message))
             why = f"{_exit_reason(await self._process.wait())} before it accepted requests"
@@ -475,8 +480,8 @@ class ChildProcess:
             self._cannot_listen(message["failed"], message["failed"])
             return
         if "recorded" in message:
-            if self._recording is not None:
-                self._recording.count(message["recorded"])
+            if (recording := self._recording_of(message["number"])) is not None:
+                recording.count(message["recorded"])
             return
         for step in ("prepared", "committed"):
             if step in message:
@@ -487,6 +492,12 @@ class ChildProcess:
             self.listening.set_result(None)
         elif self._report_requests:
             self._report_requests.popleft()[1].set_result(None)
+
+    def _recording_of(self, number: int) -> Recording | None:
+        """Unless it is over, also if the child did not know that yet."""
+        if self._recording is None or number != self._recordings or self._recording.ended:
+            return None
+        return self._recording
 
     def _on_answer(self, step: str, number: int, said: Any) -> None:
         if step == "committed" and self._overdue is not None and number >= self._overdue:
