@@ -242,7 +242,7 @@ class Proxy(Lifecycle):
         async with self._discovering:
             self.upstream.adopt(prepared.tls)
             backends = prepared.backends
-            self._discovery.adopt(settings.instances, backends, settings.describe_timeout_s)
+            await self._discovery.adopt(settings.instances, backends, settings.describe_timeout_s)
             names = {given.name for given in settings.instances}
             reports = [report for report in self._reports if report.name in names]
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import struct
 from contextlib import suppress
 
@@ -11,6 +12,7 @@ import pytest
 
 from tests.proxy.conftest import until
 from tests.proxy.http.both_ends import PLAIN, Instance
+from ts_parity.proxy.http.certificates import Tls
 from ts_parity.proxy.http.messages import BrokenStream, Request, Response
 from ts_parity.proxy.http.streams import Stream
 from ts_parity.proxy.http.upstream import Address, NoResponse, Result, Upstream
@@ -280,3 +282,17 @@ async def test_a_host_that_cannot_be_one_is_unreachable() -> None:
     assert isinstance(result, NoResponse)
     assert result.refused
     await upstream.close()
+
+
+async def test_tls_settings_of_an_address_that_is_forgotten_are_too() -> None:
+    class Settings:
+        context = ssl.create_default_context()
+
+    known: dict[str, Tls] = {"https://127.0.0.1:1": Settings()}  # type: ignore[dict-item]
+    upstream = Upstream(60.0, 60.0, known)
+    for port in range(2, 50):
+        upstream.adopt({f"https://127.0.0.1:{port}": Settings()})  # type: ignore[dict-item]
+        upstream.forget(f"https://127.0.0.1:{port - 1}")
+    assert list(upstream._tls) == ["https://127.0.0.1:49"]
+    assert len(known) == 1, "it is the caller's own"
+    assert upstream._origins == {}

@@ -146,3 +146,63 @@ def test_contexts_are_made_for_new_addresses_only(monkeypatch: pytest.MonkeyPatc
     assert again.keys() == made.keys()
     assert again["https://127.0.0.1:1001"] is made["https://127.0.0.1:1001"]
     assert fresh == ["127.0.0.1:1002"]
+
+
+@pytest.mark.slow
+async def test_what_is_known_of_instances_that_are_gone_is_forgotten(make_fleet: MakeFleet):
+    """Fifty reloads, each of which replaces an instance and every other one a kind, leave as much as two do."""
+    stays = PlainServer(triton("big"))
+    fleet = await make_fleet(stays)
+    proxy = fleet.proxy
+
+    async def reload(number: int) -> None:
+        services = (rest(predict={"output": 8}), "kind=rest,places=1"), (triton("big"),)
+        async with PlainServer(*services[number % 2]) as other:
+            await adopt(fleet, stays, other)
+            assert (await post(fleet)).status == 200
+            assert (await post(fleet, "/predict")).status in (200, 404)
+            await adopt(fleet, stays)
+
+    def held() -> dict[str, int]:
+        """How much the rooms hold whose content follows the instances."""
+        service, driver, upstream, scheduler = proxy._service, proxy.driver, proxy.upstream, proxy.scheduler
+        holders = {"service": service, "driver": driver, "upstream": upstream, "scheduler": scheduler}
+        holders |= {"discovery": proxy._discovery, "metrics": proxy.metrics, "proxy": proxy}
+        return {
+            f"{name}.{key}": len(value)
+            for name, holder in holders.items()
+            for key, value in vars(holder).items()
+            if isinstance(value, dict | list | set)
+        }
+
+    for number in range(2):
+        await reload(number)
+    before = held()
+    for number in range(2, 50):
+        await reload(number)
+    assert held() == before
+    assert before["service._backend_of"] == before["driver._backends"] == before["discovery.probers"] == 1
+
+
+async def test_a_kind_that_is_gone_is_asked_nothing_more(make_fleet: MakeFleet, monkeypatch: pytest.MonkeyPatch):
+    theirs, oip = FakeTorchServe(FakeModel()), PlainServer(triton("big"))
+    fleet = await make_fleet(theirs, oip)
+    prober = fleet.proxy._discovery.probers["torchserve"]
+    closed = []
+    monkeypatch.setattr(prober, "close", lambda: asyncio.sleep(0, closed.append(True)))
+    await adopt(fleet, oip)
+    assert closed == [True]
+
+
+async def test_what_an_instance_answers_that_is_gone_meanwhile_is_passed_on(make_fleet: MakeFleet):
+    """Also an error, which only its kind can read."""
+    theirs, oip = FakeTorchServe(FakeModel()), PlainServer(triton("big"))
+    oip.answers["GET /v2/models/big/stats"] = (503, {"error": "busy"})
+    oip.held.add("/v2/models/big/stats")
+    fleet = await make_fleet(theirs, oip)
+    asked = asyncio.ensure_future(fleet.client.get("/v2/models/big/stats"))
+    await until(lambda: oip.asked("GET /v2/models/big/stats") != [], "it to be asked")
+    await adopt(fleet, theirs)
+    oip.thaw()
+    answer = await asyncio.wait_for(asked, PATIENCE_S)
+    assert (answer.status, answer.json()) == (503, {"error": "busy"})

@@ -26,7 +26,6 @@ class Discovery:
     ) -> None:
         """`backends`: of each instance."""
         self._upstream = upstream
-        self._gone: list[Prober] = []
         self._names = [instance.name for instance in instances]
         kinds = {backend.kind: backend for backend in backends.values()}
         self.probers: dict[str, Prober] = {
@@ -34,14 +33,18 @@ class Discovery:
             for kind, backend in kinds.items()
         }
 
-    def adopt(self, instances: Sequence[InstanceSettings], backends: Mapping[str, Backend], timeout_s: float) -> None:
+    async def adopt(
+        self, instances: Sequence[InstanceSettings], backends: Mapping[str, Backend], timeout_s: float
+    ) -> None:
         """Ask these from the next refresh on. What is known of one stays as long as its addresses do."""
         self._names = [instance.name for instance in instances]
         kinds = {backend.kind: backend for backend in backends.values()}
-        self._gone += [self.probers.pop(kind) for kind in [*self.probers] if kind not in kinds]
+        gone = [self.probers.pop(kind) for kind in [*self.probers] if kind not in kinds]
         for kind, backend in kinds.items():
             of_kind = [each for each in instances if each.kind == kind]
             self.probers[kind] = backend.prober(of_kind, self._upstream, timeout_s, self.probers.get(kind))
+        for prober in gone:
+            await prober.close()
 
     def want(self, kind: str, name: str) -> None:
         """A client has asked for a model that no instance of this kind was seen to host."""
@@ -57,5 +60,5 @@ class Discovery:
         return [reports[name] for name in self._names]
 
     async def close(self) -> None:
-        for prober in (*self.probers.values(), *self._gone):
+        for prober in self.probers.values():
             await prober.close()

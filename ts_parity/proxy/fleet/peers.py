@@ -75,9 +75,8 @@ class Peers:
         self._tls_of = {
             url: peer_side(settings, urlsplit(url).hostname or "") for url in self._configured if _is_https(url)
         }
-        self._tls: dict[str, Tls] = {}
         # A forwarded query has its own time limit.
-        self.upstream = Upstream(min(settings.connect_timeout_s, SILENT_S), _NEVER_S, self._tls)
+        self.upstream = Upstream(min(settings.connect_timeout_s, SILENT_S), _NEVER_S)
         self._forwarding_proof = f"{member} {self._proof('forward', member)}"
         self._forwarders: dict[str, str] = {}
         """What the members that have forwarded queries here have shown, and who they are."""
@@ -248,7 +247,6 @@ class Peers:
             log.warning("peer %s is gone: its name no longer has this address", address)
         for address in gone:
             self.upstream.forget(address)
-            self._tls.pop(address, None)
 
     async def _resolve_one(self, url: str) -> None:
         if url.startswith(UNIX):
@@ -268,7 +266,7 @@ class Peers:
             f"{parts.scheme}://{f'[{host}]' if ':' in host else host}:{port}" for host in sorted(hosts)
         ]
         if (tls := self._tls_of.get(url)) is not None:
-            self._tls.update((address, tls) for address in self._resolved[url])
+            self.upstream.adopt(dict.fromkeys(self._resolved[url], tls))
 
     def _spawn(self, story: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(story)

@@ -175,8 +175,8 @@ class Upstream:
     """Connections to all instances, kept open. The engine limits how much is in flight; this does not."""
 
     def __init__(self, connect_timeout_s: float, task_timeout_s: float, tls: Mapping[str, Tls] | None = None) -> None:
-        """`tls`: the TLS settings of each https address, as far as it is known by the time something is sent there."""
-        self._tls = {} if tls is None else tls
+        """`tls`: the TLS settings of each https address; `adopt` takes more."""
+        self._tls = dict(tls or {})
         self._connect_timeout_s = connect_timeout_s
         self._task_timeout_s = task_timeout_s
         self._outbox = Outbox()
@@ -207,10 +207,11 @@ class Upstream:
         for url, made in tls.items():
             if made is not self._tls.get(url):
                 self.forget(url)
-        self._tls = {**self._tls, **tls}
+        self._tls.update(tls)
 
     def forget(self, url: str) -> None:
         """Nothing more is sent there. What is in flight goes on."""
+        self._tls.pop(url, None)
         if (origin := self._origins.pop(url, None)) is not None:
             origin.close()
 

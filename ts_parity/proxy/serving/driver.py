@@ -186,7 +186,7 @@ class Driver:
         return self.scheduler.may_copy(pool, self._loop.time())
 
     def change_fleet(self, plan: Plan, addresses: Mapping[str, Address]) -> None:
-        """Adopt a new plan; the engine gets an event only if the fleet has changed."""
+        """Adopt a new plan; the engine gets an event only if the fleet has changed. `addresses`: of all instances."""
         changed = plan.fleet != self._plan.fleet
         comparers = {}
         for name, pool in plan.pools.items():
@@ -196,6 +196,7 @@ class Driver:
         self._metrics.adopt(plan.pools, {one.name: (one.pool, _kind_of(one)) for one in plan.fleet.endpoints})
         # First, since the actions that follow name the new endpoints.
         self._plan, self._addresses = plan, addresses
+        self._backends = {name: self._backends[name] for name in addresses}
         self._once = frozenset(name for name, pool in plan.pools.items() if not pool.repeatable)
         if changed:
             self._carry_out(self.scheduler.endpoints_changed(plan.fleet, self._loop.time()))

@@ -94,10 +94,13 @@ class Service:
             self._group_by = names
             self._grouping += 1
         self._backends = [*dict.fromkeys(backends.values())]
-        self._backend_of = {**self._backend_of, **backends}  # what is under way may be on one that is gone
+        self._backend_of = {**self._backend_of, **backends}  # the plan still names the old ones
 
     def change_fleet(self, plan: Plan, addresses: Mapping[str, Address]) -> None:
+        """`addresses`: of all instances there are."""
         self._plan, self._addresses = plan, addresses
+        self._backend_of = {name: self._backend_of[name] for name in addresses}
+        self._warmed_at = {name: at for name, at in self._warmed_at.items() if name in addresses}
 
     def handle(self, request: Request, responder: Responder) -> None:
         """Respond, now or later. Never raises for a bad request: errors are responses in its server's shape."""
@@ -368,7 +371,7 @@ class Service:
             passed.responder.respond(_identified(passed.backend.error(error), passed.request))
 
     def _pass_to(self, passed: _PassThrough, instance: str, probes: bool = False) -> None:
-        passed.instance = instance
+        passed.instance, passed.asked = instance, self._backend_of[instance]
         passed.responder.entry = AccessEntry(PASSED, instance, cause=passed.why or None)
         passed.probes = probes or instance not in self._plan.up
         if passed.probes:
@@ -396,7 +399,7 @@ class Service:
         if passed.probes:
             self._probed.discard(passed.instance)
         if isinstance(result, Response):
-            backend = self._backend_of[passed.instance]
+            backend = passed.asked
             if backend.from_gateway(result):
                 # As for a prediction: the instance behind the gateway is in trouble, and another may not be.
                 passed.failed(f"{result.status} from a gateway")
@@ -485,6 +488,7 @@ class _PassThrough:
     """A request that is passed through, and the instances tried so far."""
 
     __slots__ = (
+        "asked",
         "backend",
         "cause",
         "deadline_s",
@@ -523,6 +527,8 @@ class _PassThrough:
         self.least = least
         self.deadline_s = deadline_s
         self.instance = ""
+        self.asked = backend
+        """The kind of the instance; which may be gone by the time its answer comes."""
         self.is_late = False
         self.probes = False
         """Its instance is not known to serve, so no other request may go there meanwhile."""
