@@ -146,6 +146,21 @@ def test_failures_among_successes_take_nobody_out():
     assert trust.in_use
 
 
+def test_another_promise_is_proved_anew():
+    """A lower one also brings back who was out, without waiting for the end of its pause."""
+    trust = told(student(0.95), *[AGREED] * TRIAL)
+    assert not trust.promise(0.95, 1.0)
+    assert trust.in_use
+    assert trust.promise(0.6, 1.0)
+    assert (trust.standing, trust.since, trust.expected) == (Standing.ON_TRIAL, 1.0, 0.6)
+    told(trust, *[AGREED, DIFFERED] * 2, *[AGREED] * TRIAL, at=1.0)
+    assert trust.in_use
+    assert trust.promise(1.0, 2.0)
+    assert told(trust, *[DIFFERED] * 2, at=2.0).standing is Standing.OUT
+    assert trust.promise(None, 3.0)
+    assert trust.on_trial
+
+
 def test_answers_that_cannot_be_compared_are_said_and_not_run_for_ever():
     trust = told(student(), *[UNKNOWN] * 5)
     assert trust.on_trial

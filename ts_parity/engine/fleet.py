@@ -121,6 +121,8 @@ class PoolState:
             self.trials.clear()
             self._trusted_code = code
             self.trust.restart(now)
+        elif code is not None and self.trust is not None and self.trust.promise(self.pool.agreement, now):
+            self.trials.clear()
         workers: dict[str, None] = {}
         new = new_deployed = False
         for line in (self.deployed, *self.rows.values()):

@@ -133,6 +133,16 @@ class Trust:
         self.counts = dict.fromkeys(Finding, 0)
         self._begin_trial(now)
 
+    def promise(self, agreement: float | None, now: float) -> bool:
+        """The report says this now. -> whether that is new: then what was compared was held against something else, and
+        the trial begins anew.
+        """
+        if agreement == self._reported:
+            return False
+        self._reported = agreement
+        self.restart(now)
+        return True
+
     def try_again_if_due(self, now: float) -> None:
         if self.standing is Standing.OUT and now >= self.until:
             self._begin_trial(now)

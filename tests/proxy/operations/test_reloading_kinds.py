@@ -89,6 +89,18 @@ async def test_another_student_has_to_prove_itself_anew(make_fleet: MakeFleet):
     assert trust() == "on trial"
 
 
+async def test_another_agreement_that_is_declared_has_to_be_proved(make_fleet: MakeFleet):
+    servers = [PlainServer(triton("big", "small")) for _ in range(2)]
+    fleet = await make_fleet(*servers, models=STUDENT, proved=False, differing=1.0)
+    trust = fleet.proxy.scheduler._fleet.pools["big/1"].trust
+    assert trust is not None
+    for _ in range(60):
+        await post(fleet)
+    assert trust.in_use
+    await adopt(fleet, *servers, models=(replace(STUDENT[0], agreement=0.75),))
+    assert (trust.on_trial, trust.expected) == (True, 0.75)
+
+
 async def test_other_pointers_compare_from_now_on(make_fleet: MakeFleet):
     said = {"predict": {"a": 1, "b": 1}, "student": {"a": 1, "b": 2}}
     servers = [PlainServer(rest(**said), "kind=rest,student_places=1") for _ in range(2)]
