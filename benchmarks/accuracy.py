@@ -182,8 +182,8 @@ def task_of(name: str, args: argparse.Namespace) -> Task:
     plan = PLANS[name]
     data = load(plan.data or name, args.data, args.kept)
     if args.quick:
-        width = 1 / 16 if plan.needs_gpu else 1.0
-        plan = replace(plan, deployed_steps=40, steps=dict.fromkeys(plan.steps, 30), copies={}, width=width)
+        width = 1 / 16 if plan.needs_gpu else 1 / 4
+        plan = replace(plan, deployed_steps=20, steps=dict.fromkeys(plan.steps, 30), copies={}, width=width)
         data = data.first(4000, 1000)
     shapes = Shapes(tuple(data.train.shape[1:]), (1, data.outputs))
     torch.manual_seed(0)

@@ -236,7 +236,7 @@ def make_archives(out: Path, network: Deployed, wanted: list[tuple[str, int]]) -
     files = {role: out / f"{role}.pt" for role in ("own", "student", "parity")}
     for role, file in files.items():
         made = network.student(1 / 4) if role == "student" else network
-        torch.jit.save(torch.jit.trace(made.make(), network.images(1)), str(file))
+        torch.jit.save(torch.jit.trace(made.make(), network.images(1), check_trace=False), str(file))
     rng = np.random.default_rng(0)
     bodies = [rng.integers(0, 256, 3 * network.side**2, np.uint8).tobytes() for _ in range(16)]
     samples = []
