@@ -27,7 +27,7 @@ test-backends: $(READY)
 	$(BIN)/python benchmarks/backend_servers.py $(BACKENDS)
 	$(BIN)/python -m pytest -n 0 -m backends tests/backends $(ARGS)
 
-# The policies before these servers, on emulated machines: most of an hour. ARGS=--quick: ten minutes, and no table.
+# The policies before these servers, on emulated machines: half an hour. ARGS=--quick: ten minutes, and no table.
 backends: $(READY)
 	$(BIN)/python benchmarks/backend_servers.py $(BACKENDS)
 	$(BIN)/python benchmarks/backends.py --servers $(BACKENDS) $(ARGS)

@@ -1,6 +1,6 @@
 """What the proxy is worth before real model servers other than TorchServe: NVIDIA's Triton, LitServe, KServe's server.
 
-    make backends                                 all of it: three quarters of an hour
+    make backends                                 all of it: half an hour
     python benchmarks/backends.py --quick         one seed, 1,000 queries an arm: ten minutes
     python benchmarks/backends.py --tables        the table in the docs, from the kept results
 
@@ -71,7 +71,7 @@ TARGETS = {"copies": 0.65, "plain": 0.4}
 
 @dataclass(frozen=True)
 class Size:
-    queries: int = 5000
+    queries: int = 1600
     seeds: int = 3
     instances: int = 6
     rate: float = RATE

@@ -11,6 +11,7 @@ import pytest
     [
         "ablation",
         "accuracy",
+        "backends",
         "foretold",
         "frontier",
         "outages",
