@@ -132,6 +132,12 @@ setup(
     classifiers=[f"Programming Language :: Python :: {number}" for number in ("3.10", "3.11", "3.12")],
     packages=find_packages(include=["ts_parity", "ts_parity.*"]),
     package_data={"ts_parity": ["py.typed", "proxy/operations/page.html"]},
+    data_files=[
+        (
+            "share/ts-parity/monitoring",
+            [f"monitoring/{name}" for name in ("alerts.yml", "grafana-dashboard.json", "prometheus.yml")],
+        )
+    ],
     ext_modules=extensions(),
     entry_points={"console_scripts": ["ts-parity = ts_parity.cli:main"]},
     extras_require={

@@ -14,6 +14,7 @@ from tools import bare
 
 ROOT = Path(__file__).parents[2]
 COMPILED = [*(ROOT / "wheel").glob("*.whl")]
+OPERATORS_FILES = {"alerts.yml", "grafana-dashboard.json", "prometheus.yml"}
 pytestmark = pytest.mark.slow
 
 
@@ -25,7 +26,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # What building leaves behind stays out of the work tree.
     source = folder / "source"
     source.mkdir()
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in", "ts_parity"):
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in", "monitoring", "ts_parity"):
         (source / name).symlink_to(ROOT / name)
     code = "import setuptools.build_meta; setuptools.build_meta.build_wheel('..')"
     environment = {"TS_PARITY_COMPILE": "0", "PATH": "/usr/bin:/bin"}
@@ -47,4 +48,6 @@ def test_commands_and_a_query_without_a_compiler(wheel: Path, tmp_path: Path) ->
 def test_the_wheel_has_every_module_and_what_lies_beside_them(wheel: Path) -> None:
     package = ROOT / "ts_parity"
     files = {str(file.relative_to(ROOT)) for file in package.rglob("*") if file.suffix in (".py", ".html", ".typed")}
-    assert files - set(zipfile.ZipFile(wheel).namelist()) == set()
+    held = zipfile.ZipFile(wheel).namelist()
+    assert files - set(held) == set()
+    assert {Path(name).name for name in held if "/share/ts-parity/monitoring/" in name} == OPERATORS_FILES
