@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -21,9 +22,16 @@ _ONE_QUERY = """
 import asyncio, json, pathlib, subprocess, sys, urllib.request
 from ts_parity.testing import FakeModel, FakeTorchServe
 
-def ask(url):
-    with urllib.request.urlopen(f"{url}/predictions/linear", b"[1, 1]") as answer:
-        return answer.headers["x-ts-parity"], json.load(answer)
+def read(url, body=None):
+    with urllib.request.urlopen(url, body) as answer:
+        return answer.headers["x-ts-parity"], answer.read().decode()
+
+def ask(url, admin_url, pid):
+    source, answer = read(f"{url}/predictions/linear", b"[1, 1]")
+    _, page = read(admin_url)
+    _, metrics = read(f"{admin_url}/metrics")
+    (built,) = [line for line in metrics.splitlines() if line.startswith("ts_parity_build_info{")]
+    return {"source": source, "answer": json.loads(answer), "page": page[:15], "built": built}
 
 async def main(ready):
     async with FakeTorchServe(FakeModel()) as instance:
@@ -33,11 +41,11 @@ async def main(ready):
                 while not ready.exists():
                     assert proxy.poll() is None, "the proxy has ended"
                     await asyncio.sleep(0.05)
-                said = await asyncio.to_thread(ask, json.loads(ready.read_text())["url"])
+                said = await asyncio.to_thread(ask, **json.loads(ready.read_text()))
             finally:
                 proxy.terminate()
                 await asyncio.to_thread(proxy.wait)
-        print(json.dumps([*said, proxy.returncode]))
+        print(json.dumps({**said, "code": proxy.returncode}))
 
 asyncio.run(main(pathlib.Path(sys.argv[1])))
 """
@@ -54,7 +62,7 @@ class BareEnvironment:
         self, python: str, folder: Path, wheel: Path, extras: str = "", borrowed: tuple[str, ...] = ()
     ) -> None:
         subprocess.run([python, "-m", "venv", "--without-pip", folder], check=True)
-        self._folder = folder
+        self.folder = folder
         self._bin = folder / "bin"
         what = [f"{wheel}[{extras}]", "--only-binary", ":all:"] if extras else [str(wheel), "--no-deps"]
         pip = [sys.executable, "-m", "pip", "--python", str(self._bin / "python"), "install", "--quiet"]
@@ -66,14 +74,14 @@ class BareEnvironment:
 
     def run(self, *command: str) -> str:
         """What it prints on standard output. Raises if it fails."""
-        environment = {"PATH": str(self._bin), "HOME": str(self._folder), "LC_ALL": "C.UTF-8"}
-        ran = subprocess.run(command, cwd=self._folder, env=environment, stdout=subprocess.PIPE, check=True)
+        environment = {"PATH": str(self._bin), "HOME": str(self.folder), "LC_ALL": "C.UTF-8"}
+        ran = subprocess.run(command, cwd=self.folder, env=environment, stdout=subprocess.PIPE, check=True)
         return ran.stdout.decode()
 
     def files(self, modules: list[str]) -> dict[str, str]:
         """Module -> the file that is imported, relative to the environment."""
         found: dict[str, str] = json.loads(self.run("python", "-I", "-c", _FILES, *modules))
-        return {name: str(Path(file).relative_to(self._folder)) for name, file in found.items()}
+        return {name: str(Path(file).relative_to(self.folder)) for name, file in found.items()}
 
 
 def modules(wheel: Path, ending: str) -> list[str]:
@@ -83,11 +91,22 @@ def modules(wheel: Path, ending: str) -> list[str]:
     return sorted(".".join(part) for part in parts if part[-1] not in ("__init__", "__main__"))
 
 
+def foreign(wheel: Path, *folders: str) -> list[str]:
+    """The files that do not belong into the wheel, and those that name these folders of the machine that built it."""
+    own = r"ts_parity/|ts_parity-[^/]+\.(dist-info/|data/data/share/ts-parity/)|[0-9a-f]+__mypyc\.[^/]+\.so$"
+    named = re.compile(b"|".join(re.escape(os.fsencode(folder)) for folder in folders))
+    with zipfile.ZipFile(wheel) as files:
+        held = [file.filename for file in files.infolist() if not file.is_dir()]
+        return [name for name in held if not re.match(own, name) or named.search(files.read(name))]
+
+
 def check(environment: BareEnvironment, wheel: Path, *, compiled: bool) -> None:
     """The commands run, the compiled modules are those that are used, and a query comes through. Raises if not."""
     version = wheel.name.split("-")[1]
     _same("--version", environment.run("ts-parity", "--version").strip(), f"ts-parity {version}")
     _same("serve --help", "--endpoint" in environment.run("ts-parity", "serve", "--help"), True)
+    (environment.folder / "fleet.toml").write_text(environment.run("ts-parity", "config", "init"))
+    environment.run("ts-parity", "config", "check", "fleet.toml")
     binary = modules(wheel, ".so")
     for name in ("ts_parity.wire", "ts_parity.engine.life", "ts_parity.proxy.serving.driver"):
         _same(f"{name} compiled", name in binary, compiled)
@@ -95,8 +114,12 @@ def check(environment: BareEnvironment, wheel: Path, *, compiled: bool) -> None:
     _same(
         "imported as they were compiled", [name for name, file in files.items() if file.endswith(".so") != compiled], []
     )
-    answer = environment.run("python", "-I", "-c", _ONE_QUERY, str(environment._folder / "ready"))
-    _same("one query", json.loads(answer), ["deployed", [3.0, 7.0], 0])
+    said = json.loads(environment.run("python", "-I", "-c", _ONE_QUERY, str(environment.folder / "ready")))
+    built = said.pop("built")
+    for label in (f'version="{version}"', f'compiled="{"yes" if compiled else "no"}"'):
+        _same(f"{built} has {label}", label in built, True)
+    expected = {"source": "deployed", "answer": [3.0, 7.0], "page": "<!doctype html>", "code": 0}
+    _same("one query", said, expected)
 
 
 def _same(what: str, found: object, expected: object) -> None:

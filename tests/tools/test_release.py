@@ -82,6 +82,53 @@ def test_an_interpreter_is_one_that_runs(tmp_path: Path, monkeypatch: pytest.Mon
     assert release.interpreter(number) == str(shim), "pip takes no bare name"
 
 
+def test_a_python_that_is_not_here_is_named_and_one_that_is_not_supported_too() -> None:
+    assert release.missing({"3.10": "/usr/bin/python3.10"}) == []
+    assert release.missing({"3.10": None, "3.11": "/usr/bin/python3.11", "3.9": "/usr/bin/python3.9"}) == [
+        "--pythons: 3.10, 3.11, 3.12 are those that there are, not 3.9",
+        "there is no Python 3.10 here; --pythons leaves it out",
+    ]
+
+
+def test_a_tree_that_is_no_release_makes_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(release, "refusals", lambda root, tag: [])
+    monkeypatch.setattr(release, "interpreter", lambda number: None)
+    monkeypatch.setattr(sys, "argv", ["release.py", "--pythons", "3.12", "--out", str(tmp_path / "dist")])
+    with pytest.raises(SystemExit, match=r"^no release:\n- there is no Python 3\.12 here"):
+        release.main()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_links_of_the_readme_lead_to_the_repository() -> None:
+    readme = "[a](docs/a.md#f) ![b: c](docs/b.png) [d](https://example.org/) [e](#f)"
+    home = "https://example.org/us/ts"
+    assert release.with_links_home(readme, home, "v1.2.0") == (
+        f"[a]({home}/blob/v1.2.0/docs/a.md#f) ![b: c]({home}/raw/v1.2.0/docs/b.png) [d](https://example.org/) [e](#f)"
+    )
+    whole = release.with_links_home((ROOT / "README.md").read_text(), home, "v1.2.0")
+    targets = re.findall(r"\]\(([^)\s]+)\)", whole)
+    assert len(targets) > 20
+    assert [target for target in targets if not target.startswith("https://")] == []
+
+
+def test_the_bill_is_about_the_package_and_says_nothing_of_this_machine() -> None:
+    path = {"type": "distribution", "url": "file:///tmp/made/ts_parity-1.2.0-py3-none-any.whl"}
+    own = {"bom-ref": "ts-parity==1.2.0", "name": "ts-parity", "version": "1.2.0", "externalReferences": [path]}
+    numpy = {"bom-ref": "numpy==2.0", "name": "numpy", "version": "2.0"}
+    bill = {"metadata": {"timestamp": "2026"}, "components": [numpy, own], "dependencies": ["kept"]}
+    subject = {
+        "bom-ref": "ts-parity==1.2.0",
+        "name": "ts-parity",
+        "version": "1.2.0",
+        "purl": "pkg:pypi/ts-parity@1.2.0",
+    }
+    assert release.about(bill, "ts-parity") == {
+        "metadata": {"timestamp": "2026", "component": subject},
+        "components": [numpy],
+        "dependencies": ["kept"],
+    }
+
+
 def test_checksums_are_those_that_sha256sum_reads(tmp_path: Path) -> None:
     for name in ("b.whl", "a.tar.gz"):
         (tmp_path / name).write_text(name)
@@ -111,8 +158,8 @@ def test_it_runs_targets_of_make_with_options_that_there_are() -> None:
     assert set(made) <= targets
     (arguments,) = re.findall(r'ARGS="(.*?)"', str(STEPS))
     options = subprocess.run([sys.executable, ROOT / "tools/release.py", "--help"], capture_output=True, text=True)
-    assert arguments == "--tag $GITHUB_REF_NAME"
-    assert "--tag" in options.stdout
+    assert arguments == "--tag $GITHUB_REF_NAME --home $GITHUB_SERVER_URL/$GITHUB_REPOSITORY"
+    assert set(re.findall(r"--\w+", arguments)) <= set(re.findall(r"--\w+", options.stdout))
     others = {command[0] for step in STEPS for command in words(step)} - {"make"}
     assert others == {"git", "cd", "sha256sum", "mkdir", "cp", "gh"}
 
