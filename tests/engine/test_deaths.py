@@ -49,14 +49,15 @@ def test_two_of_five_die_at_once():
     assert run.nothing_left_over()
 
 
-def test_one_after_the_other_dies_under_the_same_query():
-    """Three in turn, one second each; the fourth answers. The query has three attempts, and one was forgiven."""
-    dead = {f"d{n}": (0.5 + n, FOREVER) for n in range(3)}
-    tasks = [(0, 10.0, "ok"), ("retry 0", 10.0, "ok"), ("retry 0", 10.0, "ok"), ("retry 0", 0.01, "ok")]
-    run = scenario(arrivals=[0.0], code=None, tasks=tasks, deadlines={0: 30.0}, dead=dead)
-    assert run.answers == {0: ("deployed", pytest.approx(2.51))}
-    assert run.scheduler.sent["retry"] == 2
+@pytest.mark.parametrize("outcome", ["lost", "lost behind"])
+def test_one_after_the_other_dies_under_the_same_query(outcome):
+    """After the second it may be what they die of, unless only a gateway says that they are gone."""
+    rows = [(0, 0.5, outcome)] + [("retry 0", 0.5, outcome)] * 2 + [("retry 0", 0.01, "ok")]
+    run = scenario(arrivals=[0.0], code=None, deployed=4, tasks=rows, deadlines={0: 30.0})
+    assert (set(run.answers) == {0}) == (outcome == "lost behind")
+    assert len(run.sends(0)) == (2 if outcome == "lost" else 4)
     assert run.scheduler.sent["moved"] == 1
+    assert run.scheduler.sent["retry"] == (0 if outcome == "lost" else 2)
 
 
 def test_whoever_takes_connections_and_breaks_them_all_is_left_soon():
@@ -68,13 +69,40 @@ def test_whoever_takes_connections_and_breaks_them_all_is_left_soon():
     assert len(on_d0) <= 25
 
 
-def test_a_query_that_breaks_every_connection_is_given_up():
-    """It is forgiven once; then it pays like any other, and ends with the attempts."""
-    rows = [(0, 0.001, "lost")] + [("retry 0", 0.001, "lost")] * 9
-    run = scenario(arrivals=[0.0], code=None, deployed=9, tasks=rows)
-    assert run.failures == {0: ("failed", pytest.approx(0.004))}
-    assert len(run.sends(0)) == 4
+@pytest.mark.parametrize(("code", "sends"), [(None, 2), ("sum", 2)])
+def test_a_query_that_breaks_every_connection_reaches_two_instances(code, sends):
+    """Neither a second copy nor a protection takes it to a third."""
+    rows = [(0, 0.001, "lost")] + [("retry 0", 0.001, "lost"), ("hedge 0", 0.001, "lost")] * 9
+    run = scenario(arrivals=[0.0], code=code, deployed=9, tasks=rows)
+    assert run.failures == {0: ("failed", pytest.approx(0.002))}
+    assert len(run.sends(0)) == sends
     assert run.actions[-1].query.first_cause == "d0: it closed the connection"
+
+
+def test_an_only_instance_that_dies_twice_under_a_query_is_asked_again():
+    """It may be restarted again and again, and took the same query with it."""
+    rows = [(0, 0.001, "lost"), ("retry 0", 0.001, "lost"), ("retry 0", 0.001, "ok")]
+    run = scenario(arrivals=[0.0], code=None, deployed=1, tasks=rows)
+    assert (set(run.answers), len(run.sends(0))) == ({0}, 3)
+
+
+def test_what_breaks_connections_may_be_answered_by_a_copy_that_has_it():
+    rows = [(0, 0.001, "lost"), ("retry 0", 0.1, "lost"), ("hedge 0", 0.2, "ok")]
+    run = scenario(arrivals=[0.0], code=None, deployed=4, tasks=rows, policy=HEDGED)
+    assert len(run.sends(0)) == 2
+    assert run.answers == {0: ("hedged", pytest.approx(0.23))}
+
+
+@pytest.mark.parametrize("cause", [Cause.LOST, Cause.WORKER_DIED])
+def test_what_has_broken_two_connections_is_launched_with_no_protection(cause):
+    """It waited for its backup, which is another server to kill."""
+    scheduler = Scheduler(fleet(deployed=2, protections=1), plain(reconstruct_after_s=0.01))
+    own, other = sends(scheduler.query_arrived(Query(0, POOL, "k"), 0.0)), Failed("closed", cause=cause)
+    [again] = sends(scheduler.task_done(own[0], other, 0.001))
+    [failed] = scheduler.task_done(again, other, 0.002)
+    assert (type(failed), failed.query.id) == (Fail, 0)
+    actions = scheduler.query_arrived(Query(1, POOL, "k"), 0.003)
+    assert [task.kind for task in sends(actions)] == [Kind.DEPLOYED]
 
 
 @pytest.mark.parametrize(("outcome", "again"), [("lost", False), ("killed", False), ("unreachable", True)])

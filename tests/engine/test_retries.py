@@ -35,6 +35,7 @@ def query(attempts=1, kills=0, last_chance=False, in_flight=0):
         (Cause.UNREACHABLE, Retry.FREE),
         (Cause.GONE, Retry.FREE),
         (Cause.LOST, Retry.FREE),
+        (Cause.LOST_BEHIND, Retry.FREE),
         (Cause.MISSING, Retry.OWES),
         (Cause.WORKER_DIED, Retry.FREE),
     ],

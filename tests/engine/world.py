@@ -57,6 +57,7 @@ OUTCOMES = [
     Failed("died"),
     Failed("refused", False),
     Failed("closed", cause=Cause.LOST),
+    Failed("502 from a gateway", cause=Cause.LOST_BEHIND),
     Failed("nobody", cause=Cause.UNREACHABLE),
     Failed("no such model", cause=Cause.MISSING),
     Failed("killed", cause=Cause.WORKER_DIED),
@@ -281,7 +282,7 @@ class World:
         if isinstance(outcome, Rejected) or cause in (Cause.UNREACHABLE, Cause.MISSING):
             self.nothing_ran(task, rejected=cause is None)
         free = cause is Cause.UNREACHABLE or (
-            cause is Cause.LOST and task.query is not None and not task.query.forgiven
+            cause in (Cause.LOST, Cause.LOST_BEHIND) and task.query is not None and not task.query.forgiven
         )
         owing = any(query.open and query.owes for query in self.queries)
         retries, ended = self.scheduler.sent["retry"], set(self.ended)

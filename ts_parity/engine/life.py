@@ -676,6 +676,18 @@ class Life:
 
     # ---- a worker died of it, perhaps --------------------------------------------------------------------------------
 
+    def broke_again(self, task: Task) -> bool:
+        """The connection broke. Whether it is the second instance that this happens to with the query: then it runs no
+        more, in whatever form, and what still has it may answer it.
+        """
+        query, instance = task.query, task.endpoint.instance
+        if query is None or query.broke in ("", instance):
+            if query is not None:
+                query.broke = instance
+            return False
+        query.kills = max(query.kills, 1)
+        return True
+
     def suspect_queries(self, task: Task) -> list[Query]:
         """A worker died of a query it had, perhaps, and the same body would kill the next. So none of them is copied or
         put into a protection's group any more, and it runs at most once more: see `Query.may_run`.

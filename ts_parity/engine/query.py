@@ -51,11 +51,11 @@ class Query:
     """
 
     __slots__ = (
-        "armed_at", "arrived_at", "attempts", "avoid", "choosy_until", "deadline_at", "domain", "doubtful", "excused",
-        "finish_attempts", "finishes_pending", "first_cause", "forgiven", "free_at", "given", "group", "hedge_at",
-        "held", "id", "in_flight", "key", "kills", "last_chance", "last_failure", "late", "launch_at", "least", "owes",
-        "payload", "pool", "refused", "release_at", "released", "rests_until", "scale", "set_aside", "size", "slot",
-        "stale_at", "start_by", "state", "trial", "trial_slot",
+        "armed_at", "arrived_at", "attempts", "avoid", "broke", "choosy_until", "deadline_at", "domain", "doubtful",
+        "excused", "finish_attempts", "finishes_pending", "first_cause", "forgiven", "free_at", "given", "group",
+        "hedge_at", "held", "id", "in_flight", "key", "kills", "last_chance", "last_failure", "late", "launch_at",
+        "least", "owes", "payload", "pool", "refused", "release_at", "released", "rests_until", "scale", "set_aside",
+        "size", "slot", "stale_at", "start_by", "state", "trial", "trial_slot",
     )  # fmt: skip
 
     def __init__(
@@ -91,6 +91,8 @@ class Query:
         """How many of them count for nothing: they ended with their instance, not with an answer."""
         self.forgiven = False
         """A connection broke under it, and that did not count: the next time it does."""
+        self.broke = ""
+        """The first instance whose connection broke under it."""
         self.in_flight = 0
         self.avoid = _NOBODY
         """Instances that have it or have failed it."""
@@ -110,7 +112,7 @@ class Query:
         self.set_aside: Task | None = None
         """A suspect endpoint answered it with an error, and whose fault that is will be seen."""
         self.kills = 0
-        """Workers that died while they had it."""
+        """Workers that died while they had it. Two instances whose connections broke under it count as two."""
         self.last_chance = False
         """One has, and it has been sent once more since: never again."""
         self.domain = ""

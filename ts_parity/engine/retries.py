@@ -7,7 +7,7 @@ token the query waits for one, if somebody healthy is there and its time allows:
 A fast-failing instance is always idle, so it would absorb every retry while the others are merely busy. So a retry
 waits for an instance elsewhere, for as long as makes a query late; longer would be too long: that one may be frozen.
 
-What may have killed a worker runs at most once more (`Query.may_run`).
+What may have killed a worker, or an instance, runs at most once more (`Query.may_run`).
 
 Knows one query, the cause of its failure and the budget. Knows nothing of where it goes.
 """
@@ -61,10 +61,11 @@ class Retries:
         if not failed.retry or (not repeatable and cause not in NOTHING_RAN):
             return Retry.NO
         excused = cause in (Cause.UNREACHABLE, Cause.GONE, Cause.WORKER_DIED)
-        excused = excused or (cause is Cause.LOST and not query.forgiven)
+        lost = cause in (Cause.LOST, Cause.LOST_BEHIND)
+        excused = excused or (lost and not query.forgiven)
         if self.policy.max_attempts == 1 and cause is not Cause.UNREACHABLE:
             excused = False  # nothing that may have been run is to run twice
-        if cause is Cause.LOST:
+        if lost:
             query.forgiven = True
         elif cause is Cause.UNREACHABLE:
             query.last_chance = False

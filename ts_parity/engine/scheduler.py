@@ -85,7 +85,7 @@ class Scheduler:
         if isinstance(outcome, Failed):
             if (query := task.query) is not None:
                 query.first_cause = query.first_cause or f"{task.endpoint.name}: {outcome.reason}"
-            if outcome.cause is Cause.WORKER_DIED:
+            if outcome.cause is Cause.WORKER_DIED or (outcome.cause is Cause.LOST and self._life.broke_again(task)):
                 suspects = self._life.suspect_queries(task)
         if task.kind is Kind.DEPLOYED:
             self._life.own_ended(task, outcome, now, actions)

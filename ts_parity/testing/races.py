@@ -49,6 +49,7 @@ OUTCOMES: Mapping[str, Outcome] = {
     "unreachable": Failed("connection refused", cause=Cause.UNREACHABLE),
     "killed": Failed("500 Worker died.", cause=Cause.WORKER_DIED),
     "lost": Failed("it closed the connection", cause=Cause.LOST),
+    "lost behind": Failed("502 from a gateway", cause=Cause.LOST_BEHIND),
     "reject": Rejected(),
 }
 TaskRow = tuple[int | str, float, str]

@@ -44,7 +44,7 @@ def classify(response: Response) -> Failed | Rejected | None:
         return None
     if from_gateway(response):
         # With "bad gateway" and the like a sidecar says that the instance behind it is gone, and its work with it.
-        cause = Cause.LOST if status in _INSTANCE_GONE else Cause.ERROR
+        cause = Cause.LOST_BEHIND if status in _INSTANCE_GONE else Cause.ERROR
         return Failed(f"{status} from a gateway, not from TorchServe: {excerpt(response.body)}", cause=cause)
     if status not in (404, 500, 503, 507):
         return None
