@@ -72,7 +72,7 @@ def test_a_copy_that_fails_while_a_backup_runs_instead_of_the_query_does_not_sta
     run = late(
         arrivals=[0.0],
         **LATE_AND_HEDGED,
-        policy={**HEDGE, "launch_after_s": 0.9, "max_attempts": 2, "retry_ratio": 0.0, "retry_burst": 2.0},
+        policy={**HEDGE, "launch_after_s": 0.9, "max_attempts": 2, "retry_ratio": 1e-9, "retry_burst": 2.0},
         tasks=[(0, 0.04, "fail"), ("hedge 0", 0.02, outcome), ("parity 0", 0.015, "fail"), ("retry 0", 0.015, "fail")],
     )
     assert run.sends("parity 0") == [(0.04, "p0.0")]

@@ -189,7 +189,7 @@ def test_who_ends_while_it_waits_takes_with_it_whom_only_it_could_save():
     """Query 0 has failed and needs 1's output; 1 has failed once and waits for a busy machine until its deadline."""
     tasks = [(0, 0.001, "fatal"), (1, 0.002, "fail"), (2, 0.5, "ok"), (3, 0.5, "ok"), ("parity 0", 0.001, "ok")]
     shape = {"deployed": 2, "domains": ["a", "b"], "keys": {2: None, 3: None}, "tasks": tasks}
-    run = scenario(arrivals=[0.0] * 4, deadlines={0: 10.0, 1: 0.04}, policy={"retry_ratio": 0.0}, **shape)
+    run = scenario(arrivals=[0.0] * 4, deadlines={0: 10.0, 1: 0.04}, **shape)
     assert run.failures == {1: ("deadline", 0.04), 0: ("failed", 0.04)}
     run = scenario(arrivals=[0.0] * 4, deadlines={0: 10.0}, abandons={1: 0.02}, **shape)
     assert run.failures == {0: ("failed", 0.02)}

@@ -251,10 +251,18 @@ def test_retries_end_with_the_budget():
         arrivals=[0.0, 0.1, 0.2],
         code=None,
         tasks=[(i, 0.001, "fail") for i in range(3)],
-        policy={"retry_burst": 1.0, "retry_ratio": 0.0},
+        policy={"retry_burst": 1.0, "retry_ratio": 1e-9, "deadline_s": 0.5},
     )
     assert set(run.answers) == {0}
     assert {reason for reason, _ in run.failures.values()} == {"failed"}
+
+
+def test_a_ratio_of_nothing_means_no_retry():
+    """But what an instance takes with it goes elsewhere all the same."""
+    tasks = [(0, 0.001, "fail"), (1, 0.001, "lost")]
+    run = scenario(arrivals=[0.0, 0.1], code=None, tasks=tasks, policy={"retry_ratio": 0.0})
+    assert run.failures == {0: ("failed", 0.001)}
+    assert (set(run.answers), run.scheduler.sent["retry"]) == ({1}, 0)
 
 
 def test_a_rejection_costs_no_budget_and_goes_elsewhere():

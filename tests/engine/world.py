@@ -473,7 +473,7 @@ class World:
         """1, 5 and 7: everybody has ended, within the budgets, and nothing is kept."""
         policy, scheduler = self.policy, self.scheduler
         assert set(self.ended) == {query.id for query in self.queries}
-        retries = policy.retry_burst + self.earned("retry_ratio")
+        retries = policy.retry_burst * self.switched_on("retry_ratio") + self.earned("retry_ratio")
         retries += policy.retry_burst * self.now if any(each.retry_ratio for each in self.policies) else 0
         assert scheduler.sent["retry"] <= retries + 1e-9
         work = policy.work_burst * self.switched_on("extra_work") + self.earned("extra_work")

@@ -73,9 +73,10 @@ class TokenBucket:
 
 def retry_budget(policy: Policy) -> TokenBucket:
     """With time the whole burst comes back within a second, as with Finagle's `minRetriesPerSec`: a proxy without
-    traffic would never have a retry again.
+    traffic would never have a retry again. A ratio of 0 means none at all.
     """
-    return TokenBucket(policy.retry_ratio, policy.retry_burst, policy.retry_burst if policy.retry_ratio else 0.0)
+    burst = policy.retry_burst if policy.retry_ratio else 0.0
+    return TokenBucket(policy.retry_ratio, burst, burst)
 
 
 def work_budget(policy: Policy) -> TokenBucket:

@@ -76,7 +76,7 @@ class Policy:
         unit="s",
         auto=float,
     )
-    retry_ratio: float = setting(0.1, "retries per query, on average")
+    retry_ratio: float = setting(0.1, "retries per query, on average; 0: none")
     deadline_s: float = setting(30.0, "a query gets 504 or the default answer by then", unit="s", least=0.001)
     target_s: float | None = setting(
         None,
@@ -133,7 +133,7 @@ class Policy:
     balance: str = constant("least", words=("least", "round_robin"))
     """`least` outstanding, or `round_robin`, which looks at nothing: a rival to compare with."""
     retry_burst: float = constant(10.0)
-    """Retries at once; with time they come back, within a second, unless `retry_ratio` is 0."""
+    """Retries at once, unless `retry_ratio` is 0; with time they come back, within a second."""
     max_attempts: int = constant(3, least=1)
     """Tasks one query may cost: what has failed on three machines fails everywhere."""
     failures_until_out: int = constant(3, least=1)
