@@ -266,6 +266,21 @@ def test_who_may_join_those_that_wait(others, deadline_at, verdict):
     assert rule.judge(waiting(rule, 1, 0.0, deadline_at), oldest, others, 0.0) is verdict
 
 
+def test_the_queue_takes_as_long_as_its_predictions_and_no_longer_than_it_may_wait():
+    assert admission(0.010, places=2).clears_s(5) == pytest.approx(0.025)
+    scheduler = Scheduler(fleet(deployed=1, code=None), plain(max_wait_s=0.05))
+    for number in range(20):
+        [send] = scheduler.query_arrived(Query(number, POOL), float(number))
+        scheduler.task_done(send.task, Arrived(), number + 0.010)
+    scheduler.query_arrived(Query(20, POOL), 21.0)
+    for waiting, clears_s in ((0, 0.0), (1, 0.010), (2, 0.020)):
+        assert scheduler.clears_s(POOL) == pytest.approx(clears_s)
+        scheduler.query_arrived(Query(21 + waiting, POOL), 21.0)
+    for number in range(30, 40):
+        scheduler.query_arrived(Query(number, POOL), 21.0)
+    assert scheduler.clears_s(POOL) == 0.05
+
+
 def test_in_a_standing_queue_the_newest_goes_first_and_the_oldest_makes_room():
     rule = admission(max_waiting=7)
     oldest = waiting(rule, deadline_at=0.11)

@@ -76,11 +76,15 @@ class Admission:
         full = waiting >= self.policy.max_waiting
         median = self._latency.median
         usual_s = median * query.scale
-        starts_at = now + waiting * median / self._places
+        starts_at = now + self.clears_s(waiting)
         if not self.newest_first(oldest, now):
             assert query.deadline_at is not None
             return Verdict.WAIT if not full and starts_at < query.deadline_at - usual_s else Verdict.REFUSE
         return Verdict.MAKE_ROOM if full or starts_at >= oldest.start_by else Verdict.WAIT
+
+    def clears_s(self, waiting: int) -> float:
+        """How long it usually takes until so many have had a place."""
+        return waiting * self._latency.median / self._places
 
     def newest_first(self, oldest: Query, now: float) -> bool:
         return now > oldest.stale_at or (now < self._pressed_until and oldest.start_by < math.inf)

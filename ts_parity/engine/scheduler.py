@@ -233,6 +233,11 @@ class Scheduler:
             for state in self._fleet.pool_of(pool).deployed.everyone
         )
 
+    def clears_s(self, pool: str) -> float:
+        """How long it takes until those who wait in this pool have had a place, or no longer wait for one."""
+        state = self._fleet.pool_of(pool)
+        return min(state.admission.clears_s(len(state.waiting)), self.policy.max_wait_s)
+
     def next_deadline(self) -> float:
         """When `tick` must be called next, unless an event comes first; inf: never."""
         return self._timers.earliest()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.proxy.conftest import PATIENCE_S, Client, Clock, MakeFleet, nothing_left, until
+from tests.proxy.conftest import PATIENCE_S, Client, Clock, MakeFleet, Raw, nothing_left, until
 from ts_parity.codes import ErasureCode, make_code, read_row_errors
 from ts_parity.config import parse_endpoint
 from ts_parity.testing import Canned, FakeModel, FakeTorchServe, protection
@@ -208,6 +208,28 @@ async def test_overload_is_said_at_once(make_fleet: MakeFleet, clock: Clock) -> 
     assert answer.get("retry-after") == "1"
     clock.advance(8.0)
     assert [late.status for late in await asyncio.gather(*waiting)] == [504, 504]
+
+
+async def test_who_is_refused_is_told_how_long_the_queue_takes(make_fleet: MakeFleet, clock: Clock) -> None:
+    instance = FakeTorchServe(FakeModel(workers=10))
+    fleet = await make_fleet(instance, max_waiting=5, max_wait_s=60.0)
+
+    async def six_seconds_each(number: int) -> list[asyncio.Future[Raw]]:
+        asked = [asyncio.ensure_future(fleet.post(x_ts_parity_deadline_ms="90000")) for _ in range(number)]
+        await until(lambda: fleet.proxy.driver.left_over()["clients"] == number, "all to be in")
+        return asked
+
+    instance.freeze()
+    asked = await six_seconds_each(10)
+    clock.advance(6.0)
+    instance.thaw()
+    assert [answer.status for answer in await asyncio.gather(*asked)] == [200] * 10
+    instance.freeze()
+    asked = await six_seconds_each(15)
+    refused = await fleet.post()
+    assert (refused.status, refused.get("retry-after")) == (503, "3"), "five wait for ten places"
+    instance.thaw()
+    assert [answer.status for answer in await asyncio.gather(*asked)] == [200] * 15
 
 
 async def test_an_instant_model_never_waits_for_a_slow_one_beside_it(make_fleet: MakeFleet) -> None:

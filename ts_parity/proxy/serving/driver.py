@@ -350,7 +350,8 @@ class Driver:
         if reason is Reason.FAILED and isinstance(value, TaskResult) and value.response is not None:
             result = QueryResult(value.response, None)
         else:
-            result = QueryResult(_error_of(query, reason), None)
+            again_s = self.scheduler.clears_s(query.pool) if reason is Reason.OVERLOADED else RETRY_AFTER_S
+            result = QueryResult(_error_of(query, reason, again_s), None)
         trace_id = self._traced(query, None, None, result.answer.status, _outcome_of(result))
         if query.in_flight or reason is Reason.DEADLINE:
             self.races.failed(query, reason._value_, self._loop.time(), trace_id)
@@ -716,11 +717,11 @@ def _read(task: Task, backend: Backend, result: Response | NoResponse) -> tuple[
     return backend.read_protection(result, task.group.code.family, task.group.code.k, task.group.sent[task.row])
 
 
-def _error_of(query: Query, reason: Reason) -> Unavailable:
+def _error_of(query: Query, reason: Reason, again_s: float) -> Unavailable:
     if reason is Reason.OVERLOADED:
-        return Overloaded(f"too many requests for {query.pool} are waiting", RETRY_AFTER_S)
+        return Overloaded(f"too many requests for {query.pool} are waiting", again_s)
     if reason is Reason.DEADLINE:
         return DeadlineExceeded(f"no prediction of {query.pool} arrived before the deadline")
     if reason is Reason.NO_ENDPOINT:
-        return Unavailable(f"no instance with a READY worker serves {query.pool}", RETRY_AFTER_S)
-    return Unavailable(f"{query.pool}: every attempt failed; the last one without an answer", RETRY_AFTER_S)
+        return Unavailable(f"no instance with a READY worker serves {query.pool}", again_s)
+    return Unavailable(f"{query.pool}: every attempt failed; the last one without an answer", again_s)
