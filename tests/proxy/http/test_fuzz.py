@@ -6,8 +6,8 @@ from random import Random
 
 import pytest
 
-from tests.proxy.http.fuzzing import fuzz, machine
-from tests.proxy.http.strict import End, read_answer, read_requests
+from tests.proxy.http.fuzzing import _differs, fuzz, machine
+from tests.proxy.http.strict import End, Message, read_answer, read_requests
 
 HOST = b"Host: h\r\n"
 NEXT = b"GET /next HTTP/1.1\r\n" + HOST + b"\r\n"
@@ -120,6 +120,28 @@ async def test_answers_that_were_read_wrongly_once(data: bytes, clean: bool) -> 
 
 
 # ---- the second opinion itself ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sent", "heard", "differs"),
+    [
+        (b"HTTP/1.1\r\nHost: h", b"Host: h", False),
+        (b"HTTP/1.1\r\nHost: h", b"Host: another", True),
+        (b"HTTP/1.1\r\nHost: h", b"Host: h\r\nHost: h", True),
+        (b"HTTP/1.0\r\nA: b", b"Host: an-instance\r\nA: b", False),
+        (b"HTTP/1.0\r\nA: b", b"Host: an-instance\r\nA: c", True),
+        (b"HTTP/1.1\r\nHost: h\r\nConnection: close", b"Host: h\r\nConnection: close", True),
+    ],
+)
+def test_what_an_instance_is_handed_is_compared_with_what_was_sent(sent: bytes, heard: bytes, differs: bool) -> None:
+    ([asked], _) = read_requests(b"GET /a " + sent + b"\r\n\r\n")
+    handed = Message(
+        (b"GET", b"/a"),
+        b"1.1",
+        tuple(tuple(line.split(b": ")) for line in [*heard.split(b"\r\n"), b"Content-Length: 0"]),
+        b"",
+    )
+    assert bool(_differs(handed, asked)) == differs
 
 
 def test_the_reference_reads_what_is_good() -> None:
