@@ -557,6 +557,7 @@ async def test_a_process_that_does_not_run_the_new_settings_is_told_of_until_it_
     other_end.answer(number=1, committed=[])
     await until(lambda: slot.problem() == "", "it to run them")
     assert await child.commit(0.0) is None
+    assert child.behind
     child.change(Settings())
     other_end.answer(number=1, committed=[])
     other_end.answer(number=2, prepared="")
