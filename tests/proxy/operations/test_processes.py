@@ -29,6 +29,7 @@ from ts_parity.pairs import read_pairs
 from ts_parity.proxy.operations import child, processes
 from ts_parity.proxy.operations.child import receive, send
 from ts_parity.proxy.operations.processes import ChildProcess, Supervisor, reserve
+from ts_parity.proxy.operations.reloading import NoAnswer
 from ts_parity.proxy.operations.status import status_table
 from ts_parity.proxy.serving.recording import Recording, Wanted
 from ts_parity.testing import FakeModel, FakeTorchServe
@@ -647,6 +648,54 @@ async def test_a_process_sends_what_it_records_with_the_number_of_the_recording(
     await until(lambda: begun[1].ended == "it is over", "its end")
     commands.cancel()
     await asyncio.gather(commands, return_exceptions=True)
+
+
+class Told:
+    """A child that says to a reload what a test wants, and remembers what it was told."""
+
+    pid = 7
+
+    def __init__(self, says: str | None = "") -> None:
+        self.says = says
+        self.committed = 0
+        self.changed: list[Settings] = []
+
+    async def prepare(self, settings: Settings) -> str | None:
+        return self.says
+
+    async def commit(self, patience_s: float) -> list[str]:
+        self.committed += 1
+        return []
+
+    def change(self, settings: Settings) -> None:
+        self.changed.append(settings)
+
+
+@pytest.mark.parametrize("says", ["default_answer: cannot read it", None, ""])
+async def test_one_process_that_cannot_use_the_new_settings_stops_all(says: str | None) -> None:
+    supervisor = Supervisor(settings_of({**PROMPT, "processes": 2}))
+    children: list[Any] = [Told(), Told(says)]
+    for slot, one in zip(supervisor._slots, children, strict=True):
+        slot.child = one
+    before, wanted = supervisor.settings, replace(supervisor.settings, drain_s=7.0)
+    refused = pytest.raises(ConfigError if says else NoAnswer) if says != "" else contextlib.nullcontext()
+    with refused:
+        await supervisor.adopt(wanted)
+    assert [one.committed for one in children] == ([1, 1] if says == "" else [0, 0])
+    assert supervisor.settings == (wanted if says == "" else before)
+
+
+async def test_a_process_that_started_with_older_settings_is_told_the_new_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    supervisor = Supervisor(settings_of({**PROMPT, "processes": 2}))
+    wanted, started = replace(supervisor.settings, drain_s=7.0), Told()
+
+    async def start(*_: Any) -> Any:
+        await supervisor.adopt(wanted)
+        return started
+
+    monkeypatch.setattr(ChildProcess, "start", start)
+    await supervisor._start_child(supervisor._slots[0])
+    assert started.changed == [wanted]
 
 
 @pytest.mark.slow
