@@ -50,6 +50,8 @@ class PoolState:
         """Queries for which a backup is to be launched as soon as there is a place."""
         self.hedges: dict[int, Query] = {}
         """Queries for which a second copy is to be sent as soon as a place is idle."""
+        self.asked_at = -math.inf
+        """When a query last came."""
         self.unreachable_since = math.inf
         """When a query first found no instance that accepts connections, if no answer has come since."""
         self.latency = LatencyWindow()

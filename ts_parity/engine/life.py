@@ -218,11 +218,13 @@ class Life:
         self.live[query.id] = query
         move(query, ARRIVED)
         self.retries.budget.deposit()
-        query.scale = self._fleet.pool_of(query.pool).scales.of(query.size)
+        pool = self._fleet.pool_of(query.pool)
+        pool.asked_at = now
+        query.scale = pool.scales.of(query.size)
         if self.policy.extra_work:
             self.work.deposit(query.scale)
         if self.policy.differing < 1.0:
-            self._fleet.pool_of(query.pool).release.budget.deposit()
+            pool.release.budget.deposit()
 
     def may_wait(self, pool: PoolState, query: Query, now: float, actions: list[Action]) -> bool:
         """Whether one more may join those that wait. Where the newest goes first, the oldest makes room for it."""

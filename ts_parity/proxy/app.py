@@ -280,9 +280,20 @@ class Proxy(Lifecycle):
         """Refresh the plan now. `may_describe`: workers may be asked for describe, too."""
         async with self._discovering:
             self._next_discovery = None  # callers from now on need another one
+            self._discovery.in_use(self._models_in_use())
             self._reports = await self._discovery.refresh(may_describe)
             self._adopt_reports()
             self._discovered_at = asyncio.get_running_loop().time()
+
+    def _models_in_use(self) -> dict[str, set[str]]:
+        """Kind -> models that were asked for since the discovery before."""
+        found: dict[str, set[str]] = {}
+        for state in self.scheduler.pools():
+            pool = self.plan.pools.get(state.pool.name)
+            if pool is not None and state.asked_at >= self._discovered_at:
+                named = {self.plan.targets[state.endpoint.name].model for state in state.deployed.everyone}
+                found.setdefault(pool.kind, set()).update(named)
+        return found
 
     def _discover_wanted(self, kind: str = "", name: str = "") -> asyncio.Task[None]:
         """`name`: a model that a client has asked for."""

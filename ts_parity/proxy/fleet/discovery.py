@@ -6,7 +6,7 @@ Knows nothing of how any is asked, or of what `plan` makes of the reports.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from ts_parity.config import InstanceSettings
 from ts_parity.proxy.fleet.backends.backend import Backend, Prober
@@ -50,6 +50,12 @@ class Discovery:
         """A client has asked for a model that no instance of this kind was seen to host."""
         if (prober := self.probers.get(kind)) is not None:  # the configuration may have lost that kind
             prober.want(name)
+
+    def in_use(self, names: Mapping[str, Collection[str]]) -> None:
+        """Kind -> models that clients have asked for of late, as the kind calls them."""
+        for kind, of_kind in names.items():
+            if (prober := self.probers.get(kind)) is not None:
+                prober.in_use(of_kind)
 
     async def refresh(self, may_describe: bool = True) -> list[InstanceReport]:
         """One report per instance, in the order of the configuration. Without `may_describe` no worker is asked for

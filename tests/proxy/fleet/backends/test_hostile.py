@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import time
 
 import pytest
 
+from tests.proxy.conftest import Fleet, MakeFleet
+from tests.proxy.fleet.backends.servers import PlainServer
 from ts_parity.config import ModelSettings
+from ts_parity.proxy.fleet.backends import probing
 from ts_parity.proxy.fleet.backends.open_inference import OpenInferenceBackend, outputs_of
 from ts_parity.proxy.fleet.backends.openai import OpenAiBackend, string_in
 from ts_parity.proxy.fleet.backends.plain import MOST_JSON
@@ -117,3 +121,36 @@ def test_rows_without_an_order_are_not_compared():
     assert meaning is not None
     with pytest.raises(ValueError, match="order"):
         meaning(Response(200, "OK", (), b'{"data": [{"index": 0}, {"index": "a"}]}'))
+
+
+LISTS_NOTHING = {"POST /v1/embeddings": (200, {"data": [{"index": 0, "embedding": [1.0]}]})}
+"""As LitServe's spec for embeddings does, which answers whatever name is asked for."""
+
+
+async def embed(fleet: Fleet, *names: str) -> None:
+    asked = (fleet.client.post("/v1/embeddings", json.dumps({"model": name, "input": "a"}).encode()) for name in names)
+    assert [answer.status for answer in await asyncio.gather(*asked)] == [200] * len(names)
+
+
+@pytest.mark.slow
+async def test_whoever_makes_up_names_takes_the_place_of_no_model_in_use(
+    make_fleet: MakeFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All are answered; those that find no room are passed through. A declared model needs none."""
+    monkeypatch.setattr(probing, "MOST_WANTED", 4)
+    declared = (ModelSettings("declared"),)
+    fleet = await make_fleet(PlainServer(LISTS_NOTHING, "kind=openai"), models=declared)
+    await embed(fleet, "real")
+    for crowd in range(2):
+        await embed(fleet, *(f"made up {crowd} {number}" for number in range(10)))
+    pools = fleet.proxy.plan.pools
+    assert len(pools) == 1 + 4
+    assert {"declared", "real"} <= pools.keys()
+    monkeypatch.setattr(probing, "IDLE_S", 0.0)
+    await fleet.proxy.discover()
+    await embed(fleet, "real")
+    await fleet.proxy.discover()  # which sees that this one is asked for
+    await embed(fleet, "another")
+    pools = fleet.proxy.plan.pools
+    assert len(pools) == 1 + 4
+    assert {"declared", "real", "another"} <= pools.keys(), "nobody has asked for the others of late"

@@ -14,7 +14,7 @@ Pure but for what a prober does. Knows requests and responses. Knows nothing of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from ts_parity.config import InstanceSettings
@@ -51,6 +51,10 @@ class Prober(Protocol):
 
     def want(self, name: str) -> None:
         """A client has asked for a model of this name, and nobody was seen to host it."""
+        ...
+
+    def in_use(self, names: Collection[str]) -> None:
+        """Clients have asked for these models of late."""
         ...
 
 

@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 _MAX_BYTES: Final = 4 << 20
 MOST_WANTED: Final = 64
 """Names that clients asked for are tried on servers that do not list their models; so many at a time."""
+IDLE_S: Final = 60.0
+"""One that nobody has asked for during this time makes room for another."""
 
 
 @dataclass(frozen=True)
@@ -87,14 +89,25 @@ class PlainProber:
         self._upstream, self._timeout_s = upstream, timeout_s
         self._last: dict[str, InstanceReport] = {}
         self._seen: dict[str, Seen] = {}
-        self._wanted: dict[str, None] = {}
+        self._wanted: dict[str, float] = {}
+        """Name -> when it was last asked for."""
         self._only_students = {where for model in models for where, _ in model.students if where}
 
     def want(self, name: str) -> None:
-        """A client has asked for a model that nobody was seen to host."""
-        self._wanted[name] = None
-        if len(self._wanted) > MOST_WANTED:
-            del self._wanted[next(iter(self._wanted))]
+        """A client has asked for a model that nobody was seen to host. Whoever asks for many names takes the place of
+        none that is in use: what finds no room is passed through.
+        """
+        now = time.monotonic()
+        if name not in self._wanted and len(self._wanted) >= MOST_WANTED:
+            idle = min(self._wanted, key=self._wanted.__getitem__)
+            if self._wanted[idle] > now - IDLE_S:
+                return
+            del self._wanted[idle]
+        self._wanted[name] = now
+
+    def in_use(self, names: Collection[str]) -> None:
+        for name in self._wanted.keys() & names:
+            self._wanted[name] = time.monotonic()
 
     def remember(self, before: PlainProber) -> None:
         """Take over what another one saw of the same instances, read as the configuration is now."""
@@ -111,7 +124,7 @@ class PlainProber:
     async def refresh(self, may_describe: bool = True) -> list[InstanceReport]:
         reports = list(await asyncio.gather(*(self._report(instance) for instance in self._instances)))
         hosted = {model.called for report in reports for model in report.models}
-        self._wanted = {name: None for name in self._wanted if name in hosted}
+        self._wanted = {name: at for name, at in self._wanted.items() if name in hosted}
         return reports
 
     async def close(self) -> None:

@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -114,6 +114,9 @@ class TorchServeProber:
 
     def want(self, name: str) -> None:
         """Instances list all that they have."""
+
+    def in_use(self, names: Collection[str]) -> None:
+        """None of them is known by being asked for."""
 
     async def close(self) -> None:
         """Stop waiting for describes."""
