@@ -75,6 +75,7 @@ def on_trial(**counts: Any) -> dict[str, Any]:
 
 OTHER_WEIGHTS = described(MODEL, weights="sha256:b")
 BATCHING = replace(MODEL, batch_size=8, batch_delay_ms=50)
+TELLING, TELLING_STUDENT = (replace(model, takes="['x FP32[-1, 4]']") for model in (MODEL, STUDENT))
 CASES: list[tuple[str, str, Callable[[], Gathered]]] = [
     ("TSP-101", "256 open files leave", lambda: fleet(files=256)),
     ("TSP-102", "plain Python", lambda: fleet(compiled=False)),
@@ -139,6 +140,11 @@ CASES: list[tuple[str, str, Callable[[], Gathered]]] = [
     ("TSP-407", "nothing was compared in 3000 queries", lambda: fleet(status=on_trial())),
     ("TSP-408", "m/1: it differs", lambda: fleet(status=status({**TRUST, "state": "out", "reason": "it differs"}))),
     ("TSP-408", "m/1: copies differ", lambda: fleet(status=status(copies={"reason": "copies differ"}))),
+    (
+        "TSP-409",
+        "b:8080: m_student is ['x FP32[8, 4]'], and m/1 on b:8080 is ['x FP32[-1, 4]']",
+        lambda: fleet([TELLING, TELLING_STUDENT], [TELLING, replace(TELLING_STUDENT, takes="['x FP32[8, 4]']")]),
+    ),
     ("TSP-501", "refused", lambda: fleet(status_error="refused")),
     (
         "TSP-502",

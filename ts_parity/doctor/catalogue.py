@@ -205,6 +205,15 @@ CHECKS = (
         OUT_OF_REACH, protection.taken_out,
     ),
     Check(
+        "TSP-409", PROTECTION, WARNING, "a student takes and gives what its model does",
+        "A late query's own body goes to the student, and the student's answer to the model's client. So names, "
+        "datatypes and shapes of both have to be the same: a shape that is fixed where the model's is not (-1) refuses "
+        "some requests. Looked up where the server tells them (Triton, MLServer, OpenVINO Model Server; KServe's if "
+        "the model says so).",
+        "Give the student the model's inputs and outputs, under the same names (`ts-parity train --from-pairs` does).",
+        WRONG_INPUT, protection.other_tensors,
+    ),
+    Check(
         "TSP-501", PROXY, ERROR, "the proxy answers at its admin port",
         "Everything that only a running proxy knows is asked there.",
         "Start it, give its address (--admin URL), or check the fleet alone (--pre).",

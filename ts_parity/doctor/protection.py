@@ -8,6 +8,7 @@ from math import prod
 from typing import Any, Final
 
 from ts_parity import __version__
+from ts_parity.config import MANAGED
 from ts_parity.doctor.check import NO_INSTANCE, NO_PROXY, CannotTell
 from ts_parity.doctor.gathered import Gathered
 from ts_parity.engine.trust import FAILURES, TRIAL_WHERE_QUIET, UNREPORTED, Standing
@@ -146,6 +147,26 @@ def taken_out(gathered: Gathered) -> Sequence[str] | CannotTell:
         elif trust.get("state") == Standing.OUT.value:
             found.append(f"{name}: {trust['reason']}")
     return found
+
+
+def other_tensors(gathered: Gathered) -> Sequence[str] | CannotTell:
+    """Students of other inputs and outputs than their models', as far as both tell."""
+    found, untold = [], False
+    deployed = {pool: (host, m.takes) for pool, members in gathered.hosted().items() for host, m in members if m.takes}
+    for report in gathered.reports:
+        for student in report.models if report.up else ():
+            protects = student.described.protects if student.described is not None and student.is_protection else None
+            if protects is None:
+                continue
+            version = protects.version or gathered.plan.versions.get(protects.model, "")
+            host, takes = deployed.get(pool := f"{protects.model}/{version}", ("", ""))
+            told = takes and student.takes
+            untold = untold or not (told or student.kind == MANAGED)
+            if told and takes != student.takes:
+                found.append(f"{report.name}: {student.model} is {student.takes}, and {pool} on {host} is {takes}")
+    if found or not untold:
+        return found
+    return CannotTell("a server tells the inputs and outputs of its models to nobody")
 
 
 # ---- the running proxy -----------------------------------------------------------------------------------------------
