@@ -28,7 +28,7 @@ from ts_parity.proxy.fleet.reports import InstanceReport
 from ts_parity.proxy.http.access import AccessLog
 from ts_parity.proxy.http.certificates import Tls, client_side, instance_side, tls_settings
 from ts_parity.proxy.http.descriptors import client_limit, open_files
-from ts_parity.proxy.http.messages import Response
+from ts_parity.proxy.http.messages import Request, Response
 from ts_parity.proxy.http.server import Server
 from ts_parity.proxy.http.upstream import Address, Upstream
 from ts_parity.proxy.operations.admin import AdminServer
@@ -119,7 +119,14 @@ class Proxy(Lifecycle):
         self._first_kind = settings.instances[0].kind if settings.instances else ""
         backends = backends_of(settings.instances, settings.models)
         self.driver = Driver(
-            self.scheduler, self.upstream, backends, self.metrics, options, self._stop_coding, self._discover_soon
+            self.scheduler,
+            self.upstream,
+            backends,
+            self.metrics,
+            options,
+            self._stop_coding,
+            self._discover_soon,
+            self._doubt,
         )
         self.peers: Peers | None = None
         self._forwarder: Forwarder | None = None
@@ -284,6 +291,14 @@ class Proxy(Lifecycle):
             self._reports = await self._discovery.refresh(may_describe)
             self._adopt_reports()
             self._discovered_at = asyncio.get_running_loop().time()
+
+    def _doubt(self, kind: str, instance: str, why: str, sample: Request | None) -> None:
+        """It may confuse requests: it is not used until it answers rightly."""
+        report = self._discovery.doubt(kind, instance, why, sample)
+        if report is not None:
+            self._reports = [report if each.name == instance else each for each in self._reports]
+            self._adopt_reports()
+            self._refresh_asked.set()
 
     def _models_in_use(self) -> dict[str, set[str]]:
         """Kind -> models that were asked for since the discovery before."""

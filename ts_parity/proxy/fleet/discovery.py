@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from ts_parity.config import InstanceSettings
 from ts_parity.proxy.fleet.backends.backend import Backend, Prober
 from ts_parity.proxy.fleet.reports import InstanceReport
+from ts_parity.proxy.http.messages import Request
 from ts_parity.proxy.http.upstream import Upstream
 
 
@@ -26,6 +27,8 @@ class Discovery:
     ) -> None:
         """`backends`: of each instance."""
         self._upstream = upstream
+        self._doubted: dict[str, InstanceReport] = {}
+        """Those that were doubted while others were asked."""
         self._names = [instance.name for instance in instances]
         kinds = {backend.kind: backend for backend in backends.values()}
         self.probers: dict[str, Prober] = {
@@ -51,6 +54,14 @@ class Discovery:
         if (prober := self.probers.get(kind)) is not None:  # the configuration may have lost that kind
             prober.want(name)
 
+    def doubt(self, kind: str, instance: str, why: str, sample: Request | None) -> InstanceReport | None:
+        """See `Prober.doubt`."""
+        prober = self.probers.get(kind)
+        report = None if prober is None else prober.doubt(instance, why, sample)
+        if report is not None:
+            self._doubted[instance] = report
+        return report
+
     def in_use(self, names: Mapping[str, Collection[str]]) -> None:
         """Kind -> models that clients have asked for of late, as the kind calls them."""
         for kind, of_kind in names.items():
@@ -61,9 +72,10 @@ class Discovery:
         """One report per instance, in the order of the configuration. Without `may_describe` no worker is asked for
         what its archive is: a request waits for this refresh, and perhaps for that very worker.
         """
+        self._doubted = {}
         found = await asyncio.gather(*(prober.refresh(may_describe) for prober in self.probers.values()))
         reports: Mapping[str, InstanceReport] = {report.name: report for reports in found for report in reports}
-        return [reports[name] for name in self._names]
+        return [self._doubted.get(name, reports[name]) for name in self._names]
 
     async def close(self) -> None:
         for prober in self.probers.values():

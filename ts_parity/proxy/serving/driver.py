@@ -108,9 +108,11 @@ class Driver:
         options: DriverOptions,
         on_streaming: Callable[[str], None],
         on_missing: Callable[[], object],
+        on_confused: Callable[[str, str, str, Request | None], object],
     ) -> None:
         """`backends`: of each instance. `on_streaming` is called with the name of a coded pool whose answer was
-        chunked; `on_missing`, when an instance lacks a model that it was seen to have.
+        chunked; `on_missing`, when an instance lacks a model that it was seen to have; `on_confused`, with the kind
+        and the name of an instance that may confuse requests, why, and one to find out with.
         """
         self.scheduler = scheduler
         self._upstream = upstream
@@ -125,6 +127,9 @@ class Driver:
         self._tracer = options.tracer
         self._on_streaming = on_streaming
         self._on_missing = on_missing
+        self._on_confused = on_confused
+        self._doubted: dict[str, str] = {}
+        """Instance that may confuse requests -> the pool in which that was seen."""
         self._plan = Plan()
         self._addresses: Mapping[str, Address] = {}
         self._once: frozenset[str] = frozenset()
@@ -197,6 +202,8 @@ class Driver:
         # First, since the actions that follow name the new endpoints.
         self._plan, self._addresses = plan, addresses
         self._backends = {name: self._backends[name] for name in addresses}
+        out = addresses.keys() - plan.up
+        self._doubted = {name: pool for name, pool in self._doubted.items() if name in out}
         self._once = frozenset(name for name, pool in plan.pools.items() if not pool.repeatable)
         if changed:
             self._carry_out(self.scheduler.endpoints_changed(plan.fleet, self._loop.time()))
@@ -283,6 +290,8 @@ class Driver:
             target = self._plan.targets[task.endpoint.name]
             backend = self._backends[target.instance]
             request = self._request(task, target, backend)
+            if self._doubted and task.kind is Kind.DEPLOYED:
+                self._offer_samples(task.endpoint.pool, request, backend)
             done = partial(self._on_result, task, backend)
             once = task.endpoint.pool in self._once
             self._upstream.send(self._addresses[target.instance], request, done, once, backend.whole)
@@ -446,6 +455,9 @@ class Driver:
         outcome: Outcome
         try:
             outcome, task.value = _read(task, backend, result)
+            looks = (backend.confuses or self._doubted) and isinstance(result, Response)
+            if looks and (why := self._confused(task, backend, cast(Response, result))):
+                outcome, task.value = Failed(why, cause=Cause.GONE), TaskResult()
             confidence = self._confidences.get(task.id)
             if task.kind is Kind.FINISH and confidence is not None:
                 cast(TaskResult, task.value).confidence = confidence
@@ -462,6 +474,31 @@ class Driver:
             self._internal_error(task)
             return
         self._task_ended(task, outcome)
+
+    def _confused(self, task: Task, backend: Backend, response: Response) -> str:
+        """Why this answer may be another request's, so that nobody may have it; empty if it may not."""
+        instance, pool = task.endpoint.instance, task.endpoint.pool
+        if instance in self._doubted:
+            return "its answers are in doubt"
+        query = task.query
+        if query is None:
+            assert task.group is not None
+            query = next((member for member in task.group.members if member is not None), None)
+        if query is None:
+            return ""
+        request = cast(QueryPayload, query.payload).request
+        why = backend.confused(request, response)
+        if why:
+            self._doubted[instance] = pool
+            own = task.kind is Kind.DEPLOYED and self.scheduler.is_repeatable(pool)
+            self._on_confused(backend.kind, instance, why, request if own else None)
+        return why
+
+    def _offer_samples(self, pool: str, request: Request, backend: Backend) -> None:
+        """What others are asked now, the doubted ones may be asked to find out whether they are right again."""
+        for instance, seen_in in self._doubted.items():
+            if seen_in == pool and self.scheduler.is_repeatable(pool):
+                self._on_confused(backend.kind, instance, "", request)
 
     def _sent_our_key(self, task: Task) -> bool:
         """Whether a refused key was the proxy's. If it was the client's, the refusal is the client's answer."""

@@ -53,6 +53,13 @@ class Prober(Protocol):
         """A client has asked for a model of this name, and nobody was seen to host it."""
         ...
 
+    def doubt(self, instance: str, why: str, sample: Request | None) -> InstanceReport | None:
+        """It may confuse requests, so it is not used until it has answered rightly again. `sample`: a request that may
+        be repeated, to find that out. Without `why` it is one more for an instance that is doubted already. -> its
+        report from now on; None: it was doubted already, or is not of this kind.
+        """
+        ...
+
     def in_use(self, names: Collection[str]) -> None:
         """Clients have asked for these models of late."""
         ...
@@ -73,6 +80,11 @@ class Backend(Protocol):
     @property
     def whole(self) -> bool:
         """Whether a chunked answer is gathered, unless it says that it is a stream."""
+        ...
+
+    @property
+    def confuses(self) -> bool:
+        """Whether its answers are looked at by `confused`."""
         ...
 
     def match(self, request: Request) -> Ask | None:
@@ -125,6 +137,12 @@ class Backend(Protocol):
 
     def trouble(self, response: Response) -> Failed | Rejected | None:
         """Why this is no answer of the model, so that another instance may do better; None: it is one."""
+        ...
+
+    def confused(self, request: Request, response: Response) -> str:
+        """Why this server may answer one request with what is another's, as far as this answer tells; empty: it may
+        not.
+        """
         ...
 
     def key_refused(self, response: Response) -> bool:

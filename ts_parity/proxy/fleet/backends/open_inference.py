@@ -48,8 +48,18 @@ _DTYPES: Final[Mapping[str, str]] = {
 }  # fmt: skip
 
 
+_UNHEALTHY: Final = re.compile(rb"[Ss]tub (?:process .{0,200})?is not healthy")
+"""Of Triton's Python backend. When the process goes on after all, one request has had the outputs of another."""
+_TEXT: Final = rb'"(?:[^"\\]|\\.)*"'
+_ID: Final = re.compile(
+    rb'\s*\{\s*(?:"model_(?:name|version)"\s*:\s*(?:null|' + _TEXT + rb')\s*,\s*)*"id"\s*:\s*(' + _TEXT + rb")"
+)
+"""Where servers and clients write it: first, or after the model's name."""
+
+
 class OpenInferenceBackend(PlainBackend):
     kind: ClassVar[str] = "open-inference"
+    confuses: ClassVar[bool] = True
 
     def match(self, request: Request) -> Ask | None:
         return _asked(request.path) if request.method == "POST" else None
@@ -89,6 +99,28 @@ class OpenInferenceBackend(PlainBackend):
         if is_compressed(response):  # Triton does for clients that take it
             return True
         return response.body[:64].lstrip()[:1] == b"{" or response.header(JSON_LENGTH) is not None
+
+    def confused(self, request: Request, response: Response) -> str:
+        if response.status == 500 and _UNHEALTHY.search(response.body, 0, 1024):
+            return "it says that the process its model is in is not healthy"
+        asked = _ID.match(request.body)
+        told = None if asked is None or response.status != 200 else _ID.match(response.body)
+        if asked is None or told is None or asked[1] == told[1] or is_compressed(response):
+            return ""
+        if parsed(asked[1]) in ("", parsed(told[1])):  # an empty one is none, so a server may invent one
+            return ""
+        return "it has answered a request with the id of another"
+
+    def says_same(self, one: Response, other: Response) -> bool:
+        if one.status != other.status:
+            return False
+        if one.status != 200:
+            return one.body == other.body
+        try:
+            said = outputs_of(one), outputs_of(other)
+        except (ValueError, RecursionError):
+            return False
+        return said[0].keys() == said[1].keys() and all(_near(value, said[1][name]) for name, value in said[0].items())
 
     def meaning(self, model: str) -> Callable[[Response], Any] | None:
         return outputs_of
@@ -216,6 +248,14 @@ def outputs_of(response: Response) -> dict[str, Any]:
     if not found:
         raise ValueError("there are no outputs in it")
     return found
+
+
+def _near(one: Any, other: Any) -> bool:
+    """Up to what other batches round otherwise."""
+    first, second = np.asarray(one), np.asarray(other)
+    if first.shape != second.shape or first.dtype.kind != "f":
+        return bool(np.array_equal(first, second))
+    return bool(np.allclose(first, second, rtol=1e-3, atol=1e-6, equal_nan=True))
 
 
 def _from_json(datatype: str, data: Any) -> Any:

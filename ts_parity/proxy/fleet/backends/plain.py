@@ -47,6 +47,8 @@ class PlainBackend:
     whole: ClassVar[bool] = True
     """A chunked answer is read whole before it is used, unless its type says that it is a stream."""
 
+    confuses: ClassVar[bool] = False
+
     def __init__(self, models: Sequence[ModelSettings] = (), prefix: str = "") -> None:
         """`models`: what the configuration says of any. `prefix`: before the names of its models, where kinds are
         mixed.
@@ -144,6 +146,13 @@ class PlainBackend:
         """How an answer of this model is read to be compared; None: as it comes. Raise ValueError if it cannot be."""
         return None
 
+    def confused(self, request: Request, response: Response) -> str:
+        return ""
+
+    def says_same(self, one: Response, other: Response) -> bool:
+        """Whether two answers to one request say the same, up to rounding."""
+        return one.body == other.body
+
     def key_refused(self, response: Response) -> bool:
         return response.status == 401
 
@@ -163,7 +172,7 @@ class PlainBackend:
         before: Prober | None = None,
     ) -> Prober:
         models = [*self.models.values()]
-        prober = PlainProber(self.kind, self.prefix, self.probe, instances, models, upstream, timeout_s)
+        prober = PlainProber(self.kind, self.prefix, self.probe, instances, models, upstream, timeout_s, self.says_same)
         if isinstance(before, PlainProber):
             prober.remember(before)
         return prober

@@ -62,6 +62,33 @@ Probe = Generator[Request | None, Response, Seen]
 """Yields what to ask next (None: whether it takes connections) and is sent the answer; returns what was seen."""
 
 
+RIGHT_AGAIN: Final = 2
+"""Looks in a row at which a doubted instance has to answer rightly."""
+MOST_SAMPLES: Final = 3
+LARGEST_SAMPLE: Final = 256 << 10
+"""Of all but the first."""
+
+
+class Doubt:
+    """In an instance that may answer one request with what is another's: why, and requests to find out with.
+
+    They are sent to it forwards and then backwards. If each answer is that of the request before, or of the one before
+    that, some request has two answers.
+    """
+
+    def __init__(self, why: str) -> None:
+        self.why = why
+        self.samples: list[Request] = []
+        self.passed = 0
+
+    def add(self, sample: Request | None) -> None:
+        if sample is None or len(self.samples) >= MOST_SAMPLES:
+            return
+        known = any(sample.body == each.body and sample.target == each.target for each in self.samples)
+        if not known and (not self.samples or len(sample.body) <= LARGEST_SAMPLE):
+            self.samples.append(sample)
+
+
 class _NotSeen(TsParityError):
     """`refused`: nothing listens there."""
 
@@ -82,11 +109,14 @@ class PlainProber:
         models: Sequence[ModelSettings],
         upstream: Upstream,
         timeout_s: float,
+        says_same: Callable[[Response, Response], bool],
     ) -> None:
-        """`prefix`: before the names of its models where kinds are mixed. `probe`: see `PlainBackend.probe`."""
+        """`prefix`: before the names of its models where kinds are mixed. `probe`, `says_same`: see `PlainBackend`."""
         self._kind, self._prefix, self._probe = kind, prefix, probe
         self._instances, self._models = instances, models
         self._upstream, self._timeout_s = upstream, timeout_s
+        self._says_same = says_same
+        self._doubts: dict[str, Doubt] = {}
         self._last: dict[str, InstanceReport] = {}
         self._seen: dict[str, Seen] = {}
         self._wanted: dict[str, float] = {}
@@ -109,9 +139,23 @@ class PlainProber:
         for name in self._wanted.keys() & names:
             self._wanted[name] = time.monotonic()
 
+    def doubt(self, instance: str, why: str, sample: Request | None) -> InstanceReport | None:
+        new = instance not in self._doubts
+        if all(given.name != instance for given in self._instances) or (new and not why):
+            return None
+        doubt = self._doubts.setdefault(instance, Doubt(why))
+        doubt.add(sample)
+        if not new:
+            return None
+        last = self._last.get(instance, InstanceReport(instance, False))
+        self._last[instance] = report = _doubted(last, doubt)
+        return report
+
     def remember(self, before: PlainProber) -> None:
         """Take over what another one saw of the same instances, read as the configuration is now."""
         self._wanted = before._wanted
+        names = {given.name for given in self._instances}
+        self._doubts = {name: doubt for name, doubt in before._doubts.items() if name in names}
         addresses = {given.name: given.inference for given in before._instances}
         for given in self._instances:
             last = before._last.get(given.name)
@@ -139,17 +183,38 @@ class PlainProber:
         except Exception as error:
             log.exception("%s: what it says could not be read", given.name)
             report = self._not_seen(given, _NotSeen(f"{type(error).__name__}: it cannot be read", refused=False))
+        if (doubt := self._doubts.get(given.name)) is not None:
+            report = await self._after_doubt(given, report, doubt)
         if math.isnan(report.seen_at):  # it is not the previous report again
             report = replace(report, seen_at=began_at)
         self._last[given.name] = report
         return report
 
+    async def _after_doubt(self, given: InstanceSettings, report: InstanceReport, doubt: Doubt) -> InstanceReport:
+        """It is used again when it says that it is ready, and answers rightly, at one look and at the next."""
+        right = report.up and await self._answers_rightly(_address(given), doubt.samples)
+        doubt.passed = doubt.passed + 1 if right else 0
+        if doubt.passed < RIGHT_AGAIN:
+            return _doubted(report, doubt)
+        log.warning("%s answers rightly again", given.name)
+        del self._doubts[given.name]
+        return report
+
+    async def _answers_rightly(self, address: Address, samples: Sequence[Request]) -> bool:
+        there: list[Response] = []
+        for sample in (*samples, *reversed(samples)):
+            result = await self._upstream.exchange(address, sample, self._timeout_s, _MAX_BYTES, whole=True)
+            if isinstance(result, Stream):
+                result.close()
+            if not isinstance(result, Response) or result.status >= 500:
+                return False
+            there.append(result)
+        back = there[: len(samples) - 1 : -1]
+        return all(map(self._says_same, there, back))
+
     async def _ask(self, given: InstanceSettings) -> Seen:
         """Raise _NotSeen."""
-        try:
-            address = Address(given.inference, given.inference_token())
-        except ConfigError:  # reported where the key is needed
-            address = Address(given.inference)
+        address = _address(given)
         last = self._last.get(given.name)
         known = {model.called for model in last.models} if last is not None and last.up else set()
         names = [model.name for model in self._models] if given.name not in self._only_students else []
@@ -191,6 +256,8 @@ class PlainProber:
     def _not_seen(self, given: InstanceSettings, error: _NotSeen) -> InstanceReport:
         last = self._last.get(given.name)
         problem = f"{given.inference} gave no answer ({error})"
+        if error.refused:  # what comes back is another process
+            self._doubts.pop(given.name, None)
         if error.refused or last is None or not last.up:
             hosted = () if last is None else last.models if last.up else last.last_hosted
             problem += "; not used, asked again regularly"
@@ -236,6 +303,19 @@ class PlainProber:
             takes=hosted.takes,
             passed=hosted.passed,
         )
+
+
+def _address(given: InstanceSettings) -> Address:
+    try:
+        return Address(given.inference, given.inference_token())
+    except ConfigError:  # reported where the key is needed
+        return Address(given.inference)
+
+
+def _doubted(report: InstanceReport, doubt: Doubt) -> InstanceReport:
+    problem = f"{doubt.why}; not used until it has answered rightly again"
+    hosted = report.models if report.up else report.last_hosted
+    return InstanceReport(report.name, False, problem=problem, last_hosted=hosted)
 
 
 def description_of(protected: ModelSettings, prefix: str) -> ArchiveDescription:

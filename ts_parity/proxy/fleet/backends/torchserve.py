@@ -71,6 +71,13 @@ class TorchServeBackend:
                 found[lower] = value  # the last one of that name, which is the one that TorchServe keeps
         return ask.extra if found is None else (ask.extra, *sorted(found.items()))
 
+    @property
+    def confuses(self) -> bool:
+        return False
+
+    def confused(self, request: Request, response: Response) -> str:
+        return ""
+
     def was_not_run(self, response: Response) -> bool:
         return response.status in (400, 404) and answers.error_fields(response)[0] in _NOT_RUN
 

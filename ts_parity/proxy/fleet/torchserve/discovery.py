@@ -115,6 +115,9 @@ class TorchServeProber:
     def want(self, name: str) -> None:
         """Instances list all that they have."""
 
+    def doubt(self, instance: str, why: str, sample: Request | None) -> InstanceReport | None:
+        return None
+
     def in_use(self, names: Collection[str]) -> None:
         """None of them is known by being asked for."""
 

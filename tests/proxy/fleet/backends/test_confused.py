@@ -1,0 +1,121 @@
+"""Servers that may answer one request with what is another's: nobody gets such an answer, nor is the server used."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from tests.proxy.conftest import Fleet, MakeFleet
+from tests.proxy.fleet.backends.servers import PlainServer, body, inferred, triton
+from ts_parity.config import ModelSettings
+from ts_parity.proxy.fleet.backends.open_inference import OpenInferenceBackend
+from ts_parity.proxy.http.messages import Request, Response
+
+INFER = "/v2/models/big/infer"
+FROZEN = {"error": "Stub process 'big_0_0' is not healthy."}
+
+
+class StubServer(PlainServer):
+    """Each answer holds its request's numbers. Triton's stub, stopped and gone on, gives those of the one before."""
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__(triton("big"))
+        self.answers[f"POST {INFER}"] = self.answer
+        self.state = "well"
+        self.before = [0.0]
+
+    def answer(self, _: web.Request, data: bytes) -> tuple[int, Any]:
+        if self.state == "frozen":
+            return 500, FROZEN
+        asked = json.loads(data)
+        now = asked["inputs"][0]["data"]
+        says, self.before = (self.before if self.state == "crossed" else now), now
+        name = "another" if self.state == "renamed" else asked["id"]
+        return 200, inferred("big", says, id=name)
+
+
+async def ask(fleet: Fleet, number: float) -> None:
+    sent = body([number], id=f"q{number}")
+    answer = await fleet.client.post(INFER, sent, (("Content-Type", "application/json"),))
+    assert (answer.status, answer.json()["id"]) == (200, f"q{number}")
+    assert answer.json()["outputs"][0]["data"] == [number]
+
+
+def up(fleet: Fleet) -> set[str]:
+    return {*fleet.proxy.plan.up}
+
+
+@pytest.mark.parametrize("state", ["frozen", "renamed"])
+async def test_it_is_not_used_until_it_answers_rightly_again(make_fleet: MakeFleet, state: str):
+    ill, well = StubServer(), StubServer()
+    fleet = await make_fleet(ill, well, retry_ratio=0.0)
+    ill.state = state
+    for number in range(1, 6):
+        await ask(fleet, number)
+    assert up(fleet) == {well.name}
+    assert any("answered rightly" in problem for problem in fleet.proxy.plan.problems)
+    ill.state = "crossed"
+    for number in range(6, 12):
+        await fleet.proxy.discover()
+        await ask(fleet, number)
+    assert up(fleet) == {well.name}
+    ill.state = "well"
+    await fleet.proxy.discover()
+    assert up(fleet) == {well.name}, "one good look is not enough"
+    await fleet.proxy.discover()
+    assert up(fleet) == {ill.name, well.name}
+    for number in range(12, 18):
+        await ask(fleet, number)
+
+
+async def test_one_that_has_died_and_is_back_needs_no_proof(make_fleet: MakeFleet):
+    ill, well = StubServer(), StubServer()
+    fleet = await make_fleet(ill, well, retry_ratio=0.0)
+    ill.state = "frozen"
+    for number in range(1, 6):
+        await ask(fleet, number)
+    await ill.stop()
+    for number in range(6, 10):
+        await fleet.proxy.discover()
+        await ask(fleet, number)
+        assert not any("answered rightly" in problem for problem in fleet.proxy.plan.problems)
+
+
+async def test_what_may_not_be_repeated_proves_nothing(make_fleet: MakeFleet):
+    """Such a model is used again when its server has twice said that it is ready."""
+    ill, well = StubServer(), StubServer()
+    fleet = await make_fleet(ill, well, models=(ModelSettings("big", repeatable=False),))
+    ill.state = "frozen"
+    for number in range(1, 5):
+        await fleet.client.post(INFER, body([number], id=f"q{number}"))
+    asked = len(ill.asked(f"POST {INFER}"))
+    assert up(fleet) == {well.name}
+    for _ in range(2):
+        await fleet.proxy.discover()
+    assert up(fleet) == {ill.name, well.name}
+    assert len(ill.asked(f"POST {INFER}")) == asked
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "said", "doubted"),
+    [
+        (b'{"id": "7", "inputs": []}', 200, b'{"id":"7","model_name":"m"}', False),
+        (b'{"id": "7", "inputs": []}', 200, b'{"id":"8","model_name":"m"}', True),
+        (b'{"id": "7", "inputs": []}', 200, b'{"model_name":"m","model_version":null,"id":"8"}', True),
+        (b'{"id": "a", "inputs": []}', 200, b'{"id":"\\u0061","model_name":"m"}', False),
+        (b'{"id": "", "inputs": []}', 200, b'{"id":"invented"}', False),
+        (b'{"inputs": []}', 200, b'{"id":"invented"}', False),
+        (b'{"id": "7"}', 200, b'{"model_name":"m"}', False),
+        (b'{"id": "7"}', 500, b'{"error":"Stub process is not healthy."}', True),
+        (b'{"id": "7"}', 500, b'{"error":"bad JSON"}', False),
+        (b'{"inputs": [], "id": "7"}', 200, b'{"id":"8"}', False),
+    ],
+)  # fmt: skip
+def test_which_answers_say_so(sent: bytes, status: int, said: bytes, doubted: bool):
+    """An id is looked for where clients and servers write it; elsewhere nothing is known."""
+    response = Response(status, "", (), said)
+    why = OpenInferenceBackend().confused(Request("POST", INFER, (), sent), response)
+    assert bool(why) is doubted
