@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from ts_parity.training import sizing
+from ts_parity.training import cost, sizing
+
+
+@pytest.fixture(scope="package", autouse=True)
+def a_few_rounds():
+    """What a hundred groups take, job after job, was most of what these tests took."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(cost, "ROUNDS", 8)
+        yield
 
 
 @pytest.fixture

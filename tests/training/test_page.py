@@ -371,9 +371,9 @@ def test_the_page_stays_small_whatever_the_bodies_are():
     assert len(big) > 4 * MOST_BYTES
     shown = preview(body(big, "image/png", "big.png"))
     assert len(shown) < 1.5 * MOST_BYTES
-    one = made("student", 2, 0.005, 1.2, disagreements=[disagreement(row, answer="y" * 10**6) for row in range(200)])
+    one = made("student", 2, 0.005, 1.2, disagreements=[disagreement(row, answer="y" * 10**5) for row in range(200)])
     one["classes"] = classes(1000)
-    more = {"warnings": ["w" * 10**5] * 1000, "refused_bodies": ["r" * 10**5] * 1000, "recommendation": "Take it."}
+    more = {"warnings": ["w" * 30_000] * 1000, "refused_bodies": ["r" * 30_000] * 1000, "recommendation": "Take it."}
     written, root = page_of(one, bodies=dict.fromkeys(range(200), body(big, "image/png", "n" * 10**4)), **more)
     assert len(written) < MOST_SHOWN + 400_000
     assert 10 < len(root.findall(".//img")) < 200

@@ -17,7 +17,7 @@ import torch
 from ts_parity.errors import NotCodable
 from ts_parity.torchserve.archive import extract_archive
 from ts_parity.training.bodies import RequestBody
-from ts_parity.training.sizing import in_turn, usual
+from ts_parity.training.sizing import ROUNDS, in_turn, usual
 from ts_parity.wire import Frame, Part
 from ts_parity.worker.entry import OfflineProtection
 from ts_parity.worker.offline import OfflineHandler, working_in
@@ -61,7 +61,7 @@ def measure(
 
         ones = [handler.prediction(handler.request(body.read(), body.content_type)) for body in bodies]
         with working_in(handler.folder):
-            group_s, *each_s = usual(in_turn((protection.prediction(frame), *ones), device))
+            group_s, *each_s = usual(in_turn((protection.prediction(frame), *ones), device, ROUNDS))
     one_s = statistics.mean(each_s)
     return Cost(
         cost=round(float(group_s / one_s), 3),
