@@ -174,7 +174,14 @@ def _states() -> dict[str, bytes]:
 
 
 def _seed(seed: int) -> None:
-    torch.manual_seed(seed)
+    """As `torch.manual_seed` does, which for every kind of accelerator that is not here writes down the whole stack:
+    milliseconds, hundreds of times for a handler.
+    """
+    torch.default_generator.manual_seed(seed)
+    if torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(seed)
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(seed)
     np.random.seed(seed)
     random.seed(seed)
 
