@@ -144,7 +144,7 @@ def metrics() -> str:
     for family in told._collected():
         name = f"{family.name}_total" if family.kind == "counter" else family.name
         if name.startswith("ts_parity_"):
-            rows.append((f"`{name}`", family.kind, _labels(family.samples), _plain(family.text)))
+            rows.append((f"`{name}`", family.kind, _labels(family.written), _plain(family.text)))
     head = MADE.format("the families that the proxy itself exposes")
     table = markdown(("metric", "kind", "labels", "what it is"), rows)
     return METRICS.format(head=head, table=table, pools=MOST_POOLS, endpoints=MOST_ENDPOINTS, buckets=len(WIDE_S),
@@ -161,10 +161,10 @@ def _scheduler() -> Scheduler:
     return Scheduler(Fleet((Instance("ts1", 1, "ts1"),), tuple(endpoints), (pool,)), Policy())
 
 
-def _labels(samples: Iterable[tuple[str, str, float, Any]]) -> str:
+def _labels(lines: Iterable[str]) -> str:
     values: dict[str, dict[str, None]] = {}
-    for _, written, *_ in samples:
-        for name, value in re.findall(r'(\w+)="([^"]*)"', written):
+    for line in lines:
+        for name, value in re.findall(r'(\w+)="([^"]*)"', line):
             if name != "le":
                 values.setdefault(name, {})[value] = None
     shown = []

@@ -91,6 +91,18 @@ async def test_an_endpoint_has_its_own_latencies_and_state(make_fleet: MakeFleet
         assert f'ts_parity_endpoint_places{{endpoint="{name}",pool="linear/1.0"}} 1.0' in text
 
 
+def test_a_name_may_hold_what_a_text_with_room_for_numbers_reads_as_such() -> None:
+    told = metrics()
+    told.adopt(["50%d/1"], {"h/50%d/1": ("50%d/1", "deployed")})
+    told.answered("50%d/1", "hedged", 0.01)
+    assert told.arrived("h/50%d/1", 0.01)
+    lines = told.exposition().decode().splitlines()
+    assert 'ts_parity_queries_total{outcome="answered",pool="50%d/1",source="hedged"} 1.0' in lines
+    assert 'ts_parity_query_duration_seconds_sum{pool="50%d/1",source="hedged"} 0.01' in lines
+    assert 'ts_parity_endpoint_duration_seconds_bucket{endpoint="h/50%d/1",le="0.01",pool="50%d/1"} 1.0' in lines
+    assert 'ts_parity_endpoint_duration_seconds_bucket{endpoint="h/50%d/1",le="0.005",pool="50%d/1"} 0.0' in lines
+
+
 def test_counted_together_or_read_at_once_is_the_same() -> None:
     told = metrics()
     told.adopt(["m/1"], {"h/m/1": ("m/1", "deployed")})

@@ -1,7 +1,7 @@
 """Histograms of durations: narrow buckets, from which percentiles are read, and of these the wider ones that Prometheus
 gets.
 
-Durations are added many at a time, which costs a twentieth of adding them one by one. Knows numbers. Knows nothing of
+Durations are added many at a time, which costs a fraction of adding them one by one. Knows numbers. Knows nothing of
 queries or tasks.
 """
 
@@ -11,6 +11,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
+from struct import pack
 from typing import Final, final
 
 import numpy as np
@@ -46,23 +47,22 @@ BEHIND: Final = 10
 PERCENTILES: Final = (0.5, 0.9, 0.99, 0.999, 0.9999)
 
 
-def _narrow() -> tuple[tuple[float, ...], tuple[int, ...]]:
-    """-> the ends of the narrow buckets, and for each wide one how many narrow ones end by its end."""
-    ends, through = [WIDE_S[0]], [1]
+def _narrow() -> tuple[float, ...]:
+    """The ends of the narrow buckets."""
+    ends = [WIDE_S[0]]
     for start, end in pairwise(WIDE_S):
         parts = math.ceil(math.log(end / start) / math.log(NARROW))
         ends += [start * (end / start) ** (part / parts) for part in range(1, parts)]
         ends.append(end)
-        through.append(len(ends))
-    return tuple(ends), tuple(through)
+    return tuple(ends)
 
 
-ENDS_S, _THROUGH = _narrow()
+ENDS_S: Final = _narrow()
 BUCKETS: Final = len(ENDS_S) + 1
 """The last one holds whatever took longer than TorchServe's own timeout."""
 LABELS: Final = (*(str(end) for end in WIDE_S), "+Inf")
-_ENDS = np.array(ENDS_S)
-_WIDE_AT = np.array([*(through - 1 for through in _THROUGH), BUCKETS - 1])
+_ENDS = np.array([*ENDS_S, math.inf])
+_WIDE_ENDS = np.array([*WIDE_S, math.inf])
 
 Counts = Mapping[int, int]
 """Of the narrow buckets that hold anything: how many."""
@@ -74,37 +74,41 @@ def bucket_of(seconds: float) -> int:
 
 @final
 class CountedDurations:
-    """Several durations, by narrow bucket. To be added to each histogram that they belong to."""
+    """Several durations, to be added to each histogram that they belong to."""
 
-    __slots__ = ("buckets", "total_s")
+    __slots__ = ("_sorted", "total_s", "wide")
 
     def __init__(self, seconds: Sequence[float]) -> None:
-        values = np.array(seconds)
-        self.buckets = np.bincount(np.searchsorted(_ENDS, values), minlength=BUCKETS)
-        self.total_s = float(values.sum())
+        # Packed, for numpy's own way to read a list takes twice as long; and sorted, for so few ends are found in them
+        # far faster than each of them among the ends.
+        self._sorted = np.sort(np.frombuffer(pack(f"{len(seconds)}d", *seconds)))
+        self.wide = self._sorted.searchsorted(_WIDE_ENDS, side="right")
+        self.total_s = float(self._sorted.sum())
 
     def counts(self) -> Counts:
-        held = np.flatnonzero(self.buckets)
-        return dict(zip(held.tolist(), self.buckets[held].tolist(), strict=True))
+        buckets = self._sorted.searchsorted(_ENDS, side="right")
+        buckets[1:] -= buckets[:-1].copy()
+        held = np.flatnonzero(buckets)
+        return dict(zip(held.tolist(), buckets[held].tolist(), strict=True))
 
 
 @final
 class DurationHistogram:
-    """Of all durations since the start."""
+    """Of all durations since the start, in wide buckets."""
 
-    __slots__ = ("_counts", "total_s")
+    __slots__ = ("_wide", "total_s")
 
     def __init__(self) -> None:
-        self._counts = np.zeros(BUCKETS, dtype=np.int64)
+        self._wide = np.zeros(len(LABELS), dtype=np.int64)
         self.total_s = 0.0
 
     def add(self, durations: CountedDurations) -> None:
-        self._counts += durations.buckets
+        self._wide += durations.wide
         self.total_s += durations.total_s
 
     def wide(self) -> list[int]:
         """As Prometheus has it: for each of LABELS, how many took no longer."""
-        upto: list[int] = np.cumsum(self._counts)[_WIDE_AT].tolist()
+        upto: list[int] = self._wide.tolist()
         return upto
 
 

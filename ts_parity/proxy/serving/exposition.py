@@ -1,15 +1,15 @@
 """The text that Prometheus reads, in its own format and in OpenMetrics, which also has exemplars.
 
 `prometheus_client` would take several times as long for it, during which no query is served: a dozen instances make a
-thousand lines. Labels are written once and kept. Knows the formats. Knows nothing of what is counted.
+thousand lines. Most are written once and kept, with room for their numbers. Knows the formats. Knows nothing of what
+is counted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, final
 
 PLAIN: Final = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS: Final = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -23,22 +23,39 @@ class ExposedExemplar(NamedTuple):
     at: float
 
 
-ExposedSample = tuple[str, str, float, ExposedExemplar | None]
-"""A line: the suffix of the family's name; the labels as written, with their braces, or empty; the value; an exemplar.
-A plain tuple, for there are thousands."""
-
-
-@dataclass(frozen=True)
+@final
 class ExposedFamily:
-    """A metric with all its label values. `kind`: counter, gauge or histogram; a counter's name lacks its `_total`."""
+    """A metric with all its label values."""
 
-    name: str
-    kind: str
-    text: str
-    samples: list[ExposedSample] = field(default_factory=list)
+    __slots__ = ("exemplars", "kind", "name", "text", "written")
+
+    def __init__(self, name: str, kind: str, text: str) -> None:
+        """`kind`: counter, gauge or histogram; a counter's name lacks its `_total`."""
+        self.name = name
+        self.kind = kind
+        self.text = text
+        self.written: list[str] = []
+        """Lines, or several at once, each with its end."""
+        self.exemplars: dict[int, ExposedExemplar] = {}
+        """By where its line is in `written`, which is there alone."""
 
     def add(self, labels: str, value: float) -> None:
-        self.samples.append(("_total" if self.kind == "counter" else "", labels, value, None))
+        """`labels`: as written, with their braces, or empty."""
+        self.written.append(f"{self.name}{self._suffix()}{labels} {float(value)!r}\n")
+
+    def add_all(self, labels: Iterable[str], values: Iterable[float]) -> None:
+        """Those that come together each time. It takes a fifth of adding them one by one."""
+        lines = _lines(f"{self.name}{self._suffix()}", tuple(labels))
+        self.written.append(lines % tuple(map(float, values)))
+
+    def _suffix(self) -> str:
+        return "_total" if self.kind == "counter" else ""
+
+
+@lru_cache(64)
+def _lines(name: str, labels: tuple[str, ...]) -> str:
+    """With room for the values."""
+    return "".join(f"{name}{written.replace('%', '%%')} %r\n" for written in labels)
 
 
 @lru_cache(8192)
@@ -49,20 +66,19 @@ def written_labels(names: tuple[str, ...], values: tuple[str, ...]) -> str:
 
 
 def exposed(families: Iterable[ExposedFamily], openmetrics: bool) -> bytes:
-    lines: list[str] = []
+    parts: list[str] = []
     for family in families:
-        name = family.name
-        told = f"{name}_total" if family.kind == "counter" and not openmetrics else name
-        lines.append(f"# HELP {told} {family.text}\n# TYPE {told} {family.kind}\n")
-        for suffix, labels, value, exemplar in family.samples:
-            if exemplar is None or not openmetrics:
-                lines.append(f"{name}{suffix}{labels} {float(value)!r}\n")
-            else:
-                marked = f"{exemplar.labels} {exemplar.value!r} {exemplar.at!r}"
-                lines.append(f"{name}{suffix}{labels} {float(value)!r} # {marked}\n")
+        told = f"{family.name}_total" if family.kind == "counter" and not openmetrics else family.name
+        parts.append(f"# HELP {told} {family.text}\n# TYPE {told} {family.kind}\n")
+        begin = len(parts)
+        parts += family.written
+        if openmetrics:
+            for at, (labels, value, noted_at) in family.exemplars.items():
+                line = parts[begin + at].removesuffix("\n")
+                parts[begin + at] = f"{line} # {labels} {value!r} {noted_at!r}\n"
     if openmetrics:
-        lines.append("# EOF\n")
-    return "".join(lines).encode()
+        parts.append("# EOF\n")
+    return "".join(parts).encode()
 
 
 def _escaped(value: str) -> str:

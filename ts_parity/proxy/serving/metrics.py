@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import platform
 import time
-from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from statistics import median
 from typing import Any, Final
 
@@ -59,6 +59,8 @@ class Counter:
         self._name, self._text, self._labels = name, text, tuple(labels)
         # Without labels there is one number, which exists from the start.
         self._values: dict[tuple[str, ...], float] = {} if labels else {(): 0.0}
+        self._written: tuple[str, ...] = ()
+        """Their labels, as far as they have been read."""
 
     def add(self, *labels: str, by: float = 1.0) -> None:
         values = self._values
@@ -71,14 +73,16 @@ class Counter:
     def forget(self, first: str) -> None:
         """All with this value of the first label."""
         self._values = {labels: value for labels, value in self._values.items() if labels[0] != first}
+        self._written = ()
 
     def value(self, *labels: str) -> float:
         return self._values.get(labels, 0.0)
 
     def family(self) -> ExposedFamily:
         family = ExposedFamily(self._name, "counter", self._text)
-        for labels, value in self._values.items():
-            family.add(written_labels(self._labels, labels), value)
+        if len(self._written) != len(self._values):
+            self._written = tuple(written_labels(self._labels, labels) for labels in self._values)
+        family.add_all(self._written, self._values.values())
         return family
 
 
@@ -88,22 +92,31 @@ class Histogram:
     def __init__(self, name: str, text: str, labels: Sequence[str]) -> None:
         self._name, self._text, self._labels = name, text, tuple(labels)
         self._of: dict[tuple[str, ...], DurationHistogram] = {}
-        self._written: dict[tuple[str, ...], list[str]] = {}
-        """The labels of each bucket, and at the end those of the whole."""
+        self._lines: dict[tuple[str, ...], str] = {}
+        """All lines of each, with room for their numbers: those that Prometheus gets of the histogram, then `_count`
+        and `_sum`. Written line by line they would take ten times as long.
+        """
         self._exemplars: dict[tuple[str, ...], ExposedExemplar] = {}
 
     def begin(self, *labels: str) -> DurationHistogram:
         found = self._of.get(labels)
         if found is None:
             found = self._of[labels] = DurationHistogram()
-            names = (*self._labels, "le")
-            buckets = [written_labels(names, (*labels, end)) for end in LABELS]
-            self._written[labels] = [*buckets, written_labels(self._labels, labels)]
+            self._lines[labels] = self._lines_of(labels)
         return found
+
+    def _lines_of(self, labels: tuple[str, ...]) -> str:
+        names = (*self._labels, "le")
+        told = [("_bucket", written_labels(names, (*labels, end)), "%d.0") for end in LABELS]
+        whole = written_labels(self._labels, labels)
+        told += [("_count", whole, "%d.0"), ("_sum", whole, "%r")]
+        return "".join(
+            f"{self._name}{suffix}{written.replace('%', '%%')} {number}\n" for suffix, written, number in told
+        )
 
     def forget(self, first: str) -> None:
         self._of = {labels: one for labels, one in self._of.items() if labels[0] != first}
-        self._written = {labels: one for labels, one in self._written.items() if labels[0] != first}
+        self._lines = {labels: lines for labels, lines in self._lines.items() if labels[0] != first}
         self._exemplars = {labels: one for labels, one in self._exemplars.items() if labels[0] != first}
 
     def note(self, seconds: float, request_id: str, trace_id: str, *labels: str) -> None:
@@ -121,15 +134,14 @@ class Histogram:
 
     def family(self) -> ExposedFamily:
         family = ExposedFamily(self._name, "histogram", self._text)
-        samples = family.samples
         for labels, one in self._of.items():
-            exemplar, written, wide = self._exemplars.get(labels), self._written[labels], one.wide()
-            samples += [("_bucket", known, upto, None) for known, upto in zip(written[:-1], wide, strict=True)]
-            if exemplar is not None:
-                at = LABELS.index(wide_label(exemplar.value))
-                samples[at - len(LABELS)] = ("_bucket", written[at], wide[at], exemplar)
-            samples.append(("_count", written[-1], wide[-1], None))
-            samples.append(("_sum", written[-1], one.total_s, None))
+            exemplar, upto = self._exemplars.get(labels), one.wide()
+            lines = self._lines[labels] % (*upto, upto[-1], one.total_s)
+            if exemplar is None:
+                family.written.append(lines)
+            else:
+                family.exemplars[len(family.written) + LABELS.index(wide_label(exemplar.value))] = exemplar
+                family.written.extend(f"{line}\n" for line in lines.split("\n")[:-1])
         return family
 
 
@@ -179,15 +191,13 @@ class Metrics:
         self.recent = Recent()
         self.lag_s = 0.0
         """How late the event loop was when it was last looked at."""
-        self._answered: dict[str, dict[str, array[float]]] = {source: {OTHER: array("d")} for source in SOURCES}
-        """Source -> pool -> seconds from arrival to answer, of queries whose answers are not counted yet. Not in lists:
-        objects that lie here and there take several times as long to be read.
-        """
+        self._answered: dict[str, dict[str, list[float]]] = {source: {OTHER: []} for source in SOURCES}
+        """Source -> pool -> seconds from arrival to answer, of queries whose answers are not counted yet."""
         self._settled_at = self._clock()
         self._ended_due = 0.0
         self._latest: dict[str, tuple[float, list[float]]] = {}
         """Endpoint -> when it last answered, and what its last tasks took."""
-        self._ended: dict[str, array[float]] = {}
+        self._ended: dict[str, list[float]] = {}
         """Endpoint -> seconds that its tasks took which have arrived since; finishes aside."""
         self.queries = Counter(
             "ts_parity_queries",
@@ -274,7 +284,7 @@ class Metrics:
             self._forget(pool)
         for pool, label in self._pools.of.items():
             for lists in self._answered.values():
-                lists.setdefault(pool, array("d"))
+                lists.setdefault(pool, [])
             self._begin(label)
         for endpoint in [endpoint for endpoint in self._ended if endpoint not in endpoints]:
             del self._ended[endpoint]
@@ -284,7 +294,7 @@ class Metrics:
         self._endpoints.adopt(endpoints)
         self._rows = dict(endpoints)
         for endpoint, (pool, _) in endpoints.items():
-            self._ended.setdefault(endpoint, array("d"))
+            self._ended.setdefault(endpoint, [])
             self.endpoint_seconds.begin(self._endpoint(endpoint), self.pool(pool))
 
     def pool(self, name: str) -> str:
@@ -368,7 +378,7 @@ class Metrics:
             for name, seconds in lists.items():
                 if len(seconds) >= least:
                     pool, number, durations = self.pool(name), len(seconds), CountedDurations(seconds)
-                    del seconds[:]
+                    seconds.clear()
                     self.query_seconds.begin(pool, source).add(durations)
                     if source == _DEPLOYED:
                         self.unprotected_seconds.begin(pool).add(durations)
@@ -385,11 +395,11 @@ class Metrics:
                 self.tasks.add(label, kind, "arrived", by=len(seconds))
                 if kind == _OF_DEPLOYED:
                     self.work.add(label, kind, by=len(seconds))
-                last = seconds[-LATEST:].tolist()
+                last = seconds[-LATEST:]
                 if len(last) < LATEST:
                     last = [*self._latest.get(endpoint, _NEVER)[1], *last][-LATEST:]
                 self._latest[endpoint] = (now, last)
-                del seconds[:]
+                seconds.clear()
         if least == 1:
             self._ended_due = now + ENDED_EVERY_S
 
@@ -518,7 +528,6 @@ class Metrics:
 
     def _of_endpoints(self, snapshot: Mapping[str, Any]) -> Iterable[ExposedFamily]:
         """Of the present fleet; the series of removed endpoints disappear."""
-        names = ("endpoint", "pool")
         out = _family(
             "gauge",
             "ts_parity_endpoint_out",
@@ -538,31 +547,46 @@ class Metrics:
         )
         failures = _family("counter", "ts_parity_endpoint_failures", "Tasks that it failed; three in a row eject it.")
         ejections = _family("counter", "ts_parity_endpoint_ejections", "How often it was ejected.")
-        slowness, of_state = self.slowness(), (*names, "state")
+        slowness = self.slowness()
         of_pools = {pool: dict.fromkeys(CONDITIONS[:-1], 0) for pool in self._pools.of.values()}
+        labels: list[str] = []
+        states: list[str] = []
+        shown: list[tuple[str, Mapping[str, Any]]] = []
+        slow: dict[str, float] = {}
         for name, endpoint in snapshot["endpoints"].items():
-            values = (self._endpoint(name), endpoint["pool"])
-            now = endpoint_condition(endpoint, snapshot["pools"].get(endpoint["pool"], {})).state
-            if self._rows.get(name, ("", ""))[1] == Kind.DEPLOYED.value:
-                of_pools[self.pool(endpoint["pool"])][now] += 1
-            if values[0] == OTHER:
+            label, pool = self._endpoint(name), endpoint["pool"]
+            now = endpoint_condition(endpoint, snapshot["pools"].get(pool, {})).state
+            if self._rows.get(name, ("", ""))[1] == _OF_DEPLOYED:
+                of_pools[self.pool(pool)][now] += 1
+            if label == OTHER:
                 continue
-            for each in CONDITIONS[:-1]:
-                state.add(written_labels(of_state, (*values, each)), float(each == now))
-            labels = written_labels(names, values)
-            out.add(labels, float(endpoint["health"] != "in"))
-            busy.add(labels, endpoint["in_flight"])
-            places.add(labels, endpoint["places"])
+            written, of_states = _endpoint_labels(label, pool)
+            labels.append(written)
+            states += of_states
+            shown.append((now, endpoint))
             if name in slowness:
-                speed.add(labels, round(slowness[name], 4))
-            failures.add(labels, endpoint["failures"])
-            ejections.add(labels, endpoint["ejections"])
+                slow[written] = round(slowness[name], 4)
+        out.add_all(labels, [endpoint["health"] != "in" for _, endpoint in shown])
+        state.add_all(states, [each == now for now, _ in shown for each in CONDITIONS[:-1]])
+        busy.add_all(labels, [endpoint["in_flight"] for _, endpoint in shown])
+        places.add_all(labels, [endpoint["places"] for _, endpoint in shown])
+        speed.add_all(slow, slow.values())
+        failures.add_all(labels, [endpoint["failures"] for _, endpoint in shown])
+        ejections.add_all(labels, [endpoint["ejections"] for _, endpoint in shown])
         yield from (out, state, busy, places, speed, failures, ejections)
         endpoints = _family("gauge", "ts_parity_endpoints", "Of a deployed model, by state; 0 while none is there.")
         for pool, counts in of_pools.items():
             for each, number in counts.items():
                 endpoints.add(written_labels(("pool", "state"), (pool, each)), number)
         yield endpoints
+
+
+@lru_cache(MOST_ENDPOINTS)
+def _endpoint_labels(endpoint: str, pool: str) -> tuple[str, tuple[str, ...]]:
+    """-> as written; and with each state that it may be in."""
+    names, values = ("endpoint", "pool"), (endpoint, pool)
+    of_states = tuple(written_labels((*names, "state"), (*values, each)) for each in CONDITIONS[:-1])
+    return written_labels(names, values), of_states
 
 
 def _family(kind: str, name: str, text: str) -> ExposedFamily:
