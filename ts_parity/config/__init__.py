@@ -30,12 +30,12 @@ from ts_parity.config.schema import (
     ModelSettings,
     Settings,
 )
-from ts_parity.config.show import configuration_json, configuration_table
+from ts_parity.config.show import configuration_json, configuration_table, differences
 
 __all__ = (
     "AUTO", "CODES", "ENV_PREFIX", "EXACT_ONLY", "GROUPS", "KINDS", "MANAGED", "OFF", "PROFILES", "REMOVED", "UNIX",
     "Changes", "ConfigSource", "Configuration", "InstanceSettings", "ModelSettings", "Settings", "add_flags",
-    "add_sources", "changes", "configuration", "configuration_json", "configuration_table", "given_flags",
-    "host_and_port", "json_schema", "kept_running", "load_settings", "parse_endpoint", "parse_model", "profile_toml",
-    "settings_markdown", "settings_of",
+    "add_sources", "changes", "configuration", "configuration_json", "configuration_table", "differences",
+    "given_flags", "host_and_port", "json_schema", "kept_running", "load_settings", "parse_endpoint", "parse_model",
+    "profile_toml", "settings_markdown", "settings_of",
 )  # fmt: skip

@@ -1,11 +1,11 @@
-"""A configuration as it is in force: each setting with its value and where that came from.
+"""A configuration as it is in force: each setting with its value and where that came from; and what differs in another.
 
 Knows no secret's value: it says whether one is set.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from typing import Any
 
@@ -33,14 +33,60 @@ def configuration_json(found: Configuration, settings: Settings) -> dict[str, An
     }
 
 
-def configuration_table(found: Configuration, settings: Settings) -> str:
+def configuration_table(told: Mapping[str, Any]) -> str:
+    """`told`: as `configuration_json` made it, here or in a proxy, whose version may be another."""
     rows: list[tuple[str, str, str]] = []
+    left = dict(told["settings"])
     for title, items in GROUPS.items():
         rows.append((f"{title[0].upper()}{title[1:]}", "", ""))
-        rows += (_row(item, _value(settings, item), found.origins) for item in items)
-    rows += _tables("Instance", settings.instances, found.instance_origins, fields(InstanceSettings))
-    rows += _tables("Model", settings.models, found.model_origins, fields(ModelSettings))
+        rows += (_row(item.name, left.pop(item.name)) for item in items if item.name in left)
+    if left:
+        rows += [("Unknown here", "", ""), *(_row(name, entry) for name, entry in left.items())]
+    for title, tables in (("Instance", told["instances"]), ("Model", told["models"])):
+        for number, entries in enumerate(tables, 1):
+            rows += [(f"{title} {number}", "", ""), *(_row(name, entry) for name, entry in entries.items())]
     return "\n".join(columns([("setting", "value", "from"), *rows]))
+
+
+def differences(running: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """Both as `configuration_json` made them. Sentences; two keys that are set are not compared."""
+    told = [*_differing("", running["settings"], given["settings"])]
+    for kind, name in (("instance", _instance_name), ("model", _model_name)):
+        before, after = ({name(each): each for each in side[f"{kind}s"]} for side in (running, given))
+        told += (f"{kind} {each}: runs, and is not given" for each in before if each not in after)
+        told += (f"{kind} {each}: is given, and does not run" for each in after if each not in before)
+        for each in before:
+            if each in after:
+                told += _differing(f"{kind} {each}: ", before[each], after[each])
+    return told
+
+
+def _differing(whose: str, running: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[str]:
+    for name, entry in given.items():
+        if name not in running:
+            yield f"{whose}{name}: unknown to the proxy, which is of another version"
+        elif _comparable(running[name]["value"]) != _comparable(entry["value"]):
+            runs, given_here = _shown(running[name]["value"]), _shown(entry["value"])
+            yield f"{whose}{name}: {runs} runs, {given_here} is given ({entry['origin']['where']})"
+    yield from (f"{whose}{name}: runs, and is unknown here" for name in running if name not in given)
+
+
+def _instance_name(entries: Mapping[str, Any]) -> str:
+    return str(entries["inference"]["value"])
+
+
+def _model_name(entries: Mapping[str, Any]) -> str:
+    name, version = str(entries["name"]["value"]), entries["version"]["value"]
+    return f"{name}/{version}" if version else name
+
+
+def _comparable(value: Any) -> Any:
+    """JSON has lists only."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _shown(value: Any) -> str:
+    return shown_default(tuple(map(str, value)) if isinstance(value, list) else value)
 
 
 def _entries(values: Sequence[Any], origins: Sequence[Origins], items: Sequence[Field[Any]]) -> list[dict[str, Any]]:
@@ -48,15 +94,6 @@ def _entries(values: Sequence[Any], origins: Sequence[Origins], items: Sequence[
         {item.name: _entry(item, getattr(value, item.name), given) for item in items}
         for value, given in zip(values, origins, strict=True)
     ]
-
-
-def _tables(
-    title: str, values: Sequence[Any], origins: Sequence[Origins], items: Sequence[Field[Any]]
-) -> Iterator[tuple[str, str, str]]:
-    for number, (value, given) in enumerate(zip(values, origins, strict=True), 1):
-        yield f"{title} {number}", "", ""
-        for item in items:
-            yield _row(item, getattr(value, item.name), given)
 
 
 def _value(settings: Settings, item: Field[Any]) -> Any:
@@ -73,8 +110,8 @@ def _entry(item: Field[Any], value: Any, origins: Origins) -> dict[str, Any]:
     }
 
 
-def _row(item: Field[Any], value: Any, origins: Origins) -> tuple[str, str, str]:
-    return f"  {item.name}", shown_default(_hidden(item, value)), origins.get(item.name, _DEFAULT).where
+def _row(name: str, entry: Mapping[str, Any]) -> tuple[str, str, str]:
+    return f"  {name}", _shown(entry["value"]), entry["origin"]["where"]
 
 
 def _hidden(item: Field[Any], value: Any) -> Any:

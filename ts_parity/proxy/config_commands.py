@@ -1,4 +1,4 @@
-"""`ts-parity config`: parse, call, print. Nothing is served, and no instance is asked."""
+"""`ts-parity config`: parse, call, print. Nothing is served, and no instance is asked; a proxy only by `--admin`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ts_parity import output
-from ts_parity.arguments import Parser, existing, to_write
+from ts_parity.arguments import Parser, address, existing, to_write
 from ts_parity.config import (
     PROFILES,
     Configuration,
@@ -20,11 +20,12 @@ from ts_parity.config import (
     configuration,
     configuration_json,
     configuration_table,
+    differences,
     given_flags,
     json_schema,
     profile_toml,
 )
-from ts_parity.errors import WRONG_INPUT, ConfigError
+from ts_parity.errors import WRONG_INPUT, ConfigError, Unreachable
 
 _PRIVATE = 0o600
 
@@ -76,11 +77,17 @@ def _add_show(parts: argparse._SubParsersAction[Parser]) -> None:
         help="show each setting with its value, and where that came from",
         description="Each setting as `ts-parity serve` would have it with the same flags in the same environment, and "
         "where its value came from: default, file and line, environment variable, or flag. Of secrets it says only "
-        "whether they are set.",
-        examples=("ts-parity config show --config fleet.toml --port 8443",),
+        "whether they are set. With --admin: what a running proxy runs with, where it has that from, and what waits "
+        "for a restart; and what differs from the file and the flags, if any are given.",
+        examples=(
+            "ts-parity config show --config fleet.toml --port 8443",
+            "ts-parity config show --admin http://127.0.0.1:8090",
+            "ts-parity config show --admin http://127.0.0.1:8090 fleet.toml",
+        ),
     )
     shown = show.add_argument_group("what is shown")
     _add_file(shown)
+    shown.add_argument("--admin", type=address, metavar="URL", help="ask the running proxy that has this admin address")
     shown.add_argument("--json", action="store_true", help="print JSON instead of a table")
     add_sources(show)
     show.set_defaults(run=run_show)
@@ -165,14 +172,38 @@ def _check_access_log(settings: Settings) -> None:
 
 
 def run_show(args: argparse.Namespace) -> int:
-    found = _given(args)
-    if found.settings is None:
-        raise found.problems[0]
+    given = None
+    if args.admin is None or _file(args) is not None or given_flags(args) or args.endpoint or args.model:
+        found = _given(args)
+        if found.settings is None:
+            raise found.problems[0]
+        given = configuration_json(found, found.settings)
+    shown = given if args.admin is None else _running(f"{args.admin}/config", given)
+    assert shown is not None
     if args.json:
-        print(json.dumps(configuration_json(found, found.settings), indent=2))
-    else:
-        print(configuration_table(found, found.settings))
+        print(json.dumps(shown, indent=2))
+        return 0
+    print(configuration_table(shown))
+    for line in shown.get("needs_restart", ()):
+        print(f"needs a restart: {line}")
+    if "differing" in shown:
+        for line in shown["differing"]:
+            print(f"differs: {line}")
+        if not shown["differing"]:
+            print("nothing differs from what is given")
     return 0
+
+
+def _running(url: str, given: dict[str, Any] | None) -> dict[str, Any]:
+    """What a proxy runs with; and under `differing`, what is otherwise in what is given."""
+    from ts_parity.admin_client import ask
+
+    told = ask(url)
+    try:
+        configuration_table(told)
+        return told if given is None else {**told, "differing": differences(told, given)}
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise Unreachable(f"{url}: that is no configuration of a proxy: {error!r}") from None
 
 
 def run_schema(args: argparse.Namespace) -> int:

@@ -266,6 +266,51 @@ async def test_the_key_of_actions_guards_it_and_may_be_changed_by_it(make: Make)
     assert (await running.admin.get("/reload")).status == 405
 
 
+async def test_the_command_shows_what_runs_and_what_differs_from_a_file(
+    make: Make, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    one = FakeTorchServe(FakeModel())
+    running = await make(one, admin_token="sesame", group_by=["x-a"])
+
+    async def shown(*more: str) -> tuple[int, str]:
+        code = await asyncio.to_thread(main, ["config", "show", "--admin", running.running.admin_url, *more])
+        return code, capsys.readouterr().out
+
+    code, out = await shown()
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert code == 0
+    assert f"group_by x-a {running.file}:2" in lines
+    assert f"inference {one.inference} {running.file}:4" in lines
+    assert "drain_s" in out
+    assert not any(word in out for word in ("differs", "needs a restart", "sesame"))
+    assert json.loads((await shown("--json"))[1]) == (await running.admin.get("/config")).json()
+
+    other, flags = tmp_path / "other.toml", [f"--{name.replace('_', '-')}={value}" for name, value in FLAGS.items()]
+    other.write_text(toml(one, admin_token="else", group_by=["x-a"]), encoding="utf-8")
+    code, out = await shown(str(other), *flags)
+    assert (code, out.splitlines()[-1]) == (0, "nothing differs from what is given"), "a key is not compared"
+    more = '[[instance]]\ninference = "http://h:1"\n[[model]]\nname = "m"'
+    other.write_text(toml(group_by=["x-b"], port=81, more=more), encoding="utf-8")
+    differing = json.loads((await shown(str(other), "--json"))[1])["differing"]
+    assert f"group_by: x-a runs, x-b is given ({other}:1)" in differing
+    assert f"port: 0 runs, 81 is given ({other}:2)" in differing
+    assert "admin_token: (set, not shown) runs, none is given (default)" in differing
+    assert f"instance {one.inference}: runs, and is not given" in differing
+    assert "instance http://h:1: is given, and does not run" in differing
+    assert "model m: is given, and does not run" in differing
+    assert f"differs: port: 0 runs, 81 is given ({other}:2)" in (await shown(str(other)))[1].splitlines()
+
+    running.write(one, admin_token="sesame", group_by=["x-a"], max_body_bytes=2000)
+    await running.reload(("Authorization", "Bearer sesame"))
+    assert "needs a restart: max_body_bytes: " in (await shown())[1]
+
+
+async def test_the_command_says_that_what_it_asked_is_no_proxy(capsys: pytest.CaptureFixture[str]) -> None:
+    async with FakeTorchServe(FakeModel()) as one:
+        assert await asyncio.to_thread(main, ["config", "show", "--admin", one.inference]) == 3
+    assert "is this the admin port of a proxy?" in capsys.readouterr().err
+
+
 async def test_the_command_says_what_has_changed(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     one = FakeTorchServe(FakeModel())
     running = await make(one, admin_token="key")
