@@ -25,13 +25,19 @@ pytestmark = pytest.mark.slow
 
 STUBS = {
     "triton_python_backend_utils.py": """
+        import sys
+        import numpy as np
         class Tensor:
             def __init__(self, name, array):
                 self._name, self._array = name, array
             def name(self):
                 return self._name
             def as_numpy(self):
-                return self._array
+                return self._array if "numpy 1" not in sys.argv else np.full_like(self._array, self._array.flat[0])
+            def __dlpack__(self, **how):
+                return self._array.__dlpack__(**how)
+            def __dlpack_device__(self):
+                return self._array.__dlpack_device__()
         class TritonError:
             def __init__(self, message):
                 self.text = message
@@ -66,6 +72,11 @@ STUBS = {
 
 
 def ran(folder: Path, script: str, *arguments: str) -> Any:
+    """The last that the script prints as JSON."""
+    return lines(folder, script, *arguments)[-1]
+
+
+def lines(folder: Path, script: str, *arguments: str) -> list[Any]:
     """What the script prints as JSON, with the stubs and without ts_parity."""
     stubs = folder / "stubs"
     stubs.mkdir(exist_ok=True)
@@ -78,7 +89,7 @@ def ran(folder: Path, script: str, *arguments: str) -> Any:
         env={"PYTHONPATH": str(stubs), "PATH": "", "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=500,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return [json.loads(line) for line in done.stdout.splitlines() if line[:1] in '[{"']
 
 
 def two_tensors(x: Any, y: Any) -> Any:
@@ -170,6 +181,26 @@ def test_tritons_python_backend_answers_as_the_student(students: dict[str, Path]
     for output in student.outputs:
         np.testing.assert_allclose(good[output["name"]][1], told[0][output["name"]][1], rtol=1e-4, atol=1e-6)
     assert "must have the shape" in bad
+
+
+def test_a_backend_that_cannot_read_arrays_of_this_numpy_says_so(students: dict[str, Path], tmp_path: Path) -> None:
+    """It hands over the first number in all places: of zeros nothing is to be seen yet."""
+    name = Student(students["open"]).about["name"]
+    folder = str(students["open"] / "triton" / name)
+    asked = [[{"x": ("float32", rows.tolist())}] for rows in (np.zeros((1, 4)), inputs(1, 1), np.zeros((1, 4)))]
+    script = ASKS_TRITON.replace("json.loads(sys.argv[2])\n", "[]\n") + textwrap.dedent("""
+        for asked in json.loads(sys.argv[2]):
+            (each,) = asked
+            request = pb.InferenceRequest([pb.Tensor(n, np.array(data, dtype)) for n, (dtype, data) in each.items()])
+            (response,) = model.execute([request])
+            print(json.dumps(response.error().message() if response.has_error() else "answered"))
+    """).replace("\n", "\n    ")
+    for how, expected in (
+        ((), ["answered"] * 3),
+        (("numpy 1",), ["answered", "cannot read arrays", "cannot read arrays"]),
+    ):
+        told = lines(tmp_path, script, folder, json.dumps(asked), *how)[-3:]
+        assert [word in answer for word, answer in zip(expected, told, strict=True)] == [True] * 3, told
 
 
 def test_tritons_configuration_says_what_was_recorded(students: dict[str, Path]) -> None:
