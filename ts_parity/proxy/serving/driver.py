@@ -290,8 +290,6 @@ class Driver:
             target = self._plan.targets[task.endpoint.name]
             backend = self._backends[target.instance]
             request = self._request(task, target, backend)
-            if self._doubted and task.kind is Kind.DEPLOYED:
-                self._offer_samples(task.endpoint.pool, request, backend)
             done = partial(self._on_result, task, backend)
             once = task.endpoint.pool in self._once
             self._upstream.send(self._addresses[target.instance], request, done, once, backend.whole)
@@ -453,11 +451,16 @@ class Driver:
             stream.add_done_callback(lambda _: result.close())
             return
         outcome: Outcome
+        why = ""
         try:
             outcome, task.value = _read(task, backend, result)
             looks = (backend.confuses or self._doubted) and isinstance(result, Response)
             if looks and (why := self._confused(task, backend, cast(Response, result))):
-                outcome, task.value = Failed(why, cause=Cause.GONE), TaskResult()
+                # The server's process may have died of this very query, as a worker may.
+                died = cast(Response, result).status >= 500
+                outcome, task.value = Failed(why, cause=Cause.WORKER_DIED if died else Cause.GONE), TaskResult()
+            elif self._doubted and isinstance(outcome, Arrived):
+                self._offer_sample(task, backend)
             confidence = self._confidences.get(task.id)
             if task.kind is Kind.FINISH and confidence is not None:
                 cast(TaskResult, task.value).confidence = confidence
@@ -473,12 +476,17 @@ class Driver:
         except Exception:
             self._internal_error(task)
             return
+        new = bool(why) and task.endpoint.instance not in self._doubted
+        if new:
+            self._doubted[task.endpoint.instance] = task.endpoint.pool
+        # First: where its endpoint is gone already, what it failed of no longer counts.
         self._task_ended(task, outcome)
+        if new:
+            self._doubt(task, backend, why)
 
     def _confused(self, task: Task, backend: Backend, response: Response) -> str:
         """Why this answer may be another request's, so that nobody may have it; empty if it may not."""
-        instance, pool = task.endpoint.instance, task.endpoint.pool
-        if instance in self._doubted:
+        if task.endpoint.instance in self._doubted:
             return "its answers are in doubt"
         query = task.query
         if query is None:
@@ -486,18 +494,25 @@ class Driver:
             query = next((member for member in task.group.members if member is not None), None)
         if query is None:
             return ""
-        request = cast(QueryPayload, query.payload).request
-        why = backend.confused(request, response)
-        if why:
-            self._doubted[instance] = pool
-            own = task.kind is Kind.DEPLOYED and self.scheduler.is_repeatable(pool)
-            self._on_confused(backend.kind, instance, why, request if own else None)
-        return why
+        return backend.confused(cast(QueryPayload, query.payload).request, response)
 
-    def _offer_samples(self, pool: str, request: Request, backend: Backend) -> None:
-        """What others are asked now, the doubted ones may be asked to find out whether they are right again."""
-        for instance, seen_in in self._doubted.items():
-            if seen_in == pool and self.scheduler.is_repeatable(pool):
+    def _doubt(self, task: Task, backend: Backend, why: str) -> None:
+        pool, target = task.endpoint.pool, self._plan.targets.get(task.endpoint.name)
+        request = None
+        if target is not None and task.kind is Kind.DEPLOYED and self.scheduler.is_repeatable(pool):
+            request = self._request(task, target, backend)
+        self._on_confused(backend.kind, task.endpoint.instance, why, request)
+
+    def _offer_sample(self, task: Task, backend: Backend) -> None:
+        """What another has answered, a doubted instance may be asked, to find out whether it is right again."""
+        pool = task.endpoint.pool
+        if task.kind is not Kind.DEPLOYED or not self.scheduler.is_repeatable(pool):
+            return
+        doubted = [instance for instance, seen_in in self._doubted.items() if seen_in == pool]
+        target = self._plan.targets.get(task.endpoint.name) if doubted else None
+        if target is not None:
+            request = self._request(task, target, backend)
+            for instance in doubted:
                 self._on_confused(backend.kind, instance, "", request)
 
     def _sent_our_key(self, task: Task) -> bool:

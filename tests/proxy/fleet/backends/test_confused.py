@@ -12,9 +12,12 @@ from tests.proxy.conftest import Fleet, MakeFleet
 from tests.proxy.fleet.backends.servers import PlainServer, body, inferred, triton
 from ts_parity.config import ModelSettings
 from ts_parity.proxy.fleet.backends.open_inference import OpenInferenceBackend
+from ts_parity.proxy.fleet.backends.probing import SUSPECT_TRIES
 from ts_parity.proxy.http.messages import Request, Response
 
 INFER = "/v2/models/big/infer"
+POISON = [666.0]
+"""What the stub of any server dies of. Triton starts another at once."""
 FROZEN = {"error": "Stub process 'big_0_0' is not healthy."}
 
 
@@ -25,6 +28,7 @@ class StubServer(PlainServer):
         super().__init__(triton("big"))
         self.answers[f"POST {INFER}"] = self.answer
         self.state = "well"
+        self.poisoned = 0
         self.before = [0.0]
 
     def answer(self, _: web.Request, data: bytes) -> tuple[int, Any]:
@@ -32,6 +36,9 @@ class StubServer(PlainServer):
             return 500, FROZEN
         asked = json.loads(data)
         now = asked["inputs"][0]["data"]
+        if now == POISON:
+            self.poisoned += 1
+            return 500, FROZEN
         says, self.before = (self.before if self.state == "crossed" else now), now
         name = "another" if self.state == "renamed" else asked["id"]
         return 200, inferred("big", says, id=name)
@@ -82,6 +89,33 @@ async def test_one_that_has_died_and_is_back_needs_no_proof(make_fleet: MakeFlee
         await fleet.proxy.discover()
         await ask(fleet, number)
         assert not any("answered rightly" in problem for problem in fleet.proxy.plan.problems)
+
+
+async def test_a_body_that_stubs_die_of_reaches_two_and_is_no_sample(make_fleet: MakeFleet):
+    """Else one request would take out all of a fleet for good."""
+    servers = [StubServer() for _ in range(3)]
+    fleet = await make_fleet(*servers, retry_ratio=1.0)
+    answer = await fleet.client.post(INFER, body(POISON, id="q"), (("Content-Type", "application/json"),))
+    assert answer.status >= 500
+    assert sum(server.poisoned for server in servers) == 2
+    assert len(up(fleet)) == 1
+    for number in range(1, 4):
+        await ask(fleet, number)
+        await fleet.proxy.discover()
+    assert up(fleet) == {server.name for server in servers}
+    assert sum(server.poisoned for server in servers) == 2
+
+
+async def test_where_nothing_else_was_asked_the_suspect_is_asked_a_few_times(make_fleet: MakeFleet):
+    """A query runs once more where a stub has died with it, and there is only the one server here."""
+    alone = StubServer()
+    fleet = await make_fleet(alone)
+    answer = await fleet.client.post(INFER, body(POISON, id="q"), (("Content-Type", "application/json"),))
+    assert (answer.status >= 500, up(fleet)) == (True, set())
+    for _ in range(6):
+        await fleet.proxy.discover()
+    assert (alone.poisoned, up(fleet)) == (2 + SUSPECT_TRIES, {alone.name})
+    await ask(fleet, 1)
 
 
 async def test_what_may_not_be_repeated_proves_nothing(make_fleet: MakeFleet):

@@ -55,8 +55,8 @@ class Prober(Protocol):
 
     def doubt(self, instance: str, why: str, sample: Request | None) -> InstanceReport | None:
         """It may confuse requests, so it is not used until it has answered rightly again. `sample`: a request that may
-        be repeated, to find that out. Without `why` it is one more for an instance that is doubted already. -> its
-        report from now on; None: it was doubted already, or is not of this kind.
+        be repeated, to find that out: the one that it failed, or, without `why`, one that another instance has answered
+        since. -> its report from now on; None: it was doubted already, or is not of this kind.
         """
         ...
 

@@ -67,6 +67,7 @@ RIGHT_AGAIN: Final = 2
 MOST_SAMPLES: Final = 3
 LARGEST_SAMPLE: Final = 256 << 10
 """Of all but the first."""
+SUSPECT_TRIES: Final = 3
 
 
 class Doubt:
@@ -76,17 +77,32 @@ class Doubt:
     that, some request has two answers.
     """
 
-    def __init__(self, why: str) -> None:
+    def __init__(self, why: str, suspect: Request | None) -> None:
+        """`suspect`: the request that it failed. It may be what the server's process dies of, so it is asked only where
+        there is no other, and a few times at most.
+        """
         self.why = why
-        self.samples: list[Request] = []
         self.passed = 0
+        self._suspect = suspect
+        self._tries = SUSPECT_TRIES
+        self._samples: list[Request] = []
 
-    def add(self, sample: Request | None) -> None:
-        if sample is None or len(self.samples) >= MOST_SAMPLES:
-            return
-        known = any(sample.body == each.body and sample.target == each.target for each in self.samples)
-        if not known and (not self.samples or len(sample.body) <= LARGEST_SAMPLE):
-            self.samples.append(sample)
+    def add(self, sample: Request) -> None:
+        """One that another instance has answered."""
+        known = any(sample.body == each.body and sample.target == each.target for each in self._samples)
+        if (
+            len(self._samples) < MOST_SAMPLES
+            and not known
+            and (not self._samples or len(sample.body) <= LARGEST_SAMPLE)
+        ):
+            self._samples.append(sample)
+
+    def take(self) -> list[Request]:
+        """What to ask it now."""
+        if self._samples:
+            return list(self._samples)
+        self._tries -= 1
+        return [self._suspect] if self._suspect is not None and self._tries >= 0 else []
 
 
 class _NotSeen(TsParityError):
@@ -143,10 +159,11 @@ class PlainProber:
         new = instance not in self._doubts
         if all(given.name != instance for given in self._instances) or (new and not why):
             return None
-        doubt = self._doubts.setdefault(instance, Doubt(why))
-        doubt.add(sample)
         if not new:
+            if sample is not None and not why:
+                self._doubts[instance].add(sample)
             return None
+        self._doubts[instance] = doubt = Doubt(why, sample)
         last = self._last.get(instance, InstanceReport(instance, False))
         self._last[instance] = report = _doubted(last, doubt)
         return report
@@ -192,7 +209,7 @@ class PlainProber:
 
     async def _after_doubt(self, given: InstanceSettings, report: InstanceReport, doubt: Doubt) -> InstanceReport:
         """It is used again when it says that it is ready, and answers rightly, at one look and at the next."""
-        right = report.up and await self._answers_rightly(_address(given), doubt.samples)
+        right = report.up and await self._answers_rightly(_address(given), doubt.take())
         doubt.passed = doubt.passed + 1 if right else 0
         if doubt.passed < RIGHT_AGAIN:
             return _doubted(report, doubt)
