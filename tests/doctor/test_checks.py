@@ -116,6 +116,11 @@ CASES: list[tuple[str, str, Callable[[], Gathered]]] = [
         "places = 8, and its READY workers take 3 at a time; 5 would wait",
         lambda: fleet(endpoints=["http://a:8080,places=8", "http://b:8080"]),
     ),
+    (
+        "TSP-308",
+        "places = 4, and its READY workers take 3 at a time; 1 would wait",
+        lambda: fleet(endpoints=["http://a:8080,places=4", "http://b:8080"]),
+    ),
     ("TSP-309", "places = 1, and", lambda: fleet(endpoints=["http://a:8080,places=1", "http://b:8080"])),
     ("TSP-401", "m/1: not repeatable", lambda: fleet(status=status(code=None, reason="not repeatable"))),
     ("TSP-401", "m/1: its deployed endpoints disagree", lambda: fleet(b=[OTHER_WEIGHTS, STUDENT])),

@@ -133,6 +133,20 @@ async def test_what_an_instance_hosted_that_is_down_is_still_known(make_fleet: M
     assert other.asked(f"POST {INFER}") == []
 
 
+async def test_what_was_hosted_at_another_address_of_the_same_host_is_not_believed(make_fleet: MakeFleet):
+    """They have one name; what answers with TLS there may be another service."""
+    other, only = PlainServer(triton("other")), PlainServer(triton("big"))
+    fleet = await make_fleet(other, only)
+    await only.stop()
+    await fleet.proxy.discover()
+    assert (await post(fleet)).status == 503
+    moved = parse_endpoint(only.endpoint.replace("http://", "https://"))
+    assert moved.name == only.name
+    given = (parse_endpoint(other.endpoint), moved)
+    await fleet.proxy.adopt(replace(fleet.proxy.settings, instances=given))
+    assert (await post(fleet)).status == 404
+
+
 async def test_a_sequence_whose_instance_dies_goes_on_at_another(make_fleet: MakeFleet):
     servers = [PlainServer(triton("big")) for _ in range(3)]
     fleet = await make_fleet(*servers, discovery_interval_s=60.0)

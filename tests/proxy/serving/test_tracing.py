@@ -82,6 +82,18 @@ async def test_a_parity_model_is_told_with_its_decoding_and_its_finish(
     await until(lambda: any(span.parent == root.id and span.task == ("own", "lost") for span in collector.spans), "own")
 
 
+async def test_a_query_that_had_failed_and_was_rescued_is_told(collector: Collector, make_fleet: MakeFleet) -> None:
+    """Its own task is over, so nothing of it is out."""
+    instances = [FakeTorchServe(FakeModel()), FakeTorchServe(FakeModel()), FakeTorchServe(protection())]
+    fleet = await make_fleet(*instances, tracing=True, max_attempts=1, reconstruct_after_s=60.0)
+    instances[0].models[0].script.append(Canned.error(507, "InternalServerException", "Worker died."))
+    answers = await fleet.posts(2)
+    assert sorted(answer.get("x-ts-parity") or "" for answer in answers) == ["deployed", "reconstructed"]
+    await until(lambda: any(not span.parent for span in collector.spans), "the query's span")
+    (root,) = [span for span in collector.spans if not span.parent]
+    assert root.attributes["ts_parity.source"] == "reconstructed"
+
+
 async def test_a_second_copy_is_told_beside_the_first(collector: Collector, make_fleet: MakeFleet) -> None:
     instances = [FakeTorchServe(FakeModel(role=None)), FakeTorchServe(FakeModel(role=None))]
     rules = {"copies": True, "extra_work": 1.0, "hedge_after_s": 0.01, "reconstruct_after_s": 0.01}

@@ -171,10 +171,10 @@ class PlainProber:
     def remember(self, before: PlainProber) -> None:
         """Take over what another one saw of the same instances, read as the configuration is now."""
         self._wanted = before._wanted
-        names = {given.name for given in self._instances}
-        self._doubts = {name: doubt for name, doubt in before._doubts.items() if name in names}
         addresses = {given.name: given.inference for given in before._instances}
         for given in self._instances:
+            if given.name in before._doubts and addresses.get(given.name) == given.inference:
+                self._doubts[given.name] = before._doubts[given.name]
             last = before._last.get(given.name)
             seen = before._seen.get(given.name)
             if last is None or seen is None or addresses.get(given.name) != given.inference:
