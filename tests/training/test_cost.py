@@ -144,7 +144,7 @@ def test_the_archive_says_what_was_measured_of_it(archive, bodies, tmp_path, mon
     [made] = report["candidates"]
     [(frame, answer)] = asked
     assert frame.k == 2
-    assert len(made_of_it) == sizing.ROUNDS + sizing.WARM
+    assert len(made_of_it) == cost.ROUNDS + sizing.WARM
     for [body] in made_of_it:
         told = unpack_frame(body)
         assert [part and part.body for part in told.slots] == [part and part.body for part in answer.slots]

@@ -197,8 +197,8 @@ async def test_what_is_known_of_instances_that_are_gone_is_forgotten(make_fleet:
         return {
             f"{name}.{key}": len(value)
             for name, holder in holders.items()
-            for key, value in vars(holder).items()
-            if isinstance(value, dict | list | set)
+            for key in getattr(holder, "__mypyc_attrs__", None) or vars(holder)  # a compiled object has no vars
+            if isinstance(value := getattr(holder, key, None), dict | list | set)
         }
 
     for number in range(2):
