@@ -33,7 +33,8 @@ STUBS = {
             def name(self):
                 return self._name
             def as_numpy(self):
-                return self._array if "numpy 1" not in sys.argv else np.full_like(self._array, self._array.flat[0])
+                first = [*self._array.flat, 0][0]
+                return self._array if "numpy 1" not in sys.argv else np.full_like(self._array, first)
             def __dlpack__(self, **how):
                 return self._array.__dlpack__(**how)
             def __dlpack_device__(self):
@@ -184,23 +185,25 @@ def test_tritons_python_backend_answers_as_the_student(students: dict[str, Path]
 
 
 def test_a_backend_that_cannot_read_arrays_of_this_numpy_says_so(students: dict[str, Path], tmp_path: Path) -> None:
-    """It hands over the first number in all places: of zeros nothing is to be seen yet."""
+    """It hands over the first number in all places: of no rows, or of zeros, nothing is to be seen yet."""
     name = Student(students["open"]).about["name"]
     folder = str(students["open"] / "triton" / name)
-    asked = [[{"x": ("float32", rows.tolist())}] for rows in (np.zeros((1, 4)), inputs(1, 1), np.zeros((1, 4)))]
+    several = (np.zeros((0, 4)), np.zeros((1, 4)), inputs(1, 1), np.zeros((1, 4)))
+    asked = [[{"x": ("float32", rows.tolist())}] for rows in several]
     script = ASKS_TRITON.replace("json.loads(sys.argv[2])\n", "[]\n") + textwrap.dedent("""
         for asked in json.loads(sys.argv[2]):
             (each,) = asked
-            request = pb.InferenceRequest([pb.Tensor(n, np.array(data, dtype)) for n, (dtype, data) in each.items()])
+            (data,) = [np.array(rows, dtype).reshape(-1, 4) for dtype, rows in each.values()]
+            request = pb.InferenceRequest([pb.Tensor("x", data)])
             (response,) = model.execute([request])
             print(json.dumps(response.error().message() if response.has_error() else "answered"))
     """).replace("\n", "\n    ")
     for how, expected in (
-        ((), ["answered"] * 3),
-        (("numpy 1",), ["answered", "cannot read arrays", "cannot read arrays"]),
+        ((), ["cannot reshape", *["answered"] * 3]),
+        (("numpy 1",), ["cannot reshape", "answered", "cannot read arrays", "cannot read arrays"]),
     ):
-        told = lines(tmp_path, script, folder, json.dumps(asked), *how)[-3:]
-        assert [word in answer for word, answer in zip(expected, told, strict=True)] == [True] * 3, told
+        told = lines(tmp_path, script, folder, json.dumps(asked), *how)[-4:]
+        assert [word in answer for word, answer in zip(expected, told, strict=True)] == [True] * 4, told
 
 
 def test_tritons_configuration_says_what_was_recorded(students: dict[str, Path]) -> None:

@@ -65,7 +65,7 @@ def _fault_of(tensors: Any) -> tuple[str | None, bool]:
             right = np.from_dlpack(tensor)
         except Exception:  # older than DLPack, or numbers that it does not have
             continue
-        shown = shown or bool((right != right.flat[:1]).any())
+        shown = shown or (right.size > 1 and bool((right.ravel() != right.ravel()[0]).any()))
         if right.tobytes() != tensor.as_numpy().tobytes():
             why = (
                 f"this server's Python backend cannot read arrays with numpy {np.__version__}; install the numpy that "
