@@ -1,9 +1,11 @@
-"""Faults on a real TorchServe instance behind a gate: what clients see, and that all is well again afterwards."""
+"""Load and faults on a real TorchServe instance behind a gate: what clients see, and that all is well afterwards."""
 
 import json
 
+import psutil
 import pytest
 
+from ts_parity.cli import main
 from ts_parity.lab.emulation import Emulation, emulate, make_spells
 from ts_parity.lab.faults import CONTEND, FREEZE, FREEZE_SERVER, KILL, RESET, RESTART, Fault
 from ts_parity.lab.live import Trouble, behind_gates, machines, run_arm, started, wait_until_ready
@@ -14,10 +16,39 @@ from ts_parity.torchserve.archive import pack
 pytestmark = [pytest.mark.torchserve, pytest.mark.slow]
 
 
-def test_each_fault_strikes_a_real_instance_and_leaves_it_serving(tmp_path):
-    handler = tmp_path / "own.py"
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """-> one machine whose model answers 1 after 5 ms, and the process of its gate."""
+    folder = tmp_path_factory.mktemp("live")
+    handler = folder / "own.py"
     handler.write_text("def handle(data, context):\n    return None if data is None else [b'1'] * len(data)\n")
-    archive = emulate(pack(tmp_path, model_name="own", handler=handler), tmp_path / "slow", Emulation(0.005, cv=0.0))
+    archive = emulate(pack(folder, model_name="own", handler=handler), folder / "slow", Emulation(0.005, cv=0.0))
+    fleet = machines([[archive]], folder / "machines")
+    with started(fleet), behind_gates(fleet, seed=0) as process:
+        yield fleet, process
+
+
+def test_a_bench_of_a_real_instance_whose_worker_is_frozen(served, tmp_path, capsys):
+    [live], _ = served
+    (tmp_path / "one.json").write_text("7")
+    [worker] = live.worker_pids()
+    page = tmp_path / "bench.html"
+    code = main(
+        ["bench", "--target", f"{live.inference_url}/predictions/own", "--bodies", str(tmp_path / "one.json"),
+         "--duration", "2s", "--rate", "30", "--freeze", str(worker), "--freeze-every", "400ms",
+         "--freeze-for", "200ms", "--yes", "--json", "--html", str(page), "--fail-if", "lost>0", "--fail-if", "errors>0"]
+    )  # fmt: skip
+    assert code == 0
+    document = json.loads(capsys.readouterr().out)
+    [row] = document["targets"]
+    assert (row["answered"], row["sources"]) == (60, {"deployed": 60})
+    assert document["inputs"]["faults"].endswith("times freeze")
+    assert psutil.Process(worker).status() != psutil.STATUS_STOPPED
+    assert "<svg" in page.read_text()
+
+
+def test_each_fault_strikes_a_real_instance_and_leaves_it_serving(served):
+    fleet, process = served
     faults = (
         Fault(0.2, 0, CONTEND, 1.0, 0.01),
         Fault(0.5, 0, RESET),
@@ -26,21 +57,17 @@ def test_each_fault_strikes_a_real_instance_and_leaves_it_serving(tmp_path):
         Fault(3.5, 0, KILL),
         Fault(4.0, 0, RESTART, 0.5),
     )
-    fleet = machines([[archive]], tmp_path / "machines")
     bodies = [LabelledBody(b"x")]
-    with started(fleet), behind_gates(fleet, seed=0) as process:
-        url = f"{fleet[0].inference_url}/predictions/own"
-        before = fleet[0].instance.pid
-        spells = make_spells(Spells(0.5, 0.5, 3.0), 1, 5.0, seed=0)
-        load = poisson_load(150, 30.0, 1, seed=0)
-        records, struck = run_arm(
-            fleet, [url], load, bodies, json.loads, Trouble(spells, faults), seed=0, process=process
-        )
-        assert struck == {CONTEND: 1, RESET: 1, FREEZE: 1, FREEZE_SERVER: 1, KILL: 1, RESTART: 1}
-        assert len(records) == 150
-        assert any(not record.answered for record in records), "nobody stands in for a single instance"
-        assert fleet[0].instance.pid != before
-        wait_until_ready(fleet)
-        [one] = run_arm(fleet, [url], poisson_load(1, 10.0, 1, seed=1), bodies, json.loads, Trouble(), seed=0)[0]
-        assert one.outcome == "deployed"
-        assert one.predicted == 1
+    url = f"{fleet[0].inference_url}/predictions/own"
+    before = fleet[0].instance.pid
+    spells = make_spells(Spells(0.5, 0.5, 3.0), 1, 5.0, seed=0)
+    load = poisson_load(150, 30.0, 1, seed=0)
+    records, struck = run_arm(fleet, [url], load, bodies, json.loads, Trouble(spells, faults), seed=0, process=process)
+    assert struck == {CONTEND: 1, RESET: 1, FREEZE: 1, FREEZE_SERVER: 1, KILL: 1, RESTART: 1}
+    assert len(records) == 150
+    assert any(not record.answered for record in records), "nobody stands in for a single instance"
+    assert fleet[0].instance.pid != before
+    wait_until_ready(fleet)
+    [one] = run_arm(fleet, [url], poisson_load(1, 10.0, 1, seed=1), bodies, json.loads, Trouble(), seed=0)[0]
+    assert one.outcome == "deployed"
+    assert one.predicted == 1

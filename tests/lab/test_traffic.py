@@ -1,6 +1,7 @@
 """The load is open-loop: it does not wait for answers, and counts from when a query was due."""
 
 import asyncio
+import gc
 import json
 import time
 
@@ -158,6 +159,21 @@ async def test_patience_counts_from_when_a_query_was_due(serve):
     run = drive(load, [LabelledBody(b"x")], [await serve(handler)], read_digit, 119.0, started_at=begun_at)
     [record] = await asyncio.wait_for(run, 60.0)
     assert record.outcome == "lost"
+
+
+async def test_no_collector_walks_through_what_was_there(serve):
+    async def handler(request):
+        return answer(5)
+
+    frozen = []
+
+    def read(body):
+        frozen.append(gc.get_freeze_count())
+        return read_digit(body)
+
+    await drive(Load((0.0,), (0,)), [LabelledBody(b"x")], [await serve(handler)], read, 60.0)
+    assert frozen[0] > 10_000
+    assert gc.get_freeze_count() == 0
 
 
 async def test_nobody_there_is_an_error():

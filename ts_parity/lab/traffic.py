@@ -10,9 +10,11 @@ put in front of TorchServe today). Meant to run in another process than the prox
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -106,28 +108,41 @@ async def drive(
         if not flight.cancelled() and flight.exception() is None:
             on_record(flight.result())
 
-    limits = aiohttp.ClientTimeout(total=None)
-    # No limit on connections: a client that waits for a free one would no longer be open-loop.
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60)
-    async with aiohttp.ClientSession(timeout=limits, connector=connector, auto_decompress=False) as session:
-        network = _Network(session, targets, headers)
-        client = _Client(through(network.post), bodies, read, timeout_s, origin)
-        flights: list[asyncio.Task[QueryRecord]] = []
-        try:
-            for seq, due_at in enumerate(load.due_at):
-                delay = origin + due_at - time.monotonic()
-                if delay > 0:
-                    await asyncio.sleep(delay)
-                if not goes_on():
-                    break
-                flight = asyncio.create_task(client.ask(seq, due_at, load.picks[seq]))
-                flight.add_done_callback(told)
-                flights.append(flight)
-            return list(await asyncio.gather(*flights))
-        finally:
-            for flight in flights:
-                flight.cancel()
-            await asyncio.gather(*flights, return_exceptions=True)
+    with _out_of_the_collectors_way():
+        limits = aiohttp.ClientTimeout(total=None)
+        # No limit on connections: a client that waits for a free one would no longer be open-loop.
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60)
+        async with aiohttp.ClientSession(timeout=limits, connector=connector, auto_decompress=False) as session:
+            network = _Network(session, targets, headers)
+            client = _Client(through(network.post), bodies, read, timeout_s, origin)
+            flights: list[asyncio.Task[QueryRecord]] = []
+            try:
+                for seq, due_at in enumerate(load.due_at):
+                    delay = origin + due_at - time.monotonic()
+                    if delay > 0:
+                        await asyncio.sleep(delay)
+                    if not goes_on():
+                        break
+                    flight = asyncio.create_task(client.ask(seq, due_at, load.picks[seq]))
+                    flight.add_done_callback(told)
+                    flights.append(flight)
+                return list(await asyncio.gather(*flights))
+            finally:
+                for flight in flights:
+                    flight.cancel()
+                await asyncio.gather(*flights, return_exceptions=True)
+
+
+@contextmanager
+def _out_of_the_collectors_way() -> Iterator[None]:
+    """What is in memory already is not looked at until the end: a walk through models and their library would hold up
+    every query for half a second.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @dataclass(frozen=True)
