@@ -27,6 +27,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import shutil
 import sys
 import tempfile
@@ -234,20 +235,35 @@ def arranged(size: Size, point: Point, costs: Mapping[str, float], service_s: fl
                    places=UNBOUNDED if binds else 1, **changes)  # fmt: skip
 
 
-def simulated(size: Size, point: Point, costs: Mapping[str, float]) -> Row:
-    """The same point in the simulator: the same arrivals, the same spells. Contention is replies that are late at
-    random, for it has no network. Empty where it has no such arm or trouble.
+def usual_service(size: Size, point: Point, work: Path) -> tuple[ServiceTimes, float]:
+    """What a task took on these machines outside spells and contention, host and model included, at this load: from the
+    access log of equal resources in figure `slow`. -> its distribution, and its mean in seconds; where there is no such
+    log, what was emulated.
+    """
+    log = log_of(work, Point("slow", "equal", point.load, 2, 4, 1, point.seed, "slow"))
+    if not log.exists():
+        return ServiceTimes(cv=0.1), size.service_s
+    service, unit, _ = service_from(log)
+    return service, unit
+
+
+def simulated(size: Size, point: Point, costs: Mapping[str, float], service: ServiceTimes, unit: float) -> Row:
+    """The same point in the simulator: the same arrivals, the same spells, and tasks that take as long as on the host.
+    Contention is replies that are late at random, for it has no network. Empty where it has no such arm or trouble.
     """
     if not ARMS[point.arm].policy or point.trouble in ("tenant", "crash") or point.batch > 1:
         return {}
-    unit, made = size.service_s, arranged(size, point, costs, size.service_s)
+    made = arranged(size, point, costs, unit)
     load = load_of(size, point, 450)
     spells = make_spells(SLOW, made.workers, load.duration_s, point.seed) if point.trouble == "slow" else ()
     contended = 2 * transfers_of(point, made.workers) / made.workers if point.trouble == "shuffles" else 0.0
+    # In a spell the emulated wait grows, and not what the host adds to it.
+    factor = 1 + (SLOW.factor - 1) * size.service_s / unit
     world = World(
-        point.load, size.machines, service=ServiceTimes(cv=0.1), trace=tuple(at / unit for at in load.due_at),
-        outages=tuple(replace(o, at=o.at / unit, lasts=o.lasts / unit) for o in spells),
-        net_share=min(1.0, contended), net_mean=2 * CONTENTION, unit=unit,
+        point.load * unit / size.service_s, size.machines, service=service,
+        trace=tuple(at / unit for at in load.due_at),
+        outages=tuple(replace(o, at=o.at / unit, lasts=o.lasts / unit, factor=factor) for o in spells),
+        net_share=min(1.0, contended), net_mean=2 * CONTENTION * size.service_s / unit, unit=unit,
     )  # fmt: skip
     return _told("simulated", simulate(replace(world.scenario(made, point.seed), warm_up=0.0), point.seed), unit)
 
@@ -313,7 +329,8 @@ def document_of(size: Size, rows: Sequence[Row], work: Path, command: str) -> di
     full, curves = [], {}
     for row in rows:
         point = by_key[_key_of(row)]
-        full.append(row | simulated(size, point, costs) | foretold(size, point, log_of(work, point), costs))
+        beside = simulated(size, point, costs, *usual_service(size, point, work))
+        full.append(row | beside | foretold(size, point, log_of(work, point), costs))
         records = read_records_of(work / f"{point.key}.records.gz")
         curves[point.key] = curve(records)
     return {
@@ -385,7 +402,7 @@ def main() -> int:
         size, args.figure or (["9"] if args.quick else list(FIGURES)), args.arm or list(ARMS), work, args.collect
     )
     given = [word for word in sys.argv[1:] if word not in ("--work", str(args.work), "--collect")]
-    command = " ".join(["python benchmarks/paper.py", *given])
+    command = shlex.join(["python", "benchmarks/paper.py", *given])
     document = document_of(size, rows, work, command)
     for text in sections(document).values():
         print(text)

@@ -15,6 +15,7 @@ from paper_points import ARMS, FIGURES, HOSTINGS, QUICK, Point, Size, extra_mach
 
 from ts_parity.lab.faults import CONTEND, CRASH
 from ts_parity.lab.records import QueryRecord
+from ts_parity.lab.scenario import ServiceTimes
 from ts_parity.lab.traffic import LabelledBody, Load
 
 SMALL = replace(QUICK, queries=600)
@@ -97,9 +98,21 @@ def test_a_kept_curve_is_thin_and_keeps_the_tail():
 @pytest.mark.parametrize("trouble", ["shuffles", "slow"])
 def test_every_arm_that_the_simulator_has_can_be_set_beside_it(trouble):
     for arm in ARMS.values():
-        told = paper.simulated(SMALL, point(arm=arm.name, trouble=trouble), COSTS)
+        told = paper.simulated(SMALL, point(arm=arm.name, trouble=trouble), COSTS, ServiceTimes(cv=0.1), 0.05)
         assert bool(told) == bool(arm.policy)
         assert not told or told["simulated_p50_ms"] > 40
+
+
+def test_the_simulator_takes_as_long_as_tasks_took_on_the_host(tmp_path):
+    there = point(arm="hedge", trouble="shuffles")
+    assert paper.usual_service(SMALL, there, tmp_path)[1] == SMALL.service_s, "nothing is known of the host"
+    measured = point(figure="slow", arm="equal", trouble="slow", load=there.load, seed=there.seed)
+    lines = [{"service_s": 0.06} for _ in range(50)]
+    paper.log_of(tmp_path, measured).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    service, unit = paper.usual_service(SMALL, there, tmp_path)
+    assert unit == pytest.approx(0.06)
+    told = paper.simulated(SMALL, there, COSTS, service, unit)
+    assert told["simulated_p50_ms"] == pytest.approx(60, rel=0.1)
 
 
 async def test_replication_takes_the_first_answer_and_survives_an_error():

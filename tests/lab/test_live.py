@@ -30,13 +30,16 @@ def served(tmp_path_factory):
 
 def test_a_bench_of_a_real_instance_whose_worker_is_frozen(served, tmp_path, capsys):
     [live], _ = served
-    (tmp_path / "one.json").write_text("7")
+    bodies = tmp_path / "bodies"
+    bodies.mkdir()
+    (bodies / "one.json").write_text("7")
     [worker] = live.worker_pids()
     page = tmp_path / "bench.html"
     code = main(
-        ["bench", "--target", f"{live.inference_url}/predictions/own", "--bodies", str(tmp_path / "one.json"),
+        ["bench", "--target", f"{live.inference_url}/predictions/own", "--bodies", str(bodies),
          "--duration", "2s", "--rate", "30", "--freeze", str(worker), "--freeze-every", "400ms",
-         "--freeze-for", "200ms", "--yes", "--json", "--html", str(page), "--fail-if", "lost>0", "--fail-if", "errors>0"]
+         "--freeze-for", "200ms", "--yes", "--json", "--html", str(page), "--fail-if", "lost>0",
+         "--fail-if", "errors>0"]
     )  # fmt: skip
     assert code == 0
     document = json.loads(capsys.readouterr().out)
