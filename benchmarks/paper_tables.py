@@ -133,11 +133,12 @@ def _beside(rows: Sequence[Row]) -> str:
     counts = {by: (sum(each), len(each)) for by, each in within.items()}
     return (
         f"{markdown(('figure', 'arm', 'load', 'k', 'transfers', *times), cells)}\n\n"
-        "Simulated: the same arrivals and spells, and none of the live run's times. Foretold: by the planner, from the "
-        "access log of equal resources in the same setting. In brackets: of what was measured. "
+        "Simulated: the same arrivals and spells, with tasks that take as long as those of equal resources took on the "
+        "host outside spells, where they were measured at this load; else as long as emulated. Foretold: by the "
+        "planner, from the access log of equal resources in the same setting. In brackets: of what was measured. "
         f"{counts['simulated'][0]} of {counts['simulated'][1]} simulated percentiles are within 15 %, "
         f"{counts['foretold'][0]} of {counts['foretold'][1]} foretold ones within 25 %. The simulator has no proxy, "
-        "client or host that take time, and knows contention as single replies that are late at random, not as "
+        "client that take time, and knows contention as single replies that are late at random, not as "
         "machines all of whose messages are late for seconds."
     )
 
