@@ -9,7 +9,7 @@ COMPILED_READY := $(COMPILED)/.ready
 # What only a release needs.
 RELEASING := build/releasing
 
-.PHONY: demo test test-compiled test-backends backends check format docs bench accuracy gpu gpu-bundle policies overhead paper soak fuzz compiled release clean
+.PHONY: demo test test-compiled test-backends backends lint check format docs bench accuracy gpu gpu-bundle policies overhead paper soak fuzz compiled release clean
 
 demo: $(READY)
 	$(BIN)/ts-parity demo --out demo-out --force $(ARGS)
@@ -17,7 +17,7 @@ demo: $(READY)
 # Three at once on two cores, because most tests wait; the longest go first. ARGS="-n 0" for one after the other.
 AT_ONCE := -n 3 --dist loadfile --no-loadscope-reorder
 
-test: check
+test: lint
 	$(BIN)/python -m pytest $(AT_ONCE) -m "not backends" $(ARGS)
 
 # Real servers other than TorchServe, each installed in build/backends/NAME: 1.1 GB in all. Where no package registry
@@ -32,10 +32,12 @@ backends: $(READY)
 	$(BIN)/python benchmarks/backend_servers.py $(BACKENDS)
 	$(BIN)/python benchmarks/backends.py --servers $(BACKENDS) $(ARGS)
 
-check: $(READY)
+lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+check: lint
 	$(BIN)/python -m pytest tests/test_layers.py
 
 format: $(READY)

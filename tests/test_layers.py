@@ -1,6 +1,7 @@
 """Lower rooms never import higher ones, heavy packages stay in their rooms, and importing the package is cheap."""
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -49,8 +50,13 @@ HEAVY = {
 }
 
 
+@functools.cache
 def imports_of(file, deferred=True):
     """Every module name that the file imports at its top and, `deferred`, inside functions."""
+    return tuple(_imports_of(file, deferred))
+
+
+def _imports_of(file, deferred):
     body = ast.parse(file.read_text()).body
     blocks = body if deferred else [node for node in body if not isinstance(node, ast.FunctionDef | ast.ClassDef)]
     for node in (inner for block in blocks for inner in ast.walk(block)):
@@ -79,7 +85,7 @@ ROOMS = ("http", "fleet", "serving", "operations")
 def test_lower_never_imports_higher(file):
     room = room_of(file)
     if room == "__init__":
-        assert not list(imports_of(file)), "ts_parity/__init__.py imports nothing"
+        assert not imports_of(file), "ts_parity/__init__.py imports nothing"
         return
     for module in imports_of(file):
         if not module.startswith("ts_parity."):
