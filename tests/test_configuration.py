@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ts_parity.cli import main
+from ts_parity.cli import main, parsed
 from ts_parity.config import GROUPS, PROFILES, Settings, files, json_schema, load_settings, profile_toml
 from ts_parity.config.files import TomlFile
 from ts_parity.config.schema import FIELDS
@@ -249,11 +249,12 @@ TRIED = [-1, 0, 0.5, 1, 2, 65535, 65536, 10**15, True, "", "auto", "x", "student
 def test_the_schema_takes_what_the_proxy_takes(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """But for two lenient forms: a text for a number or a list, and forms of addresses and names."""
     file = tmp_path / "one.toml"
-    schema = json_schema()
+    file.touch()
+    schema, args = json_schema(), parsed(["config", "check", str(file)])
     for value in TRIED:
         file.write_text(f'{name} = {json.dumps(value)}\n[[instance]]\ninference = "http://h:1"\n')
         in_schema = fits({name: value, "instance": [{"inference": "http://h:1"}]}, schema)
-        main(["config", "check", str(file)])
+        args.run(args)
         said = capsys.readouterr().err
         refused = f"{file}: {name} must be" in said or f"{file}: {name}: " in said
         if isinstance(value, str) and isinstance(FIELDS[name].default, tuple):
