@@ -140,6 +140,7 @@ def test_the_first_process_of_a_container_hears_sigterm() -> None:
         while not handled & 1 << (signal.SIGTERM - 1):
             status = Path(f"/proc/{child.strip()}/status").read_text()
             handled = int(status.partition("SigCgt:")[2].split()[0], 16)
+            time.sleep(0.01)
         os.kill(int(child), signal.SIGTERM)
         outside.communicate(timeout=30)
         assert outside.returncode == code
