@@ -168,7 +168,9 @@ class PoolState:
 
     def may_launch(self, group: CodingGroup, row: int) -> bool:
         """Whether there is a protection for this row, and one that takes the group as it is by now."""
-        return bool(self.rows.get(row)) and bool(group.sendable()) and (not group.barred or self.pool.partial)
+        if not self.rows.get(row):
+            return False
+        return not group.barred or (self.pool.partial and bool(group.sendable()))
 
     @property
     def can_finish(self) -> bool:

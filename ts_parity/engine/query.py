@@ -293,7 +293,8 @@ class CodingGroup:
     @property
     def scale(self) -> float:
         """How many times longer than usual its protection takes: as its largest member."""
-        return max((query.scale for query in self.members if query is not None), default=1.0)
+        scales = [query.scale for query in self.members if query is not None]
+        return max(scales) if scales else 1.0
 
     def sendable(self) -> frozenset[int]:
         """The slots whose queries a protection that is sent now gets."""

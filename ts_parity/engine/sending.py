@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from typing import final
 
 from ts_parity.engine.capacity import EndpointState
@@ -19,7 +19,7 @@ class Sender:
     def __init__(self) -> None:
         self._serial = 0
         self.in_flight = 0
-        self.sent: Counter[str] = Counter()
+        self.sent: defaultdict[str, int] = defaultdict(int)
 
     def next_id(self) -> int:
         self._serial += 1
