@@ -49,8 +49,11 @@ def same(one, other):
 @pytest.mark.slow
 @given(FRAMES)
 def test_a_frame_comes_back_as_it_was(frame):
-    back = unpack_frame(pack_frame(frame))
-    assert same(back, frame)
+    packed = pack_frame(frame)
+    for form in (bytes, bytearray, memoryview):
+        back = unpack_frame(form(packed))
+        assert same(back, frame)
+        assert all(type(part.body) is bytes for part in back.slots if part is not None)
     assert back.covers == {i for i, part in enumerate(frame.slots) if part is not None and part.status == 200}
 
 

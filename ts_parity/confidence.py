@@ -206,8 +206,10 @@ def in_header(expected: float) -> str:
 
 def from_header(text: str | None) -> float | None:
     """What is no share is as good as not said."""
+    if text is None:  # nearly always, and an exception costs more than all else here
+        return None
     try:
-        share = float(text or "")
+        share = float(text)
     except ValueError:
         return None
     return share if 0.0 <= share <= 1.0 else None

@@ -122,7 +122,8 @@ def pack_frame(frame: Frame) -> bytes:
 
 def unpack_frame(data: bytes | bytearray | memoryview) -> Frame:
     """The inverse of `pack_frame`. Raise MalformedFrame for anything else."""
-    view = memoryview(data)
+    # A slot has bytes of its own. A slice of bytes is that already; of anything else it would be copied twice.
+    view: bytes | memoryview = data if isinstance(data, bytes) else memoryview(data)
     if len(view) < _PREFIX.size:
         raise MalformedFrame(f"a frame has at least {_PREFIX.size} bytes, not {len(view)}")
     magic, version, k, flags, _ = _PREFIX.unpack_from(view)
@@ -136,10 +137,10 @@ def unpack_frame(data: bytes | bytearray | memoryview) -> Frame:
     slots: list[Part | None] = []
     for slot in range(k):
         section, at = _read_section(view, at, f"slot {slot}")
-        slots.append(None if section is None else _part(*section, slot))
+        slots.append(None if section is None else _part(section[0], section[1], slot))
     raw, computed_in = None, ""
     if flags & _HAS_RAW:
-        section, at = _read_section(view, at, "raw output")
+        section, at = _read_section(memoryview(view), at, "raw output")  # it is not copied
         if section is None:
             raise MalformedFrame("the raw output is announced and empty")
         raw, computed_in = _array(section[0], section[1])
@@ -225,7 +226,7 @@ def _packed_head(status: int, phrase: str, headers: Headers) -> bytes:
     return _json({"status": status, "phrase": phrase, "headers": headers})
 
 
-def _read_section(view: memoryview, at: int, what: str) -> tuple[tuple[bytes, memoryview] | None, int]:
+def _read_section(view: bytes | memoryview, at: int, what: str) -> tuple[tuple[bytes, bytes | memoryview] | None, int]:
     if len(view) - at < _LENGTHS.size:
         raise MalformedFrame(f"the frame ends before {what}")
     head_length, body_length = _LENGTHS.unpack_from(view, at)
@@ -251,7 +252,7 @@ def _read_head(head: bytes, what: str) -> dict[str, Any]:
     return value
 
 
-def _part(head: bytes, body: memoryview, slot: int) -> Part:
+def _part(head: bytes, body: bytes | memoryview, slot: int) -> Part:
     headers, status, phrase = _part_head(head, slot) if len(head) <= _LONGEST else _part_head.__wrapped__(head, slot)
     return Part(headers, bytes(body), status, phrase)
 
@@ -284,7 +285,7 @@ def _as_wire_array(raw: Array, error: type[MalformedFrame] | type[MalformedTail]
     return np.asarray(raw, dtype=_DTYPES[raw.dtype.name], order="C")
 
 
-def _array(head: bytes, data: memoryview) -> tuple[Array, str]:
+def _array(head: bytes, data: bytes | memoryview) -> tuple[Array, str]:
     """-> the array, and the dtype it was computed in."""
     dtype, shape, size, computed_in = _array_head(head) if len(head) <= _LONGEST else _array_head.__wrapped__(head)
     if size != len(data):

@@ -394,7 +394,8 @@ class Driver:
         if task.kind is Kind.PROTECTION:
             assert task.group is not None
             # While a group waited in the queue, other protections may have been registered.
-            if task.group.code != self._code(task.endpoint.pool):
+            code = self._code(task.endpoint.pool)
+            if code is not task.group.code and code != task.group.code:  # nearly always one object, and quickly told
                 raise DecodeError("the group's code is no longer the pool's")
             assert task.row is not None
             sent = task.group.sent[task.row]

@@ -184,25 +184,29 @@ def read_protection(
         return Failed(str(error), retry=False), TaskResult()
     if frame.k != k:
         return Failed(f"the answer to a group of {k} is a frame of {frame.k} slots", retry=False), TaskResult()
-    covers = frozenset(i for i, part in enumerate(frame.slots) if part and _is_answer(part)) & sent
+    covers = frozenset([slot for slot in sent if (part := frame.slots[slot]) is not None and _is_answer(part)])
     if family == Family.PARITY and frame.raw is None:
         return Failed("no parity output in the answer to a group request", retry=False), TaskResult()
     if frame.raw is not None and not np.isfinite(frame.raw).all():
         return Failed("the parity output is not finite (NaN or infinity)", retry=False), TaskResult()
     value = FrameResult(result, frame)
-    confidences = ((slot, value.slot_confidence(slot)) for slot in covers) if family == Family.BACKUP else ()
-    known = {slot: confidence for slot, confidence in confidences if confidence is not None}
+    known: dict[int, float] = {}
+    if family == Family.BACKUP:
+        for slot in covers:
+            if (confidence := value.slot_confidence(slot)) is not None:
+                known[slot] = confidence
     return Arrived(covers=covers, agreement=known or None), value
 
 
 def _is_answer(part: Part) -> bool:
     """A success whose headers are valid: TorchServe's frontend would have refused to write invalid ones."""
-    return 200 <= part.status < 300 and _are_headers(part.headers) and _VALUE.fullmatch(part.phrase) is not None
+    return 200 <= part.status < 300 and _is_head(part.phrase, part.headers)
 
 
 @lru_cache(256)
-def _are_headers(headers: Headers) -> bool:
-    return all(_NAME.fullmatch(name) and _VALUE.fullmatch(value) for name, value in headers)
+def _is_head(phrase: str, headers: Headers) -> bool:
+    fits = all(_NAME.fullmatch(name) and _VALUE.fullmatch(value) for name, value in headers)
+    return fits and _VALUE.fullmatch(phrase) is not None
 
 
 def read_finish(result: Response | NoResponse) -> tuple[Outcome, TaskResult]:
