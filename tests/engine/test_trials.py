@@ -232,3 +232,55 @@ def test_nothing_is_held_for_a_model_that_nobody_serves_any_more():
     [pool] = scheduler.pools()
     assert not pool.trials._running
     assert scheduler.in_flight() == 0
+
+
+def test_an_answer_without_its_raw_output_says_nothing_of_a_parity_model():
+    run = on_trial(code="sum", arrivals=[0.0, 0.0], tasks=[(0, 0.010, "plain")])
+    counts = trust(run).snapshot()
+    assert (counts["unknown"], counts["reason"].endswith("came without its raw output")) == (1, True)
+    assert not run.compared
+    assert not run.sends("finish 1"), "nothing can be decoded without it"
+
+
+def test_an_output_on_trial_that_cannot_be_finished_is_a_failure():
+    run = on_trial(code="sum", arrivals=[0.0, 0.0], tasks=[("finish 0", 0.001, "fatal")])
+    assert trust(run).snapshot()["failed"] == 1
+    assert [query for query, _, _ in run.compared] == [1]
+
+
+@pytest.mark.parametrize("what", ["parity 0", "finish 0"])
+def test_what_is_rejected_on_trial_is_sent_again(what):
+    run = on_trial(code="sum", arrivals=[0.0, 0.0], tasks=[(what, 0.001, "reject")])
+    assert len(run.sends(what)) == 2
+    assert sorted(query for query, _, _ in run.compared) == [0, 1]
+    assert trust(run).snapshot()["failed"] == 0
+
+
+@pytest.mark.parametrize(("code", "compared"), [("exact", [1]), ("sum", [])])
+def test_of_a_member_that_fails_nothing_is_compared(code, compared):
+    """A backup answers for each member; a parity output is decoded with all the others."""
+    run = on_trial(code=code, arrivals=[0.0, 0.0], tasks=[(0, 0.010, "fatal")])
+    assert [query for query, _, _ in run.compared] == compared
+    [pool] = run.scheduler.pools()
+    assert not pool.trials._running, "its group makes room for another"
+
+
+def test_what_waits_for_a_place_when_its_protection_is_taken_out_is_not_sent():
+    start, number = len(PACE), 12
+    late = [(start, 0.06, "ok"), *((n, 0.3, "ok") for n in range(start + 1, start + number))]
+    crowd = {"code": "exact", "k": 1, "deployed": 20, "arrivals": [*PACE, *[4.0] * number], "tasks": late}
+    agreed = ["agreed"] * 2 * start
+    first = on_trial(**crowd, findings=agreed)
+    found = next(n for n, (query, _, _) in enumerate(first.compared) if query == start)
+    run = on_trial(**crowd, findings=[*agreed[:found], "differed"])
+    assert not trust(run).in_use
+    assert len(run.sends("parity 0")) < len(first.sends("parity 0"))
+    assert {run.answers[n][0] for n in range(start, start + number)} == {"reconstructed", "deployed"}
+    assert run.nothing_left_over()
+
+
+def test_an_answer_in_time_is_compared_with_the_protections_that_has_come_before_it():
+    last = len(PACE)
+    run = on_trial(code="exact", k=1, arrivals=[*PACE, 4.0], tasks=[(last, 0.02, "ok")])
+    assert run.answers[last] == ("deployed", 4.02)
+    assert run.compared[-1] == (last, "protection", "agreed")
