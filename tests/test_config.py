@@ -153,6 +153,8 @@ MISTAKES = [
     ({"flags": {"tls_certificate": "x"}}, r"^tls_certificate needs tls_key too"),
     ({"flags": {"vouch": "1"}}, r"--vouch must be true or false, not '1'"),
     ({"endpoints": ["http://h:1,tokn=x"]}, r"unknown setting 'tokn'; did you mean 'token'"),
+    ({"endpoints": ["http://h:1,kind=triton"]}, r"kind must be .*, not 'triton'; did you mean 'open-inference'\?"),
+    ({"endpoints": ["http://h:1,kind=OpenVINO"]}, r"did you mean 'open-inference'\?"),
     ({"endpoints": ["http://h:1", "http://h:1/"]}, r"instance h:1 is given twice"),
     ({"endpoints": []}, r"no instances: give --endpoint"),
 ]

@@ -33,16 +33,17 @@ PROFILES: Mapping[str, Profile] = {
     "plain": Profile(
         "a fleet of models as they are: second copies for late queries",
         "A fleet of models as they are: nothing is trained and no archive is changed. Late queries get second copies, "
-        "slow and failing instances are left alone. Write the addresses of your instances below, then: "
-        "ts-parity config check FILE; ts-parity serve --config FILE.",
+        "slow and failing instances are left alone. Write the addresses of your instances where it says [[instance]], "
+        "near the end, then: ts-parity config check FILE; ts-parity serve --config FILE.",
         {},
         _MACHINES,
     ),
     "student": Profile(
         "models with a student beside them, which answers for late queries",
-        "Models with a student: a small model that answers for those that are late. `ts-parity train` makes it, "
-        "`ts-parity register` makes it known to the instances; the proxy finds it there. It answers clients after it "
-        "has proved itself on the fleet's own queries, and `ts-parity status` says how far it is.",
+        "Models with a student: a small model that answers late queries. `ts-parity train` makes it. On TorchServe "
+        "`ts-parity register` puts it beside its model, and the proxy finds it there; for other servers, name it under "
+        "[[model]] at the end. It answers clients after it has proved itself on the fleet's own queries, and "
+        "`ts-parity status` says how far it is.",
         {"protect": "student", "differing": 0.0005, "extra_work": 0.05},
         _MACHINES,
     ),
@@ -78,7 +79,7 @@ def profile_toml(name: str, secret: str) -> str:
     lines += ["", "[[instance]]", *_settings(fields(InstanceSettings), first)]
     for instance in others:
         lines += ["", "[[instance]]", *(f"{key} = {_toml(value)}" for key, value in instance.items())]
-    lines += ["", "# ---- models ".ljust(80, "-"), "", *_comment("Only of models of which one of these must be said.")]
+    lines += ["", "# ---- models ".ljust(80, "-"), "", *_comment("Only for a model that needs one of these.")]
     lines += ["", "# [[model]]", *_settings(fields(ModelSettings), {}, "as-clients-call-it")]
     return "\n".join(lines) + "\n"
 

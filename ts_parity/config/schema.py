@@ -22,6 +22,12 @@ AUTO = "auto"
 EXACT_ONLY, OFF = "exact-only", "off"
 KINDS = ("torchserve", "open-inference", "rest", "tensorflow", "openai", "sagemaker")
 """The kinds of servers there are; each is a file in proxy/fleet/backends."""
+KIND_OF = {
+    **dict.fromkeys(("triton", "kserve", "mlserver", "openvino"), "open-inference"),
+    **dict.fromkeys(("litserve", "bentoml", "ray", "fastapi", "flask", "http"), "rest"),
+    **dict.fromkeys(("vllm", "embeddings"), "openai"),
+}
+"""For who names a server where its kind is asked for; docs/backends.md has them all."""
 MANAGED = KINDS[0]
 """The kind with an API of its own for what it hosts, on another port."""
 CODES = ("sum", "concat", "student", "exact")

@@ -14,7 +14,7 @@ from typing import Any
 
 from ts_parity.arguments import A_KEY, LARGEST, is_key
 from ts_parity.config.addresses import checked_url
-from ts_parity.config.schema import AUTO
+from ts_parity.config.schema import AUTO, KIND_OF, KINDS
 from ts_parity.errors import ConfigError
 
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]*")
@@ -40,7 +40,8 @@ def convert(item: Field[Any], value: Any, where: str) -> Any:
         raise ConfigError(f"{where} must be {A_KEY}")
     words = item.metadata["words"]
     if words and value not in words:
-        near = difflib.get_close_matches(value, words, n=1)
+        spoken = KIND_OF.get(value.lower()) if words is KINDS else None
+        near = [spoken] if spoken else difflib.get_close_matches(value, words, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"{where} must be {', '.join(words[:-1])} or {words[-1]}, not {value!r}{hint}")
     return value
