@@ -122,7 +122,7 @@ DEV = [
 setup(
     name="ts-parity",
     version=VERSION,
-    description="Erasure-coded predictions for TorchServe: late, frozen or dead workers no longer make your tail",
+    description="A proxy in front of model servers: second copies, students and parity models answer late queries",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

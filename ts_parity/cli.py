@@ -64,7 +64,7 @@ SYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.EMFILE, err
 def build_parser() -> Parser:
     parser = Parser(
         prog="ts-parity",
-        description="Erasure-coded predictions for TorchServe: late, frozen or dead workers no longer make your tail.",
+        description="A proxy in front of model servers: second copies, students and parity models answer late queries.",
         examples=(
             "ts-parity train --archive resnet.mar --inputs bodies/ --out protected/",
             "ts-parity serve --endpoint http://10.0.0.1:8080 --endpoint http://10.0.0.2:8080",

@@ -71,7 +71,7 @@ def add_parsers(subparsers: argparse._SubParsersAction[Any]) -> None:
 def _add_serve(subparsers: argparse._SubParsersAction[Any]) -> None:
     serve = subparsers.add_parser(
         "serve",
-        help="run the proxy in front of TorchServe instances",
+        help="run the proxy in front of your instances",
         description="Run the proxy. Roles, codes, places and shapes are discovered from the instances. Values shown "
         "are the defaults; docs/settings.md describes each setting. A setting may also come from a TOML file "
         "(--config) or the environment (TS_PARITY_PORT=8080); flags win.",
