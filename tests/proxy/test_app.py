@@ -141,12 +141,14 @@ async def test_a_group_whose_code_is_gone_is_not_sent_to_another_codes_endpoint(
     assert (await waiting).json() == [5.0, 11.0]
 
 
-async def test_a_port_that_is_taken_is_a_start_error(make_fleet: MakeFleet) -> None:
+@pytest.mark.parametrize("setting", ["port", "admin_port"])
+async def test_a_port_that_is_taken_is_a_start_error_that_names_the_flag(make_fleet: MakeFleet, setting: str) -> None:
+    flag = f"--{setting.replace('_', '-')}"
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        with pytest.raises(StartError, match=r"cannot listen on .* choose another port"):
-            await make_fleet(FakeTorchServe(FakeModel()), port=taken.getsockname()[1])
+        with pytest.raises(StartError, match=rf"cannot listen on .* choose another port \({flag}\)"):
+            await make_fleet(FakeTorchServe(FakeModel()), **{setting: taken.getsockname()[1]})
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ async def test_what_may_only_be_read_has_an_address_of_its_own(make_fleet: MakeF
     assert (await reading.get("/status")).status == 404
     assert (await reading.post("/drain", headers=JSON)).status == 404
     taken = f"127.0.0.1:{reading.port}"
-    with pytest.raises(StartError, match=f"cannot listen on {taken}"):
+    with pytest.raises(StartError, match=rf"cannot listen on {taken}: .* \(--metrics-address\)"):
         await make_fleet(metrics_address=taken)
 
 

@@ -58,9 +58,8 @@ _LINGER_S: Final = 2.0
 _CLOSE_TIMEOUT_S: Final = 30.0
 _AHEAD_BYTES: Final = 65536
 _NOT_LISTENING: Final = {
-    errno.EADDRINUSE: "another program listens there; choose another port",
-    errno.EADDRNOTAVAIL: "this machine has no such address; give one of its own, or 0.0.0.0 for all",
-    errno.EACCES: "not allowed, as ports below 1024 mostly are; choose another port",
+    errno.EADDRINUSE: "another program listens there",
+    errno.EACCES: "not allowed, as ports below 1024 mostly are",
 }
 # A client that has just connected or has just got its response is about to send a request: it is not idle yet.
 _SETTLED_S: Final = 1.0
@@ -718,11 +717,14 @@ class ClientConnection:
             self._closes_when_written = True
 
 
-def cannot_listen(host: str, port: int, error: OSError) -> StartError:
+def cannot_listen(host: str, port: int, error: OSError, flag: str = "--port") -> StartError:
+    """`flag`: where the port was given, or would have been."""
     if isinstance(error, socket.gaierror):
         why = f"no address is known by the name {host!r}"
+    elif error.errno == errno.EADDRNOTAVAIL:
+        why = "this machine has no such address; give one of its own, or 0.0.0.0 for all"
     else:
-        why = _NOT_LISTENING.get(error.errno or 0) or f"{error.strerror or error}; choose another port"
+        why = f"{_NOT_LISTENING.get(error.errno or 0) or error.strerror or error}; choose another port ({flag})"
     return StartError(f"cannot listen on {host}:{port}: {why}")
 
 

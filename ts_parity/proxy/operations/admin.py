@@ -85,26 +85,26 @@ class AdminServer:
         }
         if settings.metrics_address:
             # It has its own address for this purpose: anyone who can reach it may read, by any host name.
-            await self._listen(_AdminListener(reads, {}), *host_and_port(settings.metrics_address))
+            await self._listen(_AdminListener(reads, {}), *host_and_port(settings.metrics_address), "--metrics-address")
         door = _AdminListener(
             {"/": self._on_page, **reads, "/status": self._on_status, "/config": self._on_config},
             {"/drain": self._on_drain, "/reload": self._on_reload, "/record": self._on_record},
             lambda request: refusal(request, name, self.token),
         )
-        return await self._listen(door, settings.admin_host, settings.admin_port)
+        return await self._listen(door, settings.admin_host, settings.admin_port, "--admin-port")
 
     async def close(self) -> None:
         for runner in self._runners:
             await runner.cleanup()
 
-    async def _listen(self, door: _AdminListener, host: str, port: int) -> int:
+    async def _listen(self, door: _AdminListener, host: str, port: int, flag: str) -> int:
         runner = web.ServerRunner(door, shutdown_timeout=0.5)
         self._runners.append(runner)
         await runner.setup()
         try:
             await web.TCPSite(runner, host, port, backlog=door.limit).start()
         except OSError as error:
-            raise cannot_listen(host, port, error) from None
+            raise cannot_listen(host, port, error, flag) from None
         return int(runner.addresses[0][1])
 
     async def _on_status(self, _: web.BaseRequest) -> web.Response:
