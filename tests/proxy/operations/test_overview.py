@@ -54,6 +54,13 @@ def test_the_sentence_says_what_an_operator_wants_to_know_first() -> None:
     assert "without protection; extra work 3.1 of 5 %; differing 0.004 of 0.05 %" in told
 
 
+def test_what_is_spent_at_once_is_not_said_to_be_within_the_limit() -> None:
+    """Thirty inferences may be made at once: with the first dozen queries that is more than a share of 5 %."""
+    few = {**slot(queries=13), "extra_work": 2.0, "differing": 0.0}
+    told = with_overview(status(machine("h")), {"slots": [few], "races": []}, NOW)["sentence"]
+    assert told.endswith("; extra work 15.4 %, at most 5 % over time; differing 0 of 0.05 %")
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [

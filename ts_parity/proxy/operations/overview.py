@@ -24,6 +24,7 @@ LIMITS: Final = (
     "it has been out.",
 )
 """Of every figure that says what would have been."""
+_BUDGETS: Final = (("extra_work", "extra work"), ("differing", "differing"))
 MOST_POINTS: Final = 80
 IN_A_SLOT: Final = 0.99
 """Five seconds have few queries: a higher percentile would be the slowest one."""
@@ -104,9 +105,15 @@ def sentence(status: Json) -> str:
         without = f", {told_seconds(without_s)} without protection" if without_s is not None else ""
         parts.append(f"{told_percentile(recent['percentile'])} {told_seconds(recent['given_s'])}{without}")
         if "extra_work" in policy:
-            parts.append(f"extra work {_percent(recent['extra_work'])} of {_percent(policy['extra_work'])} %")
-            parts.append(f"differing {_percent(recent['differing'])} of {_percent(policy['differing'])} %")
+            parts += [_spent(what, recent[key], policy[key]) for key, what in _BUDGETS]
     return "; ".join(parts)
+
+
+def _spent(what: str, used: float, limit: float) -> str:
+    """More than the limit: some may be spent at once, and queries pay for it later."""
+    if used > limit:
+        return f"{what} {_percent(used)} %, at most {_percent(limit)} % over time"
+    return f"{what} {_percent(used)} of {_percent(limit)} %"
 
 
 def told_percentile(share: float) -> str:
