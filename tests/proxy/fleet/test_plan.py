@@ -61,6 +61,11 @@ def test_a_fleet_as_it_should_be():
     assert plan.hosts == {"digits": ("i0", "i1")}
 
 
+def test_only_an_archive_can_be_not_wrapped():
+    assert only(plan_of(deployed(described=None))).verdicts == ("not wrapped",)
+    assert only(plan_of(deployed(described=None, kind="rest"))).verdicts == ()
+
+
 def test_places_are_ready_workers_times_batch_size_and_only_protections_look_at_the_machine():
     plan = plan_of((deployed(ready=2, batch_size=4), parity(ready=1, batch_size=3)), deployed(ready=0))
     assert {e.name: e.places for e in plan.fleet.endpoints} == {"i0/digits/1.0": 8, "i0/digits_parity/1.0": 3}

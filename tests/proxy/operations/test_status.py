@@ -8,7 +8,7 @@ import pytest
 
 from ts_parity.codes import make_code
 from ts_parity.engine import Policy
-from ts_parity.proxy.fleet.plan import PoolPlan
+from ts_parity.proxy.fleet.plan import NO_PROTECTION, PoolPlan
 from ts_parity.proxy.operations.status import status_table, what_it_does
 
 LONG = "deployed endpoints of linear/1.0 have other weights than those which the protection was made for, " * 3
@@ -93,6 +93,7 @@ APART = "is launched with every 2 queries, since it has machines of its own; lat
         (None, {}, {}, {}, f"late queries get {COPIES}; no protection: none was found"),
         (None, {}, {}, {"instances": 1}, "get no second copies, since one instance serves it; no protection: none was"),
         (None, {}, {"extra_work": 0.0}, {}, f"late queries get {NOTHING}; no protection: none was found"),
+        (None, {"reason": NO_PROTECTION}, {}, {}, f"late queries get {COPIES}; it has no protection"),
         (None, {"repeatable": False}, {}, {}, f"{BALANCED}, since the model may be asked once only"),
         ("sum", {}, {}, {"copies": {"reason": "two answers differ"}}, f"{BALANCED}: two answers differ"),
         ("sum", {}, {}, ON_TRIAL, f"late queries get {COPIES}; sum is on trial: 3 of 20 comparisons made"),
@@ -119,5 +120,6 @@ def test_what_it_does_and_why_in_a_sentence(
     code: str | None, pool: dict[str, Any], policy: dict[str, Any], live: dict[str, Any], said: str
 ) -> None:
     made = make_code(code, 2, 1) if code else None
-    plan = PoolPlan("m/1.0", "m", "1.0", made, "none was found", True, (), **pool)
+    fields = {"reason": "none was found", **pool}
+    plan = PoolPlan("m/1.0", "m", "1.0", made, partial=True, verdicts=(), **fields)
     assert said in what_it_does(plan, Policy(**policy), {**IN_USE, **live})

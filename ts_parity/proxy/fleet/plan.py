@@ -279,7 +279,8 @@ def _protect(
             problems.append(f"{pool}: no READY endpoint for protection row {', '.join(map(str, missing))} of {code.r}")
     rows = [(host, m, row) for host, m, row in chosen if m.ready]
     partial = bool(chosen) and all(m.described is not None and m.described.partial for _, m, _ in chosen)
-    verdicts = tuple(dict.fromkeys(m.described.verdict if m.described else "not wrapped" for _, m in members))
+    archives = [m for _, m in members if m.described is not None or m.kind == MANAGED]
+    verdicts = tuple(dict.fromkeys(m.described.verdict if m.described else "not wrapped" for m in archives))
     values = [m.described.agreement for _, m, _ in chosen if m.described is not None]
     agreement = min((share for share in values if share is not None), default=None)
     off = [m.described.tolerance for _, m, _ in chosen if m.described is not None]

@@ -13,7 +13,7 @@ from typing import Any
 from ts_parity import __version__
 from ts_parity.config import MANAGED, InstanceSettings, Settings
 from ts_parity.engine import Policy, Standing
-from ts_parity.proxy.fleet.plan import Plan, PoolPlan
+from ts_parity.proxy.fleet.plan import NO_PROTECTION, Plan, PoolPlan
 from ts_parity.proxy.fleet.reports import InstanceReport
 from ts_parity.proxy.serving.conditions import DOWN, SERVING, EndpointCondition, endpoint_condition, worst
 from ts_parity.tables import column_widths, columns
@@ -221,7 +221,8 @@ def what_it_does(pool: PoolPlan, policy: Policy, live: Mapping[str, Any]) -> str
     else:
         second = f"second copies, for at most {policy.extra_work:.3g} extra inferences a query"
     if code is None:
-        return f"late queries get {second}; no protection: {pool.reason}"
+        why = "it has no protection" if pool.reason == NO_PROTECTION else f"no protection: {pool.reason}"
+        return f"late queries get {second}; {why}"
     if trust.get("state", Standing.IN_USE.value) != Standing.IN_USE.value:
         return f"late queries get {second}; {code.name} is {trust['state']}: {trust['reason']}"
     if live.get("launch") == "group":

@@ -104,7 +104,17 @@ async def test_nobody_listening_is_down_and_silence_is_as_last_seen(upstream: Up
     (report,) = await discovery.refresh()
     assert not report.up
     assert "gave no answer" in report.problem
+    assert "kind" not in report.problem
     assert first.up
+
+
+async def test_who_was_never_seen_may_be_no_torchserve(upstream: Upstream) -> None:
+    """A proxy that is told of a Triton by its address alone asks for a management API that nobody has."""
+    async with FakeTorchServe() as instance:
+        pass
+    (report,) = await discovery_of(instance, upstream).refresh()
+    assert not report.up
+    assert report.problem.endswith("another server than TorchServe needs its kind, as in --endpoint URL,kind=rest")
 
 
 async def test_keys_are_sent_and_a_wrong_one_is_reported(upstream: Upstream) -> None:
@@ -124,7 +134,8 @@ async def test_another_port_than_managements_is_named_in_one_line(upstream: Upst
     assert not report.up
     assert report.problem == (
         f"127.0.0.1:{port} answered 404 to GET /models. Is {port} the management port? "
-        "(TorchServe's default is 8081.); not used, asked again regularly"
+        "(TorchServe's default is 8081; another server than TorchServe needs its kind, as in --endpoint URL,kind=rest.); "
+        "not used, asked again regularly"
     )
 
 

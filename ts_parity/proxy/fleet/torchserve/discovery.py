@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
 from ts_parity.config import UNIX, InstanceSettings
@@ -45,6 +45,9 @@ _DESCRIBE_WAIT_S = 1.0
 # What a gateway answers when its connection to the instance is refused.
 _GATEWAY_ERRORS = frozenset({502, 503, 504})
 _WRONG_KEY = "InvalidKeyException"
+
+
+_OTHER_KIND: Final = "another server than TorchServe needs its kind, as in --endpoint URL,kind=rest"
 
 
 class _ManagementFailure(TsParityError):
@@ -201,8 +204,11 @@ class TorchServeProber:
         problem = f"its management API at {instance.management} {what}"
         if error.refused or last is None or not last.up:
             problem += "; not used, asked again regularly"
+            hosted = self._last_hosted(name)
+            if not error.answered and not hosted:
+                problem += f"; {_OTHER_KIND}"
             return InstanceReport(
-                name, False, problem=problem, last_hosted=self._last_hosted(name), down_by_gateway=error.down_by_gateway
+                name, False, problem=problem, last_hosted=hosted, down_by_gateway=error.down_by_gateway
             )
         return replace(last, problem=f"{problem}; used as last seen", wrong_port=False)
 
@@ -226,7 +232,7 @@ class TorchServeProber:
         if isinstance(result, Stream):
             result.close()
         elif result.status == 404 and error_fields(result)[0] == "ResourceNotFoundException":
-            where, question = _where_and_hint(instance.inference, "inference", 8080)
+            where, question = _where_and_hint(instance.inference, "inference", "TorchServe's default is 8080")
             raise _WrongPort(f"{where} answered 404 to GET /ping.{question}")
         self._inference_checked.add(instance.name)
 
@@ -371,16 +377,16 @@ def _json(response: Response) -> Any:
 def _no_model_list(address: Address, answered: str) -> str:
     """In one line: what came, and what is probably wrong. `answered` may hold TorchServe's own message."""
     verb, colon, message = answered.partition(": ")
-    where, question = _where_and_hint(address.url, "management", 8081)
+    where, question = _where_and_hint(address.url, "management", f"TorchServe's default is 8081; {_OTHER_KIND}")
     if colon:  # TorchServe's own message says more than a guess
         return f"{where} {verb} to GET /models: {message}"
     return f"{where} {verb} to GET /models{'' if verb != 'answered' else ' with no list of models'}.{question}"
 
 
-def _where_and_hint(url: str, api: str, usual: int) -> tuple[str, str]:
+def _where_and_hint(url: str, api: str, hint: str) -> tuple[str, str]:
     """-> host and port, and the question whether that port is the right one."""
     where = url if url.startswith(UNIX) else urlsplit(url).netloc.rpartition("@")[2]
     port = where.rpartition(":")[2]
     if not port.isdigit():
         return where, f" Is it the {api} address?"
-    return where, f" Is {port} the {api} port? (TorchServe's default is {usual}.)"
+    return where, f" Is {port} the {api} port? ({hint}.)"
