@@ -60,8 +60,9 @@ def headline(runs: Sequence[Mapping[str, Any]]) -> str:
         "in which an instance is "
         f"five times slower, {faults['freezes']} freezes of 0.2 to 0.6 s, and {faults['kills']} killed worker.\n\n"
         f"{markdown(HEAD, rows(run))}\n\n"
-        "*lost*: never answered. *rebuilt*: answered by a protection. *accuracy*: of all answers, and of the rebuilt ones. "
-        "*work*: inferences a\nquery, in those of the model. There is no p99.9, because that takes 4,603 queries an arm.\n"
+        "*lost*: never answered. *rebuilt*: answered by a protection. *accuracy*: of all answers, and of the rebuilt "
+        "ones. *work*: inferences a\nquery, in those of the model. There is no p99.9, because that takes 4,603 queries "
+        "an arm.\n"
         "Other seeds, and what the training reports said: [Benchmarks](docs/benchmarks.md#the-demo)."
     )
 

@@ -156,8 +156,8 @@ CHECKS = (
     Check(
         "TSP-402", PROTECTION, NOTE, "every model has a protection",
         "Late queries of a model without one get second copies only, as far as extra_work goes.",
-        "Make one: `ts-parity train --archive MODEL.mar --inputs BODIES`, and register what its report recommends. Before "
-        "another server than TorchServe: `ts-parity record`, then `train --from-pairs` (docs/any-server.md).",
+        "Make one: `ts-parity train --archive MODEL.mar --inputs BODIES`, and register what its report recommends. "
+        "Before another server than TorchServe: `ts-parity record`, then `train --from-pairs` (docs/any-server.md).",
         OUT_OF_REACH, protection.no_protections,
     ),
     Check(

@@ -134,8 +134,8 @@ async def test_another_port_than_managements_is_named_in_one_line(upstream: Upst
     assert not report.up
     assert report.problem == (
         f"127.0.0.1:{port} answered 404 to GET /models. Is {port} the management port? "
-        "(TorchServe's default is 8081; another server than TorchServe needs its kind, as in --endpoint URL,kind=rest.); "
-        "not used, asked again regularly"
+        "(TorchServe's default is 8081; another server than TorchServe needs its kind, as in --endpoint URL,kind=rest."
+        "); not used, asked again regularly"
     )
 
 
