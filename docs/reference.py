@@ -244,7 +244,7 @@ ask, and by which names: [the admin port](behaviour.md#the-admin-port).
 class _Doors(AdminServer):
     """Listens nowhere: tells which routes it would have."""
 
-    async def _listen(self, door: Any, host: str, port: int) -> int:
+    async def _listen(self, door: Any, host: str, port: int, flag: str) -> int:
         self.doors = [*getattr(self, "doors", []), door]
         return 0
 
