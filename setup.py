@@ -30,8 +30,10 @@ COMPILED = [
         f"proxy/{name}"
         for name in (
             "http/buffers", "http/connections", "http/heads", "http/messages", "http/outbox",
-            "http/request_reader", "http/server", "http/upstream", "fleet/payloads", "fleet/torchserve/answers",
-            "fleet/torchserve/tasks", "serving/driver", "serving/forwarding", "serving/metrics", "serving/service",
+            "http/request_reader", "http/server", "http/upstream", "fleet/payloads", "fleet/backends/open_inference",
+            "fleet/backends/openai", "fleet/backends/plain", "fleet/backends/rest", "fleet/backends/sagemaker",
+            "fleet/backends/tensorflow", "fleet/torchserve/answers", "fleet/torchserve/tasks", "serving/driver",
+            "serving/forwarding", "serving/metrics", "serving/service",
         )
     ),
 ]  # fmt: skip

@@ -15,7 +15,7 @@ Pure but for what a prober does. Knows requests and responses. Knows nothing of 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ts_parity.config import InstanceSettings
 from ts_parity.engine import Outcome
@@ -26,6 +26,14 @@ from ts_parity.proxy.fleet.reports import InstanceReport
 from ts_parity.proxy.http.messages import Request, Response
 from ts_parity.proxy.http.upstream import NoResponse, Upstream
 from ts_parity.wire import Array
+
+if TYPE_CHECKING:
+    from mypy_extensions import mypyc_attr as mypyc_attr
+else:
+
+    def mypyc_attr(**_: bool):
+        """What only mypyc reads: here it says that a compiled kind may be extended by one that is not."""
+        return lambda kind: kind
 
 
 class Unprotected(NamedTuple):

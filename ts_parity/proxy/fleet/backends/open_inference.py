@@ -20,7 +20,7 @@ from urllib.parse import unquote
 import numpy as np
 
 from ts_parity.config import InstanceSettings
-from ts_parity.proxy.fleet.backends.backend import Unprotected
+from ts_parity.proxy.fleet.backends.backend import Unprotected, mypyc_attr
 from ts_parity.proxy.fleet.backends.plain import (
     PlainBackend,
     get,
@@ -57,6 +57,7 @@ _ID: Final = re.compile(
 """Where servers and clients write it: first, or after the model's name."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class OpenInferenceBackend(PlainBackend):
     kind: ClassVar[str] = "open-inference"
     confuses: ClassVar[bool] = True

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Final
 
 from ts_parity.config import InstanceSettings
 from ts_parity.errors import TsParityError
-from ts_parity.proxy.fleet.backends.backend import Unprotected
+from ts_parity.proxy.fleet.backends.backend import Unprotected, mypyc_attr
 from ts_parity.proxy.fleet.backends.plain import (
     PlainBackend,
     asks_for_stream,
@@ -41,6 +41,7 @@ _BLANK: Final = re.compile(rb"[ \t\r\n]*")
 _OF_THE_RUN: Final = frozenset({"id", "object", "created", "model", "usage"})
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class OpenAiBackend(PlainBackend):
     kind: ClassVar[str] = "openai"
 
@@ -56,7 +57,7 @@ class OpenAiBackend(PlainBackend):
         if request.method != "POST" or _ROUTES.fullmatch(request.path) is None or len(request.body) > MOST_READ:
             return None
         where = string_in(request.body, b"model")
-        name = "" if where is None else json.loads(request.body[slice(*where)])
+        name = "" if where is None else json.loads(request.body[where[0] : where[1]])
         return Ask(name, None, request.path) if name and is_text(name) else None
 
     def speaks(self, request: Request) -> bool:

@@ -25,7 +25,7 @@ from urllib.parse import quote
 from ts_parity.config import InstanceSettings, ModelSettings
 from ts_parity.engine import ARRIVED, Arrived, Blame, Cause, Failed, Rejected
 from ts_parity.errors import DecodeError, TsParityError, Unavailable
-from ts_parity.proxy.fleet.backends.backend import Prober, TaskEnd, Unprotected
+from ts_parity.proxy.fleet.backends.backend import Prober, TaskEnd, Unprotected, mypyc_attr
 from ts_parity.proxy.fleet.backends.probing import PlainProber, Probe
 from ts_parity.proxy.fleet.payloads import Ask, QueryPayload, Target, TaskResult
 from ts_parity.proxy.http.messages import HOST, LENGTH, Request, Response, header_flags, phrase_of, with_header
@@ -40,6 +40,7 @@ MOST_JSON = 1 << 20
 """Bodies up to this size are parsed where only the body tells what a request is."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class PlainBackend:
     """A kind says what differs: which requests are predictions, how the student is reached, what to ask."""
 

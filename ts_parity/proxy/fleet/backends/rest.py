@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Final
 
 from ts_parity.config import InstanceSettings, ModelSettings
 from ts_parity.errors import TsParityError
-from ts_parity.proxy.fleet.backends.backend import Unprotected
+from ts_parity.proxy.fleet.backends.backend import Unprotected, mypyc_attr
 from ts_parity.proxy.fleet.backends.plain import PlainBackend, asks_for_stream, get, parsed, with_path, without_coding
 from ts_parity.proxy.fleet.backends.probing import Hosted, Probe, Seen
 from ts_parity.proxy.fleet.payloads import Ask, QueryPayload, Target
@@ -21,6 +21,7 @@ from ts_parity.proxy.http.messages import Request, Response
 DEFAULT_PATH: Final = "/predict"
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class RestBackend(PlainBackend):
     kind: ClassVar[str] = "rest"
 

@@ -12,7 +12,7 @@ from typing import ClassVar, Final
 from urllib.parse import unquote
 
 from ts_parity.config import InstanceSettings
-from ts_parity.proxy.fleet.backends.backend import Unprotected
+from ts_parity.proxy.fleet.backends.backend import Unprotected, mypyc_attr
 from ts_parity.proxy.fleet.backends.plain import PlainBackend, asks_for_stream, get, read_json, segment, with_path
 from ts_parity.proxy.fleet.backends.probing import Hosted, Probe, Seen
 from ts_parity.proxy.fleet.payloads import Ask, QueryPayload, Target
@@ -22,6 +22,7 @@ ONLY: Final = "/invocations"
 _INVOKE: Final = re.compile(r"/models/([^/]+)/invoke")
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class SageMakerBackend(PlainBackend):
     kind: ClassVar[str] = "sagemaker"
 

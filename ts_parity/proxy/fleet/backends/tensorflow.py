@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Final
 from urllib.parse import unquote
 
 from ts_parity.config import InstanceSettings
-from ts_parity.proxy.fleet.backends.backend import Unprotected
+from ts_parity.proxy.fleet.backends.backend import Unprotected, mypyc_attr
 from ts_parity.proxy.fleet.backends.plain import (
     PlainBackend,
     get,
@@ -32,6 +32,7 @@ _ASK: Final = re.compile(r"/v1/models/([^/:]+)(/(?:versions|labels)/[^/:]+)?(:(?
 _OF_MODEL: Final = re.compile(r"/v1/models/([^/:]+)(?:[/:].*)?")
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class TensorFlowBackend(PlainBackend):
     kind: ClassVar[str] = "tensorflow"
 
