@@ -271,11 +271,16 @@ def with_body(request: Request, body: bytes) -> Request:
     return Request(request.method, request.target, headers, body)
 
 
+def escapes(body: bytes, end: int) -> bool:
+    """Whether words in its first `end` bytes may be escaped letter by letter, and so not be found as they are."""
+    return body.find(b"\\", 0, end) >= 0 and body.find(b"\\u00", 0, end) >= 0  # one byte is found ten times as fast
+
+
 def asks_for_stream(request: Request) -> Unprotected | None:
     """By its headers, or as most services are asked: by `"stream": true` in the body."""
     body = request.body
     streams = (request.header("accept") or "").startswith(STREAMS)
-    if not streams and (b'"stream"' in body or (b"\\u00" in body and body[:64].lstrip()[:1] == b"{")):
+    if not streams and (body.find(b'"stream"') >= 0 or (escapes(body, len(body)) and body[:64].lstrip()[:1] == b"{")):
         told = parsed(body)
         if told is None and len(body) > MOST_JSON:
             return Unprotected("its body is too large to be read: it may ask for a stream")
