@@ -93,6 +93,54 @@ def test_what_breaks_connections_may_be_answered_by_a_copy_that_has_it():
     assert run.answers == {0: ("hedged", pytest.approx(0.23))}
 
 
+@pytest.mark.parametrize(
+    ("rows", "shape"),
+    [
+        pytest.param([(0, 0.02, "lost"), ("retry 0", 0.02, "lost")], {"code": None}, id="copy of the retry"),
+        pytest.param([(0, 0.04, "lost"), ("hedge 0", 0.04, "lost")], {"code": None}, id="retry beside the copy"),
+        pytest.param(
+            [(0, 0.02, "lost"), ("parity 0", 0.02, "lost")], {"code": "student", "k": 1}, id="retry after the backup"
+        ),
+    ],
+)
+def test_while_a_second_instance_may_die_of_a_query_no_third_gets_it(rows, shape):
+    run = scenario(arrivals=[0.0], deployed=4, tasks=rows, policy={**HEDGED, "launch": "late"}, **shape)
+    assert set(run.failures) == {0}
+    assert len(run.tasks) == 2
+    assert run.nothing_left_over()
+
+
+@pytest.mark.parametrize(
+    ("rows", "kind", "third_at"),
+    [
+        ([(0, 0.02, "lost"), ("retry 0", 0.5, "ok")], "hedge 0", 0.06),
+        ([(0, 0.04, "lost"), ("hedge 0", 0.5, "ok")], "0", 0.1),
+        ([(0, 0.04, "lost"), ("hedge 0", 0.02, "fail")], "0", 0.05),
+    ],
+    ids=["copy of the retry", "retry beside the copy", "the copy has failed otherwise"],
+)
+def test_a_second_instance_that_has_a_query_for_longer_does_not_die_of_it(rows, kind, third_at):
+    """Twice as long as the first; it may be frozen."""
+    run = scenario(arrivals=[0.0], code=None, deployed=4, tasks=rows, policy=HEDGED)
+    assert run.sends(kind)[-1][0] == third_at
+    assert run.answers[0][1] == pytest.approx(third_at + 0.01)
+
+
+def test_what_waits_for_a_place_while_its_copy_breaks_too_gets_none():
+    rows = [(0, 0.04, "lost"), ("hedge 0", 0.02, "lost"), (1, 0.5, "ok")]
+    run = scenario(arrivals=[0.0, 0.0], code=None, deployed=3, tasks=rows, policy=HEDGED)
+    assert run.failures == {0: ("failed", 0.05)}
+    assert (len(run.sends(0)), len(run.sends("hedge 0"))) == (1, 1)
+    assert run.nothing_left_over()
+
+
+def test_of_a_group_only_what_has_broken_another_connection_is_suspected():
+    """Its neighbour may still run again."""
+    rows = [(0, 0.010, "lost"), ("parity 0", 0.020, "lost"), (1, 0.5, "ok"), ("retry 0", 0.5, "ok")]
+    run = scenario(arrivals=[0.0, 0.0], code="student", deployed=4, tasks=rows)
+    assert {task.query.id: task.query.kills for task in run.tasks if task.query is not None} == {0: 2, 1: 0}
+
+
 @pytest.mark.parametrize("cause", [Cause.LOST, Cause.WORKER_DIED])
 def test_what_has_broken_two_connections_is_launched_with_no_protection(cause):
     """It waited for its backup, which is another server to kill."""

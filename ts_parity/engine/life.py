@@ -30,11 +30,11 @@ be given yet.
     ----------  -----------------------------------------------------------------  ---------
     new         arrived    the proxy has it; admission says whether it may wait     waiting
     waiting     sent       a place is free and it is next (selection, admission)    running
-                put off    its backup goes first (launch)                           postponed
+                put off    its backup goes first (launch), or others may die of it  postponed
                 ended      too late or too many (admission), no endpoint, left      done
     retrying    sent       an endpoint elsewhere is free and its token is there     running
                 any place  it has waited for one elsewhere for as long as is late   waiting
-                put off    its backup goes first (launch)                           postponed
+                put off    its backup goes first (launch), or others may die of it  postponed
                 ended      deadline, no endpoint, rebuilt, a copy answered, left    done
     running     again      rejected, so nothing was run; or any place will do       waiting
                 elsewhere  it has failed, and is tried again (retries)              retrying
@@ -73,6 +73,7 @@ What is promised (tests/engine/test_invariants.py checks each on random interlea
      nothing, and so does, once, one whose connection broke. If an operator changes the budgets, each covers the
      queries that came under it.
   6. A query that a worker may have died of is sent at most once more, protections, second copies and finishes included.
+     One under which the connections to two instances broke is not sent at all.
   7. Memory is bounded by the work waiting and in flight: when all is done, nothing is left.
   8. The same events at the same times give the same actions.
 
@@ -172,6 +173,9 @@ def move(query: Query, event: Event) -> None:
 
 
 GONE: Final = Failed("its endpoint is gone", cause=Cause.GONE)
+AS_LONG: Final = 2.0
+"""What has broken one instance's connection breaks the next one's after about as long. So many times longer that one has
+the query before a third gets it."""
 
 
 class Life:
@@ -276,7 +280,11 @@ class Life:
         self._sender.send(Kind.DEPLOYED, place, query, query.group, query.slot, None, now, actions)
         if sealed is not None:
             self.seal(sealed, actions)
-        spare = self.policy.copies and not query.kills and not pool.waiting and not pool.retries
+        if query.broke:
+            hedge_at = now if pool.hedges.pop(query.id, None) is not None else query.hedge_at
+            query.hedge_at = max(hedge_at, now + AS_LONG * query.broke_s)
+            self.arm(query)
+        spare = self.policy.copies and not (query.kills or query.broke or pool.waiting or pool.retries)
         if pool.deployed.trials and spare:
             probe = pool.selection.for_probe(query, now) if pool.may_copy(now) else None
             if probe is not None and self.pays_for_copy(query, KEPT_FROM_PROBES):
@@ -291,6 +299,7 @@ class Life:
 
     def send_copy(self, query: Query, place: EndpointState, now: float, actions: list[Action]) -> None:
         query.in_flight += 1
+        query.copied_at = now
         query.avoid |= place.only
         self._sender.sent["hedge"] += 1
         self._sender.send(Kind.DEPLOYED, place, query, query.group, query.slot, None, now, actions, hedge=True)
@@ -546,6 +555,9 @@ class Life:
             if not self._may_retry(query, task, outcome, pool, elsewhere, now):
                 return False
             query.choosy_until = self.retries.choosy_until(query, pool.release.after_s, now)
+            if outcome.cause is Cause.LOST and query.in_flight:
+                query.yields_until = now + AS_LONG * max(0.0, query.copied_at - task.sent_at)
+                query.choosy_until = max(query.choosy_until, query.yields_until)
             if outcome.cause is Cause.UNREACHABLE and not elsewhere:
                 pool.unreachable_since = min(pool.unreachable_since, now)
                 rest_until = self.retries.rest_until(query, pool.unreachable_since, now)
@@ -679,32 +691,39 @@ class Life:
 
     # ---- a worker died of it, perhaps --------------------------------------------------------------------------------
 
-    def broke_again(self, task: Task) -> bool:
-        """The connection broke. Whether it is the second instance that this happens to with the query: then it runs no
-        more, in whatever form, and what still has it may answer it.
-        """
-        query, instance = task.query, task.endpoint.instance
-        if query is None or query.broke in ("", instance):
-            if query is not None:
-                query.broke = instance
-            return False
-        query.kills = max(query.kills, 1)
-        return True
+    @staticmethod
+    def queries_of(task: Task) -> list[Query]:
+        """Those whose bodies it sent, whether or not they are answered by now."""
+        if task.query is not None:
+            return [task.query]
+        assert task.group is not None
+        assert task.row is not None
+        slots = task.group.sent[task.row]
+        return [query for slot, query in enumerate(task.group.members) if query is not None and slot in slots]
 
-    def suspect_queries(self, task: Task) -> list[Query]:
-        """A worker died of a query it had, perhaps, and the same body would kill the next. So none of them is copied or
-        put into a protection's group any more, and it runs at most once more: see `Query.may_run`.
+    def broke_again(self, task: Task, now: float) -> list[Query]:
+        """The connection broke. -> the queries with which this has happened to another instance before: they run no
+        more, in whatever form, and what still has them may answer them.
+        """
+        instance, again = task.endpoint.instance, []
+        for query in self.queries_of(task):
+            if not query.broke:
+                query.broke, query.broke_s = instance, now - task.sent_at
+            elif query.broke != instance:
+                query.kills = max(query.kills, 1)
+                again.append(query)
+        return again
+
+    def suspect_queries(self, task: Task, suspects: list[Query]) -> list[Query]:
+        """A worker died of one of these, perhaps, and the same body would kill the next. So none of them is copied or
+        put into a protection's group any more, and it runs at most once more: see `Query.may_run`. -> those that are
+        of consequence.
         """
         group = task.group
-        if task.query is not None:
-            suspects = [task.query]
-        else:
+        if task.query is None:
             assert group is not None
-            assert task.row is not None
-            slots = group.sent[task.row]
-            group.barred |= slots
-            had = [member for slot, member in enumerate(group.members) if slot in slots]
-            suspects = [member for member in had if member is not None and member.open]
+            group.barred.update(query.slot for query in suspects)
+            suspects = [query for query in suspects if query.open]
         for query in suspects:
             query.kills += 1
             query.hedge_at = math.inf
@@ -731,6 +750,12 @@ class Life:
 
     def review_suspects(self, task: Task, suspects: list[Query], actions: list[Action]) -> None:
         """Something may have been taken from them that they had waited for."""
+        for query in suspects:
+            if query.waiting and not query.may_run():
+                self._fleet.pool_of(query.pool).leave_line(query)
+                move(query, PUT_OFF)
+                if query.group is not None:
+                    self.review(query.group, actions)
         if task.group is not None and not task.group.done:
             self.review(task.group, actions)
         for query in suspects:
@@ -791,7 +816,7 @@ class Life:
 
     def _copy_at_once(self, query: Query, now: float) -> None:
         """Its rebuilt answer is not sure enough, for now or for good."""
-        if now < query.hedge_at < math.inf:
+        if now < query.hedge_at < math.inf and not query.broke:
             query.hedge_at = now
             self.arm(query)
 

@@ -51,11 +51,11 @@ class Query:
     """
 
     __slots__ = (
-        "armed_at", "arrived_at", "attempts", "avoid", "broke", "choosy_until", "deadline_at", "domain", "doubtful",
-        "excused", "finish_attempts", "finishes_pending", "first_cause", "forgiven", "free_at", "given", "group",
-        "hedge_at", "held", "id", "in_flight", "key", "kills", "last_chance", "last_failure", "late", "launch_at",
-        "least", "owes", "payload", "pool", "refused", "release_at", "released", "rests_until", "scale", "set_aside",
-        "size", "slot", "stale_at", "start_by", "state", "trial", "trial_slot",
+        "armed_at", "arrived_at", "attempts", "avoid", "broke", "broke_s", "choosy_until", "copied_at", "deadline_at",
+        "domain", "doubtful", "excused", "finish_attempts", "finishes_pending", "first_cause", "forgiven", "free_at",
+        "given", "group", "hedge_at", "held", "id", "in_flight", "key", "kills", "last_chance", "last_failure", "late",
+        "launch_at", "least", "owes", "payload", "pool", "refused", "release_at", "released", "rests_until", "scale",
+        "set_aside", "size", "slot", "stale_at", "start_by", "state", "trial", "trial_slot", "yields_until",
     )  # fmt: skip
 
     def __init__(
@@ -93,6 +93,12 @@ class Query:
         """A connection broke under it, and that did not count: the next time it does."""
         self.broke = ""
         """The first instance whose connection broke under it."""
+        self.broke_s = 0.0
+        """How long that one had had it."""
+        self.copied_at = 0.0
+        """When its last second copy was sent."""
+        self.yields_until = 0.0
+        """A connection broke under it; until then its copy has had it for no longer, and may break as well."""
         self.in_flight = 0
         self.avoid = _NOBODY
         """Instances that have it or have failed it."""

@@ -98,7 +98,7 @@ class Retries:
     def is_choosy(self, query: Query, elsewhere: bool, now: float) -> bool:
         """Whether it does not take just any place now. `elsewhere`: a healthy instance has not failed it yet."""
         choosy = elsewhere and now < query.choosy_until and self.policy.balance != "round_robin"
-        return choosy or now < query.rests_until
+        return choosy or now < max(query.rests_until, query.yields_until)
 
     def choosy_until(self, query: Query, late_after_s: float, now: float) -> float:
         """Until then it waits for an instance elsewhere."""

@@ -85,8 +85,10 @@ class Scheduler:
         if isinstance(outcome, Failed):
             if (query := task.query) is not None:
                 query.first_cause = query.first_cause or f"{task.endpoint.name}: {outcome.reason}"
-            if outcome.cause is Cause.WORKER_DIED or (outcome.cause is Cause.LOST and self._life.broke_again(task)):
-                suspects = self._life.suspect_queries(task)
+            if outcome.cause is Cause.WORKER_DIED:
+                suspects = self._life.suspect_queries(task, self._life.queries_of(task))
+            elif outcome.cause is Cause.LOST and (again := self._life.broke_again(task, now)):
+                suspects = self._life.suspect_queries(task, again)
         if task.kind is Kind.DEPLOYED:
             self._life.own_ended(task, outcome, now, actions)
         elif task.kind is Kind.PROTECTION:
@@ -295,7 +297,7 @@ class Scheduler:
     def _send_retries(self, pool: PoolState, now: float, actions: list[Action]) -> None:
         self._life.retries.budget.pass_time(now)
         for query in [*pool.retries.values()]:
-            if query.id not in pool.retries:
+            if query.id not in pool.retries or (query.in_flight and now < query.yields_until):
                 continue
             if query.owes and self._life.retries.budget.wait_s(0) > 0:
                 self._await_token(now)
