@@ -5,12 +5,10 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.openmetrics.exposition import generate_latest
-
 from ts_parity.proxy.operations.merge import (
     MetricFamilies,
     exposition,
+    families_json,
     gauge,
     merge_metrics,
     merge_status,
@@ -18,39 +16,44 @@ from ts_parity.proxy.operations.merge import (
     outlasting_status,
     read_metrics,
 )
+from ts_parity.proxy.serving.durations import CountedDurations
+from ts_parity.proxy.serving.exposition import ExposedFamily, exposed, written_labels
+from ts_parity.proxy.serving.metrics import Counter, Histogram
 
 
 class Process:
     """What a proxy would expose, with few numbers."""
 
     def __init__(self) -> None:
-        registry = self.registry = CollectorRegistry()
-        self.queries = Counter("ts_parity_queries", "Queries\nthat ended.", ["source"], registry=registry)
-        self.seconds = Histogram(
-            "ts_parity_query_duration_seconds", "", ["source"], buckets=(0.1, 1), registry=registry
-        )
-        self.waiting = Gauge("ts_parity_waiting", "", ["pool"], registry=registry)
-        self.release = Gauge("ts_parity_reconstruct_after_seconds", "", ["pool"], registry=registry)
+        self.queries = Counter("ts_parity_queries", "Queries that ended.", ["source"])
+        self.seconds = Histogram("ts_parity_query_duration_seconds", "Text.", ["source"])
+        self.seconds.begin("deployed")
+        self.waiting = ExposedFamily("ts_parity_waiting", "gauge", "Text.")
+        self.release = ExposedFamily("ts_parity_reconstruct_after_seconds", "gauge", "Text.")
+
+    def families(self) -> list[ExposedFamily]:
+        return [self.queries.family(), self.seconds.family(), self.waiting, self.release]
 
     def said(self) -> MetricFamilies:
-        return read_metrics(generate_latest(self.registry).decode())
+        return read_metrics(families_json(self.families()))
+
+
+def observe(histogram: Histogram, seconds: float, *labels: str) -> None:
+    histogram.begin(*labels).add(CountedDurations([seconds]))
 
 
 def value(families: MetricFamilies, sample: str, **labels: str) -> float:
-    return next(
-        family.values[sample, tuple(sorted(labels.items()))]
-        for family in families.values()
-        if (sample, tuple(sorted(labels.items()))) in family.values
-    )
+    series = sample + written_labels(tuple(labels), tuple(labels.values()))
+    return next(family.values[series] for family in families.values() if series in family.values)
 
 
 def test_counters_and_histograms_are_added_up_by_their_labels():
     one, two = Process(), Process()
-    one.queries.labels("deployed").inc(3)
-    two.queries.labels("deployed").inc(4)
-    two.queries.labels('a "quoted"\n\\one').inc()
-    one.seconds.labels("deployed").observe(0.05)
-    two.seconds.labels("deployed").observe(0.5)
+    one.queries.add("deployed", by=3)
+    two.queries.add("deployed", by=4)
+    two.queries.add('a "quoted"\n\\one')
+    observe(one.seconds, 0.05, "deployed")
+    observe(two.seconds, 0.5, "deployed")
     merged = merge_metrics([one.said(), two.said()])
     assert value(merged, "ts_parity_queries_total", source="deployed") == 7
     assert value(merged, "ts_parity_queries_total", source='a "quoted"\n\\one') == 1
@@ -62,8 +65,8 @@ def test_counters_and_histograms_are_added_up_by_their_labels():
 def test_gauges_are_added_up_but_of_times_the_longest_counts():
     one, two = Process(), Process()
     for process, waiting, release in ((one, 2, 0.3), (two, 5, 0.2)):
-        process.waiting.labels("p").set(waiting)
-        process.release.labels("p").set(release)
+        process.waiting.add('{pool="p"}', waiting)
+        process.release.add('{pool="p"}', release)
     merged = merge_metrics([one.said(), two.said()])
     assert value(merged, "ts_parity_waiting", pool="p") == 7
     assert value(merged, "ts_parity_reconstruct_after_seconds", pool="p") == 0.3
@@ -71,21 +74,23 @@ def test_gauges_are_added_up_but_of_times_the_longest_counts():
 
 def test_one_process_alone_is_exposed_as_it_exposes_itself():
     process = Process()
-    process.queries.labels('a "quoted"\n\\one').inc(0.1)
-    process.seconds.labels("deployed").observe(0.05)
-    process.waiting.labels("p").set(3)
-    assert exposition(merge_metrics([process.said()]), openmetrics=True) == generate_latest(process.registry)
+    process.queries.add('a "quoted"\n\\one', by=0.1)
+    observe(process.seconds, 0.05, "deployed")
+    process.waiting.add('{pool="p"}', 3)
+    assert exposition(merge_metrics([process.said()]), openmetrics=True) == exposed(
+        process.families(), openmetrics=True
+    )
 
 
 def test_what_a_process_has_counted_outlasts_it_and_what_it_held_does_not():
     process = Process()
-    process.queries.labels("deployed").inc(3)
-    process.seconds.labels("deployed").observe(0.05)
-    process.waiting.labels("p").set(9)
+    process.queries.add("deployed", by=3)
+    observe(process.seconds, 0.05, "deployed")
+    process.waiting.add('{pool="p"}', 9)
     left = outlasting_metrics(process.said())
     assert set(left) == {"ts_parity_queries", "ts_parity_query_duration_seconds"}
     successor = Process()
-    successor.queries.labels("deployed").inc()
+    successor.queries.add("deployed")
     assert value(merge_metrics([left, successor.said()]), "ts_parity_queries_total", source="deployed") == 4
 
 
@@ -100,7 +105,7 @@ def test_no_sum_falls_by_a_rounding_when_a_process_ends():
             left[seat] = outlasting_metrics(merge_metrics([left[seat], processes[seat].said()]))
             processes[seat] = Process()
         else:
-            processes[seat].seconds.labels("deployed").observe(dice.choice([0.1, 0.7, 1e-9, 123.4]) * dice.random())
+            observe(processes[seat].seconds, dice.choice([0.1, 0.7, 1e-9, 123.4]) * dice.random(), "deployed")
         merged = merge_metrics(merge_metrics([left[i], processes[i].said()]) for i in range(3))
         now = value(merged, "ts_parity_query_duration_seconds_sum", source="deployed")
         assert now >= before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import re
 import signal
 import socket
@@ -28,9 +29,12 @@ from ts_parity.errors import ConfigError, StartError
 from ts_parity.pairs import read_pairs
 from ts_parity.proxy.operations import child, processes
 from ts_parity.proxy.operations.child import receive, send
+from ts_parity.proxy.operations.merge import families_json
 from ts_parity.proxy.operations.processes import ChildProcess, Supervisor, reserve
 from ts_parity.proxy.operations.reloading import NoAnswer
 from ts_parity.proxy.operations.status import status_table
+from ts_parity.proxy.serving.durations import CountedDurations
+from ts_parity.proxy.serving.metrics import Counter, Histogram
 from ts_parity.proxy.serving.recording import Recording, Wanted
 from ts_parity.testing import FakeModel, FakeTorchServe
 
@@ -482,6 +486,55 @@ async def test_a_recording_has_what_every_process_answers(make_processes: MakeFl
     assert await recording == 0
     assert {(pair.body, pair.path) for pair in read_pairs(file)} == {(BODY, "/predictions/linear")}
     assert sum(1 for _ in read_pairs(file)) == 30
+
+
+class Counting:
+    """A child that has seen what a test wants."""
+
+    pid, listens, why = 7, True, ""
+
+    def __init__(self) -> None:
+        self.seen = Histogram("ts_parity_endpoint_duration_seconds", "Text.", ["endpoint", "pool"])
+        self.passed = Counter("ts_parity_unrepeatable", "Text.", ["reason"])
+
+    @property
+    def report(self) -> Any:
+        families = families_json([self.seen.family(), self.passed.family()])
+        return {"metrics": families, "status": {"engine": {}}, "recent": {}}
+
+    async def release(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_no_counter_falls_however_processes_lose_endpoints_find_them_again_and_end(seed: int) -> None:
+    """To Prometheus a sum that falls has begun again, and all that is left of it is counted once more."""
+    dice = random.Random(seed)
+    supervisor = Supervisor(settings_of({**PROMPT, "processes": 3}))
+    names = ("h/m/1", "i/m/1")
+    before: dict[str, float] = {}
+    fell = 0
+    for _ in range(400):
+        slot = dice.choice(supervisor._slots)
+        child: Any = slot.child
+        if child is None:
+            slot.child = Counting()  # type: ignore[assignment]
+        elif (what := dice.random()) < 0.6:
+            child.seen.begin(dice.choice(names), "m/1").add(CountedDurations([dice.choice((0.003, 0.3))]))
+        elif what < 0.7:
+            child.passed.add("stateful")
+        elif what < 0.95:
+            child.seen.keep({dice.choice(names)})
+        else:
+            await slot.record_exit()
+        if dice.random() < 0.7:
+            lines = [line.rpartition(" ") for line in supervisor.exposition().decode().splitlines() if line[0] != "#"]
+            now = {series: float(number) for series, _, number in lines if not series.startswith("ts_parity_proc")}
+            assert not {series for series in now if now[series] < before.get(series, 0.0)}
+            fell += any(series not in now for series in before)
+            before = now
+    assert before['ts_parity_unrepeatable_total{reason="stateful"}'] > 10
+    assert fell, "what no process has any more is shown no more"
 
 
 # ---- what parent and child say to each other -------------------------------------------------------------------------

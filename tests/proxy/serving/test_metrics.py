@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -10,8 +11,18 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from tests.proxy.conftest import Fleet, MakeFleet
 from ts_parity.engine import Fleet as EngineFleet
 from ts_parity.engine import Policy, Scheduler
-from ts_parity.proxy.operations.merge import exposition, merge_metrics, read_metrics
-from ts_parity.proxy.serving.metrics import ENDS, ERRORS, MANY, MOST_POOLS, OTHER, SOURCES, Labels, Metrics
+from ts_parity.proxy.operations.merge import exposition, families_json, merge_metrics, read_metrics
+from ts_parity.proxy.serving.metrics import (
+    ENDS,
+    ERRORS,
+    MANY,
+    MOST_ENDPOINTS,
+    MOST_POOLS,
+    OTHER,
+    SOURCES,
+    Labels,
+    Metrics,
+)
 from ts_parity.testing import FakeModel, FakeTorchServe
 
 OPENMETRICS = (("Accept", "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"),)
@@ -45,9 +56,10 @@ async def test_openmetrics_on_request_with_the_request_id_of_a_late_query(make_f
 
 async def test_exemplars_outlast_the_way_through_a_parent(make_fleet: MakeFleet) -> None:
     fleet = await make_fleet(FakeTorchServe(FakeModel()))
-    fleet.proxy.metrics.exemplar("linear/1.0", "deployed", 0.42, "mine-7")
-    merged = merge_metrics([read_metrics(await read(fleet)), read_metrics(await read(fleet))])
-    assert b"mine-7" in exposition(merged, openmetrics=True)
+    fleet.proxy.metrics.exemplar("linear/1.0", "deployed", 0.42, '"mine" # {7} \\')
+    told = json.loads(json.dumps(families_json(fleet.proxy.metrics.families())))
+    merged = merge_metrics([read_metrics(told), read_metrics(told)])
+    assert b'{request_id="\\"mine\\" # {7} \\\\"} 0.42 ' in exposition(merged, openmetrics=True)
 
 
 async def test_names_and_units_are_prometheus_own(make_fleet: MakeFleet) -> None:
@@ -173,6 +185,22 @@ def test_models_beyond_the_limit_are_counted_as_others_and_gone_ones_make_room()
     assert told.pool(names[0]) == OTHER
     assert f'pool="{names[0]}"'.encode() not in told.exposition()
     assert b'pool="other",source="deployed"} 1.0' in told.exposition(), "what was counted stays"
+
+
+def test_endpoints_beyond_the_limit_are_others_also_if_they_were_not_before() -> None:
+    told = metrics()
+    for first in (0, 5):
+        told.adopt(["m/1"], {f"h{n}/m/1": ("m/1", "deployed") for n in range(first, first + MOST_ENDPOINTS)})
+        told.adopt(["m/1"], {f"h{n}/m/1": ("m/1", "deployed") for n in range(MOST_ENDPOINTS + 5)})
+    lines = re.findall(r"ts_parity_endpoint_duration_seconds_count.*", told.exposition().decode())
+    assert len(lines) == MOST_ENDPOINTS + 1
+
+
+def test_nothing_is_kept_of_models_that_never_had_a_label() -> None:
+    told = metrics()
+    for day in range(3):
+        told.adopt([f"m{n}/{day}" for n in range(MOST_POOLS + 5)], {})
+    assert {len(lists) for lists in told._answered.values()} == {MOST_POOLS + 5 + 1}
 
 
 def test_a_model_that_is_gone_for_a_while_goes_on_counting() -> None:

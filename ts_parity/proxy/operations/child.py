@@ -27,6 +27,7 @@ from ts_parity import startup
 from ts_parity.config import Settings
 from ts_parity.errors import TsParityError
 from ts_parity.proxy.operations import signals
+from ts_parity.proxy.operations.merge import families_json
 from ts_parity.proxy.serving.recording import TAKEN_EVERY_S, NotRecorded, Recording, Wanted
 
 if TYPE_CHECKING:
@@ -247,7 +248,7 @@ def _report(proxy: Proxy) -> dict[str, Any]:
         "status": proxy.own_status(),
         "recent": proxy.recent(),
         "health": proxy.health(),
-        "metrics": proxy.metrics.exposition(openmetrics=True).decode(),
+        "metrics": families_json(proxy.metrics.families()),
     }
 
 

@@ -7,23 +7,17 @@ not. Knows nothing of processes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import Metric
-from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
-from prometheus_client.openmetrics.parser import text_string_to_metric_families
-from prometheus_client.registry import Collector
-from prometheus_client.samples import Exemplar, Sample
-
 from ts_parity.proxy.serving.conditions import CONDITIONS
+from ts_parity.proxy.serving.exposition import ExposedExemplar, ExposedFamily, exposed
 
 Json = dict[str, Any]
 
-Series = tuple[str, tuple[tuple[str, str], ...]]
-"""A sample's name and its labels."""
+Series = str
+"""A sample's name and its labels, as they are written."""
 
 
 @dataclass(frozen=True)
@@ -34,24 +28,44 @@ class MetricFamily:
     kind: str
     text: str
     values: Mapping[Series, float]
-    exemplars: Mapping[Series, Exemplar] = field(default_factory=dict)
+    exemplars: Mapping[Series, ExposedExemplar] = field(default_factory=dict)
 
 
 MetricFamilies = Mapping[str, MetricFamily]
 
 
-def read_metrics(openmetrics: str) -> MetricFamilies:
-    return {metric.name: _family(metric) for metric in text_string_to_metric_families(openmetrics)}  # type: ignore[no-untyped-call]
+def families_json(families: Iterable[ExposedFamily]) -> list[Json]:
+    """For `read_metrics` in another process. Not as Prometheus gets them: what clients call their requests stands in
+    exemplars, and not every parser reads all of it.
+    """
+    return [
+        {
+            "name": family.name,
+            "kind": family.kind,
+            "text": family.text,
+            "lines": "".join(family.written),
+            "exemplars": {_series(family.written[at]): example for at, example in family.exemplars.items()},
+        }
+        for family in families
+    ]
 
 
-def _family(metric: Metric) -> MetricFamily:
-    values, exemplars = {}, {}
-    for sample in metric.samples:
-        series = sample.name, tuple(sorted(sample.labels.items()))
-        values[series] = sample.value
-        if sample.exemplar is not None:
-            exemplars[series] = sample.exemplar
-    return MetricFamily(metric.name, metric.type, metric.documentation, values, exemplars)
+def read_metrics(told: Iterable[Json]) -> MetricFamilies:
+    """As `families_json` tells them."""
+    return {
+        each["name"]: MetricFamily(
+            each["name"],
+            each["kind"],
+            each["text"],
+            {_series(line): float(line.rpartition(" ")[2]) for line in each["lines"].split("\n")[:-1]},
+            {series: ExposedExemplar(*example) for series, example in each["exemplars"].items()},
+        )
+        for each in told
+    }
+
+
+def _series(line: str) -> Series:
+    return line.rpartition(" ")[0]
 
 
 def merge_metrics(parts: Iterable[MetricFamilies]) -> MetricFamilies:
@@ -74,16 +88,67 @@ def outlasting_metrics(families: MetricFamilies) -> MetricFamilies:
     return {name: family for name, family in families.items() if _is_cumulative(family)}
 
 
+def told_no_more(before: MetricFamilies, now: MetricFamilies) -> MetricFamilies:
+    """What a process had counted of endpoints and models that it has lost since, even if they are back: it counts them
+    from 0 again. Its siblings may still have them, and in the sum that would look as if all had begun again.
+    """
+    lost = {}
+    for name, family in outlasting_metrics(before).items():
+        there = now[name].values if name in now else {}
+        values = {
+            series: family.values[series]
+            for block in _blocks(family)
+            if any(there.get(series, 0.0) < family.values[series] for series in block)
+            for series in block
+        }
+        if values:
+            lost[name] = replace(family, values=values, exemplars={})
+    return lost
+
+
+def still_told(left: MetricFamilies, told: Sequence[MetricFamilies]) -> MetricFamilies:
+    """Of what is left of earlier reports: what no process has any more is not shown, as one alone does not show it."""
+    there = {series for families in told for family in families.values() for series in family.values}
+    if not there:
+        return left
+    return {
+        name: replace(
+            family, values={series: value for series, value in family.values.items() if not _goes(series, there)}
+        )
+        for name, family in left.items()
+    }
+
+
+def _goes(series: Series, there: Container[Series]) -> bool:
+    """Series of models and endpoints are there from the first moment on; others, when they are first counted."""
+    return series not in there and 'pool="' in series
+
+
+def _blocks(family: MetricFamily) -> Iterator[list[Series]]:
+    """Series that begin together: all of a histogram, of which the sum is written last."""
+    block: list[Series] = []
+    for series in family.values:
+        block.append(series)
+        if family.kind != "histogram" or series.startswith(f"{family.name}_sum"):
+            yield block
+            block = []
+
+
 def exposition(families: MetricFamilies, openmetrics: bool = False) -> bytes:
-    registry = CollectorRegistry()
-    registry.register(_MergedMetrics(families))
-    if openmetrics:
-        return bytes(generate_openmetrics(registry))  # type: ignore[no-untyped-call]
-    return generate_latest(registry)
+    return exposed(map(_exposed_family, families.values()), openmetrics)
+
+
+def _exposed_family(family: MetricFamily) -> ExposedFamily:
+    shown = ExposedFamily(family.name, family.kind, family.text)
+    for at, (series, value) in enumerate(family.values.items()):
+        shown.written.append(f"{series} {value!r}\n")
+        if series in family.exemplars:
+            shown.exemplars[at] = family.exemplars[series]
+    return shown
 
 
 def gauge(name: str, text: str, value: float) -> MetricFamilies:
-    return {name: MetricFamily(name, "gauge", text, {(name, ()): float(value)})}
+    return {name: MetricFamily(name, "gauge", text, {name: float(value)})}
 
 
 def _rule(family: MetricFamily) -> Callable[[float, float], float]:
@@ -94,20 +159,6 @@ def _rule(family: MetricFamily) -> Callable[[float, float], float]:
 
 def _is_cumulative(family: MetricFamily) -> bool:
     return family.kind in ("counter", "histogram", "summary")
-
-
-class _MergedMetrics(Collector):
-    def __init__(self, families: MetricFamilies) -> None:
-        self._families = families
-
-    def collect(self) -> Iterator[Metric]:
-        for family in self._families.values():
-            metric = Metric(family.name, family.text, family.kind)
-            metric.samples = [
-                Sample(series[0], dict(series[1]), value, exemplar=family.exemplars.get(series))
-                for series, value in family.values.items()
-            ]
-            yield metric
 
 
 _ADDED = {

@@ -46,6 +46,7 @@ from ts_parity.proxy.operations.merge import (
     Json,
     MetricFamilies,
     exposition,
+    families_json,
     gauge,
     merge_health,
     merge_metrics,
@@ -53,10 +54,11 @@ from ts_parity.proxy.operations.merge import (
     outlasting_metrics,
     outlasting_status,
     read_metrics,
+    still_told,
+    told_no_more,
 )
 from ts_parity.proxy.operations.overview import merge_recent, with_overview
 from ts_parity.proxy.operations.reloading import NoAnswer, Reloader
-from ts_parity.proxy.serving.exposition import exposed
 from ts_parity.proxy.serving.recording import UNDER_WAY, NotRecorded, Recording, Wanted
 
 log = logging.getLogger(__name__)
@@ -216,8 +218,12 @@ class Supervisor(Lifecycle):
         listening = sum(slot.child is not None and slot.child.listens for slot in self._slots)
         own = gauge("ts_parity_processes", "Processes that accept requests; see the setting of this name.", listening)
         # Always in this order: a rounded sum in another order could be slightly lower, and counters must not decrease.
-        config = read_metrics(exposed(self.reloader.families(), openmetrics=True).decode())
-        return exposition(merge_metrics([own, config, *(slot.metrics() for slot in self._slots)]), openmetrics)
+        config = read_metrics(families_json(self.reloader.families()))
+        told = [slot.read_metrics() for slot in self._slots]
+        for slot in self._slots:
+            slot.left_metrics = still_told(slot.left_metrics, told)
+        each = (merge_metrics([slot.left_metrics, now]) for slot, now in zip(self._slots, told, strict=True))
+        return exposition(merge_metrics([own, config, *each]), openmetrics)
 
     def record(self, wanted: Wanted) -> Recording:
         """All processes sample pairs until the recording is closed. Raise NotRecorded as one process does."""
@@ -524,6 +530,8 @@ class ProcessSlot:
     left_status: Json = field(default_factory=dict)
     left_recent: Json = field(default_factory=dict)
     left_metrics: MetricFamilies = field(default_factory=dict)
+    last_metrics: MetricFamilies = field(default_factory=dict)
+    """What the present child said of itself when it was last read."""
 
     def row(self) -> Json:
         """Its row in the status; `answered` counts for the present child only."""
@@ -554,9 +562,13 @@ class ProcessSlot:
         report = self.child.report if self.child is not None else {}
         return [part for part in (report.get("recent"), self.left_recent) if part]
 
-    def metrics(self) -> MetricFamilies:
+    def read_metrics(self) -> MetricFamilies:
+        """What its child says now. What of its counts it says no more is left."""
         report = self.child.report if self.child is not None else {}
-        return merge_metrics([self.left_metrics, read_metrics(report["metrics"])]) if report else self.left_metrics
+        now = read_metrics(report["metrics"]) if report else {}
+        self.left_metrics = merge_metrics([self.left_metrics, told_no_more(self.last_metrics, now)])
+        self.last_metrics = now
+        return now
 
     async def record_exit(self) -> None:
         """Its child has ended; keep what the child counted, as far as it was reported."""
@@ -567,7 +579,9 @@ class ProcessSlot:
         if child.report:
             self.left_status = merge_status([self.left_status, outlasting_status(child.report["status"])])
             self.left_recent = merge_recent(self.recent_parts())
-            self.left_metrics = outlasting_metrics(self.metrics())
+            now = self.read_metrics()
+            self.left_metrics = merge_metrics([self.left_metrics, outlasting_metrics(now)])
+            self.last_metrics = {}
         self.child = None
         await child.release()
 

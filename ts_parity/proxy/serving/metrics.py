@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from functools import lru_cache
 from statistics import median
 from typing import Any, Final
@@ -70,9 +70,9 @@ class Counter:
         """From now on it is shown, if as 0: Prometheus sees no increase in what was not there before."""
         self._values.setdefault(labels, 0.0)
 
-    def forget(self, first: str) -> None:
-        """All with this value of the first label."""
-        self._values = {labels: value for labels, value in self._values.items() if labels[0] != first}
+    def forget(self, first: Container[str]) -> None:
+        """All with one of these values of the first label."""
+        self._values = {labels: value for labels, value in self._values.items() if labels[0] not in first}
         self._written = ()
 
     def value(self, *labels: str) -> float:
@@ -114,10 +114,11 @@ class Histogram:
             f"{self._name}{suffix}{written.replace('%', '%%')} {number}\n" for suffix, written, number in told
         )
 
-    def forget(self, first: str) -> None:
-        self._of = {labels: one for labels, one in self._of.items() if labels[0] != first}
-        self._lines = {labels: lines for labels, lines in self._lines.items() if labels[0] != first}
-        self._exemplars = {labels: one for labels, one in self._exemplars.items() if labels[0] != first}
+    def keep(self, first: Container[str]) -> None:
+        """Forget all with other values of the first label."""
+        for labels in [labels for labels in self._of if labels[0] not in first]:
+            del self._of[labels], self._lines[labels]
+            self._exemplars.pop(labels, None)
 
     def note(self, seconds: float, request_id: str, trace_id: str, *labels: str) -> None:
         """An example of these, the last one. A trace leads to more than a request's id, so that goes if both are too
@@ -280,18 +281,18 @@ class Metrics:
         come are shown from now on.
         """
         self.count()
-        for pool in self._pools.adopt(pools):
-            self._forget(pool)
-        for pool, label in self._pools.of.items():
-            for lists in self._answered.values():
-                lists.setdefault(pool, [])
+        if gone := self._pools.adopt(pools):
+            self._forget(gone)
+        for source, lists in self._answered.items():
+            self._answered[source] = {name: lists.get(name, []) for name in (OTHER, *self._pools.of)}
+        for label in self._pools.of.values():
             self._begin(label)
         for endpoint in [endpoint for endpoint in self._ended if endpoint not in endpoints]:
             del self._ended[endpoint]
             self._latest.pop(endpoint, None)
-            self.endpoint_seconds.forget(endpoint)
         self._endpoints.of = {}  # of the present fleet only
         self._endpoints.adopt(endpoints)
+        self.endpoint_seconds.keep({*self._endpoints.of.values()})
         self._rows = dict(endpoints)
         for endpoint, (pool, _) in endpoints.items():
             self._ended.setdefault(endpoint, [])
@@ -325,14 +326,12 @@ class Metrics:
             self.rebuilt.begin(pool, confidence)
         self.differing.begin(pool)
 
-    def _forget(self, pool: str) -> None:
-        for lists in self._answered.values():
-            lists.pop(pool, None)
+    def _forget(self, pools: Container[str]) -> None:
         for counter in (self.queries, self.tasks, self.work, self.comparisons, self.agreement, self.rebuilt,
                         self.differing):  # fmt: skip
-            counter.forget(pool)
+            counter.forget(pools)
         for histogram in (self.query_seconds, self.unprotected_seconds):
-            histogram.forget(pool)
+            histogram.keep({OTHER, *self._pools.of.values()})
 
     # ---- what happens ----------------------------------------------------------------------------------------------
 
@@ -438,8 +437,11 @@ class Metrics:
 
     def exposition(self, openmetrics: bool = False) -> bytes:
         """OpenMetrics has the same, with exemplars."""
+        return exposed(self.families(), openmetrics)
+
+    def families(self) -> Iterable[ExposedFamily]:
         self.count()
-        return exposed(self._collected(), openmetrics)
+        return self._collected()
 
     def _collected(self) -> Iterable[ExposedFamily]:
         yield _build_info()
