@@ -197,10 +197,14 @@ class Proxy(Lifecycle):
 
     def record(self, wanted: Wanted) -> Recording:
         """Sample pairs until it is closed. Raise NotRecorded if one is under way, or there is no such model."""
-        driver = self.driver
-        if driver.recording is not None:
+        if self.driver.recording is not None:
             raise NotRecorded(UNDER_WAY)
         wanted.check(self.plan.pools)
+        return self.begin_recording(wanted)
+
+    def begin_recording(self, wanted: Wanted) -> Recording:
+        """The same where all that is checked: a process that has just started may not have found the model yet."""
+        driver = self.driver
 
         def stop() -> None:
             driver.recording = None

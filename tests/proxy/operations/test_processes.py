@@ -27,6 +27,7 @@ from ts_parity.cli import main
 from ts_parity.config import Settings, parse_endpoint, settings_of
 from ts_parity.errors import ConfigError, StartError
 from ts_parity.pairs import read_pairs
+from ts_parity.proxy.app import Proxy
 from ts_parity.proxy.operations import child, processes
 from ts_parity.proxy.operations.child import receive, send
 from ts_parity.proxy.operations.merge import families_json
@@ -680,7 +681,7 @@ async def test_a_process_sends_what_it_records_with_the_number_of_the_recording(
     begun: list[Recording] = []
 
     class Recorded:
-        def record(self, wanted: Wanted) -> Recording:
+        def begin_recording(self, wanted: Wanted) -> Recording:
             begun.append(Recording(wanted))
             begun[-1].add(f"pair of {wanted.model}".encode())
             return begun[-1]
@@ -701,6 +702,17 @@ async def test_a_process_sends_what_it_records_with_the_number_of_the_recording(
     await until(lambda: begun[1].ended == "it is over", "its end")
     commands.cancel()
     await asyncio.gather(commands, return_exceptions=True)
+
+
+async def test_a_process_takes_part_in_a_recording_before_it_has_found_the_model(other_end: OtherEnd) -> None:
+    """Its parent's word comes as it starts."""
+    proxy = Proxy(settings_of({**PROMPT, "processes": 2}), process=0)
+    relay = child._Relay(proxy, other_end.writer)
+    relay.begin(1, Wanted(1.0, 60.0, "linear"))
+    assert proxy.driver.recording is not None
+    relay.stop()
+    assert proxy.driver.recording is None
+    await proxy.close()
 
 
 class Told:

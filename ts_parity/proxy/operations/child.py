@@ -28,7 +28,7 @@ from ts_parity.config import Settings
 from ts_parity.errors import TsParityError
 from ts_parity.proxy.operations import signals
 from ts_parity.proxy.operations.merge import families_json
-from ts_parity.proxy.serving.recording import TAKEN_EVERY_S, NotRecorded, Recording, Wanted
+from ts_parity.proxy.serving.recording import TAKEN_EVERY_S, Recording, Wanted
 
 if TYPE_CHECKING:
     from ts_parity.proxy.app import PreparedSettings, Proxy
@@ -186,9 +186,8 @@ class _Relay:
 
     def begin(self, number: int, wanted: Wanted) -> None:
         self.stop()
-        with contextlib.suppress(NotRecorded):  # its plan may lack the model at this moment; its siblings' do not
-            self._recording = self._proxy.record(wanted)
-            self._task = asyncio.get_running_loop().create_task(self._send(number, self._recording))
+        self._recording = self._proxy.begin_recording(wanted)
+        self._task = asyncio.get_running_loop().create_task(self._send(number, self._recording))
 
     def stop(self) -> None:
         if self._recording is not None:
