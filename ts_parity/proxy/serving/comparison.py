@@ -76,7 +76,8 @@ _NAMES_THE_RUN: Final = re.compile(
 _NOTHING: Final = frozenset({b"", b"{}", b"[]", b"null", b'""', b"[{}]", b"[null]"})
 """Bodies that say nothing about the input."""
 _GZIP: Final = b"\x1f\x8b"
-_DECIMAL: Final = re.compile(r"([-+]?\d+\.\d*(?:[eE][-+]?\d+)?|[-+]?\d+[eE][-+]?\d+)")
+# It begins where digits do: from each of a long row of them it would look through all the rest.
+_DECIMAL: Final = re.compile(r"((?:[-+]|(?<!\d))\d+(?:\.\d*(?:[eE][-+]?\d+)?|[eE][-+]?\d+))")
 _NO_JSON: Final = object()
 
 
