@@ -174,8 +174,8 @@ def move(query: Query, event: Event) -> None:
 
 GONE: Final = Failed("its endpoint is gone", cause=Cause.GONE)
 AS_LONG: Final = 2.0
-"""What has broken one instance's connection breaks the next one's after about as long. So many times longer that one has
-the query before a third gets it."""
+"""What has broken one instance's connection breaks the next one's after about as long. So many times longer that one
+has the query before a third gets it."""
 
 
 class Life:

@@ -110,14 +110,16 @@ class Machine:
             deal = self.at_client
         await deal(split(chance, data), chance, clean)
 
-    async def at_client(self, pieces: list[bytes], chance: Random, clean: bool = False) -> None:
-        """A client sends these pieces. Raise Fault."""
+    async def at_client(self, pieces: list[bytes], chance: Random, clean: bool = False, answers_due: int = 0) -> None:
+        """A client sends these pieces, and waits for so many answers at least. Raise Fault."""
         expected, end = read_requests(b"".join(pieces))
         begin = len(self.heard)
         client = await self._connected()
         asked = self._ask_neighbours()
         await client.send(pieces)
         await self._neighbours_served(asked)
+        if answers_due:
+            await _until(lambda: len(client.answers(expected)) >= answers_due, f"{answers_due} answers")
         enough = len(expected)
         if end in (End.WHOLE, End.CLOSED):
             await _until(lambda: client.ended or len(client.answers(expected)) >= enough, "an answer or a refusal")
@@ -539,7 +541,7 @@ def _told(seed: int, number: int) -> str:
     pieces: list[list[bytes]] = []
 
     class Recorder(Machine):
-        async def at_client(self, said: list[bytes], chance: Random, clean: bool = False) -> None:
+        async def at_client(self, said: list[bytes], chance: Random, clean: bool = False, answers_due: int = 0) -> None:
             pieces.append(said)
 
         at_instance = at_client

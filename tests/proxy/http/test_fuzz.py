@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from collections import Counter
 from random import Random
 
 import pytest
@@ -26,97 +27,122 @@ async def test_whatever_comes_nobody_gets_what_is_not_his(seed: int) -> None:
 
 
 def rows(*found):
-    return [pytest.param(pieces, clean, id=f"{name}: {what}") for name, what, pieces, clean in found]
+    """Name, what was wrong, the bytes, whether they are good, and how they are answered: see `Machine.tally`."""
+    return [pytest.param(pieces, clean, told, id=f"{name}: {what}") for name, what, pieces, clean, told in found]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("data", "clean"),
+    ("data", "clean", "told"),
     rows(
         (
             "refusal",
             "the next one's answer takes its place",
             b"GET /a HTTP/1.1\r\n" + HOST + b"Expect: wonders\r\n\r\n" + NEXT,
             False,
+            {"refused 417": 1},
         ),
         (
             "refusal",
             "a blank behind it, which should not matter",
             b"GET /a HTTP/1.1\r\n" + HOST + b"Expect: 100-continue \r\n\r\n" + NEXT,
             True,
+            {"answered": 2},
         ),
         (
             "refusal",
             "a body over the limit",
             b"POST /a HTTP/1.1\r\n" + HOST + CHUNKED + b"\r\n1d4c0\r\n" + b"x" * 120_000 + b"\r\n0\r\n\r\n" + NEXT,
             False,
+            {"refused 413": 1},
         ),
         (
             "refusal",
             "a head over the limit",
             b"GET /a HTTP/1.1\r\n" + HOST + b"X: " + b"y" * 66_000 + b"\r\n\r\n" + NEXT,
             False,
+            {"refused 431": 1},
         ),
         (
             "upgrade",
             "its body is a request",
             b"POST /a HTTP/1.1\r\n" + HOST + UPGRADE + b"Content-Length: %d\r\n\r\n" % len(NEXT) + NEXT,
             True,
+            {"answered": 1},
         ),
         (
             "upgrade",
             "its body is lost",
             b"POST /a HTTP/1.1\r\n" + HOST + UPGRADE + CHUNKED + b"\r\n3\r\nabc\r\n0\r\n\r\n" + NEXT,
             True,
+            {"answered": 2},
         ),
-        ("upgrade", "a thousand in one packet", (b"GET /a HTTP/1.1\r\n" + HOST + UPGRADE + b"\r\n") * 1100, True),
+        (
+            "upgrade",
+            "a thousand in one packet",
+            (b"GET /a HTTP/1.1\r\n" + HOST + UPGRADE + b"\r\n") * 1100,
+            True,
+            {"answered": 1100},
+        ),
         (
             "trailer",
             "becomes a header",
             b"POST /a HTTP/1.1\r\n" + HOST + CHUNKED + b"\r\n0\r\nAuthorization: Bearer x\r\n\r\n",
             True,
+            {"answered": 1},
         ),
-        ("version", "a line feed in the request line", b"GET /a\nX: Y HTTP/1.1\r\n" + HOST + b"\r\n", False),
-        ("version", "none", b"GET /a\r\n" + HOST + b"\r\n", False),
-        ("version", "0.9", b"GET /a HTTP/0.9\r\n" + HOST + b"\r\n", False),
-        ("version", "2.0", b"GET /a HTTP/2.0\r\n" + HOST + b"\r\n", False),
+        (
+            "version",
+            "a line feed in the request line",
+            b"GET /a\nX: Y HTTP/1.1\r\n" + HOST + b"\r\n",
+            False,
+            {"refused 400": 1},
+        ),
+        ("version", "none", b"GET /a\r\n" + HOST + b"\r\n", False, {"refused 400": 1}),
+        ("version", "0.9", b"GET /a HTTP/0.9\r\n" + HOST + b"\r\n", False, {"refused 400": 1}),
+        ("version", "2.0", b"GET /a HTTP/2.0\r\n" + HOST + b"\r\n", False, {"refused 400": 1}),
         (
             "old and chunked",
             "faulty framing (RFC 9112, 6.1)",
             b"POST /a HTTP/1.0\r\nConnection: keep-alive\r\n" + CHUNKED + b"\r\n3\r\nabc\r\n0\r\n\r\n" + NEXT,
             False,
+            {"refused 400": 1},
         ),
         (
             "old, close and keep-alive",
             "close counts (RFC 9112, 9.3)",
             b"GET /a HTTP/1.0\r\nConnection: keep-alive\r\nConnection: close\r\n\r\n" + NEXT,
             True,
+            {"answered": 1},
         ),
     ),
 )
-async def test_requests_that_were_read_wrongly_once(data: bytes, clean: bool) -> None:
+async def test_requests_that_were_read_wrongly_once(data: bytes, clean: bool, told: dict[str, int]) -> None:
     async with machine(0) as it:
-        await it.at_client([data], Random(1), clean)
+        await it.at_client([data], Random(1), clean, sum(told.values()))
+        assert +it.tally == Counter(told)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("data", "clean"),
+    ("data", "clean", "told"),
     rows(
-        ("chunked without body", "304", b"HTTP/1.1 304 Not Modified\r\n" + CHUNKED + b"\r\n", False),
-        ("chunked without body", "204", b"HTTP/1.1 204 No Content\r\n" + CHUNKED + b"\r\n", False),
+        ("chunked without body", "304", b"HTTP/1.1 304 Not Modified\r\n" + CHUNKED + b"\r\n", False, {"passed on": 6}),
+        ("chunked without body", "204", b"HTTP/1.1 204 No Content\r\n" + CHUNKED + b"\r\n", False, {"passed on": 6}),
         (
             "odd coding of an answer",
             "a tab behind it",
             b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\t\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
             False,
+            {"asked again": 2, "passed on": 1, "refused": 3},
         ),
     ),
 )
-async def test_answers_that_were_read_wrongly_once(data: bytes, clean: bool) -> None:
+async def test_answers_that_were_read_wrongly_once(data: bytes, clean: bool, told: dict[str, int]) -> None:
     async with machine(0) as it:
         for n in range(6):  # GET and POST, passed through and not
             await it.at_instance([data], Random(n), clean)
+        assert +it.tally == Counter(told)
 
 
 # ---- the second opinion itself ---------------------------------------------------------------------------------------
