@@ -59,6 +59,7 @@ def up(fleet: Fleet) -> set[str]:
 async def test_it_is_not_used_until_it_answers_rightly_again(make_fleet: MakeFleet, state: str):
     ill, well = StubServer(), StubServer()
     fleet = await make_fleet(ill, well, retry_ratio=0.0)
+    await ask(fleet, 0)
     ill.state = state
     for number in range(1, 6):
         await ask(fleet, number)
@@ -146,10 +147,34 @@ async def test_what_may_not_be_repeated_proves_nothing(make_fleet: MakeFleet):
         (b'{"id": "7"}', 500, b'{"error":"Stub process is not healthy."}', True),
         (b'{"id": "7"}', 500, b'{"error":"bad JSON"}', False),
         (b'{"inputs": [], "id": "7"}', 200, b'{"id":"8"}', False),
+        (b'{"id": "7", "id": "8"}', 200, b'{"id":"8"}', False),
+        (b'{"id": "7", "\\u0069d": "8"}', 200, b'{"id":"8"}', False),
+        (b'{"id": "7\\u0000"}', 200, b'{"id":"7"}', False),
+        (b'{"id": "7\xff"}', 200, b'{"id":"7?"}', False),
+        (b'{"id": "%s"}' % (b"7" * 200), 200, b'{"id":"7"}', False),
+        (b'{"id": "7", "inputs": ["stub is not healthy"]}', 500, b'{"error": "no stub is not healthy"}', False),
+        (b'{"id": "7", "inputs": ["stub i\\u0073 not healthy"]}', 500, b'{"error": "stub is not healthy"}', False),
     ],
 )  # fmt: skip
 def test_which_answers_say_so(sent: bytes, status: int, said: bytes, doubted: bool):
     """An id is looked for where clients and servers write it; elsewhere nothing is known."""
-    response = Response(status, "", (), said)
-    why = OpenInferenceBackend().confused(Request("POST", INFER, (), sent), response)
-    assert bool(why) is doubted
+    response, backend = Response(status, "", (), said), OpenInferenceBackend()
+    good = b'{"id": "1"}'
+    assert not backend.confused(Request("POST", INFER, (), good), Response(200, "", (), good))
+    assert bool(backend.confused(Request("POST", INFER, (), sent), response)) is doubted
+
+
+def test_a_server_that_makes_up_ids_is_not_doubted_for_them():
+    asked, answer = Request("POST", INFER, (), b'{"id": "7"}'), Response(200, "", (), b'{"id":"its own"}')
+    assert not OpenInferenceBackend().confused(asked, answer)
+
+
+async def test_no_client_can_have_all_servers_doubted(make_fleet: MakeFleet):
+    """By an id that is there twice: Python's servers take the last."""
+    servers = [StubServer() for _ in range(3)]
+    fleet = await make_fleet(*servers)
+    await ask(fleet, 1)
+    sent = body([2], id="q2").replace(b"{", b'{"id": "q1", ', 1)
+    answer = await fleet.client.post(INFER, sent, (("Content-Type", "application/json"),))
+    assert (answer.status, answer.json()["id"]) == (200, "q2")
+    assert up(fleet) == {server.name for server in servers}

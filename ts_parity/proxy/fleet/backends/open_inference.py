@@ -56,12 +56,16 @@ _ID: Final = re.compile(
     rb'\s*\{\s*(?:"model_(?:name|version)"\s*:\s*(?:null|' + _TEXT + rb')\s*,\s*)*"id"\s*:\s*(' + _TEXT + rb")"
 )
 """Where servers and clients write it: first, or after the model's name."""
+_PLAIN_ID: Final = re.compile(rb'"[ !#-\[\]-~]{1,128}"')
+"""One that every server reads alike, and writes as it came."""
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class OpenInferenceBackend(PlainBackend):
     kind: ClassVar[str] = "open-inference"
     confuses: ClassVar[bool] = True
+    _echoes = False
+    """Its servers have answered with their requests' own ids, so they do not make up others."""
 
     def match(self, request: Request) -> Ask | None:
         return _asked(request.path) if request.method == "POST" else None
@@ -104,13 +108,18 @@ class OpenInferenceBackend(PlainBackend):
         return is_compressed(response) or response.header(JSON_LENGTH) is not None
 
     def confused(self, request: Request, response: Response) -> str:
+        """What a client can bring about by itself is no sign of it, or one request would take out the whole fleet."""
         if response.status == 500 and _UNHEALTHY.search(response.body, 0, 1024):
-            return "it says that the process its model is in is not healthy"
-        asked = _ID.match(request.body)
-        told = None if asked is None or response.status != 200 else _ID.match(response.body)
-        if asked is None or told is None or asked[1] == told[1] or is_compressed(response):
+            own = _words(request)
+            return "" if _UNHEALTHY.search(own) else "it says that the process its model is in is not healthy"
+        asked = _plain_id(request.body)
+        told = None if asked is None or response.status != 200 else _plain_id(response.body)
+        if told is None or is_compressed(response):
             return ""
-        if parsed(asked[1]) in ("", parsed(told[1])):  # an empty one is none, so a server may invent one
+        if asked == told:
+            self._echoes = True
+            return ""
+        if not self._echoes or not _has_one_id(request):
             return ""
         return "it has answered a request with the id of another"
 
@@ -152,6 +161,26 @@ class OpenInferenceBackend(PlainBackend):
             found += _hosted(name, told, config if isinstance(config, dict) else {})
         ready_by_model = bool(found)
         return Seen(ready_by_model or 200 <= health.status < 300, tuple(found))
+
+
+def _plain_id(body: bytes) -> bytes | None:
+    found = _ID.match(body)
+    return found[1] if found is not None and _PLAIN_ID.fullmatch(found[1]) else None
+
+
+def _has_one_id(request: Request) -> bool:
+    """Of several, some servers take the first and some the last."""
+    body = request.body
+    length = _json_length(request.header(JSON_LENGTH), body)
+    return body.count(b'"id"', 0, length) == 1 and body.find(b"\\u00", 0, length) < 0
+
+
+def _words(request: Request) -> bytes:
+    """Its body, and that again as a server reads it, for letters can be written in two ways."""
+    body = request.body
+    length = _json_length(request.header(JSON_LENGTH), body)
+    told = parsed(body[:length]) if b"\\" in body[:length] else None
+    return body if told is None else body + json.dumps(told, ensure_ascii=False).encode("utf-8", "replace")
 
 
 def _listed() -> Generator[Request, Response, dict[str, str]]:
