@@ -9,6 +9,7 @@ from ts_parity.engine import (
     Arrived,
     Cause,
     Endpoint,
+    Fail,
     Failed,
     Fleet,
     Instance,
@@ -263,6 +264,34 @@ def test_a_ratio_of_nothing_means_no_retry():
     run = scenario(arrivals=[0.0, 0.1], code=None, tasks=tasks, policy={"retry_ratio": 0.0})
     assert run.failures == {0: ("failed", 0.001)}
     assert (set(run.answers), run.scheduler.sent["retry"]) == ({1}, 0)
+
+
+@pytest.mark.parametrize("places", [1, 4])
+def test_what_everybody_rejects_keeps_nobody_else_waiting(places):
+    """Its client may have had its share. The fleet is a third busy."""
+    arrivals = [0.0, *(0.01 * n for n in range(1, 100))]
+    rows, policy = [(0, 0.003, "reject")] * 200, {"deadline_s": 3.0, "max_wait_s": 2.0}
+    run = scenario(arrivals=arrivals, code=None, deployed=3, places=places, tasks=rows, policy=policy)
+    assert run.failures == {0: ("failed", pytest.approx(2.0))}, "and its answer is the rejection"
+    assert next(action for action in run.actions if isinstance(action, Fail)).task is not None
+    assert [at for at, _ in run.sends(0)] == pytest.approx(
+        [0.0, 0.003, 0.006, 0.059, 0.162, 0.365, 0.768, 1.571], abs=0.02
+    )
+    late = [n for n in range(1, 100) if run.answers[n][1] > arrivals[n] + 0.02]
+    assert len(late) <= 8
+
+
+def test_what_rests_keeps_no_late_query_from_its_copy():
+    rows = [(0, 0.001, "reject")] * 200 + [(1, 0.9, "ok")]
+    copies = {"copies": True, "extra_work": 1.0, "hedge_after_s": 0.03}
+    run = scenario(arrivals=[0.0, 0.2], code=None, deployed=3, tasks=rows, policy=copies)
+    assert run.answers == {1: ("hedged", pytest.approx(0.24))}
+
+
+def test_what_everybody_rejects_is_answered_when_one_takes_it():
+    run = scenario(arrivals=[0.0], code=None, deployed=2, tasks=[(0, 0.001, "reject")] * 3)
+    assert run.answers == {0: ("deployed", pytest.approx(0.163))}
+    assert run.nothing_left_over()
 
 
 def test_a_rejection_costs_no_budget_and_goes_elsewhere():

@@ -184,6 +184,10 @@ class PoolState:
             taken += line.taken
         return taken
 
+    def is_pressed(self, now: float) -> bool:
+        """Whether a query waits for a place, and does not merely rest."""
+        return bool(self.waiting) or any(now >= query.yields_until for query in self.retries.values())
+
     def to_the_front(self, query: Query) -> None:
         """It waits for any place, before all others, however long."""
         query.start_by = query.stale_at = math.inf

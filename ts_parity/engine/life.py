@@ -284,8 +284,8 @@ class Life:
             hedge_at = now if pool.hedges.pop(query.id, None) is not None else query.hedge_at
             query.hedge_at = max(hedge_at, now + AS_LONG * query.broke_s)
             self.arm(query)
-        spare = self.policy.copies and not (query.kills or query.broke or pool.waiting or pool.retries)
-        if pool.deployed.trials and spare:
+        kept = query.kills or query.broke or not self.policy.copies
+        if pool.deployed.trials and not (kept or pool.is_pressed(now)):
             probe = pool.selection.for_probe(query, now) if pool.may_copy(now) else None
             if probe is not None and self.pays_for_copy(query, KEPT_FROM_PROBES):
                 self.send_copy(query, probe, now, actions)
@@ -503,6 +503,7 @@ class Life:
         if query.in_flight:
             return True
         if query.waiting:
+            query.yields_until = 0.0
             self.arm(query)
         elif query.state is QueryState.POSTPONED and query.group is not None:
             self.review(query.group, actions)
@@ -567,7 +568,18 @@ class Life:
         else:
             query.attempts -= 1
             query.last_chance = False
+            self._rest_after_rejections(query, task, pool, now)
         return self._queue_again(query, self.retries.is_choosy(query, elsewhere, now))
+
+    def _rest_after_rejections(self, query: Query, task: Task, pool: PoolState, now: float) -> None:
+        """All have rejected it. They may all be full, or it is the query that they do not take (its client has had its
+        share, say), and then it must not stand in the others' way.
+        """
+        query.rejections += 1
+        rounds = query.rejections - len(pool.deployed)
+        if rounds >= 0:
+            query.last_failure = task
+            query.yields_until = query.rests_until = query.choosy_until = self.retries.rest_after(rounds, now)
 
     def _may_retry(
         self, query: Query, task: Task, outcome: Failed, pool: PoolState, elsewhere: bool, now: float
@@ -927,7 +939,7 @@ class Life:
             and now >= pool.admission.waits_until(query)
         ):
             pool.admission.patience.stayed(now - query.arrived_at)
-            self.fail(query, Reason.OVERLOADED, actions)
+            self.fail(query, Reason.FAILED if query.rests_until else Reason.OVERLOADED, actions)
             return
         if now >= query.launch_at:
             self.launch(pool, query)
@@ -959,7 +971,7 @@ class Life:
             if query.pool not in self._fleet.pools:
                 reason = Reason.NO_ENDPOINT
             elif query.rests_until and query.waiting:
-                reason = Reason.FAILED  # there was no instance to ask
+                reason = Reason.FAILED  # there was no instance to ask, or none that takes it
             self.fail(query, reason, actions)
 
     # ---- it ends -----------------------------------------------------------------------------------------------------

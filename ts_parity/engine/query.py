@@ -54,8 +54,9 @@ class Query:
         "armed_at", "arrived_at", "attempts", "avoid", "broke", "broke_s", "choosy_until", "copied_at", "deadline_at",
         "domain", "doubtful", "excused", "finish_attempts", "finishes_pending", "first_cause", "forgiven", "free_at",
         "given", "group", "hedge_at", "held", "id", "in_flight", "key", "kills", "last_chance", "last_failure", "late",
-        "launch_at", "least", "owes", "payload", "pool", "refused", "release_at", "released", "rests_until", "scale",
-        "set_aside", "size", "slot", "stale_at", "start_by", "state", "trial", "trial_slot", "yields_until",
+        "launch_at", "least", "owes", "payload", "pool", "refused", "rejections", "release_at", "released",
+        "rests_until", "scale", "set_aside", "size", "slot", "stale_at", "start_by", "state", "trial", "trial_slot",
+        "yields_until",
     )  # fmt: skip
 
     def __init__(
@@ -98,7 +99,7 @@ class Query:
         self.copied_at = 0.0
         """When its last second copy was sent."""
         self.yields_until = 0.0
-        """A connection broke under it; until then its copy has had it for no longer, and may break as well."""
+        """It is not sent before: its copy may break as the first instance did, or all have rejected it."""
         self.in_flight = 0
         self.avoid = _NOBODY
         """Instances that have it or have failed it."""
@@ -106,6 +107,7 @@ class Query:
         """It has failed, and until then it waits for an instance elsewhere."""
         self.rests_until = 0.0
         """Nobody is there, and until then it does not ask again."""
+        self.rejections = 0
         self.owes = False
         """It may be tried again as soon as the budget has a token for it."""
         self.first_cause = ""

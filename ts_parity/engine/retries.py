@@ -25,7 +25,8 @@ from ts_parity.engine.query import Query
 
 NOTHING_RAN: Final = (Cause.UNREACHABLE, Cause.MISSING)
 LONGEST_REST_S: Final = 1.0
-"""Where every instance refuses connections, a query asks again after twice the time before, and at least this often."""
+"""Where every instance refuses connections, or rejects it, a query asks again after twice the time before, and at least
+this often."""
 
 
 class Retry(Enum):
@@ -111,5 +112,9 @@ class Retries:
         """
         if now > unreachable_since + self.policy.max_wait_s:
             return math.inf
-        doubled: float = self.policy.reject_pause_s * 2.0 ** min(query.excused, 10)
+        return self.rest_after(query.excused, now)
+
+    def rest_after(self, rounds: int, now: float) -> float:
+        """Until when a query rests that nobody has taken, so many times."""
+        doubled: float = self.policy.reject_pause_s * 2.0 ** min(rounds, 10)
         return now + min(LONGEST_REST_S, doubled)

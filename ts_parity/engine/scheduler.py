@@ -287,17 +287,17 @@ class Scheduler:
             if not pool.waiting:
                 waiting.remove(pool)
         for pool in pools:
-            if pool.hedges and not pool.waiting and not pool.retries:
+            if pool.hedges and not pool.is_pressed(now):
                 self._send_hedges(pool, now, actions)
             if pool.protections and not pool.protections_blocked:
                 self._send_protections(pool, now, actions)
-            if (pool.trials.launches or pool.trials.finishes) and not pool.waiting and not pool.retries:
+            if (pool.trials.launches or pool.trials.finishes) and not pool.is_pressed(now):
                 self._life.proving.send_trials(pool, now, actions)
 
     def _send_retries(self, pool: PoolState, now: float, actions: list[Action]) -> None:
         self._life.retries.budget.pass_time(now)
         for query in [*pool.retries.values()]:
-            if query.id not in pool.retries or (query.in_flight and now < query.yields_until):
+            if query.id not in pool.retries or now < query.yields_until:
                 continue
             if query.owes and self._life.retries.budget.wait_s(0) > 0:
                 self._await_token(now)

@@ -63,7 +63,9 @@ class Suspicion:
         else:
             before, why = health.condition, ""
             if isinstance(outcome, Rejected):
-                health.pause(now + self.policy.reject_pause_s)
+                query = task.query
+                if query is None or query.rejections < len(self._fleet.pool_of(query.pool).deployed):
+                    health.pause(now + self.policy.reject_pause_s)
             elif outcome.retry:
                 why = outcome.reason
                 place.failures += 1
