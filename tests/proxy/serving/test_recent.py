@@ -50,6 +50,16 @@ def test_those_still_out_count_as_long_as_they_have_been_out_and_leave_nothing_b
     assert counts(slot, "unprotected") == []
 
 
+def test_a_clock_that_is_set_back_ends_nothing() -> None:
+    recent = Recent()
+    recent.given(NOON, "m", "deployed", {3: 1}, unprotected=True)
+    for at in (NOON - 7200.0, NOON - 7199.0):
+        recent.spent(at, 3.0, 0.5)
+        recent.given(at, "m", "deployed", {3: 1}, unprotected=True)
+    (slot,) = recent.described(())
+    assert (slot["number"], slot["sources"]) == (slot_number(NOON - 7200.0), {"m": {"deployed": 2}})
+
+
 def test_spending_is_told_as_what_was_spent_in_each_slot() -> None:
     recent = Recent()
     recent.spent(NOON, 3.0, 0.5)

@@ -76,7 +76,9 @@ class Recent:
             findings[finding] = findings.get(finding, 0) + 1
 
     def spent(self, at: float, extra_work: float, differing: float) -> None:
-        """Since the start, of both budgets."""
+        """Since the start, of both budgets; told about once a second."""
+        for ahead in [number for number in self._slots if number > slot_number(at) + 1]:
+            del self._slots[ahead]  # the clock has been set back
         slot, (work, differed) = self._slot(at), self._spent
         if slot is not None:
             slot.extra_work += max(0.0, extra_work - work)
