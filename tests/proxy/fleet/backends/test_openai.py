@@ -8,7 +8,7 @@ import pytest
 
 from tests.proxy.fleet.backends.test_open_inference import GIVEN, looked
 from ts_parity.config import ModelSettings
-from ts_parity.engine import Finding
+from ts_parity.engine import Failed, Finding
 from ts_parity.errors import Unavailable
 from ts_parity.proxy.fleet.backends.openai import OpenAiBackend, string_in
 from ts_parity.proxy.fleet.payloads import Ask, QueryPayload, Target
@@ -41,6 +41,16 @@ def post(path: str, body: bytes = BODY, **headers: str) -> Request:
 )
 def test_the_body_tells_the_model_and_generation_is_no_prediction(path: str, body: bytes, model: str | None):
     assert BACKEND.match(post(path, body)) == (None if model is None else Ask(model, None, path))
+
+
+@pytest.mark.parametrize(
+    ("said", "lacks"),
+    [(b'{"error": {"message": "The model `big` does not exist."}}', True), (b'{"detail":"Not Found"}', False)],
+)
+def test_a_route_that_is_not_there_is_no_model_that_is_not_there(said: bytes, lacks: bool):
+    """Any client can ask for one; then nothing is held against the instance."""
+    outcome, _ = BACKEND.read_prediction(Response(404, "", (), said))
+    assert isinstance(outcome, Failed) is lacks
 
 
 @pytest.mark.parametrize(

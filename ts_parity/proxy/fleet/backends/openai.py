@@ -76,6 +76,10 @@ class OpenAiBackend(PlainBackend):
     def is_answer(self, response: Response) -> bool:
         return is_compressed(response) or response.body[:64].lstrip()[:1] in (b"{", b"[")
 
+    def lacks_model(self, response: Response) -> bool:
+        """Or a route that the service has for no model: whoever asks for that must have no instance ejected."""
+        return b"model" in response.body
+
     def meaning(self, model: str) -> Callable[[Response], Any] | None:
         return _said
 
