@@ -1207,8 +1207,8 @@ MUTANTS = [
     _engine(
         "what two instances died of is sent to a third",
         "scheduler",
-        "elif outcome.cause is Cause.LOST and (again := self._life.broke_again(task, now)):",
-        "elif outcome.cause is Cause.LOST and (again := []):",
+        " or (lost and self._life.broke_again(task, now))",
+        "",
     ),
     _engine(
         "a third has what the second may still die of, as a copy",

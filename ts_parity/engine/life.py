@@ -174,8 +174,8 @@ def move(query: Query, event: Event) -> None:
 
 GONE: Final = Failed("its endpoint is gone", cause=Cause.GONE)
 AS_LONG: Final = 2.0
-"""What has broken one instance's connection breaks the next one's after about as long. So many times longer that one
-has the query before a third gets it."""
+"""What has broken one instance's connection breaks the next one's after about as long: at most so many times. For that
+long the next one has the query before a third gets it."""
 
 
 class Life:
@@ -703,39 +703,35 @@ class Life:
 
     # ---- a worker died of it, perhaps --------------------------------------------------------------------------------
 
-    @staticmethod
-    def queries_of(task: Task) -> list[Query]:
-        """Those whose bodies it sent, whether or not they are answered by now."""
-        if task.query is not None:
-            return [task.query]
-        assert task.group is not None
-        assert task.row is not None
-        slots = task.group.sent[task.row]
-        return [query for slot, query in enumerate(task.group.members) if query is not None and slot in slots]
-
-    def broke_again(self, task: Task, now: float) -> list[Query]:
-        """The connection broke. -> the queries with which this has happened to another instance before: they run no
-        more, in whatever form, and what still has them may answer them.
+    def broke_again(self, task: Task, now: float) -> bool:
+        """The connection broke. Whether it is the second instance that this happens to with the query, and after about
+        as long as the first: then it runs no more, in whatever form, and what still has it may answer it.
         """
-        instance, again = task.endpoint.instance, []
-        for query in self.queries_of(task):
-            if not query.broke:
-                query.broke, query.broke_s = instance, now - task.sent_at
-            elif query.broke != instance:
-                query.kills = max(query.kills, 1)
-                again.append(query)
-        return again
+        query, instance = task.query, task.endpoint.instance
+        if query is None:
+            return False
+        had_it_s = now - task.sent_at
+        if not query.broke:
+            query.broke, query.broke_s = instance, had_it_s
+        if query.broke == instance or AS_LONG * had_it_s < query.broke_s:  # as many connections break at once
+            return False
+        query.kills = max(query.kills, 1)
+        return True
 
-    def suspect_queries(self, task: Task, suspects: list[Query]) -> list[Query]:
-        """A worker died of one of these, perhaps, and the same body would kill the next. So none of them is copied or
-        put into a protection's group any more, and it runs at most once more: see `Query.may_run`. -> those that are
-        of consequence.
+    def suspect_queries(self, task: Task) -> list[Query]:
+        """A worker died of a query it had, perhaps, and the same body would kill the next. So none of them is copied or
+        put into a protection's group any more, and it runs at most once more: see `Query.may_run`.
         """
         group = task.group
-        if task.query is None:
+        if task.query is not None:
+            suspects = [task.query]
+        else:
             assert group is not None
-            group.barred.update(query.slot for query in suspects)
-            suspects = [query for query in suspects if query.open]
+            assert task.row is not None
+            slots = group.sent[task.row]
+            group.barred |= slots
+            had = [member for slot, member in enumerate(group.members) if slot in slots]
+            suspects = [member for member in had if member is not None and member.open]
         for query in suspects:
             query.kills += 1
             query.hedge_at = math.inf

@@ -85,10 +85,9 @@ class Scheduler:
         if isinstance(outcome, Failed):
             if (query := task.query) is not None:
                 query.first_cause = query.first_cause or f"{task.endpoint.name}: {outcome.reason}"
-            if outcome.cause is Cause.WORKER_DIED:
-                suspects = self._life.suspect_queries(task, self._life.queries_of(task))
-            elif outcome.cause is Cause.LOST and (again := self._life.broke_again(task, now)):
-                suspects = self._life.suspect_queries(task, again)
+            lost = outcome.cause is Cause.LOST
+            if outcome.cause is Cause.WORKER_DIED or (lost and self._life.broke_again(task, now)):
+                suspects = self._life.suspect_queries(task)
         if task.kind is Kind.DEPLOYED:
             self._life.own_ended(task, outcome, now, actions)
         elif task.kind is Kind.PROTECTION:
