@@ -156,6 +156,7 @@ MISTAKES = [
     ({"endpoints": ["http://h:1,kind=triton"]}, r"kind must be .*, not 'triton'; did you mean 'open-inference'\?"),
     ({"endpoints": ["http://h:1,kind=OpenVINO"]}, r"did you mean 'open-inference'\?"),
     ({"endpoints": ["http://h:1", "http://h:1/"]}, r"instance h:1 is given twice"),
+    ({"endpoints": ["http://h:1", "http://H:01"]}, r"instance h:1 is given twice"),
     ({"endpoints": []}, r"no instances: give --endpoint"),
 ]
 

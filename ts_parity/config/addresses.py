@@ -22,14 +22,15 @@ def checked_url(text: str, where: str) -> str:
         raise ConfigError(f"{where} {text!r} is not an address: it holds blanks, or what cannot be printed")
     try:
         parts = urlsplit(text)
-        _ = parts.port
+        port = parts.port
     except ValueError as error:
         raise ConfigError(f"{where} {text!r} is not an address: {error}") from None
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise ConfigError(f"{where} must be like http://HOST:PORT or unix:/PATH, not {text!r}")
     if parts.path not in ("", "/"):
         raise ConfigError(f"{where} {text!r} has a path; TorchServe's APIs are at the root of their port")
-    return f"{parts.scheme}://{parts.netloc}"
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname  # in small letters, or one is two
+    return f"{parts.scheme}://{host}" if port is None else f"{parts.scheme}://{host}:{port}"
 
 
 def _unix(text: str, where: str) -> str:
