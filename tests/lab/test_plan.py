@@ -17,7 +17,7 @@ from ts_parity.arguments import seconds
 from ts_parity.cli import main, parsed
 from ts_parity.config import given_flags, load_settings
 from ts_parity.errors import ConfigError, TsParityError
-from ts_parity.lab.compare import World
+from ts_parity.lab.compare import World, row_of
 from ts_parity.lab.page import command, spread
 from ts_parity.lab.plan import (
     Limits,
@@ -46,6 +46,22 @@ STUDENT = {
 }  # fmt: skip
 SUM = {"code": "sum", "family": "parity", "k": 4, "r": 1, "cost": 1.0, "drop": 0.2, "agreement": 0.8}
 SLOW = World(load=0.3, queries=15_000, spells=Spells(0.04, 100, 5))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def simulated_once():
+    """What a policy makes of a world is the same whatever the limits."""
+    rows = {}
+
+    def kept(world, name, seeds, progress=None, **shape):
+        asked = repr((world, name, seeds, shape))
+        if asked not in rows:
+            rows[asked] = row_of(world, name, seeds, progress, **shape)
+        return dict(rows[asked])
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("ts_parity.lab.plan.row_of", kept)
+        yield
 
 
 def test_what_there_is_to_choose_from():
