@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.slow
 def test_ours_beats_hedging_where_machines_have_slow_spells():
     """The claim of docs/policy.md, in small: on the same 12 machines, and at less work."""
-    world = World(load=0.3, queries=30_000, spells=Spells(0.04, 100, 5))
+    world = World(load=0.3, queries=15_000, spells=Spells(0.04, 100, 5))
     hedge = row_of(world, "hedge", (0, 1), extra=0)
     ours = row_of(world, "default", (0, 1), extra=0, k=4, cost=0.25)
     assert hedge["workers"] == ours["workers"] == 12
@@ -33,8 +33,8 @@ def test_ours_beats_hedging_where_machines_have_slow_spells():
 
 @pytest.mark.slow
 def test_nothing_is_rebuilt_where_nothing_is_late():
-    ours = row_of(World(load=0.6, queries=30_000), "default", (0,), extra=0, k=4, cost=0.25)
-    none = row_of(World(load=0.6, queries=30_000), "none", (0,), extra=0)
+    ours = row_of(World(load=0.6, queries=15_000), "default", (0,), extra=0, k=4, cost=0.25)
+    none = row_of(World(load=0.6, queries=15_000), "none", (0,), extra=0)
     assert ours["reconstructed"] < 0.001
     assert ours["p50"] == pytest.approx(none["p50"], rel=0.01)
 

@@ -230,9 +230,9 @@ def slow_in_turn(machines: int, until: float) -> tuple[Outage, ...]:
 
 
 WORLDS = {
-    "two machines, frozen in turn": World(0.5, 2, 10_000, outages=one_at_a_time(2, 10_000)),
-    "six machines, slow in turn": World(0.4, 6, 10_000, outages=slow_in_turn(6, 4200)),
-    "service times that differ widely": World(0.4, 6, 10_000, ServiceTimes(cv=1.0)),
+    "two machines, frozen in turn": World(0.5, 2, 5000, outages=one_at_a_time(2, 5000)),
+    "six machines, slow in turn": World(0.4, 6, 5000, outages=slow_in_turn(6, 2100)),
+    "service times that differ widely": World(0.4, 6, 5000, ServiceTimes(cv=1.0)),
 }
 
 
