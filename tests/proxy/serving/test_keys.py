@@ -118,6 +118,22 @@ async def test_a_key_file_that_is_gone_is_told_and_the_last_key_is_used(make_fle
         assert (await fleet.admin.get("/status")).json()["problems"] == []
 
 
+async def test_an_inference_key_file_that_is_gone_leaves_the_last_key_in_use(
+    make_fleet: MakeFleet, tmp_path: Path
+) -> None:
+    file = tmp_path / "key"
+    file.write_text("t")
+    async with locked(FakeModel()) as instance:
+        fleet = await make_fleet(given=(parse_endpoint(f"{instance.endpoint},token_file={file},management_token=m"),))
+        file.unlink()
+        await fleet.proxy.discover()
+        assert (await fleet.post()).get("x-ts-parity") == "deployed"
+        instance.renew_keys(token="new", management_token="m")
+        file.write_text("new")
+        await fleet.proxy.discover()
+        assert (await fleet.post()).get("x-ts-parity") == "deployed"
+
+
 async def test_a_key_file_that_never_was_hinders_nobody_who_needs_no_key(make_fleet: MakeFleet, tmp_path: Path) -> None:
     async with FakeTorchServe(FakeModel()) as instance:
         fleet = await make_fleet(given=(parse_endpoint(f"{instance.endpoint},management_token_file={tmp_path}/no"),))
