@@ -77,11 +77,12 @@ async def test_a_confidence_that_cannot_be_computed_costs_no_answer(
 
 
 async def test_where_discovery_fails_the_last_plan_stays_in_use(
-    make_fleet: MakeFleet, monkeypatch: pytest.MonkeyPatch
+    make_fleet: MakeFleet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     fleet = await make_fleet(FakeTorchServe(FakeModel(role=None)))
     tried: list[None] = []
     monkeypatch.setattr(fleet.proxy._discovery, "refresh", lambda *_: fails(tried.append(None)))
     assert (await fleet.post("/predictions/nobody")).status == 404
     assert tried, "it might have been registered meanwhile"
+    assert "discovery failed; the last plan stays in use" in caplog.text
     await serves_on(fleet)
