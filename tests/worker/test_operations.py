@@ -31,7 +31,18 @@ from tests.worker.serving import (
 )
 from ts_parity.codes import make_code
 from ts_parity.errors import ConfigError
-from ts_parity.wire import OP, OP_RAW, PROTECTION_FIELDS, ROUNDOFF, Frame, Part
+from ts_parity.wire import (
+    FRAME_TYPE,
+    OP,
+    OP_FINISH,
+    OP_GROUP,
+    OP_RAW,
+    PROTECTION_FIELDS,
+    ROUNDOFF,
+    Frame,
+    Part,
+    pack_frame,
+)
 from ts_parity.worker.operations import MAX_RESPONSE_SIZE, max_response_size
 from ts_parity.worker.protections import ScriptedModel
 from ts_parity.worker.responses import HandlerResponse
@@ -40,6 +51,7 @@ from ts_parity.worker.verdict import alike
 from ts_parity.worker.watches import ModelCall
 
 Serve = Callable[..., InProcess]
+EXACT = {"role": "parity", "code": "exact", "k": 2}
 
 
 def _vectors(seed: int) -> Part:
@@ -391,6 +403,38 @@ def test_no_tail_beyond_the_response_limit(serve: Serve, monkeypatch: pytest.Mon
     reply = worker.ask(vector(1), "raw")
     assert reply.raw is None
     assert reply.body == worker.ask(vector(1)).body
+
+
+FINISH_OF_TWO = pack_frame(Frame((Part((), vector(1)),) * 2, linear(vector(1))))
+
+
+@pytest.mark.parametrize(
+    ("section", "asked", "why"),
+    [
+        (EXACT, group_ask(*[vector(1)] * 3), "protects groups of k = 2, not 3"),
+        (EXACT, group_ask(None, None), "a group needs at least one member"),
+        (EXACT, Ask(b"[1]", {OP: OP_GROUP, "content-type": "application/json"}), "needs a frame as its body"),
+        (EXACT, Ask(b"no frame at all", {OP: OP_GROUP}), "not a ts_parity frame"),
+        ({}, Ask(FINISH_OF_TWO, {OP: OP_FINISH, "content-type": FRAME_TYPE}), "a finish needs a frame of one slot"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_an_operation_on_what_it_is_not_for_is_refused_alone(
+    serve: Serve, section: dict[str, Any], asked: Ask, why: str
+) -> None:
+    worker = serve("overrides_steps", section)
+    plain, refused = worker.batch([Ask(vector(2)), asked])
+    assert refused.status == 400
+    assert why in json.loads(refused.body)["message"]
+    assert plain == worker.ask(vector(2))
+    assert plain.status == 200
+
+
+def test_a_groups_answer_beyond_the_response_limit_is_an_error(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TS_MAX_RESPONSE_SIZE", "200")
+    reply = serve("overrides_steps", EXACT).group(vector(1), vector(2))
+    assert reply.status == 500
+    assert "exceeds max_response_size" in json.loads(reply.body)["message"]
 
 
 def test_the_response_limit_is_read_from_the_frontends_configuration(

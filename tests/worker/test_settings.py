@@ -61,6 +61,13 @@ def test_a_parity_section() -> None:
             "parity",
             "tolerance is how far off its numbers usually are, not 0",
         ),
+        ({"ts_parity": {**PARITY, "cost": 0}}, "parity", "cost is what a group costs in deployed inferences, not 0"),
+        ({"ts_parity": {**PARITY, "agreement": 97}}, "parity", "agreement is a share between 0 and 1, not 97"),
+        (
+            {"ts_parity": {**PARITY, "code": "exact", "parity_model": "p.pt"}},
+            "parity",
+            "code exact runs the deployed model itself; it has no parity_model",
+        ),
         (
             {"ts_parity": {**PARITY, "row_errors": {"0": [[1.0]], "5": [[1.0]]}}},
             "parity",
