@@ -158,6 +158,17 @@ def test_importing_and_asking_for_help_is_cheap(arguments):
 
 
 @pytest.mark.slow
+def test_bench_takes_no_more_than_the_proxys_packages(tmp_path):
+    """Who measures first, as the README asks for, has installed `ts-parity[proxy]`."""
+    (tmp_path / "body.json").write_text("{}")
+    others = ["yaml", "torch", "psutil", "PIL", "requests", "sklearn", "ts", "lightning_fabric", "matplotlib"]
+    code = f"import sys; sys.modules.update(dict.fromkeys({others})); from ts_parity.cli import main; sys.exit(main())"
+    load = ["--target", "http://127.0.0.1:9/p", "--bodies", str(tmp_path), "--rate", "20", "--duration", "0.2s"]
+    ran = subprocess.run([sys.executable, "-c", code, "bench", *load], capture_output=True, text=True, timeout=500)
+    assert "no query was answered" in ran.stderr
+
+
+@pytest.mark.slow
 def test_a_wrong_command_line_is_exit_code_2():
     ran = subprocess.run(
         [sys.executable, "-m", "ts_parity.cli", "serve", "--endpoint", "nonsense"],

@@ -20,13 +20,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
-
-import yaml
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ts_parity.describe import ProtectedModel
 from ts_parity.errors import ArchiveError, ConfigError, with_article
 from ts_parity.fingerprint import fingerprint
+
+if TYPE_CHECKING:
+    import yaml
 
 MANIFEST = "MAR-INF/MANIFEST.json"
 SECTION = "ts_parity"
@@ -156,6 +157,8 @@ def extract_archive(path: str | Path, folder: str | Path) -> Archive:
 
 
 def parse_config(text: str, what: str) -> dict[str, Any]:
+    import yaml  # what reads zips of bodies alone is installed without it
+
     try:
         config = _loaded(text, what)
     except (yaml.YAMLError, ValueError) as error:
@@ -170,6 +173,8 @@ def parse_config(text: str, what: str) -> dict[str, Any]:
 
 
 def _loaded(text: str, what: str) -> Any:
+    import yaml
+
     loader = yaml.SafeLoader(text)
     try:
         node = loader.get_single_node()
@@ -186,11 +191,9 @@ def _expanded(node: yaml.Node, known: dict[int, float]) -> float:
     """Nodes below this one, each as often as aliases name it. A node that holds itself has no end."""
     if id(node) not in known:
         known[id(node)] = math.inf
-        children: list[yaml.Node] = []
-        if isinstance(node, yaml.SequenceNode):
-            children = node.value
-        elif isinstance(node, yaml.MappingNode):
-            children = [child for pair in node.value for child in pair]
+        # A text, nodes, or pairs of nodes.
+        items = node.value if isinstance(node.value, list) else []
+        children = [child for item in items for child in (item if isinstance(item, tuple) else (item,))]
         known[id(node)] = 1 + sum(_expanded(child, known) for child in children)
     return known[id(node)]
 

@@ -51,6 +51,9 @@ class Wanted:
             raise BadClientRequest(f"model must be NAME or NAME/VERSION, not {model!r}")
         return cls(share, seconds, model)
 
+    def __str__(self) -> str:
+        return f"{self.share:.2%} of {self.model or 'every model'}, for {self.seconds:g} s at most"
+
     def as_json(self) -> dict[str, Any]:
         return {"share": self.share, "seconds": self.seconds, "model": self.model}
 
