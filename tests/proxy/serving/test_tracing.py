@@ -218,7 +218,7 @@ async def test_a_malformed_traceparent_begins_a_new_trace(
 
 
 async def test_one_that_is_late_stays_in_its_clients_trace_sampled_or_not(
-    collector: Collector, make_fleet: MakeFleet
+    collector: Collector, make_fleet: MakeFleet, caplog: pytest.LogCaptureFixture
 ) -> None:
     instance = FakeTorchServe(FakeModel())
     fleet = await make_fleet(instance, tracing=True)
@@ -226,6 +226,7 @@ async def test_one_that_is_late_stays_in_its_clients_trace_sampled_or_not(
     await fleet.post(x_ts_parity_deadline_ms="30", traceparent=SAMPLED[:-1] + "0", tracestate="no state, at all")
     root, _ = await collector.got(1)
     assert (root.trace_id, root.parent) == (TRACE_ID, SPAN_ID)
+    assert not [record for record in caplog.records if "no state" in record.getMessage()], "no client fills the log"
     instance.thaw()
 
 

@@ -48,6 +48,7 @@ FLUSH_S: Final = 1.0
 """What is left at the end gets so much time; a supervisor of several processes waits for two seconds."""
 NANOSECONDS: Final = 1e9
 _EXPORTERS_LOG: Final = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
+_STATES_LOG: Final = "opentelemetry.trace.span"
 
 
 class OtlpSpans:
@@ -64,6 +65,7 @@ class OtlpSpans:
         self._processor = BatchSpanProcessor(self._exporter, max_queue_size=MOST_SPANS, max_export_batch_size=BATCH)
         provider = TracerProvider(ALWAYS_ON, _resource(), shutdown_on_exit=False, id_generator=self._ids)
         provider.add_span_processor(self._processor)
+        logging.getLogger(_STATES_LOG).setLevel(logging.ERROR)  # it warns of each client's `tracestate` that is none
         self._tracer = provider.get_tracer("ts_parity", __version__)
 
     def counts(self) -> dict[str, int]:
