@@ -1,6 +1,7 @@
 """Models of token ids: students of them, of any length, with masks, offsets or neither; and what is refused."""
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -244,6 +245,15 @@ def test_multiplications_are_counted_in_what_torch_fuses_too(made, expected, scr
         with counting() as counter:
             model(ids)
     assert counter.get_total_flops() / 2 == expected
+
+
+def test_counting_says_nothing():
+    """It is the first thing that `train` does: a warning of torch about its own flags would be all that a user sees."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with counting() as counter:
+            torch.ones(2, 2) @ torch.ones(2, 2)
+    assert counter.get_total_flops() == 16
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ Looking up an id takes none. Knows torch's operators. Knows nothing of what is c
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,12 +24,15 @@ def counting() -> Iterator[FlopCounterMode]:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with (
-            torch.backends.mkldnn.flags(enabled=False),
-            torch.backends.cudnn.flags(enabled=False),
-            FlopCounterMode(display=False, custom_mapping=_MORE) as counter,
-        ):
-            yield counter
+        with warnings.catch_warnings():
+            # Without an Intel GPU torch warns of it whenever a flag of oneDNN is set, whichever it is.
+            warnings.filterwarnings("ignore", "TF32 acceleration on top of oneDNN")
+            with (
+                torch.backends.mkldnn.flags(enabled=False),
+                torch.backends.cudnn.flags(enabled=False),
+                FlopCounterMode(display=False, custom_mapping=_MORE) as counter,
+            ):
+                yield counter
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
 
