@@ -200,9 +200,10 @@ CHECKS = (
     ),
     Check(
         "TSP-408", PROTECTION, ERROR, "no protection and no second copy contradicts the deployed model",
-        "The proxy has taken out what contradicts it. It tries again after a pause.",
-        "See what differs: old weights on one side, an archive that is not the same everywhere, or a model that draws "
-        "random numbers (declare `repeatable: false`).",
+        "The proxy has taken out what contradicts it, or fails each time. It tries again after a pause.",
+        "If it fails, see whether it is there, under the name that it was given, and its server's log. If it "
+        "contradicts, see what differs: old weights on one side, an archive that is not the same everywhere, or a "
+        "model that draws random numbers (declare `repeatable: false`).",
         OUT_OF_REACH, protection.taken_out,
     ),
     Check(

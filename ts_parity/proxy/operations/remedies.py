@@ -47,6 +47,8 @@ REMEDIES: Final = (
      "`repeatable: false`."),
     ("answers could be compared", "The answers hold no decision that can be compared: use code `exact`, or let the "
      "handler return a label or scores."),
+    ("in a row brought nothing", "See whether the protection is there, under the name that it was given, and the log "
+     "of its server. It is tried again by itself after a pause."),
     ("protection ", "See what differs: old weights on one side are the usual cause. Make the protection again from the "
      "deployed archive. It is tried again by itself after a pause."),
     ("open files", "Raise the limit of open files (ulimit -n, LimitNOFILE) or let clients share connections."),
