@@ -36,8 +36,8 @@ PAUSE_S = 0.002
 ELSEWHERE = torch.zeros(1 << 20)
 """4 MiB, written before each run, as other processes write between two requests: a worker finds its caches cold. In a
 busy loop, one short inference would seem cheaper than it is, beside a group."""
-STEPS = 24
-"""Halvings, where a width costs what can be counted."""
+STEPS = 14
+"""Halvings, where a width costs what can be counted: it is found to within a twentieth of a per cent."""
 SIZED, GLANCE_ROUNDS, SIZING_ROUNDS = 11, 3, 20
 """Widths that are timed where nothing can be counted, and how often each."""
 FAR = 4.0
