@@ -8,9 +8,12 @@ from ts_parity.training import cost, sizing
 
 @pytest.fixture(scope="package", autouse=True)
 def a_few_rounds():
-    """What a hundred groups take, job after job, was most of what these tests took."""
+    """Groups that are timed, and bodies that are run five times: a hundred of each, job after job, was most of what
+    these tests took.
+    """
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(cost, "ROUNDS", 8)
+        patched.setattr("ts_parity.training.job.MOST", 24)
         yield
 
 
