@@ -71,8 +71,13 @@ def archive(tmp_path_factory):
                 file.write_bytes(package.read(library))
         elif kind == "package":
             program = torch.export.export(net, shown[0], **shown[1])
-            # Headers compiled beforehand pay where more is compiled than one small model.
-            options = {"aot_inductor.precompile_headers": False}
+            # Nothing is to be fast but the compiler: headers compiled beforehand pay where there is more than one small
+            # model, and which vectors this machine has would be found out by compiling.
+            options = {
+                "aot_inductor.precompile_headers": False,
+                "aot_inductor.compile_wrapper_opt_level": "O0",
+                "cpp.vec_isa_ok": False,
+            }
             torch._inductor.aoti_compile_and_package(program, package_path=str(file), inductor_configs=options)
         else:
             torch.export.save(torch.export.export(net, shown[0], **shown[1]), file)
