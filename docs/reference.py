@@ -191,7 +191,7 @@ TOLD = {
     ),
     wire.CONFIDENCE: ("0 to 1", "of a rebuilt answer: how often one that looks like it is the deployed model's own"),
 }
-WITHIN = {wire.OP, wire.SECRET, wire.RAW, wire.PEER, wire.FORWARDED}
+WITHIN = {wire.OP, wire.SECRET, wire.RAW, wire.PEER, wire.FORWARDED, wire.SPAN}
 """Between proxy and workers, or between proxies."""
 
 HTTP = """\

@@ -1128,6 +1128,20 @@ MUTANTS = [
         ("tests/proxy/serving/test_tracing.py",),
     ),
     Mutant(
+        "the spans of two proxies are in two traces",
+        "proxy/serving/tracing.py",
+        "under = header(request.controls, SPAN) if by_peer else None",
+        "under = None",
+        ("tests/proxy/serving/test_tracing.py",),
+    ),
+    Mutant(
+        "a client says what another proxy's span is",
+        "proxy/serving/tracing.py",
+        "under = header(request.controls, SPAN) if by_peer else None",
+        "under = header(request.controls, SPAN)",
+        ("tests/proxy/serving/test_tracing.py",),
+    ),
+    Mutant(
         "spans that wait have no bound",
         "proxy/serving/tracing.py",
         "if len(self._waiting) >= MOST_WAITING:",

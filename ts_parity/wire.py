@@ -51,6 +51,9 @@ FORWARDED: Final = "x-ts-parity-forwarded"
 FORWARDED_ANSWERED: Final = "answered"
 FORWARDED_UNABLE: Final = "unable"
 """The member that was asked cannot serve it, so whoever forwarded it serves it itself."""
+SPAN: Final = "x-ts-parity-span"
+"""Between proxies that trace: on a forwarded query, its span there, as `traceparent` has one; on the answer, that there
+are spans of the query under it."""
 FRAME_TYPE: Final = "application/x-ts-parity-group"
 PROTECTION_FIELDS: Final = (
     "code", "k", "r", "row", "coefficients", "partial", "cost", "cost_on", "agreement", "tolerance", "row_errors",

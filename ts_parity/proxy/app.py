@@ -144,6 +144,7 @@ class Proxy(Lifecycle):
             settings.group_by,
             self._discover_wanted,
             self._forwarder,
+            tracer,
         )
         self._server = Server(self._service.handle, settings.max_body_bytes, access=access, tls=tls)
         if process is None:

@@ -1,8 +1,9 @@
-"""Spans of late, rescued and failed queries, as a real OTLP receiver gets them."""
+"""Spans of late, rescued and failed queries, as a real OTLP receiver gets them; whoever serves the query."""
 
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import sys
 from pathlib import Path
@@ -10,8 +11,11 @@ from pathlib import Path
 import pytest
 
 from tests.proxy.collector import Collector, Told
-from tests.proxy.conftest import Clock, MakeFleet, until
+from tests.proxy.conftest import Clock, Fleet, MakeFleet, until
+from tests.proxy.fleet.backends.servers import PlainServer, triton
+from tests.proxy.serving.sharing import Sharing, sharing
 from tests.proxy.serving.test_races import fleet_of_three, metric, race, rescued, thawed
+from ts_parity.config import parse_endpoint
 from ts_parity.errors import ConfigError
 from ts_parity.proxy.fleet.payloads import Ask
 from ts_parity.proxy.serving import spans, tracing
@@ -237,6 +241,193 @@ def test_routes_have_few_values() -> None:
     whole = Ask("m", None, "/v1/embeddings")
     assert route_of("/v1/embeddings", whole) == "/v1/embeddings", "the model stands in the body"
     assert route_of("/v2/models/my%20net/infer", Ask("my net")) == "/v2/models/{model}/infer"
+
+
+# ---- what is passed through --------------------------------------------------------------------------------------
+
+
+INFER = "/v2/models/big/infer"
+
+
+async def passed(fleet: Fleet, **headers: str) -> int:
+    """It may be one of a sequence, so it is passed through. -> the status."""
+    return (await fleet.post(INFER, gzip.compress(b"{}"), content_encoding="gzip", **headers)).status
+
+
+async def test_a_passed_through_query_that_fails_is_told(
+    collector: Collector, make_fleet: MakeFleet, tmp_path: Path
+) -> None:
+    log = tmp_path / "access.jsonl"
+    async with PlainServer(triton("big")) as server:
+        fleet = await make_fleet(given=(parse_endpoint(server.endpoint),), tracing=True, access_log=str(log))
+        assert await passed(fleet) == 200
+        server.script.append((500, {"error": "broken"}))
+        given = SAMPLED[:-1] + "0"
+        assert await passed(fleet, traceparent=given) == 500
+        root, (own,) = await collector.got(2)
+        assert server.received[-1][2]["traceparent"] == given
+    assert (root.trace_id, root.parent, root.failed) == (TRACE_ID, SPAN_ID, True)
+    assert root.name == "POST /v2/models/{model}/infer"
+    assert {name: root.attributes[name] for name in ("ts_parity.pool", "ts_parity.source", "error.type")} == {
+        "ts_parity.pool": "big", "ts_parity.source": "passed", "error.type": "500",
+    }  # fmt: skip
+    assert "ts_parity.query" not in root.attributes
+    assert (own.task, own.failed, own.why) == (("own", "won"), True, "500 Internal Server Error")
+    assert own.attributes["ts_parity.endpoint"] == server.name
+    fleet.proxy._server.access.flush()
+    assert [json.loads(line)["trace_id"] for line in log.read_text().splitlines()] == [None, TRACE_ID]
+
+
+async def test_each_instance_that_cannot_be_reached_is_told(collector: Collector, make_fleet: MakeFleet) -> None:
+    async with PlainServer(triton("big")) as one, PlainServer(triton("big")) as two:
+        fleet = await make_fleet(given=(parse_endpoint(one.endpoint), parse_endpoint(two.endpoint)), tracing=True)
+        await one.stop()
+        await two.stop()
+        assert await passed(fleet) == 503
+    root, (first, second) = await collector.got(3)
+    assert (root.attributes["ts_parity.source"], root.attributes["error.type"]) == ("none", "unavailable")
+    assert (first.task, second.task) == (("own", "failed"), ("retry", "failed"))
+    assert {span.attributes["error.type"] for span in (first, second)} == {"unreachable"}
+    assert second.attributes["http.request.resend_count"] == 1
+
+
+async def test_a_client_that_leaves_what_is_passed_through_is_told(collector: Collector, make_fleet: MakeFleet) -> None:
+    async with PlainServer(triton("big")) as server:
+        fleet = await make_fleet(given=(parse_endpoint(server.endpoint),), tracing=True)
+        server.held.add(INFER)
+        leaving = asyncio.ensure_future(passed(fleet))
+        await until(lambda: len(server.asked(f"POST {INFER}")) == 1, "the query to be sent")
+        leaving.cancel()
+        root, (own,) = await collector.got(2)
+    assert (root.attributes["error.type"], root.attributes["http.response.status_code"]) == ("client_left", 499)
+    assert own.task == ("own", "cancelled")
+
+
+async def test_a_prediction_of_a_model_that_is_not_ready_is_told_at_its_deadline(
+    collector: Collector, make_fleet: MakeFleet
+) -> None:
+    instance = FakeTorchServe(FakeModel(warms_up="loading"))
+    fleet = await make_fleet(instance, tracing=True)
+    instance.freeze()
+    assert (await fleet.post(x_ts_parity_deadline_ms="30")).status == 504
+    root, (own,) = await collector.got(2)
+    assert root.attributes["error.type"] == "deadline"
+    assert (own.task, own.why) == (("own", "failed"), "no answer in time")
+
+
+async def test_what_has_no_route_is_named_by_its_method(collector: Collector, make_fleet: MakeFleet) -> None:
+    """Such paths may name anything, so a name for each would be too many."""
+    fleet = await make_fleet(FakeTorchServe(FakeModel()), tracing=True)
+    await fleet.client.ask("GET", "/ping", headers=(("traceparent", SAMPLED),))
+    root, (own,) = await collector.got(2)
+    assert (root.name, root.attributes["url.path"], own.task) == ("GET", "/ping", ("own", "won"))
+    assert {"http.route", "ts_parity.pool"} & root.attributes.keys() == set()
+
+
+# ---- several proxies ---------------------------------------------------------------------------------------------
+
+
+async def tree(collector: Collector, count: int) -> list[tuple[str, str, str]]:
+    """From the client's span down, when there are so many: the kind of each, what it was, and what came of it."""
+    await until(lambda: len(collector.spans) >= count, "the spans")
+    assert len(collector.spans) == count
+    assert len({span.trace_id for span in collector.spans}) == 1
+    above = [span for span in collector.spans if span.parent in ("", SPAN_ID)]
+    found = []
+    while above:
+        assert len(above) == 1, "each has one under it"
+        (span,) = above
+        told = span.task if span.kind == "client" else (span.attributes["ts_parity.source"], span.name)
+        found.append((span.kind, *told))
+        above = [under for under in collector.spans if under.parent == span.id]
+    assert len(found) == count
+    return found
+
+
+def ours(shared: Sharing) -> list[str]:
+    return [name for i in shared.instances for r in i.received for name, _ in r.headers if "parity" in name.lower()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("own_trace", [False, True], ids=["of its own", "its client's"])
+async def test_a_forwarded_query_that_fails_is_told_by_both_in_one_trace(
+    collector: Collector, clock: Clock, own_trace: bool
+) -> None:
+    async with sharing(clock, [FakeTorchServe(FakeModel())], 2, 2, tracing=True, max_attempts=1) as shared:
+        other = 1 - shared.owner()
+        assert (await shared.post(other, 1)).status == 200
+        shared.instances[0].models[0].script.append(Canned.error(507, "InternalServerException", "Worker died."))
+        given = {"traceparent": SAMPLED[:-1] + "0"} if own_trace else {}
+        answer = await shared.post(other, 1, **given)
+        assert await tree(collector, 4) == [
+            ("server", "none", "POST /predictions/{model}"),
+            ("client", "forwarded", "won"),
+            ("server", "none", "POST /predictions/{model}"),
+            ("client", "own", "failed"),
+        ]
+        (top,) = [span for span in collector.spans if span.parent == (SPAN_ID if own_trace else "")]
+        assert (top.trace_id == TRACE_ID, top.attributes["error.type"]) == (own_trace, "507")
+        assert shared.instances[0].received[-1].header("traceparent") == given.get("traceparent")
+        assert [name for name, _ in answer.headers if "span" in name] == []
+        assert ours(shared) == []
+
+
+@pytest.mark.slow
+async def test_who_samples_gets_the_spans_of_both_proxies(collector: Collector, clock: Clock) -> None:
+    async with sharing(clock, [FakeTorchServe(FakeModel())], 2, 2, tracing=True) as shared:
+        assert (await shared.post(1 - shared.owner(), 1, traceparent=SAMPLED)).status == 200
+        assert await tree(collector, 4) == [
+            ("server", "deployed", "POST /predictions/{model}"),
+            ("client", "forwarded", "won"),
+            ("server", "deployed", "POST /predictions/{model}"),
+            ("client", "own", "won"),
+        ]
+
+
+@pytest.mark.slow
+async def test_a_query_that_is_taken_back_is_told_with_what_became_of_it_there(
+    collector: Collector, clock: Clock
+) -> None:
+    """The owner sees its client leave. What it told before that is under the span of the one that has forwarded it."""
+    async with sharing(clock, [FakeTorchServe(FakeModel())], 2, 2, tracing=True) as shared:
+        owner, (instance,) = shared.owner(), shared.instances
+        instance.freeze()
+        asked = asyncio.ensure_future(shared.post(1 - owner, 1))
+        await until(lambda: len(instance.received) == 1, "the query at the owner")
+        shared.links[1 - owner, owner].become("cut")
+        await until(lambda: len(instance.received) == 2, "the query to be taken back")
+        instance.thaw()
+        assert (await asked).status == 200
+        await until(lambda: len(collector.spans) >= 5, "the spans")
+    (root,) = [span for span in collector.spans if not span.parent]
+    assert root.attributes["ts_parity.source"] == "deployed"
+    tasks = sorted((span for span in collector.spans if span.parent == root.id), key=lambda span: span.began)
+    assert [span.task for span in tasks] == [("forwarded", "failed"), ("own", "won")]
+    assert tasks[0].attributes["ts_parity.endpoint"] == shared.links[1 - owner, owner].url.removeprefix("http://")
+    assert root.began <= tasks[0].began <= tasks[0].ended <= tasks[1].began
+    (left,) = [span for span in collector.spans if span.parent == tasks[0].id]
+    assert left.attributes["error.type"] == "client_left"
+
+
+@pytest.mark.slow
+async def test_a_proxy_that_falls_silent_is_told_at_the_deadline(collector: Collector, clock: Clock) -> None:
+    async with sharing(clock, [FakeTorchServe(FakeModel(repeatable=False))], 2, 2, tracing=True) as shared:
+        owner = shared.owner()
+        shared.links[1 - owner, owner].become("hung")
+        assert (await shared.post(1 - owner, 1, x_ts_parity_deadline_ms="30")).status == 504
+        root, (forwarded,) = await collector.got(2)
+        assert (root.attributes["error.type"], forwarded.task) == ("deadline", ("forwarded", "cancelled"))
+
+
+@pytest.mark.slow
+async def test_whose_span_a_query_belongs_under_only_a_proxy_can_say(collector: Collector, clock: Clock) -> None:
+    async with sharing(clock, [FakeTorchServe(FakeModel())], 2, 2, tracing=True) as shared:
+        asked = {"traceparent": SAMPLED, "x_ts_parity_span": f"00-{'1' * 32}-{'2' * 16}-01"}
+        for number in (shared.owner(), 1 - shared.owner()):
+            collector.spans.clear()
+            await shared.post(number, 1, **asked)
+            assert len(await tree(collector, 2 if number == shared.owner() else 4)) > 0
+            assert {span.trace_id for span in collector.spans} == {TRACE_ID}
 
 
 # ---- where it goes -------------------------------------------------------------------------------------------------

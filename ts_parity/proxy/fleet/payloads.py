@@ -45,7 +45,7 @@ class Target:
 class QueryPayload:
     """What the driver keeps of a query: the client's request without control headers, and what it asks for."""
 
-    __slots__ = ("ask", "failed", "race", "request", "service_s", "tasks")
+    __slots__ = ("ask", "failed", "race", "relayed", "request", "service_s", "tasks")
 
     def __init__(self, request: Request, ask: Ask) -> None:
         self.request = request
@@ -56,6 +56,8 @@ class QueryPayload:
         """How long the task took that answered it, if there is an access log."""
         self.race: object | None = None
         """If it was late; see `races`."""
+        self.relayed: object | None = None
+        """Where queries are traced: what became of it before the engine had it; see `tracing`."""
         self.tasks: tuple[object, ...] = ()
         """Where queries are traced: what was sent beside its first task, and that if it has failed; see `tracing`."""
 

@@ -35,9 +35,12 @@ def trace_context(headers: Headers) -> TraceContext | None:
             if found is not None:
                 return None
             found = value
-    if found is None:
-        return None
-    match = _VALUE.fullmatch(found.strip())
+    return None if found is None else context_of(found, headers)
+
+
+def context_of(value: str, headers: Headers) -> TraceContext | None:
+    """`value`: of a `traceparent`, alone of its kind in these headers."""
+    match = _VALUE.fullmatch(value.strip())
     if match is None:
         return None
     version, trace_id, span_id, flags, more = match.groups()

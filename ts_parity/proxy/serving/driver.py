@@ -66,7 +66,7 @@ RETRY_AFTER_S = 1.0
 class QueryResult:
     """What becomes of a query. `source` is None for an error: an instance's, which is passed on, or the proxy's."""
 
-    __slots__ = ("answer", "confidence", "entry", "missing", "source", "unable")
+    __slots__ = ("answer", "confidence", "entry", "missing", "source", "traced", "unable")
 
     def __init__(
         self, answer: Response | Pipe | Unavailable, source: Source | None, confidence: float | None = None
@@ -80,6 +80,8 @@ class QueryResult:
         self.unable = False
         """No instance has answered, and another proxy may try: no worker has died of the query, and its model may be
         asked again or has not been asked."""
+        self.traced = False
+        """There are spans of it."""
         self.entry: AccessEntry | None = None
         """For the access log, if there is one."""
 
@@ -265,6 +267,7 @@ class Driver:
             trace_id = ""
             if self._tracer is not None:
                 trace_id = self._traced(action.query, action.source, action.task, result.answer.status, "")
+                result.traced = bool(trace_id)
             if action.source is not Source.DEPLOYED or action.query.in_flight:  # rare
                 now = self._loop.time()
                 self.races.answered(action.query, action.source, action.task, result.confidence, now, trace_id)
@@ -360,6 +363,7 @@ class Driver:
             again_s = self.scheduler.clears_s(query.pool) if reason is Reason.OVERLOADED else RETRY_AFTER_S
             result = QueryResult(_error_of(query, reason, again_s), None)
         trace_id = self._traced(query, None, None, result.answer.status, _outcome_of(result))
+        result.traced = bool(trace_id)
         if query.in_flight or reason is Reason.DEADLINE:
             self.races.failed(query, reason._value_, self._loop.time(), trace_id)
         if not query.kills:

@@ -19,7 +19,7 @@ from typing import Final, Protocol
 from ts_parity.engine import Source
 from ts_parity.errors import DeadlineExceeded, TsParityError, Unavailable
 from ts_parity.proxy.fleet.peers import Peers
-from ts_parity.proxy.http.access import ERROR, AccessEntry
+from ts_parity.proxy.http.access import ERROR, STATUS_LEFT, AccessEntry
 from ts_parity.proxy.http.messages import (
     REQUEST_ID,
     AnyResponse,
@@ -35,6 +35,7 @@ from ts_parity.proxy.http.messages import (
 from ts_parity.proxy.http.streams import Stream
 from ts_parity.proxy.http.upstream import Address, NoResponse, Result
 from ts_parity.proxy.serving.metrics import Metrics
+from ts_parity.proxy.serving.tracing import LEFT, NOBODY, Relayed
 from ts_parity.wire import (
     CONFIDENCE,
     DEADLINE_MS,
@@ -44,6 +45,7 @@ from ts_parity.wire import (
     FORWARDED_UNABLE,
     LEAST_CONFIDENCE,
     SOURCE,
+    SPAN,
     Headers,
 )
 
@@ -69,15 +71,16 @@ class Responder(Protocol):
 
 class PeerResponder:
     """Whoever has forwarded a query gets its answer, marked as one of a member. `unable`: this proxy has none to give,
-    and nobody is the worse if another tries.
+    and nobody is the worse if another tries. `traced`: it has spans of the query.
     """
 
-    __slots__ = ("_member", "_responder", "unable")
+    __slots__ = ("_member", "_responder", "traced", "unable")
 
     def __init__(self, responder: Responder, member: str) -> None:
         self._responder = responder
         self._member = member
         self.unable = False
+        self.traced = False
 
     @property
     def on_disconnect(self) -> Callable[[], object] | None:
@@ -98,11 +101,15 @@ class PeerResponder:
         self._responder.entry = entry
 
     def respond(self, response: AnyResponse) -> None:
-        mark = FORWARDED_UNABLE if self.unable else FORWARDED_ANSWERED
+        marks = [(FORWARDED, FORWARDED_UNABLE if self.unable else FORWARDED_ANSWERED)]
+        if self.traced:
+            marks.append((SPAN, "1"))
         if isinstance(response, Response):
-            self._responder.respond(with_header(response, FORWARDED, mark))
+            for name, value in marks:
+                response = with_header(response, name, value)
+            self._responder.respond(response)
         else:
-            self._responder.respond(StreamedResponse(response.chunks, (*response.headers, (FORWARDED, mark))))
+            self._responder.respond(StreamedResponse(response.chunks, (*response.headers, *marks)))
 
     def refuse(self, model: str, request: Request) -> None:
         """The model is not served here (any more)."""
@@ -152,11 +159,13 @@ class Forwarder:
         repeatable: bool,
         serve: Callable[[str, float], None],
         error: Callable[[TsParityError], Response],
+        relayed: Relayed | None,
     ) -> None:
         """`error` makes responses of errors. `serve` is called if this proxy has to serve the query after all, with
         why and what is left of the deadline. `repeatable`: it may be, even if the other proxy may have run it.
+        `relayed`: where queries are traced.
         """
-        query = ForwardedQuery(self, address, pool, request, responder, deadline_s, repeatable, serve, error)
+        query = ForwardedQuery(self, address, pool, request, responder, deadline_s, repeatable, serve, error, relayed)
         self._out.setdefault(address, {})[query] = None
         query.start(self._peers, self._deadline_s)
 
@@ -197,6 +206,7 @@ class ForwardedQuery:
         repeatable: bool,
         serve: Callable[[str, float], None],
         error: Callable[[TsParityError], Response],
+        relayed: Relayed | None,
     ) -> None:
         self.address = address
         self.pool = pool
@@ -207,12 +217,16 @@ class ForwardedQuery:
         self._repeatable = repeatable
         self._serve = serve
         self._error = error
+        self._relayed = relayed
         self._loop = asyncio.get_running_loop()
 
     def start(self, peers: Peers, deadline_s: float) -> None:
         self._peers = peers
         self._responder.entry = AccessEntry(FORWARDED_TO, self.address)
-        request = forwarded_request(self._request, self._given_s, peers.forwarding_header)
+        marks = [peers.forwarding_header]
+        if self._relayed is not None:
+            marks.append(self._relayed.forwarded(self.address))
+        request = forwarded_request(self._request, self._given_s, marks)
         self._ends_at = self._loop.time() + (deadline_s if self._given_s is None else self._given_s)
         self._timer = self._loop.call_at(self._ends_at + _GRACE_S, self._on_deadline)
         self._exchange = peers.upstream.send(Address(self.address), request, self._on_result, not self._repeatable)
@@ -224,6 +238,8 @@ class ForwardedQuery:
             self._take_back("was lost, or sees no instance of it any more")
 
     def _on_result(self, result: Result) -> None:
+        if self._relayed is not None:
+            self._relayed.came(result)
         if isinstance(result, NoResponse):
             # One connection that breaks says nothing of the others: whether the peer lives, its heartbeat tells.
             if result.refused:
@@ -233,7 +249,9 @@ class ForwardedQuery:
         mark = header(result.controls, FORWARDED)
         if mark == FORWARDED_ANSWERED:
             self._end("answered")
-            self._responder.respond(_relayed(result))
+            source = header(result.controls, SOURCE) or NOBODY
+            self._traced(source, result.status, "", header(result.controls, SPAN) is not None)
+            self._responder.respond(_as_given(result))
             return
         if isinstance(result, Stream):
             result.close()
@@ -246,12 +264,16 @@ class ForwardedQuery:
         if untouched or self._repeatable:
             self._take_back(why)
             return
+        if self._relayed is not None:
+            self._relayed.failed(why, FORWARDED_TO)
         self._end("failed")
         self._fail(Unavailable("the proxy that had the query gave no answer, and it must not be asked twice"), why)
 
     def _take_back(self, why: str) -> None:
         """Serve it here, in what is left of its time."""
         left_s = self._ends_at - self._loop.time()
+        if self._relayed is not None:
+            self._relayed.failed(why, FORWARDED_TO)
         self._end("taken back")
         self._exchange.cancel()
         if left_s <= 0.0:
@@ -270,11 +292,14 @@ class ForwardedQuery:
         if default is None:
             self._fail(DeadlineExceeded("no prediction arrived before the deadline"), why)
             return
+        self._traced(Source.DEFAULT.value, default.status)
         self._responder.respond(with_header(self._identified(default), SOURCE, Source.DEFAULT.value))
 
     def _fail(self, error: Unavailable, why: str) -> None:
         self._responder.entry = AccessEntry(ERROR, self.address, cause=f"peer {self.address} {why}")
-        self._responder.respond(self._identified(self._error(error)))
+        response = self._error(error)
+        self._traced(NOBODY, response.status, "deadline" if isinstance(error, DeadlineExceeded) else "unavailable")
+        self._responder.respond(self._identified(response))
 
     def _identified(self, response: Response) -> Response:
         return with_request_id(response, self._request.header(REQUEST_ID))
@@ -282,6 +307,11 @@ class ForwardedQuery:
     def _on_disconnect(self) -> None:
         self._end("abandoned")
         self._exchange.cancel()
+        self._traced(NOBODY, STATUS_LEFT, LEFT)
+
+    def _traced(self, source: str, status: int, error: str = "", told: bool = False) -> None:
+        if self._relayed is not None:
+            self._relayed.end(self._responder.entry, source, status, error, told)
 
     def _end(self, outcome: str) -> None:
         self._timer.cancel()
@@ -289,17 +319,19 @@ class ForwardedQuery:
         self._forwarder.ended(self, outcome)
 
 
-def forwarded_request(request: Request, deadline_s: float | None, proof: tuple[str, str]) -> Request:
-    """The client's request as it came, with what the client asks of the proxy, and the proof that a member sends it."""
+def forwarded_request(request: Request, deadline_s: float | None, marks: list[tuple[str, str]]) -> Request:
+    """The client's request as it came, with what the client asks of the proxy, and with what one proxy tells the other:
+    the proof that a member sends it, and whose span it belongs under.
+    """
     controls = [pair for pair in request.controls if pair[0].lower() in _OF_CLIENTS]
     if deadline_s is not None:
         controls.append((DEADLINE_MS, f"{max(1000.0 * deadline_s, 0.001):.3f}"))
-    controls.append(proof)
+    controls += marks
     block = None if request.block is None else request.block + b"\r\n" + encode_headers(controls)
     return Request(request.method, request.target, (*request.headers, *controls), request.body, block)
 
 
-def _relayed(result: Response | Stream) -> AnyResponse:
+def _as_given(result: Response | Stream) -> AnyResponse:
     """As the client would have got it from the other proxy."""
     kept: Headers = tuple(pair for pair in result.controls if pair[0].lower() in _OF_ANSWERS)
     if isinstance(result, Stream):

@@ -17,14 +17,18 @@ Json = dict[str, Any]
 class RaceTask:
     """One of a race's tasks. Instants are the event loop's; `ended_at` is None while it is out."""
 
-    __slots__ = ("cause", "code", "ended_at", "endpoint", "how", "id", "kind", "number", "reason", "sent_at", "status")
+    __slots__ = (
+        "cause", "code", "ended_at", "endpoint", "how", "id", "kind", "number", "reason", "sent_at", "span_id",
+        "status",
+    )  # fmt: skip
 
     def __init__(
         self, kind: str, endpoint: str, sent_at: float, ended_at: float | None, how: str, id: int = 0, number: int = 1
     ) -> None:
         """`kind`: own, copy, retry, protection, finish or trial. `how`: out, won, late, failed, or what its group
-        waited for; where it is traced: out, arrived, failed, or unknown, as the proxy ended before it. `number`: of
-        its query's own tasks before it, copies aside.
+        waited for; where it is traced: out, arrived, failed, cancelled, or unknown, as the proxy ended before it.
+        `number`: of its query's own tasks before it, copies aside. What never was the engine's is `forwarded`, or own
+        and retry, too.
         """
         self.kind = kind
         self.endpoint = endpoint
@@ -40,6 +44,8 @@ class RaceTask:
         """Of the response, where that is known."""
         self.code = ""
         """Of a finish: what its output was decoded with."""
+        self.span_id = ""
+        """Of one that was forwarded: what the other proxy was told, 16 hexadecimal digits."""
 
     def described(self, arrived_at: float) -> Json:
         """Times are seconds since the query arrived."""

@@ -22,7 +22,7 @@ from ts_parity.proxy.fleet.backends.backend import Backend, Unprotected
 from ts_parity.proxy.fleet.payloads import Ask, QueryPayload
 from ts_parity.proxy.fleet.plan import Plan, pool_name
 from ts_parity.proxy.fleet.reports import REFUSED
-from ts_parity.proxy.http.access import ERROR, PASSED, UNLOGGED, AccessEntry
+from ts_parity.proxy.http.access import ERROR, PASSED, STATUS_LEFT, UNLOGGED, AccessEntry
 from ts_parity.proxy.http.messages import (
     AUTHORIZATION,
     REQUEST_ID,
@@ -40,6 +40,8 @@ from ts_parity.proxy.http.upstream import Address, Exchange, Result, Upstream
 from ts_parity.proxy.serving.driver import RETRY_AFTER_S, Driver, QueryResult
 from ts_parity.proxy.serving.forwarding import Forwarder, PeerResponder, Responder
 from ts_parity.proxy.serving.metrics import Metrics
+from ts_parity.proxy.serving.tracing import LEFT, NOBODY, Relayed, Tracer
+from ts_parity.proxy.serving.tracing import PASSED as FROM_INSTANCE
 from ts_parity.wire import CONFIDENCE, DEADLINE_MS, EXACT, LEAST_CONFIDENCE, SOURCE, Headers
 
 log = logging.getLogger(__name__)
@@ -62,6 +64,7 @@ class Service:
         group_by: tuple[str, ...],
         discover: Callable[[str, str], Future[None]],
         forwarder: Forwarder | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         """`backends`: of each instance. `discover` starts discovery; its future is done once `change_fleet` has been
         called. It is told the kind and the name of a model that a client asks for and nobody hosts, if that is why.
@@ -69,6 +72,7 @@ class Service:
         """
         self._driver = driver
         self._forwarder = forwarder
+        self._tracer = tracer
         self._upstream = upstream
         self._backends = [*dict.fromkeys(backends.values())]
         """The kinds there are; the first speaks for requests that are of none."""
@@ -133,6 +137,8 @@ class Service:
         named = route.model if route is not None else backend.model_named(request)
         model = None if named is None else backend.prefix + named
         passed = _PassThrough(backend, request, model, responder, route, least, deadline_s)
+        if self._tracer is not None:
+            passed.relayed = self._tracer.relays(request, route, model or "")
         if model is None or (route is None and model in self._plan.hosts):
             self._pass_through(passed)
         elif not self._refuse_unavailable(passed):
@@ -168,6 +174,8 @@ class Service:
         self._metrics.unrepeatable.add(backend.kind, why.reason)
         passed = _PassThrough(backend, request, backend.prefix + route.model, responder, None, 0.0, None)
         passed.stays_with, passed.why = why.stays_with, why.reason
+        if self._tracer is not None:
+            passed.relayed = self._tracer.relays(request, route, passed.model or "")
         if isinstance(responder, PeerResponder):
             responder.refuse(route.model, request)
         elif not self._refuse_unavailable(passed):
@@ -187,7 +195,7 @@ class Service:
         assert model is not None
         if model in plan.protections and model not in plan.hosts:
             not_found = UnknownModel(f"Model not found: {model}")
-            passed.responder.respond(_identified(passed.backend.error(not_found), passed.request))
+            passed.fail(passed.backend.error(not_found))
             return True
         pool = pool_name(model, route.version) if route is not None and route.version else None
         if model in plan.missing or pool in plan.missing:
@@ -195,7 +203,7 @@ class Service:
             cause = "; ".join(self._plan.problems)
             passed.responder.entry = AccessEntry(ERROR, None, pool or model, cause=cause)
             error = Unavailable(f"no instance that serves {pool or model} can be reached", RETRY_AFTER_S)
-            passed.responder.respond(_identified(passed.backend.error(error), passed.request))
+            passed.fail(passed.backend.error(error), "unavailable")
             return True
         return False
 
@@ -207,7 +215,7 @@ class Service:
         discover = self._discover(passed.backend.kind, named)
         timer = self._loop.call_later(_DISCOVERY_WAIT_S, self._after_discovery, passed)
         discover.add_done_callback(lambda _: self._after_discovery(passed))
-        passed.responder.on_disconnect = passed.stop_timer
+        passed.responder.on_disconnect = passed.abandon
         passed.timer = timer
 
     def _after_discovery(self, passed: _PassThrough) -> None:
@@ -232,10 +240,9 @@ class Service:
             if self._plan.unauthorized:
                 self._pass_through(passed)
                 return
-        final = passed.fallback is not None
-        self._predict(
-            pool, passed.backend, route, passed.request, passed.least, passed.deadline_s, passed.responder, final
-        )
+        final, least, left_s = passed.fallback is not None, passed.least, passed.deadline_s
+        responder, relayed = passed.responder, passed.relayed
+        self._predict(pool, passed.backend, route, passed.request, least, left_s, responder, final, "", relayed)
 
     def _warm(self, pool: str, request: Request) -> None:
         """Occasionally send a copy of a query to instances whose workers may need one to become READY."""
@@ -271,18 +278,23 @@ class Service:
         responder: Responder,
         final: bool = False,
         cause: str = "",
+        relayed: Relayed | None = None,
     ) -> None:
         """`final`: the result is the response, even if the model has gone meanwhile. `cause`: why the peer that it was
-        forwarded to has not answered it.
+        forwarded to has not answered it. `relayed`: where queries are traced, what became of it before.
         """
         plan = self._plan.pools[pool]
         if self._forwarder is not None:
             if isinstance(responder, PeerResponder):
                 final = True  # whoever has forwarded it looks further
+                if self._tracer is not None:
+                    relayed = self._tracer.relays(request, route, pool, by_peer=True)
             elif not cause and (peer := self._forwarder.owner(pool)) is not None:
-                serve = partial(self._serve_after_all, pool, backend, route, request, least, responder, final)
+                if relayed is None and self._tracer is not None:
+                    relayed = self._tracer.relays(request, route, pool)
+                serve = partial(self._serve_after_all, pool, backend, route, request, least, responder, final, relayed)
                 self._forwarder.forward(
-                    peer, pool, request, responder, deadline_s, plan.repeatable, serve, backend.error
+                    peer, pool, request, responder, deadline_s, plan.repeatable, serve, backend.error, relayed
                 )
                 return
         # A response to HEAD has no body, so it has no raw output and nothing can be rebuilt. And a client whose key
@@ -296,7 +308,10 @@ class Service:
         else:
             ends_at = None if deadline_s is None else self._loop.time() + deadline_s
             client = partial(self._respond_or_rediscover, pool, backend, route, request, least, ends_at, responder)
-        query = self._driver.predict(pool, QueryPayload(request, route), key, client, least, deadline_s)
+        payload = QueryPayload(request, route)
+        if relayed is not None:
+            payload.relayed = relayed
+        query = self._driver.predict(pool, payload, key, client, least, deadline_s)
         if query.open:
             query.first_cause = query.first_cause or cause
             responder.on_disconnect = partial(self._abandon, responder, query)
@@ -312,14 +327,16 @@ class Service:
         least: float,
         responder: Responder,
         final: bool,
+        relayed: Relayed | None,
         cause: str,
         left_s: float,
     ) -> None:
         """The peer that it was forwarded to has not answered it."""
         if pool in self._plan.pools:
-            self._predict(pool, backend, route, request, least, left_s, responder, final, cause)
+            self._predict(pool, backend, route, request, least, left_s, responder, final, cause, relayed)
             return
         passed = _PassThrough(backend, request, backend.prefix + route.model, responder, route, least, left_s)
+        passed.relayed = relayed
         if not self._refuse_unavailable(passed):
             self._wait_for_discovery(passed)
 
@@ -361,18 +378,20 @@ class Service:
         if instance is not None:
             self._pass_to(passed, instance)
         elif passed.page is not None:
-            passed.responder.respond(passed.page)
+            passed.respond(passed.page)
         else:
             self._metrics.passed_through.add("unavailable")
             # The cause is for operators only: it names addresses and quotes the operating system.
             tried, cause = passed.tried, passed.cause or "; ".join(self._plan.problems)
             passed.responder.entry = AccessEntry(ERROR, ", ".join(tried) or None, attempts=len(tried), cause=cause)
             error = Unavailable("no instance can be reached", RETRY_AFTER_S)
-            passed.responder.respond(_identified(passed.backend.error(error), passed.request))
+            passed.fail(passed.backend.error(error), "unavailable")
 
     def _pass_to(self, passed: _PassThrough, instance: str, probes: bool = False) -> None:
         passed.instance, passed.asked = instance, self._backend_of[instance]
         passed.responder.entry = AccessEntry(PASSED, instance, cause=passed.why or None)
+        if passed.relayed is not None:
+            passed.relayed.sent(instance)
         passed.probes = probes or instance not in self._plan.up
         if passed.probes:
             self._probed.add(instance)
@@ -388,7 +407,7 @@ class Service:
         exchange.time_out()
 
     def _on_disconnect(self, passed: _PassThrough, exchange: Exchange) -> None:
-        passed.stop_timer()
+        passed.abandon()
         if passed.probes:
             self._probed.discard(passed.instance)
         exchange.cancel()
@@ -396,6 +415,8 @@ class Service:
     def _on_result(self, passed: _PassThrough, result: Result) -> None:
         answer: AnyResponse
         passed.stop_timer()
+        if passed.relayed is not None:
+            passed.relayed.came(result)
         if passed.probes:
             self._probed.discard(passed.instance)
         if isinstance(result, Response):
@@ -407,7 +428,7 @@ class Service:
                 if self._may_be_repeated(passed.model):
                     self._pass_through(passed)
                 else:
-                    passed.responder.respond(result)
+                    passed.respond(result)
                 return
             if passed.instance in self._plan.unauthorized and backend.was_not_run(result):
                 passed.failed(f"answered {result.status}, so nothing was run")
@@ -430,7 +451,8 @@ class Service:
             passed.failed("no answer before the deadline")
             passed.responder.entry = AccessEntry(ERROR, passed.instance, attempts=len(passed.tried), cause=passed.cause)
             error = DeadlineExceeded(f"no prediction of {passed.model} arrived before the deadline")
-            answer = _identified(passed.backend.error(error), passed.request)
+            passed.fail(passed.backend.error(error), "deadline")
+            return
         else:
             self._metrics.passed_through.add("failed")
             passed.failed(result.reason)
@@ -438,8 +460,9 @@ class Service:
             response = passed.backend.error(BadGateway("the instance gave no answer"))
             attempts = len(passed.tried)
             passed.responder.entry = AccessEntry(ERROR, passed.instance, attempts=attempts, cause=passed.cause)
-            answer = _identified(response, passed.request)
-        passed.responder.respond(answer)
+            passed.fail(response, "failed")
+            return
+        passed.respond(answer)
 
     def _may_be_repeated(self, model: str | None) -> bool:
         """Whether the request may be sent again: a gateway does not say whether the instance has run it."""
@@ -499,6 +522,7 @@ class _PassThrough:
         "model",
         "page",
         "probes",
+        "relayed",
         "request",
         "responder",
         "route",
@@ -539,6 +563,8 @@ class _PassThrough:
         self.tried: list[str] = []
         self.cause = ""
         """The first thing that went wrong."""
+        self.relayed: Relayed | None = None
+        """Where queries are traced."""
         self.page: Response | None = None
         """A gateway's error page, used if no instance gives a better response."""
         self.fallback: tuple[str, QueryResult] | None = None
@@ -549,6 +575,25 @@ class _PassThrough:
     def failed(self, reason: str) -> None:
         self.tried.append(self.instance)
         self.cause = self.cause or f"{self.instance}: {reason}"
+
+    def respond(self, answer: AnyResponse) -> None:
+        """With what an instance has said."""
+        if self.relayed is not None:
+            status = answer.status if isinstance(answer, Response) else answer.chunks.status
+            self.relayed.end(self.responder.entry, FROM_INSTANCE, status)
+        self.responder.respond(answer)
+
+    def fail(self, answer: Response, error: str = "") -> None:
+        """With an error of this proxy's. `error`: of which kind, unless it is the client's."""
+        if self.relayed is not None:
+            self.relayed.end(self.responder.entry, NOBODY, answer.status, error)
+        self.responder.respond(_identified(answer, self.request))
+
+    def abandon(self) -> None:
+        """Its client has left."""
+        self.stop_timer()
+        if self.relayed is not None:
+            self.relayed.end(self.responder.entry, NOBODY, STATUS_LEFT, LEFT)
 
     def stop_timer(self) -> None:
         if self.timer is not None:
@@ -565,7 +610,7 @@ def _respond(responder: Responder, backend: Backend, request: Request, result: Q
     answer, source = result.answer, result.source
     responder.entry = result.entry
     if isinstance(responder, PeerResponder):
-        responder.unable = result.unable
+        responder.unable, responder.traced = result.unable, result.traced
     if isinstance(answer, Unavailable):
         responder.respond(_identified(backend.error(answer), request))
         return

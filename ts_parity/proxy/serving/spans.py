@@ -74,7 +74,7 @@ class OtlpSpans:
     def root(self, trace: Trace) -> None:
         if not self._has_room(1):
             return
-        race, client = trace.race, trace.client
+        client = trace.client
         self._ids.following = int(trace.trace_id, 16)
         parent = None
         if client is not None:
@@ -86,12 +86,15 @@ class OtlpSpans:
             "http.request.method": trace.method,
             "url.scheme": self._scheme,
             "url.path": trace.path,
-            "http.route": trace.route,
             **_server(trace.host),
-            "ts_parity.pool": race.pool,
-            "ts_parity.source": race.source,
-            "ts_parity.query": race.query,
+            "ts_parity.source": trace.source,
         }
+        if trace.route:
+            told["http.route"] = trace.route
+        if trace.pool:
+            told["ts_parity.pool"] = trace.pool
+        if trace.query:
+            told["ts_parity.query"] = trace.query
         if trace.status:
             told["http.response.status_code"] = trace.status
         if trace.error:
@@ -102,22 +105,22 @@ class OtlpSpans:
             told["http.request.header.x-request-id"] = [trace.request_id]
         if trace.late_by_s > 0:
             told["ts_parity.late_by_s"] = round(trace.late_by_s, 6)
-        name = f"{trace.method} {trace.route}"
-        root = self._tracer.start_span(name, parent, SpanKind.SERVER, told, start_time=_instant(trace, race.arrived_at))
+        name, began = f"{trace.method} {trace.route}".rstrip(), _instant(trace, trace.arrived_at)
+        root = self._tracer.start_span(name, parent, SpanKind.SERVER, told, start_time=began)
         for task in trace.tasks:
             if task.code:  # it was decoded, and the output sent to be finished
                 root.add_event("ts_parity.decoded", {"ts_parity.code": task.code}, _instant(trace, task.sent_at))
         if trace.error:
             root.set_status(StatusCode.ERROR)
-        self._end(root, _instant(trace, race.arrived_at + race.given_s))
+        self._end(root, _instant(trace, trace.ended_at))
         trace.context = set_span_in_context(NonRecordingSpan(root.get_span_context()))
 
     def task(self, trace: Trace, task: RaceTask) -> None:
         if trace.context is None or task.ended_at is None or not self._has_room(1):
             self.dropped += trace.context is None
             return
-        won, answered_at = task.id == trace.race.given, trace.race.arrived_at + trace.race.given_s
-        outcome = "won" if won else "lost" if task.how == "arrived" and task.ended_at > answered_at else task.how
+        late = task.how == "arrived" and task.ended_at > trace.ended_at
+        outcome = "won" if task.id == trace.given else "lost" if late else task.how
         method = "POST" if task.kind in ("protection", "finish", "trial") else trace.method
         told: dict[str, AttributeValue] = {
             "http.request.method": method,
@@ -133,11 +136,12 @@ class OtlpSpans:
         if task.cause:
             told["error.type"] = task.cause
         # A protection that was launched with its group may have been sent before this query had arrived.
-        began = _instant(trace, max(task.sent_at, trace.race.arrived_at))
+        began = _instant(trace, max(task.sent_at, trace.arrived_at))
         context = trace.context
+        self._ids.span = int(task.span_id or "0", 16)
         span = self._tracer.start_span(f"{method} {task.kind}", context, SpanKind.CLIENT, told, start_time=began)  # type: ignore[arg-type]
         if outcome == "lost":
-            span.add_event("ts_parity.lost_race", None, _instant(trace, answered_at))
+            span.add_event("ts_parity.lost_race", None, _instant(trace, trace.ended_at))
         if task.how == "failed":
             span.set_status(StatusCode.ERROR, task.reason[:200])
         self._end(span, _instant(trace, task.ended_at))
@@ -216,12 +220,17 @@ class _CountingExporter(SpanExporter):
 
 
 class _TraceIds(RandomIdGenerator):
-    """The id that a trace has already, in the access log."""
+    """The id that a trace has already, in the access log; and one that another proxy knows a span by."""
 
     following = 0
+    span = 0
 
     def generate_trace_id(self) -> int:
         return self.following or super().generate_trace_id()
+
+    def generate_span_id(self) -> int:
+        given, self.span = self.span, 0
+        return given or super().generate_span_id()
 
 
 def _resource() -> Resource:
@@ -243,4 +252,4 @@ def _server(authority: str) -> dict[str, AttributeValue]:
 
 def _instant(trace: Trace, at: float) -> int:
     """Nanoseconds since 1970."""
-    return int((trace.begun_at + (at - trace.race.arrived_at)) * NANOSECONDS)
+    return int((trace.begun_at + (at - trace.arrived_at)) * NANOSECONDS)

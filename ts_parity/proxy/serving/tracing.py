@@ -1,10 +1,12 @@
 """Which queries are traced, and what is told of their races: late, rescued, failed, and those whose client asks for it.
 
+What is passed through, or forwarded to another proxy, is no race, but where it fails the same is told of it.
+
 Nothing is told before a query has ended, so an ordinary one costs a look at its headers. What is sent beside its first
 task is rare, so it is noted when it is sent, and tasks that fail when they fail. From these notes spans are built a
 moment later, a few at a time, when the answers have gone out. A task that outlives its query is told when it ends.
 
-Knows queries and tasks. Knows nothing of OpenTelemetry: `spans` does.
+Knows queries, tasks and what they brought. Knows nothing of OpenTelemetry: `spans` does.
 """
 
 from __future__ import annotations
@@ -15,15 +17,18 @@ import math
 import random
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol, cast, final
 from urllib.parse import unquote
 
 from ts_parity.engine import Arrived, Failed, Kind, Outcome, Query, Rejected, Source, Task
 from ts_parity.proxy.fleet.payloads import Ask, QueryPayload, TaskResult
-from ts_parity.proxy.http.messages import REQUEST_ID, Request
-from ts_parity.proxy.http.trace_context import TraceContext, trace_context
-from ts_parity.proxy.serving.race import Race, RaceTask
+from ts_parity.proxy.http.access import AccessEntry
+from ts_parity.proxy.http.messages import REQUEST_ID, Request, header
+from ts_parity.proxy.http.trace_context import TraceContext, context_of, trace_context
+from ts_parity.proxy.http.upstream import NoResponse, Result
+from ts_parity.proxy.serving.race import RaceTask
+from ts_parity.wire import SPAN
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +41,10 @@ AT_ONCE: Final = 10
 PAUSE_S: Final = 0.05
 """So at most 200 a second are built, however many fail: some 2 % of a core."""
 LEFT: Final = "client_left"
+NOBODY: Final = "none"
+PASSED: Final = "passed"
+"""Sources, beside those of the engine."""
+_ORDINARY: Final = frozenset({Source.DEPLOYED.value, PASSED, NOBODY})
 SERVER_ERROR: Final = 500
 
 
@@ -55,21 +64,32 @@ class Trace:
     """One query that is traced, from its end on. Instants are the event loop's; `begun_at`: its arrival, since 1970."""
 
     __slots__ = (
-        "begun_at", "client", "context", "error", "host", "late_by_s", "method", "path", "race", "request_id", "route",
-        "status", "tasks", "trace_id", "user_agent",
+        "arrived_at", "begun_at", "client", "context", "ended_at", "error", "given", "host", "late_by_s", "method",
+        "path", "pool", "query", "request_id", "route", "source", "status", "tasks", "trace_id", "user_agent",
     )  # fmt: skip
 
-    def __init__(self, race: Race, client: TraceContext | None, request: Request, ask: Ask, now: float) -> None:
-        self.race = race
+    def __init__(
+        self, request: Request, ask: Ask | None, pool: str, client: TraceContext | None, trace_id: str,
+        arrived_at: float, now: float,
+    ) -> None:  # fmt: skip
         self.client = client
-        self.trace_id = f"{random.getrandbits(128) or 1:032x}" if client is None else client.trace_id
-        self.begun_at = time.time() - (now - race.arrived_at)
+        self.trace_id = trace_id
+        self.arrived_at = arrived_at
+        self.ended_at = now
+        self.begun_at = time.time() - (now - arrived_at)
         self.method = request.method
         self.path = request.path
-        self.route = route_of(request.path, ask)
+        self.route = "" if ask is None else route_of(request.path, ask)
+        """Empty: who knows what such paths have in common."""
         self.host = request.header("host") or ""
         self.user_agent = request.header("user-agent") or ""
-        self.request_id = race.request_id
+        self.request_id = request.header(REQUEST_ID) or ""
+        self.pool = pool
+        self.query = 0
+        """Its number; 0: it never was the engine's."""
+        self.source = NOBODY
+        self.given = 0
+        """The task whose answer the client got; 0: none."""
         self.status = 0
         """Of the answer; 0: it got none."""
         self.error = ""
@@ -78,6 +98,70 @@ class Trace:
         """Those that had ended."""
         self.context: object | None = None
         """The sink's: its root span. None: it is not built, or dropped."""
+
+
+@final
+class Relayed:
+    """A query between two proxies, or passed through to an instance. Its sender says here what goes out, what comes,
+    and how it ended, unless the engine takes it after all.
+    """
+
+    __slots__ = ("_clock", "_tracer", "arrived_at", "ask", "client", "pool", "request", "tasks", "trace_id")
+
+    def __init__(
+        self, tracer: Tracer, request: Request, ask: Ask | None, pool: str, parent: TraceContext | None,
+        clock: Callable[[], float],
+    ) -> None:  # fmt: skip
+        self._tracer = tracer
+        self._clock = clock
+        self.request = request
+        self.ask = ask
+        self.pool = pool
+        self.arrived_at = clock()
+        self.client = parent
+        self.trace_id = new_trace_id() if parent is None else parent.trace_id
+        self.tasks: list[RaceTask] = []
+
+    def sent(self, instance: str) -> None:
+        """It is passed through."""
+        number = sum(task.kind != "forwarded" for task in self.tasks)
+        kind, id = "retry" if number else "own", -1 - len(self.tasks)  # the engine's ids are positive
+        task = RaceTask(kind, instance, self._clock(), None, "out", id, number)
+        self.tasks.append(task)
+
+    def forwarded(self, address: str) -> tuple[str, str]:
+        """It goes to this peer. -> the header that says under which span it does."""
+        where = address.partition("://")[2] or address
+        task = RaceTask("forwarded", where, self._clock(), None, "out", -1 - len(self.tasks))
+        task.span_id = f"{random.getrandbits(64) or 1:016x}"
+        self.tasks.append(task)
+        sampled = self.client is not None and self.client.sampled
+        return SPAN, f"00-{self.trace_id}-{task.span_id}-{sampled:02x}"
+
+    def came(self, result: Result) -> None:
+        """Of what was sent last."""
+        if isinstance(result, NoResponse):
+            self.failed(result.reason, result.cause.value)
+            return
+        if result.status >= SERVER_ERROR:
+            self.failed(f"{result.status} {result.phrase}".rstrip(), str(result.status))
+        else:
+            self.tasks[-1].ended_at, self.tasks[-1].how = self._clock(), "arrived"
+        self.tasks[-1].status = result.status
+
+    def failed(self, reason: str, cause: str) -> None:
+        """What was sent last, whatever came of it."""
+        task = self.tasks[-1]
+        task.ended_at = task.ended_at or self._clock()
+        task.how, task.reason, task.cause = "failed", reason, task.cause or cause
+
+    def end(self, entry: AccessEntry | None, source: str, status: int, error: str = "", told: bool = False) -> None:
+        """As `Tracer.ended` has it; with an answer if `error` is empty. `told`: another proxy has spans that belong
+        under one of its own. `entry`: of the access log.
+        """
+        trace_id = self._tracer.relayed(self, source, status, error, told, self._clock())
+        if trace_id and entry is not None:
+            entry.trace_id = trace_id
 
 
 @final
@@ -129,16 +213,21 @@ class Tracer:
         done. -> the trace's id; empty if it is not traced.
         """
         payload = cast(QueryPayload, query.payload)
-        client = trace_context(payload.request.headers)
+        relayed = cast("Relayed | None", payload.relayed)
+        client = trace_context(payload.request.headers) if relayed is None else relayed.client
         took_s, usual_s = now - query.arrived_at, query.release_at - query.arrived_at
         late = math.isfinite(usual_s) and took_s >= usual_s
         wanted = source is not Source.DEPLOYED or status >= SERVER_ERROR or (late and len(out) > 0)
+        wanted = wanted or (relayed is not None and len(relayed.tasks) > 0)
         if not wanted and took_s < MUCH_LATER * usual_s and not (client is not None and client.sampled):
             return ""
-        race = Race(
-            query, payload.request.header(REQUEST_ID) or "", "none" if source is None else source.value, given, now
-        )
-        trace = Trace(race, client, payload.request, payload.ask, now)
+        if relayed is not None:
+            arrived_at, trace_id = relayed.arrived_at, relayed.trace_id
+        else:
+            arrived_at, trace_id = query.arrived_at, new_trace_id() if client is None else client.trace_id
+        trace = Trace(payload.request, payload.ask, query.pool, client, trace_id, arrived_at, now)
+        trace.query, trace.source = query.id, NOBODY if source is None else source.value
+        trace.given = 0 if given is None else given.id
         trace.status, trace.error = status, error or (str(status) if status >= SERVER_ERROR else "")
         trace.late_by_s = took_s - usual_s if late else 0.0
         tasks = [*cast(tuple[RaceTask, ...], payload.tasks)]
@@ -156,6 +245,34 @@ class Tracer:
                 self._outlived.setdefault(noted.id, []).append(trace)
             else:
                 trace.tasks.append(noted)
+        if relayed is not None:
+            trace.tasks = [*relayed.tasks, *trace.tasks]
+        self._queue(trace, None)
+        return trace.trace_id
+
+    def relays(self, request: Request, ask: Ask | None, pool: str, by_peer: bool = False) -> Relayed:
+        """A query that has come, and does not go to the engine, or not yet. `by_peer`: another proxy has sent it, and
+        may have said under which of its spans.
+        """
+        under = header(request.controls, SPAN) if by_peer else None
+        parent = trace_context(request.headers) if under is None else context_of(under, request.headers)
+        return Relayed(self, request, ask, pool, parent, self._loop.time)
+
+    def relayed(self, relayed: Relayed, source: str, status: int, error: str, told: bool, now: float) -> str:
+        """See `Relayed.end`. -> the trace's id; empty if it is not traced."""
+        client = relayed.client
+        wanted = told or bool(error) or status >= SERVER_ERROR or source not in _ORDINARY
+        if not wanted and (client is None or not client.sampled):
+            return ""
+        trace = Trace(relayed.request, relayed.ask, relayed.pool, client, relayed.trace_id, relayed.arrived_at, now)
+        trace.source, trace.status = source, status
+        trace.error = error or (str(status) if status >= SERVER_ERROR else "")
+        for task in relayed.tasks:
+            if task.ended_at is None:  # its connection is closed
+                task.ended_at, task.how = now, "cancelled"
+            if not error and task.status == status:
+                trace.given = task.id
+        trace.tasks = relayed.tasks
         self._queue(trace, None)
         return trace.trace_id
 
@@ -215,6 +332,10 @@ class Tracer:
                 log.exception("a span could not be made")
         if self._waiting:
             self._building = self._loop.call_later(PAUSE_S, self._build, AT_ONCE)
+
+
+def new_trace_id() -> str:
+    return f"{random.getrandbits(128) or 1:032x}"
 
 
 def route_of(path: str, ask: Ask) -> str:
