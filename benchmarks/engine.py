@@ -28,7 +28,14 @@ POLICIES = {
 }
 
 
-def one_run(policy: Policy, queries: int, seed: int, clock=time.perf_counter, wrapped=lambda scheduler: scheduler):
+def one_run(
+    policy: Policy,
+    queries: int,
+    seed: int,
+    clock=time.perf_counter,
+    wrapped=lambda scheduler: scheduler,
+    late_share: float = 0.1,
+):
     """-> seconds spent in the engine per query. A tenth of the tasks are late, so rebuilding is exercised too.
 
     `wrapped`: what is called in place of the scheduler, for who wants to see its events.
@@ -56,7 +63,7 @@ def one_run(policy: Policy, queries: int, seed: int, clock=time.perf_counter, wr
         spent += clock() - started
         for action in actions:
             if isinstance(action, Send):
-                late = 5.0 if rng.random() < 0.1 else 1.0
+                late = 5.0 if rng.random() < late_share else 1.0
                 order += 1
                 heapq.heappush(events, (now + SERVICE_S * late * rng.uniform(0.9, 1.1), order, action.task))
     return spent / queries

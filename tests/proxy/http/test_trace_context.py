@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from tests.proxy.conftest import Fleet, MakeFleet, nothing_left, until
-from ts_parity.proxy.http.trace_context import TraceContext, trace_context
+from ts_parity.proxy.http.trace_context import TraceContext, may_be_sampled, trace_context
 from ts_parity.testing import FakeModel, FakeTorchServe, protection
 from ts_parity.testing.fakes import Received
 from ts_parity.wire import OP, OP_FINISH, OP_GROUP, Headers, unpack_frame
@@ -84,7 +84,10 @@ GIVEN = f"00-{TRACE_ID}-{SPAN_ID}-01"
 
 
 def parsed(*values: str) -> TraceContext | None:
-    return trace_context(tuple(("Traceparent", value) for value in values))
+    headers = (("x-other", "01"), *(("Traceparent", value) for value in values), ("Baggage", GIVEN))
+    found = trace_context(headers)
+    assert may_be_sampled(headers) or found is None or not found.sampled, "whoever is told no need not ask"
+    return found
 
 
 def test_ids_flag_and_state_are_read() -> None:
@@ -95,6 +98,7 @@ def test_ids_flag_and_state_are_read() -> None:
 @pytest.mark.parametrize(("flags", "sampled"), [("00", False), ("01", True), ("02", False), ("03", True), ("ff", True)])
 def test_only_the_lowest_flag_means_sampled(flags: str, sampled: bool) -> None:
     assert parsed(GIVEN[:-2] + flags) == (TRACE_ID, SPAN_ID, sampled, "")
+    assert may_be_sampled((("traceparent", GIVEN[:-2] + flags),)) == sampled
 
 
 @pytest.mark.parametrize("value", [f"cc{GIVEN[2:]}", f"cc{GIVEN[2:]}-what-will-come", f" {GIVEN} "])

@@ -14,6 +14,8 @@ TRACEPARENT: Final = "traceparent"
 TRACESTATE: Final = "tracestate"
 _VALUE: Final = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 _SAMPLED: Final = 1
+_LAST_OF_FLAGS: Final = slice(54, 55)
+_ODD: Final = frozenset("13579bdf")
 _NO_TRACE: Final = "0" * 32
 _NO_SPAN: Final = "0" * 16
 
@@ -36,6 +38,14 @@ def trace_context(headers: Headers) -> TraceContext | None:
                 return None
             found = value
     return None if found is None else context_of(found, headers)
+
+
+def may_be_sampled(headers: Headers) -> bool:
+    """At once, for most are not: whoever needs to know for sure asks `trace_context`."""
+    for name, value in headers:
+        if len(name) == len(TRACEPARENT) and value.strip()[_LAST_OF_FLAGS] in _ODD and name.lower() == TRACEPARENT:
+            return True
+    return False
 
 
 def context_of(value: str, headers: Headers) -> TraceContext | None:
