@@ -3,7 +3,7 @@
 Fenced `sh` (or `bash`) blocks are the commands, one shell for all of a page. Fenced `text` blocks are what must be
 printed, in this order, line by line; `...` stands for anything within a line, and one space for any number of them.
 Pages of docs go on where the README ends, with its fleet and in its shell; its last block, which stops all, comes last.
-Indented blocks are not typed: they name machines that nobody has here.
+Indented blocks are not typed: they name machines, or files, that only their reader has.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from tests.conftest import free_ports
 
 ROOT = Path(__file__).parent.parent.parent
 README = ROOT / "README.md"
-GOES_ON = [ROOT / "docs" / f"{name}.md" for name in ("start", "saved", "refused", "roll-out")]
+GOES_ON = [ROOT / "docs" / f"{name}.md" for name in ("start", "saved", "fleet-size", "refused", "roll-out")]
 """In this order."""
 EXAMPLES = sorted((ROOT / "examples").glob("*/README.md"))
 SESSIONS = [[README, *GOES_ON], *([example] for example in EXAMPLES)]
@@ -92,6 +92,7 @@ def test_the_commands_of_a_page_work_as_they_stand(session, tmp_path):
     assert any("x-ts-parity:" in block for block in promised), "a README shows whose answers came"
     ports = dict(zip(("ONE", "TWO", "THREE", "PROXY", "ADMIN"), map(str, free_ports(5, run=5)), strict=True))
     environment = {**os.environ, **ports, "WORK": str(tmp_path), "TRAIN_OPTIONS": "--steps 80", "BENCH_FOR": "5s"}
+    environment["PLAN_OPTIONS"] = "--queries 2000 --seeds 1"
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     script = tmp_path / "typed.sh"
     script.write_text("set -euo pipefail\n" + "\n".join([*blocks, stop]))
