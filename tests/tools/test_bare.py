@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tools import bare
+from tools import bare, release
 
 ROOT = Path(__file__).parents[2]
 COMPILED = [*(ROOT / "wheel").glob("*.whl")]
@@ -20,19 +20,32 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if COMPILED:
-        return COMPILED[0]
-    folder = tmp_path_factory.mktemp("wheel")
+    return COMPILED[0] if COMPILED else built(tmp_path_factory.mktemp("wheel"))
+
+
+def built(folder: Path, **environment: str) -> Path:
+    """The wheel in plain Python."""
     # What building leaves behind stays out of the work tree.
     source = folder / "source"
     source.mkdir()
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in", "monitoring", "ts_parity"):
         (source / name).symlink_to(ROOT / name)
     code = "import setuptools.build_meta; setuptools.build_meta.build_wheel('..')"
-    environment = {"TS_PARITY_COMPILE": "0", "PATH": "/usr/bin:/bin"}
-    subprocess.run([sys.executable, "-c", code], cwd=source, env=environment, stdout=subprocess.DEVNULL, check=True)
+    environment = {"TS_PARITY_COMPILE": "0", "PATH": "/usr/bin:/bin", **environment}
+    command = [sys.executable, "-c", code]
+    subprocess.run(command, cwd=source, env=environment, stdout=subprocess.DEVNULL, check=True, umask=release.UMASK)
     (made,) = folder.glob("*.whl")
     return made
+
+
+def test_the_same_files_make_the_same_wheel(tmp_path: Path) -> None:
+    """Built in another folder, at another time; a release says how old its files are."""
+    one, two = ((tmp_path / name) for name in ("one", "another"))
+    for folder in (one, two):
+        folder.mkdir()
+    first, second = built(one, **release.settled(1_800_000_000)), built(two, **release.settled(1_800_000_000))
+    assert first.read_bytes() == second.read_bytes()
+    assert {each.date_time[:1] for each in zipfile.ZipFile(first).infolist()} == {(2027,)}
 
 
 def test_commands_and_a_query_without_a_compiler(wheel: Path, tmp_path: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shlex
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,30 @@ def test_a_tree_that_is_no_release_makes_none(monkeypatch: pytest.MonkeyPatch, t
     with pytest.raises(SystemExit, match=r"^no release:\n- there is no Python 3\.12 here"):
         release.main()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_source_archive_is_the_same_whoever_packs_it_and_when(tmp_path: Path) -> None:
+    made = []
+    for at, mode in ((1_700_000_000, 0o664), (1_750_000_000.5, 0o600)):
+        folder = tmp_path / str(at) / "ts_parity-1.2.0"
+        folder.mkdir(parents=True)
+        (folder / "setup.py").write_text("pass\n")
+        (folder / "setup.py").chmod(mode)
+        os.utime(folder / "setup.py", (at, at))
+        archive = folder.with_suffix(".tar.gz")
+        with tarfile.open(archive, "w:gz") as packed:
+            packed.add(folder, folder.name)
+        made.append(archive)
+    assert made[0].read_bytes() != made[1].read_bytes()
+    for archive in made:
+        release.repack(archive, 1_800_000_000)
+    assert made[0].read_bytes() == made[1].read_bytes()
+    with tarfile.open(made[1]) as packed:
+        folder, file = packed.getmembers()
+        assert (folder.isdir(), folder.mode, file.mode, file.mtime) == (True, 0o755, 0o644, 1_800_000_000)
+        content = packed.extractfile(file)
+        assert content is not None
+        assert content.read() == b"pass\n"
 
 
 def test_the_links_of_the_readme_lead_to_the_repository() -> None:
