@@ -32,8 +32,8 @@ COMPILED = [
             "http/buffers", "http/connections", "http/heads", "http/messages", "http/outbox",
             "http/request_reader", "http/server", "http/upstream", "fleet/payloads", "fleet/backends/open_inference",
             "fleet/backends/openai", "fleet/backends/plain", "fleet/backends/rest", "fleet/backends/sagemaker",
-            "fleet/backends/tensorflow", "fleet/torchserve/answers", "fleet/torchserve/tasks", "serving/driver",
-            "serving/forwarding", "serving/metrics", "serving/service",
+            "fleet/backends/tensorflow", "fleet/torchserve/answers", "fleet/torchserve/tasks",
+            "serving/comparison", "serving/driver", "serving/forwarding", "serving/metrics", "serving/service",
         )
     ),
 ]  # fmt: skip

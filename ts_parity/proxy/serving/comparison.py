@@ -110,8 +110,10 @@ class ResponseComparer:
     def compare(self, own: Response, other: Response, lossless: bool, tolerance: float | None = None) -> Comparison:
         """`own` is the deployed model's answer. The order matters only for what is remembered."""
         comparison = compare(own, other, lossless, tolerance, self._meaning)
+        if comparison.finding is not Finding.AGREED:
+            return comparison
         empty = own.body.strip() in _NOTHING and other.body.strip() in _NOTHING
-        if comparison.finding is not Finding.AGREED or not (lossless or empty):
+        if not (lossless or empty):
             return comparison
         mine, others = _texts(own, empty), _texts(other, empty)
         differing = []
@@ -318,7 +320,8 @@ def _differences(one: Any, other: Any) -> list[float] | Comparison:
     return differences
 
 
-def _as_float(number: float) -> float:
+def _as_float(number: Any) -> float:
+    """Of any number. Compiled, an argument that is said to be a float cannot be a whole number that no float holds."""
     try:
         return float(number)
     except OverflowError:  # a whole number that no float can hold
@@ -365,11 +368,12 @@ def _labels(item: Any) -> str:
     return json.dumps([part for part in named if not isinstance(part[1] if isinstance(item, dict) else part, float)])
 
 
-def _near(a: float, b: float, scale: float) -> bool:
+def _near(a: Any, b: Any, scale: float) -> bool:
+    """Two numbers; see `_as_float`."""
     if a == b or (a != a and b != b):
         return True
     try:
-        return abs(a - b) <= max(CLOSE * max(abs(a), abs(b), scale), SMALLEST) and math.isfinite(a - b)
+        return bool(abs(a - b) <= max(CLOSE * max(abs(a), abs(b), scale), SMALLEST)) and math.isfinite(a - b)
     except OverflowError:  # a whole number that no float can hold
         return False
 
