@@ -3,15 +3,17 @@
     apt-get install nginx-light haproxy wrk
     python benchmarks/overhead.py                 everything, half an hour
     python benchmarks/overhead.py --quick         every kind of row, 3 minutes; what it measures is not kept
+    python benchmarks/overhead.py --upstream kinds          the pair alone, 1 minute; it takes its place in what is kept
     python benchmarks/overhead.py --only haproxy "ts_parity uncoded"      these arms beside direct and nginx; not kept
     python benchmarks/overhead.py --tables        renew docs/benchmarks.md and README.md from the kept results
 
-Three parts. With trivial instances behind (overhead_instances.py), where next to all the time is the proxy's; with
-real TorchServe behind, a model that takes 10 ms; and with TorchServe at half of its capacity, measured just before,
-by an open loop with Poisson arrivals (overhead_clients.py). In the first two the client is wrk, which asks again as
-soon as it is answered. The proxy runs on the first core, client and instances on the second. Cell after cell, all
-arms take their turn, in another order each round, so that a drift of the machine hits all alike; a figure is the
-median over the rounds, a ratio that of the rounds' ratios.
+Four parts. With trivial instances behind (overhead_instances.py), where next to all the time is the proxy's; a pair
+of our proxies, one before such instances and one before trivial servers of the Open Inference Protocol; with real
+TorchServe behind, a model that takes 10 ms; and with TorchServe at half of its capacity, measured just before, by an
+open loop with Poisson arrivals (overhead_clients.py). In the first three the client is wrk, which asks again as soon
+as it is answered. The proxy runs on the first core, client and instances on the second. Cell after cell, all arms
+take their turn, in another order each round, so that a drift of the machine hits all alike; a figure is the median
+over the rounds, a ratio that of the rounds' ratios.
 
 Requests per second per core: requests divided by the processor time that the proxy took, so neighbours on the
 machine matter less. `direct` is wrk at the two deployed instances themselves, half of the connections each. "unique
@@ -53,14 +55,16 @@ from typing import Any
 from tqdm import tqdm
 
 from overhead_clients import SAME, UNIQUE, Answers, Slice, open_loop, wrk
-from overhead_instances import SERVICE_S, WORKERS, body_of, play_instances, torchserve
+from overhead_instances import SERVICE_S, WORKERS, body_of, play_instances, play_open_inference, torchserve
 from overhead_proxies import (
     COMPILED,
+    OPEN_INFERENCE,
     OTHERS_CORE,
     PLAIN,
     PREDICT,
     PROXY_CORE,
     SOURCES,
+    TORCHSERVE,
     Arm,
     NotServing,
     Running,
@@ -107,6 +111,8 @@ class Plan:
     rounds: int = 3
     connections: tuple[int, ...] = (1, 16, 128)
     bodies: tuple[int, ...] = (300, 3000, 100_000, 1_000_000)
+    kinds_seconds: int = 1
+    kinds_rounds: int = 30
     torchserve_seconds: int = 2
     torchserve_rounds: int = 2
     torchserve_bodies: tuple[int, ...] = (3000, 100_000, 1_000_000)
@@ -127,8 +133,8 @@ class Plan:
 
 
 QUICK = Plan(
-    rounds=1, connections=(1, 16), bodies=(3000,), torchserve_seconds=1, torchserve_rounds=1, torchserve_bodies=(3000,),
-    half_seconds=3.0, seeds=2,
+    rounds=1, connections=(1, 16), bodies=(3000,), kinds_rounds=10, torchserve_seconds=1, torchserve_rounds=1,
+    torchserve_bodies=(3000,), half_seconds=3.0, seeds=2,
 )  # fmt: skip
 
 
@@ -213,7 +219,8 @@ def _row(
 ) -> Row:
     urls = [each + arm.path for each in (direct if served is None else [served.url])]
     before = 0.0 if served is None else served.cpu_s()
-    seen = wrk(urls, cell.connections, seconds, body_of(cell.body_bytes), folder, OTHERS_CORE, cell.client)
+    body = body_of(cell.body_bytes, arm.kind)
+    seen = wrk(urls, cell.connections, seconds, body, folder, OTHERS_CORE, cell.client)
     row = {
         "proxy": arm.proxy,
         "mode": arm.mode,
@@ -275,6 +282,49 @@ def _compared(row: Row, nginx: Row | None, direct: Row | None) -> Row:
         if nginx is not None and nginx["p50_us"] and nginx["p50_us"] > direct["p50_us"]:
             added_ratio = added / (nginx["p50_us"] - direct["p50_us"])
     return {"rps_ratio_to_nginx": ratio, "added_p50_us": added, "added_p50_ratio_to_nginx": added_ratio}
+
+
+# ---- a pair of kinds -------------------------------------------------------------------------------------------------
+
+
+def kinds_pair(arm: Arm, endpoints: dict[str, list[str]], plan: Plan, bench: Bench) -> list[Row]:
+    """One of our arms before servers of each kind. `endpoints`: by kind."""
+    measured: dict[str, list[Row]] = {kind: [] for kind in endpoints}
+    with ExitStack() as stack:
+        try:
+            served = {}
+            for kind, listed in endpoints.items():
+                each = replace(arm, kind=kind)
+                served[each] = stack.enter_context(proxy(each, listed, bench.folder, bench.root))
+                # Warm, for a second; and servers that list no models are asked for one when a client has named it.
+                wrk([served[each].url + each.path], 16, 1, body_of(300, kind), bench.folder, OTHERS_CORE)
+            for turn in range(plan.kinds_rounds):
+                for each in rotated([*served], turn):
+                    bench.bar.set_description(f"kinds, {each.name}")
+                    row = _row("trivial", each, Cell(*CENTRE), served[each], [], plan.kinds_seconds, bench.folder)
+                    measured[each.kind].append(row)
+                    bench.bar.update()
+        except NotServing as error:
+            bench.gave_up(arm, error)
+            return []
+    return [kinds_row(kind, rows, measured[TORCHSERVE]) for kind, rows in measured.items()]
+
+
+def kinds_row(kind: str, rows: Sequence[Row], torchserve: Sequence[Row]) -> Row:
+    """One row of each round. A ratio is of one round, and the median of these counts."""
+    costs, theirs = ([1e6 / row["requests_per_second_per_core"] for row in each] for each in (rows, torchserve))
+    ratios = [own / other for own, other in zip(costs, theirs, strict=True)]
+    shared = ("proxy", "mode", "build", "upstream", "client", "connections", "body_bytes")
+    return {
+        **{name: rows[0][name] for name in shared},
+        "load": "kinds",
+        "kind": kind,
+        "requests": sum(row["requests"] for row in rows),
+        "cpu_us": round(statistics.median(costs), 1),
+        "cpu_ratio_to_torchserve": None if kind == TORCHSERVE else round(statistics.median(ratios), 2),
+        "cpu_ratio_spread": None if kind == TORCHSERVE else [round(min(ratios), 2), round(max(ratios), 2)],
+        "errors": sum(row["errors"] for row in rows),
+    }
 
 
 # ---- half of the capacity --------------------------------------------------------------------------------------------
@@ -404,7 +454,9 @@ class Bench:
             self.failed.append(arm.name)
 
 
-UPSTREAMS = ("trivial", "torchserve", "half")
+KINDS = "kinds"
+"""The part that is kept by itself, too."""
+UPSTREAMS = ("trivial", KINDS, "torchserve", "half")
 
 
 def measure(
@@ -417,8 +469,10 @@ def measure(
     if build_of(SOURCES) != PLAIN:  # compiled in place: there is no plain one to compare with
         arms = [arm for arm in arms if arm.build in (None, build)]
     whole = [arm for arm in arms if arm.build in (None, build)]
+    paired = [arm for arm in whole if arm.mode == "uncoded"]
     turns = [
         plan.rounds * sum(takes(arm, cell, build) for cell in plan.cells for arm in arms),
+        plan.kinds_rounds * 2 * len(paired),
         plan.torchserve_rounds * len(whole) * len(plan.torchserve_cells),
         2 * plan.seeds * len(half_arms(whole, build)),
     ]
@@ -434,6 +488,12 @@ def measure(
                 endpoints = {code: _played(code, bench, stack) for code in CODES}
                 rounds = closed_loop("trivial", endpoints, arms, plan.cells, plan.seconds, plan.rounds, bench)
             rows += combined(rounds)
+        if KINDS in upstreams:
+            for arm in paired:
+                with ExitStack() as stack:
+                    behind = {TORCHSERVE: _played("sum", bench, stack)[:2]}
+                    behind[OPEN_INFERENCE] = _played(OPEN_INFERENCE, bench, stack)
+                    rows += kinds_pair(arm, behind, plan, bench)
         if {"torchserve", "half"} & set(upstreams):
             bar.set_description("TorchServe starts")
             with torchserve(bench.folder, OTHERS_CORE) as deployed:
@@ -444,11 +504,13 @@ def measure(
                     rows += combined(closed_loop("torchserve", behind, whole, cells, seconds, turns_, bench, settle))
                 if "half" in upstreams:
                     rows += half_load(deployed, whole, plan, bench)
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     return {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "machine": machine,
         "build": build,
         "seconds": plan.seconds,
         "rounds": plan.rounds,
+        KINDS: {"machine": machine, "build": build, "seconds": plan.kinds_seconds, "rounds": plan.kinds_rounds},
         "torchserve": {
             "seconds": plan.torchserve_seconds,
             "rounds": plan.torchserve_rounds,
@@ -464,7 +526,7 @@ def measure(
 
 def _played(code: str, bench: Bench, stack: ExitStack) -> list[str]:
     folder = bench.folder / f"instances-{code}"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     command = [sys.executable, str(Path(__file__).resolve()), "--play", code]
     process = stack.enter_context(running(command, OTHERS_CORE, folder, bench.root))
     assert process.stdout is not None
@@ -524,6 +586,11 @@ def targets(document: dict[str, Any]) -> list[Target]:
         note = "" if spread is None else f" ({spread[0]:.1%} to {spread[1]:.1%} over the seeds)"
         what = f"uncoded, TorchServe at half of its capacity: added p{q}, of TorchServe's own"
         found.append(Target(what, most, False, ".1%", share, note))
+    pair: Row = {"proxy": "ts_parity", "build": build, "mode": "uncoded", "load": KINDS, "kind": OPEN_INFERENCE}
+    ratio, spread = (_of(rows, f"cpu_ratio_{what}", **pair) for what in ("to_torchserve", "spread"))
+    note = "" if spread is None else f" ({spread[0]:.2f} to {spread[1]:.2f} over the rounds)"
+    what = "uncoded, open-inference: processor time a query, of that before TorchServe"
+    found.append(Target(what, 1.0, False, ".2f", ratio, note))
     rest = [row["rss_rest_mb"] for row in rows if row["proxy"] == "ts_parity" and row.get("rss_rest_mb") is not None]
     found.append(Target("memory per process at rest, MB", 80, False, ".0f", max(rest, default=None)))
     return found
@@ -577,13 +644,13 @@ def summary(document: dict[str, Any]) -> str:
 
 def sections(document: dict[str, Any]) -> dict[str, str]:
     """What docs/benchmarks.md says between its marks."""
-    build = {COMPILED: "our proxy compiled", PLAIN: "our proxy as plain Python"}[document["build"]]
-    said = f"`{document['command']}`; {build}; {document['machine']}."
+    said = _how(document)
     failed = document["failed"]
     if failed:
         said += f" Not serving, so left out: {', '.join(failed)}."
     parts = {
         "overhead": (_rounds(document), closed_tables(document, "trivial")),
+        "overhead-kinds": (_pairs(document), kinds_table(document)),
         "overhead-torchserve": (_rounds(document["torchserve"]), closed_tables(document, "torchserve")),
         "overhead-half": (_seeds(document["torchserve"]), half_table(document)),
     }
@@ -592,6 +659,16 @@ def sections(document: dict[str, Any]) -> dict[str, str]:
     for mark, (how, tables) in parts.items():
         out[mark] = f"{how}\n\n{tables}" if tables else "Not measured."
     return out
+
+
+def _how(measured: dict[str, Any]) -> str:
+    build = {COMPILED: "our proxy compiled", PLAIN: "our proxy as plain Python"}[measured["build"]]
+    return f"`{measured['command']}`; {build}; {measured['machine']}."
+
+
+def _pairs(document: dict[str, Any]) -> str:
+    how = document.get(KINDS)
+    return "" if how is None else f"{_how({'command': document['command'], **how})} {_rounds(how)}"
 
 
 def _rounds(how: dict[str, Any] | None) -> str:
@@ -643,6 +720,18 @@ def closed_tables(document: dict[str, Any], upstream: str) -> str:
     return f"{without}\n\n{markdown(head, through)}"
 
 
+def kinds_table(document: dict[str, Any]) -> str:
+    lines = []
+    for row in document["rows"]:
+        if row["load"] != KINDS:
+            continue
+        ratio, spread = row["cpu_ratio_to_torchserve"], row["cpu_ratio_spread"]
+        said = "" if ratio is None else f"{ratio:.2f} ({spread[0]:.2f} to {spread[1]:.2f})"
+        lines.append([row["kind"], f"{row['requests']:,}", f"{row['cpu_us']:.1f}", said, str(row["errors"])])
+    head = ("kind", "queries", "us of processor time a query", "of torchserve's (of the rounds)", "errors")
+    return markdown(head, lines) if lines else ""
+
+
 def half_table(document: dict[str, Any]) -> str:
     lines = []
     for row in document["rows"]:
@@ -683,11 +772,20 @@ def _shown(value: float | None, form: str) -> str:
 # ---- command line ----------------------------------------------------------------------------------------------------
 
 
+def with_kinds_of(kept: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
+    """The kept results with the pair of kinds as it was measured alone, and with what."""
+    rows = [row for row in kept["rows"] if row["load"] != KINDS] + measured["rows"]
+    how = {"command": measured["command"], **measured[KINDS]}
+    return {**kept, KINDS: how, "rows": rows}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a trial of everything; what it measures is not kept")
     parser.add_argument("--only", nargs="+", default=[], metavar="ARM", help="these, direct and nginx; not kept")
-    parser.add_argument("--upstream", nargs="+", default=UPSTREAMS, choices=UPSTREAMS, help="these parts; not kept")
+    parser.add_argument(
+        "--upstream", nargs="+", default=UPSTREAMS, choices=UPSTREAMS, help="these parts; not kept, but for `kinds`"
+    )
     parser.add_argument("--seconds", type=count(), help="of a cell with trivial instances; wrk knows whole ones only")
     parser.add_argument("--rounds", type=count(), help="of the cells with trivial instances")
     parser.add_argument("--connections", type=count(), nargs="+")
@@ -695,14 +793,14 @@ def main() -> int:
     parser.add_argument("--seeds", type=count(), help="at half of the capacity")
     parser.add_argument("--out", type=Path, help="keep the results here, whatever was measured")
     parser.add_argument("--tables", action="store_true", help="renew the tables of the docs, run nothing")
-    parser.add_argument("--play", choices=CODES, help=argparse.SUPPRESS)
+    parser.add_argument("--play", choices=(*CODES, OPEN_INFERENCE), help=argparse.SUPPRESS)
     parser.add_argument("--serve-aiohttp", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.play:
         import uvloop
 
         asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
-        asyncio.run(play_instances(args.play))
+        asyncio.run(play_open_inference() if args.play == OPEN_INFERENCE else play_instances(args.play))
         return 0
     if args.serve_aiohttp:
         asyncio.run(serve_aiohttp(int(args.serve_aiohttp[0]), args.serve_aiohttp[1:]))
@@ -725,9 +823,11 @@ def main() -> int:
     document = {"command": " ".join(["python", "benchmarks/overhead.py", *sys.argv[1:]])}
     document |= measure(plan, args.only, args.upstream)
     whole = not args.quick and not args.only and set(args.upstream) == set(UPSTREAMS)
-    out = args.out or (RESULTS if whole else None)
+    alone = not args.quick and not args.only and set(args.upstream) == {KINDS}
+    out = args.out or (RESULTS if whole or alone else None)
     if out is not None:
-        out.write_text(json.dumps(document, indent=1) + "\n")
+        kept = with_kinds_of(json.loads(RESULTS.read_text()), document) if alone and out == RESULTS else document
+        out.write_text(json.dumps(kept, indent=1) + "\n")
     for text in reversed(sections(document).values()):
         print(text, end="\n\n")
     missed = [target for target in targets(document) if target.met is False]

@@ -1,8 +1,9 @@
 """What stands behind the proxies of overhead.py: trivial instances, and real TorchServe.
 
-Trivial: a recorded answer for each kind of request, so that next to all the time is the proxy's. TorchServe: two
-instances of a model and one with its protections, all archives wrapped as `ts-parity package` wraps them, for every
-arm alike, so that no arm differs from another by what an archive does.
+Trivial: a recorded answer for each kind of request, so that next to all the time is the proxy's; they speak as
+TorchServe does, or the Open Inference Protocol as Triton does. TorchServe: two instances of a model and one with its
+protections, all archives wrapped as `ts-parity package` wraps them, for every arm alike, so that no arm differs from
+another by what an archive does.
 
 A prediction there takes the model `SERVICE_S` and no processor: the worker waits, as it does for an accelerator.
 Were it to compute, the one core that workers, JVMs and client share would be the bottleneck, and a proxy's own time
@@ -23,17 +24,28 @@ from typing import Any
 
 import psutil
 
+from overhead_proxies import INFER, OPEN_INFERENCE, TORCHSERVE
+
 PLACES = 256
 """Of a trivial instance: it is never what a query waits for."""
 SERVICE_S = 0.010
 WORKERS = 2
 """Of a TorchServe instance: one worker would make every burst of two a queue, many would need more than one core."""
 LARGEST_BYTES = 4 << 20
+LOOKS = (
+    "/v2", "/v2/health/ready", "/v2/repository/index", "/v2/models", "/v2/models/linear", "/v2/models/linear/ready",
+    "/v2/models/linear/config",
+)  # fmt: skip
+"""Where a server of the Open Inference Protocol tells of itself."""
+Asked = tuple[str, dict[str, str], bytes | None]
+"""Address, headers, and what is posted."""
+TENSOR = b'{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": '
 
 
-def body_of(size: int) -> bytes:
+def body_of(size: int, kind: str = TORCHSERVE) -> bytes:
     """A model's input with blanks, so that it is as large as asked."""
-    return b"[1, 2" + b" " * (size - 6) + b"]"
+    before, after = (b"[1, 2", b"]") if kind == TORCHSERVE else (TENSOR + b"[1, 2", b"]}]}")
+    return before + b" " * (size - len(before) - len(after)) + after
 
 
 # ---- trivial: what instances answer, recorded once and played again --------------------------------------------------
@@ -49,45 +61,71 @@ async def play_instances(code: str) -> None:
     for model in models:
         fake = FakeTorchServe(model)
         await fake.start()
-        recorded = await _record(fake, model)
-        server = await asyncio.get_running_loop().create_server(lambda r=recorded: _Player(r), "127.0.0.1", 0)
-        endpoints.append(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]},management={fake.management}")
+        url = f"{fake.inference}/predictions/{model.name}"
+        played = await _play(await _record(_operations(url, model)))
+        endpoints.append(f"{played},management={fake.management}")
     print(json.dumps(endpoints), flush=True)
     await asyncio.Event().wait()
 
 
-async def _record(fake: Any, model: Any) -> dict[str, bytes]:
-    """The whole answer to each kind of request, by the operation asked for."""
-    import aiohttp
+def _operations(url: str, model: Any) -> dict[str, Asked]:
+    """What a TorchServe is asked for."""
     import numpy as np
 
     from ts_parity.wire import OP, OP_FINISH, OP_GROUP, OP_RAW, Frame, Part, pack_frame
 
-    url = f"{fake.inference}/predictions/{model.name}"
     small = body_of(30)
-    requests = {"": ({}, small), OP_RAW: ({OP: OP_RAW}, small)}
     finish = pack_frame(Frame((Part((), small),), np.array([5.0, 11.0], dtype=np.float32)))
-    requests[OP_FINISH] = ({OP: OP_FINISH}, finish)
+    asked = {"": small, OP_RAW: small, OP_FINISH: finish}
     if model.role == "parity":
-        requests[OP_GROUP] = ({OP: OP_GROUP}, pack_frame(Frame((Part((), small), Part((), small)), None)))
+        asked[OP_GROUP] = pack_frame(Frame((Part((), small), Part((), small)), None))
+    return {operation: (url, {OP: operation} if operation else {}, body) for operation, body in asked.items()}
+
+
+async def play_open_inference() -> None:
+    """Two instances that answer as Triton does; prints their endpoints and serves until killed."""
+    from ts_parity.testing import FakeFunction, FakeModelServer
+
+    endpoints = []
+    for _ in range(2):
+        async with FakeModelServer("triton", FakeFunction("linear")) as fake:
+            asked: dict[str, Asked] = {path: (fake.url + path, {}, None) for path in LOOKS}
+            asked[""] = (fake.url + INFER, {"Content-Type": "application/json"}, body_of(200, OPEN_INFERENCE))
+            played = await _play(await _record(asked))
+        endpoints.append(f"{played},kind={OPEN_INFERENCE},places={PLACES}")
+    print(json.dumps(endpoints), flush=True)
+    await asyncio.Event().wait()
+
+
+async def _record(requests: dict[str, Asked]) -> dict[str, bytes]:
+    """The whole answer to each of the requests."""
+    import aiohttp
+
     recorded = {}
     async with aiohttp.ClientSession() as session:
-        for operation, (headers, body) in requests.items():
-            async with session.post(url, data=body, headers=headers) as answer:
+        for what, (url, headers, body) in requests.items():
+            method = "GET" if body is None else "POST"
+            async with session.request(method, url, data=body, headers=headers) as answer:
                 lines = [f"HTTP/1.1 {answer.status} "] + [f"{name}: {value}" for name, value in answer.headers.items()]
-                recorded[operation] = "\r\n".join(lines).encode() + b"\r\n\r\n" + await answer.read()
+                recorded[what] = "\r\n".join(lines).encode() + b"\r\n\r\n" + await answer.read()
     return recorded
 
 
+async def _play(recorded: dict[str, bytes]) -> str:
+    """-> the address."""
+    server = await asyncio.get_running_loop().create_server(lambda: _Player(recorded), "127.0.0.1", 0)
+    return f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
 class _Player(asyncio.Protocol):
-    """Plays the recorded answer as soon as a request is complete."""
+    """Plays what was recorded of an operation or an address, or of neither, as soon as a request is complete."""
 
     def __init__(self, recorded: dict[str, bytes]) -> None:
         import httptools
 
         self._recorded = recorded
         self._parser = httptools.HttpRequestParser(self)
-        self._operation = ""
+        self._asked = ""
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
@@ -95,15 +133,15 @@ class _Player(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._parser.feed_data(data)
 
-    def on_message_begin(self) -> None:
-        self._operation = ""
+    def on_url(self, target: bytes) -> None:
+        self._asked = target.decode()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if name.lower() == b"x-ts-parity-op":
-            self._operation = value.decode()
+            self._asked = value.decode()
 
     def on_message_complete(self) -> None:
-        self._transport.write(self._recorded[self._operation])
+        self._transport.write(self._recorded.get(self._asked, self._recorded[""]))
 
 
 # ---- TorchServe ------------------------------------------------------------------------------------------------------

@@ -27,6 +27,8 @@ START_S = 30.0
 PREDICT = "/predictions/linear"
 PASSED = "/v1/models/linear:predict"
 """Another address of the same prediction, which the proxy knows nothing of: it goes through untouched."""
+TORCHSERVE, OPEN_INFERENCE = "torchserve", "open-inference"
+INFER = "/v2/models/linear/infer"
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,18 @@ class Arm:
     mode: str = "pass-through"
     build: str | None = None
     """Of ts_parity."""
+    kind: str = TORCHSERVE
+    """Of the servers behind it."""
 
     @property
     def name(self) -> str:
-        return " ".join(filter(None, (self.proxy, self.mode if self.build else "", self.build)))
+        kind = "" if self.kind == TORCHSERVE else self.kind
+        return " ".join(filter(None, (self.proxy, self.mode if self.build else "", self.build, kind)))
 
     @property
     def path(self) -> str:
+        if self.kind == OPEN_INFERENCE:
+            return INFER
         return PASSED if self.mode == "pass-through" else PREDICT
 
     @property

@@ -40,7 +40,9 @@ def test_the_docs_show_every_part_of_the_data_path():
 
     document = json.loads(overhead.RESULTS.read_text())
     sections = overhead.sections(document)
-    parts = ["overhead-targets", "overhead-summary", "overhead", "overhead-torchserve", "overhead-half"]
+    parts = [
+        "overhead-targets", "overhead-summary", "overhead", "overhead-kinds", "overhead-torchserve", "overhead-half",
+    ]  # fmt: skip
     assert list(sections) == parts
     verdicts, summary = sections.pop("overhead-targets"), sections.pop("overhead-summary")
     assert all(f"| {target.what} | " in verdicts for target in overhead.targets(document))

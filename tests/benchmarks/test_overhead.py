@@ -1,5 +1,6 @@
 """Figures of proxies side by side: what is compared with what, what counts as reached; and one tiny cell for real."""
 
+import json
 import os
 import shutil
 import sys
@@ -10,7 +11,20 @@ import pytest
 
 import overhead
 from overhead_clients import SAME, UNIQUE, Answers, Slice, open_loop
-from overhead_proxies import COMPILED, OTHERS_CORE, PLAIN, Arm, NotServing, build_of, imported_from, proxy, running
+from overhead_instances import body_of
+from overhead_proxies import (
+    COMPILED,
+    OPEN_INFERENCE,
+    OTHERS_CORE,
+    PLAIN,
+    TORCHSERVE,
+    Arm,
+    NotServing,
+    build_of,
+    imported_from,
+    proxy,
+    running,
+)
 
 MISSING = [program for program in ("nginx", "wrk", "taskset") if shutil.which(program) is None]
 needs_them = pytest.mark.skipif(
@@ -78,7 +92,7 @@ def test_errors_of_all_rounds_count():
 
 def test_every_target_has_a_verdict():
     found = overhead.targets(document([]))
-    assert [target.line[-1] for target in found] == ["not measured"] * 8
+    assert [target.line[-1] for target in found] == ["not measured"] * 9
     assert all(target.met is None for target in found)
 
 
@@ -98,6 +112,37 @@ def test_the_build_that_counts_is_the_one_measured():
     assert [
         target.reached for target in overhead.targets(document(rows)) if target.what.startswith("uncoded: req")
     ] == [0.1]
+
+
+def test_kinds_are_compared_round_by_round():
+    """The machine was half as fast in the second round, for both; in the third for one only."""
+    torchserve = [ours(20_000, errors=1), ours(10_000), ours(20_000)]
+    rows = [ours(20_000), ours(8_000), ours(10_000)]
+    found = overhead.kinds_row(OPEN_INFERENCE, rows, torchserve)
+    assert (found["cpu_ratio_to_torchserve"], found["cpu_ratio_spread"]) == (1.25, [1.0, 2.0])
+    assert (found["cpu_us"], found["requests"], found["errors"]) == (100.0, 3000, 0)
+    beside = overhead.kinds_row(TORCHSERVE, torchserve, torchserve)
+    assert (beside["cpu_us"], beside["cpu_ratio_to_torchserve"], beside["errors"]) == (50.0, None, 1)
+    both = document([beside, found])
+    (target,) = (target for target in overhead.targets(both) if target.met is not None)
+    assert target.line[1:] == ["at most 1.00", "1.25 (1.00 to 2.00 over the rounds)", "MISSED"]
+    assert "| open-inference | 3,000 | 100.0 | 1.25 (1.00 to 2.00) | 0 |" in overhead.kinds_table(both)
+
+
+def test_the_pair_measured_alone_takes_its_place():
+    old, new = ({**ours(1, load="kinds"), "kind": OPEN_INFERENCE, "cpu_us": cost} for cost in (2.0, 1.0))
+    how = {"machine": "m", "build": COMPILED, "seconds": 2, "rounds": 10}
+    kept = {"command": "whole", **document([ours(1), old]), "kinds": {**how, "rounds": 1}}
+    found = overhead.with_kinds_of(kept, {"command": "alone", **document([new]), "kinds": how})
+    assert found == {"command": "whole", **document([ours(1), new]), "kinds": {"command": "alone", **how}}
+
+
+def test_kinds_are_asked_for_the_same_with_as_many_bytes():
+    bodies = {kind: body_of(3000, kind) for kind in (TORCHSERVE, OPEN_INFERENCE)}
+    assert {len(body) for body in bodies.values()} == {3000}
+    (tensor,) = json.loads(bodies[OPEN_INFERENCE])["inputs"]
+    assert tensor["data"] == json.loads(bodies[TORCHSERVE])
+    assert tensor["shape"] == [1, len(tensor["data"])]
 
 
 def test_half_of_capacity_compares_seed_by_seed():
@@ -154,8 +199,6 @@ def test_the_plain_build_is_measured_in_one_cell():
 @contextmanager
 def played(folder):
     """Trivial instances. -> their endpoints."""
-    import json
-
     command = [sys.executable, str(Path(overhead.__file__).resolve()), "--play", "sum"]
     with running(command, OTHERS_CORE, folder, imported_from()) as process:
         yield json.loads(process.stdout.readline())
@@ -181,8 +224,24 @@ def test_a_cell_is_measured():
     assert rows["ts_parity", SAME]["rps_ratio_to_nginx"] > 0
     assert 0 < rows["ts_parity", SAME]["rss_rest_mb"] < 200
     assert set(overhead.sections({"command": "", **found})) == {
-        "overhead-targets", "overhead-summary", "overhead", "overhead-torchserve", "overhead-half",
+        "overhead-targets", "overhead-summary", "overhead", "overhead-kinds", "overhead-torchserve", "overhead-half",
     }  # fmt: skip
+
+
+@needs_them
+@pytest.mark.slow
+def test_a_pair_is_measured():
+    tiny = overhead.Plan(kinds_seconds=1, kinds_rounds=1)
+    found = overhead.measure(tiny, upstreams=["kinds"], quiet=True)
+    assert found["failed"] == []
+    beside, pair = found["rows"]
+    assert (beside["kind"], pair["kind"]) == (TORCHSERVE, OPEN_INFERENCE)
+    assert beside["requests"] > 0
+    assert pair["requests"] > 0
+    assert beside["errors"] == pair["errors"] == 0
+    assert pair["cpu_ratio_to_torchserve"] > 0
+    (target,) = (target for target in overhead.targets(found) if target.met is not None)
+    assert target.reached == pair["cpu_ratio_to_torchserve"]
 
 
 @needs_them
