@@ -19,7 +19,7 @@ import gpu_run
 from gpu_networks import STUDENTS, Deployed, multiplications
 from gpu_sharing import Beside, two_processes
 from gpu_times import costs, workers
-from ts_parity.training import cost
+from ts_parity.training import cost, sizing
 
 CPU = torch.device("cpu")
 TINY = gpu.setting_of(CPU, tiny=True)
@@ -45,7 +45,8 @@ def test_the_networks_are_those_of_their_papers(name, parameters, billions):
 
 
 @pytest.mark.slow
-def test_times_are_measured_and_shown(tmp_path):
+def test_times_are_measured_and_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr(sizing, "WARM", 1)
     document = measured("steps", "networks", "sizes", out=tmp_path / "gpu.json")
     assert document["left"] == {}
     assert {row["step"] for row in document["sections"]["steps"]} >= {"encode sum, k=2", "encode concat, k=4"}
