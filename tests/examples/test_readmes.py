@@ -94,6 +94,7 @@ def test_the_commands_of_a_page_work_as_they_stand(session, tmp_path):
     environment = {**os.environ, **ports, "WORK": str(tmp_path), "TRAIN_OPTIONS": "--steps 80", "BENCH_FOR": "5s"}
     environment["PLAN_OPTIONS"] = "--queries 2000 --seeds 1"
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    environment["JDK_JAVA_OPTIONS"] = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"  # as our own have
     script = tmp_path / "typed.sh"
     script.write_text("set -euo pipefail\n" + "\n".join([*blocks, stop]))
     with open(tmp_path / "output", "w+") as output:
