@@ -596,7 +596,7 @@ MUTANTS = [
     Mutant(
         "a group is encoded for a code that is no longer its pool's",
         "proxy/serving/driver.py",
-        "if task.group.code != self._code(task.endpoint.pool):",
+        "if code is not task.group.code and code != task.group.code:",
         "if False:",
         ("tests/proxy/test_app.py",),
     ),
