@@ -404,7 +404,7 @@ class World:
         assert len(self.on(task, "instance")) == 1, "a second copy goes to an idle instance only"
         state = self.pools()[query.pool]
         assert not state.waiting
-        assert not state.retries
+        assert not any(self.now >= other.yields_until for other in state.retries.values()), "a retry goes first"
 
     def check_places(self, task):
         """4: the endpoint's, the pool's on the instance, and the instance's."""
