@@ -41,6 +41,7 @@ def rows(seed: int, count: int) -> list[list[float]]:
 
 
 def record(kind: str, proxy: ProxyProcess, out: Path) -> None:
+    asked(proxy.url, KINDS[kind].body(rows(0, 1)[0], "q"))  # models of some servers are known when they are asked for
     codes: list[int] = []
     words = ["record", "--admin", proxy.admin_url, "--out", str(out), "--share", "1", "--most", str(PAIRS)]
     command = threading.Thread(target=lambda: codes.append(main(words)))
