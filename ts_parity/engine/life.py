@@ -174,8 +174,8 @@ def move(query: Query, event: Event) -> None:
 
 GONE: Final = Failed("its endpoint is gone", cause=Cause.GONE)
 AS_LONG: Final = 2.0
-"""What has broken one instance's connection breaks the next one's after about as long: at most so many times. For that
-long the next one has the query before a third gets it."""
+"""A query that breaks connections breaks each after about the same time. So before a third instance gets it, the second
+has had it for this many times as long as the first."""
 
 
 class Life:

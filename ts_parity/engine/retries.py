@@ -115,6 +115,6 @@ class Retries:
         return self.rest_after(query.excused, now)
 
     def rest_after(self, rounds: int, now: float) -> float:
-        """Until when a query rests that nobody has taken, so many times."""
+        """Until when a query rests after all instances have turned it down `rounds` times."""
         doubled: float = self.policy.reject_pause_s * 2.0 ** min(rounds, 10)
         return now + min(LONGEST_REST_S, doubled)

@@ -135,7 +135,7 @@ class Trust:
 
     def promise(self, agreement: float | None, now: float) -> bool:
         """The report says this now. -> whether that is new: then what was compared was held against something else, and
-        the trial begins anew.
+        the trial starts over.
         """
         if agreement == self._reported:
             return False

@@ -33,8 +33,8 @@ from ts_parity.wire import SPAN
 log = logging.getLogger(__name__)
 
 MUCH_LATER: Final = 2.0
-"""An answer that nothing else was sent for is traced if it took so many times its release time, which one in twenty
-exceeds."""
+"""An answer for which nothing else was sent is traced if it took this many times its release time. One in twenty takes
+longer than the release time itself."""
 MOST_WAITING: Final = 1000
 """Traces, and tasks that outlived theirs, whose spans are not built yet. What is beyond is dropped, and counted."""
 PAUSE_S: Final = 0.005
