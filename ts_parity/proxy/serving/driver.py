@@ -499,7 +499,7 @@ class Driver:
             query = next((member for member in task.group.members if member is not None), None)
         if query is None:
             return ""
-        return backend.confused(cast(QueryPayload, query.payload).request, response)
+        return backend.confused(task.endpoint.pool, cast(QueryPayload, query.payload).request, response)
 
     def _doubt(self, task: Task, backend: Backend, why: str) -> None:
         pool, target = task.endpoint.pool, self._plan.targets.get(task.endpoint.name)

@@ -160,13 +160,17 @@ def test_which_answers_say_so(sent: bytes, status: int, said: bytes, doubted: bo
     """An id is looked for where clients and servers write it; elsewhere nothing is known."""
     response, backend = Response(status, "", (), said), OpenInferenceBackend()
     good = b'{"id": "1"}'
-    assert not backend.confused(Request("POST", INFER, (), good), Response(200, "", (), good))
-    assert bool(backend.confused(Request("POST", INFER, (), sent), response)) is doubted
+    assert not backend.confused("big", Request("POST", INFER, (), good), Response(200, "", (), good))
+    assert bool(backend.confused("big", Request("POST", INFER, (), sent), response)) is doubted
 
 
 def test_a_server_that_makes_up_ids_is_not_doubted_for_them():
     asked, answer = Request("POST", INFER, (), b'{"id": "7"}'), Response(200, "", (), b'{"id":"its own"}')
-    assert not OpenInferenceBackend().confused(asked, answer)
+    backend = OpenInferenceBackend()
+    assert not backend.confused("big", asked, answer)
+    assert not backend.confused("small", asked, Response(200, "", (), b'{"id":"7"}'))  # another model's servers do not
+    assert not backend.confused("big", asked, answer)
+    assert backend.confused("small", asked, answer)
 
 
 async def test_no_client_can_have_all_servers_doubted(make_fleet: MakeFleet):

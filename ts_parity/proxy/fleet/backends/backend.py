@@ -147,7 +147,7 @@ class Backend(Protocol):
         """Why this is no answer of the model, so that another instance may do better; None: it is one."""
         ...
 
-    def confused(self, request: Request, response: Response) -> str:
+    def confused(self, pool: str, request: Request, response: Response) -> str:
         """Why this server may answer one request with what is another's, as far as this answer tells; empty: it may
         not.
         """

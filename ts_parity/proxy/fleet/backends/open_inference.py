@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, ClassVar, Final
 from urllib.parse import unquote
 
 import numpy as np
 
-from ts_parity.config import InstanceSettings
+from ts_parity.config import InstanceSettings, ModelSettings
 from ts_parity.proxy.fleet.backends.backend import Unprotected, mypyc_attr
 from ts_parity.proxy.fleet.backends.plain import (
     PlainBackend,
@@ -64,8 +64,11 @@ _PLAIN_ID: Final = re.compile(rb'"[ !#-\[\]-~]{1,128}"')
 class OpenInferenceBackend(PlainBackend):
     kind: ClassVar[str] = "open-inference"
     confuses: ClassVar[bool] = True
-    _echoes = False
-    """Its servers have answered with their requests' own ids, so they do not make up others."""
+
+    def __init__(self, models: Sequence[ModelSettings] = (), prefix: str = "") -> None:
+        super().__init__(models, prefix)
+        self._echoing: set[str] = set()
+        """Pools whose servers have answered with their requests' own ids, so that they do not make up others."""
 
     def match(self, request: Request) -> Ask | None:
         return _asked(request.path) if request.method == "POST" else None
@@ -107,7 +110,7 @@ class OpenInferenceBackend(PlainBackend):
         # Triton compresses for clients that take it.
         return is_compressed(response) or response.header(JSON_LENGTH) is not None
 
-    def confused(self, request: Request, response: Response) -> str:
+    def confused(self, pool: str, request: Request, response: Response) -> str:
         """What a client can bring about by itself is no sign of it, or one request would take out the whole fleet."""
         if response.status == 500 and _UNHEALTHY.search(response.body, 0, 1024):
             own = _words(request)
@@ -117,9 +120,9 @@ class OpenInferenceBackend(PlainBackend):
         if told is None or is_compressed(response):
             return ""
         if asked == told:
-            self._echoes = True
+            self._echoing.add(pool)
             return ""
-        if not self._echoes or not _has_one_id(request):
+        if pool not in self._echoing or not _has_one_id(request):
             return ""
         return "it has answered a request with the id of another"
 
