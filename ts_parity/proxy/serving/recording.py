@@ -64,8 +64,14 @@ class Wanted:
         """Raise NotRecorded if none of the pools is meant."""
         known = sorted(pools)
         if not any(self.covers(pool) for pool in known):
-            there = f"there are {', '.join(known)}" if known else "it has found no model yet"
+            there = f"there are {', '.join(known)}" if known else _NONE_YET
             raise NotRecorded(f"the proxy serves no model {self.model}: {there}" if self.model else there)
+
+
+_NONE_YET = (
+    "it has found no model yet; where servers list none, a model is known once a client's request has named it: "
+    "send one"
+)
 
 
 def _number(told: Mapping[str, Any], name: str, most: float) -> float:
