@@ -182,6 +182,26 @@ class TestRegister:
         assert [instance.changes for instance in fleet] == [[], []]
         assert f"{fleet[1].management} has linear 1.0 already: --replace it" in capsys.readouterr().err
 
+    async def test_what_appears_meanwhile_is_not_removed(
+        self, start: Start, packed: Pack, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Somebody else registers the same version after the instance has been looked at."""
+        archive = packed()
+        instance = await start(store=(archive,))
+        register = ManagementClient.register
+
+        def second(client: ManagementClient, *args: Any, **more: Any) -> str:
+            register(client, *args, **more)
+            return register(client, *args, **more)
+
+        monkeypatch.setattr(ManagementClient, "register", second)
+        assert await run("register", archive, on=(instance,)) == 3
+        assert [(each.name, each.version) for each in instance.models] == [("linear", "1.0")]
+        err = capsys.readouterr().err
+        assert "is already registered" in err
+        assert err.endswith(". Nothing was changed\n")
+        assert "undone" not in err
+
     async def test_a_new_version_stands_beside_the_default(self, start: Start, packed: Pack) -> None:
         instance = await start(FakeModel(), store=(packed("2.0"),))
         assert await run("register", packed("2.0"), on=(instance,)) == 0

@@ -46,7 +46,7 @@ LOAD_S = 180.0
 LATE_S = 5.0
 """A request that got no answer may still be carried out, usually within this time."""
 POLL_S = 0.2
-NOT_FOUND = 404
+NOT_FOUND, CONFLICT = 404, 409
 _REGISTERED = re.compile(r'Model "(?P<model>.+)" Version: (?P<version>.+) registered with')
 # What a wrapped archive declares in its section and repeats in describe.
 _IN_DESCRIBE = ("role", *PROTECTION_FIELDS, "never_code")
@@ -158,7 +158,12 @@ class Rollout:
                 f"unregister what came from {step.model} on {client.url}",
                 lambda: self._forget_news(client, before, step.model),
             )
-        self.said(f"{client.url}: {self._load(client, step)}")
+        try:
+            self.said(f"{client.url}: {self._load(client, step)}")
+        except ManagementError as error:
+            if error.upstream_status == CONFLICT and self._undo:
+                self._undo.pop()  # it was there before, and is not ours to remove
+            raise
 
     def _unregister(self, client: ManagementClient, step: RolloutStep) -> None:
         old = step.old
