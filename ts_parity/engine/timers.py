@@ -19,8 +19,9 @@ from ts_parity.engine.query import CodingGroup, Query, QueryState
 Subject = Query | CodingGroup | EndpointState | TokenBucket
 
 
-ROOM: Final = 256
-"""Fewer stale timers are not worth looking for."""
+ROOM: Final = 16
+"""Fewer stale timers are not worth looking for. More would keep many answered queries with their bodies, and the next
+ones would be written to memory that no cache holds."""
 
 
 class Timer(IntEnum):

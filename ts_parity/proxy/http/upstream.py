@@ -69,14 +69,14 @@ class Exchange:
 
     __slots__ = (
         "_connection",
-        "_data",
         "_done",
-        "_for_head",
         "_max_bytes",
         "_once",
         "_opening",
         "_origin",
         "_outstanding",
+        "_request",
+        "_token",
         "_whole",
         "times_out_at",
     )  # fmt: skip
@@ -85,8 +85,8 @@ class Exchange:
         self,
         outstanding_exchanges: dict[Exchange, None],
         origin: Origin,
-        data: list[bytes],
-        for_head: bool,
+        request: Request,
+        token: str,
         times_out_at: float,
         done: Callable[[Result], None],
         max_bytes: float = math.inf,
@@ -98,8 +98,8 @@ class Exchange:
         self._once = once
         self._outstanding = outstanding_exchanges
         self._origin = origin
-        self._data = data
-        self._for_head = for_head
+        self._request = request
+        self._token = token
         self._done = done
         self._connection: UpstreamConnection | None = None
         self._opening: asyncio.Task[None] | None = None
@@ -107,13 +107,13 @@ class Exchange:
         outstanding_exchanges[self] = None
         origin.in_flight += 1
 
-    def start(self) -> None:
+    def start(self, data: list[bytes]) -> None:
+        """`data` is not kept: while the instance works it would be a second copy of the body."""
         idle = self._origin.idle
         while idle and not self._once:
             connection = idle.pop()
             if not connection.closing:
-                self._connection = connection
-                connection.send(self._data, self._for_head, self, self._max_bytes, self._whole)
+                self._write(connection, data)
                 return
         self._connection = None
         self._opening = asyncio.get_running_loop().create_task(self._open())
@@ -129,8 +129,11 @@ class Exchange:
         elif connection.closing:
             self._end(NoResponse("it closed the connection at once", Cause.UNREACHABLE))
         else:
-            self._connection = connection
-            connection.send(self._data, self._for_head, self, self._max_bytes, self._whole)
+            self._write(connection, _serialized(self._request, self._token, self._origin))
+
+    def _write(self, connection: UpstreamConnection, data: list[bytes]) -> None:
+        self._connection = connection
+        connection.send(data, self._request.method == "HEAD", self, self._max_bytes, self._whole)
 
     def arrived(self, response: Response | Stream) -> None:
         self._end(response)
@@ -138,7 +141,7 @@ class Exchange:
     def lost(self, reason: str, untouched: bool) -> None:
         if untouched and self._opening is None:
             # The instance closed an idle connection as we wrote. Nothing was run, so this is no second attempt.
-            self.start()
+            self.start(_serialized(self._request, self._token, self._origin))
         else:
             self._end(NoResponse(reason, Cause.LOST))
 
@@ -263,14 +266,13 @@ class Upstream:
         origin = self._origins.get(address.url)
         if origin is None:
             origin = self._new_origin(address.url)
-        data = _serialized(request, "" if address.checks_client_key(request) else address.token, origin)
+        token = "" if address.checks_client_key(request) else address.token
+        data = _serialized(request, token, origin)
         times_out_at = loop.time() + timeout_s
-        exchange = Exchange(
-            outstanding_exchanges, origin, data, request.method == "HEAD", times_out_at, done, max_bytes, once, whole
-        )
+        exchange = Exchange(outstanding_exchanges, origin, request, token, times_out_at, done, max_bytes, once, whole)
         if self._timer is None and outstanding_exchanges is self._outstanding:
             self._timer = loop.call_at(times_out_at, self._check)
-        exchange.start()
+        exchange.start(data)
         return exchange
 
     def _new_origin(self, url: str) -> Origin:
