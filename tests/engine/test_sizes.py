@@ -1,12 +1,15 @@
 """Sizes: how many times longer than usual a query takes, and from when on it is helped all the same."""
 
 import math
+import random
+from bisect import bisect_right
+from itertools import accumulate
 
 import pytest
 
 from ts_parity.engine import Policy, Query, Scheduler, Send, plain
 from ts_parity.engine.events import Arrived
-from ts_parity.engine.sizes import FEW, MOST, RENEWED, SHORTEST, Latest, Scales, size_class
+from ts_parity.engine.sizes import FEW, FULL, HALF, MOST, PARTS, RENEWED, SHORTEST, WINDOW, Latest, Scales, size_class
 from ts_parity.testing import POOL, fleet
 
 SMALL, BIG = size_class("/predictions", 1_000), size_class("/predictions", 10_000)
@@ -121,6 +124,30 @@ def test_a_big_query_is_late_later_but_not_later_than_the_latest(late, scale, at
 
 def test_nobody_is_latest_as_long_as_little_is_known():
     assert latest(1.0, mixed(RENEWED - 1)) == math.inf
+
+
+@pytest.mark.parametrize("affordable", [0.02, 0.18, 2.0])
+def test_looking_at_the_latest_alone_says_what_looking_at_all_would(affordable):
+    """Also when everything becomes ten times faster or slower, or the pool is full for a while."""
+    dice, rule = random.Random(0), Latest()
+    rule.adopt(affordable)
+    seen, told, unseen = [], set(), 0
+    for number in range(12_000):
+        scale = 10.0 if dice.random() < 0.05 else 1.0
+        latency = scale * dice.lognormvariate(0.0, 0.5) * (0.1 if 4_000 <= number < 8_000 else 1.0)
+        load = 0.9 if 6_000 <= number < 6_500 else 0.6
+        rule.answered(latency, scale, load)
+        seen.append((latency, scale))
+        unseen += 1
+        if unseen >= max(RENEWED, min(len(seen), WINDOW) // PARTS):
+            unseen = 0
+            last = seen[-WINDOW:]
+            left = max(0.0, (FULL - load) / (FULL - HALF)) * affordable * sum(scale for _, scale in last)
+            spent = [*accumulate((scale for _, scale in sorted(last, reverse=True)), initial=0.0)]
+            helped = min(bisect_right(spent, left), len(last))
+            assert rule.after_s == sorted(latency for latency, _ in last)[-helped], number
+            told.add(rule.after_s)
+    assert len(told) >= 10
 
 
 # ---- in the engine --------------------------------------------------------------------------------------------------
