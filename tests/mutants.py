@@ -107,8 +107,8 @@ MUTANTS = [
     _engine(
         "what takes long for its size teaches what is usual",
         "fleet",
-        "self.latency.add(latency_s / query.scale)",
-        "self.latency.add(latency_s)",
+        "of_its_size = latency_s / query.scale",
+        "of_its_size = latency_s",
     ),
     _engine("help for a big body costs as that for a small one", "sizes", "left -= scale", "left -= 1.0"),
     _engine(
@@ -1271,9 +1271,37 @@ MUTANTS = [
     Mutant(
         "a client that gives two ids has its servers doubted",
         "proxy/fleet/backends/open_inference.py",
-        "if not self._echoes or not _has_one_id(request):",
-        "if not self._echoes:",
+        "if pool not in self._echoing or not _has_one_id(request):",
+        "if pool not in self._echoing:",
         ("tests/proxy/fleet/backends/test_confused.py",),
+    ),
+    Mutant(
+        "servers that make up ids are doubted because another model's do not",
+        "proxy/fleet/backends/open_inference.py",
+        "if pool not in self._echoing or",
+        "if not self._echoing or",
+        ("tests/proxy/fleet/backends/test_confused.py",),
+    ),
+    Mutant(
+        "a version that somebody else has registered is unregistered",
+        "torchserve/rollout.py",
+        "if error.upstream_status == CONFLICT and self._undo:",
+        "if False and self._undo:",
+        ("tests/torchserve/test_rollout.py",),
+    ),
+    _engine("one of two machines makes its own lateness usual", "speed", "OWN: Final = 1 / 6", "OWN: Final = 2.0"),
+    _engine(
+        "answers that are forgotten are still taken for an endpoint's own",
+        "speed",
+        "if window.first <= number <= window.last]",
+        "if number <= window.last]",
+    ),
+    _engine("an endpoint without peers is compared with nobody", "speed", "<= known - ENOUGH:", "<= known:"),
+    _engine(
+        "where few of the latest are far off, the rest are not looked at",
+        "sizes",
+        "if not self._spend(left, far):",
+        "if not self._spend(left, far) and not far:",
     ),
     _engine(
         "another promise of a student's need not be kept",

@@ -116,6 +116,9 @@ def test_what_is_its_own_is_taken_out_of_what_is_usual():
     fewer = OwnAnswers()
     fewer.add(9.0, window)
     assert evidence.beside(fewer) is evidence.beside(OwnAnswers())
+    for _ in range(160):  # of others, while it is silent
+        window.add(9.0)
+    assert own.known(window) == []
 
 
 def test_where_there_are_no_others_the_pools_answers_count():
