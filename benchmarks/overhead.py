@@ -485,14 +485,14 @@ def measure(
         bench = Bench(root, build, Path(folder), bar, [])
         if "trivial" in upstreams:
             with ExitStack() as stack:
-                endpoints = {code: _played(code, bench, stack) for code in CODES}
+                endpoints = {code: played(code, bench, stack) for code in CODES}
                 rounds = closed_loop("trivial", endpoints, arms, plan.cells, plan.seconds, plan.rounds, bench)
             rows += combined(rounds)
         if KINDS in upstreams:
             for arm in paired:
                 with ExitStack() as stack:
-                    behind = {TORCHSERVE: _played("sum", bench, stack)[:2]}
-                    behind[OPEN_INFERENCE] = _played(OPEN_INFERENCE, bench, stack)
+                    behind = {TORCHSERVE: played("sum", bench, stack)[:2]}
+                    behind[OPEN_INFERENCE] = played(OPEN_INFERENCE, bench, stack)
                     rows += kinds_pair(arm, behind, plan, bench)
         if {"torchserve", "half"} & set(upstreams):
             bar.set_description("TorchServe starts")
@@ -524,7 +524,7 @@ def measure(
     }
 
 
-def _played(code: str, bench: Bench, stack: ExitStack) -> list[str]:
+def played(code: str, bench: Bench, stack: ExitStack) -> list[str]:
     folder = bench.folder / f"instances-{code}"
     folder.mkdir(exist_ok=True)
     command = [sys.executable, str(Path(__file__).resolve()), "--play", code]

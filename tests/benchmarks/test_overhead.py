@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import overhead
+import overhead_pair
 from overhead_clients import SAME, UNIQUE, Answers, Slice, open_loop
 from overhead_instances import body_of
 from overhead_proxies import (
@@ -242,6 +243,28 @@ def test_a_pair_is_measured():
     assert pair["cpu_ratio_to_torchserve"] > 0
     (target,) = (target for target in overhead.targets(found) if target.met is not None)
     assert target.reached == pair["cpu_ratio_to_torchserve"]
+
+
+def test_two_builds_are_compared_cell_by_cell_and_start_by_start():
+    fast, drifting = [[50.0, 60.0, 70.0], [55.0, 66.0, 77.0]], [[100.0, 200.0], [120.0, 240.0]]
+    assert overhead_pair.compared([fast, drifting]) == {
+        "before_us": 105.0, "after_us": 123.0, "ratio": 1.15, "ratios": [1.1, 1.2],
+    }  # fmt: skip
+
+
+@needs_them
+@pytest.mark.slow
+def test_two_builds_take_turns(monkeypatch, capsys):
+    """Here the same one twice."""
+    root = str(imported_from())
+    words = ["overhead_pair.py", root, root, "--modes", "uncoded", "--starts", "1", "--cells", "1", "--json"]
+    monkeypatch.setattr(sys, "argv", words)
+    assert overhead_pair.main() == 0
+    (found,) = json.loads(capsys.readouterr().out)["rows"]
+    assert min(found["before_us"], found["after_us"], found["ratio"]) > 0
+    monkeypatch.setattr(sys, "argv", [*words[:-1], "--most", "0.01"])
+    assert overhead_pair.main() == 1
+    assert "| uncoded | " in capsys.readouterr().out
 
 
 @needs_them
