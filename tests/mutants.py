@@ -107,8 +107,8 @@ MUTANTS = [
     _engine(
         "what takes long for its size teaches what is usual",
         "fleet",
-        "of_its_size = latency_s / query.scale",
-        "of_its_size = latency_s",
+        "self.latency.add(latency_s / query.scale)",
+        "self.latency.add(latency_s)",
     ),
     _engine("help for a big body costs as that for a small one", "sizes", "left -= scale", "left -= 1.0"),
     _engine(
@@ -1289,14 +1289,6 @@ MUTANTS = [
         "if False and self._undo:",
         ("tests/torchserve/test_rollout.py",),
     ),
-    _engine("one of two machines makes its own lateness usual", "speed", "OWN: Final = 1 / 6", "OWN: Final = 2.0"),
-    _engine(
-        "answers that are forgotten are still taken for an endpoint's own",
-        "speed",
-        "if window.first <= number <= window.last]",
-        "if number <= window.last]",
-    ),
-    _engine("an endpoint without peers is compared with nobody", "speed", "<= known - ENOUGH:", "<= known:"),
     _engine(
         "where few of the latest are far off, the rest are not looked at",
         "sizes",

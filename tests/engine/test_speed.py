@@ -7,7 +7,7 @@ import pytest
 
 from ts_parity.engine import Arrived, Policy, Query, Scheduler, Send
 from ts_parity.engine.lateness import LatencyWindow
-from ts_parity.engine.speed import APART, CALM, DOUBT, SURE, Evidence, OwnAnswers, Speed
+from ts_parity.engine.speed import APART, CALM, DOUBT, SURE, Evidence, Speed
 from ts_parity.testing import POOL, fleet
 
 APART_ENOUGH = itertools.count(0.0, 10.0)
@@ -72,63 +72,6 @@ def test_where_every_fourth_machine_is_slow_it_is_seen_too():
     evidence = known(0.1, slow_share=0.25)
     assert answers_until(DOUBT, evidence, 2.0, 0.1, seed=1) <= 6
     assert answers_until(DOUBT, evidence, 1.0, 0.1, seed=1) == 200
-
-
-@pytest.mark.parametrize("machines", [2, 3, 4])
-@pytest.mark.parametrize("spikes", [0.0, 0.05, 0.1])
-def test_one_that_gives_much_of_all_answers_does_not_make_its_own_lateness_usual(machines, spikes):
-    """They answer in turn, and some answers of each come late without being anybody's fault."""
-    for seed in range(10):
-        dice, window = random.Random(seed), LatencyWindow()
-        evidence, speeds = Evidence(window), [Speed() for _ in range(machines)]
-        for number in range(200 * machines):
-            which = number % machines
-            latency = usual(0.1, dice) * (dice.uniform(3.0, 20.0) if dice.random() < spikes else 1.0)
-            latency *= 100.0 if which == 0 and number >= 40 else 1.0
-            if evidence.renew():
-                for speed in speeds:
-                    speed.forget()
-            speeds[which].answered(evidence, latency, was_out=False, now=next(APART_ENOUGH) * 1000.0)
-            window.add(latency)
-            speeds[which].own.add(latency, window)
-            if speeds[0].slow >= SURE:
-                break
-        assert speeds[0].slow >= SURE, seed
-        assert speeds[0].ratio > 10.0, seed
-        assert all(speed.slow < SURE for speed in speeds[1:]), seed
-
-
-def test_what_is_its_own_is_taken_out_of_what_is_usual():
-    """Of equal latencies as many as are its own, and of its answers those that the pool still knows."""
-    window, own = LatencyWindow(size=64), OwnAnswers()
-    evidence = Evidence(window)
-    for number in range(160):
-        window.add(1.0 if number % 2 else 9.0)
-        if number % 4 == 0:
-            own.add(9.0, window)
-    evidence.renew()
-    known = own.known(window)
-    assert len(known) == 16
-    assert len(own) <= 16 + 8  # and those since
-    beside = evidence.beside(own)
-    assert beside.usual_s == 9.0  # a third of the others'
-    assert beside.of(2.0)[2] == pytest.approx(2.0)  # their median is 1
-    fewer = OwnAnswers()
-    fewer.add(9.0, window)
-    assert evidence.beside(fewer) is evidence.beside(OwnAnswers())
-    for _ in range(160):  # of others, while it is silent
-        window.add(9.0)
-    assert own.known(window) == []
-
-
-def test_where_there_are_no_others_the_pools_answers_count():
-    window, own = LatencyWindow(), OwnAnswers()
-    evidence = Evidence(window)
-    for _ in range(100):
-        window.add(1.0)
-        own.add(1.0, window)
-    evidence.renew()
-    assert evidence.beside(own) is evidence.beside(OwnAnswers())
 
 
 def test_one_that_is_fast_again_is_believed_at_its_next_answers():
@@ -222,7 +165,7 @@ def test_a_change_of_everything_is_told_once():
 
 
 def test_no_unit_is_in_it():
-    in_seconds, in_hours = (known(0.5, unit=unit).beside(OwnAnswers()) for unit in (1.0, 3600.0))
+    in_seconds, in_hours = known(0.5), known(0.5, unit=3600.0)
     for latency in (0.3, 0.9, 1.4, 2.5, 9.0):
         assert in_seconds.of(latency) == pytest.approx(in_hours.of(latency / 3600.0))
 

@@ -88,13 +88,11 @@ class PoolState:
         self.release.budget.adopt(policy.differing)
         self._adopt_endpoints()
 
-    def learn_latency(self, query: Query, place: EndpointState, latency_s: float) -> None:
+    def learn_latency(self, query: Query, latency_s: float) -> None:
         """Of an answer of a deployed endpoint."""
         if self.latency.median:
             self.scales.answered(query.size, latency_s / self.latency.median)
-        of_its_size = latency_s / query.scale
-        self.latency.add(of_its_size)
-        place.speed.own.add(of_its_size, self.latency)
+        self.latency.add(latency_s / query.scale)
         if self.scales.differ:
             self.launch.latest.answered(latency_s, query.scale, self.load.value)
 

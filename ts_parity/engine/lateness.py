@@ -55,12 +55,8 @@ class LatencyWindow:
         self._unseen = 0
         self._unsorted = 0
         self._due = FEW
-        self.count = 0
-        """Of all that were ever added."""
         self.ordered: list[float] = []
         """Those known, in ascending order."""
-        self.first, self.last = 1, 0
-        """Their numbers, as they were counted."""
         self.version = 0
         """Counts how often they were put in order."""
         self.changes = 0
@@ -72,7 +68,6 @@ class LatencyWindow:
     def add(self, latency_s: float) -> None:
         self._latencies.append(latency_s)
         self._recent.append(latency_s)
-        self.count += 1
         self._unseen += 1
         if self._unseen >= self._due:
             self._refresh()
@@ -88,7 +83,6 @@ class LatencyWindow:
         if changed or self._unsorted >= min(MANY, len(self._latencies) // 4):
             self._unsorted = 0
             self.ordered = sorted(self._latencies)
-            self.first, self.last = self.count - len(self.ordered) + 1, self.count
             self.version += 1
             self.changes += changed
             self._known.clear()

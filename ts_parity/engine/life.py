@@ -416,7 +416,7 @@ class Life:
                 else:
                     task.place.record.answered()
                 if not outcome.error:  # an error's speed says nothing of what is usual
-                    pool.learn_latency(query, task.place, now - task.sent_at)
+                    pool.learn_latency(query, now - task.sent_at)
                 if query.trial is not None and pool.trust is not None:
                     pairs = pool.trials.own_arrived(query, task, outcome.raw, pool.trust, now)
                 elif query.group is not None and not outcome.error:

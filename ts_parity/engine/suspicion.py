@@ -15,7 +15,7 @@ from ts_parity.engine.fleet import FleetState, PoolState
 from ts_parity.engine.health import Condition
 from ts_parity.engine.policy import Policy
 from ts_parity.engine.query import Task
-from ts_parity.engine.speed import CALM, DOUBT, SURE
+from ts_parity.engine.speed import CALM, DOUBT, SURE, Speed
 from ts_parity.engine.timers import Timer, Timers
 
 MOST_CHANGES: Final = 64
@@ -132,7 +132,7 @@ class Suspicion:
         has: an endpoint is slow only beside others.
         """
         for state in pool.deployed.everyone:
-            state.speed.forget()
+            state.speed = Speed()
             if state.health.only_slow and state.health.condition is not Condition.IN:
                 self.acquit(state, now)
 
