@@ -53,7 +53,7 @@ def measure(roots: Sequence[Path], mode: str, starts: int, cells: int, quiet: bo
 
 
 def _start(roots: Sequence[Path], mode: str, cells: int, folder: Path, bar: Any, stack: ExitStack) -> list[list[float]]:
-    arms = [Arm("ts_parity", mode, f"{build_of(root)} {number}") for number, root in enumerate(roots)]
+    arms = [Arm("ts_parity", mode, f"{build_of(root)} {place}") for place, root in enumerate(roots)]
     endpoints = played(arms[0].code or "sum", Bench(roots[-1], "", folder, bar, []), stack)
     listed = endpoints if arms[0].code else endpoints[:2]
     served: dict[Arm, Running] = {}

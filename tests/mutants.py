@@ -1271,22 +1271,22 @@ MUTANTS = [
     Mutant(
         "a client that gives two ids has its servers doubted",
         "proxy/fleet/backends/open_inference.py",
-        "if pool not in self._echoing or not _has_one_id(request):",
-        "if pool not in self._echoing:",
+        "if servers not in self._echoing or not _has_one_id(request):",
+        "if servers not in self._echoing:",
         ("tests/proxy/fleet/backends/test_confused.py",),
     ),
     Mutant(
         "servers that make up ids are doubted because another model's do not",
         "proxy/fleet/backends/open_inference.py",
-        "if pool not in self._echoing or",
+        "if servers not in self._echoing or",
         "if not self._echoing or",
         ("tests/proxy/fleet/backends/test_confused.py",),
     ),
     Mutant(
         "a version that somebody else has registered is unregistered",
         "torchserve/rollout.py",
-        "if error.upstream_status == CONFLICT and self._undo:",
-        "if False and self._undo:",
+        "if error.upstream_status == CONFLICT and name is None and self._undo:",
+        "if False:",
         ("tests/torchserve/test_rollout.py",),
     ),
     _engine(

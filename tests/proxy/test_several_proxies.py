@@ -145,7 +145,7 @@ async def test_killed_restarted_stopped_and_drained_under_load(tmp_path: Path) -
         await load.finish()
         code, said = await several.processes[owner].end()
         assert code == 0
-        assert "Traceback" not in said
+        assert "Traceback" not in said, said
 
 
 async def test_over_tls_by_name(tmp_path: Path, authority: Authority) -> None:

@@ -39,7 +39,7 @@ RENEWED: Final = 64
 PARTS: Final = 8
 """It is learnt again after so many more answers, or after this part of those that it is learnt from."""
 NEAR: Final = 0.75
-"""It seldom falls by more than a quarter meanwhile."""
+"""The bound seldom falls by more than a quarter from one time to the next."""
 
 SizeClass = tuple[str, int]
 """Path, and size of the body in half octaves."""
@@ -113,7 +113,7 @@ class Latest:
         self._answers: deque[tuple[float, float]] = deque(maxlen=WINDOW)
         self._affordable = 0.0
         self._far_s = 0.0
-        """Those that took longer are most likely all that have to be put in order."""
+        """Answers that took as long are most likely enough to learn from."""
         self._unseen = 0
         self.after_s = math.inf
 

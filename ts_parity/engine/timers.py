@@ -20,8 +20,8 @@ Subject = Query | CodingGroup | EndpointState | TokenBucket
 
 
 ROOM: Final = 16
-"""Fewer stale timers are not worth looking for. More would keep many answered queries with their bodies, and the next
-ones would be written to memory that no cache holds."""
+"""Fewer stale timers are not worth looking for. More would keep the bodies of many answered queries; new bodies would
+then go to memory that no cache holds."""
 
 
 class Timer(IntEnum):

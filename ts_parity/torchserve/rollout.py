@@ -158,12 +158,7 @@ class Rollout:
                 f"unregister what came from {step.model} on {client.url}",
                 lambda: self._forget_news(client, before, step.model),
             )
-        try:
-            self.said(f"{client.url}: {self._load(client, step)}")
-        except ManagementError as error:
-            if error.upstream_status == CONFLICT and self._undo:
-                self._undo.pop()  # it was there before, and is not ours to remove
-            raise
+        self.said(f"{client.url}: {self._load(client, step)}")
 
     def _unregister(self, client: ManagementClient, step: RolloutStep) -> None:
         old = step.old
@@ -183,7 +178,12 @@ class Rollout:
         archive = source.archive
         startup = 0 if archive is None else archive.config.get("startupTimeout")
         timeout_s = startup + 60.0 if isinstance(startup, (int, float)) else 0.0
-        message = self._ask_to_register(client, source.url, name, options, max(LOAD_S, timeout_s))
+        try:
+            message = self._ask_to_register(client, source.url, name, options, max(LOAD_S, timeout_s))
+        except ManagementError as error:
+            if error.upstream_status == CONFLICT and name is None and self._undo:
+                self._undo.pop()  # it was there before, and is not ours to remove
+            raise
         if found := _REGISTERED.search(message):
             model, version = found["model"], found["version"]
         elif archive is not None:  # "Workers scaling in progress..."

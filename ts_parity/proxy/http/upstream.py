@@ -116,9 +116,9 @@ class Exchange:
                 self._write(connection, data)
                 return
         self._connection = None
-        self._opening = asyncio.get_running_loop().create_task(self._open())
+        self._opening = asyncio.get_running_loop().create_task(self._open(data))
 
-    async def _open(self) -> None:
+    async def _open(self, data: list[bytes]) -> None:
         try:
             connection = await self._origin.connection()
         except (OSError, ValueError, asyncio.TimeoutError) as error:  # ValueError: a name that cannot be one
@@ -129,7 +129,7 @@ class Exchange:
         elif connection.closing:
             self._end(NoResponse("it closed the connection at once", Cause.UNREACHABLE))
         else:
-            self._write(connection, _serialized(self._request, self._token, self._origin))
+            self._write(connection, data)
 
     def _write(self, connection: UpstreamConnection, data: list[bytes]) -> None:
         self._connection = connection

@@ -499,7 +499,9 @@ class Driver:
             query = next((member for member in task.group.members if member is not None), None)
         if query is None:
             return ""
-        return backend.confused(task.endpoint.pool, cast(QueryPayload, query.payload).request, response)
+        endpoint = task.endpoint
+        servers = endpoint.pool if endpoint.row is None else f"{endpoint.pool} {endpoint.row}"
+        return backend.confused(servers, cast(QueryPayload, query.payload).request, response)
 
     def _doubt(self, task: Task, backend: Backend, why: str) -> None:
         pool, target = task.endpoint.pool, self._plan.targets.get(task.endpoint.name)

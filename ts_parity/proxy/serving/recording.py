@@ -68,7 +68,7 @@ class Wanted:
             raise NotRecorded(f"the proxy serves no model {self.model}: {there}" if self.model else there)
 
 
-_NONE_YET = (
+_NONE_YET: Final = (
     "it has found no model yet; where servers list none, a model is known once a client's request has named it: "
     "send one"
 )

@@ -147,9 +147,9 @@ class Backend(Protocol):
         """Why this is no answer of the model, so that another instance may do better; None: it is one."""
         ...
 
-    def confused(self, pool: str, request: Request, response: Response) -> str:
+    def confused(self, servers: str, request: Request, response: Response) -> str:
         """Why this server may answer one request with what is another's, as far as this answer tells; empty: it may
-        not.
+        not. `servers`: alike for those that serve the same.
         """
         ...
 

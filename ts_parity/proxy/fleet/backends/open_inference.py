@@ -68,7 +68,7 @@ class OpenInferenceBackend(PlainBackend):
     def __init__(self, models: Sequence[ModelSettings] = (), prefix: str = "") -> None:
         super().__init__(models, prefix)
         self._echoing: set[str] = set()
-        """Pools whose servers have answered with their requests' own ids, so that they do not make up others."""
+        """Servers, by what they serve, that have answered with their requests' own ids: they do not make up others."""
 
     def match(self, request: Request) -> Ask | None:
         return _asked(request.path) if request.method == "POST" else None
@@ -110,7 +110,7 @@ class OpenInferenceBackend(PlainBackend):
         # Triton compresses for clients that take it.
         return is_compressed(response) or response.header(JSON_LENGTH) is not None
 
-    def confused(self, pool: str, request: Request, response: Response) -> str:
+    def confused(self, servers: str, request: Request, response: Response) -> str:
         """What a client can bring about by itself is no sign of it, or one request would take out the whole fleet."""
         if response.status == 500 and _UNHEALTHY.search(response.body, 0, 1024):
             own = _words(request)
@@ -120,9 +120,9 @@ class OpenInferenceBackend(PlainBackend):
         if told is None or is_compressed(response):
             return ""
         if asked == told:
-            self._echoing.add(pool)
+            self._echoing.add(servers)
             return ""
-        if pool not in self._echoing or not _has_one_id(request):
+        if servers not in self._echoing or not _has_one_id(request):
             return ""
         return "it has answered a request with the id of another"
 

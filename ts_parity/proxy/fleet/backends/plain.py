@@ -147,7 +147,7 @@ class PlainBackend:
         """How an answer of this model is read to be compared; None: as it comes. Raise ValueError if it cannot be."""
         return None
 
-    def confused(self, pool: str, request: Request, response: Response) -> str:
+    def confused(self, servers: str, request: Request, response: Response) -> str:
         return ""
 
     def says_same(self, one: Response, other: Response) -> bool:

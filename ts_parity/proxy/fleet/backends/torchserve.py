@@ -75,7 +75,7 @@ class TorchServeBackend:
     def confuses(self) -> bool:
         return False
 
-    def confused(self, pool: str, request: Request, response: Response) -> str:
+    def confused(self, servers: str, request: Request, response: Response) -> str:
         return ""
 
     def was_not_run(self, response: Response) -> bool:
