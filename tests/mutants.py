@@ -1289,6 +1289,7 @@ MUTANTS = [
         "if False:",
         ("tests/torchserve/test_rollout.py",),
     ),
+    _engine("hundreds of answered queries are kept", "timers", "ROOM: Final = 16", "ROOM: Final = 256"),
     _engine(
         "where few of the latest are far off, the rest are not looked at",
         "sizes",
