@@ -37,7 +37,15 @@ SLOW_TO_LOAD = "import time\ntime.sleep(1.5)\n" + TINY_HANDLER
 
 
 def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
-    return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    return [p for p in processes if p.is_running() and _status(p) not in (psutil.STATUS_ZOMBIE, None)]
+
+
+def _status(process: psutil.Process) -> str | None:
+    """None: it has ended meanwhile."""
+    try:
+        return str(process.status())
+    except psutil.NoSuchProcess:
+        return None
 
 
 def wait_until_gone(processes: list[psutil.Process], within_s: float = 60.0) -> list[psutil.Process]:

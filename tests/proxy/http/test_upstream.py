@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import ssl
 import struct
@@ -253,6 +254,26 @@ async def test_what_was_cancelled_while_a_connection_was_made_is_not_sent() -> N
     assert upstream.in_flight == 0
     await upstream.close()
     server.close()
+
+
+async def test_what_is_cancelled_as_its_connection_fails_ends_once() -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        address = Address(f"http://127.0.0.1:{nobody.getsockname()[1]}")
+        upstream = Upstream(connect_timeout_s=60.0, task_timeout_s=60.0)
+        troubles: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: troubles.append(context))
+        for waiting in range(12):  # of the loop, in which the connection is refused
+            exchange = upstream.send(address, ASKED, lambda result: None)
+            for _ in range(waiting):
+                await asyncio.sleep(0)
+            exchange.cancel()
+            await asyncio.sleep(0.02)
+        del exchange
+        gc.collect()
+        assert troubles == []
+        assert upstream.in_flight == 0
+        await upstream.close()
 
 
 async def test_what_was_cancelled_at_once_is_not_sent_on_a_connection_that_is_open() -> None:

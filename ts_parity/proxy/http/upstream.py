@@ -122,7 +122,8 @@ class Exchange:
         try:
             connection = await self._origin.connection()
         except (OSError, ValueError, asyncio.TimeoutError) as error:  # ValueError: a name that cannot be one
-            self._end(NoResponse(_in_words(error), Cause.UNREACHABLE))
+            if self in self._outstanding:  # otherwise it was cancelled as the connection failed
+                self._end(NoResponse(_in_words(error), Cause.UNREACHABLE))
             return
         if self not in self._outstanding:  # it ended meanwhile, and the cancellation was swallowed
             connection.abort()
