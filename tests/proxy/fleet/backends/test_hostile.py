@@ -151,6 +151,7 @@ async def test_whoever_makes_up_names_takes_the_place_of_no_model_in_use(
     await embed(fleet, "real")
     await fleet.proxy.discover()  # which sees that this one is asked for
     await embed(fleet, "another")
+    await fleet.proxy.discover()  # on a busy machine the one that its request began may not have seen all
     pools = fleet.proxy.plan.pools
-    assert len(pools) <= 1 + 4  # on a busy machine a discovery in between takes out more that are idle
+    assert len(pools) == 1 + 4
     assert {"declared", "real", "another"} <= pools.keys(), "nobody has asked for the others of late"
