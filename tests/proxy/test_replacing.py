@@ -113,6 +113,33 @@ async def test_the_next_instance_goes_when_the_proxy_uses_the_one_before_again(
     assert max(without) <= 1
 
 
+async def test_the_first_goes_when_the_proxy_uses_another(
+    make_fleet: MakeFleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other has not said yet what it is, and is not used until it does."""
+    monkeypatch.setattr(rollout, "SETTLE_S", 0.0)
+    path = wrapped(tmp_path, "1.0", "b")
+    fleet = [FakeTorchServe(FakeModel()), FakeTorchServe()]
+    proxy = (await make_fleet(*fleet, discovery_interval_s=LOOK_S)).proxy
+    first, second = (instance.inference.removeprefix("http://") for instance in fleet)
+    fleet[1].models.append(FakeModel(describe_pause_s=5.0))
+    unused = f"{second}: linear/1.0 did not answer describe; not used until it does"
+    await until(lambda: unused in proxy.plan.problems, "the proxy to see the second")
+    used_at_removal: list[set[str]] = []
+
+    def note(change: str) -> None:
+        if change.startswith("DELETE /models/linear/"):
+            used_at_removal.append({endpoint.instance for endpoint in proxy.plan.fleet.endpoints})
+
+    for instance in fleet:
+        instance.store = {path.name: FakeModel(weights=read_archive(path).weights())}
+        instance.before_change = note  # type: ignore[assignment]
+    assert (
+        await command("register", "--replace", path, "--admin", proxy.admin_url, on=[i.management for i in fleet]) == 0
+    )
+    assert used_at_removal == [{first, second}] * 2
+
+
 HANDLER = """
 import os, time
 

@@ -324,7 +324,9 @@ class TestReplace:
             (0, "DELETE /models/linear/1.0"), (0, "POST /models"),
             (1, "DELETE /models/linear/1.0"), (1, "POST /models"),
         ]  # fmt: skip
-        assert capsys.readouterr().err.count("waiting") == 3, "for proxies to see that each is gone, and is back"
+        assert capsys.readouterr().err.count("waiting") == 4, (
+            "for proxies to use the other, and to see that each is gone"
+        )
 
     @pytest.mark.slow
     @pytest.mark.parametrize("fails", [FAILURE, LOST], ids=["refused", "no answer"])
@@ -376,6 +378,18 @@ class TestReplace:
         assert await run("register", "--replace", new, on=fleet) == 3
         assert served(*fleet) == [[("linear", "1.0", True, "sha256:f", 1, 1)]] * 2
         assert not any(change == "DELETE /models/linear/1.0" for each in fleet for change in each.changes)
+
+    async def test_a_trial_of_somebody_else_stays(
+        self, start: Start, packed: Pack, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        new = packed(weights=b"new")
+        instance = await start(FakeModel(), FakeModel("linear-ts-parity-trial"), store=(new,))
+        before = served(instance)
+        assert await run("register", "--replace", new, on=(instance,)) == 3
+        assert served(instance) == before
+        err = capsys.readouterr().err
+        assert "has linear-ts-parity-trial already: another rollout is at work there, or was killed" in err
+        assert err.endswith("ts-parity unregister linear-ts-parity-trial. Nothing was changed\n")
 
     async def test_what_torchserve_would_not_give_up(
         self, start: Start, packed: Pack, capsys: pytest.CaptureFixture[str]
@@ -538,6 +552,29 @@ def test_what_a_proxy_has_seen() -> None:
     assert view.missing({"http://a": 97.5}, [], 100.0) == "what was changed on http://a"
     assert view.missing({}, [("http://b", "m/1.0"), ("http://elsewhere", "m/1.0")], 100.0) == ""
     assert view.missing({}, [("http://a", "m/1.0")], 100.0) == "that http://a serves m/1.0 again"
+
+
+@pytest.mark.parametrize(
+    ("used", "others", "missing"),
+    [
+        ("a", "b", "that http://b serves m/1.0"),
+        ("a", "bc", "that http://b or http://c serves m/1.0"),
+        ("ab", "bc", ""),
+        ("b", "bc", ""),
+        ("", "b", ""),
+        ("a", "", ""),
+        ("a", "d", ""),
+    ],
+    ids=["alone", "alone of three", "one of the others", "not itself", "nobody", "no other has it", "not in the proxy"],
+)
+def test_who_must_be_used_before_an_instance_goes(used: str, others: str, missing: str) -> None:
+    view = ProxyView(dict.fromkeys(urls("abc"), 3.0), {"m/1.0": frozenset(urls(used))})
+    assert view.alone("http://a", "m/1.0", urls(others)) == missing
+    assert view.alone("http://a", "m/2.0", urls(others)) == ""
+
+
+def urls(letters: str) -> list[str]:
+    return [f"http://{letter}" for letter in letters]
 
 
 async def test_a_proxy_that_cannot_tell_is_told_before_anything_is_done(

@@ -131,6 +131,8 @@ class FakeModel:
     """Answers used up one by one, before the model is asked."""
     mute_describe: bool = False
     """A handler that answers `?customized=true` with an error, as handlers that know no describe do."""
+    describe_pause_s: float = 0.0
+    """How long it takes to answer `?customized=true`, as while its worker loads what describe needs."""
     url: str = ""
     """What it was registered from; its name with .mar if empty."""
     loads: bool = True
@@ -388,6 +390,7 @@ class FakeTorchServe:
             self.describes += 1
             async with self._worker(versions[0]):
                 await self._thawed.wait()
+            await asyncio.sleep(versions[0].describe_pause_s)
             if versions[0].mute_describe:
                 return _error(503, "InternalServerException", "Prediction failed")
             entries[0]["customizedMetadata"] = versions[0].described()

@@ -82,7 +82,7 @@ class Rollout:
         try:
             for step in steps:
                 if step.settled:
-                    self._settle()
+                    self._settle(step)
                 self._do(step)
                 self._note(step)
                 self.done.append(step)
@@ -104,8 +104,8 @@ class Rollout:
         elif step.action is StepAction.UNREGISTER and serves in self._again:
             self._again.remove(serves)
 
-    def _settle(self) -> None:
-        """Wait until the proxies know what was done."""
+    def _settle(self, step: RolloutStep) -> None:
+        """Wait until the proxies know what was done, and have another instance for what goes in this step."""
         if not self.admins:
             self.told(f"waiting {SETTLE_S:g} s: by then every proxy has seen what was done")
             self.pause(SETTLE_S)
@@ -115,7 +115,10 @@ class Rollout:
         for admin in self.admins:
             while True:
                 asked_at = self.clock()
-                missing = proxies.ask(admin).missing(self._changed, self._again, asked_at)
+                seen = proxies.ask(admin)
+                missing = seen.missing(self._changed, self._again, asked_at)
+                if not missing and step.action is StepAction.UNREGISTER:
+                    missing = seen.alone(step.instance, f"{step.model}/{step.version}", step.others)
                 if not missing:
                     break
                 if asked_at > ends_at:
@@ -181,8 +184,14 @@ class Rollout:
         try:
             message = self._ask_to_register(client, source.url, name, options, max(LOAD_S, timeout_s))
         except ManagementError as error:
-            if error.upstream_status == CONFLICT and name is None and self._undo:
+            if error.upstream_status == CONFLICT and self._undo:
                 self._undo.pop()  # it was there before, and is not ours to remove
+                if name is not None:
+                    raise ManagementError(
+                        f"{client.url} has {name} already: another rollout is at work there, or was killed. If none "
+                        f"is, ts-parity unregister {name}",
+                        CONFLICT,
+                    ) from None
             raise
         if found := _REGISTERED.search(message):
             model, version = found["model"], found["version"]

@@ -116,6 +116,8 @@ class RolloutStep:
     """It is not undone, and neither is anything before it."""
     settled: bool = False
     """It waits until proxies have seen what was done before it."""
+    others: tuple[str, ...] = ()
+    """Instances that serve meanwhile what it unregisters only to register it with other content."""
     note: str = ""
 
     @property
@@ -211,21 +213,23 @@ def _plan_replacement(
         archive = source.archive
         assert archive is not None, "what replaces another must be known"
         model, version = archive.model_name, archive.model_version
-        elsewhere = sum(instance.find(model, version) is not None for instance in fleet) > 1
+        having = [instance.url for instance in fleet if instance.find(model, version) is not None]
         for instance in fleet:
             same, default = instance.find(model, version), instance.defaults.get(model)
             if same is not None:
                 if default == version and len(instance.models[model]) > 1:
-                    others = ", ".join(each.version for each in instance.models[model] if each.version != version)
+                    beside = ", ".join(each.version for each in instance.models[model] if each.version != version)
                     raise PlanRefused(
-                        f"{instance.url}: {model} {version} is the default beside {others}, so TorchServe would refuse "
+                        f"{instance.url}: {model} {version} is the default beside {beside}, so TorchServe would refuse "
                         "to replace its content: pack the archive with another --version. Nothing was done"
                     )
                 like = requested.options(archive, same)
-                told = "" if elsewhere else "no other instance given has it: nobody serves it meanwhile"
+                others = tuple(url for url in having if url != instance.url)
+                told = "" if others else "no other instance given has it: nobody serves it meanwhile"
                 back = "" if same.url != source.url else "the file it came from is overwritten, so it cannot come back"
                 tries.append(RolloutStep(instance.url, StepAction.TRY, model, version, source, ModelOptions(workers=1)))
-                note, first = "; ".join(filter(None, (_busy(same), back, told))), not registrations
+                note = "; ".join(filter(None, (_busy(same), back, told)))
+                waits = bool(registrations or others)
                 registrations += [
                     RolloutStep(
                         instance.url,
@@ -235,7 +239,8 @@ def _plan_replacement(
                         None,
                         like,
                         same,
-                        settled=not first,
+                        settled=waits,
+                        others=others,
                         note=note,
                     ),
                     RolloutStep(instance.url, StepAction.REGISTER, model, version, source, like, same, settled=True),
