@@ -327,6 +327,9 @@ MUTANTS = [
     ),
     _engine("a class is known from its first answers", "sizes", "len(answers) < FEW or ", ""),
     _engine("a size never seen takes as long as the smallest", "sizes", "max(smaller)", "min(smaller)"),
+    _engine("no other size becomes usual", "sizes", "self._away + 1 if", "0 if"),
+    _engine("half of the answers turn what is usual", "sizes", "PER_USUAL: Final = 3", "PER_USUAL: Final = 1"),
+    _engine("what is known is not rescaled", "fleet", "self.latency.rescale(usual)", "pass"),
     _engine("paths share their scales", "sizes", "known[0] == size[0] and ", ""),
     _engine(
         "lateness of some becomes usual",

@@ -138,3 +138,22 @@ def test_with_one_late_answer_in_twenty_late_queries_are_rebuilt():
     rebuilt = [number for number, (source, _) in run.answers.items() if source == "reconstructed"]
     assert len(rebuilt) > 0.8 * len(late)
     assert set(rebuilt) <= {number for number, *_ in late}
+
+
+def test_everything_known_takes_longer_when_what_is_usual_does():
+    window, same = LatencyWindow(), LatencyWindow()
+    for n in range(300):
+        window.add(0.01 + 0.001 * (n % 7))
+        same.add(0.04 + 0.004 * (n % 7))
+    version, changes = window.version, window.changes
+    window.rescale(4.0)
+    assert (window.version, window.changes) == (version + 1, changes), "who is slow beside others is as slow as before"
+    assert window.median == pytest.approx(same.median)
+    assert window.quantile(0.9) == pytest.approx(same.quantile(0.9))
+    for n in range(300):
+        for each in (window, same):
+            each.add(0.04 + 0.004 * (n % 7))
+    assert window.changes == same.changes == changes
+    empty = LatencyWindow()
+    empty.rescale(4.0)
+    assert (empty.median, empty.quantile(0.9)) == (0.0, None)

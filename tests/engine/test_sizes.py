@@ -9,10 +9,24 @@ import pytest
 
 from ts_parity.engine import Policy, Query, Scheduler, Send, plain
 from ts_parity.engine.events import Arrived
-from ts_parity.engine.sizes import FEW, FULL, HALF, MOST, PARTS, RENEWED, SHORTEST, WINDOW, Latest, Scales, size_class
+from ts_parity.engine.sizes import (
+    AWAY,
+    FEW,
+    FULL,
+    HALF,
+    MOST,
+    PARTS,
+    RENEWED,
+    SHORTEST,
+    WINDOW,
+    Latest,
+    Scales,
+    size_class,
+)
 from ts_parity.testing import POOL, fleet
 
 SMALL, BIG = size_class("/predictions", 1_000), size_class("/predictions", 10_000)
+BIGGER = size_class("/predictions", 100_000)
 
 
 def learnt(*pairs, times=40):
@@ -150,6 +164,55 @@ def test_looking_at_the_latest_alone_says_what_looking_at_all_would(affordable):
     assert len(told) >= 10
 
 
+def test_what_nearly_all_queries_are_of_is_usual_then():
+    """And what was usual is short for it."""
+    scales = learnt((SMALL, 1.0), (BIG, 8.0))
+    turned = [scales.answered(BIG, 8.0) for _ in range(AWAY)]
+    assert [turn for turn in turned if turn != 1.0] == [8.0]
+    assert (scales.of(BIG), scales.of(SMALL), scales.differ) == (1.0, 0.125, 1)
+    assert {scales.answered(BIG, 1.0) for _ in range(2 * AWAY)} == {1.0}
+    assert scales.of(SMALL) == 0.125, "nothing is learnt of it from others' answers"
+    for _ in range(FEW):
+        scales.answered(SMALL, 0.125)
+    assert scales.of(SMALL) == 0.125
+    assert [turn for _ in range(AWAY) if (turn := scales.answered(SMALL, 0.125)) != 1.0] == [0.125]
+    assert (scales.of(BIG), scales.of(SMALL)) == (8.0, 1.0)
+
+
+@pytest.mark.parametrize(("away", "turns"), [(3, False), (4, True)])
+def test_what_most_queries_are_of_is_not_yet_usual(away, turns):
+    """Where sizes are mixed, what is usual does not go to and fro."""
+    scales = learnt((SMALL, 1.0), (BIG, 8.0))
+    turned = [scales.answered(*each) for _ in range(2 * AWAY) for each in [(SMALL, 1.0), *[(BIG, 8.0)] * away]]
+    assert (max(turned) == 8.0) is turns
+
+
+def test_only_what_is_known_of_a_size_moves_with_what_is_usual():
+    scales = learnt((SMALL, 1.0), (BIG, 8.0))
+    scales.answered(BIGGER, 16.0)
+    for _ in range(AWAY):
+        scales.answered(BIG, 8.0)
+    assert scales.of(BIGGER) == 1.0, "as the next smaller: one answer says nothing"
+    for _ in range(FEW - 1):
+        scales.answered(BIGGER, 2.0)
+    assert scales.of(BIGGER) == 2.0
+
+
+def test_the_latest_are_weighed_by_what_is_usual_then():
+    rule, same = Latest(), Latest()
+    for each in (rule, same):
+        each.adopt(0.1)
+    for n in range(WINDOW):
+        rule.answered(0.001 * (n % 50), 1.0 + n % 3, 0.1)
+        same.answered(0.001 * (n % 50), (1.0 + n % 3) / 4.0, 0.1)
+    assert rule.after_s == same.after_s
+    rule.rescale(4.0)
+    for each in (rule, same):
+        for n in range(WINDOW // PARTS):
+            each.answered(0.003 * (n % 50), 0.5, 0.1)
+    assert rule.after_s == same.after_s
+
+
 # ---- in the engine --------------------------------------------------------------------------------------------------
 
 
@@ -207,6 +270,23 @@ def test_a_backup_of_a_big_query_is_launched_later():
     query = Query(0, POOL, "key", size=BIG)
     scheduler.query_arrived(query, 1.0)
     assert query.launch_at == pytest.approx(1.16)
+
+
+def test_times_are_those_of_the_size_that_nearly_all_queries_are_of():
+    """A group would wait for its members, and status would show, ten times what they take."""
+    whole = fleet(deployed=3, code="student", k=1, shared=True, protections=3)
+    scheduler, now = Scheduler(whole, plain(launch="late")), 0.0
+    [pool] = scheduler.pools()
+    for n in range(100 + 2 * AWAY):
+        now += 1.0
+        size, latency_s = (SMALL, 0.1) if n < 100 else (BIG, 0.01)
+        query = Query(n, POOL, "key", size=size)
+        [sent] = [action for action in scheduler.query_arrived(query, now) if isinstance(action, Send)]
+        scheduler.task_done(sent.task, Arrived(raw=True), now + latency_s)
+    assert (pool.scales.of(BIG), pool.scales.of(SMALL)) == pytest.approx((1.0, 10.0))
+    assert pool.latency.median == pytest.approx(0.01)
+    assert pool.release.after_s == pytest.approx(0.01, rel=0.01)
+    assert pool.evidence.usual_s <= 0.02
 
 
 @pytest.mark.slow

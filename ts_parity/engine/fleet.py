@@ -90,11 +90,17 @@ class PoolState:
 
     def learn_latency(self, query: Query, latency_s: float) -> None:
         """Of an answer of a deployed endpoint."""
+        scale = query.scale
         if self.latency.median:
-            self.scales.answered(query.size, latency_s / self.latency.median)
-        self.latency.add(latency_s / query.scale)
+            usual = self.scales.answered(query.size, latency_s / self.latency.median)
+            if usual != 1.0:
+                self.latency.rescale(usual)
+                self.backup_latency.rescale(usual)
+                self.launch.latest.rescale(usual)
+                scale /= usual
+        self.latency.add(latency_s / scale)
         if self.scales.differ:
-            self.launch.latest.answered(latency_s, query.scale, self.load.value)
+            self.launch.latest.answered(latency_s, scale, self.load.value)
 
     @property
     def code(self) -> Code | None:

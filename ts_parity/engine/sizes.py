@@ -3,7 +3,8 @@
 A big body is late later. Queries are told apart by *size class*: the path, and the size in half octaves. The median of
 a class's last answers is compared with what is usual; where it is far off, all times of its queries are scaled. A
 median is moved by lateness only where half of a class's answers are late. What is compared are ratios, so a change of
-everything at once changes no scale. Where all sizes take as long, all scales are 1.
+everything at once changes no scale. Where all sizes take as long, all scales are 1. And where nearly all queries are of
+a size that was rare before, what that size takes is usual from then on.
 
 But the tail is made of big bodies too: `Latest` says from which latency on a query is helped whatever its size.
 
@@ -27,6 +28,9 @@ FAR: Final = 1.5
 SHORTEST: Final = 0.01
 """No class is taken to be shorter than this share of what is usual: a clock of milliseconds shows no time at all for
 the quickest answers, and times are divided by scales."""
+AWAY: Final = 256
+"""Answers of sizes that are not usual, more than three times as many as of those that are, after which they are."""
+PER_USUAL: Final = 3
 MOST: Final = 256
 """Classes that are told apart, whatever clients send."""
 WINDOW: Final = 2048
@@ -55,11 +59,12 @@ def size_class(path: str, size: int) -> SizeClass:
 class Scales:
     """Of one pool."""
 
-    __slots__ = ("_answers", "_known", "_unseen", "differ")
+    __slots__ = ("_answers", "_away", "_known", "_unseen", "differ")
 
     def __init__(self) -> None:
         self.differ = 0
         """Classes that take longer or shorter than usual."""
+        self._away = 0
         self._answers: dict[SizeClass, deque[float]] = {}
         self._unseen: dict[SizeClass, int] = {}
         self._known: dict[SizeClass, float] = {}
@@ -74,10 +79,12 @@ class Scales:
         smaller = [known for known in self._known if known[0] == size[0] and known[1] < size[1]]
         return self._known[max(smaller)] if smaller else 1.0
 
-    def answered(self, size: SizeClass | None, ratio: float) -> None:
-        """`ratio`: of the latency to what is usual."""
+    def answered(self, size: SizeClass | None, ratio: float) -> float:
+        """`ratio`: of the latency to what is usual. -> how many times longer what is usual takes from now on, nearly
+        always 1.
+        """
         if size is None:
-            return
+            return 1.0
         answers = self._answers.get(size)
         if answers is None:
             if len(self._answers) >= MOST:
@@ -86,21 +93,35 @@ class Scales:
             self._unseen[size] = 0
         answers.append(ratio)
         if len(self._answers) == 1:  # there is nothing to compare with
-            return
+            return 1.0
+        scale = self._known.get(size, 1.0)
         self._unseen[size] += 1
-        if len(answers) < FEW or self._unseen[size] < OFTEN:
-            return
-        self._unseen[size] = 0
-        median = sorted(answers)[len(answers) // 2]
-        before = self._known.get(size, 1.0)
-        scale = 1.0 if 1.0 / FAR < median < FAR else max(SHORTEST, median)
-        self._known[size] = scale
-        self.differ += (scale != 1.0) - (before != 1.0)
+        if len(answers) >= FEW and self._unseen[size] >= OFTEN:
+            self._unseen[size] = 0
+            before, scale = scale, _scale(sorted(answers)[len(answers) // 2])
+            self._known[size] = scale
+            self.differ += (scale != 1.0) - (before != 1.0)
+        self._away = self._away + 1 if scale != 1.0 else max(0, self._away - PER_USUAL)
+        return 1.0 if self._away < AWAY else self._turn(scale)
+
+    def _turn(self, usual: float) -> float:
+        """What took so many times longer than usual is usual."""
+        self._away = 0
+        for answers in self._answers.values():
+            for _ in range(len(answers)):
+                answers.append(answers.popleft() / usual)
+        self._known = {size: _scale(self.of(size) / usual) for size in self._answers}
+        self.differ = sum(scale != 1.0 for scale in self._known.values())
+        return usual
 
     def _forget(self, size: SizeClass) -> None:
         """The class known for longest makes room; if it is asked for again, it is learnt again in a few answers."""
         del self._answers[size], self._unseen[size]
         self.differ -= self._known.pop(size, 1.0) != 1.0
+
+
+def _scale(ratio: float) -> float:
+    return 1.0 if 1.0 / FAR < ratio < FAR else max(SHORTEST, ratio)
 
 
 @final
@@ -120,6 +141,12 @@ class Latest:
     def adopt(self, affordable: float) -> None:
         """Help for queries of usual size that can be paid for, per query of usual size."""
         self._affordable = affordable
+
+    def rescale(self, usual: float) -> None:
+        """What is usual takes so many times longer."""
+        for _ in range(len(self._answers)):
+            latency_s, scale = self._answers.popleft()
+            self._answers.append((latency_s, scale / usual))
 
     def bound(self, late_s: float, scale: float) -> float:
         """When a query is late that would be after `late_s` if it were of usual size."""
