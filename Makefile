@@ -9,7 +9,7 @@ COMPILED_READY := $(COMPILED)/.ready
 # What only a release needs.
 RELEASING := build/releasing
 
-.PHONY: demo test test-compiled test-backends backends lint check format docs bench accuracy gpu gpu-bundle policies overhead paper soak fuzz compiled release clean
+.PHONY: demo test test-long test-compiled test-backends backends lint check format docs bench accuracy gpu gpu-bundle policies overhead paper soak fuzz compiled release clean
 
 demo: $(READY)
 	$(BIN)/ts-parity demo --out demo-out --force $(ARGS)
@@ -18,7 +18,11 @@ demo: $(READY)
 AT_ONCE := -n 3 --dist loadfile --no-loadscope-reorder
 
 test: lint
-	$(BIN)/python -m pytest $(AT_ONCE) -m "not backends" $(ARGS)
+	$(BIN)/python -m pytest $(AT_ONCE) -m "not backends and not long" $(ARGS)
+
+# Some eighty tests that take twice as long as the seven thousand of `make test`: examples typed, the demo, real fleets.
+test-long: $(READY)
+	$(BIN)/python -m pytest $(AT_ONCE) -m "long and not backends" $(ARGS)
 
 # Real servers other than TorchServe, each installed in build/backends/NAME: 1.1 GB in all. Where no package registry
 # can be reached, their tests are skipped.

@@ -50,6 +50,7 @@ def in_a_process_of_its_own(*arguments):
     return ran.stdout
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "codes"), [("mnist", ["sum:2", "student:2"]), ("cifar10", ["concat:4"])])
 def test_a_quick_run_writes_whole_rows(script, data, tmp_path, capsys, name, codes):
@@ -85,6 +86,7 @@ def script():
     return module
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_run_in_slices_ends_as_one_without(script, data, tmp_path):
     """Stopped at every checkpoint, the deployed model's training included, it says the same to the last bit."""
@@ -114,6 +116,7 @@ def test_a_run_in_slices_ends_as_one_without(script, data, tmp_path):
     assert not list((tmp_path / ".sliced").glob("*.checkpoint"))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_figures_are_made_anew_from_kept_outputs(script, data, tmp_path):
     """Nothing is trained for it, and a run whose outputs are gone is made again only with --renew."""

@@ -44,6 +44,7 @@ def test_the_networks_are_those_of_their_papers(name, parameters, billions):
     assert len(STUDENTS) == 6
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_times_are_measured_and_shown(tmp_path, monkeypatch):
     monkeypatch.setattr(sizing, "WARM", 1)
@@ -58,6 +59,7 @@ def test_times_are_measured_and_shown(tmp_path, monkeypatch):
         assert told in page
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_worker_answers_every_kind_of_group(monkeypatch):
     monkeypatch.setattr(cost, "ROUNDS", 8)
@@ -66,6 +68,7 @@ def test_a_worker_answers_every_kind_of_group(monkeypatch):
     assert all(row["cost"] > 0 for row in rows)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_something_runs_beside_the_deployed_model():
     [network, *_] = TINY.networks
@@ -74,6 +77,7 @@ def test_something_runs_beside_the_deployed_model():
     assert all(taken > 0)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.torchserve
 def test_real_torchserve_with_frozen_workers(tmp_path):
@@ -180,6 +184,7 @@ def test_cifar_is_read_in_either_form_and_decoded_once(tmp_path):
     assert (tuple(jpeg.train.shape), sorted(jpeg.train_labels.tolist())) == ((4, 1, 3, 32, 32), [0, 0, 1, 1])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_papers_table_in_slices_on_a_handful_of_images(tmp_path, capsys):
     """A ResNet-18 of four channels: deployed, a parity model and a student of a tenth; interrupted, and gone on."""
@@ -309,6 +314,7 @@ def test_a_run_goes_on_with_the_json_that_is_there(bundle, monkeypatch):
     assert json.loads((bundle / "unpacked" / "accuracy.json").read_text()) == known
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_one_command_leaves_one_json(bundle):
     """The CPU form of what runs on the bare machine: the tests are skipped there, and one section is measured."""

@@ -205,6 +205,7 @@ def played(folder):
         yield json.loads(process.stdout.readline())
 
 
+@pytest.mark.long
 @needs_them
 @pytest.mark.slow
 def test_a_cell_is_measured():
@@ -229,6 +230,7 @@ def test_a_cell_is_measured():
     }  # fmt: skip
 
 
+@pytest.mark.long
 @needs_them
 @pytest.mark.slow
 def test_a_pair_is_measured():
@@ -252,6 +254,7 @@ def test_two_builds_are_compared_cell_by_cell_and_start_by_start():
     }  # fmt: skip
 
 
+@pytest.mark.long
 @needs_them
 @pytest.mark.slow
 def test_two_builds_take_turns(monkeypatch, capsys):

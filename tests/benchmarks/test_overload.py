@@ -35,6 +35,7 @@ def test_the_table_has_a_line_for_each_kind_of_client_and_fleet():
     assert overload.table(rows).count("50%, 100, 200") == len(rows)
 
 
+@pytest.mark.long
 @pytest.mark.torchserve
 def test_before_a_real_torchserve_every_query_gets_one_answer(torchserve_factory, tmp_path):
     """How many of them come in time is the benchmark's business: a busy machine changes it."""

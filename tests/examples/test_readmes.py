@@ -27,6 +27,10 @@ GOES_ON = [ROOT / "docs" / f"{name}.md" for name in ("start", "saved", "fleet-si
 """In this order."""
 EXAMPLES = sorted((ROOT / "examples").glob("*/README.md"))
 SESSIONS = [[README, *GOES_ON], *([example] for example in EXAMPLES)]
+TYPED = [
+    pytest.param(each, id=str(each[0].relative_to(ROOT)), marks=[pytest.mark.long] * (each[0] != README))
+    for each in SESSIONS
+]
 LIMIT_S = 1100  # for what hangs; each takes a minute or two on a machine that is not busy
 
 typed = pytest.mark.skipif(shutil.which("curl") is None, reason="the READMEs use curl, which is not installed")
@@ -83,7 +87,7 @@ def still_running(group):
 @pytest.mark.torchserve
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("session", SESSIONS, ids=lambda session: str(session[0].relative_to(ROOT)))
+@pytest.mark.parametrize("session", TYPED)
 def test_the_commands_of_a_page_work_as_they_stand(session, tmp_path):
     *blocks, stop = fenced(session[0].read_text(), "sh", "bash")
     assert len(blocks) >= 3

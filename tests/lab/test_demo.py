@@ -23,6 +23,7 @@ ARM = {
 }
 
 
+@pytest.mark.long
 def test_the_demo_answers_everything_while_workers_are_frozen_and_killed(tmp_path):
     command = [sys.executable, "-m", "ts_parity.cli", "demo", "--out", str(tmp_path), "--json"]
     ran = subprocess.run(

@@ -72,6 +72,7 @@ def test_what_there_is_to_choose_from():
     assert [(c.policy, c.extra) for c in choices(12, 0, [])] == [("none", 0), ("copies", 0)]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_student_is_taken_where_machines_have_slow_spells():
     plan = make_plan(SLOW, [STUDENT, SUM], Limits(machines=3), (0,))
@@ -253,6 +254,7 @@ def test_serve_takes_the_flags_and_does_what_was_simulated(choice):
         assert replace(policy_of(settings).in_units(world.unit), **PATIENT) == made.policy
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_work_is_the_reports_where_every_query_is_protected_and_is_explained_where_it_is_not():
     world = World(load=0.6, queries=12_000)

@@ -243,6 +243,7 @@ def truth(name: str, policy: str) -> Result:
     return simulate(world.scenario(arranged(policy, world.workers)), 3)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WORLDS)
 @pytest.mark.parametrize("logged", ["none", "student"])

@@ -90,6 +90,7 @@ async def test_beside_fakes(make_fleet: MakeFleet, tmp_path: Path) -> None:
     assert [[m.version for m in instance.models] for instance in fleet] == [["3.0"], ["3.0"]]
 
 
+@pytest.mark.long
 async def test_the_next_instance_goes_when_the_proxy_uses_the_one_before_again(
     make_fleet: MakeFleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,6 +167,7 @@ def instances(
     return torchserve_factory.fleet([[first], [first], [protection]], model_api=True, workers=1)
 
 
+@pytest.mark.long
 @pytest.mark.torchserve
 async def test_beside_real_instances(
     instances: list[TorchServeInstance], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -103,6 +103,7 @@ class Load:
         assert not wrong
 
 
+@pytest.mark.long
 async def test_killed_restarted_stopped_and_drained_under_load(tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         instances = [FakeTorchServe(FakeModel(latency_s=0.005)) for _ in range(12)]

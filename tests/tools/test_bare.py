@@ -48,6 +48,7 @@ def test_the_same_files_make_the_same_wheel(tmp_path: Path) -> None:
     assert {each.date_time[:1] for each in zipfile.ZipFile(first).infolist()} == {(2027,)}
 
 
+@pytest.mark.long
 def test_commands_and_a_query_without_a_compiler(wheel: Path, tmp_path: Path) -> None:
     borrowed = (sysconfig.get_path("purelib"),)
     environment = bare.BareEnvironment(sys.executable, tmp_path / "bare", wheel, borrowed=borrowed)

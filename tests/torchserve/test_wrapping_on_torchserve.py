@@ -12,7 +12,7 @@ from ts_parity.torchserve.archive import SampleRequest, wrap_deployed, wrap_pari
 from ts_parity.torchserve.launcher import TorchServeInstance
 from ts_parity.wire import CONFIDENCE
 
-pytestmark = [pytest.mark.torchserve, pytest.mark.slow]
+pytestmark = [pytest.mark.torchserve, pytest.mark.slow, pytest.mark.long]
 
 HANDLER = """\
 def handle(data, context):

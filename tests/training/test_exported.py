@@ -93,6 +93,7 @@ def archive(tmp_path_factory):
     return get
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_protections_of_an_exported_model(archive, json_bodies, tmp_path, kind):
     """A program can be copied and learn, if it was exported for batches; a compiled one can only be asked."""
@@ -111,6 +112,7 @@ def test_protections_of_an_exported_model(archive, json_bodies, tmp_path, kind):
     assert read_archive(out / made["student"]["archives"][0]).section["parity_model"], "beside it, as TorchScript"
 
 
+@pytest.mark.long
 @pytest.mark.torchserve
 @pytest.mark.parametrize("kind", ["program", pytest.param("library", marks=compiles)])
 def test_torchserve_serves_it_and_its_protections(archive, json_bodies, tmp_path, torchserve_factory, kind):

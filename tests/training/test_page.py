@@ -364,6 +364,7 @@ def test_of_many_classes_the_worst_are_shown():
     assert "976 more classes lose 0.2 points or less each." in words(root)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_page_stays_small_whatever_the_bodies_are():
     """Of large pictures a small copy; of what has no more room its name."""

@@ -433,6 +433,7 @@ def test_a_model_of_complex_numbers_is_learned_from(tmp_path, shapes_of):
         make_model(TRANSFORMER, None, call, shapes)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "script"), [("Mean", False), ("Named", True), ("Attends", False), ("Bag", True), ("Plain", False)]

@@ -519,6 +519,7 @@ def test_a_handler_that_cannot_be_loaded_says_so(bodies, tmp_path):
         run(broken, bodies, tmp_path)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_several_devices_learn_together(model, bodies, tmp_path):
     """Two processes on the CPU, as they would be on two GPUs: each takes its share of every step's groups."""

@@ -53,6 +53,7 @@ def _framed(server: TorchServeInstance, model: str, op: str, frame: Frame) -> re
     return _post(server, model, pack_frame(frame), **{OP: op, "content-type": FRAME_TYPE})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("handler", HANDLERS)
 def test_it_serves_and_is_protected(
     served: tuple[TorchServeInstance, dict[tuple[str, str], str]], handler: str

@@ -16,7 +16,7 @@ from ts_parity.torchserve.launcher import TorchServeInstance
 from ts_parity.torchserve.wrapping import wrap_deployed, wrap_parity
 from ts_parity.wire import FRAME_TYPE, OP, RAW, Frame, Part, pack_frame, unpack_frame
 
-pytestmark = [pytest.mark.torchserve, pytest.mark.slow]
+pytestmark = [pytest.mark.torchserve, pytest.mark.slow, pytest.mark.long]
 
 PLAIN = ["overrides_steps", "overrides_handle", "lazy_function", "own_status", "streams", "echoes"]
 SIZES = [(2, 1), (3, 2)]

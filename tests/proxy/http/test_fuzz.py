@@ -16,6 +16,7 @@ UPGRADE = b"Connection: upgrade\r\nUpgrade: h2c\r\n"
 CHUNKED = b"Transfer-Encoding: chunked\r\n"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 async def test_whatever_comes_nobody_gets_what_is_not_his(seed: int) -> None:

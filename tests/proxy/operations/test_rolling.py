@@ -153,6 +153,7 @@ async def both_seen(balancer: Client) -> None:
         await asyncio.sleep(0.02)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("haproxy") is None, reason="needs HAProxy")
 @pytest.mark.parametrize(("processes", "stops"), [("1", 6), ("2", 4)])

@@ -16,7 +16,7 @@ from ts_parity.confidence import CLASSES, Confidence, ConfidenceScorer, Curve, f
 from ts_parity.torchserve.launcher import TorchServeInstance
 from ts_parity.torchserve.wrapping import wrap_deployed, wrap_parity
 
-pytestmark = [pytest.mark.torchserve, pytest.mark.slow]
+pytestmark = [pytest.mark.torchserve, pytest.mark.slow, pytest.mark.long]
 
 NAME = "x-ts-parity-confidence"
 KNOWN = Confidence(
