@@ -20,7 +20,7 @@ AT_ONCE := -n 3 --dist loadfile --no-loadscope-reorder
 test: lint
 	$(BIN)/python -m pytest $(AT_ONCE) -m "not backends and not long" $(ARGS)
 
-# Some eighty tests that take twice as long as the seven thousand of `make test`: examples typed, the demo, real fleets.
+# Files and tests that take long, half as long again as the rest together: examples typed, the demo, real fleets.
 test-long: $(READY)
 	$(BIN)/python -m pytest $(AT_ONCE) -m "long and not backends" $(ARGS)
 

@@ -3,6 +3,7 @@
 import math
 import random
 from bisect import bisect_right
+from heapq import heappop, heappush
 from itertools import accumulate
 
 import pytest
@@ -10,7 +11,6 @@ import pytest
 from ts_parity.engine import Policy, Query, Scheduler, Send, plain
 from ts_parity.engine.events import Arrived
 from ts_parity.engine.sizes import (
-    AWAY,
     FEW,
     FULL,
     HALF,
@@ -18,11 +18,13 @@ from ts_parity.engine.sizes import (
     PARTS,
     RENEWED,
     SHORTEST,
+    TURN,
     WINDOW,
     Latest,
     Scales,
     size_class,
 )
+from ts_parity.engine.speed import DOUBT
 from ts_parity.testing import POOL, fleet
 
 SMALL, BIG = size_class("/predictions", 1_000), size_class("/predictions", 10_000)
@@ -164,34 +166,57 @@ def test_looking_at_the_latest_alone_says_what_looking_at_all_would(affordable):
     assert len(told) >= 10
 
 
+def turns(scales, bodies, number=2 * TURN):
+    """What is usual takes so many times longer, each time that it changes. `bodies`: what each of a size takes, by the
+    first clock; they come in a random order.
+    """
+    dice, usual, turned = random.Random(1), 1.0, []
+    for _ in range(number):
+        size, took = dice.choice(bodies)
+        turn = scales.answered(size, took / usual)
+        if turn != 1.0:
+            turned.append(turn)
+            usual *= turn
+    return turned
+
+
 def test_what_nearly_all_queries_are_of_is_usual_then():
     """And what was usual is short for it."""
     scales = learnt((SMALL, 1.0), (BIG, 8.0))
-    turned = [scales.answered(BIG, 8.0) for _ in range(AWAY)]
-    assert [turn for turn in turned if turn != 1.0] == [8.0]
+    assert turns(scales, [(BIG, 8.0)]) == [8.0]
     assert (scales.of(BIG), scales.of(SMALL), scales.differ) == (1.0, 0.125, 1)
-    assert {scales.answered(BIG, 1.0) for _ in range(2 * AWAY)} == {1.0}
+    assert turns(scales, [(BIG, 1.0)], 4 * TURN) == []
     assert scales.of(SMALL) == 0.125, "nothing is learnt of it from others' answers"
-    for _ in range(FEW):
-        scales.answered(SMALL, 0.125)
-    assert scales.of(SMALL) == 0.125
-    assert [turn for _ in range(AWAY) if (turn := scales.answered(SMALL, 0.125)) != 1.0] == [0.125]
+    assert turns(scales, [(SMALL, 0.125)]) == [0.125]
     assert (scales.of(BIG), scales.of(SMALL)) == (8.0, 1.0)
 
 
-@pytest.mark.parametrize(("away", "turns"), [(3, False), (4, True)])
-def test_what_most_queries_are_of_is_not_yet_usual(away, turns):
-    """Where sizes are mixed, what is usual does not go to and fro."""
+@pytest.mark.parametrize(("big", "turned"), [(1, []), (2, []), (5, [8.0])])
+def test_where_sizes_are_mixed_what_is_usual_does_not_go_to_and_fro(big, turned):
     scales = learnt((SMALL, 1.0), (BIG, 8.0))
-    turned = [scales.answered(*each) for _ in range(2 * AWAY) for each in [(SMALL, 1.0), *[(BIG, 8.0)] * away]]
-    assert (max(turned) == 8.0) is turns
+    assert turns(scales, [(SMALL, 1.0), *[(BIG, 8.0)] * big], 40 * TURN) == turned
+
+
+@pytest.mark.parametrize("first", range(5))
+def test_of_many_sizes_the_middle_one_becomes_usual_and_stays_so(first):
+    sizes = [(size_class("/predictions", 1_000 * 4**n), 2.0**n) for n in range(5)]
+    (usual, took), (other, others) = sizes[first], sizes[first - 1]
+    scales = learnt((usual, 1.0), (other, others / took))
+    turned = turns(scales, [(size, took / 2.0**first) for size, took in sizes], 200 * TURN)
+    assert len(turned) == (first in (0, 4))
+    assert [scales.of(size) for size, _ in sizes] == [2.0 ** (n - (2 if turned else first)) for n in range(5)]
+
+
+def test_the_rare_biggest_does_not_become_usual():
+    scales = learnt((SMALL, 1.0), (BIG, 8.0))
+    assert turns(scales, [(BIG, 8.0)] * 9 + [(BIGGER, 80.0)], 20 * TURN) == [8.0]
+    assert (scales.of(BIG), scales.of(BIGGER)) == (1.0, 10.0)
 
 
 def test_only_what_is_known_of_a_size_moves_with_what_is_usual():
     scales = learnt((SMALL, 1.0), (BIG, 8.0))
     scales.answered(BIGGER, 16.0)
-    for _ in range(AWAY):
-        scales.answered(BIG, 8.0)
+    assert turns(scales, [(BIG, 8.0)]) == [8.0]
     assert scales.of(BIGGER) == 1.0, "as the next smaller: one answer says nothing"
     for _ in range(FEW - 1):
         scales.answered(BIGGER, 2.0)
@@ -272,21 +297,56 @@ def test_a_backup_of_a_big_query_is_launched_later():
     assert query.launch_at == pytest.approx(1.16)
 
 
-def test_times_are_those_of_the_size_that_nearly_all_queries_are_of():
-    """A group would wait for its members, and status would show, ten times what they take."""
-    whole = fleet(deployed=3, code="student", k=1, shared=True, protections=3)
-    scheduler, now = Scheduler(whole, plain(launch="late")), 0.0
+def turned(at_once, shift, until=4 * TURN):
+    """Four hundred bodies, of which a fifth are big, then big ones alone, which take `shift` times as long.
+    `at_once`: so many are in flight. `until`: so many more; 0: until what is usual has turned. -> the pool, and
+    the tasks in flight.
+    """
+    whole = fleet(deployed=3, places=at_once, code="student", k=1, shared=True, protections=3)
+    policy = plain(launch="late", launch_after_s=10.0 * shift, copies=True, extra_work=0.1)
+    scheduler, now, flight = Scheduler(whole, policy), 0.0, []
     [pool] = scheduler.pools()
-    for n in range(100 + 2 * AWAY):
-        now += 1.0
-        size, latency_s = (SMALL, 0.1) if n < 100 else (BIG, 0.01)
-        query = Query(n, POOL, "key", size=size)
-        [sent] = [action for action in scheduler.query_arrived(query, now) if isinstance(action, Send)]
-        scheduler.task_done(sent.task, Arrived(raw=True), now + latency_s)
-    assert (pool.scales.of(BIG), pool.scales.of(SMALL)) == pytest.approx((1.0, 10.0))
-    assert pool.latency.median == pytest.approx(0.01)
-    assert pool.release.after_s == pytest.approx(0.01, rel=0.01)
-    assert pool.evidence.usual_s <= 0.02
+    for _ in range(FEW * 3):
+        pool.backup_latency.add(0.002)
+    for n in range(10_000):
+        now += 0.0001
+        size, latency_s = (SMALL, 0.01) if n < 400 and n % 5 else (BIG, 0.01 * shift)
+        latency_s *= 0.97 + 0.01 * (n % 7)
+        actions = scheduler.query_arrived(Query(n, POOL, "key", size=size), now)
+        for action in actions:
+            if isinstance(action, Send):
+                heappush(flight, (now + latency_s, action.task.id, action.task))
+        if n >= 400 + until and (until or pool.scales.of(SMALL) != 1.0):
+            return pool, [task for _, _, task in flight]
+        while len(flight) >= at_once:
+            ends_at, _, task = heappop(flight)
+            now = max(now, ends_at)
+            scheduler.task_done(task, Arrived(raw=True), now)
+    raise AssertionError("nothing has turned")
+
+
+@pytest.mark.parametrize("at_once", [1, 8])
+@pytest.mark.parametrize("shift", [0.1, 10.0])
+def test_times_are_those_of_the_size_that_nearly_all_queries_are_of(at_once, shift):
+    """A group would wait for its members, and status would show, ten times what they take, or a tenth."""
+    pool, _ = turned(at_once, shift)
+    assert (pool.scales.of(BIG), pool.scales.of(SMALL)) == pytest.approx((1.0, 1.0 / shift), rel=0.05)
+    assert pool.latency.median == pytest.approx(0.01 * shift, rel=0.05)
+    assert pool.release.after_s == pytest.approx(0.01 * shift, rel=0.1)
+    assert pool.backup_latency.median == pytest.approx(0.002 * shift, rel=0.05)
+    assert max(state.speed.slow for state in pool.deployed.everyone) < DOUBT
+
+
+@pytest.mark.parametrize("shift", [0.1, 10.0])
+def test_what_is_in_flight_meanwhile_is_measured_in_what_is_usual_then(shift):
+    """Or its answers would say that everything has become ten times slower, and acquit whoever is slow."""
+    pool, tasks = turned(40, shift, until=0)
+    assert len(tasks) >= 30
+    assert {pool.scales.of(task.query.size) for task in tasks if task.query.size == BIG} == {1.0}
+    for task in tasks:
+        assert task.scale == task.query.scale == pytest.approx(pool.scales.of(task.query.size), rel=0.05)
+    scales = [scale for _, scale in pool.launch.latest._answers]
+    assert 0.5 * min(1.0, 1.0 / shift) < min(scales) <= max(scales) < 3.0 * max(1.0, 1.0 / shift)
 
 
 @pytest.mark.slow

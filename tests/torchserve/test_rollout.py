@@ -389,7 +389,9 @@ class TestReplace:
         assert served(instance) == before
         err = capsys.readouterr().err
         assert "has linear-ts-parity-trial already: another rollout is at work there, or was killed" in err
-        assert err.endswith("ts-parity unregister linear-ts-parity-trial. Nothing was changed\n")
+        assert err.endswith(
+            f"ts-parity unregister --management {instance.management} linear-ts-parity-trial. Nothing was changed\n"
+        )
 
     async def test_what_torchserve_would_not_give_up(
         self, start: Start, packed: Pack, capsys: pytest.CaptureFixture[str]
@@ -564,8 +566,18 @@ def test_what_a_proxy_has_seen() -> None:
         ("", "b", ""),
         ("a", "", ""),
         ("a", "d", ""),
+        ("ac", "b", ""),
     ],
-    ids=["alone", "alone of three", "one of the others", "not itself", "nobody", "no other has it", "not in the proxy"],
+    ids=[
+        "alone",
+        "alone of three",
+        "one of the others",
+        "not itself",
+        "nobody",
+        "no other has it",
+        "not in the proxy",
+        "one that was not given",
+    ],
 )
 def test_who_must_be_used_before_an_instance_goes(used: str, others: str, missing: str) -> None:
     view = ProxyView(dict.fromkeys(urls("abc"), 3.0), {"m/1.0": frozenset(urls(used))})

@@ -88,19 +88,20 @@ class PoolState:
         self.release.budget.adopt(policy.differing)
         self._adopt_endpoints()
 
-    def learn_latency(self, query: Query, latency_s: float) -> None:
-        """Of an answer of a deployed endpoint."""
-        scale = query.scale
-        if self.latency.median:
-            usual = self.scales.answered(query.size, latency_s / self.latency.median)
-            if usual != 1.0:
-                self.latency.rescale(usual)
-                self.backup_latency.rescale(usual)
-                self.launch.latest.rescale(usual)
-                scale /= usual
-        self.latency.add(latency_s / scale)
+    def learn_latency(self, query: Query, latency_s: float) -> float:
+        """Of an answer of a deployed endpoint. -> how many times longer what is usual takes from now on, nearly always
+        1: the scales of all other queries have to be divided by it.
+        """
+        usual = self.scales.answered(query.size, latency_s / self.latency.median) if self.latency.median else 1.0
+        if usual != 1.0:
+            self.latency.rescale(usual)
+            self.backup_latency.rescale(usual)
+            self.launch.latest.rescale(usual)
+            query.scale /= usual
+        self.latency.add(latency_s / query.scale)
         if self.scales.differ:
-            self.launch.latest.answered(latency_s, scale, self.load.value)
+            self.launch.latest.answered(latency_s, query.scale, self.load.value)
+        return usual
 
     @property
     def code(self) -> Code | None:

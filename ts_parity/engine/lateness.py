@@ -77,7 +77,8 @@ class LatencyWindow:
         for known in (self._latencies, self._recent):
             for _ in range(len(known)):
                 known.append(known.popleft() * factor)
-        self._order()
+        if self.ordered:
+            self._order()
 
     def _refresh(self) -> None:
         self._unsorted += self._unseen
@@ -97,7 +98,7 @@ class LatencyWindow:
         self.ordered = sorted(self._latencies)
         self.version += 1
         self._known.clear()
-        self.median = _at(self.ordered, 0.5) if self.ordered else 0.0
+        self.median = _at(self.ordered, 0.5)
 
     def _has_changed(self) -> bool:
         """Whether most of the recent ones are slower than four fifths of all, or nearly all far faster than usual.

@@ -88,6 +88,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping
 from enum import IntEnum
+from itertools import chain
 from typing import Final
 
 from ts_parity.engine.admission import Verdict
@@ -416,7 +417,9 @@ class Life:
                 else:
                     task.place.record.answered()
                 if not outcome.error:  # an error's speed says nothing of what is usual
-                    pool.learn_latency(query, now - task.sent_at)
+                    usual = pool.learn_latency(query, now - task.sent_at)
+                    if usual != 1.0:
+                        self._rescale(pool, query, usual)
                 if query.trial is not None and pool.trust is not None:
                     pairs = pool.trials.own_arrived(query, task, outcome.raw, pool.trust, now)
                 elif query.group is not None and not outcome.error:
@@ -432,6 +435,19 @@ class Life:
                     self.review(group, actions)
         elif not task.lost:
             self._own_failed(task, query, outcome, now, actions)
+
+    def _rescale(self, pool: PoolState, query: Query, usual: float) -> None:
+        """What is usual takes so many times longer: divide the scales of all that is open or in flight but `query`."""
+        others = {other.id: other for other in self.live.values() if other.pool == query.pool}
+        for place in chain(pool.deployed.everyone, *(row.everyone for row in pool.rows.values())):
+            for task in place.tasks.values():
+                task.scale /= usual
+                if isinstance(task, Task):
+                    members = (task.query,) if task.group is None else task.group.members
+                    others |= {member.id: member for member in members if member is not None}
+        others.pop(query.id, None)
+        for other in others.values():
+            other.scale /= usual
 
     def _weigh_error(self, task: Task, query: Query, outcome: Arrived, pool: PoolState, now: float) -> bool:
         """Learn whose fault errors are; see `outliers`. -> whether this answer is set aside until a peer has spoken."""

@@ -3,8 +3,8 @@
 A big body is late later. Queries are told apart by *size class*: the path, and the size in half octaves. The median of
 a class's last answers is compared with what is usual; where it is far off, all times of its queries are scaled. A
 median is moved by lateness only where half of a class's answers are late. What is compared are ratios, so a change of
-everything at once changes no scale. Where all sizes take as long, all scales are 1. And where nearly all queries are of
-a size that was rare before, what that size takes is usual from then on.
+everything at once changes no scale. Where all sizes take as long, all scales are 1. And where three quarters of the
+queries take longer than usual, or less, their median is usual from then on.
 
 But the tail is made of big bodies too: `Latest` says from which latency on a query is helped whatever its size.
 
@@ -28,9 +28,9 @@ FAR: Final = 1.5
 SHORTEST: Final = 0.01
 """No class is taken to be shorter than this share of what is usual: a clock of milliseconds shows no time at all for
 the quickest answers, and times are divided by scales."""
-AWAY: Final = 256
-"""Answers of sizes that are not usual, more than three times as many as of those that are, after which they are."""
-PER_USUAL: Final = 3
+TURN: Final = 256
+"""Answers of which three quarters must take longer than usual, or three quarters less, for their median to become what
+is usual. Then at most half are on either side of it: it is not left again unless bodies change once more."""
 MOST: Final = 256
 """Classes that are told apart, whatever clients send."""
 WINDOW: Final = 2048
@@ -59,12 +59,13 @@ def size_class(path: str, size: int) -> SizeClass:
 class Scales:
     """Of one pool."""
 
-    __slots__ = ("_answers", "_away", "_known", "_unseen", "differ")
+    __slots__ = ("_answers", "_known", "_latest", "_unseen", "differ")
 
     def __init__(self) -> None:
         self.differ = 0
         """Classes that take longer or shorter than usual."""
-        self._away = 0
+        self._latest: list[float] = []
+        """Scales of the last answers, at most `TURN`."""
         self._answers: dict[SizeClass, deque[float]] = {}
         self._unseen: dict[SizeClass, int] = {}
         self._known: dict[SizeClass, float] = {}
@@ -101,12 +102,14 @@ class Scales:
             before, scale = scale, _scale(sorted(answers)[len(answers) // 2])
             self._known[size] = scale
             self.differ += (scale != 1.0) - (before != 1.0)
-        self._away = self._away + 1 if scale != 1.0 else max(0, self._away - PER_USUAL)
-        return 1.0 if self._away < AWAY else self._turn(scale)
+        self._latest.append(scale)
+        return 1.0 if len(self._latest) < TURN else self._turn()
 
-    def _turn(self, usual: float) -> float:
-        """What took so many times longer than usual is usual."""
-        self._away = 0
+    def _turn(self) -> float:
+        latest, self._latest = sorted(self._latest), []
+        if latest[TURN // 4] <= 1.0 <= latest[-TURN // 4 - 1]:
+            return 1.0
+        usual = latest[TURN // 2]
         for answers in self._answers.values():
             for _ in range(len(answers)):
                 answers.append(answers.popleft() / usual)

@@ -36,10 +36,10 @@ class ProxyView:
 
     def alone(self, instance: str, model: str, others: Iterable[str]) -> str:
         """What must be seen before `model` goes from `instance`: one of `others`, which have it too, in its place.
-        Empty: it sends the queries to one of them, has none of them, or does not use this instance either.
+        Empty: it uses another, has none of these, or does not use this instance either.
         """
-        known, used = sorted(self.ages.keys() & set(others)), self.used.get(model, frozenset())
-        if known and instance in used and not used & set(known):
+        known = sorted(self.ages.keys() & set(others))
+        if known and self.used.get(model, frozenset()) == {instance}:
             return f"that {' or '.join(known)} serves {model}"
         return ""
 

@@ -112,18 +112,22 @@ class Rollout:
             return
         self.told("waiting until every proxy has seen what was done")
         ends_at = self.clock() + SEEN_S
+        while missing := self._unseen(step):
+            if self.clock() > ends_at:
+                raise ManagementError(f"{missing} within {SEEN_S:g} s")
+            self.pause(POLL_S)
+
+    def _unseen(self, step: RolloutStep) -> str:
+        """What one of the proxies has not seen yet."""
         for admin in self.admins:
-            while True:
-                asked_at = self.clock()
-                seen = proxies.ask(admin)
-                missing = seen.missing(self._changed, self._again, asked_at)
-                if not missing and step.action is StepAction.UNREGISTER:
-                    missing = seen.alone(step.instance, f"{step.model}/{step.version}", step.others)
-                if not missing:
-                    break
-                if asked_at > ends_at:
-                    raise ManagementError(f"the proxy at {admin} has not seen {missing} within {SEEN_S:g} s")
-                self.pause(POLL_S)
+            asked_at = self.clock()
+            view = proxies.ask(admin)
+            if missing := view.missing(self._changed, self._again, asked_at):
+                return f"the proxy at {admin} has not seen {missing}"
+            if missing := view.alone(step.instance, f"{step.model}/{step.version}", step.others):
+                first = "give the instance that it does not use first, to replace it there first"
+                return f"the proxy at {admin} has not seen {missing} ({first})"
+        return ""
 
     def _do(self, step: RolloutStep) -> None:
         client = self.clients[step.instance]
@@ -189,7 +193,7 @@ class Rollout:
                 if name is not None:
                     raise ManagementError(
                         f"{client.url} has {name} already: another rollout is at work there, or was killed. If none "
-                        f"is, ts-parity unregister {name}",
+                        f"is: ts-parity unregister --management {client.url} {name}",
                         CONFLICT,
                     ) from None
             raise

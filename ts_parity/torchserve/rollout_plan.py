@@ -213,7 +213,8 @@ def _plan_replacement(
         archive = source.archive
         assert archive is not None, "what replaces another must be known"
         model, version = archive.model_name, archive.model_version
-        having = [instance.url for instance in fleet if instance.find(model, version) is not None]
+        having = {instance.url: there for instance in fleet if (there := instance.find(model, version)) is not None}
+        serving = [url for url, there in having.items() if there.min_workers and there.ready]
         for instance in fleet:
             same, default = instance.find(model, version), instance.defaults.get(model)
             if same is not None:
@@ -224,11 +225,11 @@ def _plan_replacement(
                         "to replace its content: pack the archive with another --version. Nothing was done"
                     )
                 like = requested.options(archive, same)
-                others = tuple(url for url in having if url != instance.url)
-                told = "" if others else "no other instance given has it: nobody serves it meanwhile"
+                told = "" if len(having) > 1 else "no other instance given has it: nobody serves it meanwhile"
                 back = "" if same.url != source.url else "the file it came from is overwritten, so it cannot come back"
                 tries.append(RolloutStep(instance.url, StepAction.TRY, model, version, source, ModelOptions(workers=1)))
                 note = "; ".join(filter(None, (_busy(same), back, told)))
+                others = tuple(url for url in serving if url != instance.url) if like.workers else ()
                 waits = bool(registrations or others)
                 registrations += [
                     RolloutStep(
