@@ -208,6 +208,7 @@ def test_a_slow_machine_holds_it_longer(monkeypatch, tmp_path):
     assert time.monotonic() - began >= 0.08
 
 
+@pytest.mark.long
 @pytest.mark.torchserve
 @pytest.mark.slow
 def test_a_real_worker_waits_and_answers_as_its_own_handler(archive, tmp_path):

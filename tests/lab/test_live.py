@@ -28,6 +28,7 @@ def served(tmp_path_factory):
         yield fleet, process
 
 
+@pytest.mark.long
 def test_a_bench_of_a_real_instance_whose_worker_is_frozen(served, tmp_path, capsys):
     [live], _ = served
     bodies = tmp_path / "bodies"
@@ -50,6 +51,7 @@ def test_a_bench_of_a_real_instance_whose_worker_is_frozen(served, tmp_path, cap
     assert "<svg" in page.read_text()
 
 
+@pytest.mark.long
 def test_each_fault_strikes_a_real_instance_and_leaves_it_serving(served):
     fleet, process = served
     faults = (

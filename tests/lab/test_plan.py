@@ -86,6 +86,7 @@ def test_the_student_is_taken_where_machines_have_slow_spells():
     assert 'class="bar take"' in page
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_limits_forbid_and_say_so():
     plan = make_plan(SLOW, [STUDENT, SUM], Limits(work=0.001, loss=0.0, p999=0.5), (0,))

@@ -27,6 +27,7 @@ def mean(values):
     return sum(values) / len(values)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(("cv", "load"), [(1e-6, 0.7), (1.0, 0.5)])
 def test_one_worker_is_an_m_g_1_queue(cv, load):
@@ -36,6 +37,7 @@ def test_one_worker_is_an_m_g_1_queue(cv, load):
     assert mean(result.latencies) == pytest.approx(expected, rel=0.06)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_many_workers_with_one_queue_wait_as_erlang_says():
     """M/M/c by Erlang's C formula, with a lognormal of the same cv in place of the exponential."""
@@ -75,6 +77,7 @@ def test_spells_take_their_share_of_the_time():
     assert result.work_per_query == pytest.approx(1.2, abs=0.06)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_domains_are_slow_together():
     """All twelve machines in one domain: while it is slow nothing is fast, whatever the policy."""
@@ -244,6 +247,7 @@ def test_a_big_body_takes_long_on_whatever_machine():
     assert result.work_per_query == pytest.approx(1.3, rel=0.03)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_what_belongs_to_a_query_its_second_copy_meets_again():
     """A second copy of a query that is slow by itself is as slow; of one that had a slow machine it is not."""
@@ -264,6 +268,7 @@ def test_machines_of_different_speed():
     assert result.work_per_query == pytest.approx(1.5, rel=0.01)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_answers_differ_as_their_curve_says():
     curve = AgreementCurve(((0.8, 0.0), (1.0, 0.1)))  # the least sure fifth differs every second time

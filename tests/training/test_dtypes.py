@@ -94,6 +94,7 @@ def records(packed, bodies, tmp_path):
         return [handler.record(handler.request(line, "application/json"))[0] for line in lines]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_code_is_made_whatever_the_model_computes_in(archive, json_bodies, tmp_path, kind, monkeypatch):

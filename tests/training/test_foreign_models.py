@@ -48,6 +48,7 @@ def archive(tmp_path):
     return make
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["onnx", "sklearn"])
 def test_every_code_is_made_for_it(archive, bodies, tmp_path, kind):

@@ -402,6 +402,7 @@ def test_an_output_for_each_token_cannot_be_learned_and_the_reason_says_what_can
         run(archive, bodies, tmp_path)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_outputs_of_texts_padded_to_one_length_are_learned_before_the_handler_pools_them(tmp_path, monkeypatch):
     monkeypatch.setitem(texts.CALLS, "Pooled", "self.pooled(*self.padded(texts, 24))")

@@ -364,6 +364,7 @@ def test_a_student_of_another_architecture_is_packed_for_the_users_own_handler(m
     assert made["agreement"] > 0.5
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_every_code_with_every_k_and_what_cannot_be(model, bodies, tmp_path):
     """And the table, the page and the recommendation of it."""
@@ -397,6 +398,7 @@ def test_every_code_with_every_k_and_what_cannot_be(model, bodies, tmp_path):
     assert run_cli(["report", str(tmp_path)]) == 2
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_an_interrupted_run_goes_on_where_it_was_and_ends_the_same(model, bodies, tmp_path, monkeypatch):
     archive = model()

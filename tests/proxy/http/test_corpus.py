@@ -53,6 +53,7 @@ def test_what_nginx_did_is_known_of_the_whole_corpus() -> None:
     assert sum(not passed for passed in recorded().values()) > 100, "a corpus of what is refused"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(_PARTS))
 async def test_nothing_that_nginx_refuses_is_passed_on(make_fleet: MakeFleet, part: int) -> None:
