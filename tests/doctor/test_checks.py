@@ -79,8 +79,8 @@ TELLING, TELLING_STUDENT = (replace(model, takes="['x FP32[-1, 4]']") for model 
 CASES: list[tuple[str, str, Callable[[], Gathered]]] = [
     ("TSP-101", "256 open files leave", lambda: fleet(files=256)),
     ("TSP-102", "plain Python", lambda: fleet(compiled=False)),
-    ("TSP-103", "of x ended 3 days ago", lambda: fleet(certificates=(CertificateEnd("x", -3.0),))),
-    ("TSP-104", "of x ends in 3 days", lambda: fleet(certificates=(CertificateEnd("x", 3.0),))),
+    ("TSP-103", "of x expired 3 days ago", lambda: fleet(certificates=(CertificateEnd("x", -3.0),))),
+    ("TSP-104", "of x expires in 3 days", lambda: fleet(certificates=(CertificateEnd("x", 3.0),))),
     ("TSP-201", "gave no answer", lambda: fleet(reports=down("gave no answer"))),
     ("TSP-202", "the management port?", lambda: fleet(reports=down("Is it the management port?", wrong_port=True))),
     (

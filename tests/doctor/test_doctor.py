@@ -104,7 +104,7 @@ async def test_certificates_are_read_whether_or_not_they_are_trusted(doctor: Doc
     wrong = found(out)
     assert code == 3
     assert wrong["TSP-103"] == [
-        f"the certificate of {url} ended 1 day ago" for url in (ended.inference, ended.management)
+        f"the certificate of {url} expired 1 day ago" for url in (ended.inference, ended.management)
     ]
     assert "certificate has expired" in wrong["TSP-201"][0]
 

@@ -31,15 +31,15 @@ CHECKS = (
         OUTSIDE, reach.uncompiled,
     ),
     Check(
-        "TSP-103", MACHINE, ERROR, "no certificate has ended",
-        "Those of the inference port, of instances at https addresses, and those that are shown to instances; the "
-        "first to end of each chain counts.",
+        "TSP-103", MACHINE, ERROR, "no certificate has expired",
+        "Those of the inference port, of instances at https addresses, and those that are shown to instances; of each "
+        "chain, the certificate that expires first counts.",
         "Renew it. The proxy reads its files again by itself when they change; an instance must be restarted.",
         OUTSIDE, reach.expired,
     ),
     Check(
-        "TSP-104", MACHINE, WARNING, f"no certificate ends within {reach.SOON_DAYS:.0f} days",
-        "Most are renewed a month before they end. One that is so near its end was not.",
+        "TSP-104", MACHINE, WARNING, f"no certificate expires within {reach.SOON_DAYS:.0f} days",
+        "Most are renewed a month before they expire. One that is so near its end was not.",
         "See why it has not been renewed, and renew it.",
         OUTSIDE, reach.ending,
     ),
@@ -139,11 +139,11 @@ CHECKS = (
     ),
     Check(
         "TSP-310", MODELS, WARNING, "an instance answers as many at once as it is given places",
-        "Workers share processors, a device or a disk, so that two of them may take as long for two queries as one for "
-        "one after the other. Measured only with --measure-places BODY, which loads the instances: copies of one body, "
-        f"at most {places.MOST_COPIES} at once, each number {places.TRIES} times, until the slowest takes "
-        f"{places.GROWN:g} times what one takes alone, for at most {places.LONGEST_S:.0f} seconds an instance. What "
-        "else the machine has to do meanwhile counts as its own.",
+        "Workers share processors, a device or a disk, so two workers may take as long for two queries as one worker "
+        "that answers them one after the other. Measured only with --measure-places BODY, which loads the instances: "
+        f"copies of one body, at most {places.MOST_COPIES} at once, each number {places.TRIES} times, until the "
+        f"slowest takes {places.GROWN:g} times what one takes alone, for at most {places.LONGEST_S:.0f} seconds an "
+        "instance. What else the machine has to do meanwhile counts as its own.",
         "Set places of that --endpoint to what was measured, or give the model fewer workers.",
         WRONG_INPUT, models.measured_places,
     ),
@@ -185,8 +185,8 @@ CHECKS = (
     ),
     Check(
         "TSP-406", PROTECTION, WARNING, "answers of groups fit into what an instance may answer",
-        "A backup answers a group with k outputs at once, in a parity code with one. TorchServe cuts what is over its "
-        "max_response_size, and does not tell what that is; compared is its default.",
+        "A backup answers a group with k outputs at once, a parity model with one. TorchServe cuts off whatever "
+        "exceeds its max_response_size. It does not report that limit, so this check compares with the default.",
         "Raise max_response_size in the config.properties of the instances that host the protection.",
         WRONG_INPUT, protection.large_answers,
     ),

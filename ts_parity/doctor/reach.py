@@ -80,12 +80,14 @@ def descriptors(gathered: Gathered) -> Sequence[str]:
 
 
 def expired(gathered: Gathered) -> Sequence[str]:
-    return [f"the certificate of {c.whose} ended {_days(-c.days)} ago" for c in gathered.certificates if c.days <= 0]
+    return [f"the certificate of {c.whose} expired {_days(-c.days)} ago" for c in gathered.certificates if c.days <= 0]
 
 
 def ending(gathered: Gathered) -> Sequence[str]:
     return [
-        f"the certificate of {c.whose} ends in {_days(c.days)}" for c in gathered.certificates if 0 < c.days < SOON_DAYS
+        f"the certificate of {c.whose} expires in {_days(c.days)}"
+        for c in gathered.certificates
+        if 0 < c.days < SOON_DAYS
     ]
 
 
