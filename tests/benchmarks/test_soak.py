@@ -16,6 +16,7 @@ def bad(checks):
     return [(check.what, check.found, check.bounds) for check in checks if not check.good]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_everything_is_accounted_for_and_nothing_left_over(books):
     assert books.faults == []

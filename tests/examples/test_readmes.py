@@ -28,8 +28,11 @@ GOES_ON = [ROOT / "docs" / f"{name}.md" for name in ("start", "saved", "fleet-si
 EXAMPLES = sorted((ROOT / "examples").glob("*/README.md"))
 SESSIONS = [[README, *GOES_ON], *([example] for example in EXAMPLES)]
 TYPED = [
-    pytest.param(each, id=str(each[0].relative_to(ROOT)), marks=[pytest.mark.long] * (each[0] != README))
-    for each in SESSIONS
+    pytest.param([README], id="README.md"),
+    *(
+        pytest.param(each, id=f"{each[0].relative_to(ROOT)}{' and docs' * (len(each) > 1)}", marks=pytest.mark.long)
+        for each in SESSIONS
+    ),
 ]
 LIMIT_S = 1100  # for what hangs; each takes a minute or two on a machine that is not busy
 

@@ -50,6 +50,7 @@ def test_many_workers_with_one_queue_wait_as_erlang_says():
     assert mean(result.latencies) - 1 == pytest.approx(wait, rel=0.2)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_rival_answers_every_query_once_and_repeats_itself(name):
@@ -69,6 +70,7 @@ def test_there_are_no_other_rivals():
         arrange("best")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_spells_take_their_share_of_the_time():
     result = simulate(scenario(load=0.1, queries=30_000, spells=Spells(0.1, 20, 3)), seed=0)
@@ -87,6 +89,7 @@ def test_domains_are_slow_together():
     assert simulate(together, 0).percentile(0.99) > 3 > simulate(apart, 0).percentile(0.99)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_replies_are_late_on_the_way():
     result = simulate(scenario(load=0.1, net_share=0.05, net_mean=50.0), seed=0)
@@ -155,6 +158,7 @@ def test_a_trace_is_taken_as_it_is():
     assert [r.due_at for r in simulate(run, 0, keep_records=True).records] == [1.0, 2.0, 5.0]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_several_proxies_see_only_their_own_traffic():
     """Three queues for the same machines are worse than one, and nothing is lost."""
@@ -221,6 +225,7 @@ def test_so_many_samples_a_percentile_takes():
     assert doubtful(458) == ["p99", "p999", "p9999"]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_work_is_told_by_what_it_was_for():
     run = scenario("coded", load=0.6, queries=3000, extra=3, spells=Spells(0.04, 100, 5))
@@ -236,6 +241,7 @@ def test_work_is_told_by_what_it_was_for():
     assert sum(result.work_of.values()) == pytest.approx(result.work)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_big_body_takes_long_on_whatever_machine():
     """Nothing else varies here, so the latencies of an idle fleet are the sizes, in their shares."""

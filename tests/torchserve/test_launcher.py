@@ -107,6 +107,7 @@ def test_a_broken_setting_quotes_what_torchserve_said() -> None:
         TorchServeInstance((), options).start()
 
 
+@pytest.mark.long
 def test_a_taken_port_is_answered_with_other_ports(make_archive: MakeArchive, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
@@ -138,6 +139,7 @@ with start_fleet([TorchServeInstance([sys.argv[1]]) for _ in range(2)]) as fleet
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM], ids=lambda s: s.name)
 def test_nothing_survives_the_owner(make_archive: MakeArchive, how: signal.Signals) -> None:
     """Ctrl-C, a plain kill, and SIGKILL, where nobody is left to clean up; one worker is frozen each time."""

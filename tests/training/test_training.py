@@ -119,6 +119,7 @@ def test_what_is_packed_answers_as_it_was_trained(model, bodies, tmp_path, kind,
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights(model, bodies, tmp_path):
     archive = model()
@@ -429,6 +430,7 @@ def test_an_interrupted_run_goes_on_where_it_was_and_ends_the_same(model, bodies
     assert ours == theirs
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_what_cannot_be_done_is_said_before_any_work_and_corrected_settings_go_on(model, bodies, tmp_path, capsys):
     """A budget that nothing meets; then the one that is named. And what was finished under other settings is kept."""
@@ -573,6 +575,7 @@ def test_boxes_are_learned_by_squared_error_and_scored_by_overlap(bodies, tmp_pa
     assert 0 <= made["A_default"] < 1
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_regressor_is_learned_and_reported_in_its_own_unit(bodies, tmp_path):
     """One output far from 0, labels that are numbers: nothing of it is agreement, and the student is not far off."""

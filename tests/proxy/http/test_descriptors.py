@@ -186,6 +186,7 @@ async def test_idle_clients_of_the_admin_port_have_a_limit_too(
         writer.close()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no such limit")
 async def test_more_idle_clients_than_open_files(tmp_path: Path) -> None:

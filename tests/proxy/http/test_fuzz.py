@@ -32,6 +32,7 @@ def rows(*found):
     return [pytest.param(pieces, clean, told, id=f"{name}: {what}") for name, what, pieces, clean, told in found]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("data", "clean", "told"),

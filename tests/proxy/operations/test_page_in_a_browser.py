@@ -17,7 +17,11 @@ from tests.proxy.conftest import Fleet, MakeFleet, until
 from ts_parity.engine import Policy
 from ts_parity.testing import FakeModel, FakeTorchServe, protection
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine"),
+    pytest.mark.long,
+]
 RULES: dict[str, Any] = {
     name: getattr(Policy(), name)
     for name in ("learn_speed", "copies", "extra_work", "reconstruct_after_s", "spare_places", "hedge_after_s")

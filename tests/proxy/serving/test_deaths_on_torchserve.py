@@ -20,7 +20,7 @@ from ts_parity.config import InstanceSettings
 from ts_parity.proxy.app import Proxy
 from ts_parity.torchserve.launcher import TorchServeInstance
 
-pytestmark = [pytest.mark.torchserve, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.torchserve, pytest.mark.asyncio(loop_scope="module"), pytest.mark.long]
 
 # A body of "die" ends its worker; each that dies so leaves a file.
 HANDLER = """
