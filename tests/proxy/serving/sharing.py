@@ -194,4 +194,6 @@ async def sharing(
         for number in range(first):
             await shared.add(number)
         await shared.settled()
+        while len({shared.named(number) for number in shared.proxies}) > 1:  # one was still starting
+            await shared.pass_time(BEAT_S)
         yield shared
