@@ -73,7 +73,7 @@ class LatencyWindow:
             self._refresh()
 
     def rescale(self, factor: float) -> None:
-        """Everything known takes so many times longer."""
+        """Multiply all known latencies by this, because the unit that they are measured in has changed."""
         for known in (self._latencies, self._recent):
             for _ in range(len(known)):
                 known.append(known.popleft() * factor)

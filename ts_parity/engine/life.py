@@ -437,7 +437,7 @@ class Life:
             self._own_failed(task, query, outcome, now, actions)
 
     def _rescale(self, pool: PoolState, query: Query, usual: float) -> None:
-        """What is usual takes so many times longer: divide the scales of all that is open or in flight but `query`."""
+        """The usual latency has changed by this factor: rescale all that is open or in flight, save `query`."""
         others = {other.id: other for other in self.live.values() if other.pool == query.pool}
         for place in chain(pool.deployed.everyone, *(row.everyone for row in pool.rows.values())):
             for task in place.tasks.values():

@@ -146,7 +146,7 @@ class Latest:
         self._affordable = affordable
 
     def rescale(self, usual: float) -> None:
-        """What is usual takes so many times longer."""
+        """Divide all known scales by this: the usual latency has changed by that factor."""
         for _ in range(len(self._answers)):
             latency_s, scale = self._answers.popleft()
             self._answers.append((latency_s, scale / usual))

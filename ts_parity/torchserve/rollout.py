@@ -114,7 +114,7 @@ class Rollout:
         ends_at = self.clock() + SEEN_S
         while missing := self._unseen(step):
             if self.clock() > ends_at:
-                raise ManagementError(f"{missing} within {SEEN_S:g} s")
+                raise ManagementError(f"after {SEEN_S:g} s, {missing}")
             self.pause(POLL_S)
 
     def _unseen(self, step: RolloutStep) -> str:
@@ -125,8 +125,7 @@ class Rollout:
             if missing := view.missing(self._changed, self._again, asked_at):
                 return f"the proxy at {admin} has not seen {missing}"
             if missing := view.alone(step.instance, f"{step.model}/{step.version}", step.others):
-                first = "give the instance that it does not use first, to replace it there first"
-                return f"the proxy at {admin} has not seen {missing} ({first})"
+                return f"the proxy at {admin} has not seen {missing}: name an instance that it does not use first"
         return ""
 
     def _do(self, step: RolloutStep) -> None:
