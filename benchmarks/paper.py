@@ -93,9 +93,10 @@ def trouble_of(size: Size, point: Point, machines_: int, duration_s: float) -> T
     if point.trouble == "shuffles":
         strength_s = CONTENTION * size.service_s
         transfers = transfers_of(point, machines_)
-        return Trouble(faults=shuffles(transfers, machines_, duration_s, point.seed, strength_s))
+        made = shuffles(transfers, machines_, duration_s / size.slower, point.seed, strength_s)
+        return Trouble(faults=[replace(f, at=f.at * size.slower, spell_s=f.spell_s * size.slower) for f in made])
     if point.trouble == "slow":
-        return Trouble(spells=make_spells(SLOW, machines_, duration_s, point.seed))
+        return Trouble(spells=make_spells(size.spells, machines_, duration_s, point.seed))
     if point.trouble == "crash":
         return Trouble(faults=(Fault(duration_s / 2, 0, CRASH),))
     return Trouble()
@@ -182,7 +183,7 @@ def row_of(size: Size, point: Point, records: Sequence[QueryRecord], load: Load,
         "figure": point.figure, "arm": point.arm.partition(",")[0], "spec": point.arm, "load": point.load,
         "k": point.k, "workers": machines_,
         "seed": point.seed, "queries": size.queries, "disturbances": point.disturbances, "batch": point.batch,
-        "trouble": point.trouble,
+        "trouble": point.trouble, "service_ms": point.service_ms,
     }  # fmt: skip
     for name, share in PERCENTILES.items():
         found = interval(in_order, share, point.seed)
@@ -240,7 +241,8 @@ def usual_service(size: Size, point: Point, work: Path) -> tuple[ServiceTimes, f
     access log of equal resources in figure `slow`. -> its distribution, and its mean in seconds; where there is no such
     log, what was emulated.
     """
-    log = log_of(work, Point("slow", "equal", point.load, 2, 4, 1, point.seed, "slow"))
+    slow = Point("slow", "equal", point.load, 2, 4, 1, point.seed, "slow", point.service_ms)
+    log = log_of(work, slow)
     if not log.exists():
         return ServiceTimes(cv=0.1), size.service_s
     service, unit, _ = service_from(log)
@@ -255,7 +257,7 @@ def simulated(size: Size, point: Point, costs: Mapping[str, float], service: Ser
         return {}
     made = arranged(size, point, costs, unit)
     load = load_of(size, point, 450)
-    spells = make_spells(SLOW, made.workers, load.duration_s, point.seed) if point.trouble == "slow" else ()
+    spells = make_spells(size.spells, made.workers, load.duration_s, point.seed) if point.trouble == "slow" else ()
     contended = 2 * transfers_of(point, made.workers) / made.workers if point.trouble == "shuffles" else 0.0
     # In a spell the emulated wait grows, and not what the host adds to it.
     factor = 1 + (SLOW.factor - 1) * size.service_s / unit
@@ -299,16 +301,27 @@ def estimate_s(size: Size, left: Sequence[Point]) -> float:
     return loads + 12.0 * len(left) + starts
 
 
-def run(size: Size, names: Sequence[str], arms: Sequence[str], work: Path, collect: bool = False) -> list[Row]:
-    """-> the rows of all points that are done, those of earlier runs included. `collect`: of those only."""
+def collected(names: Sequence[str], arms: Sequence[str], work: Path) -> list[Row]:
+    """-> the rows of all points that are done, whatever run they are of, in the order of the tables."""
+    made = [json.loads(file.read_text()) for file in work.glob("*-s[0-9]*.json")]
+    figures, order = list(FIGURES), list(ARMS)
+    setting = ("service_ms", "load", "k", "disturbances", "batch")
+    return sorted(
+        (row for row in made if row["figure"] in names and row["spec"] in arms),
+        key=lambda row: (
+            figures.index(row["figure"]), *(row[name] for name in setting), order.index(row["spec"]), row["seed"]
+        ),
+    )  # fmt: skip
+
+
+def run(size: Size, names: Sequence[str], arms: Sequence[str], work: Path) -> None:
+    """Measure what is left of these."""
     work.mkdir(parents=True, exist_ok=True)
     wanted = [point for point in points(size, names) if point.arm in arms]
     wanted = [point for point in wanted if ARMS[point.arm].client != "hedge-python" or have_hedge_python()]
     if not have_hedge_python():
         print("hedge-python is not installed, so its arm is left out: pip install hedge-python", file=sys.stderr)
     left = [point for point in wanted if not (work / f"{point.key}.json").exists()]
-    if collect:
-        wanted, left = [point for point in wanted if point not in left], []
     if left:
         told = f"{len(left)} of {len(wanted)} points left, about {estimate_s(size, left) / 60:.0f} minutes"
         print(told, file=sys.stderr, flush=True)
@@ -320,23 +333,22 @@ def run(size: Size, names: Sequence[str], arms: Sequence[str], work: Path, colle
                 finished = work / f"{point.key}.json"
                 finished.with_suffix(".unfinished").write_text(json.dumps(row))
                 finished.with_suffix(".unfinished").replace(finished)
-    return [json.loads((work / f"{point.key}.json").read_text()) for point in wanted]
 
 
 def document_of(size: Size, rows: Sequence[Row], work: Path, command: str) -> dict[str, Any]:
     costs = json.loads((work / "models" / "done.json").read_text())
-    by_key = {point.key: point for point in points(size, list(FIGURES))}
     full, curves = [], {}
     for row in rows:
-        point = by_key[_key_of(row)]
-        beside = simulated(size, point, costs, *usual_service(size, point, work))
-        full.append(row | beside | foretold(size, point, log_of(work, point), costs))
+        point = point_of(row)
+        paced = replace(size, service_s=point.service_ms / 1000)
+        beside = simulated(paced, point, costs, *usual_service(paced, point, work))
+        full.append(row | beside | foretold(paced, point, log_of(work, point), costs))
         records = read_records_of(work / f"{point.key}.records.gz")
         curves[point.key] = curve(records)
     return {
         "command": command,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-        "emulated": Emulation(size.service_s).described(),
+        "emulated": f"emulated accelerators: an inference is a wait, cv {Emulation().cv:g}",
         "size": asdict(size),
         "costs": costs,
         "rows": full,
@@ -344,9 +356,9 @@ def document_of(size: Size, rows: Sequence[Row], work: Path, command: str) -> di
     }
 
 
-def _key_of(row: Row) -> str:
-    names = ("figure", "load", "k", "disturbances", "batch", "seed", "trouble")
-    return Point(arm=row["spec"], **{name: row[name] for name in names}).key
+def point_of(row: Row) -> Point:
+    names = ("figure", "load", "k", "disturbances", "batch", "seed", "trouble", "service_ms")
+    return Point(arm=row["spec"], **{name: row[name] for name in names})
 
 
 def read_records_of(file: Path) -> list[QueryRecord]:
@@ -376,6 +388,10 @@ def main() -> int:
     parser.add_argument("--load", action="append", type=number(above=0), help="only this; may be repeated")
     parser.add_argument("--seeds", type=count(), help="only so many")
     parser.add_argument("--queries", type=count(), help="a point")
+    parser.add_argument(
+        "--service", type=number(above=0), metavar="MS",
+        help="of an inference (50), and all other times with it: a host with few cores keeps up with a longer one",
+    )  # fmt: skip
     parser.add_argument("--steps", type=count(), help="of each protection's training")
     parser.add_argument("--machines", type=count(), help="that serve the model")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "paper", help="points that are done, and models")
@@ -396,11 +412,13 @@ def main() -> int:
         steps=args.steps or size.steps,
         loads=tuple(args.load or size.loads),
         load=args.load[0] if args.load else size.load,
+        service_s=size.service_s if args.service is None else args.service / 1000,
     )
     work = args.work.resolve() / f"{size.machines}-{size.queries}-{size.steps}"
-    rows = run(
-        size, args.figure or (["9"] if args.quick else list(FIGURES)), args.arm or list(ARMS), work, args.collect
-    )
+    names, arms = args.figure or (["9"] if args.quick else list(FIGURES)), args.arm or list(ARMS)
+    if not args.collect:
+        run(size, names, arms, work)
+    rows = collected(names, arms, work)
     given = [word for word in sys.argv[1:] if word not in ("--work", str(args.work), "--collect")]
     command = shlex.join(["python", "benchmarks/paper.py", *given])
     document = document_of(size, rows, work, command)

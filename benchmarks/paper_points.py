@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ts_parity.lab.demo import AS_IN_THE_PAPER
 from ts_parity.lab.scenario import Spells
 
+SERVICE_S = 0.05
+"""Of an inference, where nothing else is said: what lengths of spells and transfers in seconds are meant for."""
 SLOW = Spells(share=0.06, mean=3.0, factor=5.0)
 
 
@@ -23,7 +25,17 @@ class Size:
     queries: int = 20_000
     seeds: tuple[int, ...] = (0, 1, 2)
     steps: int = 2000
-    service_s: float = 0.05
+    service_s: float = SERVICE_S
+    """Of an inference. All other times grow with it, so a longer one is the same run in slow motion: for hosts whose
+    cores do not suffice for the fleet at its usual speed."""
+
+    @property
+    def slower(self) -> float:
+        return self.service_s / SERVICE_S
+
+    @property
+    def spells(self) -> Spells:
+        return replace(SLOW, mean=SLOW.mean * self.slower)
 
 
 QUICK = Size(machines=4, loads=(0.5,), load=0.5, queries=500, seeds=(0,), steps=150)
@@ -123,11 +135,13 @@ class Point:
     batch: int
     seed: int
     trouble: str
+    service_ms: float = 1000 * SERVICE_S
 
     @property
     def key(self) -> str:
         arm = self.arm.replace(", no machine more", "-no-more")
-        return f"{self.figure}-{arm}-{self.load:g}-k{self.k}-d{self.disturbances}-b{self.batch}-s{self.seed}"
+        pace = "" if self.service_ms == 1000 * SERVICE_S else f"{self.service_ms:g}ms-"
+        return f"{pace}{self.figure}-{arm}-{self.load:g}-k{self.k}-d{self.disturbances}-b{self.batch}-s{self.seed}"
 
     @property
     def fleet(self) -> tuple[str, int, int]:
@@ -146,7 +160,7 @@ def points(size: Size, names: Sequence[str]) -> list[Point]:
         figure = FIGURES[name]
         for load in size.loads if figure.loads else (size.load,):
             made += [
-                Point(name, arm, load, k, disturbances, batch, seed, figure.trouble)
+                Point(name, arm, load, k, disturbances, batch, seed, figure.trouble, 1000 * size.service_s)
                 for arm in figure.arms
                 for k in figure.ks
                 for disturbances in figure.disturbances

@@ -34,7 +34,7 @@ def sections(document: Mapping[str, Any]) -> dict[str, str]:
     """What docs/benchmarks.md says between its marks."""
     rows = document["rows"]
     parts = [
-        f"`{document['command']}`; {document['machine']}; {document['emulated']}. "
+        f"`{document['command']}`; {document['machine']}; {document['emulated']}, and each table says how long. "
         f"{document['size']['machines']} deployed machines and half as many more; "
         f"{document['size']['queries']:,} queries a point. *lag*: how late queries were sent, p99; where it is large "
         "the host was too busy, and that row's latencies are its."
@@ -56,13 +56,20 @@ def _paper(name: str) -> str:
 
 def _tables(own: Sequence[Row]) -> str:
     told = []
-    for setting in dict.fromkeys((r["load"], r["k"], r["disturbances"], r["batch"]) for r in own):
-        load, k, _, batch = setting
-        here = [r for r in own if (r["load"], r["k"], r["disturbances"], r["batch"]) == setting]
+    for setting in dict.fromkeys(map(_setting, own)):
+        here = [r for r in own if _setting(r) == setting]
+        service_ms, load, k, _, batch = setting
         gap = _gap(_of(here, "equal"))
         cells = [_cells(arm, _of(here, arm), gap) for arm in dict.fromkeys(r["spec"] for r in here)]
-        told.append(f"Load {load:g}, k = {k}, {_trouble(here[0])}batches of {batch}:\n\n{markdown(_HEAD, cells)}")
+        told.append(
+            f"Load {load:g}, inferences of {service_ms:g} ms, k = {k}, {_trouble(here[0])}batches of {batch}:\n\n"
+            f"{markdown(_HEAD, cells)}"
+        )
     return "\n\n".join(told)
+
+
+def _setting(row: Row) -> tuple[float, float, int, int, int]:
+    return row["service_ms"], row["load"], row["k"], row["disturbances"], row["batch"]
 
 
 def _trouble(row: Row) -> str:
@@ -115,9 +122,10 @@ def _beside(rows: Sequence[Row]) -> str:
     """The simulator, and the planner, against the live runs."""
     cells, within = [], {"simulated": [], "foretold": []}
     known = [row for row in rows if row.get("simulated_p50_ms") or row.get("foretold_p50_ms")]
-    for key in dict.fromkeys((r["figure"], r["spec"], r["load"], r["k"], r["disturbances"]) for r in known):
-        here = [r for r in known if (r["figure"], r["spec"], r["load"], r["k"], r["disturbances"]) == key]
-        line = [_title(key[0]), key[1], f"{key[2]:g}", str(key[3]), str(key[4])]
+    for key in dict.fromkeys((r["figure"], r["spec"], *_setting(r)) for r in known):
+        here = [r for r in known if (r["figure"], r["spec"], *_setting(r)) == key]
+        figure, arm, service_ms, load, k, disturbances, _ = key
+        line = [_title(figure), arm, f"{service_ms:g}", f"{load:g}", str(k), str(disturbances)]
         for name in PERCENTILES:
             live = mean(here, name)
             line.append("-" if live is None else f"{live:.0f}")
@@ -132,7 +140,7 @@ def _beside(rows: Sequence[Row]) -> str:
     times = [f"{name}{by}" for name in ("p50", "p99", "p99.9") for by in (" live", " simulated", " foretold")]
     counts = {by: (sum(each), len(each)) for by, each in within.items()}
     return (
-        f"{markdown(('figure', 'arm', 'load', 'k', 'transfers', *times), cells)}\n\n"
+        f"{markdown(('figure', 'arm', 'inference ms', 'load', 'k', 'transfers', *times), cells)}\n\n"
         "Simulated: the same arrivals and spells, with tasks that take as long as those of equal resources took on the "
         "host outside spells, where they were measured at this load; else as long as emulated. Foretold: by the "
         "planner, from the access log of equal resources in the same setting. In brackets: of what was measured. "

@@ -56,6 +56,40 @@ def test_trouble_is_what_the_figure_says():
     assert not paper.trouble_of(Size(), point(trouble="tenant"), 18, 60.0).faults
 
 
+@pytest.mark.parametrize("trouble", ["shuffles", "slow", "crash"])
+def test_longer_inferences_are_the_same_run_in_slow_motion(trouble):
+    slower = replace(Size(), service_s=0.1)
+    usual = paper.trouble_of(Size(), point(trouble=trouble), 18, 60.0)
+    slow = paper.trouble_of(slower, point(trouble=trouble, service_ms=100.0), 18, 120.0)
+    assert [(f.at, f.spell_s, f.strength_s) for f in slow.faults] == [
+        (pytest.approx(2 * f.at), pytest.approx(2 * f.spell_s), pytest.approx(2 * f.strength_s)) for f in usual.faults
+    ]
+    assert [(s.at, s.lasts, s.factor) for s in slow.spells] == [
+        (pytest.approx(2 * s.at), pytest.approx(2 * s.lasts), s.factor) for s in usual.spells
+    ]
+    [first], [after] = ({p.service_ms for p in points(size, ["9"])} for size in (Size(), slower))
+    assert (first, after) == (50.0, 100.0)
+    assert not {p.key for p in points(slower, list(FIGURES))} & {p.key for p in points(Size(), list(FIGURES))}
+
+
+def test_points_of_several_runs_are_collected_in_the_order_of_the_tables(tmp_path):
+    load = Load(tuple(n / 10 for n in range(600)), tuple(n % 50 for n in range(600)))
+    there = [
+        point(arm="hedge"),
+        point(seed=1),
+        point(),
+        point(arm="equal", service_ms=100.0),
+        point(figure="crash", arm="equal", trouble="crash"),
+    ]
+    for each in (there[4], there[3], there[1], there[0], there[2]):
+        (tmp_path / f"{each.key}.json").write_text(json.dumps(paper.row_of(SMALL, each, records(load), load, 1.0, 6)))
+    (tmp_path / f"{point(seed=2).key}.unfinished").write_text("{")
+    (tmp_path / "proxy-proxy.json").write_text("{}")
+    found = paper.collected(list(FIGURES), list(ARMS), tmp_path)
+    assert [paper.point_of(row) for row in found] == [there[0], there[2], there[1], there[3], there[4]]
+    assert [paper.point_of(row) for row in paper.collected(["9"], ["hedge"], tmp_path)] == [there[0]]
+
+
 def test_all_arms_of_a_setting_meet_one_load():
     loads = {paper.load_of(SMALL, point(arm=arm), 450) for arm in ARMS}
     assert len(loads) == 1
@@ -78,7 +112,7 @@ def test_a_row_says_what_clients_saw():
     assert row.keys() >= set(named.split())
     fewer = paper.row_of(SMALL, point(arm="default, no machine more"), records(load), load, 1.0, 4)
     assert (fewer["arm"], fewer["workers"]) == ("default", 4)
-    assert paper._key_of(fewer) == point(arm="default, no machine more").key
+    assert paper.point_of(fewer).key == point(arm="default, no machine more").key
     assert (row["lost"], row["reconstructed"], row["differing"], row["compared"]) == (1, 2, 1, 2)
     assert row["p99_low_ms"] <= row["p99_ms"] <= row["p99_high_ms"]
     assert row["p999_ms"] is None, "600 queries say nothing about it"
@@ -134,7 +168,8 @@ def document():
     rows = []
     for figure, arm, seed in [("9", arm, seed) for arm in ("equal", "hedge", "default") for seed in (0, 1)]:
         row = {"figure": figure, "arm": arm, "spec": arm, "load": 0.5, "k": 2, "workers": 18, "seed": seed,
-               "queries": 20_000, "disturbances": 4, "batch": 1, "trouble": "shuffles", "p50_ms": 50.0, "p99_ms": 90.0,
+               "queries": 20_000, "disturbances": 4, "batch": 1, "trouble": "shuffles", "service_ms": 50.0,
+               "p50_ms": 50.0, "p99_ms": 90.0,
                "p999_ms": 130.0, "lost": 0, "errors": 0, "reconstructed": 10, "compared": 10, "differing": 1,
                "accuracy": 0.98, "work": 1.05, "send_lag_p99_ms": 2.0, "simulated_p50_ms": 51.0,
                "simulated_p99_ms": 120.0, "simulated_p999_ms": None}  # fmt: skip
