@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +15,7 @@ import pytest
 from tests.conftest import write_archive
 from tests.proxy.authority import Authority
 from tests.proxy.conftest import MakeFleet, make_fleet  # noqa: F401
+from ts_parity import admin_client
 from ts_parity.cli import main
 from ts_parity.errors import ManagementError
 from ts_parity.testing import Canned, FakeModel, FakeTorchServe
@@ -23,7 +24,14 @@ from ts_parity.torchserve.archive import Archive, read_archive, wrap_deployed, w
 from ts_parity.torchserve.management import ManagementClient
 from ts_parity.torchserve.proxies import ProxyView
 from ts_parity.torchserve.rollout import Rollout, check_content
-from ts_parity.torchserve.rollout_plan import ArchiveSource, RequestedOptions, look, plan_registration
+from ts_parity.torchserve.rollout_plan import (
+    ArchiveSource,
+    RequestedOptions,
+    RolloutStep,
+    StepAction,
+    look,
+    plan_registration,
+)
 
 FAILURE = Canned.error(500, "InternalServerException", "out of\n  luck")
 LOST = Canned(drop=True)
@@ -549,7 +557,7 @@ class TestSayingItFirst:
 
 
 def test_what_a_proxy_has_seen() -> None:
-    view = ProxyView({"http://a": 3.0, "http://b": 9.0}, {"m/1.0": frozenset({"http://b"})})
+    view = ProxyView({"http://a": 3.0, "http://b": 9.0}, {"m/1.0": frozenset({"http://b"})}, {})
     assert view.missing({"http://a": 90.0, "http://b": 90.0, "http://elsewhere": 99.0}, [], 100.0) == ""
     assert view.missing({"http://a": 97.5}, [], 100.0) == "what was changed on http://a"
     assert view.missing({}, [("http://b", "m/1.0"), ("http://elsewhere", "m/1.0")], 100.0) == ""
@@ -557,7 +565,7 @@ def test_what_a_proxy_has_seen() -> None:
 
 
 @pytest.mark.parametrize(
-    ("used", "others", "missing"),
+    ("fit", "others", "missing"),
     [
         ("a", "b", "that http://b serves m/1.0"),
         ("a", "bc", "that http://b or http://c serves m/1.0"),
@@ -579,14 +587,78 @@ def test_what_a_proxy_has_seen() -> None:
         "one that was not given",
     ],
 )
-def test_who_must_be_used_before_an_instance_goes(used: str, others: str, missing: str) -> None:
-    view = ProxyView(dict.fromkeys(urls("abc"), 3.0), {"m/1.0": frozenset(urls(used))})
+def test_who_must_answer_before_an_instance_goes(fit: str, others: str, missing: str) -> None:
+    used = {name: frozenset(urls("abc")) for name in ("m/1.0", "m/2.0")}
+    view = ProxyView(dict.fromkeys(urls("abc"), 3.0), used, {"m/1.0": frozenset(urls(fit))})
     assert view.alone("http://a", "m/1.0", urls(others)) == missing
     assert view.alone("http://a", "m/2.0", urls(others)) == ""
 
 
 def urls(letters: str) -> list[str]:
     return [f"http://{letter}" for letter in letters]
+
+
+def seen_by_a_proxy(*serving: str, ejected: Sequence[str] = ()) -> dict[str, Any]:
+    """A part of its `/status`: its instances are a and b."""
+    endpoints = [
+        {"instance": each, "row": None, "health": "out" if each in ejected else "in"} for each in (*serving, *ejected)
+    ]
+    return {
+        "instances": [{"name": each, "management": f"http://{each}/", "seen_s": 0.0} for each in "ab"],
+        "pools": {"m/1.0": {"endpoints": [*endpoints, {"instance": "b", "row": 0, "health": "in"}]}},
+    }
+
+
+class TestSeveralProxies:
+    """Before the model goes from a, each proxy must have b in its place."""
+
+    step = RolloutStep("http://a", StepAction.UNREGISTER, "m", "1.0", settled=True, others=("http://b",))
+
+    def settle(
+        self, monkeypatch: pytest.MonkeyPatch, says: Mapping[str, Callable[[float], dict[str, Any]]]
+    ) -> tuple[float, list[str]]:
+        """`says`: by proxy, what it has seen by then. -> how long was waited, and whom was asked, in order."""
+        now, asked = [0.0], []
+
+        def ask(url: str) -> dict[str, Any]:
+            asked.append(url)
+            return says[url.removesuffix("/status")](now[0])
+
+        monkeypatch.setattr(rollout, "POLL_S", 1.0)
+        monkeypatch.setattr(admin_client, "ask", ask)
+        Rollout(
+            {}, print, print, pause=lambda s: now.append(now.pop() + s), clock=lambda: now[0], admins=[*says]
+        )._settle(self.step)
+        return now[0], asked
+
+    def test_the_last_of_them_decides(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        waited, asked = self.settle(
+            monkeypatch,
+            {
+                "http://p": lambda now: seen_by_a_proxy("a", "b"),
+                "http://q": lambda now: seen_by_a_proxy("a", *(["b"] if now >= 3 else [])),
+            },
+        )
+        assert waited == 3
+        assert asked == ["http://p/status", "http://q/status"] * 4
+
+    def test_an_instance_that_is_ejected_is_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        waited, _ = self.settle(
+            monkeypatch,
+            {"http://p": lambda now: seen_by_a_proxy("a", "b") if now >= 2 else seen_by_a_proxy("a", ejected="b")},
+        )
+        assert waited == 2
+        waited, _ = self.settle(monkeypatch, {"http://p": lambda now: seen_by_a_proxy(ejected="ab")})
+        assert waited == 0, "nobody answers there, and a does no more than b"
+
+    def test_it_does_not_wait_for_ever(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        says = {"http://p": lambda now: seen_by_a_proxy("a", "b"), "http://q": lambda now: seen_by_a_proxy("a")}
+        with pytest.raises(ManagementError) as caught:
+            self.settle(monkeypatch, says)
+        assert str(caught.value) == (
+            f"after {rollout.SEEN_S:g} s, the proxy at http://q has not seen that http://b serves m/1.0: name an "
+            "instance that it does not use first"
+        )
 
 
 async def test_a_proxy_that_cannot_tell_is_told_before_anything_is_done(

@@ -16,11 +16,12 @@ from ts_parity.errors import Unreachable
 @dataclass(frozen=True)
 class ProxyView:
     """`ages`: by management address, how many seconds ago the last look at the instance began that was answered.
-    `used`: by NAME/VERSION, the instances that its queries are sent to.
+    `used`: by NAME/VERSION, the instances that its queries are sent to. `fit`: those of them that are not ejected.
     """
 
     ages: Mapping[str, float]
     used: Mapping[str, frozenset[str]]
+    fit: Mapping[str, frozenset[str]]
 
     def missing(self, changed: Mapping[str, float], wanted: Iterable[tuple[str, str]], now: float) -> str:
         """Which change the proxy has not seen yet; empty: it has seen all. `changed`: when each instance was changed.
@@ -36,10 +37,10 @@ class ProxyView:
 
     def alone(self, instance: str, model: str, others: Iterable[str]) -> str:
         """What must be seen before `model` goes from `instance`: one of `others`, which have it too, in its place.
-        Empty: it uses another, has none of these, or does not use this instance either.
+        Empty: another answers its queries, it has none of these, or this instance does not answer them either.
         """
         known = sorted(self.ages.keys() & set(others))
-        if known and self.used.get(model, frozenset()) == {instance}:
+        if known and self.fit.get(model, frozenset()) == {instance}:
             return f"that {' or '.join(known)} serves {model}"
         return ""
 
@@ -55,8 +56,11 @@ def ask(admin: str) -> ProxyView:
 
 def _proxy_view(status: Any) -> ProxyView:
     managed = {each["name"]: str(each["management"]).rstrip("/") for each in status["instances"]}
-    used = {
-        name: frozenset(managed[each["instance"]] for each in pool["endpoints"] if each["row"] is None)
-        for name, pool in status["pools"].items()
+    serving = {
+        name: [each for each in pool["endpoints"] if each["row"] is None] for name, pool in status["pools"].items()
     }
-    return ProxyView({managed[each["name"]]: float(each["seen_s"]) for each in status["instances"]}, used)
+    used, fit = (
+        {name: frozenset(managed[each["instance"]] for each in some if fits(each)) for name, some in serving.items()}
+        for fits in (lambda each: True, lambda each: each.get("health", "in") == "in")
+    )
+    return ProxyView({managed[each["name"]]: float(each["seen_s"]) for each in status["instances"]}, used, fit)
