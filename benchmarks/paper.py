@@ -4,6 +4,7 @@ really pick.
     apt-get install nginx-light; pip install hedge-python
     python benchmarks/paper.py                 everything: hours; an interrupted run goes on where it stopped
     python benchmarks/paper.py --figure 9      one figure
+    python benchmarks/paper.py --service 100   in slow motion, for hosts whose cores do not suffice otherwise
     python benchmarks/paper.py --quick         figure 9 at one load on six machines, 500 queries a point; not kept
     python benchmarks/paper.py --collect       measure nothing; keep the points that are done so far
     python benchmarks/paper.py --tables        renew docs/benchmarks.md from the kept results
@@ -40,7 +41,7 @@ from typing import Any
 
 from paper_fleet import Archives, Cluster, HedgePython, Twice, have_hedge_python, make_archives, nginx, tenant
 from paper_points import ARMS, FIGURES, QUICK, SLOW, Point, Size, extra_machines, points
-from paper_tables import PERCENTILES, Row, plot, sections
+from paper_tables import PERCENTILES, PLOT, Row, over_loads, plot, sections
 from tqdm import tqdm
 
 from tables import renew
@@ -75,6 +76,12 @@ of 18 instances are contended at a time, so the p99.9 of equal resources is abou
 9: 1 + 0.24 ln(0.44 / 0.001)."""
 PAPERS_MACHINES = 18
 WARM_UP = 150
+COLD = 100
+"""Queries for each machine of a fleet that has just started: the first ones are slow, for which the first arm would be
+blamed."""
+UNTIMED = 0.1, 0.005
+"""Of a load, the first and last queries, whose latencies do not count: machines are still getting warm for the first,
+and have less and less to do for the last."""
 LINES_S = 2.0
 """A proxy writes its access log about once a second."""
 CURVE = 80
@@ -133,6 +140,9 @@ def measure(
                 )
             url = proxy.url
         client = {"twice": Twice, "hedge-python": lambda: HedgePython(rate)}.get(arm.client, lambda: None)()
+        if cluster.cold:
+            _drive(fleet, url, bodies, COLD * len(fleet), rate, point.seed)
+            cluster.cold = len(fleet) < len(cluster.fleet)  # the others still are
         _warm_up(fleet, url, bodies, rate, point.seed, proxy)
         if log is not None:
             time.sleep(LINES_S)
@@ -168,16 +178,21 @@ def _warm_up(
     proxy: ProxyProcess | None,
 ) -> None:  # fmt: skip
     for round_ in range(4):
-        load = poisson_load(WARM_UP, rate, len(bodies), 1000 + seed + round_)
-        run_arm(fleet, [url], load, bodies, read_digit, Trouble(), seed)
+        _drive(fleet, url, bodies, WARM_UP, rate, seed + round_)
         if proxy is None or not proxy.on_trial():
             return
+
+
+def _drive(
+    fleet: Sequence[LiveMachine], url: str, bodies: Sequence[LabelledBody], queries: int, rate: float, seed: int
+) -> None:
+    load = poisson_load(queries, rate, len(bodies), 1000 + seed)
+    run_arm(fleet, [url], load, bodies, read_digit, Trouble(), seed)
 
 
 def row_of(size: Size, point: Point, records: Sequence[QueryRecord], load: Load, work: float, machines_: int) -> Row:
     """What clients saw."""
     summary = summarize(records, work)
-    in_order = [r.latency_s for r in records if r.answered and r.latency_s is not None]
     differing, compared = differing_of(records, load)
     made: Row = {
         "figure": point.figure, "arm": point.arm.partition(",")[0], "spec": point.arm, "load": point.load,
@@ -185,25 +200,41 @@ def row_of(size: Size, point: Point, records: Sequence[QueryRecord], load: Load,
         "seed": point.seed, "queries": size.queries, "disturbances": point.disturbances, "batch": point.batch,
         "trouble": point.trouble, "service_ms": point.service_ms,
     }  # fmt: skip
+    return (
+        made
+        | times_of(records, point.seed)
+        | {
+            "lost": summary.lost,
+            "errors": summary.errors,
+            "reconstructed": summary.reconstructed,
+            "hedged": sum(r.outcome == "hedged" for r in records),
+            "differing": differing,
+            "compared": compared,
+            "accuracy": summary.accuracy,
+            "accuracy_reconstructed": summary.accuracy_reconstructed,
+            "work": round(work, 4),
+        }
+    )
+
+
+def times_of(records: Sequence[QueryRecord], seed: int) -> Row:
+    """How long clients waited."""
+    timed = timed_of(records)
+    summary = summarize(timed, 0.0)
+    in_order = [r.latency_s for r in timed if r.answered and r.latency_s is not None]
+    made: Row = {"timed": len(timed), "max_ms": summary.max_ms, "send_lag_p99_ms": summary.send_lag_p99_ms}
     for name, share in PERCENTILES.items():
-        found = interval(in_order, share, point.seed)
+        found = interval(in_order, share, seed)
         made[name] = getattr(summary, name)
         made[f"{name[:-3]}_low_ms"], made[f"{name[:-3]}_high_ms"] = (
             (None, None) if found is None else tuple(round(1000 * end, 2) for end in found)
         )
-    return made | {
-        "max_ms": summary.max_ms,
-        "lost": summary.lost,
-        "errors": summary.errors,
-        "reconstructed": summary.reconstructed,
-        "hedged": sum(r.outcome == "hedged" for r in records),
-        "differing": differing,
-        "compared": compared,
-        "accuracy": summary.accuracy,
-        "accuracy_reconstructed": summary.accuracy_reconstructed,
-        "work": round(work, 4),
-        "send_lag_p99_ms": summary.send_lag_p99_ms,
-    }
+    return made
+
+
+def timed_of(records: Sequence[QueryRecord]) -> Sequence[QueryRecord]:
+    first, last = (round(share * len(records)) for share in UNTIMED)
+    return records[first : len(records) - last]
 
 
 def differing_of(records: Sequence[QueryRecord], load: Load) -> tuple[int, int]:
@@ -267,7 +298,7 @@ def simulated(size: Size, point: Point, costs: Mapping[str, float], service: Ser
         outages=tuple(replace(o, at=o.at / unit, lasts=o.lasts / unit, factor=factor) for o in spells),
         net_share=min(1.0, contended), net_mean=2 * CONTENTION * size.service_s / unit, unit=unit,
     )  # fmt: skip
-    return _told("simulated", simulate(replace(world.scenario(made, point.seed), warm_up=0.0), point.seed), unit)
+    return _told("simulated", simulate(replace(world.scenario(made, point.seed), warm_up=UNTIMED[0]), point.seed), unit)
 
 
 def foretold(size: Size, point: Point, log: Path, costs: Mapping[str, float]) -> Row:
@@ -279,7 +310,7 @@ def foretold(size: Size, point: Point, log: Path, costs: Mapping[str, float]) ->
         return {}
     trace = tuple(at / unit for at in seen.arrivals)
     world = World(point.load, size.machines, service=service, unit=unit, seen=seen, trace=trace)
-    scenario = replace(world.scenario(arranged(size, point, costs, unit), 0), warm_up=0.0)
+    scenario = replace(world.scenario(arranged(size, point, costs, unit), 0), warm_up=UNTIMED[0])
     return _told("foretold", simulate(scenario, 0), unit)
 
 
@@ -297,7 +328,7 @@ def _told(by: str, result: Result, unit: float) -> Row:
 def estimate_s(size: Size, left: Sequence[Point]) -> float:
     """The time for these points: the loads themselves, warm-ups, and the starts of fleets."""
     loads = sum(size.queries * size.service_s / (point.load * size.machines) for point in left)
-    starts = len(dict.fromkeys(point.fleet for point in left)) * 8.0 * size.machines
+    starts = len(dict.fromkeys(point.fleet for point in left)) * 12.0 * size.machines
     return loads + 12.0 * len(left) + starts
 
 
@@ -342,9 +373,10 @@ def document_of(size: Size, rows: Sequence[Row], work: Path, command: str) -> di
         point = point_of(row)
         paced = replace(size, service_s=point.service_ms / 1000)
         beside = simulated(paced, point, costs, *usual_service(paced, point, work))
-        full.append(row | beside | foretold(paced, point, log_of(work, point), costs))
         records = read_records_of(work / f"{point.key}.records.gz")
-        curves[point.key] = curve(records)
+        row |= times_of(records, point.seed)  # which are not those of an older version of this script
+        full.append(row | beside | foretold(paced, point, log_of(work, point), costs))
+        curves[point.key] = curve(timed_of(records))
     return {
         "command": command,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
@@ -433,8 +465,8 @@ def main() -> int:
 def _renew(document: Mapping[str, Any]) -> None:
     for mark, text in sections(document).items():
         renew(DOCS, mark, text)
-    if len({row["load"] for row in document["rows"] if row["figure"] == "9"}) > 1:
-        plot(document, PLOTS / "paper.png")
+    if rows := over_loads(document["rows"]):
+        plot(rows, PLOTS / PLOT)
 
 
 if __name__ == "__main__":

@@ -133,6 +133,8 @@ class Cluster:
         self._beside: Path | None = None
         self.fleet: Sequence[LiveMachine] = ()
         self.gate: Any = None
+        self.cold = False
+        """Machines have been started since it was last set to False."""
 
     def __enter__(self) -> Cluster:
         return self
@@ -148,7 +150,7 @@ class Cluster:
             self.fleet = machines(self._hosted(point), self._work / "machines", point.batch)
             self._stack.enter_context(started(self.fleet))
             self.gate = self._stack.enter_context(behind_gates(self.fleet, seed=point.seed))
-            self._what = point.fleet
+            self._what, self.cold = point.fleet, True
         self._repair()
         arm = ARMS[point.arm]
         beside = {"exact": self._archives.exact, "student": self._archives.student}.get(arm.hosting)
@@ -165,6 +167,7 @@ class Cluster:
         for live in self.fleet:
             if not live.instance.running:
                 live.restart()
+                self.cold = True
                 if self._beside is not None:
                     register([live], self._beside)
 

@@ -24,6 +24,8 @@ PAPER = {
     "batch": "the benefit persists, p99.9 about 40 to 47 % lower",
 }
 """What the paper reports."""
+PLOTTED, PLOT = "9", "paper.png"
+"""The figure that is drawn, and where."""
 _HEAD = (
     "arm", "machines", "seeds", "p50 ms", "p99 ms", "p99.9 ms (lowest, highest seed)", "gap, of equal's", "rebuilt",
     "differing", "accuracy", "work", "lost", "errors", "lag ms",
@@ -36,13 +38,15 @@ def sections(document: Mapping[str, Any]) -> dict[str, str]:
     parts = [
         f"`{document['command']}`; {document['machine']}; {document['emulated']}, and each table says how long. "
         f"{document['size']['machines']} deployed machines and half as many more; "
-        f"{document['size']['queries']:,} queries a point. *lag*: how late queries were sent, p99; where it is large "
+        f"{document['size']['queries']:,} queries a point, of which the first tenth and the last 0.5 % are not timed. "
+        "*lag*: how late queries were sent, p99; where it is large "
         "the host was too busy, and that row's latencies are its."
     ]
     for name, figure in FIGURES.items():
         own = [row for row in rows if row["figure"] == name]
         if own:
-            parts.append(f"**{_title(name)}: {figure.told}.** {_paper(name)}\n\n{_tables(own)}")
+            drawn = f"\n\n![p99.9 by load]({PLOT})" if name == PLOTTED and over_loads(rows) else ""
+            parts.append(f"**{_title(name)}: {figure.told}.** {_paper(name)}\n\n{_tables(own)}{drawn}")
     return {"paper": "\n\n".join(parts), "paper-simulated": _beside(rows)}
 
 
@@ -130,12 +134,13 @@ def _beside(rows: Sequence[Row]) -> str:
             live = mean(here, name)
             line.append("-" if live is None else f"{live:.0f}")
             for by, limit in (("simulated", 0.15), ("foretold", 0.25)):
-                told = mean(here, f"{by}_{name}")
-                if live is None or told is None:
+                both = [r for r in here if r.get(name) is not None and r.get(f"{by}_{name}") is not None]
+                told, there = mean(both, f"{by}_{name}"), mean(both, name)
+                if told is None or there is None:
                     line.append("-")
                     continue
-                within[by].append(abs(told / live - 1) <= limit)
-                line.append(f"{told:.0f} ({told / live:.2f})")
+                within[by].append(abs(told / there - 1) <= limit)
+                line.append(f"{told:.0f} ({told / there:.2f})")
         cells.append(line)
     times = [f"{name}{by}" for name in ("p50", "p99", "p99.9") for by in (" live", " simulated", " foretold")]
     counts = {by: (sum(each), len(each)) for by, each in within.items()}
@@ -143,22 +148,35 @@ def _beside(rows: Sequence[Row]) -> str:
         f"{markdown(('figure', 'arm', 'inference ms', 'load', 'k', 'transfers', *times), cells)}\n\n"
         "Simulated: the same arrivals and spells, with tasks that take as long as those of equal resources took on the "
         "host outside spells, where they were measured at this load; else as long as emulated. Foretold: by the "
-        "planner, from the access log of equal resources in the same setting. In brackets: of what was measured. "
+        "planner, from the access log of equal resources in the same setting and with the same seed, where there is "
+        "one. In brackets: of what was measured with these seeds. "
         f"{counts['simulated'][0]} of {counts['simulated'][1]} simulated percentiles are within 15 %, "
-        f"{counts['foretold'][0]} of {counts['foretold'][1]} foretold ones within 25 %. The simulator has no proxy, "
-        "client that take time, and knows contention as single replies that are late at random, not as "
+        f"{counts['foretold'][0]} of {counts['foretold'][1]} foretold ones within 25 %. The simulator has no proxy and "
+        "no client that take time, and knows contention as single replies that are late at random, not as "
         "machines all of whose messages are late for seconds."
     )
 
 
-def plot(document: Mapping[str, Any], file: Path, figure: str = "9") -> None:
-    """p99.9 (or p99, where there are too few samples) and p50 over the loads, an arm a line."""
+def over_loads(rows: Sequence[Row]) -> list[Row]:
+    """What can be drawn over the loads: the figure's rows of that length of an inference that was measured at most of
+    them. None: at none of them under several.
+    """
+    own = [row for row in rows if row["figure"] == PLOTTED]
+    loads = {
+        ms: {row["load"] for row in own if row["service_ms"] == ms} for ms in sorted({r["service_ms"] for r in own})
+    }
+    most = max(loads, key=lambda ms: len(loads[ms]), default=None)
+    return [] if most is None or len(loads[most]) < 2 else [row for row in own if row["service_ms"] == most]
+
+
+def plot(rows: Sequence[Row], file: Path) -> None:
+    """p99.9 (or p99, where there are too few samples) over the loads, an arm a line. `rows`: of `over_loads`."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import FormatStrFormatter
 
-    rows = [row for row in document["rows"] if row["figure"] == figure]
     name = "p999_ms" if all(row["p999_ms"] is not None for row in rows) else "p99_ms"
     drawn, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
     for arm in dict.fromkeys(row["spec"] for row in rows):
@@ -166,8 +184,13 @@ def plot(document: Mapping[str, Any], file: Path, figure: str = "9") -> None:
         values = [mean([r for r in rows if r["spec"] == arm and r["load"] == load], name) for load in loads]
         axes.plot(loads, [math.nan if v is None else v for v in values], marker="o", label=arm)
     axes.set(
-        xlabel="load of the deployed machines", ylabel=f"{'p99.9' if name == 'p999_ms' else 'p99'}, ms", yscale="log"
+        title=f"inferences of {rows[0]['service_ms']:g} ms",
+        xlabel="load of the deployed machines",
+        ylabel=f"{'p99.9' if name == 'p999_ms' else 'p99'}, ms",
+        yscale="log",
     )
+    for set_ in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        set_(FormatStrFormatter("%.0f"))
     axes.grid(visible=True, which="both", alpha=0.25)
     axes.legend(fontsize=8)
     drawn.savefig(file, dpi=130)

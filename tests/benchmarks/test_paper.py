@@ -119,6 +119,17 @@ def test_a_row_says_what_clients_saw():
     json.dumps(row)
 
 
+def test_the_first_and_the_last_queries_are_not_timed():
+    load = Load(tuple(n / 10 for n in range(6000)), tuple(n % 50 for n in range(6000)))
+    made = records(load)
+    for seq in [*range(600), *range(5970, 6000)]:
+        made[seq] = replace(made[seq], latency_s=5.0)
+    row = paper.row_of(SMALL, point(), made, load, 1.0, 6)
+    assert row["timed"] == 5370
+    assert row["max_ms"] == pytest.approx(1000 * (0.05 + 5969 / 1e5))
+    assert row["lost"] == 1, "which counts wherever it is"
+
+
 def test_a_kept_curve_is_thin_and_keeps_the_tail():
     load = Load(tuple(n / 10 for n in range(5000)), tuple(n % 50 for n in range(5000)))
     kept = paper.curve(records(load))
@@ -191,7 +202,12 @@ def test_tables_say_the_gap_beside_equal_resources():
 
 @pytest.mark.slow
 def test_the_plot_is_a_png(tmp_path):
-    paper_tables.plot(document(), tmp_path / "p.png")
+    slow = [row | {"load": 0.85, "service_ms": 100.0} for row in document()["rows"]]
+    more = [row | {"load": 0.85} for row in document()["rows"]]
+    assert paper_tables.over_loads(document()["rows"] + slow) == [], "two loads, but of different lengths"
+    rows = paper_tables.over_loads(document()["rows"] + more + slow)
+    assert rows == document()["rows"] + more
+    paper_tables.plot(rows, tmp_path / "p.png")
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -196,3 +196,32 @@ async def test_a_cancelled_run_leaves_no_flight(serve):
     with pytest.raises(asyncio.CancelledError):
         await run
     assert not [task for task in asyncio.all_tasks() if "_Client.ask" in repr(task)]
+
+
+async def test_at_the_end_only_what_is_out_is_waited_for(monkeypatch):
+    """To wait for thousands that have ended stops the client while the last are under way."""
+    waited, gather, sleep = [], asyncio.gather, asyncio.sleep
+
+    async def turns(delay):
+        for _ in range(50):
+            await sleep(0)
+
+    async def at_once(seq, body):
+        return 200, "deployed", b"1"
+
+    monkeypatch.setattr(asyncio, "gather", lambda *given, **more: waited.append(len(given)) or gather(*given, **more))
+    monkeypatch.setattr(asyncio, "sleep", turns)
+    load = Load((0.0,) * 200 + (60.0,), (0,) * 201)
+    records = await drive(load, [LabelledBody(b"x")], ["http://127.0.0.1:1"], int, 60.0, through=lambda post: at_once)
+    assert [record.seq for record in records] == [*range(201)]
+    assert waited[0] == 1
+
+
+async def test_what_the_client_itself_does_wrong_is_an_error_when_it_has_ended_and_when_not():
+    async def wrong(seq, body):
+        raise AssertionError(f"wrong {seq}")
+
+    for due_at in ((0.0,), (0.0, 0.1)):
+        load = Load(due_at, (0,) * len(due_at))
+        with pytest.raises(AssertionError, match="wrong"):
+            await drive(load, [LabelledBody(b"x")], ["http://127.0.0.1:1"], int, 60.0, through=lambda post: wrong)
