@@ -28,7 +28,6 @@ import json
 import math
 import os
 import platform
-import shlex
 import shutil
 import sys
 import tempfile
@@ -40,7 +39,7 @@ from pathlib import Path
 from typing import Any
 
 from paper_fleet import Archives, Cluster, HedgePython, Twice, have_hedge_python, make_archives, nginx, tenant
-from paper_points import ARMS, FIGURES, QUICK, SLOW, Point, Size, extra_machines, points
+from paper_points import ARMS, FIGURES, QUICK, SERVICE_S, SLOW, Point, Size, extra_machines, points
 from paper_tables import PERCENTILES, PLOT, Row, over_loads, plot, sections
 from tqdm import tqdm
 
@@ -332,13 +331,14 @@ def estimate_s(size: Size, left: Sequence[Point]) -> float:
     return loads + 12.0 * len(left) + starts
 
 
-def collected(names: Sequence[str], arms: Sequence[str], work: Path) -> list[Row]:
+def collected(work: Path) -> list[Row]:
     """-> the rows of all points that are done, whatever run they are of, in the order of the tables."""
-    made = [json.loads(file.read_text()) for file in work.glob("*-s[0-9]*.json")]
+    usual = {"service_ms": 1000 * SERVICE_S}  # points of an older version of this script do not say so
+    made = [usual | json.loads(file.read_text()) for file in work.glob("*-s[0-9]*.json")]
     figures, order = list(FIGURES), list(ARMS)
     setting = ("service_ms", "load", "k", "disturbances", "batch")
     return sorted(
-        (row for row in made if row["figure"] in names and row["spec"] in arms),
+        made,
         key=lambda row: (
             figures.index(row["figure"]), *(row[name] for name in setting), order.index(row["spec"]), row["seed"]
         ),
@@ -422,7 +422,7 @@ def main() -> int:
     parser.add_argument("--queries", type=count(), help="a point")
     parser.add_argument(
         "--service", type=number(above=0), metavar="MS",
-        help="of an inference (50), and all other times with it: a host with few cores keeps up with a longer one",
+        help="of an inference (50); spells, transfers and delays grow with it: a host with few cores bears more then",
     )  # fmt: skip
     parser.add_argument("--steps", type=count(), help="of each protection's training")
     parser.add_argument("--machines", type=count(), help="that serve the model")
@@ -447,13 +447,10 @@ def main() -> int:
         service_s=size.service_s if args.service is None else args.service / 1000,
     )
     work = args.work.resolve() / f"{size.machines}-{size.queries}-{size.steps}"
-    names, arms = args.figure or (["9"] if args.quick else list(FIGURES)), args.arm or list(ARMS)
     if not args.collect:
-        run(size, names, arms, work)
-    rows = collected(names, arms, work)
-    given = [word for word in sys.argv[1:] if word not in ("--work", str(args.work), "--collect")]
-    command = shlex.join(["python", "benchmarks/paper.py", *given])
-    document = document_of(size, rows, work, command)
+        run(size, args.figure or (["9"] if args.quick else list(FIGURES)), args.arm or list(ARMS), work)
+    rows = collected(work)
+    document = document_of(size, rows, work, "python benchmarks/paper.py")
     for text in sections(document).values():
         print(text)
     if not args.quick:

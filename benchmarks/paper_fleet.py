@@ -159,6 +159,7 @@ class Cluster:
                 unregister(self.fleet, self._beside.stem)
             if beside is not None:
                 register(self.fleet, beside)
+                self.cold = True
             self._beside = beside
         wait_until_ready(self.fleet)
         return self.fleet if arm.extra else self.fleet[: self._size.machines]

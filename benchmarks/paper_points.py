@@ -26,8 +26,8 @@ class Size:
     seeds: tuple[int, ...] = (0, 1, 2)
     steps: int = 2000
     service_s: float = SERVICE_S
-    """Of an inference. All other times grow with it, so a longer one is the same run in slow motion: for hosts whose
-    cores do not suffice for the fleet at its usual speed."""
+    """Of an inference. Spells, transfers and delays of messages grow with it, so a longer one is the same run in slow
+    motion, but for what the host and the proxy take: for hosts whose cores do not suffice otherwise."""
 
     @property
     def slower(self) -> float:

@@ -36,11 +36,12 @@ def sections(document: Mapping[str, Any]) -> dict[str, str]:
     """What docs/benchmarks.md says between its marks."""
     rows = document["rows"]
     parts = [
-        f"`{document['command']}`; {document['machine']}; {document['emulated']}, and each table says how long. "
+        f"`{document['command']}`, with `--figure`, `--load`, `--arm`, `--seeds` and `--service` as each table says; "
+        f"{document['machine']}; {document['emulated']}, for as long as the table says. "
         f"{document['size']['machines']} deployed machines and half as many more; "
         f"{document['size']['queries']:,} queries a point, of which the first tenth and the last 0.5 % are not timed. "
         "*lag*: how late queries were sent, p99; where it is large "
-        "the host was too busy, and that row's latencies are its."
+        "the host was too busy, and that row's latencies are the host's. *gap*: over the seeds that both arms have."
     ]
     for name, figure in FIGURES.items():
         own = [row for row in rows if row["figure"] == name]
@@ -63,8 +64,8 @@ def _tables(own: Sequence[Row]) -> str:
     for setting in dict.fromkeys(map(_setting, own)):
         here = [r for r in own if _setting(r) == setting]
         service_ms, load, k, _, batch = setting
-        gap = _gap(_of(here, "equal"))
-        cells = [_cells(arm, _of(here, arm), gap) for arm in dict.fromkeys(r["spec"] for r in here)]
+        equal = _of(here, "equal")
+        cells = [_cells(arm, _of(here, arm), equal) for arm in dict.fromkeys(r["spec"] for r in here)]
         told.append(
             f"Load {load:g}, inferences of {service_ms:g} ms, k = {k}, {_trouble(here[0])}batches of {batch}:\n\n"
             f"{markdown(_HEAD, cells)}"
@@ -95,11 +96,18 @@ def _gap(rows: Sequence[Row]) -> float | None:
     return None if tail is None or middle is None else tail - middle
 
 
-def _cells(arm: str, rows: Sequence[Row], equals_gap: float | None) -> list[str]:
+def _share_of_gap(rows: Sequence[Row], equal: Sequence[Row]) -> float | None:
+    """Of equal resources', over the seeds that both have."""
+    both = {row["seed"] for row in rows} & {row["seed"] for row in equal}
+    gap, equals = (_gap([row for row in some if row["seed"] in both]) for some in (rows, equal))
+    return None if gap is None or not equals else gap / equals
+
+
+def _cells(arm: str, rows: Sequence[Row], equal: Sequence[Row]) -> list[str]:
     def told(value: float | None, form: str) -> str:
         return "-" if value is None else form.format(value)
 
-    tail, gap = mean(rows, "p999_ms"), _gap(rows)
+    tail = mean(rows, "p999_ms")
     spread = "" if tail is None else f" ({min(r['p999_ms'] for r in rows):.0f}, {max(r['p999_ms'] for r in rows):.0f})"
     answered = sum(r["queries"] - r["lost"] - r["errors"] for r in rows)
     rebuilt, compared = sum(r["reconstructed"] for r in rows), sum(r["compared"] for r in rows)
@@ -111,7 +119,7 @@ def _cells(arm: str, rows: Sequence[Row], equals_gap: float | None) -> list[str]
         told(mean(rows, "p50_ms"), "{:.0f}"),
         told(mean(rows, "p99_ms"), "{:.0f}"),
         told(tail, "{:.0f}") + spread,
-        told(None if gap is None or not equals_gap else gap / equals_gap, "{:.2f}"),
+        told(_share_of_gap(rows, equal), "{:.2f}"),
         f"{rebuilt / max(1, answered):.2%}",
         told(differing, "{:.3%}"),
         told(mean(rows, "accuracy"), "{:.2%}"),
@@ -139,7 +147,7 @@ def _beside(rows: Sequence[Row]) -> str:
                 if told is None or there is None:
                     line.append("-")
                     continue
-                within[by].append(abs(told / there - 1) <= limit)
+                within[by] += [abs(r[f"{by}_{name}"] / r[name] - 1) <= limit for r in both]
                 line.append(f"{told:.0f} ({told / there:.2f})")
         cells.append(line)
     times = [f"{name}{by}" for name in ("p50", "p99", "p99.9") for by in (" live", " simulated", " foretold")]
@@ -150,7 +158,7 @@ def _beside(rows: Sequence[Row]) -> str:
         "host outside spells, where they were measured at this load; else as long as emulated. Foretold: by the "
         "planner, from the access log of equal resources in the same setting and with the same seed, where there is "
         "one. In brackets: of what was measured with these seeds. "
-        f"{counts['simulated'][0]} of {counts['simulated'][1]} simulated percentiles are within 15 %, "
+        f"{counts['simulated'][0]} of {counts['simulated'][1]} simulated percentiles of single seeds are within 15 %, "
         f"{counts['foretold'][0]} of {counts['foretold'][1]} foretold ones within 25 %. The simulator has no proxy and "
         "no client that take time, and knows contention as single replies that are late at random, not as "
         "machines all of whose messages are late for seconds."

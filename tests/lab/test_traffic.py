@@ -218,10 +218,16 @@ async def test_at_the_end_only_what_is_out_is_waited_for(monkeypatch):
 
 
 async def test_what_the_client_itself_does_wrong_is_an_error_when_it_has_ended_and_when_not():
-    async def wrong(seq, body):
-        raise AssertionError(f"wrong {seq}")
+    def client(error):
+        async def wrong(seq, body):
+            if seq == 0:
+                raise error
+            return 200, "deployed", b"1"
+
+        return lambda post: wrong
 
     for due_at in ((0.0,), (0.0, 0.1)):
-        load = Load(due_at, (0,) * len(due_at))
-        with pytest.raises(AssertionError, match="wrong"):
-            await drive(load, [LabelledBody(b"x")], ["http://127.0.0.1:1"], int, 60.0, through=lambda post: wrong)
+        for error in (AssertionError("wrong"), asyncio.CancelledError()):
+            load = Load(due_at, (0,) * len(due_at))
+            with pytest.raises(type(error)):
+                await drive(load, [LabelledBody(b"x")], ["http://127.0.0.1:1"], int, 60.0, through=client(error))

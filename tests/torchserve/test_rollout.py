@@ -601,7 +601,8 @@ def urls(letters: str) -> list[str]:
 def seen_by_a_proxy(*serving: str, ejected: Sequence[str] = ()) -> dict[str, Any]:
     """A part of its `/status`: its instances are a and b."""
     endpoints = [
-        {"instance": each, "row": None, "health": "out" if each in ejected else "in"} for each in (*serving, *ejected)
+        {"instance": each, "row": None, "health": "out" if each in ejected else "in"}
+        for each in (*filter(None, serving), *ejected)
     ]
     return {
         "instances": [{"name": each, "management": f"http://{each}/", "seen_s": 0.0} for each in "ab"],
@@ -642,7 +643,7 @@ class TestSeveralProxies:
         assert waited == 3
         assert asked == ["http://p/status", "http://q/status"] * 4
 
-    def test_an_instance_that_is_ejected_is_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_instance_that_is_ejected_does_not_count(self, monkeypatch: pytest.MonkeyPatch) -> None:
         waited, _ = self.settle(
             monkeypatch,
             {"http://p": lambda now: seen_by_a_proxy("a", "b") if now >= 2 else seen_by_a_proxy("a", ejected="b")},
@@ -650,6 +651,10 @@ class TestSeveralProxies:
         assert waited == 2
         waited, _ = self.settle(monkeypatch, {"http://p": lambda now: seen_by_a_proxy(ejected="ab")})
         assert waited == 0, "nobody answers there, and a does no more than b"
+        waited, _ = self.settle(
+            monkeypatch, {"http://p": lambda now: seen_by_a_proxy("b" if now >= 2 else "", ejected="a")}
+        )
+        assert waited == 2, "without a, the proxy would know no instance"
 
     def test_it_does_not_wait_for_ever(self, monkeypatch: pytest.MonkeyPatch) -> None:
         says = {"http://p": lambda now: seen_by_a_proxy("a", "b"), "http://q": lambda now: seen_by_a_proxy("a")}

@@ -112,9 +112,8 @@ async def drive(
 
     def told(flight: asyncio.Task[QueryRecord]) -> None:
         flights.discard(flight)
-        if flight.cancelled():
-            return
-        if (error := flight.exception()) is not None:
+        error = asyncio.CancelledError() if flight.cancelled() else flight.exception()
+        if error is not None:
             failed.append(error)
             return
         records.append(flight.result())
@@ -132,19 +131,20 @@ async def drive(
                     delay = origin + due_at - time.monotonic()
                     if delay > 0:
                         await asyncio.sleep(delay)
-                    if not goes_on():
+                    if failed or not goes_on():
                         break
                     flight = asyncio.create_task(client.ask(seq, due_at, load.picks[seq]))
                     flights.add(flight)
                     flight.add_done_callback(told)
-                await asyncio.gather(*flights)
+                if not failed:
+                    await asyncio.gather(*flights)
+                if failed:
+                    raise failed[0]
             finally:
                 left = [*flights]
                 for flight in left:
                     flight.cancel()
                 await asyncio.gather(*left, return_exceptions=True)
-    if failed:
-        raise failed[0]
     return sorted(records, key=lambda record: record.seq)
 
 

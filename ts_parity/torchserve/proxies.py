@@ -37,10 +37,11 @@ class ProxyView:
 
     def alone(self, instance: str, model: str, others: Iterable[str]) -> str:
         """What must be seen before `model` goes from `instance`: one of `others`, which have it too, in its place.
-        Empty: another answers its queries, it has none of these, or this instance does not answer them either.
+        Empty: another instance answers queries, all that might are ejected, it has none of these, or it does not use
+        this instance.
         """
         known = sorted(self.ages.keys() & set(others))
-        if known and self.fit.get(model, frozenset()) == {instance}:
+        if known and frozenset({instance}) in (self.used.get(model), self.fit.get(model)):
             return f"that {' or '.join(known)} serves {model}"
         return ""
 
