@@ -76,8 +76,8 @@ of 18 instances are contended at a time, so the p99.9 of equal resources is abou
 PAPERS_MACHINES = 18
 WARM_UP = 150
 COLD = 100
-"""Queries for each machine of a fleet that has just started: the first ones are slow, for which the first arm would be
-blamed."""
+"""Queries for each machine of a fleet that has just started: the first ones are slow, and the first arm would be blamed
+for it."""
 UNTIMED = 0.1, 0.005
 """Of a load, the first and last queries, whose latencies do not count: machines are still getting warm for the first,
 and have less and less to do for the last."""
@@ -450,6 +450,8 @@ def main() -> int:
     if not args.collect:
         run(size, args.figure or (["9"] if args.quick else list(FIGURES)), args.arm or list(ARMS), work)
     rows = collected(work)
+    if not rows:
+        raise SystemExit(f"no point is done in {work}: run this without --collect, or name the folder with --work")
     document = document_of(size, rows, work, "python benchmarks/paper.py")
     for text in sections(document).values():
         print(text)

@@ -134,7 +134,7 @@ class Cluster:
         self.fleet: Sequence[LiveMachine] = ()
         self.gate: Any = None
         self.cold = False
-        """Machines have been started since it was last set to False."""
+        """Machines or models have been started since it was last set to False."""
 
     def __enter__(self) -> Cluster:
         return self

@@ -133,6 +133,16 @@ def test_the_first_and_the_last_queries_are_not_timed():
     assert row["lost"] == 1, "which counts wherever it is"
 
 
+def test_where_nothing_is_done_the_kept_results_stay(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # which it would set itself
+    monkeypatch.setattr("sys.argv", ["paper.py", "--collect", "--work", str(tmp_path)])
+    kept = tmp_path / "kept.json"
+    monkeypatch.setattr(paper, "RESULTS", kept)
+    with pytest.raises(SystemExit, match="no point is done in"):
+        paper.main()
+    assert not kept.exists()
+
+
 def test_a_kept_curve_is_thin_and_keeps_the_tail():
     load = Load(tuple(n / 10 for n in range(5000)), tuple(n % 50 for n in range(5000)))
     kept = paper.curve(records(load))

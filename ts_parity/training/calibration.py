@@ -363,7 +363,7 @@ def reliability(
     -> of full groups the `agreement` and what was `expected`, `surest` (one for each of `RELEASED`: which `share` was
     wanted, which was `released`, their `agreement`, what was `expected`; `score` by the metric; with labels `A_a` and
     `A_d` (or `E_a`, `E_d`) on these bodies, and `loss`), `bins` (ten, from the least sure: `share`, `expected`,
-    `agreement`), and `off`, by how much these miss on the average; of each pattern in `patterns` its `agreement` and
+    `agreement`), and `off`, how far these are off on average; of each pattern in `patterns` its `agreement` and
     what was `expected`. `bodies`: how many different ones were judged. What ends in `_95` is an interval.
     """
     bodies = np.concatenate([held.bodies for held in judged])
