@@ -5,6 +5,7 @@ import itertools
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -24,7 +25,7 @@ from ts_parity.lab.faults import (
     now_and_then,
     shuffles,
 )
-from ts_parity.lab.live import _Contention
+from ts_parity.lab.live import _Contention, carriers_of
 
 
 def test_a_seed_gives_one_schedule():
@@ -178,22 +179,36 @@ def test_a_shuffle_contends_two_instances_at_any_time():
         assert len(now) == 8
     assert max(fault.ends_at for fault in made) <= 60.0
     assert {fault.kind for fault in made} == {CONTEND}
+    assert {fault.bytes_per_s for fault in made} == {0.0}
+    slower = shuffles(4, 18, 60.0, seed=1, strength_s=0.01, bytes_per_s=1e6)
+    assert slower == tuple(replace(fault, bytes_per_s=1e6) for fault in made)
+
+
+class Recorder:
+    """A gate process that writes down how gates are contended."""
+
+    def __init__(self):
+        self.said = []
+
+    def contend(self, gate, delay_s, bytes_per_s=0.0):
+        self.said.append((gate, delay_s, bytes_per_s))
 
 
 def test_overlapping_contention_adds_up_and_ends_with_the_last():
-    class Recorder:
-        def __init__(self):
-            self.said = []
-
-        def contend(self, gate, delay_s):
-            self.said.append((gate, delay_s))
-
     recorder = Recorder()
     contention = _Contention(recorder)
-    ends = [contention(Fault(0.0, 3, CONTEND, 1.0, strength)) for strength in (0.25, 0.5)]
+    ends = [contention(Fault(0.0, 3, CONTEND, 1.0, *each)) for each in ((0.25, 1e6), (0.5, 1e6), (0.0, 0.0))]
     for end in ends:
         end()
-    assert recorder.said == [(3, 0.25), (3, 0.75), (3, 0.5), (3, 0)]
+    calm_at_last = [(3, 0.75, 5e5), (3, 0.5, 1e6), (3, 0.0, 0.0), (3, 0.0, 0.0)]
+    assert recorder.said == [(3, 0.25, 1e6), (3, 0.75, 5e5), *calm_at_last]
+
+
+async def test_a_schedule_throttles_a_link():
+    recorder = Recorder()
+    schedule = [fault for fault in shuffles(1, 2, 0.01, seed=1, strength_s=0.25, bytes_per_s=1e6) if not fault.instance]
+    await Injector(lambda instance: [], carriers=carriers_of([], recorder)).run(schedule, time.monotonic())
+    assert recorder.said == [(0, 0.25, 1e6), (0, 0.0, 0.0)]
 
 
 def test_a_whole_domain_is_struck_at_once():

@@ -6,7 +6,9 @@ import time
 
 import pytest
 
+from ts_parity.lab.faults import CONTEND, Fault
 from ts_parity.lab.gate import Gate, gates
+from ts_parity.lab.live import carriers_of
 
 
 @pytest.fixture
@@ -89,19 +91,33 @@ async def test_an_unknown_order_is_refused():
         Gate("127.0.0.1", 1, "seed").obey({"do": "dance"})
 
 
+async def leads_to(process, gate, port):
+    """Returns when the order has been obeyed: it takes its way through a pipe."""
+    process.order(gate, "aim", host="127.0.0.1", port=port)
+    for _ in range(500):
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            await asked(await asyncio.open_connection("127.0.0.1", process.ports[gate]), b"two")
+            return
+        await asyncio.sleep(0.01)
+    pytest.fail("it never led elsewhere")
+
+
 @pytest.mark.slow
 async def test_gates_stand_in_a_process_of_their_own(upstream):
     port, _ = upstream
     with gates([("127.0.0.1", 1), ("127.0.0.1", port)], seed=3) as process:
-        first, second = process.ports
-        await asked(await asyncio.open_connection("127.0.0.1", second), b"one")
-        process.order(0, "aim", host="127.0.0.1", port=port)
+        await asked(await asyncio.open_connection("127.0.0.1", process.ports[1]), b"one")
         process.contend(1, 0.01)
-        for _ in range(500):  # the order takes its way through a pipe
-            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-                await asked(await asyncio.open_connection("127.0.0.1", first), b"two")
-                break
-            await asyncio.sleep(0.01)
-        else:
-            pytest.fail("it never led elsewhere")
+        await leads_to(process, 0, port)
     assert process.process.wait(timeout=60) != 0
+
+
+@pytest.mark.slow
+async def test_a_throttled_link_makes_a_large_body_late(upstream):
+    body, bytes_per_s = b"x" * 100_000, 1e6
+    with gates([("127.0.0.1", upstream[0]), ("127.0.0.1", 1)]) as process:
+        connection = await asyncio.open_connection("127.0.0.1", process.ports[0])
+        await asked(connection, body)
+        carriers_of([], process)[CONTEND](Fault(0.0, 0, CONTEND, 1.0, bytes_per_s=bytes_per_s))
+        await leads_to(process, 1, upstream[0])  # orders are obeyed in turn
+        assert await asked(connection, body) >= len(body) / bytes_per_s

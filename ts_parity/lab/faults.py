@@ -7,7 +7,8 @@ of, and thaws whatever it froze, however it ends.
     freeze, kill           the workers of an instance: stopped for a while; gone
     freeze_server          its server (the JVM): it accepts and does not answer
     crash, restart         the whole instance: gone; gone and started again when the spell ends
-    contend                its network: every message is late, by an exponential time of mean `strength_s`
+    contend                its network: every message is late, by an exponential time of mean `strength_s`, and its
+                           link carries `bytes_per_s` each way (0: no limit), so a large body is later than a small one
     reset                  all its connections break
 
 Slow answers that are otherwise right are no fault here: an emulated machine is slow by its own schedule (`emulation`).
@@ -43,6 +44,7 @@ class Fault:
     kind: str
     spell_s: float = 0.0
     strength_s: float = 0.0
+    bytes_per_s: float = 0.0
 
     @property
     def ends_at(self) -> float:
@@ -113,9 +115,13 @@ def now_and_then(
     return tuple(sorted(faults))
 
 
-def shuffles(transfers: int, instances: int, duration_s: float, seed: int, strength_s: float) -> tuple[Fault, ...]:
+def shuffles(
+    transfers: int, instances: int, duration_s: float, seed: int, strength_s: float, bytes_per_s: float = 0.0
+) -> tuple[Fault, ...]:
     """The paper's background traffic: so many transfers at any time, each between two instances drawn at random, both
     contended while it lasts. A transfer of 128 to 256 MB, both ways, takes 2 to 4 s at 1 Gbit/s.
+
+    `bytes_per_s`: what one transfer leaves of an instance's link; 0: messages are late whatever their size.
     """
     faults = []
     for transfer in range(transfers):
@@ -123,7 +129,8 @@ def shuffles(transfers: int, instances: int, duration_s: float, seed: int, stren
         at = 0.0
         while at < duration_s:
             lasts = min(rng.uniform(2.0, 4.0), duration_s - at)
-            faults += [Fault(at, instance, CONTEND, lasts, strength_s) for instance in rng.sample(range(instances), 2)]
+            both = rng.sample(range(instances), 2)
+            faults += [Fault(at, instance, CONTEND, lasts, strength_s, bytes_per_s) for instance in both]
             at += lasts
     return tuple(sorted(faults))
 

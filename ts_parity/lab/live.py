@@ -264,22 +264,24 @@ def carriers_of(fleet: Sequence[LiveMachine], process: GateProcess | None = None
 
 
 class _Contention:
-    """Several transfers may use one instance's network: its messages are late by the sum of them."""
+    """Several transfers may use one instance's network: delays add up, and so does the time that a byte takes."""
 
     def __init__(self, process: GateProcess) -> None:
         self._process = process
-        self._now: dict[int, list[float]] = {}
+        self._now: dict[int, list[Fault]] = {}
         self._lock = threading.Lock()
 
     def __call__(self, fault: Fault) -> Callable[[], object]:
         self._change(fault, list.append)
         return lambda: self._change(fault, list.remove)
 
-    def _change(self, fault: Fault, how: Callable[[list[float], float], object]) -> None:
+    def _change(self, fault: Fault, how: Callable[[list[Fault], Fault], object]) -> None:
         with self._lock:
-            strengths = self._now.setdefault(fault.instance, [])
-            how(strengths, fault.strength_s)
-            self._process.contend(fault.instance, sum(strengths))
+            now = self._now.setdefault(fault.instance, [])
+            how(now, fault)
+            byte_s = sum(1 / each.bytes_per_s for each in now if each.bytes_per_s)
+            delay_s = sum(each.strength_s for each in now)
+            self._process.contend(fault.instance, delay_s, 1 / byte_s if byte_s else 0.0)
 
 
 def run_arm(
