@@ -169,8 +169,6 @@ class Cluster:
             if not live.instance.running:
                 live.restart()
                 self.cold = True
-                if self._beside is not None:
-                    register([live], self._beside)
 
     def _hosted(self, point: Point) -> list[list[Path]]:
         deployed, extra = self._size.machines, extra_machines(self._size, point.k)

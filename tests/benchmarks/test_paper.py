@@ -240,3 +240,21 @@ def test_the_length_of_a_run_is_known_before_it():
     quick = paper.estimate_s(QUICK, points(QUICK, ["9"]))
     assert whole > 3600 * 10
     assert quick < 600
+
+
+class CrashedMachine:
+    """Comes back with what stood beside its model, and so takes nothing that is registered after that."""
+
+    def __init__(self):
+        self.instance, self.running, self.restarts = self, False, 0
+
+    def restart(self):
+        self.running, self.restarts = True, self.restarts + 1
+
+
+def test_a_machine_that_has_crashed_is_started_again_before_the_next_point(tmp_path):
+    cluster = paper.Cluster(SMALL, None, tmp_path)
+    cluster.fleet, cluster._beside = [CrashedMachine()], tmp_path / "student.mar"
+    for _ in range(2):
+        cluster._repair()
+    assert (cluster.fleet[0].restarts, cluster.cold) == (1, True)

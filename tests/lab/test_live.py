@@ -1,19 +1,71 @@
 """Load and faults on a real TorchServe instance behind a gate: what clients see, and that all is well afterwards."""
 
 import json
+from contextlib import nullcontext
 
 import psutil
 import pytest
 
+from tests.conftest import write_archive
 from ts_parity.cli import main
+from ts_parity.lab import live as lab_live
 from ts_parity.lab.emulation import Emulation, emulate, make_spells
 from ts_parity.lab.faults import CONTEND, FREEZE, FREEZE_SERVER, KILL, RESET, RESTART, Fault
-from ts_parity.lab.live import Trouble, behind_gates, machines, run_arm, started, wait_until_ready
+from ts_parity.lab.live import (
+    Trouble,
+    behind_gates,
+    carriers_of,
+    machines,
+    register,
+    run_arm,
+    started,
+    unregister,
+    wait_until_ready,
+)
 from ts_parity.lab.scenario import Spells
 from ts_parity.lab.traffic import LabelledBody, poisson_load
 from ts_parity.torchserve.archive import pack
 
-pytestmark = [pytest.mark.torchserve, pytest.mark.slow]
+
+class FakeInstance:
+    """An instance that is its own management API, and knows which archives it has: each life anew."""
+
+    def __init__(self, archives, options, name, ports=None):
+        self.options, self.name, self.ports = options, name, ports
+        self.has = [archive.stem for archive in archives]
+
+    def start(self): ...
+
+    def stop(self, orderly=True): ...
+
+    def management(self):
+        return nullcontext(self)
+
+    def add_archive(self, archive):
+        return archive.name
+
+    def register(self, url):
+        assert url.removesuffix(".mar") not in self.has, "TorchServe refuses what is there already"
+        self.has.append(url.removesuffix(".mar"))
+
+    def unregister(self, model):
+        self.has.remove(model)
+
+
+def test_an_instance_comes_back_with_what_stood_beside_its_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(lab_live, "TorchServeInstance", FakeInstance)
+    own, exact, student = (write_archive(tmp_path / f"{name}.mar") for name in ("own", "exact", "student"))
+    fleet = machines([[own], [own]], tmp_path / "machines")
+    restart = carriers_of(fleet)[RESTART]
+    register(fleet, exact)
+    restart(Fault(0.0, 0, RESTART))()
+    restart(Fault(0.0, 0, RESTART))()
+    assert [live.instance.has for live in fleet] == [["own", "exact"]] * 2
+    unregister(fleet, "exact")
+    register(fleet[:1], student)
+    for index in (0, 1):
+        restart(Fault(0.0, index, RESTART))()
+    assert [live.instance.has for live in fleet] == [["own", "student"], ["own"]]
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +81,8 @@ def served(tmp_path_factory):
 
 
 @pytest.mark.long
+@pytest.mark.torchserve
+@pytest.mark.slow
 def test_a_bench_of_a_real_instance_whose_worker_is_frozen(served, tmp_path, capsys):
     [live], _ = served
     bodies = tmp_path / "bodies"
@@ -52,8 +106,11 @@ def test_a_bench_of_a_real_instance_whose_worker_is_frozen(served, tmp_path, cap
 
 
 @pytest.mark.long
-def test_each_fault_strikes_a_real_instance_and_leaves_it_serving(served):
+@pytest.mark.torchserve
+@pytest.mark.slow
+def test_each_fault_strikes_a_real_instance_and_leaves_it_serving(served, tmp_path):
     fleet, process = served
+    register(fleet, write_archive(tmp_path / "beside.mar"))
     faults = (
         Fault(0.2, 0, CONTEND, 1.0, 0.01),
         Fault(0.5, 0, RESET),
@@ -73,6 +130,9 @@ def test_each_fault_strikes_a_real_instance_and_leaves_it_serving(served):
     assert any(not record.answered for record in records), "nobody stands in for a single instance"
     assert fleet[0].instance.pid != before
     wait_until_ready(fleet)
+    with fleet[0].instance.management() as management:
+        assert {model.name for model in management.models()} == {"own", "beside"}
     [one] = run_arm(fleet, [url], poisson_load(1, 10.0, 1, seed=1), bodies, json.loads, Trouble(), seed=0)[0]
     assert one.outcome == "deployed"
     assert one.predicted == 1
+    unregister(fleet, "beside")

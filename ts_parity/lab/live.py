@@ -18,7 +18,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from ts_parity.lab.gate import GateProcess, gates
 from ts_parity.lab.records import QueryRecord
 from ts_parity.lab.scenario import Outage
 from ts_parity.lab.traffic import LabelledBody, Load, Post, Reader, drive
+from ts_parity.torchserve.archive import read_archive
 from ts_parity.torchserve.configuration import HOST, InstanceOptions
 from ts_parity.torchserve.launcher import TorchServeInstance, launch_fleet, stop_fleet, together
 from ts_parity.torchserve.management import unready
@@ -51,6 +52,8 @@ class LiveMachine:
     machine: MachineFile
     hosted: Sequence[Path]
     gate: int | None = None
+    beside: dict[str, Path] = field(default_factory=dict)
+    """What has been registered since it started, by the model's name."""
 
     @property
     def inference_url(self) -> str:
@@ -72,14 +75,27 @@ class LiveMachine:
     def server_pids(self) -> list[int]:
         return [self.instance.pid] if self.instance.running else []
 
+    def register(self, archive: Path) -> None:
+        """Beside what it hosts; returns when its workers are ready."""
+        with self.instance.management() as management:
+            management.register(self.instance.add_archive(archive))
+        self.beside[read_archive(archive).model_name] = archive
+
+    def unregister(self, model: str) -> None:
+        with self.instance.management() as management:
+            management.unregister(model)
+        self.beside.pop(model, None)
+
     def crash(self) -> None:
         self.instance.stop(orderly=False)
 
     def restart(self) -> None:
-        """After a crash, at the same ports."""
+        """After a crash, at the same ports and with what stood beside the model."""
         before = self.instance
         self.instance = TorchServeInstance(self.hosted, before.options, name=before.name, ports=before.ports)
         self.instance.start()
+        for archive in [*self.beside.values()]:
+            self.register(archive)
 
 
 def machines(archives: Sequence[Sequence[Path]], folder: Path, batch_size: int = 1) -> list[LiveMachine]:
@@ -126,20 +142,11 @@ def behind_gates(fleet: Sequence[LiveMachine], seed: int) -> Iterator[GateProces
 
 def register(fleet: Sequence[LiveMachine], archive: Path) -> None:
     """On each machine, beside what it hosts; returns when their workers are ready."""
-
-    def one(live: LiveMachine) -> None:
-        with live.instance.management() as management:
-            management.register(live.instance.add_archive(archive))
-
-    together(fleet, one)
+    together(fleet, lambda live: live.register(archive))
 
 
 def unregister(fleet: Sequence[LiveMachine], model: str) -> None:
-    def one(live: LiveMachine) -> None:
-        with live.instance.management() as management:
-            management.unregister(model)
-
-    together(fleet, one)
+    together(fleet, lambda live: live.unregister(model))
 
 
 def wait_until_ready(fleet: Sequence[LiveMachine], within_s: float = READY_S) -> None:
