@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import sys
 import threading
 import time
 import types
@@ -65,6 +66,21 @@ def frame(*bodies):
 )
 def test_a_request_costs_the_inferences_that_it_asks_for(headers, body, says, costs):
     assert costs_of({"body": body}, headers, SAYS | says) == costs
+
+
+@pytest.mark.parametrize(
+    ("row", "headers", "cost"),
+    [
+        ({"image": bytearray(b"1234")}, {}, 2.0),
+        ({"image": b"1234", "words": "12"}, {}, 3.0),
+        ({"body": b"12", "data": b"12"}, {}, 2.0),
+        ({"image": b"1234", "options": {"parsed": 1}}, {"content-length": "8"}, 4.0),
+        (b"1234", {}, 2.0),
+        ({}, {}, 0.0),
+    ],
+)
+def test_a_form_is_as_large_as_its_fields(row, headers, cost):
+    assert costs_of(row, headers, SAYS | {"body_bytes": 2}) == [cost]
 
 
 def test_draws_have_mean_one_and_the_given_spread():
@@ -160,6 +176,40 @@ def test_an_emulated_protection_declares_the_cost_that_is_emulated(archive, tmp_
     assert made.config[SECTION]["handler"] == "ts_parity_parity.py"
     deployed = read_archive(emulate(wrap_deployed(archive, tmp_path), tmp_path / "slow", Emulation()))
     assert "cost" not in deployed.section
+
+
+HANDLERS = """
+started = []
+
+class Own:
+    def initialize(self, context):
+        started.append(context)
+
+    def handle(self, data, context):
+        return [b"of the class"]
+
+def answers(data, context):
+    started.append(context)
+    return [b"of the function"]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "handler", "answer"),
+    [
+        ("emulated_own", "emulated_own.py", b"of the class"),
+        ("emulated_own", "sub/emulated_own.py:answers", b"of the function"),
+        ("ts.torch_handler.emulated_stock", "emulated_stock", b"of the class"),
+    ],
+)
+def test_the_own_handler_is_found_as_torchserve_finds_it(module, handler, answer, monkeypatch):
+    made = types.ModuleType(module)
+    exec(HANDLERS, made.__dict__)
+    monkeypatch.setitem(sys.modules, module, made)
+    entry = emulated_handler._load(handler, "context")
+    assert made.started == ["context"]
+    assert entry([{}], None) == [answer]
 
 
 def served(config, entry, monkeypatch, machine=None):

@@ -106,12 +106,13 @@ def costs_of(row: Any, headers: Mapping[str, Any], says: Mapping[str, Any]) -> l
     operation = next((str(value) for name, value in headers.items() if name.lower() == "x-ts-parity-op"), "")
     if headers.get("describe") == "True" or operation == "finish":
         return []
-    body: Any = row.get("body", row.get("data", b"")) if isinstance(row, dict) else row
+    parts: Mapping[str, Any] = row if isinstance(row, dict) else {"body": row}
     if operation != "group":
-        return [says["cost"] * _relative_size(_size(body, headers), says)]
+        return [says["cost"] * _relative_size(_size([*parts.values()], headers), says)]
     from ts_parity.wire import unpack_frame
 
-    members = [len(part.body) for part in unpack_frame(body).slots if part is not None]
+    frame = unpack_frame(parts.get("body", parts.get("data", b"")))
+    members = [len(part.body) for part in frame.slots if part is not None]
     each = [says["cost"] * _relative_size(size, says) for size in members]
     return [max(each)] if says["combined"] and each else each
 
@@ -120,10 +121,10 @@ def _relative_size(size: int, says: Mapping[str, Any]) -> float:
     return size / says["body_bytes"] if says["body_bytes"] else 1.0
 
 
-def _size(body: Any, headers: Mapping[str, Any]) -> int:
-    """TorchServe has parsed some bodies, so their length is what the client said."""
-    if isinstance(body, (bytes, bytearray, str)):
-        return len(body)
+def _size(parts: Sequence[Any], headers: Mapping[str, Any]) -> int:
+    """Of a body, or of all fields of a form. TorchServe has parsed some, so the length is what the client said."""
+    if all(isinstance(part, (bytes, bytearray, str)) for part in parts):
+        return sum(map(len, parts))
     said = next((value for name, value in headers.items() if name.lower() == "content-length"), "0")
     return int(said)
 
