@@ -100,6 +100,17 @@ def test_an_impossible_accelerator_is_refused(wrong):
         Emulation(**wrong)
 
 
+@pytest.mark.parametrize(
+    ("emulation", "told"),
+    [
+        (Emulation(), "50 ms, cv 0.1; k in a batch take k times as long"),
+        (Emulation(0.02, 0.0, saves=0.75), "20 ms, always; k in a batch take 1 + 0.25 (k - 1) times as long"),
+    ],
+)
+def test_what_a_batch_costs_is_told(emulation, told):
+    assert emulation.described() == f"emulated accelerators: an inference is a wait of {told}"
+
+
 def test_spells_are_those_of_the_seed_and_never_overlap():
     spells = Spells(share=0.2, mean=1.0, factor=5.0)
     made = make_spells(spells, 30, 200.0, seed=3)

@@ -55,7 +55,9 @@ class Emulation:
         """For the foot of a table."""
         spread = f", cv {self.cv:g}" if self.cv else ", always"
         size = f" for each {self.body_bytes} bytes of body" if self.body_bytes else ""
-        return f"emulated accelerators: an inference is a wait of {1000 * self.service_s:g} ms{size}{spread}"
+        batch = f"1 + {1 - self.saves:g} (k - 1) times as long" if self.saves else "k times as long"
+        wait = f"a wait of {1000 * self.service_s:g} ms{size}{spread}"
+        return f"emulated accelerators: an inference is {wait}; k in a batch take {batch}"
 
 
 def emulate(archive: str | Path, out: str | Path, emulation: Emulation, cost: float = 1.0) -> Path:
