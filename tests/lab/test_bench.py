@@ -174,6 +174,7 @@ def test_agreement_is_told_of_bodies_that_the_model_answered_too():
         ("errors>0", {"errors": 2}, "errors>0: it is 2"),
         ("errors>1%", {"errors": 2}, "errors>1%: it is 2.000% (2 of 100)"),
         ("errors>2%", {"errors": 2}, ""),
+        ("errors>=1.1%", {"errors": 11, "queries": 1000}, "errors>=1.1%: it is 1.100% (11 of 1000)"),
         ("hedged<5", {"hedged": 2}, "hedged<5: it is 2"),
         ("differing>0", {"differing": None}, "differing>0: not measured"),
     ],
@@ -190,7 +191,18 @@ def test_a_threshold_says_what_broke_it(text, measured, said):
         ("errors>80ms", r"the unit of errors is nothing \(a count\) or %, not 'ms'"),
         ("speed>1", "nothing called 'speed'"),
         ("p100>1ms", "nothing called 'p100'"),
+        ("p0>1ms", "nothing called 'p0'"),
+        ("p00.00>1ms", "nothing called 'p00.00'"),
+        ("p99.9999999999999999999>1ms", "nothing called 'p99.9"),
         ("p99>-1ms", "must be like"),
+        ("p99>nanms", "must be like"),
+        ("p99>infs", "must be like"),
+        ("p99>1e3ms", "must be like"),
+        ("p99>1", "the unit of p99 is ms or s"),
+        ("lag>1", "the unit of lag is ms or s"),
+        (f"p99>{'9' * 16}ms", r"of at least 0 and at most 1e\+15"),
+        (f"p99>{'9' * 400}ms", r"at most 1e\+15, not '9{40}\.\.\.'"),
+        ("errors>150%", "at least 0 and at most 100, not '150'"),
     ],
 )
 def test_a_threshold_that_says_nothing_is_refused(text, told):
@@ -202,6 +214,10 @@ def test_a_percentile_without_queries_enough_is_refused_before_the_load():
     with pytest.raises(ConfigError, match="takes at least 4,603 queries"):
         threshold("p99.9>80ms").check_possible(4602)
     threshold("p99.9>80ms").check_possible(4603)
+    with pytest.raises(ConfigError, match="lag takes at least 459 queries"):
+        threshold("lag>10ms").check_possible(458)
+    with pytest.raises(ConfigError, match="takes at least 46,0"):
+        threshold("p99.99999999999>1ms").check_possible(600)
     threshold("errors>0").check_possible(1)
 
 

@@ -22,6 +22,7 @@ from ts_parity.lab.faults import Fault, Injector
 from ts_parity.lab.intervals import interval
 from ts_parity.lab.records import ANSWERED, ERROR, LOST, QueryRecord
 from ts_parity.lab.report import percentile
+from ts_parity.lab.thresholds import LAG, Threshold
 from ts_parity.lab.traffic import LabelledBody, Load, drive
 from ts_parity.proxy.http.messages import Response
 from ts_parity.proxy.serving.comparison import compare
@@ -198,7 +199,7 @@ def described(measured: Measured, load: Load) -> dict[str, Any]:
         },
         "mean": sum(latencies) / len(latencies) if latencies else None,
         "max": latencies[-1] if latencies else None,
-        "lag": percentile(lags, 0.99),
+        "lag": percentile(lags, LAG),
         "agreement": agreement(measured, load),
         "reasons": dict(reasons.most_common(_REASONS)),
     }  # fmt: skip
@@ -236,10 +237,10 @@ def _finding(answers: Mapping[str, bytes], own: str, other: str) -> str:
     return {Finding.AGREED: "agreed", Finding.DIFFERED: "differing"}.get(finding, "unknown")
 
 
-def for_thresholds(row: Mapping[str, Any], percentiles: Sequence[float], measured: Measured) -> dict[str, Any]:
+def for_thresholds(row: Mapping[str, Any], thresholds: Sequence[Threshold], measured: Measured) -> dict[str, Any]:
     """As `Threshold.broken_by` takes it. Any percentile, not only those that are shown."""
     latencies = sorted(r.latency_s for r in measured.records if r.answered and r.latency_s is not None)
-    named = {f"p{100 * share:g}": percentile(latencies, share) for share in percentiles}
+    named = {each.what: percentile(latencies, each.percentile) for each in thresholds if each.percentile is not None}
     seen = row["agreement"]
     compared = seen["agreed"] + seen["differing"]
     rebuilt = row["sources"].get(RECONSTRUCTED, 0)

@@ -78,7 +78,7 @@ def percentile(ordered: Sequence[float], share: float) -> float | None:
     """Nearest rank of an ascending sequence; None where fewer samples than `needed` stand behind it."""
     if len(ordered) < needed(share):
         return None
-    return ordered[math.ceil(round(share * len(ordered), 6)) - 1]
+    return ordered[max(1, math.ceil(round(share * len(ordered), 6))) - 1]
 
 
 def table(arms: Mapping[str, Summary]) -> str:

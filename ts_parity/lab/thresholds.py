@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ts_parity.arguments import LARGEST
+from ts_parity.arguments import LARGEST, number
 from ts_parity.errors import ConfigError
 from ts_parity.lab.report import needed
 
@@ -25,6 +25,8 @@ _SIGNS: Mapping[str, Callable[[float, float], bool]] = {
     "<=": operator.le,
 }
 TIMES = ("mean", "max", "lag")
+LAG = 0.99
+"""Which percentile of the send lag is meant."""
 COUNTS = ("errors", "lost", "reconstructed", "hedged", "differing")
 
 
@@ -40,16 +42,16 @@ class Threshold:
 
     @property
     def percentile(self) -> float | None:
-        """0.999 of p99.9; None: it is no percentile."""
-        found = _PERCENTILE.fullmatch(self.what)
-        return None if found is None else round(float(found[1]) / 100, 9)
+        """0.999 of p99.9; None: it is no percentile, and neither are p0 and p100."""
+        return _percentile(self.what)
 
     def check_possible(self, queries: int) -> None:
         """Raise ConfigError if so many queries say nothing about it."""
-        if self.percentile is not None and queries < needed(self.percentile):
+        share = LAG if self.what == "lag" else self.percentile
+        if share is not None and queries < needed(share):
             raise ConfigError(
-                f"--fail-if {self.text}: {self.what} takes at least {needed(self.percentile):,} queries, and this load "
-                f"has {queries:,}; raise --duration or --rate"
+                f"--fail-if {self.text}: {self.what} takes at least {needed(share):,} queries, and this load has "
+                f"{queries:,}; raise --duration or --rate"
             )
 
     def broken_by(self, measured: Mapping[str, Any]) -> str:
@@ -76,15 +78,21 @@ def threshold(text: str) -> Threshold:
     found = _FORM.fullmatch(text.strip())
     if found is None:
         raise argparse.ArgumentTypeError(f"must be like 'p99.9>80ms' or 'errors>0.1%', not {text!r}")
-    what, value, unit = found["what"], float(found["value"]), found["unit"]
-    time = what in TIMES or _PERCENTILE.fullmatch(what) is not None
+    what, unit = found["what"], found["unit"]
+    time = what in TIMES or _percentile(what) is not None
     if not time and what not in COUNTS:
         known = ", ".join(["p50, p99, p99.9 and the like", *TIMES, *COUNTS])
         raise argparse.ArgumentTypeError(f"there is nothing called {what!r} to judge; there are {known}")
     if time == (unit not in ("ms", "s")):
         right = "ms or s" if time else "nothing (a count) or %"
         raise argparse.ArgumentTypeError(f"the unit of {what} is {right}, not {unit or 'nothing'!r}")
-    if value > LARGEST:
-        raise argparse.ArgumentTypeError(f"must be at most {LARGEST:g}, not {found['value']}")
-    scale = {"ms": 1e-3, "%": 1e-2}.get(unit, 1.0)
-    return Threshold(text.strip(), what, found["sign"], value * scale, unit == "%")
+    number(least=0, most=100 if unit == "%" else LARGEST)(found["value"])
+    # Read once and not divided, so that 1.1 % is the float nearest to 0.011, as 11 of 1,000 are.
+    value = float(found["value"] + {"ms": "e-3", "%": "e-2"}.get(unit, ""))
+    return Threshold(text.strip(), what, found["sign"], value, unit == "%")
+
+
+def _percentile(what: str) -> float | None:
+    found = _PERCENTILE.fullmatch(what)
+    share = float(f"{found[1]}e-2") if found else 0.0
+    return share if 0 < share < 1 else None
