@@ -919,6 +919,13 @@ MUTANTS = [
         ("tests/lab/test_bench.py",),
     ),
     Mutant(
+        "a query that is lost is as good as none",
+        "lab/bench.py",
+        "else math.inf for r in records]",
+        "else 0.0 for r in records]",
+        ("tests/lab/test_bench_judged.py",),
+    ),
+    Mutant(
         "a threshold holds for what was not measured",
         "lab/thresholds.py",
         'return f"{self.text}: not measured"',

@@ -1,8 +1,12 @@
 """What a bench makes of its records: figures, verdicts, a page."""
 
+import json
+
 import pytest
 
 from ts_parity.lab.bench import BenchTarget, Measured, described, for_thresholds
+from ts_parity.lab.bench_page import bench_page, bench_table, curve
+from ts_parity.lab.intervals import interval
 from ts_parity.lab.records import QueryRecord
 from ts_parity.lab.thresholds import threshold
 from ts_parity.lab.traffic import Load
@@ -37,3 +41,62 @@ def test_a_percentile_is_judged_however_it_is_written(written, at):
     measured = lasting([rank / 1000 for rank in range(1, 1001)])
     assert verdict(f"{written}>={at}ms", measured) == f"{written}>={at}ms: it is {at:.1f} ms"
     assert verdict(f"{written}>{at}ms", measured) == ""
+
+
+def with_trouble():
+    """500 queries: 490 answered in 10 ms, 4 lost at the end of all, 6 failed at once."""
+    found = lasting([0.01] * 490 + [None] * 4)
+    found.records += lasting([0.001] * 6, outcome="error").records
+    return found
+
+
+def test_a_query_without_an_answer_is_infinitely_late():
+    measured = with_trouble()
+    row = described(measured, load_of(measured))
+    assert (row["p50"], row["p90"], row["lag"]) == (0.01, 0.01, 0.0)
+    assert (row["p99"], row["mean"], row["max"]) == (None, None, None)
+    assert row["unanswered"] == ["p99", "mean", "max"], "p99.9 has too few samples, which is something else"
+    assert row["intervals"] == {"p50": [0.01, 0.01], "p90": [0.01, 0.01], "p99": [0.01, None]}
+    json.dumps(row, allow_nan=False)
+
+
+@pytest.mark.parametrize("what", ["p99>80ms", "p99.0>20s", "mean>20s", "max>20s"])
+def test_a_threshold_of_a_time_breaks_where_queries_get_no_answer(what):
+    assert verdict(what, with_trouble()) == f"{what}: 10 of 500 queries got no answer"
+
+
+@pytest.mark.parametrize("what", ["p97>80ms", "p99<1ms", "lag>1ms"])
+def test_a_threshold_that_no_query_without_an_answer_decides_holds(what):
+    assert verdict(what, with_trouble()) == ""
+
+
+def test_an_interval_ends_at_what_was_measured():
+    """Between a number and infinity there is none."""
+    assert interval([1.0] * 100 + [float("inf")] * 100, 0.5) == (1.0, float("inf"))
+    assert interval([float("inf")] * 100, 0.5) == (float("inf"), float("inf"))
+
+
+def page_of(*measured):
+    rows = [described(each, load_of(each)) for each in measured]
+    return bench_page(rows, measured, {"failed": [], "inputs": {}, "made": ""})
+
+
+def test_the_page_and_the_table_say_that_queries_got_no_answer():
+    measured = with_trouble()
+    page = page_of(measured, lasting([0.02] * 500, "plain"))
+    assert "p99 is among the 10 of 500 queries without an answer at m; 20.0 ms (20.0 to 20.0) at plain." in page
+    assert '<span>unanswered <span class="between">at least 10.0</span></span>' in page
+    head, line = bench_table([described(measured, load_of(measured))]).splitlines()
+    assert dict(zip(head.replace(" ms", "").replace("lag p99", "lag").split(), line.split(), strict=True)) == {
+        "target": "m", "p50": "10.0", "p90": "10.0", "p99": "unanswered", "p99.9": "-", "max": "unanswered",
+        "lag": "0.0", "queries": "500", "errors": "6", "lost": "4", "rebuilt": "0", "hedged": "0", "differing": "-",
+    }  # fmt: skip
+
+
+def test_the_curve_and_the_percentiles_are_of_the_same_queries(monkeypatch):
+    monkeypatch.setattr("ts_parity.lab.intervals.RESAMPLES", 10)
+    measured = lasting([n / 1000 for n in range(1, 4998)] + [None] * 3)
+    row = described(measured, load_of(measured))
+    shares = {round(milliseconds): share for milliseconds, share in curve(measured)}
+    assert row["p99.9"] == 4.995
+    assert shares[4995] == 6 / 5000, "itself, two that took longer, and three without an answer"

@@ -175,34 +175,55 @@ def _first(load: Load, queries: int) -> Load:
 
 
 def described(measured: Measured, load: Load) -> dict[str, Any]:
-    """One target, for tables and programs: seconds, and counts. A percentile without samples enough is None."""
+    """One target, for tables and programs: seconds, and counts.
+
+    A time is None without samples enough, or if it is in `unanswered`: then a query without an answer decides it, which
+    counts as infinitely late. None as an end of an interval says the same.
+    """
     records = measured.records
-    answered = [r for r in records if r.answered and r.latency_s is not None]
-    in_order = [r.latency_s for r in answered if r.latency_s is not None]
-    latencies = sorted(in_order)
+    in_order = _latencies(records)
+    times = _times(in_order, SHARES)
     lags = sorted(r.sent_at - r.due_at for r in records)
-    sources = Counter(r.outcome for r in answered)
+    sources = Counter(r.outcome for r in records if r.answered)
     reasons = Counter(_told(r) for r in records if not r.answered)
     return {
         "name": measured.target.name,
         "url": measured.target.url,
         "queries": len(records),
-        "answered": len(answered),
+        "answered": sum(r.answered for r in records),
         "errors": sum(r.outcome == ERROR for r in records),
         "lost": sum(r.outcome == LOST for r in records),
         "sources": {source: sources[source] for source in ANSWERED if sources[source]},
-        **{name: percentile(latencies, share) for name, share in SHARES.items()},
+        **{name: _finite(time) for name, time in times.items()},
+        "unanswered": [name for name, time in times.items() if time == math.inf],
         "intervals": {
-            name: found
+            name: [_finite(end) for end in found]
             for name, share in SHARES.items()
             if (found := interval(in_order, share, seed=0)) is not None
         },
-        "mean": sum(latencies) / len(latencies) if latencies else None,
-        "max": latencies[-1] if latencies else None,
         "lag": percentile(lags, LAG),
         "agreement": agreement(measured, load),
         "reasons": dict(reasons.most_common(_REASONS)),
     }  # fmt: skip
+
+
+def _latencies(records: Sequence[QueryRecord]) -> list[float]:
+    """In the order of the records. An error may come fast, and is no answer all the same."""
+    return [r.latency_s if r.answered and r.latency_s is not None else math.inf for r in records]
+
+
+def _times(latencies: Sequence[float], shares: Mapping[str, float]) -> dict[str, float | None]:
+    ordered = sorted(latencies)
+    return {
+        **{name: percentile(ordered, share) for name, share in shares.items()},
+        "mean": sum(ordered) / len(ordered) if ordered else None,
+        "max": ordered[-1] if ordered else None,
+    }
+
+
+def _finite(seconds: float | None) -> float | None:
+    """JSON knows no infinity."""
+    return None if seconds == math.inf else seconds
 
 
 def _told(record: QueryRecord) -> str:
@@ -239,14 +260,13 @@ def _finding(answers: Mapping[str, bytes], own: str, other: str) -> str:
 
 def for_thresholds(row: Mapping[str, Any], thresholds: Sequence[Threshold], measured: Measured) -> dict[str, Any]:
     """As `Threshold.broken_by` takes it. Any percentile, not only those that are shown."""
-    latencies = sorted(r.latency_s for r in measured.records if r.answered and r.latency_s is not None)
-    named = {each.what: percentile(latencies, each.percentile) for each in thresholds if each.percentile is not None}
+    shares = {each.what: each.percentile for each in thresholds if each.percentile is not None}
     seen = row["agreement"]
     compared = seen["agreed"] + seen["differing"]
     rebuilt = row["sources"].get(RECONSTRUCTED, 0)
     return {
         **row,
-        **named,
+        **_times(_latencies(measured.records), shares),
         "reconstructed": rebuilt,
         "hedged": row["sources"].get("hedged", 0),
         "differing": seen["differing"] if compared or not rebuilt else None,

@@ -14,6 +14,8 @@ from ts_parity.pages import TableCell, between, lead, listed, note, page, pairs,
 from ts_parity.tables import columns
 from ts_parity.training.charts import Chart, Series
 
+UNANSWERED = "unanswered"
+"""In place of a time that a query without an answer decides."""
 COLOURS = ("student", "sum", "exact", "concat", "plain")
 """Of the page, in the order of the targets."""
 _POINTS = 160
@@ -22,8 +24,10 @@ _TIMES = ("p50", "p90", "p99", "p99.9")
 Row = Mapping[str, Any]
 
 
-def milliseconds(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{1000 * seconds:.1f}"
+def milliseconds(row: Row, name: str) -> str:
+    if name in row["unanswered"]:
+        return UNANSWERED
+    return "-" if row[name] is None else f"{1000 * row[name]:.1f}"
 
 
 def bench_table(rows: Sequence[Row]) -> str:
@@ -36,9 +40,7 @@ def bench_table(rows: Sequence[Row]) -> str:
         cells.append(
             [
                 row["name"],
-                *(milliseconds(row[name]) for name in _TIMES),
-                milliseconds(row["max"]),
-                milliseconds(row["lag"]),
+                *(milliseconds(row, name) for name in (*_TIMES, "max", "lag")),
                 str(row["queries"]),
                 str(row["errors"]),
                 str(row["lost"]),
@@ -63,7 +65,8 @@ def bench_page(rows: Sequence[Row], measured: Sequence[Measured], document: Row)
                 f"<figure>{_curves(measured).svg()}</figure>",
                 note(
                     "The share of queries slower than t; both axes logarithmic. Latency counts from when a query was "
-                    "due, so a load that could not be sent in time shows. Queries without an answer never come down."
+                    "due, so a load that could not be sent in time shows. A query that is lost or fails counts as "
+                    "infinitely late, so a curve never comes down to the share of those."
                 ),
             ),
             section("Figures", _figures(rows), note(_samples())),
@@ -76,23 +79,31 @@ def bench_page(rows: Sequence[Row], measured: Sequence[Measured], document: Row)
 
 
 def _sentence(rows: Sequence[Row]) -> str:
-    name = next((name for name in ("p99.9", "p99", "p50") if all(row[name] is not None for row in rows)), None)
+    name = next((name for name in ("p99.9", "p99", "p50") if all(name in row["intervals"] for row in rows)), None)
     if name is None:
-        return "Too few answers came for any percentile."
-    return f"{name} is " + "; ".join(f"{_with_interval(row, name)} at {row['name']}" for row in rows) + "."
+        return "Too few queries were sent for any percentile."
+    return f"{name} is " + "; ".join(f"{_at(row, name)} at {row['name']}" for row in rows) + "."
 
 
-def _with_interval(row: Row, name: str) -> str:
-    low, high = row["intervals"][name]
-    return f"{milliseconds(row[name])} ms ({milliseconds(low)} to {milliseconds(high)})"
+def _at(row: Row, name: str) -> str:
+    if name in row["unanswered"]:
+        return f"among the {row['queries'] - row['answered']:,} of {row['queries']:,} queries without an answer"
+    return f"{milliseconds(row, name)} ms ({_interval(row, name)})"
+
+
+def _interval(row: Row, name: str) -> str:
+    """Empty: it says no more than the percentile itself."""
+    low, high = ("" if end is None else f"{1000 * end:.1f}" for end in row["intervals"][name])
+    return f"{low} to {high}" if high else low and f"at least {low}"
 
 
 def _samples() -> str:
-    told = ", ".join(f"{needed(share):,} for {name}" for name, share in SHARES.items() if name != "p50")
+    told = ", ".join(f"{needed(SHARES[name]):,} for {name}" for name in _TIMES if name != "p50")
     return (
-        f"A percentile is left out unless enough queries were answered: {told}. In brackets: 95 % intervals, from a "
-        "bootstrap of blocks of queries that follow each other. Lag: how late queries were sent, p99; where it is "
-        "large, this machine could not keep up, and the latencies include it."
+        f"A percentile is left out unless there were enough queries: {told}. Intervals are of 95 %, from a "
+        f"bootstrap of blocks of queries that follow each other. {UNANSWERED.capitalize()}: so many queries were lost "
+        "or failed that the time is one of theirs. Lag: how late queries were sent, p99; where it is large, this "
+        "machine could not keep up, and the latencies include it."
     )
 
 
@@ -100,18 +111,16 @@ def _figures(rows: Sequence[Row]) -> str:
     heads = ("target", *_TIMES, "longest", "lag", "queries", "answered", "errors", "lost")
     lines = []
     for row in rows:
-        times = [TableCell(_time(row, name)) for name in _TIMES]
-        rest = [TableCell(f"{milliseconds(row[name])} ms" if row[name] is not None else "-") for name in ("max", "lag")]
+        times = [TableCell(_time(row, name)) for name in (*_TIMES, "max", "lag")]
         counts = [TableCell(f"{row[name]:,}") for name in ("queries", "answered", "errors", "lost")]
-        lines.append(("", [TableCell(text(row["name"])), *times, *rest, *counts]))
-    return table("Latency from when a query was due, over answered queries", heads, lines)
+        lines.append(("", [TableCell(text(row["name"])), *times, *counts]))
+    return table("Latency from when a query was due, over all queries", heads, lines)
 
 
 def _time(row: Row, name: str) -> str:
-    if row[name] is None:
-        return "-"
-    low, high = row["intervals"][name]
-    return f"{milliseconds(row[name])} ms" + between(f"{milliseconds(low)} to {milliseconds(high)}")
+    told = milliseconds(row, name) + ("" if row[name] is None else " ms")
+    interval = _interval(row, name) if name in row["intervals"] else ""
+    return told + (between(interval) if interval else "")
 
 
 def _sources(rows: Sequence[Row]) -> str:
@@ -136,15 +145,18 @@ def _reasons(rows: Sequence[Row]) -> str:
 def _curves(measured: Sequence[Measured]) -> Chart:
     marks = []
     for place, each in enumerate(measured):
-        points = _curve(each)
+        points = curve(each)
         if points:
             marks.append(Series(each.target.name, COLOURS[place % len(COLOURS)], points, place, line=True))
     told = "The share of queries slower than t, against t in milliseconds, for each target."
     return Chart(told, "t, ms", "share slower", marks or [Series("", "plain", [(1.0, 1.0)])], logarithmic=True)
 
 
-def _curve(each: Measured) -> list[tuple[float, float]]:
-    """Thinned evenly on the logarithmic axis, so that the tail keeps its steps."""
+def curve(each: Measured) -> list[tuple[float, float]]:
+    """Milliseconds, and the share of all queries that took so long or got no answer.
+
+    Thinned evenly on the logarithmic axis, so that the tail keeps its steps.
+    """
     latencies = sorted(1000 * r.latency_s for r in each.records if r.answered and r.latency_s is not None)
     total, found, last = len(each.records), [], float("inf")
     for rank, latency in enumerate(latencies):

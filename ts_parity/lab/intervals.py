@@ -36,5 +36,5 @@ def interval(values: Sequence[float], share: float, seed: int = 0) -> tuple[floa
         starts = rng.integers(len(ordered), size=pieces)
         picked = (starts[:, None] + np.arange(size)).ravel()[: len(ordered)] % len(ordered)
         found.append(np.partition(ordered[picked], rank)[rank])
-    low, high = np.quantile(found, (LOW, HIGH))
-    return float(low), float(high)
+    # One of the found values and none between two of them: values may be infinite.
+    return float(np.quantile(found, LOW, method="lower")), float(np.quantile(found, HIGH, method="higher"))

@@ -6,6 +6,7 @@ Knows texts and numbers. Knows nothing of how anything is measured.
 from __future__ import annotations
 
 import argparse
+import math
 import operator
 import re
 from collections.abc import Callable, Mapping
@@ -55,7 +56,8 @@ class Threshold:
             )
 
     def broken_by(self, measured: Mapping[str, Any]) -> str:
-        """What to say of it; empty: it holds. `measured`: seconds by the name of a time, counts, and `queries`.
+        """What to say of it; empty: it holds. `measured`: seconds by the name of a time, counts, `queries` and
+        `answered`. A time is infinite where a query without an answer decides it.
 
         What was not measured fails: an answer that nobody compared is no agreement.
         """
@@ -65,6 +67,9 @@ class Threshold:
         of = max(1, measured["queries"]) if self.share else 1
         if not _SIGNS[self.sign](found / of, self.value):
             return ""
+        if found == math.inf:
+            queries, answered = measured["queries"], measured["answered"]
+            return f"{self.text}: {queries - answered} of {queries} queries got no answer"
         return f"{self.text}: it is {self._shown(found, of)}"
 
     def _shown(self, found: float, of: int) -> str:
