@@ -928,7 +928,7 @@ MUTANTS = [
     Mutant(
         "a threshold holds for what was not measured",
         "lab/thresholds.py",
-        'return f"{self.text}: not measured"',
+        'return f"{self.text}: not measured{beside}"',
         'return ""',
         ("tests/lab/test_bench.py",),
     ),

@@ -176,11 +176,12 @@ def test_agreement_is_told_of_bodies_that_the_model_answered_too():
         ("errors>2%", {"errors": 2}, ""),
         ("errors>=1.1%", {"errors": 11, "queries": 1000}, "errors>=1.1%: it is 1.100% (11 of 1000)"),
         ("hedged<5", {"hedged": 2}, "hedged<5: it is 2"),
-        ("differing>0", {"differing": None}, "differing>0: not measured"),
+        ("differing>0", {"differing": 2}, "differing>0: it is 2"),
+        ("differing>0", {}, ""),
     ],
 )
 def test_a_threshold_says_what_broke_it(text, measured, said):
-    assert threshold(text).broken_by({"queries": 100, **measured}) == said
+    assert threshold(text).broken_by({"queries": 100, "differing": 0, "unknown": 0, **measured}) == said
 
 
 @pytest.mark.parametrize(

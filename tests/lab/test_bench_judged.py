@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ts_parity.lab.bench import BenchTarget, Measured, described, for_thresholds
+from ts_parity.lab.bench import BenchTarget, Measured, agreement, described, for_thresholds
 from ts_parity.lab.bench_page import bench_page, bench_table, curve
 from ts_parity.lab.intervals import interval
 from ts_parity.lab.records import QueryRecord
@@ -100,3 +100,49 @@ def test_the_curve_and_the_percentiles_are_of_the_same_queries(monkeypatch):
     shares = {round(milliseconds): share for milliseconds, share in curve(measured)}
     assert row["p99.9"] == 4.995
     assert shares[4995] == 6 / 5000, "itself, two that took longer, and three without an answer"
+
+
+@pytest.mark.parametrize(
+    ("text", "differing", "unknown", "said"),
+    [
+        ("differing>0", 0, 999, "differing>0: not measured; 999 of 1000 rebuilt answers could not be compared"),
+        ("differing>0%", 0, 999, "differing>0%: not measured; 999 of 1000 rebuilt answers could not be compared"),
+        ("differing>=1", 0, 1, "differing>=1: not measured; 1 of 1000 rebuilt answers could not be compared"),
+        ("differing>0", 2, 500, "differing>0: it is 2; 500 of 1000 rebuilt answers could not be compared"),
+        ("differing>5", 2, 4, "differing>5: not measured; 4 of 1000 rebuilt answers could not be compared"),
+        ("differing>5", 2, 3, ""),
+        ("differing<5", 2, 3, "differing<5: not measured; 3 of 1000 rebuilt answers could not be compared"),
+        ("differing>0.1%", 4, 500,
+         "differing>0.1%: it is 0.160% (8 of 5000); 500 of 1000 rebuilt answers could not be compared"),
+        ("differing>0.2%", 4, 500, ""),
+        ("differing>0.1%", 0, 999, ""),
+        ("differing>50%", 0, 1000, "differing>50%: not measured; 1000 of 1000 rebuilt answers could not be compared"),
+    ],
+)  # fmt: skip
+def test_rebuilt_answers_that_could_not_be_compared_are_no_agreement(text, differing, unknown, said):
+    counts = {"queries": 5000, "reconstructed": 1000, "differing": differing, "unknown": unknown}
+    assert threshold(text).broken_by(counts) == said
+
+
+def answering(*answers):
+    """(outcome, class) of one query after another."""
+    measured = Measured(BenchTarget("m", "http://h:1/"), [], {c: f'{{"class": "{c}"}}'.encode() for _, c in answers})
+    for seq, (outcome, found) in enumerate(answers):
+        measured.records.append(QueryRecord(seq, float(seq), float(seq), 0.01, outcome, 200, found))
+    return measured
+
+
+def test_rebuilt_answers_are_compared_with_the_models_own_from_any_target():
+    own, rebuilt = "deployed", "reconstructed"
+    proxy = answering((rebuilt, "cat"), (rebuilt, "cat"), (rebuilt, "cat"), (own, "cat"), (rebuilt, "cat"))
+    plain = answering((own, "cat"), (own, "dog"), (rebuilt, "dog"), (own, "dog"), (own, "dog"))
+    load = Load((0.0,) * 5, (0, 1, 2, 3, 3))
+    assert agreement(proxy, load) == {"agreed": 1, "differing": 0, "unknown": 3}
+    assert agreement(proxy, load, [proxy, plain]) == {"agreed": 2, "differing": 1, "unknown": 1}, (
+        "a rebuilt answer is not the model's own, and its own of this target goes before that of another"
+    )
+    row = described(proxy, load, [proxy, plain])
+    said = threshold("differing>0").broken_by(for_thresholds(row, [], proxy))
+    assert said == "differing>0: it is 1; 1 of 4 rebuilt answers could not be compared"
+    page = bench_page([row], [proxy], {"failed": [], "inputs": {}, "made": ""})
+    assert '1 of 3 compared <span class="between">1 could not be</span>' in page

@@ -12,7 +12,7 @@ import asyncio
 import hashlib
 import math
 import time
-from collections import Counter, deque
+from collections import ChainMap, Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -174,11 +174,11 @@ def _first(load: Load, queries: int) -> Load:
 # ---- what came of it -------------------------------------------------------------------------------------------------
 
 
-def described(measured: Measured, load: Load) -> dict[str, Any]:
+def described(measured: Measured, load: Load, run: Sequence[Measured] = ()) -> dict[str, Any]:
     """One target, for tables and programs: seconds, and counts.
 
     A time is None without samples enough, or if it is in `unanswered`: then a query without an answer decides it, which
-    counts as infinitely late. None as an end of an interval says the same.
+    counts as infinitely late. None as an end of an interval says the same. `run`: every target.
     """
     records = measured.records
     in_order = _latencies(records)
@@ -202,7 +202,7 @@ def described(measured: Measured, load: Load) -> dict[str, Any]:
             if (found := interval(in_order, share, seed=0)) is not None
         },
         "lag": percentile(lags, LAG),
-        "agreement": agreement(measured, load),
+        "agreement": agreement(measured, load, run),
         "reasons": dict(reasons.most_common(_REASONS)),
     }  # fmt: skip
 
@@ -230,21 +230,24 @@ def _told(record: QueryRecord) -> str:
     return f"{record.status or record.outcome}: {record.reason or ''}".strip(": ")
 
 
-def agreement(measured: Measured, load: Load) -> dict[str, int]:
+def agreement(measured: Measured, load: Load, run: Sequence[Measured] = ()) -> dict[str, int]:
     """Of the rebuilt answers whose bodies the deployed model answered too, in this run: how many are its own.
 
-    The same decision, as the proxy compares them: see `proxy/serving/comparison`. `unknown`: nobody can tell.
+    Its answer at this target, or else at another of the `run`: all get the same bodies. The same decision, as the proxy
+    compares them: see `proxy/serving/comparison`. `unknown`: nobody can tell.
     """
+    targets = (measured, *run)
     own: dict[int, str] = {}
-    for record in measured.records:
+    for record in (record for each in targets for record in each.records):
         if record.outcome in OWN and isinstance(record.predicted, str):
             own.setdefault(load.picks[record.seq], record.predicted)
+    answers = ChainMap(*(each.answers for each in targets))
     found = Counter[str]()
     for record in measured.records:
         if record.outcome != RECONSTRUCTED or not isinstance(record.predicted, str):
             continue
         known = own.get(load.picks[record.seq])
-        found["unknown" if known is None else _finding(measured.answers, known, record.predicted)] += 1
+        found["unknown" if known is None else _finding(answers, known, record.predicted)] += 1
     return {name: found[name] for name in ("agreed", "differing", "unknown")}
 
 
@@ -261,13 +264,9 @@ def _finding(answers: Mapping[str, bytes], own: str, other: str) -> str:
 def for_thresholds(row: Mapping[str, Any], thresholds: Sequence[Threshold], measured: Measured) -> dict[str, Any]:
     """As `Threshold.broken_by` takes it. Any percentile, not only those that are shown."""
     shares = {each.what: each.percentile for each in thresholds if each.percentile is not None}
-    seen = row["agreement"]
-    compared = seen["agreed"] + seen["differing"]
-    rebuilt = row["sources"].get(RECONSTRUCTED, 0)
     return {
         **row,
         **_times(_latencies(measured.records), shares),
-        "reconstructed": rebuilt,
-        "hedged": row["sources"].get("hedged", 0),
-        "differing": seen["differing"] if compared or not rebuilt else None,
+        **{source: row["sources"].get(source, 0) for source in (RECONSTRUCTED, "hedged")},
+        **row["agreement"],
     }

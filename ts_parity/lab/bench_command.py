@@ -134,7 +134,7 @@ def run_bench_command(args: argparse.Namespace) -> int:
     total = len(plan.load.due_at) * len(plan.targets)
     with tqdm(total=total, unit="query", file=sys.stderr) as bar:
         measured, stopped, struck = run_bench(plan, lambda record: bar.update())
-    rows = [described(each, plan.load) for each in measured]
+    rows = [described(each, plan.load, measured) for each in measured]
     judged = for_thresholds(rows[0], args.fail_if, measured[0])
     failed = [f"the load was ended early: {stopped}"] if stopped else []
     silent = [f"no query was answered at {row['name']}: {_first_reason(row)}" for row in rows if not row["answered"]]

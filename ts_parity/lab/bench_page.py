@@ -129,10 +129,14 @@ def _sources(rows: Sequence[Row]) -> str:
         seen = row["agreement"]
         compared = seen["agreed"] + seen["differing"]
         told = f"{seen['differing']:,} of {compared:,} compared" if compared else "none compared"
+        told += between(f"{seen['unknown']:,} could not be") if seen["unknown"] else ""
         counts = [f"{row['sources'].get(name, 0):,}" for name in ("deployed", "hedged", "reconstructed", "default")]
-        lines.append(("", [TableCell(text(row["name"])), *map(TableCell, counts), TableCell(text(told))]))
+        lines.append(("", [TableCell(text(row["name"])), *map(TableCell, counts), TableCell(told)]))
     heads = ("target", "the model's own", "second copies", "rebuilt", "default answers", "rebuilt ones that differ")
-    caption = "Rebuilt answers are compared with the model's own answer to the same body in this run: the same decision"
+    caption = (
+        "Rebuilt answers are compared with the model's own answer to the same body in this run, from any target: the "
+        "same decision"
+    )
     return table(caption, heads, lines)
 
 

@@ -56,21 +56,39 @@ class Threshold:
             )
 
     def broken_by(self, measured: Mapping[str, Any]) -> str:
-        """What to say of it; empty: it holds. `measured`: seconds by the name of a time, counts, `queries` and
-        `answered`. A time is infinite where a query without an answer decides it.
+        """What to say of it; empty: it holds. `measured`: seconds by the name of a time, counts, `queries`, `answered`,
+        and `unknown`, the rebuilt answers of which nobody can tell whether they differ. A time is infinite where a
+        query without an answer decides it.
 
         What was not measured fails: an answer that nobody compared is no agreement.
         """
-        found = measured.get(self.what)
+        found, of, beside = measured.get(self.what), max(1, measured["queries"]) if self.share else 1, ""
+        if self.what == "differing" and measured["unknown"]:
+            unknown, rebuilt = measured["unknown"], measured["reconstructed"]
+            beside = f"; {unknown} of {rebuilt} rebuilt answers could not be compared"
+            found = self._of_all(measured["differing"], unknown, rebuilt, of)
         if found is None:
-            return f"{self.text}: not measured"
-        of = max(1, measured["queries"]) if self.share else 1
-        if not _SIGNS[self.sign](found / of, self.value):
+            return f"{self.text}: not measured{beside}"
+        if not self._breaks(found / of):
             return ""
         if found == math.inf:
             queries, answered = measured["queries"], measured["answered"]
             return f"{self.text}: {queries - answered} of {queries} queries got no answer"
-        return f"{self.text}: it is {self._shown(found, of)}"
+        return f"{self.text}: it is {self._shown(found, of)}{beside}"
+
+    def _breaks(self, value: float) -> bool:
+        return _SIGNS[self.sign](value, self.value)
+
+    def _of_all(self, differing: int, unknown: int, rebuilt: int, of: int) -> float | None:
+        """A share: those that could be compared stand for all rebuilt ones. A number, or 0 %: None where the others
+        would decide it. None, too, if none could be compared.
+        """
+        if unknown == rebuilt:
+            return None
+        if self.share and self.value:
+            return differing * rebuilt / (rebuilt - unknown)
+        decided = self._breaks(differing / of) == self._breaks((differing + unknown) / of)
+        return differing if decided else None
 
     def _shown(self, found: float, of: int) -> str:
         if self.share:
