@@ -1,6 +1,8 @@
 """What a bench makes of its records: figures, verdicts, a page."""
 
 import json
+import random
+import re
 
 import pytest
 
@@ -146,3 +148,43 @@ def test_rebuilt_answers_are_compared_with_the_models_own_from_any_target():
     assert said == "differing>0: it is 1; 1 of 4 rebuilt answers could not be compared"
     page = bench_page([row], [proxy], {"failed": [], "inputs": {}, "made": ""})
     assert '1 of 3 compared <span class="between">1 could not be</span>' in page
+
+
+def test_the_page_shows_the_targets_side_by_side(monkeypatch):
+    """A curve each, with its name; how many queries; percentiles with intervals."""
+    monkeypatch.setattr("ts_parity.lab.intervals.RESAMPLES", 20)
+    rng = random.Random(1)
+    proxy, plain = (
+        lasting([rng.expovariate(1 / mean) for _ in range(5000)], name)
+        for name, mean in (("proxy", 0.01), ("plain", 0.1))
+    )
+    page = page_of(proxy, plain)
+
+    figure = page[page.index("<figure>") : page.index("</figure>")]
+    curves = re.findall(r'<path class="line (\w+) form(\d)" d="M[^"]*L([\d.]+) ([\d.]+)"/>', figure)
+    (_, _, proxy_ends, _), (_, _, plain_ends, _) = curves
+    assert [(colour, form) for colour, form, _, _ in curves] == [("student", "0"), ("sum", "1")]
+    assert float(proxy_ends) < float(plain_ends), "the slower one goes on farther to the right"
+    assert re.findall(r"form(\d)\"[^>]*/></svg>(\w+)</li>", figure) == [("0", "proxy"), ("1", "plain")]
+
+    said = []
+    for each in (proxy, plain):
+        row = described(each, load_of(each))
+        for name in ("p50", "p99", "p99.9"):
+            low, high = (f"{1000 * end:.1f}" for end in row["intervals"][name])
+            at = f"{1000 * row[name]:.1f}"
+            assert f'data-head="{name}"><span>{at} ms <span class="between">{low} to {high}</span></span>' in page
+        assert float(low) < float(high)
+        said.append(f"{at} ms ({low} to {high}) at {each.target.name}")
+    assert f"p99.9 is {said[0]}; {said[1]}." in page
+    assert page.count('data-head="queries"><span>5,000</span>') == 2
+    assert "unless there were enough queries: 44 for p90, 459 for p99, 4,603 for p99.9." in page
+
+
+def test_a_target_that_answers_nothing_has_no_curve():
+    gone, there = lasting([None] * 500, "gone"), lasting([0.01] * 500, "there")
+    page = page_of(gone, there)
+    assert "p99 is among the 500 of 500 queries without an answer at gone; 10.0 ms (10.0 to 10.0) at there." in page
+    assert 'data-head="p50"><span>unanswered</span>' in page
+    assert re.findall(r"</svg>(\w+)</li>", page) == ["there"]
+    assert "</svg>" in page_of(gone)
