@@ -146,6 +146,37 @@ def test_the_first_process_of_a_container_hears_sigterm() -> None:
         assert outside.returncode == code
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("ignored", ["", "SIGINT"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_what_has_something_to_undo_does_so_at_a_signal(number: int, code: int, ignored: str) -> None:
+    """Once: the second signal does not cut the undoing. Where Ctrl-C is ignored, too, as in the background."""
+    waits = f"""
+    import asyncio, os
+    async def wait():
+        try:
+            os.kill(os.getpid(), {number})
+            await asyncio.sleep(60)
+        finally:
+            os.kill(os.getpid(), {signal.SIGTERM})
+            await asyncio.sleep(0.01)
+            print("undone")
+    asyncio.run(wait())"""
+    script = PRINT.replace("Namespace(run=run)", "Namespace(run=run, undoes=True)").format(waits)
+    command = [sys.executable, "-c", script]
+    ignore = (lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) if ignored else None
+    ran = subprocess.run(command, capture_output=True, timeout=60, preexec_fn=ignore)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (code, b"undone\n", b"")
+
+
+@pytest.mark.slow
+def test_nohup_is_respected_by_what_has_something_to_undo() -> None:
+    script = PRINT.replace("Namespace(run=run)", "Namespace(run=run, undoes=True)")
+    command = ["nohup", sys.executable, "-c", script.format(f"import os; os.kill(os.getpid(), {signal.SIGHUP})")]
+    ran = subprocess.run(command, capture_output=True, timeout=60, stdin=subprocess.DEVNULL)
+    assert (ran.returncode, ran.stderr) == (0, b"done\n")
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
 async def test_what_each_signal_means(monkeypatch: pytest.MonkeyPatch) -> None:
     handlers = {}

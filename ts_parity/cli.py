@@ -122,7 +122,7 @@ def _run(argv: Sequence[str]) -> int:
         # one that spins meanwhile keeps the core from the one it waits for: ten times as long, and more.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         if not getattr(args, "drains", False):
-            startup.let_sigterm_end()
+            startup.let_sigterm_end(undoes=getattr(args, "undoes", False))
         run: Run = args.run
         return run(args)
     except TsParityError as error:
@@ -141,7 +141,7 @@ def _run(argv: Sequence[str]) -> int:
             return _fail(f"{error.strerror}{'' if error.filename is None else f': {str(error.filename)!r}'}", OUTSIDE)
         return _unexpected(error)
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return 128 + startup.ended_by() if startup.ended_by() else INTERRUPTED
     except Exception as error:
         return _unexpected(error)
 

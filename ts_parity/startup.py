@@ -1,7 +1,8 @@
 """The first steps of every program here, so that nothing about how it was started can break it later.
 
 Descriptors 0 to 2 exist; printing works whatever the encoding, even when the reader has left; a
-SIGTERM that comes while modules are imported is remembered. Knows nothing of what the program is for.
+SIGTERM that comes while modules are imported is remembered; signals end what has something to undo as Ctrl-C does.
+Knows nothing of what the program is for.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import os
 import select
 import signal
 import sys
+from types import FrameType
 from typing import Any, TextIO, cast
 
 TERMINATED = 128 + signal.SIGTERM
 
 _asked_to_end = False
+_ended_by = 0
 _printed: _Output | None = None
 
 
@@ -38,15 +41,27 @@ def asked_to_end() -> bool:
     return _asked_to_end
 
 
-def let_sigterm_end() -> None:
+def let_sigterm_end(undoes: bool) -> None:
     """For programs without a drain of their own. The kernel keeps SIGTERM from a container's first process unless it is
     handled, so there it raises SystemExit; elsewhere it does what it always does.
+
+    `undoes`: the program leaves something behind unless it is ended as by Ctrl-C, so SIGTERM and SIGHUP do that too.
     """
     if signal.getsignal(signal.SIGTERM) is not _remember:
         return
-    signal.signal(signal.SIGTERM, _end if os.getpid() == 1 else signal.SIG_DFL)
+    if undoes:
+        signal.signal(signal.SIGTERM, _interrupt)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup leaves it
+            signal.signal(signal.SIGHUP, _interrupt)
+    else:
+        signal.signal(signal.SIGTERM, _end if os.getpid() == 1 else signal.SIG_DFL)
     if _asked_to_end:  # looked at last: one that came just before the change was only remembered
         raise SystemExit(TERMINATED)
+
+
+def ended_by() -> int:
+    """The signal that ended a program which `undoes`; 0: none, but perhaps Ctrl-C."""
+    return _ended_by
 
 
 def unprinted() -> OSError | None:
@@ -110,3 +125,15 @@ def _remember(number: int, frame: object) -> None:
 
 def _end(number: int, frame: object) -> None:
     raise SystemExit(TERMINATED)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """The first one; service managers send SIGHUP after SIGTERM, which must not cut what is being undone."""
+    global _ended_by
+    if _ended_by:
+        return
+    _ended_by = number
+    interrupt = signal.getsignal(signal.SIGINT)  # an event loop has its own, which cancels what runs
+    if not callable(interrupt):  # a shell has had Ctrl-C ignored
+        raise KeyboardInterrupt
+    interrupt(signal.SIGINT, frame)

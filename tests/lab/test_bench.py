@@ -5,9 +5,11 @@ import asyncio
 import itertools
 import json
 import math
+import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 from aiohttp import web
@@ -271,6 +273,44 @@ def test_a_frozen_process_goes_on_again(service, bodies, process):
     more = ["--freeze", str(process.pid), "--freeze-every", "100ms", "--freeze-for", "100ms", "--yes"]
     assert bench(service.start(), bodies, *more) == 0
     assert psutil.Process(process.pid).status() != psutil.STATUS_STOPPED
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130), (signal.SIGKILL, -9)],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_a_frozen_process_goes_on_again_when_a_signal_ends_the_bench(service, bodies, process, number, code):
+    import psutil
+
+    def stopped():
+        return psutil.Process(process.pid).status() == psutil.STATUS_STOPPED
+
+    command = [sys.executable, "-m", "ts_parity.cli", "bench", "--target", service.start(), "--bodies", str(bodies)]
+    command += ["--rate", "5", "--duration", "300s", "--yes"]
+    command += ["--freeze", str(process.pid), "--freeze-every", "100ms", "--freeze-for", "200s"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as benching:
+        until(lambda: stopped() or benching.poll() is not None)
+        benching.send_signal(number)
+        said = benching.stderr.read()
+    assert benching.returncode == code, said
+    assert b"Traceback" not in said
+    until(lambda: not stopped())
+
+
+def until(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("command", [["demo"], ["bench", "--target", "http://h:1/p", "--bodies", "."]])
+def test_what_breaks_things_is_ended_by_signals_as_by_ctrl_c(command):
+    from ts_parity.cli import parsed
+
+    assert parsed(command).undoes
 
 
 def test_a_process_that_is_not_there_is_refused(bodies, capsys):

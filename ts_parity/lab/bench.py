@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ts_parity.engine import Finding
-from ts_parity.lab.faults import Fault, Injector
+from ts_parity.lab.faults import FREEZE, Fault, Injector, thawed_afterwards
 from ts_parity.lab.intervals import interval
 from ts_parity.lab.records import ANSWERED, ERROR, LOST, QueryRecord
 from ts_parity.lab.report import percentile
@@ -117,7 +117,8 @@ def run_bench(
                 if not guard.stopped:
                     await _slice(plan, each, begins_at, ends_at, injector, guard.goes_on, heard)
 
-    asyncio.run(run())
+    with thawed_afterwards([plan.pids[index] for index in {f.instance for f in plan.faults if f.kind == FREEZE}]):
+        asyncio.run(run())
     return measured, guard.stopped, dict(injector.struck)
 
 

@@ -115,7 +115,7 @@ def add_bench(subparsers: Any) -> None:
     shown.add_argument("--records", type=to_write("folder"), metavar="DIR", help="write one line a query")
     shown.add_argument("--json", action="store_true", help="print JSON instead of a table")
     output.add_force(shown)
-    parser.set_defaults(run=run_bench_command)
+    parser.set_defaults(run=run_bench_command, undoes=True)
 
 
 def run_bench_command(args: argparse.Namespace) -> int:
@@ -264,7 +264,7 @@ def _command_of(pid: int) -> str:
 
 
 def _warn(args: argparse.Namespace, plan: BenchPlan) -> None:
-    """Before a fault. Whatever was frozen goes on again when the load ends, or at Ctrl-C."""
+    """Before a fault. Whatever was frozen goes on again when the load ends, however it does."""
     if not plan.faults:
         return
     for pid in plan.pids:

@@ -54,7 +54,7 @@ def _add_demo(subparsers: Any) -> None:
     output.add_force(shown)
     shown.add_argument("--keep", action="store_true", help="leave the service running until Ctrl-C")
     shown.add_argument("--json", action="store_true", help="print summary.json on stdout, the rest on stderr")
-    parser.set_defaults(run=run_demo_command)
+    parser.set_defaults(run=run_demo_command, undoes=True)
 
 
 def run_demo_command(args: argparse.Namespace) -> int:
@@ -66,7 +66,7 @@ def run_demo_command(args: argparse.Namespace) -> int:
     # TorchServe's handlers warn about every accelerator they do not find, which tells the reader of the demo nothing.
     logging.getLogger().setLevel(logging.ERROR)
     talk = sys.stderr if args.json else sys.stdout
-    chosen = {key: value for key, value in vars(args).items() if key not in ("run", "json", "force")}
+    chosen = {key: value for key, value in vars(args).items() if key not in ("run", "json", "force", "undoes")}
     summary = run_demo(DemoSettings(**chosen), lambda text: print(text, file=talk, flush=True))
     if args.json:
         print(json.dumps(summary, indent=2))

@@ -2,7 +2,7 @@
 
 A schedule names instances by index, so the same one strikes every arm of a comparison alike, whatever the instances
 serve. The injector looks the worker's process up when the fault is due, touches only processes of workers it is told
-of, and thaws whatever it froze, however it ends.
+of, and thaws whatever it froze, however it ends; `thawed_afterwards` is for the case that this process is killed.
 
     freeze, kill           the workers of an instance: stopped for a while; gone
     freeze_server          its server (the JVM): it accepts and does not answer
@@ -21,8 +21,10 @@ import asyncio
 import os
 import random
 import signal
+import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 FREEZE = "freeze"
@@ -202,6 +204,19 @@ class Injector:
             self._frozen[pid] = spells
         else:
             _signal(pid, signal.SIGCONT)
+
+
+@contextmanager
+def thawed_afterwards(pids: Sequence[int]) -> Iterator[None]:
+    """These go on when the body ends, or this process, even by SIGKILL: another one waits for that."""
+    if not pids:
+        yield
+        return
+    # What is sent to all processes of a terminal or a service must not end it first.
+    script = 'trap "" HUP INT TERM; read -r line; kill -CONT "$@"'
+    command, quiet = ["/bin/sh", "-c", script, "thaw", *map(str, pids)], subprocess.DEVNULL
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, start_new_session=True):
+        yield
 
 
 async def _sleep_until(instant: float) -> None:
