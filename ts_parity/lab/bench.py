@@ -29,7 +29,8 @@ from ts_parity.proxy.serving.comparison import compare
 
 SLICE_S = 10.0
 """Short against what changes during an hour, long against a queue."""
-WARM_UP = 20
+WARM_UP, WARM_UP_S = 20, 2.0
+"""Queries before the load, and the time for them: for connections, caches and whatever is compiled at first use."""
 MOST_OUTSTANDING = 2000
 """More than that would be a flood, and no measurement."""
 WINDOW, MOST_FAILED = 100, 0.5
@@ -95,6 +96,11 @@ class BenchPlan:
     pids: Sequence[int] = ()
     """The processes that `faults` may strike: fault i strikes the process at its `instance`."""
 
+    @property
+    def lasts_s(self) -> float:
+        """About, over all targets: the answers to the last queries come later."""
+        return len(self.targets) * (WARM_UP_S + self.load.duration_s)
+
 
 def run_bench(
     plan: BenchPlan, on_record: Callable[[QueryRecord], object] = lambda record: None
@@ -110,8 +116,8 @@ def run_bench(
 
     async def run() -> None:
         for each in measured:
-            await drive(_first(plan.load, WARM_UP), plan.bodies, [each.target.url], _Reader(each), plan.timeout_s,
-                        headers=plan.headers)  # fmt: skip
+            await drive(warm_up(plan.load), plan.bodies, [each.target.url], _Reader(each), plan.timeout_s, guard.heard,
+                        headers=plan.headers, goes_on=guard.goes_on)  # fmt: skip
         for turn, (begins_at, ends_at) in enumerate(slices(plan.load, len(measured))):
             for each in measured if turn % 2 == 0 else reversed(measured):
                 if not guard.stopped:
@@ -120,6 +126,12 @@ def run_bench(
     with thawed_afterwards([plan.pids[index] for index in {f.instance for f in plan.faults if f.kind == FREEZE}]):
         asyncio.run(run())
     return measured, guard.stopped, dict(injector.struck)
+
+
+def warm_up(load: Load) -> Load:
+    """At even gaps, and no more than the load itself has in such a time, which may be all that the service can bear."""
+    queries = min(WARM_UP, max(1, int(len(load.due_at) * WARM_UP_S / max(load.duration_s, WARM_UP_S))))
+    return Load(tuple(WARM_UP_S * n / queries for n in range(queries)), load.picks[:queries])
 
 
 def slices(load: Load, targets: int) -> list[tuple[float, float]]:
@@ -166,10 +178,6 @@ class _Reader:
         if len(self.measured.answers) < MOST_ANSWERS:
             self.measured.answers.setdefault(digest, answer)
         return digest
-
-
-def _first(load: Load, queries: int) -> Load:
-    return Load(load.due_at[:queries], load.picks[:queries])
 
 
 # ---- what came of it -------------------------------------------------------------------------------------------------

@@ -11,6 +11,8 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterable
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from ts_parity import output
@@ -23,8 +25,8 @@ if TYPE_CHECKING:
     from ts_parity.lab.bench import BenchPlan, BenchTarget
     from ts_parity.lab.traffic import LabelledBody
 
-MOST_RATE, MOST_S = 2000.0, 3600.0
-"""Of a load: a typing error must not become a flood, or last a night."""
+MOST_RATE, MOST_S = 2000, 3600.0
+"""In any second, and over all targets: a typing error must not become a flood, or last a night."""
 MOST_TARGETS = 5
 COUNTDOWN_S = 5.0
 
@@ -69,7 +71,10 @@ def add_bench(subparsers: Any) -> None:
         "--rate", type=number(above=0, most=MOST_RATE), metavar="RATE", help="queries per second; default: 10"
     )
     load.add_argument(
-        "--duration", type=seconds, metavar="TIME", help="default: 60s, or the whole trace; an hour at most"
+        "--duration",
+        type=seconds,
+        metavar="TIME",
+        help="default: 60s, or the whole trace; over all targets an hour at most",
     )
     load.add_argument(
         "--gaps-cv",
@@ -130,7 +135,7 @@ def run_bench_command(args: argparse.Namespace) -> int:
     plan = plan_of(args)
     for each in args.fail_if:
         each.check_possible(len(plan.load.due_at))
-    _warn(args, plan)
+    _announce(args, plan)
     total = len(plan.load.due_at) * len(plan.targets)
     with tqdm(total=total, unit="query", file=sys.stderr) as bar:
         measured, stopped, struck = run_bench(plan, lambda record: bar.update())
@@ -189,27 +194,41 @@ def _instants(args: argparse.Namespace) -> list[float]:
     from ts_parity.lab.scenario import Arrivals
 
     given = [flag for flag, value in (("--trace", args.trace), ("--replay", args.replay)) if value is not None]
-    most_s = min(args.duration or MOST_S, MOST_S)
+    targets = len(args.target)
+    most_s = MOST_S / targets
     if len(given) > 1 or (given and (args.rate or args.burst != 1.0 or args.gaps_cv != 1.0)):
         raise ConfigError("--trace, --replay and --rate (with --gaps-cv and --burst) each say when queries are due")
     if args.model is not None and args.replay is None:
         raise ConfigError("--model says whose queries of a --replay are meant: give that too")
     if args.speed != 1.0 and not given:
         raise ConfigError("--speed is for a --trace or a --replay; say --rate")
-    if args.duration is not None and args.duration > MOST_S:
-        raise ConfigError(f"--duration is at most {MOST_S:.0f} s, not {args.duration:g}")
+    if args.duration is not None and args.duration > most_s:
+        each = f" for each of {targets} targets" if targets > 1 else ""
+        raise ConfigError(f"--duration is at most {most_s:g} s{each}, not {args.duration:g}")
     if not given:
         rate, lasts_s = args.rate or 10.0, args.duration or 60.0
         times = Arrivals(rate, args.gaps_cv, args.burst, burst_mean=5.0).times(np.random.default_rng(args.seed))
-        found = [next(times) for _ in range(max(1, round(rate * lasts_s)))]
+        found = _until(lasts_s, times, f"--rate {rate:g}", "--rate, --burst or --gaps-cv")
+        if not found:
+            raise ConfigError(f"--rate {rate:g} brings no query in {lasts_s:g} s: raise it, or --duration")
         return found
     every = read_instants(args.trace) if args.trace else [*read_history(args.replay, args.model).arrivals]
     if not every:
         raise ConfigError(f"{args.replay} does not say when its queries came: give an access log of the proxy")
-    found = [(at - every[0]) / args.speed for at in every]
-    found = [at for at in found if at <= most_s]
-    if len(found) > MOST_RATE * max(1.0, found[-1]):
-        raise ConfigError(f"{given[0]} has {len(found) / max(1.0, found[-1]):.0f} queries/s; at most {MOST_RATE:.0f}")
+    return _until(args.duration or most_s, ((at - every[0]) / args.speed for at in every), given[0], "--speed")
+
+
+def _until(ends_at: float, times: Iterable[float], flag: str, lower: str) -> list[float]:
+    """Those of the ascending `times`. Raise ConfigError where a second has too many."""
+    found: list[float] = []
+    for at in takewhile(lambda at: at <= ends_at, times):
+        # A little less than a second, since MOST_RATE at even gaps are not too many, and are rounded.
+        if len(found) >= MOST_RATE and at - found[-MOST_RATE] < 1 - 1e-6:
+            raise ConfigError(
+                f"{flag} comes to more than {MOST_RATE:,} queries, the limit, in the second from "
+                f"{found[-MOST_RATE]:.1f} s on; lower {lower}"
+            )
+        found.append(at)
     return found
 
 
@@ -263,8 +282,11 @@ def _command_of(pid: int) -> str:
     return command
 
 
-def _warn(args: argparse.Namespace, plan: BenchPlan) -> None:
-    """Before a fault. Whatever was frozen goes on again when the load ends, however it does."""
+def _announce(args: argparse.Namespace, plan: BenchPlan) -> None:
+    """Before a fault there is time to say no. Whatever was frozen goes on again when the load ends, however it does."""
+    to = plan.targets[0].url if len(plan.targets) == 1 else f"each of {len(plan.targets)} targets"
+    told = f"{len(plan.load.due_at):,} queries to {to}: about {plan.lasts_s:.0f} s in all, with the warm-up"
+    print(told, file=sys.stderr, flush=True)
     if not plan.faults:
         return
     for pid in plan.pids:
