@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ts_parity.arguments import count, number
+from ts_parity.arguments import address, count, number, url
 from ts_parity.cli import main
 
 
@@ -36,6 +36,17 @@ def test_limits():
     ):
         with pytest.raises(argparse.ArgumentTypeError, match=f"^{why}$"):
             kind(text)
+
+
+def test_an_address_is_of_a_program_and_a_url_is_asked_for():
+    assert address("http://h:1/") == "http://h:1"
+    assert url("http://h:1/p/") == "http://h:1/p/"
+    assert url("https://h?v=2/") == "https://h?v=2/"
+    with pytest.raises(argparse.ArgumentTypeError, match="must be like http://HOST:PORT, not 'http://h/p"):
+        address("http://h/p?v=2")
+    for wrong in ("h:1/p", "ftp://h/p", "http:///p", "http://h:0/p", "http://h:x/p", "http://h/ p", "http://[h/p"):
+        with pytest.raises(argparse.ArgumentTypeError, match="must be like http://HOST:PORT/PATH, not "):
+            url(wrong)
 
 
 SERVICE = "--service-log=/dev/null"

@@ -126,15 +126,26 @@ def source(text: str) -> Path:
 
 def address(text: str) -> str:
     """http://HOST:PORT of a program to talk to."""
+    if not _is_url(text) or urlsplit(text).query:
+        raise argparse.ArgumentTypeError(f"must be like http://HOST:PORT, not {text!r}")
+    return text.rstrip("/")
+
+
+def url(text: str) -> str:
+    """http://HOST:PORT/PATH?QUERY, which is what will be asked for."""
+    if not _is_url(text):
+        raise argparse.ArgumentTypeError(f"must be like http://HOST:PORT/PATH, not {text!r}")
+    return text
+
+
+def _is_url(text: str) -> bool:
     try:
         parts = urlsplit(text)
         host = parts.hostname or ""
         known = parts.scheme in ("http", "https") and host and ".." not in host and is_one_word(text)
-        if known and parts.port != 0 and not parts.query:
-            return text.rstrip("/")
+        return bool(known) and parts.port != 0
     except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"must be like http://HOST:PORT, not {text!r}")
+        return False
 
 
 def is_one_word(text: str) -> bool:

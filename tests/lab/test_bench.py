@@ -29,6 +29,7 @@ class Service:
     def __init__(self):
         self.loop = asyncio.new_event_loop()
         self.seen = []
+        self.asked = []
         self.failing = False
         self._runners = []
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
@@ -41,13 +42,19 @@ class Service:
         async def answer(request):
             body = await request.read()
             self.seen.append((name, body, dict(request.headers)))
+            self.asked.append(request.path_qs)
             if self.failing:
                 return web.json_response({"message": "no worker"}, status=503)
             rebuilt = {"x-ts-parity": "reconstructed"} if len(self.seen) % 3 == 0 else {}
             return web.json_response({"class": len(body)}, headers=rebuilt)
 
+        async def moved(request):
+            raise web.HTTPTemporaryRedirect("/predictions/m")
+
         app = web.Application()
         app.router.add_post("/predictions/m", answer)
+        app.router.add_post("/predictions/m/", answer)
+        app.router.add_post("/moved", moved)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
         self._runners.append(runner)
@@ -134,6 +141,30 @@ def test_a_load_that_mostly_fails_is_ended(service, bodies, capsys):
 def test_a_service_that_is_not_there_is_a_failure(bodies, capsys):
     assert bench("here=http://127.0.0.1:1/predictions/m", bodies, "--rate", "20") == 1
     assert "no query was answered at here: error: ClientConnector" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_target_is_asked_as_it_is_given(service, bodies):
+    url = service.start()
+    assert bench(f"{url}/?v=2&w", bodies, "--rate", "5") == 0
+    assert set(service.asked) == {"/predictions/m/?v=2&w"}
+
+
+@pytest.mark.slow
+def test_a_redirect_is_an_error_and_not_followed(service, bodies, capsys):
+    moved = service.start().replace("/predictions/m", "/moved")
+    assert bench(f"here={moved}", bodies, "--rate", "5") == 1
+    assert "at here: 307: a redirect to /predictions/m, not followed" in capsys.readouterr().err
+    assert not service.seen
+
+
+def test_a_target_without_a_path_has_a_name():
+    from ts_parity.cli import parsed
+
+    common = ["bench", "--bodies", ".", "--target"]
+    for asked, name in (("http://h:1?v=2", "h-1"), ("http://h/p/?v=2", "h"), ("m=http://h:1/?v=2", "m")):
+        [target] = parsed([*common, asked]).target
+        assert (target.name, target.url) == (name, asked.removeprefix("m="))
 
 
 @pytest.mark.slow

@@ -14,10 +14,11 @@ import time
 from collections.abc import Iterable
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from ts_parity import output
-from ts_parity.arguments import address, count, existing, number, seconds, source, to_write
 from ts_parity.arguments import content_type as as_content_type
+from ts_parity.arguments import count, existing, number, seconds, source, to_write, url
 from ts_parity.errors import FAILED, ConfigError, OutOfReach, TrainingError
 from ts_parity.lab.thresholds import threshold
 
@@ -52,7 +53,7 @@ def add_bench(subparsers: Any) -> None:
         required=True,
         type=_target,
         metavar="[NAME=]URL",
-        help="where queries go, path and all; may be repeated; thresholds judge the first",
+        help="where queries go, path, query and all; may be repeated; thresholds judge the first",
     )
     fleet.add_argument(
         "--bodies", type=source, required=True, metavar="PATH", help="request bodies, as `train --inputs` takes them"
@@ -246,13 +247,13 @@ def _bodies(args: argparse.Namespace) -> list[LabelledBody]:
 def _target(text: str) -> BenchTarget:
     from ts_parity.lab.bench import BenchTarget
 
-    name, equals, url = text.partition("=")
+    name, equals, asked = text.partition("=")
     if not equals or "/" in name:
-        name, url = "", text
+        name, asked = "", text
     if name and not name.replace("-", "").replace("_", "").isalnum():
         raise argparse.ArgumentTypeError(f"a target's name is letters, digits, - and _, not {name!r}")
-    checked = address(url)
-    return BenchTarget(name or checked.split("//", 1)[1].split("/", 1)[0].replace(":", "-"), checked)
+    checked = url(asked)
+    return BenchTarget(name or urlsplit(checked).netloc.replace(":", "-"), checked)
 
 
 def _header(text: str) -> tuple[str, str]:

@@ -202,7 +202,9 @@ class _Network:
     async def post(self, seq: int, body: LabelledBody) -> tuple[int, str, bytes]:
         url = self.targets[seq % len(self.targets)]
         headers = {"Content-Type": body.content_type, **self.headers}
-        async with self.session.post(url, data=body.data, headers=headers) as response:
+        async with self.session.post(url, data=body.data, headers=headers, allow_redirects=False) as response:
             answer = await response.read()
+            if 300 <= response.status < 400:  # what it leads to is not what was to be asked
+                answer = f"a redirect to {response.headers.get('Location', 'nowhere')}, not followed".encode()
             source = response.headers.get(SOURCE, "deployed")
-            return response.status, source if response.status < 400 else ERROR, answer
+            return response.status, source if response.status < 300 else ERROR, answer
