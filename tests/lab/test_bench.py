@@ -30,6 +30,7 @@ class Service:
         self.loop = asyncio.new_event_loop()
         self.seen = []
         self.asked = []
+        self.connections = []
         self.failing = False
         self._runners = []
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
@@ -43,6 +44,7 @@ class Service:
             body = await request.read()
             self.seen.append((name, body, dict(request.headers)))
             self.asked.append(request.path_qs)
+            self.connections.append(request.transport.get_extra_info("peername"))
             if self.failing:
                 return web.json_response({"message": "no worker"}, status=503)
             rebuilt = {"x-ts-parity": "reconstructed"} if len(self.seen) % 3 == 0 else {}
@@ -181,6 +183,22 @@ def test_targets_take_turns_with_the_same_load(service, bodies, monkeypatch):
     order = [name for name, _, _ in service.seen]
     assert order[0] == "a"
     assert len([None for this, after in itertools.pairwise(order) if this != after]) > 2, "in slices"
+
+
+@pytest.mark.slow
+def test_connections_last_from_slice_to_slice(service, monkeypatch):
+    monkeypatch.setattr("ts_parity.lab.bench.SLICE_S", 0.2)
+    targets = [BenchTarget(name, service.start(name)) for name in "ab"]
+    run_bench(BenchPlan(targets, [LabelledBody(b"7")], load_at([0.05 * n for n in range(20)], 1, seed=1)))
+    opened, turns, before = set(), 0, ""
+    for (name, _, _), connection in zip(service.seen, service.connections, strict=True):
+        if name != before and (name, connection) in opened:
+            turns += 1
+        elif name != before:
+            assert not any(known == name for known, _ in opened), "it has an idle one"
+        opened.add((name, connection))
+        before = name
+    assert turns > 2
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import time
 import pytest
 from aiohttp import web
 
-from ts_parity.lab.traffic import LabelledBody, Load, drive, poisson_load
+from ts_parity.lab.traffic import LabelledBody, Load, drive, new_session, poisson_load
 
 
 def read_digit(body):
@@ -82,6 +82,24 @@ async def test_several_targets_are_taken_in_turn(serve):
     await drive(Load((0.0, 0.02, 0.04), (0, 1, 0)), bodies, urls, read_digit, 60.0)
     octets = "application/octet-stream"
     assert sorted(seen) == [("a", b"zero", "image/png"), ("a", b"zero", "image/png"), ("b", b"one", octets)]
+
+
+async def test_a_cookie_does_not_come_back(serve):
+    """Each query is a client of its own."""
+    cookies = []
+
+    async def handler(request):
+        cookies.append(dict(request.cookies))
+        response = answer(1)
+        response.set_cookie("instance", "3")
+        return response
+
+    url = (await serve(handler)).replace("127.0.0.1", "localhost")  # addresses that are numbers have no cookies
+    async with new_session() as session:
+        for _ in range(2):
+            await drive(Load((0.0,), (0,)), [LabelledBody(b"x")], [url], read_digit, 60.0, session=session)
+            assert not session.closed
+    assert cookies == [{}, {}]
 
 
 async def test_a_stuck_query_holds_no_other_up(serve):

@@ -14,8 +14,11 @@ import math
 import time
 from collections import ChainMap, Counter, deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+from aiohttp import ClientSession
 
 from ts_parity.engine import Finding
 from ts_parity.lab.faults import FREEZE, Fault, Injector, thawed_afterwards
@@ -23,7 +26,7 @@ from ts_parity.lab.intervals import interval
 from ts_parity.lab.records import ANSWERED, ERROR, LOST, QueryRecord
 from ts_parity.lab.report import percentile
 from ts_parity.lab.thresholds import LAG, Threshold
-from ts_parity.lab.traffic import LabelledBody, Load, drive
+from ts_parity.lab.traffic import LabelledBody, Load, drive, new_session
 from ts_parity.proxy.http.messages import Response
 from ts_parity.proxy.serving.comparison import compare
 
@@ -115,13 +118,16 @@ def run_bench(
         on_record(record)
 
     async def run() -> None:
-        for each in measured:
-            await drive(warm_up(plan.load), plan.bodies, [each.target.url], _Reader(each), plan.timeout_s, guard.heard,
-                        headers=plan.headers, goes_on=guard.goes_on)  # fmt: skip
-        for turn, (begins_at, ends_at) in enumerate(slices(plan.load, len(measured))):
-            for each in measured if turn % 2 == 0 else reversed(measured):
-                if not guard.stopped:
-                    await _slice(plan, each, begins_at, ends_at, injector, guard.goes_on, heard)
+        async with AsyncExitStack() as stack:
+            # One session a target for all of it: a fresh one would put its handshakes into each slice.
+            clients = [(each, await stack.enter_async_context(new_session())) for each in measured]
+            for each, session in clients:
+                await drive(warm_up(plan.load), plan.bodies, [each.target.url], _Reader(each), plan.timeout_s,
+                            guard.heard, headers=plan.headers, goes_on=guard.goes_on, session=session)  # fmt: skip
+            for turn, (begins_at, ends_at) in enumerate(slices(plan.load, len(measured))):
+                for each, session in clients if turn % 2 == 0 else reversed(clients):
+                    if not guard.stopped:
+                        await _slice(plan, each, session, begins_at, ends_at, injector, guard.goes_on, heard)
 
     with thawed_afterwards([plan.pids[index] for index in {f.instance for f in plan.faults if f.kind == FREEZE}]):
         asyncio.run(run())
@@ -144,6 +150,7 @@ def slices(load: Load, targets: int) -> list[tuple[float, float]]:
 async def _slice(
     plan: BenchPlan,
     each: Measured,
+    session: ClientSession,
     begins_at: float,
     ends_at: float,
     injector: Injector,
@@ -158,7 +165,7 @@ async def _slice(
     faults = asyncio.create_task(injector.run(strikes, started_at))
     try:
         records = await drive(part, plan.bodies, [each.target.url], _Reader(each), plan.timeout_s, heard, started_at,
-                              plan.headers, goes_on)  # fmt: skip
+                              plan.headers, goes_on, session=session)  # fmt: skip
     finally:
         faults.cancel()
         await asyncio.gather(faults, return_exceptions=True)

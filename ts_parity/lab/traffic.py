@@ -14,7 +14,7 @@ import gc
 import random
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -95,12 +95,14 @@ async def drive(
     headers: Mapping[str, str] = MappingProxyType({}),
     goes_on: Callable[[], bool] = lambda: True,
     through: Callable[[Post], Post] = lambda post: post,
+    session: aiohttp.ClientSession | None = None,
 ) -> list[QueryRecord]:
     """Send the whole load and wait for every answer or its time limit. -> records in order of `seq`.
 
     Query i goes to targets[i % len(targets)]. `started_at` (time.monotonic) lets a fault schedule share the origin.
     `headers` go with each query. Nothing more is sent once `goes_on` says no.
     `through`: what stands between a client and the network, such as a library that sends a request again.
+    `session`: one of `new_session`, whose connections stay open for the next load. It stays the caller's.
     """
     origin = time.monotonic() if started_at is None else started_at
 
@@ -120,11 +122,8 @@ async def drive(
         on_record(records[-1])
 
     with _out_of_the_collectors_way():
-        limits = aiohttp.ClientTimeout(total=None)
-        # No limit on connections: a client that waits for a free one would no longer be open-loop.
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60)
-        async with aiohttp.ClientSession(timeout=limits, connector=connector, auto_decompress=False) as session:
-            network = _Network(session, targets, headers)
+        async with nullcontext(session) if session is not None else new_session() as used:
+            network = _Network(used, targets, headers)
             client = _Client(through(network.post), bodies, read, timeout_s, origin)
             try:
                 for seq, due_at in enumerate(load.due_at):
@@ -146,6 +145,14 @@ async def drive(
                     flight.cancel()
                 await asyncio.gather(*left, return_exceptions=True)
     return sorted(records, key=lambda record: record.seq)
+
+
+def new_session() -> aiohttp.ClientSession:
+    """For `drive`. It keeps no cookies, by which a balancer would send all queries to one instance."""
+    limits, cookies = aiohttp.ClientTimeout(total=None), aiohttp.DummyCookieJar()
+    # No limit on connections: a client that waits for a free one would no longer be open-loop.
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60)
+    return aiohttp.ClientSession(timeout=limits, connector=connector, cookie_jar=cookies, auto_decompress=False)
 
 
 @contextmanager
