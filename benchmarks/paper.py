@@ -15,9 +15,9 @@ has seen, and what is rebuilt is compared with what the deployed model says. Emu
 a wait) and the network between machines (a gate, which delays messages as the paper's shuffles do). Real: TorchServe,
 the models, the proxy, its protections, HTTP, clients, crashes.
 
-A point is one arm under one load with one seed. All arms of a figure meet the same arrivals, bodies and trouble. Points
-that are done stand in the folder `--work`, with their records; rows and thinned curves are kept in
-benchmarks/results/paper.json.
+A point is one arm under one load with one seed; it is measured once, whatever figures show it. All arms of a figure
+meet the same arrivals, bodies and trouble. Points that are done are in the folder `--work`, with their records; rows
+and thinned curves are kept in benchmarks/results/paper.json.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from pathlib import Path
 from typing import Any
 
 from paper_fleet import Archives, Cluster, HedgePython, Twice, have_hedge_python, make_archives, nginx, tenant
-from paper_points import ARMS, FIGURES, QUICK, SERVICE_S, SLOW, Point, Size, extra_machines, points
-from paper_tables import PERCENTILES, PLOT, Row, over_loads, plot, sections
+from paper_points import ARMS, FIGURES, QUICK, SLOW, Point, Size, extra_machines, point_of, points, shown
+from paper_tables import CURVES, PERCENTILES, PLOT, Row, over_loads, plot, plot_curves, sections
 from tqdm import tqdm
 
 from tables import renew
@@ -61,7 +61,7 @@ from ts_parity.lab.live import (
 from ts_parity.lab.records import QueryRecord, read_records
 from ts_parity.lab.report import percentile, summarize
 from ts_parity.lab.rivals import UNBOUNDED, Arrangement, arrange
-from ts_parity.lab.scenario import ServiceTimes
+from ts_parity.lab.scenario import Outage, ServiceTimes
 from ts_parity.lab.simulate import Result, simulate
 from ts_parity.lab.traffic import LabelledBody, Load, poisson_load
 
@@ -122,8 +122,6 @@ def measure(
     log = log_of(work, point) if point.arm == "equal" else None
     rate = len(load.due_at) / load.duration_s
     with ExitStack() as stack:
-        if point.trouble == "tenant":
-            stack.enter_context(tenant(size, cluster.fleet, archives, load.duration_s, point.seed))
         proxy = None
         if arm.flags is None:
             url = f"{stack.enter_context(nginx(fleet))}/predictions/{MODEL}"
@@ -146,6 +144,8 @@ def measure(
         if log is not None:
             time.sleep(LINES_S)
             os.truncate(log, 0)
+        if point.trouble == "tenant":
+            stack.enter_context(tenant(size, cluster.fleet, archives, load.duration_s, point.seed))
         before, sent = proxy.work() if proxy else 0.0, client.sent if client else 0
         records, struck = run_arm(
             fleet, [url], load, bodies, read_digit, trouble_of(size, point, len(fleet), load.duration_s), point.seed,
@@ -194,8 +194,7 @@ def row_of(size: Size, point: Point, records: Sequence[QueryRecord], load: Load,
     summary = summarize(records, work)
     differing, compared = differing_of(records, load)
     made: Row = {
-        "figure": point.figure, "arm": point.arm.partition(",")[0], "spec": point.arm, "load": point.load,
-        "k": point.k, "workers": machines_,
+        "arm": point.arm.partition(",")[0], "spec": point.arm, "load": point.load, "k": point.k, "workers": machines_,
         "seed": point.seed, "queries": size.queries, "disturbances": point.disturbances, "batch": point.batch,
         "trouble": point.trouble, "service_ms": point.service_ms,
     }  # fmt: skip
@@ -259,11 +258,13 @@ def arranged(size: Size, point: Point, costs: Mapping[str, float], service_s: fl
         "coded": ("sum", costs[f"sum{point.k}"]), "approximate": ("student", costs["backup"]),
         "exact": ("exact", 1.0), "student": ("student", costs["student"]),
     }.get(arm.hosting, ("sum", 1.0))  # fmt: skip
-    binds = arm.policy == "round_robin"  # at once; the machines have queues of their own then
+    binds = arm.flags is None  # nginx sends on at once; the machines have queues of their own then
     changes = {"balance": "round_robin"} if binds else {}
-    name = {"none": "equal", "round_robin": "equal"}.get(arm.policy, arm.policy)
-    return arrange(name, size.machines, extra, code=code, k=point.k, cost=cost, service_s=service_s,
-                   places=UNBOUNDED if binds else 1, **changes)  # fmt: skip
+    workers = size.machines
+    if arm.policy == "replication":  # which is of twice as many machines there
+        workers, extra = (workers + extra) // 2, 0
+    return arrange(arm.policy, workers, extra, code=code, k=point.k, cost=cost, service_s=service_s,
+                   places=UNBOUNDED if binds else point.batch, **changes)  # fmt: skip
 
 
 def usual_service(size: Size, point: Point, work: Path) -> tuple[ServiceTimes, float]:
@@ -271,7 +272,7 @@ def usual_service(size: Size, point: Point, work: Path) -> tuple[ServiceTimes, f
     access log of equal resources in figure `slow`. -> its distribution, and its mean in seconds; where there is no such
     log, what was emulated.
     """
-    slow = Point("slow", "equal", point.load, 2, 4, 1, point.seed, "slow", point.service_ms)
+    slow = Point("equal", point.load, 2, 4, 1, point.seed, "slow", point.service_ms)
     log = log_of(work, slow)
     if not log.exists():
         return ServiceTimes(cv=0.1), size.service_s
@@ -281,9 +282,9 @@ def usual_service(size: Size, point: Point, work: Path) -> tuple[ServiceTimes, f
 
 def simulated(size: Size, point: Point, costs: Mapping[str, float], service: ServiceTimes, unit: float) -> Row:
     """The same point in the simulator: the same arrivals, the same spells, and tasks that take as long as on the host.
-    Contention is replies that are late at random, for it has no network. Empty where it has no such arm or trouble.
+    Contention is replies that are late at random, for it has no network. Empty where a second tenant is the trouble.
     """
-    if not ARMS[point.arm].policy or point.trouble in ("tenant", "crash") or point.batch > 1:
+    if point.trouble == "tenant":
         return {}
     made = arranged(size, point, costs, unit)
     load = load_of(size, point, 450)
@@ -291,10 +292,12 @@ def simulated(size: Size, point: Point, costs: Mapping[str, float], service: Ser
     contended = 2 * transfers_of(point, made.workers) / made.workers if point.trouble == "shuffles" else 0.0
     # In a spell the emulated wait grows, and not what the host adds to it.
     factor = 1 + (SLOW.factor - 1) * size.service_s / unit
+    outages = [replace(o, at=o.at / unit, lasts=o.lasts / unit, factor=factor) for o in spells]
+    if point.trouble == "crash":
+        outages = [Outage("m0", load.duration_s / 2 / unit, kind="dead")]
     world = World(
         point.load * unit / size.service_s, size.machines, service=service,
-        trace=tuple(at / unit for at in load.due_at),
-        outages=tuple(replace(o, at=o.at / unit, lasts=o.lasts / unit, factor=factor) for o in spells),
+        trace=tuple(at / unit for at in load.due_at), outages=tuple(outages), worker_batch=point.batch,
         net_share=min(1.0, contended), net_mean=2 * CONTENTION * size.service_s / unit, unit=unit,
     )  # fmt: skip
     return _told("simulated", simulate(replace(world.scenario(made, point.seed), warm_up=UNTIMED[0]), point.seed), unit)
@@ -302,7 +305,7 @@ def simulated(size: Size, point: Point, costs: Mapping[str, float], service: Ser
 
 def foretold(size: Size, point: Point, log: Path, costs: Mapping[str, float]) -> Row:
     """What `ts-parity plan` would say of this arm, from the access log of equal resources in the same setting."""
-    if not ARMS[point.arm].policy or point.batch > 1 or not log.exists():
+    if point.batch > 1 or not log.exists():
         return {}
     service, unit, seen = service_from(log)
     if seen is None:
@@ -331,18 +334,10 @@ def estimate_s(size: Size, left: Sequence[Point]) -> float:
     return loads + 12.0 * len(left) + starts
 
 
-def collected(work: Path) -> list[Row]:
-    """-> the rows of all points that are done, whatever run they are of, in the order of the tables."""
-    usual = {"service_ms": 1000 * SERVICE_S}  # points of an older version of this script do not say so
-    made = [usual | json.loads(file.read_text()) for file in work.glob("*-s[0-9]*.json")]
-    figures, order = list(FIGURES), list(ARMS)
-    setting = ("service_ms", "load", "k", "disturbances", "batch")
-    return sorted(
-        made,
-        key=lambda row: (
-            figures.index(row["figure"]), *(row[name] for name in setting), order.index(row["spec"]), row["seed"]
-        ),
-    )  # fmt: skip
+def collected(work: Path) -> dict[Point, Row]:
+    """-> the points that are done, whatever run they are of."""
+    rows = [json.loads(file.read_text()) for file in sorted(work.glob("*-s[0-9]*.json"))]
+    return {point_of(row): row for row in rows}
 
 
 def run(size: Size, names: Sequence[str], arms: Sequence[str], work: Path) -> None:
@@ -366,31 +361,26 @@ def run(size: Size, names: Sequence[str], arms: Sequence[str], work: Path) -> No
                 finished.with_suffix(".unfinished").replace(finished)
 
 
-def document_of(size: Size, rows: Sequence[Row], work: Path, command: str) -> dict[str, Any]:
+def document_of(size: Size, done: Mapping[Point, Row], work: Path, command: str) -> dict[str, Any]:
     costs = json.loads((work / "models" / "done.json").read_text())
-    full, curves = [], {}
-    for row in rows:
-        point = point_of(row)
+    full, curves = {}, {}
+    for point, row in done.items():
         paced = replace(size, service_s=point.service_ms / 1000)
         beside = simulated(paced, point, costs, *usual_service(paced, point, work))
         records = read_records_of(work / f"{point.key}.records.gz")
-        row |= times_of(records, point.seed)  # which are not those of an older version of this script
-        full.append(row | beside | foretold(paced, point, log_of(work, point), costs))
+        now = times_of(records, point.seed)  # which are not those of an older version of this script
+        full[point] = row | now | beside | foretold(paced, point, log_of(work, point), costs)
         curves[point.key] = curve(timed_of(records))
     return {
         "command": command,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-        "emulated": f"emulated accelerators: an inference is a wait, cv {Emulation().cv:g}",
+        "emulated": f"emulated accelerators: an inference is a wait as long as the table says, cv {Emulation().cv:g}; "
+        "k in a batch take k times as long",
         "size": asdict(size),
         "costs": costs,
-        "rows": full,
+        "rows": [full[point] | {"figure": figure} for figure, point in shown(list(done))],
         "curves": curves,
     }
-
-
-def point_of(row: Row) -> Point:
-    names = ("figure", "load", "k", "disturbances", "batch", "seed", "trouble", "service_ms")
-    return Point(arm=row["spec"], **{name: row[name] for name in names})
 
 
 def read_records_of(file: Path) -> list[QueryRecord]:
@@ -427,7 +417,7 @@ def main() -> int:
     parser.add_argument("--steps", type=count(), help="of each protection's training")
     parser.add_argument("--machines", type=count(), help="that serve the model")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "paper", help="points that are done, and models")
-    parser.add_argument("--collect", action="store_true", help="measure nothing, keep what is done")
+    parser.add_argument("--collect", action="store_true", help="measure nothing, keep what is done here")
     parser.add_argument("--tables", action="store_true", help="only renew the docs")
     args = parser.parse_args()
     # As the command line has it: on a busy machine threads that spin take minutes for what takes seconds.
@@ -449,16 +439,30 @@ def main() -> int:
     work = args.work.resolve() / f"{size.machines}-{size.queries}-{size.steps}"
     if not args.collect:
         run(size, args.figure or (["9"] if args.quick else list(FIGURES)), args.arm or list(ARMS), work)
-    rows = collected(work)
-    if not rows:
+    done = collected(work)
+    if not done:
         raise SystemExit(f"no point is done in {work}: run this without --collect, or name the folder with --work")
-    document = document_of(size, rows, work, "python benchmarks/paper.py")
+    document = document_of(size, done, work, "python benchmarks/paper.py")
     for text in sections(document).values():
         print(text)
-    if not args.quick:
+    elsewhere = 0 if args.collect else kept_elsewhere(document)
+    if elsewhere and not args.quick:
+        told = f"not kept: {RESULTS} has {elsewhere} points that are not done here; --collect drops them"
+        print(told, file=sys.stderr)
+    elif not args.quick:
         RESULTS.write_text(json.dumps(document, indent=1) + "\n")
         _renew(document)
-    return 0 if not any(row["lost"] for row in rows if row["arm"] in ("default", "exact", "sum", "hedge")) else 1
+    ours = [row for row in done.values() if row["arm"] in ("default", "exact", "sum", "hedge")]
+    return 1 if any(row["lost"] for row in ours) else 0
+
+
+def kept_elsewhere(document: Mapping[str, Any]) -> int:
+    """How many points of the kept results this one lacks: all, where it is of another size."""
+    if not RESULTS.exists():
+        return 0
+    kept = json.loads(RESULTS.read_text())
+    alike = all(kept["size"][name] == document["size"][name] for name in ("machines", "queries", "steps"))
+    return len(kept["curves"].keys() - (document["curves"].keys() if alike else set()))
 
 
 def _renew(document: Mapping[str, Any]) -> None:
@@ -466,6 +470,9 @@ def _renew(document: Mapping[str, Any]) -> None:
         renew(DOCS, mark, text)
     if rows := over_loads(document["rows"]):
         plot(rows, PLOTS / PLOT)
+    for name, file in CURVES.items():
+        if rows := [row for row in document["rows"] if row["figure"] == name]:
+            plot_curves(rows, document["curves"], PLOTS / file)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -220,7 +221,9 @@ def nginx(fleet: Sequence[LiveMachine]) -> Iterator[str]:
 
 @contextmanager
 def tenant(size: Size, fleet: Sequence[LiveMachine], archives: Archives, seconds: float, seed: int) -> Iterator[None]:
-    """Another model on a ninth of the machines, and a load of its own on it, from processes of its own."""
+    """Another model on a ninth of the machines, and a load of its own on it, from processes of its own. Raise
+    SystemExit at the end if one of them has ended by itself: then the point had no second tenant.
+    """
     chosen = [fleet[place] for place in range(0, len(fleet), 9)]
     register(chosen, archives.tenant)
     rate = TENANT_LOAD / size.service_s
@@ -229,9 +232,11 @@ def tenant(size: Size, fleet: Sequence[LiveMachine], archives: Archives, seconds
         for place, live in enumerate(chosen):
             command = [sys.executable, "-m", "ts_parity.cli", "bench", "--seed", str(seed * 10 + place), "--json"]
             command += ["--target", f"{live.instance.inference_url}/predictions/{TENANT}", "--rate", f"{rate:.3f}"]
-            command += ["--bodies", str(archives.data / "test"), "--duration", f"{seconds + 20:.0f}s"]
+            command += ["--bodies", str(archives.data / "test"), "--duration", f"{seconds + 300:.0f}s"]
             processes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
         yield
+        if any(process.poll() is not None for process in processes):
+            raise SystemExit(f"the second tenant's load has ended early; to see why: {shlex.join(command)}")
     finally:
         for process in processes:
             stop(process, 5)

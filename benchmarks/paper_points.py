@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ts_parity.lab.demo import AS_IN_THE_PAPER
 from ts_parity.lab.scenario import Spells
@@ -20,8 +21,8 @@ class Size:
 
     machines: int = 12
     loads: tuple[float, ...] = (0.35, 0.5, 0.65, 0.85)
-    load: float = 0.6
-    """Where a figure has one."""
+    load: float = 0.5
+    """Where a figure has one. It is among `loads`, so figures share points."""
     queries: int = 20_000
     seeds: tuple[int, ...] = (0, 1, 2)
     steps: int = 2000
@@ -54,27 +55,27 @@ class ArmSpec:
     flags: tuple[str, ...] | None = ()
     client: str = ""
     extra: bool = True
-    policy: str = ""
-    """Its name in the simulator; empty: not simulated."""
+    policy: str = "default"
+    """Its name in the simulator."""
 
 
 _ALONE = ("--protect", "off", "--extra-work", "0")
 ARMS = {
     arm.name: arm
     for arm in (
-        ArmSpec("equal", "plain", _ALONE, policy="none"),
-        ArmSpec("nginx", "plain", None, policy="round_robin"),
-        ArmSpec("replication", "plain", _ALONE, client="twice"),
-        ArmSpec("hedge-python", "plain", None, client="hedge-python"),
+        ArmSpec("equal", "plain", _ALONE, policy="equal"),
+        ArmSpec("nginx", "plain", None, policy="equal"),
+        ArmSpec("replication", "plain", _ALONE, client="twice", policy="replication"),
+        ArmSpec("hedge-python", "plain", None, client="hedge-python", policy="hedge"),
         ArmSpec("hedge", "plain", ("--protect", "off"), policy="copies"),
         ArmSpec("hedge, no machine more", "plain", ("--protect", "off"), extra=False, policy="copies"),
         ArmSpec("approximate", "approximate", policy="approximate"),
         ArmSpec("parm", "coded", AS_IN_THE_PAPER, policy="parm"),
         ArmSpec("sum", "coded", policy="coded"),
-        ArmSpec("exact", "exact", policy="default"),
-        ArmSpec("exact, no machine more", "exact", extra=False, policy="default"),
-        ArmSpec("default", "student", policy="default"),
-        ArmSpec("default, no machine more", "student", extra=False, policy="default"),
+        ArmSpec("exact", "exact"),
+        ArmSpec("exact, no machine more", "exact", extra=False),
+        ArmSpec("default", "student"),
+        ArmSpec("default, no machine more", "student", extra=False),
     )
 }
 HOSTINGS = {
@@ -89,7 +90,7 @@ NO_MORE = ("hedge, no machine more", "exact, no machine more", "default, no mach
 
 @dataclass(frozen=True)
 class Figure:
-    """`arms` by name; `loads`: at all of them, else at one."""
+    """`arms` by name; `loads`: at all of them, else at one. `about`: the arm without which it says nothing."""
 
     name: str
     told: str
@@ -99,6 +100,21 @@ class Figure:
     disturbances: tuple[int, ...] = (4,)
     batches: tuple[int, ...] = (1,)
     trouble: str = "shuffles"
+    about: str = ""
+
+    @property
+    def varied(self) -> bool:
+        return len(self.ks) * len(self.disturbances) * len(self.batches) > 1
+
+    def has(self, point: Point) -> bool:
+        """Whether this point is one of its own, at whatever load."""
+        return (
+            point.trouble == self.trouble
+            and point.arm in self.arms
+            and point.k in self.ks
+            and point.disturbances in self.disturbances
+            and point.batch in self.batches
+        )
 
 
 FIGURES = {
@@ -111,7 +127,9 @@ FIGURES = {
             "12", "a second tenant on a ninth of the machines", ("equal", "hedge", "parm", "default"),
             loads=True, trouble="tenant",
         ),
-        Figure("13", "an approximate backup", ("equal", "approximate", "parm", "default"), loads=True),
+        Figure(
+            "13", "an approximate backup", ("equal", "approximate", "parm", "default"), loads=True, about="approximate"
+        ),
         Figure("batch", "batches of 1, 2, 4", ("equal", "hedge", "parm", "default"), batches=(1, 2, 4)),
         Figure(
             "crash", "an instance crashes", ("equal", "nginx", "hedge", "parm", "exact", "default"), trouble="crash"
@@ -125,9 +143,8 @@ FIGURES = {
 
 @dataclass(frozen=True)
 class Point:
-    """What is measured at a time. `load`: of the deployed machines."""
+    """What is measured at a time, whatever figures show it. `load`: of the deployed machines."""
 
-    figure: str
     arm: str
     load: float
     k: int
@@ -141,7 +158,7 @@ class Point:
     def key(self) -> str:
         arm = self.arm.replace(", no machine more", "-no-more")
         pace = "" if self.service_ms == 1000 * SERVICE_S else f"{self.service_ms:g}ms-"
-        return f"{pace}{self.figure}-{arm}-{self.load:g}-k{self.k}-d{self.disturbances}-b{self.batch}-s{self.seed}"
+        return f"{pace}{self.trouble}-{arm}-{self.load:g}-k{self.k}-d{self.disturbances}-b{self.batch}-s{self.seed}"
 
     @property
     def fleet(self) -> tuple[str, int, int]:
@@ -152,15 +169,15 @@ class Point:
 
 
 def points(size: Size, names: Sequence[str]) -> list[Point]:
-    """All, in an order that starts as few fleets as possible. Arms that are compared follow each other closely, for the
-    host is not the same ten minutes later.
+    """All, each once, in an order that starts as few fleets as possible. Arms that are compared follow each other
+    closely, for the host is not the same ten minutes later.
     """
-    made = []
+    made: list[Point] = []
     for name in names:
         figure = FIGURES[name]
         for load in size.loads if figure.loads else (size.load,):
             made += [
-                Point(name, arm, load, k, disturbances, batch, seed, figure.trouble, 1000 * size.service_s)
+                Point(arm, load, k, disturbances, batch, seed, figure.trouble, 1000 * size.service_s)
                 for arm in figure.arms
                 for k in figure.ks
                 for disturbances in figure.disturbances
@@ -168,11 +185,39 @@ def points(size: Size, names: Sequence[str]) -> list[Point]:
                 for seed in size.seeds
             ]
     hostings = list(HOSTINGS)
-    order = list(names)
     return sorted(
-        made,
-        key=lambda p: (p.fleet, order.index(p.figure), p.load, p.seed, hostings.index(ARMS[p.arm].hosting)),
-    )
+        dict.fromkeys(made),
+        key=lambda p: (
+            p.fleet, p.trouble, p.load, p.disturbances, p.seed, hostings.index(ARMS[p.arm].hosting),
+        ),
+    )  # fmt: skip
+
+
+def point_of(row: Mapping[str, Any]) -> Point:
+    names = ("load", "k", "disturbances", "batch", "seed", "trouble", "service_ms")
+    return Point(arm=row["spec"], **{name: row[name] for name in names})
+
+
+def shown(made: Sequence[Point]) -> list[tuple[str, Point]]:
+    """-> which figures show which of these points, in the order of the tables. A figure that varies something shows the
+    loads at which there are two of its variants.
+    """
+    rows = []
+    for figure in FIGURES.values():
+        own = [point for point in made if figure.has(point)]
+        for place in {(point.service_ms, point.load) for point in own}:
+            here = [point for point in own if (point.service_ms, point.load) == place]
+            variants = {(point.k, point.disturbances, point.batch) for point in here}
+            if len(variants) >= (2 if figure.varied else 1) and any(figure.about in ("", p.arm) for p in here):
+                rows += [(figure.name, point) for point in here]
+    arms, order = list(ARMS), list(FIGURES)
+    return sorted(
+        rows,
+        key=lambda row: (
+            order.index(row[0]), row[1].service_ms, row[1].load, row[1].k, row[1].disturbances, row[1].batch,
+            arms.index(row[1].arm), row[1].seed,
+        ),
+    )  # fmt: skip
 
 
 def extra_machines(size: Size, k: int) -> int:

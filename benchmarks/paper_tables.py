@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from paper_points import FIGURES
+from paper_points import ARMS, FIGURES, point_of
 
 from ts_parity.tables import markdown
 
@@ -25,10 +25,12 @@ PAPER = {
 }
 """What the paper reports."""
 PLOTTED, PLOT = "9", "paper.png"
-"""The figure that is drawn, and where."""
+"""The figure that is drawn over the loads, and where."""
+CURVES = {"9": "paper-9.png", "slow": "paper-slow.png"}
+"""The figures whose latencies are drawn as curves, and where."""
 _HEAD = (
     "arm", "machines", "seeds", "p50 ms", "p99 ms", "p99.9 ms (lowest, highest seed)", "gap, of equal's", "rebuilt",
-    "differing", "accuracy", "work", "lost", "errors", "lag ms",
+    "differing", "accuracy", "of rebuilt", "work", "lost", "errors", "lag ms",
 )  # fmt: skip
 
 
@@ -37,7 +39,7 @@ def sections(document: Mapping[str, Any]) -> dict[str, str]:
     rows = document["rows"]
     parts = [
         f"`{document['command']}`, with `--figure`, `--load`, `--arm`, `--seeds` and `--service` as each table says; "
-        f"{document['machine']}; {document['emulated']}, for as long as the table says. "
+        f"{document['machine']}; {document['emulated']}. "
         f"{document['size']['machines']} deployed machines and half as many more; "
         f"{document['size']['queries']:,} queries a point, of which the first tenth and the last 0.5 % are not timed. "
         "*lag*: how late queries were sent, p99; where it is large "
@@ -47,6 +49,8 @@ def sections(document: Mapping[str, Any]) -> dict[str, str]:
         own = [row for row in rows if row["figure"] == name]
         if own:
             drawn = f"\n\n![p99.9 by load]({PLOT})" if name == PLOTTED and over_loads(rows) else ""
+            if name in CURVES:
+                drawn += f"\n\n![share of the queries that take longer, by latency; a line a seed]({CURVES[name]})"
             parts.append(f"**{_title(name)}: {figure.told}.** {_paper(name)}\n\n{_tables(own)}{drawn}")
     return {"paper": "\n\n".join(parts), "paper-simulated": _beside(rows)}
 
@@ -103,6 +107,13 @@ def _share_of_gap(rows: Sequence[Row], equal: Sequence[Row]) -> float | None:
     return None if gap is None or not equals else gap / equals
 
 
+def _of_rebuilt(rows: Sequence[Row]) -> float | None:
+    """The accuracy of rebuilt answers, where there are any."""
+    some = [row for row in rows if row["reconstructed"]]
+    right = sum(row["accuracy_reconstructed"] * row["reconstructed"] for row in some)
+    return right / sum(row["reconstructed"] for row in some) if some else None
+
+
 def _cells(arm: str, rows: Sequence[Row], equal: Sequence[Row]) -> list[str]:
     def told(value: float | None, form: str) -> str:
         return "-" if value is None else form.format(value)
@@ -123,6 +134,7 @@ def _cells(arm: str, rows: Sequence[Row], equal: Sequence[Row]) -> list[str]:
         f"{rebuilt / max(1, answered):.2%}",
         told(differing, "{:.3%}"),
         told(mean(rows, "accuracy"), "{:.2%}"),
+        told(_of_rebuilt(rows), "{:.1%}"),
         told(mean(rows, "work"), "{:.3f}"),
         str(sum(r["lost"] for r in rows)),
         str(sum(r["errors"] for r in rows)),
@@ -134,10 +146,11 @@ def _beside(rows: Sequence[Row]) -> str:
     """The simulator, and the planner, against the live runs."""
     cells, within = [], {"simulated": [], "foretold": []}
     known = [row for row in rows if row.get("simulated_p50_ms") or row.get("foretold_p50_ms")]
-    for key in dict.fromkeys((r["figure"], r["spec"], *_setting(r)) for r in known):
-        here = [r for r in known if (r["figure"], r["spec"], *_setting(r)) == key]
-        figure, arm, service_ms, load, k, disturbances, _ = key
-        line = [_title(figure), arm, f"{service_ms:g}", f"{load:g}", str(k), str(disturbances)]
+    for key in dict.fromkeys((r["trouble"], r["spec"], *_setting(r)) for r in known):
+        shown = [r for r in known if (r["trouble"], r["spec"], *_setting(r)) == key]
+        here = list({r["seed"]: r for r in shown}.values())  # a point stands in each figure that shows it
+        trouble, arm, service_ms, load, k, disturbances, _ = key
+        line = [trouble, arm, f"{service_ms:g}", f"{load:g}", str(k), str(disturbances)]
         for name in PERCENTILES:
             live = mean(here, name)
             line.append("-" if live is None else f"{live:.0f}")
@@ -153,7 +166,7 @@ def _beside(rows: Sequence[Row]) -> str:
     times = [f"{name}{by}" for name in ("p50", "p99", "p99.9") for by in (" live", " simulated", " foretold")]
     counts = {by: (sum(each), len(each)) for by, each in within.items()}
     return (
-        f"{markdown(('figure', 'arm', 'inference ms', 'load', 'k', 'transfers', *times), cells)}\n\n"
+        f"{markdown(('trouble', 'arm', 'inference ms', 'load', 'k', 'transfers', *times), cells)}\n\n"
         "Simulated: the same arrivals and spells, with tasks that take as long as those of equal resources took on the "
         "host outside spells, where they were measured at this load; else as long as emulated. Foretold: by the "
         "planner, from the access log of equal resources in the same setting and with the same seed, where there is "
@@ -202,4 +215,39 @@ def plot(rows: Sequence[Row], file: Path) -> None:
     axes.grid(visible=True, which="both", alpha=0.25)
     axes.legend(fontsize=8)
     drawn.savefig(file, dpi=130)
+    pyplot.close(drawn)
+
+
+def plot_curves(rows: Sequence[Row], curves: Mapping[str, Sequence[tuple[float, float]]], file: Path) -> None:
+    """The share of queries that take longer than t, a line for each arm and seed, a panel for each load and length of
+    an inference. `rows`: of one figure; `curves`: by the keys of points.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
+
+    places = list(dict.fromkeys((row["service_ms"], row["load"]) for row in rows))
+    arms = [arm for arm in ARMS if any(row["spec"] == arm for row in rows)]
+    drawn, panels = pyplot.subplots(
+        1, len(places), figsize=(5.5 * len(places), 4.5), layout="constrained", sharey=True, squeeze=False
+    )
+    for axes, place in zip(panels[0], places, strict=True):
+        told = set()
+        for row in (row for row in rows if (row["service_ms"], row["load"]) == place):
+            arm, line = row["spec"], curves[point_of(row).key]
+            label = None if arm in told else arm
+            told.add(arm)
+            axes.plot(*zip(*line, strict=True), color=f"C{arms.index(arm) % 10}", linewidth=1, label=label)
+        axes.set(
+            title=f"load {place[1]:g}, inferences of {place[0]:g} ms", xscale="log", yscale="log", xlabel="latency, ms"
+        )
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.grid(visible=True, alpha=0.25)
+        axes.legend(fontsize=8)
+    panels[0][0].set_ylabel("share of queries that take longer")
+    drawn.savefig(file, dpi=110)
     pyplot.close(drawn)

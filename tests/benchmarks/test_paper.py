@@ -6,12 +6,15 @@ import asyncio
 import itertools
 import json
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import paper
+import paper_fleet
 import paper_tables
+import psutil
 import pytest
 from paper_fleet import Twice
-from paper_points import ARMS, FIGURES, HOSTINGS, QUICK, Point, Size, extra_machines, points
+from paper_points import ARMS, FIGURES, HOSTINGS, QUICK, Point, Size, extra_machines, point_of, points, shown
 
 from ts_parity.lab.faults import CONTEND, CRASH
 from ts_parity.lab.records import QueryRecord
@@ -24,7 +27,7 @@ COSTS = {"sum2": 1.0, "sum3": 1.0, "sum4": 1.0, "student": 0.25, "backup": 0.25}
 
 def test_each_point_has_a_name_of_its_own_and_few_fleets_are_started():
     made = points(Size(), list(FIGURES))
-    assert len({point.key for point in made}) == len(made)
+    assert len({point.key for point in made}) == len(made) == len(set(made))
     fleets = [point.fleet for point in made]
     changes = sum(this != after for this, after in itertools.pairwise(fleets))
     assert changes + 1 == len(set(fleets))
@@ -43,8 +46,26 @@ def test_the_machines_are_the_papers(k, extra):
     assert (Size().machines, extra_machines(Size(), k)) == (12, extra)
 
 
+def test_a_point_is_measured_once_and_shown_in_each_of_its_figures():
+    whole = points(Size(), list(FIGURES))
+    rows = shown(whole)
+    assert set(whole) == {point for _, point in rows}
+    for name in FIGURES:
+        assert {point for figure, point in rows if figure == name} == set(points(Size(), [name]))
+    assert sum(len(points(Size(), [name])) for name in FIGURES) > len(whole)
+    assert [name for name, each in rows if each == point()] == ["9", "10", "11", "13", "batch"]
+
+
+def test_a_figure_shows_no_load_at_which_it_has_nothing_of_its_own():
+    half = [point(), point(arm="equal"), point(arm="parm")]
+    assert shown(half) == [("9", half[1]), ("9", half[2]), ("9", half[0])]
+    assert [name for name, _ in shown([*half, point(k=4)])] == ["9"] * 3 + ["10"] * 4
+    assert [name for name, _ in shown([*half, point(load=0.35, batch=2)])] == ["9"] * 3
+    assert [name for name, _ in shown([*half, point(arm="approximate")])] == ["9"] * 4 + ["13"] * 4
+
+
 def point(**changes):
-    return Point(**{"figure": "9", "arm": "default", "load": 0.5, "k": 2, "disturbances": 4, "batch": 1, "seed": 0,
+    return Point(**{"arm": "default", "load": 0.5, "k": 2, "disturbances": 4, "batch": 1, "seed": 0,
                     "trouble": "shuffles"} | changes)  # fmt: skip
 
 
@@ -72,25 +93,23 @@ def test_longer_inferences_are_the_same_run_in_slow_motion(trouble):
     assert not {p.key for p in points(slower, list(FIGURES))} & {p.key for p in points(Size(), list(FIGURES))}
 
 
-def test_points_of_several_runs_are_collected_in_the_order_of_the_tables(tmp_path):
+def test_points_of_several_runs_are_collected(tmp_path):
     load = Load(tuple(n / 10 for n in range(600)), tuple(n % 50 for n in range(600)))
     there = [
         point(arm="hedge"),
         point(seed=1),
         point(),
         point(arm="equal", service_ms=100.0),
-        point(figure="crash", arm="equal", trouble="crash"),
+        point(arm="equal", trouble="crash"),
     ]
     for each in (there[4], there[3], there[1], there[0], there[2]):
         (tmp_path / f"{each.key}.json").write_text(json.dumps(paper.row_of(SMALL, each, records(load), load, 1.0, 6)))
     (tmp_path / f"{point(seed=2).key}.unfinished").write_text("{")
     (tmp_path / "proxy-proxy.json").write_text("{}")
-    old = tmp_path / f"{there[0].key}.json"  # by a version that knew one length of an inference
-    old.write_text(
-        json.dumps({name: value for name, value in json.loads(old.read_text()).items() if name != "service_ms"})
-    )
     found = paper.collected(tmp_path)
-    assert [paper.point_of(row) for row in found] == [there[0], there[2], there[1], there[3], there[4]]
+    assert {each: point_of(row) for each, row in found.items()} == {each: each for each in there}
+    in_order = [("9", there[0]), ("9", there[2]), ("9", there[1]), ("9", there[3]), ("crash", there[4])]
+    assert shown(list(found)) == in_order
 
 
 def test_all_arms_of_a_setting_meet_one_load():
@@ -111,11 +130,11 @@ def records(load):
 def test_a_row_says_what_clients_saw():
     load = Load(tuple(n / 10 for n in range(600)), tuple(n % 50 for n in range(600)))
     row = paper.row_of(SMALL, point(), records(load), load, 1.04, 6)
-    named = "figure arm load k workers seed queries p50_ms p99_ms p999_ms lost errors reconstructed differing work"
+    named = "arm load k workers seed queries p50_ms p99_ms p999_ms lost errors reconstructed differing work"
     assert row.keys() >= set(named.split())
     fewer = paper.row_of(SMALL, point(arm="default, no machine more"), records(load), load, 1.0, 4)
     assert (fewer["arm"], fewer["workers"]) == ("default", 4)
-    assert paper.point_of(fewer).key == point(arm="default, no machine more").key
+    assert point_of(fewer).key == point(arm="default, no machine more").key
     assert (row["lost"], row["reconstructed"], row["differing"], row["compared"]) == (1, 2, 1, 2)
     assert row["p99_low_ms"] <= row["p99_ms"] <= row["p99_high_ms"]
     assert row["p999_ms"] is None, "600 queries say nothing about it"
@@ -143,6 +162,17 @@ def test_where_nothing_is_done_the_kept_results_stay(tmp_path, monkeypatch):
     assert not kept.exists()
 
 
+def test_kept_results_with_other_points_are_not_dropped(tmp_path, monkeypatch):
+    monkeypatch.setattr(paper, "RESULTS", tmp_path / "kept.json")
+    size = asdict(Size())
+    assert paper.kept_elsewhere({"size": size, "curves": {"a": []}}) == 0, "there is nothing yet"
+    paper.RESULTS.write_text(json.dumps({"size": size | {"loads": [0.5]}, "curves": {"a": [], "b": []}}))
+    assert paper.kept_elsewhere({"size": size, "curves": {"a": [], "b": [], "c": []}}) == 0
+    assert paper.kept_elsewhere({"size": size, "curves": {"a": []}}) == 1
+    smaller = {"size": size | {"queries": 500}, "curves": {"a": [], "b": []}}
+    assert paper.kept_elsewhere(smaller) == 2, "other points of the same names"
+
+
 def test_a_kept_curve_is_thin_and_keeps_the_tail():
     load = Load(tuple(n / 10 for n in range(5000)), tuple(n % 50 for n in range(5000)))
     kept = paper.curve(records(load))
@@ -153,24 +183,42 @@ def test_a_kept_curve_is_thin_and_keeps_the_tail():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trouble", ["shuffles", "slow"])
-def test_every_arm_that_the_simulator_has_can_be_set_beside_it(trouble):
+@pytest.mark.parametrize("trouble", ["shuffles", "slow", "crash"])
+def test_the_simulator_can_be_set_beside_every_arm(trouble):
     for arm in ARMS.values():
         told = paper.simulated(SMALL, point(arm=arm.name, trouble=trouble), COSTS, ServiceTimes(cv=0.1), 0.05)
-        assert bool(told) == bool(arm.policy)
-        assert not told or told["simulated_p50_ms"] > 40
+        assert told["simulated_p50_ms"] > 40
+        machines = paper.arranged(SMALL, point(arm=arm.name), COSTS, 0.05).workers
+        assert machines == SMALL.machines + (extra_machines(SMALL, 2) if arm.extra else 0)
 
 
 def test_the_simulator_takes_as_long_as_tasks_took_on_the_host(tmp_path):
     there = point(arm="hedge", trouble="shuffles")
     assert paper.usual_service(SMALL, there, tmp_path)[1] == SMALL.service_s, "nothing is known of the host"
-    measured = point(figure="slow", arm="equal", trouble="slow", load=there.load, seed=there.seed)
+    measured = point(arm="equal", trouble="slow", load=there.load, seed=there.seed)
     lines = [{"service_s": 0.06} for _ in range(50)]
     paper.log_of(tmp_path, measured).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     service, unit = paper.usual_service(SMALL, there, tmp_path)
     assert unit == pytest.approx(0.06)
     told = paper.simulated(SMALL, there, COSTS, service, unit)
     assert told["simulated_p50_ms"] == pytest.approx(60, rel=0.1)
+
+
+@pytest.mark.slow
+def test_a_point_whose_second_tenant_has_gone_home_is_an_error(monkeypatch, tmp_path):
+    done = []
+    monkeypatch.setattr(paper_fleet, "register", lambda fleet, archive: done.append("register"))
+    monkeypatch.setattr(paper_fleet, "unregister", lambda fleet, name: done.append(f"unregister {name}"))
+    live = SimpleNamespace(instance=SimpleNamespace(inference_url="http://127.0.0.1:9"))
+    archives = SimpleNamespace(tenant="tenant.mar", data=tmp_path / "not there")
+    before = set(psutil.Process().children())
+    visits = paper_fleet.tenant(SMALL, [live], archives, 10.0, 0)
+    visits.__enter__()
+    [load] = set(psutil.Process().children()) - before
+    load.wait(60)
+    with pytest.raises(SystemExit, match=r"has ended early; to see why: .* bench "):
+        visits.__exit__(None, None, None)
+    assert done == ["register", "unregister tenant"]
 
 
 async def test_replication_takes_the_first_answer_and_survives_an_error():
@@ -195,8 +243,8 @@ def document():
                "queries": 20_000, "disturbances": 4, "batch": 1, "trouble": "shuffles", "service_ms": 50.0,
                "p50_ms": 50.0, "p99_ms": 90.0,
                "p999_ms": 130.0, "lost": 0, "errors": 0, "reconstructed": 10, "compared": 10, "differing": 1,
-               "accuracy": 0.98, "work": 1.05, "send_lag_p99_ms": 2.0, "simulated_p50_ms": 51.0,
-               "simulated_p99_ms": 120.0, "simulated_p999_ms": None}  # fmt: skip
+               "accuracy": 0.98, "accuracy_reconstructed": 0.9, "work": 1.05, "send_lag_p99_ms": 2.0,
+               "simulated_p50_ms": 51.0, "simulated_p99_ms": 120.0, "simulated_p999_ms": None}  # fmt: skip
         rows.append(row | ({"p999_ms": 70.0 + seed} if arm == "default" else {}))
     return {"command": "python benchmarks/paper.py", "machine": "m", "emulated": "a wait", "size": asdict(Size()),
             "rows": rows}  # fmt: skip
@@ -209,6 +257,7 @@ def test_tables_say_the_gap_beside_equal_resources():
     assert "70 (70, 71)" in line
     assert "| 0.26 |" in line, "20.5 of 80 ms"
     assert "0.005%" in line, "a tenth of the rebuilt ones, over all answers"
+    assert "| 98.00% | 90.0% |" in line
     assert "6 of 12 simulated percentiles of single seeds are within 15 %" in sections["paper-simulated"]
     assert "0 of 0 foretold ones" in sections["paper-simulated"]
 
@@ -225,7 +274,7 @@ def test_a_gap_is_compared_over_the_seeds_that_both_have():
 
 
 @pytest.mark.slow
-def test_the_plot_is_a_png(tmp_path):
+def test_the_plots_are_pngs(tmp_path):
     slow = [row | {"load": 0.85, "service_ms": 100.0} for row in document()["rows"]]
     more = [row | {"load": 0.85} for row in document()["rows"]]
     assert paper_tables.over_loads(document()["rows"] + slow) == [], "two loads, but of different lengths"
@@ -233,6 +282,9 @@ def test_the_plot_is_a_png(tmp_path):
     assert rows == document()["rows"] + more
     paper_tables.plot(rows, tmp_path / "p.png")
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    curves = {point_of(row).key: [(50.0, 1.0), (90.0, 0.01), (130.0, 0.001)] for row in rows + slow}
+    paper_tables.plot_curves(rows + slow, curves, tmp_path / "c.png")
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_length_of_a_run_is_known_before_it():
