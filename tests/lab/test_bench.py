@@ -16,7 +16,17 @@ from aiohttp import web
 
 from ts_parity.cli import main
 from ts_parity.errors import ConfigError
-from ts_parity.lab.bench import WARM_UP_S, BenchPlan, BenchTarget, Measured, agreement, run_bench, slices, warm_up
+from ts_parity.lab.bench import (
+    WARM_UP_S,
+    BenchPlan,
+    BenchTarget,
+    Measured,
+    agreement,
+    lead_in,
+    run_bench,
+    slices,
+    warm_up,
+)
 from ts_parity.lab.intervals import interval
 from ts_parity.lab.records import QueryRecord, read_records
 from ts_parity.lab.thresholds import threshold
@@ -36,10 +46,11 @@ class Service:
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self._thread.start()
 
-    def start(self, name="one"):
-        return asyncio.run_coroutine_threadsafe(self._start(name), self.loop).result(30)
+    def start(self, name="one", idle_s=60.0):
+        """`idle_s`: after that long it closes a connection."""
+        return asyncio.run_coroutine_threadsafe(self._start(name, idle_s), self.loop).result(30)
 
-    async def _start(self, name):
+    async def _start(self, name, idle_s):
         async def answer(request):
             body = await request.read()
             self.seen.append((name, body, dict(request.headers)))
@@ -57,7 +68,7 @@ class Service:
         app.router.add_post("/predictions/m", answer)
         app.router.add_post("/predictions/m/", answer)
         app.router.add_post("/moved", moved)
-        runner = web.AppRunner(app, shutdown_timeout=0.1)
+        runner = web.AppRunner(app, shutdown_timeout=0.1, keepalive_timeout=idle_s)
         await runner.setup()
         self._runners.append(runner)
         await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -71,7 +82,8 @@ class Service:
 
 
 @pytest.fixture
-def service():
+def service(monkeypatch):
+    monkeypatch.setattr("ts_parity.lab.bench.WARM_UP_S", 0.2)
     made = Service()
     yield made
     made.close()
@@ -102,7 +114,7 @@ def test_a_bench_says_what_clients_saw(service, bodies, capsys, tmp_path):
     [row] = document["targets"]
     queries = row["queries"]
     assert 20 < queries < 60
-    assert f"{queries} queries to {url}: about 3 s in all" in err
+    assert f"{queries} queries to {url}: about 1 s in all" in err
     assert (row["answered"], row["errors"], row["lost"]) == (queries, 0, 0)
     assert row["sources"]["reconstructed"] + row["sources"]["deployed"] == queries
     assert row["agreement"]["agreed"] == row["sources"]["reconstructed"], (
@@ -172,7 +184,6 @@ def test_a_target_without_a_path_has_a_name():
 @pytest.mark.slow
 def test_targets_take_turns_with_the_same_load(service, bodies, monkeypatch):
     monkeypatch.setattr("ts_parity.lab.bench.SLICE_S", 0.2)
-    monkeypatch.setattr("ts_parity.lab.bench.WARM_UP", 0)
     targets = [BenchTarget(name, service.start(name)) for name in "ab"]
     load = load_at([0.05 * n for n in range(20)], 3, seed=1)
     plan = BenchPlan(targets, [LabelledBody(b"7" * size) for size in (1, 2, 3)], load)
@@ -202,9 +213,34 @@ def test_connections_last_from_slice_to_slice(service, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_warm_up_that_fails_is_the_end(service, monkeypatch):
+def test_connections_that_a_target_closed_open_before_its_slice(service, monkeypatch):
+    monkeypatch.setattr("ts_parity.lab.bench.SLICE_S", 0.5)
+    targets = [BenchTarget(name, service.start(name, idle_s=0.5)) for name in "abc"]
+    load = Load(tuple(0.05 * n for n in range(20)), tuple(range(20)))
+    told = []
+    measured = run_bench(BenchPlan(targets, [LabelledBody(b"%d" % n) for n in range(20)], load), told.append)[0]
+    asked = [(name, int(body), at) for (name, body, _), at in zip(service.seen, service.connections, strict=True)]
+    for each in measured:
+        mine = [(body, at) for name, body, at in asked if name == each.target.name]
+        before, after = mine[:18], mine[18:]
+        assert sorted(body for body, _ in before) == sorted([*range(4), *range(4), *range(10)]), "warm-ups, and a slice"
+        assert sorted(body for body, _ in after) == [*range(6, 20)], "the end of that slice, and another"
+        if each.target.name != "c":
+            assert not {at for _, at in before} & {at for _, at in after}, "all were closed in the meantime"
+        assert [record.seq for record in each.records] == [*range(20)]
+    assert len(told) == 60
+
+
+def test_before_a_slice_comes_what_the_load_has_before_it():
+    load = Load((0.0, 7.0, 8.5, 9.5, 25.0), (0, 1, 2, 3, 4))
+    assert lead_in(load, 10.0) == Load((8.5, 9.5), (2, 3))
+    assert lead_in(load, 20.0) == Load((18.0,), (3,)), "the last one, which was long before"
+    assert lead_in(load, 0.0) == Load((-2.0,), (0,)), "the warm-up"
+
+
+@pytest.mark.slow
+def test_a_warm_up_that_fails_is_the_end(service):
     """Five targets with twenty queries each, which all fail: the load is not sent."""
-    monkeypatch.setattr("ts_parity.lab.bench.WARM_UP_S", 0.1)
     service.failing = True
     targets = [BenchTarget(name, service.start(name)) for name in "abcde"]
     plan = BenchPlan(targets, [LabelledBody(b"7")], load_at([0.001 * n for n in range(200)], 1, seed=1))
@@ -228,7 +264,7 @@ def test_a_warm_up_is_short_and_no_faster_than_the_load(rate, lasts_s, queries):
 def test_the_time_of_all_targets_is_told():
     load = load_at([0.0, 58.0], 1, seed=1)
     targets = [BenchTarget(name, "http://h:1/") for name in "abc"]
-    assert BenchPlan(targets, [LabelledBody(b"7")], load).lasts_s == 3 * 60.0
+    assert BenchPlan(targets, [LabelledBody(b"7")], load).lasts_s == 3 * (2.0 + 58.0 + 6 * 2.0)
 
 
 def test_slices_cover_the_load():

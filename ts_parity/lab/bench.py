@@ -12,6 +12,7 @@ import asyncio
 import hashlib
 import math
 import time
+from bisect import bisect_left
 from collections import ChainMap, Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -33,7 +34,9 @@ from ts_parity.proxy.serving.comparison import compare
 SLICE_S = 10.0
 """Short against what changes during an hour, long against a queue."""
 WARM_UP, WARM_UP_S = 20, 2.0
-"""Queries before the load, and the time for them: for connections, caches and whatever is compiled at first use."""
+"""Queries before the load, and the time for them: for connections, caches and whatever is compiled at first use. Each
+slice has as much time before it, see `lead_in`.
+"""
 MOST_OUTSTANDING = 2000
 """More than that would be a flood, and no measurement."""
 WINDOW, MOST_FAILED = 100, 0.5
@@ -102,7 +105,8 @@ class BenchPlan:
     @property
     def lasts_s(self) -> float:
         """About, over all targets: the answers to the last queries come later."""
-        return len(self.targets) * (WARM_UP_S + self.load.duration_s)
+        warm_ups = 1 + len(slices(self.load, len(self.targets)))
+        return len(self.targets) * (warm_ups * WARM_UP_S + self.load.duration_s)
 
 
 def run_bench(
@@ -112,10 +116,6 @@ def run_bench(
     measured = [Measured(target) for target in plan.targets]
     guard = _Guard()
     injector = Injector(lambda index: [plan.pids[index]])
-
-    def heard(record: QueryRecord) -> None:
-        guard.heard(record)
-        on_record(record)
 
     async def run() -> None:
         async with AsyncExitStack() as stack:
@@ -127,7 +127,7 @@ def run_bench(
             for turn, (begins_at, ends_at) in enumerate(slices(plan.load, len(measured))):
                 for each, session in clients if turn % 2 == 0 else reversed(clients):
                     if not guard.stopped:
-                        await _slice(plan, each, session, begins_at, ends_at, injector, guard.goes_on, heard)
+                        await _slice(plan, each, session, begins_at, ends_at, injector, guard, on_record)
 
     with thawed_afterwards([plan.pids[index] for index in {f.instance for f in plan.faults if f.kind == FREEZE}]):
         asyncio.run(run())
@@ -147,6 +147,19 @@ def slices(load: Load, targets: int) -> list[tuple[float, float]]:
     return [*zip(begin, [*begin[1:], math.inf], strict=True)]
 
 
+def lead_in(load: Load, begins_at: float) -> Load:
+    """What a target gets before a slice, in no figure: what comes before it in the load, where the warm-up comes first.
+
+    A server may have closed all connections while others had their turn, uvicorn after 5 s. So they open here, and by
+    as many queries at a time as in the load. At least one query, however long ago the last one was due.
+    """
+    warm, earliest = warm_up(load), begins_at - WARM_UP_S
+    due_at = [*(at - WARM_UP_S for at in warm.due_at), *load.due_at]
+    end = bisect_left(due_at, begins_at)
+    begin = min(bisect_left(due_at, earliest), end - 1)
+    return Load(tuple(max(at, earliest) for at in due_at[begin:end]), (*warm.picks, *load.picks)[begin:end])
+
+
 async def _slice(
     plan: BenchPlan,
     each: Measured,
@@ -154,24 +167,32 @@ async def _slice(
     begins_at: float,
     ends_at: float,
     injector: Injector,
-    goes_on: Callable[[], bool],
-    heard: Callable[[QueryRecord], object],
+    guard: _Guard,
+    on_record: Callable[[QueryRecord], object],
 ) -> None:
-    due = plan.load.due_at
-    chosen = [seq for seq, at in enumerate(due) if begins_at <= at < ends_at]
-    part = Load(tuple(due[seq] - begins_at for seq in chosen), tuple(plan.load.picks[seq] for seq in chosen))
-    started_at = time.monotonic() + 0.05
-    strikes = [replace(f, at=f.at - begins_at) for f in plan.faults if begins_at <= f.at < ends_at]
-    faults = asyncio.create_task(injector.run(strikes, started_at))
+    load = plan.load
+    first, end = (bisect_left(load.due_at, at) for at in (begins_at, ends_at))
+    if first == end:
+        return
+    lead = lead_in(load, begins_at)
+    part = Load((*lead.due_at, *load.due_at[first:end]), (*lead.picks, *load.picks[first:end]))
+    # When the whole load would have begun, from which all its times count.
+    origin = time.monotonic() + 0.05 + WARM_UP_S - begins_at
+
+    def heard(record: QueryRecord) -> None:
+        guard.heard(record)
+        if record.due_at >= begins_at:
+            on_record(record)
+
+    faults = asyncio.create_task(injector.run([f for f in plan.faults if begins_at <= f.at < ends_at], origin))
     try:
-        records = await drive(part, plan.bodies, [each.target.url], _Reader(each), plan.timeout_s, heard, started_at,
-                              plan.headers, goes_on, session=session)  # fmt: skip
+        records = await drive(part, plan.bodies, [each.target.url], _Reader(each), plan.timeout_s, heard, origin,
+                              plan.headers, guard.goes_on, session=session)  # fmt: skip
     finally:
         faults.cancel()
         await asyncio.gather(faults, return_exceptions=True)
-    each.records += [
-        replace(r, seq=chosen[r.seq], due_at=r.due_at + begins_at, sent_at=r.sent_at + begins_at) for r in records
-    ]
+    earlier = first - len(lead.due_at)
+    each.records += [replace(r, seq=r.seq + earlier) for r in records if r.due_at >= begins_at]
 
 
 @dataclass(frozen=True)

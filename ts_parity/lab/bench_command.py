@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ts_parity.lab.traffic import LabelledBody
 
 MOST_RATE, MOST_S = 2000, 3600.0
-"""In any second, and over all targets: a typing error must not become a flood, or last a night."""
+"""In any second, and over all targets, without warm-ups: a typing error must not become a flood, or last a night."""
 MOST_TARGETS = 5
 COUNTDOWN_S = 5.0
 
@@ -286,7 +286,7 @@ def _command_of(pid: int) -> str:
 def _announce(args: argparse.Namespace, plan: BenchPlan) -> None:
     """Before a fault there is time to say no. Whatever was frozen goes on again when the load ends, however it does."""
     to = plan.targets[0].url if len(plan.targets) == 1 else f"each of {len(plan.targets)} targets"
-    told = f"{len(plan.load.due_at):,} queries to {to}: about {plan.lasts_s:.0f} s in all, with the warm-up"
+    told = f"{len(plan.load.due_at):,} queries to {to}: about {plan.lasts_s:.0f} s in all, with warm-ups"
     print(told, file=sys.stderr, flush=True)
     if not plan.faults:
         return

@@ -150,8 +150,9 @@ async def drive(
 def new_session() -> aiohttp.ClientSession:
     """For `drive`. It keeps no cookies, by which a balancer would send all queries to one instance."""
     limits, cookies = aiohttp.ClientTimeout(total=None), aiohttp.DummyCookieJar()
-    # No limit on connections: a client that waits for a free one would no longer be open-loop.
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60)
+    # No limit on connections: a client that waits for a free one would no longer be open-loop. And none is closed for
+    # being idle: there may be another load for it, after that of others.
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=3600)
     return aiohttp.ClientSession(timeout=limits, connector=connector, cookie_jar=cookies, auto_decompress=False)
 
 
