@@ -914,8 +914,8 @@ MUTANTS = [
     Mutant(
         "a bench goes on though all of it fails",
         "lab/bench.py",
-        "self._last.append(record.answered)",
-        "self._last.append(True)",
+        'self._last.append("" if record.answered else _told(record))',
+        'self._last.append("")',
         ("tests/lab/test_bench.py",),
     ),
     Mutant(

@@ -14,7 +14,7 @@ import math
 import time
 from bisect import bisect_left
 from collections import ChainMap, Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -74,7 +74,8 @@ class _Guard:
     began: int = 0
     ended: int = 0
     stopped: str = ""
-    _last: deque[bool] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    _last: deque[str] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    """Why queries failed; empty: answered."""
 
     def goes_on(self) -> bool:
         self.began += 1
@@ -84,9 +85,15 @@ class _Guard:
 
     def heard(self, record: QueryRecord) -> None:
         self.ended += 1
-        self._last.append(record.answered)
-        if len(self._last) == WINDOW and self._last.count(False) > MOST_FAILED * WINDOW:
-            self.stopped = f"{self._last.count(False)} of {WINDOW} queries in a row failed"
+        self._last.append("" if record.answered else _told(record))
+        failed = len(self._last) - self._last.count("")
+        if len(self._last) == WINDOW and failed > MOST_FAILED * WINDOW:
+            reason = _commonest(filter(None, self._last))
+            self.stopped = f"{failed} of {WINDOW} queries in a row failed, most with {reason}"
+
+    def warmed_up(self, target: BenchTarget, records: Sequence[QueryRecord]) -> None:
+        if records and not any(record.answered for record in records):
+            self.stopped = f"no query of the warm-up was answered at {target.name}: {_commonest(map(_told, records))}"
 
 
 @dataclass(frozen=True)
@@ -122,8 +129,11 @@ def run_bench(
             # One session a target for all of it: a fresh one would put its handshakes into each slice.
             clients = [(each, await stack.enter_async_context(new_session())) for each in measured]
             for each, session in clients:
-                await drive(warm_up(plan.load), plan.bodies, [each.target.url], _Reader(each), plan.timeout_s,
-                            guard.heard, headers=plan.headers, goes_on=guard.goes_on, session=session)  # fmt: skip
+                if not guard.stopped:
+                    records = await drive(warm_up(plan.load), plan.bodies, [each.target.url], _Reader(each),
+                                          plan.timeout_s, guard.heard, headers=plan.headers, goes_on=guard.goes_on,
+                                          session=session)  # fmt: skip
+                    guard.warmed_up(each.target, records)
             for turn, (begins_at, ends_at) in enumerate(slices(plan.load, len(measured))):
                 for each, session in clients if turn % 2 == 0 else reversed(clients):
                     if not guard.stopped:
@@ -265,6 +275,10 @@ def _finite(seconds: float | None) -> float | None:
 
 def _told(record: QueryRecord) -> str:
     return f"{record.status or record.outcome}: {record.reason or ''}".strip(": ")
+
+
+def _commonest(reasons: Iterable[str]) -> str:
+    return Counter(reasons).most_common(1)[0][0]
 
 
 def agreement(measured: Measured, load: Load, run: Sequence[Measured] = ()) -> dict[str, int]:

@@ -143,7 +143,11 @@ def run_bench_command(args: argparse.Namespace) -> int:
     rows = [described(each, plan.load, measured) for each in measured]
     judged = for_thresholds(rows[0], args.fail_if, measured[0])
     failed = [f"the load was ended early: {stopped}"] if stopped else []
-    silent = [f"no query was answered at {row['name']}: {_first_reason(row)}" for row in rows if not row["answered"]]
+    silent = [
+        f"no query was answered at {row['name']}: {next(iter(row['reasons']))}"
+        for row in rows
+        if row["queries"] and not row["answered"]
+    ]
     failed += [*silent, *filter(None, (each.broken_by(judged) for each in args.fail_if))]
     document = {"inputs": _inputs(args, plan, struck), "targets": rows, "failed": failed, "made": _made()}
     if args.html is not None:
@@ -157,10 +161,6 @@ def run_bench_command(args: argparse.Namespace) -> int:
     for line in failed:
         print(line, file=sys.stderr)
     return FAILED if stopped or silent else OutOfReach.exit_code if failed else 0
-
-
-def _first_reason(row: dict[str, Any]) -> str:
-    return next(iter(row["reasons"]), "none was sent")
 
 
 def plan_of(args: argparse.Namespace) -> BenchPlan:
