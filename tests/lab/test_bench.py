@@ -465,14 +465,47 @@ def test_a_trace_is_bounded_in_its_densest_second_and_over_all_targets(bodies, t
 
     trace = tmp_path / "trace.txt"
     command = ["bench", "--target", "a=http://h:1/p", "--bodies", str(bodies), "--trace", str(trace)]
+    command += ["--duration", "3600s"]
     even = "".join(f"{7 + n / 2000}\n" for n in range(4000))
     trace.write_text(f"{even}{3600 * hours - 100}\n")
     assert len(plan_of(parsed(command)).load.due_at) == 4000 + (hours == 1)
-    assert len(plan_of(parsed([*command, "--target", "b=http://h:1/p"])).load.due_at) == 4000
+    more = ["--target", "b=http://h:1/p", "--duration", "1800s"]
+    assert len(plan_of(parsed([*command, *more])).load.due_at) == 4000
     trace.write_text("5\n8.9\n" + "9\n" * 2000 + f"{3600 * hours}\n")
-    with pytest.raises(ConfigError, match=r"^--trace comes to more than 2,000 .* from 3.9 s on; lower --speed$"):
+    told = r"^--trace comes to more than 2,000 .* from 3.9 s on; lower --speed \(0.095 fits\)$"
+    with pytest.raises(ConfigError, match=told):
         plan_of(parsed(command))
-    assert plan_of(parsed([*command, "--speed", "0.05"])).load.duration_s == pytest.approx(80.0)
+    assert plan_of(parsed([*command, "--speed", "0.095"])).load.duration_s == pytest.approx(4 / 0.095)
+
+
+def test_a_trace_that_does_not_fit_is_not_cut_without_a_word(bodies, tmp_path):
+    from ts_parity.cli import parsed
+    from ts_parity.lab.bench_command import plan_of
+
+    trace = tmp_path / "trace.txt"
+    trace.write_text("5\n1000\n3005\n")
+    command = ["bench", "--target", "a=http://h:1/p", "--bodies", str(bodies), "--trace", str(trace)]
+    assert plan_of(parsed(command)).load.due_at == (0.0, 995.0, 3000.0)
+    command += ["--target", "b=http://h:1/p"]
+    with pytest.raises(
+        ConfigError, match=r"^--trace lasts 3000 s, and 1800 s fit for each of 2 .*--duration 1800s, or"
+    ):
+        plan_of(parsed(command))
+    assert plan_of(parsed([*command, "--duration", "1800s"])).load.due_at == (0.0, 995.0)
+    assert plan_of(parsed([*command, "--speed", "2"])).load.due_at == (0.0, 497.5, 1500.0)
+
+
+@pytest.mark.parametrize("how", ["--rate 2000", "--rate 1000 --burst 50", "--rate 1900 --gaps-cv 3"])
+@pytest.mark.parametrize("seed", ["0", "1"])
+def test_a_rate_that_fits_is_named(bodies, how, seed):
+    from ts_parity.cli import parsed
+    from ts_parity.lab.bench_command import plan_of
+
+    command = ["bench", "--target", "http://h:1/p", "--bodies", str(bodies), "--duration", "20s", "--seed", seed]
+    with pytest.raises(ConfigError, match=r"or --rate \([\d.]+ fits\)$") as refused:
+        plan_of(parsed([*command, *how.split()]))
+    fits = str(refused.value).split("(")[1].split(" ")[0]
+    assert plan_of(parsed([*command, *how.split(), "--rate", fits])).load.due_at
 
 
 def test_a_generated_load_ends_with_its_duration(bodies):

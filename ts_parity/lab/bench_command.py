@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import time
-from collections.abc import Iterable
-from itertools import takewhile
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 
 MOST_RATE, MOST_S = 2000, 3600.0
 """In any second, and over all targets, without warm-ups: a typing error must not become a flood, or last a night."""
+SECOND = 1 - 1e-6
+"""A little less, since MOST_RATE at even gaps are not too many, and are rounded."""
+LEAST = 0.01
+"""Of a rate or a speed that is worth a try."""
 MOST_TARGETS = 5
 COUNTDOWN_S = 5.0
 
@@ -69,7 +74,10 @@ def add_bench(subparsers: Any) -> None:
     )
     load = parser.add_argument_group("the load")
     load.add_argument(
-        "--rate", type=number(above=0, most=MOST_RATE), metavar="RATE", help="queries per second; default: 10"
+        "--rate",
+        type=number(above=0, most=MOST_RATE),
+        metavar="RATE",
+        help=f"queries per second; default: 10; up to about 1,800 if Poisson, as no second may have over {MOST_RATE:,}",
     )
     load.add_argument(
         "--duration",
@@ -196,7 +204,7 @@ def _instants(args: argparse.Namespace) -> list[float]:
 
     given = [flag for flag, value in (("--trace", args.trace), ("--replay", args.replay)) if value is not None]
     targets = len(args.target)
-    most_s = MOST_S / targets
+    most_s, each = MOST_S / targets, f" for each of {targets} targets" if targets > 1 else ""
     if len(given) > 1 or (given and (args.rate or args.burst != 1.0 or args.gaps_cv != 1.0)):
         raise ConfigError("--trace, --replay and --rate (with --gaps-cv and --burst) each say when queries are due")
     if args.model is not None and args.replay is None:
@@ -204,33 +212,59 @@ def _instants(args: argparse.Namespace) -> list[float]:
     if args.speed != 1.0 and not given:
         raise ConfigError("--speed is for a --trace or a --replay; say --rate")
     if args.duration is not None and args.duration > most_s:
-        each = f" for each of {targets} targets" if targets > 1 else ""
         raise ConfigError(f"--duration is at most {most_s:g} s{each}, not {args.duration:g}")
     if not given:
         rate, lasts_s = args.rate or 10.0, args.duration or 60.0
-        times = Arrivals(rate, args.gaps_cv, args.burst, burst_mean=5.0).times(np.random.default_rng(args.seed))
-        found = _until(lasts_s, times, f"--rate {rate:g}", "--rate, --burst or --gaps-cv")
+
+        def generated(rate: float) -> list[float]:
+            arrivals = Arrivals(rate, args.gaps_cv, args.burst, burst_mean=5.0)
+            return _until(lasts_s, arrivals.times(np.random.default_rng(args.seed)))
+
+        found = _bounded(generated, rate, f"--rate {rate:g}", "--burst, --gaps-cv or --rate")
         if not found:
             raise ConfigError(f"--rate {rate:g} brings no query in {lasts_s:g} s: raise it, or --duration")
         return found
     every = read_instants(args.trace) if args.trace else [*read_history(args.replay, args.model).arrivals]
     if not every:
         raise ConfigError(f"{args.replay} does not say when its queries came: give an access log of the proxy")
-    return _until(args.duration or most_s, ((at - every[0]) / args.speed for at in every), given[0], "--speed")
+    whole_s = (every[-1] - every[0]) / args.speed
+    if args.duration is None and whole_s > most_s:
+        raise ConfigError(
+            f"{given[0]} lasts {math.ceil(whole_s)} s, and {most_s:g} s fit{each}: play its beginning with --duration "
+            f"{most_s:g}s, or raise --speed"
+        )
+
+    def played(speed: float) -> list[float]:
+        return _until(args.duration or most_s, ((at - every[0]) / speed for at in every))
+
+    return _bounded(played, args.speed, given[0], "--speed")
 
 
-def _until(ends_at: float, times: Iterable[float], flag: str, lower: str) -> list[float]:
-    """Those of the ascending `times`. Raise ConfigError where a second has too many."""
-    found: list[float] = []
-    for at in takewhile(lambda at: at <= ends_at, times):
-        # A little less than a second, since MOST_RATE at even gaps are not too many, and are rounded.
-        if len(found) >= MOST_RATE and at - found[-MOST_RATE] < 1 - 1e-6:
-            raise ConfigError(
-                f"{flag} comes to more than {MOST_RATE:,} queries, the limit, in the second from "
-                f"{found[-MOST_RATE]:.1f} s on; lower {lower}"
-            )
-        found.append(at)
-    return found
+def _bounded(instants: Callable[[float], list[float]], value: float, flag: str, lower: str) -> list[float]:
+    """What a rate or a speed gives. Raise ConfigError, naming a value that fits, where a second has too many."""
+    found = instants(value)
+    takes_s, begins_at = _densest(found)
+    if takes_s >= SECOND:
+        return found
+    fits = value
+    while takes_s < SECOND:
+        fits = float(f"{0.95 * fits * takes_s:.1e}")  # a little less, in two digits
+        takes_s = _densest(instants(fits))[0] if fits >= LEAST else math.inf
+    raise ConfigError(
+        f"{flag} comes to more than {MOST_RATE:,} queries, the limit, in the second from {begins_at:.1f} s on; "
+        f"lower {lower}" + (f" ({fits:g} fits)" if fits >= LEAST else "")
+    )
+
+
+def _until(ends_at: float, times: Iterable[float]) -> list[float]:
+    """Those of the ascending `times`; of far too many, enough to see that they are."""
+    return [*islice(takewhile(lambda at: at <= ends_at, times), MOST_RATE * (int(ends_at) + 1) + 1)]
+
+
+def _densest(instants: Sequence[float]) -> tuple[float, float]:
+    """In how short a time more than MOST_RATE are due, and when it begins."""
+    ends = islice(instants, MOST_RATE, None)
+    return min(((end - begin, begin) for begin, end in zip(instants, ends, strict=False)), default=(math.inf, 0.0))
 
 
 def _bodies(args: argparse.Namespace) -> list[LabelledBody]:
