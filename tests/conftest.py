@@ -25,8 +25,12 @@ from ts_parity.torchserve.launcher import TorchServeInstance, launch_fleet, stop
 # on a busy machine.
 os.environ.update({"COLUMNS": "120", "OMP_NUM_THREADS": "1"})
 
-# What a script begins with `&` ignores Ctrl-C, and so would every process that is to be interrupted here.
+# A script's `&` starts us with Ctrl-C ignored, `nohup` with SIGHUP ignored. Programs that a test starts would inherit
+# that, and not end when it interrupts them. They do not inherit handlers, so each signal gets one; that of SIGHUP does
+# nothing, and the suite still outlives its terminal.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda number, frame: None)
 
 # The default suite is the same on every run. `--hypothesis-profile dice` throws new ones, as `make fuzz` does.
 # No limits in time: a busy machine is not a fault.

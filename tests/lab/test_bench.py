@@ -408,9 +408,12 @@ def test_a_frozen_process_goes_on_again_when_a_signal_ends_the_bench(service, bo
     command += ["--rate", "5", "--duration", "300s", "--yes"]
     command += ["--freeze", str(process.pid), "--freeze-every", "100ms", "--freeze-for", "200s"]
     with subprocess.Popen(command, stderr=subprocess.PIPE) as benching:
-        until(lambda: stopped() or benching.poll() is not None)
-        benching.send_signal(number)
-        said = benching.stderr.read()
+        try:
+            until(lambda: stopped() or benching.poll() is not None)
+            benching.send_signal(number)
+            _, said = benching.communicate(timeout=60)
+        finally:
+            benching.kill()
     assert benching.returncode == code, said
     assert b"Traceback" not in said
     until(lambda: not stopped())

@@ -190,8 +190,7 @@ def parse(*argv: str) -> argparse.Namespace:
 
 
 RUN = (
-    "import signal, sys\n"
-    "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # or none is heard under nohup
+    "import sys\n"
     "from ts_parity.arguments import Parser\n"
     "from ts_parity.proxy.commands import add_parsers\n"
     "parser = Parser()\n"
