@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import ts_parity.proxy.operations.signals as proxy_signals
+from ts_parity import startup
 
 SERVE = [
     *(sys.executable, "-m", "ts_parity.cli", "serve", "--port", "0", "--admin-port", "0"),
@@ -34,6 +37,7 @@ def run(args):
 cli.build_parser = Parser
 sys.exit(cli.main())
 """
+UNDOES = PRINT.replace("Namespace(run=run)", "Namespace(run=run, undoes=True)")
 
 
 def run(code: str, redirect: str = "", **environment: str) -> subprocess.CompletedProcess[bytes]:
@@ -162,17 +166,48 @@ def test_what_has_something_to_undo_does_so_at_a_signal(number: int, code: int, 
             await asyncio.sleep(0.01)
             print("undone")
     asyncio.run(wait())"""
-    script = PRINT.replace("Namespace(run=run)", "Namespace(run=run, undoes=True)").format(waits)
-    command = [sys.executable, "-c", script]
+    command = [sys.executable, "-c", UNDOES.format(waits)]
     ignore = (lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) if ignored else None
     ran = subprocess.run(command, capture_output=True, timeout=60, preexec_fn=ignore)
     assert (ran.returncode, ran.stdout, ran.stderr) == (code, b"undone\n", b"")
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 0)])
+def test_a_demo_that_is_kept_says_which_signal_ended_it(number: int, code: int) -> None:
+    """Ctrl-C is its usual end."""
+    waits = f"""
+    import os
+    from ts_parity.lab.demo import _wait_for_interrupt
+    _wait_for_interrupt(lambda _: os.kill(os.getpid(), {number}))"""
+    ran = subprocess.run([sys.executable, "-c", UNDOES.format(waits)], capture_output=True, timeout=60)
+    assert (ran.returncode, ran.stderr) == (code, b"done\n")
+
+
+def test_a_signal_counts_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first may have come where an exception is lost; what comes right after it is the same request."""
+    monkeypatch.setattr(startup, "_ended_by", 0)
+    monkeypatch.setattr(startup, "_ended_at", -math.inf)
+
+    def interrupts(number: int, now: float) -> bool:
+        monkeypatch.setattr(startup, "time", SimpleNamespace(monotonic=lambda: now))
+        try:
+            startup._interrupt(number, None)
+        except KeyboardInterrupt:
+            return True
+        return False
+
+    assert interrupts(signal.SIGTERM, 100.0)
+    assert not interrupts(signal.SIGHUP, 100.1)
+    assert not interrupts(signal.SIGTERM, 104.9)
+    assert interrupts(signal.SIGHUP, 105.1)
+    assert not interrupts(signal.SIGTERM, 105.2)
+    assert startup.exit_code(0) == 129
+
+
+@pytest.mark.slow
 def test_nohup_is_respected_by_what_has_something_to_undo() -> None:
-    script = PRINT.replace("Namespace(run=run)", "Namespace(run=run, undoes=True)")
-    command = ["nohup", sys.executable, "-c", script.format(f"import os; os.kill(os.getpid(), {signal.SIGHUP})")]
+    command = ["nohup", sys.executable, "-c", UNDOES.format(f"import os; os.kill(os.getpid(), {signal.SIGHUP})")]
     ran = subprocess.run(command, capture_output=True, timeout=60, stdin=subprocess.DEVNULL)
     assert (ran.returncode, ran.stderr) == (0, b"done\n")
 

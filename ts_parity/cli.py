@@ -124,7 +124,7 @@ def _run(argv: Sequence[str]) -> int:
         if not getattr(args, "drains", False):
             startup.let_sigterm_end(undoes=getattr(args, "undoes", False))
         run: Run = args.run
-        return run(args)
+        return startup.exit_code(run(args))
     except TsParityError as error:
         return _fail(str(error), error.exit_code, error.__cause__, error.side_log)
     except ModuleNotFoundError as error:
@@ -141,7 +141,7 @@ def _run(argv: Sequence[str]) -> int:
             return _fail(f"{error.strerror}{'' if error.filename is None else f': {str(error.filename)!r}'}", OUTSIDE)
         return _unexpected(error)
     except KeyboardInterrupt:
-        return 128 + startup.ended_by() if startup.ended_by() else INTERRUPTED
+        return startup.exit_code(INTERRUPTED)
     except Exception as error:
         return _unexpected(error)
 

@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import select
 import signal
 import sys
+import time
 from types import FrameType
 from typing import Any, TextIO, cast
 
 TERMINATED = 128 + signal.SIGTERM
+REPEATED_S = 5.0
+"""Service managers send SIGHUP right after SIGTERM, and that must not cut what is being undone."""
 
 _asked_to_end = False
-_ended_by = 0
+_ended_by, _ended_at = 0, -math.inf
 _printed: _Output | None = None
 
 
@@ -59,9 +63,9 @@ def let_sigterm_end(undoes: bool) -> None:
         raise SystemExit(TERMINATED)
 
 
-def ended_by() -> int:
-    """The signal that ended a program which `undoes`; 0: none, but perhaps Ctrl-C."""
-    return _ended_by
+def exit_code(otherwise: int) -> int:
+    """Of a program that `undoes`: 128 + the signal that ended it, if one has."""
+    return 128 + _ended_by if _ended_by else otherwise
 
 
 def unprinted() -> OSError | None:
@@ -128,11 +132,14 @@ def _end(number: int, frame: object) -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """The first one; service managers send SIGHUP after SIGTERM, which must not cut what is being undone."""
-    global _ended_by
-    if _ended_by:
+    """Soon after the first, another one is the same request. A later one is not: the first one's exception may be
+    lost, as it is in a `__del__`, or what is being undone takes too long.
+    """
+    global _ended_by, _ended_at
+    now = time.monotonic()
+    if now < _ended_at + REPEATED_S:
         return
-    _ended_by = number
+    _ended_by, _ended_at = number, now
     interrupt = signal.getsignal(signal.SIGINT)  # an event loop has its own, which cancels what runs
     if not callable(interrupt):  # a shell has had Ctrl-C ignored
         raise KeyboardInterrupt

@@ -385,7 +385,7 @@ def closing_commands(url: str, png: Path, kept: bool) -> str:
 
 
 def _wait_for_interrupt(say: Say) -> None:
-    say("Ctrl-C stops it.")
     with contextlib.suppress(KeyboardInterrupt):
+        say("Ctrl-C stops it.")
         while True:
             time.sleep(3600)
