@@ -132,6 +132,16 @@ def test_a_machine_that_dies_takes_what_it_has_with_it():
     assert simulate(run, 0).latencies[0] == pytest.approx(3.5, abs=1e-3)
 
 
+def test_a_machine_that_batches_and_dies_takes_its_run_and_its_queue_with_it():
+    made = arrange("round_robin", 1)
+    run = Scenario(made.fleet, made.policy, Arrivals(0.0, trace=(0.0, 0.1, 0.2, 0.3)), 4, ServiceTimes(cv=1e-9))
+    run = replace(run, warm_up=0.0, worker_batch=2, outages=(Outage("m0", 1.5, 2.0, "dead"),))
+    ended = {}
+    simulate(run, on_event=lambda what, now, task, _: what == "done" and ended.setdefault(task.query.id, round(now, 2)))
+    # The first runs alone until 1.0, then the next two until 3.0, while the last waits.
+    assert ended == {0: 1.0, 1: 1.5, 2: 1.5, 3: 1.5}
+
+
 def test_a_worker_that_batches_saves_what_it_is_said_to():
     alone = scenario(workers=1, load=3.0, queries=2000, worker_batch=4, policy={})
     fleet = replace(

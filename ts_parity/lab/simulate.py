@@ -372,7 +372,12 @@ class _Run:
         self._reply(task, ends)
 
     def _next_run(self, worker: _Worker, now: float) -> None:
-        """A worker that batches takes what waits, up to its batch size, in one run."""
+        """A worker that batches takes what waits, up to its batch size, in one run. If it dies, all of that is lost."""
+        dies_at = worker.dies_at(now)
+        if dies_at == now:
+            for _, task in worker.queue:
+                heapq.heappush(self._heap, (now, next(self._order), task, _KILLED))
+            worker.queue = []
         taken, worker.queue = worker.queue[: self.scenario.worker_batch], worker.queue[self.scenario.worker_batch :]
         worker.running = bool(taken)
         if not taken:
@@ -384,8 +389,11 @@ class _Run:
         work = self._result.work - before
         for (_, task), cost in zip(taken, costs, strict=True):
             self._worked(task, work * cost / sum(costs))
-            self._reply(task, ends)
-        heapq.heappush(self._heap, (ends, next(self._order), taken[0][1], None))
+            if dies_at < ends:
+                heapq.heappush(self._heap, (dies_at, next(self._order), task, _KILLED))
+            else:
+                self._reply(task, ends)
+        heapq.heappush(self._heap, (min(ends, dies_at), next(self._order), taken[0][1], None))
 
     def _worked(self, task: Task, work: float) -> None:
         kind, of = "copy" if task.hedge else task.kind._value_, self._result.work_of
