@@ -335,18 +335,22 @@ def estimate_s(size: Size, left: Sequence[Point]) -> float:
 
 
 def collected(work: Path) -> dict[Point, Row]:
-    """-> the points that are done, whatever run they are of."""
-    rows = [json.loads(file.read_text()) for file in sorted(work.glob("*-s[0-9]*.json"))]
-    return {point_of(row): row for row in rows}
+    """-> the points that are done, whatever run they are of. What a version with other names has left is left out."""
+    rows = {file.stem: json.loads(file.read_text()) for file in sorted(work.glob("*-s[0-9]*.json"))}
+    return {point: row for name, row in rows.items() if (point := point_of(row)) is not None and point.key == name}
 
 
-def run(size: Size, names: Sequence[str], arms: Sequence[str], work: Path) -> None:
+def wanted_of(size: Size, names: Sequence[str], arms: Sequence[str]) -> list[Point]:
+    wanted = [point for point in points(size, names) if point.arm in arms]
+    if have_hedge_python():
+        return wanted
+    print("hedge-python is not installed, so its arm is left out: pip install hedge-python", file=sys.stderr)
+    return [point for point in wanted if ARMS[point.arm].client != "hedge-python"]
+
+
+def run(size: Size, wanted: Sequence[Point], work: Path) -> None:
     """Measure what is left of these."""
     work.mkdir(parents=True, exist_ok=True)
-    wanted = [point for point in points(size, names) if point.arm in arms]
-    wanted = [point for point in wanted if ARMS[point.arm].client != "hedge-python" or have_hedge_python()]
-    if not have_hedge_python():
-        print("hedge-python is not installed, so its arm is left out: pip install hedge-python", file=sys.stderr)
     left = [point for point in wanted if not (work / f"{point.key}.json").exists()]
     if left:
         told = f"{len(left)} of {len(wanted)} points left, about {estimate_s(size, left) / 60:.0f} minutes"
@@ -437,32 +441,38 @@ def main() -> int:
         service_s=size.service_s if args.service is None else args.service / 1000,
     )
     work = args.work.resolve() / f"{size.machines}-{size.queries}-{size.steps}"
+    wanted = []
     if not args.collect:
-        run(size, args.figure or (["9"] if args.quick else list(FIGURES)), args.arm or list(ARMS), work)
+        wanted = wanted_of(size, args.figure or (["9"] if args.quick else list(FIGURES)), args.arm or list(ARMS))
+    keep = RESULTS
+    if not args.collect and (others := kept_elsewhere(size, [*wanted, *collected(work)])):
+        keep = work / RESULTS.name
+        if not args.quick:  # said before hours of work, and not after them
+            told = f"{RESULTS} has {others} points that this run lacks: its own go to {keep}; --collect replaces them"
+            print(told, file=sys.stderr)
+    if wanted:
+        run(size, wanted, work)
     done = collected(work)
     if not done:
         raise SystemExit(f"no point is done in {work}: run this without --collect, or name the folder with --work")
     document = document_of(size, done, work, "python benchmarks/paper.py")
     for text in sections(document).values():
         print(text)
-    elsewhere = 0 if args.collect else kept_elsewhere(document)
-    if elsewhere and not args.quick:
-        told = f"not kept: {RESULTS} has {elsewhere} points that are not done here; --collect drops them"
-        print(told, file=sys.stderr)
-    elif not args.quick:
-        RESULTS.write_text(json.dumps(document, indent=1) + "\n")
-        _renew(document)
+    if not args.quick:
+        keep.write_text(json.dumps(document, indent=1) + "\n")
+        if keep == RESULTS:
+            _renew(document)
     ours = [row for row in done.values() if row["arm"] in ("default", "exact", "sum", "hedge")]
     return 1 if any(row["lost"] for row in ours) else 0
 
 
-def kept_elsewhere(document: Mapping[str, Any]) -> int:
-    """How many points of the kept results this one lacks: all, where it is of another size."""
+def kept_elsewhere(size: Size, points_: Sequence[Point]) -> int:
+    """How many points the kept results have beyond these: all, if they are of another size."""
     if not RESULTS.exists():
         return 0
     kept = json.loads(RESULTS.read_text())
-    alike = all(kept["size"][name] == document["size"][name] for name in ("machines", "queries", "steps"))
-    return len(kept["curves"].keys() - (document["curves"].keys() if alike else set()))
+    alike = all(kept["size"][name] == getattr(size, name) for name in ("machines", "queries", "steps"))
+    return len(kept["curves"].keys() - {point.key for point in points_ if alike})
 
 
 def _renew(document: Mapping[str, Any]) -> None:

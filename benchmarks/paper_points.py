@@ -193,9 +193,10 @@ def points(size: Size, names: Sequence[str]) -> list[Point]:
     )  # fmt: skip
 
 
-def point_of(row: Mapping[str, Any]) -> Point:
+def point_of(row: Mapping[str, Any]) -> Point | None:
+    """None: it does not say all that a point is."""
     names = ("load", "k", "disturbances", "batch", "seed", "trouble", "service_ms")
-    return Point(arm=row["spec"], **{name: row[name] for name in names})
+    return Point(arm=row["spec"], **{name: row[name] for name in names}) if row.keys() >= {"spec", *names} else None
 
 
 def shown(made: Sequence[Point]) -> list[tuple[str, Point]]:

@@ -149,8 +149,8 @@ def _beside(rows: Sequence[Row]) -> str:
     for key in dict.fromkeys((r["trouble"], r["spec"], *_setting(r)) for r in known):
         shown = [r for r in known if (r["trouble"], r["spec"], *_setting(r)) == key]
         here = list({r["seed"]: r for r in shown}.values())  # a point stands in each figure that shows it
-        trouble, arm, service_ms, load, k, disturbances, _ = key
-        line = [trouble, arm, f"{service_ms:g}", f"{load:g}", str(k), str(disturbances)]
+        trouble, arm, service_ms, load, *others = key
+        line = [trouble, arm, f"{service_ms:g}", f"{load:g}", *map(str, others)]
         for name in PERCENTILES:
             live = mean(here, name)
             line.append("-" if live is None else f"{live:.0f}")
@@ -166,7 +166,7 @@ def _beside(rows: Sequence[Row]) -> str:
     times = [f"{name}{by}" for name in ("p50", "p99", "p99.9") for by in (" live", " simulated", " foretold")]
     counts = {by: (sum(each), len(each)) for by, each in within.items()}
     return (
-        f"{markdown(('trouble', 'arm', 'inference ms', 'load', 'k', 'transfers', *times), cells)}\n\n"
+        f"{markdown(('trouble', 'arm', 'inference ms', 'load', 'k', 'transfers', 'batch', *times), cells)}\n\n"
         "Simulated: the same arrivals and spells, with tasks that take as long as those of equal resources took on the "
         "host outside spells, where they were measured at this load; else as long as emulated. Foretold: by the "
         "planner, from the access log of equal resources in the same setting and with the same seed, where there is "
@@ -236,7 +236,8 @@ def plot_curves(rows: Sequence[Row], curves: Mapping[str, Sequence[tuple[float, 
     for axes, place in zip(panels[0], places, strict=True):
         told = set()
         for row in (row for row in rows if (row["service_ms"], row["load"]) == place):
-            arm, line = row["spec"], curves[point_of(row).key]
+            arm, point = row["spec"], point_of(row)
+            line = curves[point.key] if point else []
             label = None if arm in told else arm
             told.add(arm)
             axes.plot(*zip(*line, strict=True), color=f"C{arms.index(arm) % 10}", linewidth=1, label=label)

@@ -103,9 +103,12 @@ def test_points_of_several_runs_are_collected(tmp_path):
         point(arm="equal", trouble="crash"),
     ]
     for each in (there[4], there[3], there[1], there[0], there[2]):
-        (tmp_path / f"{each.key}.json").write_text(json.dumps(paper.row_of(SMALL, each, records(load), load, 1.0, 6)))
+        row = json.dumps(paper.row_of(SMALL, each, records(load), load, 1.0, 6))
+        (tmp_path / f"{each.key}.json").write_text(row)
     (tmp_path / f"{point(seed=2).key}.unfinished").write_text("{")
     (tmp_path / "proxy-proxy.json").write_text("{}")
+    (tmp_path / f"9-{there[2].key}.json").write_text(row)
+    (tmp_path / f"{point(seed=4).key}.json").write_text(json.dumps({"spec": "default", "load": 0.5}))
     found = paper.collected(tmp_path)
     assert {each: point_of(row) for each, row in found.items()} == {each: each for each in there}
     in_order = [("9", there[0]), ("9", there[2]), ("9", there[1]), ("9", there[3]), ("crash", there[4])]
@@ -164,13 +167,13 @@ def test_where_nothing_is_done_the_kept_results_stay(tmp_path, monkeypatch):
 
 def test_kept_results_with_other_points_are_not_dropped(tmp_path, monkeypatch):
     monkeypatch.setattr(paper, "RESULTS", tmp_path / "kept.json")
-    size = asdict(Size())
-    assert paper.kept_elsewhere({"size": size, "curves": {"a": []}}) == 0, "there is nothing yet"
-    paper.RESULTS.write_text(json.dumps({"size": size | {"loads": [0.5]}, "curves": {"a": [], "b": []}}))
-    assert paper.kept_elsewhere({"size": size, "curves": {"a": [], "b": [], "c": []}}) == 0
-    assert paper.kept_elsewhere({"size": size, "curves": {"a": []}}) == 1
-    smaller = {"size": size | {"queries": 500}, "curves": {"a": [], "b": []}}
-    assert paper.kept_elsewhere(smaller) == 2, "other points of the same names"
+    here = [point(), point(arm="equal")]
+    assert paper.kept_elsewhere(Size(), here) == 0, "there is nothing yet"
+    curves = {each.key: [] for each in here}
+    paper.RESULTS.write_text(json.dumps({"size": asdict(Size(loads=(0.5,))), "curves": curves}))
+    assert paper.kept_elsewhere(Size(), [*here, point(seed=1)]) == 0
+    assert paper.kept_elsewhere(Size(), here[:1]) == 1
+    assert paper.kept_elsewhere(Size(queries=500), here) == 2, "other points of the same names"
 
 
 def test_a_kept_curve_is_thin_and_keeps_the_tail():
@@ -183,10 +186,11 @@ def test_a_kept_curve_is_thin_and_keeps_the_tail():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trouble", ["shuffles", "slow", "crash"])
-def test_the_simulator_can_be_set_beside_every_arm(trouble):
+@pytest.mark.parametrize(("trouble", "batch"), [("shuffles", 1), ("shuffles", 4), ("slow", 1), ("crash", 1)])
+def test_the_simulator_can_be_set_beside_every_arm(trouble, batch):
     for arm in ARMS.values():
-        told = paper.simulated(SMALL, point(arm=arm.name, trouble=trouble), COSTS, ServiceTimes(cv=0.1), 0.05)
+        there = point(arm=arm.name, trouble=trouble, batch=batch)
+        told = paper.simulated(SMALL, there, COSTS, ServiceTimes(cv=0.1), 0.05)
         assert told["simulated_p50_ms"] > 40
         machines = paper.arranged(SMALL, point(arm=arm.name), COSTS, 0.05).workers
         assert machines == SMALL.machines + (extra_machines(SMALL, 2) if arm.extra else 0)
