@@ -115,7 +115,7 @@ METRICS = """\
 {head}
 
 `GET /metrics` of the [admin port](http.md#the-admin-port), or of `metrics_address`, for Prometheus; as OpenMetrics,
-with exemplars, for whom that is acceptable. [Monitoring](monitoring.md) has a dashboard and alerts made of these.
+with exemplars, for clients that accept it. [Monitoring](monitoring.md) has a dashboard and alerts made of these.
 
 Labels are `pool` (a model and its version, such as `resnet/1.0`), `endpoint`, and words of which there are few; all
 their values are there from the start. Of models the first {pools} have their own label, of endpoints the first
@@ -180,7 +180,7 @@ ASKED = {
     wire.EXACT: ("`1`", "never an approximate answer; an `exact` protection's is the model's own, and may be given"),
     wire.LEAST_CONFIDENCE: (
         "0 to 1",
-        "a rebuilt answer only if at least so many that look like it are the deployed model's own",
+        "a rebuilt answer only if at least this share of those that look like it are the deployed model's own",
     ),
     wire.DEADLINE_MS: ("milliseconds", "504, or the configured default answer, after so long"),
 }

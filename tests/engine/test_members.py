@@ -1,4 +1,4 @@
-"""Who serves a model, of the proxies before one fleet: given what each has heard, and when."""
+"""Who serves a model, of the proxies in front of one fleet: given what each has heard, and when."""
 
 from __future__ import annotations
 

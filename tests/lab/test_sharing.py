@@ -1,4 +1,4 @@
-"""Several simulated proxies before one fleet: each way to share it answers every query once, by the rules it names."""
+"""Simulated proxies in front of one fleet: each way to share it answers every query once, by the rules it names."""
 
 from __future__ import annotations
 

@@ -48,10 +48,10 @@ PROFILES: Mapping[str, Profile] = {
         _MACHINES,
     ),
     "proxies": Profile(
-        "several proxies before one fleet",
-        "Several proxies before one fleet. All of them get this file, with the same secret. Each model is served by "
-        "one of them and the others forward to it. `peers` is a name that stands for all their addresses, or a list. "
-        "The secret below was made for you; keep this file from other eyes, or leave the line out and set "
+        "several proxies in front of one fleet",
+        "Several proxies in front of one fleet. All of them get this file, with the same secret. Each model is served "
+        "by one of them and the others forward to it. `peers` is a name that stands for all their addresses, or a "
+        "list. The secret below was made for you; keep this file from other eyes, or leave the line out and set "
         "TS_PARITY_SECRET instead.",
         {"host": "0.0.0.0", "peers": ("http://ts-parity:8080",), "secret": GENERATED, "drain_delay_s": 5.0},
         _MACHINES,

@@ -164,7 +164,7 @@ class Settings:
     )
     peers: tuple[str, ...] = setting(
         (),
-        "inference addresses of the other proxies before this fleet",
+        "inference addresses of the other proxies in front of this fleet",
         "a DNS name stands for all its addresses, and this proxy's own may be among them. "
         "One of them serves a model and the others forward to it. It takes a secret, and all must have the same",
         restart=True,

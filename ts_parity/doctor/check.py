@@ -32,7 +32,7 @@ class CannotTell:
 
 
 NO_PROXY: Final = CannotTell("no running proxy was asked")
-NO_INSTANCE: Final = CannotTell("no instance tells what it hosts")
+NO_INSTANCE: Final = CannotTell("no instance says what it hosts")
 
 Find = Callable[[Gathered], Sequence[str] | CannotTell]
 

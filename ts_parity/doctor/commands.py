@@ -141,7 +141,7 @@ def _pool(model: str, pools: Sequence[str]) -> str:
     fitting = [pool for pool in pools if model in ("", pool, pool.rpartition("/")[0])]
     if len(fitting) == 1:
         return fitting[0]
-    there = f"there are {', '.join(pools)}" if pools else "no instance tells what it hosts"
+    there = f"there are {', '.join(pools)}" if pools else "no instance says what it hosts"
     raise ConfigError(f"--measure-model: {f'{model!r} is not one of them' if model else 'which one?'}; {there}")
 
 

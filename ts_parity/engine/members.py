@@ -1,4 +1,4 @@
-"""Several proxies before one fleet: which of them serves a model's queries. The others forward theirs to it.
+"""Several proxies in front of one fleet: which of them serves a model's queries. The others forward theirs to it.
 
 One proxy that has all of a model's queries knows all there is to know: who is busy, slow or late. So each model is
 served by one proxy at a time, its owner: of the members alive that can serve it, the one that ranks highest for it

@@ -104,7 +104,7 @@ class Policy:
     """And at once when the next member, at the present rate of arrivals, would come too late for it."""
     launch: str = constant("auto", words=("auto", "group", "late"))
     """When a backup is launched: with its `group` (the paper's way), or `late`, only for queries not answered by then.
-    `auto`: late where it stands beside the deployed model, for there it would stand in the way of queries.
+    `auto`: late where it stands beside the deployed model, because there it would get in the way of queries.
     Parity models are always launched with the group: they need the other members' outputs."""
     launch_after_s: float | None = constant(None, auto=float)
     """Late launch this long after the query was sent. None: a quantile of latency, and later under load."""

@@ -1,4 +1,4 @@
-"""How several proxies before one fleet share its machines: who has which of them, and who gets a query.
+"""How several proxies in front of one fleet share its machines: who has which of them, and who gets a query.
 
 Each way is one object. It knows schedulers and the machines' names. Knows nothing of service times or events: the
 simulator asks it where a query goes, and lets it act when its next exchange is due.

@@ -96,8 +96,8 @@ class Proxy(Lifecycle):
 
         `process`: which one of `settings.processes` it is. It shares port and places with the others, and the admin
         port is their parent's. `proved`: protections are used without a trial, for tests of what comes after it.
-        `member`: its name among the proxies before this fleet, the same for all processes on one port. `source`: where
-        the settings are read again, and `found`, what it said.
+        `member`: its name among the proxies in front of this fleet, the same for all processes on one port. `source`:
+        where the settings are read again, and `found`, what it said.
         """
         super().__init__()
         self.settings = settings

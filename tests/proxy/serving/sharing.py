@@ -1,4 +1,4 @@
-"""Several proxies before the same instances, in one process, with links between them that a test can cut or hang."""
+"""Several proxies in front of the same instances, in one process, with links that a test can cut or hang."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several proxies before one fleet: one serves, the others forward; nothing is lost, whoever dies or is not seen."""
+"""Several proxies in front of one fleet: one serves, the others forward; nothing is lost, whoever dies or vanishes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The other proxies before the same instances: finds them by name or list, and asks each of them who it is.
+"""The other proxies in front of the same instances: finds them by name or list, and asks each of them who it is.
 
 A heartbeat is a request to a peer's inference port, where forwarded queries go too, with a random number. Its answer is
 believed only with a proof over that number, made with the shared secret: who replays, forges or relays changes nothing,

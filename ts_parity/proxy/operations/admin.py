@@ -121,7 +121,7 @@ class AdminServer:
         return _json(200, self._configuration())
 
     async def _on_livez(self, _: web.BaseRequest) -> web.Response:
-        """200 as long as the process answers, also while it drains: a restart would mend nothing."""
+        """200 as long as the process answers, also while it drains: a restart would fix nothing."""
         return _json(200, {"status": "alive"})
 
     async def _on_health(self, _: web.BaseRequest) -> web.Response:
@@ -140,7 +140,7 @@ class AdminServer:
         return _json(200 if state["status"] in ("healthy", "degraded") else 503, state)
 
     async def _on_metrics(self, request: web.BaseRequest) -> web.Response:
-        """For Prometheus ([metrics](metrics.md)); as OpenMetrics, with exemplars, for whom that is acceptable."""
+        """For Prometheus ([metrics](metrics.md)); as OpenMetrics, with exemplars, for clients that accept it."""
         await self._refresh()
         openmetrics = "application/openmetrics-text" in request.headers.get("Accept", "")
         told = self._exposition(openmetrics)
@@ -210,8 +210,8 @@ class AdminServer:
 
     async def _on_reload(self, _: web.BaseRequest) -> web.Response:
         """Reads the [configuration again](behaviour.md#what-a-reload-does): 200 it is in force, or has not changed; 422
-        it is wrong; 409 not while draining; 503 one of several processes gives no answer. In all of the latter nothing
-        has changed.
+        it is wrong; 409 not while draining; 503 one of several processes gives no answer. After 422, 409 and 503
+        nothing has changed.
         """
         result = await self._reload()
         told = result.json()

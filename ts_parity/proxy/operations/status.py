@@ -76,7 +76,7 @@ def endpoint_problems(engine: Mapping[str, Any]) -> list[str]:
 
 def health(plan: Plan, draining: bool, engine: Mapping[str, Any]) -> Json:
     """`healthy`: each model has a deployed endpoint that is in. `degraded`: some model has none, so its answers are
-    rebuilt where possible; or no instance tells what it hosts. `unhealthy`: no model has a READY worker. `draining`:
+    rebuilt where possible; or no instance says what it hosts. `unhealthy`: no model has a READY worker. `draining`:
     this proxy wants no more requests.
     """
     if draining:
@@ -126,7 +126,7 @@ def status_table(status: Mapping[str, Any], width: int = 120) -> str:
 
 
 def _peer_rows(sharing: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """The proxies before this fleet, and the models that each serves for all of them."""
+    """The proxies in front of this fleet, and the models that each serves for all of them."""
     served: dict[str, list[str]] = {}
     for pool, owner in sharing["served_by"].items():
         served.setdefault(owner, []).append(pool)

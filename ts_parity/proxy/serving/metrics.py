@@ -461,7 +461,7 @@ class Metrics:
         yield self.unrepeatable.family()
         if self.peers_alive is not None:
             yield self.forwarded.family()
-            text = "Other proxies before this fleet that are alive, as each process sees it, added up."
+            text = "Other proxies in front of this fleet that are alive, as each process sees it, added up."
             yield _gauge("ts_parity_peers_alive", text, self.peers_alive())
         if self.spans is not None:
             spans = _family(

@@ -1,4 +1,4 @@
-"""A student behind LitServe: `python server.py --port 8001`. Its answers look as those that were recorded.
+"""A student behind LitServe: `python server.py --port 8001`. Its answers look like those that were recorded.
 
 Needs litserve, numpy and either onnxruntime or torch.
 """
