@@ -99,7 +99,9 @@ def test_a_bench_of_a_real_instance_whose_worker_is_frozen(served, tmp_path, cap
     assert code == 0
     document = json.loads(capsys.readouterr().out)
     [row] = document["targets"]
-    assert (row["answered"], row["sources"]) == (60, {"deployed": 60})
+    queries = row["queries"]
+    assert document["inputs"]["load"].startswith(f"{queries} queries in 2.0 s")
+    assert (row["answered"], row["sources"]) == (queries, {"deployed": queries})
     assert document["inputs"]["faults"].endswith("times freeze")
     assert psutil.Process(worker).status() != psutil.STATUS_STOPPED
     assert "<svg" in page.read_text()
