@@ -5,8 +5,9 @@ really pick.
     python benchmarks/paper.py                 everything: hours; an interrupted run goes on where it stopped
     python benchmarks/paper.py --figure 9      one figure
     python benchmarks/paper.py --service 100   in slow motion, for hosts whose cores do not suffice otherwise
+    python benchmarks/paper.py --missing       only points that the kept results lack
     python benchmarks/paper.py --quick         figure 9 at one load on six machines, 500 queries a point; not kept
-    python benchmarks/paper.py --collect       measure nothing; keep the points that are done so far
+    python benchmarks/paper.py --collect       measure nothing; keep the points that are done in `--work` so far
     python benchmarks/paper.py --tables        renew docs/benchmarks.md from the kept results
 
 The paper measured latency with untrained networks, and had neither a deadline, nor second copies, nor a balancer worth
@@ -16,8 +17,10 @@ a wait) and the network between machines (a gate, which delays messages as the p
 the models, the proxy, its protections, HTTP, clients, crashes.
 
 A point is one arm under one load with one seed; it is measured once, whatever figures show it. All arms of a figure
-meet the same arrivals, bodies and trouble. Points that are done are in the folder `--work`, with their records; rows
-and thinned curves are kept in benchmarks/results/paper.json.
+meet the same arrivals, bodies and trouble. Points that are done are in the folder `--work`, with their records. Rows
+and thinned curves are kept in benchmarks/results/paper.json: points measured now replace the same ones there, others
+stay, so all of it can be measured in parts, on several days. Every row says on which day, and arms are best compared
+that were measured on one.
 """
 
 from __future__ import annotations
@@ -32,9 +35,10 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +85,11 @@ for it."""
 UNTIMED = 0.1, 0.005
 """Of a load, the first and last queries, whose latencies do not count: machines are still getting warm for the first,
 and have less and less to do for the last."""
+USUAL = 1500
+"""Queries to machines that nothing troubles, before equal resources are measured: what the host adds to an inference at
+this load, for the simulator."""
+SIZE = "machines", "queries", "steps"
+"""What points must have in common to be kept in one document."""
 LINES_S = 2.0
 """A proxy writes its access log about once a second."""
 CURVE = 80
@@ -144,6 +153,10 @@ def measure(
         if log is not None:
             time.sleep(LINES_S)
             os.truncate(log, 0)
+            _drive(fleet, url, bodies, USUAL, rate, point.seed)
+            time.sleep(LINES_S)
+            shutil.copyfile(log, usual_log_of(work, point))
+            os.truncate(log, 0)
         if point.trouble == "tenant":
             stack.enter_context(tenant(size, cluster.fleet, archives, load.duration_s, point.seed))
         before, sent = proxy.work() if proxy else 0.0, client.sent if client else 0
@@ -158,12 +171,18 @@ def measure(
         work_sent = asked if proxy is None else proxy.work() - before
     with gzip.open(work / f"{point.key}.records.gz", "wt") as file:
         file.writelines(json.dumps(asdict(record)) + "\n" for record in records)
-    return row_of(size, point, records, load, work_sent / size.queries, len(fleet)) | {"struck": sum(struck.values())}
+    made = row_of(size, point, records, load, work_sent / size.queries, len(fleet))
+    return made | {"struck": sum(struck.values()), "day": f"{datetime.now(timezone.utc):%Y-%m-%d}"}
 
 
 def log_of(work: Path, point: Point) -> Path:
     """The access log of equal resources in the setting of a point."""
     return work / f"{replace(point, arm='equal').key}.access.jsonl"
+
+
+def usual_log_of(work: Path, point: Point) -> Path:
+    """The access log of equal resources in the setting of a point, before its trouble began."""
+    return work / f"{replace(point, arm='equal').key}.usual.jsonl"
 
 
 def flags_of(size: Size, point: Point) -> tuple[str, ...]:
@@ -254,26 +273,26 @@ def arranged(size: Size, point: Point, costs: Mapping[str, float], service_s: fl
     """The arm, as the simulator has it."""
     arm = ARMS[point.arm]
     extra = extra_machines(size, point.k) if arm.extra else 0
-    code, cost = {
-        "coded": ("sum", costs[f"sum{point.k}"]), "approximate": ("student", costs["backup"]),
-        "exact": ("exact", 1.0), "student": ("student", costs["student"]),
-    }.get(arm.hosting, ("sum", 1.0))  # fmt: skip
+    code, k, cost = {
+        "coded": ("sum", point.k, costs[f"sum{point.k}"]), "approximate": ("student", 1, costs["backup"]),
+        "exact": ("exact", point.k, 1.0), "student": ("student", point.k, costs["student"]),
+    }.get(arm.hosting, ("sum", point.k, 1.0))  # fmt: skip
     binds = arm.flags is None  # nginx sends on at once; the machines have queues of their own then
-    changes = {"balance": "round_robin"} if binds else {}
+    changes: dict[str, Any] = {"balance": "round_robin"} if binds else dict(arm.changes)
+    if arm.name == "approximate":
+        changes["reconstruct_after_s"] = size.service_s / service_s
     workers = size.machines
     if arm.policy == "replication":  # which is of twice as many machines there
         workers, extra = (workers + extra) // 2, 0
-    return arrange(arm.policy, workers, extra, code=code, k=point.k, cost=cost, service_s=service_s,
+    return arrange(arm.policy, workers, extra, code=code, k=k, cost=cost, service_s=service_s,
                    places=UNBOUNDED if binds else point.batch, **changes)  # fmt: skip
 
 
 def usual_service(size: Size, point: Point, work: Path) -> tuple[ServiceTimes, float]:
-    """What a task took on these machines outside spells and contention, host and model included, at this load: from the
-    access log of equal resources in figure `slow`. -> its distribution, and its mean in seconds; where there is no such
-    log, what was emulated.
+    """What a task takes on these machines outside spells and contention, host and model included, at this load. -> its
+    distribution, and its mean in seconds; what is emulated, where equal resources were not measured in this setting.
     """
-    slow = Point("equal", point.load, 2, 4, 1, point.seed, "slow", point.service_ms)
-    log = log_of(work, slow)
+    log = usual_log_of(work, point)
     if not log.exists():
         return ServiceTimes(cv=0.1), size.service_s
     service, unit, _ = service_from(log)
@@ -340,8 +359,9 @@ def collected(work: Path) -> dict[Point, Row]:
     return {point: row for name, row in rows.items() if (point := point_of(row)) is not None and point.key == name}
 
 
-def wanted_of(size: Size, names: Sequence[str], arms: Sequence[str]) -> list[Point]:
-    wanted = [point for point in points(size, names) if point.arm in arms]
+def wanted_of(size: Size, names: Sequence[str], arms: Sequence[str], but: Container[str] = ()) -> list[Point]:
+    """`but`: keys of points that are not wanted."""
+    wanted = [point for point in points(size, names) if point.arm in arms and point.key not in but]
     if have_hedge_python():
         return wanted
     print("hedge-python is not installed, so its arm is left out: pip install hedge-python", file=sys.stderr)
@@ -365,25 +385,32 @@ def run(size: Size, wanted: Sequence[Point], work: Path) -> None:
                 finished.with_suffix(".unfinished").replace(finished)
 
 
-def document_of(size: Size, done: Mapping[Point, Row], work: Path, command: str) -> dict[str, Any]:
+def document_of(size: Size, done: Mapping[Point, Row], work: Path, kept: Mapping[str, Any]) -> dict[str, Any]:
+    """These points, and of the kept document all others."""
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     costs = json.loads((work / "models" / "done.json").read_text())
-    full, curves = {}, {}
+    full, curves = {}, dict(kept.get("curves", {}))
+    for row in kept.get("rows", ()):
+        if (point := point_of(row)) is not None:
+            full[point] = {name: value for name, value in row.items() if name != "figure"}
     for point, row in done.items():
         paced = replace(size, service_s=point.service_ms / 1000)
         beside = simulated(paced, point, costs, *usual_service(paced, point, work))
         records = read_records_of(work / f"{point.key}.records.gz")
         now = times_of(records, point.seed)  # which are not those of an older version of this script
-        full[point] = row | now | beside | foretold(paced, point, log_of(work, point), costs)
+        full[point] = row | now | beside | foretold(paced, point, log_of(work, point), costs) | {"machine": machine}
         curves[point.key] = curve(timed_of(records))
+    rows = [full[point] | {"figure": figure} for figure, point in shown(list(full))]
+    keys = {point.key for point in map(point_of, rows) if point is not None}
     return {
-        "command": command,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "command": "python benchmarks/paper.py",
+        "machine": "; ".join(dict.fromkeys(row["machine"] for row in rows)),
         "emulated": f"emulated accelerators: an inference is a wait as long as the table says, cv {Emulation().cv:g}; "
         "k in a batch take k times as long",
-        "size": asdict(size),
+        "size": {name: getattr(size, name) for name in SIZE},
         "costs": costs,
-        "rows": [full[point] | {"figure": figure} for figure, point in shown(list(done))],
-        "curves": curves,
+        "rows": rows,
+        "curves": {key: line for key, line in curves.items() if key in keys},
     }
 
 
@@ -421,6 +448,7 @@ def main() -> int:
     parser.add_argument("--steps", type=count(), help="of each protection's training")
     parser.add_argument("--machines", type=count(), help="that serve the model")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "paper", help="points that are done, and models")
+    parser.add_argument("--missing", action="store_true", help="measure only points that the kept results lack")
     parser.add_argument("--collect", action="store_true", help="measure nothing, keep what is done here")
     parser.add_argument("--tables", action="store_true", help="only renew the docs")
     args = parser.parse_args()
@@ -441,21 +469,18 @@ def main() -> int:
         service_s=size.service_s if args.service is None else args.service / 1000,
     )
     work = args.work.resolve() / f"{size.machines}-{size.queries}-{size.steps}"
-    wanted = []
+    kept = kept_results(size)
+    keep = RESULTS if kept is not None or args.collect else work / RESULTS.name
+    if keep != RESULTS and not args.quick:  # said before hours of work, and not after them
+        print(f"{RESULTS} is of another size: what this measures goes to {keep}", file=sys.stderr)
+    figures, arms = args.figure or (["9"] if args.quick else list(FIGURES)), args.arm or list(ARMS)
+    but = (kept or {}).get("curves", {}) if args.missing else {}
     if not args.collect:
-        wanted = wanted_of(size, args.figure or (["9"] if args.quick else list(FIGURES)), args.arm or list(ARMS))
-    keep = RESULTS
-    if not args.collect and (others := kept_elsewhere(size, [*wanted, *collected(work)])):
-        keep = work / RESULTS.name
-        if not args.quick:  # said before hours of work, and not after them
-            told = f"{RESULTS} has {others} points that this run lacks: its own go to {keep}; --collect replaces them"
-            print(told, file=sys.stderr)
-    if wanted:
-        run(size, wanted, work)
+        run(size, wanted_of(size, figures, arms, but), work)
     done = collected(work)
     if not done:
         raise SystemExit(f"no point is done in {work}: run this without --collect, or name the folder with --work")
-    document = document_of(size, done, work, "python benchmarks/paper.py")
+    document = document_of(size, done, work, kept or {})
     for text in sections(document).values():
         print(text)
     if not args.quick:
@@ -466,13 +491,13 @@ def main() -> int:
     return 1 if any(row["lost"] for row in ours) else 0
 
 
-def kept_elsewhere(size: Size, points_: Sequence[Point]) -> int:
-    """How many points the kept results have beyond these: all, if they are of another size."""
+def kept_results(size: Size) -> dict[str, Any] | None:
+    """-> the kept document, empty where there is none; None: it is of another size, so its points are others."""
     if not RESULTS.exists():
-        return 0
-    kept = json.loads(RESULTS.read_text())
-    alike = all(kept["size"][name] == getattr(size, name) for name in ("machines", "queries", "steps"))
-    return len(kept["curves"].keys() - {point.key for point in points_ if alike})
+        return {}
+    kept: dict[str, Any] = json.loads(RESULTS.read_text())
+    alike = all(kept["size"][name] == getattr(size, name) for name in SIZE)
+    return kept if alike else None
 
 
 def _renew(document: Mapping[str, Any]) -> None:

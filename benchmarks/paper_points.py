@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ts_parity.lab.demo import AS_IN_THE_PAPER
@@ -57,20 +57,23 @@ class ArmSpec:
     extra: bool = True
     policy: str = "default"
     """Its name in the simulator."""
+    changes: Mapping[str, float] = field(default_factory=dict)
+    """What its flags change there."""
 
 
 _ALONE = ("--protect", "off", "--extra-work", "0")
+_PAPERS = {"extra_work": 0.0, "differing": 1.0, "reconstruct_after_s": 0.0}
 ARMS = {
     arm.name: arm
     for arm in (
-        ArmSpec("equal", "plain", _ALONE, policy="equal"),
+        ArmSpec("equal", "plain", _ALONE, policy="copies", changes={"extra_work": 0.0}),
         ArmSpec("nginx", "plain", None, policy="equal"),
         ArmSpec("replication", "plain", _ALONE, client="twice", policy="replication"),
         ArmSpec("hedge-python", "plain", None, client="hedge-python", policy="hedge"),
         ArmSpec("hedge", "plain", ("--protect", "off"), policy="copies"),
         ArmSpec("hedge, no machine more", "plain", ("--protect", "off"), extra=False, policy="copies"),
-        ArmSpec("approximate", "approximate", policy="approximate"),
-        ArmSpec("parm", "coded", AS_IN_THE_PAPER, policy="parm"),
+        ArmSpec("approximate", "approximate", policy="coded", changes=_PAPERS),
+        ArmSpec("parm", "coded", AS_IN_THE_PAPER, policy="coded", changes=_PAPERS),
         ArmSpec("sum", "coded", policy="coded"),
         ArmSpec("exact", "exact"),
         ArmSpec("exact, no machine more", "exact", extra=False),

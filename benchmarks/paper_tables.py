@@ -71,7 +71,8 @@ def _tables(own: Sequence[Row]) -> str:
         equal = _of(here, "equal")
         cells = [_cells(arm, _of(here, arm), equal) for arm in dict.fromkeys(r["spec"] for r in here)]
         told.append(
-            f"Load {load:g}, inferences of {service_ms:g} ms, k = {k}, {_trouble(here[0])}batches of {batch}:\n\n"
+            f"Load {load:g}, inferences of {service_ms:g} ms, k = {k}, {_trouble(here[0])}batches of {batch}; measured "
+            f"on {' and '.join(sorted({row['day'] for row in here}))}:\n\n"
             f"{markdown(_HEAD, cells)}"
         )
     return "\n\n".join(told)
@@ -167,8 +168,8 @@ def _beside(rows: Sequence[Row]) -> str:
     counts = {by: (sum(each), len(each)) for by, each in within.items()}
     return (
         f"{markdown(('trouble', 'arm', 'inference ms', 'load', 'k', 'transfers', 'batch', *times), cells)}\n\n"
-        "Simulated: the same arrivals and spells, with tasks that take as long as those of equal resources took on the "
-        "host outside spells, where they were measured at this load; else as long as emulated. Foretold: by the "
+        "Simulated: the same arrivals and spells, with tasks that take as long as they took on the host outside "
+        "spells, where that was measured at this load; else as long as emulated. Foretold: by the "
         "planner, from the access log of equal resources in the same setting and with the same seed, where there is "
         "one. In brackets: of what was measured with these seeds. "
         f"{counts['simulated'][0]} of {counts['simulated'][1]} simulated percentiles of single seeds are within 15 %, "
@@ -230,10 +231,14 @@ def plot_curves(rows: Sequence[Row], curves: Mapping[str, Sequence[tuple[float, 
 
     places = list(dict.fromkeys((row["service_ms"], row["load"]) for row in rows))
     arms = [arm for arm in ARMS if any(row["spec"] == arm for row in rows)]
+    across = min(len(places), 3)
+    down = math.ceil(len(places) / across)
     drawn, panels = pyplot.subplots(
-        1, len(places), figsize=(5.5 * len(places), 4.5), layout="constrained", sharey=True, squeeze=False
+        down, across, figsize=(5.5 * across, 4.5 * down), layout="constrained", sharey=True, squeeze=False
     )
-    for axes, place in zip(panels[0], places, strict=True):
+    for axes in panels.flat[len(places) :]:
+        axes.remove()
+    for axes, place in zip(panels.flat, places, strict=False):
         told = set()
         for row in (row for row in rows if (row["service_ms"], row["load"]) == place):
             arm, point = row["spec"], point_of(row)
@@ -249,6 +254,7 @@ def plot_curves(rows: Sequence[Row], curves: Mapping[str, Sequence[tuple[float, 
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(visible=True, alpha=0.25)
         axes.legend(fontsize=8)
-    panels[0][0].set_ylabel("share of queries that take longer")
+    for axes in panels[:, 0]:
+        axes.set_ylabel("share of queries that take longer")
     drawn.savefig(file, dpi=110)
     pyplot.close(drawn)

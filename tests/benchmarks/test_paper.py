@@ -3,6 +3,7 @@ itself is `--quick`, and its pieces are tested in tests/lab.
 """
 
 import asyncio
+import gzip
 import itertools
 import json
 from dataclasses import asdict, replace
@@ -16,6 +17,7 @@ import pytest
 from paper_fleet import Twice
 from paper_points import ARMS, FIGURES, HOSTINGS, QUICK, Point, Size, extra_machines, point_of, points, shown
 
+from ts_parity.engine import Policy
 from ts_parity.lab.faults import CONTEND, CRASH
 from ts_parity.lab.records import QueryRecord
 from ts_parity.lab.scenario import ServiceTimes
@@ -165,15 +167,57 @@ def test_where_nothing_is_done_the_kept_results_stay(tmp_path, monkeypatch):
     assert not kept.exists()
 
 
-def test_kept_results_with_other_points_are_not_dropped(tmp_path, monkeypatch):
+def measured(work, *there):
+    """Points that are done, in a folder."""
+    load = Load(tuple(n / 10 for n in range(600)), tuple(n % 50 for n in range(600)))
+    (work / "models").mkdir(parents=True, exist_ok=True)
+    (work / "models" / "done.json").write_text(json.dumps(COSTS))
+    for each in there:
+        row = paper.row_of(SMALL, each, records(load), load, 1.0, 6) | {"day": "2026-11-29"}
+        (work / f"{each.key}.json").write_text(json.dumps(row))
+        with gzip.open(work / f"{each.key}.records.gz", "wt") as file:
+            file.writelines(json.dumps(asdict(record)) + "\n" for record in records(load))
+
+
+def test_what_is_measured_replaces_the_same_points_and_others_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr(paper, "simulated", lambda *point: {})
+    measured(tmp_path / "first", point(), point(arm="equal"))
+    first = paper.document_of(SMALL, paper.collected(tmp_path / "first"), tmp_path / "first", {})
+    first["rows"] = [row | {"machine": "another", "day": "2026-11-01"} for row in first["rows"]]
+    gone = point(trouble="weather")
+    first["rows"].append(first["rows"][0] | {"trouble": "weather"})
+    first["curves"][gone.key] = []
+    measured(tmp_path / "second", point(), point(seed=1))
+    both = paper.document_of(SMALL, paper.collected(tmp_path / "second"), tmp_path / "second", first)
+    assert {point_of(row): row["day"] for row in both["rows"]} == {
+        point(arm="equal"): "2026-11-01", point(): "2026-11-29", point(seed=1): "2026-11-29",
+    }  # fmt: skip
+    assert both["curves"].keys() == {point_of(row).key for row in both["rows"]}
+    assert both["machine"].startswith("another; ")
+
+
+def test_results_of_another_size_are_not_mixed(tmp_path, monkeypatch):
     monkeypatch.setattr(paper, "RESULTS", tmp_path / "kept.json")
-    here = [point(), point(arm="equal")]
-    assert paper.kept_elsewhere(Size(), here) == 0, "there is nothing yet"
-    curves = {each.key: [] for each in here}
-    paper.RESULTS.write_text(json.dumps({"size": asdict(Size(loads=(0.5,))), "curves": curves}))
-    assert paper.kept_elsewhere(Size(), [*here, point(seed=1)]) == 0
-    assert paper.kept_elsewhere(Size(), here[:1]) == 1
-    assert paper.kept_elsewhere(Size(queries=500), here) == 2, "other points of the same names"
+    assert paper.kept_results(Size()) == {}, "there is nothing yet"
+    document = {"size": {name: getattr(Size(), name) for name in paper.SIZE}}
+    paper.RESULTS.write_text(json.dumps(document))
+    assert paper.kept_results(Size(loads=(0.5,), service_s=0.1)) == document
+    assert paper.kept_results(Size(queries=500)) is None
+
+
+def test_only_what_the_kept_results_lack_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # which it would set itself
+    monkeypatch.setattr(paper, "RESULTS", tmp_path / "kept.json")
+    kept = point(arm="equal", trouble="crash")
+    size = {name: getattr(Size(), name) for name in paper.SIZE}
+    paper.RESULTS.write_text(json.dumps({"size": size, "curves": {kept.key: []}}))
+    wanted = []
+    monkeypatch.setattr(paper, "run", lambda size, points, work: wanted.extend(points))
+    command = ["paper.py", "--figure", "crash", "--seeds", "1", "--arm", "equal", "--arm", "default"]
+    monkeypatch.setattr("sys.argv", [*command, "--missing", "--work", str(tmp_path)])
+    with pytest.raises(SystemExit, match="no point is done in"):
+        paper.main()
+    assert wanted == [point(trouble="crash")]
 
 
 def test_a_kept_curve_is_thin_and_keeps_the_tail():
@@ -196,12 +240,24 @@ def test_the_simulator_can_be_set_beside_every_arm(trouble, batch):
         assert machines == SMALL.machines + (extra_machines(SMALL, 2) if arm.extra else 0)
 
 
+@pytest.mark.parametrize("arm", [arm for arm in ARMS.values() if arm.flags is not None and not arm.client])
+def test_what_the_proxy_runs_is_what_the_simulator_runs(arm):
+    policy = paper.arranged(SMALL, point(arm=arm.name), COSTS, 0.05).policy
+    flags = paper.flags_of(SMALL, point(arm=arm.name))
+    usual = Policy().in_units(0.05)
+    for flag, name, unit in (("--extra-work", "extra_work", 1.0), ("--differing", "differing", 1.0),
+                             ("--reconstruct-after-s", "reconstruct_after_s", 0.05)):  # fmt: skip
+        given = float(flags[flags.index(flag) + 1]) / unit if flag in flags else getattr(usual, name)
+        assert getattr(policy, name) == given, name
+    assert (policy.learn_speed, policy.group_wait_s) == (usual.learn_speed, usual.group_wait_s)
+
+
 def test_the_simulator_takes_as_long_as_tasks_took_on_the_host(tmp_path):
     there = point(arm="hedge", trouble="shuffles")
     assert paper.usual_service(SMALL, there, tmp_path)[1] == SMALL.service_s, "nothing is known of the host"
-    measured = point(arm="equal", trouble="slow", load=there.load, seed=there.seed)
     lines = [{"service_s": 0.06} for _ in range(50)]
-    paper.log_of(tmp_path, measured).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    before = paper.usual_log_of(tmp_path, replace(there, arm="equal"))
+    before.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     service, unit = paper.usual_service(SMALL, there, tmp_path)
     assert unit == pytest.approx(0.06)
     told = paper.simulated(SMALL, there, COSTS, service, unit)
@@ -245,6 +301,7 @@ def document():
     for figure, arm, seed in [("9", arm, seed) for arm in ("equal", "hedge", "default") for seed in (0, 1)]:
         row = {"figure": figure, "arm": arm, "spec": arm, "load": 0.5, "k": 2, "workers": 18, "seed": seed,
                "queries": 20_000, "disturbances": 4, "batch": 1, "trouble": "shuffles", "service_ms": 50.0,
+               "day": f"2026-11-{28 + seed}",
                "p50_ms": 50.0, "p99_ms": 90.0,
                "p999_ms": 130.0, "lost": 0, "errors": 0, "reconstructed": 10, "compared": 10, "differing": 1,
                "accuracy": 0.98, "accuracy_reconstructed": 0.9, "work": 1.05, "send_lag_p99_ms": 2.0,
@@ -264,6 +321,7 @@ def test_tables_say_the_gap_beside_equal_resources():
     assert "| 98.00% | 90.0% |" in line
     assert "6 of 12 simulated percentiles of single seeds are within 15 %" in sections["paper-simulated"]
     assert "0 of 0 foretold ones" in sections["paper-simulated"]
+    assert "batches of 1; measured on 2026-11-28 and 2026-11-29:" in sections["paper"]
 
 
 def test_a_gap_is_compared_over_the_seeds_that_both_have():

@@ -41,7 +41,7 @@ class Service:
         self.seen = []
         self.asked = []
         self.connections = []
-        self.failing_after = math.inf
+        self.failing_until, self.failing_after = 0, math.inf
         self._runners = []
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self._thread.start()
@@ -56,7 +56,7 @@ class Service:
             self.seen.append((name, body, dict(request.headers)))
             self.asked.append(request.path_qs)
             self.connections.append(request.transport.get_extra_info("peername"))
-            if len(self.seen) > self.failing_after:
+            if len(self.seen) <= self.failing_until or len(self.seen) > self.failing_after:
                 return web.json_response({"message": "no worker"}, status=503)
             rebuilt = {"x-ts-parity": "reconstructed"} if len(self.seen) % 3 == 0 else {}
             return web.json_response({"class": len(body)}, headers=rebuilt)
@@ -246,6 +246,29 @@ def test_a_warm_up_that_fails_is_the_end(service, bodies, capsys):
     [told] = [line for line in capsys.readouterr().err.splitlines() if "answered" in line]
     assert told.startswith("the load was ended early: no query of the warm-up was answered at two: 404: ")
     assert len(service.seen) <= 20, "warm-ups only"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("failing", "code"), [(2, 0), (3, 1)])
+def test_a_warm_up_of_a_query_is_asked_again(service, bodies, capsys, failing, code):
+    service.failing_until = failing
+    assert bench(f"here={service.start()}", bodies, "--rate", "3", "--json") == code
+    out, err = capsys.readouterr()
+    [row] = json.loads(out)["targets"]
+    assert row["queries"] == row["answered"]
+    assert (len(service.seen) == failing, "no query of the warm-up was answered at here: 503: " in err) == (
+        (code == 1,) * 2
+    )
+
+
+def test_a_bench_waits_minutes_at_most_for_an_answer(bodies):
+    from ts_parity.cli import parsed
+    from ts_parity.lab.bench_command import plan_of
+
+    command = ["bench", "--target", "http://h:1/p", "--bodies", str(bodies), "--rate", "5", "--timeout"]
+    assert plan_of(parsed([*command, "600s"])).timeout_s == 600
+    with pytest.raises(ConfigError, match="--timeout is at most 600 s, not 1e"):
+        plan_of(parsed([*command, "1e9"]))
 
 
 @pytest.mark.parametrize(

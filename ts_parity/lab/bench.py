@@ -37,6 +37,8 @@ WARM_UP, WARM_UP_S = 20, 2.0
 """Queries before the load, and the time for them: for connections, caches and whatever is compiled at first use. Each
 slice has as much time before it, see `lead_in`.
 """
+LEAST_FAILED = 3
+"""Queries without an answer, and none with one, make a warm-up that failed."""
 MOST_OUTSTANDING = 2000
 """More than that would be a flood, and no measurement."""
 WINDOW, MOST_FAILED = 100, 0.5
@@ -129,11 +131,7 @@ def run_bench(
             # One session a target for all of it: a fresh one would put its handshakes into each slice.
             clients = [(each, await stack.enter_async_context(new_session())) for each in measured]
             for each, session in clients:
-                if not guard.stopped:
-                    records = await drive(warm_up(plan.load), plan.bodies, [each.target.url], _Reader(each),
-                                          plan.timeout_s, guard.heard, headers=plan.headers, goes_on=guard.goes_on,
-                                          session=session)  # fmt: skip
-                    guard.warmed_up(each.target, records)
+                await _warm_up(plan, each, session, guard)
             for turn, (begins_at, ends_at) in enumerate(slices(plan.load, len(measured))):
                 for each, session in clients if turn % 2 == 0 else reversed(clients):
                     if not guard.stopped:
@@ -142,6 +140,17 @@ def run_bench(
     with thawed_afterwards([plan.pids[index] for index in {f.instance for f in plan.faults if f.kind == FREEZE}]):
         asyncio.run(run())
     return measured, guard.stopped, dict(injector.struck)
+
+
+async def _warm_up(plan: BenchPlan, each: Measured, session: ClientSession, guard: _Guard) -> None:
+    """Where a load has only a query in such a time, one that fails says little: it is asked again, as slowly."""
+    asked: list[QueryRecord] = []
+    while not guard.stopped and len(asked) < LEAST_FAILED and not any(record.answered for record in asked):
+        if asked:
+            await asyncio.sleep(WARM_UP_S)
+        asked += await drive(warm_up(plan.load), plan.bodies, [each.target.url], _Reader(each), plan.timeout_s,
+                             guard.heard, headers=plan.headers, goes_on=guard.goes_on, session=session)  # fmt: skip
+    guard.warmed_up(each.target, asked)
 
 
 def warm_up(load: Load) -> Load:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 MOST_RATE, MOST_S = 2000, 3600.0
 """In any second, and over all targets, without warm-ups: a typing error must not become a flood, or last a night."""
+MOST_TIMEOUT_S = 600.0
+"""So long it may wait for its last answer."""
 SECOND = 1 - 1e-6
 """A little less, since MOST_RATE at even gaps are not too many, and are rounded."""
 LEAST = 0.01
@@ -181,6 +183,8 @@ def plan_of(args: argparse.Namespace) -> BenchPlan:
         raise ConfigError(f"up to {MOST_TARGETS} targets, each with a name of its own: --target NAME=URL")
     if args.kill and len(args.target) > 1:
         raise ConfigError("--kill strikes once, so it would strike one target only: give one --target")
+    if args.timeout > MOST_TIMEOUT_S:
+        raise ConfigError(f"--timeout is at most {MOST_TIMEOUT_S:g} s, not {args.timeout:g}")
     bodies = _bodies(args)
     load = load_at(_instants(args), len(bodies), args.seed)
     faults: list[Fault] = []
