@@ -18,15 +18,16 @@ the models, the proxy, its protections, HTTP, clients, crashes.
 
 A point is one arm under one load with one seed; it is measured once, whatever figures show it. All arms of a figure
 meet the same arrivals, bodies and trouble. Points that are done are in the folder `--work`, with their records. Rows
-and thinned curves are kept in benchmarks/results/paper.json: points measured now replace the same ones there, others
-stay, so all of it can be measured in parts, on several days. Every row says on which day, and arms are best compared
-that were measured on one.
+and thinned curves are kept in benchmarks/results/paper.json: points of `--work` that are newer replace the same ones
+there, others stay as long as a figure shows them. So all of it can be measured in parts, on several days and machines.
+Every row says when and on which host, and arms are best compared that were measured on one.
 """
 
 from __future__ import annotations
 
 import argparse
 import gzip
+import hashlib
 import json
 import math
 import os
@@ -88,6 +89,12 @@ and have less and less to do for the last."""
 USUAL = 1500
 """Queries to machines that nothing troubles, before equal resources are measured: what the host adds to an inference at
 this load, for the simulator."""
+MACHINE = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+HOST = hashlib.blake2b((_BOOT.read_bytes() if _BOOT.exists() else platform.node().encode()), digest_size=4).hexdigest()
+"""One machine between two of its starts: after one it may be another machine of the same name."""
+MADE = {"measured_at", "host", "machine"}
+"""What a row says of how it was made."""
 SIZE = "machines", "queries", "steps"
 """What points must have in common to be kept in one document."""
 LINES_S = 2.0
@@ -153,7 +160,7 @@ def measure(
         if log is not None:
             time.sleep(LINES_S)
             os.truncate(log, 0)
-            _drive(fleet, url, bodies, USUAL, rate, point.seed)
+            _drive(fleet, url, bodies, min(USUAL, size.queries), rate, point.seed)
             time.sleep(LINES_S)
             shutil.copyfile(log, usual_log_of(work, point))
             os.truncate(log, 0)
@@ -172,7 +179,8 @@ def measure(
     with gzip.open(work / f"{point.key}.records.gz", "wt") as file:
         file.writelines(json.dumps(asdict(record)) + "\n" for record in records)
     made = row_of(size, point, records, load, work_sent / size.queries, len(fleet))
-    return made | {"struck": sum(struck.values()), "day": f"{datetime.now(timezone.utc):%Y-%m-%d}"}
+    now = f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M}"
+    return made | {"struck": sum(struck.values()), "measured_at": now, "host": HOST, "machine": MACHINE}
 
 
 def log_of(work: Path, point: Point) -> Path:
@@ -293,7 +301,7 @@ def usual_service(size: Size, point: Point, work: Path) -> tuple[ServiceTimes, f
     distribution, and its mean in seconds; what is emulated, where equal resources were not measured in this setting.
     """
     log = usual_log_of(work, point)
-    if not log.exists():
+    if point.batch > 1 or not log.exists():  # a log of batches has the times of whole ones
         return ServiceTimes(cv=0.1), size.service_s
     service, unit, _ = service_from(log)
     return service, unit
@@ -348,15 +356,23 @@ def _told(by: str, result: Result, unit: float) -> Row:
 
 def estimate_s(size: Size, left: Sequence[Point]) -> float:
     """The time for these points: the loads themselves, warm-ups, and the starts of fleets."""
-    loads = sum(size.queries * size.service_s / (point.load * size.machines) for point in left)
+    usual = min(USUAL, size.queries)
+    loads = sum(
+        (size.queries + usual * (point.arm == "equal")) * size.service_s / (point.load * size.machines)
+        for point in left
+    )
     starts = len(dict.fromkeys(point.fleet for point in left)) * 12.0 * size.machines
     return loads + 12.0 * len(left) + starts
 
 
 def collected(work: Path) -> dict[Point, Row]:
-    """-> the points that are done, whatever run they are of. What a version with other names has left is left out."""
+    """-> the points that are done, whatever run they are of. What an older version has left is left out."""
     rows = {file.stem: json.loads(file.read_text()) for file in sorted(work.glob("*-s[0-9]*.json"))}
-    return {point: row for name, row in rows.items() if (point := point_of(row)) is not None and point.key == name}
+    return {
+        point: row
+        for name, row in rows.items()
+        if (point := point_of(row)) is not None and point.key == name and row.keys() >= MADE
+    }
 
 
 def wanted_of(size: Size, names: Sequence[str], arms: Sequence[str], but: Container[str] = ()) -> list[Point]:
@@ -386,20 +402,25 @@ def run(size: Size, wanted: Sequence[Point], work: Path) -> None:
 
 
 def document_of(size: Size, done: Mapping[Point, Row], work: Path, kept: Mapping[str, Any]) -> dict[str, Any]:
-    """These points, and of the kept document all others."""
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    """These points where they are newer than those of the kept document, and all others of that."""
     costs = json.loads((work / "models" / "done.json").read_text())
     full, curves = {}, dict(kept.get("curves", {}))
     for row in kept.get("rows", ()):
         if (point := point_of(row)) is not None:
             full[point] = {name: value for name, value in row.items() if name != "figure"}
     for point, row in done.items():
+        if point in full and full[point]["measured_at"] > row["measured_at"]:
+            continue
         paced = replace(size, service_s=point.service_ms / 1000)
         beside = simulated(paced, point, costs, *usual_service(paced, point, work))
         records = read_records_of(work / f"{point.key}.records.gz")
         now = times_of(records, point.seed)  # which are not those of an older version of this script
-        full[point] = row | now | beside | foretold(paced, point, log_of(work, point), costs) | {"machine": machine}
+        full[point] = row | now | beside | foretold(paced, point, log_of(work, point), costs)
         curves[point.key] = curve(timed_of(records))
+    for point, row in full.items():
+        if "simulated_p50_ms" not in row:  # its logs are gone
+            paced = replace(size, service_s=point.service_ms / 1000)
+            full[point] = row | simulated(paced, point, costs, *usual_service(paced, point, work))
     rows = [full[point] | {"figure": figure} for figure, point in shown(list(full))]
     keys = {point.key for point in map(point_of, rows) if point is not None}
     return {
@@ -448,10 +469,16 @@ def main() -> int:
     parser.add_argument("--steps", type=count(), help="of each protection's training")
     parser.add_argument("--machines", type=count(), help="that serve the model")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "paper", help="points that are done, and models")
-    parser.add_argument("--missing", action="store_true", help="measure only points that the kept results lack")
+    parser.add_argument(
+        "--missing",
+        action="store_true",
+        help="measure only points that the kept results lack, though an arm without its `equal` is of little use",
+    )
     parser.add_argument("--collect", action="store_true", help="measure nothing, keep what is done here")
     parser.add_argument("--tables", action="store_true", help="only renew the docs")
     args = parser.parse_args()
+    if args.missing and args.collect:
+        parser.error("--missing measures, --collect does not: give one")
     # As the command line has it: on a busy machine threads that spin take minutes for what takes seconds.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if args.tables:
@@ -470,23 +497,26 @@ def main() -> int:
     )
     work = args.work.resolve() / f"{size.machines}-{size.queries}-{size.steps}"
     kept = kept_results(size)
-    keep = RESULTS if kept is not None or args.collect else work / RESULTS.name
+    keep = RESULTS if kept is not None else work / RESULTS.name
     if keep != RESULTS and not args.quick:  # said before hours of work, and not after them
         print(f"{RESULTS} is of another size: what this measures goes to {keep}", file=sys.stderr)
     figures, arms = args.figure or (["9"] if args.quick else list(FIGURES)), args.arm or list(ARMS)
     but = (kept or {}).get("curves", {}) if args.missing else {}
-    if not args.collect:
-        run(size, wanted_of(size, figures, arms, but), work)
+    wanted = [] if args.collect else wanted_of(size, figures, arms, but)
+    if args.missing and not wanted:
+        print(f"{RESULTS} has all of these points", file=sys.stderr)
+        return 0
+    run(size, wanted, work)
     done = collected(work)
     if not done:
         raise SystemExit(f"no point is done in {work}: run this without --collect, or name the folder with --work")
     document = document_of(size, done, work, kept or {})
-    for text in sections(document).values():
-        print(text)
     if not args.quick:
         keep.write_text(json.dumps(document, indent=1) + "\n")
-        if keep == RESULTS:
-            _renew(document)
+    for text in sections(document).values():
+        print(text)
+    if not args.quick and keep == RESULTS:
+        _renew(document)
     ours = [row for row in done.values() if row["arm"] in ("default", "exact", "sum", "hedge")]
     return 1 if any(row["lost"] for row in ours) else 0
 

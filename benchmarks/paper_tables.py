@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,21 +30,23 @@ PLOTTED, PLOT = "9", "paper.png"
 CURVES = {"9": "paper-9.png", "slow": "paper-slow.png"}
 """The figures whose latencies are drawn as curves, and where."""
 _HEAD = (
-    "arm", "machines", "seeds", "p50 ms", "p99 ms", "p99.9 ms (lowest, highest seed)", "gap, of equal's", "rebuilt",
-    "differing", "accuracy", "of rebuilt", "work", "lost", "errors", "lag ms",
+    "arm", "host", "machines", "seeds", "p50 ms", "p99 ms", "p99.9 ms (lowest, highest seed)", "gap, of equal's",
+    "rebuilt", "differing", "accuracy", "of rebuilt", "work", "lost", "errors", "lag ms",
 )  # fmt: skip
 
 
 def sections(document: Mapping[str, Any]) -> dict[str, str]:
     """What docs/benchmarks.md says between its marks."""
     rows = document["rows"]
+    hosts = _hosts(rows)
     parts = [
         f"`{document['command']}`, with `--figure`, `--load`, `--arm`, `--seeds` and `--service` as each table says; "
         f"{document['machine']}; {document['emulated']}. "
         f"{document['size']['machines']} deployed machines and half as many more; "
         f"{document['size']['queries']:,} queries a point, of which the first tenth and the last 0.5 % are not timed. "
         "*lag*: how late queries were sent, p99; where it is large "
-        "the host was too busy, and that row's latencies are the host's. *gap*: over the seeds that both arms have."
+        "the host was too busy, and that row's latencies are the host's. *gap*: over the seeds that both arms have. "
+        "*host*: by letters; machines of the same name."
     ]
     for name, figure in FIGURES.items():
         own = [row for row in rows if row["figure"] == name]
@@ -51,7 +54,7 @@ def sections(document: Mapping[str, Any]) -> dict[str, str]:
             drawn = f"\n\n![p99.9 by load]({PLOT})" if name == PLOTTED and over_loads(rows) else ""
             if name in CURVES:
                 drawn += f"\n\n![share of the queries that take longer, by latency; a line a seed]({CURVES[name]})"
-            parts.append(f"**{_title(name)}: {figure.told}.** {_paper(name)}\n\n{_tables(own)}{drawn}")
+            parts.append(f"**{_title(name)}: {figure.told}.** {_paper(name)}\n\n{_tables(own, hosts)}{drawn}")
     return {"paper": "\n\n".join(parts), "paper-simulated": _beside(rows)}
 
 
@@ -63,16 +66,16 @@ def _paper(name: str) -> str:
     return f"In the paper: {PAPER[name]}." if name in PAPER else "Not in the paper."
 
 
-def _tables(own: Sequence[Row]) -> str:
+def _tables(own: Sequence[Row], hosts: Mapping[str, str]) -> str:
     told = []
     for setting in dict.fromkeys(map(_setting, own)):
         here = [r for r in own if _setting(r) == setting]
         service_ms, load, k, _, batch = setting
         equal = _of(here, "equal")
-        cells = [_cells(arm, _of(here, arm), equal) for arm in dict.fromkeys(r["spec"] for r in here)]
+        cells = [_cells(arm, _of(here, arm), equal, hosts) for arm in dict.fromkeys(r["spec"] for r in here)]
         told.append(
             f"Load {load:g}, inferences of {service_ms:g} ms, k = {k}, {_trouble(here[0])}batches of {batch}; measured "
-            f"on {' and '.join(sorted({row['day'] for row in here}))}:\n\n"
+            f"on {' and '.join(sorted({row['measured_at'][:10] for row in here}))}:\n\n"
             f"{markdown(_HEAD, cells)}"
         )
     return "\n\n".join(told)
@@ -115,7 +118,13 @@ def _of_rebuilt(rows: Sequence[Row]) -> float | None:
     return right / sum(row["reconstructed"] for row in some) if some else None
 
 
-def _cells(arm: str, rows: Sequence[Row], equal: Sequence[Row]) -> list[str]:
+def _hosts(rows: Sequence[Row]) -> dict[str, str]:
+    """-> letters for the hosts, in the order of their first measurements."""
+    in_order = dict.fromkeys(row["host"] for row in sorted(rows, key=lambda row: row["measured_at"]))
+    return dict(zip(in_order, string.ascii_uppercase, strict=False))
+
+
+def _cells(arm: str, rows: Sequence[Row], equal: Sequence[Row], hosts: Mapping[str, str]) -> list[str]:
     def told(value: float | None, form: str) -> str:
         return "-" if value is None else form.format(value)
 
@@ -126,6 +135,7 @@ def _cells(arm: str, rows: Sequence[Row], equal: Sequence[Row]) -> list[str]:
     differing = sum(r["differing"] for r in rows) / compared * rebuilt / answered if compared else None
     return [
         arm,
+        ", ".join(dict.fromkeys(hosts[row["host"]] for row in rows)),
         str(rows[0]["workers"]),
         str(len(rows)),
         told(mean(rows, "p50_ms"), "{:.0f}"),

@@ -105,12 +105,14 @@ def test_points_of_several_runs_are_collected(tmp_path):
         point(arm="equal", trouble="crash"),
     ]
     for each in (there[4], there[3], there[1], there[0], there[2]):
-        row = json.dumps(paper.row_of(SMALL, each, records(load), load, 1.0, 6))
+        row = json.dumps(paper.row_of(SMALL, each, records(load), load, 1.0, 6) | made())
         (tmp_path / f"{each.key}.json").write_text(row)
     (tmp_path / f"{point(seed=2).key}.unfinished").write_text("{")
     (tmp_path / "proxy-proxy.json").write_text("{}")
     (tmp_path / f"9-{there[2].key}.json").write_text(row)
     (tmp_path / f"{point(seed=4).key}.json").write_text(json.dumps({"spec": "default", "load": 0.5}))
+    undated = paper.row_of(SMALL, point(seed=5), records(load), load, 1.0, 6)
+    (tmp_path / f"{point(seed=5).key}.json").write_text(json.dumps(undated))
     found = paper.collected(tmp_path)
     assert {each: point_of(row) for each, row in found.items()} == {each: each for each in there}
     in_order = [("9", there[0]), ("9", there[2]), ("9", there[1]), ("9", there[3]), ("crash", there[4])]
@@ -167,13 +169,17 @@ def test_where_nothing_is_done_the_kept_results_stay(tmp_path, monkeypatch):
     assert not kept.exists()
 
 
-def measured(work, *there):
+def made(at="2026-11-29T07:00", host="b"):
+    return {"measured_at": at, "host": host, "machine": "m"}
+
+
+def measured(work, *there, at="2026-11-29T07:00"):
     """Points that are done, in a folder."""
     load = Load(tuple(n / 10 for n in range(600)), tuple(n % 50 for n in range(600)))
     (work / "models").mkdir(parents=True, exist_ok=True)
     (work / "models" / "done.json").write_text(json.dumps(COSTS))
     for each in there:
-        row = paper.row_of(SMALL, each, records(load), load, 1.0, 6) | {"day": "2026-11-29"}
+        row = paper.row_of(SMALL, each, records(load), load, 1.0, 6) | made(at)
         (work / f"{each.key}.json").write_text(json.dumps(row))
         with gzip.open(work / f"{each.key}.records.gz", "wt") as file:
             file.writelines(json.dumps(asdict(record)) + "\n" for record in records(load))
@@ -183,17 +189,22 @@ def test_what_is_measured_replaces_the_same_points_and_others_stay(tmp_path, mon
     monkeypatch.setattr(paper, "simulated", lambda *point: {})
     measured(tmp_path / "first", point(), point(arm="equal"))
     first = paper.document_of(SMALL, paper.collected(tmp_path / "first"), tmp_path / "first", {})
-    first["rows"] = [row | {"machine": "another", "day": "2026-11-01"} for row in first["rows"]]
+    first["rows"] = [row | {"machine": "another", "measured_at": "2026-11-01"} for row in first["rows"]]
     gone = point(trouble="weather")
     first["rows"].append(first["rows"][0] | {"trouble": "weather"})
     first["curves"][gone.key] = []
     measured(tmp_path / "second", point(), point(seed=1))
     both = paper.document_of(SMALL, paper.collected(tmp_path / "second"), tmp_path / "second", first)
-    assert {point_of(row): row["day"] for row in both["rows"]} == {
+    assert {point_of(row): row["measured_at"][:10] for row in both["rows"]} == {
         point(arm="equal"): "2026-11-01", point(): "2026-11-29", point(seed=1): "2026-11-29",
     }  # fmt: skip
     assert both["curves"].keys() == {point_of(row).key for row in both["rows"]}
-    assert both["machine"].startswith("another; ")
+    assert both["machine"] == "another; m"
+    again = paper.document_of(SMALL, paper.collected(tmp_path / "first"), tmp_path / "first", both)
+    assert again["rows"] == [row | made() if point_of(row) == point(arm="equal") else row for row in both["rows"]]
+    measured(tmp_path / "old", point(), at="2026-10-01T07:00")
+    older = paper.document_of(SMALL, paper.collected(tmp_path / "old"), tmp_path / "old", both)
+    assert older["rows"] == both["rows"], "what is kept is newer"
 
 
 def test_results_of_another_size_are_not_mixed(tmp_path, monkeypatch):
@@ -218,6 +229,26 @@ def test_only_what_the_kept_results_lack_is_measured(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="no point is done in"):
         paper.main()
     assert wanted == [point(trouble="crash")]
+    monkeypatch.setattr("sys.argv", ["paper.py", "--figure", "crash", "--seeds", "1", "--arm", "equal", "--missing"])
+    assert paper.main() == 0, "nothing is left to do"
+    monkeypatch.setattr("sys.argv", ["paper.py", "--collect", "--missing"])
+    with pytest.raises(SystemExit):
+        paper.main()
+
+
+@pytest.mark.slow
+def test_results_of_another_size_replace_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    monkeypatch.setattr(paper, "RESULTS", tmp_path / "kept.json")
+    kept = json.dumps({"size": {name: getattr(Size(), name) for name in paper.SIZE}})
+    paper.RESULTS.write_text(kept)
+    command = ["paper.py", "--collect", "--queries", "600", "--work", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", command)
+    folder = tmp_path / f"{Size().machines}-600-{Size().steps}"
+    measured(folder, point(), point(arm="equal"))
+    assert paper.main() == 1, "a query of these points is lost"
+    assert paper.RESULTS.read_text() == kept
+    assert len(json.loads((folder / "kept.json").read_text())["rows"]) == 2
 
 
 def test_a_kept_curve_is_thin_and_keeps_the_tail():
@@ -242,11 +273,11 @@ def test_the_simulator_can_be_set_beside_every_arm(trouble, batch):
 
 @pytest.mark.parametrize("arm", [arm for arm in ARMS.values() if arm.flags is not None and not arm.client])
 def test_what_the_proxy_runs_is_what_the_simulator_runs(arm):
-    policy = paper.arranged(SMALL, point(arm=arm.name), COSTS, 0.05).policy
+    policy = paper.arranged(SMALL, point(arm=arm.name), COSTS, 0.06).policy
     flags = paper.flags_of(SMALL, point(arm=arm.name))
-    usual = Policy().in_units(0.05)
+    usual = Policy().in_units(0.06)
     for flag, name, unit in (("--extra-work", "extra_work", 1.0), ("--differing", "differing", 1.0),
-                             ("--reconstruct-after-s", "reconstruct_after_s", 0.05)):  # fmt: skip
+                             ("--reconstruct-after-s", "reconstruct_after_s", 0.06)):  # fmt: skip
         given = float(flags[flags.index(flag) + 1]) / unit if flag in flags else getattr(usual, name)
         assert getattr(policy, name) == given, name
     assert (policy.learn_speed, policy.group_wait_s) == (usual.learn_speed, usual.group_wait_s)
@@ -260,6 +291,9 @@ def test_the_simulator_takes_as_long_as_tasks_took_on_the_host(tmp_path):
     before.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     service, unit = paper.usual_service(SMALL, there, tmp_path)
     assert unit == pytest.approx(0.06)
+    batches = replace(there, batch=4)
+    paper.usual_log_of(tmp_path, batches).write_text(before.read_text())
+    assert paper.usual_service(SMALL, batches, tmp_path)[1] == SMALL.service_s, "those would be times of batches"
     told = paper.simulated(SMALL, there, COSTS, service, unit)
     assert told["simulated_p50_ms"] == pytest.approx(60, rel=0.1)
 
@@ -301,7 +335,7 @@ def document():
     for figure, arm, seed in [("9", arm, seed) for arm in ("equal", "hedge", "default") for seed in (0, 1)]:
         row = {"figure": figure, "arm": arm, "spec": arm, "load": 0.5, "k": 2, "workers": 18, "seed": seed,
                "queries": 20_000, "disturbances": 4, "batch": 1, "trouble": "shuffles", "service_ms": 50.0,
-               "day": f"2026-11-{28 + seed}",
+               **made(f"2026-11-{28 + seed}", "ab"[seed]),
                "p50_ms": 50.0, "p99_ms": 90.0,
                "p999_ms": 130.0, "lost": 0, "errors": 0, "reconstructed": 10, "compared": 10, "differing": 1,
                "accuracy": 0.98, "accuracy_reconstructed": 0.9, "work": 1.05, "send_lag_p99_ms": 2.0,
@@ -322,6 +356,7 @@ def test_tables_say_the_gap_beside_equal_resources():
     assert "6 of 12 simulated percentiles of single seeds are within 15 %" in sections["paper-simulated"]
     assert "0 of 0 foretold ones" in sections["paper-simulated"]
     assert "batches of 1; measured on 2026-11-28 and 2026-11-29:" in sections["paper"]
+    assert "| default | A, B | 18 |" in sections["paper"]
 
 
 def test_a_gap_is_compared_over_the_seeds_that_both_have():
@@ -344,8 +379,9 @@ def test_the_plots_are_pngs(tmp_path):
     assert rows == document()["rows"] + more
     paper_tables.plot(rows, tmp_path / "p.png")
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
-    curves = {point_of(row).key: [(50.0, 1.0), (90.0, 0.01), (130.0, 0.001)] for row in rows + slow}
-    paper_tables.plot_curves(rows + slow, curves, tmp_path / "c.png")
+    shown_ = [*rows, *slow, *(row | {"load": 0.35} for row in slow)]
+    curves = {point_of(row).key: [(50.0, 1.0), (90.0, 0.01), (130.0, 0.001)] for row in shown_}
+    paper_tables.plot_curves(shown_, curves, tmp_path / "c.png")
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
 
 

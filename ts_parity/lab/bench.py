@@ -143,11 +143,13 @@ def run_bench(
 
 
 async def _warm_up(plan: BenchPlan, each: Measured, session: ClientSession, guard: _Guard) -> None:
-    """Where a load has only a query in such a time, one that fails says little: it is asked again, as slowly."""
+    """Where a load has one or two queries in such a time, their failure says little: they are asked again, no faster
+    than the load asks, until one is answered or three have failed.
+    """
     asked: list[QueryRecord] = []
     while not guard.stopped and len(asked) < LEAST_FAILED and not any(record.answered for record in asked):
         if asked:
-            await asyncio.sleep(WARM_UP_S)
+            await asyncio.sleep(max(WARM_UP_S, plan.load.duration_s / len(plan.load.due_at)))
         asked += await drive(warm_up(plan.load), plan.bodies, [each.target.url], _Reader(each), plan.timeout_s,
                              guard.heard, headers=plan.headers, goes_on=guard.goes_on, session=session)  # fmt: skip
     guard.warmed_up(each.target, asked)

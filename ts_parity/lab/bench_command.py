@@ -72,7 +72,11 @@ def add_bench(subparsers: Any) -> None:
         "--header", action="append", default=[], type=_header, metavar="NAME:VALUE", help="goes with each query"
     )
     fleet.add_argument(
-        "--timeout", type=seconds, default=20.0, metavar="TIME", help="a query without an answer by then is lost"
+        "--timeout",
+        type=seconds,
+        default=20.0,
+        metavar="TIME",
+        help="a query without an answer by then is lost; at most 600s",
     )
     load = parser.add_argument_group("the load")
     load.add_argument(
