@@ -249,10 +249,10 @@ def test_a_warm_up_that_fails_is_the_end(service, bodies, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("failing", "code"), [(2, 0), (3, 1)])
-def test_a_warm_up_of_a_query_is_asked_again(service, bodies, capsys, failing, code):
+@pytest.mark.parametrize(("rate", "failing", "code"), [("3", 2, 0), ("3", 3, 1), ("12", 2, 0), ("12", 4, 1)], ids=str)
+def test_a_warm_up_of_one_or_two_queries_is_asked_again(service, bodies, capsys, rate, failing, code):
     service.failing_until = failing
-    assert bench(f"here={service.start()}", bodies, "--rate", "3", "--json") == code
+    assert bench(f"here={service.start()}", bodies, "--rate", rate, "--json") == code
     out, err = capsys.readouterr()
     [row] = json.loads(out)["targets"]
     assert row["queries"] == row["answered"]
