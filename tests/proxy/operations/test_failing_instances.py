@@ -107,13 +107,16 @@ async def test_a_slow_one_is_told_too(make_fleet: MakeFleet, caplog: pytest.LogC
         await fleet.post()
     instances[0].models[0].latency_s = 0.4
     mine = re.compile(rf"{state.name} is ejected: its answers come (.*) times later than usual; .*")
-    for _ in range(100):  # a busy machine slows others too
-        if any(message.startswith(state.name) for message in told(caplog)):
+    # As soon as it is doubted, it is asked again only once in some fifty queries, and what is known of it is forgotten
+    # where a busy machine has slowed all of them.
+    said: list[str] = []
+    for _ in range(2000):
+        said = [message for message in told(caplog) if message.startswith(state.name)]
+        if said:
             break
         await fleet.post()
-    said = next(message for message in told(caplog) if message.startswith(state.name))
-    found = mine.fullmatch(said)
-    assert found is not None, said
+    found = mine.fullmatch(said[0]) if said else None
+    assert found is not None, told(caplog)
     assert float(found[1]) > 2.0
     await until(lambda: fleet.proxy.driver.left_over()["tasks"] == 0, "everything to end")
 
