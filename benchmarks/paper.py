@@ -36,6 +36,7 @@ import shutil
 import sys
 import tempfile
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -86,6 +87,8 @@ for it."""
 UNTIMED = 0.1, 0.005
 """Of a load, the first and last queries, whose latencies do not count: machines are still getting warm for the first,
 and have less and less to do for the last."""
+MOMENT_S = 0.5
+"""In which slow queries count as slow together."""
 USUAL = 1500
 """Queries to machines that nothing troubles, before equal resources are measured: what the host adds to an inference at
 this load, for the simulator."""
@@ -248,6 +251,7 @@ def times_of(records: Sequence[QueryRecord], seed: int) -> Row:
     summary = summarize(timed, 0.0)
     in_order = [r.latency_s for r in timed if r.answered and r.latency_s is not None]
     made: Row = {"timed": len(timed), "max_ms": summary.max_ms, "send_lag_p99_ms": summary.send_lag_p99_ms}
+    made["clustered"] = None if summary.p999_ms is None else clustered(timed)
     for name, share in PERCENTILES.items():
         found = interval(in_order, share, seed)
         made[name] = getattr(summary, name)
@@ -255,6 +259,15 @@ def times_of(records: Sequence[QueryRecord], seed: int) -> Row:
             (None, None) if found is None else tuple(round(1000 * end, 2) for end in found)
         )
     return made
+
+
+def clustered(records: Sequence[QueryRecord]) -> float:
+    """The largest share of the slowest thousandth of the answered queries that was due within `MOMENT_S`: near 1 where
+    a single pause of the host, or one long queue, made all of p99.9.
+    """
+    answered = sorted((r.latency_s, r.due_at) for r in records if r.answered and r.latency_s is not None)
+    due = sorted(at for _, at in answered[-math.ceil(len(answered) / 1000) :])
+    return round(max(bisect_right(due, at + MOMENT_S) - n for n, at in enumerate(due)) / len(due), 3)
 
 
 def timed_of(records: Sequence[QueryRecord]) -> Sequence[QueryRecord]:

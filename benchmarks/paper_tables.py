@@ -30,8 +30,8 @@ PLOTTED, PLOT = "9", "paper.png"
 CURVES = {"9": "paper-9.png", "slow": "paper-slow.png"}
 """The figures whose latencies are drawn as curves, and where."""
 _HEAD = (
-    "arm", "host", "machines", "seeds", "p50 ms", "p99 ms", "p99.9 ms (lowest, highest seed)", "gap, of equal's",
-    "rebuilt", "differing", "accuracy", "of rebuilt", "work", "lost", "errors", "lag ms",
+    "arm", "host", "machines", "seeds", "p50 ms", "p99 ms", "p99.9 ms (lowest, highest seed)", "clustered",
+    "gap, of equal's", "rebuilt", "differing", "accuracy", "of rebuilt", "work", "lost", "errors", "lag ms",
 )  # fmt: skip
 
 
@@ -45,7 +45,9 @@ def sections(document: Mapping[str, Any]) -> dict[str, str]:
         f"{document['size']['machines']} deployed machines and half as many more; "
         f"{document['size']['queries']:,} queries a point, of which the first tenth and the last 0.5 % are not timed. "
         "*lag*: how late queries were sent, p99; where it is large "
-        "the host was too busy, and that row's latencies are the host's. *gap*: over the seeds that both arms have. "
+        "the host was too busy, and that row's latencies are the host's. *clustered*: the largest share of the slowest "
+        "thousandth that was due within half a second; where it is large, one pause made the p99.9 of that row. "
+        "*gap*: over the seeds that both arms have. "
         "*host*: by letters; machines of the same name."
     ]
     for name, figure in FIGURES.items():
@@ -141,6 +143,7 @@ def _cells(arm: str, rows: Sequence[Row], equal: Sequence[Row], hosts: Mapping[s
         told(mean(rows, "p50_ms"), "{:.0f}"),
         told(mean(rows, "p99_ms"), "{:.0f}"),
         told(tail, "{:.0f}") + spread,
+        told(mean(rows, "clustered"), "{:.0%}"),
         told(_share_of_gap(rows, equal), "{:.2f}"),
         f"{rebuilt / max(1, answered):.2%}",
         told(differing, "{:.3%}"),
