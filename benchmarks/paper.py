@@ -266,7 +266,7 @@ def clustered(records: Sequence[QueryRecord]) -> float:
     a single pause of the host, or one long queue, made all of p99.9.
     """
     answered = sorted((r.latency_s, r.due_at) for r in records if r.answered and r.latency_s is not None)
-    due = sorted(at for _, at in answered[-math.ceil(len(answered) / 1000) :])
+    due = sorted(at for _, at in answered[-(len(answered) // 1000 + 1) :])
     return round(max(bisect_right(due, at + MOMENT_S) - n for n, at in enumerate(due)) / len(due), 3)
 
 

@@ -46,8 +46,8 @@ def sections(document: Mapping[str, Any]) -> dict[str, str]:
         f"{document['size']['queries']:,} queries a point, of which the first tenth and the last 0.5 % are not timed. "
         "*lag*: how late queries were sent, p99; where it is large "
         "the host was too busy, and that row's latencies are the host's. *clustered*: the largest share of the slowest "
-        "thousandth that was due within half a second; where it is large, one pause made the p99.9 of that row. "
-        "*gap*: over the seeds that both arms have. "
+        "thousandth that was due within half a second; where it is large, one pause of the host or one long queue made "
+        "the p99.9 of that row. *gap*: on the same host, over the seeds that both arms have. "
         "*host*: by letters; machines of the same name."
     ]
     for name, figure in FIGURES.items():
@@ -73,8 +73,12 @@ def _tables(own: Sequence[Row], hosts: Mapping[str, str]) -> str:
     for setting in dict.fromkeys(map(_setting, own)):
         here = [r for r in own if _setting(r) == setting]
         service_ms, load, k, _, batch = setting
-        equal = _of(here, "equal")
-        cells = [_cells(arm, _of(here, arm), equal, hosts) for arm in dict.fromkeys(r["spec"] for r in here)]
+        cells = []
+        for arm in dict.fromkeys(r["spec"] for r in here):
+            for host, letter in hosts.items():
+                there = [r for r in here if r["host"] == host]
+                if rows := _of(there, arm):
+                    cells.append(_cells(arm, letter, rows, _of(there, "equal")))
         told.append(
             f"Load {load:g}, inferences of {service_ms:g} ms, k = {k}, {_trouble(here[0])}batches of {batch}; measured "
             f"on {' and '.join(sorted({row['measured_at'][:10] for row in here}))}:\n\n"
@@ -126,7 +130,7 @@ def _hosts(rows: Sequence[Row]) -> dict[str, str]:
     return dict(zip(in_order, string.ascii_uppercase, strict=False))
 
 
-def _cells(arm: str, rows: Sequence[Row], equal: Sequence[Row], hosts: Mapping[str, str]) -> list[str]:
+def _cells(arm: str, host: str, rows: Sequence[Row], equal: Sequence[Row]) -> list[str]:
     def told(value: float | None, form: str) -> str:
         return "-" if value is None else form.format(value)
 
@@ -137,7 +141,7 @@ def _cells(arm: str, rows: Sequence[Row], equal: Sequence[Row], hosts: Mapping[s
     differing = sum(r["differing"] for r in rows) / compared * rebuilt / answered if compared else None
     return [
         arm,
-        ", ".join(dict.fromkeys(hosts[row["host"]] for row in rows)),
+        host,
         str(rows[0]["workers"]),
         str(len(rows)),
         told(mean(rows, "p50_ms"), "{:.0f}"),
@@ -193,15 +197,17 @@ def _beside(rows: Sequence[Row]) -> str:
 
 
 def over_loads(rows: Sequence[Row]) -> list[Row]:
-    """What can be drawn over the loads: the figure's rows of that length of an inference that was measured at most of
-    them. None: at none of them under several.
+    """What can be drawn over the loads: the figure's rows of the length of an inference and the host that were measured
+    at most of them, the newest if there are several. None: nothing was measured at two.
     """
-    own = [row for row in rows if row["figure"] == PLOTTED]
-    loads = {
-        ms: {row["load"] for row in own if row["service_ms"] == ms} for ms in sorted({r["service_ms"] for r in own})
-    }
-    most = max(loads, key=lambda ms: len(loads[ms]), default=None)
-    return [] if most is None or len(loads[most]) < 2 else [row for row in own if row["service_ms"] == most]
+    loads: dict[tuple[float, str], set[float]] = {}
+    own = sorted((row for row in rows if row["figure"] == PLOTTED), key=lambda row: row["measured_at"], reverse=True)
+    for row in own:
+        loads.setdefault((row["service_ms"], row["host"]), set()).add(row["load"])
+    most = max(loads, key=lambda place: len(loads[place]), default=None)
+    if most is None or len(loads[most]) < 2:
+        return []
+    return [row for row in rows if row["figure"] == PLOTTED and (row["service_ms"], row["host"]) == most]
 
 
 def plot(rows: Sequence[Row], file: Path) -> None:

@@ -149,7 +149,7 @@ def test_a_row_says_what_clients_saw():
 
 
 def test_the_first_and_the_last_queries_are_not_timed():
-    load = Load(tuple(n / 10 for n in range(6000)), tuple(n % 50 for n in range(6000)))
+    load = Load(tuple(n / 20 for n in range(6000)), tuple(n % 50 for n in range(6000)))
     made = records(load)
     for seq in [*range(600), *range(5970, 6000)]:
         made[seq] = replace(made[seq], latency_s=5.0)
@@ -157,15 +157,15 @@ def test_the_first_and_the_last_queries_are_not_timed():
     assert row["timed"] == 5370
     assert row["max_ms"] == pytest.approx(1000 * (0.05 + 5969 / 1e5))
     assert row["lost"] == 1, "which counts wherever it is"
-    assert row["clustered"] == 1.0, "the later the slower: the slowest six are due within half a second"
+    assert row["clustered"] == 1.0, "the later the slower: the slowest are due within half a second"
 
 
 def test_slow_queries_that_come_together_are_seen():
     load = Load(tuple(n / 10 for n in range(6000)), tuple(n % 50 for n in range(6000)))
     made = records(load)
-    for seq in (1000, 1003, 1004, 3000, 3006, 4000):
+    for seq in (1000, 1003, 1007, 3000, 3007, 4000):
         made[seq] = replace(made[seq], latency_s=5.0)
-    assert paper.clustered(made) == 0.5, "the first three; 3006 comes too late after 3000"
+    assert paper.clustered(made) == 0.333, "two of six: 1007 and 3007 come too late"
     assert paper.row_of(SMALL, point(), made[:3000], load, 1.0, 6)["clustered"] is None, (
         "no p99.9, nothing to say of it"
     )
@@ -360,20 +360,23 @@ def document():
 def test_tables_say_the_gap_beside_equal_resources():
     sections = paper_tables.sections(document())
     assert "**Figure 9: loads, network contention.** In the paper: gap between" in sections["paper"]
-    [line] = [line for line in sections["paper"].splitlines() if line.startswith("| default")]
-    assert "70 (70, 71) | 20% |" in line
-    assert "| 0.26 |" in line, "20.5 of 80 ms"
+    line, other = [line for line in sections["paper"].splitlines() if line.startswith("| default")]
+    assert "70 (70, 70) | 20% |" in line
+    assert "| 0.25 |" in line, "20 of 80 ms"
     assert "0.005%" in line, "a tenth of the rebuilt ones, over all answers"
     assert "| 98.00% | 90.0% |" in line
     assert "6 of 12 simulated percentiles of single seeds are within 15 %" in sections["paper-simulated"]
     assert "0 of 0 foretold ones" in sections["paper-simulated"]
     assert "batches of 1; measured on 2026-11-28 and 2026-11-29:" in sections["paper"]
-    assert "| default | A, B | 18 |" in sections["paper"]
+    assert "71 (71, 71) | 20% | 0.26 |" in other, "seed 1, on the other host, beside what equal resources have there"
+    assert line.startswith("| default | A | 18 | 1 |")
+    assert other.startswith("| default | B | 18 | 1 |")
 
 
 def test_a_gap_is_compared_over_the_seeds_that_both_have():
     one = document()
     for row in one["rows"]:
+        row["host"] = "a"
         if row["seed"] == 1 and row["arm"] == "default":
             row["p999_ms"] = 1000.0
     one["rows"] = [row for row in one["rows"] if (row["arm"], row["seed"]) != ("equal", 1)]
@@ -388,7 +391,7 @@ def test_the_plots_are_pngs(tmp_path):
     more = [row | {"load": 0.85} for row in document()["rows"]]
     assert paper_tables.over_loads(document()["rows"] + slow) == [], "two loads, but of different lengths"
     rows = paper_tables.over_loads(document()["rows"] + more + slow)
-    assert rows == document()["rows"] + more
+    assert rows == [row for row in document()["rows"] + more if row["host"] == "b"], "the newer one of two hosts"
     paper_tables.plot(rows, tmp_path / "p.png")
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
     shown_ = [*rows, *slow, *(row | {"load": 0.35} for row in slow)]
