@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,8 @@ def sections(document: Mapping[str, Any]) -> dict[str, str]:
     for name, figure in FIGURES.items():
         own = [row for row in rows if row["figure"] == name]
         if own:
-            drawn = f"\n\n![p99.9 by load]({PLOT})" if name == PLOTTED and over_loads(rows) else ""
+            over = over_loads(rows) if name == PLOTTED else []
+            drawn = f"\n\nOn host {hosts[over[0]['host']]}:\n\n![p99.9 by load]({PLOT})" if over else ""
             if name in CURVES:
                 drawn += f"\n\n![share of the queries that take longer, by latency; a line a seed]({CURVES[name]})"
             parts.append(f"**{_title(name)}: {figure.told}.** {_paper(name)}\n\n{_tables(own, hosts)}{drawn}")
@@ -127,7 +127,7 @@ def _of_rebuilt(rows: Sequence[Row]) -> float | None:
 def _hosts(rows: Sequence[Row]) -> dict[str, str]:
     """-> letters for the hosts, in the order of their first measurements."""
     in_order = dict.fromkeys(row["host"] for row in sorted(rows, key=lambda row: row["measured_at"]))
-    return dict(zip(in_order, string.ascii_uppercase, strict=False))
+    return {host: chr(ord("A") + n) for n, host in enumerate(in_order)}
 
 
 def _cells(arm: str, host: str, rows: Sequence[Row], equal: Sequence[Row]) -> list[str]:

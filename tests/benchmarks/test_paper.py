@@ -385,6 +385,13 @@ def test_a_gap_is_compared_over_the_seeds_that_both_have():
     assert "| 0.25 |" in line, "20 of 80 ms"
 
 
+def test_a_table_holds_every_host_however_many_there_are():
+    one = document()
+    one["rows"] = [row | {"host": str(n), "seed": n} for n, row in enumerate(one["rows"] * 5)]
+    lines = [line for line in paper_tables.sections(one)["paper"].splitlines() if line.startswith("| default")]
+    assert len(lines) == 10
+
+
 @pytest.mark.slow
 def test_the_plots_are_pngs(tmp_path):
     slow = [row | {"load": 0.85, "service_ms": 100.0} for row in document()["rows"]]
@@ -392,6 +399,8 @@ def test_the_plots_are_pngs(tmp_path):
     assert paper_tables.over_loads(document()["rows"] + slow) == [], "two loads, but of different lengths"
     rows = paper_tables.over_loads(document()["rows"] + more + slow)
     assert rows == [row for row in document()["rows"] + more if row["host"] == "b"], "the newer one of two hosts"
+    told = paper_tables.sections(document() | {"rows": document()["rows"] + more})["paper"]
+    assert "On host B:\n\n![p99.9 by load](paper.png)" in told
     paper_tables.plot(rows, tmp_path / "p.png")
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
     shown_ = [*rows, *slow, *(row | {"load": 0.35} for row in slow)]
